@@ -1,0 +1,60 @@
+# The commands of this project. "make help" lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export CGO_ENABLED ?= 0
+
+OUT     := .build
+VERSION ?= 0.2.0
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+BUILT   := $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
+TARGETS := linux/amd64 linux/arm64 windows/amd64 windows/arm64
+
+.PHONY: help build demo test race vmtest bench check generate crashtest soak clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## agent and ctl for this machine, in .build
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/quantix-kvm-agent ./cmd/quantix-kvm-ctl
+
+demo: build ## a provisioning script against a scratch root, then one that fails
+	@bash cmd/quantix-kvm-agent/demo/demo.sh $(OUT)
+
+test: ## every test that needs only Go
+	go test ./...
+
+race: ## the same with the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test -race ./...
+
+vmtest: ## the tests in a real guest under QEMU; gets what it needs from Debian, as root
+	go run ./cmd/internal/vmtest/prepare
+	go test -tags vm -count=1 -timeout 30m ./cmd/internal/vmtest/...
+
+bench: ## speed and memory beside the raw channel, here and in the guest
+	go test -run '^$$' -bench . -benchmem ./wire/... ./runtime/... ./builtins/...
+	go run ./cmd/internal/vmtest/prepare
+	go test -tags vm -count=1 -timeout 30m -run '^$$' -bench . ./cmd/internal/vmtest/...
+
+check: ## format, vet, staticcheck, generated files, cross builds
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'not gofmt-clean: the files above'; exit 1; }
+	cd wire/pb && go run ./internal/gen -check
+	@for t in $(TARGETS); do \
+	  echo "vet and build $$t"; \
+	  GOOS=$${t%/*} GOARCH=$${t#*/} go vet ./... && GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-agent && \
+	  GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-ctl || exit 1; \
+	done
+	go vet -tags vm ./cmd/internal/vmtest/...
+	go tool staticcheck ./...
+	GOOS=windows go tool staticcheck ./...
+
+generate: ## everything that is generated from something else
+	go generate ./...
+
+crashtest: ## every crash point of the journal
+	go test -count=1 -timeout 60m ./runtime/journal/... -sweep=full
+
+soak: vmtest ## what takes long
+
+clean: ## what was built
+	rm -rf $(OUT)

@@ -1,0 +1,74 @@
+// Package all is the index of the program: the list of its rooms. What an agent can do is in here, or it cannot.
+//
+// Not here: anything else.
+package all
+
+import (
+	"context"
+	"errors"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Config is what rooms are made of.
+type Config struct {
+	// Root is the file system to act on; nil in a program that only lists the rooms.
+	Root *fsys.Root
+	File file.Config
+	Exec exec.Config
+	Host host.Config
+}
+
+// Unsupported are the tables of functions that scripts may name and that no room serves yet.
+var Unsupported = []string{"account", "clipboard", "netplan", "package", "power", "random", "service", "tx", "yaml"}
+
+// Rooms are the rooms of one agent.
+type Rooms struct {
+	file      *file.Room
+	exec      *exec.Room
+	host      *host.Room
+	telemetry *telemetry.Sampler
+}
+
+// New opens the rooms.
+func New(c Config) *Rooms {
+	return &Rooms{
+		file:      file.New(c.Root, c.File),
+		exec:      exec.New(c.Exec),
+		host:      host.New(c.Host),
+		telemetry: telemetry.New(),
+	}
+}
+
+// Ops are the operations of all rooms.
+func (r *Rooms) Ops() []builtins.Op {
+	var ops []builtins.Op
+	for _, room := range [][]builtins.Op{
+		r.file.Ops(),
+		r.exec.Ops(),
+		r.host.Ops(),
+	} {
+		ops = append(ops, room...)
+	}
+	return ops
+}
+
+// Ready tells of the guest, for agent_ready.
+func (r *Rooms) Ready(ctx context.Context) *pb.AgentReadyEvent { return r.host.Ready(ctx) }
+
+// Telemetry measures the guest.
+func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }
+
+// Features are details for get_capabilities.
+func (r *Rooms) Features() map[string]string {
+	return map[string]string{"user_context_exec": "true", "exec.confinement": r.exec.Confinement()}
+}
+
+// Close ends what the rooms have running, and lets go of commands that may outlive the agent.
+func (r *Rooms) Close() error { return errors.Join(r.exec.Release(), r.file.Close()) }

@@ -1,0 +1,60 @@
+package builtins
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Call is what one invocation knows of its caller. It is made by a way in and lives as long as the call.
+type Call struct {
+	// ID is the message id of the request that this belongs to.
+	ID string
+	// Port names the channel that it came through, for policy and audit.
+	Port string
+	// Tx is the transaction; nil for a native request, which is not undone.
+	Tx Tx
+	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
+	Changed func(*pb.Change)
+	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
+	Event func(proto.Message) bool
+	// Attachments are the files that came with the script.
+	Attachments map[string][]byte
+	// DryRun: nothing may be changed; operations report what they would do.
+	DryRun bool
+}
+
+// Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes
+// before the change. An error means that nothing may be changed.
+type Tx interface {
+	// Before keeps what is at each path now, whatever it is, also nothing at all. For a path that an operation
+	// replaces or whose metadata it changes. The last element of a path is not followed.
+	Before(ctx context.Context, paths ...string) error
+	// Take keeps the tree at path by moving it away: afterwards nothing is there.
+	Take(ctx context.Context, path string) error
+	// Undo names the operation, and its arguments, that takes back what the caller is about to do. It must be
+	// idempotent and bear that the change never happened.
+	Undo(ctx context.Context, op string, args proto.Message) error
+}
+
+// Before is Tx.Before, or nothing outside a transaction.
+func (c *Call) Before(ctx context.Context, paths ...string) error {
+	if c.Tx == nil {
+		return nil
+	}
+	return c.Tx.Before(ctx, paths...)
+}
+
+// Report tells of a change.
+func (c *Call) Report(change *pb.Change) {
+	if c.Changed != nil {
+		c.Changed(change)
+	}
+}
+
+// ErrStopping is the cause of a context that ends because the agent stops. What may outlive the agent is then left
+// alone.
+var ErrStopping = errors.New("the agent is stopping")

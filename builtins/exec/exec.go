@@ -1,0 +1,94 @@
+// Package exec runs commands in the guest.
+//
+//	native  execute ──────────► any command, as anybody; lives apart from the agent
+//	script  exec.run, exec.sh ► a command that says what it does to the guest, so that a transaction can hold
+//	        exec.undo ────────► what takes one of those back; called by the journal alone
+//
+// A script's command is one of four kinds. readonly changes nothing, and is held to it where the kernel can. touches
+// changes the paths it names and nothing else: they are kept before it runs, and the rest is read-only for it. undo
+// names the command that takes it back, kept before it runs. irreversible cannot be taken back, and a rollback says so.
+// Whatever a script's command leaves running ends with the call: nothing of it writes behind the transaction's back. A
+// daemon belongs to a service.
+//
+// Not here: how a process is started and ended (internal/proc), whether a command may run, and secrets in its arguments,
+// which whoever tells of a change removes.
+package exec
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Config says how the room works. The zero value works.
+type Config struct {
+	// Root is the directory that is "/" for commands, users and paths; empty: "/". Another needs root and Reexec.
+	Root string
+	// MaxTimeout is the longest that a native command may take, and what it gets when it does not ask; 0: 300 s.
+	MaxTimeout time.Duration
+	// MaxOutput bounds what is kept of each stream, in bytes, whatever a request asks for; 0: 8 MiB.
+	MaxOutput int64
+	// Grace is the time between TERM and KILL; 0: 2 s.
+	Grace time.Duration
+	// Name is what control groups begin with; empty: quantix-kvm.
+	Name string
+	// Cgroup is the cgroup v2 directory for scripts' commands; empty: the agent's own; "none": none.
+	Cgroup string
+	// JobCgroup is the one for native commands; empty: Name-jobs at the top of the hierarchy; "none": none.
+	JobCgroup string
+	// Reexec says that main calls ChildMain first of all, which confinement and Root need.
+	Reexec bool
+}
+
+// Room holds the operations. Release ends its use.
+type Room struct {
+	config Config
+	run    *proc.Runner
+}
+
+// New makes the room. It starts nothing.
+func New(config Config) *Room {
+	if config.Root == "" {
+		config.Root = "/"
+	}
+	if config.MaxTimeout == 0 {
+		config.MaxTimeout = 300 * time.Second
+	}
+	return &Room{config: config, run: proc.New(proc.Config{Name: config.Name, Cgroup: config.Cgroup, JobCgroup: config.JobCgroup,
+		Grace: config.Grace, MaxOutput: config.MaxOutput, Reexec: config.Reexec})}
+}
+
+// Ops are the rows of the room. exec.undo is for the journal, not for scripts.
+func (r *Room) Ops() []builtins.Op {
+	return []builtins.Op{
+		builtins.Native("execute", "run a command and wait for it, or start it and leave it", r.execute).
+			Mutating().Announce("execute").OnError(func(err error) proto.Message {
+			return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()}
+		}),
+		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Mutating(),
+		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Mutating(),
+		builtins.Script("exec.undo", "argv", "", "take back what a command did", r.undo).Mutating().Hidden(),
+	}
+}
+
+// Confinement says how readonly and touches are enforced: "mount-namespace", or "none: " and why not. The first call
+// tries it out, which takes some milliseconds.
+func (r *Room) Confinement() string { return r.run.Confinement() }
+
+// Sweep ends what scripts' commands of a former agent process left running. It comes before a transaction of that process
+// is undone. What does not die within 10 s is an error of cause fault.ErrBusy.
+func (r *Room) Sweep(ctx context.Context) error { return r.run.Sweep(ctx) }
+
+// Release lets go of native commands when the agent stops: calls that wait for them return at once, the commands run on,
+// and their output is read by a process of its own. Scripts' commands must have been ended by their ctx before. It
+// waits until no call is left.
+func (r *Room) Release() error { return r.run.Release() }
+
+// ChildMain serves the hidden sub-commands exec-confined and exec-drain, by which the program calls itself. main calls it
+// before anything else, flags too, and ends where it returns true.
+func ChildMain() bool { return proc.ChildMain() }

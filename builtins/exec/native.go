@@ -1,0 +1,170 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// replyBudget bounds both streams together as they stand in the reply: a frame is at most 16 MiB, with some room for the
+// envelope.
+const replyBudget = 15 << 20
+
+// execute is the native operation. A command that was started always gives a reply of its own, also where it was cancelled:
+// what it wrote until then is worth having.
+func (r *Room) execute(ctx context.Context, _ *builtins.Call, in *pb.ExecuteRequest) (*pb.ExecuteResponse, error) {
+	spec, err := r.nativeSpec(in)
+	if err != nil {
+		return nil, err
+	}
+	if !in.GetWaitForExit() {
+		begin := time.Now()
+		if _, err := r.run.Spawn(spec); err != nil {
+			return nil, err
+		}
+		return &pb.ExecuteResponse{DurationMs: uint64(time.Since(begin).Milliseconds())}, nil
+	}
+	asked := time.Duration(in.GetTimeoutSeconds()) * time.Second
+	spec.Timeout = r.config.MaxTimeout
+	if asked > 0 {
+		spec.Timeout = min(asked, r.config.MaxTimeout)
+	}
+	result, err := r.run.Run(ctx, spec)
+	if result == nil {
+		return nil, err
+	}
+	return r.reply(result, err, asked), nil
+}
+
+// nativeSpec makes a command of a request.
+func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
+	spec := proc.Spec{Dir: in.GetWorkingDirectory(), Root: r.config.Root, MaxOutput: int64(in.GetMaxOutputBytes())}
+	if in.GetCommand() == "" {
+		return spec, fault.Invalid("no command")
+	}
+	spec.Argv = shellLine(in.GetCommand())
+	if len(in.GetArgs()) > 0 {
+		spec.Argv = append([]string{in.GetCommand()}, in.GetArgs()...)
+	}
+	return spec, r.identity(&spec, in.GetRunAsUser(), in.GetRunAsGroup(), in.GetIncludeSupplementaryGroups(), in.GetEnvironment())
+}
+
+// identity sets who a command runs as, and what follows from it: the environment of a login, with env on top, and the home
+// directory where none is asked for.
+func (r *Room) identity(spec *proc.Spec, user, group string, supplementary bool, env map[string]string) error {
+	if err := checkEnv(env); err != nil {
+		return err
+	}
+	if user != "" || group != "" {
+		u, err := proc.LookupUser(r.config.Root, user, group, supplementary)
+		if err != nil {
+			return err
+		}
+		spec.User = u
+		if spec.Dir == "" && user != "" && r.isDir(u.Home) {
+			spec.Dir = u.Home
+		}
+	}
+	spec.Env = proc.Environ(proc.LoginEnv(spec.User), env)
+	return nil
+}
+
+// isDir says whether a path of the guest is a directory.
+func (r *Room) isDir(path string) bool {
+	if path == "" {
+		return false
+	}
+	if r.config.Root != "/" {
+		return false // what its links mean is not seen from here
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// checkEnv refuses names that would come out as others.
+func checkEnv(env map[string]string) error {
+	for name, value := range env {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+			return fault.Invalid("environment variable %q cannot be set", name)
+		}
+	}
+	return nil
+}
+
+// reply tells what a command did. cause is why it was ended before its time; nil for none.
+func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.ExecuteResponse {
+	out := &pb.ExecuteResponse{ExitCode: int32(result.Code), TimedOut: result.TimedOut, Truncated: result.Truncated,
+		DurationMs: uint64(result.Duration.Milliseconds())}
+	var cutOut, cutErr bool
+	out.Stderr, cutErr = text(result.Stderr, result.Truncated, replyBudget/2)
+	out.Stdout, cutOut = text(result.Stdout, result.Truncated, replyBudget-len(out.Stderr))
+	out.Truncated = out.Truncated || cutOut || cutErr
+	switch {
+	case errors.Is(cause, proc.ErrReleased):
+		out.ExitCode, out.Error = -1, cause.Error()
+	case result.TimedOut:
+		out.ExitCode, out.Error = -1, result.How()
+		if asked > r.config.MaxTimeout {
+			out.Error += fmt.Sprintf("; %s were asked for, but the configured maximum is %s", asked, r.config.MaxTimeout)
+		}
+		if cause != nil { // it does not die
+			out.Error += "; " + cause.Error()
+		}
+	case cause != nil:
+		out.Error = fmt.Sprintf("cancelled: %v: %s", cause, result.How())
+		if out.ExitCode == 0 { // it cleaned up and exited in peace, but did not do its work
+			out.ExitCode = -1
+		}
+	case result.Signal != 0:
+		out.Error = result.How()
+	}
+	return out
+}
+
+// text makes output fit for a string field of at most budget bytes: valid UTF-8 stays as it is, any other byte is written
+// as \xNN. Nothing is cut within a rune; output that was cut already loses a half rune at its end.
+func text(raw []byte, wasCut bool, budget int) (s string, cut bool) {
+	if wasCut {
+		raw = raw[:len(raw)-halfRune(raw)]
+	}
+	if len(raw) <= budget && utf8.Valid(raw) {
+		return string(raw), false
+	}
+	const digits = "0123456789abcdef"
+	out := make([]byte, 0, min(len(raw)+len(raw)/8, budget))
+	for len(raw) > 0 {
+		char, size := utf8.DecodeRune(raw)
+		piece := raw[:size]
+		if char == utf8.RuneError && size == 1 {
+			piece = []byte{'\\', 'x', digits[raw[0]>>4], digits[raw[0]&15]}
+		}
+		if len(out)+len(piece) > budget {
+			return string(out), true
+		}
+		out = append(out, piece...)
+		raw = raw[size:]
+	}
+	return string(out), false
+}
+
+// halfRune counts the bytes at the end that begin a rune but do not end it.
+func halfRune(raw []byte) int {
+	for n := 1; n < utf8.UTFMax && n <= len(raw); n++ {
+		if end := raw[len(raw)-n:]; utf8.RuneStart(end[0]) {
+			if utf8.FullRune(end) {
+				return 0
+			}
+			return n
+		}
+	}
+	return 0
+}

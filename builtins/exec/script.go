@@ -1,0 +1,208 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// hint explains what a command must say of itself.
+const hint = "say what the command does to the guest, by exactly one of: readonly = true (it changes nothing), " +
+	"undo = {argv} (this takes it back, and does no harm where the command never ran), " +
+	"touches = {paths} (it changes nothing but these, which are kept before), " +
+	"irreversible = true (it cannot be taken back, and a rollback will say so)"
+
+// script is exec.run.
+func (r *Room) script(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
+	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
+		return nil, fault.Invalid("no command")
+	}
+	return r.declared(ctx, call, "exec.run", Quote(in.GetArgv()), in)
+}
+
+// shell is exec.sh.
+func (r *Room) shell(ctx context.Context, call *builtins.Call, in *pb.ShellArgs) (*pb.RunResult, error) {
+	if in.GetCommand() == "" {
+		return nil, fault.Invalid("no command")
+	}
+	return r.declared(ctx, call, "exec.sh", in.GetCommand(), &pb.RunArgs{Argv: shellLine(in.GetCommand()), Cwd: in.GetCwd(),
+		Env: in.GetEnv(), Stdin: in.GetStdin(), Timeout: in.GetTimeout(), User: in.GetUser(), Group: in.GetGroup(),
+		Check: in.Check, MaxOutput: in.GetMaxOutput(), Readonly: in.GetReadonly(), Undo: in.GetUndo(), Touches: in.GetTouches(),
+		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Plan: in.GetPlan()})
+}
+
+// declared runs a command as what it says it is. target names it in the list of changes.
+func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target string, in *pb.RunArgs) (*pb.RunResult, error) {
+	if err := checkDeclared(in); err != nil {
+		return nil, onCommand(in, err)
+	}
+	spec, err := r.scriptSpec(in)
+	if err != nil {
+		return nil, onCommand(in, err)
+	}
+	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
+	if call.DryRun && !in.GetReadonly() {
+		change.State = pb.ChangeState_CHANGE_STATE_UNKNOWN
+		if in.GetPlan() != "" {
+			change.State, change.Diff = pb.ChangeState_CHANGE_STATE_WOULD, in.GetPlan()
+		}
+		call.Report(change)
+		return &pb.RunResult{}, nil
+	}
+	if err := keep(ctx, call, in); err != nil {
+		return nil, onCommand(in, err)
+	}
+	result, err := r.run.Run(ctx, spec)
+	if result != nil && !in.GetReadonly() { // it was started, so it may have changed something, however it ended
+		call.Report(change)
+	}
+	return finish(in, spec.Confine != nil, result, err)
+}
+
+// checkDeclared refuses a command that does not say what it is, or says it twice.
+func checkDeclared(in *pb.RunArgs) error {
+	kinds := 0
+	for _, said := range []bool{in.GetReadonly(), len(in.GetUndo()) > 0, len(in.GetTouches()) > 0, in.GetIrreversible()} {
+		if said {
+			kinds++
+		}
+	}
+	switch {
+	case kinds == 0:
+		return &fault.Error{Err: fault.Refuse("it is not said what the command does to the guest"), Hint: hint}
+	case kinds > 1:
+		return &fault.Error{Err: fault.Refuse("more than one of readonly, undo, touches, irreversible is said"), Hint: hint}
+	case in.GetUnconfined() && len(in.GetTouches()) == 0:
+		return fault.Invalid("unconfined goes with touches")
+	case len(in.GetUndo()) > 0 && in.GetUndo()[0] == "":
+		return fault.Invalid("undo has no program")
+	case in.GetTimeout() < 0:
+		return fault.Invalid("timeout is negative")
+	}
+	for _, p := range in.GetTouches() {
+		if !path.IsAbs(p) || path.Clean(p) == "/" || strings.Contains(p, "\x00") {
+			return fault.Invalid("touches: %q is not an absolute path below /", p)
+		}
+	}
+	return nil
+}
+
+// scriptSpec makes a command of a script's arguments.
+func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
+	spec := proc.Spec{Argv: in.GetArgv(), Dir: in.GetCwd(), Root: r.config.Root, Stdin: in.GetStdin(), Tied: true,
+		Timeout: seconds(in.GetTimeout()), MaxOutput: int64(min(in.GetMaxOutput(), 1<<40))}
+	if len(spec.Stdin) == 0 {
+		spec.Stdin = nil
+	}
+	if (in.GetReadonly() || len(in.GetTouches()) > 0 && !in.GetUnconfined()) && r.confines() {
+		spec.Confine = &proc.Confine{}
+		for _, p := range in.GetTouches() {
+			spec.Confine.Writable = append(spec.Confine.Writable, path.Clean(p))
+		}
+	}
+	return spec, r.identity(&spec, in.GetUser(), in.GetGroup(), true, in.GetEnv())
+}
+
+// confines says whether commands are held to what they declare.
+func (r *Room) confines() bool { return r.run.Confinement() == proc.Confined }
+
+// keep makes a command undoable before it runs.
+func keep(ctx context.Context, call *builtins.Call, in *pb.RunArgs) error {
+	switch {
+	case call.Tx == nil:
+		return nil
+	case len(in.GetUndo()) > 0:
+		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
+			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout()})
+	case len(in.GetTouches()) > 0:
+		paths := slices.Clone(in.GetTouches())
+		for i := range paths {
+			paths[i] = path.Clean(paths[i])
+		}
+		return call.Tx.Before(ctx, paths...)
+	}
+	return nil
+}
+
+// finish makes the script's result of how a command ended.
+func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.RunResult, error) {
+	var start *proc.StartError
+	if errors.As(err, &start) && start.Stage == "confinement" && confined && len(in.GetTouches()) > 0 {
+		return nil, &fault.Error{Object: program(in), Err: err, Hint: "unconfined = true runs the command without holding it to what it touches"}
+	}
+	if err != nil {
+		return nil, onCommand(in, err)
+	}
+	check := in.Check == nil || in.GetCheck()
+	if err := result.Err(); err != nil && (check || result.TimedOut) {
+		failed := &fault.Error{Object: program(in), Err: err}
+		if confined && strings.Contains(string(result.Tail), "Read-only file system") {
+			failed.Hint = "the command may write only what touches names, and files under $TMPDIR"
+		}
+		return nil, failed
+	}
+	return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil
+}
+
+// undo is exec.undo: it takes back what a command of a transaction did, or might have done.
+func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
+	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
+		return nil, fault.Invalid("no command")
+	}
+	spec, err := r.scriptSpec(in)
+	if err != nil {
+		return nil, onCommand(in, err)
+	}
+	if spec.Timeout == 0 {
+		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
+	}
+	result, err := r.run.Run(ctx, spec)
+	return finish(in, false, result, err)
+}
+
+// onCommand names the program that an error is about.
+func onCommand(in *pb.RunArgs, err error) error {
+	if f, ok := err.(*fault.Error); ok && f.Object == "" {
+		f.Object = program(in)
+		return f
+	}
+	return fault.On(program(in), err)
+}
+
+func program(in *pb.RunArgs) string {
+	if len(in.GetArgv()) == 0 {
+		return ""
+	}
+	return path.Base(in.GetArgv()[0])
+}
+
+// seconds makes a duration of a number that may be larger than one can be; 0 stays "no bound but the script's".
+func seconds(s float64) time.Duration {
+	return time.Duration(min(s, 1e9) * float64(time.Second))
+}
+
+// Quote writes arguments as a shell would read them.
+func Quote(argv []string) string {
+	quoted := make([]string, len(argv))
+	for i, arg := range argv {
+		quoted[i] = arg
+		if arg == "" || strings.ContainsFunc(arg, special) {
+			quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+// special says whether a character means more than itself to a shell.
+func special(c rune) bool {
+	plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:=,+@%", c) || c > 0x7f
+	return !plain
+}

@@ -1,0 +1,82 @@
+package file
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// attr reads the mode, owner and group that a caller wants; empty texts leave what is there.
+func (r *Room) attr(mode, owner, group string) (fsys.Attr, error) {
+	attr, err := r.owners(owner, group)
+	if err == nil && mode != "" {
+		attr.Mode, err = parseMode(mode)
+	}
+	return attr, err
+}
+
+// owners looks up an owner and a group, each a name or a number.
+func (r *Room) owners(owner, group string) (attr fsys.Attr, err error) {
+	if owner == "" && group == "" {
+		return attr, nil
+	}
+	accounts, err := r.root.Accounts()
+	if err != nil {
+		return attr, err
+	}
+	if owner != "" {
+		uid, err := accounts.UID(owner)
+		if err != nil {
+			return attr, err
+		}
+		attr.UID = &uid
+	}
+	if group != "" {
+		gid, err := accounts.GID(group)
+		if err != nil {
+			return attr, err
+		}
+		attr.GID = &gid
+	}
+	return attr, nil
+}
+
+// parseMode reads a mode as octal text: 644, 0644 or 0o644. Setuid, setgid and sticky need a fourth digit, so nobody
+// sets them by chance.
+func parseMode(text string) (*uint32, error) {
+	digits := strings.TrimPrefix(text, "0o")
+	mode, err := strconv.ParseUint(digits, 8, 32)
+	if err != nil || len(digits) < 3 || len(digits) > 5 || mode > 0o7777 {
+		return nil, fault.Invalid("mode %q is not octal like 0644", text)
+	}
+	return new(uint32(mode)), nil
+}
+
+// nativeMode reads the mode of a host's request, in which 0 says nothing. A host may send back the mode that an older
+// agent gave it, with the bits of the type of a file.
+func nativeMode(mode uint32) (*uint32, error) {
+	const regular, setid = 0o100000, 0o6000
+	mode &^= regular
+	switch {
+	case mode == 0:
+		return nil, nil
+	case mode > 0o7777:
+		return nil, fault.Invalid("mode %o has more than permission bits", mode)
+	case mode&setid != 0:
+		return nil, fault.Refuse("mode %04o would make others act as the owner of the file", mode)
+	}
+	return &mode, nil
+}
+
+// differs says whether an object has to be changed to have the attributes.
+func differs(have fsys.Meta, want fsys.Attr) bool {
+	return want.Mode != nil && *want.Mode != have.Mode || want.UID != nil && *want.UID != have.UID || want.GID != nil && *want.GID != have.GID
+}
+
+// octal writes permission bits for people.
+func octal(mode uint32) string {
+	text := strconv.FormatUint(uint64(mode), 8)
+	return strings.Repeat("0", max(4-len(text), 0)) + text
+}

@@ -1,0 +1,230 @@
+package file
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"path"
+	"sort"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
+const maxElements = 10_000
+
+func (r *Room) read(_ context.Context, _ *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
+	content, err := r.root.ReadFile(in.Path, maxContent)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	return &pb.Content{Content: content}, nil
+}
+
+func (r *Room) exists(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.Exists, error) {
+	_, err := r.lstat(in.Path)
+	switch fault.Code(err) {
+	case "", "not_found", "not_directory":
+		return &pb.Exists{Exists: err == nil}, nil
+	}
+	return nil, fault.On(in.Path, err)
+}
+
+func (r *Room) lstat(path string) (fsys.Meta, error) {
+	at, err := r.root.At(path)
+	if err != nil {
+		return fsys.Meta{}, err
+	}
+	defer at.Close()
+	return at.Stat()
+}
+
+func (r *Room) stat(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.FileInfo, error) {
+	meta, err := r.lstat(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	accounts, err := r.root.Accounts()
+	if err != nil {
+		return nil, err
+	}
+	return info(in.Path, meta, accounts), nil
+}
+
+// info describes an object to a script. Directories have size 0: each file system has its own idea of it.
+func info(at string, meta fsys.Meta, accounts *fsys.Accounts) *pb.FileInfo {
+	i := &pb.FileInfo{
+		Name: path.Base(at), Path: at, Type: typeOf(meta.Kind), Mode: octal(meta.Mode),
+		Owner: accounts.UserName(meta.UID), Group: accounts.GroupName(meta.GID),
+		Mtime:  float64(meta.Mtime.Sec) + float64(meta.Mtime.Nsec)/1e9,
+		Target: fsys.Escape(meta.Target),
+	}
+	if meta.Kind != fsys.Directory {
+		i.Size = uint64(meta.Size)
+	}
+	return i
+}
+
+// typeOf is a kind as scripts know it.
+func typeOf(kind fsys.Kind) string {
+	if kind == fsys.BlockDevice || kind == fsys.CharDevice {
+		return "device"
+	}
+	return string(kind)
+}
+
+// names lists a directory, escaped and sorted. After an error they are those that could be read.
+func names(dir *fsys.Dir) ([]string, error) {
+	raw, err := dir.Names()
+	list := make([]string, len(raw))
+	for i, name := range raw {
+		list[i] = fsys.Escape(name)
+	}
+	sort.Strings(list)
+	return list, err
+}
+
+// openDir opens a directory, through a safe link too.
+func (r *Room) openDir(path string) (*fsys.Dir, error) {
+	at, err := r.root.Follow(path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return at.OpenDir()
+}
+
+func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.FileList, error) {
+	dir, err := r.openDir(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer dir.Close()
+	list, err := names(dir)
+	if err == nil && len(list) > maxElements {
+		err = fault.Because(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxElements)
+	}
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	accounts, err := r.root.Accounts()
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.FileList{}
+	for _, name := range list {
+		meta, err := dir.Stat(fsys.Unescape(name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
+			continue
+		case err != nil:
+			return nil, fault.On(child(in.Path, name), err)
+		}
+		out.Entries = append(out.Entries, info(child(in.Path, name), meta, accounts))
+	}
+	return out, context.Cause(ctx)
+}
+
+// child puts a name behind the path of a directory as the caller wrote it.
+func child(dir, name string) string { return strings.TrimRight(dir, "/") + "/" + name }
+
+// glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone. What cannot be
+// looked into is left out, as is what is behind a link that is not safe.
+func (r *Room) glob(ctx context.Context, _ *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
+	if !strings.HasPrefix(in.Pattern, "/") {
+		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
+	}
+	if _, err := path.Match(in.Pattern, ""); err != nil {
+		return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
+	}
+	found := []string{""}
+	for element := range strings.SplitSeq(strings.Trim(path.Clean(in.Pattern), "/"), "/") {
+		var next []string
+		for _, dir := range found {
+			if err := context.Cause(ctx); err != nil {
+				return nil, err
+			}
+			next = append(next, r.matches(dir, element)...)
+			if len(next) > maxElements {
+				return nil, fault.On(in.Pattern, fault.Because(fault.ErrTooLarge, "more than %d paths match", maxElements))
+			}
+		}
+		found = next
+	}
+	sort.Strings(found)
+	return &pb.Paths{Paths: found}, nil
+}
+
+// matches gives the paths in a directory that an element of a pattern stands for.
+func (r *Room) matches(dir, element string) []string {
+	if !strings.ContainsAny(element, `*?[\`) {
+		if _, err := r.lstat(dir + "/" + element); err != nil {
+			return nil
+		}
+		return []string{dir + "/" + element}
+	}
+	open, err := r.openDir(dir + "/")
+	if err != nil {
+		return nil
+	}
+	defer open.Close()
+	list, _ := names(open)
+	var matched []string
+	for _, name := range list {
+		ok, _ := path.Match(fsys.Unescape(element), fsys.Unescape(name)) // a byte that is no text is one letter
+		if ok && (name[0] != '.' || element[0] == '.') {
+			matched = append(matched, dir+"/"+name)
+		}
+	}
+	return matched
+}
+
+func (r *Room) sha256(ctx context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.Digest, error) {
+	sum, err := r.digest(ctx, in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	return &pb.Digest{Sha256: sum}, nil
+}
+
+func (r *Room) digest(ctx context.Context, path string) (string, error) {
+	at, err := r.root.Follow(path)
+	if err != nil {
+		return "", err
+	}
+	defer at.Close()
+	file, err := at.Open()
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	sum := sha256.New()
+	const step = 4 << 20
+	for offset := int64(0); ; offset += step {
+		if err := context.Cause(ctx); err != nil {
+			return "", err
+		}
+		n, err := io.Copy(sum, io.NewSectionReader(file, offset, step))
+		if err != nil {
+			return "", fault.Cause(err)
+		}
+		if n < step {
+			return hex.EncodeToString(sum.Sum(nil)), nil
+		}
+	}
+}
+
+func (r *Room) attachment(_ context.Context, call *builtins.Call, in *pb.AttachmentArgs) (*pb.Content, error) {
+	content, ok := call.Attachments[in.Name]
+	if !ok {
+		return nil, fault.On(in.Name, fault.Because(fs.ErrNotExist, "no attachment of this name came with the script"))
+	}
+	return &pb.Content{Content: content}, nil
+}

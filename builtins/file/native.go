@@ -1,0 +1,186 @@
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// maxListing is the most bytes of a listing: a frame of the protocol holds 16 MiB, with its envelope.
+const maxListing = 15 << 20
+
+func (r *Room) listDirectory(ctx context.Context, _ *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
+	dir, err := r.openDir(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer dir.Close()
+	all, failed := names(dir)
+	if !in.IncludeHidden {
+		all = slices.DeleteFunc(all, func(name string) bool { return name[0] == '.' })
+	}
+	accounts, err := r.root.Accounts()
+	failed = errors.Join(failed, err)
+	out := &pb.ListDirectoryResponse{Success: true, TotalEntries: uint32(len(all))}
+	page, more := cutPage(all, in.ContinuationToken, in.MaxEntries)
+	if more {
+		out.ContinuationToken = page[len(page)-1]
+	}
+	failed = errors.Join(failed, describe(ctx, out, dir, in.Path, page, accounts))
+	if failed != nil {
+		out.Error = fault.On(in.Path, failed).Error()
+	}
+	return out, context.Cause(ctx)
+}
+
+// cutPage gives the names behind a token, at most max of them (0: all), and whether there are more.
+func cutPage(sorted []string, token string, max uint32) (page []string, more bool) {
+	from := 0
+	if token != "" {
+		var found bool
+		if from, found = slices.BinarySearch(sorted, token); found {
+			from++
+		}
+	}
+	page = sorted[from:]
+	if max == 0 || uint32(len(page)) <= max {
+		return page, false
+	}
+	return page[:max], true
+}
+
+// describe adds the entries of a page to a listing. Names that are gone meanwhile are left out; the error tells of
+// others that could not be looked at, and of a page that is too long for one message, which then ends early.
+func describe(ctx context.Context, out *pb.ListDirectoryResponse, dir *fsys.Dir, at string, page []string, accounts *fsys.Accounts) error {
+	size, bad, first := 0, 0, error(nil)
+	for i, name := range page {
+		if i%1000 == 0 && context.Cause(ctx) != nil {
+			return context.Cause(ctx)
+		}
+		meta, err := dir.Stat(fsys.Unescape(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			if bad++; first == nil {
+				first = fmt.Errorf("%s: %w", name, err)
+			}
+			continue
+		}
+		e := entry(name, child(at, name), meta, accounts)
+		if size += proto.Size(e) + 8; size > maxListing {
+			out.ContinuationToken = page[i-1]
+			return fault.Because(fault.ErrTooLarge, "more entries than one reply holds; ask for pages with max_entries")
+		}
+		out.Entries = append(out.Entries, e)
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d entries are left out: %w", bad, first)
+	}
+	return nil
+}
+
+// entry describes an object to the host. Directories have size 0, as the host's listings always had it.
+func entry(name, path string, meta fsys.Meta, accounts *fsys.Accounts) *pb.DirectoryEntry {
+	e := &pb.DirectoryEntry{
+		Name: name, Path: path,
+		IsDirectory: meta.Kind == fsys.Directory, IsSymlink: meta.Kind == fsys.Symlink,
+		Mode:          meta.Mode,
+		ModifiedAt:    stamp(meta.Mtime),
+		Owner:         accounts.UserName(meta.UID),
+		Group:         accounts.GroupName(meta.GID),
+		SymlinkTarget: fsys.Escape(meta.Target),
+	}
+	if meta.Kind != fsys.Directory {
+		e.SizeBytes = uint64(meta.Size)
+	}
+	if meta.Born != (fsys.Time{}) {
+		e.CreatedAt = stamp(meta.Born)
+	}
+	return e
+}
+
+func stamp(t fsys.Time) *timestamppb.Timestamp {
+	return &timestamppb.Timestamp{Seconds: t.Sec, Nanos: int32(t.Nsec)}
+}
+
+func (r *Room) fileStat(_ context.Context, _ *builtins.Call, in *pb.FileStatRequest) (*pb.FileStatResponse, error) {
+	at, err := r.root.At(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	accounts, err := r.root.Accounts()
+	if err != nil {
+		return nil, err
+	}
+	name := fsys.Escape(at.Name)
+	if at.IsRoot() {
+		name = "/"
+	}
+	return &pb.FileStatResponse{Success: true, Entry: entry(name, in.Path, meta, accounts)}, nil
+}
+
+func (r *Room) createDirectory(ctx context.Context, call *builtins.Call, in *pb.CreateDirectoryRequest) (_ *pb.CreateDirectoryResponse, err error) {
+	if in.Mode > 0o7777 || in.Mode&0o4000 != 0 {
+		return nil, fault.On(in.Path, fault.Invalid("mode %o is not for a directory", in.Mode))
+	}
+	attr := fsys.Attr{}
+	if in.Mode != 0 {
+		attr.Mode = &in.Mode
+	}
+	c, err := r.begin(call, "create_directory", in.Path, place{follow: true, parents: in.CreateParents})
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer c.end(&err)
+	switch c.old.Kind {
+	case fsys.Directory:
+		return &pb.CreateDirectoryResponse{Success: true}, nil
+	case fsys.Absent:
+	default:
+		return nil, fs.ErrExist
+	}
+	if err := c.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.at.Mkdir(attr); err != nil {
+		return nil, err
+	}
+	if err := c.at.SyncDir(); err != nil {
+		return nil, err
+	}
+	return &pb.CreateDirectoryResponse{Success: true}, nil
+}
+
+func (r *Room) fileDelete(ctx context.Context, call *builtins.Call, in *pb.FileDeleteRequest) (_ *pb.FileDeleteResponse, err error) {
+	c, err := r.begin(call, "file_delete", in.Path, place{whole: true})
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer c.end(&err)
+	if c.absent() {
+		return nil, fs.ErrNotExist
+	}
+	if err := c.removable(in.Recursive); err != nil {
+		return nil, err
+	}
+	if err := c.takeAway(ctx, in.Recursive); err != nil {
+		return nil, err
+	}
+	return &pb.FileDeleteResponse{Success: true}, nil
+}

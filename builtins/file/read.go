@@ -1,0 +1,153 @@
+package file
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// MaxChunk is the most bytes of data in one reply. With its envelope the reply then stays below 32,000 bytes, which the
+// port takes whole or not at all; the host accepts chunks that are shorter than it asked for.
+const MaxChunk = 31_000
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func (r *Room) fileRead(_ context.Context, call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+	at, err := r.root.Follow(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer at.Close()
+	file, err := at.Open()
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer file.Close()
+	meta, err := fsys.StatFile(file)
+	if err == nil {
+		err = r.readers.check(call.Port, in, meta)
+	}
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	out, err := readChunk(file, meta, in)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	r.readers.advance(call.Port, in, meta, out)
+	return out, nil
+}
+
+// readChunk fills one reply. The end is where a read gives nothing, or where a file that has a size says so; files of
+// /proc have none, and a log may have grown since its size was asked.
+func readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+	want := uint64(MaxChunk)
+	if in.ChunkSize > 0 {
+		want = min(want, uint64(in.ChunkSize))
+	}
+	if in.Length > 0 {
+		want = min(want, in.Length)
+	}
+	if in.Offset > 1<<62 {
+		return nil, fault.Invalid("offset %d is behind the end of every file", in.Offset)
+	}
+	data := make([]byte, want)
+	n, err := io.ReadFull(io.NewSectionReader(file, int64(in.Offset), int64(want)), data)
+	ended := err == io.EOF || err == io.ErrUnexpectedEOF
+	if err != nil && !ended {
+		return nil, fault.Cause(err)
+	}
+	data = data[:n]
+	return &pb.FileReadResponse{
+		Success: true, Data: data, Offset: in.Offset, TotalSize: uint64(meta.Size), Mode: meta.Mode,
+		Eof:        ended || meta.Size > 0 && in.Offset+uint64(n) == uint64(meta.Size),
+		ModifiedAt: stamp(meta.Mtime),
+		Generation: generation(meta),
+		Crc32C:     new(crc32.Checksum(data, castagnoli)),
+	}, nil
+}
+
+// generation names a state of a file.
+func generation(meta fsys.Meta) string {
+	return fmt.Sprintf("%x-%x-%x.%09d-%x", meta.Dev, meta.Ino, meta.Mtime.Sec, meta.Mtime.Nsec, meta.Size)
+}
+
+const (
+	// maxReaders is how many reads under way are watched for a change of their file.
+	maxReaders = 64
+	// readerAge is after how long a read that was not continued is forgotten.
+	readerAge = 5 * time.Minute
+)
+
+// readers remembers which file each read under way is of. A host that knows nothing of generations reads a file by its
+// path chunk after chunk; if another file took that path meanwhile it would get a mixture of the two. No file is held
+// open for it: a reader that never comes back costs nothing.
+type readers struct {
+	mu   sync.Mutex
+	open map[readerKey]reader
+}
+
+type readerKey struct{ port, path string }
+
+type reader struct {
+	file fsys.Meta
+	next uint64
+	seen time.Time
+}
+
+// check refuses to continue a read of what has become another file, or a shorter one.
+func (r *readers) check(port string, in *pb.FileReadRequest, meta fsys.Meta) error {
+	if in.Generation != "" && in.Generation != generation(meta) {
+		return fault.Because(fault.ErrChanged, "the file is another one than generation %s", in.Generation)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before, ok := r.open[readerKey{port, in.Path}]
+	if !ok || in.Offset == 0 || in.Offset != before.next || time.Since(before.seen) > readerAge {
+		return nil
+	}
+	if !meta.Same(before.file) || meta.Born != before.file.Born {
+		return fault.Because(fault.ErrChanged, "another file took the place of this one while it was read")
+	}
+	if meta.Size > 0 && uint64(meta.Size) < in.Offset || meta.Size == 0 && before.file.Size > 0 {
+		return fault.Because(fault.ErrChanged, "the file became shorter while it was read")
+	}
+	return nil
+}
+
+// advance remembers how far a read got, or forgets one that is at its end.
+func (r *readers) advance(port string, in *pb.FileReadRequest, meta fsys.Meta, out *pb.FileReadResponse) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := readerKey{port, in.Path}
+	if out.Eof {
+		delete(r.open, key)
+		return
+	}
+	if r.open == nil {
+		r.open = map[readerKey]reader{}
+	}
+	if _, ok := r.open[key]; !ok && len(r.open) >= maxReaders {
+		delete(r.open, r.oldest())
+	}
+	r.open[key] = reader{file: meta, next: in.Offset + uint64(len(out.Data)), seen: time.Now()}
+}
+
+func (r *readers) oldest() (oldest readerKey) {
+	var seen time.Time
+	for key, reader := range r.open {
+		if seen.IsZero() || reader.seen.Before(seen) {
+			oldest, seen = key, reader.seen
+		}
+	}
+	return oldest
+}

@@ -1,0 +1,420 @@
+package file
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"hash/crc32"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// An upload is a file that comes in chunks:
+//
+//	chunk 0 ► stage beside the target ► chunks in order ► eof: totals and digest hold ► owner, mode ► rename
+//
+// Until the last chunk the target is as it was. An upload belongs to one path and one port. A chunk that cannot be the
+// next one is refused, and the upload stays for the right one; a chunk that was the last one taken is acknowledged
+// again; chunk 0 begins anew. An upload is dropped with all it wrote after a write error, by a digest or total that does
+// not hold, and when no chunk comes for a while. A chunk with append set belongs to content that is put behind what is
+// there, in one go at the end.
+type upload struct {
+	mu     sync.Mutex
+	staged *fsys.Staged // nil before the first chunk and after the end
+	made   []string     // directories made for it
+	append bool
+	total  uint32
+	attr   fsys.Attr
+	next   uint64 // offset of the next chunk
+	count  uint32 // chunks taken
+	last   chunk
+	sum    hash.Hash
+	// finished: the file took its place, and a last chunk sent again is still acknowledged. dropped: nothing is any more.
+	finished, dropped bool
+	timer             *time.Timer
+}
+
+// chunk tells a chunk from others.
+type chunk struct {
+	id     string // of the request
+	number uint32
+	offset uint64
+	length int
+	crc    uint32
+	eof    bool
+}
+
+// again says whether a chunk is one that came before, whatever request brought it.
+func (c chunk) again(other chunk) bool {
+	other.id = c.id
+	return c == other
+}
+
+func (r *Room) fileWrite(ctx context.Context, call *builtins.Call, in *pb.FileWriteRequest) (*pb.FileWriteResponse, error) {
+	if err := r.takeChunk(ctx, call, in); err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	return &pb.FileWriteResponse{Success: true, BytesWritten: uint64(len(in.Data)), ChunkNumber: in.ChunkNumber}, nil
+}
+
+func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWriteRequest) error {
+	attr, err := r.checkChunk(in)
+	if err != nil {
+		return err
+	}
+	c := chunk{call.ID, in.ChunkNumber, in.Offset, len(in.Data), crc32.Checksum(in.Data, castagnoli), in.Eof}
+	if in.Crc32C != nil && *in.Crc32C != c.crc {
+		return fault.Because(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
+	}
+	key := uploadKey{call.Port, in.Path}
+	u, err := r.uploads.get(key, c, in.Append)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch first := c.number == 0 && c.offset == 0; {
+	case u.dropped:
+		return errNoUpload
+	case u.count > 0 && u.last.again(c):
+		return nil
+	case u.finished || u.count == 0 && !first:
+		return errNoUpload
+	case u.count > 0:
+		if err := u.expects(c, in); err != nil {
+			return err
+		}
+	default:
+		err = r.start(call, u, in)
+	}
+	if err == nil {
+		u.merge(attr)
+		err = r.take(ctx, u, c, in)
+	}
+	if err != nil {
+		r.uploads.forget(key, u)
+		return errors.Join(err, u.discard(r.root))
+	}
+	r.uploads.touch(key, u)
+	return nil
+}
+
+var errNoUpload = fault.Because(fault.ErrChanged, "no upload of this file is under way; begin again with chunk 0")
+
+// checkChunk refuses what no chunk can be.
+func (r *Room) checkChunk(in *pb.FileWriteRequest) (attr fsys.Attr, err error) {
+	if err := checkTotal(in, in.TotalChunks); err != nil {
+		return attr, err
+	}
+	if in.Sha256 != "" && !isDigest(in.Sha256) {
+		return attr, fault.Invalid("sha256 is not a digest in hex")
+	}
+	if attr, err = r.owners(in.Owner, in.Group); err != nil {
+		return attr, err
+	}
+	attr.Mode, err = nativeMode(in.Mode)
+	return attr, err
+}
+
+// checkTotal holds the number of a chunk and its eof against the number of chunks; 0: not known.
+func checkTotal(in *pb.FileWriteRequest, total uint32) error {
+	switch last := uint64(in.ChunkNumber)+1 == uint64(total); {
+	case total == 0:
+		return nil
+	case in.ChunkNumber >= total:
+		return fault.Invalid("chunk %d is not one of %d", in.ChunkNumber, total)
+	case in.Eof && !last:
+		return fault.Invalid("chunk %d of %d cannot be the end", in.ChunkNumber, total)
+	case !in.Eof && last:
+		return fault.Invalid("chunk %d of %d must be the end, and eof is not set", in.ChunkNumber, total)
+	}
+	return nil
+}
+
+func isDigest(text string) bool {
+	raw, err := hex.DecodeString(text)
+	return err == nil && len(raw) == sha256.Size
+}
+
+// expects says why a chunk is not the next one. A host that does not number its chunks is known by their offsets, and
+// one may give the total with the first chunk alone.
+func (u *upload) expects(c chunk, in *pb.FileWriteRequest) error {
+	unnumbered := c.number == 0 && u.total == 0 && c.offset > 0
+	switch {
+	case in.Append != u.append || in.TotalChunks != 0 && in.TotalChunks != u.total:
+		return fault.Invalid("chunk %d does not belong to the upload that is under way", c.number)
+	case c.number != u.count && !unnumbered:
+		return fault.Invalid("chunk %d came where chunk %d was due", c.number, u.count)
+	case c.offset != u.next && !(u.append && c.offset == 0):
+		return fault.Invalid("offset %d came where %d was due", c.offset, u.next)
+	}
+	return checkTotal(in, u.total)
+}
+
+// start stages the file for an upload. Nothing of it is seen but new directories.
+func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (err error) {
+	c, err := r.begin(call, "file_write", in.Path, place{follow: in.Append, parents: in.CreateParents})
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if c.at != nil {
+		if err := c.at.CanReplace(); err != nil {
+			return err
+		}
+	}
+	if err := c.makeParents(); err != nil {
+		return err
+	}
+	u.made = c.made
+	// What a dead agent left here would stay for ever; a failure to look for it is no reason to refuse a file.
+	_, _ = c.at.Sweep()
+	if u.staged, err = c.at.Stage(); err != nil {
+		return err
+	}
+	u.append, u.total, u.sum = in.Append, in.TotalChunks, sha256.New()
+	return nil
+}
+
+// merge keeps what a chunk says of attributes: hosts may say it with the first, the last or all.
+func (u *upload) merge(attr fsys.Attr) {
+	if attr.Mode != nil {
+		u.attr.Mode = attr.Mode
+	}
+	if attr.UID != nil {
+		u.attr.UID = attr.UID
+	}
+	if attr.GID != nil {
+		u.attr.GID = attr.GID
+	}
+}
+
+// take adds a chunk to the staged file, and puts that in its place with the last one.
+func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteRequest) error {
+	if _, err := u.staged.File.Write(in.Data); err != nil {
+		return fault.Cause(err)
+	}
+	u.sum.Write(in.Data)
+	u.last, u.count, u.next = c, u.count+1, u.next+uint64(len(in.Data))
+	if !c.eof {
+		return nil
+	}
+	if sum := hex.EncodeToString(u.sum.Sum(nil)); in.Sha256 != "" && !strings.EqualFold(in.Sha256, sum) {
+		return fault.Because(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
+	}
+	finish := func() error { return u.staged.Commit(u.attr, true) }
+	if u.append {
+		finish = func() error { return r.appendStaged(ctx, u, in.Path) }
+	}
+	err := finish()
+	if err == nil || !u.append {
+		u.staged = nil // Commit is the end of it either way
+	}
+	u.finished = err == nil
+	return err
+}
+
+// appendStaged puts the content of an upload behind what is in its target by now.
+func (r *Room) appendStaged(ctx context.Context, u *upload, path string) error {
+	at, err := r.root.Follow(path)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	old, err := at.Capture()
+	if err != nil {
+		return err
+	}
+	whole, err := at.Stage()
+	if err != nil {
+		return err
+	}
+	if old.Kind == fsys.File {
+		c := &change{room: r, at: at, old: old}
+		err = c.copyOld(ctx, whole.File)
+	}
+	if err == nil {
+		_, err = io.Copy(whole.File, io.NewSectionReader(u.staged.File, 0, int64(u.next)))
+	}
+	if err != nil {
+		return errors.Join(fault.Cause(err), whole.Discard())
+	}
+	if err := whole.Commit(u.attr, true); err != nil {
+		return err
+	}
+	err = u.staged.Discard()
+	u.staged = nil
+	return err
+}
+
+// discard ends an upload that did not end well, with all it made. Its lock is held.
+func (u *upload) discard(root *fsys.Root) (err error) {
+	u.dropped = true
+	if u.staged != nil {
+		err = u.staged.Discard()
+		u.staged = nil
+	}
+	if !u.finished {
+		root.RemoveEmpty(u.made)
+	}
+	return err
+}
+
+type uploadKey struct{ port, path string }
+
+// uploads are those under way, and for a while those that ended, for a last chunk that is sent again.
+type uploads struct {
+	root *fsys.Root
+	idle time.Duration
+	max  int
+
+	mu      sync.Mutex
+	open    map[uploadKey]*upload
+	closed  bool
+	expires sync.WaitGroup // timers that have fired and are at work
+}
+
+// get finds the upload that a chunk belongs to. The first chunk of one begins a new one in its stead.
+func (s *uploads) get(key uploadKey, c chunk, appending bool) (*upload, error) {
+	old, err := s.find(key)
+	if err != nil {
+		return nil, err
+	}
+	if c.number != 0 || c.offset != 0 || old != nil && old.repeated(c, appending) {
+		if old == nil {
+			return nil, errNoUpload
+		}
+		return old, nil
+	}
+	u, old, err := s.add(key)
+	if err != nil {
+		return nil, err
+	}
+	return u, s.end(old)
+}
+
+// The lock of an upload may be held when the lock of the list is taken, and not the other way about.
+
+func (s *uploads) find(key uploadKey) (*upload, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errStopping
+	}
+	return s.open[key], nil
+}
+
+var errStopping = fault.Because(fault.ErrBusy, "the agent is about to stop")
+
+// add puts a new upload into the list, and gives the one that it replaces, if any.
+func (s *uploads) add(key uploadKey) (u, old *upload, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, errStopping
+	}
+	if err := s.room(key); err != nil {
+		return nil, nil, err
+	}
+	u, old = &upload{}, s.open[key]
+	u.timer = time.AfterFunc(s.idle, func() { s.expire(key, u) })
+	s.open[key] = u
+	return u, old, nil
+}
+
+// repeated says whether a first chunk is one that was sent again. A finished upload is written again, which does no
+// harm, but for one that appends: there the request tells a second try from a second wish.
+func (u *upload) repeated(c chunk, appending bool) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.count != 1 || u.dropped || u.append != appending || !u.last.again(c) {
+		return false
+	}
+	return !u.finished || appending && c.id != "" && c.id == u.last.id
+}
+
+// room makes place for one more. Those that ended are only remembered, so they go first.
+func (s *uploads) room(key uploadKey) error {
+	if _, ok := s.open[key]; ok || len(s.open) < s.max {
+		return nil
+	}
+	for k, u := range s.open {
+		if u.mu.TryLock() {
+			if u.finished {
+				u.timer.Stop()
+				delete(s.open, k)
+			}
+			u.mu.Unlock()
+		}
+	}
+	if len(s.open) >= s.max {
+		return fault.Because(fault.ErrBusy, "%d uploads are under way", len(s.open))
+	}
+	return nil
+}
+
+// touch gives an upload its time anew.
+func (s *uploads) touch(key uploadKey, u *upload) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[key] == u {
+		u.timer.Reset(s.idle)
+	}
+}
+
+// forget takes an upload from the list.
+func (s *uploads) forget(key uploadKey, u *upload) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u.timer.Stop()
+	if s.open[key] == u {
+		delete(s.open, key)
+	}
+}
+
+// expire ends an upload whose time is over.
+func (s *uploads) expire(key uploadKey, u *upload) {
+	s.mu.Lock()
+	if s.closed || s.open[key] != u {
+		s.mu.Unlock()
+		return
+	}
+	delete(s.open, key)
+	s.expires.Add(1)
+	s.mu.Unlock()
+	defer s.expires.Done()
+	_ = s.end(u) // nobody to tell; what stays is swept by the next upload beside it
+}
+
+func (s *uploads) end(u *upload) error {
+	if u == nil {
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.timer.Stop()
+	return u.discard(s.root)
+}
+
+// close ends all uploads and waits for those that end by themselves.
+func (s *uploads) close() (err error) {
+	s.mu.Lock()
+	s.closed = true
+	open := s.open
+	s.open = nil
+	s.mu.Unlock()
+	for _, u := range open {
+		err = errors.Join(err, s.end(u))
+	}
+	s.expires.Wait()
+	return err
+}

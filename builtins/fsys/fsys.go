@@ -1,0 +1,346 @@
+// Package fsys is how the agent touches files as root without being led astray by other users of the guest.
+//
+//	"/var/run/app/x" ──► Root ──walk, one safe element at a time──► At {open directory, "x"}
+//	                                                                 │
+//	              Stat  Capture  Open  Mkdir  Remove  Rename  …  ◄───┤
+//	              Staged: temp ► owner, mode, xattrs ► fsync ► rename
+//
+// A path is resolved once, to an open directory and a name in it, and everything after that goes by the two. So nobody
+// can change what a path means between a check and the use of it.
+//
+// A path begins with a slash. Its elements are taken as the kernel does: ".." leaves the directory that a link led to,
+// not the one that the link is in, and stays in the root. Slashes at the end mean nothing. On the host's own file system a
+// link is followed only if it is root's (or the agent's own) in a directory where nobody else can rename (or a sticky
+// one); under another root a link is followed wherever it points, and stays inside. Links of /proc that jump are never
+// followed. The last element is followed by Root.Follow alone.
+//
+// Names need not be UTF-8, but strings of messages must: see Escape.
+//
+// Not here: what an operation means, transactions, and who may touch which path.
+package fsys
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Kind is what stands at a place.
+type Kind string
+
+// The kinds of objects. Their text is for ever: the journal stores it.
+const (
+	Absent      Kind = "absent"
+	File        Kind = "file"
+	Directory   Kind = "directory"
+	Symlink     Kind = "symlink"
+	Fifo        Kind = "fifo"
+	Socket      Kind = "socket"
+	BlockDevice Kind = "block_device"
+	CharDevice  Kind = "char_device"
+)
+
+// Meta is the state of an object except for its content. It can be stored by any encoding that keeps all bytes of a
+// string: not all of them are text.
+type Meta struct {
+	Kind Kind
+	// Mode holds the permission bits with setuid, setgid and sticky: 07777.
+	Mode     uint32
+	UID, GID uint32
+	// Size is in bytes.
+	Size  int64
+	Mtime Time
+	// Target is where a symlink points, byte for byte.
+	Target string
+	// Rdev is the number of a device.
+	Rdev uint64
+	// Xattrs are all extended attributes, ACLs and security labels among them. Only Capture fills them in.
+	Xattrs map[string][]byte
+
+	// The rest cannot be restored, and tells objects apart.
+
+	Dev, Ino uint64
+	// Links counts the names of the object.
+	Links uint32
+	// Mounted: a file system is mounted here.
+	Mounted bool
+	// Born is when the object was made; zero where the file system does not know.
+	Born Time
+}
+
+// Time is a point in time as file systems keep it.
+type Time struct {
+	// Sec counts from 1970.
+	Sec  int64
+	Nsec uint32
+}
+
+// Time is t for the standard library.
+func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
+
+// Same says whether two states are of one object, whatever happened to it.
+func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == other.Ino }
+
+// Attr is what a caller wants of an object. A nil field leaves what is there; for a new object that is the agent's own
+// user and group, and the mode that the function names.
+type Attr struct {
+	Mode     *uint32
+	UID, GID *uint32
+}
+
+// Root is a file system that the agent acts on. It is safe for concurrent use.
+type Root struct {
+	dir    string
+	host   bool // the file system that the agent itself lives in
+	handle handle
+}
+
+// Open opens the file system below the directory dir of the agent's own; "" and "/" are that file system itself.
+func Open(dir string) (*Root, error) { return openRoot(dir) }
+
+// Close frees the root. Places that were resolved before stay usable.
+func (r *Root) Close() error { return closeHandle(r.handle) }
+
+// At resolves the directory that path is in, without following its last element, of which nothing needs to be there.
+// The caller closes the place. An error does not name the path.
+func (r *Root) At(path string) (*At, error) { return r.resolve(path, followDirs) }
+
+// Follow is At for a path whose last element is followed where it is a link: it gives the place behind it.
+func (r *Root) Follow(path string) (*At, error) { return r.resolve(path, followAll) }
+
+// Exact is At for a path that was resolved before, and is taken as it stands: a link in it, which was not there then, is
+// fault.ErrChanged.
+func (r *Root) Exact(path string) (*At, error) { return r.resolve(path, followNone) }
+
+// follow says which links of a path are followed, if they are safe.
+type follow int
+
+const (
+	followDirs follow = iota // all but the last element
+	followAll
+	followNone
+)
+
+func (r *Root) resolve(path string, links follow) (*At, error) {
+	raw, err := checked(path)
+	if err != nil {
+		return nil, err
+	}
+	return walk(r, raw, links)
+}
+
+// checked gives the bytes that path stands for, or says why it is no path.
+func checked(path string) (string, error) {
+	raw := Unescape(path)
+	switch {
+	case raw == "":
+		return "", fault.Invalid("the path is empty")
+	case strings.IndexByte(raw, 0) >= 0:
+		return "", fault.Invalid("the path has a zero byte")
+	case !absolute(raw):
+		return "", fault.Invalid("the path is relative; give it from the root on")
+	case len(raw) > maxPath:
+		return "", syscall.ENAMETOOLONG
+	}
+	return raw, nil
+}
+
+// maxPath is the kernel's PATH_MAX without its terminator.
+const maxPath = 4095
+
+// Missing lists the directories above path that do not exist, the outermost first, as resolved paths.
+func (r *Root) Missing(path string) ([]string, error) {
+	at, err := r.At(path)
+	if err == nil {
+		return nil, at.Close()
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	parent, _, ok := cut(path)
+	if !ok {
+		return nil, err
+	}
+	missing, err := r.Missing(parent)
+	if err != nil {
+		return nil, err
+	}
+	resolved, err := r.below(missing, parent)
+	if err != nil {
+		return nil, err
+	}
+	return append(missing, resolved), nil
+}
+
+// below gives the resolved form of path, whose missing parents are known.
+func (r *Root) below(missing []string, path string) (string, error) {
+	if len(missing) > 0 {
+		_, name, _ := cut(path)
+		return join(missing[len(missing)-1], Escape(Unescape(name))), nil
+	}
+	at, err := r.At(path)
+	if err != nil {
+		return "", err
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	if err == nil && meta.Kind == Symlink {
+		return "", fault.Refuse("%s is a link to nothing", at.Path)
+	}
+	return at.Path, err
+}
+
+// Resolve gives the path that path really names: links of its directories followed, and of its last element too where
+// follow is set; elements that do not exist stay as they are. Two spellings of one place resolve to the same text, so
+// rules about paths compare resolved ones.
+func (r *Root) Resolve(path string, follow bool) (string, error) {
+	links := followDirs
+	if follow {
+		links = followAll
+	}
+	at, err := r.resolve(path, links)
+	if err == nil {
+		defer at.Close()
+		return at.Path, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	missing, err := r.Missing(path)
+	if err != nil {
+		return "", err
+	}
+	return r.below(missing, path)
+}
+
+// MakeParents makes the directories above path that do not exist, with mode 0755 and the agent as owner, and gives the
+// resolved paths of those that it made, the outermost first; one that somebody else makes meanwhile is as good. Their
+// names are durable if syncDir is set. Where it fails nothing of it stays.
+func (r *Root) MakeParents(path string, syncDir bool) (made []string, err error) {
+	missing, err := r.Missing(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range missing {
+		switch err := r.mkdir(dir, syncDir); {
+		case err == nil:
+			made = append(made, dir)
+		case !errors.Is(err, fs.ErrExist):
+			r.RemoveEmpty(made)
+			return nil, fmt.Errorf("directory %s: %w", dir, err)
+		}
+	}
+	return made, nil
+}
+
+func (r *Root) mkdir(dir string, syncDir bool) error {
+	at, err := r.At(dir)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if err := at.Mkdir(Attr{}); err != nil || !syncDir {
+		return err
+	}
+	if err := at.SyncDir(); err != nil {
+		return errors.Join(err, at.Remove())
+	}
+	return nil
+}
+
+// RemoveEmpty removes directories, the last first, as far as they are empty: it takes back MakeParents.
+func (r *Root) RemoveEmpty(dirs []string) {
+	for i := len(dirs) - 1; i >= 0; i-- {
+		at, err := r.At(dirs[i])
+		if err != nil {
+			return
+		}
+		if meta, err := at.Stat(); err == nil && meta.Kind == Directory {
+			_ = at.Remove()
+		}
+		_ = at.Close()
+	}
+}
+
+// ReadFile reads a regular file, following safe links, and fails for one of more than limit bytes.
+func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
+	at, err := r.Follow(path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return at.ReadFile(limit)
+}
+
+// tempPrefix and tempSuffix enclose the random part of a temporary name.
+const tempPrefix, tempSuffix = ".quantix-kvm-", ".tmp"
+
+// IsTemp says whether a name is of the kind that Stage gives to a file that is not complete yet. Such a file that
+// nobody has locked is left over from an agent that died.
+func IsTemp(name string) bool {
+	return len(name) > len(tempPrefix)+len(tempSuffix) && strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)
+}
+
+// replaceable says why the object at a place must not be replaced by renaming over it; nil where it may.
+func (a *At) replaceable(old Meta) error {
+	switch {
+	case old.Kind == Absent:
+		return nil
+	case old.Mounted:
+		return fault.Refuse("a file system is mounted here; write in place instead")
+	case old.Kind == Directory:
+		return syscall.EISDIR
+	case old.Kind == Symlink:
+		return a.safeLink()
+	case old.Kind != File:
+		return notRegular(old.Kind)
+	case old.Links > 1:
+		return fault.Refuse("the file has %d names, and replacing it would part them; write in place instead", old.Links)
+	}
+	return nil
+}
+
+// notRegular is the refusal of anything but a file where a file is needed.
+func notRegular(kind Kind) error {
+	if kind == Directory {
+		return syscall.EISDIR
+	}
+	return fault.Refuse("is a %s, not a regular file", strings.ReplaceAll(string(kind), "_", " "))
+}
+
+// kindOf translates the standard library's bits.
+func kindOf(mode fs.FileMode) Kind {
+	switch {
+	case mode.IsRegular():
+		return File
+	case mode.IsDir():
+		return Directory
+	case mode&fs.ModeSymlink != 0:
+		return Symlink
+	case mode&fs.ModeNamedPipe != 0:
+		return Fifo
+	case mode&fs.ModeSocket != 0:
+		return Socket
+	case mode&fs.ModeCharDevice != 0:
+		return CharDevice
+	}
+	return BlockDevice
+}
+
+// regular says whether an open file is one that can be read to its end.
+func regular(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return fault.Cause(err)
+	}
+	if kind := kindOf(info.Mode()); kind != File {
+		return notRegular(kind)
+	}
+	return nil
+}

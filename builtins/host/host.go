@@ -1,0 +1,128 @@
+// Package host tells scripts, and the host at the beginning of a session, what guest this is.
+//
+//	host.info, host.interfaces, host.disks … ──► internal/facts ◄── Ready (agent_ready)
+//
+// Not here: reports over time (telemetry), and changing anything: a new host name is refused so far.
+package host
+
+import (
+	"context"
+	"runtime"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Config says how the room works. The zero value works.
+type Config struct {
+	// Root is the directory whose system is told of (os-release, host name, machine id); empty: "/". Kernel, memory,
+	// links and disks are always those of the running machine.
+	Root string
+	// Version is the agent's own; it may be empty.
+	Version string
+}
+
+// Room holds the operations.
+type Room struct {
+	config Config
+	disks  facts.Disks
+}
+
+// New makes the room.
+func New(config Config) *Room { return &Room{config: config} }
+
+// Ops are the rows of the room.
+func (r *Room) Ops() []builtins.Op {
+	return []builtins.Op{
+		builtins.Script("host.info", "", "", "what guest this is", r.info),
+		builtins.Script("host.hostname", "[new]", "hostname", "the name of the guest", r.hostname),
+		builtins.Script("host.interfaces", "", "interfaces", "the network interfaces", r.interfaces),
+		builtins.Script("host.uptime", "", "seconds", "the seconds since the guest started", r.uptime),
+		builtins.Script("host.memory", "", "", "the memory in bytes", r.memory),
+		builtins.Script("host.disks", "", "disks", "the mounted file systems in bytes", r.mounted),
+	}
+}
+
+// Ready is what the host is told of this guest at the beginning of a session; version and capabilities are the caller's
+// to fill in. It asks no name server, starts no process and touches no file system but /etc, so it takes a few
+// milliseconds. What cannot be read is "Unknown".
+func (r *Room) Ready(ctx context.Context) *pb.AgentReadyEvent {
+	release := facts.ReadRelease(ctx, "/")
+	kernel, machine := facts.Kernel()
+	ready := &pb.AgentReadyEvent{OsName: known(release.Name), OsVersion: known(release.Version), KernelVersion: known(kernel),
+		Architecture: known(machine), Hostname: known(facts.Hostname("/"))}
+	links, err := facts.Links()
+	if err != nil {
+		return ready
+	}
+	for _, addr := range facts.Addresses(links) {
+		ready.IpAddresses = append(ready.IpAddresses, addr.String())
+	}
+	return ready
+}
+
+func known(value string) string {
+	if value == "" {
+		return facts.Unknown
+	}
+	return value
+}
+
+func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.HostInfo, error) {
+	release := facts.ReadRelease(ctx, r.config.Root)
+	kernel, machine := facts.Kernel()
+	memory, err := facts.ReadMemory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.HostInfo{Hostname: facts.Hostname(r.config.Root), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
+		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
+		MachineId: facts.MachineID(r.config.Root), ProductUuid: facts.ProductUUID(), AgentVersion: r.config.Version}, nil
+}
+
+func (r *Room) hostname(_ context.Context, _ *builtins.Call, in *pb.HostnameArgs) (*pb.HostnameResult, error) {
+	if in.GetNew() != "" {
+		return nil, fault.Unsupported("setting the host name is not supported")
+	}
+	return &pb.HostnameResult{Hostname: facts.Hostname(r.config.Root)}, nil
+}
+
+func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Interfaces, error) {
+	links, err := facts.Links()
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.Interfaces{}
+	for _, l := range links {
+		link := &pb.NetInterface{Name: l.Name, Mac: l.MAC, Mtu: l.MTU, Up: l.Up, Loopback: l.Loopback}
+		for _, prefix := range l.Prefixes {
+			link.Addresses = append(link.Addresses, prefix.String())
+		}
+		out.Interfaces = append(out.Interfaces, link)
+	}
+	return out, nil
+}
+
+func (r *Room) uptime(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Uptime, error) {
+	up, err := facts.Uptime(ctx)
+	return &pb.Uptime{Seconds: up.Seconds()}, err
+}
+
+func (r *Room) memory(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Memory, error) {
+	m, err := facts.ReadMemory(ctx)
+	return &pb.Memory{Total: m.Total, Available: m.Available, SwapTotal: m.SwapTotal, SwapFree: m.SwapFree}, err
+}
+
+func (r *Room) mounted(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Disks, error) {
+	disks, err := r.disks.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.Disks{}
+	for _, d := range disks {
+		out.Disks = append(out.Disks, &pb.Disk{Mount: d.Mount, Device: d.Device, Type: d.Type, Total: d.Total, Used: d.Used, Available: d.Available})
+	}
+	return out, nil
+}

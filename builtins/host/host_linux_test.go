@@ -1,0 +1,131 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+func invoke(t *testing.T, r *Room, name string, in proto.Message) (proto.Message, error) {
+	t.Helper()
+	table := builtins.NewTable(r.Ops())
+	return table.Invoke(context.Background(), &builtins.Call{}, table.Script(name), in)
+}
+
+func uname(t *testing.T, flag string) string {
+	t.Helper()
+	out, err := exec.Command("uname", flag).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func TestReadyIsWhatTheGuestIs(t *testing.T) {
+	ready := New(Config{}).Ready(context.Background())
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		t.Skip("this system has no /etc/os-release")
+	}
+	for _, line := range []string{"NAME=" + ready.GetOsName(), "VERSION_ID=" + ready.GetOsVersion()} {
+		if !strings.Contains("\n"+strings.ReplaceAll(string(release), `"`, "")+"\n", "\n"+line+"\n") && !strings.HasSuffix(line, "=Unknown") {
+			t.Errorf("%s is not in os-release", line)
+		}
+	}
+	if ready.GetKernelVersion() != uname(t, "-r") || ready.GetArchitecture() != uname(t, "-m") || ready.GetHostname() != uname(t, "-n") {
+		t.Error(ready)
+	}
+	for _, text := range ready.GetIpAddresses() {
+		if ip := net.ParseIP(text); ip == nil || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
+			t.Errorf("%q is no address to reach the guest by", text)
+		}
+	}
+	if ready.GetVersion() != "" || len(ready.GetCapabilities()) > 0 {
+		t.Error("version and capabilities are the caller's", ready)
+	}
+}
+
+func TestInfoOfAnImage(t *testing.T) {
+	root := t.TempDir()
+	os.Mkdir(filepath.Join(root, "etc"), 0o755)
+	for name, text := range map[string]string{"os-release": "NAME=\"Some Linux\"\nVERSION_ID=3\nID=some\n", "hostname": "box\n", "machine-id": "00ff\n"} {
+		if err := os.WriteFile(filepath.Join(root, "etc", name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := invoke(t, New(Config{Root: root, Version: "1.2.3"}), "host.info", &pb.NoArgs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := out.(*pb.HostInfo)
+	if info.GetOs() != "Some Linux" || info.GetOsVersion() != "3" || info.GetOsId() != "some" || info.GetHostname() != "box" || info.GetMachineId() != "00ff" ||
+		info.GetAgentVersion() != "1.2.3" || info.GetKernel() != uname(t, "-r") || info.GetCpus() < 1 || info.GetMemoryBytes() < 1<<20 {
+		t.Error(info)
+	}
+}
+
+func TestHostname(t *testing.T) {
+	r := New(Config{})
+	out, err := invoke(t, r, "host.hostname", &pb.HostnameArgs{})
+	if err != nil || out.(*pb.HostnameResult).GetHostname() != uname(t, "-n") {
+		t.Error(out, err)
+	}
+	if _, err := invoke(t, r, "host.hostname", &pb.HostnameArgs{New: "other"}); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "host name") {
+		t.Error(err)
+	}
+	if got := uname(t, "-n"); got == "other" {
+		t.Error("it was set")
+	}
+}
+
+func TestReading(t *testing.T) {
+	r := New(Config{})
+	out, err := invoke(t, r, "host.interfaces", &pb.NoArgs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loopback := false
+	for _, i := range out.(*pb.Interfaces).GetInterfaces() {
+		loopback = loopback || i.GetLoopback() && i.GetName() == "lo"
+		for _, address := range i.GetAddresses() {
+			if _, _, err := net.ParseCIDR(address); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if !loopback {
+		t.Error("no lo in", out)
+	}
+	if out, err = invoke(t, r, "host.uptime", &pb.NoArgs{}); err != nil || out.(*pb.Uptime).GetSeconds() < 1 {
+		t.Error(out, err)
+	}
+	if out, err = invoke(t, r, "host.memory", &pb.NoArgs{}); err != nil || out.(*pb.Memory).GetAvailable() > out.(*pb.Memory).GetTotal() || out.(*pb.Memory).GetTotal() == 0 {
+		t.Error(out, err)
+	}
+	out, err = invoke(t, r, "host.disks", &pb.NoArgs{})
+	if err != nil || len(out.(*pb.Disks).GetDisks()) == 0 {
+		t.Fatal(out, err)
+	}
+	for _, d := range out.(*pb.Disks).GetDisks() {
+		if d.GetUsed() > d.GetTotal() || d.GetAvailable() > d.GetTotal() || !filepath.IsAbs(d.GetMount()) {
+			t.Error(d)
+		}
+	}
+}
+
+func BenchmarkReady(b *testing.B) {
+	r := New(Config{})
+	for b.Loop() {
+		r.Ready(context.Background())
+	}
+}

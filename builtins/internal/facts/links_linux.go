@@ -1,0 +1,163 @@
+package facts
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// typeMask takes the flags from the type of an attribute.
+const typeMask = 0x3fff
+
+// Links lists the network interfaces by index. It asks the kernel twice, for all links and for all addresses.
+func Links() ([]Link, error) {
+	links, err := readLinks()
+	if err != nil {
+		return nil, err
+	}
+	if err := readAddresses(links); err != nil {
+		return nil, err
+	}
+	markPlumbing(links)
+	return links, nil
+}
+
+func readLinks() ([]Link, error) {
+	messages, err := dump(syscall.RTM_GETLINK, syscall.RTM_NEWLINK)
+	if err != nil {
+		return nil, err
+	}
+	var links []Link
+	for _, m := range messages {
+		if len(m.Data) < syscall.SizeofIfInfomsg {
+			continue
+		}
+		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return nil, os.NewSyscallError("netlink", err)
+		}
+		flags := binary.NativeEndian.Uint32(m.Data[8:])
+		link := Link{Index: int(int32(binary.NativeEndian.Uint32(m.Data[4:]))), Loopback: flags&unix.IFF_LOOPBACK != 0,
+			Enabled: flags&unix.IFF_UP != 0, Up: flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0}
+		for _, a := range attributes {
+			link.set(a.Attr.Type&typeMask, a.Value)
+		}
+		links = append(links, link)
+	}
+	slices.SortFunc(links, func(a, b Link) int { return a.Index - b.Index })
+	return links, nil
+}
+
+// set takes one attribute of a link.
+func (l *Link) set(kind uint16, value []byte) {
+	number := func() uint32 {
+		if len(value) < 4 {
+			return 0
+		}
+		return binary.NativeEndian.Uint32(value)
+	}
+	switch kind {
+	case unix.IFLA_IFNAME:
+		l.Name = strings.TrimRight(string(value), "\x00")
+	case unix.IFLA_ADDRESS:
+		if !l.Loopback {
+			l.MAC = net.HardwareAddr(value).String()
+		}
+	case unix.IFLA_MTU:
+		l.MTU = number()
+	case unix.IFLA_MASTER:
+		l.Master = int(number())
+	case unix.IFLA_LINKINFO:
+		l.Kind = infoKind(value)
+	case unix.IFLA_STATS64:
+		if len(value) >= 32 {
+			for i, field := range []*uint64{&l.RxPackets, &l.TxPackets, &l.RxBytes, &l.TxBytes} {
+				*field = binary.NativeEndian.Uint64(value[8*i:])
+			}
+		}
+	}
+}
+
+// infoKind finds the kind among the attributes within IFLA_LINKINFO.
+func infoKind(value []byte) string {
+	for len(value) >= syscall.SizeofRtAttr {
+		size, kind := int(binary.NativeEndian.Uint16(value)), binary.NativeEndian.Uint16(value[2:])
+		if size < syscall.SizeofRtAttr || size > len(value) {
+			return ""
+		}
+		if kind&typeMask == unix.IFLA_INFO_KIND {
+			return strings.TrimRight(string(value[syscall.SizeofRtAttr:size]), "\x00")
+		}
+		value = value[min((size+3)&^3, len(value)):]
+	}
+	return ""
+}
+
+func readAddresses(links []Link) error {
+	messages, err := dump(syscall.RTM_GETADDR, syscall.RTM_NEWADDR)
+	if err != nil {
+		return err
+	}
+	for _, m := range messages {
+		if len(m.Data) < syscall.SizeofIfAddrmsg {
+			continue
+		}
+		attributes, err := syscall.ParseNetlinkRouteAttr(&m)
+		if err != nil {
+			return os.NewSyscallError("netlink", err)
+		}
+		index := int(binary.NativeEndian.Uint32(m.Data[4:]))
+		at := slices.IndexFunc(links, func(l Link) bool { return l.Index == index })
+		if prefix, ok := address(int(m.Data[1]), attributes); ok && at >= 0 {
+			links[at].Prefixes = append(links[at].Prefixes, prefix)
+		}
+	}
+	return nil
+}
+
+// address finds the address itself: on a link with a peer IFA_ADDRESS is the other's.
+func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Prefix, ok bool) {
+	var found netip.Addr
+	for _, a := range attributes {
+		addr, valid := netip.AddrFromSlice(a.Value)
+		if valid && (a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !found.IsValid()) {
+			found = addr
+		}
+	}
+	return netip.PrefixFrom(found, bits), found.IsValid()
+}
+
+// markPlumbing finds the links that lead nowhere outside. A bridge with a real port is how a guest is reached; docker's
+// has virtual ports or none.
+func markPlumbing(links []Link) {
+	virtual := []string{"veth", "tun", "vxlan", "bridge"}
+	outside := map[int]bool{}
+	for _, l := range links {
+		if l.Master != 0 && !slices.Contains(virtual, l.Kind) {
+			outside[l.Master] = true
+		}
+	}
+	for i := range links {
+		l := &links[i]
+		l.Plumbing = l.Kind == "veth" || l.Kind == "bridge" && !outside[l.Index]
+	}
+}
+
+// dump asks the kernel for all objects of a kind.
+func dump(request, kind int) ([]syscall.NetlinkMessage, error) {
+	raw, err := syscall.NetlinkRIB(request, syscall.AF_UNSPEC)
+	if err != nil {
+		return nil, os.NewSyscallError("netlink", err)
+	}
+	messages, err := syscall.ParseNetlinkMessage(raw)
+	if err != nil {
+		return nil, os.NewSyscallError("netlink", err)
+	}
+	return slices.DeleteFunc(messages, func(m syscall.NetlinkMessage) bool { return int(m.Header.Type) != kind }), nil
+}

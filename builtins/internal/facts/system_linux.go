@@ -1,0 +1,130 @@
+package facts
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/shirou/gopsutil/v3/load"
+	"golang.org/x/sys/unix"
+)
+
+// ReadRelease reads what the system under root calls itself. Links of an image do not lead out of it.
+func ReadRelease(_ context.Context, root string) Release {
+	for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
+		if text, err := readUnder(root, name); err == nil {
+			return parseRelease(text)
+		}
+	}
+	return Release{}
+}
+
+// MachineID is the identity of the installation under root; empty where it has none.
+func MachineID(root string) string { return firstLine(root, "etc/machine-id") }
+
+// Hostname is the name of the guest, or the one that the system under another root will have.
+func Hostname(root string) string {
+	if root == "" || root == "/" {
+		name, _ := os.Hostname()
+		return name
+	}
+	return firstLine(root, "etc/hostname")
+}
+
+// ProductUUID is what SMBIOS calls this machine; empty where only root may read it.
+func ProductUUID() string { return firstLine("/", "sys/class/dmi/id/product_uuid") }
+
+// Kernel is the release of the running kernel, and the machine's architecture as uname says it.
+func Kernel() (release, machine string) {
+	var name unix.Utsname
+	if unix.Uname(&name) != nil {
+		return "", ""
+	}
+	return unix.ByteSliceToString(name.Release[:]), unix.ByteSliceToString(name.Machine[:])
+}
+
+// Load is the load averages over 1, 5 and 15 minutes; 0 where they cannot be read.
+func Load(ctx context.Context) (one, five, fifteen float64) {
+	l, err := load.AvgWithContext(ctx)
+	if err != nil {
+		return 0, 0, 0
+	}
+	return l.Load1, l.Load5, l.Load15
+}
+
+// Processes counts processes, not threads: /proc/loadavg and sysinfo count those, and /proc/stat only what was ever
+// started. Listing the names under /proc opens none of them.
+func Processes(context.Context) (int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	count := 0
+	for _, name := range names {
+		if name[0] >= '0' && name[0] <= '9' {
+			count++
+		}
+	}
+	return count, err
+}
+
+// firstLine gives the first line of a file under root; empty where it cannot be read.
+func firstLine(root, name string) string {
+	text, err := readUnder(root, name)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	return strings.TrimSpace(line)
+}
+
+// readUnder reads a file of the guest under root.
+func readUnder(root, name string) ([]byte, error) {
+	if root == "" || root == "/" {
+		return os.ReadFile(filepath.Join("/", name))
+	}
+	dir, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.ReadFile(name)
+}
+
+// parseRelease reads an os-release file.
+func parseRelease(text []byte) Release {
+	var r Release
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		name, value, ok := strings.Cut(strings.TrimSpace(lines.Text()), "=")
+		if !ok {
+			continue
+		}
+		switch value = unquote(value); name {
+		case "NAME":
+			r.Name = value
+		case "VERSION_ID":
+			r.Version = value
+		case "ID":
+			r.ID = value
+		}
+	}
+	return r
+}
+
+// unquote takes the quotes of a shell from a value.
+func unquote(value string) string {
+	if len(value) < 2 || value[0] != value[len(value)-1] || value[0] != '"' && value[0] != '\'' {
+		return value
+	}
+	inner := value[1 : len(value)-1]
+	if value[0] == '\'' {
+		return inner
+	}
+	return strings.NewReplacer(`\"`, `"`, `\\`, `\`, `\$`, `$`, "\\`", "`").Replace(inner)
+}

@@ -1,0 +1,62 @@
+package facts
+
+import (
+	"context"
+	"os"
+	"runtime"
+
+	"github.com/shirou/gopsutil/v3/host"
+	"github.com/shirou/gopsutil/v3/process"
+	"golang.org/x/sys/windows/registry"
+)
+
+// ReadRelease gives the product name and version of the running system.
+func ReadRelease(ctx context.Context, _ string) Release {
+	name, _, version, err := host.PlatformInformationWithContext(ctx)
+	if err != nil {
+		return Release{ID: "windows"}
+	}
+	return Release{Name: name, Version: version, ID: "windows"}
+}
+
+// MachineID is the identity of the installation; empty where it cannot be read.
+func MachineID(string) string {
+	key, err := registry.OpenKey(registry.LOCAL_MACHINE, `SOFTWARE\Microsoft\Cryptography`, registry.QUERY_VALUE|registry.WOW64_64KEY)
+	if err != nil {
+		return ""
+	}
+	defer key.Close()
+	id, _, _ := key.GetStringValue("MachineGuid")
+	return id
+}
+
+// Hostname is the name of the guest.
+func Hostname(string) string {
+	name, _ := os.Hostname()
+	return name
+}
+
+// ProductUUID is not read on Windows.
+func ProductUUID() string { return "" }
+
+// Kernel is the version of the running kernel, and the machine's architecture in the words of Linux.
+func Kernel() (release, machine string) {
+	release, _ = host.KernelVersion()
+	machine = runtime.GOARCH
+	switch machine {
+	case "amd64":
+		machine = "x86_64"
+	case "arm64":
+		machine = "aarch64"
+	}
+	return release, machine
+}
+
+// Processes counts processes.
+func Processes(ctx context.Context) (int, error) {
+	pids, err := process.PidsWithContext(ctx)
+	return len(pids), err
+}
+
+// Load is 0: Windows has no load averages.
+func Load(context.Context) (one, five, fifteen float64) { return 0, 0, 0 }

@@ -1,0 +1,341 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// child is a started process and its tree.
+type child struct {
+	cmd     *exec.Cmd
+	tree    tree
+	group   *group        // the control group; nil: none
+	pidfd   *os.File      // nil where the kernel has none
+	exited  chan struct{} // closed when the process ended; it is a zombie until reap, so that its number stays its own
+	watched chan struct{} // closed when nobody watches any more
+	reaped  bool
+}
+
+// start starts what spec says.
+func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, error) {
+	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
+		return nil, &StartError{Stage: "program", Err: fault.Invalid("no command")}
+	}
+	files := [3]*os.File{stdin, stdout, stderr}
+	kind := "job"
+	if spec.Tied {
+		kind = "tied"
+	}
+	group, err := r.system.newGroup(kind)
+	if err == nil {
+		c, err := r.startIn(spec, group, kind, files)
+		if err == nil {
+			return c, nil
+		}
+		group.remove()
+		// A group that cannot be joined (a threaded parent, a filter on clone3) shows only now. Nothing ran yet, so
+		// the same start without a group is safe, and tells whether the group was at fault.
+		if c, retryErr := r.startIn(spec, nil, kind, files); retryErr == nil {
+			return c, nil
+		}
+		return nil, err
+	}
+	return r.startIn(spec, nil, kind, files)
+}
+
+// startIn starts a command in a control group, or with a mark where there is none.
+func (r *Runner) startIn(spec *Spec, group *group, kind string, files [3]*os.File) (*child, error) {
+	env := spec.Env
+	if env == nil {
+		env = LoginEnv(spec.User)
+	}
+	mark := ""
+	if group == nil {
+		mark = r.system.mark(kind)
+		env = append(env[:len(env):len(env)], mark)
+	}
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if group != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, group.fd
+	}
+	if spec.Tied {
+		attr.Pdeathsig = unix.SIGKILL
+	}
+	cmd := &exec.Cmd{Stdin: files[0], Stdout: files[1], Stderr: files[2], SysProcAttr: attr}
+	start := r.startPlain
+	if spec.Confine != nil || spec.rooted() {
+		start = r.startStaged
+	}
+	pidfd := -1
+	attr.PidFD = &pidfd
+	if err := start(cmd, spec, env); err != nil {
+		return nil, err
+	}
+	c := &child{cmd: cmd, group: group, exited: make(chan struct{}), watched: make(chan struct{})}
+	if group != nil {
+		c.tree = group
+	} else {
+		c.tree = &session{id: cmd.Process.Pid, mark: mark}
+	}
+	c.watch(pidfd)
+	return c, nil
+}
+
+func (s *Spec) rooted() bool { return s.Root != "" && s.Root != "/" }
+
+func (s *Spec) dir() string {
+	if s.Dir == "" {
+		return "/"
+	}
+	return s.Dir
+}
+
+// startPlain starts the command itself.
+func (r *Runner) startPlain(cmd *exec.Cmd, spec *Spec, env []string) error {
+	if err := checkDir(spec.dir()); err != nil {
+		return &StartError{Stage: "directory", Object: spec.dir(), Err: fault.Cause(err)}
+	}
+	path, err := lookPath(spec.Argv[0], env, spec.dir())
+	if err != nil {
+		return &StartError{Stage: "program", Object: spec.Argv[0], Err: fault.Cause(err)}
+	}
+	cmd.Path, cmd.Args, cmd.Dir, cmd.Env = path, spec.Argv, spec.dir(), env
+	cmd.SysProcAttr.Credential = credential(spec.User)
+	if err := cmd.Start(); err != nil {
+		return diagnose(spec, path, fault.Cause(err))
+	}
+	return nil
+}
+
+// credential is what the child becomes; nil where an ordinary user stays what it is, since it may not set groups.
+func credential(u *User) *syscall.Credential {
+	switch {
+	case u == nil:
+		return nil
+	case os.Geteuid() != 0 && int(u.UID) == os.Geteuid() && int(u.GID) == os.Getegid():
+		return nil
+	}
+	return &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
+}
+
+// diagnose tells what a failed start failed on: the kernel gives one number for all of it.
+func diagnose(spec *Spec, path string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM) && spec.User != nil && os.Geteuid() != 0:
+		return &StartError{Stage: "user", Object: spec.User.Name, Err: err}
+	case errors.Is(err, unix.ENOENT) && fileExists(path):
+		return &StartError{Stage: "program", Object: path, Err: fault.Because(fs.ErrNotExist, "its interpreter is not there")}
+	case errors.Is(err, unix.EACCES) && spec.User != nil:
+		return &StartError{Stage: "program", Object: path,
+			Err: fault.Because(fs.ErrPermission, "permission denied to user %s, here or for directory %s", spec.User.Name, spec.dir())}
+	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
+		return &StartError{Stage: "process", Object: path, Err: err}
+	}
+	return &StartError{Stage: "program", Object: path, Err: err}
+}
+
+// lookPath finds a program as execvp would, with the PATH of the command and not the agent's.
+func lookPath(program string, env []string, dir string) (string, error) {
+	if strings.Contains(program, "/") {
+		if !filepath.IsAbs(program) {
+			program = filepath.Join(dir, program)
+		}
+		return program, executable(program)
+	}
+	found := fs.ErrNotExist
+	for _, entry := range env {
+		list, ok := strings.CutPrefix(entry, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, place := range filepath.SplitList(list) {
+			if !filepath.IsAbs(place) {
+				continue // a program from wherever one happens to stand is nobody's wish
+			}
+			path := filepath.Join(place, program)
+			switch err := executable(path); {
+			case err == nil:
+				return path, nil
+			case errors.Is(err, fs.ErrPermission):
+				found = err
+			}
+		}
+	}
+	return "", found
+}
+
+func executable(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return err
+	case info.IsDir():
+		return unix.EISDIR
+	case info.Mode()&0o111 == 0:
+		return fs.ErrPermission
+	}
+	return nil
+}
+
+func checkDir(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && !info.IsDir() {
+		return unix.ENOTDIR
+	}
+	return err
+}
+
+func fileExists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// watch closes exited at the end of the process.
+func (c *child) watch(pidfd int) {
+	if pidfd < 0 {
+		go func() { // an old kernel: this ends with the process, and with nothing else
+			defer close(c.exited)
+			for unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+			}
+		}()
+		close(c.watched)
+		return
+	}
+	unix.SetNonblock(pidfd, true) // which makes it one for the poller: no thread waits
+	c.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
+	go func() {
+		defer close(c.watched)
+		conn, err := c.pidfd.SyscallConn()
+		if err != nil {
+			return
+		}
+		err = conn.Read(func(fd uintptr) bool {
+			ready, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return ready > 0
+		})
+		if err == nil {
+			close(c.exited)
+		}
+	}()
+}
+
+func (c *child) pid() int { return c.cmd.Process.Pid }
+
+func (c *child) hasExited() bool {
+	select {
+	case <-c.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// reap takes the status of a process that ended.
+func (c *child) reap() (code int, signal syscall.Signal) {
+	c.cmd.Wait() // the error says again what the state says
+	c.reaped = true
+	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() {
+		return 128 + int(status.Signal()), status.Signal()
+	}
+	return c.cmd.ProcessState.ExitCode(), 0
+}
+
+// close ends the watch and frees what the child took of the agent.
+func (c *child) close() {
+	if c.pidfd != nil {
+		c.pidfd.SetReadDeadline(time.Now())
+		<-c.watched
+		c.pidfd.Close()
+	}
+	if !c.reaped {
+		c.cmd.Process.Release()
+	}
+	if c.group != nil {
+		c.group.close()
+	}
+}
+
+// end ends the tree: TERM, and after grace KILL, until nothing is left. What is left after wait more is an error.
+func (c *child) end(grace, wait time.Duration) error {
+	if c.gone() {
+		return nil
+	}
+	told := map[int]bool{}
+	gone := poll(grace, func() bool {
+		for _, pid := range c.members() { // each time: one may have been born while the others were told
+			if !told[pid] {
+				told[pid] = true
+				unix.Kill(pid, unix.SIGTERM)
+				unix.Kill(pid, unix.SIGCONT) // a stopped process hears nothing
+			}
+		}
+		return c.gone()
+	})
+	if gone {
+		return nil
+	}
+	gone = poll(wait, func() bool {
+		c.tree.kill()
+		if !c.hasExited() {
+			c.cmd.Process.Kill()
+		}
+		return c.gone()
+	})
+	if !gone {
+		return fault.Because(fault.ErrBusy, "processes %s outlive SIGKILL", strings.Trim(fmt.Sprint(c.members()), "[]"))
+	}
+	return nil
+}
+
+// gone says whether the process and its tree ended. The process may have left its tree.
+func (c *child) gone() bool { return c.hasExited() && c.tree.empty() }
+
+func (c *child) members() []int {
+	pids := c.tree.members()
+	if !c.hasExited() {
+		for _, pid := range pids {
+			if pid == c.pid() {
+				return pids
+			}
+		}
+		pids = append(pids, c.pid())
+	}
+	return pids
+}
+
+// poll asks until the answer is yes or a time has passed.
+func poll(within time.Duration, f func() bool) bool {
+	deadline := time.Now().Add(within)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if f() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+		time.Sleep(pause)
+	}
+}
+
+// forget removes the control group of a command that ended. One that something still runs in stays for later.
+func (r *Runner) forget(c *child) {
+	if c.group != nil && c.group.remove() != nil {
+		r.system.postpone(c.group.dir)
+	}
+}
+
+func checkIdentities() error { return nil }
+
+func systemEnv() []string { return nil }

@@ -1,0 +1,193 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// confined gives a Runner that can confine, for both ways of the kernel.
+func confined(t *testing.T, f func(t *testing.T, r *Runner, with func(...string) *Confine)) {
+	for name, perMount := range map[string]bool{"tree": false, "per mount": true, "in a group": false} {
+		t.Run(name, func(t *testing.T) {
+			config := Config{Cgroup: "none", JobCgroup: "none"}
+			if name == "in a group" {
+				config = Config{}
+			}
+			r := newRunner(t, config)
+			if how := r.Confinement(); how != "mount-namespace" {
+				t.Skipf("%s: run as root, where mount namespaces may be made", how)
+			}
+			r.system.perMount = perMount
+			f(t, r, func(paths ...string) *Confine { return &Confine{Writable: paths} })
+		})
+	}
+}
+
+func TestReadOnlyCommandCannotWrite(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		dir := t.TempDir()
+		line := "cd " + dir + "; for f in x /tmp/quantix-x /etc/quantix-x /dev/shm/quantix-x /run/quantix-x /proc/sys/kernel/hostname; do (echo x >$f) 2>/dev/null && echo wrote $f; done; " +
+			"echo x >/dev/null && echo null; echo x >$TMPDIR/y && cat $TMPDIR/y"
+		result := run(t, r, Spec{Argv: sh(line), Confine: with(), Tied: true})
+		if got := string(result.Stdout); got != "null\nx\n" {
+			t.Errorf("%q %s", got, result.Stderr)
+		}
+		if entries, _ := os.ReadDir(scratch); len(entries) > 0 {
+			t.Errorf("the scratch of the command shows outside: %v", entries)
+		}
+	})
+}
+
+func TestTouchesAloneAreWritable(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		dir := t.TempDir()
+		for _, name := range []string{"etc/hosts", "etc/other", "etc/sub/deep", "tree/a", "tree/sub/b", "far/away"} {
+			os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
+			os.WriteFile(filepath.Join(dir, name), []byte("old\n"), 0o644)
+		}
+		os.Symlink(dir+"/etc", dir+"/link")
+		spec := Spec{Dir: dir, Tied: true, Confine: with(dir+"/link/hosts", dir+"/tree", dir+"/new/dir/file")}
+		try := func(line string, works bool) {
+			t.Helper()
+			spec.Argv = sh(line)
+			if result := run(t, r, spec); (result.Code == 0) != works {
+				t.Errorf("%s: %d %s", line, result.Code, result.Stderr)
+			}
+		}
+		try("echo new >etc/hosts", true)
+		try("sed -i s/new/newer/ etc/hosts && grep newer etc/hosts", true) // replaces it by renaming
+		try("rm etc/hosts && echo again >etc/hosts", true)
+		try("echo new >etc/other", false)
+		try("rm etc/other", false)
+		try("mv etc/other etc/another", false)
+		try("echo new >etc/sub/deep", false)
+		try("echo new >tree/sub/b; rm tree/a; mkdir tree/c && mv tree/sub tree/d", true)
+		try("mkdir -p new/dir && echo new >new/dir/file", true)
+		try("echo new >far/away", false)
+		try("echo new >/var/quantix-x", false)
+		if text, _ := os.ReadFile(dir + "/etc/hosts"); string(text) != "again\n" {
+			t.Errorf("%q", text)
+		}
+	})
+}
+
+func TestConfinedCommandRunsAsItsUser(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		user := &User{Name: "guest", UID: 54321, GID: 54322, Groups: []uint32{54400}}
+		result := run(t, r, Spec{Argv: sh("id -u; id -G; grep -c . /proc/self/status >/dev/null; exit 5"), User: user, Confine: with(), Tied: true})
+		if string(result.Stdout) != "54321\n54322 54400\n" || result.Code != 5 {
+			t.Errorf("%+v", result)
+		}
+	})
+}
+
+func TestConfinedCommandDiesWithItsTimeout(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		dir := t.TempDir()
+		result := run(t, r, Spec{Argv: sh("echo $$ >" + dir + "/a; sleep 300; true"), Confine: with(dir), Tied: true, Timeout: time.Second})
+		if !result.TimedOut || alive(t, dir+"/a") {
+			t.Errorf("%+v", result)
+		}
+	})
+}
+
+func TestStartErrorsOfAConfinedCommand(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		for _, c := range []struct {
+			stage string
+			spec  Spec
+			cause error
+		}{
+			{"program", Spec{Argv: []string{"/no/such"}}, fs.ErrNotExist},
+			{"program", Spec{Argv: []string{"no-such-program"}}, fs.ErrNotExist},
+			{"directory", Spec{Argv: sh("true"), Dir: "/no/such"}, fs.ErrNotExist},
+			{"directory", Spec{Argv: sh("true"), Dir: "/root", User: &User{UID: 54321, GID: 54321}}, fs.ErrPermission},
+			{"confinement", Spec{Argv: sh("true"), Confine: with("relative")}, nil},
+		} {
+			if c.spec.Confine == nil {
+				c.spec.Confine = with()
+			}
+			_, err := r.Run(context.Background(), c.spec)
+			var start *StartError
+			if !errors.As(err, &start) || start.Stage != c.stage || c.cause != nil && !errors.Is(err, c.cause) {
+				t.Errorf("%+v: %v", c.spec, err)
+			}
+		}
+	})
+}
+
+// image makes a root directory that a shell runs in.
+func image(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "run", "tmp"} {
+		os.Mkdir(filepath.Join(root, dir), 0o755)
+	}
+	for _, program := range []string{"/bin/sh", "/bin/cat"} {
+		libraries, err := os.ReadFile(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copyFile(t, root+program, libraries)
+	}
+	r := New(Config{Cgroup: "none", JobCgroup: "none"})
+	out, err := r.Output(context.Background(), nil, "ldd", "/bin/sh")
+	if err != nil {
+		t.Skipf("no ldd: %v", err)
+	}
+	for _, field := range strings.Fields(string(out)) {
+		if content, err := os.ReadFile(field); filepath.IsAbs(field) && err == nil {
+			copyFile(t, root+field, content)
+		}
+	}
+	return root
+}
+
+func copyFile(t *testing.T, path string, content []byte) {
+	t.Helper()
+	os.MkdirAll(filepath.Dir(path), 0o755)
+	if err := os.WriteFile(path, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCommandUnderRoot(t *testing.T) {
+	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		root := image(t)
+		os.WriteFile(root+"/etc/issue", []byte("the image\n"), 0o644)
+		result := run(t, r, Spec{Argv: []string{"cat", "/etc/issue"}, Root: root})
+		if string(result.Stdout) != "the image\n" {
+			t.Errorf("%+v", result)
+		}
+		spec := Spec{Argv: sh("echo new >/etc/issue"), Root: root, Confine: with()}
+		if result := run(t, r, spec); result.Code == 0 {
+			t.Error("a read-only command wrote")
+		}
+		spec.Confine = with("/etc/issue")
+		if result := run(t, r, spec); result.Code != 0 {
+			t.Errorf("%s", result.Stderr)
+		}
+		if text, _ := os.ReadFile(root + "/etc/issue"); string(text) != "new\n" {
+			t.Errorf("%q", text)
+		}
+	})
+}
+
+func TestRootNeedsRoot(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("needs an ordinary user: run the test binary as one")
+	}
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	if _, err := r.Run(context.Background(), Spec{Argv: sh("true"), Root: t.TempDir()}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+	if how := r.Confinement(); how != "none: the agent is not root" {
+		t.Error(how)
+	}
+}

@@ -1,0 +1,665 @@
+package proc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+func TestMain(m *testing.M) {
+	if ChildMain() {
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "be-an-agent" {
+		beAnAgent()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// beAnAgent runs a command as an agent would, in a process that a test may kill: name, kind, shell line.
+func beAnAgent() {
+	r := New(Config{Name: os.Args[2], Cgroup: os.Args[3], JobCgroup: os.Args[3], Reexec: true})
+	released := make(chan error)
+	if os.Args[4] == "release" {
+		go func() {
+			os.Stdin.Read(make([]byte, 1))
+			released <- r.Release()
+		}()
+	}
+	_, err := r.Run(context.Background(), Spec{Argv: []string{"/bin/sh", "-c", os.Args[5]}, Tied: os.Args[4] == "tied"})
+	if os.Args[4] == "release" {
+		err = <-released
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// kinds are the two ways to hold a tree together.
+var kinds = map[string]string{"group": "", "session": "none"}
+
+// runners runs a test with each.
+func runners(t *testing.T, f func(t *testing.T, r *Runner)) {
+	for kind, cgroup := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			f(t, newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup}))
+		})
+	}
+}
+
+// newRunner makes a Runner with a name of its own, and checks at the end that nothing of it is left.
+func newRunner(t *testing.T, config Config) *Runner {
+	t.Helper()
+	config.Name = fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())
+	config.Reexec = true
+	r := New(config)
+	if config.Cgroup == "" && needGroups(t, r) {
+		r.system.parent["job"] = r.system.parent["tied"] // one place to look at
+	}
+	t.Cleanup(func() {
+		if err := r.Release(); err != nil {
+			t.Error(err)
+		}
+		for _, parent := range r.system.parent {
+			left, _ := filepath.Glob(filepath.Join(parent, config.Name+"*"))
+			for _, dir := range left {
+				if err := unix.Rmdir(dir); err != nil {
+					procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+					t.Errorf("%s is left: %v: %s", dir, err, procs)
+				}
+			}
+		}
+		marked := &session{mark: markName + config.Name}
+		if pids := marked.members(); len(pids) > 0 {
+			t.Errorf("processes are left: %v", pids)
+		}
+	})
+	return r
+}
+
+// needGroups skips a test where this process may not make control groups.
+func needGroups(t *testing.T, r *Runner) bool {
+	t.Helper()
+	g, err := r.system.newGroup("tied")
+	if err != nil {
+		t.Skipf("no control group (%v): run as root, or in a delegated cgroup v2 subtree", err)
+	}
+	g.remove()
+	g.close()
+	return true
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: run the test binary as root")
+	}
+}
+
+func sh(line string) []string { return []string{"/bin/sh", "-c", line} }
+
+func run(t *testing.T, r *Runner, spec Spec) *Result {
+	t.Helper()
+	result, err := r.Run(context.Background(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// alive says whether a process runs, by the number that a command wrote into a file.
+func alive(t *testing.T, pidFile string) bool {
+	t.Helper()
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, ok := readStat(pid)
+	return ok && s.state != "Z"
+}
+
+func killFile(t *testing.T, pidFile string) {
+	text, _ := os.ReadFile(pidFile)
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if !poll(5*time.Second, func() bool { return !alive(t, pidFile) }) {
+		t.Error("a process does not die")
+	}
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	if !poll(10*time.Second, f) {
+		t.Fatal("does not come: " + what)
+	}
+}
+
+func exists(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Size() > 0
+}
+
+func TestResult(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		for _, c := range []struct {
+			line, stdin, stdout, stderr string
+			code                        int
+		}{
+			{line: "true"},
+			{line: "echo out; echo err >&2; exit 7", stdout: "out\n", stderr: "err\n", code: 7},
+			{line: "cat", stdin: "through", stdout: "through"},
+			{line: "kill -9 $$", code: 137},
+			{line: "pwd", stdout: "/\n"},
+		} {
+			spec := Spec{Argv: sh(c.line)}
+			if c.stdin != "" {
+				spec.Stdin = []byte(c.stdin)
+			}
+			result := run(t, r, spec)
+			if string(result.Stdout) != c.stdout || string(result.Stderr) != c.stderr || result.Code != c.code || result.Truncated {
+				t.Errorf("%s: %+v", c.line, result)
+			}
+		}
+	})
+}
+
+func TestSignalIsTold(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	result := run(t, r, Spec{Argv: sh("kill -9 $$")})
+	if result.Signal != syscall.SIGKILL || result.Code != 137 || !strings.Contains(result.How(), "signal 9") {
+		t.Errorf("%+v: %s", result, result.How())
+	}
+	if err := result.Err(); !errors.Is(err, fault.ErrOutput) {
+		t.Error(err)
+	}
+}
+
+func TestTimeoutEndsTheWholeTree(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		for _, tied := range []bool{true, false} {
+			dir := t.TempDir()
+			// One child stays, one leaves the session, one does not hear TERM.
+			line := fmt.Sprintf("cd %s; sleep 300 & echo $! >a; setsid sh -c 'echo $$ >b; exec sleep 300' & "+
+				"sh -c 'trap \"\" TERM; echo $$ >c; sleep 300; sleep 300' & echo started; sleep 300", dir)
+			r.config.Grace = 200 * time.Millisecond
+			result := run(t, r, Spec{Argv: sh(line), Timeout: time.Second, Tied: tied})
+			if !result.TimedOut || string(result.Stdout) != "started\n" || result.Duration > 8*time.Second {
+				t.Errorf("%+v", result)
+			}
+			for _, name := range []string{"a", "b", "c"} {
+				if alive(t, filepath.Join(dir, name)) {
+					t.Errorf("%s survives", name)
+				}
+			}
+			if err := result.Err(); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestCommandMayCleanUpOnTerm(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", Grace: 10 * time.Second})
+	result := run(t, r, Spec{Argv: sh("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"), Timeout: time.Second})
+	if string(result.Stdout) != "ready\nbye\n" || result.Code != 3 || !result.TimedOut {
+		t.Errorf("%+v", result)
+	}
+}
+
+func TestCancelKeepsOutput(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		ctx, cancel := context.WithCancelCause(context.Background())
+		because := errors.New("the host said so")
+		go func() {
+			poll(10*time.Second, func() bool { return exists(filepath.Join(dir, "a")) })
+			cancel(because)
+		}()
+		result, err := r.Run(ctx, Spec{Argv: sh("echo part; echo $$ >" + dir + "/a; sleep 300")})
+		if !errors.Is(err, because) || result == nil || string(result.Stdout) != "part\n" || result.Signal != syscall.SIGTERM {
+			t.Errorf("%+v %v", result, err)
+		}
+		if alive(t, dir+"/a") {
+			t.Error("it survives")
+		}
+	})
+}
+
+func TestStderrIsReadWhileStdoutIsOpen(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	result := run(t, r, Spec{Argv: sh("head -c 1048576 /dev/zero >&2; echo end"), Timeout: 30 * time.Second})
+	if len(result.Stderr) != 1<<20 || string(result.Stdout) != "end\n" || result.Code != 0 || result.Truncated {
+		t.Errorf("%d %q %d", len(result.Stderr), result.Stdout, result.Code)
+	}
+}
+
+func TestBackgroundChildDoesNotHoldTheReply(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		result := run(t, r, Spec{Argv: sh("sleep 600 & echo $! >" + dir + "/a; echo ok")})
+		if string(result.Stdout) != "ok\n" || result.Code != 0 || !result.Truncated || result.Duration > 2*time.Second {
+			t.Errorf("%+v", result)
+		}
+		if !alive(t, dir+"/a") {
+			t.Error("a job that nobody tied is dead")
+		}
+		killFile(t, dir+"/a")
+	})
+}
+
+func TestBackgroundChildMayGoOnWriting(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		line := fmt.Sprintf("cd %s; (while ! test -e go; do sleep 0.02; done; head -c 300000 /dev/zero; echo done >end) & echo ok", dir)
+		run(t, r, Spec{Argv: sh(line)})
+		os.WriteFile(dir+"/go", nil, 0o600)
+		eventually(t, "the end of a writer that nobody reads", func() bool { return exists(dir + "/end") })
+	})
+}
+
+func TestTiedCommandLeavesNothing(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		result := run(t, r, Spec{Argv: sh("setsid sh -c 'echo $$ >" + dir + "/a; exec sleep 600' & while ! test -s " + dir + "/a; do :; done; echo ok"), Tied: true})
+		if string(result.Stdout) != "ok\n" || result.Code != 0 {
+			t.Errorf("%+v", result)
+		}
+		if alive(t, dir+"/a") {
+			t.Error("it survives")
+		}
+	})
+}
+
+func TestOutputIsBounded(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", MaxOutput: 1 << 20})
+	result := run(t, r, Spec{Argv: sh("cat /dev/zero"), Timeout: time.Second, MaxOutput: 1 << 32})
+	if len(result.Stdout) != 1<<20 || !result.Truncated || !result.TimedOut || cap(result.Stdout) > 4<<20 {
+		t.Errorf("%d %+v", len(result.Stdout), result.Truncated)
+	}
+	result = run(t, r, Spec{Argv: sh("printf 0123456789; printf abcdefghij >&2"), MaxOutput: 4})
+	if string(result.Stdout) != "0123" || string(result.Stderr) != "abcd" || string(result.Tail) != "abcdefghij" || !result.Truncated {
+		t.Errorf("%+v", result)
+	}
+}
+
+func TestStartErrorsAreToldApart(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		write := func(name, content string, mode os.FileMode) string {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), mode); err != nil {
+				t.Fatal(err)
+			}
+			return filepath.Join(dir, name)
+		}
+		for _, c := range []struct {
+			name, stage string
+			spec        Spec
+			cause       error
+		}{
+			{"no program", "program", Spec{Argv: []string{"/no/such"}}, fs.ErrNotExist},
+			{"not in path", "program", Spec{Argv: []string{"no-such-program"}}, fs.ErrNotExist},
+			{"no directory", "directory", Spec{Argv: sh("true"), Dir: "/no/such"}, fs.ErrNotExist},
+			{"directory is a file", "directory", Spec{Argv: sh("true"), Dir: write("file", "", 0o644)}, syscall.ENOTDIR},
+			{"not executable", "program", Spec{Argv: []string{write("plain", "x", 0o644)}}, fs.ErrPermission},
+			{"no interpreter", "program", Spec{Argv: []string{write("script", "#!/no/such\n", 0o755)}}, fs.ErrNotExist},
+			{"nothing", "program", Spec{}, fs.ErrInvalid},
+		} {
+			_, err := r.Run(context.Background(), c.spec)
+			var start *StartError
+			if !errors.As(err, &start) || start.Stage != c.stage || !errors.Is(err, c.cause) {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+	})
+}
+
+func TestSpawnedCommandWritesAndEndsByItself(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		begin := time.Now()
+		pid, err := r.Spawn(Spec{Argv: sh("sleep 0.2; echo x; echo y >&2; echo $$ >" + dir + "/done")})
+		if err != nil || pid <= 1 {
+			t.Fatal(pid, err)
+		}
+		if took := time.Since(begin); took > 150*time.Millisecond && exists(dir+"/done") {
+			t.Errorf("it waited %s", took)
+		}
+		eventually(t, "the end of the command", func() bool { return exists(dir + "/done") })
+		eventually(t, "no zombie", func() bool { _, ok := readStat(pid); return !ok })
+		if _, err := r.Spawn(Spec{Argv: []string{"/no/such"}}); !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestEnvironmentIsThatOfALogin(t *testing.T) {
+	t.Setenv("SECRET_OF_THE_AGENT", "x")
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	out := string(run(t, r, Spec{Argv: []string{"env"}}).Stdout)
+	for _, want := range []string{"PATH=", "HOME=", "USER=", "LOGNAME=", "SHELL=", "LANG=C.UTF-8"} {
+		if !strings.Contains("\n"+out, "\n"+want) {
+			t.Errorf("no %s in %s", want, out)
+		}
+	}
+	if strings.Contains(out, "SECRET_OF_THE_AGENT") {
+		t.Error("the agent's environment shows through")
+	}
+}
+
+func TestUserHasOnlyTheGroupsItIsGiven(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	os.Mkdir(root+"/etc", 0o755)
+	os.WriteFile(root+"/etc/passwd", []byte("root:x:0:0::/root:/bin/sh\nguest:x:54321:54322:Guest:/home/guest:/bin/bash\n12:x:7:7::/:\n"), 0o644)
+	os.WriteFile(root+"/etc/group", []byte("guest:x:54322:\none:x:54400:other,guest\ntwo:x:54401:guest2\n"), 0o644)
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	for _, c := range []struct {
+		user, group   string
+		supplementary bool
+		want          string
+	}{
+		{"guest", "", false, "54321 54322 54322"},
+		{"guest", "", true, "54321 54322 54322 54400"},
+		{"guest", "two", false, "54321 54401 54401"},
+		{"", "one", false, "0 54400 54400"},
+		{"54321", "", false, "54321 54322 54322"},
+		{"12", "", false, "7 7 7"},
+		{"4000", "4001", true, "4000 4001 4001"},
+	} {
+		u, err := LookupUser(root, c.user, c.group, c.supplementary)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		result := run(t, r, Spec{Argv: sh("echo $(id -u) $(id -g) $(id -G)"), User: u})
+		if got := strings.TrimSpace(string(result.Stdout)); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
+	}
+	for _, c := range [][2]string{{"nobody-knows", ""}, {"guest", "nobody-knows"}} {
+		if _, err := LookupUser(root, c[0], c[1], false); !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	u, _ := LookupUser(root, "guest", "", false)
+	if env := strings.Join(LoginEnv(u), " "); env != "PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/guest USER=guest LOGNAME=guest SHELL=/bin/bash LANG=C.UTF-8" {
+		t.Error(env)
+	}
+}
+
+func TestOrdinaryUserCannotBecomeAnother(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("needs an ordinary user: run the test binary as one")
+	}
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	u, err := LookupUser("/", "0", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Run(context.Background(), Spec{Argv: sh("true"), User: u})
+	var start *StartError
+	if !errors.As(err, &start) || start.Stage != "user" || !errors.Is(err, fs.ErrPermission) {
+		t.Error(err)
+	}
+	self, err := LookupUser("/", strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid()), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result := run(t, r, Spec{Argv: sh("id -u"), User: self}); strings.TrimSpace(string(result.Stdout)) != strconv.Itoa(os.Getuid()) {
+		t.Errorf("%+v", result)
+	}
+}
+
+// agent starts this test binary as an agent that runs one command.
+func agent(t *testing.T, name, cgroup, kind, line string) (*exec.Cmd, func()) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "be-an-agent", name, cgroup, kind, line)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, func() { in.Write([]byte("x")) }
+}
+
+func TestTiedCommandDiesWithTheAgentAndSweepEndsTheRest(t *testing.T) {
+	for kind, cgroup := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			r := newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup})
+			dir := t.TempDir()
+			line := fmt.Sprintf("cd %s; setsid sleep 300 & echo $! >b; echo $$ >a; sleep 300; true", dir)
+			parent := r.system.parent["tied"]
+			if parent == "" {
+				parent = "none"
+			}
+			cmd, _ := agent(t, r.config.Name, parent, "tied", line)
+			eventually(t, "the command", func() bool { return exists(dir + "/a") })
+			cmd.Process.Kill()
+			cmd.Wait()
+			eventually(t, "the death of the command", func() bool { return !alive(t, dir+"/a") })
+			if err := r.Sweep(context.Background()); err != nil {
+				t.Error(err)
+			}
+			if alive(t, dir+"/b") {
+				t.Error("its child survives the sweep")
+			}
+		})
+	}
+}
+
+func TestJobSurvivesTheAgentThatWaitsForIt(t *testing.T) {
+	for kind, cgroup := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			r := newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup})
+			dir := t.TempDir()
+			line := fmt.Sprintf("cd %s; echo $$ >a; while ! test -e go; do sleep 0.02; done; head -c 300000 /dev/zero && echo $$ >end", dir)
+			parent := r.system.parent["job"]
+			if parent == "" {
+				parent = "none"
+			}
+			cmd, release := agent(t, r.config.Name, parent, "release", line)
+			eventually(t, "the command", func() bool { return exists(dir + "/a") })
+			release()
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			if !alive(t, dir+"/a") {
+				t.Error("it died with the agent")
+			}
+			os.WriteFile(dir+"/go", nil, 0o600)
+			eventually(t, "all its output written, with no agent to read it", func() bool { return exists(dir + "/end") })
+			eventually(t, "the end of the command", func() bool { return !alive(t, dir+"/a") })
+			eventually(t, "an empty group", func() bool {
+				if parent == "none" {
+					return true
+				}
+				r.system.tidy(parent)
+				left, _ := filepath.Glob(parent + "/" + r.config.Name + "*")
+				return len(left) == 0
+			})
+		})
+	}
+}
+
+func TestTiedCommandOutlivesThreads(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() { // ends threads all the time
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			done := make(chan struct{})
+			go func() { runtime.LockOSThread(); close(done) }()
+			<-done
+		}
+	}()
+	for range 20 {
+		if result := run(t, r, Spec{Argv: sh("sleep 0.05; echo ok"), Tied: true}); string(result.Stdout) != "ok\n" {
+			t.Fatalf("killed by the end of a thread: %+v", result)
+		}
+	}
+	close(stop)
+	<-ended
+}
+
+func TestReleaseRefusesWhatComesLater(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Run(context.Background(), Spec{Argv: sh("true")}); !errors.Is(err, ErrReleased) {
+		t.Error(err)
+	}
+	if _, err := r.Spawn(Spec{Argv: sh("true")}); !errors.Is(err, ErrReleased) {
+		t.Error(err)
+	}
+}
+
+func TestOutputTellsWhatFailed(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	out, err := r.Output(context.Background(), []byte("abc"), "tr", "a-z", "A-Z")
+	if err != nil || !bytes.Equal(out, []byte("ABC")) {
+		t.Errorf("%s %v", out, err)
+	}
+	_, err = r.Output(context.Background(), nil, "sh", "-c", "head -c 2000 /dev/zero | tr '\\0' x >&2; echo 'the end' >&2; exit 4")
+	if !errors.Is(err, fault.ErrOutput) || !strings.HasPrefix(err.Error(), "exit code 4: xxx") || !strings.HasSuffix(err.Error(), "the end") || len(err.Error()) > 600 {
+		t.Error(err)
+	}
+}
+
+func TestJobStandsOutsideOfTheAgentsGroup(t *testing.T) {
+	r := New(Config{Name: fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())})
+	needGroups(t, r)
+	jobs := r.system.parent["job"]
+	dir := t.TempDir()
+	pid, err := r.Spawn(Spec{Argv: sh("cat /proc/self/cgroup >" + dir + "/groups; echo end >" + dir + "/end")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the command", func() bool { return exists(dir + "/end") })
+	groups, _ := os.ReadFile(dir + "/groups")
+	if !strings.Contains(string(groups), "0::/"+filepath.Base(jobs)+"/"+r.config.Name+"-job-") {
+		t.Errorf("it ran in %s", groups)
+	}
+	eventually(t, "no process", func() bool { _, ok := readStat(pid); return !ok })
+	if err := r.Release(); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Rmdir(jobs); err != nil {
+		t.Errorf("the group of the jobs is not empty: %v", err)
+	}
+}
+
+func TestTwoRunnersDoNotEndEachOthersCommands(t *testing.T) {
+	runners(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		other := New(r.config)
+		ended := make(chan *Result)
+		go func() {
+			result, _ := other.Run(context.Background(), Spec{Argv: sh("echo $$ >" + dir + "/a; while ! test -e " + dir + "/go; do sleep 0.02; done; echo ok"), Tied: true})
+			ended <- result
+		}()
+		eventually(t, "the command of the other", func() bool { return exists(dir + "/a") })
+		run(t, r, Spec{Argv: sh("sleep 60 &"), Tied: true})
+		if err := r.Sweep(context.Background()); err != nil {
+			t.Error(err)
+		}
+		os.WriteFile(dir+"/go", nil, 0o600)
+		if result := <-ended; result == nil || string(result.Stdout) != "ok\n" {
+			t.Errorf("%+v", result)
+		}
+	})
+}
+
+func TestGroupIsEmptiedWithoutTheKernelsOwnWay(t *testing.T) {
+	r := newRunner(t, Config{})
+	g, err := r.system.newGroup("tied")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.close()
+	cmd := exec.Command("sh", "-c", "sleep 300 & sleep 300 & wait")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: g.fd}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "three processes", func() bool { return len(g.members()) == 3 })
+	eventually(t, "an empty group", func() bool { g.killEach(); return g.empty() })
+	cmd.Wait()
+	if err := g.remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEndIsSeenWithoutAPidfd(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "exit 6")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &child{cmd: cmd, exited: make(chan struct{}), watched: make(chan struct{})}
+	c.watch(-1)
+	<-c.exited
+	if code, signal := c.reap(); code != 6 || signal != 0 {
+		t.Error(code, signal)
+	}
+	c.close()
+}
+
+func BenchmarkRun(b *testing.B) {
+	for name, config := range map[string]Config{"group": {Name: "bench"}, "session": {Name: "bench", Cgroup: "none", JobCgroup: "none"}} {
+		for _, tied := range []bool{true, false} {
+			b.Run(fmt.Sprintf("%s/tied=%v", name, tied), func(b *testing.B) {
+				r := New(config)
+				for b.Loop() {
+					if _, err := r.Run(context.Background(), Spec{Argv: []string{"/bin/true"}, Tied: tied}); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+	b.Run("confined", func(b *testing.B) {
+		r := New(Config{Name: "bench", Reexec: true})
+		if how := r.Confinement(); how != Confined {
+			b.Skip(how)
+		}
+		for b.Loop() {
+			if _, err := r.Run(context.Background(), Spec{Argv: []string{"/bin/true"}, Tied: true, Confine: &Confine{Writable: []string{"/etc/hosts"}}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("bare", func(b *testing.B) {
+		for b.Loop() {
+			exec.Command("/bin/true").Run()
+		}
+	})
+}

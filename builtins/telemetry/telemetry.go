@@ -1,0 +1,128 @@
+// Package telemetry takes the periodic picture of the running guest that the host shows.
+//
+//	/proc/stat, before and now ─┐
+//	memory, load, links, disks ─┴─► Sampler.Report ──► TelemetryReport
+//
+// A report never waits for a file system, a name server or another process.
+//
+// Not here: when reports are sent, and inventory.
+package telemetry
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/shirou/gopsutil/v3/cpu"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// minimumSpan is the shortest time that processor usage is measured over: the kernel counts in ticks of up to 10 ms, so over
+// less than this one tick more or less would show.
+const minimumSpan = 200 * time.Millisecond
+
+// Sampler takes reports. Processor usage is that between one report and the one before. It is safe for concurrent use.
+type Sampler struct {
+	disks facts.Disks
+
+	mu   sync.Mutex
+	last times     // the sample before
+	at   time.Time // when it was taken
+	busy float64   // percent, as last measured
+}
+
+// times are seconds of all processors together since the guest started.
+type times struct{ busy, idle float64 }
+
+// New makes a Sampler and takes its first sample, so that the first report covers the time since.
+func New() *Sampler {
+	s := &Sampler{at: time.Now()}
+	s.last, _ = readTimes(context.Background())
+	return s
+}
+
+// Report describes the guest now. A value that cannot be read is 0, and a list is then empty; load averages are 0 on
+// Windows, which has none. Links that only serve containers are left out, and so is loopback. A file system that hangs
+// is told as it was for a minute, then left out.
+func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
+	report := &pb.TelemetryReport{CpuUsagePercent: s.usage(ctx), Hostname: facts.Hostname("/")}
+	if m, err := facts.ReadMemory(ctx); err == nil {
+		// The host shows as available what is not used, so the two must add up.
+		report.MemoryTotalBytes, report.MemoryAvailableBytes, report.MemoryUsedBytes = m.Total, m.Available, m.Total-m.Available
+		report.SwapTotalBytes, report.SwapUsedBytes = m.SwapTotal, m.SwapTotal-min(m.SwapFree, m.SwapTotal)
+	}
+	report.LoadAvg_1, report.LoadAvg_5, report.LoadAvg_15 = facts.Load(ctx)
+	if n, err := facts.Processes(ctx); err == nil {
+		report.ProcessCount = uint32(n)
+	}
+	if up, err := facts.Uptime(ctx); err == nil {
+		report.UptimeSeconds = uint64(up / time.Second)
+	}
+	if links, err := facts.Links(); err == nil {
+		report.Interfaces = interfaces(links)
+	}
+	if disks, err := s.disks.Read(ctx); err == nil {
+		for _, d := range disks {
+			report.Disks = append(report.Disks, &pb.DiskUsage{MountPoint: d.Mount, Filesystem: d.Type, Device: d.Device,
+				TotalBytes: d.Total, UsedBytes: d.Used, AvailableBytes: d.Available,
+				UsagePercent: 100 * float64(d.Used) / float64(d.Total)})
+		}
+	}
+	return report
+}
+
+// usage is how busy the processors were since the sample before, 0 to 100 over all of them.
+func (s *Sampler) usage(ctx context.Context) float64 {
+	now, err := readTimes(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil || time.Since(s.at) < minimumSpan {
+		return s.busy
+	}
+	// The kernel lets single counters go back a little, when a processor goes away or idle time is accounted anew.
+	busy, idle := max(now.busy-s.last.busy, 0), max(now.idle-s.last.idle, 0)
+	s.last, s.at = now, time.Now()
+	if busy+idle > 0 {
+		s.busy = 100 * busy / (busy + idle)
+	}
+	return s.busy
+}
+
+// readTimes reads the counters. The time of the guests of this guest is in user time already, and stolen time counts as
+// busy: the guest wanted it.
+func readTimes(ctx context.Context) (times, error) {
+	all, err := cpu.TimesWithContext(ctx, false)
+	if err != nil || len(all) == 0 {
+		return times{}, err
+	}
+	t := all[0]
+	return times{busy: t.User + t.Nice + t.System + t.Irq + t.Softirq + t.Steal, idle: t.Idle + t.Iowait}, nil
+}
+
+// interfaces tells of links. Addresses are plain, since the host shows them as they are.
+func interfaces(links []facts.Link) []*pb.InterfaceInfo {
+	var list []*pb.InterfaceInfo
+	for _, l := range links {
+		if l.Loopback || l.Plumbing {
+			continue
+		}
+		info := &pb.InterfaceInfo{Name: l.Name, MacAddress: l.MAC, State: pb.InterfaceState_INTERFACE_STATE_DOWN, Mtu: l.MTU,
+			RxBytes: l.RxBytes, TxBytes: l.TxBytes, RxPackets: l.RxPackets, TxPackets: l.TxPackets}
+		if l.Up {
+			info.State = pb.InterfaceState_INTERFACE_STATE_UP
+		}
+		var lengths4, lengths6 []uint32
+		for _, prefix := range l.Prefixes {
+			if addr := prefix.Addr(); addr.Is4() {
+				info.Ipv4Addresses, lengths4 = append(info.Ipv4Addresses, addr.String()), append(lengths4, uint32(prefix.Bits()))
+			} else {
+				info.Ipv6Addresses, lengths6 = append(info.Ipv6Addresses, addr.String()), append(lengths6, uint32(prefix.Bits()))
+			}
+		}
+		info.Prefixes = append(lengths4, lengths6...)
+		list = append(list, info)
+	}
+	return list
+}

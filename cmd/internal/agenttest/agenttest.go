@@ -1,0 +1,216 @@
+// Package agenttest starts the real agent as a process of its own, on a private unix socket, for tests.
+//
+// Not here: tests.
+package agenttest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/client"
+)
+
+// Options say how an agent is started. All are optional.
+type Options struct {
+	Binary string   // a built agent; empty: built from this tree, once a process
+	Root   string   // --root; empty: none
+	State  string   // --state; empty: a fresh directory
+	Config string   // the text of agent.yaml
+	Args   []string // more arguments
+	Env    []string // more environment
+}
+
+// Agent is a running one.
+type Agent struct {
+	Socket string
+	State  string
+	t      testing.TB
+	cmd    *exec.Cmd
+	log    *safeBuffer
+	exited chan struct{} // closed when the process is gone
+}
+
+var built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// Binary builds the agent of this tree once and gives its path. race says that the tests run under the race detector,
+// and then so does the agent.
+func Binary() (string, error) {
+	built.once.Do(func() {
+		dir, err := os.MkdirTemp("", "agent-bin-")
+		if err != nil {
+			built.err = err
+			return
+		}
+		built.path = filepath.Join(dir, "quantix-kvm-agent")
+		args := []string{"build", "-o", built.path}
+		if race {
+			args = append(args, "-race")
+		}
+		out, err := exec.Command("go", append(args, "github.com/quantix-kvm/guest-agent/cmd/quantix-kvm-agent")...).CombinedOutput()
+		if err != nil {
+			built.err = fmt.Errorf("build the agent: %w\n%s", err, out)
+		}
+	})
+	return built.path, built.err
+}
+
+// Main runs tests and takes away what Binary built. For TestMain.
+func Main(m *testing.M) {
+	code := m.Run()
+	if built.path != "" {
+		os.RemoveAll(filepath.Dir(built.path))
+	}
+	os.Exit(code)
+}
+
+// Start starts an agent and ends it with the test. It returns when the socket is there.
+func Start(t testing.TB, o Options) *Agent {
+	t.Helper()
+	binary := o.Binary
+	if binary == "" {
+		var err error
+		if binary, err = Binary(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	a := &Agent{Socket: socketPath(t), State: o.State, t: t, log: &safeBuffer{}}
+	if a.State == "" {
+		a.State = filepath.Join(dir, "state")
+	}
+	config := filepath.Join(dir, "agent.yaml")
+	if err := os.WriteFile(config, []byte(o.Config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--config", config, "--device", "unix:" + a.Socket, "--state", a.State, "--log-level", "debug"}
+	if o.Root != "" {
+		args = append(args, "--root", o.Root)
+	}
+	a.cmd = exec.Command(binary, append(args, o.Args...)...)
+	a.cmd.Env = append(os.Environ(), o.Env...)
+	a.cmd.Stderr = a.log
+	if err := a.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	a.exited = make(chan struct{})
+	go func() { a.cmd.Wait(); close(a.exited) }()
+	t.Cleanup(func() {
+		a.Kill()
+		if t.Failed() {
+			t.Logf("the agent's log:\n%s", a.log)
+		}
+	})
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(a.Socket); err == nil {
+			return a
+		}
+		select {
+		case <-a.exited:
+			t.Fatalf("the agent ended at once:\n%s", a.log)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the agent made no socket:\n%s", a.log)
+		}
+	}
+}
+
+// socketPath is short: a unix socket's path has at most 108 bytes.
+func socketPath(t testing.TB) string {
+	dir, err := os.MkdirTemp("", "qa-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "s")
+}
+
+// Client connects and waits for the agent's first word.
+func (a *Agent) Client(t testing.TB, o client.Options) *client.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, a.Socket, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if _, err := c.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Log is what the agent has logged so far.
+func (a *Agent) Log() string { return a.log.String() }
+
+// PID is the agent's process id.
+func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
+// Stop sends SIGTERM and waits for the end; it tells how long that took.
+func (a *Agent) Stop() time.Duration {
+	start := time.Now()
+	a.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-a.exited:
+	case <-time.After(30 * time.Second):
+		a.t.Error("the agent did not end within 30 s of SIGTERM")
+		a.Kill()
+	}
+	return time.Since(start)
+}
+
+// Kill sends SIGKILL and waits for the end.
+func (a *Agent) Kill() {
+	if err := a.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		a.t.Error(err)
+	}
+	<-a.exited
+}
+
+// RSS is the resident size of the agent in bytes; 0 where it cannot be told.
+func (a *Agent) RSS() int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

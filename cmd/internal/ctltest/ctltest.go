@@ -1,0 +1,149 @@
+// Package ctltest replays command line scripts (txtar files) of quantix-kvm-ctl against an agent: a local process, or one
+// in a virtual machine. The same files run in both places.
+//
+// In a script, beside what testscript has:
+//
+//	ctl ARGS…           runs quantix-kvm-ctl; stdout and stderr can be matched
+//	status N ARGS…      the same, and the exit status must be N
+//	guest LINE          runs a line of shell in the guest, not through the agent
+//	$G                  a directory of the guest that is the script's own
+//
+// Conditions: [guestroot] the agent in the guest is root; [vm] the guest is a virtual machine.
+//
+// Not here: how an agent or a machine is started.
+package ctltest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// Guest is where the agent runs.
+type Guest struct {
+	Socket string                                                                              // of the host
+	Dir    string                                                                              // of the guest, empty, for the script alone
+	Shell  func(ctx context.Context, line string) (stdout, stderr []byte, code int, err error) // runs a line, not through the agent
+	Root   bool                                                                                // the agent is root
+	VM     bool                                                                                // the guest is a virtual machine
+}
+
+var built struct {
+	once sync.Once
+	path string
+	err  error
+}
+
+// Binary builds the ctl of this tree once and gives its path.
+func Binary() (string, error) {
+	built.once.Do(func() {
+		dir, err := os.MkdirTemp("", "ctl-bin-")
+		if err != nil {
+			built.err = err
+			return
+		}
+		built.path = filepath.Join(dir, "quantix-kvm-ctl")
+		if out, err := exec.Command("go", "build", "-o", built.path, "github.com/quantix-kvm/guest-agent/cmd/quantix-kvm-ctl").CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("build the ctl: %w\n%s", err, out)
+		}
+	})
+	return built.path, built.err
+}
+
+// Clean takes away what Binary built.
+func Clean() {
+	if built.path != "" {
+		os.RemoveAll(filepath.Dir(built.path))
+	}
+}
+
+// Run replays the scripts of a directory. start gives each its guest; env's Defer ends it.
+func Run(t *testing.T, dir string, start func(env *testscript.Env) (Guest, error)) {
+	binary, err := Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type key struct{}
+	guestOf := func(ts *testscript.TestScript) Guest { return ts.Value(key{}).(Guest) }
+	var mu sync.Mutex
+	guests := map[string]Guest{} // by work directory, for conditions
+	testscript.Run(t, testscript.Params{
+		Dir: dir,
+		Setup: func(env *testscript.Env) error {
+			g, err := start(env)
+			if err != nil {
+				return err
+			}
+			env.Values[key{}] = g
+			env.Setenv("QUANTIX_SOCKET", g.Socket)
+			env.Setenv("G", g.Dir)
+			mu.Lock()
+			guests[env.WorkDir] = g
+			mu.Unlock()
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, g := range guests { // all scripts of one Run have guests of one kind
+				switch cond {
+				case "guestroot":
+					return g.Root, nil
+				case "vm":
+					return g.VM, nil
+				}
+				break
+			}
+			return false, fmt.Errorf("unknown condition %s", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"ctl": func(ts *testscript.TestScript, neg bool, args []string) {
+				err := ts.Exec(binary, args...)
+				if failed := err != nil; failed != neg {
+					ts.Fatalf("ctl %q: %v", args, err)
+				}
+			},
+			"status": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 2 {
+					ts.Fatalf("usage: status N ARGS…")
+				}
+				want, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				got := 0
+				err = ts.Exec(binary, args[1:]...)
+				if exit := new(exec.ExitError); errors.As(err, &exit) {
+					got = exit.ExitCode()
+				} else if err != nil {
+					ts.Fatalf("ctl %q: %v", args[1:], err)
+				}
+				if got != want {
+					ts.Fatalf("ctl %q: exit status %d, want %d", args[1:], got, want)
+				}
+			},
+			"guest": func(ts *testscript.TestScript, neg bool, args []string) {
+				if len(args) != 1 {
+					ts.Fatalf("usage: guest 'LINE'")
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				stdout, stderr, code, err := guestOf(ts).Shell(ctx, args[0])
+				ts.Check(err)
+				out := filepath.Join(ts.Getenv("WORK"), ".guest-stdout")
+				ts.Check(os.WriteFile(out, stdout, 0o600))
+				ts.Check(ts.Exec("cat", out)) // so that stdout can be matched
+				if failed := code != 0; failed != neg {
+					ts.Fatalf("guest %q: exit status %d\n%s", args[0], code, stderr)
+				}
+			},
+		},
+	})
+}

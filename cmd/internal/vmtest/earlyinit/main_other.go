@@ -1,0 +1,14 @@
+//go:build !linux
+
+// Command earlyinit runs in the test guest, which is a Linux machine.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	fmt.Fprintln(os.Stderr, "earlyinit runs in the Linux test guest only")
+	os.Exit(1)
+}

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Each benchmark measures the raw channel or the bare work in the same run and reports how many times that the agent
+// takes: "x" is the ratio, and the only figure that means anything on a noisy machine.
+
+const transfer = 64 << 20
+
+// alternate runs a and b in turn and reports a's time as a multiple of b's.
+func alternate(b *testing.B, ours, raw func()) {
+	ours()
+	raw()
+	var tookOurs, tookRaw time.Duration
+	for b.Loop() {
+		start := time.Now()
+		ours()
+		middle := time.Now()
+		raw()
+		tookOurs += middle.Sub(start)
+		tookRaw += time.Since(middle)
+	}
+	b.ReportMetric(float64(tookOurs)/float64(tookRaw), "x")
+	b.ReportMetric(float64(tookOurs.Microseconds())/float64(b.N), "ours-µs")
+	b.ReportMetric(float64(tookRaw.Microseconds())/float64(b.N), "raw-µs")
+	b.ReportMetric(0, "ns/op")
+}
+
+// rawPeer is a bare program at the other end of a unix socket.
+func rawPeer(b *testing.B, serve func(net.Conn)) net.Conn {
+	b.Helper()
+	l, err := net.Listen("unix", filepath.Join(b.TempDir(), "raw"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close() })
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			defer conn.Close()
+			serve(conn)
+		}
+	}()
+	conn, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func fail(b *testing.B, err error) {
+	if err != nil {
+		b.Helper()
+		b.Fatal(err)
+	}
+}
+
+func benchAgent(b *testing.B, root string) *client.Client {
+	a := agenttest.Start(b, agenttest.Options{Root: root, Config: "telemetry_interval_secs: 3600\n", Args: []string{"--log-level", "error"}})
+	return a.Client(b, client.Options{})
+}
+
+// BenchmarkPing: beside 64 bytes to a bare echo and back.
+func BenchmarkPing(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, b.TempDir())
+	echo := rawPeer(b, func(conn net.Conn) { io.Copy(conn, conn) })
+	block := make([]byte, 64)
+	alternate(b, func() {
+		_, err := client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
+		fail(b, err)
+	}, func() {
+		_, err := echo.Write(block)
+		fail(b, err)
+		_, err = io.ReadFull(echo, block)
+		fail(b, err)
+	})
+}
+
+// BenchmarkExecTrue: /bin/true through the agent, beside starting it directly.
+func BenchmarkExecTrue(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, "")
+	alternate(b, func() {
+		reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "/bin/true", Args: []string{""}, WaitForExit: true})
+		fail(b, err)
+		if reply.ExitCode != 0 {
+			b.Fatal(reply)
+		}
+	}, func() { fail(b, exec.Command("/bin/true").Run()) })
+}
+
+// BenchmarkPush64MiB: a file to the guest, beside the same bytes to a bare sink.
+func BenchmarkPush64MiB(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, b.TempDir())
+	content := make([]byte, transfer)
+	sink := rawPeer(b, func(conn net.Conn) {
+		for {
+			if _, err := io.CopyN(io.Discard, conn, transfer); err != nil {
+				return
+			}
+			if _, err := conn.Write([]byte{1}); err != nil {
+				return
+			}
+		}
+	})
+	b.SetBytes(transfer)
+	alternate(b, func() {
+		_, err := c.Push(ctx, "/file", bytes.NewReader(content), client.PushOptions{})
+		fail(b, err)
+	}, func() {
+		_, err := sink.Write(content)
+		fail(b, err)
+		_, err = io.ReadFull(sink, make([]byte, 1))
+		fail(b, err)
+	})
+}
+
+// BenchmarkPull64MiB: a file from the guest, beside the same bytes from a bare source.
+func BenchmarkPull64MiB(b *testing.B) {
+	ctx := context.Background()
+	root := b.TempDir()
+	fail(b, os.WriteFile(filepath.Join(root, "file"), make([]byte, transfer), 0o600))
+	c := benchAgent(b, root)
+	source := rawPeer(b, func(conn net.Conn) {
+		block := make([]byte, 64<<10)
+		for {
+			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+				return
+			}
+			for range transfer / len(block) {
+				if _, err := conn.Write(block); err != nil {
+					return
+				}
+			}
+		}
+	})
+	b.SetBytes(transfer)
+	alternate(b, func() {
+		got, err := c.Pull(ctx, "/file", io.Discard, client.PullOptions{})
+		fail(b, err)
+		if got.Size != transfer {
+			b.Fatal(got)
+		}
+	}, func() {
+		_, err := source.Write([]byte{1})
+		fail(b, err)
+		_, err = io.CopyN(io.Discard, source, transfer)
+		fail(b, err)
+	})
+}
+
+// BenchmarkScriptOf20Writes: 20 files of 2 KiB written by one script, beside the same 20 as native requests. The files
+// differ from run to run, so that none is left as it is.
+func BenchmarkScriptOf20Writes(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, b.TempDir())
+	run := 0
+	content := func(i int) []byte {
+		return bytes.Repeat([]byte(fmt.Sprintf("run %07d file %02d\n", run, i)), 2048/20)
+	}
+	alternate(b, func() {
+		run++
+		var source bytes.Buffer
+		for i := range 20 {
+			fmt.Fprintf(&source, "file.write('/s%02d', %q, {mode = '0644'})\n", i, content(i))
+		}
+		reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: source.Bytes()})
+		fail(b, err)
+		if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(reply.Changes) != 20 {
+			b.Fatal(reply)
+		}
+	}, func() {
+		for i := range 20 {
+			_, err := client.Call[*pb.FileWriteResponse](ctx, c, &pb.FileWriteRequest{Path: fmt.Sprintf("/n%02d", i), Data: content(i), Mode: 0o644, Eof: true})
+			fail(b, err)
+		}
+	})
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+)
+
+// Set by the linker: -X main.version=… and so on.
+var (
+	version = "0.2.0-dev"
+	commit  = "unknown"
+	built   = "unknown"
+)
+
+// flags are the command line.
+type flags struct {
+	config, device, root, state, logLevel string
+}
+
+func command() *cobra.Command {
+	var f flags
+	c := &cobra.Command{
+		Use:   "quantix-kvm-agent",
+		Short: "guest agent for KVM virtual machines, with transactional scripts",
+		Long: `The agent serves the host of this virtual machine over virtio-serial: telemetry, commands, files, and Lua scripts that
+happen whole or not at all.
+
+It opens every virtio-serial port named org.quantix.agent.N and waits until a host is there. With a fault in its
+configuration it answers ping and get_capabilities, tells the host about the fault, and refuses all else.`,
+		Example: `  quantix-kvm-agent
+  quantix-kvm-agent --device unix:/tmp/agent.sock --root /tmp/scratch --state /tmp/state`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       fmt.Sprintf("%s (commit %s, built %s, %s %s/%s)", version, commitID(), built, runtime.Version(), runtime.GOOS, runtime.GOARCH),
+		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), f) },
+	}
+	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
+	c.Flags().StringVar(&f.config, "config", "/etc/quantix-kvm/agent.yaml", "configuration `file`; one that does not exist means defaults")
+	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH (default device_path of the configuration)")
+	c.Flags().StringVar(&f.root, "root", "/", "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
+	c.Flags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default /var/lib/quantix-kvm below the root)")
+	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
+	return c
+}
+
+func (f flags) stateDir() string {
+	if f.state != "" {
+		return f.state
+	}
+	return filepath.Join(f.root, config.StateDir)
+}
+
+// commitID falls back to what the Go tool recorded.
+func commitID() string {
+	if commit != "unknown" {
+		return commit
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return commit
+}

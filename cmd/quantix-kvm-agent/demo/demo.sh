@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The demonstration behind "make demo": an agent on a private socket, acting on a scratch tree. Leaves nothing behind.
+set -euo pipefail
+bin=$(cd "$1" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+agent=
+finish() {
+  if [ -n "$agent" ]; then kill "$agent" 2>/dev/null || true; wait "$agent" 2>/dev/null || true; fi
+  rm -rf "$work"
+}
+trap finish EXIT
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+ctl() { "$bin/quantix-kvm-ctl" --socket "$work/agent.sock" "$@"; }
+# Everything that a rollback must bring back: names, types, modes, links, times, content.
+picture() { (cd "$work/root" && find . -printf '%p %y %m %l %T@ %s\n' | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum); }
+
+mkdir -p "$work/root/etc/app" "$work/root/srv"
+printf 'listen = 80\n' >"$work/root/etc/app/app.conf"
+printf '127.0.0.1 localhost\n' >"$work/root/etc/hosts"
+
+say 'the agent, on a private socket, acting on a scratch tree'
+"$bin/quantix-kvm-agent" --device "unix:$work/agent.sock" --root "$work/root" --state "$work/state" \
+  --config "$work/none.yaml" --log-level warn 2>"$work/log" &
+agent=$!
+for _ in $(seq 200); do [ -S "$work/agent.sock" ] && break; sleep 0.05; done
+ctl ping -c 3
+
+say 'telemetry'
+ctl telemetry
+
+say 'a provisioning script: one message there, one back'
+cat "$here/provision.lua"
+ctl run "$here/provision.lua" -p site=demo.example -p port=8080
+
+say 'again: nothing is left to change'
+ctl run "$here/provision.lua" -p site=demo.example -p port=8080
+
+say 'a script that fails half-way'
+cat "$here/fails.lua"
+picture >"$work/before"
+status=0
+ctl run "$here/fails.lua" || status=$?
+[ "$status" -ne 0 ] || { echo 'demo: the failing script did not fail'; exit 1; }
+picture >"$work/after"
+if diff "$work/before" "$work/after"; then
+  say 'the tree is byte for byte as it was before it'
+else
+  echo 'demo: the tree is not as it was'
+  exit 1
+fi

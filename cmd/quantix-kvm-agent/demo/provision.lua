@@ -1,0 +1,27 @@
+return script {
+  name = "provision", version = "1.0", description = "configure the demo application",
+  params = {
+    site = { type = "string", required = true },
+    port = { type = "integer", default = 80 },
+  },
+  run = function(p)
+    progress(0.2, "configuration")
+    file.write("/etc/app/app.conf", "site = " .. p.site .. "\nlisten = " .. p.port .. "\n", { mode = "0640", backup = true })
+    progress(0.5, "unit")
+    file.template("/etc/systemd/system/app.service", [[
+[Unit]
+Description=demo application for {{site}}
+
+[Service]
+ExecStart=/usr/bin/app --config /etc/app/app.conf
+
+[Install]
+WantedBy=multi-user.target
+]], { site = p.site }, { parents = true })
+    progress(0.8, "content")
+    file.mkdir("/srv/www/" .. p.site, { parents = true })
+    file.symlink("/srv/www/" .. p.site, "/srv/current")
+    log.info("configured " .. p.site)
+    return { site = p.site, conf = file.sha256("/etc/app/app.conf") }
+  end,
+}

@@ -1,0 +1,29 @@
+// Quantix-kvm-agent is the daemon in the guest. See quantix-kvm-agent --help.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg {
+		os.Exit(lua.Main(os.Args[2:]))
+	}
+	if exec.ChildMain() {
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "quantix-kvm-agent:", err)
+		os.Exit(1)
+	}
+}

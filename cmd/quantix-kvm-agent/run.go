@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/runtime/agent"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/scripts"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// run wires an agent together and runs it.
+func run(ctx context.Context, f flags) (err error) {
+	conf, warnings, faulty := config.Load(f.config)
+	log, err := newLog(conf, f.logLevel)
+	if err != nil {
+		return err
+	}
+	defer log.Sync()
+	for _, warning := range warnings {
+		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
+	}
+	if faulty != nil {
+		log.Error("the configuration has faults; all but ping and get_capabilities is refused", zap.Error(faulty))
+	}
+	root, err := fsys.Open(f.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := os.MkdirAll(f.stateDir(), 0o700); err != nil {
+		return fault.Because(err, "make the state directory (choose another with --state): %v", err)
+	}
+	rooms := all.New(roomConfig(f, conf, root))
+	defer func() { err = errors.Join(err, rooms.Close()) }()
+	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
+	defer pool.Close()
+	manager := script.New(script.Config{
+		Pool: pool, Library: library(f.root, conf.Script.Source), Unsupported: all.Unsupported, Timeout: conf.Script.Wall,
+	})
+	ops := rooms.Ops()
+	if conf.Script.Enabled {
+		ops = append(ops, manager.Ops()...)
+	}
+	table := builtins.NewTable(ops)
+	manager.Table = table
+	observe(table, log)
+	return agent.New(agent.Config{
+		Open:  func() ([]port.Port, error) { return port.Open(device(f, conf)) },
+		Table: table, Log: log, Version: version, Commit: commitID(), Built: built,
+		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
+		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
+		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
+	}).Run(ctx)
+}
+
+func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
+	return all.Config{
+		Root: root,
+		File: file.Config{Protected: []string{f.config, f.stateDir(), executable()}},
+		Exec: exec.Config{Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true},
+		Host: host.Config{Root: f.root, Version: version},
+	}
+}
+
+func device(f flags, conf config.Config) string {
+	if f.device != "" {
+		return f.device
+	}
+	return conf.Device
+}
+
+func limits(s config.Script) sandbox.Limits {
+	return sandbox.Limits{
+		Memory: uint64(s.Memory), CPU: s.CPU, Wall: s.Wall, Source: s.Source, Calls: s.Calls,
+		LogLines: s.Lines, LogBytes: s.Log, Result: s.Result,
+	}
+}
+
+// library lists where scripts lie, the administrator's own first.
+func library(root string, limit int) *script.Library {
+	var places []script.Place
+	for _, dir := range []string{"/etc/quantix-kvm/scripts.d", "/usr/share/quantix-kvm/scripts"} {
+		places = append(places, script.Place{Name: dir, FS: os.DirFS(filepath.Join(root, dir))})
+	}
+	return script.NewLibrary(limit, append(places, script.Place{Name: "bundled:", FS: scripts.Bundled()})...)
+}
+
+// observe logs what operations do, without what they carry.
+func observe(table *builtins.Table, log *zap.Logger) {
+	table.Audit = func(call *builtins.Call, op *builtins.Op, _ proto.Message, err error, took time.Duration) {
+		log.Debug("operation", zap.String("op", op.Name), zap.String("id", call.ID), zap.String("port", call.Port),
+			zap.Duration("took", took), zap.String("code", fault.Code(err)))
+	}
+	table.Panicked = func(op *builtins.Op, value any, stack []byte) {
+		log.Error("panic in an operation", zap.String("op", op.Name), zap.Any("panic", value), zap.ByteString("stack", stack))
+	}
+}
+
+// features tells a host which guest this is and which walls stand.
+func features(rooms *all.Rooms) map[string]string {
+	f := rooms.Features()
+	for _, layer := range sandbox.Layers() {
+		state := "yes"
+		if layer.Missing != "" {
+			state = "no: " + layer.Missing
+		}
+		f["sandbox."+strings.ReplaceAll(layer.Name, " ", "_")] = state
+	}
+	return f
+}
+
+// architecture is spelt as the host does it.
+func architecture() string {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	}
+	return runtime.GOARCH
+}
+
+func executable() string {
+	path, err := os.Executable()
+	if err != nil {
+		return "/usr/bin/quantix-kvm-agent"
+	}
+	return path
+}

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+)
+
+func TestMain(m *testing.M) {
+	defer ctltest.Clean()
+	agenttest.Main(m)
+}
+
+// The command line scripts, each against an agent of its own that acts on this machine as whoever runs the test.
+func TestScripts(t *testing.T) {
+	ctltest.Run(t, "testdata/script", func(env *testscript.Env) (ctltest.Guest, error) {
+		dir := filepath.Join(env.WorkDir, "guest")
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return ctltest.Guest{}, err
+		}
+		a := agenttest.Start(env.T().(testing.TB), agenttest.Options{})
+		return ctltest.Guest{
+			Socket: a.Socket, Dir: dir, Root: os.Geteuid() == 0,
+			Shell: func(ctx context.Context, line string) ([]byte, []byte, int, error) {
+				cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
+				var stdout, stderr bytes.Buffer
+				cmd.Stdout, cmd.Stderr = &stdout, &stderr
+				err := cmd.Run()
+				if exit := new(exec.ExitError); errors.As(err, &exit) {
+					err = nil
+				}
+				return stdout.Bytes(), stderr.Bytes(), cmd.ProcessState.ExitCode(), err
+			},
+		}, nil
+	})
+}

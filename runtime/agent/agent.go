@@ -1,0 +1,410 @@
+// Package agent is the daemon between the channel and the operations.
+//
+//	port.Port ─Accept─► wire.Conn ─► Agent.handle ─► builtins.Table.Invoke ─► rooms
+//	                       ▲            ping, cancel and get_capabilities are answered here
+//	                       └── agent_ready, telemetry, error: on a host's coming and then on time
+//
+// Not here: flags, configuration files, and anything that touches the guest.
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// Config is what an agent is made of.
+type Config struct {
+	// Open gives the channels. It is tried again until it does: a port may appear late. Required.
+	Open func() ([]port.Port, error)
+	// Table is what the agent can do. Required.
+	Table *builtins.Table
+	// Log is where the agent speaks. Required.
+	Log *zap.Logger
+	// Version is told in pong, agent_ready and get_capabilities; Commit and Built in the latter.
+	Version, Commit, Built string
+	// OS and Architecture as the host spells them: linux, x86_64.
+	OS, Architecture string
+	// Framing pins a framing; the zero value detects it.
+	Framing wire.Framing
+	// Ready tells of the guest; capabilities and version are filled in here. Required.
+	Ready func(ctx context.Context) *pb.AgentReadyEvent
+	// Telemetry measures the guest. Required.
+	Telemetry func(ctx context.Context) *pb.TelemetryReport
+	// TelemetryEvery is the period of telemetry; 0: 5 s.
+	TelemetryEvery time.Duration
+	// Features are the details of get_capabilities. Nil: none.
+	Features func() map[string]string
+	// Gate refuses everything but ping, get_capabilities and cancel while it gives an error. Nil: open.
+	Gate func() error
+	// Refusing, when not nil, closes the gate for good and is told to every host in an error event.
+	Refusing error
+	// Cancel stops what a key or a transaction id names. Nil: nothing has such names.
+	Cancel func(request *pb.CancelRequest) bool
+	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back; 0: 60 s.
+	StopTimeout time.Duration
+}
+
+// Agent serves hosts. Make it with New, run it once.
+type Agent struct {
+	config  Config
+	session string
+	start   time.Time
+	calls   wire.Calls
+
+	mu    sync.Mutex
+	conns map[*wire.Conn]bool
+}
+
+// ErrStopping is the cause of what ends because the agent stops.
+var ErrStopping = builtins.ErrStopping
+
+// Intervals of what the agent does by itself.
+const (
+	readyEvery     = 5 * time.Minute        // agent_ready is repeated: a host may lose it
+	pingTelemetry  = 500 * time.Millisecond // what a report may hold up the pong that asked for it
+	flushAtTheEnd  = 500 * time.Millisecond
+	longestReopen  = 5 * time.Second
+	firstReopen    = 100 * time.Millisecond
+	warnings       = 10 // log lines about a channel per warningsPer
+	warningsPer    = time.Minute
+	defaultStop    = 60 * time.Second
+	defaultReports = 5 * time.Second
+)
+
+// New makes an agent.
+func New(config Config) *Agent {
+	if config.TelemetryEvery == 0 {
+		config.TelemetryEvery = defaultReports
+	}
+	if config.StopTimeout == 0 {
+		config.StopTimeout = defaultStop
+	}
+	var nonce [12]byte
+	rand.Read(nonce[:])
+	return &Agent{config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{}}
+}
+
+// Run serves until ctx ends. Then it lets no call start, cancels those that run with ErrStopping, waits for them, writes
+// their replies, and returns nil.
+func (a *Agent) Run(ctx context.Context) error {
+	serve, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	ports, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	var work sync.WaitGroup
+	for _, p := range ports {
+		a.config.Log.Info("serving", zap.String("port", p.Name()))
+		work.Go(func() { a.servePort(serve, p) })
+	}
+	<-ctx.Done()
+	a.shutdown()
+	stop(ErrStopping)
+	for _, p := range ports {
+		p.Close()
+	}
+	work.Wait()
+	return nil
+}
+
+func (a *Agent) shutdown() {
+	limited, cancel := context.WithTimeout(context.Background(), a.config.StopTimeout)
+	defer cancel()
+	if err := a.calls.Shutdown(limited, ErrStopping); err != nil {
+		a.config.Log.Warn("some calls did not end", zap.Int("calls", a.calls.Len()))
+	}
+	flush, cancel := context.WithTimeout(context.Background(), flushAtTheEnd)
+	defer cancel()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := range a.conns {
+		c.Flush(flush)
+	}
+}
+
+// open waits for a channel. A port can appear long after the agent: the pause grows to five seconds.
+func (a *Agent) open(ctx context.Context) ([]port.Port, error) {
+	said := ""
+	for pause := firstReopen; ; pause = min(2*pause, longestReopen) {
+		ports, err := a.config.Open()
+		if err == nil {
+			return ports, nil
+		}
+		if text := err.Error(); text != said {
+			a.config.Log.Warn("no channel yet", zap.Error(err))
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// servePort serves one host after the other, or beside each other where the port has room.
+func (a *Agent) servePort(ctx context.Context, p port.Port) {
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	log := a.config.Log.With(zap.String("port", p.Name()))
+	for pause := firstReopen; ; {
+		channel, err := p.Accept(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			log.Warn("the channel failed", zap.Error(err))
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+				pause = min(2*pause, longestReopen)
+			}
+			continue
+		}
+		pause = firstReopen
+		sessions.Go(func() {
+			limited := limiter{log: log}
+			conn := wire.NewConn(channel, a.wireConfig(p.Name(), &limited))
+			a.serve(ctx, conn, log)
+		})
+	}
+}
+
+func (a *Agent) serve(ctx context.Context, conn *wire.Conn, log *zap.Logger) {
+	log.Debug("a host is there")
+	a.mu.Lock()
+	a.conns[conn] = true
+	a.mu.Unlock()
+	reports, end := context.WithCancel(ctx)
+	var reporter sync.WaitGroup
+	reporter.Go(func() { a.report(reports, conn) })
+	err := conn.Serve(ctx)
+	end()
+	reporter.Wait()
+	a.mu.Lock()
+	delete(a.conns, conn)
+	a.mu.Unlock()
+	log.Debug("the host has left", zap.Error(err))
+}
+
+func (a *Agent) wireConfig(portName string, limited *limiter) wire.Config {
+	return wire.Config{
+		Framing: a.config.Framing, Session: a.session, Calls: &a.calls,
+		Urgent: a.urgent,
+		Handle: func(ctx context.Context, c *wire.Conn, id string, request proto.Message) (proto.Message, error) {
+			return a.handle(ctx, c, portName, id, request)
+		},
+		Refuse: a.refuse,
+		Mutates: func(request proto.Message) bool {
+			op := a.config.Table.Native(request)
+			return op != nil && op.Mutates
+		},
+		Order: func(request proto.Message) string {
+			if op := a.config.Table.Native(request); op != nil && op.Order != nil {
+				return op.Order(request)
+			}
+			return ""
+		},
+		Greet: a.greet,
+		Warn:  limited.warn,
+	}
+}
+
+// greet says what a host hears first.
+func (a *Agent) greet(ctx context.Context, c *wire.Conn) {
+	a.ready(ctx, c)
+	if err := a.config.Refusing; err != nil {
+		c.Send(newID(), &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "configuration", Message: err.Error()})
+	}
+	if report := a.config.Telemetry(ctx); report != nil {
+		c.Send(newID(), report)
+	}
+}
+
+func (a *Agent) ready(ctx context.Context, c *wire.Conn) {
+	event := a.config.Ready(ctx)
+	event.Version, event.Capabilities = a.config.Version, a.capabilities()
+	c.Send(newID(), event)
+}
+
+// capabilities are what the table announces; an agent that refuses everything has none.
+func (a *Agent) capabilities() []string {
+	if a.config.Refusing != nil {
+		return nil
+	}
+	return append([]string{"telemetry"}, a.config.Table.Capabilities()...)
+}
+
+// report sends telemetry and agent_ready on time, for as long as the host is there. A tick that is late is not made up.
+func (a *Agent) report(ctx context.Context, c *wire.Conn) {
+	telemetry, ready := time.NewTicker(a.config.TelemetryEvery), time.NewTicker(readyEvery)
+	defer telemetry.Stop()
+	defer ready.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-telemetry.C:
+			if report := a.config.Telemetry(ctx); report != nil {
+				c.Send(newID(), report)
+			}
+		case <-ready.C:
+			a.ready(ctx, c)
+		}
+	}
+}
+
+// urgent answers what must not wait for anything.
+func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool) {
+	switch request := request.(type) {
+	case *pb.PingRequest:
+		if request.Sequence == 1 {
+			return nil, false // asks for telemetry first
+		}
+		return a.pong(request), true
+	case *pb.GetCapabilitiesRequest:
+		return a.describe(), true
+	case *pb.CancelRequest:
+		return a.cancel(request), true
+	}
+	return nil, false
+}
+
+func (a *Agent) pong(request *pb.PingRequest) proto.Message {
+	return &pb.PongResponse{Sequence: request.Sequence, Version: a.config.Version, UptimeSeconds: uint64(time.Since(a.start).Seconds())}
+}
+
+func (a *Agent) describe() proto.Message {
+	reply := &pb.GetCapabilitiesResponse{
+		Version: a.config.Version, Os: a.config.OS, Architecture: a.config.Architecture, Capabilities: a.capabilities(),
+		BuildTime: a.config.Built, BuildCommit: a.config.Commit,
+	}
+	if a.config.Features != nil {
+		reply.Features = a.config.Features()
+	}
+	return reply
+}
+
+func (a *Agent) cancel(request *pb.CancelRequest) proto.Message {
+	named := 0
+	for _, name := range []string{request.MessageId, request.Key, request.TransactionId} {
+		if name != "" {
+			named++
+		}
+	}
+	if named != 1 {
+		return &pb.CancelResponse{Error: &pb.ScriptError{Kind: "params", Message: "name one of message_id, key, transaction_id"}}
+	}
+	if request.MessageId != "" {
+		return &pb.CancelResponse{Cancelled: a.calls.Cancel(request.MessageId)}
+	}
+	return &pb.CancelResponse{Cancelled: a.config.Cancel != nil && a.config.Cancel(request)}
+}
+
+// handle serves one request.
+func (a *Agent) handle(ctx context.Context, c *wire.Conn, portName, id string, request proto.Message) (proto.Message, error) {
+	if ping, ok := request.(*pb.PingRequest); ok {
+		a.reportFirst(ctx, c)
+		return a.pong(ping), nil
+	}
+	if err := a.gate(); err != nil {
+		return a.refuse(request, err), err
+	}
+	op := a.config.Table.Native(request)
+	if op == nil {
+		err := fault.Unsupported("%s is not supported by this agent", request.ProtoReflect().Descriptor().Name())
+		return a.refuse(request, err), err
+	}
+	call := &builtins.Call{
+		ID: id, Port: portName,
+		Event: func(event proto.Message) bool { return c.Send(newID(), event) },
+	}
+	reply, err := a.config.Table.Invoke(ctx, call, op, request)
+	if err != nil {
+		return op.ErrorReply(err), err
+	}
+	return reply, nil
+}
+
+// reportFirst sends telemetry, or gives up when measuring takes long: the pong must not.
+func (a *Agent) reportFirst(ctx context.Context, c *wire.Conn) {
+	limited, cancel := context.WithTimeout(ctx, pingTelemetry)
+	defer cancel()
+	measured := make(chan *pb.TelemetryReport, 1)
+	go func() { measured <- a.config.Telemetry(limited) }()
+	select {
+	case report := <-measured:
+		if report != nil {
+			c.Send(newID(), report)
+		}
+	case <-limited.Done():
+	}
+}
+
+func (a *Agent) gate() error {
+	if err := a.config.Refusing; err != nil {
+		return fault.Because(fault.ErrRefused, "refused: the configuration has faults: %v", err)
+	}
+	if a.config.Gate != nil {
+		return a.config.Gate()
+	}
+	return nil
+}
+
+// refuse makes the reply to a request that is not served, in the request's own reply type.
+func (a *Agent) refuse(request proto.Message, err error) proto.Message {
+	if op := a.config.Table.Native(request); op != nil {
+		return op.ErrorReply(err)
+	}
+	return builtins.ErrorReply(wire.ReplyType(request), err)
+}
+
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return "event-" + hex.EncodeToString(b[:])
+}
+
+// limiter keeps a noisy channel from filling the log.
+type limiter struct {
+	log     *zap.Logger
+	mu      sync.Mutex
+	since   time.Time
+	said    int
+	unheard int
+}
+
+func (l *limiter) warn(text string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.since) > warningsPer {
+		if l.unheard > 0 {
+			l.log.Warn("more was wrong with the channel than was said", zap.Int("times", l.unheard))
+		}
+		l.since, l.said, l.unheard = time.Now(), 0, 0
+	}
+	if l.said++; l.said > warnings {
+		l.unheard++
+		return
+	}
+	if errors.Is(err, wire.ErrHostGone) {
+		l.log.Debug(text, zap.Error(err))
+		return
+	}
+	l.log.Warn(text, zap.Error(err))
+}

@@ -1,0 +1,252 @@
+// Package config reads agent.yaml, strictly: what it does not understand is an error with its line and key, never a
+// default.
+//
+//	agent.yaml ─► Parse ─► Config, warnings
+//	                └────► error: the agent then refuses all but ping and get_capabilities
+//
+// Not here: flags, and what a setting does.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/quantix-kvm/guest-agent/wire"
+)
+
+// Config is what agent.yaml says, with defaults for what it does not.
+type Config struct {
+	TelemetryInterval time.Duration // telemetry_interval_secs: 5 s
+	MaxExecTimeout    time.Duration // max_exec_timeout_secs: 300 s; default and upper bound of execute
+	MaxChunkSize      int           // max_chunk_size: 65,536 bytes; an upper bound of what a file_read gives
+	LogLevel          string        // log_level: trace, debug, info, warn or error
+	LogFormat         string        // log_format: json or pretty
+	LogFile           string        // log_file: empty is stderr
+	LogMaxSize        int64         // log_max_size_bytes: 10 MiB, then the file is rotated
+	LogMaxFiles       int           // log_max_files: 5 kept
+	Device            string        // device_path: auto, a path, unix:PATH, unix-connect:PATH
+	Framing           wire.Framing  // framing: auto, plain or qtx1
+	PreFreezeDir      string        // pre_freeze_script_dir
+	PostThawDir       string        // post_thaw_script_dir
+	Script            Script
+}
+
+// Script are the limits of a script; a key under script in agent.yaml each.
+type Script struct {
+	Memory  int64         // memory_limit_bytes: 64 MiB of Go heap in the runner
+	CPU     time.Duration // cpu_limit_seconds: 30 s of processor time
+	Wall    time.Duration // timeout_seconds: 300 s, waiting included
+	Source  int           // max_source_bytes: 256 KiB
+	Calls   int           // max_calls: 10,000 calls of builtins
+	Lines   int           // max_log_lines: 10,000
+	Log     int           // max_log_bytes: 256 KiB
+	Result  int           // max_result_bytes: 1 MiB
+	Enabled bool          // enabled: true
+}
+
+// Default is the configuration of an agent without a file.
+func Default() Config {
+	return Config{
+		TelemetryInterval: 5 * time.Second,
+		MaxExecTimeout:    300 * time.Second,
+		MaxChunkSize:      65536,
+		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
+		Device:       "auto",
+		PreFreezeDir: "/etc/quantix-kvm/pre-freeze.d", PostThawDir: "/etc/quantix-kvm/post-thaw.d",
+		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000,
+			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
+	}
+}
+
+// Load reads a file. One that does not exist gives the defaults.
+func Load(path string) (c Config, warnings []string, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil, nil
+	}
+	if err != nil {
+		return Default(), nil, err
+	}
+	c, warnings, err = Parse(text)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return c, warnings, err
+}
+
+// Parse reads the text of a file. Together with an error it gives the defaults. The error names every fault with its
+// line and key.
+func Parse(text []byte) (c Config, warnings []string, err error) {
+	var document yaml.Node
+	if err := yaml.Unmarshal(text, &document); err != nil {
+		return Default(), nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	p := parser{config: Default()}
+	if len(document.Content) > 0 && document.Content[0].Tag != "!!null" {
+		p.mapping("", document.Content[0])
+	}
+	if err := errors.Join(p.faults...); err != nil {
+		return Default(), p.warnings, err
+	}
+	return p.config, p.warnings, nil
+}
+
+type parser struct {
+	config   Config
+	warnings []string
+	faults   []error
+}
+
+func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
+	p.faults = append(p.faults, fmt.Errorf("line %d: %s: %s", node.Line, key, fmt.Sprintf(format, args...)))
+}
+
+// sections are the keys that hold keys.
+var sections = map[string]bool{"security": true, "health": true, "script": true}
+
+// renamed are keys that packages of other agents ship; they are understood and warned of.
+var renamed = map[string]string{
+	"telemetry_interval": "telemetry_interval_secs",
+	"pre_freeze_scripts": "pre_freeze_script_dir",
+	"post_thaw_scripts":  "post_thaw_script_dir",
+	"clipboard_enabled":  "",
+}
+
+func (p *parser) mapping(prefix string, node *yaml.Node) {
+	if node.Kind != yaml.MappingNode {
+		p.fault(node, strings.TrimSuffix(prefix, "."), "must hold keys")
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		name := prefix + key.Value
+		if now, known := renamed[name]; known {
+			p.warnings = append(p.warnings, warnRenamed(key.Line, name, now))
+			if name = now; now == "" {
+				continue
+			}
+		}
+		switch setter, known := keys[name]; {
+		case seen[name]:
+			p.fault(key, name, "stands twice")
+		case sections[name]:
+			p.mapping(name+".", value)
+		case !known:
+			p.fault(key, name, "unknown key")
+		default:
+			if err := setter(&p.config, value); err != nil {
+				p.fault(value, name, "%v", err)
+			}
+		}
+		seen[name] = true
+	}
+}
+
+func warnRenamed(line int, old, now string) string {
+	if now == "" {
+		return fmt.Sprintf("line %d: %s has no effect", line, old)
+	}
+	return fmt.Sprintf("line %d: %s is spelt %s", line, old, now)
+}
+
+// keys is every key of agent.yaml.
+var keys = map[string]func(*Config, *yaml.Node) error{
+	"telemetry_interval_secs": seconds(1, 86400, func(c *Config) *time.Duration { return &c.TelemetryInterval }),
+	"max_exec_timeout_secs":   seconds(1, 7*86400, func(c *Config) *time.Duration { return &c.MaxExecTimeout }),
+	"max_chunk_size":          number(1, 10<<20, func(c *Config, n int64) { c.MaxChunkSize = int(n) }),
+	"log_level":               word(func(c *Config) *string { return &c.LogLevel }, "trace", "debug", "info", "warn", "error"),
+	"log_format":              word(func(c *Config) *string { return &c.LogFormat }, "json", "pretty"),
+	"log_file":                word(func(c *Config) *string { return &c.LogFile }),
+	"log_max_size_bytes":      number(4096, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
+	"log_max_files":           number(1, 1000, func(c *Config, n int64) { c.LogMaxFiles = int(n) }),
+	"device_path":             word(func(c *Config) *string { return &c.Device }),
+	"framing": func(c *Config, node *yaml.Node) (err error) {
+		c.Framing, err = wire.ParseFraming(node.Value)
+		return err
+	},
+	"pre_freeze_script_dir": word(func(c *Config) *string { return &c.PreFreezeDir }),
+	"post_thaw_script_dir":  word(func(c *Config) *string { return &c.PostThawDir }),
+
+	"security.command_allowlist":       off,
+	"security.command_blocklist":       off,
+	"security.allow_file_write_paths":  off,
+	"security.deny_file_read_paths":    off,
+	"security.max_commands_per_minute": off,
+	"security.max_file_ops_per_second": off,
+	"security.audit_logging":           off,
+
+	"health.enabled":                func(*Config, *yaml.Node) error { return nil }, // the channel itself tells of health
+	"health.interval_secs":          number(1, 86400, func(*Config, int64) {}),
+	"health.telemetry_timeout_secs": number(1, 86400, func(*Config, int64) {}),
+
+	"script.enabled": func(c *Config, node *yaml.Node) error {
+		if node.Tag != "!!bool" {
+			return fmt.Errorf("%q is not true or false", node.Value)
+		}
+		return node.Decode(&c.Script.Enabled)
+	},
+	"script.memory_limit_bytes": number(16<<20, 1<<40, func(c *Config, n int64) { c.Script.Memory = n }),
+	"script.cpu_limit_seconds":  seconds(1, 86400, func(c *Config) *time.Duration { return &c.Script.CPU }),
+	"script.timeout_seconds":    seconds(1, 7*86400, func(c *Config) *time.Duration { return &c.Script.Wall }),
+	"script.max_source_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Source = int(n) }),
+	"script.max_log_lines":      number(0, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
+	"script.max_log_bytes":      number(0, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
+	"script.max_result_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Result = int(n) }),
+	"script.max_calls":          number(1, math.MaxInt32, func(c *Config, n int64) { c.Script.Calls = int(n) }),
+}
+
+// off accepts only the value that turns a restriction off: one that this agent cannot enforce must not look enforced.
+func off(_ *Config, node *yaml.Node) error {
+	switch {
+	case node.Kind == yaml.SequenceNode && len(node.Content) == 0, node.Tag == "!!null",
+		node.Kind == yaml.ScalarNode && (node.Value == "0" || node.Value == "false"):
+		return nil
+	}
+	return errors.New("this restriction is not supported yet, and an agent that ignored it would be open")
+}
+
+func number(low, high int64, set func(*Config, int64)) func(*Config, *yaml.Node) error {
+	return func(c *Config, node *yaml.Node) error {
+		n, err := strconv.ParseInt(node.Value, 0, 64)
+		if err != nil || node.Tag != "!!int" {
+			return fmt.Errorf("%q is not a whole number", node.Value)
+		}
+		if n < low || n > high {
+			return fmt.Errorf("%d is not between %d and %d", n, low, high)
+		}
+		set(c, n)
+		return nil
+	}
+}
+
+func seconds(low, high int64, field func(*Config) *time.Duration) func(*Config, *yaml.Node) error {
+	return number(low, high, func(c *Config, n int64) { *field(c) = time.Duration(n) * time.Second })
+}
+
+// word sets a text; with choices it must be one of them.
+func word(field func(*Config) *string, choices ...string) func(*Config, *yaml.Node) error {
+	return func(c *Config, node *yaml.Node) error {
+		if node.Kind != yaml.ScalarNode || node.Tag != "!!str" {
+			return fmt.Errorf("%q is not a text", node.Value)
+		}
+		for i := 0; i <= len(choices); i++ {
+			if len(choices) == 0 || i < len(choices) && choices[i] == node.Value {
+				*field(c) = node.Value
+				return nil
+			}
+		}
+		return fmt.Errorf("%q is none of %s", node.Value, strings.Join(choices, ", "))
+	}
+}
+
+// StateDir is where the agent keeps what must survive a crash, below the root that it acts on.
+const StateDir = "/var/lib/quantix-kvm"

@@ -1,0 +1,76 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire"
+)
+
+func TestWhatIsNotSaidIsDefault(t *testing.T) {
+	for _, text := range []string{"", "---\n", "# nothing\n", "security:\n  command_allowlist: []\n  max_commands_per_minute: 0\n  audit_logging: false\n"} {
+		c, warnings, err := Parse([]byte(text))
+		if err != nil || len(warnings) > 0 || c != Default() {
+			t.Errorf("%q: %v, %v", text, warnings, err)
+		}
+	}
+	if _, _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); err != nil {
+		t.Error("a missing file is no fault:", err)
+	}
+}
+
+func TestKeysAreRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.yaml")
+	text := "telemetry_interval_secs: 9\nlog_level: debug\nframing: qtx1\ndevice_path: unix:/run/x\nscript:\n  cpu_limit_seconds: 3\n  enabled: false\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, warnings, err := Load(path)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(warnings, err)
+	}
+	if c.TelemetryInterval != 9*time.Second || c.LogLevel != "debug" || c.Framing != wire.QTX1 || c.Device != "unix:/run/x" ||
+		c.Script.CPU != 3*time.Second || c.Script.Enabled || c.MaxChunkSize != 65536 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestMisspeltKeysOfOtherPackagesAreUnderstood(t *testing.T) {
+	c, warnings, err := Parse([]byte("telemetry_interval: 7\nclipboard_enabled: true\npre_freeze_scripts: /a\npost_thaw_scripts: /b\n"))
+	if err != nil || len(warnings) != 4 || c.TelemetryInterval != 7*time.Second || c.PreFreezeDir != "/a" || c.PostThawDir != "/b" {
+		t.Errorf("%+v, %q, %v", c, warnings, err)
+	}
+}
+
+// A fault names its line and key, all faults are named, and none of the file takes effect.
+func TestFaultsAreNamedWithLineAndKey(t *testing.T) {
+	for text, want := range map[string]string{
+		"log_level: debug\ntelemetri: 5\n":                            "line 2: telemetri: unknown key",
+		"telemetry_interval_secs: 0\n":                                "line 1: telemetry_interval_secs: 0 is not between 1 and 86400",
+		"telemetry_interval_secs: five\n":                             `line 1: telemetry_interval_secs: "five" is not a whole number`,
+		"health:\n  interval_secs: 0\n":                               "line 2: health.interval_secs: 0 is not between",
+		"security:\n\tcommand_allowlist: [a]\n":                       "line 2",
+		"security:\n  command_blocklist: [rm]\n":                      "line 2: security.command_blocklist: this restriction is not supported",
+		"security: 5\n":                                               "line 1: security: must hold keys",
+		"log_level: loud\n":                                           `line 1: log_level: "loud" is none of`,
+		"log_level: 5\n":                                              "is not a text",
+		"log_level: info\nlog_level: info\n":                          "line 2: log_level: stands twice",
+		"framing: both\n":                                             "line 1: framing",
+		"- a\n":                                                       "must hold keys",
+		"script:\n  enabled: perhaps\n":                               "line 2: script.enabled",
+		"telemetry_interval: 5\ntelemetry_interval_secs: 5\n":         "line 2: telemetry_interval_secs: stands twice",
+		"max_chunk_size: -1\nmax_exec_timeout_secs: 99999999999\n":    "line 2: max_exec_timeout_secs",
+		"max_chunk_size: 99999999999999999999999999999999999999999\n": "line 1: max_chunk_size",
+	} {
+		c, _, err := Parse([]byte(text))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %q", text, err, want)
+		}
+		if c != Default() {
+			t.Errorf("%q: a part of a bad file took effect", text)
+		}
+	}
+}

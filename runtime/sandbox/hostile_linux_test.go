@@ -1,0 +1,398 @@
+package sandbox_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/walls"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// TestAttacks runs what scripts have been seen to break an interpreter with. Each must end within its limits, with an
+// error that has a name, and leave the next run untouched.
+func TestAttacks(t *testing.T) {
+	const mib = 1 << 20
+	pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{CPU: 400 * time.Millisecond, Wall: 20 * time.Second}})
+	tooMuch := []string{"memory", "cpu"}
+	for _, a := range []struct {
+		name, source string
+		kinds        []string
+	}{
+		{"loop", `while true do end`, []string{"cpu"}},
+		{"loop in pcall", `while true do pcall(function() while true do end end) end`, []string{"cpu"}},
+		{"loop in an error handler", `xpcall(error, function() while true do end end)`, []string{"cpu"}},
+		{"recursion", `local function f() return 1 + f() end f()`, []string{"depth"}},
+		{"recursion by metatable", `local t = setmetatable({}, {__index = function(t, k) return t[k] end}) return t.x`, []string{"depth"}},
+		{"recursion by pcall", `local function f() return pcall(f) end return tostring(f())`, []string{"", "depth", "cpu"}},
+		{"recursion by tostring", `local t = setmetatable({}, {}) getmetatable(t).__tostring = function(t) return tostring(t) end return tostring(t)`, []string{"depth"}},
+		{"doubling a string", `local s = "x" while true do s = s .. s end`, tooMuch},
+		{"growing a table", `local t = {} while true do t[#t + 1] = {} end`, tooMuch},
+		{"growing a table in pcall", `local t = {} while true do pcall(function() while true do t[#t + 1] = {} end end) end`, tooMuch},
+		{"long string", `return #string.rep("x", 1e12)`, []string{"runtime"}},
+		{"sparse store", `local t = {} t[67108863] = 1`, tooMuch},
+		{"sparse insert", `for i = 1, 16 do local t = {} table.insert(t, 67108000, 1) end`, tooMuch},
+		{"joining", `local s, t = string.rep("x", 1048576), {} for i = 1, 2000 do t[i] = s end return #table.concat(t)`, tooMuch},
+		{"replacement", `return #string.gsub(string.rep("a", 20000), "a", string.rep("b", 20000))`, tooMuch},
+		{"pattern that backtracks", `return string.find(string.rep("a", 40), string.rep("a?", 40) .. string.rep("a", 40) .. "b")`, []string{"cpu"}},
+		{"pattern that is quadratic", `return string.find(string.rep("a", 2000000), ".-b")`, []string{"cpu"}},
+		{"nested pattern", `return string.find("x", string.rep("(", 5000000))`, []string{"depth", "memory", "runtime", "cpu"}},
+		{"sort with a lie", `local t = {} for i = 1, 100000 do t[i] = i % 7 end table.sort(t, function() return true end)`, []string{"", "cpu", "runtime"}},
+		{"unpack", `return unpack({}, 1, 1e9)`, []string{"depth", "runtime", "memory"}},
+		{"format", `return string.format("%99999999d", 1)`, []string{"runtime"}},
+		{"string metatable", `getmetatable("").__index = nil`, []string{"runtime"}},
+		{"log flood", `while true do log(string.rep("x", 10000)) end`, []string{"cpu"}},
+		{"source: brackets", "return " + strings.Repeat("(", 120000) + "1", []string{"syntax", "depth", "memory", "cpu"}},
+		{"source: tables", "return " + strings.Repeat("{", 250000), []string{"syntax", "depth", "memory", "cpu"}},
+		{"source: not", "return " + strings.Repeat("not ", 60000) + "1", []string{"", "syntax", "depth", "memory", "cpu"}},
+		{"source: sums", "local x = 1 return x" + strings.Repeat("+x", 120000), []string{"", "syntax", "runtime", "depth", "memory", "cpu"}},
+		{"source: joins", "local x = 1 return x" + strings.Repeat("..x", 80000), []string{"", "syntax", "runtime", "depth", "memory", "cpu"}},
+		{"source: functions", strings.Repeat("return function() ", 14000), []string{"syntax", "depth", "memory", "cpu"}},
+	} {
+		t.Run(a.name, func(t *testing.T) {
+			out := pool.Run(t.Context(), script(a.source))
+			if !slices.Contains(a.kinds, out.Error.GetKind()) {
+				t.Errorf("ended with %v after %v, want one of %q", out.Error, out.Stats, a.kinds)
+			}
+			if out.Stats.GetCpuMs() > 3000 || out.Stats.GetPeakMemoryBytes() > 400*mib && !raced {
+				t.Errorf("used %v", out.Stats)
+			}
+			t.Logf("%v; %v", out.Error, out.Stats)
+			if got := mustRun(t, pool, script("return 1")); got.Result.GetNumber() != 1 {
+				t.Errorf("the next script gives %v", got.Result)
+			}
+		})
+	}
+}
+
+func TestMemoryNamesLineAndLimit(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	job := script("local t = {}\nwhile true do\n  t[#t + 1] = {1}\nend")
+	job.Start.MemoryLimit = 32 << 20
+	e := mustFail(t, pool, job, "memory", "used up its memory")
+	if e.GetLimit() != "script.memory_limit_bytes=33554432" || e.GetLine() < 2 || e.GetLine() > 4 {
+		t.Errorf("error is %v", e)
+	}
+}
+
+func TestHonestUseOfMostOfTheMemory(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	out := mustRun(t, pool, script(`
+		local t, s = {}, string.rep("x", 1048576)
+		for round = 1, 30 do -- garbage, as honest scripts make it
+			for i = 1, 20 do t[i] = s .. i end
+		end
+		return #t`))
+	if out.Result.GetNumber() != 20 {
+		t.Errorf("result is %v", out.Result)
+	}
+}
+
+// frame is one message as it goes over the connection.
+func frame(m *pb.RunnerMessage) []byte {
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return raw(payload)
+}
+
+func raw(payload []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(payload))), payload...)
+}
+
+func callOf(args ...*pb.LuaValue) []byte {
+	return frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Call{Call: &pb.RunnerCall{Name: "file.read", Args: args}}})
+}
+
+var readyFrame = frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}})
+
+// lies are what a runner that was taken over might send after it got its script.
+var lies = map[string][]byte{
+	"length":         {0xff, 0xff, 0xff, 0xff},
+	"length, short":  {0, 0x7f, 0xff, 0xff, 1, 2, 3},
+	"nothing":        raw(nil),
+	"garbage":        raw([]byte("\xff\xfe\xfd no message")),
+	"unknown field":  raw(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1)),
+	"two at once":    raw(append(readyFrame[4:], readyFrame[4:]...)),
+	"ready again":    readyFrame,
+	"start":          frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Start{Start: &pb.RunnerStart{}}}),
+	"elements":       callOf(slices.Repeat([]*pb.LuaValue{{}}, 100_000)...),
+	"depth":          callOf(nested(500)),
+	"not a function": frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Call{Call: &pb.RunnerCall{Name: "power.reboot"}}}),
+	"script name": frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Call{
+		Call: &pb.RunnerCall{Name: "file.read", Script: strings.Repeat("x", 1000)},
+	}}),
+	"kind": frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{
+		Done: &pb.RunnerDone{Error: &pb.RunnerFailure{Kind: "policy"}},
+	}}),
+}
+
+// liarArg makes this program a runner that does not do what it should.
+const liarArg = "liar"
+
+// lie is a runner program that does not do what it should.
+func lie(how string) int {
+	conn := os.NewFile(3, "agent")
+	if how == "dead" {
+		return 1
+	}
+	if how == "mute" {
+		time.Sleep(time.Minute)
+	}
+	if how == "early" {
+		conn.Write(frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: &pb.RunnerDone{}}}))
+		time.Sleep(time.Minute)
+	}
+	conn.Write(readyFrame)
+	if how == "short-lived" {
+		return 0
+	}
+	conn.Read(make([]byte, 4096))
+	if message, ok := lies[how]; ok {
+		conn.Write(message)
+		time.Sleep(time.Minute) // the agent is not to wait for it
+		return 0
+	}
+	act := acts[how]
+	if act == nil {
+		panic("no such lie: " + how)
+	}
+	act(conn)
+	return 0
+}
+
+// acts are deeds of a runner that was taken over.
+var acts = map[string]func(conn *os.File){
+	"crash":   func(*os.File) { panic("out of order") },
+	"hang up": func(conn *os.File) { conn.Close(); time.Sleep(time.Minute) },
+	"deaf":    func(conn *os.File) { forever(conn, callOf(text(strings.Repeat("x", 1000)))) },
+	"flood": func(conn *os.File) {
+		forever(conn, frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Log{Log: &pb.RunnerLog{Message: []byte("x")}}}))
+	},
+	"stderr":  func(*os.File) { os.Stderr.Write(bytes.Repeat([]byte("\xffx"), 10<<20)); os.Exit(9) },
+	"exit":    func(*os.File) { os.Exit(0) },
+	"open":    sealed(func() { os.Open("/etc/passwd") }),
+	"write":   sealed(func() { os.WriteFile("/tmp/x", nil, 0o600) }),
+	"execute": sealed(func() { exec.Command("/bin/true").Run() }),
+	"fork":    sealed(func() { syscall.ForkExec("/proc/self/exe", nil, nil) }),
+	"connect": sealed(func() { net.Dial("tcp", "127.0.0.1:1") }),
+	"signal":  sealed(func() { syscall.Kill(os.Getppid(), 0) }),
+	"unlimit": sealed(func() { syscall.Setrlimit(syscall.RLIMIT_CPU, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}) }),
+	"sealed":  sealed(func() { os.Stderr.WriteString("all well") }),
+	"too hard": func(*os.File) {
+		walls.Seal(walls.Limits{AddressSpace: 64 << 20, CPU: 1})
+		for n := 1; n > 0; {
+			n = n%7 + 1
+		}
+	},
+}
+
+func forever(conn *os.File, message []byte) {
+	for {
+		if _, err := conn.Write(message); err != nil {
+			return
+		}
+	}
+}
+
+func sealed(deed func()) func(*os.File) {
+	return func(*os.File) {
+		if err := walls.Seal(walls.Limits{AddressSpace: 256 << 20, CPU: 10}); err != nil {
+			panic(err)
+		}
+		deed()
+		os.Exit(7)
+	}
+}
+
+// lyingPool has liars for runners.
+func lyingPool(t *testing.T, how string, limits sandbox.Limits) *sandbox.Pool {
+	return newPool(t, sandbox.Config{Args: []string{liarArg, how}, Limits: limits})
+}
+
+func lyingJob() sandbox.Job {
+	job := script("return 1")
+	job.Start.Functions = functions("file.read")
+	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return &pb.RunnerReply{Value: text("x")} }
+	return job
+}
+
+func TestLiesEndTheRunner(t *testing.T) {
+	for how := range lies {
+		t.Run(how, func(t *testing.T) {
+			pool := lyingPool(t, how, sandbox.Limits{Wall: 2 * time.Second})
+			if how == "length, short" { // it may yet come
+				mustFail(t, pool, lyingJob(), "timeout", "")
+				return
+			}
+			began := time.Now()
+			mustFail(t, pool, lyingJob(), "sandbox", "broke the protocol")
+			if took := time.Since(began); took > 1500*time.Millisecond {
+				t.Errorf("took %v", took)
+			}
+		})
+	}
+}
+
+func TestDeedsOfRunners(t *testing.T) {
+	for _, c := range []struct{ how, kind, words string }{
+		{"dead", "sandbox", "cannot start"},
+		{"early", "sandbox", "something else than ready"},
+		{"mute", "timeout", ""},
+		{"crash", "internal", "out of order"},
+		{"hang up", "sandbox", "hung up"},
+		{"deaf", "calls", ""},
+		{"flood", "timeout", ""},
+		{"stderr", "internal", `\xffx`},
+		{"exit", "internal", "exit status 0"},
+		{"too hard", "timeout", ""},
+	} {
+		t.Run(c.how, func(t *testing.T) {
+			pool := lyingPool(t, c.how, sandbox.Limits{Wall: 3 * time.Second, Calls: 1 << 20})
+			if c.how == "deaf" {
+				pool = lyingPool(t, c.how, sandbox.Limits{Wall: 3 * time.Second, Calls: 10})
+			}
+			if c.how == "flood" || c.how == "mute" || c.how == "too hard" {
+				pool = lyingPool(t, c.how, sandbox.Limits{Wall: 500 * time.Millisecond})
+			}
+			mustFail(t, pool, lyingJob(), c.kind, c.words)
+		})
+	}
+}
+
+// TestDeafRunner: replies that nobody reads must not block the agent.
+func TestDeafRunner(t *testing.T) {
+	pool := lyingPool(t, "deaf", sandbox.Limits{Wall: time.Second, Calls: 1 << 30})
+	job := lyingJob()
+	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+		return &pb.RunnerReply{Value: text(strings.Repeat("x", 1<<20))}
+	}
+	mustFail(t, pool, job, "timeout", "")
+}
+
+func TestSealedProcessCanDoNothing(t *testing.T) {
+	for _, layer := range sandbox.Layers() {
+		if layer.Name == "seccomp" && layer.Missing != "" {
+			t.Skipf("needs a kernel with seccomp: %s", layer.Missing)
+		}
+	}
+	for _, how := range []string{"open", "write", "execute", "fork", "connect", "signal", "unlimit"} {
+		t.Run(how, func(t *testing.T) {
+			mustFail(t, lyingPool(t, how, sandbox.Limits{}), lyingJob(), "sandbox", "what no script may do")
+		})
+	}
+	mustFail(t, lyingPool(t, "sealed", sandbox.Limits{}), lyingJob(), "internal", "exit status 7: all well")
+}
+
+func TestStandbyThatDiedIsReplaced(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	mustRun(t, pool, script("return 1"))
+	for range 3 {
+		for _, pid := range children(t) {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		mustRun(t, pool, script("return 1"))
+	}
+	// One that dies on its first run, and did not on its second, would go unnoticed: here all do.
+	mustFail(t, lyingPool(t, "short-lived", sandbox.Limits{}), lyingJob(), "internal", "exit status 0")
+}
+
+// children are the processes whose parent is this one.
+func children(t testing.TB) []int {
+	t.Helper()
+	return childrenOf(t, os.Getpid())
+}
+
+func childrenOf(t testing.TB, of int) []int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, entry := range entries {
+		stat, err := os.ReadFile("/proc/" + entry.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		var pid, parent int
+		var name, state string
+		if _, err := fmt.Sscan(string(stat), &pid, &name, &state, &parent); err == nil && parent == of && state != "Z" {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// waitFor polls until ok, or fails.
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timeout waiting for %s", what)
+		}
+	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	usage := func() (goroutines, descriptors int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip("needs /proc")
+		}
+		return runtime.NumGoroutine(), len(fds)
+	}
+	job := script("file.read('/x') return 1")
+	job.Start.Functions = functions("file.read")
+	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return nil }
+	for range 10 {
+		mustRun(t, pool, job)
+	}
+	waitFor(t, "the standby", func() bool { return len(children(t)) == 1 })
+	goroutines, descriptors := usage()
+	for range 190 {
+		mustRun(t, pool, job)
+	}
+	waitFor(t, "as many goroutines and descriptors as before", func() bool {
+		g, d := usage()
+		return g <= goroutines && d <= descriptors
+	})
+	pool.Close()
+	if left := children(t); len(left) != 0 {
+		t.Errorf("processes left after Close: %v", left)
+	}
+	if e := pool.Run(t.Context(), job).Error; e.GetKind() != "cancelled" {
+		t.Errorf("run after Close gives %v", e)
+	}
+}
+
+func TestCloseEndsARun(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	job := script("file.read('/x')")
+	job.Start.Functions = functions("file.read")
+	called := make(chan struct{})
+	job.Call = func(ctx context.Context, _ *pb.RunnerCall) *pb.RunnerReply { close(called); <-ctx.Done(); return nil }
+	ended := make(chan *pb.ScriptError)
+	go func() { ended <- pool.Run(t.Context(), job).Error }()
+	<-called
+	pool.Close()
+	if e := <-ended; e.GetKind() != "cancelled" || !strings.Contains(e.GetMessage(), "stopping") {
+		t.Errorf("error is %v", e)
+	}
+}

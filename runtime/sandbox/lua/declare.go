@@ -1,0 +1,203 @@
+package lua
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"sort"
+	"strings"
+	"time"
+
+	glua "github.com/yuin/gopher-lua"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// script is the function that a declaration calls. It only keeps the table.
+func (m *machine) script(L *glua.LState) int {
+	if !m.declaring || m.declared != nil {
+		L.RaiseError("return script {…} must be the last statement of a script")
+	}
+	m.declared = L.CheckTable(1)
+	m.declaredAt = m.here()
+	L.SetTop(1)
+	return 1
+}
+
+// runDeclared has the script declare itself, and then runs its run function with checked parameters.
+func (m *machine) runDeclared(main *glua.LFunction) (*pb.RunnerDone, error) {
+	m.declaring = true
+	value, err := m.protected(main)
+	if err != nil {
+		return nil, err
+	}
+	m.declaring = false
+	if m.declared == nil || value != glua.LValue(m.declared) {
+		return nil, m.declarationFault([]string{"something else than script {…} was returned"})
+	}
+	declaration, specs, err := m.readDeclaration(m.declared)
+	if err != nil {
+		return nil, err
+	}
+	if m.start.GetDescribe() {
+		return &pb.RunnerDone{Declaration: declaration}, nil
+	}
+	params, err := m.checkParams(specs)
+	if err != nil {
+		return nil, err
+	}
+	return m.finish(m.declared.RawGetString("run").(*glua.LFunction), params)
+}
+
+// declarationFault tells all that is wrong with a declaration.
+func (m *machine) declarationFault(faults []string) error {
+	at := m.declaredAt
+	if at.script == "" {
+		at.script = m.start.GetName()
+	}
+	return &failure{kind: "syntax", message: "declaration: " + strings.Join(faults, "; "), at: at}
+}
+
+var (
+	declarationFields = []string{
+		"name", "version", "description", "params", "needs", "timeout", "confirm", "readonly", "run",
+	}
+	scriptName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+)
+
+// reader collects what is wrong with a table while it takes values out of it.
+type reader struct {
+	t      *glua.LTable
+	faults []string
+}
+
+func (r *reader) fault(format string, args ...any) {
+	r.faults = append(r.faults, fmt.Sprintf(format, args...))
+}
+
+// only refuses fields that nobody knows, sorted, with the name that was probably meant.
+func (r *reader) only(what string, known []string) {
+	var unknown []string
+	for k, _ := r.t.Next(glua.LNil); k != glua.LNil; k, _ = r.t.Next(k) {
+		name := k.String()
+		if _, ok := k.(glua.LString); ok && contains(known, name) {
+			continue
+		}
+		text := fmt.Sprintf("unknown %s %s", what, name)
+		if other := near.Word(name, known); other != "" {
+			text += fmt.Sprintf(", did you mean %s?", other)
+		}
+		unknown = append(unknown, text)
+	}
+	sort.Strings(unknown)
+	r.faults = append(r.faults, unknown...)
+}
+
+func contains(list []string, word string) bool {
+	for _, w := range list {
+		if w == word {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *reader) text(name string) string {
+	switch v := r.t.RawGetString(name).(type) {
+	case *glua.LNilType:
+	case glua.LString:
+		return string(v)
+	default:
+		r.fault("%s must be a string", name)
+	}
+	return ""
+}
+
+func (r *reader) flag(name string) bool {
+	switch v := r.t.RawGetString(name).(type) {
+	case *glua.LNilType:
+	case glua.LBool:
+		return bool(v)
+	default:
+		r.fault("%s must be true or false", name)
+	}
+	return false
+}
+
+// seconds takes a number of seconds, or text such as "90s" or "5m"; nil where it is not given.
+func (r *reader) seconds(name string) *float64 {
+	var s float64
+	switch v := r.t.RawGetString(name).(type) {
+	case *glua.LNilType:
+		return nil
+	case glua.LNumber:
+		s = float64(v)
+	case glua.LString:
+		d, err := time.ParseDuration(string(v))
+		if err != nil {
+			r.fault("%s %q is not a time such as 90 or \"90s\"", name, string(v))
+			return nil
+		}
+		s = d.Seconds()
+	default:
+		r.fault("%s must be a number of seconds", name)
+		return nil
+	}
+	if !(s >= 0) || math.IsInf(s, 0) {
+		r.fault("%s must not be negative", name)
+		return nil
+	}
+	return &s
+}
+
+func (r *reader) texts(name string) []string {
+	v := r.t.RawGetString(name)
+	if v == glua.LNil {
+		return nil
+	}
+	t, ok := v.(*glua.LTable)
+	if !ok {
+		r.fault("%s must be a list of strings", name)
+		return nil
+	}
+	var out []string
+	for k, v := t.Next(glua.LNil); k != glua.LNil; k, v = t.Next(k) {
+		_, index := k.(glua.LNumber)
+		s, text := v.(glua.LString)
+		if !index || !text {
+			r.fault("%s must be a list of strings", name)
+			return nil
+		}
+		out = append(out, valid(string(s)))
+	}
+	return out
+}
+
+// readDeclaration holds a declaration against what one may say, and tells all faults at once.
+func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*spec, error) {
+	r := &reader{t: t}
+	r.only("field", declarationFields)
+	d := &pb.ScriptDeclaration{
+		Name: valid(r.text("name")), Version: valid(r.text("version")), Description: valid(r.text("description")),
+		Needs: r.texts("needs"), Readonly: r.flag("readonly"), Confirm: r.seconds("confirm"),
+	}
+	if timeout := r.seconds("timeout"); timeout != nil {
+		d.Timeout = *timeout
+	}
+	if !scriptName.MatchString(d.Name) {
+		r.fault("name must be 1 to 64 of a-z, 0-9, '.', '_', '-', and begin with a letter or digit")
+	}
+	if _, ok := t.RawGetString("run").(*glua.LFunction); !ok {
+		r.fault("run must be a function")
+	}
+	specs := m.readSpecs(r)
+	if r.faults != nil {
+		return nil, nil, m.declarationFault(r.faults)
+	}
+	d.Params = &pb.LuaTable{}
+	for _, s := range specs {
+		d.Params.Fields = append(d.Params.Fields, &pb.LuaField{Key: []byte(s.name), Value: s.described})
+	}
+	return d, specs, nil
+}

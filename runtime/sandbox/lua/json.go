@@ -1,0 +1,205 @@
+package lua
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	glua "github.com/yuin/gopher-lua"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// openJSON makes json.encode, decode, array and null, and base64.
+func (m *machine) openJSON() {
+	m.lists = m.L.NewTable()
+	null, meta := m.L.NewUserData(), m.L.NewTable()
+	meta.RawSetString("__tostring", m.function(func(L *glua.LState) int { L.Push(glua.LString("null")); return 1 }))
+	meta.RawSetString("__metatable", glua.LFalse)
+	null.Metatable = meta
+	m.null = null
+	m.library("json", map[string]glua.LGFunction{"encode": m.encode, "decode": m.decode, "array": m.array}).
+		RawSetString("null", null)
+	m.library("base64", map[string]glua.LGFunction{
+		"encode": func(L *glua.LState) int {
+			L.Push(glua.LString(base64.StdEncoding.EncodeToString([]byte(L.CheckString(1)))))
+			return 1
+		},
+		"decode": func(L *glua.LState) int {
+			b, err := base64.StdEncoding.DecodeString(L.CheckString(1))
+			if err != nil {
+				m.fail("base64.decode", "invalid", "this is not base64")
+			}
+			L.Push(glua.LString(b))
+			return 1
+		},
+	})
+}
+
+// array(t) marks a table as a list, which an empty one does not show by itself; without t it makes one.
+func (m *machine) array(L *glua.LState) int {
+	t := L.OptTable(1, nil)
+	if t == nil {
+		t = L.NewTable()
+	}
+	t.Metatable = m.lists
+	L.Push(t)
+	return 1
+}
+
+func (m *machine) encode(L *glua.LState) int {
+	value, err := m.toValue(L.CheckAny(1))
+	var out strings.Builder
+	if err == nil {
+		err = writeJSON(&out, value)
+	}
+	if err != nil {
+		m.fail("json.encode", "invalid", "value"+err.Error())
+	}
+	L.Push(glua.LString(out.String()))
+	return 1
+}
+
+// writeJSON keeps the order of fields. An empty table is an object unless json.array made it.
+func writeJSON(out *strings.Builder, v *pb.LuaValue) error {
+	switch v := v.GetKind().(type) {
+	case nil:
+		out.WriteString("null")
+	case *pb.LuaValue_Boolean:
+		out.WriteString(strconv.FormatBool(v.Boolean))
+	case *pb.LuaValue_Number:
+		if math.IsNaN(v.Number) || math.IsInf(v.Number, 0) {
+			return fmt.Errorf(": %v has no JSON", v.Number)
+		}
+		out.WriteString(strconv.FormatFloat(v.Number, jsonFormat(v.Number), -1, 64))
+	case *pb.LuaValue_String_:
+		return writeJSONString(out, v.String_)
+	case *pb.LuaValue_Table:
+		return writeJSONTable(out, v.Table)
+	}
+	return nil
+}
+
+// jsonFormat writes numbers that people meet without an exponent.
+func jsonFormat(f float64) byte {
+	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e21) {
+		return 'e'
+	}
+	return 'f'
+}
+
+func writeJSONString(out *strings.Builder, s []byte) error {
+	if !utf8.Valid(s) {
+		return fmt.Errorf(": a string is not UTF-8; base64.encode it")
+	}
+	var line strings.Builder
+	encoder := json.NewEncoder(&line)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(string(s)); err != nil {
+		return err
+	}
+	out.WriteString(strings.TrimSuffix(line.String(), "\n"))
+	return nil
+}
+
+func writeJSONTable(out *strings.Builder, t *pb.LuaTable) error {
+	if len(t.GetArray()) > 0 && len(t.GetFields()) > 0 {
+		return fmt.Errorf(": a table is a list or has names, not both (%s)", t.GetFields()[0].GetKey())
+	}
+	if len(t.GetArray()) > 0 || t.GetList() && len(t.GetFields()) == 0 {
+		out.WriteByte('[')
+		for i, v := range t.GetArray() {
+			if i > 0 {
+				out.WriteByte(',')
+			}
+			if err := writeJSON(out, v); err != nil {
+				return fmt.Errorf("[%d]%w", i+1, err)
+			}
+		}
+		out.WriteByte(']')
+		return nil
+	}
+	out.WriteByte('{')
+	for i, f := range t.GetFields() {
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		if err := writeJSONString(out, f.GetKey()); err != nil {
+			return err
+		}
+		out.WriteByte(':')
+		if err := writeJSON(out, f.GetValue()); err != nil {
+			return fmt.Errorf(".%s%w", f.GetKey(), err)
+		}
+	}
+	out.WriteByte('}')
+	return nil
+}
+
+func (m *machine) decode(L *glua.LState) int {
+	decoder := json.NewDecoder(strings.NewReader(L.CheckString(1)))
+	value, err := m.readJSON(decoder, 0)
+	if err == nil {
+		if _, more := decoder.Token(); more != io.EOF {
+			err = fmt.Errorf("something follows the value")
+		}
+	}
+	if err != nil {
+		m.fail("json.decode", "invalid", fmt.Sprintf("byte %d: %v", decoder.InputOffset(), err))
+	}
+	L.Push(value)
+	return 1
+}
+
+// readJSON reads one value token by token, which keeps the order of fields.
+func (m *machine) readJSON(d *json.Decoder, depth int) (glua.LValue, error) {
+	if depth > 32 {
+		return nil, fmt.Errorf("nested deeper than 32")
+	}
+	token, err := d.Token()
+	if err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	switch token := token.(type) {
+	case nil:
+		return m.null, nil
+	case bool:
+		return glua.LBool(token), nil
+	case float64:
+		return glua.LNumber(token), nil
+	case string:
+		return glua.LString(token), nil
+	}
+	t := m.L.NewTable()
+	list := token == json.Delim('[')
+	for i := 1; d.More(); i++ {
+		var key any = i
+		if !list {
+			if key, err = d.Token(); err != nil {
+				return nil, err
+			}
+		}
+		value, err := m.readJSON(d, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		if name, ok := key.(string); ok {
+			t.RawSetString(name, value)
+		} else {
+			t.RawSetInt(i, value)
+		}
+	}
+	if list && t.Len() == 0 {
+		t.Metatable = m.lists
+	}
+	_, err = d.Token() // the end
+	return t, err
+}

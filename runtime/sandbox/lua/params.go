@@ -1,0 +1,266 @@
+package lua
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"regexp"
+	"sort"
+	"strings"
+
+	glua "github.com/yuin/gopher-lua"
+	"github.com/yuin/gopher-lua/pm"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// spec is one declared parameter.
+type spec struct {
+	name      string
+	typ       string
+	required  bool
+	secret    bool
+	def       glua.LValue
+	enum      []glua.LValue
+	pattern   string
+	described *pb.LuaValue
+}
+
+var specFields = []string{"type", "required", "default", "enum", "pattern", "secret", "description"}
+
+// typeNames are the types of parameters, in the order of the manual.
+var typeNames = []string{
+	"string", "integer", "number", "boolean", "list", "map", "enum", "path", "ip", "cidr", "hostname",
+}
+
+// hostname is RFC 1123: labels of letters, digits and inner hyphens.
+var hostname = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+
+// readSpecs reads the params of a declaration; faults go to r.
+func (m *machine) readSpecs(r *reader) []*spec {
+	v := r.t.RawGetString("params")
+	if v == glua.LNil {
+		return nil
+	}
+	t, ok := v.(*glua.LTable)
+	if !ok {
+		r.fault("params must be a table of names")
+		return nil
+	}
+	var specs []*spec
+	for k, v := t.Next(glua.LNil); k != glua.LNil; k, v = t.Next(k) {
+		name, ok := k.(glua.LString)
+		table, isTable := v.(*glua.LTable)
+		if !ok || !isTable {
+			r.fault("params must be name = {type = …}, and %s is not", k.String())
+			continue
+		}
+		specs = append(specs, m.readSpec(r, string(name), table))
+	}
+	sort.Slice(specs, func(i, j int) bool { return specs[i].name < specs[j].name })
+	return specs
+}
+
+func (m *machine) readSpec(outer *reader, name string, t *glua.LTable) *spec {
+	r := &reader{t: t}
+	r.only("field", specFields)
+	s := &spec{
+		name: name, typ: r.text("type"), required: r.flag("required"), secret: r.flag("secret"),
+		pattern: r.text("pattern"), def: t.RawGetString("default"),
+	}
+	r.text("description")
+	if s.typ == "" {
+		r.fault("type is missing")
+	} else if !contains(typeNames, s.typ) {
+		r.fault("type %s is not one of %s", s.typ, strings.Join(typeNames, ", "))
+	}
+	if list, ok := t.RawGetString("enum").(*glua.LTable); ok {
+		for i := 1; i <= list.Len(); i++ {
+			s.enum = append(s.enum, list.RawGetInt(i))
+		}
+	} else if t.RawGetString("enum") != glua.LNil {
+		r.fault("enum must be a list of values")
+	}
+	m.checkSpec(r, s)
+	for _, f := range r.faults {
+		outer.fault("params.%s: %s", name, f)
+	}
+	return s
+}
+
+// checkSpec finds what fits each by itself and not together.
+func (m *machine) checkSpec(r *reader, s *spec) {
+	if s.typ == "enum" && len(s.enum) == 0 {
+		r.fault("an enum needs enum = {…}")
+	}
+	if s.pattern != "" {
+		if _, err := pm.Find(s.pattern, nil, 0, 1); err != nil {
+			r.fault("pattern: %v", err)
+		}
+	}
+	if s.secret && s.def != glua.LNil {
+		r.fault("a secret has no default")
+	}
+	if s.def != glua.LNil && r.faults == nil {
+		if s.required {
+			r.fault("a default is never used where a value is required")
+		}
+		if wrong := m.wrong(s, s.def); wrong != "" {
+			r.fault("default %s", wrong)
+		}
+	}
+	described, err := m.toValue(r.t)
+	if err != nil {
+		r.fault("%s", strings.TrimPrefix(err.Error(), ": "))
+	}
+	s.described = described
+}
+
+// checkParams gives the run function its table: what was given, and defaults. All faults are told at once.
+func (m *machine) checkParams(specs []*spec) (*glua.LTable, error) {
+	given, err := m.fromTable(m.start.GetParams())
+	if err != nil {
+		return nil, &failure{kind: "params", message: err.Error(), at: place{script: m.start.GetName()}}
+	}
+	r := &reader{t: given}
+	out := m.L.NewTable()
+	var names []string
+	for _, s := range specs {
+		if !s.secret {
+			names = append(names, s.name)
+		}
+		value := m.given(s, given)
+		if value == glua.LNil {
+			if s.required {
+				r.fault("%s is required", s.name)
+			}
+			continue
+		}
+		if wrong := m.wrong(s, value); wrong != "" {
+			r.fault("%s %s", s.name, wrong)
+		}
+		out.RawSetString(s.name, value)
+	}
+	r.only("parameter", append(names, m.misplaced(r, specs)...))
+	if r.faults != nil {
+		return nil, &failure{kind: "params", message: strings.Join(r.faults, "; "), at: m.declaredAt}
+	}
+	return m.readOnly("a parameter", out), nil
+}
+
+// misplaced are the secrets that came as parameters, where they would be logged.
+func (m *machine) misplaced(r *reader, specs []*spec) (names []string) {
+	for _, s := range specs {
+		if s.secret && r.t.RawGetString(s.name) != glua.LNil {
+			r.fault("%s is secret, and belongs into secrets", s.name)
+			names = append(names, s.name)
+		}
+	}
+	return names
+}
+
+// given is the value of a parameter: from secrets where it is one.
+func (m *machine) given(s *spec, params *glua.LTable) glua.LValue {
+	value := params.RawGetString(s.name)
+	if s.secret {
+		value = glua.LNil
+		if text, ok := m.start.GetSecrets()[s.name]; ok {
+			value = glua.LString(text)
+		}
+	}
+	if value == glua.LNil {
+		return s.def
+	}
+	return value
+}
+
+// wrong says what is wrong with a value; empty: nothing. A secret's value is not shown.
+func (m *machine) wrong(s *spec, value glua.LValue) string {
+	if text := typeFault(s.typ, value); text != "" {
+		return text
+	}
+	if len(s.enum) > 0 && !in(s.enum, value) {
+		var all []string
+		for _, v := range s.enum {
+			all = append(all, m.plain(v))
+		}
+		text := "must be one of " + strings.Join(all, ", ")
+		if other := near.Word(m.plain(value), all); other != "" && !s.secret {
+			text += fmt.Sprintf(" (did you mean %s?)", other)
+		}
+		return text
+	}
+	if s.pattern != "" {
+		matches, err := pm.Find(s.pattern, []byte(m.plain(value)), 0, 1)
+		if err != nil || len(matches) == 0 {
+			return "must match " + s.pattern
+		}
+	}
+	return ""
+}
+
+func in(list []glua.LValue, value glua.LValue) bool {
+	for _, v := range list {
+		if v == value {
+			return true
+		}
+	}
+	return false
+}
+
+// typeFault holds a value against a type.
+func typeFault(typ string, value glua.LValue) string {
+	number, isNumber := value.(glua.LNumber)
+	text, isText := value.(glua.LString)
+	table, isTable := value.(*glua.LTable)
+	s := string(text)
+	var ok bool
+	name := typ
+	switch typ {
+	case "string":
+		ok = isText
+	case "integer":
+		ok = isNumber && float64(number) == math.Trunc(float64(number)) && math.Abs(float64(number)) <= 1<<53
+	case "number":
+		ok = isNumber
+	case "boolean":
+		_, ok = value.(glua.LBool)
+	case "list":
+		ok = isTable && names(table) == 0
+	case "map":
+		ok = isTable && table.Len() == 0
+	case "enum":
+		ok = isText || isNumber
+	case "path":
+		ok, name = isText && strings.HasPrefix(s, "/") && !strings.Contains("/"+s+"/", "/../") && !strings.Contains(s, "\x00"),
+			"absolute path without '..'"
+	case "ip":
+		_, err := netip.ParseAddr(s)
+		ok, name = isText && err == nil, "IP address"
+	case "cidr":
+		_, err := netip.ParsePrefix(s)
+		ok, name = isText && err == nil, "IP address with prefix length, such as 192.0.2.7/24"
+	case "hostname":
+		ok, name = isText && len(s) <= 253 && hostname.MatchString(s), "host name"
+	}
+	switch {
+	case ok:
+		return ""
+	case strings.IndexByte("aeiouAEIOU", name[0]) >= 0:
+		return "must be an " + name
+	default:
+		return "must be a " + name
+	}
+}
+
+// names counts the keys that are no list index.
+func names(t *glua.LTable) int {
+	n := 0
+	t.ForEach(func(k, _ glua.LValue) {
+		if _, index := k.(glua.LNumber); !index {
+			n++
+		}
+	})
+	return n
+}

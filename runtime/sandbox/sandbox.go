@@ -1,0 +1,118 @@
+// Package sandbox runs a script in a process of its own, which has nothing but one connection to the agent.
+//
+//	agent ── Pool.Run(Job) ──┬── Start, Reply ──►  runner process: Lua, no files, no network, no rights
+//	  limits, cpu, wall,     │                     (the same binary, re-executed; package lua)
+//	  memory, death          └◄── Ready, Call, Log, Progress, Done ──
+//
+// A runner serves one run and dies. It is taken to be hostile: what it sends is bounded and strictly decoded, what it
+// may use is limited from outside, and whatever becomes of it is an Outcome with a named error, never the agent's
+// trouble. One more runner waits, sealed and warm, from the first run on.
+//
+// Not here: Lua, what a builtin does, transactions, and what a script may call.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Arg is the first argument that makes the agent's binary a runner: main must hand over to the runner before anything
+// else when it sees it.
+const Arg = "script-runner"
+
+// ErrClosed is the cause of the cancellation of runs that a Close met.
+var ErrClosed = errors.New("the agent is stopping")
+
+// Limits bound one run. Zero fields mean the default. Each has a configuration key, which ScriptError.limit names.
+type Limits struct {
+	// Memory is the Go heap of the runner in bytes: script.memory_limit_bytes, default 64 MiB.
+	Memory uint64
+	// CPU is processor time of the runner: script.cpu_limit_seconds, default 30 s. Time that builtins take in the agent
+	// is not the runner's.
+	CPU time.Duration
+	// Wall is the whole time of a run: script.timeout_seconds, default 300 s. A deadline of the caller's context that is
+	// earlier counts instead.
+	Wall time.Duration
+	// Source is the size of a script and of each module in bytes: script.max_source_bytes, default 256 KiB.
+	Source int
+	// Calls is how many builtins a run may call: script.max_calls, default 10,000.
+	Calls int
+	// LogLines and LogBytes bound what a run logs; the rest is counted: script.max_log_lines, default 10,000, and
+	// script.max_log_bytes, default 256 KiB.
+	LogLines, LogBytes int
+	// Result is the encoded size of a result in bytes: script.max_result_bytes, default 1 MiB.
+	Result int
+}
+
+// withDefaults fills the zero fields.
+func (l Limits) withDefaults() Limits {
+	d := Limits{
+		Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second,
+		Source: 256 << 10, Calls: 10_000, LogLines: 10_000, LogBytes: 256 << 10, Result: 1 << 20,
+	}
+	pick(&l.Memory, d.Memory)
+	pick(&l.CPU, d.CPU)
+	pick(&l.Wall, d.Wall)
+	pick(&l.Source, d.Source)
+	pick(&l.Calls, d.Calls)
+	pick(&l.LogLines, d.LogLines)
+	pick(&l.LogBytes, d.LogBytes)
+	pick(&l.Result, d.Result)
+	return l
+}
+
+func pick[T comparable](field *T, def T) {
+	var zero T
+	if *field == zero {
+		*field = def
+	}
+}
+
+// Config says how runners are started. The zero value works.
+type Config struct {
+	// Path is the program; default /proc/self/exe, the agent itself.
+	Path string
+	// Args are its arguments before the runner's own; default Arg alone.
+	Args []string
+	// Env is added to the runner's clean environment. For tests.
+	Env []string
+	// UID and GID are whom runners run as where the agent is root; default 65534, which owns nothing. Other agents run
+	// runners as themselves.
+	UID, GID uint32
+	// Limits bound each run.
+	Limits Limits
+}
+
+// Job is one run. Its functions are called from Run's goroutine, one at a time, and never after Run returned.
+type Job struct {
+	// Start is what the runner gets. Its MemoryLimit, where it is not 0, replaces Limits.Memory. Only its Functions may
+	// be called. It is not changed.
+	Start *pb.RunnerStart
+	// Call answers a builtin; required where Start has functions. It must return soon after ctx ends.
+	Call func(ctx context.Context, call *pb.RunnerCall) *pb.RunnerReply
+	// Log and Progress are told what the script says, within the limits; nil: nobody asks. A fraction lies in 0..1.
+	Log      func(*pb.LogLine)
+	Progress func(fraction *float64, step string)
+}
+
+// Outcome is what became of a run. Error is nil when the script ended well.
+type Outcome struct {
+	// Result is the script's; nil for nil.
+	Result *pb.LuaValue
+	// Declaration is what Start.Describe asked for; nil for a script that declares nothing.
+	Declaration *pb.ScriptDeclaration
+	Error       *pb.ScriptError
+	Stats       *pb.ScriptStats
+	// LogDropped is how many lines were over the limits.
+	LogDropped uint32
+}
+
+// Layer is one wall around a runner on this machine.
+type Layer struct {
+	Name string
+	// Missing says why this machine does not have it; empty: it stands.
+	Missing string
+}

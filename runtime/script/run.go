@@ -1,0 +1,223 @@
+package script
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Bounds of a reply; what is over them is cut and counted.
+const allDiffs = 512 << 10 // bytes of all diffs of a reply together
+
+// run is one run of one script.
+type run struct {
+	manager  *Manager
+	call     *builtins.Call
+	request  *pb.RunScriptRequest
+	started  time.Time
+	declared *pb.ScriptDeclaration
+	hide     *redactor
+
+	mu      sync.Mutex
+	changes []*pb.Change
+	log     []*pb.LogLine
+	seq     uint64 // of events
+	dropped uint32 // events since the last one that went out
+}
+
+// do runs the script and composes the reply.
+func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
+	r.hide = newRedactor(r.request.Secrets)
+	s, refusal := r.manager.identify(r.request)
+	if refusal == nil && later(r.request) != "" {
+		refusal = refused("unsupported", later(r.request)+" is not supported by this agent")
+	}
+	if refusal != nil {
+		return refusal
+	}
+	ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
+	reply := r.prepared(ctx, s, ref)
+	reply.Script = ref
+	r.hide.reply(reply)
+	return reply
+}
+
+// prepared reads the declaration, takes the lock and runs.
+func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.RunScriptResponse {
+	m := r.manager
+	ctx, cancel := context.WithTimeout(ctx, r.timeout())
+	defer cancel()
+	declared, failure := m.declaration(ctx, s, r.request.Modules)
+	if failure != nil {
+		return &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_REFUSED, Error: failure, Stats: &pb.ScriptStats{}}
+	}
+	if r.declared = declared; declared != nil {
+		ref.Name, ref.Version = declared.Name, declared.Version
+		if declared.GetConfirm() > 0 {
+			return refused("unsupported", "confirm is not supported by this agent")
+		}
+		if declared.Timeout > 0 && r.request.TimeoutSeconds == 0 {
+			limited, cancel := context.WithDeadline(ctx, r.started.Add(time.Duration(declared.Timeout*float64(time.Second))))
+			defer cancel()
+			ctx = limited
+		}
+	}
+	if !declared.GetReadonly() {
+		if err := m.lock(ctx); err != nil {
+			return refused(kindOf(err), err.Error())
+		}
+		defer m.unlock()
+	}
+	return r.execute(ctx, s)
+}
+
+// timeout is the time for waiting and running.
+func (r *run) timeout() time.Duration {
+	if n := r.request.TimeoutSeconds; n > 0 {
+		return time.Duration(n) * time.Second
+	}
+	return r.manager.config.Timeout
+}
+
+// execute runs the script in a runner and tells what became of its changes.
+func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
+	params, err := sandbox.FromStruct(r.request.Params)
+	if err != nil {
+		return refused("params", err.Error())
+	}
+	outcome := r.manager.config.Pool.Run(ctx, sandbox.Job{
+		Start: &pb.RunnerStart{
+			Name: s.Name, Source: s.Source, Params: params, Secrets: r.request.Secrets, Modules: r.request.Modules,
+			Functions: r.manager.functions(), Unsupported: r.manager.config.Unsupported,
+			MemoryLimit: r.request.MemoryLimitBytes,
+		},
+		Call: r.builtin, Log: r.logged, Progress: r.progressed,
+	})
+	reply := &pb.RunScriptResponse{
+		Error: outcome.Error, Stats: outcome.Stats, LogDropped: outcome.LogDropped, Log: r.log, Changes: r.changes,
+	}
+	if outcome.Error == nil {
+		if reply.Result, err = sandbox.ToValue(outcome.Result); err != nil {
+			reply.Error = &pb.ScriptError{Kind: "result", Message: err.Error(), Script: s.Name}
+		}
+	}
+	r.finish(reply)
+	return reply
+}
+
+// refusedKinds are the errors of a script of which no line ran.
+var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true}
+
+// finish decides the status.
+func (r *run) finish(reply *pb.RunScriptResponse) {
+	cutDiffs(reply.Changes)
+	switch {
+	case reply.Error == nil:
+		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	case refusedKinds[reply.Error.Kind] && len(reply.Changes) == 0 && reply.Stats.GetCalls() == 0:
+		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
+	case len(reply.Changes) == 0:
+		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
+	default:
+		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_PARTIAL
+		for _, change := range reply.Changes {
+			change.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
+			change.Reversible = false
+		}
+		reply.NotUndone = reply.Changes
+	}
+}
+
+func cutDiffs(changes []*pb.Change) {
+	left := allDiffs
+	for _, change := range changes {
+		if len(change.Diff) > left {
+			change.Diff, change.DiffTruncated = "", true
+		}
+		left -= len(change.Diff)
+	}
+}
+
+// builtin serves one call of the script.
+func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {
+	table := r.manager.Table
+	op := table.Script(from.Name)
+	if op == nil || op.Inner {
+		return failed(from.Name, fault.Unsupported("%s is not supported by this agent", from.Name))
+	}
+	if op.Mutates && r.declared.GetReadonly() {
+		return failed(from.Name, fault.Refuse("the script is declared readonly"))
+	}
+	in, err := sandbox.Bind(op, from.Args)
+	if err != nil {
+		return failed(from.Name, err)
+	}
+	out, err := table.Invoke(ctx, &builtins.Call{
+		ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed,
+	}, op, in)
+	if err != nil {
+		return failed(from.Name, err)
+	}
+	return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
+}
+
+func (r *run) attachments() map[string][]byte {
+	files := map[string][]byte{}
+	for _, a := range r.request.Attachments {
+		files[a.Name] = a.Data
+	}
+	return files
+}
+
+// failed is the error table of a call.
+func failed(op string, err error) *pb.RunnerReply {
+	reply := sandbox.ErrorReply(err)
+	if reply.Error.Op == "" {
+		reply.Error.Op = op
+	}
+	return reply
+}
+
+func (r *run) changed(change *pb.Change) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = append(r.changes, change)
+}
+
+func (r *run) logged(line *pb.LogLine) {
+	line.Message = r.hide.text(line.Message)
+	r.log = append(r.log, line)
+	r.event(&pb.ScriptEvent{Log: line})
+}
+
+func (r *run) progressed(fraction *float64, step string) {
+	r.event(&pb.ScriptEvent{Progress: fraction, Step: r.hide.text(step), Log: nil})
+}
+
+// event tells the host while the script runs, where it asked for that.
+func (r *run) event(event *pb.ScriptEvent) {
+	if !r.request.Events || r.call.Event == nil {
+		return
+	}
+	r.seq++
+	event.RequestId, event.Seq, event.Dropped = r.call.ID, r.seq, r.dropped
+	if event.Log != nil {
+		event.Log = proto.Clone(event.Log).(*pb.LogLine)
+		if event.Log.At == nil {
+			event.Log.At = timestamppb.Now()
+		}
+	}
+	if r.call.Event(event) {
+		r.dropped = 0
+	} else {
+		r.dropped++
+	}
+}

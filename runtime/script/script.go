@@ -1,0 +1,211 @@
+// Package script runs scripts: it finds the source, opens the transaction, feeds the runner, and says what became of it.
+//
+//	run_script ─► find source ─► read declaration ─► one writer ─► sandbox.Pool.Run
+//	                                                                  │ each call
+//	                                   builtins.Table.Invoke ◄────────┘
+//	reply: status, result, changes ◄── commit or rollback
+//
+// Not here: Lua and processes (runtime/sandbox), undo (runtime/journal), and what a builtin does.
+package script
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"regexp"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Config is what scripts need.
+type Config struct {
+	// Pool runs them. Required.
+	Pool *sandbox.Pool
+	// Library finds them by name. Required.
+	Library *Library
+	// Unsupported are the tables of functions that scripts may name and this agent does not have.
+	Unsupported []string
+	// Timeout bounds a run, waiting included, that says nothing else: 0: 300 s.
+	Timeout time.Duration
+}
+
+// Manager runs scripts, one that may change the guest at a time.
+type Manager struct {
+	// Table is where the builtins are. Set before the first run.
+	Table *builtins.Table
+
+	config Config
+	writer chan struct{} // holds one token: whoever has it may change the guest
+
+	mu      sync.Mutex
+	running map[*run]context.CancelCauseFunc
+}
+
+const defaultTimeout = 300 * time.Second
+
+// New makes a manager.
+func New(config Config) *Manager {
+	if config.Timeout == 0 {
+		config.Timeout = defaultTimeout
+	}
+	m := &Manager{config: config, writer: make(chan struct{}, 1), running: map[*run]context.CancelCauseFunc{}}
+	m.writer <- struct{}{}
+	return m
+}
+
+// Ops are the requests about scripts.
+func (m *Manager) Ops() []builtins.Op {
+	return []builtins.Op{
+		builtins.Native("run_script", "run a Lua script as one transaction", m.runScript).Mutating().
+			Announce("run_script").OnError(refusal),
+		builtins.Native("list_scripts", "list the scripts that can be run by name", m.listScripts).Announce("list_scripts"),
+	}
+}
+
+// Cancel stops the runs that a key names. It tells whether there were any.
+func (m *Manager) Cancel(request *pb.CancelRequest) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := false
+	for r, cancel := range m.running {
+		if request.Key != "" && r.request.Key == request.Key {
+			cancel(context.Canceled)
+			found = true
+		}
+	}
+	return found
+}
+
+// refusal is the reply to a request that did not come as far as runScript.
+func refusal(err error) proto.Message {
+	reply := builtins.ErrorReply((&pb.RunScriptResponse{}).ProtoReflect().Type(), err).(*pb.RunScriptResponse)
+	reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
+	return reply
+}
+
+// refused is a reply to a script that did not run.
+func refused(kind, message string) *pb.RunScriptResponse {
+	return &pb.RunScriptResponse{
+		Status: pb.ScriptStatus_SCRIPT_STATUS_REFUSED, Error: &pb.ScriptError{Kind: kind, Message: message},
+		Stats: &pb.ScriptStats{},
+	}
+}
+
+// runScript never fails as an operation: what went wrong is in the reply.
+func (m *Manager) runScript(ctx context.Context, call *builtins.Call, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	r := &run{manager: m, call: call, request: request, started: time.Now()}
+	m.mu.Lock()
+	m.running[r] = stop
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.running, r)
+	}()
+	return r.do(ctx), nil
+}
+
+// later names what a request asks for that this agent cannot do yet.
+func later(request *pb.RunScriptRequest) string {
+	switch {
+	case request.DryRun:
+		return "dry_run"
+	case request.GetConfirmSeconds() > 0:
+		return "confirm_seconds"
+	case len(request.Allow) > 0:
+		return "allow"
+	}
+	return ""
+}
+
+// identify finds the source of a request and names it.
+func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptResponse) {
+	var s Script
+	switch {
+	case request.Name == "" && len(request.Source) == 0:
+		return s, refused("params", "give a script's name or its source")
+	case len(request.Source) == 0:
+		found, err := m.config.Library.Find(request.Name)
+		if err != nil {
+			return s, refused(kindOf(err), err.Error())
+		}
+		s = found
+	default:
+		s = Script{Name: request.Name, Source: request.Source, SHA256: digest(request.Source)}
+		if s.Name == "" {
+			s.Name = "script.lua"
+		}
+	}
+	if want := request.ExpectSha256; want != "" && want != s.SHA256 {
+		return s, refused("policy", "the script's SHA-256 is "+s.SHA256+", not "+want)
+	}
+	return s, nil
+}
+
+func digest(source []byte) string {
+	sum := sha256.Sum256(source)
+	return hex.EncodeToString(sum[:])
+}
+
+func kindOf(err error) string {
+	switch code := fault.Code(err); code {
+	case "not_found", "unsupported", "busy", "timeout", "cancelled":
+		return code
+	case "invalid":
+		return "params"
+	case "refused", "permission":
+		return "policy"
+	}
+	return "internal"
+}
+
+// lock takes the right to change the guest.
+func (m *Manager) lock(ctx context.Context) error {
+	select {
+	case <-m.writer:
+		return nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return fault.Because(fault.ErrBusy, "busy: another script was changing the guest all the time")
+		}
+		return context.Cause(ctx)
+	}
+}
+
+func (m *Manager) unlock() { m.writer <- struct{}{} }
+
+// declares matches every script that may be a declared one; only a runner can tell for sure.
+var declares = regexp.MustCompile(`return[\s(]+script\b`)
+
+// declaration asks a runner what a script says of itself. Nil for a plain one.
+func (m *Manager) declaration(ctx context.Context, s Script, modules map[string][]byte) (*pb.ScriptDeclaration, *pb.ScriptError) {
+	if !declares.Match(s.Source) {
+		return nil, nil
+	}
+	start := &pb.RunnerStart{Name: s.Name, Source: s.Source, Describe: true, Modules: modules, Functions: m.functions(), Unsupported: m.config.Unsupported}
+	outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+		return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "a declaration calls nothing"}}
+	}})
+	return outcome.Declaration, outcome.Error
+}
+
+// functions are the builtins that scripts may call.
+func (m *Manager) functions() []*pb.RunnerFunction {
+	var list []*pb.RunnerFunction
+	for _, op := range m.Table.Ops() {
+		if op.Script != nil && !op.Inner {
+			list = append(list, &pb.RunnerFunction{Name: op.Name})
+		}
+	}
+	return list
+}

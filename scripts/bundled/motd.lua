@@ -1,0 +1,39 @@
+-- The message of the day: what people see when they log in.
+--
+-- text is a template: {{title}}, {{lines}}, {{contact}} and {{hostname}} stand for their values.
+
+local TEXT = [[
+{{title}}
+
+{{lines}}
+
+Contact: {{contact}}
+]]
+
+return script {
+  name = "motd",
+  version = "1.0",
+  description = "set the message of the day in /etc/motd",
+  params = {
+    title = {type = "string", required = true, description = "the first line"},
+    lines = {type = "list", default = {}, description = "what else is to be said, a line each"},
+    contact = {type = "string", default = "the owner of this machine", description = "whom to ask"},
+    text = {type = "string", description = "a template of your own"},
+  },
+  needs = {"file:/etc/motd", "host"},
+
+  run = function(p)
+    for i, line in ipairs(p.lines) do
+      if type(line) ~= "string" then
+        error("lines[" .. i .. "] must be a string")
+      end
+    end
+    local text = p.text or TEXT
+    local vars = {title = p.title, lines = table.concat(p.lines, "\n"), contact = p.contact}
+    if string.find(text, "{{hostname}}", 1, true) then
+      vars.hostname = host.info().hostname
+    end
+    local changed = file.template("/etc/motd", text, vars, {mode = "0644"})
+    return {changed = changed, path = "/etc/motd"}
+  end,
+}

@@ -1,0 +1,100 @@
+package wire
+
+import (
+	"context"
+	"sync"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Calls are the requests that are being served, on all connections of an agent. The zero value is ready.
+type Calls struct {
+	mu      sync.Mutex
+	running map[string][]*running
+	count   int
+	closed  bool
+	idle    chan struct{} // closed when nothing runs any more; set by Shutdown
+}
+
+type running struct{ cancel context.CancelCauseFunc }
+
+// Start enters a call under its message id. The context ends with parent, or when somebody cancels the id; done must be
+// called when the call is over. While the agent stops, no call starts.
+func (c *Calls) Start(parent context.Context, id string) (ctx context.Context, done func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, nil, fault.Because(fault.ErrBusy, "the agent is stopping")
+	}
+	ctx, cancel := context.WithCancelCause(parent)
+	call := &running{cancel}
+	if c.running == nil {
+		c.running = map[string][]*running{}
+	}
+	c.running[id] = append(c.running[id], call)
+	c.count++
+	return ctx, func() { cancel(nil); c.end(id, call) }, nil
+}
+
+func (c *Calls) end(id string, call *running) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := c.running[id]
+	for i := range list {
+		if list[i] == call {
+			c.running[id] = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(c.running[id]) == 0 {
+		delete(c.running, id)
+	}
+	c.count--
+	if c.count == 0 && c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
+}
+
+// Cancel ends the contexts of the calls with a message id, with context.Canceled as their cause. It tells whether there
+// was one; it does not wait for its end.
+func (c *Calls) Cancel(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, call := range c.running[id] {
+		call.cancel(context.Canceled)
+	}
+	return len(c.running[id]) > 0
+}
+
+// Len tells how many calls are being served.
+func (c *Calls) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.count
+}
+
+// Shutdown lets no new call start, cancels those that run with the given cause, and waits until all have ended or ctx
+// has.
+func (c *Calls) Shutdown(ctx context.Context, cause error) error {
+	c.mu.Lock()
+	c.closed = true
+	for _, list := range c.running {
+		for _, call := range list {
+			call.cancel(cause)
+		}
+	}
+	idle := make(chan struct{})
+	if c.count == 0 {
+		close(idle)
+	} else {
+		c.idle = idle
+	}
+	c.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

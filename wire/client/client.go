@@ -1,0 +1,337 @@
+// Package client is the host's end of the channel: a connection to a guest agent with many requests in flight.
+//
+//	c, err := client.Dial(ctx, "/run/vm/agent.sock", client.Options{})
+//	reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "uname", Args: []string{"-r"}})
+//
+// Errors of the agent satisfy errors.Is with the standard library's errors and with those of wire/fault.
+//
+// Not here: flags, printing, and what the agent does.
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Options are all optional.
+type Options struct {
+	// Framing is how requests are framed; the zero value is plain.
+	Framing wire.Framing
+	// Event is called with each event, one at a time, on the goroutine that reads: it must not block.
+	Event func(id string, event proto.Message)
+}
+
+// Client is a connection to one agent. Its methods may be called from several goroutines.
+type Client struct {
+	options Options
+	channel io.ReadWriteCloser
+
+	writeMu sync.Mutex
+
+	mu      sync.Mutex
+	pending map[string]chan *pb.AgentMessage
+	session string // the agent's nonce, as it said last
+	ready   *pb.AgentReadyEvent
+	greeted chan struct{} // closed when ready is set
+	err     error
+	done    chan struct{} // closed when the reader has ended
+}
+
+// ErrNoAnswer is the cause of an error when nothing comes from the guest.
+var ErrNoAnswer = errors.New("no answer")
+
+// Dial connects to a unix socket, as QEMU makes one for a virtio-serial port.
+func Dial(ctx context.Context, path string, options Options) (*Client, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if errors.Is(err, syscall.EAGAIN) {
+		return nil, fault.Because(fault.ErrBusy, "connect %s: other clients hold the socket", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", path, fault.Cause(unwrapNet(err)))
+	}
+	return New(conn, options), nil
+}
+
+func unwrapNet(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+// New makes a client over a channel, which it owns.
+func New(channel io.ReadWriteCloser, options Options) *Client {
+	if options.Framing == wire.Auto {
+		options.Framing = wire.Plain
+	}
+	c := &Client{
+		options: options, channel: channel,
+		pending: map[string]chan *pb.AgentMessage{},
+		greeted: make(chan struct{}), done: make(chan struct{}),
+	}
+	go c.read()
+	return c
+}
+
+// Close ends the connection; calls in flight fail.
+func (c *Client) Close() error {
+	err := c.channel.Close()
+	<-c.done
+	return err
+}
+
+// Ready waits for what the agent says of itself first. An agent says it as soon as it sees a host: if nothing comes
+// within two seconds, another client holds the socket, or no agent runs in the guest.
+func (c *Client) Ready(ctx context.Context) (*pb.AgentReadyEvent, error) {
+	limited, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	select {
+	case <-c.greeted:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.ready, nil
+	case <-c.done:
+		return nil, c.cause()
+	case <-limited.Done():
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("the guest says nothing: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
+	}
+}
+
+// Call sends a request and waits for its reply, which has the type Out unless the agent breaks the contract. When ctx
+// ends first, the agent is asked to cancel the request. The error of a request that failed in the guest is the agent's;
+// the reply, which may hold more, comes with it.
+func Call[Out proto.Message](ctx context.Context, c *Client, request proto.Message) (Out, error) {
+	return CallID[Out](ctx, c, NewID(), request)
+}
+
+// CallID is Call with a message id of the caller's.
+func CallID[Out proto.Message](ctx context.Context, c *Client, id string, request proto.Message) (Out, error) {
+	var none Out
+	answer, err := c.exchange(ctx, id, request)
+	if err != nil {
+		return none, err
+	}
+	return read[Out](answer)
+}
+
+// read takes a reply out of its envelope, with the error that it tells of.
+func read[Out proto.Message](answer *pb.AgentMessage) (Out, error) {
+	var none Out
+	failure := fault.FromDetail(answer.ErrorDetail)
+	out, ok := wire.Payload(answer).(Out)
+	if !ok {
+		if failure == nil {
+			failure = fmt.Errorf("the agent answered with %T", wire.Payload(answer))
+		}
+		return none, failure
+	}
+	if failure == nil {
+		failure = foreignFailure(out)
+	}
+	return out, failure
+}
+
+// foreignFailure finds the error of a reply without detail, as agents other than this project's send it: an error text
+// together with a success field that is false.
+func foreignFailure(reply proto.Message) error {
+	m := reply.ProtoReflect()
+	text, success := m.Descriptor().Fields().ByName("error"), m.Descriptor().Fields().ByName("success")
+	if success == nil {
+		success = m.Descriptor().Fields().ByName("accepted")
+	}
+	if text == nil || success == nil || text.Kind() != protoreflect.StringKind || m.Get(success).Bool() {
+		return nil
+	}
+	if words := m.Get(text).String(); words != "" {
+		return errors.New(words)
+	}
+	return errors.New("the agent reports no success")
+}
+
+// NewID makes a message id: a random UUID (version 4).
+func NewID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// exchange sends a request and waits. A request that the agent found uncertain is sent once more after a silence.
+func (c *Client) exchange(ctx context.Context, id string, request proto.Message) (*pb.AgentMessage, error) {
+	answer, err := c.attempt(ctx, id, request)
+	if err != nil || answer.ErrorDetail.GetCode() != "uncertain" {
+		return answer, err
+	}
+	select {
+	case <-time.After(wire.PayloadTimeout + 100*time.Millisecond):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return c.attempt(ctx, id, request)
+}
+
+func (c *Client) attempt(ctx context.Context, id string, request proto.Message) (*pb.AgentMessage, error) {
+	p, err := c.start(ctx, id, request)
+	if err != nil {
+		return nil, err
+	}
+	return p.answer(ctx)
+}
+
+// pending is a request that has been sent.
+type pending struct {
+	c    *Client
+	id   string
+	wait chan *pb.AgentMessage
+}
+
+// start sends a request: requests leave in the order in which start was called. answer must be called.
+func (c *Client) start(ctx context.Context, id string, request proto.Message) (*pending, error) {
+	p := &pending{c, id, make(chan *pb.AgentMessage, 1)}
+	if err := c.enter(id, p.wait); err != nil {
+		return nil, err
+	}
+	if err := c.send(ctx, id, request); err != nil {
+		c.leave(id)
+		return nil, err
+	}
+	return p, nil
+}
+
+// answer waits for the reply. When ctx ends first, the agent is asked to cancel the request.
+func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
+	defer p.c.leave(p.id)
+	select {
+	case answer := <-p.wait:
+		return answer, nil
+	case <-p.c.done:
+		select { // the answer may have come last
+		case answer := <-p.wait:
+			return answer, nil
+		default:
+			return nil, p.c.cause()
+		}
+	case <-ctx.Done():
+		p.c.send(context.Background(), NewID(), &pb.CancelRequest{MessageId: p.id})
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (c *Client) enter(id string, wait chan *pb.AgentMessage) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	if c.pending[id] != nil {
+		return fmt.Errorf("request %s is already in flight", id)
+	}
+	c.pending[id] = wait
+	return nil
+}
+
+func (c *Client) leave(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, id)
+}
+
+func (c *Client) cause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+func (c *Client) send(ctx context.Context, id string, request proto.Message) error {
+	m := wire.Wrap(id, request)
+	if deadline, ok := ctx.Deadline(); ok {
+		m.TimeoutMs = uint64(max(1, time.Until(deadline).Milliseconds()))
+	}
+	c.mu.Lock()
+	m.Session = c.session
+	c.mu.Unlock()
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	return wire.WriteMessage(c.channel, c.options.Framing, m)
+}
+
+func (c *Client) read() {
+	err := c.receive()
+	c.mu.Lock()
+	c.err = err
+	c.mu.Unlock()
+	close(c.done)
+}
+
+// receive takes what the agent sends until the channel ends.
+func (c *Client) receive() error {
+	var decoder wire.Decoder
+	buf := make([]byte, 64<<10)
+	for {
+		start := time.Now()
+		n, err := c.channel.Read(buf)
+		if time.Since(start) >= wire.PayloadTimeout {
+			decoder.Silence()
+		}
+		decoder.Feed(buf[:n])
+		for {
+			frame, ok := decoder.Next()
+			if !ok {
+				break
+			}
+			m := &pb.AgentMessage{}
+			if proto.Unmarshal(frame.Payload, m) != nil {
+				decoder.Lost()
+				continue
+			}
+			c.deliver(m)
+		}
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("the connection to the agent ended: %w", io.ErrUnexpectedEOF)
+		}
+		if err != nil {
+			return fmt.Errorf("the connection to the agent ended: %w", err)
+		}
+	}
+}
+
+func (c *Client) deliver(m *pb.AgentMessage) {
+	c.mu.Lock()
+	if m.Session != "" {
+		c.session = m.Session
+	}
+	wait := c.pending[m.MessageId]
+	if wait != nil {
+		delete(c.pending, m.MessageId)
+		wait <- m
+	}
+	payload := wire.Payload(m)
+	if ready, ok := payload.(*pb.AgentReadyEvent); ok {
+		if c.ready == nil {
+			close(c.greeted)
+		}
+		c.ready = ready
+	}
+	c.mu.Unlock()
+	if wait == nil && payload != nil && c.options.Event != nil {
+		c.options.Event(m.MessageId, payload)
+	}
+}

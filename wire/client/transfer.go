@@ -1,0 +1,297 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"hash/crc32"
+	"io"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Sizes of a transfer. Eight chunks may be in flight, so that a ping is never far behind and the channel never idle.
+const (
+	pushChunk = 64 << 10
+	pullChunk = 31000 // what the agent gives in one frame of 32,000 bytes
+	window    = 8
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Progress is told how far a transfer is, in bytes; total is -1 where it is not known.
+type Progress func(done, total int64)
+
+// PushOptions say what the file will be. All are optional.
+type PushOptions struct {
+	Mode         uint32 // permission bits; 0: as it was, or 0644
+	Owner, Group string
+	Parents      bool // make missing directories
+	SHA256       bool // have the agent compare the digest before the file takes its place
+	Size         int64
+	Progress     Progress
+}
+
+// Push writes a file in the guest: nothing is seen at path before all of it has arrived, and a failure leaves what was
+// there. Each chunk carries its CRC-32C.
+func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOptions) (sent int64, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	total := int64(-1)
+	if o.Size > 0 {
+		total = o.Size
+	}
+	var digest hash.Hash
+	if o.SHA256 {
+		digest = sha256.New()
+	}
+	chunks := &chunkReader{from: from}
+	flight := make(chan chan error, window)
+	finished := make(chan error, 1)
+	go func() { finished <- first(flight, cancel) }()
+	for number := uint32(0); ctx.Err() == nil; number++ {
+		data, last, readErr := chunks.next()
+		if readErr != nil {
+			err = readErr
+			break
+		}
+		request := &pb.FileWriteRequest{
+			Path: path, Data: data, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
+			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc32.Checksum(data, castagnoli)),
+		}
+		if digest != nil {
+			digest.Write(data)
+			if last {
+				request.Sha256 = hex.EncodeToString(digest.Sum(nil))
+			}
+		}
+		one := make(chan error, 1)
+		select {
+		case flight <- one:
+		case <-ctx.Done():
+			continue
+		}
+		sending, startErr := c.start(ctx, NewID(), request) // here, so that chunks leave in order
+		if startErr != nil {
+			one <- startErr
+			break
+		}
+		go func() {
+			answer, err := sending.answer(ctx)
+			if err == nil {
+				_, err = read[*pb.FileWriteResponse](answer)
+			}
+			one <- err
+		}()
+		if sent += int64(len(data)); o.Progress != nil {
+			o.Progress(sent, total)
+		}
+		if last {
+			break
+		}
+	}
+	close(flight)
+	if failure := <-finished; failure != nil && err == nil {
+		err = failure
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return sent, err
+}
+
+// first waits for all chunks in order and gives the first failure; it stops the others.
+func first(flight <-chan chan error, stop func()) (failure error) {
+	for one := range flight {
+		if err := <-one; err != nil && failure == nil {
+			failure = err
+			stop()
+		}
+	}
+	return failure
+}
+
+// chunkReader reads one chunk ahead, to know which is the last.
+type chunkReader struct {
+	from  io.Reader
+	ahead []byte
+	begun bool
+	end   bool
+}
+
+func (r *chunkReader) next() (data []byte, last bool, err error) {
+	if !r.begun {
+		r.begun = true
+		if r.ahead, err = r.read(); err != nil {
+			return nil, false, err
+		}
+	}
+	data = r.ahead
+	if r.end {
+		return data, true, nil
+	}
+	if r.ahead, err = r.read(); err != nil {
+		return nil, false, err
+	}
+	return data, r.end && len(r.ahead) == 0, nil
+}
+
+func (r *chunkReader) read() ([]byte, error) {
+	buf := make([]byte, pushChunk)
+	n, err := io.ReadFull(r.from, buf)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		r.end, err = true, nil
+	}
+	return buf[:n], err
+}
+
+// PullOptions are all optional.
+type PullOptions struct {
+	Offset     int64  // where to begin
+	Generation string // refuse any other state of the file
+	Progress   Progress
+}
+
+// Pulled says what was read.
+type Pulled struct {
+	Size       int64 // bytes given to the writer
+	Mode       uint32
+	Generation string
+}
+
+// Pull reads a file of the guest to its end, which may be further than its size said in the beginning. A file that
+// becomes another one meanwhile is fault.ErrChanged; a file that just grows is not.
+func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOptions) (Pulled, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset}
+	reply, err := p.ask(ctx, o.Offset)
+	if err != nil {
+		return Pulled{}, err
+	}
+	p.got.Mode, p.got.Generation = reply.Mode, reply.Generation
+	p.total = int64(reply.TotalSize)
+	for {
+		if err := p.take(reply); err != nil || reply.Eof {
+			return p.got, err
+		}
+		if p.offset+pullChunk < p.total {
+			if reply, err = p.ahead(ctx); err != nil || reply == nil {
+				if err != nil {
+					return p.got, err
+				}
+			} else {
+				continue
+			}
+		}
+		if reply, err = p.ask(ctx, p.offset); err != nil {
+			return p.got, err
+		}
+	}
+}
+
+type puller struct {
+	c       *Client
+	path    string
+	to      io.Writer
+	options PullOptions
+	offset  int64
+	total   int64
+	got     Pulled
+}
+
+func (p *puller) ask(ctx context.Context, offset int64) (*pb.FileReadResponse, error) {
+	reply, err := Call[*pb.FileReadResponse](ctx, p.c, &pb.FileReadRequest{
+		Path: p.path, Offset: uint64(offset), ChunkSize: pullChunk, Generation: p.options.Generation,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if reply.Crc32C != nil && *reply.Crc32C != crc32.Checksum(reply.Data, castagnoli) {
+		return nil, fault.Because(fault.ErrCorrupt, "%s: a chunk arrived with a wrong checksum", p.path)
+	}
+	if len(reply.Data) == 0 && !reply.Eof {
+		return nil, fault.Because(fault.ErrCorrupt, "%s: a chunk without data that is not the last", p.path)
+	}
+	return reply, nil
+}
+
+// take writes a chunk that begins at p.offset.
+func (p *puller) take(reply *pb.FileReadResponse) error {
+	if p.got.Generation != "" && reply.Generation != "" && !sameFile(p.got.Generation, reply.Generation) {
+		return fault.Because(fault.ErrChanged, "%s: another file took its place", p.path)
+	}
+	n, err := p.to.Write(reply.Data)
+	p.offset += int64(n)
+	p.got.Size += int64(n)
+	if err == nil && p.options.Progress != nil {
+		p.options.Progress(p.offset, max(p.total, p.offset))
+	}
+	return err
+}
+
+// ahead reads whole chunks up to the known size with several requests in flight. It ends early at a chunk that is
+// shorter than asked, and returns a last reply where there was one, or nil when the rest must be asked for.
+func (p *puller) ahead(ctx context.Context) (*pb.FileReadResponse, error) {
+	type answer struct {
+		reply *pb.FileReadResponse
+		err   error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var flight []chan answer
+	next := p.offset
+	defer func() {
+		cancel()
+		for _, one := range flight {
+			<-one
+		}
+	}()
+	for {
+		for len(flight) < window && next+pullChunk <= p.total {
+			one, at := make(chan answer, 1), next
+			go func() {
+				reply, err := p.ask(ctx, at)
+				one <- answer{reply, err}
+			}()
+			flight = append(flight, one)
+			next += pullChunk
+		}
+		if len(flight) == 0 {
+			return nil, nil
+		}
+		a := <-flight[0]
+		flight = flight[1:]
+		if a.err != nil {
+			return nil, a.err
+		}
+		if a.reply.Eof {
+			return a.reply, nil
+		}
+		if err := p.take(a.reply); err != nil {
+			return nil, err
+		}
+		if len(a.reply.Data) < pullChunk {
+			return nil, nil
+		}
+	}
+}
+
+// sameFile compares the device and inode of two generations, their first two fields.
+func sameFile(a, b string) bool {
+	return fields(a, 2) == fields(b, 2)
+}
+
+func fields(s string, n int) string {
+	for i := range len(s) {
+		if s[i] == '-' {
+			if n--; n == 0 {
+				return s[:i]
+			}
+		}
+	}
+	return s
+}

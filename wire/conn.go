@@ -1,0 +1,400 @@
+// Package wire is the guest's end of the channel: frames, and one connection to one host.
+//
+//	bytes ─► Decoder ─► Inspect ─► envelope ─► urgent? ─► Config.Urgent ─┐
+//	                                     └───► Config.Handle (goroutine) ─┤
+//	bytes ◄─ writer ◄─ two lanes: pongs and the like first, then bulk ◄───┘
+//
+// A connection never blocks its reader on a handler, answers every request exactly once while its host is there, and
+// bounds everything: sizes, elements, requests in flight, bytes that wait.
+//
+// Not here: what an operation means, how the channel is opened (wire/port), the host's side (wire/client).
+package wire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Times and bounds of a connection.
+const (
+	// PayloadTimeout is the silence after which an incomplete frame is dropped.
+	PayloadTimeout = 2 * time.Second
+	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
+	StaleAfter = 30 * time.Second
+	// MaxInFlight bounds the requests that one connection serves at a time.
+	MaxInFlight = 64
+	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only the magic gives
+	// up a channel after 65,536 bytes without one.
+	unsolicitedBudget = 48 << 10
+)
+
+// ErrHostGone is the cause of what ends because the host left.
+var ErrHostGone = errors.New("the host has left")
+
+// Config is what a connection needs of its agent. All funcs are called from several goroutines.
+type Config struct {
+	// Framing pins a framing; the zero value detects it.
+	Framing Framing
+	// Session is the nonce of this agent process, sent in every message. Required.
+	Session string
+	// Calls keeps the requests that run. Required.
+	Calls *Calls
+	// Urgent answers what must not wait; false: it is not urgent. It runs on the reader and must not block. Required.
+	Urgent func(c *Conn, request proto.Message) (reply proto.Message, urgent bool)
+	// Handle serves a request; it runs on a goroutine of its own. The reply may come together with an error, which then
+	// travels as its detail. Required.
+	Handle func(ctx context.Context, c *Conn, id string, request proto.Message) (reply proto.Message, err error)
+	// Refuse makes the reply to a request that was not served. Required.
+	Refuse func(request proto.Message, err error) proto.Message
+	// Mutates says that a request changes the guest: it is refused where it may be stale or uncertain, and goes on when
+	// the host leaves. Required.
+	Mutates func(request proto.Message) bool
+	// Order names what a request must be served in order with; empty: nothing. Nil: nothing ever.
+	Order func(request proto.Message) string
+	// Greet sends what a host should hear first. It is called at the beginning, and again when the host's framing is
+	// known. It runs on a goroutine of its own. Nil: nothing.
+	Greet func(ctx context.Context, c *Conn)
+	// Warn is told what went wrong with the channel. Nil: nobody asks.
+	Warn func(text string, err error)
+}
+
+// Conn is one host's session.
+type Conn struct {
+	config  Config
+	channel io.ReadWriteCloser
+	queue   *queue
+
+	heard   atomic.Bool  // a frame has come
+	writes  atomic.Int32 // the Framing to write
+	opening atomic.Int64 // bytes queued before heard
+	flight  atomic.Int64 // requests being served
+
+	orderMu sync.Mutex
+	order   map[string]chan struct{} // closed when the last request of that name is served
+}
+
+// backlogged is a channel that knows whether what was just read may have waited from before the session began.
+type backlogged interface{ Backlog() bool }
+
+// NewConn makes a connection over a channel, which it owns: Serve closes it.
+func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
+	c := &Conn{config: config, channel: channel, queue: newQueue(), order: map[string]chan struct{}{}}
+	c.writes.Store(int32(Plain))
+	if config.Framing == QTX1 {
+		c.writes.Store(int32(QTX1))
+	}
+	return c
+}
+
+// Serve reads and answers until the host leaves (nil), the channel fails, or ctx ends. Requests that only the host
+// could want are then cancelled; those that change the guest go on, and Calls knows them. ctx is theirs.
+func (c *Conn) Serve(ctx context.Context) error {
+	session, leave := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(ctx, func() { c.channel.Close() })
+	defer stop()
+	var work sync.WaitGroup
+	work.Go(c.write)
+	c.greet(session, &work)
+	err := c.read(ctx, session, &work)
+	leave(ErrHostGone)
+	c.queue.close(ErrHostGone)
+	c.channel.Close()
+	work.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (c *Conn) greet(ctx context.Context, work *sync.WaitGroup) {
+	if c.config.Greet != nil {
+		work.Go(func() { c.config.Greet(ctx, c) })
+	}
+}
+
+func (c *Conn) warn(text string, err error) {
+	if c.config.Warn != nil {
+		c.config.Warn(text, err)
+	}
+}
+
+// read is the reader: it is the only one that touches the decoder.
+func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
+	decoder := Decoder{Accept: c.config.Framing}
+	buf := make([]byte, 64<<10)
+	backlog, _ := c.channel.(backlogged)
+	for {
+		start := time.Now()
+		n, err := c.channel.Read(buf)
+		if time.Since(start) >= PayloadTimeout {
+			decoder.Silence()
+		}
+		old := backlog != nil && backlog.Backlog()
+		decoder.Feed(buf[:n])
+		skipped := decoder.Skipped()
+		for {
+			frame, ok := decoder.Next()
+			if !ok {
+				break
+			}
+			if c.config.Framing == Auto {
+				c.writes.Store(int32(frame.Framing))
+			}
+			if !c.heard.Swap(true) {
+				c.greet(session, work)
+			}
+			if !c.accept(ctx, session, frame, old) {
+				decoder.Lost()
+			}
+		}
+		if now := decoder.Skipped(); now != skipped {
+			c.warn("bytes on the channel belong to no frame", nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// accept judges a frame and starts what it asks for. False: the frame was no envelope at all, so that the next one
+// cannot be trusted to begin where this one ended.
+func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool {
+	id, err := Inspect(frame.Payload)
+	var message *pb.AgentMessage
+	if err == nil {
+		message, err = decode(frame.Payload)
+	}
+	if err != nil {
+		c.warn("a frame was refused", err)
+		if id != "" {
+			if errors.Is(err, errNotDecoded) {
+				err = fault.Because(fault.ErrCorrupt, "%v", err)
+			}
+			c.reply(id, nil, err, true)
+		}
+		return !errors.Is(err, errNotDecoded) && !errors.Is(err, fault.ErrCorrupt)
+	}
+	request := Payload(message)
+	if request == nil {
+		if message.ErrorDetail == nil {
+			c.reply(id, nil, fault.Unsupported("unknown request"), true)
+		}
+		return true
+	}
+	if ReplyType(request) == nil {
+		return true // an event or a reply: nothing of ours
+	}
+	if reply, urgent := c.config.Urgent(c, request); urgent {
+		c.reply(id, reply, nil, true)
+		return true
+	}
+	if c.config.Mutates(request) {
+		if err := c.trust(frame, message, old); err != nil {
+			c.refuse(id, request, err)
+			return true
+		}
+	}
+	c.start(ctx, session, message, request)
+	return true
+}
+
+// trust says why a request that changes the guest must not be served.
+func (c *Conn) trust(frame Frame, m *pb.AgentMessage, old bool) error {
+	switch {
+	case !frame.Aligned:
+		return fault.Because(fault.ErrUncertain, "uncertain, send again: the request was found after bytes that belong to no frame")
+	case m.Session != "" && m.Session != c.config.Session:
+		return fault.Because(fault.ErrStale, "stale request: it was made for another run of the agent")
+	case old && !fresh(m):
+		return fault.Because(fault.ErrStale, "stale request: it waited in the channel, and its timestamp is not within %v of the clock", StaleAfter)
+	}
+	return nil
+}
+
+func fresh(m *pb.AgentMessage) bool {
+	return m.Timestamp != nil && m.Timestamp.IsValid() && time.Since(m.Timestamp.AsTime()).Abs() <= StaleAfter
+}
+
+func (c *Conn) refuse(id string, request proto.Message, err error) {
+	c.reply(id, c.config.Refuse(request, err), err, true)
+}
+
+// start serves a request on a goroutine of its own.
+func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message) {
+	parent := session
+	if c.config.Mutates(request) {
+		parent = ctx
+	}
+	if c.flight.Add(1) > MaxInFlight {
+		c.flight.Add(-1)
+		c.refuse(m.MessageId, request, fault.Because(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
+		return
+	}
+	call, done, err := c.config.Calls.Start(parent, m.MessageId)
+	if err != nil {
+		c.flight.Add(-1)
+		c.refuse(m.MessageId, request, err)
+		return
+	}
+	before, turn := c.turn(request)
+	go func() {
+		defer done()
+		defer c.flight.Add(-1)
+		defer turn()
+		if before != nil {
+			<-before
+		}
+		if m.TimeoutMs > 0 {
+			limited, cancel := context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
+			defer cancel()
+			call = limited
+		}
+		reply, err := c.config.Handle(call, c, m.MessageId, request)
+		c.reply(m.MessageId, reply, err, false)
+	}()
+}
+
+// turn gives what a request has to wait for, and what ends its own turn.
+func (c *Conn) turn(request proto.Message) (before <-chan struct{}, end func()) {
+	name := ""
+	if c.config.Order != nil {
+		name = c.config.Order(request)
+	}
+	if name == "" {
+		return nil, func() {}
+	}
+	c.orderMu.Lock()
+	defer c.orderMu.Unlock()
+	mine := make(chan struct{})
+	last := c.order[name]
+	c.order[name] = mine
+	return last, func() {
+		c.orderMu.Lock()
+		defer c.orderMu.Unlock()
+		close(mine)
+		if c.order[name] == mine {
+			delete(c.order, name)
+		}
+	}
+}
+
+// reply sends the one reply to a request. It waits for room in its lane.
+func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool) {
+	m := Wrap(id, payload)
+	m.ErrorDetail = fault.Detail(err)
+	o, tooLarge := c.encode(m)
+	if tooLarge != nil {
+		empty := Wrap(id, nil)
+		if payload != nil {
+			empty = Wrap(id, payload.ProtoReflect().Type().New().Interface())
+		}
+		empty.ErrorDetail = fault.Detail(tooLarge)
+		o, _ = c.encode(empty)
+	}
+	if err := c.queue.put(o, urgent); err != nil {
+		c.warn("a reply came too late", err)
+	}
+}
+
+// Send queues an event; false: it was dropped, because the host reads too slowly or has left. A telemetry report takes
+// the place of one that still waits.
+func (c *Conn) Send(id string, event proto.Message) bool {
+	return c.send(id, event, false)
+}
+
+// SendUrgent is Send, ahead of all that waits.
+func (c *Conn) SendUrgent(id string, event proto.Message) bool {
+	return c.send(id, event, true)
+}
+
+func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
+	o, err := c.encode(Wrap(id, event))
+	if err != nil {
+		c.warn("an event was dropped", err)
+		return false
+	}
+	if !c.heard.Load() && c.opening.Add(int64(len(o.buf))) > unsolicitedBudget {
+		return false
+	}
+	if urgent {
+		return c.queue.put(o, true) == nil
+	}
+	_, o.replaceable = event.(*pb.TelemetryReport)
+	return c.queue.offer(o)
+}
+
+// Flush waits until all that is queued has been written.
+func (c *Conn) Flush(ctx context.Context) error { return c.queue.flush(ctx) }
+
+// Close ends the session at once; Serve returns.
+func (c *Conn) Close() error { return c.channel.Close() }
+
+func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
+	m.Session = c.config.Session
+	encoded, err := marshal(m)
+	if err == nil && len(encoded) > MaxFrame {
+		err = fault.Because(fault.ErrTooLarge, "reply of %d bytes is larger than %d", len(encoded), MaxFrame)
+	}
+	if err != nil {
+		return outgoing{}, err
+	}
+	buf := make([]byte, headerSpace, headerSpace+len(encoded))
+	return outgoing{buf: append(buf, encoded...)}, nil
+}
+
+// write is the writer: the only one that writes to the channel. A frame that has begun is finished unless the host
+// leaves, which the channel tells as an error.
+func (c *Conn) write() {
+	for {
+		o, ok := c.queue.next()
+		if !ok {
+			return
+		}
+		if err := writeFrame(c.channel, Framing(c.writes.Load()), o.buf); err != nil {
+			c.queue.close(ErrHostGone)
+			c.channel.Close()
+			return
+		}
+	}
+}
+
+// writeFrame writes a payload that has headerSpace bytes of room before it: in one call where the channel takes it whole.
+func writeFrame(to io.Writer, f Framing, buf []byte) error {
+	var header [headerSpace]byte
+	h := appendHeader(header[:0], f, len(buf)-headerSpace)
+	frame := buf[headerSpace-len(h):]
+	copy(frame, h)
+	for len(frame) > 0 {
+		n, err := to.Write(frame[:min(len(frame), pieceSize)])
+		if err != nil {
+			return err
+		}
+		frame = frame[n:]
+	}
+	return nil
+}
+
+// WriteMessage writes one envelope as a frame, in as few calls as the channel takes. It is the host's side of writing;
+// calls of it must not overlap.
+func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
+	encoded, err := marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(encoded) > MaxFrame {
+		return fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", len(encoded), MaxFrame)
+	}
+	return writeFrame(to, f, append(make([]byte, headerSpace, headerSpace+len(encoded)), encoded...))
+}

@@ -1,0 +1,497 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// host is the other end of a connection under test.
+type host struct {
+	t    *testing.T
+	conn net.Conn
+	dec  Decoder
+	buf  []byte
+}
+
+// guest starts a connection with an agent that pings, executes (mutating; sleeps when told so) and reads files.
+func guest(t *testing.T, change func(*Config)) (*host, *Calls) {
+	t.Helper()
+	near, far := net.Pipe()
+	calls := &Calls{}
+	config := Config{
+		Session: "the-session", Calls: calls,
+		Urgent: func(_ *Conn, request proto.Message) (proto.Message, bool) {
+			ping, ok := request.(*pb.PingRequest)
+			return &pb.PongResponse{Sequence: ping.GetSequence()}, ok
+		},
+		Handle: func(ctx context.Context, c *Conn, id string, request proto.Message) (proto.Message, error) {
+			switch request := request.(type) {
+			case *pb.ExecuteRequest:
+				return &pb.ExecuteResponse{Stdout: request.Command}, nil
+			case *pb.FileReadRequest:
+				<-ctx.Done()
+				return &pb.FileReadResponse{Error: "cancelled"}, context.Cause(ctx)
+			case *pb.ListProcessesRequest:
+				return &pb.ListProcessesResponse{Error: string(bytes.Repeat([]byte("x"), MaxFrame))}, nil
+			}
+			return &pb.FileStatResponse{}, fault.Unsupported("no such thing")
+		},
+		Refuse: func(request proto.Message, err error) proto.Message {
+			return ReplyType(request).New().Interface()
+		},
+		Mutates: func(request proto.Message) bool {
+			_, ok := request.(*pb.ExecuteRequest)
+			return ok
+		},
+	}
+	if change != nil {
+		change(&config)
+	}
+	served := make(chan error, 1)
+	go func() { served <- NewConn(near, config).Serve(context.Background()) }()
+	h := &host{t: t, conn: far, buf: make([]byte, 1<<16)}
+	t.Cleanup(func() {
+		far.Close()
+		select {
+		case <-served:
+		case <-time.After(10 * time.Second):
+			t.Error("Serve did not return when the host left")
+		}
+		if err := calls.Shutdown(context.Background(), errors.New("test is over")); err != nil {
+			t.Error(err)
+		}
+	})
+	return h, calls
+}
+
+func (h *host) write(b []byte) {
+	h.t.Helper()
+	h.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	if _, err := h.conn.Write(b); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) send(f Framing, id string, request proto.Message) {
+	h.t.Helper()
+	h.write(frameOf(f, envelopeOf(h.t, id, request)))
+}
+
+// next is the next message, and how it was framed.
+func (h *host) next() (*pb.AgentMessage, Framing) {
+	h.t.Helper()
+	for {
+		if frame, ok := h.dec.Next(); ok {
+			m := &pb.AgentMessage{}
+			if err := proto.Unmarshal(frame.Payload, m); err != nil {
+				h.t.Fatal(err)
+			}
+			return m, frame.Framing
+		}
+		h.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		n, err := h.conn.Read(h.buf)
+		if err != nil {
+			h.t.Fatal("no message: ", err)
+		}
+		h.dec.Feed(h.buf[:n])
+	}
+}
+
+// answer is the message with an id; others are passed over.
+func (h *host) answer(id string) *pb.AgentMessage {
+	h.t.Helper()
+	for {
+		if m, _ := h.next(); m.MessageId == id {
+			return m
+		}
+	}
+}
+
+func TestRepliesInTheHostsFraming(t *testing.T) {
+	h, _ := guest(t, nil)
+	for i, f := range []Framing{Plain, QTX1, Plain, QTX1} {
+		id := fmt.Sprintf("request-%d", i)
+		h.send(f, id, &pb.PingRequest{Sequence: uint64(i)})
+		m, got := h.next()
+		if got != f || m.MessageId != id || m.GetPong().GetSequence() != uint64(i) || m.Session != "the-session" || m.Timestamp == nil {
+			t.Errorf("%v: %v in %v", f, m, got)
+		}
+	}
+}
+
+// The first words are plain and within the budget, and come again once the host has shown its framing.
+func TestGreetingBeforeAndAfterTheFirstFrame(t *testing.T) {
+	h, _ := guest(t, func(c *Config) {
+		c.Greet = func(_ context.Context, conn *Conn) {
+			conn.Send("greeting", &pb.AgentReadyEvent{Version: "1"})
+			for range 20 {
+				conn.Send("filler", &pb.ErrorEvent{Message: string(make([]byte, 10_000))})
+			}
+			conn.Send("end", &pb.AgentReadyEvent{})
+		}
+	})
+	seen := 0
+	for {
+		m, f := h.next()
+		if f != Plain {
+			t.Fatal("a word in", f, "before the host spoke")
+		}
+		seen++
+		if m.MessageId == "end" {
+			t.Fatal("the budget was not kept")
+		}
+		if seen == 5 { // one greeting and four of ten thousand bytes are below 48 KiB
+			break
+		}
+	}
+	h.send(QTX1, "ping", &pb.PingRequest{})
+	greeted := false
+	for range 24 {
+		m, f := h.next()
+		greeted = greeted || m.MessageId == "greeting" && f == QTX1
+		if m.MessageId == "end" {
+			break
+		}
+	}
+	if !greeted {
+		t.Error("no greeting in the host's framing")
+	}
+}
+
+func TestUnknownRequestIsAnsweredEmpty(t *testing.T) {
+	h, _ := guest(t, nil)
+	unknown := append(envelopeOf(t, "unknown-1", nil), 0xc2, 0x02, 0) // field 40, empty
+	h.write(frameOf(Plain, unknown))
+	m := h.answer("unknown-1")
+	if Payload(m) != nil || m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error(m)
+	}
+}
+
+// Replies and events from the other side are no requests and are not answered, so that two agents cannot talk for ever.
+func TestEventsAndRepliesAreNotAnswered(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.send(Plain, "r", &pb.PongResponse{})
+	h.send(Plain, "e", &pb.AgentReadyEvent{})
+	empty := Wrap("empty", nil)
+	empty.ErrorDetail = &pb.ErrorDetail{Code: "unsupported"}
+	b, _ := proto.Marshal(empty)
+	h.write(frameOf(Plain, b))
+	h.send(Plain, "ping", &pb.PingRequest{})
+	if m, _ := h.next(); m.MessageId != "ping" {
+		t.Error("answered", m)
+	}
+}
+
+// A request inside another one's data, found because the header around it was lost, is not executed.
+func TestHiddenRequestThatChangesIsNotServed(t *testing.T) {
+	h, _ := guest(t, nil)
+	hidden := frameOf(Plain, envelopeOf(t, "hidden-exec", &pb.ExecuteRequest{Command: "rm"}))
+	h.write(concat([]byte("the lost header of a file's data "), hidden, hidden))
+	for range 2 {
+		m := h.answer("hidden-exec")
+		if m.ErrorDetail.GetCode() != "uncertain" || m.GetExecuteResponse() == nil {
+			t.Error(m)
+		}
+	}
+	h.send(Plain, "ping-after", &pb.PingRequest{})
+	h.answer("ping-after")
+	h.send(Plain, "direct-exec", &pb.ExecuteRequest{Command: "ls"})
+	if m := h.answer("direct-exec"); m.ErrorDetail.GetCode() != "uncertain" {
+		t.Error("trust came back without a silence: ", m)
+	}
+	time.Sleep(PayloadTimeout + 50*time.Millisecond) // the silence itself is what is tested
+	h.send(Plain, "exec-again", &pb.ExecuteRequest{Command: "ls"})
+	if m := h.answer("exec-again"); m.GetExecuteResponse().GetStdout() != "ls" {
+		t.Error(m)
+	}
+}
+
+func TestFalseHeaderIsForgottenAfterASilence(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.write(append(binary.BigEndian.AppendUint32(nil, 1<<20), "ten bytes."...))
+	time.Sleep(PayloadTimeout + 50*time.Millisecond)
+	h.send(Plain, "ping", &pb.PingRequest{})
+	h.answer("ping")
+}
+
+func TestTenMiBOfGarbageThenAPing(t *testing.T) {
+	h, _ := guest(t, nil)
+	noise := make([]byte, 10<<20)
+	state := uint64(88172645463325252)
+	for i := range noise {
+		state ^= state << 13
+		state ^= state >> 7
+		state ^= state << 17
+		noise[i] = byte(state) | 2 // no plain header begins so
+	}
+	h.write(noise)
+	h.send(Plain, "ping", &pb.PingRequest{})
+	h.answer("ping")
+}
+
+func TestBombIsRefusedByItsId(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.send(Plain, "bomb", &pb.ExecuteRequest{Args: make([]string, 1<<20)})
+	if m := h.answer("bomb"); m.ErrorDetail.GetCode() != "too_large" {
+		t.Error(m)
+	}
+	h.send(Plain, "ping", &pb.PingRequest{})
+	h.answer("ping")
+}
+
+// A reply that is too large for a frame is still a reply, of its type.
+func TestReplyOverTheBound(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.send(Plain, "big", &pb.ListProcessesRequest{})
+	m := h.answer("big")
+	if m.GetListProcessesResponse() == nil || m.ErrorDetail.GetCode() != "too_large" {
+		t.Error(m)
+	}
+}
+
+func TestTooManyRequestsGetPromptReplies(t *testing.T) {
+	h, calls := guest(t, nil)
+	go func() {
+		for i := range MaxInFlight + 20 {
+			h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprintf("read-%d", i), &pb.FileReadRequest{})))
+		}
+	}()
+	for range 20 {
+		m, _ := h.next()
+		if m.ErrorDetail.GetCode() != "busy" || !m.ErrorDetail.Retryable {
+			t.Fatal(m)
+		}
+	}
+	if calls.Len() != MaxInFlight {
+		t.Error(calls.Len(), "calls")
+	}
+	for i := range MaxInFlight {
+		calls.Cancel(fmt.Sprintf("read-%d", i))
+	}
+	for range MaxInFlight {
+		if m, _ := h.next(); m.ErrorDetail.GetCode() != "cancelled" {
+			t.Fatal(m)
+		}
+	}
+}
+
+// What only the host could want ends with it; what changes the guest goes on.
+func TestHostLeaves(t *testing.T) {
+	var ended sync.WaitGroup
+	ended.Add(2)
+	release := make(chan struct{})
+	causes := make(chan error, 2)
+	h, calls := guest(t, func(c *Config) {
+		c.Handle = func(ctx context.Context, _ *Conn, _ string, request proto.Message) (proto.Message, error) {
+			defer ended.Done()
+			if _, read := request.(*pb.FileReadRequest); read {
+				<-ctx.Done()
+				causes <- context.Cause(ctx)
+				return nil, nil
+			}
+			<-release
+			causes <- ctx.Err()
+			return nil, nil
+		}
+	})
+	h.send(Plain, "read", &pb.FileReadRequest{})
+	h.send(Plain, "exec", &pb.ExecuteRequest{})
+	for calls.Len() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	h.conn.Close()
+	if err := <-causes; !errors.Is(err, ErrHostGone) {
+		t.Error("the read ended with", err)
+	}
+	close(release)
+	if err := <-causes; err != nil {
+		t.Error("the exec was ended with", err)
+	}
+	ended.Wait()
+}
+
+func TestStaleRequests(t *testing.T) {
+	h, _ := guest(t, nil)
+	foreign := Wrap("foreign", &pb.ExecuteRequest{Command: "x"})
+	foreign.Session = "another"
+	b, _ := proto.Marshal(foreign)
+	h.write(frameOf(Plain, b))
+	if m := h.answer("foreign"); m.ErrorDetail.GetCode() != "stale" {
+		t.Error(m)
+	}
+	foreign.Session = "the-session"
+	b, _ = proto.Marshal(foreign)
+	h.write(frameOf(Plain, b))
+	if m := h.answer("foreign"); m.GetExecuteResponse().GetStdout() != "x" {
+		t.Error(m)
+	}
+}
+
+// backlog is a channel whose first read gives what waited.
+type backlog struct {
+	net.Conn
+	old bool
+}
+
+func (b *backlog) Backlog() bool { return b.old }
+
+func TestRequestsThatWaitedAreServedOnlyWhenFresh(t *testing.T) {
+	for _, c := range []struct {
+		at   time.Time
+		want string
+	}{{time.Now(), ""}, {time.Now().Add(-time.Hour), "stale"}, {time.Now().Add(time.Hour), "stale"}} {
+		near, far := net.Pipe()
+		h := &host{t: t, conn: far, buf: make([]byte, 1000)}
+		conn := NewConn(&backlog{near, true}, Config{
+			Session: "s", Calls: &Calls{},
+			Urgent: func(*Conn, proto.Message) (proto.Message, bool) { return nil, false },
+			Handle: func(context.Context, *Conn, string, proto.Message) (proto.Message, error) {
+				return &pb.ShutdownResponse{Accepted: true}, nil
+			},
+			Refuse:  func(request proto.Message, _ error) proto.Message { return ReplyType(request).New().Interface() },
+			Mutates: func(proto.Message) bool { return true },
+		})
+		done := make(chan error, 1)
+		go func() { done <- conn.Serve(context.Background()) }()
+		m := Wrap("shutdown", &pb.ShutdownRequest{})
+		m.Timestamp = timestamppb.New(c.at)
+		b, _ := proto.Marshal(m)
+		h.write(frameOf(Plain, b))
+		got := h.answer("shutdown")
+		if got.ErrorDetail.GetCode() != c.want || got.GetShutdownResponse().GetAccepted() != (c.want == "") {
+			t.Errorf("%v: %v", c.at, got)
+		}
+		far.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Requests with one order are served one after the other, in the order in which they came.
+func TestOrder(t *testing.T) {
+	var mu sync.Mutex
+	var order []uint64
+	h, _ := guest(t, func(c *Config) {
+		c.Order = func(request proto.Message) string { return request.(*pb.FileWriteRequest).Path }
+		c.Handle = func(_ context.Context, _ *Conn, _ string, request proto.Message) (proto.Message, error) {
+			mu.Lock()
+			order = append(order, request.(*pb.FileWriteRequest).Offset)
+			mu.Unlock()
+			runtime.Gosched()
+			return &pb.FileWriteResponse{Success: true}, nil
+		}
+	})
+	go func() {
+		for i := range 50 {
+			h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprint("chunk-", i), &pb.FileWriteRequest{Path: "/x", Offset: uint64(i)})))
+		}
+	}()
+	for range 50 {
+		h.next()
+	}
+	for i, offset := range order {
+		if uint64(i) != offset {
+			t.Fatal(order)
+		}
+	}
+}
+
+// A host that reads nothing gets at most one old telemetry report before what it asks for.
+func TestTelemetryIsNotQueued(t *testing.T) {
+	var conn *Conn
+	ready := make(chan struct{})
+	h, _ := guest(t, func(c *Config) {
+		c.Greet = func(_ context.Context, c *Conn) {
+			if conn == nil {
+				conn = c
+				close(ready)
+			}
+		}
+	})
+	<-ready
+	h.send(Plain, "first", &pb.PingRequest{})
+	h.answer("first")
+	for i := range 1000 {
+		conn.Send(fmt.Sprint("report-", i), &pb.TelemetryReport{UptimeSeconds: uint64(i)})
+	}
+	h.send(Plain, "ping", &pb.PingRequest{})
+	reports := 0
+	for {
+		m, _ := h.next()
+		if m.MessageId == "ping" {
+			break
+		}
+		reports++
+	}
+	if reports > 1 {
+		t.Errorf("%d reports before the pong", reports)
+	}
+}
+
+// A frame whose size is ours goes out in one write.
+func TestSmallFramesAreOneWrite(t *testing.T) {
+	var sizes []int
+	w := writerFunc(func(p []byte) (int, error) { sizes = append(sizes, len(p)); return len(p), nil })
+	for _, n := range []int{10, SmallFrame - 8, 100_000} {
+		if err := writeFrame(w, QTX1, make([]byte, headerSpace+n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fmt.Sprint(sizes) != "[18 32000 32768 32768 32768 1704]" {
+		t.Error(sizes)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Goroutines after many sessions are as after few.
+func TestSessionsLeaveNothing(t *testing.T) {
+	calls := &Calls{}
+	session := func() {
+		near, far := net.Pipe()
+		conn := NewConn(near, Config{
+			Session: "s", Calls: calls,
+			Urgent:  func(*Conn, proto.Message) (proto.Message, bool) { return &pb.PongResponse{}, true },
+			Mutates: func(proto.Message) bool { return false },
+			Greet:   func(_ context.Context, c *Conn) { c.Send("hello", &pb.AgentReadyEvent{}) },
+		})
+		done := make(chan error, 1)
+		go func() { done <- conn.Serve(context.Background()) }()
+		go func() {
+			far.Write(frameOf(Plain, envelopeOf(t, "ping", &pb.PingRequest{}))[:20]) // half a frame
+			far.Close()
+		}()
+		if err := <-done; err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			t.Fatal(err)
+		}
+	}
+	for range 10 {
+		session()
+	}
+	before := runtime.NumGoroutine()
+	for range 2000 {
+		session()
+	}
+	if after := runtime.NumGoroutine(); after > before+5 {
+		t.Errorf("%d goroutines after ten sessions, %d after two thousand", before, after)
+	}
+}

@@ -1,0 +1,209 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// MaxFrame is the largest payload of a frame, in bytes; itself accepted. Hosts of both framings have the same bound.
+const MaxFrame = 16 << 20
+
+// SmallFrame bounds a frame whose size this project chooses, header included: a virtio-serial port takes 32,768 bytes
+// in one write, whole or not at all, so such a frame is never cut by a host that leaves.
+const SmallFrame = 32000
+
+// Framing is how a frame begins.
+type Framing int
+
+// The framings. A plain frame is a 4-byte big-endian length and the payload. A QTX1 frame has the magic 51 54 58 01
+// before the length. Auto reads both, and writes what the host wrote last, plain before that.
+const (
+	Auto Framing = iota
+	Plain
+	QTX1
+)
+
+// ParseFraming reads the configuration's word for a framing: auto, plain or qtx1.
+func ParseFraming(word string) (Framing, error) {
+	switch word {
+	case "", "auto":
+		return Auto, nil
+	case "plain":
+		return Plain, nil
+	case "qtx1":
+		return QTX1, nil
+	}
+	return Auto, fault.Invalid("framing %q is none of auto, plain, qtx1", word)
+}
+
+// String gives the configuration's word.
+func (f Framing) String() string { return [...]string{"auto", "plain", "qtx1"}[f] }
+
+const magic = "QTX\x01"
+
+// appendHeader writes the header of a payload of n bytes.
+func appendHeader(to []byte, f Framing, n int) []byte {
+	if f == QTX1 {
+		to = append(to, magic...)
+	}
+	return binary.BigEndian.AppendUint32(to, uint32(n))
+}
+
+// Frame is one payload as it was found in the stream. The payload is valid until the next call of the Decoder.
+type Frame struct {
+	Payload []byte
+	Framing Framing
+	// Aligned says that the frame began where a frame must begin. Otherwise it was found by looking through bytes, or
+	// after one that was, and may be a part of something else's content.
+	Aligned bool
+}
+
+// Decoder finds the frames in a byte stream that may begin or break off anywhere. It has no clock and does no I/O: Feed
+// it what was read, take what Next finds, and tell it of a Silence.
+//
+// A header that is impossible starts a scan: for the magic, or for a length in front of what can begin an envelope.
+// Frames found by scanning, and all behind them, are not Aligned, until a silence makes the next byte a beginning again.
+type Decoder struct {
+	// Accept pins a framing; Auto takes both.
+	Accept Framing
+
+	buf      []byte
+	head     int // buf[:head] is consumed
+	scanning bool
+	lost     bool   // since the last silence something was scanned
+	skipped  uint64 // bytes that belonged to no frame
+}
+
+// Feed appends bytes of the stream.
+func (d *Decoder) Feed(p []byte) {
+	if d.head == len(d.buf) {
+		d.buf, d.head = d.buf[:0], 0
+		if cap(d.buf) > 1<<20 {
+			d.buf = nil
+		}
+	} else if d.head > 64<<10 {
+		d.buf = append(d.buf[:0], d.buf[d.head:]...)
+		d.head = 0
+	}
+	d.buf = append(d.buf, p...)
+}
+
+// Silence drops what is incomplete: the next byte begins a frame. It is due when a read had to wait for
+// PayloadTimeout, or the peer is known to be a new one.
+func (d *Decoder) Silence() {
+	d.skipped += uint64(len(d.buf) - d.head)
+	d.buf, d.head = nil, 0
+	d.scanning, d.lost = false, false
+}
+
+// Lost tells that the frame returned last cannot be what its sender wrote: what follows it is no longer a boundary.
+func (d *Decoder) Lost() { d.scanning, d.lost = true, true }
+
+// Skipped counts the bytes so far that belonged to no frame.
+func (d *Decoder) Skipped() uint64 { return d.skipped }
+
+// Next gives the next complete frame; false: more bytes are needed.
+func (d *Decoder) Next() (Frame, bool) {
+	for {
+		rest := d.buf[d.head:]
+		framing, header, length, verdict := d.header(rest)
+		switch {
+		case verdict == needMore:
+			return Frame{}, false
+		case verdict == orphan: // a magic where a length should be: the frame begins there
+			d.drop(len(magic))
+			continue
+		case verdict == impossible:
+			d.scanning, d.lost = true, true
+			d.drop(1)
+			continue
+		case len(rest) < header+length:
+			return Frame{}, false
+		}
+		d.scanning = false
+		d.head += header + length
+		return Frame{Payload: rest[header : header+length], Framing: framing, Aligned: !d.lost}, true
+	}
+}
+
+func (d *Decoder) drop(n int) { d.head += n; d.skipped += uint64(n) }
+
+type verdict int
+
+const (
+	possible verdict = iota
+	needMore
+	impossible
+	orphan
+)
+
+// header judges what stands at the beginning of b.
+func (d *Decoder) header(b []byte) (f Framing, size, length int, v verdict) {
+	if len(b) == 0 {
+		return 0, 0, 0, needMore
+	}
+	if b[0] == magic[0] && d.Accept != Plain {
+		n := min(len(b), len(magic))
+		if string(b[:n]) != magic[:n] {
+			return 0, 0, 0, impossible
+		}
+		if len(b) < len(magic)+4 {
+			return 0, 0, 0, needMore
+		}
+		if string(b[4:8]) == magic {
+			return 0, 0, 0, orphan
+		}
+		return judge(QTX1, 8, b[4:8])
+	}
+	if b[0] > 1 || d.Accept == QTX1 {
+		return 0, 0, 0, impossible
+	}
+	if len(b) < 4 {
+		return 0, 0, 0, needMore
+	}
+	f, size, length, v = judge(Plain, 4, b[:4])
+	if v == possible && d.scanning {
+		v = envelopeBegins(b[4:], length)
+	}
+	return f, size, length, v
+}
+
+func judge(f Framing, size int, field []byte) (Framing, int, int, verdict) {
+	length := binary.BigEndian.Uint32(field)
+	if length == 0 || length > MaxFrame {
+		return 0, 0, 0, impossible
+	}
+	return f, size, int(length), possible
+}
+
+// envelopeBegins says whether b can begin an envelope of n bytes: field 1, a text of printable characters. A length is
+// any four bytes with a small first one, so a scan wants to see more before it waits for that many bytes.
+func envelopeBegins(b []byte, n int) verdict {
+	if len(b) == 0 {
+		return needMore
+	}
+	if b[0] != 0x0a || n < 3 {
+		return impossible
+	}
+	if len(b) == 1 {
+		return needMore
+	}
+	id := int(b[1])
+	if id == 0 || id > 127 || id+2 > n {
+		return impossible
+	}
+	for _, c := range b[2:min(len(b), id+2)] {
+		if c < ' ' || c > '~' {
+			return impossible
+		}
+	}
+	if len(b) < min(n, id+2) {
+		return needMore
+	}
+	return possible
+}
+
+// errNotDecoded marks a payload that is no envelope.
+var errNotDecoded = errors.New("payload is no AgentMessage")

@@ -1,0 +1,107 @@
+package wire
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// The bounds of a request. They are judged on the bytes, before anything is decoded: 16 MiB of empty values would
+// become 600 MiB of heap.
+const (
+	MaxRequest  = 1 << 20 // bytes, for requests that carry no file
+	MaxElements = 10000   // fields and list elements, at all depths
+	maxDepth    = 64      // of messages in messages
+)
+
+var envelopeFields = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Fields()
+
+// carriesData are the payloads that may be as large as a frame: file data, clipboard, update, script attachments.
+var carriesData = map[protowire.Number]bool{12: true, 25: true, 33: true, 52: true, 53: true, 66: true, 103: true, 200: true}
+
+// Inspect judges the payload of a frame before it is decoded. id is the message id where it could be read, also
+// together with an error.
+func Inspect(payload []byte) (id string, err error) {
+	data := false
+	for b := payload; len(b) > 0; {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return id, errNotDecoded
+		}
+		b = b[n:]
+		n = protowire.ConsumeFieldValue(number, kind, b)
+		if n < 0 {
+			return id, errNotDecoded
+		}
+		if number == 1 && kind == protowire.BytesType && id == "" {
+			text, _ := protowire.ConsumeBytes(b)
+			id = string(text)
+		}
+		data = data || carriesData[number]
+		b = b[n:]
+	}
+	if len(payload) > MaxRequest && !data {
+		return id, fault.Because(fault.ErrTooLarge, "request of %d bytes is larger than %d", len(payload), MaxRequest)
+	}
+	count := 0
+	return id, inspect(payload, envelopeFields, &count, 0)
+}
+
+func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth int) error {
+	if depth > maxDepth {
+		return fault.Because(fault.ErrTooLarge, "request is nested deeper than %d", maxDepth)
+	}
+	for len(b) > 0 {
+		number, kind, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return errNotDecoded
+		}
+		b = b[n:]
+		n = protowire.ConsumeFieldValue(number, kind, b)
+		if n < 0 {
+			return errNotDecoded
+		}
+		*count++
+		if field := fields.ByNumber(number); field != nil && kind == protowire.BytesType {
+			content, _ := protowire.ConsumeBytes(b)
+			switch {
+			case field.Message() != nil:
+				if err := inspect(content, field.Message().Fields(), count, depth+1); err != nil {
+					return err
+				}
+			case field.IsList() && field.Kind() != protoreflect.StringKind && field.Kind() != protoreflect.BytesKind:
+				*count += packed(content) // at least one element a varint, so its last bytes count them
+			}
+		}
+		if *count > MaxElements {
+			return fault.Because(fault.ErrTooLarge, "request has more than %d elements", MaxElements)
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// packed counts the elements of a packed list from above: a varint ends with a byte below 128.
+func packed(b []byte) int {
+	n := 0
+	for _, c := range b {
+		if c < 0x80 {
+			n++
+		}
+	}
+	return n
+}
+
+// decode reads an envelope that Inspect has passed.
+func decode(payload []byte) (*pb.AgentMessage, error) {
+	message := &pb.AgentMessage{}
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth + 10}).Unmarshal(payload, message); err != nil {
+		return nil, fmt.Errorf("%w: %v", errNotDecoded, err)
+	}
+	return message, nil
+}

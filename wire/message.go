@@ -1,0 +1,149 @@
+package wire
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+var payloadOneof = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Oneofs().ByName("payload")
+
+// Payload gives the message inside an envelope, or nil where there is none.
+func Payload(m *pb.AgentMessage) proto.Message {
+	field := m.ProtoReflect().WhichOneof(payloadOneof)
+	if field == nil {
+		return nil
+	}
+	return m.ProtoReflect().Get(field).Message().Interface()
+}
+
+// Wrap puts a payload into an envelope with the present time. A nil payload leaves it empty. A message that the
+// envelope has no place for is a programmer's mistake and panics.
+func Wrap(id string, payload proto.Message) *pb.AgentMessage {
+	m := &pb.AgentMessage{MessageId: id, Timestamp: timestamppb.Now()}
+	if payload == nil {
+		return m
+	}
+	inner := payload.ProtoReflect()
+	for i := range payloadOneof.Fields().Len() {
+		if field := payloadOneof.Fields().Get(i); field.Message() == inner.Descriptor() {
+			m.ProtoReflect().Set(field, protoreflect.ValueOfMessage(inner))
+			return m
+		}
+	}
+	panic(fmt.Sprintf("the envelope has no place for %s", inner.Descriptor().FullName()))
+}
+
+// ReplyType gives the type of the reply to a request: the contract's number plus 40, or plus 20 for the numbers from
+// 200. Nil for what is no request.
+func ReplyType(request proto.Message) protoreflect.MessageType {
+	for i := range payloadOneof.Fields().Len() {
+		field := payloadOneof.Fields().Get(i)
+		if field.Message() != request.ProtoReflect().Descriptor() {
+			continue
+		}
+		number := field.Number()
+		switch {
+		case number >= 10 && number < 50:
+			number += 40
+		case number >= 200 && number < 220:
+			number += 20
+		default:
+			return nil
+		}
+		reply := payloadOneof.Fields().ByNumber(number)
+		if reply == nil {
+			return nil
+		}
+		of, err := protoregistry.GlobalTypes.FindMessageByName(reply.Message().FullName())
+		if err != nil {
+			return nil
+		}
+		return of
+	}
+	return nil
+}
+
+// marshal encodes an envelope. A text that is not UTF-8 would make that impossible, and the reply would be lost: such
+// bytes are written as \xNN.
+func marshal(m *pb.AgentMessage) ([]byte, error) {
+	encoded, err := proto.Marshal(m)
+	if err == nil {
+		return encoded, nil
+	}
+	escapeStrings(m.ProtoReflect())
+	return proto.Marshal(m)
+}
+
+func escapeStrings(m protoreflect.Message) {
+	m.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		switch {
+		case field.IsMap():
+			escapeMap(value.Map(), field)
+		case field.IsList():
+			list := value.List()
+			for i := range list.Len() {
+				list.Set(i, escapeValue(field, list.Get(i)))
+			}
+		default:
+			m.Set(field, escapeValue(field, value))
+		}
+		return true
+	})
+}
+
+func escapeMap(m protoreflect.Map, field protoreflect.FieldDescriptor) {
+	type entry struct {
+		key   protoreflect.MapKey
+		value protoreflect.Value
+	}
+	var entries []entry
+	m.Range(func(key protoreflect.MapKey, value protoreflect.Value) bool {
+		entries = append(entries, entry{key, value})
+		return true
+	})
+	for _, e := range entries {
+		m.Clear(e.key)
+		key := e.key
+		if field.MapKey().Kind() == protoreflect.StringKind {
+			key = protoreflect.ValueOfString(EscapeText([]byte(key.String()))).MapKey()
+		}
+		m.Set(key, escapeValue(field.MapValue(), e.value))
+	}
+}
+
+func escapeValue(field protoreflect.FieldDescriptor, value protoreflect.Value) protoreflect.Value {
+	switch field.Kind() {
+	case protoreflect.StringKind:
+		return protoreflect.ValueOfString(EscapeText([]byte(value.String())))
+	case protoreflect.MessageKind:
+		escapeStrings(value.Message())
+	}
+	return value
+}
+
+// EscapeText makes text of any bytes: what is not UTF-8 is written as \xNN, all else stays as it is.
+func EscapeText(b []byte) string {
+	if utf8.Valid(b) {
+		return string(b)
+	}
+	var text strings.Builder
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 {
+			text.WriteString(`\x` + strconv.FormatUint(uint64(b[0])|0x100, 16)[1:])
+		} else {
+			text.Write(b[:n])
+		}
+		b = b[n:]
+	}
+	return text.String()
+}

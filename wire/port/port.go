@@ -1,0 +1,248 @@
+// Package port opens the channel to the host.
+//
+//	virtio-serial port ─┐
+//	unix socket ────────┼─► Port.Accept ─► one session an io.ReadWriteCloser ─► wire.Conn
+//	(listen or connect) ┘       └◄──── the host left: read gives io.EOF ◄────┘
+//
+// A virtio-serial port stays open for as long as the agent runs: a read of nothing means that no host is there, and an
+// edge of the poller tells when one comes. It is never reopened to clean it, which would not clean it.
+//
+// Not here: frames, what to do with a session, and retrying, but for waiting until a host or a device is there.
+package port
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Names of virtio-serial ports that an agent serves, each followed by a number; the legacy one is second choice.
+const (
+	NamePrefix       = "org.quantix.agent."
+	LegacyNamePrefix = "org.limiquantix.agent."
+)
+
+// Port is one channel on which hosts come and go.
+type Port interface {
+	// Name says which it is, for logs and policy: the name of a virtio-serial port, or unix:PATH.
+	Name() string
+	// Accept waits for a host and gives its session. Read gives io.EOF when the host has left; Close ends the session
+	// and unblocks Read and Write. Where a channel has room for one host, Accept waits for the end of the last session.
+	// It returns the cause of ctx when that ends.
+	Accept(ctx context.Context) (io.ReadWriteCloser, error)
+	// Close gives the channel back; Accept and the sessions end.
+	Close() error
+}
+
+// Open opens what a device specification names:
+//
+//	auto               every virtio-serial port named org.quantix.agent.N, else the legacy name
+//	PATH               that device
+//	unix:PATH          a unix socket to listen on, mode 0600
+//	unix-connect:PATH  a unix socket to connect to, again and again
+//
+// auto without any port is fs.ErrNotExist.
+func Open(spec string) ([]Port, error) {
+	kind, path, found := strings.Cut(spec, ":")
+	var one Port
+	var err error
+	switch {
+	case spec == "" || spec == "auto":
+		return openNamed()
+	case found && kind == "unix":
+		one, err = listenUnix(path)
+	case found && kind == "unix-connect":
+		one = &connector{path: path}
+	default:
+		one, err = openDevice(spec, spec)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []Port{one}, nil
+}
+
+// openNamed opens the ports that carry one of our names, all or none.
+func openNamed() ([]Port, error) {
+	devices, err := named()
+	if err != nil {
+		return nil, err
+	}
+	for _, prefix := range []string{NamePrefix, LegacyNamePrefix} {
+		var ports []Port
+		for _, d := range devices {
+			if !strings.HasPrefix(d.name, prefix) {
+				continue
+			}
+			p, err := openDevice(d.path, d.name)
+			if err != nil {
+				for _, p := range ports {
+					p.Close()
+				}
+				return nil, err
+			}
+			ports = append(ports, p)
+		}
+		if len(ports) > 0 {
+			return ports, nil
+		}
+	}
+	return nil, fmt.Errorf("no virtio-serial port is named %s0: %w", NamePrefix, fs.ErrNotExist)
+}
+
+// device is a virtio-serial port of this machine.
+type device struct{ name, path string }
+
+// listener is a unix socket that hosts' tools connect to; many at a time.
+type listener struct {
+	path string
+	l    *net.UnixListener
+}
+
+// listenUnix makes a socket of mode 0600. One that a dead process left is taken over; one that answers is not.
+func listenUnix(path string) (Port, error) {
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("listen %s: another process answers there: %w", path, fs.ErrExist)
+	} else if info, statErr := os.Lstat(path); statErr == nil && info.Mode()&fs.ModeSocket != 0 {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	l, err := listenPrivate(path)
+	if err != nil {
+		return nil, err
+	}
+	return &listener{path, l}, nil
+}
+
+func (l *listener) Name() string { return "unix:" + l.path }
+
+// Close also takes the socket away.
+func (l *listener) Close() error {
+	os.Remove(l.path)
+	return l.l.Close()
+}
+
+func (l *listener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
+	l.l.SetDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() { l.l.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		conn, err := l.l.AcceptUnix()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil, context.Cause(ctx)
+		case err != nil:
+			return nil, err
+		}
+		if err := checkPeer(conn); err != nil {
+			conn.Close()
+			continue
+		}
+		return conn, nil
+	}
+}
+
+// connector is a unix socket that somebody else listens on.
+type connector struct {
+	path   string
+	mu     sync.Mutex
+	last   *once
+	closed bool
+}
+
+func (c *connector) Name() string { return "unix-connect:" + c.path }
+
+func (c *connector) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.last != nil {
+		return c.last.Close()
+	}
+	return nil
+}
+
+// Accept tries again every second: somebody else's socket sends no event when it appears.
+func (c *connector) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
+	if err := waitFor(ctx, c.lastSession()); err != nil {
+		return nil, err
+	}
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", c.path)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err == nil {
+			return c.enter(conn)
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (c *connector) lastSession() *once {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last
+}
+
+func (c *connector) enter(conn net.Conn) (io.ReadWriteCloser, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	c.last = &once{ReadWriteCloser: conn, ended: make(chan struct{})}
+	return c.last, nil
+}
+
+// once is a session whose first Close tells that it is over.
+type once struct {
+	io.ReadWriteCloser
+	first sync.Once
+	ended chan struct{}
+}
+
+func (o *once) Close() error {
+	err := o.ReadWriteCloser.Close()
+	o.first.Do(func() { close(o.ended) })
+	return err
+}
+
+func waitFor(ctx context.Context, o *once) error {
+	if o == nil {
+		return nil
+	}
+	select {
+	case <-o.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// errWrongPeer refuses a peer that is neither root nor the agent's own user.
+func errWrongPeer(uid uint32) error {
+	return fault.Because(fs.ErrPermission, "peer has user id %d", uid)
+}

@@ -1,0 +1,148 @@
+package wire
+
+import (
+	"context"
+	"sync"
+)
+
+// The bounds of what waits to be written. A sender of a full lane waits, which stops the reader in the end: a host that
+// does not read is not read from.
+const (
+	maxUrgent   = 1024    // frames
+	maxBulk     = 4 << 20 // bytes, beyond the frame that is in hand
+	pieceSize   = 32 << 10
+	headerSpace = len(magic) + 4
+)
+
+// outgoing is an encoded payload with headerSpace bytes in front of it.
+type outgoing struct {
+	buf []byte
+	// replaces: a newer one takes its place while it waits (telemetry).
+	replaceable bool
+}
+
+// queue holds what waits to be written in two lanes, the urgent one first.
+type queue struct {
+	mu      sync.Mutex
+	changed sync.Cond
+	urgent  []outgoing
+	bulk    []outgoing
+	bytes   int // of bulk
+	writing bool
+	err     error // why nothing can be written any more
+}
+
+func newQueue() *queue {
+	q := &queue{}
+	q.changed.L = &q.mu
+	return q
+}
+
+// put waits for room in the lane.
+func (q *queue) put(o outgoing, urgent bool) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.err == nil && q.full(urgent) {
+		q.changed.Wait()
+	}
+	if q.err != nil {
+		return q.err
+	}
+	q.add(o, urgent)
+	return nil
+}
+
+// offer puts only where there is room now.
+func (q *queue) offer(o outgoing) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if o.replaceable {
+		for i := range q.bulk {
+			if q.bulk[i].replaceable {
+				q.bytes += len(o.buf) - len(q.bulk[i].buf)
+				q.bulk[i] = o
+				return true
+			}
+		}
+	}
+	if q.err != nil || q.full(false) {
+		return false
+	}
+	q.add(o, false)
+	return true
+}
+
+func (q *queue) full(urgent bool) bool {
+	if urgent {
+		return len(q.urgent) >= maxUrgent
+	}
+	return q.bytes > maxBulk
+}
+
+func (q *queue) add(o outgoing, urgent bool) {
+	if urgent {
+		q.urgent = append(q.urgent, o)
+	} else {
+		q.bulk = append(q.bulk, o)
+		q.bytes += len(o.buf)
+	}
+	q.changed.Broadcast()
+}
+
+// next takes what is to be written next; it waits for it. False: the queue is closed.
+func (q *queue) next() (outgoing, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.writing = false
+	q.changed.Broadcast()
+	for q.err == nil && len(q.urgent) == 0 && len(q.bulk) == 0 {
+		q.changed.Wait()
+	}
+	if q.err != nil {
+		return outgoing{}, false
+	}
+	q.writing = true
+	lane := &q.urgent
+	if len(*lane) == 0 {
+		lane = &q.bulk
+		q.bytes -= len((*lane)[0].buf)
+	}
+	o := (*lane)[0]
+	(*lane)[0] = outgoing{}
+	*lane = (*lane)[1:]
+	if len(*lane) == 0 {
+		*lane = nil
+	}
+	q.changed.Broadcast()
+	return o, true
+}
+
+// close ends all waiting with err and drops what is queued.
+func (q *queue) close(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err == nil {
+		q.err = err
+	}
+	q.urgent, q.bulk, q.bytes = nil, nil, 0
+	q.changed.Broadcast()
+}
+
+// flush waits until everything queued so far and later is written, or ctx ends, or the queue is closed.
+func (q *queue) flush(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.changed.Broadcast()
+	})
+	defer stop()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.err == nil && (q.writing || len(q.urgent)+len(q.bulk) > 0) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		q.changed.Wait()
+	}
+	return q.err
+}
