@@ -36,6 +36,8 @@ type Op struct {
 	Capability string
 	// Script is set for a row that scripts call.
 	Script *Signature
+	// Harmless tells of a request to a mutating row that it changes nothing after all; nil: none.
+	Harmless func(in proto.Message) bool
 	// Order names what requests of this row must be served in order with, such as the path of an upload; nil: nothing.
 	Order func(in proto.Message) string
 	// Inner rows are called by the journal alone, to take something back.
@@ -100,6 +102,14 @@ func row[In, Out proto.Message](name, summary string, f Func[In, Out]) Op {
 
 // Mutating marks a row that changes the guest.
 func (op Op) Mutating() Op { op.Mutates = true; return op }
+
+// Unless names the requests that change nothing though the row is a mutating one.
+func (op Op) Unless(harmless func(in proto.Message) bool) Op { op.Harmless = harmless; return op }
+
+// Changes tells whether a request to this row may change the guest.
+func (op *Op) Changes(in proto.Message) bool {
+	return op.Mutates && !(op.Harmless != nil && op.Harmless(in))
+}
 
 // Announce names the capability that a native row stands for.
 func (op Op) Announce(capability string) Op { op.Capability = capability; return op }

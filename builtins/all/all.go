@@ -5,7 +5,6 @@ package all
 
 import (
 	"context"
-	"errors"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
@@ -70,5 +69,8 @@ func (r *Rooms) Features() map[string]string {
 	return map[string]string{"user_context_exec": "true", "exec.confinement": r.exec.Confinement()}
 }
 
-// Close ends what the rooms have running, and lets go of commands that may outlive the agent.
-func (r *Rooms) Close() error { return errors.Join(r.exec.Release(), r.file.Close()) }
+// Release lets go of commands that outlive the agent; their calls return. It waits for the other commands to end.
+func (r *Rooms) Release() error { return r.exec.Release() }
+
+// Close ends what the rooms have running.
+func (r *Rooms) Close() error { return r.file.Close() }

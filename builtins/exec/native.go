@@ -38,11 +38,25 @@ func (r *Room) execute(ctx context.Context, _ *builtins.Call, in *pb.ExecuteRequ
 	if asked > 0 {
 		spec.Timeout = min(asked, r.config.MaxTimeout)
 	}
+	ctx, done := outlive(ctx)
+	defer done()
 	result, err := r.run.Run(ctx, spec)
 	if result == nil {
 		return nil, err
 	}
 	return r.reply(result, err, asked), nil
+}
+
+// outlive gives a context that ends like ctx, but not because the agent stops: the command then runs on, and Release ends
+// the wait for it.
+func outlive(ctx context.Context) (context.Context, func()) {
+	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		if cause := context.Cause(ctx); !errors.Is(cause, builtins.ErrStopping) {
+			cancel(cause)
+		}
+	})
+	return own, func() { stop(); cancel(nil) }
 }
 
 // nativeSpec makes a command of a request.

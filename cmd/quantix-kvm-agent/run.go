@@ -69,6 +69,7 @@ func run(ctx context.Context, f flags) (err error) {
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
+		Stopping: rooms.Release,
 	}).Run(ctx)
 }
 

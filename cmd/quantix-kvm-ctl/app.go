@@ -2,263 +2,115 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
-	"sort"
-	"strings"
-	"text/tabwriter"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
-
-	"github.com/quantix-kvm/guest-agent/wire"
-	"github.com/quantix-kvm/guest-agent/wire/client"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Set by the linker: -X main.version=….
-var version = "0.2.0-dev"
-
-// Exit statuses. exec passes the command's own through, and uses 125 and 127 for what is not the command's doing.
-const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitNoAnswer    = 3
-	exitRefused     = 4
-	exitRolledBack  = 5
-	exitPartial     = 6
-	exitTimeout     = 124
-	exitExecFailed  = 125
-	exitExecMissing = 127
-	exitInterrupted = 130
-)
-
-const exitHelp = `Exit status: 0 done; 1 it failed in the guest; 2 wrong usage; 3 no connection or no answer; 4 refused or not
-supported; 5 the script failed and everything is as it was; 6 the script failed and something is not; 124 out of time;
-130 interrupted. exec gives the command's own status, 125 when the agent failed, 127 when there is no such command.`
-
-var errInterrupted = errors.New("interrupted")
-
-type stdio struct {
-	in       io.Reader
-	out, err io.Writer
-}
-
-// app is what all commands share: the flags, and the connection once it is made.
+// app is one run of the program.
 type app struct {
-	stdio
+	stdin          *os.File
+	stdout, stderr *os.File
+
+	// Global flags.
 	socket, vm, framing string
-	json, quiet         bool
 	timeout             time.Duration
-	event               func(id string, event proto.Message)
+	json, quiet         bool
+
+	started bool // the command line was understood
 }
 
-// exitError ends the program with a status of its own; nothing more is said when text is empty.
-type exitError struct {
-	status int
-	text   string
-}
-
-func (e *exitError) Error() string { return e.text }
-
-// usageError is the caller's mistake.
-type usageError struct{ error }
-
-func (a *app) root() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "quantix-kvm-ctl",
-		Short: "speak to the agent of a virtual machine",
-		Long: `Speaks to the agent in a virtual machine over the socket of its virtio-serial port.
-
-The socket is named by --socket or QUANTIX_SOCKET, or found by --vm ID.
-
-` + exitHelp,
-		SilenceUsage: true, SilenceErrors: true, Version: version,
+// run does what a command line says and gives the exit code.
+func (a *app) run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	root := a.command()
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
 	}
-	c.SetVersionTemplate("quantix-kvm-ctl {{.Version}}\n")
-	f := c.PersistentFlags()
-	f.StringVarP(&a.socket, "socket", "s", os.Getenv("QUANTIX_SOCKET"), "`path` of the host's socket (QUANTIX_SOCKET)")
-	f.StringVar(&a.vm, "vm", "", "`id` of a virtual machine whose socket is looked for")
-	f.BoolVar(&a.json, "json", false, "print JSON for programs")
-	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing that was not asked for")
-	f.DurationVar(&a.timeout, "wait", 0, "give up after this `time`, such as 30s; 0: never")
-	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain or qtx1")
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	c.AddCommand(
-		a.pingCommand(), a.infoCommand(), a.telemetryCommand(), a.execCommand(),
+	f := a.classify(cmd, err, ctx.Err() != nil)
+	a.complain(f)
+	return f.code
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "quantix-kvm-ctl",
+		Short: "talk to the guest agent of a virtual machine",
+		Long: `quantix-kvm-ctl runs on the host of a virtual machine and talks to quantix-kvm-agent in the guest: it runs commands and
+transactional scripts, copies files, and shows how the guest is.
+
+CONNECTION
+  The agent is reached over the unix socket that QEMU makes for a virtio-serial port: --socket, or the environment variable
+  QUANTIX_SOCKET. --vm ID finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock, ID.agent.sock there, else the directory below
+  /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name contains the id, and there org.quantix.agent.1,
+  org.quantix.agent.0, org.limiquantix.agent.0, whichever is there first.
+  Such a socket serves one client at a time: while another one is connected, nothing is heard from the guest, and the
+  command ends with code 3 after about three seconds.
+
+OUTPUT
+  What was asked for goes to stdout, everything else to stderr. With --json stdout holds JSON, each value in one line unless it is a terminal: messages of the protocol are
+  written with their field names, 64-bit numbers as strings, bytes as base64 and times as RFC 3339, every field present. An
+  error is then one line on stderr: {"error":{"code","message","op","object","hint"},"exit_code"}.
+
+INTERRUPT
+  Ctrl-C cancels the request in the guest. exec and run wait for what becomes of it; a second Ctrl-C does not.
+
+EXIT STATUS
+  0    done
+  1    the operation failed, in the guest or here
+  2    the command line makes no sense
+  3    no connection, or no answer
+  4    refused, or not supported: nothing was done
+  5    the script failed, and everything it did is undone
+  6    the script failed, and something it did is not undone
+  124  it took too long
+  130  interrupted
+  exec gives the command's own code, and 125 where quantix-kvm-ctl or the agent failed (also for 1 to 4 above), 126 where
+  the program cannot be executed, 127 where there is none.`,
+		Example: `  export QUANTIX_SOCKET=/run/libvirt/qemu/channel/1-web/org.quantix.agent.1
+  quantix-kvm-ctl info
+  quantix-kvm-ctl exec -- systemctl is-system-running
+  quantix-kvm-ctl run ./static-address.lua -p interface=eth0 -p address=192.0.2.7/24
+  quantix-kvm-ctl --vm web push -r ./site /var/www`,
+		SilenceUsage: true, SilenceErrors: true,
+		Version: versionLine(),
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.started = true
+		},
+	}
+	root.SetVersionTemplate("quantix-kvm-ctl {{.Version}}\n")
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	f := root.PersistentFlags()
+	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path` (default $QUANTIX_SOCKET)")
+	f.StringVar(&a.vm, "vm", "", "find the socket of the virtual machine with this `id`")
+	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
+	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec and run)")
+	f.BoolVar(&a.json, "json", false, "print JSON")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
+	root.MarkFlagsMutuallyExclusive("socket", "vm")
+	root.AddCommand(
+		a.pingCommand(), a.infoCommand(), a.telemetryCommand(),
+		a.execCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.runCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
+		a.versionCommand(),
 	)
-	return c
+	return root
 }
 
-// args checks the number of arguments as cobra does, as a mistake in usage.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, list []string) error {
-		if err := check(c, list); err != nil {
-			return usageError{fmt.Errorf("%w\nusage: %s", err, c.UseLine())}
-		}
-		return nil
-	}
-}
-
-// with connects, waits for the agent's first word, and calls f.
-func (a *app) with(ctx context.Context, f func(ctx context.Context, c *client.Client) error) error {
-	if a.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, a.timeout)
-		defer cancel()
-	}
-	framing, err := wire.ParseFraming(a.framing)
-	if err != nil {
-		return usageError{err}
-	}
-	path, err := a.find()
-	if err != nil {
-		return err
-	}
-	c, err := client.Dial(ctx, path, client.Options{Framing: framing, Event: a.event})
-	if err != nil {
-		return &exitError{exitNoAnswer, err.Error()}
-	}
-	defer c.Close()
-	if _, err := c.Ready(ctx); err != nil {
-		return &exitError{exitNoAnswer, path + ": " + err.Error()}
-	}
-	return f(ctx, c)
-}
-
-// find gives the path of the socket. The channel for tools comes before the Node Daemon's.
-func (a *app) find() (string, error) {
-	if a.socket != "" && a.vm != "" {
-		return "", usageError{errors.New("give --socket or --vm, not both")}
-	}
-	if a.socket != "" {
-		return a.socket, nil
-	}
-	if a.vm == "" {
-		return "", usageError{errors.New("no socket: give --socket PATH, QUANTIX_SOCKET or --vm ID")}
-	}
-	if strings.ContainsAny(a.vm, "/*?[\\") {
-		return "", usageError{fmt.Errorf("%q is no id of a virtual machine", a.vm)}
-	}
-	patterns := []string{"/var/run/quantix-kvm/vms/" + a.vm + ".agent.1.sock", "/var/run/quantix-kvm/vms/" + a.vm + ".agent.sock"}
-	for _, name := range []string{"org.quantix.agent.1", "org.quantix.agent.0", "org.limiquantix.agent.0"} {
-		for _, dir := range []string{"/run/libvirt/qemu/channel/", "/var/lib/libvirt/qemu/channel/"} {
-			patterns = append(patterns, dir+"*"+a.vm+"*/"+name)
-		}
-	}
-	for _, pattern := range patterns {
-		if found, _ := filepath.Glob(pattern); len(found) == 1 {
-			return found[0], nil
-		} else if len(found) > 1 {
-			sort.Strings(found)
-			return "", usageError{fmt.Errorf("several machines match %s: %s", a.vm, strings.Join(found, ", "))}
-		}
-	}
-	return "", &exitError{exitNoAnswer, "no socket of machine " + a.vm + " was found; looked for " + strings.Join(patterns, ", ")}
-}
-
-// describe gives what is said of an error.
-func (a *app) describe(err error) string {
-	if err == nil {
-		return ""
-	}
-	text := err.Error()
-	var remote *fault.Remote
-	if errors.As(err, &remote) && remote.Detail.GetDetails()["hint"] != "" {
-		text += "\nhint: " + remote.Detail.Details["hint"]
-	}
-	return text
-}
-
-// status gives the exit status for an error.
-func (a *app) status(err error) int {
-	var exit *exitError
-	var usage usageError
-	switch {
-	case err == nil:
-		return 0
-	case errors.Is(err, errInterrupted):
-		return exitInterrupted
-	case errors.As(err, &exit):
-		return exit.status
-	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
-		return exitUsage
-	case errors.Is(err, context.DeadlineExceeded):
-		return exitTimeout
-	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, fault.ErrRefused):
-		return exitRefused
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return exitNoAnswer
-	}
-	return exitFailed
-}
-
-// show prints a message as JSON, or lets people have it their way.
-func (a *app) show(m proto.Message, people func(w io.Writer)) error {
-	if !a.json {
-		w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-		people(w)
-		return w.Flush()
-	}
-	return a.showJSON(m)
-}
-
-func (a *app) showJSON(m proto.Message) error {
-	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	var value any // protojson's spacing differs from run to run
-	if err := json.Unmarshal(text, &value); err != nil {
-		return err
-	}
-	return a.printJSON(value)
-}
-
-func (a *app) printJSON(value any) error {
-	e := json.NewEncoder(a.out)
-	e.SetEscapeHTML(false)
-	if a.terminal() {
-		e.SetIndent("", "  ")
-	}
-	return e.Encode(value)
-}
-
-func (a *app) terminal() bool {
-	f, ok := a.out.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
-
-// note is said to people, beside the result.
+// note tells people something that nobody asked for.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintf(a.err, format+"\n", args...)
+		fmt.Fprintf(a.stderr, "quantix-kvm-ctl: %s\n", printable(fmt.Sprintf(format, args...)))
 	}
-}
-
-// size is a number of bytes for people.
-func size(n uint64) string {
-	const units = "KMGTPE"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, i := float64(n)/1024, 0
-	for f >= 1024 && i < len(units)-1 {
-		f /= 1024
-		i++
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
-}
-
-func ask[Out proto.Message](ctx context.Context, c *client.Client, request proto.Message) (Out, error) {
-	return client.Call[Out](ctx, c, request)
 }

@@ -53,6 +53,9 @@ type Config struct {
 	Refusing error
 	// Cancel stops what a key or a transaction id names. Nil: nothing has such names.
 	Cancel func(request *pb.CancelRequest) bool
+	// Stopping is called when the agent begins to stop, beside the cancelling of calls: what may outlive the agent lets go
+	// of its calls then. Run waits for its return. Nil: nothing may.
+	Stopping func() error
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back; 0: 60 s.
 	StopTimeout time.Duration
 }
@@ -124,6 +127,15 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) shutdown() {
 	limited, cancel := context.WithTimeout(context.Background(), a.config.StopTimeout)
 	defer cancel()
+	var stopping sync.WaitGroup
+	defer stopping.Wait()
+	if a.config.Stopping != nil {
+		stopping.Go(func() {
+			if err := a.config.Stopping(); err != nil {
+				a.config.Log.Warn("something did not let go", zap.Error(err))
+			}
+		})
+	}
 	if err := a.calls.Shutdown(limited, ErrStopping); err != nil {
 		a.config.Log.Warn("some calls did not end", zap.Int("calls", a.calls.Len()))
 	}
@@ -277,8 +289,6 @@ func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool
 			return nil, false // asks for telemetry first
 		}
 		return a.pong(request), true
-	case *pb.GetCapabilitiesRequest:
-		return a.describe(), true
 	case *pb.CancelRequest:
 		return a.cancel(request), true
 	}
@@ -318,9 +328,13 @@ func (a *Agent) cancel(request *pb.CancelRequest) proto.Message {
 
 // handle serves one request.
 func (a *Agent) handle(ctx context.Context, c *wire.Conn, portName, id string, request proto.Message) (proto.Message, error) {
-	if ping, ok := request.(*pb.PingRequest); ok {
+	switch request := request.(type) {
+	case *pb.PingRequest:
 		a.reportFirst(ctx, c)
-		return a.pong(ping), nil
+		return a.pong(request), nil
+	case *pb.GetCapabilitiesRequest:
+		a.ready(ctx, c) // a change of hosts is not always seen, so a host that asks who is there is greeted
+		return a.describe(), nil
 	}
 	if err := a.gate(); err != nil {
 		return a.refuse(request, err), err

@@ -153,12 +153,12 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	if op == nil || op.Inner {
 		return failed(from.Name, fault.Unsupported("%s is not supported by this agent", from.Name))
 	}
-	if op.Mutates && r.declared.GetReadonly() {
-		return failed(from.Name, fault.Refuse("the script is declared readonly"))
-	}
 	in, err := sandbox.Bind(op, from.Args)
 	if err != nil {
 		return failed(from.Name, err)
+	}
+	if op.Changes(in) && r.declared.GetReadonly() {
+		return failed(from.Name, fault.Refuse("the script is declared readonly"))
 	}
 	out, err := table.Invoke(ctx, &builtins.Call{
 		ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed,

@@ -33,7 +33,7 @@ func (p *plan) view() error {
 	if err != nil {
 		return err
 	}
-	if p.Root != "" && p.Root != "/" {
+	if p.rooted() {
 		if p.Confined { // a root that is no mount cannot be made read-only as one
 			if err := unix.Mount(p.Root, p.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 				return fault.On("root "+p.Root, err)
@@ -77,13 +77,17 @@ func (p *plan) confine(mounts []mount) error {
 			return fault.On(o.dir, err)
 		}
 	}
-	hasScratch := os.MkdirAll(scratch, 0o755) == nil
+	place := p.scratchPlace(openings)
 	if err := readOnly("/", mounts, p.PerMount); err != nil {
 		return err
 	}
-	if hasScratch {
-		if err := unix.Mount("tmpfs", scratch, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=256m"); err != nil {
-			return fault.On(scratch, err)
+	if place != "" {
+		if err := unix.Mount("tmpfs", place, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=256m"); err != nil {
+			return fault.On(place, err)
+		}
+		if place != scratch {
+			os.Mkdir(scratch, 0o700)
+			os.Chmod(scratch, 0o777|os.ModeSticky)
 		}
 	}
 	for _, o := range openings {
@@ -96,6 +100,25 @@ func (p *plan) confine(mounts []mount) error {
 	}
 	return nil
 }
+
+// scratchPlace finds where the tmpfs of the command is mounted; empty where it has none. Under another root that is the
+// whole of /run, which means nothing in a system that does not run, so that no directory stays behind in an image.
+func (p *plan) scratchPlace(openings []opening) string {
+	if !p.rooted() {
+		if os.MkdirAll(scratch, 0o755) != nil {
+			return ""
+		}
+		return scratch
+	}
+	place := filepath.Dir(scratch)
+	inside := func(o opening) bool { return o.dir == place || strings.HasPrefix(o.dir, place+"/") }
+	if info, err := os.Lstat(place); err != nil || !info.IsDir() || slices.ContainsFunc(openings, inside) {
+		return ""
+	}
+	return place
+}
+
+func (p *plan) rooted() bool { return p.Root != "" && p.Root != "/" }
 
 // findOpenings says which directories must stay writable for paths, each once, those above before those below.
 func findOpenings(paths []string) ([]opening, error) {

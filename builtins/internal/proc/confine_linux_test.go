@@ -165,7 +165,14 @@ func TestCommandUnderRoot(t *testing.T) {
 		if string(result.Stdout) != "the image\n" {
 			t.Errorf("%+v", result)
 		}
-		spec := Spec{Argv: sh("echo new >/etc/issue"), Root: root, Confine: with()}
+		spec := Spec{Argv: sh("echo x >$TMPDIR/y && cat $TMPDIR/y"), Root: root, Confine: with()}
+		if result := run(t, r, spec); string(result.Stdout) != "x\n" {
+			t.Errorf("%+v", result)
+		}
+		if entries, _ := os.ReadDir(root + "/run"); len(entries) > 0 {
+			t.Errorf("%v stays behind in the image", entries)
+		}
+		spec = Spec{Argv: sh("echo new >/etc/issue"), Root: root, Confine: with()}
 		if result := run(t, r, spec); result.Code == 0 {
 			t.Error("a read-only command wrote")
 		}

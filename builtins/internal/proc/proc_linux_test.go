@@ -203,8 +203,8 @@ func TestTimeoutEndsTheWholeTree(t *testing.T) {
 			line := fmt.Sprintf("cd %s; sleep 300 & echo $! >a; setsid sh -c 'echo $$ >b; exec sleep 300' & "+
 				"sh -c 'trap \"\" TERM; echo $$ >c; sleep 300; sleep 300' & echo started; sleep 300", dir)
 			r.config.Grace = 200 * time.Millisecond
-			result := run(t, r, Spec{Argv: sh(line), Timeout: time.Second, Tied: tied})
-			if !result.TimedOut || string(result.Stdout) != "started\n" || result.Duration > 8*time.Second {
+			result := run(t, r, Spec{Argv: sh(line), Timeout: 2 * time.Second, Tied: tied})
+			if !result.TimedOut || string(result.Stdout) != "started\n" || result.Duration > 30*time.Second {
 				t.Errorf("%+v", result)
 			}
 			for _, name := range []string{"a", "b", "c"} {
@@ -258,7 +258,7 @@ func TestBackgroundChildDoesNotHoldTheReply(t *testing.T) {
 	runners(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		result := run(t, r, Spec{Argv: sh("sleep 600 & echo $! >" + dir + "/a; echo ok")})
-		if string(result.Stdout) != "ok\n" || result.Code != 0 || !result.Truncated || result.Duration > 2*time.Second {
+		if string(result.Stdout) != "ok\n" || result.Code != 0 || !result.Truncated || result.Duration > 20*time.Second {
 			t.Errorf("%+v", result)
 		}
 		if !alive(t, dir+"/a") {

@@ -17,6 +17,15 @@ import (
 
 const bootedFile = "/run/vmtest/booted"
 
+// settle is run in the guest before it is saved, so that tests do not find it busy with the rest of its boot: module
+// loading goes on behind multi-user.target, and the network interface needs a second or two for its link-local address.
+const settle = `
+udevadm settle
+until ip -6 addr show dev ens3 scope link -tentative | grep -q inet6; do sleep 0.1; done
+until test "$(systemctl is-system-running)" = running; do sleep 0.1; done
+sync
+`
+
 // units are the rig's own, wanted by sysinit.target: the probe, from the first moment on; and a mark for the end of the
 // boot. Neither has the default dependencies, so that the guest's own order is what it would be without them.
 var units = map[string]string{
@@ -129,7 +138,7 @@ func prepare(ctx context.Context) (*saved, error) {
 func describe() string {
 	s := &saved{root: &image.Root{}}
 	text := strings.Join(machineArgs(s, "", "", standardPorts()), " ") + strings.Join(resumeArgs(s), " ")
-	return text + cpuKVM + accelTCG + units["vmtest-probe.service"] + units["vmtest-booted.service"]
+	return text + cpuKVM + accelTCG + units["vmtest-probe.service"] + units["vmtest-booted.service"] + settle
 }
 
 // programs are the commands of this module that run in the guest.
@@ -235,8 +244,12 @@ func bootAndSave(ctx context.Context, s *saved) (err error) {
 	if err := vm.guest.awaitBoot(ctx); err != nil {
 		return fmt.Errorf("%w\n%s", err, vm.Diagnosis())
 	}
-	if _, err := vm.Run(ctx, "sync"); err != nil {
-		return err
+	r, err := vm.Shell(ctx, settle)
+	if err == nil && r.ExitCode != 0 {
+		err = fmt.Errorf("exit code %d: %s", r.ExitCode, r.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("settle: %w\n%s", err, vm.Diagnosis())
 	}
 	// The port must be idle in the saved machine: a test's connection is the first it sees.
 	vm.guest.close()

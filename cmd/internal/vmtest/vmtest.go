@@ -128,10 +128,7 @@ func launch(ctx context.Context, s *saved, o Options) (*VM, error) {
 		vm.disk = filepath.Join(dir, "disk.qcow2")
 	}
 	if o.Fresh {
-		err = errors.Join(newDisk(s.blankDisk(), vm.disk), nil)
-		if err == nil {
-			err = vm.PowerOn(ctx)
-		}
+		err = vm.coldStart(ctx)
 	} else {
 		err = vm.resumeSaved(ctx)
 	}
@@ -140,6 +137,13 @@ func launch(ctx context.Context, s *saved, o Options) (*VM, error) {
 		return nil, errors.Join(err, vm.Close())
 	}
 	return vm, nil
+}
+
+func (vm *VM) coldStart(ctx context.Context) error {
+	if err := newDisk(vm.saved.blankDisk(), vm.disk); err != nil {
+		return err
+	}
+	return vm.PowerOn(ctx)
 }
 
 // newDisk copies an empty overlay, unless there is a disk already.

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+func (a *app) cancelCommand() *cobra.Command {
+	var key, transaction string
+	c := &cobra.Command{
+		Use:   "cancel ID | --key KEY | --transaction ID",
+		Short: "stop a request or a script that runs",
+		Long: `cancel stops a request that another client started, by its message id, or a script, by its key or the id of its transaction. A
+command is ended; a script is rolled back. cancel does not wait for that.
+
+The exit code is 1 where nothing of that name was running.
+
+With --json: {"cancelled": BOOL}.`,
+		Example: `  quantix-kvm-ctl cancel --key release-42
+  quantix-kvm-ctl cancel 2f9c1c3e-6a3b-4a63-9b27-0f4d6d1f8f2e`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			request := &pb.CancelRequest{Key: key, TransactionId: transaction}
+			if len(args) == 1 {
+				request.MessageId = args[0]
+			}
+			named := 0
+			for _, name := range []string{request.MessageId, key, transaction} {
+				if name != "" {
+					named++
+				}
+			}
+			if named != 1 {
+				return usage("cancel needs one of ID, --key and --transaction")
+			}
+			return a.with(c.Context(), answerWithin, func(s *session) error { return a.cancel(s, request) })
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "stop the script that runs under this `key`")
+	c.Flags().StringVar(&transaction, "transaction", "", "stop the script with this transaction `id`")
+	return c
+}
+
+func (a *app) cancel(s *session, request *pb.CancelRequest) error {
+	cancelled, err := s.Cancel(s.ctx, request)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		if err := a.printJSON(map[string]bool{"cancelled": cancelled}); err != nil {
+			return err
+		}
+	}
+	if !cancelled {
+		return &failure{exitFailed, errors.New("nothing of that name is running")}
+	}
+	return nil
+}

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/term"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// scriptParams puts the parameters of a file and of -p together; nil where there are none.
+func (a *app) scriptParams(file string, pairs []string) (*structpb.Struct, error) {
+	values := map[string]any{}
+	if file != "" {
+		if err := a.readParams(file, &values); err != nil {
+			return nil, fmt.Errorf("--params %s: %w", file, err)
+		}
+	}
+	for _, pair := range pairs {
+		key, text, ok := strings.Cut(pair, "=")
+		key, mustBeJSON := strings.CutSuffix(key, ":")
+		if !ok || key == "" {
+			return nil, usage("-p %s is not key=value", pair)
+		}
+		value, err := paramValue(text, mustBeJSON)
+		if err != nil {
+			return nil, usage("-p %s: the value is no JSON: %v", pair, err)
+		}
+		values[key] = value
+	}
+	if len(values) == 0 {
+		return nil, nil
+	}
+	return structpb.NewStruct(values)
+}
+
+func (a *app) readParams(file string, to *map[string]any) error {
+	text, err := a.readFile(file)
+	if err != nil {
+		return err
+	}
+	return decodeJSON(text, to)
+}
+
+// readFile reads a file; "-" is standard input.
+func (a *app) readFile(file string) ([]byte, error) {
+	if file == "-" {
+		return io.ReadAll(a.stdin)
+	}
+	return os.ReadFile(file)
+}
+
+// decodeJSON reads exactly one value.
+func decodeJSON(text []byte, to any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(to); err != nil {
+		if errors.Is(err, io.EOF) {
+			return errors.New("there is nothing in it")
+		}
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something stands behind the value")
+	}
+	return nil
+}
+
+// paramValue reads the value of -p. Numbers become floating point on their way, so only those that come out as they were
+// written are taken as numbers: 1.10 is a version and 00123 a serial number.
+func paramValue(text string, mustBeJSON bool) (any, error) {
+	var value any
+	err := decodeJSON([]byte(text), &value)
+	if mustBeJSON {
+		return value, err
+	}
+	if err != nil {
+		return text, nil
+	}
+	if number, ok := value.(float64); ok && strconv.FormatFloat(number, 'f', -1, 64) != strings.TrimSpace(text) {
+		return text, nil
+	}
+	return value, nil
+}
+
+// scriptSecrets reads what --secret names.
+func (a *app) scriptSecrets(args []string) (map[string]string, error) {
+	secrets := map[string]string{}
+	for _, arg := range args {
+		key, from, ok := strings.Cut(arg, "=")
+		if key == "" {
+			return nil, usage("--secret %s has no key", arg)
+		}
+		value, err := a.secret(key, from, ok)
+		if err != nil {
+			return nil, err
+		}
+		secrets[key] = value
+	}
+	return secrets, nil
+}
+
+func (a *app) secret(key, from string, given bool) (string, error) {
+	if !given {
+		return a.askSecret(key)
+	}
+	if file, ok := strings.CutPrefix(from, "@"); ok {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return "", fmt.Errorf("--secret %s: %w", key, err)
+		}
+		value := strings.TrimSuffix(string(text), "\n")
+		return strings.TrimSuffix(value, "\r"), nil
+	}
+	if name, ok := strings.CutPrefix(from, "env:"); ok {
+		value, set := os.LookupEnv(name)
+		if !set {
+			return "", usage("--secret %s: the environment has no variable %s", key, name)
+		}
+		return value, nil
+	}
+	return "", usage("--secret %s: a value on the command line is seen by every user of this host; give key=@file, key=env:NAME, or the key alone", key)
+}
+
+func (a *app) askSecret(key string) (string, error) {
+	if !isTerminal(a.stdin) {
+		line, err := readLine(a.stdin)
+		if err != nil {
+			return "", fmt.Errorf("--secret %s: read standard input: %w", key, err)
+		}
+		return line, nil
+	}
+	fmt.Fprintf(a.stderr, "%s: ", printable(key))
+	value, err := term.ReadPassword(int(a.stdin.Fd()))
+	fmt.Fprintln(a.stderr)
+	return string(value), err
+}
+
+// readLine reads exactly one line: what stands behind it is for others. The end of the input ends a line that is not empty.
+func readLine(from io.Reader) (string, error) {
+	var line []byte
+	for one := make([]byte, 1); ; {
+		n, err := from.Read(one)
+		if n == 1 && one[0] == '\n' || errors.Is(err, io.EOF) && len(line) > 0 {
+			return strings.TrimSuffix(string(line), "\r"), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		line = append(line, one[:n]...)
+	}
+}
+
+// units of --memory, the longest first.
+var units = []struct {
+	name  string
+	bytes uint64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1},
+}
+
+// parseSize reads a number of bytes with a unit; "" is 0.
+func parseSize(text string) (uint64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits, factor := text, uint64(1)
+	for _, unit := range units {
+		if rest, ok := strings.CutSuffix(text, unit.name); ok {
+			digits, factor = strings.TrimSpace(rest), unit.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil || n == 0 {
+		return 0, usage("%s is no size such as 32MiB", text)
+	}
+	return n * factor, nil
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// live shows on stderr what a script says while it runs.
+type live struct {
+	a      *app
+	events *events
+	quit   chan struct{}
+	done   chan struct{}
+	shown  []*pb.LogLine
+	bar    bool // the cursor stands behind a line of progress
+}
+
+func (a *app) showLive(e *events) *live {
+	l := &live{a: a, events: e, quit: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(l.done)
+		for {
+			select {
+			case <-e.more:
+				l.show()
+			case <-l.quit:
+				l.show()
+				return
+			}
+		}
+	}()
+	return l
+}
+
+// stop shows what is left and waits for it.
+func (l *live) stop() {
+	close(l.quit)
+	<-l.done
+	l.clear()
+}
+
+func (l *live) show() {
+	for _, m := range l.events.take() {
+		event, ok := m.(*pb.ScriptEvent)
+		switch {
+		case !ok || l.a.quiet:
+		case event.Log != nil:
+			l.clear()
+			l.a.printLog(event.Log)
+			l.shown = append(l.shown, event.Log)
+		default:
+			l.step(event)
+		}
+	}
+}
+
+// step shows progress: on a terminal in one line that the next one takes, elsewhere in lines.
+func (l *live) step(event *pb.ScriptEvent) {
+	text := strings.ReplaceAll(printable(event.Step), "\n", " ")
+	if event.Progress != nil {
+		text = fmt.Sprintf("%3.0f %%  %s", 100**event.Progress, text)
+	}
+	text = strings.TrimSpace(text)
+	if !isTerminal(l.a.stderr) {
+		fmt.Fprintln(l.a.stderr, text)
+		return
+	}
+	l.clear()
+	fmt.Fprint(l.a.stderr, text)
+	l.bar = true
+}
+
+// eraseLine is what a terminal takes a line away for.
+const eraseLine = "\r\x1b[K"
+
+func (l *live) clear() {
+	if l.bar {
+		fmt.Fprint(l.a.stderr, eraseLine)
+		l.bar = false
+	}
+}
+
+// rest prints the lines of the log that were not shown while the script ran: events may get lost, the reply does not.
+func (l *live) rest(reply *pb.RunScriptResponse) {
+	next := 0
+	for _, line := range reply.Log {
+		if next < len(l.shown) && l.shown[next].Level == line.Level && l.shown[next].Message == line.Message {
+			next++
+			continue
+		}
+		l.a.printLog(line)
+	}
+	if reply.LogDropped > 0 {
+		l.a.note("%s more were logged than the reply holds", plural(int(reply.LogDropped), "line"))
+	}
+}
+
+func (a *app) printLog(line *pb.LogLine) {
+	for text := range strings.Lines(printable(line.Message)) {
+		fmt.Fprintf(a.stderr, "%-5s %s\n", line.Level, strings.TrimSuffix(text, "\n"))
+	}
+}
+
+// printChanges lists what a script did, with diffs.
+func (a *app) printChanges(reply *pb.RunScriptResponse) {
+	for _, c := range reply.Changes {
+		fmt.Fprintf(a.stderr, "%s\n", changeLine(c))
+		for text := range strings.Lines(printable(c.Diff)) {
+			fmt.Fprintf(a.stderr, "    %s\n", strings.TrimSuffix(text, "\n"))
+		}
+		if c.DiffTruncated {
+			fmt.Fprintln(a.stderr, "    (the difference is longer)")
+		}
+	}
+	for _, c := range reply.AfterCommit {
+		fmt.Fprintf(a.stderr, "after the commit: %s\n", changeLine(c))
+	}
+}
+
+func changeLine(c *pb.Change) string {
+	words := c.Action + " " + c.Target
+	switch c.State {
+	case pb.ChangeState_CHANGE_STATE_UNDONE:
+		words = "undone: " + words
+	case pb.ChangeState_CHANGE_STATE_NOT_UNDONE:
+		words = "NOT UNDONE: " + words
+	case pb.ChangeState_CHANGE_STATE_WOULD:
+		words = "would be " + words
+	case pb.ChangeState_CHANGE_STATE_UNKNOWN:
+		words = "cannot be foretold: " + words
+	}
+	words += " (" + c.Op
+	if c.ContentHidden {
+		words += ", content hidden"
+	}
+	return strings.ReplaceAll(printable(words+")"), "\n", " ")
+}
+
+// statusWords say what became of a script.
+var statusWords = map[pb.ScriptStatus]string{
+	pb.ScriptStatus_SCRIPT_STATUS_COMMITTED:        "committed",
+	pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK:      "rolled back, everything is as it was",
+	pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN:          "dry run, nothing was changed",
+	pb.ScriptStatus_SCRIPT_STATUS_REFUSED:          "refused, nothing ran",
+	pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM: "applied, undone again unless it is confirmed",
+	pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED:  "ROLLBACK FAILED, something that should have been restored was not",
+	pb.ScriptStatus_SCRIPT_STATUS_PARTIAL:          "PARTIAL, something could not be undone",
+}
+
+func (a *app) printStatus(reply *pb.RunScriptResponse) {
+	for _, c := range reply.NotUndone {
+		if c.State != pb.ChangeState_CHANGE_STATE_NOT_UNDONE || !listed(c, reply.Changes) {
+			fmt.Fprintf(a.stderr, "NOT UNDONE: %s\n", changeLine(c))
+		}
+	}
+	words := statusWords[reply.Status]
+	if words == "" {
+		words = reply.Status.String()
+	}
+	details := []string{plural(len(reply.Changes), "change")}
+	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && len(reply.Changes) == 0 {
+		details[0] = "nothing to change"
+	}
+	if reply.Stats.GetDurationMs() > 0 {
+		details = append(details, fmt.Sprintf("%d ms", reply.Stats.GetDurationMs()))
+	}
+	if reply.TransactionId != "" {
+		details = append(details, "transaction "+reply.TransactionId)
+	}
+	if reply.ConfirmUntil != nil {
+		details = append(details, "until "+at(reply.ConfirmUntil))
+	}
+	if reply.Replayed {
+		details = append(details, "the reply of an earlier run")
+	}
+	fmt.Fprintf(a.stderr, "%s: %s\n", words, printable(strings.Join(details, ", ")))
+}
+
+// listed says whether a change was printed with the others.
+func listed(c *pb.Change, changes []*pb.Change) bool {
+	for _, other := range changes {
+		if other.Op == c.Op && other.Target == c.Target && other.Action == c.Action && other.State == c.State {
+			return true
+		}
+	}
+	return false
+}
+
+// scriptOutcome is the exit code of a script, with its error.
+func (a *app) scriptOutcome(reply *pb.RunScriptResponse) error {
+	code := exitFailed
+	switch reply.Status {
+	case pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM:
+		return nil
+	case pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN:
+		if reply.Error == nil {
+			return nil
+		}
+		code = exitRolledBack
+	case pb.ScriptStatus_SCRIPT_STATUS_REFUSED:
+		code = exitRefused
+	case pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK:
+		code = exitRolledBack
+	case pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED, pb.ScriptStatus_SCRIPT_STATUS_PARTIAL:
+		code = exitPartial
+	}
+	if reply.Error == nil {
+		return &failure{code, errors.New("the script ended as " + reply.Status.String())}
+	}
+	if a.json {
+		return &failure{code: code} // the error is in the reply
+	}
+	return &failure{code, errors.New(scriptErrorText(reply.Error))}
+}
+
+// scriptErrorText writes the error of a script as compilers do, with the traceback and the hint in lines of their own.
+func scriptErrorText(e *pb.ScriptError) string {
+	var b strings.Builder
+	place := e.Script
+	if e.Line > 0 {
+		place += fmt.Sprintf(":%d", e.Line)
+	}
+	if place != "" && !strings.HasPrefix(e.Message, place+":") {
+		b.WriteString(place + ": ")
+	}
+	if e.Kind != "" && e.Kind != "runtime" && e.Kind != "builtin" {
+		b.WriteString(e.Kind + ": ")
+	}
+	b.WriteString(e.Message)
+	if e.Limit != "" && !strings.Contains(e.Message, e.Limit) {
+		b.WriteString(" (limit " + e.Limit + ")")
+	}
+	if trace := strings.TrimSpace(e.Traceback); trace != "" {
+		for line := range strings.Lines(trace) {
+			b.WriteString("\n  " + strings.TrimSpace(line))
+		}
+	}
+	if e.Hint != "" {
+		b.WriteString("\nhint: " + e.Hint)
+	}
+	return b.String()
+}
+
+// isNull says that a script returned nothing.
+func isNull(v *structpb.Value) bool {
+	if v == nil || v.Kind == nil {
+		return true
+	}
+	_, null := v.Kind.(*structpb.Value_NullValue)
+	return null
+}

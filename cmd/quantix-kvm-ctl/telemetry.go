@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+func (a *app) telemetryCommand() *cobra.Command {
+	var watch bool
+	c := &cobra.Command{
+		Use:   "telemetry",
+		Short: "show how busy and how full the guest is",
+		Long: `telemetry asks the agent for a fresh report and shows it. With --watch it shows each report that the agent sends by itself,
+a line each, until interrupted; how often is the agent's configuration (telemetry_interval_secs, 5 seconds).
+
+With --json: a TelemetryReport; with --watch as well, one in each line.`,
+		Example: `  quantix-kvm-ctl telemetry
+  quantix-kvm-ctl telemetry --watch
+  quantix-kvm-ctl telemetry --json | jq .memory_available_bytes`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if watch {
+				return a.with(c.Context(), unlimited, a.watchTelemetry)
+			}
+			return a.with(c.Context(), answerWithin, func(s *session) error {
+				report, err := a.freshReport(s)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.printJSON(report)
+				}
+				return a.printReport(report)
+			})
+		},
+	}
+	c.Flags().BoolVar(&watch, "watch", false, "show every report that comes")
+	return c
+}
+
+// freshReport gives the report that was asked for: the last one before the pong, or the next one where there was none.
+func (a *app) freshReport(s *session) (*pb.TelemetryReport, error) {
+	s.events.take()
+	if err := s.AskTelemetry(s.ctx); err != nil {
+		return nil, err
+	}
+	for {
+		var last *pb.TelemetryReport
+		for _, event := range s.events.take() {
+			if report, ok := event.(*pb.TelemetryReport); ok {
+				last = report
+			}
+		}
+		if last != nil {
+			return last, nil
+		}
+		select {
+		case <-s.events.more:
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
+		}
+	}
+}
+
+func (a *app) watchTelemetry(s *session) error {
+	if err := s.AskTelemetry(s.ctx); err != nil {
+		return err
+	}
+	for lines := 0; ; {
+		for _, event := range s.events.take() {
+			report, ok := event.(*pb.TelemetryReport)
+			if !ok {
+				continue
+			}
+			if err := a.printLine(report, lines); err != nil {
+				return err
+			}
+			lines++
+		}
+		select {
+		case <-s.events.more:
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		}
+	}
+}
+
+// headEvery is how many lines a watch prints under one head.
+const headEvery = 20
+
+func (a *app) printLine(r *pb.TelemetryReport, lines int) error {
+	if a.json {
+		return a.printJSON(r)
+	}
+	if lines%headEvery == 0 && !a.quiet {
+		fmt.Fprintf(a.stdout, "%-8s  %6s  %10s  %10s  %10s  %6s  %s\n", "TIME", "CPU", "MEM USED", "MEM AVAIL", "SWAP USED", "LOAD", "PROCS")
+	}
+	_, err := fmt.Fprintf(a.stdout, "%-8s  %5.1f%%  %10s  %10s  %10s  %6.2f  %d\n", time.Now().Format("15:04:05"), r.CpuUsagePercent,
+		size(r.MemoryUsedBytes), size(r.MemoryAvailableBytes), size(r.SwapUsedBytes), r.LoadAvg_1, r.ProcessCount)
+	return err
+}
+
+func (a *app) printReport(r *pb.TelemetryReport) error {
+	rows := [][]string{
+		{"host name", r.Hostname},
+		{"up", ago(r.UptimeSeconds)},
+		{"cpu", fmt.Sprintf("%.1f%%", r.CpuUsagePercent)},
+		{"load", fmt.Sprintf("%.2f %.2f %.2f", r.LoadAvg_1, r.LoadAvg_5, r.LoadAvg_15)},
+		{"processes", fmt.Sprint(r.ProcessCount)},
+		{"memory", fmt.Sprintf("%s of %s used, %s available", size(r.MemoryUsedBytes), size(r.MemoryTotalBytes), size(r.MemoryAvailableBytes))},
+		{"swap", fmt.Sprintf("%s of %s used", size(r.SwapUsedBytes), size(r.SwapTotalBytes))},
+	}
+	if err := table(a.stdout, rows); err != nil {
+		return err
+	}
+	disks := [][]string{{"MOUNT", "TYPE", "DEVICE", "SIZE", "USED", "FREE", "USE"}}
+	for _, d := range r.Disks {
+		disks = append(disks, []string{d.MountPoint, d.Filesystem, d.Device, size(d.TotalBytes), size(d.UsedBytes), size(d.AvailableBytes), fmt.Sprintf("%.0f%%", d.UsagePercent)})
+	}
+	links := [][]string{{"INTERFACE", "STATE", "MAC", "ADDRESSES", "RECEIVED", "SENT"}}
+	for _, i := range r.Interfaces {
+		links = append(links, []string{i.Name, linkState(i.State), i.MacAddress, strings.Join(addresses(i), ", "), size(i.RxBytes), size(i.TxBytes)})
+	}
+	for _, rows := range [][][]string{disks, links} {
+		if len(rows) == 1 {
+			continue
+		}
+		fmt.Fprintln(a.stdout)
+		if err := table(a.stdout, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func linkState(s pb.InterfaceState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "INTERFACE_STATE_"))
+}
+
+// addresses puts the prefix lengths behind the addresses, where the agent tells them.
+func addresses(i *pb.InterfaceInfo) []string {
+	all := append(append([]string{}, i.Ipv4Addresses...), i.Ipv6Addresses...)
+	for n := range all {
+		if len(i.Prefixes) == len(all) {
+			all[n] = fmt.Sprintf("%s/%d", all[n], i.Prefixes[n])
+		}
+	}
+	return all
+}

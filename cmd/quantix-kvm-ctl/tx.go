@@ -1,0 +1,140 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+func (a *app) txCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "tx",
+		Short: "show the transactions of the guest's scripts",
+		Long:  "tx shows the transactions that the agent keeps: each script that changed something, or tried to, is one.",
+		Example: `  quantix-kvm-ctl tx list
+  quantix-kvm-ctl tx show 6f1c`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return usage("tx needs list or show") },
+	}
+	c.AddCommand(a.txListCommand(), a.txShowCommand())
+	return c
+}
+
+func (a *app) txListCommand() *cobra.Command {
+	var limit int
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "list transactions, the newest first",
+		Long: `list lists the transactions that the agent keeps, the newest first.
+
+With --json: an array of TransactionInfo.`,
+		Example: "  quantix-kvm-ctl tx list -n 10",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if limit < 0 {
+				return usage("--limit is not negative")
+			}
+			return a.with(c.Context(), answerWithin, func(s *session) error {
+				list, err := s.Transactions(s.ctx, limit)
+				if err != nil {
+					return err
+				}
+				return a.printTransactions(list)
+			})
+		},
+	}
+	c.Flags().IntVarP(&limit, "limit", "n", 20, "show at most `n`; 0: all")
+	return c
+}
+
+func (a *app) txShowCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "show one transaction with all its changes",
+		Long: `show shows one transaction: what it changed, what it logged, its result and its error.
+
+With --json: a TransactionInfo.`,
+		Example: "  quantix-kvm-ctl tx show 6f1c",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.with(c.Context(), answerWithin, func(s *session) error {
+				info, err := s.Transaction(s.ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.printJSON(info)
+				}
+				return a.printTransaction(info)
+			})
+		},
+	}
+}
+
+func (a *app) printTransactions(list []*pb.TransactionInfo) error {
+	if a.json {
+		array, err := listJSON(list)
+		if err != nil {
+			return err
+		}
+		return a.printJSON(array)
+	}
+	rows := [][]string{{"ID", "STARTED", "STATUS", "PHASE", "CHANGES", "SCRIPT", "KEY"}}
+	for _, t := range list {
+		rows = append(rows, []string{t.TransactionId, at(t.Started), statusName(t.Status), t.Phase, fmt.Sprint(t.Changes), t.Script.GetName(), t.Key})
+	}
+	return table(a.stdout, rows)
+}
+
+// statusName is a status in the words of tables.
+func statusName(s pb.ScriptStatus) string {
+	if s == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
+		return "-"
+	}
+	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(s.String(), "SCRIPT_STATUS_")), "_", " ")
+}
+
+func (a *app) printTransaction(t *pb.TransactionInfo) error {
+	rows := [][]string{
+		{"transaction", t.TransactionId},
+		{"status", statusName(t.Status)},
+		{"phase", t.Phase},
+		{"script", strings.TrimSpace(t.Script.GetName() + " " + t.Script.GetVersion())},
+		{"sha256", t.Script.GetSha256()},
+		{"key", t.Key},
+		{"request", t.MessageId},
+		{"started", at(t.Started)},
+		{"finished", at(t.Finished)},
+		{"journal", size(t.JournalBytes)},
+	}
+	if err := table(a.stdout, rows); err != nil || t.Reply == nil {
+		return err
+	}
+	for _, line := range t.Reply.Log {
+		fmt.Fprintf(a.stdout, "log: %-5s %s\n", line.Level, printable(line.Message))
+	}
+	for _, c := range t.Reply.Changes {
+		fmt.Fprintf(a.stdout, "change: %s\n", changeLine(c))
+		for text := range strings.Lines(printable(c.Diff)) {
+			fmt.Fprintf(a.stdout, "    %s\n", strings.TrimSuffix(text, "\n"))
+		}
+	}
+	for _, c := range t.Reply.NotUndone {
+		fmt.Fprintf(a.stdout, "not undone: %s\n", changeLine(c))
+	}
+	if t.Reply.Error != nil {
+		fmt.Fprintf(a.stdout, "error: %s\n", printable(scriptErrorText(t.Reply.Error)))
+	}
+	if isNull(t.Reply.Result) {
+		return nil
+	}
+	text, err := toJSON(t.Reply.Result)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.stdout, "result: %s\n", text)
+	return err
+}

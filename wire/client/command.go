@@ -1,0 +1,173 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Command is what to run in the guest. Either Argv or Line is set.
+type Command struct {
+	Argv        []string // a program and its arguments; no shell touches them
+	Line        string   // a line for the guest's shell
+	Dir         string
+	Env         map[string]string
+	User, Group string
+	Timeout     time.Duration // rounded up to whole seconds; 0, and what is longer: the agent's maximum
+	MaxOutput   uint32        // bytes of each stream; 0: 1 MiB
+}
+
+// request writes the command as the contract has it. There, a command without arguments is always a line for the shell, so a
+// lone program is sent as one that makes the shell become exactly this program; that needs a POSIX shell in the guest.
+func (cmd Command) request(wait bool) (*pb.ExecuteRequest, error) {
+	request := &pb.ExecuteRequest{
+		Command: cmd.Line, WorkingDirectory: EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
+		RunAsUser: cmd.User, RunAsGroup: cmd.Group, IncludeSupplementaryGroups: true, MaxOutputBytes: cmd.MaxOutput,
+		TimeoutSeconds: Seconds(cmd.Timeout),
+	}
+	switch {
+	case (cmd.Line != "") == (len(cmd.Argv) > 0):
+		return nil, fault.Invalid("a command is either a program or a line for the shell")
+	case len(cmd.Argv) == 1:
+		request.Command = "exec " + shellQuote(cmd.Argv[0])
+	case len(cmd.Argv) > 1:
+		request.Command, request.Args = cmd.Argv[0], cmd.Argv[1:]
+	}
+	return request, nil
+}
+
+// Seconds is a timeout as messages carry it: whole seconds, rounded up; 0 stays 0.
+func Seconds(d time.Duration) uint32 {
+	return uint32(min((max(d, 0)+time.Second-1)/time.Second, 1<<32-1))
+}
+
+// shellQuote makes one word of any text, for a POSIX shell.
+func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// Run runs a command and waits for its end. When ctx ends first the command is ended in the guest, and what it wrote until
+// then is awaited for at most patience. A command that ran gives a reply and no error, whatever its exit code.
+func (c *Client) Run(ctx context.Context, cmd Command, patience time.Duration) (*pb.ExecuteResponse, error) {
+	request, err := cmd.request(true)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := CallPatiently[*pb.ExecuteResponse](ctx, c, patience, request)
+	return reply, startError(reply, err)
+}
+
+// Start starts a command and leaves it to itself; its output is lost.
+func (c *Client) Start(ctx context.Context, cmd Command) error {
+	request, err := cmd.request(false)
+	if err != nil {
+		return err
+	}
+	reply, err := Call[*pb.ExecuteResponse](ctx, c, request)
+	return startError(reply, err)
+}
+
+// startError finds the error of an agent that tells it only in the reply: nothing was started.
+func startError(reply *pb.ExecuteResponse, err error) error {
+	if err == nil && reply.ExitCode == -1 && reply.Error != "" && !reply.TimedOut {
+		return errors.New(reply.Error)
+	}
+	return err
+}
+
+// IsProgram says that an error is about the program of a command, and not about its user or directory: it does not exist,
+// or cannot be executed.
+func IsProgram(err error) bool {
+	var remote *fault.Remote
+	if !errors.As(err, &remote) {
+		return false
+	}
+	what := remote.Detail.Object
+	if what == "" { // not named apart: it stands behind the operation in the text
+		what = strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": ")
+	}
+	return strings.HasPrefix(what, "program ")
+}
+
+// RunScript runs a script. When ctx ends first it is cancelled in the guest, and what became of it is awaited for at most
+// patience. How the script ended is in the reply; the error is that of a request which no script manager saw.
+func (c *Client) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (*pb.RunScriptResponse, error) {
+	reply, err := CallPatiently[*pb.RunScriptResponse](ctx, c, patience, request)
+	if reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil {
+		return reply, nil
+	}
+	return reply, err
+}
+
+// Transactions gives the stored transactions, newest first, at most limit of them; 0: all.
+func (c *Client) Transactions(ctx context.Context, limit int) ([]*pb.TransactionInfo, error) {
+	var all []*pb.TransactionInfo
+	for token := ""; ; {
+		request := &pb.TransactionsRequest{ContinuationToken: token}
+		if limit > 0 {
+			request.MaxEntries = uint32(limit - len(all))
+		}
+		reply, err := Call[*pb.TransactionsResponse](ctx, c, request)
+		if err = replyError(reply.GetError(), err); err != nil {
+			return nil, err
+		}
+		all = append(all, reply.Transactions...)
+		if reply.ContinuationToken == "" || reply.ContinuationToken == token || limit > 0 && len(all) >= limit {
+			return all, nil
+		}
+		token = reply.ContinuationToken
+	}
+}
+
+// Transaction shows one of them, with its reply.
+func (c *Client) Transaction(ctx context.Context, id string) (*pb.TransactionInfo, error) {
+	reply, err := Call[*pb.TransactionsResponse](ctx, c, &pb.TransactionsRequest{TransactionId: id})
+	if err = replyError(reply.GetError(), err); err != nil {
+		return nil, err
+	}
+	if len(reply.Transactions) != 1 {
+		return nil, fmt.Errorf("transaction %s: the agent shows %d", id, len(reply.Transactions))
+	}
+	return reply.Transactions[0], nil
+}
+
+// Scripts gives the scripts that can be run by name.
+func (c *Client) Scripts(ctx context.Context) ([]*pb.ScriptInfo, error) {
+	reply, err := Call[*pb.ListScriptsResponse](ctx, c, &pb.ListScriptsRequest{})
+	return reply.GetScripts(), replyError(reply.GetError(), err)
+}
+
+// Cancel stops what the request names; false: nothing of that name was running.
+func (c *Client) Cancel(ctx context.Context, request *pb.CancelRequest) (bool, error) {
+	reply, err := Call[*pb.CancelResponse](ctx, c, request)
+	return reply.GetCancelled(), replyError(reply.GetError(), err)
+}
+
+// replyError is the error of a reply that carries one of a script's kind.
+func replyError(e *pb.ScriptError, err error) error {
+	if err != nil || e == nil {
+		return err
+	}
+	return &ScriptFailure{e}
+}
+
+// ScriptFailure is an error of the agent's script manager.
+type ScriptFailure struct{ Detail *pb.ScriptError }
+
+// Error gives its message.
+func (e *ScriptFailure) Error() string { return e.Detail.GetMessage() }
+
+// Unwrap gives the cause that its kind stands for, so that errors.Is holds.
+func (e *ScriptFailure) Unwrap() error {
+	code := e.Detail.GetKind()
+	switch code {
+	case "params":
+		code = "invalid"
+	case "policy", "sandbox":
+		code = "refused"
+	}
+	return fault.FromDetail(&pb.ErrorDetail{Code: code, Message: e.Detail.GetMessage()})
+}

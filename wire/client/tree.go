@@ -1,0 +1,419 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Tree says how a tree is copied. All are optional.
+type Tree struct {
+	Push     PushOptions // Mode, Owner, Group, Parents and SHA256, for every file; Mode 0: each file's own
+	Progress Progress    // of all files together
+	// Failed is told what could not be copied; the copy goes on where it returns nil. Nil: the first failure ends it.
+	Failed func(path string, err error) error
+}
+
+// Copied counts what a copy made.
+type Copied struct {
+	Files, Directories, Links int
+	Bytes                     int64
+}
+
+// errSpecial is the cause of an error about a device, a pipe or a socket.
+var errSpecial = fault.Unsupported("neither a file, a directory nor a link")
+
+// item is one thing to copy. Its name is relative to both trees and has slashes; "." is the root itself.
+type item struct {
+	name   string
+	dir    bool
+	target string // of a link
+	link   bool
+	mode   fs.FileMode
+	size   int64
+	mtime  time.Time
+}
+
+// copying is one copy that is under way.
+type copying struct {
+	c      *Client
+	tree   Tree
+	copied Copied
+	before int64 // bytes of the files that are done
+	total  int64
+}
+
+// PushTree copies a local directory to a path of the guest, which becomes its copy: content, permission bits of files and
+// new directories, and symbolic links as they are. Owners are the agent's unless Push says otherwise; times are those of the
+// copy, since no message carries them. What is in the guest already and not here stays. Links are made by a script, all of
+// them at the end; an agent without scripts leaves them out as failures.
+func (c *Client) PushTree(ctx context.Context, local, remote string, tree Tree) (Copied, error) {
+	p := copying{c: c, tree: tree}
+	items, err := p.walk(local)
+	if err != nil {
+		return p.copied, err
+	}
+	var links []item
+	for _, it := range items {
+		if it.link {
+			links = append(links, it)
+			continue
+		}
+		err := p.pushOne(ctx, local, remote, it)
+		if err = p.failed(ctx, filepath.Join(local, filepath.FromSlash(it.name)), err); err != nil {
+			return p.copied, err
+		}
+	}
+	return p.copied, p.pushLinks(ctx, remote, links)
+}
+
+// failed decides whether a failure ends the copy.
+func (p *copying) failed(ctx context.Context, path string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case p.tree.Failed == nil || Gone(err):
+		return err
+	}
+	return p.tree.Failed(path, err)
+}
+
+// walk lists a local tree, directories before what is in them.
+func (p *copying) walk(local string) (items []item, err error) {
+	root, err := filepath.EvalSymlinks(local)
+	if err != nil {
+		return nil, err
+	}
+	err = filepath.WalkDir(root, func(full string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return p.failed(context.Background(), full, err)
+		}
+		it, err := localItem(root, full)
+		if err != nil {
+			return p.failed(context.Background(), full, err)
+		}
+		p.total += it.size
+		items = append(items, it)
+		return nil
+	})
+	return items, err
+}
+
+func localItem(root, full string) (it item, err error) {
+	info, err := os.Lstat(full)
+	if err != nil {
+		return it, err
+	}
+	rel, err := filepath.Rel(root, full)
+	if err != nil {
+		return it, err
+	}
+	it = item{name: filepath.ToSlash(rel), mode: info.Mode().Perm()}
+	switch info.Mode().Type() {
+	case fs.ModeDir:
+		it.dir = true
+	case fs.ModeSymlink:
+		it.link = true
+		it.target, err = os.Readlink(full)
+	case 0:
+		it.size = info.Size()
+	default:
+		err = fault.On(full, errSpecial)
+	}
+	return it, err
+}
+
+func (p *copying) pushOne(ctx context.Context, local, remote string, it item) error {
+	there := guestJoin(remote, it.name)
+	if it.dir {
+		err := p.c.Mkdir(ctx, there, uint32(it.mode), p.tree.Push.Parents && it.name == ".")
+		count(&p.copied.Directories, err)
+		return err
+	}
+	from, err := os.Open(filepath.Join(local, filepath.FromSlash(it.name)))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	o := p.tree.Push
+	o.Mode, o.Size, o.Progress = cmp.Or(o.Mode, uint32(it.mode)), it.size, p.progress
+	n, err := p.c.Push(ctx, EscapePath(there), from, o)
+	p.done(n, err)
+	return about(there, err)
+}
+
+func count(n *int, err error) {
+	if err == nil {
+		*n++
+	}
+}
+
+func (p *copying) progress(done, _ int64) {
+	if p.tree.Progress != nil {
+		p.tree.Progress(p.before+done, max(p.total, p.before+done))
+	}
+}
+
+func (p *copying) done(n int64, err error) {
+	count(&p.copied.Files, err)
+	p.copied.Bytes += n
+	p.before += n
+}
+
+// linkScript makes links, all or none.
+const linkScript = "for _, l in ipairs(params.links) do file.symlink(l.target, l.path) end"
+
+// linksAtOnce bounds the elements of one message.
+const linksAtOnce = 500
+
+func (p *copying) pushLinks(ctx context.Context, remote string, links []item) error {
+	for len(links) > 0 {
+		batch := links[:min(len(links), linksAtOnce)]
+		links = links[len(batch):]
+		err := p.makeLinks(ctx, remote, batch)
+		if err == nil {
+			p.copied.Links += len(batch)
+			continue
+		}
+		for _, l := range batch {
+			if err := p.failed(ctx, guestJoin(remote, l.name), fmt.Errorf("links were not made: %w", err)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *copying) makeLinks(ctx context.Context, remote string, links []item) error {
+	list := make([]any, len(links))
+	for i, l := range links {
+		list[i] = map[string]any{"target": EscapePath(l.target), "path": EscapePath(guestJoin(remote, l.name))}
+	}
+	params, err := structpb.NewStruct(map[string]any{"links": list})
+	if err != nil {
+		return err
+	}
+	reply, err := Call[*pb.RunScriptResponse](ctx, p.c, &pb.RunScriptRequest{Source: []byte(linkScript), Params: params})
+	return replyError(reply.GetError(), err)
+}
+
+// PullTree copies a directory of the guest to a local path, which becomes its copy: content, permission bits (without setuid,
+// setgid and sticky), modification times, and symbolic links as they are. Owners are the caller's. Nothing is written
+// outside the local directory, whatever names and links the guest gives.
+func (c *Client) PullTree(ctx context.Context, remote, local string, tree Tree) (Copied, error) {
+	p := copying{c: c, tree: tree}
+	items, err := p.list(ctx, remote)
+	if err != nil {
+		return p.copied, err
+	}
+	make := os.Mkdir
+	if tree.Push.Parents {
+		make = os.MkdirAll
+	}
+	if err := make(local, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return p.copied, err
+	}
+	root, err := os.OpenRoot(local)
+	if err != nil {
+		return p.copied, err
+	}
+	defer root.Close()
+	for _, it := range items {
+		err := p.pullOne(ctx, remote, root, it)
+		if err = p.failed(ctx, guestJoin(remote, it.name), err); err != nil {
+			return p.copied, err
+		}
+	}
+	return p.copied, p.settle(ctx, root, items)
+}
+
+// list lists a tree of the guest, directories before what is in them. A link that remote is itself is followed.
+func (p *copying) list(ctx context.Context, remote string) ([]item, error) {
+	items := []item{{name: ".", dir: true}}
+	for i := 0; i < len(items); i++ {
+		if !items[i].dir {
+			continue
+		}
+		at := items[i].name
+		err := p.c.List(ctx, guestJoin(remote, at), true, func(e *pb.DirectoryEntry) error {
+			it, err := guestItem(at, e)
+			if err != nil {
+				return p.failed(ctx, guestJoin(remote, at), err)
+			}
+			p.total += it.size
+			items = append(items, it)
+			return nil
+		})
+		if i == 0 && err != nil {
+			return nil, err
+		}
+		if err = p.failed(ctx, guestJoin(remote, at), err); err != nil {
+			return nil, err
+		}
+	}
+	return items, nil
+}
+
+// guestItem takes an entry as the guest describes it, which may lie.
+func guestItem(at string, e *pb.DirectoryEntry) (item, error) {
+	name := UnescapePath(e.Name)
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || !filepath.IsLocal(name) {
+		return item{}, fault.Because(fault.ErrCorrupt, "the guest gave the name %q", e.Name)
+	}
+	it := item{
+		name: path.Join(at, name), dir: e.IsDirectory, link: e.IsSymlink, target: UnescapePath(e.SymlinkTarget),
+		mode: fs.FileMode(e.Mode) & fs.ModePerm, mtime: e.ModifiedAt.AsTime(),
+	}
+	if !it.dir && !it.link {
+		it.size = int64(e.SizeBytes)
+	}
+	return it, nil
+}
+
+func (p *copying) pullOne(ctx context.Context, remote string, root *os.Root, it item) (err error) {
+	switch {
+	case it.name == ".":
+		p.copied.Directories++
+		return nil
+	case it.dir:
+		if err = root.Mkdir(it.name, 0o700); errors.Is(err, fs.ErrExist) && isRealDir(root, it.name) {
+			err = root.Chmod(it.name, 0o700) // settle gives it its own
+		}
+		count(&p.copied.Directories, err)
+		return err
+	case it.link:
+		err = replaceLocal(root, it.name, func(temp string) error { return root.Symlink(it.target, temp) })
+		count(&p.copied.Links, err)
+		return err
+	}
+	return replaceLocal(root, it.name, func(temp string) error {
+		to, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		there := guestJoin(remote, it.name)
+		got, err := p.c.PullTo(ctx, there, to, PullOptions{Progress: p.progress})
+		p.done(got.Size, err)
+		if err != nil {
+			return errors.Join(err, to.Close())
+		}
+		return errors.Join(to.Chmod(it.mode), to.Close(), chtimes(root, temp, it.mtime))
+	})
+}
+
+func chtimes(root *os.Root, name string, t time.Time) error {
+	if t.IsZero() || t.Unix() == 0 {
+		return nil // not told
+	}
+	return root.Chtimes(name, t, t)
+}
+
+func isRealDir(root *os.Root, name string) bool {
+	info, err := root.Lstat(name)
+	return err == nil && info.IsDir()
+}
+
+// settle gives directories their modes and times, after all that was done in them, the innermost first.
+func (p *copying) settle(ctx context.Context, root *os.Root, items []item) error {
+	for i := len(items) - 1; i > 0; i-- {
+		it := items[i]
+		if !it.dir || !isRealDir(root, it.name) {
+			continue
+		}
+		err := errors.Join(root.Chmod(it.name, it.mode), chtimes(root, it.name, it.mtime))
+		if err = p.failed(ctx, it.name, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PullFile copies a file of the guest to a local path. Nothing is seen there before all of it has arrived; a link is
+// followed, and a device or a pipe is written to. The permission bits come along, without setuid, setgid and sticky.
+func (c *Client) PullFile(ctx context.Context, remote, local string, o PullOptions) (got Pulled, err error) {
+	if info, err := os.Stat(local); err == nil {
+		if !info.Mode().IsRegular() && !info.IsDir() {
+			return c.pullInto(ctx, remote, local, o)
+		}
+		if local, err = filepath.EvalSymlinks(local); err != nil {
+			return got, err
+		}
+	}
+	root, err := os.OpenRoot(filepath.Dir(local))
+	if err != nil {
+		return got, err
+	}
+	defer root.Close()
+	err = replaceLocal(root, filepath.Base(local), func(temp string) error {
+		to, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		if got, err = c.PullTo(ctx, remote, to, o); err != nil {
+			return errors.Join(err, to.Close())
+		}
+		return errors.Join(to.Chmod(fs.FileMode(got.Mode)&fs.ModePerm), to.Close())
+	})
+	return got, err
+}
+
+func (c *Client) pullInto(ctx context.Context, remote, local string, o PullOptions) (Pulled, error) {
+	to, err := os.OpenFile(local, os.O_WRONLY, 0)
+	if err != nil {
+		return Pulled{}, err
+	}
+	got, err := c.PullTo(ctx, remote, to, o)
+	return got, errors.Join(err, to.Close())
+}
+
+// PushFile is Push for a path as it is on the guest's disk, with errors that name it.
+func (c *Client) PushFile(ctx context.Context, remote string, from io.Reader, o PushOptions) (int64, error) {
+	n, err := c.Push(ctx, EscapePath(remote), from, o)
+	return n, about(remote, err)
+}
+
+// PullTo is Pull for a path as it is on the guest's disk, with errors that name it.
+func (c *Client) PullTo(ctx context.Context, remote string, to io.Writer, o PullOptions) (Pulled, error) {
+	got, err := c.Pull(ctx, EscapePath(remote), to, o)
+	return got, about(remote, err)
+}
+
+// replaceLocal makes something under a name of its own and then gives it its name.
+func replaceLocal(root *os.Root, name string, make func(temp string) error) error {
+	var b [6]byte
+	rand.Read(b[:])
+	temp := filepath.Join(filepath.Dir(name), ".quantix-"+hex.EncodeToString(b[:]))
+	err := make(temp)
+	if err == nil {
+		err = root.Rename(temp, name)
+	}
+	if err != nil {
+		root.Remove(temp)
+	}
+	return err
+}
+
+// guestJoin puts a name below a path of the guest.
+func guestJoin(base, name string) string {
+	if name == "." {
+		return base
+	}
+	return strings.TrimSuffix(base, "/") + "/" + name
+}
