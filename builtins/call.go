@@ -33,11 +33,15 @@ type Tx interface {
 	// Before keeps what is at each path now, whatever it is, also nothing at all. For a path that an operation
 	// replaces or whose metadata it changes. The last element of a path is not followed.
 	Before(ctx context.Context, paths ...string) error
+	// BeforeTree keeps all that is below each path as well, for what a command may change there.
+	BeforeTree(ctx context.Context, paths ...string) error
 	// Take keeps the tree at path by moving it away: afterwards nothing is there.
 	Take(ctx context.Context, path string) error
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do. It must be
 	// idempotent and bear that the change never happened.
 	Undo(ctx context.Context, op string, args proto.Message) error
+	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
+	Irreversible(ctx context.Context, change *pb.Change) error
 }
 
 // Before is Tx.Before, or nothing outside a transaction.

@@ -38,6 +38,9 @@ type Op struct {
 	Script *Signature
 	// Harmless tells of a request to a mutating row that it changes nothing after all; nil: none.
 	Harmless func(in proto.Message) bool
+	// Partial says that a call that fails may leave what it did until then: a script that catches the error goes on from
+	// there. All others are taken back before the script sees the error.
+	Partial bool
 	// Order names what requests of this row must be served in order with, such as the path of an upload; nil: nothing.
 	Order func(in proto.Message) string
 	// Inner rows are called by the journal alone, to take something back.
@@ -110,6 +113,9 @@ func (op Op) Unless(harmless func(in proto.Message) bool) Op { op.Harmless = har
 func (op *Op) Changes(in proto.Message) bool {
 	return op.Mutates && !(op.Harmless != nil && op.Harmless(in))
 }
+
+// LeavesPart marks a row whose failure does not take back what was done until then.
+func (op Op) LeavesPart() Op { op.Partial = true; return op }
 
 // Announce names the capability that a native row stands for.
 func (op Op) Announce(capability string) Op { op.Capability = capability; return op }

@@ -69,6 +69,9 @@ func (r *Rooms) Features() map[string]string {
 	return map[string]string{"user_context_exec": "true", "exec.confinement": r.exec.Confinement()}
 }
 
+// Sweep ends what scripts of an earlier agent process left running. It comes before anything of theirs is taken back.
+func (r *Rooms) Sweep(ctx context.Context) error { return r.exec.Sweep(ctx) }
+
 // Release lets go of commands that outlive the agent; their calls return. It waits for the other commands to end.
 func (r *Rooms) Release() error { return r.exec.Release() }
 

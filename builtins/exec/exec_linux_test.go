@@ -276,6 +276,10 @@ type tx struct {
 	look   func() // called at each note
 }
 
+func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
+
+func (x *tx) Irreversible(context.Context, *pb.Change) error { return nil }
+
 func (x *tx) Before(_ context.Context, paths ...string) error {
 	if x.look != nil {
 		x.look()

@@ -57,7 +57,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		call.Report(change)
 		return &pb.RunResult{}, nil
 	}
-	if err := keep(ctx, call, in); err != nil {
+	if err := keep(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
 	}
 	result, err := r.run.Run(ctx, spec)
@@ -115,7 +115,7 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 func (r *Room) confines() bool { return r.run.Confinement() == proc.Confined }
 
 // keep makes a command undoable before it runs.
-func keep(ctx context.Context, call *builtins.Call, in *pb.RunArgs) error {
+func keep(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
 	switch {
 	case call.Tx == nil:
 		return nil
@@ -127,7 +127,9 @@ func keep(ctx context.Context, call *builtins.Call, in *pb.RunArgs) error {
 		for i := range paths {
 			paths[i] = path.Clean(paths[i])
 		}
-		return call.Tx.Before(ctx, paths...)
+		return call.Tx.BeforeTree(ctx, paths...)
+	case in.GetIrreversible():
+		return call.Tx.Irreversible(ctx, change)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -53,23 +54,39 @@ func run(ctx context.Context, f flags) (err error) {
 	defer func() { err = errors.Join(err, rooms.Close()) }()
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
+	var table *builtins.Table
+	undo, err := openJournal(f, root, func() *builtins.Table { return table })
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, undo.Close()) }()
+	key, err := secret(f.stateDir())
+	if err != nil {
+		return err
+	}
 	manager := script.New(script.Config{
-		Pool: pool, Library: library(f.root, conf.Script.Source), Unsupported: all.Unsupported, Timeout: conf.Script.Wall,
+		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported, Timeout: conf.Script.Wall,
 	})
 	ops := rooms.Ops()
 	if conf.Script.Enabled {
 		ops = append(ops, manager.Ops()...)
 	}
-	table := builtins.NewTable(ops)
+	table = builtins.NewTable(ops)
+	table.Allow = manager.Guard(func(path string) (string, error) { return root.Resolve(path, false) })
 	manager.Table = table
 	observe(table, log)
+	recovery := newRecovery()
+	recover, stop := context.WithCancelCause(ctx)
+	var work sync.WaitGroup
+	work.Go(func() { recovery.run(recover, rooms, manager, log) })
+	defer func() { stop(builtins.ErrStopping); work.Wait() }()
 	return agent.New(agent.Config{
 		Open:  func() ([]port.Port, error) { return port.Open(device(f, conf)) },
 		Table: table, Log: log, Version: version, Commit: commitID(), Built: built,
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
-		Stopping: rooms.Release,
+		Stopping: rooms.Release, Gate: recovery.gate, Notices: recovery.notices,
 	}).Run(ctx)
 }
 

@@ -49,16 +49,18 @@ transactional scripts, copies files, and shows how the guest is.
 
 CONNECTION
   The agent is reached over the unix socket that QEMU makes for a virtio-serial port: --socket, or the environment variable
-  QUANTIX_SOCKET. --vm ID finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock, ID.agent.sock there, else the directory below
-  /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name contains the id, and there org.quantix.agent.1,
-  org.quantix.agent.0, org.limiquantix.agent.0, whichever is there first.
+  QUANTIX_SOCKET. --vm ID finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock or ID.agent.sock there, else the directory
+  below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name contains the id, and in it the first of
+  org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
   Such a socket serves one client at a time: while another one is connected, nothing is heard from the guest, and the
-  command ends with code 3 after about three seconds.
+  command ends with code 3 after about three seconds. The same code ends a command that is under way when the guest has
+  not answered a ping for a minute.
 
 OUTPUT
-  What was asked for goes to stdout, everything else to stderr. With --json stdout holds JSON, each value in one line unless it is a terminal: messages of the protocol are
-  written with their field names, 64-bit numbers as strings, bytes as base64 and times as RFC 3339, every field present. An
-  error is then one line on stderr: {"error":{"code","message","op","object","hint"},"exit_code"}.
+  What was asked for goes to stdout, everything else to stderr. With --json stdout holds JSON, each value in one line unless
+  it is a terminal: messages of the protocol are written with their field names, 64-bit numbers as strings, bytes as base64
+  and times as RFC 3339, every field present. An error is then one line on stderr:
+  {"error":{"code","message","op","object","hint"},"exit_code"}.
 
 INTERRUPT
   Ctrl-C cancels the request in the guest. exec and run wait for what becomes of it; a second Ctrl-C does not.
@@ -97,7 +99,6 @@ EXIT STATUS
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec and run)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
-	root.MarkFlagsMutuallyExclusive("socket", "vm")
 	root.AddCommand(
 		a.pingCommand(), a.infoCommand(), a.telemetryCommand(),
 		a.execCommand(),

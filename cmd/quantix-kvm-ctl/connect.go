@@ -136,6 +136,8 @@ func (a *app) withPatience(ctx context.Context, do func(*session) error) error {
 
 func (a *app) findSocket(root string) (string, error) {
 	switch {
+	case a.vm != "" && a.socket != "":
+		return "", usage("give --socket or --vm, not both")
 	case a.vm != "":
 		path, err := client.FindSocket(root, a.vm)
 		if errors.Is(err, client.ErrAmbiguous) || errors.Is(err, fs.ErrInvalid) {

@@ -12,6 +12,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -47,10 +48,12 @@ type Config struct {
 	TelemetryEvery time.Duration
 	// Features are the details of get_capabilities. Nil: none.
 	Features func() map[string]string
-	// Gate refuses everything but ping, get_capabilities and cancel while it gives an error. Nil: open.
-	Gate func() error
+	// Gate refuses everything but ping, get_capabilities and cancel while it gives an error; it may wait a little. Nil: open.
+	Gate func(ctx context.Context) error
 	// Refusing, when not nil, closes the gate for good and is told to every host in an error event.
 	Refusing error
+	// Notices are told to every host after agent_ready. Nil: none.
+	Notices func() []*pb.ErrorEvent
 	// Cancel stops what a key or a transaction id names. Nil: nothing has such names.
 	Cancel func(request *pb.CancelRequest) bool
 	// Stopping is called when the agent begins to stop, beside the cancelling of calls: what may outlive the agent lets go
@@ -69,6 +72,7 @@ type Agent struct {
 
 	mu    sync.Mutex
 	conns map[*wire.Conn]bool
+	trim  *time.Timer // gives memory back a while after the last host left
 }
 
 // ErrStopping is the cause of what ends because the agent stops.
@@ -85,6 +89,7 @@ const (
 	warningsPer    = time.Minute
 	defaultStop    = 60 * time.Second
 	defaultReports = 5 * time.Second
+	trimAfter      = time.Second // what a large request left behind is given back to the system
 )
 
 // New makes an agent.
@@ -97,7 +102,8 @@ func New(config Config) *Agent {
 	}
 	var nonce [12]byte
 	rand.Read(nonce[:])
-	return &Agent{config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{}}
+	trim := time.AfterFunc(trimAfter, debug.FreeOSMemory)
+	return &Agent{trim: trim, config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{}}
 }
 
 // Run serves until ctx ends. Then it lets no call start, cancels those that run with ErrStopping, waits for them, writes
@@ -115,6 +121,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		work.Go(func() { a.servePort(serve, p) })
 	}
 	<-ctx.Done()
+	a.trim.Stop()
 	a.shutdown()
 	stop(ErrStopping)
 	for _, p := range ports {
@@ -210,6 +217,7 @@ func (a *Agent) serve(ctx context.Context, conn *wire.Conn, log *zap.Logger) {
 	reporter.Wait()
 	a.mu.Lock()
 	delete(a.conns, conn)
+	a.trim.Reset(trimAfter)
 	a.mu.Unlock()
 	log.Debug("the host has left", zap.Error(err))
 }
@@ -242,6 +250,11 @@ func (a *Agent) greet(ctx context.Context, c *wire.Conn) {
 	a.ready(ctx, c)
 	if err := a.config.Refusing; err != nil {
 		c.Send(newID(), &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "configuration", Message: err.Error()})
+	}
+	if a.config.Notices != nil {
+		for _, event := range a.config.Notices() {
+			c.Send(newID(), event)
+		}
 	}
 	if report := a.config.Telemetry(ctx); report != nil {
 		c.Send(newID(), report)
@@ -336,7 +349,7 @@ func (a *Agent) handle(ctx context.Context, c *wire.Conn, portName, id string, r
 		a.ready(ctx, c) // a change of hosts is not always seen, so a host that asks who is there is greeted
 		return a.describe(), nil
 	}
-	if err := a.gate(); err != nil {
+	if err := a.gate(ctx); err != nil {
 		return a.refuse(request, err), err
 	}
 	op := a.config.Table.Native(request)
@@ -370,12 +383,12 @@ func (a *Agent) reportFirst(ctx context.Context, c *wire.Conn) {
 	}
 }
 
-func (a *Agent) gate() error {
+func (a *Agent) gate(ctx context.Context) error {
 	if err := a.config.Refusing; err != nil {
 		return fault.Because(fault.ErrRefused, "refused: the configuration has faults: %v", err)
 	}
 	if a.config.Gate != nil {
-		return a.config.Gate()
+		return a.config.Gate(ctx)
 	}
 	return nil
 }

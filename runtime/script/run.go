@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -25,6 +26,12 @@ type run struct {
 	started  time.Time
 	declared *pb.ScriptDeclaration
 	hide     *redactor
+	key      string      // what this run is known by
+	print    []byte      // fingerprint of the request
+	id       string      // of the transaction; under the manager's lock
+	tx       *journal.Tx // nil for a readonly script
+	reply    *pb.RunScriptResponse
+	ended    chan struct{} // closed when reply is there
 
 	mu      sync.Mutex
 	changes []*pb.Change
@@ -33,7 +40,7 @@ type run struct {
 	dropped uint32 // events since the last one that went out
 }
 
-// do runs the script and composes the reply.
+// do runs the script, or gives the reply of an earlier run under the same key.
 func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	r.hide = newRedactor(r.request.Secrets)
 	s, refusal := r.manager.identify(r.request)
@@ -43,14 +50,23 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	if refusal != nil {
 		return refusal
 	}
+	if r.key = r.request.Key; r.key == "" {
+		r.key = r.call.ID
+	}
+	r.print, r.ended = fingerprint(r.manager.config.Secret, s, r.request), make(chan struct{})
+	earlier, leave := r.earlier(ctx)
+	if earlier != nil {
+		return earlier
+	}
+	defer leave()
 	ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
-	reply := r.prepared(ctx, s, ref)
-	reply.Script = ref
-	r.hide.reply(reply)
-	return reply
+	r.reply = r.prepared(ctx, s, ref)
+	r.reply.Script = ref
+	r.hide.reply(r.reply)
+	return r.reply
 }
 
-// prepared reads the declaration, takes the lock and runs.
+// prepared reads the declaration and runs.
 func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.RunScriptResponse {
 	m := r.manager
 	ctx, cancel := context.WithTimeout(ctx, r.timeout())
@@ -70,13 +86,19 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 			ctx = limited
 		}
 	}
-	if !declared.GetReadonly() {
-		if err := m.lock(ctx); err != nil {
-			return refused(kindOf(err), err.Error())
+	if declared.GetReadonly() {
+		reply := r.execute(ctx, s)
+		switch {
+		case reply.Error == nil:
+			reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+		case r.nothingRan(reply):
+			reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
+		default:
+			reply.Status = pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
 		}
-		defer m.unlock()
+		return reply
 	}
-	return r.execute(ctx, s)
+	return r.transact(ctx, s, ref)
 }
 
 // timeout is the time for waiting and running.
@@ -87,7 +109,7 @@ func (r *run) timeout() time.Duration {
 	return r.manager.config.Timeout
 }
 
-// execute runs the script in a runner and tells what became of its changes.
+// execute runs the script in a runner. The status is the caller's to say.
 func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 	params, err := sandbox.FromStruct(r.request.Params)
 	if err != nil {
@@ -109,32 +131,12 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 			reply.Error = &pb.ScriptError{Kind: "result", Message: err.Error(), Script: s.Name}
 		}
 	}
-	r.finish(reply)
+	cutDiffs(reply.Changes)
 	return reply
 }
 
 // refusedKinds are the errors of a script of which no line ran.
 var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true}
-
-// finish decides the status.
-func (r *run) finish(reply *pb.RunScriptResponse) {
-	cutDiffs(reply.Changes)
-	switch {
-	case reply.Error == nil:
-		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
-	case refusedKinds[reply.Error.Kind] && len(reply.Changes) == 0 && reply.Stats.GetCalls() == 0:
-		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
-	case len(reply.Changes) == 0:
-		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
-	default:
-		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_PARTIAL
-		for _, change := range reply.Changes {
-			change.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
-			change.Reversible = false
-		}
-		reply.NotUndone = reply.Changes
-	}
-}
 
 func cutDiffs(changes []*pb.Change) {
 	left := allDiffs
@@ -160,13 +162,39 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	if op.Changes(in) && r.declared.GetReadonly() {
 		return failed(from.Name, fault.Refuse("the script is declared readonly"))
 	}
-	out, err := table.Invoke(ctx, &builtins.Call{
-		ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed,
-	}, op, in)
-	if err != nil {
-		return failed(from.Name, err)
+	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed}
+	if !op.Changes(in) {
+		return answer(op, from.Name)(table.Invoke(ctx, call, op, in))
 	}
-	return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
+	if err := r.tx.Err(); err != nil {
+		return failed(from.Name, fault.Because(fault.ErrInternal, "the undo journal has failed: %v", err))
+	}
+	call.Tx = hiding{r.tx, r.hide}
+	mark, before := r.tx.Mark(), len(r.changes)
+	out, err := table.Invoke(ctx, call, op, in)
+	if err != nil && !op.Partial {
+		if undo := r.tx.Revert(context.WithoutCancel(ctx), mark); undo == nil {
+			r.forget(before)
+		}
+	}
+	return answer(op, from.Name)(out, err)
+}
+
+// answer makes the reply to a call.
+func answer(op *builtins.Op, name string) func(proto.Message, error) *pb.RunnerReply {
+	return func(out proto.Message, err error) *pb.RunnerReply {
+		if err != nil {
+			return failed(name, err)
+		}
+		return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
+	}
+}
+
+// forget drops the changes of a call that was taken back.
+func (r *run) forget(from int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = r.changes[:from]
 }
 
 func (r *run) attachments() map[string][]byte {

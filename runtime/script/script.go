@@ -1,6 +1,6 @@
 // Package script runs scripts: it finds the source, opens the transaction, feeds the runner, and says what became of it.
 //
-//	run_script ─► find source ─► read declaration ─► one writer ─► sandbox.Pool.Run
+//	run_script ─► find source ─► read declaration ─► journal.Begin ─► sandbox.Pool.Run
 //	                                                                  │ each call
 //	                                   builtins.Table.Invoke ◄────────┘
 //	reply: status, result, changes ◄── commit or rollback
@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"regexp"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -31,6 +31,10 @@ type Config struct {
 	Pool *sandbox.Pool
 	// Library finds them by name. Required.
 	Library *Library
+	// Journal makes a run a transaction. Required.
+	Journal *journal.Journal
+	// Secret keys the fingerprints of requests; it must be the same from start to start. Required.
+	Secret []byte
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
 	Unsupported []string
 	// Timeout bounds a run, waiting included, that says nothing else: 0: 300 s.
@@ -43,10 +47,10 @@ type Manager struct {
 	Table *builtins.Table
 
 	config Config
-	writer chan struct{} // holds one token: whoever has it may change the guest
 
 	mu      sync.Mutex
 	running map[*run]context.CancelCauseFunc
+	keys    map[string]*run // what runs, by its key
 }
 
 const defaultTimeout = 300 * time.Second
@@ -56,9 +60,7 @@ func New(config Config) *Manager {
 	if config.Timeout == 0 {
 		config.Timeout = defaultTimeout
 	}
-	m := &Manager{config: config, writer: make(chan struct{}, 1), running: map[*run]context.CancelCauseFunc{}}
-	m.writer <- struct{}{}
-	return m
+	return &Manager{config: config, running: map[*run]context.CancelCauseFunc{}, keys: map[string]*run{}}
 }
 
 // Ops are the requests about scripts.
@@ -67,16 +69,17 @@ func (m *Manager) Ops() []builtins.Op {
 		builtins.Native("run_script", "run a Lua script as one transaction", m.runScript).Mutating().
 			Announce("run_script").OnError(refusal),
 		builtins.Native("list_scripts", "list the scripts that can be run by name", m.listScripts).Announce("list_scripts"),
+		builtins.Native("transactions", "list or show transactions", m.transactions).Announce("transactions"),
 	}
 }
 
-// Cancel stops the runs that a key names. It tells whether there were any.
+// Cancel stops the runs that a key or a transaction id names. It tells whether there were any.
 func (m *Manager) Cancel(request *pb.CancelRequest) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	found := false
 	for r, cancel := range m.running {
-		if request.Key != "" && r.request.Key == request.Key {
+		if request.Key != "" && r.request.Key == request.Key || request.TransactionId != "" && r.id == request.TransactionId {
 			cancel(context.Canceled)
 			found = true
 		}
@@ -168,21 +171,6 @@ func kindOf(err error) string {
 	}
 	return "internal"
 }
-
-// lock takes the right to change the guest.
-func (m *Manager) lock(ctx context.Context) error {
-	select {
-	case <-m.writer:
-		return nil
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fault.Because(fault.ErrBusy, "busy: another script was changing the guest all the time")
-		}
-		return context.Cause(ctx)
-	}
-}
-
-func (m *Manager) unlock() { m.writer <- struct{}{} }
 
 // declares matches every script that may be a declared one; only a runner can tell for sure.
 var declares = regexp.MustCompile(`return[\s(]+script\b`)

@@ -65,7 +65,7 @@ func Gone(err error) bool {
 	var remote *fault.Remote
 	var network *net.OpError
 	return !errors.As(err, &remote) && (errors.Is(err, ErrNoAnswer) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, net.ErrClosed) || errors.As(err, &network))
+		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.As(err, &network))
 }
 
 // Ping asks for a pong and tells how long it took.
@@ -98,9 +98,7 @@ func (c *Client) Watch(ctx context.Context, interval, patience time.Duration) (w
 				return
 			case <-ticker.C:
 			}
-			if err := c.stillThere(watched, patience); err != nil {
-				cancel(err)
-				c.channel.Close()
+			if !c.stillThere(watched, patience, cancel) {
 				return
 			}
 		}
@@ -109,12 +107,14 @@ func (c *Client) Watch(ctx context.Context, interval, patience time.Duration) (w
 }
 
 // stillThere pings. It does not wait in line to write: a channel that takes nothing is as bad as one that says nothing.
-func (c *Client) stillThere(ctx context.Context, patience time.Duration) error {
+// Where nothing comes it gives up, tells why, and closes the connection, which unblocks whoever writes. A ping that waits in
+// line when ctx ends goes with the connection.
+func (c *Client) stillThere(ctx context.Context, patience time.Duration, giveUp context.CancelCauseFunc) bool {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	id, wait := NewID(), make(chan *pb.AgentMessage, 1)
 	if c.enter(id, wait) != nil {
-		return nil // the calls know
+		return false // the calls know
 	}
 	defer c.leave(id)
 	sent := make(chan error, 1)
@@ -124,9 +124,10 @@ func (c *Client) stillThere(ctx context.Context, patience time.Duration) error {
 	case <-c.done:
 	case <-ctx.Done():
 	case <-timer.C:
-		c.channel.Close() // unblocks send
+		giveUp(fmt.Errorf("the guest has not answered a ping for %v: %w", patience, ErrNoAnswer))
+		c.channel.Close()
 		<-sent
-		return fmt.Errorf("the guest has not answered a ping for %v: %w", patience, ErrNoAnswer)
+		return false
 	}
-	return nil
+	return true
 }

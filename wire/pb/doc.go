@@ -4,6 +4,7 @@
 //	script.proto  this project's own messages: scripts, transactions, errors
 //	ops.proto     arguments and results of what scripts call
 //	runner.proto  between the agent and the process that runs a script
+//	journal.proto  what a transaction keeps on disk
 //
 // Not here: what a message means to whom, and anything written by hand.
 package pb

@@ -57,7 +57,7 @@ func Binary() (string, error) {
 			return
 		}
 		built.path = filepath.Join(dir, "quantix-kvm-agent")
-		args := []string{"build", "-o", built.path}
+		args := []string{"build", "-buildvcs=false", "-o", built.path}
 		if race {
 			args = append(args, "-race")
 		}

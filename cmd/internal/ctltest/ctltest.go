@@ -7,6 +7,7 @@
 //	status N ARGS…      the same, and the exit status must be N
 //	guest LINE          runs a line of shell in the guest, not through the agent
 //	$G                  a directory of the guest that is the script's own
+//	$CTL                the path of quantix-kvm-ctl, for what must run in the background: exec $CTL ARGS… &name&
 //
 // Conditions: [guestroot] the agent in the guest is root; [vm] the guest is a virtual machine.
 //
@@ -52,7 +53,7 @@ func Binary() (string, error) {
 			return
 		}
 		built.path = filepath.Join(dir, "quantix-kvm-ctl")
-		if out, err := exec.Command("go", "build", "-o", built.path, "github.com/quantix-kvm/guest-agent/cmd/quantix-kvm-ctl").CombinedOutput(); err != nil {
+		if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", built.path, "github.com/quantix-kvm/guest-agent/cmd/quantix-kvm-ctl").CombinedOutput(); err != nil {
 			built.err = fmt.Errorf("build the ctl: %w\n%s", err, out)
 		}
 	})
@@ -86,6 +87,7 @@ func Run(t *testing.T, dir string, start func(env *testscript.Env) (Guest, error
 			env.Values[key{}] = g
 			env.Setenv("QUANTIX_SOCKET", g.Socket)
 			env.Setenv("G", g.Dir)
+			env.Setenv("CTL", binary)
 			mu.Lock()
 			guests[env.WorkDir] = g
 			mu.Unlock()

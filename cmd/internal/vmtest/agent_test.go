@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 const agentPath = "/usr/bin/quantix-kvm-agent"
 
 // startAgent puts the agent of this tree into a machine and starts it there as a service.
-func startAgent(t testing.TB, vm *vmtest.VM) {
+func startAgent(t testing.TB, vm *vmtest.VM, args ...string) {
 	t.Helper()
 	binary, err := agenttest.Binary()
 	if err != nil {
@@ -40,7 +40,7 @@ func startAgent(t testing.TB, vm *vmtest.VM) {
 	if err := vm.Put(ctx, binary, agentPath, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	vm.Must(t, "systemd-run --quiet --unit=quantix-kvm-agent -p KillMode=process -p Delegate=yes -p Restart=always "+agentPath+" --log-level debug")
+	vm.Must(t, "systemd-run --quiet --unit=quantix-kvm-agent -p KillMode=process -p Delegate=yes -p Restart=always "+agentPath+" "+strings.Join(args, " "))
 }
 
 // dial connects to the agent in a machine and waits for its first word. The agent may still be starting.

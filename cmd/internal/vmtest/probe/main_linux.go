@@ -44,8 +44,7 @@ func serve(name string) error {
 	p := &probe{out: port, running: map[uint64]int{}}
 	defer p.handlers.Wait()
 	for {
-		err := p.session(port)
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if err := p.session(port); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return err
 		}
 	}

@@ -1,0 +1,383 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Tx is an open transaction: what it changed can be taken back until it commits. It is safe for concurrent use, but what
+// belongs together (Before, the change, the next Before) is the caller's to keep in order.
+type Tx struct {
+	journal *Journal
+	begin   *pb.JournalBegin
+
+	mu    sync.Mutex
+	log   *log // nil until there is something to be kept
+	steps []*step
+	phase phase
+	err   error // sticky
+	// what the next record tells besides
+	left     []*pb.JournalLeft
+	reverted []uint64
+	marked   int // steps whose outcome is known
+
+	reply    *pb.RunScriptResponse
+	after    []*pb.JournalAction
+	finish   bool // what to do after the commit was done
+	again    bool // an earlier rollback was interrupted
+	uncommit bool // a commit may be on disk, and must not count
+
+	seen view
+}
+
+// view is what others may see of a transaction at any time, also while it takes long.
+type view struct {
+	mu    sync.Mutex
+	paths []owned
+	phase phase
+	bytes int64
+}
+
+// owned is a path that a transaction keeps.
+type owned struct {
+	path string
+	tree bool
+}
+
+// enter is the one way into another phase.
+func (t *Tx) enter(p phase) {
+	t.phase = p
+	t.seen.mu.Lock()
+	defer t.seen.mu.Unlock()
+	t.seen.phase = p
+}
+
+type phase int
+
+const (
+	running phase = iota
+	awaiting
+	rollingBack
+	committed
+	rolledBack
+	failed // the rollback: something could not be taken back
+	halted // the rollback, by the end of its context
+	closed
+)
+
+// step is a record that can be taken back.
+type step struct {
+	number   uint64
+	record   *pb.JournalRecord
+	left     map[uint32]*pb.JournalState
+	reverted bool
+}
+
+// ID names the transaction.
+func (t *Tx) ID() string { return t.begin.TransactionId }
+
+// Err is why nothing can be changed any more: the journal failed. The caller rolls back, whatever else it was told.
+func (t *Tx) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// Before implements builtins.Tx. Of a directory it keeps the directory itself, not what is in it. All paths of one call
+// cost as much as one.
+func (t *Tx) Before(ctx context.Context, paths ...string) error { return t.keep(ctx, false, paths) }
+
+// BeforeTree is Before for paths of which anything may change: also all that is in a directory, and that nothing else is.
+func (t *Tx) BeforeTree(ctx context.Context, paths ...string) error { return t.keep(ctx, true, paths) }
+
+func (t *Tx) keep(ctx context.Context, tree bool, paths []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ready(); err != nil || len(paths) == 0 {
+		return err
+	}
+	k := &keeper{tx: t, ctx: ctx, step: t.next(), tree: tree, seen: map[string]bool{}}
+	for _, path := range paths {
+		if err := k.add(path); err != nil {
+			return t.sticky(k.disk, fault.On(path, err))
+		}
+	}
+	if k.spooled {
+		if err := t.journal.do("image.syncdir", func() error { return syncDir(t.dir("u")) }); err != nil {
+			return t.sticky(err, err)
+		}
+	}
+	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: k.step, Objects: k.objects}}})
+}
+
+// Undo implements builtins.Tx.
+func (t *Tx) Undo(ctx context.Context, op string, args proto.Message) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ready(); err != nil {
+		return err
+	}
+	stored, err := anypb.New(args)
+	if err != nil {
+		return fault.On("the inverse "+op, err)
+	}
+	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{Step: t.next(), Op: op, Args: stored}}})
+}
+
+// Irreversible keeps that something is done which nothing takes back, so that a rollback names it.
+func (t *Tx) Irreversible(ctx context.Context, change *pb.Change) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ready(); err != nil {
+		return err
+	}
+	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.next(), Change: change}}})
+}
+
+// Take implements builtins.Tx. Where nothing is at the path there is nothing to do.
+func (t *Tx) Take(ctx context.Context, path string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ready(); err != nil {
+		return err
+	}
+	at, err := t.journal.config.Root.At(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.On(path, err)
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	if err != nil || meta.Kind == fsys.Absent {
+		return fault.On(path, err)
+	}
+	if meta.Mounted || at.IsRoot() {
+		return fault.On(path, fault.Refuse("a file system is mounted here"))
+	}
+	take := &pb.JournalTake{Step: t.next(), Path: at.Path, State: toState(meta)}
+	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err == nil {
+		err = t.chooseSpool(at, take)
+	}
+	if err != nil {
+		return fault.On(path, err)
+	}
+	if err := t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
+		return err
+	}
+	return fault.On(path, t.moveAway(at, take))
+}
+
+// ready says why nothing can be kept; it makes the transaction's files if they are needed for the first time.
+func (t *Tx) ready() error {
+	switch {
+	case t.err != nil:
+		return t.err
+	case t.phase != running:
+		return fault.Because(fault.ErrInternal, "the transaction has ended")
+	case t.log != nil:
+		return nil
+	}
+	return t.sticky1(t.start())
+}
+
+// start makes the transaction's directory and journal durable, all empty.
+func (t *Tx) start() error {
+	j := t.journal
+	for _, dir := range []string{t.dir(), t.dir("u")} {
+		if err := j.do("begin.mkdir", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
+			return err
+		}
+	}
+	var err error
+	if t.log, err = newLog(j, t.dir("journal"), t.ID()); err != nil {
+		return err
+	}
+	if err := t.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Begin{Begin: t.begin}}, false); err != nil {
+		return err
+	}
+	if err := j.do("begin.syncdir", func() error { return syncDir(t.dir()) }); err != nil {
+		return err
+	}
+	return j.do("begin.syncparent", func() error { return syncDir(j.dir("open")) })
+}
+
+// dir is a path in the transaction's directory.
+func (t *Tx) dir(elements ...string) string {
+	return t.journal.dir(append([]string{"open", t.ID()}, elements...)...)
+}
+
+// next is the number of the step to come.
+func (t *Tx) next() uint64 {
+	if n := len(t.steps); n > 0 {
+		return t.steps[n-1].number + 1
+	}
+	return 1
+}
+
+// sticky keeps an error of the disk for good, and gives what the caller is told.
+func (t *Tx) sticky(disk, told error) error {
+	if disk != nil && t.err == nil {
+		t.err = fault.On("journal", disk)
+	}
+	return told
+}
+
+func (t *Tx) sticky1(err error) error { return t.sticky(err, err) }
+
+// append makes a step durable, and with it what is to be told of earlier ones.
+func (t *Tx) append(record *pb.JournalRecord) error {
+	record.Left, record.Reverted = t.left, t.reverted
+	if err := t.log.append(record, false); err != nil {
+		if errors.Is(err, fault.ErrTooLarge) { // nothing was written
+			return err
+		}
+		return t.sticky1(fault.On("journal", err))
+	}
+	t.left, t.reverted = nil, nil
+	t.replay(record)
+	t.seen.mu.Lock()
+	defer t.seen.mu.Unlock()
+	t.seen.bytes = t.log.end
+	return nil
+}
+
+// replay adds a record to what is known.
+func (t *Tx) replay(record *pb.JournalRecord) {
+	byNumber := func(number uint64) *step {
+		for _, s := range t.steps {
+			if s.number == number {
+				return s
+			}
+		}
+		return &step{left: map[uint32]*pb.JournalState{}}
+	}
+	for _, left := range record.Left {
+		byNumber(left.Step).left[left.Object] = left.State
+	}
+	for _, number := range record.Reverted {
+		byNumber(number).reverted = true
+	}
+	s := &step{record: record, left: map[uint32]*pb.JournalState{}}
+	switch r := record.Record.(type) {
+	case *pb.JournalRecord_Keep:
+		s.number = r.Keep.Step
+	case *pb.JournalRecord_Take:
+		s.number = r.Take.Step
+	case *pb.JournalRecord_Inverse:
+		s.number = r.Inverse.Step
+	case *pb.JournalRecord_Irreversible:
+		s.number = r.Irreversible.Step
+	default:
+		return
+	}
+	t.steps = append(t.steps, s)
+	t.seen.add(record)
+}
+
+func (v *view) add(record *pb.JournalRecord) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, o := range record.GetKeep().GetObjects() {
+		v.paths = append(v.paths, owned{o.Path, o.Tree})
+	}
+	if take := record.GetTake(); take != nil {
+		v.paths = append(v.paths, owned{take.Path, true})
+	}
+}
+
+// Mark is a point that Revert goes back to.
+type Mark int
+
+// Mark ends a call that succeeded: what it left at the objects it kept is noted, so that a rollback can tell whether
+// somebody else changed them since. It costs nothing on the disk.
+func (t *Tx) Mark() Mark {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.steps[t.marked:] {
+		keep := s.record.GetKeep()
+		if keep == nil || s.reverted {
+			continue
+		}
+		for i, o := range keep.Objects {
+			if o.Tree {
+				continue
+			}
+			if state := t.journal.look(o); state != nil {
+				s.left[uint32(i)] = state
+				t.left = append(t.left, &pb.JournalLeft{Step: s.number, Object: uint32(i), State: state})
+			}
+		}
+	}
+	t.marked = len(t.steps)
+	return Mark(len(t.steps))
+}
+
+// look gives what is at an object's place; nil if that cannot be known.
+func (j *Journal) look(o *pb.JournalObject) *pb.JournalState {
+	at, err := j.config.Root.Exact(o.Path)
+	if err != nil {
+		return nil
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	if err != nil {
+		return nil
+	}
+	state := toState(meta)
+	if o.State.Mtime == nil {
+		state.Mtime = nil
+	}
+	return state
+}
+
+// Revert takes back all since the mark, newest first, as Rollback does. An error is sticky.
+func (t *Tx) Revert(ctx context.Context, to Mark) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.phase != running {
+		return fault.Because(fault.ErrInternal, "the transaction has ended")
+	}
+	p := t.newPass(false)
+	for i := len(t.steps) - 1; i >= int(to); i-- {
+		s := t.steps[i]
+		if s.reverted {
+			continue
+		}
+		if done := p.undo(ctx, s); done.Err != nil {
+			return t.sticky1(fault.On(done.Target, done.Err))
+		}
+		s.reverted = true
+		t.reverted = append(t.reverted, s.number)
+	}
+	t.marked = len(t.steps)
+	return nil
+}
+
+// owns says whether a path is of an object that is kept, above one, or in a tree that is.
+func (t *Tx) owns(path string) bool {
+	t.seen.mu.Lock()
+	defer t.seen.mu.Unlock()
+	return slices.ContainsFunc(t.seen.paths, func(o owned) bool {
+		return fsys.Within(o.path, path) || o.tree && fsys.Within(path, o.path)
+	})
+}
+
+// conflictSuffix is behind the name of what somebody else put in the place of an object that was restored.
+func (t *Tx) conflictSuffix() string { return ".quantix-conflict-" + t.ID() }
+
+// spoolName is the directory that a transaction makes on other mounts.
+func (t *Tx) spoolName() string { return ".quantix-tx-" + strings.ToLower(t.ID()) }

@@ -1,0 +1,169 @@
+package script
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"io/fs"
+	"math"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// fingerprint tells one request from another under the same key. It is over a canonical form, since the encoding of a
+// map differs from call to call, and keyed, since it is stored and secrets are part of it.
+func fingerprint(key []byte, s Script, request *pb.RunScriptRequest) []byte {
+	c := canonical{hmac.New(sha256.New, key)}
+	c.text(s.Name)
+	c.text(s.SHA256)
+	c.structure(request.Params)
+	pairs(c, request.Secrets, func(v string) { c.text(v) })
+	c.number(uint64(len(request.Attachments)))
+	for _, a := range request.Attachments {
+		c.text(a.Name)
+		c.text(string(a.Data))
+	}
+	pairs(c, request.Modules, func(v []byte) { c.text(string(v)) })
+	c.number(uint64(request.MemoryLimitBytes))
+	c.number(uint64(len(request.Allow)))
+	for _, a := range request.Allow {
+		c.text(a)
+	}
+	return c.h.Sum(nil)
+}
+
+// canonical writes values so that no two different ones look the same.
+type canonical struct{ h hash.Hash }
+
+func (c canonical) number(n uint64) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n)
+	c.h.Write(b[:])
+}
+
+func (c canonical) text(s string) {
+	c.number(uint64(len(s)))
+	c.h.Write([]byte(s))
+}
+
+func pairs[V any](c canonical, m map[string]V, value func(V)) {
+	names := make([]string, 0, len(m))
+	for name := range m {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	c.number(uint64(len(names)))
+	for _, name := range names {
+		c.text(name)
+		value(m[name])
+	}
+}
+
+func (c canonical) structure(s *structpb.Struct) { pairs(c, s.GetFields(), c.value) }
+
+func (c canonical) value(v *structpb.Value) {
+	switch kind := v.GetKind().(type) {
+	case *structpb.Value_NumberValue:
+		c.text("n")
+		c.number(math.Float64bits(kind.NumberValue))
+	case *structpb.Value_StringValue:
+		c.text("s")
+		c.text(kind.StringValue)
+	case *structpb.Value_BoolValue:
+		c.text("f")
+		if kind.BoolValue {
+			c.text("t")
+		}
+	case *structpb.Value_StructValue:
+		c.text("m")
+		c.structure(kind.StructValue)
+	case *structpb.Value_ListValue:
+		c.text("l")
+		c.number(uint64(len(kind.ListValue.GetValues())))
+		for _, element := range kind.ListValue.GetValues() {
+			c.value(element)
+		}
+	default:
+		c.text("0")
+	}
+}
+
+// earlier gives the reply of a run under the same key: of one that still runs, which it waits for, or of one whose end is
+// stored. Nil: the script is to be run. Otherwise r is entered as the run under its key, and leave must be called.
+func (r *run) earlier(ctx context.Context) (reply *pb.RunScriptResponse, leave func()) {
+	m := r.manager
+	m.mu.Lock()
+	other := m.keys[r.key]
+	if other == nil {
+		m.keys[r.key] = r
+	}
+	m.mu.Unlock()
+	if other != nil {
+		return r.attach(ctx, other), nil
+	}
+	leave = func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.keys, r.key)
+		close(r.ended)
+	}
+	stored, err := m.config.Journal.Stored(journal.Ref{Key: r.key})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, leave
+	case err != nil:
+		leave()
+		return refused("internal", "the stored reply of an earlier run cannot be read: "+err.Error()), nil
+	}
+	replayed := r.replay(stored)
+	if replayed != nil {
+		leave()
+		return replayed, nil
+	}
+	return nil, leave
+}
+
+// replay gives a stored reply where it counts for this request: after a rollback, only for the same message id.
+func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
+	reply := stored.GetReply()
+	switch {
+	case reply == nil:
+		return nil
+	case !hmac.Equal(stored.Begin.GetFingerprint(), r.print):
+		return conflict()
+	case reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && stored.Begin.GetMessageId() != r.call.ID:
+		return nil
+	}
+	reply.Replayed = true
+	return reply
+}
+
+func conflict() *pb.RunScriptResponse {
+	return refused("key_conflict", "another request was made under this key")
+}
+
+// attach waits for a run that is under way.
+func (r *run) attach(ctx context.Context, other *run) *pb.RunScriptResponse {
+	if !hmac.Equal(other.print, r.print) {
+		return conflict()
+	}
+	select {
+	case <-other.ended:
+		if other.reply == nil {
+			return refused("internal", "the run that this one waited for gave no reply")
+		}
+		reply := proto.Clone(other.reply).(*pb.RunScriptResponse)
+		reply.Replayed = true
+		return reply
+	case <-ctx.Done():
+		return refused(kindOf(context.Cause(ctx)), "the run under this key goes on; the wait for it ended: "+context.Cause(ctx).Error())
+	}
+}
