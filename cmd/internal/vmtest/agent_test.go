@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +30,7 @@ func TestMain(m *testing.M) {
 
 const agentPath = "/usr/bin/quantix-kvm-agent"
 
-// startAgent puts the agent of this tree into a machine and starts it there as a service.
+// startAgent puts the agent of this tree into a machine and starts it there with its own unit.
 func startAgent(t testing.TB, vm *vmtest.VM, args ...string) {
 	t.Helper()
 	binary, err := agenttest.Binary()
@@ -40,7 +42,13 @@ func startAgent(t testing.TB, vm *vmtest.VM, args ...string) {
 	if err := vm.Put(ctx, binary, agentPath, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	vm.Must(t, "systemd-run --quiet --unit=quantix-kvm-agent -p KillMode=process -p Delegate=yes -p Restart=always "+agentPath+" "+strings.Join(args, " "))
+	if err := vm.Put(ctx, "../../quantix-kvm-agent/package/quantix-kvm-agent.service", "/etc/systemd/system/quantix-kvm-agent.service", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if len(args) > 0 {
+		vm.Must(t, "mkdir -p /run/systemd/system/quantix-kvm-agent.service.d && printf '[Service]\nExecStart=\nExecStart="+agentPath+" "+strings.Join(args, " ")+"\n' > /run/systemd/system/quantix-kvm-agent.service.d/test.conf")
+	}
+	vm.Must(t, "systemctl daemon-reload && systemctl enable --quiet --now quantix-kvm-agent")
 }
 
 // dial connects to the agent in a machine and waits for its first word. The agent may still be starting.
@@ -167,4 +175,124 @@ func TestHostsComeAndGo(t *testing.T) {
 	if _, err := c.Pull(ctx, "/var/tmp/whole", &got, client.PullOptions{}); err != nil || !bytes.Equal(got.Bytes(), content) {
 		t.Error(err, got.Len())
 	}
+}
+
+const changes = `
+for i = 1, 20 do file.write("/etc/test/new-" .. i, ("x"):rep(i * 1000), {mode = "0600"}) end
+file.write("/etc/test/app.conf", "new\n")
+file.remove("/etc/test/tree", {recursive = true})
+exec.run({"sh", "-c", "echo more >> /etc/test/log"}, {touches = {"/etc/test/log"}})
+file.symlink("/nowhere", "/etc/test/link")
+return "done"
+`
+
+const prepareTree = "mkdir -p /etc/test/tree/a/b && echo old > /etc/test/app.conf && echo one > /etc/test/log && echo deep > /etc/test/tree/a/b/c && sync"
+
+// treePicture is all that a rollback must bring back.
+const treePicture = "cd /etc/test && find . -printf '%p %y %m %u %g %l %T@ %s\\n' | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum"
+
+// judge compares a tree after an interruption with what it was before. It tells whether the script was taken back.
+func judge(t *testing.T, vm *vmtest.VM, before string, reply *pb.RunScriptResponse) (takenBack bool) {
+	t.Helper()
+	after := vm.Must(t, treePicture)
+	committed := reply.GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	switch {
+	case after == before && !committed:
+		return true
+	case after == before:
+		t.Fatal("the host heard COMMITTED, and the changes are gone")
+	case !strings.Contains(after, "./link l"):
+		t.Fatalf("neither before nor after:\n%s\nbefore:\n%s", after, before)
+	}
+	return false
+}
+
+// served waits until the agent serves again, recovery included.
+func served(t *testing.T, vm *vmtest.VM) *client.Client {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		c := dial(t, vm, vmtest.AgentPort, client.Options{})
+		_, err := client.Call[*pb.FileStatResponse](limited(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"})
+		if err == nil {
+			return c
+		}
+		c.Close()
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The agent is killed while a script runs, systemd starts it again: all or nothing.
+func TestAgentKilledDuringScript(t *testing.T) {
+	vm := vmtest.Start(t, vmtest.Options{})
+	startAgent(t, vm)
+	vm.Must(t, prepareTree)
+	rounds, takenBack := rounds(6), 0
+	for round := range rounds {
+		before := vm.Must(t, treePicture)
+		c := served(t, vm)
+		answered := make(chan *pb.RunScriptResponse, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			reply, _ := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(changes)})
+			answered <- reply
+		}()
+		time.Sleep(time.Duration(round*80) * time.Millisecond) // deeper into the run each time
+		vm.Must(t, "pkill -KILL -o -x quantix-kvm-age")
+		c.Close()
+		reply := <-answered
+		served(t, vm).Close()
+		if judge(t, vm, before, reply) {
+			takenBack++
+			continue
+		}
+		vm.Must(t, "rm -rf /etc/test && "+prepareTree)
+	}
+	t.Logf("%d of %d runs were taken back", takenBack, rounds)
+}
+
+// The guest loses its power while a script runs, and boots again from the same disk: all or nothing.
+func TestPowerLossDuringScript(t *testing.T) {
+	vm := vmtest.Start(t, vmtest.Options{Fresh: true})
+	startAgent(t, vm)
+	vm.Must(t, prepareTree)
+	rounds, takenBack := rounds(2), 0
+	for round := range rounds {
+		before := vm.Must(t, treePicture)
+		vm.Must(t, "sync")
+		c := served(t, vm)
+		answered := make(chan *pb.RunScriptResponse, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			reply, _ := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(changes)})
+			answered <- reply
+		}()
+		time.Sleep(time.Duration(200+round*250) * time.Millisecond) // into the run
+		if err := vm.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		reply := <-answered
+		c.Close()
+		if err := vm.PowerOn(limited(t, 3*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		served(t, vm).Close()
+		if judge(t, vm, before, reply) {
+			takenBack++
+			continue
+		}
+		vm.Must(t, "rm -rf /etc/test && "+prepareTree)
+	}
+	t.Logf("%d of %d runs were taken back", takenBack, rounds)
+}
+
+// rounds is how often a test that interrupts goes round: a handful, or what QUANTIX_ROUNDS says.
+func rounds(few int) int {
+	if n, err := strconv.Atoi(os.Getenv("QUANTIX_ROUNDS")); err == nil {
+		return n
+	}
+	return few
 }
