@@ -2,10 +2,10 @@ package builtins
 
 import (
 	"context"
-	"errors"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -15,6 +15,8 @@ type Call struct {
 	ID string
 	// Port names the channel that it came through, for policy and audit.
 	Port string
+	// Session names the connection that it came through, for what must not outlive it; it may be empty.
+	Session string
 	// Tx is the transaction; nil for a native request, which is not undone.
 	Tx Tx
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
@@ -61,4 +63,4 @@ func (c *Call) Report(change *pb.Change) {
 
 // ErrStopping is the cause of a context that ends because the agent stops. What may outlive the agent is then left
 // alone.
-var ErrStopping = errors.New("the agent is stopping")
+var ErrStopping = fault.Because(context.Canceled, "the agent is stopping")

@@ -28,6 +28,8 @@ import (
 const (
 	// PayloadTimeout is the silence after which an incomplete frame is dropped.
 	PayloadTimeout = 2 * time.Second
+	// payloadPatience bounds the waits within one frame together, for a host that goes on talking behind a false header.
+	payloadPatience = 8 * time.Second
 	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
 	StaleAfter = 30 * time.Second
 	// MaxInFlight bounds the requests that one connection serves at a time.
@@ -58,6 +60,9 @@ type Config struct {
 	// Mutates says that a request changes the guest: it is refused where it may be stale or uncertain, and goes on when
 	// the host leaves. Required.
 	Mutates func(request proto.Message) bool
+	// Vital says that a request is served and answered whatever else is under way: it is not counted, and its reply is urgent.
+	// Nil: none is.
+	Vital func(request proto.Message) bool
 	// Order names what a request must be served in order with; empty: nothing. Nil: nothing ever.
 	Order func(request proto.Message) string
 	// Greet sends what a host should hear first. It is called at the beginning, and again when the host's framing is
@@ -76,7 +81,9 @@ type Conn struct {
 	heard   atomic.Bool  // a frame has come
 	writes  atomic.Int32 // the Framing to write
 	opening atomic.Int64 // bytes queued before heard
-	flight  atomic.Int64 // requests being served
+
+	flightMu sync.Mutex
+	flight   map[string]bool // ids of the requests being served
 
 	orderMu sync.Mutex
 	order   map[string]chan struct{} // closed when the last request of that name is served
@@ -87,7 +94,7 @@ type backlogged interface{ Backlog() bool }
 
 // NewConn makes a connection over a channel, which it owns: Serve closes it.
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
-	c := &Conn{config: config, channel: channel, queue: newQueue(), order: map[string]chan struct{}{}}
+	c := &Conn{config: config, channel: channel, queue: newQueue(), flight: map[string]bool{}, order: map[string]chan struct{}{}}
 	c.writes.Store(int32(Plain))
 	if config.Framing == QTX1 {
 		c.writes.Store(int32(QTX1))
@@ -135,30 +142,37 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	decoder := Decoder{Accept: c.config.Framing}
 	buf := make([]byte, 64<<10)
 	backlog, _ := c.channel.(backlogged)
+	var waited time.Duration // within the frame that is not complete
 	for {
-		start := time.Now()
+		pending, start := decoder.Pending(), time.Now()
 		n, err := c.channel.Read(buf)
-		if time.Since(start) >= PayloadTimeout {
-			decoder.Silence()
+		took := time.Since(start)
+		if waited += took; !pending {
+			waited = 0
 		}
 		old := backlog != nil && backlog.Backlog()
-		decoder.Feed(buf[:n])
 		skipped := decoder.Skipped()
-		for {
-			frame, ok := decoder.Next()
-			if !ok {
-				break
-			}
-			if c.config.Framing == Auto {
-				c.writes.Store(int32(frame.Framing))
-			}
-			if !c.heard.Swap(true) {
-				c.greet(session, work)
-			}
-			if !c.accept(ctx, session, frame, old) {
-				decoder.Lost()
+		take := func(next func() (Frame, bool)) {
+			for {
+				frame, ok := next()
+				if !ok {
+					return
+				}
+				waited = 0
+				if !c.frame(ctx, session, work, frame, old) {
+					decoder.Lost()
+				}
 			}
 		}
+		if took >= PayloadTimeout || waited >= payloadPatience {
+			take(decoder.Salvage)
+			waited = 0
+		}
+		if took >= PayloadTimeout {
+			decoder.Silence()
+		}
+		decoder.Feed(buf[:n])
+		take(decoder.Next)
 		if now := decoder.Skipped(); now != skipped {
 			c.warn("bytes on the channel belong to no frame", nil)
 		}
@@ -166,6 +180,18 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			return err
 		}
 	}
+}
+
+// frame takes one frame. False is that of accept.
+func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) bool {
+	first := !c.heard.Swap(true)
+	if c.config.Framing == Auto && (frame.Aligned || first) { // what was found in garbage says nothing of the host
+		c.writes.Store(int32(frame.Framing))
+	}
+	if first {
+		c.greet(session, work)
+	}
+	return c.accept(ctx, session, frame, old)
 }
 
 // accept judges a frame and starts what it asks for. False: the frame was no envelope at all, so that the next one
@@ -179,12 +205,13 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool 
 	if err != nil {
 		c.warn("a frame was refused", err)
 		if id != "" {
+			told := err
 			if errors.Is(err, errNotDecoded) {
-				err = fault.Because(fault.ErrCorrupt, "%v", err)
+				told = fault.Because(fault.ErrCorrupt, "%v", err)
 			}
-			c.reply(id, nil, err, true)
+			c.reply(id, nil, told, true)
 		}
-		return !errors.Is(err, errNotDecoded) && !errors.Is(err, fault.ErrCorrupt)
+		return !errors.Is(err, errNotDecoded)
 	}
 	request := Payload(message)
 	if request == nil {
@@ -231,39 +258,71 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 	c.reply(id, c.config.Refuse(request, err), err, true)
 }
 
-// start serves a request on a goroutine of its own.
+// start serves a request on a goroutine of its own. A request that was sent twice is served once: the reply is for both.
 func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message) {
-	parent := session
+	parent, vital := session, c.config.Vital != nil && c.config.Vital(request)
 	if c.config.Mutates(request) {
 		parent = ctx
 	}
-	if c.flight.Add(1) > MaxInFlight {
-		c.flight.Add(-1)
-		c.refuse(m.MessageId, request, fault.Because(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
+	leave, second := c.enter(m.MessageId, vital)
+	if leave == nil {
+		if !second {
+			c.refuse(m.MessageId, request, fault.Because(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
+		}
 		return
 	}
 	call, done, err := c.config.Calls.Start(parent, m.MessageId)
 	if err != nil {
-		c.flight.Add(-1)
+		leave()
 		c.refuse(m.MessageId, request, err)
 		return
 	}
+	stop := func() {}
+	if m.TimeoutMs > 0 {
+		call, stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
+	}
 	before, turn := c.turn(request)
 	go func() {
-		defer done()
-		defer c.flight.Add(-1)
-		defer turn()
-		if before != nil {
-			<-before
-		}
-		if m.TimeoutMs > 0 {
-			limited, cancel := context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
-			defer cancel()
-			call = limited
-		}
-		reply, err := c.config.Handle(call, c, m.MessageId, request)
-		c.reply(m.MessageId, reply, err, false)
+		reply, err := c.serve(call, m.MessageId, request, before, turn)
+		stop()
+		done() // the call is over; the reply may have to wait for a host that reads
+		c.reply(m.MessageId, reply, err, vital)
+		leave()
 	}()
+}
+
+// serve waits for the request's turn and handles it.
+func (c *Conn) serve(ctx context.Context, id string, request proto.Message, before <-chan struct{}, turn func()) (proto.Message, error) {
+	if before != nil {
+		select {
+		case <-before:
+		case <-ctx.Done():
+			go func() { <-before; turn() }() // what comes after must still wait for what came before
+			err := context.Cause(ctx)
+			return c.config.Refuse(request, err), err
+		}
+	}
+	defer turn()
+	return c.config.Handle(ctx, c, id, request)
+}
+
+// enter counts a request in. Without a function to count it out it is not served: it is one too many, or, where second is
+// true, being served already.
+func (c *Conn) enter(id string, vital bool) (leave func(), second bool) {
+	c.flightMu.Lock()
+	defer c.flightMu.Unlock()
+	if c.flight[id] {
+		return nil, true
+	}
+	if room := MaxInFlight; len(c.flight) >= room && (!vital || len(c.flight) >= 4*room) {
+		return nil, false
+	}
+	c.flight[id] = true
+	return func() {
+		c.flightMu.Lock()
+		defer c.flightMu.Unlock()
+		delete(c.flight, id)
+	}, false
 }
 
 // turn gives what a request has to wait for, and what ends its own turn.
@@ -343,15 +402,11 @@ func (c *Conn) Close() error { return c.channel.Close() }
 
 func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
 	m.Session = c.config.Session
-	encoded, err := marshal(m)
-	if err == nil && len(encoded) > MaxFrame {
-		err = fault.Because(fault.ErrTooLarge, "reply of %d bytes is larger than %d", len(encoded), MaxFrame)
+	buf, err := marshal(m)
+	if n := len(buf) - headerSpace; err == nil && n > MaxFrame {
+		err = fault.Because(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
 	}
-	if err != nil {
-		return outgoing{}, err
-	}
-	buf := make([]byte, headerSpace, headerSpace+len(encoded))
-	return outgoing{buf: append(buf, encoded...)}, nil
+	return outgoing{buf: buf}, err
 }
 
 // write is the writer: the only one that writes to the channel. A frame that has begun is finished unless the host
@@ -389,12 +444,12 @@ func writeFrame(to io.Writer, f Framing, buf []byte) error {
 // WriteMessage writes one envelope as a frame, in as few calls as the channel takes. It is the host's side of writing;
 // calls of it must not overlap.
 func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
-	encoded, err := marshal(m)
+	buf, err := marshal(m)
 	if err != nil {
 		return err
 	}
-	if len(encoded) > MaxFrame {
-		return fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", len(encoded), MaxFrame)
+	if n := len(buf) - headerSpace; n > MaxFrame {
+		return fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
 	}
-	return writeFrame(to, f, append(make([]byte, headerSpace, headerSpace+len(encoded)), encoded...))
+	return writeFrame(to, f, buf)
 }

@@ -160,16 +160,10 @@ func TestGreetingBeforeAndAfterTheFirstFrame(t *testing.T) {
 		}
 	}
 	h.send(QTX1, "ping", &pb.PingRequest{})
-	greeted := false
-	for range 24 {
-		m, f := h.next()
-		greeted = greeted || m.MessageId == "greeting" && f == QTX1
-		if m.MessageId == "end" {
+	for { // what is left of the first greeting may still come before
+		if m, f := h.next(); m.MessageId == "greeting" && f == QTX1 {
 			break
 		}
-	}
-	if !greeted {
-		t.Error("no greeting in the host's framing")
 	}
 }
 
@@ -413,7 +407,8 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// A host that reads nothing gets at most one old telemetry report before what it asks for.
+// A host that reads nothing gets few old telemetry reports before what it asks for: one that is being written, and one
+// that waits.
 func TestTelemetryIsNotQueued(t *testing.T) {
 	var conn *Conn
 	ready := make(chan struct{})
@@ -440,7 +435,7 @@ func TestTelemetryIsNotQueued(t *testing.T) {
 		}
 		reports++
 	}
-	if reports > 1 {
+	if reports > 2 {
 		t.Errorf("%d reports before the pong", reports)
 	}
 }
@@ -493,5 +488,113 @@ func TestSessionsLeaveNothing(t *testing.T) {
 	}
 	if after := runtime.NumGoroutine(); after > before+5 {
 		t.Errorf("%d goroutines after ten sessions, %d after two thousand", before, after)
+	}
+}
+
+// Half a frame of a host that is gone does not swallow what the next one sends right behind it: what reads is served, what
+// changes is told to come again.
+func TestRequestsBehindHalfAFrameAreFound(t *testing.T) {
+	h, _ := guest(t, nil)
+	half := frameOf(Plain, envelopeOf(t, "half", &pb.FileWriteRequest{Path: "/x", Data: make([]byte, 60000)}))[:1000]
+	h.write(concat(half, frameOf(Plain, envelopeOf(t, "stat-behind", &pb.FileStatRequest{})), frameOf(Plain, envelopeOf(t, "exec-behind", &pb.ExecuteRequest{Command: "x"}))))
+	time.Sleep(PayloadTimeout + 50*time.Millisecond) // the silence after which the half is given up
+	h.send(Plain, "after", &pb.ExecuteRequest{Command: "y"})
+	seen := map[string]string{}
+	for len(seen) < 3 {
+		m, _ := h.next()
+		seen[m.MessageId] = m.ErrorDetail.GetCode()
+	}
+	if seen["stat-behind"] != "unsupported" || seen["exec-behind"] != "uncertain" || seen["after"] != "" {
+		t.Error(seen)
+	}
+}
+
+// A host that keeps talking behind a false header is heard again after a while.
+func TestFalseHeaderDoesNotDeafenForEver(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.write(binary.BigEndian.AppendUint32(nil, MaxFrame))
+	go func() { // until the connection is closed
+		for i := 0; ; i++ {
+			if _, err := h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprint("ping-", i), &pb.PingRequest{}))); err != nil {
+				return
+			}
+			time.Sleep(PayloadTimeout / 4)
+		}
+	}()
+	h.next()
+}
+
+// A request sent twice is served once and answered once.
+func TestSameIdTwiceIsServedOnce(t *testing.T) {
+	h, calls := guest(t, nil)
+	h.send(Plain, "twice", &pb.FileReadRequest{})
+	h.send(Plain, "twice", &pb.FileReadRequest{})
+	h.send(Plain, "ping", &pb.PingRequest{})
+	h.answer("ping")
+	if n := calls.Len(); n != 1 {
+		t.Error(n, "calls")
+	}
+	calls.Cancel("twice")
+	h.answer("twice")
+	h.send(Plain, "last", &pb.PingRequest{})
+	if m, _ := h.next(); m.MessageId != "last" {
+		t.Error("answered again:", m)
+	}
+}
+
+// A request whose text is not UTF-8 is refused by its id, and costs the connection no trust.
+func TestTextThatIsNotUTF8InARequest(t *testing.T) {
+	h, _ := guest(t, nil)
+	bad := append(envelopeOf(t, "bad-text", nil), 0x5a, 4, 0x0a, 2, 0xff, 0xfe) // execute.command
+	h.write(frameOf(Plain, bad))
+	if m := h.answer("bad-text"); m.ErrorDetail.GetCode() != "invalid" {
+		t.Error(m)
+	}
+	h.send(Plain, "exec", &pb.ExecuteRequest{Command: "x"})
+	if m := h.answer("exec"); m.ErrorDetail != nil {
+		t.Error(m)
+	}
+}
+
+// A frame found in garbage does not change the framing that the host hears.
+func TestGarbageDoesNotFlipTheFraming(t *testing.T) {
+	h, _ := guest(t, nil)
+	h.send(QTX1, "first", &pb.PingRequest{})
+	h.answer("first")
+	h.write(concat([]byte("garbage "), frameOf(Plain, envelopeOf(t, "found", &pb.PingRequest{}))))
+	if m, f := h.next(); m.MessageId != "found" || f != QTX1 {
+		t.Error(m, f)
+	}
+}
+
+// A cancelled request that waits for its turn ends at once, and what waits behind it still waits for what is before it.
+func TestCancelWhileWaitingForATurn(t *testing.T) {
+	release := make(chan struct{})
+	var order []string
+	h, calls := guest(t, func(c *Config) {
+		c.Order = func(proto.Message) string { return "one" }
+		c.Handle = func(_ context.Context, _ *Conn, id string, _ proto.Message) (proto.Message, error) {
+			if id == "first" {
+				<-release
+			}
+			order = append(order, id)
+			return &pb.FileWriteResponse{Success: true}, nil
+		}
+	})
+	for _, id := range []string{"first", "second", "third"} {
+		h.send(Plain, id, &pb.FileWriteRequest{})
+	}
+	for calls.Len() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	calls.Cancel("second")
+	if m, _ := h.next(); m.MessageId != "second" || m.ErrorDetail.GetCode() != "cancelled" {
+		t.Error(m)
+	}
+	close(release)
+	h.answer("first")
+	h.answer("third")
+	if fmt.Sprint(order) != "[first third]" {
+		t.Error(order)
 	}
 }

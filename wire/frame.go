@@ -69,11 +69,12 @@ type Decoder struct {
 	// Accept pins a framing; Auto takes both.
 	Accept Framing
 
-	buf      []byte
-	head     int // buf[:head] is consumed
-	scanning bool
-	lost     bool   // since the last silence something was scanned
-	skipped  uint64 // bytes that belonged to no frame
+	buf       []byte
+	head      int // buf[:head] is consumed
+	scanning  bool
+	lost      bool // since the last silence something was scanned
+	salvaging bool
+	skipped   uint64 // bytes that belonged to no frame
 }
 
 // Feed appends bytes of the stream.
@@ -90,12 +91,36 @@ func (d *Decoder) Feed(p []byte) {
 	d.buf = append(d.buf, p...)
 }
 
+// Pending says that a frame has begun and is not complete.
+func (d *Decoder) Pending() bool { return d.head < len(d.buf) }
+
+// Salvage gives up the frame that is not complete, and finds the frames that its bytes may hold: a header that was false, or
+// the end of a host in the middle of a frame, must not swallow what came after. None of them is Aligned, nor is anything
+// that follows, until a Silence.
+func (d *Decoder) Salvage() (Frame, bool) {
+	if d.Pending() && !d.salvaging {
+		d.scanning, d.lost, d.salvaging = true, true, true
+		d.drop(1)
+	}
+	for d.Pending() {
+		if frame, ok := d.Next(); ok {
+			return frame, true
+		}
+		if d.Pending() { // what looks like a header promises more than there is
+			d.scanning = true
+			d.drop(1)
+		}
+	}
+	d.salvaging = false
+	return Frame{}, false
+}
+
 // Silence drops what is incomplete: the next byte begins a frame. It is due when a read had to wait for
 // PayloadTimeout, or the peer is known to be a new one.
 func (d *Decoder) Silence() {
 	d.skipped += uint64(len(d.buf) - d.head)
 	d.buf, d.head = nil, 0
-	d.scanning, d.lost = false, false
+	d.scanning, d.lost, d.salvaging = false, false, false
 }
 
 // Lost tells that the frame returned last cannot be what its sender wrote: what follows it is no longer a boundary.

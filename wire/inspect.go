@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"fmt"
-
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -101,7 +99,7 @@ func packed(b []byte) int {
 func decode(payload []byte) (*pb.AgentMessage, error) {
 	message := &pb.AgentMessage{}
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth + 10}).Unmarshal(payload, message); err != nil {
-		return nil, fmt.Errorf("%w: %v", errNotDecoded, err)
+		return nil, fault.Invalid("the request cannot be decoded: %v", err) // its bytes are an envelope: Inspect has seen that
 	}
 	return message, nil
 }

@@ -91,7 +91,7 @@ func FuzzInspect(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back, err := decode(again)
+		back, err := decode(again[headerSpace:])
 		if err != nil || !proto.Equal(m, back) {
 			t.Fatalf("%v became %v (%v)", m, back, err)
 		}
@@ -104,7 +104,7 @@ func TestTextThatIsNotUTF8IsEscaped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := decode(encoded)
+	back, err := decode(encoded[headerSpace:])
 	if err != nil || back.GetExecuteResponse().Stdout != `a\xffb` || back.GetExecuteResponse().Stderr != "é" {
 		t.Errorf("%v, %v", back, err)
 	}
@@ -113,7 +113,7 @@ func TestTextThatIsNotUTF8IsEscaped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if back, err = decode(encoded); err != nil || back.GetGetCapabilitiesResponse().Features[`k\xfe`] != `v\xfd` {
+	if back, err = decode(encoded[headerSpace:]); err != nil || back.GetGetCapabilitiesResponse().Features[`k\xfe`] != `v\xfd` {
 		t.Errorf("%v, %v", back, err)
 	}
 }

@@ -72,15 +72,20 @@ func ReplyType(request proto.Message) protoreflect.MessageType {
 	return nil
 }
 
-// marshal encodes an envelope. A text that is not UTF-8 would make that impossible, and the reply would be lost: such
-// bytes are written as \xNN.
+// marshal encodes an envelope behind headerSpace free bytes. A text that is not UTF-8 would make that impossible, and the
+// reply would be lost: such bytes are written as \xNN.
 func marshal(m *pb.AgentMessage) ([]byte, error) {
-	encoded, err := proto.Marshal(m)
+	encoded, err := appendMessage(m)
 	if err == nil {
 		return encoded, nil
 	}
 	escapeStrings(m.ProtoReflect())
-	return proto.Marshal(m)
+	return appendMessage(m)
+}
+
+func appendMessage(m *pb.AgentMessage) ([]byte, error) {
+	buf := make([]byte, headerSpace, headerSpace+proto.Size(m))
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf, m)
 }
 
 func escapeStrings(m protoreflect.Message) {

@@ -69,6 +69,9 @@ func (r *Rooms) Features() map[string]string {
 	return map[string]string{"user_context_exec": "true", "exec.confinement": r.exec.Confinement()}
 }
 
+// Left drops what only a connection that has ended could have finished.
+func (r *Rooms) Left(port, session string) { r.file.Left(port, session) }
+
 // Sweep ends what scripts of an earlier agent process left running. It comes before anything of theirs is taken back.
 func (r *Rooms) Sweep(ctx context.Context) error { return r.exec.Sweep(ctx) }
 

@@ -65,6 +65,11 @@ func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
 	if in.GetCommand() == "" {
 		return spec, fault.Invalid("no command")
 	}
+	for _, text := range append([]string{in.GetCommand(), in.GetWorkingDirectory()}, in.GetArgs()...) {
+		if strings.Contains(text, "\x00") {
+			return spec, fault.Invalid("a NUL byte in the command")
+		}
+	}
 	spec.Argv = shellLine(in.GetCommand())
 	if len(in.GetArgs()) > 0 {
 		spec.Argv = append([]string{in.GetCommand()}, in.GetArgs()...)

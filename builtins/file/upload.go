@@ -66,6 +66,14 @@ func (r *Room) fileWrite(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	return &pb.FileWriteResponse{Success: true, BytesWritten: uint64(len(in.Data)), ChunkNumber: in.ChunkNumber}, nil
 }
 
+// sessionOf is whose upload it is: that of a connection, so that two that write the same file do not mix.
+func sessionOf(call *builtins.Call) string { return call.Port + "\x00" + call.Session }
+
+// Left drops the uploads that a connection had under way.
+func (r *Room) Left(port, session string) {
+	r.uploads.left(sessionOf(&builtins.Call{Port: port, Session: session}))
+}
+
 func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWriteRequest) error {
 	attr, err := r.checkChunk(in)
 	if err != nil {
@@ -75,7 +83,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	if in.Crc32C != nil && *in.Crc32C != c.crc {
 		return fault.Because(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
 	}
-	key := uploadKey{call.Port, in.Path}
+	key := uploadKey{sessionOf(call), in.Path}
 	u, err := r.uploads.get(key, c, in.Append)
 	if err != nil {
 		return err
@@ -403,6 +411,24 @@ func (s *uploads) end(u *upload) error {
 	defer u.mu.Unlock()
 	u.timer.Stop()
 	return u.discard(s.root)
+}
+
+// left ends the uploads of a session.
+func (s *uploads) left(session string) {
+	s.mu.Lock()
+	var gone []*upload
+	for key, u := range s.open {
+		if key.port == session {
+			gone = append(gone, u)
+			delete(s.open, key)
+		}
+	}
+	s.expires.Add(len(gone))
+	s.mu.Unlock()
+	for _, u := range gone {
+		_ = s.end(u)
+		s.expires.Done()
+	}
 }
 
 // close ends all uploads and waits for those that end by themselves.

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -55,6 +56,39 @@ func (f flags) stateDir() string {
 		return f.state
 	}
 	return filepath.Join(f.root, config.StateDir)
+}
+
+// absolute makes the paths independent of where the agent was started.
+func (f flags) absolute() (flags, error) {
+	for _, path := range []*string{&f.config, &f.root, &f.state} {
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return f, err
+		}
+		*path = abs
+	}
+	return f, nil
+}
+
+// below gives the paths as they are called below the root; what lies elsewhere cannot be reached there.
+func (f flags) below(paths ...string) []string {
+	var list []string
+	root, err := filepath.EvalSymlinks(f.root)
+	if err != nil {
+		root = f.root
+	}
+	for _, path := range paths {
+		for _, base := range []string{f.root, root} {
+			if relative, err := filepath.Rel(base, path); err == nil && relative != ".." && !strings.HasPrefix(relative, "../") {
+				list = append(list, filepath.Join("/", relative))
+				break
+			}
+		}
+	}
+	return list
 }
 
 // commitID falls back to what the Go tool recorded.

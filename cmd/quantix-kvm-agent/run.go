@@ -30,6 +30,9 @@ import (
 
 // run wires an agent together and runs it.
 func run(ctx context.Context, f flags) (err error) {
+	if f, err = f.absolute(); err != nil {
+		return err
+	}
 	conf, warnings, faulty := config.Load(f.config)
 	log, err := newLog(conf, f.logLevel)
 	if err != nil {
@@ -86,14 +89,14 @@ func run(ctx context.Context, f flags) (err error) {
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
-		Stopping: rooms.Release, Gate: recovery.gate, Notices: recovery.notices,
+		Stopping: rooms.Release, Left: rooms.Left, Gate: recovery.gate, Notices: recovery.notices,
 	}).Run(ctx)
 }
 
 func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
 	return all.Config{
 		Root: root,
-		File: file.Config{Protected: []string{f.config, f.stateDir(), executable()}},
+		File: file.Config{Protected: f.below(f.config, f.stateDir(), executable())},
 		Exec: exec.Config{Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true},
 		Host: host.Config{Root: f.root, Version: version},
 	}

@@ -56,6 +56,8 @@ type Config struct {
 	Notices func() []*pb.ErrorEvent
 	// Cancel stops what a key or a transaction id names. Nil: nothing has such names.
 	Cancel func(request *pb.CancelRequest) bool
+	// Left is told when a connection has ended: what only it could finish is dropped. Nil: nobody asks.
+	Left func(port, session string)
 	// Stopping is called when the agent begins to stop, beside the cancelling of calls: what may outlive the agent lets go
 	// of its calls then. Run waits for its return. Nil: nothing may.
 	Stopping func() error
@@ -198,8 +200,11 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 		pause = firstReopen
 		sessions.Go(func() {
 			limited := limiter{log: log}
-			conn := wire.NewConn(channel, a.wireConfig(p.Name(), &limited))
-			a.serve(ctx, conn, log)
+			session := newID()
+			a.serve(ctx, wire.NewConn(channel, a.wireConfig(p.Name(), session, &limited)), log)
+			if a.config.Left != nil {
+				a.config.Left(p.Name(), session)
+			}
 		})
 	}
 }
@@ -222,12 +227,16 @@ func (a *Agent) serve(ctx context.Context, conn *wire.Conn, log *zap.Logger) {
 	log.Debug("the host has left", zap.Error(err))
 }
 
-func (a *Agent) wireConfig(portName string, limited *limiter) wire.Config {
+func (a *Agent) wireConfig(portName, session string, limited *limiter) wire.Config {
 	return wire.Config{
 		Framing: a.config.Framing, Session: a.session, Calls: &a.calls,
 		Urgent: a.urgent,
 		Handle: func(ctx context.Context, c *wire.Conn, id string, request proto.Message) (proto.Message, error) {
-			return a.handle(ctx, c, portName, id, request)
+			call := &builtins.Call{
+				ID: id, Port: portName, Session: session,
+				Event: func(event proto.Message) bool { return c.Send(newID(), event) },
+			}
+			return a.handle(ctx, c, call, request)
 		},
 		Refuse: a.refuse,
 		Mutates: func(request proto.Message) bool {
@@ -239,6 +248,13 @@ func (a *Agent) wireConfig(portName string, limited *limiter) wire.Config {
 				return op.Order(request)
 			}
 			return ""
+		},
+		Vital: func(request proto.Message) bool {
+			switch request.(type) {
+			case *pb.PingRequest, *pb.GetCapabilitiesRequest:
+				return true
+			}
+			return false
 		},
 		Greet: a.greet,
 		Warn:  limited.warn,
@@ -340,7 +356,7 @@ func (a *Agent) cancel(request *pb.CancelRequest) proto.Message {
 }
 
 // handle serves one request.
-func (a *Agent) handle(ctx context.Context, c *wire.Conn, portName, id string, request proto.Message) (proto.Message, error) {
+func (a *Agent) handle(ctx context.Context, c *wire.Conn, call *builtins.Call, request proto.Message) (proto.Message, error) {
 	switch request := request.(type) {
 	case *pb.PingRequest:
 		a.reportFirst(ctx, c)
@@ -356,10 +372,6 @@ func (a *Agent) handle(ctx context.Context, c *wire.Conn, portName, id string, r
 	if op == nil {
 		err := fault.Unsupported("%s is not supported by this agent", request.ProtoReflect().Descriptor().Name())
 		return a.refuse(request, err), err
-	}
-	call := &builtins.Call{
-		ID: id, Port: portName,
-		Event: func(event proto.Message) bool { return c.Send(newID(), event) },
 	}
 	reply, err := a.config.Table.Invoke(ctx, call, op, request)
 	if err != nil {
@@ -377,7 +389,7 @@ func (a *Agent) reportFirst(ctx context.Context, c *wire.Conn) {
 	select {
 	case report := <-measured:
 		if report != nil {
-			c.Send(newID(), report)
+			c.SendUrgent(newID(), report)
 		}
 	case <-limited.Done():
 	}

@@ -8,8 +8,10 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -26,7 +28,7 @@ import (
 type Config struct {
 	TelemetryInterval time.Duration // telemetry_interval_secs: 5 s
 	MaxExecTimeout    time.Duration // max_exec_timeout_secs: 300 s; default and upper bound of execute
-	MaxChunkSize      int           // max_chunk_size: 65,536 bytes; an upper bound of what a file_read gives
+	MaxChunkSize      int           // max_chunk_size: 65,536 bytes; no effect yet: a file_read gives what fits into a small frame
 	LogLevel          string        // log_level: trace, debug, info, warn or error
 	LogFormat         string        // log_format: json or pretty
 	LogFile           string        // log_file: empty is stderr
@@ -82,21 +84,36 @@ func Load(path string) (c Config, warnings []string, err error) {
 	return c, warnings, err
 }
 
-// Parse reads the text of a file. Together with an error it gives the defaults. The error names every fault with its
+// Parse reads the text of a file. Together with an error it gives the defaults, but for the channel and the log: by those
+// the fault is to be told. The error names every fault with its
 // line and key.
 func Parse(text []byte) (c Config, warnings []string, err error) {
-	var document yaml.Node
-	if err := yaml.Unmarshal(text, &document); err != nil {
+	var document, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
 		return Default(), nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	p := parser{config: Default()}
+	if err := decoder.Decode(&second); err == nil {
+		p.fault(&second, "---", "the file holds more than one document")
+	} else if !errors.Is(err, io.EOF) {
+		p.faults = append(p.faults, errors.New(strings.TrimPrefix(err.Error(), "yaml: ")))
+	}
 	if len(document.Content) > 0 && document.Content[0].Tag != "!!null" {
 		p.mapping("", document.Content[0])
 	}
 	if err := errors.Join(p.faults...); err != nil {
-		return Default(), p.warnings, err
+		return p.config.channel(), p.warnings, err
 	}
 	return p.config, p.warnings, nil
+}
+
+// channel is the default with what says how to reach the host and the log.
+func (c Config) channel() Config {
+	d := Default()
+	d.Device, d.Framing = c.Device, c.Framing
+	d.LogLevel, d.LogFormat, d.LogFile, d.LogMaxSize, d.LogMaxFiles = c.LogLevel, c.LogFormat, c.LogFile, c.LogMaxSize, c.LogMaxFiles
+	return d
 }
 
 type parser struct {
@@ -112,6 +129,12 @@ func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
 // sections are the keys that hold keys.
 var sections = map[string]bool{"security": true, "health": true, "script": true}
 
+// idle are keys that are understood and that nothing uses yet.
+var idle = map[string]bool{
+	"max_chunk_size": true, "pre_freeze_script_dir": true, "post_thaw_script_dir": true,
+	"health.enabled": true, "health.interval_secs": true, "health.telemetry_timeout_secs": true,
+}
+
 // renamed are keys that packages of other agents ship; they are understood and warned of.
 var renamed = map[string]string{
 	"telemetry_interval": "telemetry_interval_secs",
@@ -121,6 +144,9 @@ var renamed = map[string]string{
 }
 
 func (p *parser) mapping(prefix string, node *yaml.Node) {
+	if prefix != "" && node.Tag == "!!null" {
+		return // a section whose keys are commented out
+	}
 	if node.Kind != yaml.MappingNode {
 		p.fault(node, strings.TrimSuffix(prefix, "."), "must hold keys")
 		return
@@ -146,6 +172,9 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 			if err := setter(&p.config, value); err != nil {
 				p.fault(value, name, "%v", err)
 			}
+			if idle[name] {
+				p.warnings = append(p.warnings, fmt.Sprintf("line %d: %s has no effect yet", key.Line, name))
+			}
 		}
 		seen[name] = true
 	}
@@ -166,11 +195,17 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"log_level":               word(func(c *Config) *string { return &c.LogLevel }, "trace", "debug", "info", "warn", "error"),
 	"log_format":              word(func(c *Config) *string { return &c.LogFormat }, "json", "pretty"),
 	"log_file":                word(func(c *Config) *string { return &c.LogFile }),
-	"log_max_size_bytes":      number(4096, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
+	"log_max_size_bytes":      number(1<<20, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
 	"log_max_files":           number(1, 1000, func(c *Config, n int64) { c.LogMaxFiles = int(n) }),
 	"device_path":             word(func(c *Config) *string { return &c.Device }),
-	"framing": func(c *Config, node *yaml.Node) (err error) {
-		c.Framing, err = wire.ParseFraming(node.Value)
+	"framing": func(c *Config, node *yaml.Node) error {
+		f, err := wire.ParseFraming(node.Value)
+		if err == nil && (node.Kind != yaml.ScalarNode || node.Value == "") {
+			err = errors.New("is none of auto, plain, qtx1")
+		}
+		if err == nil {
+			c.Framing = f
+		}
 		return err
 	},
 	"pre_freeze_script_dir": word(func(c *Config) *string { return &c.PreFreezeDir }),
@@ -184,24 +219,30 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"security.max_file_ops_per_second": off,
 	"security.audit_logging":           off,
 
-	"health.enabled":                func(*Config, *yaml.Node) error { return nil }, // the channel itself tells of health
+	"health.enabled":                flag(func(*Config, bool) {}),
 	"health.interval_secs":          number(1, 86400, func(*Config, int64) {}),
 	"health.telemetry_timeout_secs": number(1, 86400, func(*Config, int64) {}),
 
-	"script.enabled": func(c *Config, node *yaml.Node) error {
-		if node.Tag != "!!bool" {
-			return fmt.Errorf("%q is not true or false", node.Value)
-		}
-		return node.Decode(&c.Script.Enabled)
-	},
+	"script.enabled":            flag(func(c *Config, on bool) { c.Script.Enabled = on }),
 	"script.memory_limit_bytes": number(16<<20, 1<<40, func(c *Config, n int64) { c.Script.Memory = n }),
 	"script.cpu_limit_seconds":  seconds(1, 86400, func(c *Config) *time.Duration { return &c.Script.CPU }),
 	"script.timeout_seconds":    seconds(1, 7*86400, func(c *Config) *time.Duration { return &c.Script.Wall }),
 	"script.max_source_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Source = int(n) }),
-	"script.max_log_lines":      number(0, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
-	"script.max_log_bytes":      number(0, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
+	"script.max_log_lines":      number(1, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
+	"script.max_log_bytes":      number(1, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
 	"script.max_result_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Result = int(n) }),
 	"script.max_calls":          number(1, math.MaxInt32, func(c *Config, n int64) { c.Script.Calls = int(n) }),
+}
+
+func flag(set func(*Config, bool)) func(*Config, *yaml.Node) error {
+	return func(c *Config, node *yaml.Node) error {
+		var on bool
+		if node.Tag != "!!bool" || node.Decode(&on) != nil {
+			return fmt.Errorf("%q is not true or false", node.Value)
+		}
+		set(c, on)
+		return nil
+	}
 }
 
 // off accepts only the value that turns a restriction off: one that this agent cannot enforce must not look enforced.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -181,8 +182,8 @@ func (j *Journal) expand(paths map[string]bool) error {
 	var walk func(dir string) error
 	walk = func(dir string) error {
 		names, err := j.names(dir)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) || fault.Code(err) == "not_directory" || fault.Code(err) == "loop" {
-			return nil
+		if gone(err) == nil || errors.Is(err, syscall.ELOOP) { // no directory
+			err = nil
 		}
 		if err != nil {
 			return err
@@ -282,7 +283,7 @@ func (j *Journal) syncDirectory(step, path string) error {
 
 // gone is nil for a place that is not there any more, or has become a link, so that what it was is elsewhere.
 func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fault.ErrChanged) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fault.ErrChanged) {
 		return nil
 	}
 	return err

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"crypto/sha256"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -292,4 +293,31 @@ func scripted() []call {
 // status is the reply of a script that did well.
 func status() *pb.RunScriptResponse {
 	return &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED}
+}
+
+// sweep says how much is tried where there is more than fits in a usual run.
+var sweep = flag.String("sweep", "", "full: every pair of places to be killed at, and many random transactions; else a sample")
+
+// ram is a new place where a sync costs nothing: to be killed is not to lose power.
+func ram(t *testing.T) place {
+	t.Helper()
+	base := "/dev/shm"
+	if _, err := os.Stat(base); err != nil {
+		base = ""
+	}
+	dir, err := os.MkdirTemp(base, "quantix-journal-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := place{filepath.Join(dir, "root"), filepath.Join(dir, "state", "tx")}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	for _, d := range []string{p.files, filepath.Dir(p.state)} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := scene(p.files); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

@@ -32,11 +32,11 @@ type restoring struct {
 
 // restore makes an object what it was. left is what the transaction left there, if that is known.
 func (p *pass) restore(ctx context.Context, o *pb.JournalObject, left *pb.JournalState) (conflict string, err error) {
-	if left != nil && left.Ino == o.State.Ino && left.Size == o.State.Size && difference(fromState(o.State), fromState(left)) == "" {
+	if idle(o.State, left) {
 		return "", nil // the transaction did nothing to it, so what others did since is none of its business
 	}
 	at, err := p.tx.journal.config.Root.Exact(o.Path)
-	if errors.Is(err, fs.ErrNotExist) && fsys.Kind(o.State.Kind) == fsys.Absent {
+	if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) && fsys.Kind(o.State.Kind) == fsys.Absent {
 		return "", nil // nor is the directory
 	}
 	if err != nil {
@@ -311,7 +311,12 @@ func (r *restoring) renew() error {
 	if err := r.pour(staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
-	return r.do("restore.replace", func() error { return staged.Restore(r.was, false) })
+	ended := false
+	err = r.do("restore.replace", func() error { ended = true; return staged.Restore(r.was, false) })
+	if !ended {
+		err = errors.Join(err, staged.Discard())
+	}
+	return err
 }
 
 func (r *restoring) moveBack(image *fsys.At) error {

@@ -102,7 +102,8 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 		t.enter(rolledBack)
 		return report
 	}
-	p := t.newPass(!t.again)
+	p := t.newPass()
+	p.left = !t.again // the step that was interrupted left something that is nobody's
 	// So that a rollback after this one takes a half restored file for what it is. The rollback itself does not need it.
 	_ = t.log.append(&pb.JournalRecord{Left: t.left, Reverted: t.reverted,
 		Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
@@ -110,7 +111,6 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 	open := false
 	for _, s := range slices.Backward(t.steps) {
 		if s.reverted {
-			p.touchedAll(s)
 			continue
 		}
 		if err := context.Cause(ctx); err != nil {
@@ -123,8 +123,14 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 			continue
 		}
 		report.Steps = append(report.Steps, p.undoAll(ctx, s)...)
+		p.left = true
+		if report.Err == nil && !open {
+			report.Err = p.progress(s)
+		}
 	}
-	report.Err = p.flush()
+	if report.Err == nil {
+		report.Err = p.flush()
+	}
 	switch {
 	case open:
 		t.enter(halted)
@@ -161,21 +167,20 @@ type pass struct {
 	all   bool            // operations ran: the paths are not known
 }
 
-func (t *Tx) newPass(left bool) *pass {
-	return &pass{tx: t, left: left, swept: map[string]bool{}, dirty: map[string]bool{}}
+func (t *Tx) newPass() *pass {
+	return &pass{tx: t, swept: map[string]bool{}, dirty: map[string]bool{}}
 }
 
 func (p *pass) touched(path string) { p.dirty[path] = true }
 
-// touchedAll is for a step that was taken back before: that is to be made durable, too.
-func (p *pass) touchedAll(s *step) {
-	for _, o := range s.record.GetKeep().GetObjects() {
-		p.touched(o.Path)
+// progress makes durable that a step is taken back: it must not be again once older ones are, whose objects it would
+// take for somebody else's. Without the record a rollback that is not interrupted is just as good.
+func (p *pass) progress(s *step) error {
+	if err := p.flush(); err != nil {
+		return err
 	}
-	if take := s.record.GetTake(); take != nil {
-		p.touched(take.Path)
-	}
-	p.all = p.all || s.record.GetInverse() != nil
+	_ = p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number}, Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{}}}, true)
+	return nil
 }
 
 // undo takes back a step, and gives the first failure, or the last success.
@@ -435,5 +440,7 @@ func (p *pass) flush() error {
 			return err
 		}
 	}
-	return p.tx.journal.syncPaths("restore", p.dirty)
+	err := p.tx.journal.syncPaths("restore", p.dirty)
+	p.dirty, p.all = map[string]bool{}, false
+	return err
 }

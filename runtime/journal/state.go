@@ -93,6 +93,12 @@ func unchanged(left *pb.JournalState, is fsys.Meta) bool {
 	return was.Rdev == is.Rdev
 }
 
+// idle says whether a step left an object as it was. Of a directory it never does: what is in it changes its time later.
+func idle(was, left *pb.JournalState) bool {
+	return left != nil && left.Kind != string(fsys.Directory) && left.Ino == was.Ino && left.Size == was.Size &&
+		difference(fromState(was), fromState(left)) == ""
+}
+
 // parent is the directory of a resolved path; "" for the root.
 func parent(p string) string {
 	if i := strings.LastIndexAny(p, `/\`); i > 0 {

@@ -29,7 +29,11 @@ import (
 //	go test ./runtime/journal -run Sweep -sweep=full
 //
 // does all pairs of places; without the flag a sample is done.
-var sweep = flag.String("sweep", "", "full: every pair of places to be killed at; else a sample")
+func TestSweep(t *testing.T) {
+	for name := range scenarios {
+		t.Run(name, func(t *testing.T) { sweepOne(t, name) })
+	}
+}
 
 // childVariable tells a process of this test binary that it is a child, and what to do.
 const childVariable = "QUANTIX_JOURNAL_TEST_CHILD"
@@ -85,6 +89,16 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 			os.RemoveAll(in("app.d/deep")), os.Remove(in("app.d/also-two")), os.WriteFile(in("app.d/also-two"), []byte("own"), 0o600),
 			os.WriteFile(in("app.d/one"), []byte("in place"), 0), os.Mkdir(in("app.d/new"), 0o700), os.WriteFile(in("app.d/new/x"), nil, 0o600),
 			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), large('x'), 0o644), errWanted)
+	},
+	"objects that come and go": func(g *guest, tx *Tx, _ place) error {
+		write := func(path, content string) call {
+			return call{"file.write", &pb.WriteFileArgs{Path: path, Content: []byte(content), Parents: true}}
+		}
+		remove := func(path string) call { return call{"file.remove", &pb.RemoveArgs{Path: path, Recursive: true}} }
+		return errors.Join(g.calls(tx, []call{
+			write("/new/a", "1"), write("/new/a", "2"), remove("/new/a"), write("/new/a/b", "3"), remove("/new"),
+			write("/new", "4"), remove("/etc/app.d/deep"), write("/etc/app.d/deep", "5"),
+		}), errWanted)
 	},
 	"a call that fails in the middle": func(g *guest, tx *Tx, _ place) error {
 		if err := g.calls(tx, scripted()[:1]); err != nil {
@@ -271,30 +285,6 @@ func follow(t *testing.T, pid, n int) (outcome, int) {
 	}
 }
 
-// ram is a new place where a sync costs nothing: to be killed is not to lose power.
-func ram(t *testing.T) place {
-	t.Helper()
-	base := "/dev/shm"
-	if _, err := os.Stat(base); err != nil {
-		base = ""
-	}
-	dir, err := os.MkdirTemp(base, "quantix-journal-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := place{filepath.Join(dir, "root"), filepath.Join(dir, "state", "tx")}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	for _, d := range []string{p.files, filepath.Dir(p.state)} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := scene(p.files); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 // timeless is a picture without times: those of what a transaction made differ from run to run.
 func timeless(picture map[string]string) map[string]string {
 	bare := map[string]string{}
@@ -304,12 +294,6 @@ func timeless(picture map[string]string) map[string]string {
 		bare[name] = head + tail
 	}
 	return bare
-}
-
-func TestSweep(t *testing.T) {
-	for name := range scenarios {
-		t.Run(name, func(t *testing.T) { sweepOne(t, name) })
-	}
 }
 
 func sweepOne(t *testing.T, name string) {

@@ -351,7 +351,8 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 	if t.phase != running {
 		return fault.Because(fault.ErrInternal, "the transaction has ended")
 	}
-	p := t.newPass(false)
+	p := t.newPass()
+	var reverted []*step
 	for i := len(t.steps) - 1; i >= int(to); i-- {
 		s := t.steps[i]
 		if s.reverted {
@@ -360,6 +361,12 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		if done := p.undo(ctx, s); done.Err != nil {
 			return t.sticky1(fault.On(done.Target, done.Err))
 		}
+		reverted = append(reverted, s)
+	}
+	if err := p.flush(); err != nil { // before any record says that it is so
+		return t.sticky1(err)
+	}
+	for _, s := range reverted {
 		s.reverted = true
 		t.reverted = append(t.reverted, s.number)
 	}

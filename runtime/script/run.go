@@ -81,7 +81,8 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 			return refused("unsupported", "confirm is not supported by this agent")
 		}
 		if declared.Timeout > 0 && r.request.TimeoutSeconds == 0 {
-			limited, cancel := context.WithDeadline(ctx, r.started.Add(time.Duration(declared.Timeout*float64(time.Second))))
+			seconds := min(max(declared.Timeout, 0.001), 7*24*3600)
+			limited, cancel := context.WithDeadline(ctx, r.started.Add(time.Duration(seconds*float64(time.Second))))
 			defer cancel()
 			ctx = limited
 		}

@@ -9,10 +9,12 @@
 package script
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"regexp"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,10 +151,30 @@ func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptR
 			s.Name = "script.lua"
 		}
 	}
-	if want := request.ExpectSha256; want != "" && want != s.SHA256 {
+	if fault := unusable(request, m.config.Pool.Limits()); fault != "" {
+		return s, refused("params", fault)
+	}
+	if want := request.ExpectSha256; want != "" && !strings.EqualFold(want, s.SHA256) {
 		return s, refused("policy", "the script's SHA-256 is "+s.SHA256+", not "+want)
 	}
 	return s, nil
+}
+
+// unusable names what in a request cannot be met.
+func unusable(request *pb.RunScriptRequest, limits sandbox.Limits) string {
+	if n := request.MemoryLimitBytes; n > limits.Memory {
+		return fmt.Sprintf("memory_limit_bytes %d is more than the agent allows, %d", n, limits.Memory)
+	} else if n > 0 && n < 16<<20 {
+		return fmt.Sprintf("memory_limit_bytes %d is less than 16 MiB", n)
+	}
+	seen := map[string]bool{}
+	for _, a := range request.Attachments {
+		if seen[a.Name] {
+			return fmt.Sprintf("two attachments are named %q", a.Name)
+		}
+		seen[a.Name] = true
+	}
+	return ""
 }
 
 func digest(source []byte) string {
@@ -166,18 +188,18 @@ func kindOf(err error) string {
 		return code
 	case "invalid":
 		return "params"
-	case "refused", "permission":
+	case "refused", "permission", "too_large":
 		return "policy"
 	}
 	return "internal"
 }
 
-// declares matches every script that may be a declared one; only a runner can tell for sure.
-var declares = regexp.MustCompile(`return[\s(]+script\b`)
+// declares says whether a script may be a declared one, which names the function script; only a runner can tell for sure.
+func declares(source []byte) bool { return bytes.Contains(source, []byte("script")) }
 
 // declaration asks a runner what a script says of itself. Nil for a plain one.
 func (m *Manager) declaration(ctx context.Context, s Script, modules map[string][]byte) (*pb.ScriptDeclaration, *pb.ScriptError) {
-	if !declares.Match(s.Source) {
+	if !declares(s.Source) {
 		return nil, nil
 	}
 	start := &pb.RunnerStart{Name: s.Name, Source: s.Source, Describe: true, Modules: modules, Functions: m.functions(), Unsupported: m.config.Unsupported}

@@ -41,10 +41,11 @@ type JournalRecord struct {
 	//	*JournalRecord_Await
 	//	*JournalRecord_Commit
 	//	*JournalRecord_Abort
+	//	*JournalRecord_Undone
 	Record isJournalRecord_Record `protobuf_oneof:"record"`
 	// What earlier steps left behind, as far as no earlier record said so.
 	Left []*JournalLeft `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
-	// Earlier steps that were taken back already, as far as no earlier record said so.
+	// Earlier steps that were taken back already, durably, as far as no earlier record said so.
 	Reverted      []uint64 `protobuf:"varint,15,rep,packed,name=reverted,proto3" json:"reverted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -168,6 +169,15 @@ func (x *JournalRecord) GetAbort() *JournalAbort {
 	return nil
 }
 
+func (x *JournalRecord) GetUndone() *JournalUndone {
+	if x != nil {
+		if x, ok := x.Record.(*JournalRecord_Undone); ok {
+			return x.Undone
+		}
+	}
+	return nil
+}
+
 func (x *JournalRecord) GetLeft() []*JournalLeft {
 	if x != nil {
 		return x.Left
@@ -222,6 +232,10 @@ type JournalRecord_Abort struct {
 	Abort *JournalAbort `protobuf:"bytes,9,opt,name=abort,proto3,oneof"`
 }
 
+type JournalRecord_Undone struct {
+	Undone *JournalUndone `protobuf:"bytes,10,opt,name=undone,proto3,oneof"`
+}
+
 func (*JournalRecord_Begin) isJournalRecord_Record() {}
 
 func (*JournalRecord_Keep) isJournalRecord_Record() {}
@@ -239,6 +253,8 @@ func (*JournalRecord_Await) isJournalRecord_Record() {}
 func (*JournalRecord_Commit) isJournalRecord_Record() {}
 
 func (*JournalRecord_Abort) isJournalRecord_Record() {}
+
+func (*JournalRecord_Undone) isJournalRecord_Record() {}
 
 // The first record: which transaction this is.
 type JournalBegin struct {
@@ -1019,6 +1035,43 @@ func (x *JournalAttempt) GetEarly() bool {
 	return false
 }
 
+// A rollback came as far as the record's reverted says.
+type JournalUndone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalUndone) Reset() {
+	*x = JournalUndone{}
+	mi := &file_journal_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalUndone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalUndone) ProtoMessage() {}
+
+func (x *JournalUndone) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalUndone.ProtoReflect.Descriptor instead.
+func (*JournalUndone) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{11}
+}
+
 // All is done and durable, and taken back unless it is confirmed in time. The last of several counts.
 type JournalAwait struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1034,7 +1087,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1099,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1112,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{11}
+	return file_journal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1103,7 +1156,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1168,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1181,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1174,7 +1227,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1239,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1252,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1243,7 +1296,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1308,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1321,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1305,7 +1358,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1370,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1383,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1368,7 +1421,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1433,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1446,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -1428,7 +1481,7 @@ var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xa6\x05\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xe5\x05\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -1438,7 +1491,9 @@ const file_journal_proto_rawDesc = "" +
 	"\aattempt\x18\x06 \x01(\v2$.limiquantix.agent.v1.JournalAttemptH\x00R\aattempt\x12:\n" +
 	"\x05await\x18\a \x01(\v2\".limiquantix.agent.v1.JournalAwaitH\x00R\x05await\x12=\n" +
 	"\x06commit\x18\b \x01(\v2#.limiquantix.agent.v1.JournalCommitH\x00R\x06commit\x12:\n" +
-	"\x05abort\x18\t \x01(\v2\".limiquantix.agent.v1.JournalAbortH\x00R\x05abort\x125\n" +
+	"\x05abort\x18\t \x01(\v2\".limiquantix.agent.v1.JournalAbortH\x00R\x05abort\x12=\n" +
+	"\x06undone\x18\n" +
+	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\brevertedB\b\n" +
 	"\x06record\"\xee\x02\n" +
@@ -1506,7 +1561,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x0eJournalAttempt\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
-	"\x05early\x18\x03 \x01(\bR\x05early\"\xc4\x01\n" +
+	"\x05early\x18\x03 \x01(\bR\x05early\"\x0f\n" +
+	"\rJournalUndone\"\xc4\x01\n" +
 	"\fJournalAwait\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12*\n" +
@@ -1548,7 +1604,7 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalBegin)(nil),          // 1: limiquantix.agent.v1.JournalBegin
@@ -1561,17 +1617,18 @@ var file_journal_proto_goTypes = []any{
 	(*JournalInverse)(nil),        // 8: limiquantix.agent.v1.JournalInverse
 	(*JournalIrreversible)(nil),   // 9: limiquantix.agent.v1.JournalIrreversible
 	(*JournalAttempt)(nil),        // 10: limiquantix.agent.v1.JournalAttempt
-	(*JournalAwait)(nil),          // 11: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 12: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 13: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 14: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 15: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 16: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 17: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 19: google.protobuf.Any
-	(*Change)(nil),                // 20: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 21: limiquantix.agent.v1.RunScriptResponse
+	(*JournalUndone)(nil),         // 11: limiquantix.agent.v1.JournalUndone
+	(*JournalAwait)(nil),          // 12: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 13: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 14: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 15: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 16: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 17: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 18: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 20: google.protobuf.Any
+	(*Change)(nil),                // 21: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 22: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
 	1,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
@@ -1580,40 +1637,41 @@ var file_journal_proto_depIdxs = []int32{
 	8,  // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
 	9,  // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
 	10, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	11, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	12, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	14, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
-	15, // 9: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	17, // 10: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	18, // 11: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	3,  // 12: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	4,  // 13: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	5,  // 14: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	5,  // 15: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	6,  // 16: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	4,  // 17: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	5,  // 18: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	5,  // 19: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	19, // 20: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	20, // 21: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	18, // 22: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	21, // 23: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	18, // 24: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	21, // 25: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	13, // 26: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	18, // 27: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	19, // 28: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	21, // 29: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	18, // 30: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	4,  // 31: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	1,  // 32: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	21, // 33: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	18, // 34: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	12, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	13, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	15, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	11, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
+	16, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	18, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	19, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	3,  // 13: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	4,  // 14: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	5,  // 15: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	5,  // 16: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	6,  // 17: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	4,  // 18: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	5,  // 19: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	5,  // 20: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	20, // 21: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	21, // 22: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	19, // 23: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	22, // 24: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 25: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	22, // 26: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	14, // 27: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	19, // 28: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	20, // 29: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	22, // 30: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 31: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	4,  // 32: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	1,  // 33: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	22, // 34: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 35: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -1632,6 +1690,7 @@ func file_journal_proto_init() {
 		(*JournalRecord_Await)(nil),
 		(*JournalRecord_Commit)(nil),
 		(*JournalRecord_Abort)(nil),
+		(*JournalRecord_Undone)(nil),
 	}
 	file_journal_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
@@ -1640,7 +1699,7 @@ func file_journal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

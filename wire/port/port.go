@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -106,14 +107,22 @@ type device struct{ name, path string }
 type listener struct {
 	path string
 	l    *net.UnixListener
+	made fs.FileInfo // the socket
+	open atomic.Int32
 }
+
+// maxSessions bounds the hosts' tools on one socket: what they send and have not finished costs memory.
+const maxSessions = 32
 
 // listenUnix makes a socket of mode 0600. One that a dead process left is taken over; one that answers is not.
 func listenUnix(path string) (Port, error) {
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
 		return nil, fmt.Errorf("listen %s: another process answers there: %w", path, fs.ErrExist)
-	} else if info, statErr := os.Lstat(path); statErr == nil && info.Mode()&fs.ModeSocket != 0 {
+	} else if info, statErr := os.Lstat(path); statErr == nil {
+		if info.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("listen %s: something that is no socket is there: %w", path, fs.ErrExist)
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
@@ -122,14 +131,21 @@ func listenUnix(path string) (Port, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &listener{path, l}, nil
+	made, err := os.Lstat(path)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return &listener{path: path, l: l, made: made}, nil
 }
 
 func (l *listener) Name() string { return "unix:" + l.path }
 
-// Close also takes the socket away.
+// Close also takes the socket away, unless another one has its place.
 func (l *listener) Close() error {
-	os.Remove(l.path)
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
+		os.Remove(l.path)
+	}
 	return l.l.Close()
 }
 
@@ -148,11 +164,14 @@ func (l *listener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 		case err != nil:
 			return nil, err
 		}
-		if err := checkPeer(conn); err != nil {
+		if err := checkPeer(conn); err != nil || l.open.Load() >= maxSessions {
 			conn.Close()
 			continue
 		}
-		return conn, nil
+		l.open.Add(1)
+		session := &once{ReadWriteCloser: conn, ended: make(chan struct{})}
+		go func() { <-session.ended; l.open.Add(-1) }()
+		return session, nil
 	}
 }
 
@@ -224,9 +243,11 @@ type once struct {
 	ended chan struct{}
 }
 
-func (o *once) Close() error {
-	err := o.ReadWriteCloser.Close()
-	o.first.Do(func() { close(o.ended) })
+func (o *once) Close() (err error) {
+	o.first.Do(func() { // a later one must not touch what the next session uses by then
+		err = o.ReadWriteCloser.Close()
+		close(o.ended)
+	})
 	return err
 }
 

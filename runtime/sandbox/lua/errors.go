@@ -59,7 +59,7 @@ func (m *machine) described(err error) *pb.RunnerFailure {
 			out.Message = "functions call one another too deeply"
 		}
 	default:
-		out.Message = m.text(raised.Object)
+		out.Message = m.lastWords(raised.Object)
 	}
 	if out.Script == "" {
 		at := placeOfTrace(raised.StackTrace, m)
@@ -77,7 +77,7 @@ func (m *machine) describeTable(out *pb.RunnerFailure, t *glua.LTable) {
 		return ""
 	}
 	out.Op, out.Code, out.Object, out.Hint = field("op"), field("code"), field("object"), field("hint")
-	out.Message = m.text(t)
+	out.Message = m.lastWords(t)
 	if t.Metatable == m.errors {
 		out.Kind = "builtin"
 		if out.Code == "unsupported" && field("kind") == "unsupported" {

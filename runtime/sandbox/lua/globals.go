@@ -161,6 +161,20 @@ func (m *machine) text(v glua.LValue) string {
 	return m.plain(m.L.Get(-1))
 }
 
+// lastWords is text for an error that nobody caught: a __tostring that fails is not asked further.
+func (m *machine) lastWords(v glua.LValue) (text string) {
+	f := m.L.NewFunction(func(L *glua.LState) int {
+		text = m.text(L.Get(1))
+		return 0
+	})
+	m.L.Push(f)
+	m.L.Push(v)
+	if m.L.PCall(1, 0, nil) != nil {
+		return m.plain(v)
+	}
+	return text
+}
+
 // plain is text without metatables. Tables, functions and the like are numbered as they are first shown: the same run
 // prints the same.
 func (m *machine) plain(v glua.LValue) string {

@@ -1,0 +1,516 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// lived leaves a transaction behind as an agent does that dies, after some calls and what else is done.
+func lived(t *testing.T, p place, change func(*Config), do func(g *guest, tx *Tx)) {
+	t.Helper()
+	g, err := start(p, change)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx := g.begin(t)
+	do(g, tx)
+	if err := g.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func set(t *testing.T, p place) map[string]string {
+	t.Helper()
+	if err := scene(p.files); err != nil {
+		t.Fatal(err)
+	}
+	return pictured(t, p.files)
+}
+
+// What somebody else made of an object meanwhile is kept beside it, and named; a time or a mode is not worth that.
+func TestConflict(t *testing.T) {
+	for name, recovery := range map[string]bool{"live": false, "recovery": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			before := set(t, p)
+			g, err := start(p, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx := g.begin(t)
+			for _, c := range scripted()[:8] {
+				g.must(t, tx, c.op, c.in)
+			}
+			tx.Mark()
+			g.must(t, tx, "file.mkdir", &pb.MkdirArgs{Path: "/etc/later"}) // so that what the last call left is on disk, too
+			theirs := map[string]string{"etc/small": "replaced by others", "etc/two": "in place by others", "etc/new/er/theirs": "in our directory"}
+			for name, content := range theirs {
+				path := filepath.Join(p.files, name)
+				if name == "etc/small" {
+					if err := os.Remove(path); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var report Report
+			if recovery {
+				if err := g.close(); err != nil {
+					t.Fatal(err)
+				}
+				g = started(t, p, nil)
+				list, err := g.journal.Recover(t.Context(), nil)
+				if err != nil || len(list) != 1 {
+					t.Fatal(list, err)
+				}
+				report = list[0].Report
+			} else {
+				defer g.close()
+				report = tx.Rollback(t.Context())
+			}
+			if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) != len(theirs) {
+				t.Fatalf("%+v", report)
+			}
+			now := pictured(t, p.files)
+			kept := 0
+			for name := range now {
+				if !strings.Contains(name, ".quantix-conflict-") {
+					continue
+				}
+				delete(now, name)
+				if data, err := os.ReadFile(filepath.Join(p.files, name)); err == nil {
+					kept++
+					found := false
+					for _, content := range theirs {
+						found = found || string(data) == content
+					}
+					if !found {
+						t.Errorf("%s holds %q", name, data)
+					}
+				}
+			}
+			if d := differences(before, now); d != "" || kept != len(theirs) {
+				t.Errorf("%d kept\n%s", kept, d)
+			}
+		})
+	}
+}
+
+// What the transaction kept and did not change is left to others.
+func TestIdleIsNoConflict(t *testing.T) {
+	p := newPlace(t)
+	set(t, p)
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	if err := tx.Before(t.Context(), "/etc/small"); err != nil {
+		t.Fatal(err)
+	}
+	tx.Mark()
+	path := filepath.Join(p.files, "etc/small")
+	if err := os.WriteFile(path, []byte("theirs"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	report := tx.Rollback(t.Context())
+	if data, _ := os.ReadFile(path); string(data) != "theirs" || len(report.Conflicts()) > 0 {
+		t.Errorf("%q, %+v", data, report)
+	}
+}
+
+// Inverses run newest first among the rest, and one that fails is named while all else is taken back.
+func TestInverses(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	var order []string
+	broken := errors.New("will not")
+	run := func(c *Config) {
+		c.Run = func(_ context.Context, op string, args proto.Message) error {
+			data, _ := os.ReadFile(filepath.Join(p.files, "etc/small"))
+			order = append(order, op+" "+args.(*pb.PathArgs).Path+" "+strings.TrimSpace(string(data)))
+			if op == "bad" {
+				return broken
+			}
+			return nil
+		}
+	}
+	g := started(t, p, run)
+	tx := g.begin(t)
+	undo := func(op, path string) {
+		t.Helper()
+		if err := tx.Undo(t.Context(), op, &pb.PathArgs{Path: path}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	undo("good", "1")
+	g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("new")})
+	undo("bad", "2")
+	if err := tx.Irreversible(t.Context(), &pb.Change{Op: "exec.run", Target: "mkfs"}); err != nil {
+		t.Fatal(err)
+	}
+	undo("good", "3")
+	report := tx.Rollback(t.Context())
+	if got := strings.Join(order, ", "); got != "good 3 new, bad 2 new, good 1 small" {
+		t.Errorf("ran %s", got)
+	}
+	if list := report.NotUndone(); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED || len(list) != 2 ||
+		list[0].Target != "mkfs" || list[1].Op != "bad" || !strings.Contains(list[1].Target, "will not") {
+		t.Errorf("%v: %v", report.Status(), list)
+	}
+	same(t, before, p.files)
+	if err := tx.Close(t.Context(), &pb.RunScriptResponse{Status: report.Status()}); err != nil {
+		t.Fatal(err)
+	}
+	release, err := g.journal.Lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if kept, err := os.ReadDir(filepath.Join(p.state, "kept")); err != nil || len(kept) != 1 {
+		t.Errorf("kept: %v, %v", kept, err)
+	}
+}
+
+// Actions run after the commit, and again by the recovery if the agent died before they were done; not those of another
+// boot.
+func TestAfter(t *testing.T) {
+	p := newPlace(t)
+	set(t, p)
+	var ran []string
+	run := func(c *Config) {
+		c.Run = func(_ context.Context, op string, args proto.Message) error {
+			ran = append(ran, args.(*pb.PathArgs).Path)
+			return nil
+		}
+	}
+	actions := []Action{{Op: "do", Args: &pb.PathArgs{Path: "one"}, Target: "one"}, {Op: "do", Args: &pb.PathArgs{Path: "boot"}, SameBoot: true}}
+	lived(t, p, run, func(g *guest, tx *Tx) {
+		g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("new")})
+		if err := tx.Commit(t.Context(), status(), actions...); err != nil {
+			t.Fatal(err)
+		}
+		if done := tx.After(t.Context()); len(done) != 2 || done[0].Target != "one" {
+			t.Errorf("%v", done)
+		}
+	})
+	g := started(t, p, func(c *Config) { run(c); c.BootID = func() string { return "another" } })
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || len(list[0].Entry.Reply.AfterCommit) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if got := strings.Join(ran, " "); got != "one boot one" {
+		t.Errorf("ran %s", got)
+	}
+	if data, _ := os.ReadFile(filepath.Join(p.files, "etc/small")); string(data) != "new" {
+		t.Errorf("%q", data)
+	}
+}
+
+// What awaits its confirmation is open again after a restart of the agent, and rolled back after one of the guest.
+func TestAwait(t *testing.T) {
+	until := Deadline{Boottime: 42 * time.Second, Wall: time.Unix(1e9, 0).UTC()}
+	wait := func(t *testing.T, p place) {
+		lived(t, p, nil, func(g *guest, tx *Tx) {
+			for _, c := range scripted()[:5] {
+				g.must(t, tx, c.op, c.in)
+			}
+			if err := tx.Await(t.Context(), status(), until); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.Before(t.Context(), "/etc/small"); err == nil {
+				t.Error("it can still be changed")
+			}
+		})
+	}
+	recovered := func(t *testing.T, p place, boot string) (*guest, Recovered) {
+		g := started(t, p, func(c *Config) { c.BootID = func() string { return boot } })
+		list, err := g.journal.Recover(t.Context(), nil)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		return g, list[0]
+	}
+	t.Run("another boot", func(t *testing.T) {
+		p := newPlace(t)
+		before := set(t, p)
+		wait(t, p)
+		if _, r := recovered(t, p, "another"); r.Tx != nil {
+			t.Error("still open")
+		}
+		same(t, before, p.files)
+	})
+	t.Run("confirmed", func(t *testing.T) {
+		p := newPlace(t)
+		set(t, p)
+		wait(t, p)
+		after := pictured(t, p.files)
+		g, r := recovered(t, p, "boot")
+		if r.Tx == nil || r.Until != until {
+			t.Fatalf("%+v", r)
+		}
+		if list, _, _ := g.journal.List("", 10); len(list) != 1 || list[0].Phase != "awaiting_confirm" {
+			t.Errorf("%v", list)
+		}
+		if err := errors.Join(r.Tx.Commit(t.Context(), status()), r.Tx.Close(t.Context(), nil)); err != nil {
+			t.Fatal(err)
+		}
+		same(t, after, p.files)
+		g.begin(t)
+	})
+	t.Run("rolled back", func(t *testing.T) {
+		p := newPlace(t)
+		before := set(t, p)
+		wait(t, p)
+		_, r := recovered(t, p, "boot")
+		if report := r.Tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatalf("%+v", report)
+		}
+		same(t, before, p.files)
+		if err := r.Tx.Close(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// At early boot files come back at once, and what needs a running guest when the agent starts; however often that is cut
+// short.
+func TestEarly(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	var ran int
+	run := func(c *Config) {
+		c.Run = func(context.Context, string, proto.Message) error { ran++; return nil }
+	}
+	lived(t, p, run, func(g *guest, tx *Tx) {
+		g.must(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/app.d", Recursive: true})
+		if err := tx.Undo(t.Context(), "unit", &pb.PathArgs{}); err != nil {
+			t.Fatal(err)
+		}
+		g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/app.d/one", Parents: true, Content: []byte("x")})
+	})
+	for range 2 * attempts {
+		lived2 := started(t, p, run)
+		list, err := lived2.journal.Recover(t.Context(), func(op string) bool { return op == "unit" })
+		if err != nil || len(list) != 1 || !list[0].Report.Halted || list[0].Err != nil {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		same(t, before, p.files)
+		if _, err := lived2.journal.Begin(t.Context(), Header{}); !errors.Is(err, fault.ErrBusy) {
+			t.Errorf("begun in between: %v", err)
+		}
+		if err := lived2.journal.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ran != 0 {
+		t.Errorf("ran %d times too early", ran)
+	}
+	g := started(t, p, run)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Entry == nil || ran != 1 {
+		t.Fatalf("%+v, %v, ran %d", list, err, ran)
+	}
+	same(t, before, p.files)
+}
+
+// A recovery that never comes to its end is given up, and the agent works on.
+func TestAttempts(t *testing.T) {
+	p := newPlace(t)
+	set(t, p)
+	lived(t, p, nil, func(g *guest, tx *Tx) {
+		for _, c := range scripted() {
+			g.must(t, tx, c.op, c.in)
+		}
+	})
+	dying, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range attempts {
+		g, err := start(p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, _ := g.journal.Recover(dying, nil); len(list) != 0 && !list[0].Report.Halted {
+			t.Fatalf("%+v", list)
+		}
+		_ = g.close()
+	}
+	g := started(t, p, nil)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if list[0].Err != nil {
+		t.Logf("given up: %v", list[0].Err)
+	}
+	g.begin(t)
+}
+
+// A rollback whose time is over leaves the rest to the next recovery.
+func TestHaltedRollback(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	for _, c := range scripted() {
+		g.must(t, tx, c.op, c.in)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if report := tx.Rollback(over); !report.Halted || report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
+		t.Fatalf("%+v", report)
+	}
+	if err := tx.Close(t.Context(), status()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.journal.Begin(t.Context(), Header{}); !errors.Is(err, fault.ErrBusy) {
+		t.Errorf("begun: %v", err)
+	}
+	if _, err := g.journal.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	same(t, before, p.files)
+	g.begin(t)
+}
+
+// A clone starts empty, but what was open in it is taken back.
+func TestClone(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	lived(t, p, nil, func(g *guest, tx *Tx) {
+		if err := errors.Join(tx.Commit(t.Context(), status()), tx.Close(t.Context(), nil)); err != nil {
+			t.Fatal(err)
+		}
+		g.must(t, g.begin(t), "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("x")})
+	})
+	g := started(t, p, func(c *Config) { c.MachineID = func() string { return "clone" } })
+	if _, err := g.journal.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	same(t, before, p.files)
+	if list, _, err := g.journal.List("", 10); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// Replies are kept for their time and in their number, and listed in pages.
+func TestStore(t *testing.T) {
+	p := newPlace(t)
+	g := started(t, p, func(c *Config) { c.Entries = 5 })
+	var ids []string
+	for i := range 8 {
+		tx, err := g.journal.Begin(t.Context(), Header{MessageID: "m" + string(rune('0'+i)), Key: "k" + string(rune('0'+i)), Fingerprint: []byte{byte(i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append([]string{tx.ID()}, ids...)
+		if err := errors.Join(tx.Commit(t.Context(), status()), tx.Close(t.Context(), nil)); err != nil {
+			t.Fatal(err)
+		}
+		for time.Now().UnixMilli() <= time.UnixMilli(now().AsTime().UnixMilli()).UnixMilli() { // names sort by the millisecond
+			continue
+		}
+	}
+	first, next, err := g.journal.List("", 3)
+	if err != nil || len(first) != 3 || first[0].TransactionId != ids[0] {
+		t.Fatalf("%v, %v", first, err)
+	}
+	second, next, err := g.journal.List(next, 3)
+	if err != nil || len(second) != 2 || second[1].TransactionId != ids[4] || next != "" {
+		t.Fatalf("%v, %q, %v", second, next, err)
+	}
+	if e, err := g.journal.Stored(Ref{Key: "k6"}); err != nil || string(e.Begin.Fingerprint) != "\x06" || e.Begin.MessageId != "m6" {
+		t.Errorf("%v, %v", e, err)
+	}
+	if _, err := g.journal.Stored(Ref{Key: "k6", MessageID: "m7"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("another request under the key: %v", err)
+	}
+	if _, err := g.journal.Stored(Ref{Key: "k1"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := g.close(); err != nil {
+		t.Fatal(err)
+	}
+	g = started(t, p, func(c *Config) { c.Expiry = time.Nanosecond })
+	if list, _, err := g.journal.List("", 10); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if files, err := os.ReadDir(filepath.Join(p.state, "done")); err != nil || len(files) > 0 {
+		t.Errorf("%v, %v", files, err)
+	}
+}
+
+// A journal that grows, and one record that is too large.
+func TestGrows(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	for i := range 150 {
+		content := []byte(strings.Repeat(string(rune('a'+i%26)), inline-i))
+		g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: content})
+	}
+	if size := tx.log.size; size <= initial {
+		t.Errorf("%d bytes", size)
+	}
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Fatalf("%+v", report)
+	}
+	same(t, before, p.files)
+}
+
+// A setting of the kernel gets its value back; it has no times and cannot be synced.
+func TestSetting(t *testing.T) {
+	const path = "/proc/self/oom_score_adj"
+	was, err := os.ReadFile(path)
+	if err != nil {
+		t.Skipf("no %s: needs /proc", path)
+	}
+	p := newPlace(t)
+	p.files = "/"
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	resolved, err := g.root.Resolve(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Before(t.Context(), resolved); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(resolved, []byte("500"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		if os.Geteuid() != 0 { // only root lowers it
+			t.Skip("needs root to be taken back")
+		}
+		t.Fatalf("%+v", report)
+	}
+	if is, _ := os.ReadFile(path); string(is) != string(was) {
+		t.Errorf("was %q, is %q", was, is)
+	}
+}
+
+// The journal's own directory is no part of a tree that is kept.
+func TestOwnDirectory(t *testing.T) {
+	p := newPlace(t)
+	p.files = filepath.Dir(p.files)
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	if err := tx.BeforeTree(t.Context(), "/state"); !errors.Is(err, fault.ErrRefused) {
+		t.Errorf("%v", err)
+	}
+	if tx.Err() != nil {
+		t.Error(tx.Err())
+	}
+}
