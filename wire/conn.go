@@ -82,6 +82,8 @@ type Conn struct {
 	writes  atomic.Int32 // the Framing to write
 	opening atomic.Int64 // bytes queued before heard
 
+	replies sync.WaitGroup // requests whose reply is not queued yet
+
 	flightMu sync.Mutex
 	flight   map[string]bool // ids of the requests being served
 
@@ -282,7 +284,9 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		call, stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
 	}
 	before, turn := c.turn(request)
+	c.replies.Add(1)
 	go func() {
+		defer c.replies.Done()
 		reply, err := c.serve(call, m.MessageId, request, before, turn)
 		stop()
 		done() // the call is over; the reply may have to wait for a host that reads
@@ -394,8 +398,18 @@ func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 	return c.queue.offer(o)
 }
 
-// Flush waits until all that is queued has been written.
-func (c *Conn) Flush(ctx context.Context) error { return c.queue.flush(ctx) }
+// Flush waits until the replies to all requests are queued, and all that is queued has been written. No call may start any
+// more: Calls.Shutdown comes first.
+func (c *Conn) Flush(ctx context.Context) error {
+	queued := make(chan struct{})
+	go func() { c.replies.Wait(); close(queued) }() // ends at the latest with the session
+	select {
+	case <-queued:
+		return c.queue.flush(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
 
 // Close ends the session at once; Serve returns.
 func (c *Conn) Close() error { return c.channel.Close() }
