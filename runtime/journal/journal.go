@@ -48,12 +48,12 @@ type Config struct {
 	// Entries is how many replies are kept; 0: 1000.
 	Entries int
 	// Step is called before each action on the disk, with the action's name, for tests of what happens when it fails:
-	// with the error it returns, or without being done and unnoticed if that is Skip. Nil: nothing.
+	// with the error it returns, or without being done and unnoticed if that is ErrSkip. Nil: nothing.
 	Step func(name string) error
 }
 
-// Skip lets an action be left out as if it had succeeded; see Config.Step.
-var Skip = errors.New("left out")
+// ErrSkip lets an action be left out as if it had succeeded; see Config.Step.
+var ErrSkip = errors.New("left out")
 
 // The sizes of a journal's files.
 const (
@@ -147,7 +147,7 @@ func (j *Journal) dir(elements ...string) string {
 // do is the one way to act on the disk.
 func (j *Journal) do(step string, act func() error) error {
 	if j.config.Step != nil {
-		if err := j.config.Step(step); errors.Is(err, Skip) {
+		if err := j.config.Step(step); errors.Is(err, ErrSkip) {
 			return nil
 		} else if err != nil {
 			return err

@@ -38,6 +38,16 @@ type Undone struct {
 	Irreversible *pb.Change
 }
 
+// add puts a step behind the others. What was put aside in a directory that is put aside now is where that is.
+func (r *Report) add(u Undone) {
+	for i := range r.Steps {
+		if old := &r.Steps[i].Conflict; u.Conflict != "" && *old != "" && fsys.Within(*old, u.Target) {
+			*old = u.Conflict + (*old)[len(u.Target):]
+		}
+	}
+	r.Steps = append(r.Steps, u)
+}
+
 // Status is what a reply says of the rollback.
 func (r Report) Status() pb.ScriptStatus {
 	if r.Err != nil || slices.ContainsFunc(r.Steps, func(u Undone) bool { return u.Err != nil }) {
@@ -122,7 +132,9 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 			open = true
 			continue
 		}
-		report.Steps = append(report.Steps, p.undoAll(ctx, s)...)
+		for _, u := range p.undoAll(ctx, s) {
+			report.add(u)
+		}
 		p.left = true
 		if report.Err == nil && !open {
 			report.Err = p.progress(s)

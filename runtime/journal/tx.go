@@ -35,7 +35,6 @@ type Tx struct {
 
 	reply    *pb.RunScriptResponse
 	after    []*pb.JournalAction
-	finish   bool // what to do after the commit was done
 	again    bool // an earlier rollback was interrupted
 	uncommit bool // a commit may be on disk, and must not count
 
