@@ -22,8 +22,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // Names of virtio-serial ports that an agent serves, each followed by a number; the legacy one is second choice.
@@ -261,9 +259,4 @@ func waitFor(ctx context.Context, o *once) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// errWrongPeer refuses a peer that is neither root nor the agent's own user.
-func errWrongPeer(uid uint32) error {
-	return fault.Because(fs.ErrPermission, "peer has user id %d", uid)
 }

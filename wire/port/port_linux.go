@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // named lists the virtio-serial ports of this machine by name. It reads sysfs, so it needs no udev, and never guesses a
@@ -250,7 +252,7 @@ func checkPeer(conn *net.UnixConn) error {
 		return sockErr
 	}
 	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
-		return errWrongPeer(peer.Uid)
+		return fault.Because(fs.ErrPermission, "peer has user id %d", peer.Uid)
 	}
 	return nil
 }
