@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -71,6 +73,16 @@ func (f flags) absolute() (flags, error) {
 		*path = abs
 	}
 	return f, nil
+}
+
+// groupName is what the control groups of commands begin with. It goes with the state directory: an agent that starts ends
+// what scripts of an earlier one left running, and must not end what belongs to another agent on the same machine.
+func (f flags) groupName() string {
+	if f.stateDir() == config.StateDir {
+		return "quantix-kvm"
+	}
+	sum := sha256.Sum256([]byte(f.stateDir()))
+	return "quantix-kvm_" + hex.EncodeToString(sum[:4])
 }
 
 // below gives the paths as they are called below the root; what lies elsewhere cannot be reached there.

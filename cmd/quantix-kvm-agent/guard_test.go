@@ -168,3 +168,26 @@ func TestSIGTERMRollsBack(t *testing.T) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }
+
+// An agent that starts ends nothing that belongs to another agent on the same machine.
+func TestStartOfAnotherAgentLeavesCommandsAlone(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	c := a.Client(t, client.Options{})
+	marker := filepath.Join(t.TempDir(), "started")
+	done := make(chan *pb.RunScriptResponse, 1)
+	go func() {
+		reply, _ := client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(
+			`return exec.run({"sh", "-c", "touch ` + marker + `; sleep 1; echo survived"}, {touches = {"` + marker + `"}, unconfined = true}).stdout`)})
+		done <- reply
+	}()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(marker); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	other := agenttest.Start(t, agenttest.Options{})
+	awaitRecovered(t, other.Client(t, client.Options{}))
+	if reply := <-done; reply.GetResult().GetStringValue() != "survived\n" {
+		t.Error(reply)
+	}
+}

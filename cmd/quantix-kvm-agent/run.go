@@ -97,7 +97,7 @@ func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
 	return all.Config{
 		Root: root,
 		File: file.Config{Protected: f.below(f.config, f.stateDir(), executable())},
-		Exec: exec.Config{Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true},
+		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true},
 		Host: host.Config{Root: f.root, Version: version},
 	}
 }

@@ -47,7 +47,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	if reply.Error != nil {
 		r.takeBack(end, reply)
 	}
-	stored := reply
+	stored := proto.Clone(reply).(*pb.RunScriptResponse) // it is stored while the caller goes on with the reply
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED {
 		stored = nil
 	}
