@@ -58,11 +58,11 @@ func Binary() (string, error) {
 		}
 		built.path = filepath.Join(dir, "quantix-kvm-agent")
 		args := []string{"build", "-buildvcs=false", "-o", built.path}
-		if race {
+		if Race {
 			args = append(args, "-race")
 		}
 		cmd := exec.Command("go", append(args, "github.com/quantix-kvm/guest-agent/cmd/quantix-kvm-agent")...)
-		if cmd.Env = os.Environ(); !race { // so that it runs in any guest; the race detector needs C
+		if cmd.Env = os.Environ(); !Race { // so that it runs in any guest; the race detector needs C
 			cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
 		}
 		out, err := cmd.CombinedOutput()

@@ -2,4 +2,5 @@
 
 package agenttest
 
-const race = false
+// Race says that the agents of these tests run under the race detector, whose own memory is not the agent's.
+const Race = false
