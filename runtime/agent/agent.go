@@ -272,13 +272,32 @@ func (a *Agent) greet(ctx context.Context, c *wire.Conn) {
 			c.Send(newID(), event)
 		}
 	}
-	if report := a.config.Telemetry(ctx); report != nil {
+	if report := a.measure(ctx); report != nil {
 		c.Send(newID(), report)
 	}
 }
 
+// measure takes a report; nil where there is none.
+func (a *Agent) measure(ctx context.Context) *pb.TelemetryReport {
+	return guarded(a, func() *pb.TelemetryReport { return a.config.Telemetry(ctx) })
+}
+
+// guarded gives what f does, or nil where it panics: what a host is told by the way must not cost the agent its life.
+func guarded[T any](a *Agent, f func() *T) (result *T) {
+	defer func() {
+		if value := recover(); value != nil {
+			a.config.Log.Error("panic while looking at the guest", zap.Any("panic", value), zap.ByteString("stack", debug.Stack()))
+			result = nil
+		}
+	}()
+	return f()
+}
+
 func (a *Agent) ready(ctx context.Context, c *wire.Conn) {
-	event := a.config.Ready(ctx)
+	event := guarded(a, func() *pb.AgentReadyEvent { return a.config.Ready(ctx) })
+	if event == nil {
+		event = &pb.AgentReadyEvent{}
+	}
 	event.Version, event.Capabilities = a.config.Version, a.capabilities()
 	c.Send(newID(), event)
 }
@@ -301,7 +320,7 @@ func (a *Agent) report(ctx context.Context, c *wire.Conn) {
 		case <-ctx.Done():
 			return
 		case <-telemetry.C:
-			if report := a.config.Telemetry(ctx); report != nil {
+			if report := a.measure(ctx); report != nil {
 				c.Send(newID(), report)
 			}
 		case <-ready.C:
@@ -385,7 +404,7 @@ func (a *Agent) reportFirst(ctx context.Context, c *wire.Conn) {
 	limited, cancel := context.WithTimeout(ctx, pingTelemetry)
 	defer cancel()
 	measured := make(chan *pb.TelemetryReport, 1)
-	go func() { measured <- a.config.Telemetry(limited) }()
+	go func() { measured <- a.measure(limited) }()
 	select {
 	case report := <-measured:
 		if report != nil {

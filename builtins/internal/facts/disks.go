@@ -111,6 +111,9 @@ func (d *Disks) collect(mounts []Disk) []Disk {
 	for _, m := range mounts {
 		known[m.Mount] = true
 		p := d.probes[m.Mount]
+		if p == nil {
+			continue // another report, to which it was not mounted yet or any more, has forgotten it meanwhile
+		}
 		if p.answer && time.Since(p.at) < diskStale && p.last.Device == m.Device && p.last.Total > 0 {
 			list = append(list, p.last)
 		}
