@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,12 @@ func TestErrors(t *testing.T) {
 				if steps < 60 {
 					t.Fatalf("only %d actions", steps)
 				}
-				for at := 1; at <= steps; at++ {
+				sample := newSample()
+				for _, at := range rand.Perm(steps) {
+					if sample.over() {
+						break
+					}
+					at++
 					f := &faulty{at: at, all: all, err: cause}
 					faultRun(t, f)
 					if t.Failed() {
@@ -82,7 +88,11 @@ func faultRun(t *testing.T, f *faulty) {
 	after := pictured(t, p.files)
 	reply := status()
 	if failure == nil {
+		from := f.count
 		failure = tx.Commit(t.Context(), reply)
+		if f.err != nil && from < f.at && f.at <= f.count && failure == nil {
+			t.Errorf("committed, although %s failed", f.names[f.at-1])
+		}
 	}
 	said := pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
 	if failure != nil {
@@ -133,6 +143,106 @@ func faultRun(t *testing.T, f *faulty) {
 	}
 	if d := strays(now); d != "" {
 		t.Errorf("left behind: %s", d)
+	}
+}
+
+// A commit whose record was written, but not surely, does not count once the rollback has begun, wherever that is
+// interrupted; and if not even that can be made sure, nothing is touched, and the next start decides.
+func TestUnsureCommit(t *testing.T) {
+	for _, sure := range []bool{true, false} {
+		t.Run(fmt.Sprintf("can be revoked %v", sure), func(t *testing.T) {
+			p := newPlace(t)
+			before := set(t, p)
+			bad := map[string]bool{}
+			g, err := start(p, func(c *Config) {
+				c.Step = func(name string) error {
+					if bad[name] {
+						return syscall.EIO
+					}
+					return nil
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tx := g.begin(t)
+			for _, c := range scripted() {
+				g.must(t, tx, c.op, c.in)
+			}
+			after := pictured(t, p.files)
+			bad["log.sync"], bad["doom.write"] = true, !sure
+			if err := tx.Commit(t.Context(), status()); !errors.Is(err, syscall.EIO) {
+				t.Fatal(err)
+			}
+			if !sure {
+				if report := tx.Rollback(t.Context()); !report.Halted || !errors.Is(report.Err, syscall.EIO) {
+					t.Fatalf("%+v", report)
+				}
+				same(t, after, p.files)
+			} else {
+				for i := range tx.steps[:len(tx.steps)-2] { // it comes as far as two steps
+					tx.steps[i].reverted = true
+				}
+				if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+					t.Fatalf("%+v", report)
+				}
+			}
+			if err := g.close(); err != nil {
+				t.Fatal(err)
+			}
+			g = started(t, p, nil)
+			list, err := g.journal.Recover(t.Context(), nil)
+			if err != nil || len(list) != 1 || list[0].Err != nil {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			if sure {
+				same(t, before, p.files)
+			} else {
+				same(t, after, p.files) // the record was there after all
+			}
+		})
+	}
+}
+
+// A journal that does not take its last record is put aside, durably: the next start must not take anything back again.
+// If that fails, too, no transaction begins.
+func TestAbortNotWritten(t *testing.T) {
+	for _, aside := range []bool{true, false} {
+		t.Run(fmt.Sprintf("put aside %v", aside), func(t *testing.T) {
+			p := newPlace(t)
+			set(t, p)
+			bad := map[string]bool{}
+			g := started(t, p, func(c *Config) {
+				c.Step = func(name string) error {
+					if bad[name] {
+						return syscall.EIO
+					}
+					return nil
+				}
+			})
+			tx := g.begin(t)
+			g.must(t, tx, scripted()[0].op, scripted()[0].in)
+			bad["log.write"], bad["aside.rename"] = true, !aside
+			report := tx.Rollback(t.Context())
+			if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Fatalf("%+v", report)
+			}
+			if err := tx.Close(t.Context(), &pb.RunScriptResponse{Status: report.Status()}); !errors.Is(err, syscall.EIO) {
+				t.Errorf("%v", err)
+			}
+			release, err := g.journal.Lock(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+			kept, err := os.ReadDir(filepath.Join(p.state, "kept"))
+			if err != nil || len(kept) == 1 != aside {
+				t.Errorf("kept: %v, %v", kept, err)
+			}
+			if _, err := g.journal.Begin(t.Context(), Header{}); (err == nil) != aside {
+				t.Errorf("begun: %v", err)
+			}
+		})
 	}
 }
 

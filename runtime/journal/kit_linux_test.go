@@ -298,6 +298,20 @@ func status() *pb.RunScriptResponse {
 // sweep says how much is tried where there is more than fits in a usual run.
 var sweep = flag.String("sweep", "", "full: every pair of places to be killed at, and many random transactions; else a sample")
 
+// sample bounds what is tried where not all is: some, and then as much as fits in a short time.
+type sample struct {
+	tried int
+	until time.Time
+}
+
+func newSample() *sample { return &sample{until: time.Now().Add(time.Second)} }
+
+// over counts a try, and says whether it was one too many.
+func (s *sample) over() bool {
+	s.tried++
+	return *sweep != "full" && s.tried > 10 && time.Now().After(s.until)
+}
+
 // ram is a new place where a sync costs nothing: to be killed is not to lose power.
 func ram(t *testing.T) place {
 	t.Helper()
