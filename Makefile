@@ -55,7 +55,9 @@ generate: ## everything that is generated from something else
 crashtest: ## every crash point of the journal
 	go test -count=1 -timeout 60m ./runtime/journal/... -sweep=full
 
-soak: vmtest ## what takes long
+soak: crashtest ## what takes long: fifty kills and fifty power cuts in the guest, beside the crash tests
+	go run ./cmd/internal/vmtest/prepare
+	QUANTIX_ROUNDS=50 go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss' -v ./cmd/internal/vmtest
 
 clean: ## what was built
 	rm -rf $(OUT)
