@@ -53,7 +53,7 @@ generate: ## everything that is generated from something else
 	go generate ./...
 
 crashtest: ## every crash point of the journal
-	go test -count=1 -timeout 60m ./runtime/journal/... -sweep=full
+	go test -count=1 -timeout 60m ./runtime/journal -sweep=full
 
 soak: crashtest ## what takes long: fifty kills and fifty power cuts in the guest, beside the crash tests
 	go run ./cmd/internal/vmtest/prepare
