@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -69,6 +70,10 @@ func movable(from, to *change) error {
 func (c *change) moveTo(ctx context.Context, to *change) error {
 	if to.absent() {
 		if c.call.Tx != nil {
+			// The way back is a move, which leaves its time on both directories: they are kept themselves.
+			if err := c.call.Tx.Before(ctx, path.Dir(c.path), path.Dir(to.path)); err != nil {
+				return err
+			}
 			back := &pb.FromToArgs{From: to.path, To: c.path}
 			if err := c.call.Tx.Undo(ctx, "file.move", back); err != nil {
 				return err

@@ -101,7 +101,7 @@ func TestTheTransactionHearsBeforeAnythingChanges(t *testing.T) {
 	g.changed("file.copy", &pb.FromToArgs{From: "/real/f", To: "/real/g"})
 	x.logged("before /real/g other")
 	g.changed("file.move", &pb.FromToArgs{From: "/real/g", To: "/real/h"})
-	x.logged("undo file.move")
+	x.logged("before /real d---------", "before /real d---------", "undo file.move")
 	if back := x.undo[0].(*pb.FromToArgs); back.From != "/real/h" || back.To != "/real/g" {
 		t.Errorf("the way back is %v", back)
 	}

@@ -191,3 +191,20 @@ func TestStartOfAnotherAgentLeavesCommandsAlone(t *testing.T) {
 		t.Error(reply)
 	}
 }
+
+// A move that is taken back leaves the times of both directories as they were.
+func TestMoveTakenBackLeavesNoTrace(t *testing.T) {
+	root := scratch(t)
+	before := picture(t, root)
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	c := a.Client(t, client.Options{})
+	for _, move := range []string{`"/etc/hosts", "/srv/hosts"`, `"/srv/a", "/a"`, `"/etc/app.conf", "/etc/moved"`} {
+		reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, &pb.RunScriptRequest{Source: []byte(`file.move(` + move + `) error("no")`)})
+		if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatal(reply, err)
+		}
+		if after := picture(t, root); after != before {
+			t.Fatalf("%s: before:\n%s\nafter:\n%s", move, before, after)
+		}
+	}
+}
