@@ -86,7 +86,7 @@ func (r *Runner) startIn(spec *Spec, group *group, kind string, files [3]*os.Fil
 	if group != nil {
 		c.tree = group
 	} else {
-		c.tree = &session{id: cmd.Process.Pid, mark: mark}
+		c.tree = &session{id: cmd.Process.Pid, mark: mark, since: startTime(cmd.Process.Pid)}
 	}
 	c.watch(pidfd)
 	return c, nil

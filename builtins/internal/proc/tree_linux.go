@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -258,10 +259,16 @@ type session struct {
 	id     int    // 0: marks alone
 	mark   string // the beginning of an entry of the environment
 	except string // but not those of this tag
+	since  uint64 // who is older, in clock ticks since boot, is none of them
 }
 
 func (s *session) members() []int {
-	var pids []int
+	pids, _ := s.look()
+	return pids
+}
+
+// look finds the members, and those of whom nobody can tell: a process in the middle of an exec shows no environment.
+func (s *session) look() (pids, unsure []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range names {
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -269,27 +276,54 @@ func (s *session) members() []int {
 			continue
 		}
 		stat, ok := readStat(pid)
-		if ok && stat.state != "Z" && stat.state != "X" && (s.id != 0 && (stat.session == s.id || stat.group == s.id) || s.marked(pid)) {
+		if !ok || stat.state == "Z" || stat.state == "X" || stat.kernel || stat.start < s.since {
+			continue
+		}
+		member, sure := s.marked(pid)
+		switch {
+		case member || s.id != 0 && (stat.session == s.id || stat.group == s.id):
 			pids = append(pids, pid)
+		case !sure:
+			unsure = append(unsure, pid)
 		}
 	}
-	return pids
+	return pids, unsure
 }
 
-func (s *session) marked(pid int) bool {
+// marked tells whether a process carries the mark; not sure: it shows no environment at all.
+func (s *session) marked(pid int) (member, sure bool) {
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
-		return false
+		return false, true
 	}
 	for entry := range bytes.SplitSeq(environ, []byte{0}) {
 		if rest, ok := bytes.CutPrefix(entry, []byte(s.mark)); ok {
-			return s.except == "" || !bytes.HasPrefix(rest, []byte(s.except+"."))
+			return s.except == "" || !bytes.HasPrefix(rest, []byte(s.except+".")), true
 		}
 	}
-	return false
+	return false, len(environ) > 0
 }
 
-func (s *session) empty() bool { return len(s.members()) == 0 }
+// empty looks twice: a process that dies during a look may have forked one that the look was already past. Who shows no
+// environment gets the time of an exec to show one; who has none by then runs without any, as "env -i" does.
+func (s *session) empty() bool {
+	for range 2 {
+		pids, unsure := s.look()
+		if len(unsure) > 0 {
+			poll(execTime, func() bool {
+				pids, unsure = s.look()
+				return len(pids) > 0 || len(unsure) == 0
+			})
+		}
+		if len(pids) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// execTime is how long a process may be in the middle of an exec, between two of its environments.
+const execTime = 50 * time.Millisecond
 
 // kill stops everybody first, so that nobody forks away from the look round.
 func (s *session) kill() {
@@ -305,6 +339,7 @@ func (s *session) kill() {
 type stat struct {
 	state          string
 	group, session int
+	kernel         bool   // a thread of the kernel, which has no environment
 	start          uint64 // clock ticks since boot
 }
 
@@ -321,9 +356,14 @@ func readStat(pid int) (stat, bool) {
 	s := stat{state: fields[0]}
 	s.group, _ = strconv.Atoi(fields[2])
 	s.session, _ = strconv.Atoi(fields[3])
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
+	s.kernel = flags&kernelThread != 0
 	s.start, _ = strconv.ParseUint(fields[19], 10, 64)
 	return s, true
 }
+
+// kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.
+const kernelThread = 0x00200000
 
 func startTime(pid int) uint64 {
 	s, _ := readStat(pid)
