@@ -80,6 +80,18 @@ func (k *keeper) put(o *pb.JournalObject) {
 	}
 }
 
+// owned are the objects, a tree as one.
+func (k *keeper) owned() []owned {
+	var list []owned
+	for _, o := range k.objects {
+		if o.State.Mtime == nil || k.tree && len(list) > 0 && fsys.Within(o.Path, list[len(list)-1].path) {
+			continue
+		}
+		list = append(list, owned{o.Path, k.tree})
+	}
+	return list
+}
+
 // here keeps what is at a place.
 func (k *keeper) here(at *fsys.At) error {
 	if k.seen[at.Path] {

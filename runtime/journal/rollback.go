@@ -347,16 +347,27 @@ func (p *pass) giveBack(ctx context.Context, take *pb.JournalTake) (conflict str
 	}
 	defer at.Close()
 	r := &restoring{pass: p, ctx: ctx, at: at, o: &pb.JournalObject{Path: take.Path, State: take.State}}
-	if r.is, err = at.Capture(); err == nil && r.is.Kind != fsys.Absent {
-		err = r.rename()
-	}
-	if err == nil {
-		err = p.tx.journal.do("restore.return", func() error { return from.Rename(at, false) })
+	r.is, err = at.Capture()
+	switch {
+	case err != nil:
+	case r.is.Kind == fsys.Absent:
+		err = p.comesBack(from, at)
+	case r.is.Kind != fsys.Directory && r.is.Ino == take.State.Ino && unchanged(take.State, r.is):
+		// The very object, by both names: btrfs may lose the one half of a move, the end of the old name.
+		err = p.tx.journal.do("restore.return", from.Remove)
+	default:
+		if err = r.rename(); err == nil {
+			err = p.comesBack(from, at)
+		}
 	}
 	if err == nil {
 		err = p.givenBack(take)
 	}
 	return r.conflict, err
+}
+
+func (p *pass) comesBack(from, at *fsys.At) error {
+	return p.tx.journal.do("restore.return", func() error { return from.Rename(at, false) })
 }
 
 // givenBack does what is left when the tree is where it was.

@@ -32,6 +32,7 @@ type Tx struct {
 	left     []*pb.JournalLeft
 	reverted []uint64
 	marked   int // steps whose outcome is known
+	loose    loose
 
 	reply    *pb.RunScriptResponse
 	after    []*pb.JournalAction
@@ -118,6 +119,9 @@ func (t *Tx) keep(ctx context.Context, tree bool, paths []string) error {
 			return t.sticky(err, err)
 		}
 	}
+	if err := t.settle(k.owned()); err != nil {
+		return t.sticky1(err)
+	}
 	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: k.step, Objects: k.objects}}})
 }
 
@@ -173,6 +177,9 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	}
 	if err != nil {
 		return fault.On(path, err)
+	}
+	if err := t.settle([]owned{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
+		return t.sticky1(err)
 	}
 	if err := t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
 		return err
@@ -248,6 +255,7 @@ func (t *Tx) append(record *pb.JournalRecord) error {
 	}
 	t.left, t.reverted = nil, nil
 	t.replay(record)
+	t.loose.note(record)
 	t.seen.mu.Lock()
 	defer t.seen.mu.Unlock()
 	t.seen.bytes = t.log.end

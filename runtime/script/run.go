@@ -26,10 +26,11 @@ type run struct {
 	started  time.Time
 	declared *pb.ScriptDeclaration
 	hide     *redactor
-	key      string      // what this run is known by
-	print    []byte      // fingerprint of the request
-	id       string      // of the transaction; under the manager's lock
-	tx       *journal.Tx // nil for a readonly script
+	key      string         // what this run is known by
+	print    []byte         // fingerprint of the request
+	id       string         // of the transaction; under the manager's lock
+	tx       *journal.Tx    // nil for a readonly script
+	plan     *builtins.Plan // nil but for a dry run
 	reply    *pb.RunScriptResponse
 	ended    chan struct{} // closed when reply is there
 
@@ -49,6 +50,13 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	}
 	if refusal != nil {
 		return refusal
+	}
+	if r.request.DryRun { // nothing of it is known by a key
+		ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
+		reply := r.prepared(ctx, s, ref)
+		reply.Script = ref
+		r.hide.reply(reply)
+		return reply
 	}
 	if r.key = r.request.Key; r.key == "" {
 		r.key = r.call.ID
@@ -86,6 +94,9 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 			defer cancel()
 			ctx = limited
 		}
+	}
+	if r.request.DryRun {
+		return r.predict(ctx, s)
 	}
 	if declared.GetReadonly() {
 		reply := r.execute(ctx, s)
@@ -164,6 +175,9 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 		return failed(from.Name, fault.Refuse("the script is declared readonly"))
 	}
 	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed}
+	if r.plan != nil {
+		return answer(op, from.Name)(r.pretend(ctx, call, op, in))
+	}
 	if !op.Changes(in) {
 		return answer(op, from.Name)(table.Invoke(ctx, call, op, in))
 	}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -37,6 +38,8 @@ type Config struct {
 	Journal *journal.Journal
 	// Secret keys the fingerprints of requests; it must be the same from start to start. Required.
 	Secret []byte
+	// Pretend gives the file system that a dry run changes instead of the guest's. The manager closes it. Required.
+	Pretend func() (*fsys.Root, error)
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
 	Unsupported []string
 	// Timeout bounds a run, waiting included, that says nothing else: 0: 300 s.
@@ -123,8 +126,6 @@ func (m *Manager) runScript(ctx context.Context, call *builtins.Call, request *p
 // later names what a request asks for that this agent cannot do yet.
 func later(request *pb.RunScriptRequest) string {
 	switch {
-	case request.DryRun:
-		return "dry_run"
 	case request.GetConfirmSeconds() > 0:
 		return "confirm_seconds"
 	case len(request.Allow) > 0:

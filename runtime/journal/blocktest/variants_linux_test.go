@@ -35,32 +35,35 @@ func variantNamed(name string) leaves {
 	return leaves{}
 }
 
-// variants leave out each sync of the journal's, one kind at a time.
+// variants leave out each sync of the journal's, one kind at a time. Those of new directories' names have not been caught:
+// these file systems make durable, with the first sync of a new or renamed file, also the names that lead to it, which no
+// standard promises. commit.syncall has not since the paths are synced as well.
 func variants() []variant {
 	return []variant{
-		{name: "log.sync", leaves: steps("log.sync")},
-		{name: "log.sync but of the last record", leaves: leaves{step: earlyRecords()}},
+		{name: "log.sync", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("log.sync")},
+		{name: "log.sync but of the last record", caught: []string{"ext4", "xfs", "btrfs"}, leaves: leaves{step: earlyRecords()}},
 		{name: "log.zerosync", leaves: steps("log.zerosync")},
 		{name: "open.syncdir", leaves: steps("open.syncdir")},
 		{name: "begin.syncdir", leaves: steps("begin.syncdir")},
 		{name: "begin.syncparent", leaves: steps("begin.syncparent")},
 		{name: "begin.syncdir, begin.syncparent", leaves: steps("begin.syncdir", "begin.syncparent")},
+		{name: "settle", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("settle.syncfile", "settle.syncdir", "settle.syncspool", "settle.syncall")},
 		{name: "image.syncdir", leaves: steps("image.syncdir")},
-		{name: "image.copy: the sync in it", leaves: syncs(func(path string) bool { return strings.Contains(path, "/u/") })},
-		{name: "the room's sync of a new file", leaves: syncs(func(path string) bool { return fsys.IsTemp(filepath.Base(path)) })},
-		{name: "commit.syncfile", leaves: steps("commit.syncfile")},
-		{name: "commit.syncdir", leaves: steps("commit.syncdir")},
+		{name: "image.copy: the sync in it", caught: []string{"ext4", "btrfs"}, leaves: syncs(func(path string) bool { return strings.Contains(path, "/u/") })},
+		{name: "the room's sync of a new file", caught: []string{"xfs", "btrfs"}, leaves: syncs(func(path string) bool { return fsys.IsTemp(filepath.Base(path)) })},
+		{name: "commit.syncfile", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("commit.syncfile")},
+		{name: "commit.syncdir", caught: []string{"btrfs"}, leaves: steps("commit.syncdir")},
 		{name: "commit.syncall", leaves: steps("commit.syncall")},
-		{name: "all syncs of a commit, and of new files", leaves: leaves{
+		{name: "all syncs of a commit, and of new files", caught: []string{"ext4", "xfs", "btrfs"}, leaves: leaves{
 			step: steps("commit.syncfile", "commit.syncdir", "commit.syncall").step,
 			sync: func(path string) bool { return fsys.IsTemp(filepath.Base(path)) },
 		}},
-		{name: "restore.syncfile", leaves: steps("restore.syncfile")},
-		{name: "restore.syncdir", leaves: steps("restore.syncdir")},
-		{name: "restore.syncfile, restore.syncdir", leaves: steps("restore.syncfile", "restore.syncdir")},
-		{name: "save.write: the sync in it", leaves: syncs(func(path string) bool { return strings.Contains(path, "/done/") })},
-		{name: "save.syncdir", leaves: steps("save.syncdir")},
-		{name: "clean.syncdir", leaves: steps("clean.syncdir")},
+		{name: "restore.syncfile", caught: []string{"xfs", "btrfs"}, leaves: steps("restore.syncfile")},
+		{name: "restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("restore.syncdir")},
+		{name: "restore.syncfile, restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("restore.syncfile", "restore.syncdir")},
+		{name: "save.write: the sync in it", caught: []string{"ext4", "xfs", "btrfs"}, leaves: syncs(func(path string) bool { return strings.Contains(path, "/done/") })},
+		{name: "save.syncdir", caught: []string{"ext4", "xfs"}, leaves: steps("save.syncdir")},
+		{name: "clean.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("clean.syncdir")},
 	}
 }
 

@@ -101,6 +101,7 @@ var transactions = []transaction{
 		return w.calls(tx, call{"file.move", &pb.FromToArgs{From: "/etc/tool/conf", To: "/etc/conf"}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/conf/a", Content: []byte("a = 4\n")}})
 	}},
+	{"acted", func(w *worker, tx *journal.Tx) error { return w.acted(tx) }},
 	{"rolled back", func(w *worker, tx *journal.Tx) error { return errors.Join(w.again(tx), errWanted) }},
 }
 
@@ -155,7 +156,27 @@ func (w *worker) all(tx *journal.Tx) error {
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/app.d/one", Content: []byte("another")}},
 			call{"file.append", &pb.WriteFileArgs{Path: "/etc/app.d/one", Content: []byte(" one")}},
 			call{"file.remove", &pb.RemoveArgs{Path: "/etc/empty"}}),
-		w.command(tx, "2"))
+		w.command(tx, "2"),
+		w.calls(tx, call{"file.write", &pb.WriteFileArgs{Path: "/etc/tool/made-2", Content: []byte("what a command made, changed")}},
+			call{"file.chmod", &pb.ChmodArgs{Path: "/etc/tool/dir-2", Mode: "0700"}}))
+}
+
+// acted changes what a command made of which only its undo is known.
+func (w *worker) acted(tx *journal.Tx) error {
+	if err := tx.Before(context.Background(), "/etc"); err != nil { // for the time of the directory
+		return err
+	}
+	if err := tx.Undo(context.Background(), "file.remove", &pb.RemoveArgs{Path: "/etc/acted", Recursive: true}); err != nil {
+		return err
+	}
+	in := func(name string) string { return filepath.Join(files(w.dir), "etc/acted", name) }
+	return errors.Join(
+		os.MkdirAll(in("deep"), 0o755), os.WriteFile(in("deep/conf"), []byte("a command made this"), 0o644), w.writeBack(),
+		w.calls(tx,
+			call{"file.write", &pb.WriteFileArgs{Path: "/etc/acted/deep/conf", Content: []byte("and this was changed")}},
+			call{"file.chmod", &pb.ChmodArgs{Path: "/etc/acted/deep", Mode: "0700"}},
+			call{"file.remove", &pb.RemoveArgs{Path: "/etc/acted/deep", Recursive: true}},
+			call{"file.write", &pb.WriteFileArgs{Path: "/etc/acted/deep", Content: []byte("no directory")}}))
 }
 
 // fresh changes again what the transaction itself made, of which nothing was synced.
