@@ -25,8 +25,8 @@ type Call struct {
 	Event func(proto.Message) bool
 	// Attachments are the files that came with the script.
 	Attachments map[string][]byte
-	// DryRun: nothing may be changed; operations report what they would do.
-	DryRun bool
+	// Plan is what a dry run changes instead of the guest; nil: this is none.
+	Plan *Plan
 }
 
 // Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes

@@ -43,6 +43,8 @@ type Op struct {
 	Partial bool
 	// Order names what requests of this row must be served in order with, such as the path of an upload; nil: nothing.
 	Order func(in proto.Message) string
+	// Planned says that the operation knows dry runs: it changes Call.Plan then. At any other mutating row a dry run ends.
+	Planned bool
 	// Inner rows are called by the journal alone, to take something back.
 	Inner bool
 	// In and Out are prototypes: never written to.
@@ -116,6 +118,9 @@ func (op *Op) Changes(in proto.Message) bool {
 
 // LeavesPart marks a row whose failure does not take back what was done until then.
 func (op Op) LeavesPart() Op { op.Partial = true; return op }
+
+// Plans marks a mutating row that knows dry runs.
+func (op Op) Plans() Op { op.Planned = true; return op }
 
 // Announce names the capability that a native row stands for.
 func (op Op) Announce(capability string) Op { op.Capability = capability; return op }

@@ -70,9 +70,9 @@ func (r *Room) Ops() []builtins.Op {
 			Mutating().Announce("execute").OnError(func(err error) proto.Message {
 			return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()}
 		}),
-		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Mutating().LeavesPart().
+		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
-		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Mutating().LeavesPart().
+		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.ShellArgs).Readonly }),
 		builtins.Script("exec.undo", "argv", "", "take back what a command did", r.undo).Mutating().Hidden(),
 	}

@@ -304,11 +304,11 @@ type calling struct {
 	table   *builtins.Table
 	tx      *tx
 	changes []*pb.Change
-	dry     bool
+	plan    *builtins.Plan
 }
 
 func (c *calling) invoke(name string, in proto.Message) (*pb.RunResult, error) {
-	call := &builtins.Call{DryRun: c.dry, Changed: func(change *pb.Change) { c.changes = append(c.changes, change) }}
+	call := &builtins.Call{Plan: c.plan, Changed: func(change *pb.Change) { c.changes = append(c.changes, change) }}
 	if c.tx != nil {
 		call.Tx = c.tx
 	}
@@ -476,19 +476,28 @@ func TestRunRaisesOnANonZeroExit(t *testing.T) {
 func TestDryRun(t *testing.T) {
 	_, table := room(t, Config{})
 	dir := t.TempDir()
-	c := &calling{table: table, dry: true}
-	for _, in := range []*pb.RunArgs{{Undo: []string{"true"}}, {Touches: []string{dir}, Plan: "makes a file"}, {Irreversible: true}} {
+	for _, in := range []*pb.RunArgs{{Undo: []string{"true"}}, {Touches: []string{dir}}, {Irreversible: true}} {
 		in.Argv = []string{"touch", dir + "/never"}
-		if _, err := c.invoke("exec.run", in); err != nil {
-			t.Error(err)
+		c := &calling{table: table, plan: &builtins.Plan{}}
+		_, err := c.invoke("exec.run", in)
+		if !errors.Is(err, fault.ErrRefused) || c.plan.Ended == nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
+			t.Error(err, c.plan.Ended, c.changes)
+		}
+		in.Plan = "makes a file"
+		c = &calling{table: table, plan: &builtins.Plan{}}
+		_, err = c.invoke("exec.run", in)
+		if err != nil || c.plan.Ended != nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_WOULD || c.changes[0].Diff != "makes a file" {
+			t.Error(err, c.plan.Ended, c.changes)
 		}
 	}
-	states := []pb.ChangeState{c.changes[0].GetState(), c.changes[1].GetState(), c.changes[2].GetState()}
-	if !slices.Equal(states, []pb.ChangeState{5, 4, 5}) || c.changes[1].GetDiff() != "makes a file" {
-		t.Errorf("%v", c.changes)
+	look := &pb.RunArgs{Argv: []string{"echo", "read"}, Readonly: true}
+	c := &calling{table: table, plan: &builtins.Plan{}}
+	if got, err := c.invoke("exec.run", look); err != nil || string(got.GetStdout()) != "read\n" || len(c.changes) > 0 {
+		t.Error(got, err, c.changes)
 	}
-	if got, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"echo", "read"}, Readonly: true}); err != nil || string(got.GetStdout()) != "read\n" {
-		t.Error(got, err)
+	c.plan.Changed = true
+	if got, err := c.invoke("exec.run", look); err != nil || string(got.GetStdout()) != "read\n" || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
+		t.Error(got, err, c.changes)
 	}
 	if _, err := os.Stat(dir + "/never"); err == nil {
 		t.Error("it ran")

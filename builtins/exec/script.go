@@ -49,13 +49,10 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		return nil, onCommand(in, err)
 	}
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
-	if call.DryRun && !in.GetReadonly() {
-		change.State = pb.ChangeState_CHANGE_STATE_UNKNOWN
-		if in.GetPlan() != "" {
-			change.State, change.Diff = pb.ChangeState_CHANGE_STATE_WOULD, in.GetPlan()
+	if call.Plan != nil {
+		if result, err := predict(call, in, change); result != nil || err != nil {
+			return result, err
 		}
-		call.Report(change)
-		return &pb.RunResult{}, nil
 	}
 	if err := keep(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
@@ -65,6 +62,26 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		call.Report(change)
 	}
 	return finish(in, spec.Confine != nil, result, err)
+}
+
+// predict serves a command of a dry run. One that changes something gives what it declares as its plan, or ends the
+// prediction. One that does not runs, and sees the guest as it is: where something was pretended before, what it says is no
+// prediction, and the list of changes says so.
+func predict(call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*pb.RunResult, error) {
+	switch {
+	case in.GetPlan() != "":
+		change.State, change.Diff = pb.ChangeState_CHANGE_STATE_WOULD, in.GetPlan()
+		if !in.GetReadonly() {
+			call.Report(change)
+		}
+		return &pb.RunResult{}, nil
+	case !in.GetReadonly():
+		return nil, onCommand(in, call.Plan.End(call, change))
+	case call.Plan.Changed:
+		change.State, change.Action = pb.ChangeState_CHANGE_STATE_UNKNOWN, "ran, and saw nothing of the changes before it"
+		call.Report(change)
+	}
+	return nil, nil
 }
 
 // checkDeclared refuses a command that does not say what it is, or says it twice.

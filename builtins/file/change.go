@@ -13,9 +13,12 @@ import (
 
 // change is one object on its way from what it is to what it shall be:
 //
-//	begin (look) ► nothing to do, or a dry run: report ► prepare (keep, make parents) ► do it ► report ► end
+//	begin (look) ► nothing to do, or: prepare (keep, make parents) ► do it ► report ► end
+//
+// A dry run goes the same way over files that are a plan, so what it reports is what would be.
 type change struct {
 	room *Room
+	root *fsys.Root
 	call *builtins.Call
 	op   string
 	path string    // resolved
@@ -35,15 +38,15 @@ type place struct {
 
 // begin looks at what is there. It changes nothing. The caller ends the change if there is no error.
 func (r *Room) begin(call *builtins.Call, op, path string, how place) (*change, error) {
-	c := &change{room: r, call: call, op: op, old: fsys.Meta{Kind: fsys.Absent}}
+	c := &change{room: r, root: r.files(call), call: call, op: op, old: fsys.Meta{Kind: fsys.Absent}}
 	var err error
 	if how.parents {
-		if c.missing, err = r.root.Missing(path); err != nil {
+		if c.missing, err = c.root.Missing(path); err != nil {
 			return nil, err
 		}
 	}
 	if len(c.missing) > 0 {
-		c.path, err = r.root.Resolve(path, false)
+		c.path, err = c.root.Resolve(path, false)
 	} else {
 		err = c.look(path, how.follow)
 	}
@@ -58,9 +61,9 @@ func (r *Room) begin(call *builtins.Call, op, path string, how place) (*change, 
 }
 
 func (c *change) look(path string, follow bool) (err error) {
-	resolve := c.room.root.At
+	resolve := c.root.At
 	if follow {
-		resolve = c.room.root.Follow
+		resolve = c.root.Follow
 	}
 	if c.at, err = resolve(path); err != nil {
 		return err
@@ -85,10 +88,10 @@ func (c *change) makeParents() (err error) {
 	if len(c.missing) == 0 {
 		return nil
 	}
-	if c.made, err = c.room.root.MakeParents(c.path, c.durable()); err != nil {
+	if c.made, err = c.root.MakeParents(c.path, c.durable()); err != nil {
 		return err
 	}
-	c.at, err = c.room.root.At(c.path)
+	c.at, err = c.root.At(c.path)
 	return err
 }
 
@@ -107,7 +110,7 @@ func (c *change) durable() bool { return c.call.Tx == nil }
 func (c *change) end(err *error) {
 	c.close()
 	if *err != nil {
-		c.room.root.RemoveEmpty(c.made)
+		c.root.RemoveEmpty(c.made)
 		*err = fault.On(c.path, *err)
 	}
 }
@@ -118,7 +121,7 @@ func (c *change) close() {
 	}
 }
 
-// report tells of the change, and of the directories above that were made. A dry run tells what would be.
+// report tells of the change, and of the directories above that were made.
 func (c *change) report(action string, content *shown) {
 	for _, dir := range c.missing {
 		c.tell(&pb.Change{Target: dir, Action: "created"})
@@ -132,8 +135,8 @@ func (c *change) report(action string, content *shown) {
 
 func (c *change) tell(told *pb.Change) {
 	told.Op, told.State, told.Reversible = c.op, pb.ChangeState_CHANGE_STATE_APPLIED, c.call.Tx != nil
-	if c.call.DryRun {
-		told.State = pb.ChangeState_CHANGE_STATE_WOULD
+	if c.call.Plan != nil {
+		told.State, told.Reversible = pb.ChangeState_CHANGE_STATE_WOULD, true
 	}
 	c.call.Report(told)
 }
@@ -178,7 +181,7 @@ func (c *change) public() bool {
 	if c.at != nil {
 		return c.at.Public
 	}
-	at, err := c.room.root.At(c.missing[0])
+	at, err := c.root.At(c.missing[0])
 	if err != nil {
 		return false
 	}

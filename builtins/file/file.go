@@ -72,23 +72,31 @@ func (r *Room) Ops() []builtins.Op {
 		builtins.Native("file_stat", "describe a file, directory or link", r.fileStat).Announce("file_stat"),
 
 		builtins.Script("file.read", "path", "content", "the content of a file", r.read),
-		builtins.Script("file.write", "path content", "changed", "make a file have a content", r.write).Mutating(),
-		builtins.Script("file.append", "path content", "changed", "add to the end of a file", r.append).Mutating(),
+		builtins.Script("file.write", "path content", "changed", "make a file have a content", r.write).Mutating().Plans(),
+		builtins.Script("file.append", "path content", "changed", "add to the end of a file", r.append).Mutating().Plans(),
 		builtins.Script("file.exists", "path", "exists", "whether something is there, be it a link to nothing", r.exists),
 		builtins.Script("file.stat", "path", "", "describe what is there, a link itself", r.stat),
 		builtins.Script("file.list", "path", "entries", "describe what is in a directory, sorted by name", r.list),
 		builtins.Script("file.glob", "pattern", "paths", "the paths that match a pattern of *, ? and [a-z], sorted", r.glob),
-		builtins.Script("file.mkdir", "path", "changed", "make a directory", r.mkdir).Mutating(),
-		builtins.Script("file.remove", "path", "changed", "remove what is there, if anything is", r.remove).Mutating(),
-		builtins.Script("file.copy", "from to", "changed", "make a file have the content of another", r.copy).Mutating(),
-		builtins.Script("file.move", "from to", "changed", "give a file or directory another path", r.move).Mutating(),
-		builtins.Script("file.symlink", "target path", "changed", "make a symbolic link", r.symlink).Mutating(),
-		builtins.Script("file.chmod", "path mode", "changed", "set the mode of a file or directory", r.chmod).Mutating(),
-		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Mutating(),
+		builtins.Script("file.mkdir", "path", "changed", "make a directory", r.mkdir).Mutating().Plans(),
+		builtins.Script("file.remove", "path", "changed", "remove what is there, if anything is", r.remove).Mutating().Plans(),
+		builtins.Script("file.copy", "from to", "changed", "make a file have the content of another", r.copy).Mutating().Plans(),
+		builtins.Script("file.move", "from to", "changed", "give a file or directory another path", r.move).Mutating().Plans(),
+		builtins.Script("file.symlink", "target path", "changed", "make a symbolic link", r.symlink).Mutating().Plans(),
+		builtins.Script("file.chmod", "path mode", "changed", "set the mode of a file or directory", r.chmod).Mutating().Plans(),
+		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Mutating().Plans(),
 		builtins.Script("file.sha256", "path", "sha256", "the SHA-256 of the content of a file, in hex", r.sha256),
-		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Mutating(),
+		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Mutating().Plans(),
 		builtins.Script("file.attachment", "name", "content", "the content of a file that came with the script", r.attachment),
 	}
+}
+
+// files is the file system that a call acts on: the guest's, or what a dry run pretends it to be.
+func (r *Room) files(call *builtins.Call) *fsys.Root {
+	if call.Plan != nil {
+		return call.Plan.Files
+	}
+	return r.root
 }
 
 // guard refuses to change what is the agent's own. path is a resolved one; whole says that what is below goes too.

@@ -20,16 +20,16 @@ import (
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
 const maxElements = 10_000
 
-func (r *Room) read(_ context.Context, _ *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
-	content, err := r.root.ReadFile(in.Path, maxContent)
+func (r *Room) read(_ context.Context, call *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
+	content, err := r.files(call).ReadFile(in.Path, maxContent)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
 	return &pb.Content{Content: content}, nil
 }
 
-func (r *Room) exists(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.Exists, error) {
-	_, err := r.lstat(in.Path)
+func (r *Room) exists(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Exists, error) {
+	_, err := lstat(r.files(call), in.Path)
 	switch fault.Code(err) {
 	case "", "not_found", "not_directory":
 		return &pb.Exists{Exists: err == nil}, nil
@@ -37,8 +37,8 @@ func (r *Room) exists(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb
 	return nil, fault.On(in.Path, err)
 }
 
-func (r *Room) lstat(path string) (fsys.Meta, error) {
-	at, err := r.root.At(path)
+func lstat(root *fsys.Root, path string) (fsys.Meta, error) {
+	at, err := root.At(path)
 	if err != nil {
 		return fsys.Meta{}, err
 	}
@@ -46,12 +46,12 @@ func (r *Room) lstat(path string) (fsys.Meta, error) {
 	return at.Stat()
 }
 
-func (r *Room) stat(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.FileInfo, error) {
-	meta, err := r.lstat(in.Path)
+func (r *Room) stat(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.FileInfo, error) {
+	meta, err := lstat(r.files(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	accounts, err := r.root.Accounts()
+	accounts, err := r.files(call).Accounts()
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +92,8 @@ func names(dir *fsys.Dir) ([]string, error) {
 }
 
 // openDir opens a directory, through a safe link too.
-func (r *Room) openDir(path string) (*fsys.Dir, error) {
-	at, err := r.root.Follow(path)
+func openDir(root *fsys.Root, path string) (*fsys.Dir, error) {
+	at, err := root.Follow(path)
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +101,8 @@ func (r *Room) openDir(path string) (*fsys.Dir, error) {
 	return at.OpenDir()
 }
 
-func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.FileList, error) {
-	dir, err := r.openDir(in.Path)
+func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.FileList, error) {
+	dir, err := openDir(r.files(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -114,7 +114,7 @@ func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	accounts, err := r.root.Accounts()
+	accounts, err := r.files(call).Accounts()
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func child(dir, name string) string { return strings.TrimRight(dir, "/") + "/" +
 
 // glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone. What cannot be
 // looked into is left out, as is what is behind a link that is not safe.
-func (r *Room) glob(ctx context.Context, _ *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
+func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
 	if !strings.HasPrefix(in.Pattern, "/") {
 		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
 	}
@@ -151,7 +151,7 @@ func (r *Room) glob(ctx context.Context, _ *builtins.Call, in *pb.GlobArgs) (*pb
 			if err := context.Cause(ctx); err != nil {
 				return nil, err
 			}
-			next = append(next, r.matches(dir, element)...)
+			next = append(next, matches(r.files(call), dir, element)...)
 			if len(next) > maxElements {
 				return nil, fault.On(in.Pattern, fault.Because(fault.ErrTooLarge, "more than %d paths match", maxElements))
 			}
@@ -163,14 +163,14 @@ func (r *Room) glob(ctx context.Context, _ *builtins.Call, in *pb.GlobArgs) (*pb
 }
 
 // matches gives the paths in a directory that an element of a pattern stands for.
-func (r *Room) matches(dir, element string) []string {
+func matches(root *fsys.Root, dir, element string) []string {
 	if !strings.ContainsAny(element, `*?[\`) {
-		if _, err := r.lstat(dir + "/" + element); err != nil {
+		if _, err := lstat(root, dir+"/"+element); err != nil {
 			return nil
 		}
 		return []string{dir + "/" + element}
 	}
-	open, err := r.openDir(dir + "/")
+	open, err := openDir(root, dir+"/")
 	if err != nil {
 		return nil
 	}
@@ -186,16 +186,16 @@ func (r *Room) matches(dir, element string) []string {
 	return matched
 }
 
-func (r *Room) sha256(ctx context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.Digest, error) {
-	sum, err := r.digest(ctx, in.Path)
+func (r *Room) sha256(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Digest, error) {
+	sum, err := digest(ctx, r.files(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
 	return &pb.Digest{Sha256: sum}, nil
 }
 
-func (r *Room) digest(ctx context.Context, path string) (string, error) {
-	at, err := r.root.Follow(path)
+func digest(ctx context.Context, root *fsys.Root, path string) (string, error) {
+	at, err := root.Follow(path)
 	if err != nil {
 		return "", err
 	}

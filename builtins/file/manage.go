@@ -32,16 +32,14 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 	case !c.absent():
 		return nil, fs.ErrExist
 	}
-	if !call.DryRun {
-		if err := c.prepare(ctx); err != nil {
-			return nil, err
-		}
-		if err := c.at.Mkdir(attr); err != nil {
-			return nil, err
-		}
-		if err := c.syncDir(c.at); err != nil {
-			return nil, err
-		}
+	if err := c.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.at.Mkdir(attr); err != nil {
+		return nil, err
+	}
+	if err := c.syncDir(c.at); err != nil {
+		return nil, err
 	}
 	c.report("created", nil)
 	return &pb.Changed{Changed: true}, nil
@@ -49,17 +47,15 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 
 // setAttr changes nothing but attributes. They are put back where one of them cannot be set.
 func (c *change) setAttr(ctx context.Context, attr fsys.Attr) (*pb.Changed, error) {
-	if !c.call.DryRun {
-		if err := c.prepare(ctx); err != nil {
+	if err := c.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.at.SetAttr(attr); err != nil {
+		return nil, errors.Join(err, c.at.Apply(c.old))
+	}
+	if c.durable() {
+		if err := c.at.Sync(); err != nil && !errors.Is(err, fs.ErrPermission) { // a mode may forbid opening it
 			return nil, err
-		}
-		if err := c.at.SetAttr(attr); err != nil {
-			return nil, errors.Join(err, c.at.Apply(c.old))
-		}
-		if c.durable() {
-			if err := c.at.Sync(); err != nil && !errors.Is(err, fs.ErrPermission) { // a mode may forbid opening it
-				return nil, err
-			}
 		}
 	}
 	c.report("modified", nil)
@@ -114,10 +110,8 @@ func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.RemoveArg
 		return nil, err
 	}
 	content := c.removed()
-	if !call.DryRun {
-		if err := c.takeAway(ctx, in.Recursive); err != nil {
-			return nil, err
-		}
+	if err := c.takeAway(ctx, in.Recursive); err != nil {
+		return nil, err
 	}
 	c.report("deleted", content)
 	return &pb.Changed{Changed: true}, nil
@@ -184,16 +178,14 @@ func (r *Room) symlink(ctx context.Context, call *builtins.Call, in *pb.SymlinkA
 	case c.old.Kind != fsys.Symlink && !c.absent():
 		return nil, fs.ErrExist
 	}
-	if !call.DryRun {
-		if err := c.prepare(ctx); err != nil {
-			return nil, err
-		}
-		if err := c.at.Symlink(target); err != nil {
-			return nil, err
-		}
-		if err := c.syncDir(c.at); err != nil {
-			return nil, err
-		}
+	if err := c.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.at.Symlink(target); err != nil {
+		return nil, err
+	}
+	if err := c.syncDir(c.at); err != nil {
+		return nil, err
 	}
 	c.report(c.put(), nil)
 	return &pb.Changed{Changed: true}, nil
@@ -230,10 +222,8 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	source := from.newShown()
 	content.hidden, content.long = content.hidden || source.hidden, content.long || source.long
 	content.becomes(source.old, or(attr.Mode, to.old.Mode))
-	if !call.DryRun {
-		if err := to.copyFrom(ctx, from, attr); err != nil {
-			return nil, err
-		}
+	if err := to.copyFrom(ctx, from, attr); err != nil {
+		return nil, err
 	}
 	to.report(to.put(), content)
 	return &pb.Changed{Changed: true}, nil

@@ -35,10 +35,8 @@ func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	if err := movable(from, to); err != nil {
 		return nil, err
 	}
-	if !call.DryRun {
-		if err := from.moveTo(ctx, to); err != nil {
-			return nil, err
-		}
+	if err := from.moveTo(ctx, to); err != nil {
+		return nil, err
 	}
 	from.report("deleted", nil)
 	to.report(to.put(), nil)

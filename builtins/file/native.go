@@ -20,7 +20,7 @@ import (
 const maxListing = 15 << 20
 
 func (r *Room) listDirectory(ctx context.Context, _ *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
-	dir, err := r.openDir(in.Path)
+	dir, err := openDir(r.root, in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

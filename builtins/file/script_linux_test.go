@@ -141,36 +141,6 @@ func filled(t *testing.T) *guest {
 	return g
 }
 
-func TestADryRunChangesNothingAndTellsTheSame(t *testing.T) {
-	for name, in := range scriptChanges() {
-		g := filled(t)
-		g.call.DryRun = true
-		before := tree(t, g.dir)
-		if !g.changed(name, in) {
-			t.Errorf("%s: nothing would change", name)
-		}
-		if after := tree(t, g.dir); !reflect.DeepEqual(before, after) {
-			t.Errorf("%s: before %v\nafter %v", name, before, after)
-		}
-		would := g.changes
-		g.call.DryRun, g.changes = false, nil
-		g.changed(name, in)
-		did := g.changes
-		if len(would) != len(did) {
-			t.Errorf("%s: would %v, did %v", name, would, did)
-		}
-		for i := range would {
-			if would[i].State != pb.ChangeState_CHANGE_STATE_WOULD {
-				t.Errorf("%s: %v", name, would[i])
-			}
-			would[i].State = pb.ChangeState_CHANGE_STATE_APPLIED
-			if i >= len(did) || !proto.Equal(would[i], did[i]) {
-				t.Errorf("%s: would %v, did %v", name, would, did)
-			}
-		}
-	}
-}
-
 func TestWhereTheJournalFailsNothingChanges(t *testing.T) {
 	for name, in := range scriptChanges() {
 		g := filled(t)

@@ -69,11 +69,7 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, w wanted) (_ *pb.Ch
 	}
 	content := c.newShown()
 	c.show(content, w)
-	do := c.putContent
-	if call.DryRun {
-		do = c.pretend
-	}
-	if err := do(ctx, w); err != nil {
+	if err := c.putContent(ctx, w); err != nil {
 		return nil, err
 	}
 	c.report(c.put(), content)
@@ -129,14 +125,6 @@ func (c *change) show(content *shown, w wanted) {
 	}
 	content.becomes(text, mode)
 	content.long = content.long || len(text) > diff.MaxText
-}
-
-// pretend tells what else putContent would change.
-func (c *change) pretend(ctx context.Context, w wanted) error {
-	if !w.backup || c.absent() {
-		return nil
-	}
-	return c.backup(ctx)
 }
 
 // putContent does it: what was there is kept, and the new content is complete beside it, before anything is touched.
@@ -252,13 +240,11 @@ func (c *change) backup(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.end(&err)
-	switch {
-	case c.call.DryRun:
-	case c.old.Kind == fsys.Symlink:
+	if c.old.Kind == fsys.Symlink {
 		if err = b.at.Symlink(c.old.Target); err == nil {
 			err = b.syncDir(b.at)
 		}
-	default:
+	} else {
 		err = c.duplicate(ctx, b)
 	}
 	if err == nil {

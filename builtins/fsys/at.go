@@ -23,23 +23,38 @@ type At struct {
 
 	dir  handle
 	root *Root
+	spot *spot // in a plan, which has no dir
 }
 
 // Close frees the place.
-func (a *At) Close() error { return closeHandle(a.dir) }
+func (a *At) Close() error {
+	if a.spot != nil {
+		return nil
+	}
+	return closeHandle(a.dir)
+}
 
 // IsRoot says whether the place is the root directory itself.
 func (a *At) IsRoot() bool { return a.Name == "." }
 
 // Stat describes what is here, but for its extended attributes. The error is fs.ErrNotExist where nothing is.
-func (a *At) Stat() (Meta, error) { return statAt(a.dir, a.Name) }
+func (a *At) Stat() (Meta, error) {
+	if a.spot != nil {
+		return a.spot.stat(a.Name)
+	}
+	return statAt(a.dir, a.Name)
+}
 
 // StatFile describes an open file, but for its extended attributes.
 func StatFile(file *os.File) (Meta, error) { return statFile(file) }
 
 // Capture describes the complete state of what is here, also that nothing is, in which case there is no error.
 func (a *At) Capture() (Meta, error) {
-	meta, err := captureAt(a.dir, a.Name)
+	capture := func() (Meta, error) { return captureAt(a.dir, a.Name) }
+	if a.spot != nil {
+		capture = a.Stat
+	}
+	meta, err := capture()
 	if errors.Is(err, fs.ErrNotExist) {
 		return Meta{Kind: Absent}, nil
 	}
@@ -48,6 +63,9 @@ func (a *At) Capture() (Meta, error) {
 
 // safeLink says why the link here may be another user's trap; nil where it is none.
 func (a *At) safeLink() error {
+	if a.spot != nil {
+		return a.spot.safeLink(a.Name)
+	}
 	_, _, err := readLink(a.root, a.dir, a.Name)
 	return err
 }
@@ -70,6 +88,9 @@ func (a *At) open(write bool) (*os.File, error) {
 	}
 	if meta.Kind != File {
 		return nil, notRegular(meta.Kind)
+	}
+	if a.spot != nil {
+		return a.spot.open(a.Name, write)
 	}
 	file, err := openFile(a.dir, a.Name, write)
 	if err != nil {
@@ -102,6 +123,9 @@ func (a *At) ReadFile(limit int64) ([]byte, error) {
 
 // OpenDir opens the directory here.
 func (a *At) OpenDir() (*Dir, error) {
+	if a.spot != nil {
+		return a.spot.openDir(a.Name)
+	}
 	h, file, err := openDir(a.dir, a.Name)
 	if err != nil {
 		return nil, err
@@ -113,25 +137,44 @@ func (a *At) OpenDir() (*Dir, error) {
 type Dir struct {
 	file   *os.File
 	handle handle
+
+	plan    *plan // or this
+	planned *planned
 }
 
 // Close frees the directory.
-func (d *Dir) Close() error { return d.file.Close() }
+func (d *Dir) Close() error {
+	if d.plan != nil {
+		return nil
+	}
+	return d.file.Close()
+}
 
 // Names lists the names in the directory, not escaped, in no order. After an error they are those that were read before.
 // It can be called once.
 func (d *Dir) Names() ([]string, error) {
+	if d.plan != nil {
+		return d.plan.entries(d.planned)
+	}
 	names, err := d.file.Readdirnames(-1)
 	return names, fault.Cause(err)
 }
 
 // Stat is At.Stat of a name in the directory.
-func (d *Dir) Stat(name string) (Meta, error) { return statAt(d.handle, name) }
+func (d *Dir) Stat(name string) (Meta, error) {
+	if d.plan != nil {
+		return (&spot{d.plan, d.planned}).stat(name)
+	}
+	return statAt(d.handle, name)
+}
 
 // Mkdir makes a directory, with mode 0755 unless attr says otherwise. While it is made others cannot enter it.
 func (a *At) Mkdir(attr Attr) error {
 	if attr.Mode == nil {
 		attr.Mode = new(uint32(0o755))
+	}
+	if a.spot != nil {
+		return a.spot.mkdir(a.Name, attr)
 	}
 	if err := mkdirAt(a.dir, a.Name); err != nil {
 		return err
@@ -145,6 +188,9 @@ func (a *At) Mkdir(attr Attr) error {
 // Symlink makes a link to target, byte for byte, or replaces the link that is here by it, in one step. Anything but a
 // link that is here is an fs.ErrExist.
 func (a *At) Symlink(target string) error {
+	if a.spot != nil {
+		return a.spot.symlink(a.Name, target)
+	}
 	old, err := a.Capture()
 	if err != nil {
 		return err
@@ -171,6 +217,9 @@ func (a *At) Remove() error {
 	if err != nil {
 		return err
 	}
+	if a.spot != nil {
+		return a.spot.remove(a.Name, false)
+	}
 	return unlinkAt(a.dir, a.Name, meta.Kind == Directory)
 }
 
@@ -182,16 +231,24 @@ func (a *At) RemoveAll(ctx context.Context) error {
 		return err
 	}
 	if meta.Kind != Directory {
-		return unlinkAt(a.dir, a.Name, false)
+		return a.Remove()
 	}
 	if err := a.NoMountsBelow(); err != nil {
 		return err
+	}
+	if a.spot != nil {
+		return a.spot.remove(a.Name, true)
 	}
 	return removeTree(ctx, a.dir, a.Name)
 }
 
 // NoMountsBelow refuses a directory below which a file system is mounted.
-func (a *At) NoMountsBelow() error { return noMountsBelow(a.dir, a.Name) }
+func (a *At) NoMountsBelow() error {
+	if a.spot != nil {
+		return a.spot.noMountsBelow(a.Name)
+	}
+	return noMountsBelow(a.dir, a.Name)
+}
 
 func (a *At) removable() (Meta, error) {
 	if a.IsRoot() {
@@ -207,11 +264,17 @@ func (a *At) removable() (Meta, error) {
 // Rename moves what is here to another place of the same mounted file system, in one step. What is there is replaced if
 // replace is set, and an fs.ErrExist otherwise. Two names of one object are left as they are, as rename(2) does.
 func (a *At) Rename(to *At, replace bool) error {
+	if a.spot != nil {
+		return a.spot.rename(a.Name, to.spot, to.Name, replace)
+	}
 	return renameAt(a.dir, a.Name, to.dir, to.Name, replace)
 }
 
 // SetAttr sets what attr says on the object here, of kind File, Directory or a special file.
 func (a *At) SetAttr(attr Attr) error {
+	if a.spot != nil {
+		return a.spot.setAttr(a.Name, attr)
+	}
 	meta, err := a.Stat()
 	if err != nil {
 		return err
@@ -222,7 +285,12 @@ func (a *At) SetAttr(attr Attr) error {
 // Apply gives the object here, which must be of the same kind, the owner, extended attributes, mode and time of
 // modification of meta; what is so already is not touched, so that it can be done again. It neither changes content nor
 // makes anything durable.
-func (a *At) Apply(meta Meta) error { return applyAt(a.dir, a.Name, meta) }
+func (a *At) Apply(meta Meta) error {
+	if a.spot != nil {
+		return a.spot.apply(a.Name, meta)
+	}
+	return applyAt(a.dir, a.Name, meta)
+}
 
 // Make makes an object without content from its description: a directory, a link or a special file. Nothing may be
 // here. It takes the name only when it is complete, but a directory.
@@ -277,10 +345,18 @@ func syncAndClose(file *os.File) error {
 }
 
 // SyncDir makes durable the names in the directory that the place is in.
-func (a *At) SyncDir() error { return syncDir(a.dir) }
+func (a *At) SyncDir() error {
+	if a.spot != nil {
+		return nil
+	}
+	return syncDir(a.dir)
+}
 
 // Sync makes durable the content and the state of the file or directory here.
 func (a *At) Sync() error {
+	if a.spot != nil {
+		return nil
+	}
 	meta, err := a.Stat()
 	if err != nil {
 		return err

@@ -99,13 +99,19 @@ type Root struct {
 	dir    string
 	host   bool // the file system that the agent itself lives in
 	handle handle
+	plan   *plan // changes are pretended
 }
 
 // Open opens the file system below the directory dir of the agent's own; "" and "/" are that file system itself.
 func Open(dir string) (*Root, error) { return openRoot(dir) }
 
 // Close frees the root. Places that were resolved before stay usable.
-func (r *Root) Close() error { return closeHandle(r.handle) }
+func (r *Root) Close() error {
+	if r.plan != nil {
+		return r.plan.close()
+	}
+	return closeHandle(r.handle)
+}
 
 // At resolves the directory that path is in, without following its last element, of which nothing needs to be there.
 // The caller closes the place. An error does not name the path.
@@ -131,6 +137,9 @@ func (r *Root) resolve(path string, links follow) (*At, error) {
 	raw, err := checked(path)
 	if err != nil {
 		return nil, err
+	}
+	if r.plan != nil {
+		return r.plan.walk(r, raw, links)
 	}
 	return walk(r, raw, links)
 }

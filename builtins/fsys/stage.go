@@ -26,6 +26,10 @@ func (a *At) Stage() (*Staged, error) {
 	if a.IsRoot() {
 		return nil, notRegular(Directory)
 	}
+	if a.spot != nil {
+		file, err := a.spot.stage()
+		return &Staged{File: file, at: a}, err
+	}
 	dir, err := dupHandle(a.dir)
 	if err != nil {
 		return nil, err
@@ -83,6 +87,11 @@ func (a *At) CanReplace() error {
 // durable too if syncDir is set. File capabilities and integrity hashes are not kept: they spoke of the old content. On an
 // error before the rename nothing has changed. The staging is over either way.
 func (s *Staged) Commit(attr Attr, syncDir bool) error {
+	if s.at.spot != nil {
+		return s.pretend(func(meta *Meta, old Meta) error {
+			return errors.Join(s.at.replaceable(old), dressed(meta, old, attr))
+		})
+	}
 	return s.finish(syncDir, func(old Meta) error {
 		if err := s.at.replaceable(old); err != nil {
 			return err
@@ -94,12 +103,29 @@ func (s *Staged) Commit(attr Attr, syncDir bool) error {
 // Restore puts the file in its place with exactly the state of meta, whatever kind of file is there. The rest is as with
 // Commit.
 func (s *Staged) Restore(meta Meta, syncDir bool) error {
+	if s.at.spot != nil {
+		return s.pretend(func(made *Meta, old Meta) error {
+			if old.Kind == Directory {
+				return notRegular(Directory)
+			}
+			return made.become(meta)
+		})
+	}
 	return s.finish(syncDir, func(old Meta) error {
 		if old.Kind == Directory {
 			return notRegular(Directory)
 		}
 		return applyFile(s.File, meta)
 	})
+}
+
+// pretend puts the file in its place in a plan.
+func (s *Staged) pretend(dress func(made *Meta, old Meta) error) error {
+	old, err := s.at.Capture()
+	if err != nil {
+		return errors.Join(err, s.Discard())
+	}
+	return s.at.spot.finish(s.at.Name, s.File, func(made *Meta) error { return dress(made, old) })
 }
 
 func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) {
@@ -138,6 +164,9 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 
 // Discard removes the file.
 func (s *Staged) Discard() error {
+	if s.at.spot != nil {
+		return fault.Cause(s.File.Close())
+	}
 	err := errors.Join(fault.Cause(s.File.Close()), removeTemp(s.at.dir, s.name))
 	return errors.Join(err, s.at.Close())
 }

@@ -290,23 +290,3 @@ func (o object) own(uid, gid uint32, attr Attr) error {
 	}
 	return o.chown(now, or(attr.UID, uid), or(attr.GID, gid))
 }
-
-// lasting are the extended attributes that stay true when the content changes.
-func lasting(all map[string][]byte) map[string][]byte {
-	kept := map[string][]byte{}
-	for name, value := range all {
-		switch name {
-		case "security.capability", "security.ima", "security.evm":
-		default:
-			kept[name] = value
-		}
-	}
-	return kept
-}
-
-func or(wanted *uint32, otherwise uint32) uint32 {
-	if wanted != nil {
-		return *wanted
-	}
-	return otherwise
-}

@@ -20,9 +20,6 @@ func absolute(path string) bool { return path[0] == '/' }
 
 func fold(path string) string { return path }
 
-// maxLinks is how many links one path may lead through: the kernel's own number.
-const maxLinks = 40
-
 // pathOnly opens a place without opening what is there: no device acts, no fifo waits, no right to read is needed.
 const pathOnly = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
@@ -81,17 +78,6 @@ func walk(r *Root, raw string, links follow) (*At, error) {
 		}
 	}
 	return w.here()
-}
-
-// elements are the parts of a path that mean something.
-func elements(raw string) []string {
-	var list []string
-	for element := range strings.SplitSeq(raw, "/") {
-		if element != "" && element != "." {
-			list = append(list, element)
-		}
-	}
-	return list
 }
 
 // enter goes into the directory name. Where name is a link it gives the target instead. The last element of a path is

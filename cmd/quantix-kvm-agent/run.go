@@ -67,8 +67,13 @@ func run(ctx context.Context, f flags) (err error) {
 	if err != nil {
 		return err
 	}
+	plans, err := pretend(f, root)
+	if err != nil {
+		return err
+	}
 	manager := script.New(script.Config{
 		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported, Timeout: conf.Script.Wall,
+		Pretend: plans,
 	})
 	ops := rooms.Ops()
 	if conf.Script.Enabled {

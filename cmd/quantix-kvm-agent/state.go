@@ -39,6 +39,13 @@ func openJournal(f flags, root *fsys.Root, table func() *builtins.Table) (*journ
 	})
 }
 
+// pretend gives the file systems of dry runs. What those of a former agent left goes.
+func pretend(f flags, root *fsys.Root) (func() (*fsys.Root, error), error) {
+	dir := filepath.Join(f.stateDir(), "plans")
+	err := os.RemoveAll(dir)
+	return func() (*fsys.Root, error) { return root.Pretend(filepath.Join(dir, rand.Text())) }, err
+}
+
 // readLine gives the first line of a file; empty where it cannot be read.
 func readLine(path string) string {
 	text, err := os.ReadFile(path)

@@ -131,6 +131,9 @@ func changeLine(c *pb.Change) string {
 		words = "NOT UNDONE: " + words
 	case pb.ChangeState_CHANGE_STATE_WOULD:
 		words = "would be " + words
+		if c.Action == "ran" {
+			words = "would run " + c.Target
+		}
 	case pb.ChangeState_CHANGE_STATE_UNKNOWN:
 		words = "cannot be foretold: " + words
 	}
@@ -163,7 +166,9 @@ func (a *app) printStatus(reply *pb.RunScriptResponse) {
 		words = reply.Status.String()
 	}
 	details := []string{plural(len(reply.Changes), "change")}
-	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && len(reply.Changes) == 0 {
+	switch {
+	case len(reply.Changes) > 0:
+	case reply.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, reply.Status == pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN:
 		details[0] = "nothing to change"
 	}
 	if reply.Stats.GetDurationMs() > 0 {

@@ -76,19 +76,19 @@ func newRunner(t *testing.T, config Config) *Runner {
 		if err := r.Release(); err != nil {
 			t.Error(err)
 		}
-		for _, parent := range r.system.parent {
-			left, _ := filepath.Glob(filepath.Join(parent, config.Name+"*"))
-			for _, dir := range left {
-				if err := unix.Rmdir(dir); err != nil {
-					procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-					t.Errorf("%s is left: %v: %s", dir, err, procs)
+		marked := &session{mark: markName + config.Name}
+		eventually(t, "the end of all that was started, and of its groups", func() bool {
+			left := marked.members()
+			for _, parent := range r.system.parent {
+				dirs, _ := filepath.Glob(filepath.Join(parent, config.Name+"*"))
+				for _, dir := range dirs {
+					if unix.Rmdir(dir) != nil {
+						left = append(left, 0)
+					}
 				}
 			}
-		}
-		marked := &session{mark: markName + config.Name}
-		if pids := marked.members(); len(pids) > 0 {
-			t.Errorf("processes are left: %v", pids)
-		}
+			return len(left) == 0
+		})
 	})
 	return r
 }
