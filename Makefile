@@ -44,16 +44,18 @@ check: ## format, vet, staticcheck, generated files, cross builds
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go vet ./... && GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-agent && \
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-ctl || exit 1; \
 	done
-	go vet -tags vm ./cmd/internal/vmtest/...
+	go vet -tags vm ./cmd/internal/vmtest/... && go vet -tags blocktest ./runtime/journal/blocktest
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && go build -o "$$tool/staticcheck" honnef.co/go/tools/cmd/staticcheck && \
 	echo staticcheck && "$$tool/staticcheck" ./... && "$$tool/staticcheck" -tags vm ./cmd/internal/vmtest/... && \
+	"$$tool/staticcheck" -tags blocktest ./runtime/journal/blocktest && \
 	GOOS=windows "$$tool/staticcheck" ./...
 
 generate: ## everything that is generated from something else
 	go generate ./...
 
-crashtest: ## every crash point of the journal
-	go test -count=1 -timeout 60m ./runtime/journal -sweep=full
+crashtest: ## every crash point of the journal, killed and without power (PART=short: the loss of power alone, some minutes)
+	$(if $(filter short,$(PART)),,go test -count=1 -timeout 60m ./runtime/journal -sweep=full)
+	go test -tags blocktest -count=1 -timeout 120m ./runtime/journal/blocktest $(if $(filter short,$(PART)),,-full)
 
 soak: crashtest ## what takes long: fifty kills and fifty power cuts in the guest, beside the crash tests
 	go run ./cmd/internal/vmtest/prepare

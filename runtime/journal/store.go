@@ -45,7 +45,7 @@ func (j *Journal) end(t *Tx, was phase, reply *pb.RunScriptResponse, abortErr er
 	}
 	j.mu.Lock()
 	j.current = nil
-	if was != halted {
+	if was != halted && reply != nil { // without one nothing ran
 		j.store.add(entry)
 	}
 	j.mu.Unlock()
