@@ -30,8 +30,11 @@ ctl ping -c 3
 say 'telemetry'
 ctl telemetry
 
-say 'a provisioning script: one message there, one back'
+say 'a provisioning script: what it would do'
 cat "$here/provision.lua"
+ctl run --dry-run "$here/provision.lua" -p site=demo.example -p port=8080
+
+say 'the same script, done: one message there, one back'
 ctl run "$here/provision.lua" -p site=demo.example -p port=8080
 
 say 'again: nothing is left to change'
