@@ -2,11 +2,11 @@ package lua
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	glua "github.com/yuin/gopher-lua"
 
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -18,17 +18,9 @@ var withdrawn = [...]string{
 
 // open gives the script its world.
 func (m *machine) open() {
-	for _, lib := range []struct {
-		name string
-		open glua.LGFunction
-	}{
-		{glua.BaseLibName, glua.OpenBase}, {glua.TabLibName, glua.OpenTable},
-		{glua.StringLibName, glua.OpenString}, {glua.MathLibName, glua.OpenMath},
-	} {
-		m.L.Push(m.L.NewFunction(lib.open))
-		m.L.Push(glua.LString(lib.name))
-		m.L.Call(1, 0)
-	}
+	m.L.Push(m.L.NewFunction(glua.OpenBase))
+	m.L.Push(glua.LString(glua.BaseLibName))
+	m.L.Call(1, 0)
 	for _, name := range withdrawn {
 		m.L.SetGlobal(name, glua.LNil)
 	}
@@ -65,8 +57,9 @@ func (m *machine) library(name string, functions map[string]glua.LGFunction) *gl
 func (m *machine) openBase() {
 	for name, f := range map[string]glua.LGFunction{
 		"collectgarbage": func(L *glua.LState) int { L.Push(glua.LNumber(0)); return 1 },
-		"setmetatable":   m.setmetatable,
-		"tostring":       func(L *glua.LState) int { L.Push(glua.LString(m.text(L.CheckAny(1)))); return 1 },
+		"setmetatable":   m.wrapped("setmetatable", setmetatable),
+		"tonumber":       m.wrapped("tonumber", tonumber),
+		"tostring":       m.wrapped("tostring", tostring),
 		"next":           m.next,
 		"print":          func(L *glua.LState) int { m.logLine("info", m.joined(1, "\t")); return 0 },
 	} {
@@ -82,15 +75,23 @@ func (m *machine) openBase() {
 	}))
 }
 
+func tostring(a args) int {
+	a.L.Push(glua.LString(a.m.text(a.any(1))))
+	return 1
+}
+
 // setmetatable is for tables only: what strings and numbers do is not the script's to change.
-func (m *machine) setmetatable(L *glua.LState) int {
-	t := L.CheckTable(1)
-	L.CheckTypes(2, glua.LTNil, glua.LTTable)
-	if old, ok := t.Metatable.(*glua.LTable); ok && old.RawGetString("__metatable") != glua.LNil {
-		L.RaiseError("cannot change a protected metatable")
+func setmetatable(a args) int {
+	t := a.table(1)
+	meta := a.L.Get(2)
+	if _, ok := meta.(*glua.LTable); !ok && (meta != glua.LNil || a.L.GetTop() < 2) {
+		a.wanted(2, "nil or table")
 	}
-	t.Metatable = L.Get(2)
-	L.SetTop(1)
+	if old, ok := t.Metatable.(*glua.LTable); ok && old.RawGetString("__metatable") != glua.LNil {
+		a.L.RaiseError("cannot change a protected metatable")
+	}
+	t.Metatable = meta
+	a.L.SetTop(1)
 	return 1
 }
 
@@ -182,7 +183,7 @@ func (m *machine) plain(v glua.LValue) string {
 	case glua.LString:
 		return string(v)
 	case glua.LNumber:
-		return number(float64(v))
+		return numeral.Text(float64(v))
 	case glua.LBool, *glua.LNilType:
 		return v.String()
 	}
@@ -192,14 +193,6 @@ func (m *machine) plain(v glua.LValue) string {
 		m.ids[v] = id
 	}
 	return fmt.Sprintf("%s: %d", v.Type(), id)
-}
-
-// number prints as Lua does: 14 digits, and no fraction where there is none.
-func number(f float64) string {
-	if f == float64(int64(f)) && f > -1e15 && f < 1e15 {
-		return strconv.FormatInt(int64(f), 10)
-	}
-	return formatNumber("%.14g", 'g', f)
 }
 
 // joined prints the arguments of the running function from first on.

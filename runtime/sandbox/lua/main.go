@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 	"strconv"
 
+	glua "github.com/yuin/gopher-lua"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
@@ -55,6 +56,9 @@ func limits(args []string) (memory, cpu uint64, err error) {
 func live(w *wire, memory, cpu uint64) error {
 	stop := newStopper()
 	watch(stop)
+	// No list can be longer within the heap. The interpreter fills the lists of what is not longer up to the highest
+	// index, so that t[67108863] = 1 alone would take a gigabyte.
+	glua.MaxArrayIndex = int(min(memory/valueSize, uint64(glua.MaxArrayIndex)))
 	warmUp()
 	debug.SetMaxStack(maxStack)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
@@ -75,6 +79,7 @@ func live(w *wire, memory, cpu uint64) error {
 	if start == nil {
 		return fmt.Errorf("the agent began with something else than a script")
 	}
+	stop.memory = memory
 	go sample(stop, memory)
 	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: execute(start, w, stop)}}); err != nil {
 		return err

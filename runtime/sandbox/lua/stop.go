@@ -13,6 +13,8 @@ import (
 type stopper struct {
 	once sync.Once
 	done chan struct{}
+	// memory is the heap limit in bytes; 0: none. Set before the script starts.
+	memory uint64
 	// Written before done is closed.
 	kind, message string
 	// locate tells where the interpreter is, and is called by it. Set before the script starts.
@@ -73,7 +75,7 @@ func sample(stop *stopper, limit uint64) {
 			live, total = heap[0].Value.Uint64(), heap[1].Value.Uint64()
 		}
 		if live > limit/8*liveShare || total > limit/8*totalShare {
-			stop.now("memory", "the script used up its memory")
+			stop.now("memory", usedUp)
 			return
 		}
 	}

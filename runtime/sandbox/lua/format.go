@@ -1,0 +1,149 @@
+package lua
+
+import (
+	"strings"
+
+	glua "github.com/yuin/gopher-lua"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
+)
+
+// format knows the conversions of the Lua manual and no others: those of Go would show addresses.
+func format(a args) int {
+	text, arg := a.text(1), 1
+	out := builder{m: a.m}
+	for {
+		before, after, found := strings.Cut(text, "%")
+		out.add(before)
+		if !found {
+			break
+		}
+		if strings.HasPrefix(after, "%") {
+			out.add("%")
+			text = after[1:]
+			continue
+		}
+		spec, rest, wrong := numeral.ParseSpec(after)
+		if wrong != "" {
+			a.L.RaiseError("%s", wrong)
+		}
+		arg++
+		a.convert(&out, spec, arg)
+		text = rest
+	}
+	a.L.Push(out.value())
+	return 1
+}
+
+// convert prints one argument.
+func (a args) convert(out *builder, spec numeral.Spec, arg int) {
+	if arg > a.L.GetTop() {
+		a.bad(arg, "no value")
+	}
+	switch spec.Verb {
+	case 'd', 'i':
+		out.add(spec.Int(numeral.Int64(a.number(arg))))
+	case 'u', 'x', 'X', 'o':
+		out.add(spec.Uint(bits(a.number(arg))))
+	case 'c':
+		out.add(spec.Pad(string([]byte{byte(a.int(arg))})))
+	case 'e', 'E', 'f', 'g', 'G':
+		out.add(spec.Float(a.number(arg)))
+	case 'q':
+		quote(out, a.text(arg))
+	case 's':
+		s := a.m.text(a.L.Get(arg))
+		if spec.Precision >= 0 && spec.Precision < len(s) {
+			s = s[:spec.Precision]
+		}
+		out.add(spec.Pad(s))
+	case 0:
+		a.L.RaiseError("%s", "invalid option '%' to 'format'")
+	default:
+		a.L.RaiseError("%s", "invalid option '%"+string(rune(spec.Verb))+"' to 'format'")
+	}
+}
+
+// bits are those of a whole number, negative ones in two's complement.
+func bits(f float64) uint64 {
+	if f >= 1<<63 && f < 1<<64 {
+		return uint64(f)
+	}
+	return uint64(numeral.Int64(f))
+}
+
+// quote writes a string as Lua source.
+func quote(out *builder, s string) {
+	out.grow(len(s) + 2)
+	out.WriteByte('"')
+	for i := range len(s) {
+		switch c := s[i]; c {
+		case '"', '\\', '\n':
+			out.add(`\` + s[i:i+1])
+		case '\r':
+			out.add(`\r`)
+		case 0:
+			out.add(`\000`)
+		default:
+			out.add(s[i : i+1])
+		}
+	}
+	out.WriteByte('"')
+}
+
+// openArithmetic has strings in sums read as the manual has them read: the interpreter takes "010" for eight. Other
+// operands keep their own say.
+func (m *machine) openArithmetic(meta *glua.LTable) {
+	for event, compute := range operators {
+		meta.RawSetString(event, m.function(func(L *glua.LState) int {
+			left, right := L.Get(1), L.Get(2)
+			if event == "__unm" { // one operand, which may come alone
+				right = left
+			}
+			x, ok := numberOf(left)
+			y, also := numberOf(right)
+			if ok && also {
+				L.Push(glua.LNumber(compute(x, y)))
+				return 1
+			}
+			if f, ok := other(L, event, left, right).(*glua.LFunction); ok {
+				L.Push(f)
+				L.Push(left)
+				L.Push(right)
+				L.Call(2, 1)
+				return 1
+			}
+			wrong := right
+			if !ok {
+				wrong = left
+			}
+			L.RaiseError("%s", "attempt to perform arithmetic on a "+described(wrong))
+			return 0
+		}))
+	}
+}
+
+// other is what the operand that is no string has for an operation.
+func other(L *glua.LState, event string, left, right glua.LValue) glua.LValue {
+	for _, v := range []glua.LValue{left, right} {
+		if v.Type() != glua.LTString {
+			if f := L.GetMetaField(v, event); f != glua.LNil {
+				return f
+			}
+		}
+	}
+	return glua.LNil
+}
+
+// described is a value's type, and for a string what it says.
+func described(v glua.LValue) string {
+	s, ok := v.(glua.LString)
+	if !ok {
+		return v.Type().String() + " value"
+	}
+	text := string(s)
+	if len(text) > 32 {
+		text = text[:32] + "…"
+	}
+	return `string value ("` + text + `")`
+}
