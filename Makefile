@@ -59,6 +59,7 @@ crashtest: ## every crash point of the journal, killed and without power (PART=s
 
 soak: crashtest ## what takes long: fifty kills and fifty power cuts in the guest, beside the crash tests
 	go run ./cmd/internal/vmtest/prepare
+	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
 	QUANTIX_ROUNDS=50 go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss' -v ./cmd/internal/vmtest
 
 clean: ## what was built

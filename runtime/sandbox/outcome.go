@@ -105,7 +105,11 @@ func scriptError(f *pb.RunnerFailure, limits Limits) *pb.ScriptError {
 		Hint: cut(printable(f.GetHint()), maxMessage),
 	}
 	switch e.Kind {
-	case "syntax", "runtime", "builtin", "params", "depth", "result", "unsupported", "internal":
+	case "syntax", "runtime", "builtin", "params", "depth", "unsupported", "internal":
+	case "result":
+		if e.Code == "too_large" {
+			e.Limit = limitText("script.max_result_bytes", limits.Result)
+		}
 	case "memory":
 		e.Limit = limitText("script.memory_limit_bytes", limits.Memory)
 	default:

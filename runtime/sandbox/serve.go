@@ -268,6 +268,7 @@ func (s *run) done(done *pb.RunnerDone) error {
 			return why
 		}
 		s.out.Error = scriptError(failure, s.limits)
+		s.place(s.out.Error)
 		return nil
 	}
 	if size := proto.Size(done.GetResult()); size > s.limits.Result {

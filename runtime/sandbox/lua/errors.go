@@ -23,8 +23,9 @@ func (f *failure) Error() string { return f.message }
 func (m *machine) failure(err error) *pb.RunnerFailure {
 	out := m.described(err)
 	if m.stop.over() { // whatever the script made of it
-		trace := out.GetTraceback()
-		out = &pb.RunnerFailure{Kind: m.stop.kind, Message: m.stop.message, Traceback: trace}
+		out = &pb.RunnerFailure{
+			Kind: m.stop.kind, Message: m.stop.message, Traceback: out.GetTraceback(), Script: out.GetScript(), Line: out.GetLine(),
+		}
 		if m.stop.seen {
 			out.Script, out.Line = m.stop.at.script, uint32(max(m.stop.at.line, 0))
 		}
@@ -165,5 +166,8 @@ func (m *machine) errorText(t *glua.LTable) string {
 	return head + ": " + message
 }
 
-// valid makes text fit for a message field that must be UTF-8; the agent makes it readable where that matters.
-func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+// maxText is what is kept of a text that goes to the agent, in bytes; the agent keeps less.
+const maxText = 32 << 10
+
+// valid makes text fit for a message field that must be UTF-8 and short; the agent makes it readable where that matters.
+func valid(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "\uFFFD") }

@@ -247,7 +247,8 @@ func (m *machine) openLog() {
 // progress(fraction[, step]): how far the script is, from 0 to 1; nil where it cannot tell.
 func (m *machine) progress(L *glua.LState) int {
 	m.notDeclaring("progress")
-	p := &pb.RunnerProgress{Step: []byte(L.OptString(2, ""))}
+	step := L.OptString(2, "")
+	p := &pb.RunnerProgress{Step: []byte(step[:min(len(step), maxLine)])}
 	if L.Get(1) != glua.LNil {
 		fraction := float64(L.CheckNumber(1))
 		if !(fraction >= 0 && fraction <= 1) {

@@ -81,12 +81,21 @@ func live(w *wire, memory, cpu uint64) error {
 	}
 	stop.memory = memory
 	go sample(stop, memory)
-	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: execute(start, w, stop)}}); err != nil {
+	done := execute(start, w, stop)
+	if size := proto.Size(done); size > link.MaxBytes/2 { // far beyond what the agent takes for a result
+		done = &pb.RunnerDone{Error: &pb.RunnerFailure{
+			Kind: "result", Code: tooLarge, Message: fmt.Sprintf("result has %d bytes", size), Script: start.GetName(),
+		}}
+	}
+	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: done}}); err != nil {
 		return err
 	}
 	w.in.Read() //nolint:errcheck // the agent measures this process, and then kills it
 	return nil
 }
+
+// tooLarge is the code of a failure that is about size alone.
+const tooLarge = "too_large"
 
 // maxStack makes deep recursion in Go (the parser's, a pattern's) fatal before it is large.
 const maxStack = 64 << 20

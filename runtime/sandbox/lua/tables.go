@@ -17,15 +17,21 @@ func (m *machine) openTables() {
 }
 
 // at is an element of a table, without its metatable.
-func at(t *glua.LTable, i int) glua.LValue { return t.RawGet(glua.LNumber(i)) }
+func at(t *glua.LTable, i int) glua.LValue {
+	if i >= 1 && i < glua.MaxArrayIndex {
+		return t.RawGetInt(i) // which looks into the list alone
+	}
+	return t.RawGet(glua.LNumber(i))
+}
 
-func put(t *glua.LTable, i int, v glua.LValue) { t.RawSet(glua.LNumber(i), v) }
+func put(t *glua.LTable, i int, v glua.LValue) { t.RawSetInt(i, v) }
 
 func concat(a args) int {
 	t := a.m.backing(a.table(1))
 	separator, first := a.textOr(2, ""), a.intOr(3, 1)
 	last := a.intOr(4, t.Len())
 	out := builder{m: a.m}
+	out.grow(joinedSize(t, first, last, len(separator)))
 	for i := first; i <= last; i++ {
 		text, ok := textOf(at(t, i))
 		if !ok {
@@ -42,6 +48,19 @@ func concat(a args) int {
 	}
 	a.L.Push(out.value())
 	return 1
+}
+
+// joinedSize is how long the strings of a list are together, as far as there are any: what is missing is grown for.
+func joinedSize(t *glua.LTable, first, last, separator int) int {
+	size := 0
+	for i := first; i <= last; i++ {
+		s, ok := at(t, i).(glua.LString)
+		if !ok {
+			break
+		}
+		size += len(s) + separator
+	}
+	return size
 }
 
 func getn(a args) int {
