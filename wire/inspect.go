@@ -36,7 +36,7 @@ func Inspect(payload []byte) (id string, err error) {
 		if n < 0 {
 			return id, errNotDecoded
 		}
-		if number == 1 && kind == protowire.BytesType && id == "" {
+		if number == 1 && kind == protowire.BytesType { // the last one counts, as it does for whoever decodes
 			text, _ := protowire.ConsumeBytes(b)
 			id = string(text)
 		}

@@ -144,3 +144,19 @@ func TestReplyTypesFollowTheNumbers(t *testing.T) {
 		t.Errorf("%d requests", requests)
 	}
 }
+
+// Where an envelope has its id twice, the last one counts, as it does for every decoder of protobuf: the reply must go to
+// the request that is served.
+func TestTheLastIdCounts(t *testing.T) {
+	payload := append(envelopeOf(t, "first", nil), envelopeOf(t, "last", &pb.PingRequest{})...)
+	id, err := Inspect(payload)
+	m, decodeErr := decode(payload)
+	if err != nil || decodeErr != nil || id != "last" || m.MessageId != id {
+		t.Errorf("%q, %q, %v, %v", id, m.GetMessageId(), err, decodeErr)
+	}
+	h, _ := guest(t, nil)
+	h.write(frameOf(Plain, payload))
+	if m, _ := h.next(); m.MessageId != "last" || m.GetPong() == nil {
+		t.Error(m)
+	}
+}

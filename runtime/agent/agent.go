@@ -182,6 +182,7 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	log := a.config.Log.With(zap.String("port", p.Name()))
+	limited := limiter{log: log} // for all sessions together: a host that comes again and again must not fill the log either
 	for pause := firstReopen; ; {
 		channel, err := p.Accept(ctx)
 		if ctx.Err() != nil {
@@ -199,7 +200,6 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 		}
 		pause = firstReopen
 		sessions.Go(func() {
-			limited := limiter{log: log}
 			session := newID()
 			a.serve(ctx, wire.NewConn(channel, a.wireConfig(p.Name(), session, &limited)), log)
 			if a.config.Left != nil {

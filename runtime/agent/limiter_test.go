@@ -1,0 +1,98 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// A host that sends garbage, leaves and comes again fills the log no more than one that stays.
+func TestWarningsAreLimitedPerPort(t *testing.T) {
+	dir, err := os.MkdirTemp("", "ql-") // short: a socket's path has at most 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "s")
+	lines := &countingCore{}
+	ctx, stop := context.WithCancel(context.Background())
+	var left sync.WaitGroup
+	a := New(Config{
+		Open:  func() ([]port.Port, error) { return port.Open("unix:" + socket) },
+		Table: builtins.NewTable(nil), Log: zap.New(lines),
+		Ready:     func(context.Context) *pb.AgentReadyEvent { return nil },
+		Telemetry: func(context.Context) *pb.TelemetryReport { return nil },
+		Left:      func(string, string) { left.Done() },
+	})
+	var ran sync.WaitGroup
+	ran.Go(func() {
+		if err := a.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer func() { stop(); ran.Wait() }()
+	const sessions = 3 * warnings
+	left.Add(sessions)
+	for range sessions {
+		conn := dialSoon(t, socket)
+		if _, err := conn.Write([]byte("garbage")); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	left.Wait()
+	if n := lines.warnings(); n == 0 || n > warnings {
+		t.Errorf("%d warnings about %d sessions of garbage; at most %d belong there", n, sessions, warnings)
+	}
+}
+
+func dialSoon(t *testing.T, socket string) net.Conn {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			return conn
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// countingCore counts warnings.
+type countingCore struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (c *countingCore) warnings() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+func (c *countingCore) Enabled(zapcore.Level) bool        { return true }
+func (c *countingCore) With([]zapcore.Field) zapcore.Core { return c }
+func (c *countingCore) Sync() error                       { return nil }
+func (c *countingCore) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	return to.AddCore(e, c)
+}
+func (c *countingCore) Write(e zapcore.Entry, _ []zapcore.Field) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.Level == zapcore.WarnLevel {
+		c.n++
+	}
+	return nil
+}
