@@ -79,6 +79,8 @@ type Conn struct {
 	queue   *queue
 
 	heard   atomic.Bool  // a frame has come
+	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
+	busy    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
 	writes  atomic.Int32 // the Framing to write
 	opening atomic.Int64 // bytes queued before heard
 
@@ -147,7 +149,9 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	var waited time.Duration // within the frame that is not complete
 	for {
 		pending, start := decoder.Pending(), time.Now()
+		c.busy.Store(0)
 		n, err := c.channel.Read(buf)
+		c.busy.Store(time.Now().UnixNano())
 		took := time.Since(start)
 		if waited += took; !pending {
 			waited = 0
@@ -186,6 +190,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 
 // frame takes one frame. False is that of accept.
 func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) bool {
+	c.last.Store(time.Now().UnixNano())
 	first := !c.heard.Swap(true)
 	if c.config.Framing == Auto && (frame.Aligned || first) { // what was found in garbage says nothing of the host
 		c.writes.Store(int32(frame.Framing))

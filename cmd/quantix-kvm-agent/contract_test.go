@@ -87,7 +87,7 @@ func TestRefusingMode(t *testing.T) {
 	for _, request := range requests() {
 		_, err := client.Call[proto.Message](ctxFor(t, 20*time.Second), c, request)
 		switch request.(type) {
-		case *pb.PingRequest, *pb.GetCapabilitiesRequest:
+		case *pb.PingRequest, *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
 			if err != nil {
 				t.Errorf("%T: %v", request, err)
 			}

@@ -1,7 +1,7 @@
 // Package agent is the daemon between the channel and the operations.
 //
 //	port.Port ─Accept─► wire.Conn ─► Agent.handle ─► builtins.Table.Invoke ─► rooms
-//	                       ▲            ping, cancel and get_capabilities are answered here
+//	                       ▲            ping, cancel, get_capabilities, get_status are answered here
 //	                       └── agent_ready, telemetry, error: on a host's coming and then on time
 //
 // Not here: flags, configuration files, and anything that touches the guest.
@@ -48,7 +48,7 @@ type Config struct {
 	TelemetryEvery time.Duration
 	// Features are the details of get_capabilities. Nil: none.
 	Features func() map[string]string
-	// Gate refuses everything but ping, get_capabilities and cancel while it gives an error; it may wait a little. Nil: open.
+	// Gate refuses everything but ping, get_capabilities, get_status and cancel while it gives an error; it may wait a little. Nil: open.
 	Gate func(ctx context.Context) error
 	// Refusing, when not nil, closes the gate for good and is told to every host in an error event.
 	Refusing error
@@ -63,6 +63,15 @@ type Config struct {
 	Stopping func() error
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back; 0: 60 s.
 	StopTimeout time.Duration
+	// Local is a port of the guest itself, which answers get_status and get_capabilities alone; it is closed when Run ends.
+	// Nil: none.
+	Local port.Port
+	// Status adds to get_status what the agent does not know of itself; it may set the state to recovering. It must not wait
+	// for anything. Nil: nothing.
+	Status func(*pb.GetStatusResponse)
+	// Changed is called whenever Status or Looked may give something new, from several goroutines; it must not block. Nil:
+	// nobody asks.
+	Changed func()
 }
 
 // Agent serves hosts. Make it with New, run it once.
@@ -71,10 +80,14 @@ type Agent struct {
 	session string
 	start   time.Time
 	calls   wire.Calls
+	life    *life
 
 	mu    sync.Mutex
 	conns map[*wire.Conn]bool
-	trim  *time.Timer // gives memory back a while after the last host left
+	every time.Duration // of telemetry
+
+	everyChanged chan struct{} // closed then
+	trim         *time.Timer   // gives memory back a while after the last host left
 }
 
 // ErrStopping is the cause of what ends because the agent stops.
@@ -105,7 +118,10 @@ func New(config Config) *Agent {
 	var nonce [12]byte
 	rand.Read(nonce[:])
 	trim := time.AfterFunc(trimAfter, debug.FreeOSMemory)
-	return &Agent{trim: trim, config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{}}
+	return &Agent{
+		trim: trim, config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{},
+		life: newLife(config.Changed), every: config.TelemetryEvery, everyChanged: make(chan struct{}),
+	}
 }
 
 // Run serves until ctx ends. Then it lets no call start, cancels those that run with ErrStopping, waits for them, writes
@@ -113,16 +129,23 @@ func New(config Config) *Agent {
 func (a *Agent) Run(ctx context.Context) error {
 	serve, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
+	var work sync.WaitGroup
+	defer work.Wait()
+	if local := a.config.Local; local != nil {
+		defer local.Close()
+		work.Go(func() { a.serveLocal(serve, local) })
+	}
 	ports, err := a.open(ctx)
 	if err != nil {
+		stop(ErrStopping)
 		return err
 	}
-	var work sync.WaitGroup
 	for _, p := range ports {
 		a.config.Log.Info("serving", zap.String("port", p.Name()))
 		work.Go(func() { a.servePort(serve, p) })
 	}
 	<-ctx.Done()
+	a.life.stop()
 	a.trim.Stop()
 	a.shutdown()
 	stop(ErrStopping)
@@ -162,6 +185,7 @@ func (a *Agent) open(ctx context.Context) ([]port.Port, error) {
 	said := ""
 	for pause := firstReopen; ; pause = min(2*pause, longestReopen) {
 		ports, err := a.config.Open()
+		a.life.look()
 		if err == nil {
 			return ports, nil
 		}
@@ -179,6 +203,8 @@ func (a *Agent) open(ctx context.Context) ([]port.Port, error) {
 
 // servePort serves one host after the other, or beside each other where the port has room.
 func (a *Agent) servePort(ctx context.Context, p port.Port) {
+	a.life.open(p.Name())
+	defer a.life.close(p.Name())
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	log := a.config.Log.With(zap.String("port", p.Name()))
@@ -201,7 +227,10 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 		pause = firstReopen
 		sessions.Go(func() {
 			session := newID()
-			a.serve(ctx, wire.NewConn(channel, a.wireConfig(p.Name(), session, &limited)), log)
+			conn := wire.NewConn(channel, a.wireConfig(p.Name(), session, &limited))
+			leave := a.life.enter(p.Name(), conn)
+			a.serve(ctx, conn, log)
+			leave()
 			if a.config.Left != nil {
 				a.config.Left(p.Name(), session)
 			}
@@ -251,7 +280,7 @@ func (a *Agent) wireConfig(portName, session string, limited *limiter) wire.Conf
 		},
 		Vital: func(request proto.Message) bool {
 			switch request.(type) {
-			case *pb.PingRequest, *pb.GetCapabilitiesRequest:
+			case *pb.PingRequest, *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
 				return true
 			}
 			return false
@@ -307,18 +336,22 @@ func (a *Agent) capabilities() []string {
 	if a.config.Refusing != nil {
 		return nil
 	}
-	return append([]string{"telemetry"}, a.config.Table.Capabilities()...)
+	return append([]string{"status", "telemetry"}, a.config.Table.Capabilities()...)
 }
 
 // report sends telemetry and agent_ready on time, for as long as the host is there. A tick that is late is not made up.
 func (a *Agent) report(ctx context.Context, c *wire.Conn) {
-	telemetry, ready := time.NewTicker(a.config.TelemetryEvery), time.NewTicker(readyEvery)
+	every, changed := a.telemetryEvery()
+	telemetry, ready := time.NewTicker(every), time.NewTicker(readyEvery)
 	defer telemetry.Stop()
 	defer ready.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-changed:
+			every, changed = a.telemetryEvery()
+			telemetry.Reset(every)
 		case <-telemetry.C:
 			if report := a.measure(ctx); report != nil {
 				c.Send(newID(), report)
@@ -383,6 +416,8 @@ func (a *Agent) handle(ctx context.Context, c *wire.Conn, call *builtins.Call, r
 	case *pb.GetCapabilitiesRequest:
 		a.ready(ctx, c) // a change of hosts is not always seen, so a host that asks who is there is greeted
 		return a.describe(), nil
+	case *pb.GetStatusRequest:
+		return a.Status(), nil
 	}
 	if err := a.gate(ctx); err != nil {
 		return a.refuse(request, err), err

@@ -8,3 +8,15 @@ func Info(e *pb.JournalEntry) *pb.TransactionInfo {
 	i.Reply = e.Reply
 	return i
 }
+
+// Status tells of the transaction that is open now, nil where there is none, and why none may begin. It does not touch the
+// disk.
+func (j *Journal) Status() (open *pb.TransactionInfo, err error) {
+	j.mu.Lock()
+	t, err := j.current, j.broken
+	j.mu.Unlock()
+	if t == nil {
+		return nil, err
+	}
+	return t.info(), err
+}

@@ -20,10 +20,12 @@ type Pool struct {
 	thread  sync.WaitGroup
 
 	mu      sync.Mutex
+	limits  Limits
 	closed  bool
 	keeper  bool          // the thread is there
 	warming chan struct{} // closed when the standby that is being started is there; nil: none is
 	standby *runner       // sealed, and not used yet
+	sealed  Limits        // of the standby
 }
 
 // New makes a pool. No process is started before the first Run.
@@ -34,12 +36,22 @@ func New(cfg Config) *Pool {
 	}
 	pick(&cfg.UID, 65534)
 	pick(&cfg.GID, 65534)
-	cfg.Limits = cfg.Limits.withDefaults()
-	return &Pool{cfg: cfg, closing: make(chan struct{}), starts: make(chan func())}
+	return &Pool{cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), starts: make(chan func())}
 }
 
 // Limits are those of each run, with the defaults filled in.
-func (p *Pool) Limits() Limits { return p.cfg.Limits }
+func (p *Pool) Limits() Limits {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.limits
+}
+
+// SetLimits changes the limits of the runs that begin from now on.
+func (p *Pool) SetLimits(limits Limits) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits = limits.withDefaults()
+}
 
 // Close ends every run with ErrClosed as its cause, kills the standby, and returns when no process is left.
 func (p *Pool) Close() {
@@ -64,7 +76,7 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 		return refused("cancelled", ErrClosed.Error(), "")
 	}
 	defer p.work.Done()
-	limits := p.cfg.Limits
+	limits := p.Limits()
 	if n := job.Start.GetMemoryLimit(); n != 0 {
 		limits.Memory = n
 	}
@@ -90,8 +102,8 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 // once runs the job in one runner. spoilt is that of serve, and only said of a standby.
 func (p *Pool) once(ctx context.Context, job Job, start []byte, limits Limits, warm bool) (out Outcome, spoilt bool) {
 	var r *runner
-	if warm && limits.Memory == p.cfg.Limits.Memory {
-		r = p.takeStandby(ctx)
+	if warm {
+		r = p.takeStandby(ctx, limits)
 	}
 	warm = r != nil
 	if r == nil {
@@ -129,8 +141,9 @@ func (p *Pool) whenClosing(f func()) (unhook func()) {
 	return func() { close(over); <-gone }
 }
 
-// takeStandby gives the warm runner, also one that is nearly there; nil where there is none.
-func (p *Pool) takeStandby(ctx context.Context) *runner {
+// takeStandby gives the warm runner, also one that is nearly there; nil where there is none that was sealed for these
+// limits.
+func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	p.mu.Lock()
 	warming := p.warming
 	p.mu.Unlock()
@@ -141,9 +154,19 @@ func (p *Pool) takeStandby(ctx context.Context) *runner {
 		}
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	r := p.standby
-	p.standby = nil
+	fits := r != nil && p.sealed.Memory == limits.Memory && p.sealed.CPU == limits.CPU
+	outdated := r != nil && !fits && p.sealed != p.limits // the limits have changed since
+	if fits || outdated {
+		p.standby = nil
+	}
+	p.mu.Unlock()
+	if outdated {
+		r.close()
+	}
+	if !fits {
+		return nil
+	}
 	return r
 }
 
@@ -167,11 +190,12 @@ func (p *Pool) standBy() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	defer p.whenClosing(cancel)()
-	r, err := p.start(ctx, p.cfg.Limits)
+	limits := p.Limits()
+	r, err := p.start(ctx, limits)
 	p.mu.Lock()
 	keep := err == nil && !p.closed
 	if keep {
-		p.standby = r
+		p.standby, p.sealed = r, limits
 	}
 	close(p.warming)
 	p.warming = nil

@@ -212,6 +212,68 @@ func (ConfirmAction) EnumDescriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{2}
 }
 
+// What the agent is about.
+type AgentState int32
+
+const (
+	AgentState_AGENT_STATE_UNSPECIFIED AgentState = 0
+	// No channel to a host is there yet.
+	AgentState_AGENT_STATE_WAITING AgentState = 1
+	// Taking back what an interruption left; all else is answered busy.
+	AgentState_AGENT_STATE_RECOVERING AgentState = 2
+	AgentState_AGENT_STATE_SERVING    AgentState = 3
+	// The configuration has faults; all else is refused.
+	AgentState_AGENT_STATE_REFUSING AgentState = 4
+	AgentState_AGENT_STATE_STOPPING AgentState = 5
+)
+
+// Enum value maps for AgentState.
+var (
+	AgentState_name = map[int32]string{
+		0: "AGENT_STATE_UNSPECIFIED",
+		1: "AGENT_STATE_WAITING",
+		2: "AGENT_STATE_RECOVERING",
+		3: "AGENT_STATE_SERVING",
+		4: "AGENT_STATE_REFUSING",
+		5: "AGENT_STATE_STOPPING",
+	}
+	AgentState_value = map[string]int32{
+		"AGENT_STATE_UNSPECIFIED": 0,
+		"AGENT_STATE_WAITING":     1,
+		"AGENT_STATE_RECOVERING":  2,
+		"AGENT_STATE_SERVING":     3,
+		"AGENT_STATE_REFUSING":    4,
+		"AGENT_STATE_STOPPING":    5,
+	}
+)
+
+func (x AgentState) Enum() *AgentState {
+	p := new(AgentState)
+	*p = x
+	return p
+}
+
+func (x AgentState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AgentState) Descriptor() protoreflect.EnumDescriptor {
+	return file_script_proto_enumTypes[3].Descriptor()
+}
+
+func (AgentState) Type() protoreflect.EnumType {
+	return &file_script_proto_enumTypes[3]
+}
+
+func (x AgentState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AgentState.Descriptor instead.
+func (AgentState) EnumDescriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{3}
+}
+
 // Why a request failed, for programs. The codes are listed in wire/fault.
 type ErrorDetail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1986,7 +2048,7 @@ func (*ListJobsResponse) Descriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{24}
 }
 
-// Asks how the agent is.
+// Asks how the agent is. It is answered from memory, also while the agent recovers or refuses everything else.
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2025,7 +2087,35 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 
 // How the agent is.
 type GetStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Commit  string                 `protobuf:"bytes,2,opt,name=commit,proto3" json:"commit,omitempty"`
+	Built   string                 `protobuf:"bytes,3,opt,name=built,proto3" json:"built,omitempty"`
+	Pid     uint32                 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	// When the agent process began, by the guest's clock; uptime_seconds does not depend on that clock.
+	Started       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	UptimeSeconds uint64                 `protobuf:"varint,6,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	// The nonce of this agent process.
+	Session string     `protobuf:"bytes,7,opt,name=session,proto3" json:"session,omitempty"`
+	State   AgentState `protobuf:"varint,8,opt,name=state,proto3,enum=limiquantix.agent.v1.AgentState" json:"state,omitempty"`
+	// Why, in words, where the state is not serving.
+	Reason string        `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	Ports  []*PortStatus `protobuf:"bytes,10,rep,name=ports,proto3" json:"ports,omitempty"`
+	// When a host was last heard, on any port; unset: never.
+	LastHeard *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"`
+	// Requests that are being served.
+	InFlight uint32          `protobuf:"varint,12,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Journal  *JournalStatus  `protobuf:"bytes,13,opt,name=journal,proto3" json:"journal,omitempty"`
+	Sandbox  []*SandboxLayer `protobuf:"bytes,14,rep,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Config   *ConfigStatus   `protobuf:"bytes,15,opt,name=config,proto3" json:"config,omitempty"`
+	// The latest warnings and errors of the log, the oldest first.
+	Errors []*StatusLine `protobuf:"bytes,16,rep,name=errors,proto3" json:"errors,omitempty"`
+	// The guest's clock, to judge the other times by.
+	Now *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=now,proto3" json:"now,omitempty"`
+	// Of the agent process alone; 0: not known.
+	ResidentBytes uint64 `protobuf:"varint,18,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	// What the process has used of a processor.
+	CpuMs         uint64 `protobuf:"varint,19,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2060,6 +2150,532 @@ func (*GetStatusResponse) Descriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{26}
 }
 
+func (x *GetStatusResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetCommit() string {
+	if x != nil {
+		return x.Commit
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetBuilt() string {
+	if x != nil {
+		return x.Built
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetUptimeSeconds() uint64 {
+	if x != nil {
+		return x.UptimeSeconds
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetState() AgentState {
+	if x != nil {
+		return x.State
+	}
+	return AgentState_AGENT_STATE_UNSPECIFIED
+}
+
+func (x *GetStatusResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetPorts() []*PortStatus {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetInFlight() uint32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetJournal() *JournalStatus {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetSandbox() []*SandboxLayer {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetConfig() *ConfigStatus {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetErrors() []*StatusLine {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetResidentBytes() uint64 {
+	if x != nil {
+		return x.ResidentBytes
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetCpuMs() uint64 {
+	if x != nil {
+		return x.CpuMs
+	}
+	return 0
+}
+
+// One channel and who is on it.
+type PortStatus struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Sessions []*SessionStatus       `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Sessions since the agent began, with those that are over.
+	TotalSessions uint64 `protobuf:"varint,3,opt,name=total_sessions,json=totalSessions,proto3" json:"total_sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortStatus) Reset() {
+	*x = PortStatus{}
+	mi := &file_script_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortStatus) ProtoMessage() {}
+
+func (x *PortStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
+func (*PortStatus) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *PortStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PortStatus) GetSessions() []*SessionStatus {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *PortStatus) GetTotalSessions() uint64 {
+	if x != nil {
+		return x.TotalSessions
+	}
+	return 0
+}
+
+// One host on a channel.
+type SessionStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// When its last frame came; unset: nothing was heard.
+	LastHeard *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"`
+	// plain or qtx1.
+	Framing       string `protobuf:"bytes,3,opt,name=framing,proto3" json:"framing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionStatus) Reset() {
+	*x = SessionStatus{}
+	mi := &file_script_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionStatus) ProtoMessage() {}
+
+func (x *SessionStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionStatus.ProtoReflect.Descriptor instead.
+func (*SessionStatus) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SessionStatus) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *SessionStatus) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
+	}
+	return nil
+}
+
+func (x *SessionStatus) GetFraming() string {
+	if x != nil {
+		return x.Framing
+	}
+	return ""
+}
+
+// The undo journal.
+type JournalStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Why no transaction may begin; empty: one may.
+	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// The transaction that is open now.
+	Open *TransactionInfo `protobuf:"bytes,2,opt,name=open,proto3" json:"open,omitempty"`
+	// The transactions that this agent found interrupted when it started, and what became of them.
+	Recovered     []*StatusLine `protobuf:"bytes,3,rep,name=recovered,proto3" json:"recovered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalStatus) Reset() {
+	*x = JournalStatus{}
+	mi := &file_script_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalStatus) ProtoMessage() {}
+
+func (x *JournalStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
+func (*JournalStatus) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *JournalStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *JournalStatus) GetOpen() *TransactionInfo {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *JournalStatus) GetRecovered() []*StatusLine {
+	if x != nil {
+		return x.Recovered
+	}
+	return nil
+}
+
+// A wall around scripts. missing says why it does not stand; empty: it does.
+type SandboxLayer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Missing       string                 `protobuf:"bytes,2,opt,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SandboxLayer) Reset() {
+	*x = SandboxLayer{}
+	mi := &file_script_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SandboxLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SandboxLayer) ProtoMessage() {}
+
+func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SandboxLayer.ProtoReflect.Descriptor instead.
+func (*SandboxLayer) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SandboxLayer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SandboxLayer) GetMissing() string {
+	if x != nil {
+		return x.Missing
+	}
+	return ""
+}
+
+// The configuration in force.
+type ConfigStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// When it was last read, at start or by a reload.
+	Loaded *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=loaded,proto3" json:"loaded,omitempty"`
+	// How often it was read: 1 after the start. A reload that failed counts.
+	Generation uint32 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The faults of the last reading; then what was in force before stays, or, at start, the agent refuses.
+	Error    string   `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Warnings []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Keys whose new value waits for a restart of the agent.
+	NeedsRestart  []string `protobuf:"bytes,6,rep,name=needs_restart,json=needsRestart,proto3" json:"needs_restart,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigStatus) Reset() {
+	*x = ConfigStatus{}
+	mi := &file_script_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigStatus) ProtoMessage() {}
+
+func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigStatus.ProtoReflect.Descriptor instead.
+func (*ConfigStatus) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ConfigStatus) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ConfigStatus) GetLoaded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Loaded
+	}
+	return nil
+}
+
+func (x *ConfigStatus) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ConfigStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ConfigStatus) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ConfigStatus) GetNeedsRestart() []string {
+	if x != nil {
+		return x.NeedsRestart
+	}
+	return nil
+}
+
+// A line about something that happened.
+type StatusLine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// debug, info, warn or error.
+	Level         string `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusLine) Reset() {
+	*x = StatusLine{}
+	mi := &file_script_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusLine) ProtoMessage() {}
+
+func (x *StatusLine) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusLine.ProtoReflect.Descriptor instead.
+func (*StatusLine) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *StatusLine) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *StatusLine) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *StatusLine) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // What a running script says; the event has a message id of its own.
 type ScriptEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2079,7 +2695,7 @@ type ScriptEvent struct {
 
 func (x *ScriptEvent) Reset() {
 	*x = ScriptEvent{}
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2707,7 @@ func (x *ScriptEvent) String() string {
 func (*ScriptEvent) ProtoMessage() {}
 
 func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2720,7 @@ func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptEvent.ProtoReflect.Descriptor instead.
 func (*ScriptEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{27}
+	return file_script_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ScriptEvent) GetRequestId() string {
@@ -2158,7 +2774,7 @@ type ExecOutputEvent struct {
 
 func (x *ExecOutputEvent) Reset() {
 	*x = ExecOutputEvent{}
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2786,7 @@ func (x *ExecOutputEvent) String() string {
 func (*ExecOutputEvent) ProtoMessage() {}
 
 func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2799,7 @@ func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutputEvent.ProtoReflect.Descriptor instead.
 func (*ExecOutputEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{28}
+	return file_script_proto_rawDescGZIP(), []int{34}
 }
 
 var File_script_proto protoreflect.FileDescriptor
@@ -2343,8 +2959,60 @@ const file_script_proto_rawDesc = "" +
 	"\x11ExecInputResponse\"\x11\n" +
 	"\x0fListJobsRequest\"\x12\n" +
 	"\x10ListJobsResponse\"\x12\n" +
-	"\x10GetStatusRequest\"\x13\n" +
-	"\x11GetStatusResponse\"\xcb\x01\n" +
+	"\x10GetStatusRequest\"\xa3\x06\n" +
+	"\x11GetStatusResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
+	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x14\n" +
+	"\x05built\x18\x03 \x01(\tR\x05built\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\rR\x03pid\x124\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12%\n" +
+	"\x0euptime_seconds\x18\x06 \x01(\x04R\ruptimeSeconds\x12\x18\n" +
+	"\asession\x18\a \x01(\tR\asession\x126\n" +
+	"\x05state\x18\b \x01(\x0e2 .limiquantix.agent.v1.AgentStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\t \x01(\tR\x06reason\x126\n" +
+	"\x05ports\x18\n" +
+	" \x03(\v2 .limiquantix.agent.v1.PortStatusR\x05ports\x129\n" +
+	"\n" +
+	"last_heard\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x1b\n" +
+	"\tin_flight\x18\f \x01(\rR\binFlight\x12=\n" +
+	"\ajournal\x18\r \x01(\v2#.limiquantix.agent.v1.JournalStatusR\ajournal\x12<\n" +
+	"\asandbox\x18\x0e \x03(\v2\".limiquantix.agent.v1.SandboxLayerR\asandbox\x12:\n" +
+	"\x06config\x18\x0f \x01(\v2\".limiquantix.agent.v1.ConfigStatusR\x06config\x128\n" +
+	"\x06errors\x18\x10 \x03(\v2 .limiquantix.agent.v1.StatusLineR\x06errors\x12,\n" +
+	"\x03now\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12%\n" +
+	"\x0eresident_bytes\x18\x12 \x01(\x04R\rresidentBytes\x12\x15\n" +
+	"\x06cpu_ms\x18\x13 \x01(\x04R\x05cpuMs\"\x88\x01\n" +
+	"\n" +
+	"PortStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12?\n" +
+	"\bsessions\x18\x02 \x03(\v2#.limiquantix.agent.v1.SessionStatusR\bsessions\x12%\n" +
+	"\x0etotal_sessions\x18\x03 \x01(\x04R\rtotalSessions\"\x96\x01\n" +
+	"\rSessionStatus\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x129\n" +
+	"\n" +
+	"last_heard\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x18\n" +
+	"\aframing\x18\x03 \x01(\tR\aframing\"\xa0\x01\n" +
+	"\rJournalStatus\x12\x14\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\x129\n" +
+	"\x04open\x18\x02 \x01(\v2%.limiquantix.agent.v1.TransactionInfoR\x04open\x12>\n" +
+	"\trecovered\x18\x03 \x03(\v2 .limiquantix.agent.v1.StatusLineR\trecovered\"<\n" +
+	"\fSandboxLayer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\amissing\x18\x02 \x01(\tR\amissing\"\xcd\x01\n" +
+	"\fConfigStatus\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x122\n" +
+	"\x06loaded\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06loaded\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1a\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12#\n" +
+	"\rneeds_restart\x18\x06 \x03(\tR\fneedsRestart\"h\n" +
+	"\n" +
+	"StatusLine\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xcb\x01\n" +
 	"\vScriptEvent\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12/\n" +
@@ -2375,7 +3043,15 @@ const file_script_proto_rawDesc = "" +
 	"\x1aCONFIRM_ACTION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONFIRM_ACTION_CONFIRM\x10\x01\x12\x1b\n" +
 	"\x17CONFIRM_ACTION_ROLLBACK\x10\x02\x12\x19\n" +
-	"\x15CONFIRM_ACTION_EXTEND\x10\x03B,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\x15CONFIRM_ACTION_EXTEND\x10\x03*\xab\x01\n" +
+	"\n" +
+	"AgentState\x12\x1b\n" +
+	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13AGENT_STATE_WAITING\x10\x01\x12\x1a\n" +
+	"\x16AGENT_STATE_RECOVERING\x10\x02\x12\x17\n" +
+	"\x13AGENT_STATE_SERVING\x10\x03\x12\x18\n" +
+	"\x14AGENT_STATE_REFUSING\x10\x04\x12\x18\n" +
+	"\x14AGENT_STATE_STOPPING\x10\x05B,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_script_proto_rawDescOnce sync.Once
@@ -2389,86 +3065,109 @@ func file_script_proto_rawDescGZIP() []byte {
 	return file_script_proto_rawDescData
 }
 
-var file_script_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_script_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_script_proto_goTypes = []any{
 	(ScriptStatus)(0),             // 0: limiquantix.agent.v1.ScriptStatus
 	(ChangeState)(0),              // 1: limiquantix.agent.v1.ChangeState
 	(ConfirmAction)(0),            // 2: limiquantix.agent.v1.ConfirmAction
-	(*ErrorDetail)(nil),           // 3: limiquantix.agent.v1.ErrorDetail
-	(*RunScriptRequest)(nil),      // 4: limiquantix.agent.v1.RunScriptRequest
-	(*Attachment)(nil),            // 5: limiquantix.agent.v1.Attachment
-	(*RunScriptResponse)(nil),     // 6: limiquantix.agent.v1.RunScriptResponse
-	(*ScriptError)(nil),           // 7: limiquantix.agent.v1.ScriptError
-	(*Change)(nil),                // 8: limiquantix.agent.v1.Change
-	(*LogLine)(nil),               // 9: limiquantix.agent.v1.LogLine
-	(*ScriptStats)(nil),           // 10: limiquantix.agent.v1.ScriptStats
-	(*ScriptRef)(nil),             // 11: limiquantix.agent.v1.ScriptRef
-	(*CancelRequest)(nil),         // 12: limiquantix.agent.v1.CancelRequest
-	(*CancelResponse)(nil),        // 13: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsRequest)(nil),    // 14: limiquantix.agent.v1.ListScriptsRequest
-	(*ListScriptsResponse)(nil),   // 15: limiquantix.agent.v1.ListScriptsResponse
-	(*ScriptInfo)(nil),            // 16: limiquantix.agent.v1.ScriptInfo
-	(*ConfirmRequest)(nil),        // 17: limiquantix.agent.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),       // 18: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsRequest)(nil),   // 19: limiquantix.agent.v1.TransactionsRequest
-	(*TransactionsResponse)(nil),  // 20: limiquantix.agent.v1.TransactionsResponse
-	(*TransactionInfo)(nil),       // 21: limiquantix.agent.v1.TransactionInfo
-	(*ExecStartRequest)(nil),      // 22: limiquantix.agent.v1.ExecStartRequest
-	(*ExecStartResponse)(nil),     // 23: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputRequest)(nil),      // 24: limiquantix.agent.v1.ExecInputRequest
-	(*ExecInputResponse)(nil),     // 25: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsRequest)(nil),       // 26: limiquantix.agent.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 27: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusRequest)(nil),      // 28: limiquantix.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 29: limiquantix.agent.v1.GetStatusResponse
-	(*ScriptEvent)(nil),           // 30: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),       // 31: limiquantix.agent.v1.ExecOutputEvent
-	nil,                           // 32: limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	nil,                           // 33: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
-	nil,                           // 34: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
-	(*structpb.Struct)(nil),       // 35: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 36: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(AgentState)(0),               // 3: limiquantix.agent.v1.AgentState
+	(*ErrorDetail)(nil),           // 4: limiquantix.agent.v1.ErrorDetail
+	(*RunScriptRequest)(nil),      // 5: limiquantix.agent.v1.RunScriptRequest
+	(*Attachment)(nil),            // 6: limiquantix.agent.v1.Attachment
+	(*RunScriptResponse)(nil),     // 7: limiquantix.agent.v1.RunScriptResponse
+	(*ScriptError)(nil),           // 8: limiquantix.agent.v1.ScriptError
+	(*Change)(nil),                // 9: limiquantix.agent.v1.Change
+	(*LogLine)(nil),               // 10: limiquantix.agent.v1.LogLine
+	(*ScriptStats)(nil),           // 11: limiquantix.agent.v1.ScriptStats
+	(*ScriptRef)(nil),             // 12: limiquantix.agent.v1.ScriptRef
+	(*CancelRequest)(nil),         // 13: limiquantix.agent.v1.CancelRequest
+	(*CancelResponse)(nil),        // 14: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsRequest)(nil),    // 15: limiquantix.agent.v1.ListScriptsRequest
+	(*ListScriptsResponse)(nil),   // 16: limiquantix.agent.v1.ListScriptsResponse
+	(*ScriptInfo)(nil),            // 17: limiquantix.agent.v1.ScriptInfo
+	(*ConfirmRequest)(nil),        // 18: limiquantix.agent.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),       // 19: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsRequest)(nil),   // 20: limiquantix.agent.v1.TransactionsRequest
+	(*TransactionsResponse)(nil),  // 21: limiquantix.agent.v1.TransactionsResponse
+	(*TransactionInfo)(nil),       // 22: limiquantix.agent.v1.TransactionInfo
+	(*ExecStartRequest)(nil),      // 23: limiquantix.agent.v1.ExecStartRequest
+	(*ExecStartResponse)(nil),     // 24: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputRequest)(nil),      // 25: limiquantix.agent.v1.ExecInputRequest
+	(*ExecInputResponse)(nil),     // 26: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsRequest)(nil),       // 27: limiquantix.agent.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 28: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusRequest)(nil),      // 29: limiquantix.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 30: limiquantix.agent.v1.GetStatusResponse
+	(*PortStatus)(nil),            // 31: limiquantix.agent.v1.PortStatus
+	(*SessionStatus)(nil),         // 32: limiquantix.agent.v1.SessionStatus
+	(*JournalStatus)(nil),         // 33: limiquantix.agent.v1.JournalStatus
+	(*SandboxLayer)(nil),          // 34: limiquantix.agent.v1.SandboxLayer
+	(*ConfigStatus)(nil),          // 35: limiquantix.agent.v1.ConfigStatus
+	(*StatusLine)(nil),            // 36: limiquantix.agent.v1.StatusLine
+	(*ScriptEvent)(nil),           // 37: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),       // 38: limiquantix.agent.v1.ExecOutputEvent
+	nil,                           // 39: limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	nil,                           // 40: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	nil,                           // 41: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	(*structpb.Struct)(nil),       // 42: google.protobuf.Struct
+	(*structpb.Value)(nil),        // 43: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
 }
 var file_script_proto_depIdxs = []int32{
-	32, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	35, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
-	33, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
-	5,  // 3: limiquantix.agent.v1.RunScriptRequest.attachments:type_name -> limiquantix.agent.v1.Attachment
-	34, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	39, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	42, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
+	40, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	6,  // 3: limiquantix.agent.v1.RunScriptRequest.attachments:type_name -> limiquantix.agent.v1.Attachment
+	41, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
 	0,  // 5: limiquantix.agent.v1.RunScriptResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	36, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
-	7,  // 7: limiquantix.agent.v1.RunScriptResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	8,  // 8: limiquantix.agent.v1.RunScriptResponse.changes:type_name -> limiquantix.agent.v1.Change
-	9,  // 9: limiquantix.agent.v1.RunScriptResponse.log:type_name -> limiquantix.agent.v1.LogLine
-	10, // 10: limiquantix.agent.v1.RunScriptResponse.stats:type_name -> limiquantix.agent.v1.ScriptStats
-	37, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
-	8,  // 12: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
-	11, // 13: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
-	8,  // 14: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
+	43, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
+	8,  // 7: limiquantix.agent.v1.RunScriptResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	9,  // 8: limiquantix.agent.v1.RunScriptResponse.changes:type_name -> limiquantix.agent.v1.Change
+	10, // 9: limiquantix.agent.v1.RunScriptResponse.log:type_name -> limiquantix.agent.v1.LogLine
+	11, // 10: limiquantix.agent.v1.RunScriptResponse.stats:type_name -> limiquantix.agent.v1.ScriptStats
+	44, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	9,  // 12: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
+	12, // 13: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
+	9,  // 14: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
 	1,  // 15: limiquantix.agent.v1.Change.state:type_name -> limiquantix.agent.v1.ChangeState
-	37, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
-	7,  // 17: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	16, // 18: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
-	7,  // 19: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	35, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
+	44, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
+	8,  // 17: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	17, // 18: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
+	8,  // 19: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	42, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
 	2,  // 21: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
 	0,  // 22: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	7,  // 23: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	21, // 24: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
-	7,  // 25: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	8,  // 23: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	22, // 24: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
+	8,  // 25: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
 	0,  // 26: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	11, // 27: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
-	37, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
-	37, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
-	6,  // 30: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	9,  // 31: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	12, // 27: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
+	44, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
+	44, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
+	7,  // 30: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	44, // 31: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	3,  // 32: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
+	31, // 33: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
+	44, // 34: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
+	33, // 35: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
+	34, // 36: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
+	35, // 37: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
+	36, // 38: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
+	44, // 39: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
+	32, // 40: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	44, // 41: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	44, // 42: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	22, // 43: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	36, // 44: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	44, // 45: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	44, // 46: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	10, // 47: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_script_proto_init() }
@@ -2477,14 +3176,14 @@ func file_script_proto_init() {
 		return
 	}
 	file_script_proto_msgTypes[1].OneofWrappers = []any{}
-	file_script_proto_msgTypes[27].OneofWrappers = []any{}
+	file_script_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_script_proto_rawDesc), len(file_script_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   32,
+			NumEnums:      4,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,180 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// pipes is a port whose hosts are pipes.
+type pipes struct {
+	name string
+	next chan io.ReadWriteCloser
+}
+
+func newPipes(name string) *pipes { return &pipes{name, make(chan io.ReadWriteCloser)} }
+
+func (p *pipes) Name() string { return p.name }
+func (p *pipes) Close() error { return nil }
+func (p *pipes) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
+	select {
+	case end := <-p.next:
+		return end, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// dial gives a host's end.
+func (p *pipes) dial(t *testing.T) *client.Client {
+	guest, host := net.Pipe()
+	p.next <- guest
+	c := client.New(host, client.Options{})
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func start(t *testing.T, config Config) *Agent {
+	t.Helper()
+	config.Table, config.Log = builtins.NewTable(), zap.NewNop()
+	config.Ready = func(context.Context) *pb.AgentReadyEvent { return &pb.AgentReadyEvent{} }
+	config.Telemetry = func(context.Context) *pb.TelemetryReport { return &pb.TelemetryReport{} }
+	a := New(config)
+	ctx, stop := context.WithCancel(context.Background())
+	var run sync.WaitGroup
+	run.Go(func() { a.Run(ctx) })
+	t.Cleanup(func() { stop(); run.Wait() })
+	return a
+}
+
+func soon(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 20 s:", what)
+		}
+	}
+}
+
+// Who is there, since when, and when something was heard of them; also when they have left.
+func TestStatusTellsOfHosts(t *testing.T) {
+	p, open := newPipes("org.quantix.agent.0"), make(chan bool)
+	told := make(chan bool, 1000)
+	a := start(t, Config{
+		Open:    func() ([]port.Port, error) { <-open; return []port.Port{p}, nil },
+		Changed: func() { told <- true },
+		Status:  func(s *pb.GetStatusResponse) { s.Pid = 7 },
+	})
+	if s := a.Status(); s.State != pb.AgentState_AGENT_STATE_WAITING || a.Looked() || s.Pid != 7 {
+		t.Error(s)
+	}
+	close(open)
+	soon(t, "the port", func() bool { return a.Status().State == pb.AgentState_AGENT_STATE_SERVING && a.Looked() })
+	if s := a.Status(); s.LastHeard != nil || len(s.Ports) != 1 || len(s.Ports[0].Sessions) != 0 {
+		t.Error(s)
+	}
+	c := p.dial(t)
+	reply, err := client.Call[*pb.GetStatusResponse](t.Context(), c, &pb.GetStatusRequest{})
+	if err != nil || len(reply.Ports[0].Sessions) != 1 || reply.Ports[0].Sessions[0].LastHeard == nil || reply.Ports[0].Sessions[0].Framing != "plain" ||
+		reply.InFlight != 1 || reply.LastHeard == nil {
+		t.Error(reply, err)
+	}
+	c.Close()
+	soon(t, "the host's leaving", func() bool { return len(a.Status().Ports[0].Sessions) == 0 })
+	if s := a.Status(); s.LastHeard == nil || s.Ports[0].TotalSessions != 1 {
+		t.Error(s)
+	}
+	if len(told) < 4 { // looked, opened, came, left
+		t.Errorf("%d changes were told", len(told))
+	}
+}
+
+// The guest's own socket tells the status and refuses everything else; it answers while the agent refuses and waits.
+func TestLocalPortTellsTheStatusAlone(t *testing.T) {
+	local := newPipes("local")
+	start(t, Config{Open: func() ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }, Local: local, Refusing: io.ErrUnexpectedEOF})
+	c := local.dial(t)
+	reply, err := client.Call[*pb.GetStatusResponse](t.Context(), c, &pb.GetStatusRequest{})
+	if err != nil || reply.State != pb.AgentState_AGENT_STATE_REFUSING || reply.Reason == "" {
+		t.Error(reply, err)
+	}
+	if _, err := client.Call[*pb.PongResponse](t.Context(), c, &pb.PingRequest{Sequence: 9}); err != nil {
+		t.Error(err)
+	}
+	_, err = client.Call[*pb.ExecuteResponse](t.Context(), c, &pb.ExecuteRequest{Command: "true"})
+	if fault.Code(err) != "refused" {
+		t.Error(err)
+	}
+}
+
+// An agent that answers is alive; one whose calls can no longer be counted is not.
+func TestAliveSeesAStuckDispatcher(t *testing.T) {
+	a := start(t, Config{Open: func() ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }})
+	for range 3 {
+		if err := a.Alive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stuck, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	b := New(Config{Version: "x"})
+	b.config.Log = zap.NewNop()
+	self := b.selfConfig()
+	release := make(chan bool)
+	self.Handle = func(context.Context, *wire.Conn, string, proto.Message) (proto.Message, error) {
+		<-release
+		return nil, nil
+	}
+	guest, host := net.Pipe()
+	context.AfterFunc(stuck, func() { host.Close() })
+	var serving sync.WaitGroup
+	serving.Go(func() { wire.NewConn(guest, self).Serve(stuck) })
+	if err := exchange(host); err == nil {
+		t.Error("a dispatcher that is stuck counts as alive")
+	}
+	close(release)
+	serving.Wait()
+}
+
+// The period of telemetry changes for a host that is there.
+func TestTelemetryPeriodChanges(t *testing.T) {
+	p := newPipes("p")
+	a := start(t, Config{Open: func() ([]port.Port, error) { return []port.Port{p}, nil }, TelemetryEvery: time.Hour})
+	guest, host := net.Pipe()
+	p.next <- guest
+	defer host.Close()
+	reports := make(chan bool, 1000)
+	go func() {
+		defer close(reports)
+		decoder, buf := wire.Decoder{}, make([]byte, 64<<10)
+		for {
+			n, err := host.Read(buf)
+			if err != nil {
+				return
+			}
+			decoder.Feed(buf[:n])
+			for _, ok := decoder.Next(); ok; _, ok = decoder.Next() {
+				reports <- true
+			}
+		}
+	}()
+	<-reports // agent_ready
+	<-reports // the first report
+	a.SetTelemetryEvery(time.Millisecond)
+	for range 20 {
+		<-reports
+	}
+}
