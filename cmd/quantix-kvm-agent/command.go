@@ -23,7 +23,7 @@ var (
 
 // flags are the command line.
 type flags struct {
-	config, device, root, state, logLevel string
+	config, device, root, state, logLevel, control string
 }
 
 func command() *cobra.Command {
@@ -35,7 +35,9 @@ func command() *cobra.Command {
 happen whole or not at all.
 
 It opens every virtio-serial port named org.quantix.agent.N and waits until a host is there. With a fault in its
-configuration it answers ping and get_capabilities, tells the host about the fault, and refuses all else.`,
+configuration it answers ping, get_capabilities and get_status, tells the host about the fault, and refuses all else.
+
+SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends it: a script that runs is taken back first.`,
 		Example: `  quantix-kvm-agent
   quantix-kvm-agent --device unix:/tmp/agent.sock --root /tmp/scratch --state /tmp/state`,
 		Args:          cobra.NoArgs,
@@ -45,11 +47,13 @@ configuration it answers ping and get_capabilities, tells the host about the fau
 		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), f) },
 	}
 	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
+	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default /run/quantix-kvm/agent.sock, or agent.sock in another state directory)")
 	c.Flags().StringVar(&f.config, "config", "/etc/quantix-kvm/agent.yaml", "configuration `file`; one that does not exist means defaults")
 	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH (default device_path of the configuration)")
-	c.Flags().StringVar(&f.root, "root", "/", "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
-	c.Flags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default /var/lib/quantix-kvm below the root)")
+	c.PersistentFlags().StringVar(&f.root, "root", "/", "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
+	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default /var/lib/quantix-kvm below the root)")
 	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
+	c.AddCommand(statusCommand(&f), reloadCommand(&f), recoverCommand(&f))
 	return c
 }
 
@@ -62,7 +66,7 @@ func (f flags) stateDir() string {
 
 // absolute makes the paths independent of where the agent was started.
 func (f flags) absolute() (flags, error) {
-	for _, path := range []*string{&f.config, &f.root, &f.state} {
+	for _, path := range []*string{&f.config, &f.root, &f.state, &f.control} {
 		if *path == "" {
 			continue
 		}

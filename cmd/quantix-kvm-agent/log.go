@@ -5,36 +5,119 @@ import (
 	"os"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/buffer"
 	"go.uber.org/zap/zapcore"
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 )
 
-// newLog makes the logger: JSON or console, to stderr or to a file that is rotated by size.
-func newLog(c config.Config, level string) (*zap.Logger, error) {
+// logger is the log, with what can change while the agent runs, and its latest warnings and errors.
+type logger struct {
+	*zap.Logger
+	level  zap.AtomicLevel
+	pinned bool // the level is the command line's
+	latest *latest
+}
+
+// newLog makes the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
+// stands above that of the configuration.
+func newLog(c config.Config, level string) (*logger, error) {
+	l := &logger{level: zap.NewAtomicLevel(), pinned: level != "", latest: &latest{}}
 	if level == "" {
 		level = c.LogLevel
 	}
-	if level == "trace" { // zap knows none
-		level = "debug"
+	if err := l.set(level); err != nil {
+		return nil, err
 	}
-	at, err := zapcore.ParseLevel(level)
-	if err != nil {
-		return nil, fmt.Errorf("log level: %w", err)
-	}
-	format := zap.NewProductionEncoderConfig()
-	format.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	encoder := zapcore.NewJSONEncoder(format)
-	if c.LogFormat == "pretty" && c.LogFile == "" {
-		encoder = zapcore.NewConsoleEncoder(format)
-	}
-	var sink zapcore.WriteSyncer = zapcore.Lock(os.Stderr)
+	sink, toJournal := zapcore.Lock(os.Stderr), false
 	if c.LogFile != "" {
 		sink = zapcore.AddSync(&lumberjack.Logger{
 			Filename: c.LogFile, MaxBackups: c.LogMaxFiles,
 			MaxSize: int(max(1, c.LogMaxSize>>20)), // in MiB
 		})
+	} else {
+		toJournal = stderrIsJournal()
 	}
-	return zap.New(zapcore.NewCore(encoder, sink, at)), nil
+	encoder := newEncoder(c.LogFormat == "pretty" && c.LogFile == "", toJournal)
+	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &remember{to: l.latest})
+	l.Logger = zap.New(core)
+	return l, nil
+}
+
+// newEncoder makes lines. For the journal of systemd they begin with their priority; in the console form they then lack
+// the time and the level, which the journal knows.
+func newEncoder(console, journal bool) zapcore.Encoder {
+	format := zap.NewProductionEncoderConfig()
+	format.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	if console && journal {
+		format.TimeKey, format.LevelKey = zapcore.OmitKey, zapcore.OmitKey
+	}
+	encoder := zapcore.NewJSONEncoder(format)
+	if console {
+		encoder = zapcore.NewConsoleEncoder(format)
+	}
+	if journal {
+		encoder = priority{encoder}
+	}
+	return encoder
+}
+
+// set changes the level.
+func (l *logger) set(level string) error {
+	if level == "trace" { // zap knows none
+		level = "debug"
+	}
+	at, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return fmt.Errorf("log level: %w", err)
+	}
+	l.level.SetLevel(at)
+	return nil
+}
+
+// change puts the level of a configuration into force, unless the command line has said one.
+func (l *logger) change(c config.Config) {
+	if l.pinned {
+		return
+	}
+	if err := l.set(c.LogLevel); err != nil {
+		l.Warn("configuration", zap.Error(err))
+	}
+}
+
+// priority puts the syslog priority before a line as sd-daemon(3) wants it, so that journalctl -p finds what is bad.
+type priority struct{ zapcore.Encoder }
+
+// Clone implements zapcore.Encoder.
+func (p priority) Clone() zapcore.Encoder { return priority{p.Encoder.Clone()} }
+
+// EncodeEntry implements zapcore.Encoder.
+func (p priority) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
+	line, err := p.Encoder.EncodeEntry(entry, fields)
+	if err != nil {
+		return nil, err
+	}
+	defer line.Free()
+	with := buffers.Get()
+	fmt.Fprintf(with, "<%d>", syslogLevel(entry.Level))
+	with.Write(line.Bytes())
+	return with, nil
+}
+
+var buffers = buffer.NewPool()
+
+// syslogLevel is a level as syslog(3) numbers it.
+func syslogLevel(level zapcore.Level) int {
+	switch {
+	case level >= zapcore.DPanicLevel:
+		return 2
+	case level == zapcore.ErrorLevel:
+		return 3
+	case level == zapcore.WarnLevel:
+		return 4
+	case level == zapcore.InfoLevel:
+		return 6
+	}
+	return 7
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -30,20 +32,25 @@ import (
 
 // run wires an agent together and runs it.
 func run(ctx context.Context, f flags) (err error) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // before anything takes time: unheard, it would end the agent
+	defer signal.Stop(hangups)
+	tell := newNotifier(os.Getenv)
 	if f, err = f.absolute(); err != nil {
 		return err
 	}
 	conf, warnings, faulty := config.Load(f.config)
-	log, err := newLog(conf, f.logLevel)
+	logs, err := newLog(conf, f.logLevel)
 	if err != nil {
 		return err
 	}
+	log := logs.Logger
 	defer log.Sync()
 	for _, warning := range warnings {
 		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
 	}
 	if faulty != nil {
-		log.Error("the configuration has faults; all but ping and get_capabilities is refused", zap.Error(faulty))
+		log.Error("the configuration has faults; all but ping, get_capabilities and get_status is refused", zap.Error(faulty))
 	}
 	root, err := fsys.Open(f.root)
 	if err != nil {
@@ -72,7 +79,7 @@ func run(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	manager := script.New(script.Config{
-		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported, Timeout: conf.Script.Wall,
+		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported,
 		Pretend: plans,
 	})
 	ops := rooms.Ops()
@@ -88,14 +95,49 @@ func run(ctx context.Context, f flags) (err error) {
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, rooms, manager, log) })
 	defer func() { stop(builtins.ErrStopping); work.Wait() }()
-	return agent.New(agent.Config{
+	var a *agent.Agent
+	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
+		return map[string]func(config.Config){
+			"log_level":               logs.change,
+			"telemetry_interval_secs": func(c config.Config) { a.SetTelemetryEvery(c.TelemetryInterval) },
+			"the limits of script":    func(c config.Config) { pool.SetLimits(limits(c.Script)) },
+		}[name]
+	}), log)
+	a = agent.New(agent.Config{
 		Open:  func() ([]port.Port, error) { return port.Open(device(f, conf)) },
 		Table: table, Log: log, Version: version, Commit: commitID(), Built: built,
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
 		Stopping: rooms.Release, Left: rooms.Left, Gate: recovery.gate, Notices: recovery.notices,
-	}).Run(ctx)
+		Local: openControl(f, log), Status: describer(recovery, undo, again, logs.latest), Changed: tell.change,
+	})
+	return serve(ctx, a, tell, again, hangups, recovery, log)
+}
+
+// serve runs the agent, and beside it what listens to the service manager and speaks to it. That goes on until the last
+// call has ended: a rollback may take longer than a watchdog waits.
+func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader, hangups <-chan os.Signal, recovery *recovery, log *zap.Logger) error {
+	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stop()
+	work.Go(func() { tell.run(beside, a, log) })
+	work.Go(func() { again.serve(beside, hangups, tell) })
+	work.Go(func() {
+		select {
+		case <-recovery.done:
+			tell.change()
+		case <-beside.Done():
+		}
+	})
+	unhook := context.AfterFunc(ctx, func() {
+		if err := tell.stopping(); err != nil {
+			log.Warn("the service manager does not listen", zap.Error(err))
+		}
+	})
+	defer unhook()
+	return a.Run(ctx)
 }
 
 func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {

@@ -84,6 +84,7 @@ func secret(dir string) ([]byte, error) {
 type recovery struct {
 	done   chan struct{} // closed when it is
 	events []*pb.ErrorEvent
+	ended  time.Time
 }
 
 // patience is how long a request waits for a recovery, which mostly has nothing to do.
@@ -104,7 +105,7 @@ func (r *recovery) run(ctx context.Context, rooms *all.Rooms, manager *script.Ma
 		log.Error("recovery did not end well", zap.Error(err))
 		events = append(events, &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "recovery", Message: err.Error()})
 	}
-	r.events = events
+	r.events, r.ended = events, time.Now()
 	close(r.done)
 }
 
@@ -124,10 +125,16 @@ func (r *recovery) gate(ctx context.Context) error {
 
 // notices are what hosts are told of it.
 func (r *recovery) notices() []*pb.ErrorEvent {
+	events, _ := r.result()
+	return events
+}
+
+// result is what became of it, if it is done.
+func (r *recovery) result() (events []*pb.ErrorEvent, done bool) {
 	select {
 	case <-r.done:
-		return r.events
+		return r.events, true
 	default:
-		return nil
+		return nil, false
 	}
 }

@@ -118,7 +118,10 @@ func (r *run) timeout() time.Duration {
 	if n := r.request.TimeoutSeconds; n > 0 {
 		return time.Duration(n) * time.Second
 	}
-	return r.manager.config.Timeout
+	if limit := r.manager.config.Timeout; limit > 0 {
+		return limit
+	}
+	return r.manager.config.Pool.Limits().Wall
 }
 
 // execute runs the script in a runner. The status is the caller's to say.

@@ -42,7 +42,7 @@ type Config struct {
 	Pretend func() (*fsys.Root, error)
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
 	Unsupported []string
-	// Timeout bounds a run, waiting included, that says nothing else: 0: 300 s.
+	// Timeout bounds a run, waiting included, that says nothing else: 0: the limit of the pool.
 	Timeout time.Duration
 }
 
@@ -58,13 +58,8 @@ type Manager struct {
 	keys    map[string]*run // what runs, by its key
 }
 
-const defaultTimeout = 300 * time.Second
-
 // New makes a manager.
 func New(config Config) *Manager {
-	if config.Timeout == 0 {
-		config.Timeout = defaultTimeout
-	}
 	return &Manager{config: config, running: map[*run]context.CancelCauseFunc{}, keys: map[string]*run{}}
 }
 

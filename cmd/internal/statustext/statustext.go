@@ -1,0 +1,123 @@
+// Package statustext writes an agent's status for people, the same in the guest and on the host.
+//
+// Not here: asking for it, columns, and colours.
+package statustext
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// State is a state in a word.
+func State(s pb.AgentState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "AGENT_STATE_"))
+}
+
+// Line is all of it in one line, for a service manager.
+func Line(s *pb.GetStatusResponse) string {
+	if s.State != pb.AgentState_AGENT_STATE_SERVING {
+		line := State(s.State)
+		if s.Reason != "" {
+			line += ": " + s.Reason
+		}
+		return strings.ReplaceAll(line, "\n", "; ")
+	}
+	var ports []string
+	for _, p := range s.Ports {
+		ports = append(ports, fmt.Sprintf("%s (%s)", p.Name, hosts(len(p.Sessions))))
+	}
+	return "serving " + strings.Join(ports, ", ")
+}
+
+func hosts(n int) string {
+	switch n {
+	case 0:
+		return "no host"
+	case 1:
+		return "a host"
+	}
+	return fmt.Sprintf("%d hosts", n)
+}
+
+// Rows are all of it in two columns. Ages are by the guest's clock.
+func Rows(s *pb.GetStatusResponse) [][]string {
+	state := State(s.State)
+	if s.Reason != "" {
+		state += ": " + s.Reason
+	}
+	rows := [][]string{
+		{"state", state},
+		{"agent", strings.TrimSpace(s.Version + " " + s.Commit)},
+		{"process", fmt.Sprintf("%d, up %v, %.1f MiB, %.1f s of processor", s.Pid, time.Duration(s.UptimeSeconds)*time.Second, float64(s.ResidentBytes)/(1<<20), float64(s.CpuMs)/1000)},
+		{"last heard", age(s.Now, s.LastHeard)},
+		{"requests", fmt.Sprint(s.InFlight, " under way")},
+	}
+	rows = append(rows, ports(s)...)
+	rows = append(rows, journal(s.Journal)...)
+	for _, layer := range s.Sandbox {
+		word := "yes"
+		if layer.Missing != "" {
+			word = "no: " + layer.Missing
+		}
+		rows = append(rows, []string{"sandbox", layer.Name + ": " + word})
+	}
+	rows = append(rows, config(s)...)
+	return append(rows, lines("log", s.Errors)...)
+}
+
+func ports(s *pb.GetStatusResponse) (rows [][]string) {
+	for _, p := range s.Ports {
+		rows = append(rows, []string{"port", fmt.Sprintf("%s: %s, %d so far", p.Name, hosts(len(p.Sessions)), p.TotalSessions)})
+		for _, host := range p.Sessions {
+			rows = append(rows, []string{"", fmt.Sprintf("a host since %s, last heard %s, %s", age(s.Now, host.Since), age(s.Now, host.LastHeard), host.Framing)})
+		}
+	}
+	return rows
+}
+
+func journal(j *pb.JournalStatus) [][]string {
+	words := "ready"
+	if j.GetError() != "" {
+		words = "no transaction can begin: " + j.GetError()
+	}
+	rows := [][]string{{"journal", words}}
+	if open := j.GetOpen(); open != nil {
+		rows = append(rows, []string{"transaction", fmt.Sprintf("%s: %s, %s", open.TransactionId, strings.ReplaceAll(open.Phase, "_", " "), open.Script.GetName())})
+	}
+	return append(rows, lines("recovered", j.GetRecovered())...)
+}
+
+func config(s *pb.GetStatusResponse) [][]string {
+	c := s.Config
+	rows := [][]string{{"configuration", fmt.Sprintf("%s, read %s", c.GetPath(), age(s.Now, c.GetLoaded()))}}
+	if c.GetError() != "" {
+		rows = append(rows, []string{"", "faults: " + c.Error})
+	}
+	for _, w := range c.GetWarnings() {
+		rows = append(rows, []string{"", "warning: " + w})
+	}
+	if len(c.GetNeedsRestart()) > 0 {
+		rows = append(rows, []string{"", "waits for a restart: " + strings.Join(c.NeedsRestart, ", ")})
+	}
+	return rows
+}
+
+func lines(name string, list []*pb.StatusLine) (rows [][]string) {
+	for _, line := range list {
+		rows = append(rows, []string{name, fmt.Sprintf("%s %s: %s", line.At.AsTime().UTC().Format("2006-01-02 15:04:05Z"), line.Level, line.Message)})
+	}
+	return rows
+}
+
+// age is how long ago something was.
+func age(now, then *timestamppb.Timestamp) string {
+	if then == nil {
+		return "never"
+	}
+	return now.AsTime().Sub(then.AsTime()).Round(time.Second).String() + " ago"
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+)
+
+// earlyTime bounds what an early recovery may hold up a boot. The unit ends it a little later by force; what is left is
+// taken back by the agent.
+const earlyTime = 20 * time.Second
+
+func recoverCommand(f *flags) *cobra.Command {
+	var early bool
+	c := &cobra.Command{
+		Use:   "recover --early",
+		Short: "take back at boot what an interrupted script changed, before the network starts",
+		Long: `recover --early takes back what scripts had changed that were interrupted by a loss of power or a crash: files and links
+only, while nothing but the disk is there. It runs once at boot, before the network is configured, so that a half-written
+configuration is never used. What needs running services is left to the agent. It gives up after 20 seconds.
+
+It does nothing, and says so, while an agent runs.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if !early {
+				return errors.New("recover works at early boot alone: give --early; afterwards the agent does it by itself when it starts")
+			}
+			return recoverEarly(c.Context(), c.OutOrStdout(), *f)
+		},
+	}
+	c.Flags().BoolVar(&early, "early", false, "as at early boot: files and links, nothing that needs a service")
+	return c
+}
+
+func recoverEarly(ctx context.Context, w io.Writer, f flags) (err error) {
+	f, err = f.absolute()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, earlyTime, errors.New("the boot has waited long enough; the agent goes on"))
+	defer cancel()
+	if left, err := os.ReadDir(filepath.Join(f.stateDir(), "tx", "open")); err != nil || len(left) == 0 {
+		return nil // nothing to do, on nearly every boot
+	}
+	root, err := fsys.Open(f.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	rooms := all.New(roomConfig(f, config.Default(), root))
+	defer func() { err = errors.Join(err, rooms.Close()) }()
+	table := builtins.NewTable(rooms.Ops())
+	undo, err := openJournal(f, root, func() *builtins.Table { return table })
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, undo.Close()) }()
+	found, err := undo.Recover(ctx, needsServices)
+	restored := tellRecovered(w, found)
+	if f.root == "/" {
+		err = errors.Join(err, regenerate(ctx, restored))
+	}
+	return err
+}
+
+// needsServices says which operations cannot be taken back before anything runs: all but those on files.
+func needsServices(op string) bool { return !strings.HasPrefix(op, "file.") }
+
+// tellRecovered prints what became of each transaction and gives the paths that were restored.
+func tellRecovered(w io.Writer, found []journal.Recovered) (restored []string) {
+	for _, r := range found {
+		words := "taken back"
+		switch {
+		case r.Report.Halted:
+			words = "left to the agent, as far as it needs services"
+		case r.Err != nil:
+			words = "given up: " + r.Err.Error()
+		case r.Entry != nil:
+			words = strings.ToLower(strings.TrimPrefix(r.Entry.GetReply().GetStatus().String(), "SCRIPT_STATUS_"))
+		}
+		fmt.Fprintf(w, "transaction %s: %s\n", r.ID, words)
+		for _, step := range r.Report.Steps {
+			if step.Target != "" && step.Err == nil {
+				restored = append(restored, step.Target)
+			}
+		}
+	}
+	return restored
+}
+
+// generated are the sources that something was made of before we came, early in the boot: that is made again.
+var generated = []struct {
+	below string
+	again []string
+}{
+	{"/etc/netplan/", []string{"netplan", "generate"}},
+	{"/etc/systemd/", []string{"systemctl", "daemon-reload"}},
+}
+
+// regenerate makes again what was generated from what is restored now.
+func regenerate(ctx context.Context, restored []string) (err error) {
+	for _, g := range generated {
+		for _, path := range restored {
+			if !strings.HasPrefix(path, g.below) {
+				continue
+			}
+			if program, missing := exec.LookPath(g.again[0]); missing == nil {
+				out, failed := exec.CommandContext(ctx, program, g.again[1:]...).CombinedOutput()
+				if failed != nil {
+					err = errors.Join(err, fmt.Errorf("%s: %w: %s", strings.Join(g.again, " "), failed, strings.TrimSpace(string(out))))
+				}
+			}
+			break
+		}
+	}
+	return err
+}

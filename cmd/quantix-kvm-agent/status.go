@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/statustext"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// controlPath is where an agent tells the guest's root how it is: a socket, since a file would be old when it is read and
+// would have to be written at each change.
+func (f flags) controlPath() string {
+	switch {
+	case f.control != "":
+		return f.control
+	case f.stateDir() == config.StateDir:
+		return "/run/quantix-kvm/agent.sock"
+	}
+	return filepath.Join(f.stateDir(), "agent.sock")
+}
+
+// openControl opens the socket. Without one the agent works as well; nil then.
+func openControl(f flags, log *zap.Logger) port.Port {
+	path := f.controlPath()
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	var p port.Port
+	if err == nil {
+		var ports []port.Port
+		if ports, err = port.Open("unix:" + path); err == nil {
+			p = ports[0]
+		}
+	}
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		log.Warn("no socket for quantix-kvm-agent status", zap.Error(err))
+	}
+	return p
+}
+
+// describer adds to get_status what the agent as such does not know.
+func describer(recovery *recovery, undo *journal.Journal, reload *reloader, latest *latest) func(*pb.GetStatusResponse) {
+	layers := sandbox.Layers()
+	return func(s *pb.GetStatusResponse) {
+		s.Pid = uint32(os.Getpid())
+		s.ResidentBytes, s.CpuMs = usage()
+		s.Journal = &pb.JournalStatus{}
+		open, err := undo.Status()
+		if s.Journal.Open = open; err != nil {
+			s.Journal.Error = err.Error()
+		}
+		events, done := recovery.result()
+		if !done {
+			s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, "taking back what an interruption left"
+		}
+		for _, e := range events {
+			level := "warn"
+			if e.Severity == pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL {
+				level = "error"
+			}
+			s.Journal.Recovered = append(s.Journal.Recovered, &pb.StatusLine{At: timestamppb.New(recovery.ended), Level: level, Message: e.Message})
+		}
+		for _, layer := range layers {
+			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})
+		}
+		s.Config = reload.status()
+		s.Errors = latest.list()
+	}
+}
+
+func statusCommand(f *flags) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "show how the agent of this guest is",
+		Long: `status asks the agent that runs in this guest how it is: what it serves, who is there, since when, when it heard a host last,
+its transactions, the walls around scripts, its configuration, and its latest warnings. It asks over a socket that only root
+and the agent's own user may use.
+
+With --json: a GetStatusResponse as the protocol has it, with its field names.
+The exit code is 1 where no agent answers.`,
+		Example: "  quantix-kvm-agent status\n  quantix-kvm-agent status --json | jq -r .state",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := askStatus(c.Context(), *f)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printStatusJSON(c.OutOrStdout(), s)
+			}
+			return printStatus(c.OutOrStdout(), s)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+// askWithin bounds what asking the agent of this guest may take.
+const askWithin = 10 * time.Second
+
+func askStatus(ctx context.Context, f flags) (*pb.GetStatusResponse, error) {
+	f, err := f.absolute()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	c, err := client.Dial(ctx, f.controlPath(), client.Options{})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, fmt.Errorf("no agent answers: %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return client.Call[*pb.GetStatusResponse](ctx, c, &pb.GetStatusRequest{})
+}
+
+func printStatusJSON(w io.Writer, s *pb.GetStatusResponse) error {
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true, Multiline: true}.Marshal(s)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", text)
+	return err
+}
+
+func printStatus(w io.Writer, s *pb.GetStatusResponse) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, row := range statustext.Rows(s) {
+		fmt.Fprintln(t, strings.NewReplacer("\n", " ").Replace(strings.Join(row, "\t")))
+	}
+	return t.Flush()
+}
+
+func reloadCommand(f *flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "have the agent of this guest read its configuration again",
+		Long: `reload has the agent read its configuration again and waits for the outcome. log_level, telemetry_interval_secs and the
+limits of scripts change at once; other keys wait for a restart, and are named. A configuration with faults changes nothing: the
+faults are told, and the exit code is 1.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return reload(c.Context(), c.OutOrStdout(), *f) },
+	}
+}
+
+// reload signals the agent and waits until it has read the file once more.
+func reload(ctx context.Context, w io.Writer, f flags) error {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	before, err := askStatus(ctx, f)
+	if err != nil {
+		return err
+	}
+	process, err := os.FindProcess(int(before.Pid))
+	if err == nil {
+		err = process.Signal(syscall.SIGHUP)
+	}
+	if err != nil {
+		return fmt.Errorf("signal the agent: %w", err)
+	}
+	for {
+		s, err := askStatus(ctx, f)
+		if err != nil {
+			return err
+		}
+		if s.Config.GetGeneration() > before.Config.GetGeneration() {
+			return tellReload(w, s.Config)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the agent did not read its configuration again in time")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func tellReload(w io.Writer, c *pb.ConfigStatus) error {
+	for _, warning := range c.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", warning)
+	}
+	if len(c.NeedsRestart) > 0 {
+		fmt.Fprintf(w, "waits for a restart: %s\n", strings.Join(c.NeedsRestart, ", "))
+	}
+	if c.Error != "" {
+		return errors.New("the configuration has faults; what was in force stays: " + c.Error)
+	}
+	return nil
+}
