@@ -20,6 +20,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/crc32c"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -41,6 +42,8 @@ type Room struct {
 	protected []string
 	uploads   *uploads
 	readers   readers
+	held      held
+	crc       crc32c.Sum
 }
 
 // New makes the room for the files of a root, which stays the caller's. The caller closes the room before the root.
@@ -52,18 +55,21 @@ func New(root *fsys.Root, config Config) *Room {
 		config.MaxUploads = 64
 	}
 	return &Room{
-		root: root, protected: config.Protected,
+		root: root, protected: config.Protected, crc: crc32c.New(),
 		uploads: &uploads{root: root, open: map[uploadKey]*upload{}, idle: config.UploadIdle, max: config.MaxUploads},
 	}
 }
 
 // Close drops all uploads under way, and what they wrote so far. Later chunks are refused.
-func (r *Room) Close() error { return r.uploads.close() }
+func (r *Room) Close() error {
+	r.held.close()
+	return r.uploads.close()
+}
 
 // Ops lists the rows of the room.
 func (r *Room) Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Mutating().Announce("file_write").
+		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Mutating().Announce("file_write").Unless(onlyStages).
 			Ordered(func(in proto.Message) string { return in.(*pb.FileWriteRequest).Path }),
 		builtins.Native("file_read", "read a chunk of a file", r.fileRead).Announce("file_read"),
 		builtins.Native("list_directory", "list a directory, sorted by name", r.listDirectory).Announce("file_list"),

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"sort"
 	"strings"
@@ -205,6 +206,11 @@ func digest(ctx context.Context, root *fsys.Root, path string) (string, error) {
 		return "", err
 	}
 	defer file.Close()
+	return digestOf(ctx, file)
+}
+
+// digestOf reads a file from its beginning to its end, wherever it stands.
+func digestOf(ctx context.Context, file *os.File) (string, error) {
 	sum := sha256.New()
 	const step = 4 << 20
 	for offset := int64(0); ; offset += step {

@@ -2,10 +2,10 @@ package file
 
 import (
 	"context"
-	"fmt"
-	"hash/crc32"
+	"errors"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -19,37 +19,78 @@ import (
 // port takes whole or not at all; the host accepts chunks that are shorter than it asked for.
 const MaxChunk = 31_000
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 func (r *Room) fileRead(_ context.Context, call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
-	at, err := r.root.Follow(in.Path)
+	out, err := r.readOn(call, in)
+	if errors.Is(err, errNotHeld) {
+		out, err = r.readAnew(call, in)
+	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
+	}
+	return out, nil
+}
+
+// readAnew finds the file by its path, and keeps it open for the next chunk unless this was the last.
+func (r *Room) readAnew(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+	at, err := r.root.Follow(in.Path)
+	if err != nil {
+		return nil, err
 	}
 	defer at.Close()
 	file, err := at.Open()
 	if err != nil {
-		return nil, fault.On(in.Path, err)
+		return nil, err
 	}
-	defer file.Close()
 	meta, err := fsys.StatFile(file)
+	var out *pb.FileReadResponse
 	if err == nil {
-		err = r.readers.check(call.Port, in, meta)
+		out, err = r.readFrom(file, meta, call, in)
 	}
-	if err != nil {
-		return nil, fault.On(in.Path, err)
+	if err != nil || out.Eof {
+		_ = file.Close()
+		return out, err
 	}
-	out, err := readChunk(file, meta, in)
-	if err != nil {
-		return nil, fault.On(in.Path, err)
-	}
-	r.readers.advance(call.Port, in, meta, out)
+	r.held.keep(readerKey{call.Port, in.Path}, file, meta)
 	return out, nil
+}
+
+// readOn goes on with the file that an earlier chunk opened, if the path still leads to that one.
+func (r *Room) readOn(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+	key := readerKey{call.Port, in.Path}
+	file, before := r.held.get(key)
+	if file == nil {
+		return nil, errNotHeld
+	}
+	meta, err := r.root.Identify(in.Path)
+	if err != nil || !meta.Same(before) || meta.Born != before.Born {
+		r.held.drop(key)
+		return nil, errNotHeld
+	}
+	out, err := r.readFrom(file, meta, call, in)
+	if errors.Is(err, os.ErrClosed) {
+		return nil, errNotHeld
+	}
+	if err == nil && out.Eof {
+		r.held.drop(key)
+	}
+	return out, err
+}
+
+// readFrom answers a request from its file, whose present state is meta.
+func (r *Room) readFrom(file *os.File, meta fsys.Meta, call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+	if err := r.readers.check(call.Port, in, meta); err != nil {
+		return nil, err
+	}
+	out, err := r.readChunk(file, meta, in)
+	if err == nil {
+		r.readers.advance(call.Port, in, meta, out)
+	}
+	return out, err
 }
 
 // readChunk fills one reply. The end is where a read gives nothing, or where a file that has a size says so; files of
 // /proc have none, and a log may have grown since its size was asked.
-func readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+func (r *Room) readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
 	want := uint64(MaxChunk)
 	if in.ChunkSize > 0 {
 		want = min(want, uint64(in.ChunkSize))
@@ -61,8 +102,8 @@ func readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileR
 		return nil, fault.Invalid("offset %d is behind the end of every file", in.Offset)
 	}
 	data := make([]byte, want)
-	n, err := io.ReadFull(io.NewSectionReader(file, int64(in.Offset), int64(want)), data)
-	ended := err == io.EOF || err == io.ErrUnexpectedEOF
+	n, err := file.ReadAt(data, int64(in.Offset))
+	ended := err == io.EOF
 	if err != nil && !ended {
 		return nil, fault.Cause(err)
 	}
@@ -72,13 +113,19 @@ func readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileR
 		Eof:        ended || meta.Size > 0 && in.Offset+uint64(n) == uint64(meta.Size),
 		ModifiedAt: stamp(meta.Mtime),
 		Generation: generation(meta),
-		Crc32C:     new(crc32.Checksum(data, castagnoli)),
+		Crc32C:     new(r.crc(data)),
 	}, nil
 }
 
 // generation names a state of a file.
 func generation(meta fsys.Meta) string {
-	return fmt.Sprintf("%x-%x-%x.%09d-%x", meta.Dev, meta.Ino, meta.Mtime.Sec, meta.Mtime.Nsec, meta.Size)
+	text := make([]byte, 0, 80)
+	text = append(strconv.AppendUint(text, meta.Dev, 16), '-')
+	text = append(strconv.AppendUint(text, meta.Ino, 16), '-')
+	text = append(strconv.AppendInt(text, meta.Mtime.Sec, 16), '.')
+	nanos := strconv.AppendUint(make([]byte, 0, 10), 1e9+uint64(meta.Mtime.Nsec), 10) // nine digits behind the one
+	text = append(append(text, nanos[1:]...), '-')
+	return string(strconv.AppendInt(text, meta.Size, 16))
 }
 
 const (
@@ -90,7 +137,7 @@ const (
 
 // readers remembers which file each read under way is of. A host that knows nothing of generations reads a file by its
 // path chunk after chunk; if another file took that path meanwhile it would get a mixture of the two. No file is held
-// open for it: a reader that never comes back costs nothing.
+// open for that: a reader that never comes back costs nothing.
 type readers struct {
 	mu   sync.Mutex
 	open map[readerKey]reader

@@ -5,12 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"hash"
-	"hash/crc32"
 	"io"
 	"strings"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -37,7 +37,6 @@ type upload struct {
 	next   uint64 // offset of the next chunk
 	count  uint32 // chunks taken
 	last   chunk
-	sum    hash.Hash
 	// finished: the file took its place, and a last chunk sent again is still acknowledged. dropped: nothing is any more.
 	finished, dropped bool
 	timer             *time.Timer
@@ -79,7 +78,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	if err != nil {
 		return err
 	}
-	c := chunk{call.ID, in.ChunkNumber, in.Offset, len(in.Data), crc32.Checksum(in.Data, castagnoli), in.Eof}
+	c := chunk{call.ID, in.ChunkNumber, in.Offset, len(in.Data), r.crc(in.Data), in.Eof}
 	if in.Crc32C != nil && *in.Crc32C != c.crc {
 		return fault.Because(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
 	}
@@ -189,7 +188,7 @@ func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (e
 	if u.staged, err = c.at.Stage(); err != nil {
 		return err
 	}
-	u.append, u.total, u.sum = in.Append, in.TotalChunks, sha256.New()
+	u.append, u.total = in.Append, in.TotalChunks
 	return nil
 }
 
@@ -211,13 +210,12 @@ func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteReq
 	if _, err := u.staged.File.Write(in.Data); err != nil {
 		return fault.Cause(err)
 	}
-	u.sum.Write(in.Data)
 	u.last, u.count, u.next = c, u.count+1, u.next+uint64(len(in.Data))
 	if !c.eof {
 		return nil
 	}
-	if sum := hex.EncodeToString(u.sum.Sum(nil)); in.Sha256 != "" && !strings.EqualFold(in.Sha256, sum) {
-		return fault.Because(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
+	if err := u.verify(ctx, in.Sha256); err != nil {
+		return err
 	}
 	finish := func() error { return u.staged.Commit(u.attr, true) }
 	if u.append {
@@ -228,6 +226,19 @@ func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteReq
 		u.staged = nil // Commit is the end of it either way
 	}
 	u.finished = err == nil
+	return err
+}
+
+// verify holds the content that came against a digest in hex; an empty one asks for nothing. It reads the file back: only
+// the last chunk tells whether a digest is wanted, and summing all files for that costs more than all else together.
+func (u *upload) verify(ctx context.Context, want string) error {
+	if want == "" {
+		return nil
+	}
+	sum, err := digestOf(ctx, u.staged.File)
+	if err == nil && !strings.EqualFold(want, sum) {
+		err = fault.Because(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
+	}
 	return err
 }
 
@@ -443,4 +454,10 @@ func (s *uploads) close() (err error) {
 	}
 	s.expires.Wait()
 	return err
+}
+
+// onlyStages tells of a chunk in the middle of an upload: it goes into the staged file and nothing else.
+func onlyStages(in proto.Message) bool {
+	write := in.(*pb.FileWriteRequest)
+	return write.Offset > 0 && !write.Eof
 }

@@ -124,6 +124,17 @@ func (r *Root) Follow(path string) (*At, error) { return r.resolve(path, followA
 // fault.ErrChanged.
 func (r *Root) Exact(path string) (*At, error) { return r.resolve(path, followNone) }
 
+// Identify describes what path leads to now as the kernel sees it, all links followed, also those that Follow refuses. It
+// is one call where Follow is many, and good for one thing: to learn whether a file that was reached safely, and is still
+// open, has been replaced. fault.ErrUnsupported where the system cannot tell.
+func (r *Root) Identify(path string) (Meta, error) {
+	raw, err := checked(path)
+	if err != nil {
+		return Meta{}, err
+	}
+	return r.identify(raw)
+}
+
 // follow says which links of a path are followed, if they are safe.
 type follow int
 

@@ -140,7 +140,7 @@ func (m *Manager) transactions(_ context.Context, _ *builtins.Call, request *pb.
 func (m *Manager) Guard(resolve func(path string) (string, error)) func(context.Context, *builtins.Call, *builtins.Op, proto.Message) error {
 	return func(_ context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) error {
 		field := in.ProtoReflect().Descriptor().Fields().ByName("path")
-		if op.Script != nil || !op.Mutates || field == nil || field.Kind() != protoreflect.StringKind {
+		if op.Script != nil || !op.Changes(in) || field == nil || field.Kind() != protoreflect.StringKind {
 			return nil
 		}
 		path, err := resolve(in.ProtoReflect().Get(field).String())
