@@ -11,6 +11,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -37,6 +38,8 @@ const (
 	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only the magic gives
 	// up a channel after 65,536 bytes without one.
 	unsolicitedBudget = 48 << 10
+	// minRead is the room that a read gets at least.
+	minRead = 64 << 10
 )
 
 // ErrHostGone is the cause of what ends because the host left.
@@ -77,6 +80,7 @@ type Conn struct {
 	config  Config
 	channel io.ReadWriteCloser
 	queue   *queue
+	frames  sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written
 
 	heard   atomic.Bool  // a frame has come
 	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
@@ -95,6 +99,11 @@ type Conn struct {
 
 // backlogged is a channel that knows whether what was just read may have waited from before the session began.
 type backlogged interface{ Backlog() bool }
+
+// tryWriter is a channel that can take bytes without waiting: n is how many it took, 0 where it would have to wait.
+type tryWriter interface {
+	TryWrite(p []byte) (n int, err error)
+}
 
 // NewConn makes a connection over a channel, which it owns: Serve closes it.
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
@@ -144,13 +153,13 @@ func (c *Conn) warn(text string, err error) {
 // read is the reader: it is the only one that touches the decoder.
 func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	decoder := Decoder{Accept: c.config.Framing}
-	buf := make([]byte, 64<<10)
 	backlog, _ := c.channel.(backlogged)
 	var waited time.Duration // within the frame that is not complete
 	for {
 		pending, start := decoder.Pending(), time.Now()
+		space := decoder.Space(minRead)
 		c.busy.Store(0)
-		n, err := c.channel.Read(buf)
+		n, err := c.channel.Read(space)
 		c.busy.Store(time.Now().UnixNano())
 		took := time.Since(start)
 		if waited += took; !pending {
@@ -171,13 +180,16 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			}
 		}
 		if took >= PayloadTimeout || waited >= payloadPatience {
+			came := bytes.Clone(space[:n]) // behind what is salvaged now
 			take(decoder.Salvage)
 			waited = 0
+			if took >= PayloadTimeout {
+				decoder.Silence()
+			}
+			decoder.Feed(came)
+		} else {
+			decoder.Add(n)
 		}
-		if took >= PayloadTimeout {
-			decoder.Silence()
-		}
-		decoder.Feed(buf[:n])
 		take(decoder.Next)
 		if now := decoder.Skipped(); now != skipped {
 			c.warn("bytes on the channel belong to no frame", nil)
@@ -371,7 +383,7 @@ func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool) {
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
 	}
-	if err := c.queue.put(o, urgent); err != nil {
+	if err := c.put(o, urgent); err != nil {
 		c.warn("a reply came too late", err)
 	}
 }
@@ -397,7 +409,7 @@ func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 		return false
 	}
 	if urgent {
-		return c.queue.put(o, true) == nil
+		return c.put(o, true) == nil
 	}
 	_, o.replaceable = event.(*pb.TelemetryReport)
 	return c.queue.offer(o)
@@ -421,35 +433,86 @@ func (c *Conn) Close() error { return c.channel.Close() }
 
 func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
 	m.Session = c.config.Session
-	buf, err := marshal(m)
+	buf, err := marshal(m, c.room)
 	if n := len(buf) - headerSpace; err == nil && n > MaxFrame {
 		err = fault.Because(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
 	}
 	return outgoing{buf: buf}, err
 }
 
-// write is the writer: the only one that writes to the channel. A frame that has begun is finished unless the host
-// leaves, which the channel tells as an error.
+// room gives a buffer for n bytes. Those for small messages are not worth keeping.
+func (c *Conn) room(n int) []byte {
+	if n < worthKeeping || n > pieceSize {
+		return newRoom(n)
+	}
+	if kept, ok := c.frames.Get().(*[]byte); ok {
+		return *kept
+	}
+	return make([]byte, pieceSize)
+}
+
+func newRoom(n int) []byte { return make([]byte, n) }
+
+// written takes a buffer back whose frame is written.
+func (c *Conn) written(buf []byte) {
+	if cap(buf) == pieceSize {
+		buf = buf[:pieceSize]
+		c.frames.Put(&buf)
+	}
+}
+
+// put sends a message: at once where nobody else writes and the channel takes it, and else by way of its lane.
+func (c *Conn) put(o outgoing, urgent bool) error {
+	channel, can := c.channel.(tryWriter)
+	if !can || len(o.buf) > pieceSize || !c.queue.claim() {
+		return c.queue.put(o, urgent)
+	}
+	frame := headed(Framing(c.writes.Load()), o.buf)
+	n, err := channel.TryWrite(frame)
+	if err != nil {
+		c.queue.close(ErrHostGone)
+		c.channel.Close()
+	}
+	c.queue.release(frame[n:])
+	if n == len(frame) {
+		c.written(o.buf)
+	}
+	return err
+}
+
+// write is the writer. A frame that has begun is finished unless the host leaves, which the channel tells as an error.
 func (c *Conn) write() {
 	for {
 		o, ok := c.queue.next()
 		if !ok {
 			return
 		}
-		if err := writeFrame(c.channel, Framing(c.writes.Load()), o.buf); err != nil {
+		frame := o.buf
+		if !o.begun {
+			frame = headed(Framing(c.writes.Load()), o.buf)
+		}
+		if err := writeAll(c.channel, frame); err != nil {
 			c.queue.close(ErrHostGone)
 			c.channel.Close()
 			return
 		}
+		if !o.begun {
+			c.written(o.buf)
+		}
 	}
 }
 
-// writeFrame writes a payload that has headerSpace bytes of room before it: in one call where the channel takes it whole.
-func writeFrame(to io.Writer, f Framing, buf []byte) error {
+// headed puts the header before a payload that has headerSpace bytes of room there.
+func headed(f Framing, buf []byte) []byte {
 	var header [headerSpace]byte
 	h := appendHeader(header[:0], f, len(buf)-headerSpace)
 	frame := buf[headerSpace-len(h):]
 	copy(frame, h)
+	return frame
+}
+
+// writeAll writes a frame in one call where the channel takes it whole.
+func writeAll(to io.Writer, frame []byte) error {
 	for len(frame) > 0 {
 		n, err := to.Write(frame[:min(len(frame), pieceSize)])
 		if err != nil {
@@ -460,15 +523,26 @@ func writeFrame(to io.Writer, f Framing, buf []byte) error {
 	return nil
 }
 
-// WriteMessage writes one envelope as a frame, in as few calls as the channel takes. It is the host's side of writing;
-// calls of it must not overlap.
+// WriteMessage writes one envelope as a frame, in one call. It is the host's side of writing; calls of it must not overlap.
 func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
-	buf, err := marshal(m)
+	frame, err := AppendMessage(nil, f, m)
+	if err == nil {
+		_, err = to.Write(frame)
+	}
+	return err
+}
+
+// AppendMessage adds one envelope to a buffer, as a frame: several of them can then be written in one call.
+func AppendMessage(to []byte, f Framing, m *pb.AgentMessage) ([]byte, error) {
+	buf, err := marshal(m, newRoom)
 	if err != nil {
-		return err
+		return to, err
 	}
 	if n := len(buf) - headerSpace; n > MaxFrame {
-		return fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
+		return to, fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
 	}
-	return writeFrame(to, f, buf)
+	if to == nil {
+		return headed(f, buf), nil
+	}
+	return append(to, headed(f, buf)...), nil
 }

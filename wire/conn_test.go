@@ -445,7 +445,7 @@ func TestSmallFramesAreOneWrite(t *testing.T) {
 	var sizes []int
 	w := writerFunc(func(p []byte) (int, error) { sizes = append(sizes, len(p)); return len(p), nil })
 	for _, n := range []int{10, SmallFrame - 8, 100_000} {
-		if err := writeFrame(w, QTX1, make([]byte, headerSpace+n)); err != nil {
+		if err := writeAll(w, headed(QTX1, make([]byte, headerSpace+n))); err != nil {
 			t.Fatal(err)
 		}
 	}

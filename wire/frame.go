@@ -79,17 +79,30 @@ type Decoder struct {
 
 // Feed appends bytes of the stream.
 func (d *Decoder) Feed(p []byte) {
+	d.Add(copy(d.Space(len(p)), p))
+}
+
+// Space gives room for at least n bytes of the stream, to be read into and then told with Add. What Next gave before is
+// not valid any more.
+func (d *Decoder) Space(n int) []byte {
 	if d.head == len(d.buf) {
 		d.buf, d.head = d.buf[:0], 0
 		if cap(d.buf) > 1<<20 {
 			d.buf = nil
 		}
-	} else if d.head > 64<<10 {
-		d.buf = append(d.buf[:0], d.buf[d.head:]...)
-		d.head = 0
 	}
-	d.buf = append(d.buf, p...)
+	if cap(d.buf)-len(d.buf) < n {
+		rest, to := d.buf[d.head:], d.buf[:0]
+		if cap(d.buf)-len(rest) < n {
+			to = make([]byte, 0, max(2*len(rest), len(rest)+n))
+		}
+		d.buf, d.head = append(to, rest...), 0
+	}
+	return d.buf[len(d.buf):cap(d.buf)]
 }
+
+// Add tells that the first n bytes of the last Space are the stream's next ones.
+func (d *Decoder) Add(n int) { d.buf = d.buf[:len(d.buf)+n] }
 
 // Pending says that a frame has begun and is not complete.
 func (d *Decoder) Pending() bool { return d.head < len(d.buf) }

@@ -33,59 +33,65 @@ func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 		return m
 	}
 	inner := payload.ProtoReflect()
-	for i := range payloadOneof.Fields().Len() {
-		if field := payloadOneof.Fields().Get(i); field.Message() == inner.Descriptor() {
-			m.ProtoReflect().Set(field, protoreflect.ValueOfMessage(inner))
-			return m
-		}
+	field := places[inner.Descriptor().FullName()]
+	if field == nil {
+		panic(fmt.Sprintf("the envelope has no place for %s", inner.Descriptor().FullName()))
 	}
-	panic(fmt.Sprintf("the envelope has no place for %s", inner.Descriptor().FullName()))
+	m.ProtoReflect().Set(field, protoreflect.ValueOfMessage(inner))
+	return m
 }
+
+// places are the envelope's fields by the messages that stand in them.
+var places = func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
+	fields := map[protoreflect.FullName]protoreflect.FieldDescriptor{}
+	for i := range payloadOneof.Fields().Len() {
+		field := payloadOneof.Fields().Get(i)
+		fields[field.Message().FullName()] = field
+	}
+	return fields
+}()
 
 // ReplyType gives the type of the reply to a request: the contract's number plus 40, or plus 20 for the numbers from
 // 200. Nil for what is no request.
 func ReplyType(request proto.Message) protoreflect.MessageType {
-	for i := range payloadOneof.Fields().Len() {
-		field := payloadOneof.Fields().Get(i)
-		if field.Message() != request.ProtoReflect().Descriptor() {
-			continue
-		}
-		number := field.Number()
-		switch {
-		case number >= 10 && number < 50:
-			number += 40
-		case number >= 200 && number < 220:
-			number += 20
-		default:
-			return nil
-		}
-		reply := payloadOneof.Fields().ByNumber(number)
-		if reply == nil {
-			return nil
-		}
-		of, err := protoregistry.GlobalTypes.FindMessageByName(reply.Message().FullName())
-		if err != nil {
-			return nil
-		}
-		return of
+	field := places[request.ProtoReflect().Descriptor().FullName()]
+	if field == nil {
+		return nil
 	}
-	return nil
+	number := field.Number()
+	switch {
+	case number >= 10 && number < 50:
+		number += 40
+	case number >= 200 && number < 220:
+		number += 20
+	default:
+		return nil
+	}
+	reply := payloadOneof.Fields().ByNumber(number)
+	if reply == nil {
+		return nil
+	}
+	of, err := protoregistry.GlobalTypes.FindMessageByName(reply.Message().FullName())
+	if err != nil {
+		return nil
+	}
+	return of
 }
 
-// marshal encodes an envelope behind headerSpace free bytes. A text that is not UTF-8 would make that impossible, and the
-// reply would be lost: such bytes are written as \xNN.
-func marshal(m *pb.AgentMessage) ([]byte, error) {
-	encoded, err := appendMessage(m)
+// marshal encodes an envelope behind headerSpace free bytes, into what room gives for so many bytes. A text that is not
+// UTF-8 would make that impossible, and the reply would be lost: such bytes are written as \xNN.
+func marshal(m *pb.AgentMessage, room func(n int) []byte) ([]byte, error) {
+	encoded, err := appendMessage(m, room)
 	if err == nil {
 		return encoded, nil
 	}
 	escapeStrings(m.ProtoReflect())
-	return appendMessage(m)
+	return appendMessage(m, room)
 }
 
-func appendMessage(m *pb.AgentMessage) ([]byte, error) {
-	buf := make([]byte, headerSpace, headerSpace+proto.Size(m))
-	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(buf, m)
+func appendMessage(m *pb.AgentMessage, room func(n int) []byte) ([]byte, error) {
+	n := headerSpace + proto.Size(m)
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(room(n)[:headerSpace], m)
 }
 
 func escapeStrings(m protoreflect.Message) {

@@ -12,6 +12,8 @@ const (
 	maxBulk     = 4 << 20 // bytes, beyond the frame that is in hand
 	pieceSize   = 32 << 10
 	headerSpace = len(magic) + 4
+	// worthKeeping is the size from which the buffer of a frame is used again.
+	worthKeeping = 4 << 10
 )
 
 // outgoing is an encoded payload with headerSpace bytes in front of it.
@@ -19,24 +21,61 @@ type outgoing struct {
 	buf []byte
 	// replaces: a newer one takes its place while it waits (telemetry).
 	replaceable bool
+	// begun: buf is what is left of a whole frame, whose first bytes are written.
+	begun bool
 }
 
-// queue holds what waits to be written in two lanes, the urgent one first.
+// queue holds what waits to be written in two lanes, the urgent one first. One writes at a time: the writer, which takes
+// what waits, or who has claimed its place while nothing does.
 type queue struct {
 	mu      sync.Mutex
-	changed sync.Cond
+	work    sync.Cond // the writer waits
+	changed sync.Cond // all others do
+	hand    outgoing  // the rest of a frame
 	urgent  []outgoing
 	bulk    []outgoing
 	bytes   int // of bulk
 	writing bool
+	claimed bool
 	err     error // why nothing can be written any more
 }
 
 func newQueue() *queue {
 	q := &queue{}
-	q.changed.L = &q.mu
+	q.work.L, q.changed.L = &q.mu, &q.mu
 	return q
 }
+
+// claim takes the writer's place, where nothing is being written or waits. release gives it back.
+func (q *queue) claim() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil || q.writing || !q.idle() {
+		return false
+	}
+	q.claimed = true
+	return true
+}
+
+// release gives the writer its place back, and what is left of a frame.
+func (q *queue) release(rest []byte) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.claimed = false
+	if len(rest) > 0 && q.err == nil {
+		q.hand = outgoing{buf: rest, begun: true}
+	}
+	if q.waits() {
+		q.work.Signal()
+	}
+	q.changed.Broadcast()
+}
+
+// waits says that there is something to write.
+func (q *queue) waits() bool { return len(q.hand.buf)+len(q.urgent)+len(q.bulk) > 0 }
+
+// idle says that nobody has anything to write.
+func (q *queue) idle() bool { return !q.claimed && !q.waits() }
 
 // put waits for room in the lane.
 func (q *queue) put(o outgoing, urgent bool) error {
@@ -86,7 +125,9 @@ func (q *queue) add(o outgoing, urgent bool) {
 		q.bulk = append(q.bulk, o)
 		q.bytes += len(o.buf)
 	}
-	q.changed.Broadcast()
+	if !q.claimed && !q.writing {
+		q.work.Signal()
+	}
 }
 
 // next takes what is to be written next; it waits for it. False: the queue is closed.
@@ -95,13 +136,18 @@ func (q *queue) next() (outgoing, bool) {
 	defer q.mu.Unlock()
 	q.writing = false
 	q.changed.Broadcast()
-	for q.err == nil && len(q.urgent) == 0 && len(q.bulk) == 0 {
-		q.changed.Wait()
+	for q.err == nil && (q.claimed || !q.waits()) {
+		q.work.Wait()
 	}
 	if q.err != nil {
 		return outgoing{}, false
 	}
 	q.writing = true
+	q.changed.Broadcast()
+	if o := q.hand; len(o.buf) > 0 {
+		q.hand = outgoing{}
+		return o, true
+	}
 	lane := &q.urgent
 	if len(*lane) == 0 {
 		lane = &q.bulk
@@ -113,7 +159,6 @@ func (q *queue) next() (outgoing, bool) {
 	if len(*lane) == 0 {
 		*lane = nil
 	}
-	q.changed.Broadcast()
 	return o, true
 }
 
@@ -124,7 +169,8 @@ func (q *queue) close(err error) {
 	if q.err == nil {
 		q.err = err
 	}
-	q.urgent, q.bulk, q.bytes = nil, nil, 0
+	q.hand, q.urgent, q.bulk, q.bytes = outgoing{}, nil, nil, 0
+	q.work.Broadcast()
 	q.changed.Broadcast()
 }
 
@@ -138,7 +184,7 @@ func (q *queue) flush(ctx context.Context) error {
 	defer stop()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.err == nil && (q.writing || len(q.urgent)+len(q.bulk) > 0) {
+	for q.err == nil && (q.writing || !q.idle()) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

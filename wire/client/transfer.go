@@ -6,21 +6,27 @@ import (
 	"encoding/hex"
 	"errors"
 	"hash"
-	"hash/crc32"
 	"io"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/crc32c"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Sizes of a transfer. Eight chunks may be in flight, so that a ping is never far behind and the channel never idle.
+// Sizes of a transfer. So much is in flight that the channel is never idle, and so little that a ping is never far behind.
+// Each reply to a push and each write of requests costs the guest about as much as tens of kilobytes: so pushed chunks are
+// large, and chunks to be pulled are asked for several at a time.
 const (
-	pushChunk = 64 << 10
-	pullChunk = 31000 // what the agent gives in one frame of 32,000 bytes
-	window    = 8
+	pushChunk  = 256 << 10
+	pushWindow = 4     // chunks in flight
+	pullChunk  = 31000 // what the agent gives in one frame of 32,000 bytes
+	pullWindow = 16
+	pullAtOnce = 8 // asked for in one write
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+var crc = crc32c.Standard()
 
 // Progress is told how far a transfer is, in bytes; total is -1 where it is not known.
 type Progress func(done, total int64)
@@ -49,7 +55,7 @@ func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOp
 		digest = sha256.New()
 	}
 	chunks := &chunkReader{from: from}
-	flight := make(chan chan error, window)
+	flight := make(chan chan error, pushWindow)
 	finished := make(chan error, 1)
 	go func() { finished <- first(flight, cancel) }()
 	for number := uint32(0); ctx.Err() == nil; number++ {
@@ -60,7 +66,7 @@ func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOp
 		}
 		request := &pb.FileWriteRequest{
 			Path: path, Data: data, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
-			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc32.Checksum(data, castagnoli)),
+			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)),
 		}
 		if digest != nil {
 			digest.Write(data)
@@ -204,13 +210,27 @@ type puller struct {
 }
 
 func (p *puller) ask(ctx context.Context, offset int64) (*pb.FileReadResponse, error) {
-	reply, err := Call[*pb.FileReadResponse](ctx, p.c, &pb.FileReadRequest{
-		Path: p.path, Offset: uint64(offset), ChunkSize: pullChunk, Generation: p.options.Generation,
-	})
+	sent, err := p.c.start(ctx, NewID(), p.request(offset))
 	if err != nil {
 		return nil, err
 	}
-	if reply.Crc32C != nil && *reply.Crc32C != crc32.Checksum(reply.Data, castagnoli) {
+	return p.answer(ctx, sent)
+}
+
+func (p *puller) request(offset int64) *pb.FileReadRequest {
+	return &pb.FileReadRequest{Path: p.path, Offset: uint64(offset), ChunkSize: pullChunk, Generation: p.options.Generation}
+}
+
+func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadResponse, error) {
+	answer, err := sent.answer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := read[*pb.FileReadResponse](answer)
+	if err != nil {
+		return nil, err
+	}
+	if reply.Crc32C != nil && *reply.Crc32C != crc(reply.Data) {
 		return nil, fault.Because(fault.ErrCorrupt, "%s: a chunk arrived with a wrong checksum", p.path)
 	}
 	if len(reply.Data) == 0 && !reply.Eof {
@@ -236,45 +256,38 @@ func (p *puller) take(reply *pb.FileReadResponse) error {
 // ahead reads whole chunks up to the known size with several requests in flight. It ends early at a chunk that is
 // shorter than asked, and returns a last reply where there was one, or nil when the rest must be asked for.
 func (p *puller) ahead(ctx context.Context) (*pb.FileReadResponse, error) {
-	type answer struct {
-		reply *pb.FileReadResponse
-		err   error
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var flight []chan answer
-	next := p.offset
+	var flight []*pending
 	defer func() {
 		cancel()
-		for _, one := range flight {
-			<-one
+		for _, sent := range flight {
+			sent.answer(ctx) // which cancels it
 		}
 	}()
-	for {
-		for len(flight) < window && next+pullChunk <= p.total {
-			one, at := make(chan answer, 1), next
-			go func() {
-				reply, err := p.ask(ctx, at)
-				one <- answer{reply, err}
-			}()
-			flight = append(flight, one)
-			next += pullChunk
+	for next := p.offset; ; {
+		if len(flight) <= pullWindow-pullAtOnce {
+			var more []proto.Message
+			for ; len(more) < pullAtOnce && next+pullChunk <= p.total; next += pullChunk {
+				more = append(more, p.request(next))
+			}
+			sent, err := p.c.startAll(ctx, more)
+			if err != nil {
+				return nil, err
+			}
+			flight = append(flight, sent...)
 		}
 		if len(flight) == 0 {
 			return nil, nil
 		}
-		a := <-flight[0]
+		reply, err := p.answer(ctx, flight[0])
 		flight = flight[1:]
-		if a.err != nil {
-			return nil, a.err
+		if err != nil || reply.Eof {
+			return reply, err
 		}
-		if a.reply.Eof {
-			return a.reply, nil
-		}
-		if err := p.take(a.reply); err != nil {
+		if err := p.take(reply); err != nil {
 			return nil, err
 		}
-		if len(a.reply.Data) < pullChunk {
+		if len(reply.Data) < pullChunk {
 			return nil, nil
 		}
 	}

@@ -167,7 +167,7 @@ func (l *listener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 			continue
 		}
 		l.open.Add(1)
-		session := &once{ReadWriteCloser: conn, ended: make(chan struct{})}
+		session := &once{ReadWriteCloser: unixChannel(conn), ended: make(chan struct{})}
 		go func() { <-session.ended; l.open.Add(-1) }()
 		return session, nil
 	}
@@ -230,7 +230,7 @@ func (c *connector) enter(conn net.Conn) (io.ReadWriteCloser, error) {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	c.last = &once{ReadWriteCloser: conn, ended: make(chan struct{})}
+	c.last = &once{ReadWriteCloser: unixChannel(conn.(*net.UnixConn)), ended: make(chan struct{})}
 	return c.last, nil
 }
 

@@ -179,21 +179,8 @@ func (s *virtioSession) Write(p []byte) (done int, err error) {
 	for done < len(p) {
 		var n int
 		rawErr := s.port.raw.Write(func(fd uintptr) bool {
-			gone, pollErr := hostGone(fd)
-			switch {
-			case s.closed.Load():
-				err = net.ErrClosed
-			case pollErr != nil:
-				err = pollErr
-			case gone:
-				err = io.ErrClosedPipe
-			default:
-				for n, err = unix.Write(int(fd), p[done:]); err == unix.EINTR; {
-					n, err = unix.Write(int(fd), p[done:])
-				}
-				return err != unix.EAGAIN
-			}
-			return true
+			n, err = s.attempt(fd, p[done:])
+			return err != unix.EAGAIN
 		})
 		if err == nil {
 			err = rawErr

@@ -1,0 +1,10 @@
+//go:build !linux
+
+package port
+
+import (
+	"io"
+	"net"
+)
+
+func unixChannel(conn *net.UnixConn) io.ReadWriteCloser { return conn }
