@@ -122,6 +122,7 @@ func lie(how string) int {
 
 // acts are deeds of a runner that was taken over.
 var acts = map[string]func(conn *os.File){
+	"greedy":  greedy,
 	"crash":   func(*os.File) { panic("out of order") },
 	"hang up": func(conn *os.File) { conn.Close(); time.Sleep(time.Minute) },
 	"deaf":    func(conn *os.File) { forever(conn, callOf(text(strings.Repeat("x", 1000)))) },

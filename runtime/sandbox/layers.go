@@ -20,5 +20,9 @@ func Layers() []Layer {
 	if os.Geteuid() != 0 {
 		user.Missing = "the agent is not root"
 	}
-	return append(layers, user)
+	memory := Layer{Name: "memory of a cgroup"}
+	if err := groupMissing(); err != nil {
+		memory.Missing = err.Error()
+	}
+	return append(layers, user, memory)
 }

@@ -72,6 +72,8 @@ func (s *run) death() *pb.ScriptError {
 		return stoppedError(errCPU, s.limits)
 	case signal == sigSys:
 		return &pb.ScriptError{Kind: "sandbox", Message: "the script's process did what no script may do, and was killed"}
+	case s.r.group.outOfMemory():
+		return memoryError(s.limits)
 	case signal == sigKill:
 		// Neither by us, so by the kernel, which kills what takes the last of the memory.
 		e := memoryError(s.limits)

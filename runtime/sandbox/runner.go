@@ -17,6 +17,7 @@ type runner struct {
 	conn   *os.File
 	in     *link.Reader
 	stderr tail
+	group  *group
 	exited chan struct{} // closed once the process is reaped and its stderr read
 
 	mu     sync.Mutex
@@ -48,6 +49,7 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 		r.conn.Close()
 		return nil, err
 	}
+	r.confine(limits.Memory)
 	r.in = link.NewReader(r.conn, link.FromRunner)
 	go func() {
 		defer close(r.exited)
@@ -77,6 +79,7 @@ func (r *runner) close() {
 	r.kill()
 	<-r.exited
 	r.conn.Close()
+	r.group.remove()
 }
 
 // gone says whether the process ended by itself, within the time given to it.

@@ -24,6 +24,17 @@ func (r *runner) peak() uint64 { return 0 }
 
 func (r *runner) ended() (int, syscall.Signal) { return r.cmd.ProcessState.ExitCode(), 0 }
 
+// group is what Linux has.
+type group struct{}
+
+func (*group) outOfMemory() bool { return false }
+
+func (*group) remove() {}
+
+func (r *runner) confine(uint64) {}
+
+func groupMissing() error { return errors.ErrUnsupported }
+
 // Numbers of signals that no process here dies of.
 const (
 	sigSys  = syscall.Signal(-1)
