@@ -17,7 +17,7 @@ import (
 
 const (
 	// stopGrace is the time that a runner has to say where its script was when it is stopped, before it is killed.
-	stopGrace = 100 * time.Millisecond
+	stopGrace = 500 * time.Millisecond
 	// deathGrace is the time between the end of a runner's connection and its own.
 	deathGrace = 2 * time.Second
 	// Bounds on texts of a runner, in bytes.
