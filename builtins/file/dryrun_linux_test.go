@@ -97,7 +97,7 @@ func anything(random *rand.Rand, length int) []attempt {
 	var list []attempt
 	for range length {
 		var a attempt
-		switch random.IntN(10) {
+		switch random.IntN(12) {
 		case 0, 1:
 			a = attempt{"file.write", &pb.WriteFileArgs{Path: path(), Content: content(), Mode: mode(), Parents: random.IntN(2) == 0, Backup: random.IntN(4) == 0, Inplace: random.IntN(4) == 0}}
 		case 2:
@@ -110,6 +110,10 @@ func anything(random *rand.Rand, length int) []attempt {
 			a = attempt{"file.copy", &pb.FromToArgs{From: path(), To: path()}}
 		case 6, 7:
 			a = attempt{"file.move", &pb.FromToArgs{From: path(), To: path()}}
+		case 10:
+			a = attempt{"file.line", &pb.LineArgs{Path: path(), Line: pick("one", "three", "x = 1"), Match: pick("", "^o", "e$"), Mode: mode(), Parents: random.IntN(2) == 0}}
+		case 11:
+			a = attempt{"file.replace", &pb.ReplaceArgs{Path: path(), Pattern: pick("one", "o|e", "^"), Replacement: pick("1", "", "# ")}}
 		case 8:
 			a = attempt{"file.symlink", &pb.SymlinkArgs{Target: pick("a", "dir", "/dir/sub", "nowhere"), Path: path()}}
 		default:

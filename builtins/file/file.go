@@ -93,6 +93,8 @@ func (r *Room) Ops() []builtins.Op {
 		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Mutating().Plans(),
 		builtins.Script("file.sha256", "path", "sha256", "the SHA-256 of the content of a file, in hex", r.sha256),
 		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Mutating().Plans(),
+		builtins.Script("file.line", "path", "changed", "make a line stand in a text file, or not stand there", r.line).Mutating().Plans(),
+		builtins.Script("file.replace", "path pattern replacement", "changed", "replace what matches a pattern in a text file", r.replace).Mutating().Plans(),
 		builtins.Script("file.attachment", "name", "content", "the content of a file that came with the script", r.attachment),
 	}
 }

@@ -28,6 +28,8 @@ type wanted struct {
 	follow   bool
 	add      bool   // content comes behind what is there
 	content  []byte // what the file, or what is added to it, shall be
+	// edit makes the content of what is there; a file that is not there is nil. It is used instead of content.
+	edit func(old []byte) ([]byte, error)
 }
 
 func (r *Room) write(ctx context.Context, call *builtins.Call, in *pb.WriteFileArgs) (*pb.Changed, error) {
@@ -59,6 +61,14 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, w wanted) (_ *pb.Ch
 		return nil, fault.On(w.path, err)
 	}
 	defer c.end(&err)
+	if w.edit != nil {
+		if w.content, err = c.edited(w.edit); err != nil {
+			return nil, err
+		}
+		if w.content == nil && c.absent() { // nothing is to be made
+			return &pb.Changed{}, nil
+		}
+	}
 	if same, err := c.has(w); err != nil || same && !differs(c.old, w.attr) {
 		return &pb.Changed{}, err
 	} else if same {

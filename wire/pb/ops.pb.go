@@ -998,7 +998,8 @@ func (x *Digest) GetSha256() string {
 	return ""
 }
 
-// file.template: {{name}} in text stands for a value of vars.
+// file.template: {{name}} in text stands for a value of vars, which must be one line; {{name|shell}}, {{name|json}},
+// {{name|yaml}} and {{name|xml}} write any value so that it is one word, string or text there; {{name|raw}} as it is.
 type TemplateArgs struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -1099,6 +1100,247 @@ func (x *TemplateArgs) GetBackup() bool {
 	return false
 }
 
+// file.line: one line of a text file. Patterns are regular expressions in the syntax of RE2.
+type LineArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// The line as it shall stand there, without its end.
+	Line string `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
+	// Which line is replaced, the last that matches; with state "absent": which lines go, all that match.
+	Match string `protobuf:"bytes,3,opt,name=match,proto3" json:"match,omitempty"`
+	// "present", which is meant if nothing is said, or "absent".
+	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	// Where a new line comes: behind the last line that matches; else, or if none does, at the end.
+	After string `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
+	// Where a new line comes: before the first line that matches.
+	Before string `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
+	// Of a file that is made; one that is there keeps what it has unless it is said.
+	Mode  string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	Group string `protobuf:"bytes,9,opt,name=group,proto3" json:"group,omitempty"`
+	// Create missing parent directories.
+	Parents bool `protobuf:"varint,10,opt,name=parents,proto3" json:"parents,omitempty"`
+	// Keep what was there as path.bak.
+	Backup bool `protobuf:"varint,11,opt,name=backup,proto3" json:"backup,omitempty"`
+	// Write into the file that is there instead of replacing it.
+	Inplace       bool `protobuf:"varint,12,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LineArgs) Reset() {
+	*x = LineArgs{}
+	mi := &file_ops_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LineArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LineArgs) ProtoMessage() {}
+
+func (x *LineArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LineArgs.ProtoReflect.Descriptor instead.
+func (*LineArgs) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LineArgs) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *LineArgs) GetLine() string {
+	if x != nil {
+		return x.Line
+	}
+	return ""
+}
+
+func (x *LineArgs) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *LineArgs) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *LineArgs) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *LineArgs) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *LineArgs) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *LineArgs) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *LineArgs) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *LineArgs) GetParents() bool {
+	if x != nil {
+		return x.Parents
+	}
+	return false
+}
+
+func (x *LineArgs) GetBackup() bool {
+	if x != nil {
+		return x.Backup
+	}
+	return false
+}
+
+func (x *LineArgs) GetInplace() bool {
+	if x != nil {
+		return x.Inplace
+	}
+	return false
+}
+
+// file.replace: all places of a text file that match a regular expression in the syntax of RE2; ^ and $ are the ends of
+// a line.
+type ReplaceArgs struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Pattern string                 `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// What comes there: $1 or ${name} stand for what a group matched, $$ for a dollar sign.
+	Replacement string `protobuf:"bytes,3,opt,name=replacement,proto3" json:"replacement,omitempty"`
+	// Pattern and replacement are plain text.
+	Literal bool `protobuf:"varint,4,opt,name=literal,proto3" json:"literal,omitempty"`
+	// It may be that a second run changes the file again.
+	Again bool `protobuf:"varint,5,opt,name=again,proto3" json:"again,omitempty"`
+	// Keep what was there as path.bak.
+	Backup bool `protobuf:"varint,6,opt,name=backup,proto3" json:"backup,omitempty"`
+	// Write into the file that is there instead of replacing it.
+	Inplace       bool `protobuf:"varint,7,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceArgs) Reset() {
+	*x = ReplaceArgs{}
+	mi := &file_ops_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceArgs) ProtoMessage() {}
+
+func (x *ReplaceArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceArgs.ProtoReflect.Descriptor instead.
+func (*ReplaceArgs) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReplaceArgs) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ReplaceArgs) GetPattern() string {
+	if x != nil {
+		return x.Pattern
+	}
+	return ""
+}
+
+func (x *ReplaceArgs) GetReplacement() string {
+	if x != nil {
+		return x.Replacement
+	}
+	return ""
+}
+
+func (x *ReplaceArgs) GetLiteral() bool {
+	if x != nil {
+		return x.Literal
+	}
+	return false
+}
+
+func (x *ReplaceArgs) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
+func (x *ReplaceArgs) GetBackup() bool {
+	if x != nil {
+		return x.Backup
+	}
+	return false
+}
+
+func (x *ReplaceArgs) GetInplace() bool {
+	if x != nil {
+		return x.Inplace
+	}
+	return false
+}
+
 // file.attachment
 type AttachmentArgs struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1109,7 +1351,7 @@ type AttachmentArgs struct {
 
 func (x *AttachmentArgs) Reset() {
 	*x = AttachmentArgs{}
-	mi := &file_ops_proto_msgTypes[18]
+	mi := &file_ops_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1363,7 @@ func (x *AttachmentArgs) String() string {
 func (*AttachmentArgs) ProtoMessage() {}
 
 func (x *AttachmentArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[18]
+	mi := &file_ops_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1376,7 @@ func (x *AttachmentArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentArgs.ProtoReflect.Descriptor instead.
 func (*AttachmentArgs) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{18}
+	return file_ops_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachmentArgs) GetName() string {
@@ -1178,7 +1420,7 @@ type RunArgs struct {
 
 func (x *RunArgs) Reset() {
 	*x = RunArgs{}
-	mi := &file_ops_proto_msgTypes[19]
+	mi := &file_ops_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1432,7 @@ func (x *RunArgs) String() string {
 func (*RunArgs) ProtoMessage() {}
 
 func (x *RunArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[19]
+	mi := &file_ops_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1445,7 @@ func (x *RunArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunArgs.ProtoReflect.Descriptor instead.
 func (*RunArgs) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{19}
+	return file_ops_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RunArgs) GetArgv() []string {
@@ -1335,7 +1577,7 @@ type ShellArgs struct {
 
 func (x *ShellArgs) Reset() {
 	*x = ShellArgs{}
-	mi := &file_ops_proto_msgTypes[20]
+	mi := &file_ops_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1589,7 @@ func (x *ShellArgs) String() string {
 func (*ShellArgs) ProtoMessage() {}
 
 func (x *ShellArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[20]
+	mi := &file_ops_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1602,7 @@ func (x *ShellArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellArgs.ProtoReflect.Descriptor instead.
 func (*ShellArgs) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{20}
+	return file_ops_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShellArgs) GetCommand() string {
@@ -1481,7 +1723,7 @@ type RunResult struct {
 
 func (x *RunResult) Reset() {
 	*x = RunResult{}
-	mi := &file_ops_proto_msgTypes[21]
+	mi := &file_ops_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1735,7 @@ func (x *RunResult) String() string {
 func (*RunResult) ProtoMessage() {}
 
 func (x *RunResult) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[21]
+	mi := &file_ops_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1748,7 @@ func (x *RunResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResult.ProtoReflect.Descriptor instead.
 func (*RunResult) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{21}
+	return file_ops_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RunResult) GetCode() int32 {
@@ -1546,7 +1788,7 @@ type NoArgs struct {
 
 func (x *NoArgs) Reset() {
 	*x = NoArgs{}
-	mi := &file_ops_proto_msgTypes[22]
+	mi := &file_ops_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1800,7 @@ func (x *NoArgs) String() string {
 func (*NoArgs) ProtoMessage() {}
 
 func (x *NoArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[22]
+	mi := &file_ops_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1813,7 @@ func (x *NoArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoArgs.ProtoReflect.Descriptor instead.
 func (*NoArgs) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{22}
+	return file_ops_proto_rawDescGZIP(), []int{24}
 }
 
 // host.info
@@ -1596,7 +1838,7 @@ type HostInfo struct {
 
 func (x *HostInfo) Reset() {
 	*x = HostInfo{}
-	mi := &file_ops_proto_msgTypes[23]
+	mi := &file_ops_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1850,7 @@ func (x *HostInfo) String() string {
 func (*HostInfo) ProtoMessage() {}
 
 func (x *HostInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[23]
+	mi := &file_ops_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1863,7 @@ func (x *HostInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostInfo.ProtoReflect.Descriptor instead.
 func (*HostInfo) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{23}
+	return file_ops_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HostInfo) GetHostname() string {
@@ -1711,7 +1953,7 @@ type HostnameArgs struct {
 
 func (x *HostnameArgs) Reset() {
 	*x = HostnameArgs{}
-	mi := &file_ops_proto_msgTypes[24]
+	mi := &file_ops_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1965,7 @@ func (x *HostnameArgs) String() string {
 func (*HostnameArgs) ProtoMessage() {}
 
 func (x *HostnameArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[24]
+	mi := &file_ops_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1978,7 @@ func (x *HostnameArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostnameArgs.ProtoReflect.Descriptor instead.
 func (*HostnameArgs) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{24}
+	return file_ops_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HostnameArgs) GetNew() string {
@@ -1757,7 +1999,7 @@ type HostnameResult struct {
 
 func (x *HostnameResult) Reset() {
 	*x = HostnameResult{}
-	mi := &file_ops_proto_msgTypes[25]
+	mi := &file_ops_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +2011,7 @@ func (x *HostnameResult) String() string {
 func (*HostnameResult) ProtoMessage() {}
 
 func (x *HostnameResult) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[25]
+	mi := &file_ops_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +2024,7 @@ func (x *HostnameResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostnameResult.ProtoReflect.Descriptor instead.
 func (*HostnameResult) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{25}
+	return file_ops_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HostnameResult) GetHostname() string {
@@ -1809,7 +2051,7 @@ type Interfaces struct {
 
 func (x *Interfaces) Reset() {
 	*x = Interfaces{}
-	mi := &file_ops_proto_msgTypes[26]
+	mi := &file_ops_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2063,7 @@ func (x *Interfaces) String() string {
 func (*Interfaces) ProtoMessage() {}
 
 func (x *Interfaces) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[26]
+	mi := &file_ops_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2076,7 @@ func (x *Interfaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interfaces.ProtoReflect.Descriptor instead.
 func (*Interfaces) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{26}
+	return file_ops_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Interfaces) GetInterfaces() []*NetInterface {
@@ -1860,7 +2102,7 @@ type NetInterface struct {
 
 func (x *NetInterface) Reset() {
 	*x = NetInterface{}
-	mi := &file_ops_proto_msgTypes[27]
+	mi := &file_ops_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +2114,7 @@ func (x *NetInterface) String() string {
 func (*NetInterface) ProtoMessage() {}
 
 func (x *NetInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[27]
+	mi := &file_ops_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2127,7 @@ func (x *NetInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetInterface.ProtoReflect.Descriptor instead.
 func (*NetInterface) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{27}
+	return file_ops_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NetInterface) GetName() string {
@@ -1941,7 +2183,7 @@ type Uptime struct {
 
 func (x *Uptime) Reset() {
 	*x = Uptime{}
-	mi := &file_ops_proto_msgTypes[28]
+	mi := &file_ops_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2195,7 @@ func (x *Uptime) String() string {
 func (*Uptime) ProtoMessage() {}
 
 func (x *Uptime) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[28]
+	mi := &file_ops_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2208,7 @@ func (x *Uptime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uptime.ProtoReflect.Descriptor instead.
 func (*Uptime) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{28}
+	return file_ops_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Uptime) GetSeconds() float64 {
@@ -1989,7 +2231,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_ops_proto_msgTypes[29]
+	mi := &file_ops_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2001,7 +2243,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[29]
+	mi := &file_ops_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2014,7 +2256,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{29}
+	return file_ops_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Memory) GetTotal() uint64 {
@@ -2055,7 +2297,7 @@ type Disks struct {
 
 func (x *Disks) Reset() {
 	*x = Disks{}
-	mi := &file_ops_proto_msgTypes[30]
+	mi := &file_ops_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2309,7 @@ func (x *Disks) String() string {
 func (*Disks) ProtoMessage() {}
 
 func (x *Disks) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[30]
+	mi := &file_ops_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2322,7 @@ func (x *Disks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disks.ProtoReflect.Descriptor instead.
 func (*Disks) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{30}
+	return file_ops_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Disks) GetDisks() []*Disk {
@@ -2105,7 +2347,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_ops_proto_msgTypes[31]
+	mi := &file_ops_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2359,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[31]
+	mi := &file_ops_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2372,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{31}
+	return file_ops_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Disk) GetMount() string {
@@ -2252,7 +2494,29 @@ const file_ops_proto_rawDesc = "" +
 	"\x06backup\x18\b \x01(\bR\x06backup\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"$\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x02\n" +
+	"\bLineArgs\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04line\x18\x02 \x01(\tR\x04line\x12\x14\n" +
+	"\x05match\x18\x03 \x01(\tR\x05match\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x14\n" +
+	"\x05after\x18\x05 \x01(\tR\x05after\x12\x16\n" +
+	"\x06before\x18\x06 \x01(\tR\x06before\x12\x12\n" +
+	"\x04mode\x18\a \x01(\tR\x04mode\x12\x14\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\x12\x14\n" +
+	"\x05group\x18\t \x01(\tR\x05group\x12\x18\n" +
+	"\aparents\x18\n" +
+	" \x01(\bR\aparents\x12\x16\n" +
+	"\x06backup\x18\v \x01(\bR\x06backup\x12\x18\n" +
+	"\ainplace\x18\f \x01(\bR\ainplace\"\xbf\x01\n" +
+	"\vReplaceArgs\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\apattern\x18\x02 \x01(\tR\apattern\x12 \n" +
+	"\vreplacement\x18\x03 \x01(\tR\vreplacement\x12\x18\n" +
+	"\aliteral\x18\x04 \x01(\bR\aliteral\x12\x14\n" +
+	"\x05again\x18\x05 \x01(\bR\x05again\x12\x16\n" +
+	"\x06backup\x18\x06 \x01(\bR\x06backup\x12\x18\n" +
+	"\ainplace\x18\a \x01(\bR\ainplace\"$\n" +
 	"\x0eAttachmentArgs\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xe1\x03\n" +
 	"\aRunArgs\x12\x12\n" +
@@ -2371,7 +2635,7 @@ func file_ops_proto_rawDescGZIP() []byte {
 	return file_ops_proto_rawDescData
 }
 
-var file_ops_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_ops_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_ops_proto_goTypes = []any{
 	(*Changed)(nil),        // 0: limiquantix.agent.v1.Changed
 	(*ReadFileArgs)(nil),   // 1: limiquantix.agent.v1.ReadFileArgs
@@ -2391,31 +2655,33 @@ var file_ops_proto_goTypes = []any{
 	(*ChownArgs)(nil),      // 15: limiquantix.agent.v1.ChownArgs
 	(*Digest)(nil),         // 16: limiquantix.agent.v1.Digest
 	(*TemplateArgs)(nil),   // 17: limiquantix.agent.v1.TemplateArgs
-	(*AttachmentArgs)(nil), // 18: limiquantix.agent.v1.AttachmentArgs
-	(*RunArgs)(nil),        // 19: limiquantix.agent.v1.RunArgs
-	(*ShellArgs)(nil),      // 20: limiquantix.agent.v1.ShellArgs
-	(*RunResult)(nil),      // 21: limiquantix.agent.v1.RunResult
-	(*NoArgs)(nil),         // 22: limiquantix.agent.v1.NoArgs
-	(*HostInfo)(nil),       // 23: limiquantix.agent.v1.HostInfo
-	(*HostnameArgs)(nil),   // 24: limiquantix.agent.v1.HostnameArgs
-	(*HostnameResult)(nil), // 25: limiquantix.agent.v1.HostnameResult
-	(*Interfaces)(nil),     // 26: limiquantix.agent.v1.Interfaces
-	(*NetInterface)(nil),   // 27: limiquantix.agent.v1.NetInterface
-	(*Uptime)(nil),         // 28: limiquantix.agent.v1.Uptime
-	(*Memory)(nil),         // 29: limiquantix.agent.v1.Memory
-	(*Disks)(nil),          // 30: limiquantix.agent.v1.Disks
-	(*Disk)(nil),           // 31: limiquantix.agent.v1.Disk
-	nil,                    // 32: limiquantix.agent.v1.TemplateArgs.VarsEntry
-	nil,                    // 33: limiquantix.agent.v1.RunArgs.EnvEntry
-	nil,                    // 34: limiquantix.agent.v1.ShellArgs.EnvEntry
+	(*LineArgs)(nil),       // 18: limiquantix.agent.v1.LineArgs
+	(*ReplaceArgs)(nil),    // 19: limiquantix.agent.v1.ReplaceArgs
+	(*AttachmentArgs)(nil), // 20: limiquantix.agent.v1.AttachmentArgs
+	(*RunArgs)(nil),        // 21: limiquantix.agent.v1.RunArgs
+	(*ShellArgs)(nil),      // 22: limiquantix.agent.v1.ShellArgs
+	(*RunResult)(nil),      // 23: limiquantix.agent.v1.RunResult
+	(*NoArgs)(nil),         // 24: limiquantix.agent.v1.NoArgs
+	(*HostInfo)(nil),       // 25: limiquantix.agent.v1.HostInfo
+	(*HostnameArgs)(nil),   // 26: limiquantix.agent.v1.HostnameArgs
+	(*HostnameResult)(nil), // 27: limiquantix.agent.v1.HostnameResult
+	(*Interfaces)(nil),     // 28: limiquantix.agent.v1.Interfaces
+	(*NetInterface)(nil),   // 29: limiquantix.agent.v1.NetInterface
+	(*Uptime)(nil),         // 30: limiquantix.agent.v1.Uptime
+	(*Memory)(nil),         // 31: limiquantix.agent.v1.Memory
+	(*Disks)(nil),          // 32: limiquantix.agent.v1.Disks
+	(*Disk)(nil),           // 33: limiquantix.agent.v1.Disk
+	nil,                    // 34: limiquantix.agent.v1.TemplateArgs.VarsEntry
+	nil,                    // 35: limiquantix.agent.v1.RunArgs.EnvEntry
+	nil,                    // 36: limiquantix.agent.v1.ShellArgs.EnvEntry
 }
 var file_ops_proto_depIdxs = []int32{
 	6,  // 0: limiquantix.agent.v1.FileList.entries:type_name -> limiquantix.agent.v1.FileInfo
-	32, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
-	33, // 2: limiquantix.agent.v1.RunArgs.env:type_name -> limiquantix.agent.v1.RunArgs.EnvEntry
-	34, // 3: limiquantix.agent.v1.ShellArgs.env:type_name -> limiquantix.agent.v1.ShellArgs.EnvEntry
-	27, // 4: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
-	31, // 5: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
+	34, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
+	35, // 2: limiquantix.agent.v1.RunArgs.env:type_name -> limiquantix.agent.v1.RunArgs.EnvEntry
+	36, // 3: limiquantix.agent.v1.ShellArgs.env:type_name -> limiquantix.agent.v1.ShellArgs.EnvEntry
+	29, // 4: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
+	33, // 5: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
 	6,  // [6:6] is the sub-list for method output_type
 	6,  // [6:6] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -2428,15 +2694,15 @@ func file_ops_proto_init() {
 	if File_ops_proto != nil {
 		return
 	}
-	file_ops_proto_msgTypes[19].OneofWrappers = []any{}
-	file_ops_proto_msgTypes[20].OneofWrappers = []any{}
+	file_ops_proto_msgTypes[21].OneofWrappers = []any{}
+	file_ops_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ops_proto_rawDesc), len(file_ops_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
