@@ -142,7 +142,7 @@ func crowded(t *testing.T) *guest {
 // What a dry run tells, answers and shows is what a run then does, whatever the script; and it changes nothing.
 func TestADryRunIsWhatARunWouldBe(t *testing.T) {
 	seed := rand.Uint64()
-	for n := range uint64(300) {
+	for n := range uint64(100) {
 		random := rand.New(rand.NewPCG(seed, n))
 		script := anything(random, 1+random.IntN(12))
 		g := crowded(t)

@@ -1,11 +1,11 @@
 -- The message of the day: what people see when they log in.
 --
--- text is a template: {{title}}, {{lines}}, {{contact}} and {{hostname}} stand for their values.
+-- text is a template: {{title}}, {{lines|raw}}, {{contact}} and {{hostname}} stand for their values.
 
 local TEXT = [[
 {{title}}
 
-{{lines}}
+{{lines|raw}}
 
 Contact: {{contact}}
 ]]
@@ -29,9 +29,10 @@ return script {
       end
     end
     local text = p.text or TEXT
-    local vars = {title = p.title, lines = table.concat(p.lines, "\n"), contact = p.contact}
-    if string.find(text, "{{hostname}}", 1, true) then
-      vars.hostname = host.info().hostname
+    local all = {title = p.title, lines = table.concat(p.lines, "\n"), contact = p.contact, hostname = host.info().hostname}
+    local vars = {}
+    for name in string.gmatch(text, "{{%s*(%w+)") do
+      vars[name] = all[name] -- the others are not wanted
     end
     local changed = file.template("/etc/motd", text, vars, {mode = "0644"})
     return {changed = changed, path = "/etc/motd"}

@@ -1,0 +1,34 @@
+-- How much of the disk the journal of systemd may take.
+
+local PATH = "/etc/systemd/journald.conf.d/50-limits.conf"
+
+return script {
+  name = "journald-limits",
+  version = "1.0",
+  description = "limit the size and the age of systemd's journal",
+  params = {
+    max_use = {type = "string", default = "500M", pattern = "^%d+[KMGT]?$", description = "of the disk, in all"},
+    keep_free = {type = "string", default = "1G", pattern = "^%d+[KMGT]?$", description = "what stays free for others"},
+    max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "of what is kept"},
+    activate = {type = "boolean", default = true, description = "restart the journal now"},
+  },
+  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl"},
+
+  run = function(p)
+    local text = table.concat({
+      "[Journal]", "SystemMaxUse=" .. p.max_use, "SystemKeepFree=" .. p.keep_free, "MaxRetentionSec=" .. p.max_age, "",
+    }, "\n")
+    if file.exists(PATH) and file.read(PATH) == text then
+      return {changed = false, path = PATH}
+    end
+    local restart = {undo = {"systemctl", "try-restart", "systemd-journald.service"}, plan = "the journal reads its limits"}
+    if p.activate then
+      exec.run({"true"}, restart) -- the way back ends with the journal reading the old file
+    end
+    file.write(PATH, text, {mode = "0644", parents = true})
+    if p.activate then
+      exec.run({"systemctl", "try-restart", "systemd-journald.service"}, restart)
+    end
+    return {changed = true, path = PATH}
+  end,
+}
