@@ -10,13 +10,16 @@ BUILT   := $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 TARGETS := linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
-.PHONY: help build demo test race vmtest bench check generate crashtest soak clean
+.PHONY: help build package demo test race vmtest bench check generate crashtest soak clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## agent and ctl for this machine, in .build
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/quantix-kvm-agent ./cmd/quantix-kvm-ctl
+
+package: ## Debian packages of agent and ctl for amd64 and arm64, in .build
+	@for arch in amd64 arm64; do cmd/quantix-kvm-agent/package/build.sh $(OUT) $$arch $(VERSION) '$(LDFLAGS)' || exit 1; done
 
 demo: build ## a provisioning script against a scratch root, then one that fails
 	@bash cmd/quantix-kvm-agent/demo/demo.sh $(OUT)

@@ -101,7 +101,9 @@ func (r *recovery) run(ctx context.Context, rooms *all.Rooms, manager *script.Ma
 	for _, e := range events {
 		log.Warn(e.Message, zap.Any("details", e.Details))
 	}
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
+		log.Info("the recovery was stopped; the next start goes on with it")
+	} else if err != nil {
 		log.Error("recovery did not end well", zap.Error(err))
 		events = append(events, &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "recovery", Message: err.Error()})
 	}

@@ -82,6 +82,7 @@ func (r *Runner) startIn(spec *Spec, group *group, kind string, files [3]*os.Fil
 	if err := start(cmd, spec, env); err != nil {
 		return nil, err
 	}
+	r.system.unprotect(cmd.Process.Pid)
 	c := &child{cmd: cmd, group: group, exited: make(chan struct{}), watched: make(chan struct{})}
 	if group != nil {
 		c.tree = group

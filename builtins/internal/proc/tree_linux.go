@@ -34,6 +34,8 @@ type runnerSystem struct {
 	serial atomic.Int64
 	parent map[string]string // kind → directory; missing: no groups
 
+	protected bool // from being killed for want of memory, which commands inherit
+
 	trial    sync.Once
 	cannot   error // why commands cannot be confined
 	perMount bool  // act as on a kernel that cannot change a tree of mounts at once
@@ -46,6 +48,8 @@ func (s *runnerSystem) init(config *Config) {
 	s.name = config.Name
 	s.tag = strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(startTime(os.Getpid()), 10)
 	s.nonce = rand.Text()[:8]
+	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without one nothing is protected
+	s.protected = bytes.HasPrefix(score, []byte("-"))
 	s.parent = map[string]string{}
 	top, own := ownGroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
@@ -61,6 +65,14 @@ func (s *runnerSystem) init(config *Config) {
 		if place != "" && place != "none" {
 			s.parent[kind] = place
 		}
+	}
+}
+
+// unprotect gives a command the score of any other process when memory is short: it is the agent alone that must live. It
+// comes right after the command's start, long before that could have children of its own.
+func (s *runnerSystem) unprotect(pid int) {
+	if s.protected {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0) // a command that has ended needs none
 	}
 }
 

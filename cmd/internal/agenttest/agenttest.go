@@ -76,10 +76,15 @@ func Binary() (string, error) {
 // Main runs tests and takes away what Binary built. For TestMain.
 func Main(m *testing.M) {
 	code := m.Run()
+	Clean()
+	os.Exit(code)
+}
+
+// Clean takes away what Binary built, for a TestMain that has more to do than Main.
+func Clean() {
 	if built.path != "" {
 		os.RemoveAll(filepath.Dir(built.path))
 	}
-	os.Exit(code)
 }
 
 // Start starts an agent and ends it with the test. It returns when the socket is there.

@@ -24,31 +24,37 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	defer ctltest.Clean()
-	agenttest.Main(m)
+	code := m.Run()
+	agenttest.Clean()
+	ctltest.Clean()
+	packages.clean()
+	os.Exit(code)
 }
 
 const agentPath = "/usr/bin/quantix-kvm-agent"
 
-// startAgent puts the agent of this tree into a machine and starts it there with its own unit.
-func startAgent(t testing.TB, vm *vmtest.VM, args ...string) {
+// machine is a resumed one that runs this tree's agent from its package.
+func machine(t testing.TB, o vmtest.Options) *vmtest.VM {
 	t.Helper()
-	binary, err := agenttest.Binary()
+	path, err := packages.get(present)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	if err := vm.Put(ctx, binary, agentPath, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := vm.Put(ctx, "../../quantix-kvm-agent/package/quantix-kvm-agent.service", "/etc/systemd/system/quantix-kvm-agent.service", 0o644); err != nil {
-		t.Fatal(err)
-	}
+	o.Package = path
+	return vmtest.Start(t, o)
+}
+
+// startAgent has the package of this tree's agent installed in a machine, and the agent running with its own unit.
+func startAgent(t testing.TB, vm *vmtest.VM, args ...string) {
+	t.Helper()
 	if len(args) > 0 {
 		vm.Must(t, "mkdir -p /run/systemd/system/quantix-kvm-agent.service.d && printf '[Service]\nExecStart=\nExecStart="+agentPath+" "+strings.Join(args, " ")+"\n' > /run/systemd/system/quantix-kvm-agent.service.d/test.conf")
 	}
-	vm.Must(t, "systemctl daemon-reload && systemctl enable --quiet --now quantix-kvm-agent")
+	if vm.Must(t, "test -e "+agentPath+" && echo there || true") == "" {
+		install(t, vm, present)
+	} else if len(args) > 0 {
+		vm.Must(t, "systemctl daemon-reload && systemctl restart quantix-kvm-agent")
+	}
 }
 
 // dial connects to the agent in a machine and waits for its first word. The agent may still be starting.
@@ -82,7 +88,7 @@ func limited(t testing.TB, d time.Duration) context.Context {
 func TestCLI(t *testing.T) {
 	ctltest.Run(t, "../../quantix-kvm-ctl/testdata/script", func(env *testscript.Env) (ctltest.Guest, error) {
 		tb := env.T().(testing.TB)
-		vm := vmtest.Start(tb, vmtest.Options{})
+		vm := machine(tb, vmtest.Options{})
 		startAgent(tb, vm)
 		dial(tb, vm, vmtest.CtlPort, client.Options{}).Close()
 		vm.Must(tb, "mkdir /var/tmp/script")
@@ -98,7 +104,7 @@ func TestCLI(t *testing.T) {
 
 // What a script and a command did is there, seen from outside the agent.
 func TestEffectsSeenFromOutside(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{})
+	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})
 	ctx := limited(t, time.Minute)
@@ -121,7 +127,7 @@ func TestEffectsSeenFromOutside(t *testing.T) {
 
 // Both framings, on the port that has the Node Daemon's name, and two ports at a time.
 func TestFramingsAndPorts(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{})
+	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	plain := dial(t, vm, vmtest.AgentPort, client.Options{})
 	qtx := dial(t, vm, vmtest.CtlPort, client.Options{Framing: wire.QTX1})
@@ -138,7 +144,7 @@ func TestFramingsAndPorts(t *testing.T) {
 // Hosts come and go, also in the middle of a transfer: each is greeted and served, and the agent does not spin between
 // them.
 func TestHostsComeAndGo(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{})
+	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	for i := range 10 {
 		c := dial(t, vm, vmtest.AgentPort, client.Options{})
@@ -225,7 +231,7 @@ func served(t *testing.T, vm *vmtest.VM) *client.Client {
 
 // The agent is killed while a script runs, systemd starts it again: all or nothing.
 func TestAgentKilledDuringScript(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{})
+	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	vm.Must(t, prepareTree)
 	rounds, takenBack := rounds(6), 0

@@ -22,7 +22,7 @@ const megabytes = 64
 // BenchmarkGuest measures the agent over virtio-serial in a guest, beside the bare channel and the bare work in the same
 // guest and run. "x" is our time as a multiple of the bare one: under emulation only that means anything.
 func BenchmarkGuest(b *testing.B) {
-	vm := vmtest.Start(b, vmtest.Options{})
+	vm := machine(b, vmtest.Options{})
 	startAgent(b, vm)
 	c := dial(b, vm, vmtest.AgentPort, client.Options{})
 	ctx := context.Background()

@@ -8,8 +8,8 @@
 //	└──────────────────────────┘          │   └─ Kill, PowerOn ─┘  probe: Run Put Get  │
 //	                                      └────────────────────────────────────────────┘
 //
-// A test gets a machine that has just finished booting, with a disk of its own. The agent under test is not in it: Put it
-// there and start it with Run. What the agent did is looked at through the probe, a program of the rig on a port of its
+// A test gets a machine that has just finished booting, with a disk of its own. The agent under test is not in it, unless
+// Options.Package has it installed. What the agent did is looked at through the probe, a program of the rig on a port of its
 // own. Tests that use this package carry the build tag vm and run with `make vmtest`.
 //
 // Without KVM the guest is emulated and its processor 10 to 30 times slower than a real one: times are comparable within
@@ -66,6 +66,9 @@ type Options struct {
 	// Ports are names of further virtio-serial ports. A Fresh machine has them from power-on, a resumed one has them
 	// plugged in.
 	Ports []string
+	// Package is a Debian package of the host that a resumed machine has installed already, and its service running.
+	// Excludes Fresh. The first machine with a package costs some seconds; it is then kept in the cache.
+	Package string
 	// QEMUArgs are appended to QEMU's command line at every power-on. Requires Fresh.
 	QEMUArgs []string
 }
@@ -110,7 +113,13 @@ func Launch(ctx context.Context, o Options) (*VM, error) {
 	if !o.Fresh && (o.Disk != "" || o.MemoryMiB != 0 || len(o.QEMUArgs) > 0) {
 		return nil, errors.New("vm start: Disk, MemoryMiB and QEMUArgs need Fresh: a resumed machine is as it was saved")
 	}
+	if o.Fresh && o.Package != "" {
+		return nil, errors.New("vm start: a machine with a package is resumed, not fresh")
+	}
 	s, err := prepared(ctx)
+	if err == nil && o.Package != "" {
+		s, err = withPackage(ctx, s, o.Package)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -116,8 +116,8 @@ func used(dir string) error {
 	return os.Chtimes(dir, now, now)
 }
 
-// Prune removes the layers that nobody used for longer than age.
-func Prune(age time.Duration) error {
+// Prune removes the layers that nobody used for longer than age, of all whose name begins with prefix.
+func Prune(prefix string, age time.Duration) error {
 	cache, err := Cache()
 	if err != nil {
 		return err
@@ -133,7 +133,8 @@ func Prune(age time.Duration) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		ours := strings.HasPrefix(e.Name(), "root-") || strings.HasPrefix(e.Name(), "vm-")
+		ours := strings.HasPrefix(e.Name(), "root-") || strings.HasPrefix(e.Name(), "vm-") || strings.HasPrefix(e.Name(), "agent-")
+		ours = ours && strings.HasPrefix(e.Name(), prefix)
 		info, err := e.Info()
 		if ours && err == nil && time.Since(info.ModTime()) > age {
 			errs = append(errs, os.RemoveAll(filepath.Join(cache, e.Name())))

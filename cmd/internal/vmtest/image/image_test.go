@@ -156,7 +156,7 @@ func TestPrune(t *testing.T) {
 			}
 		}
 	}
-	if err := Prune(24 * time.Hour); err != nil {
+	if err := Prune("", 24*time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]bool{"vm-old": false, "root-old": false, "vm-new": true, "other": true} {

@@ -45,7 +45,7 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("guest ready in %s (%v)\n", dir, time.Since(begun).Round(time.Millisecond))
-	return image.Prune(keep)
+	return image.Prune("", keep)
 }
 
 // install installs packages as root, and otherwise says how.

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Builds the Debian packages of agent and ctl: build.sh OUT ARCH VERSION LDFLAGS. The same sources give the same bytes: all
+# times are those of SOURCE_DATE_EPOCH.
+set -eu -o pipefail
+
+OUT=$(mkdir -p "$1" && cd "$1" && pwd)
+export ARCH=$2 VERSION=$3
+flags=$4
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+cd "$(dirname "$0")"
+work=$OUT/package-$ARCH
+rm -rf "$work"
+mkdir -p "$work/completion" "$work/doc"
+
+GOOS=linux GOARCH=$ARCH CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$work/" ../../quantix-kvm-agent ../../quantix-kvm-ctl
+
+# The completions are the tool's own words, which are the same for every processor.
+CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$work/host-ctl" ../../quantix-kvm-ctl
+for shell in bash zsh fish; do
+	"$work/host-ctl" completion "$shell" | sed 's/host-ctl/quantix-kvm-ctl/g' >"$work/completion/$shell"
+done
+
+date=$(date -u -R -d "@$SOURCE_DATE_EPOCH")
+for name in agent ctl; do
+	mkdir -p "$work/$name"
+	cp -r "$work/doc" "$work/$name/"
+	printf 'quantix-kvm-%s (%s) unstable; urgency=medium\n\n  * Built from the sources of this version.\n\n -- Quantix KVM <agent@quantix-kvm.invalid>  %s\n' "$name" "$VERSION" "$date" |
+		gzip -9n >"$work/$name/doc/changelog.gz"
+	cp copyright "$work/$name/doc/copyright"
+	ln -f "$work/quantix-kvm-$name" "$work/$name/quantix-kvm-$name"
+	if [ "$name" = ctl ]; then cp -r "$work/completion" "$work/$name/"; fi
+	OUT="$work/$name" go tool nfpm package --config "$name-nfpm.yaml" --packager deb --target "$OUT"
+done
+rm -rf "$work"
