@@ -96,6 +96,9 @@ func checkClosedOff(t *testing.T, pid int) {
 			t.Errorf("status of the runner lacks %q", line)
 		}
 	}
+	if score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); err != nil || strings.TrimSpace(string(score)) != "1000" {
+		t.Errorf("oom_score_adj is %q, %v", score, err)
+	}
 	if group, err := syscall.Getpgid(pid); err != nil || group != pid {
 		t.Errorf("process group is %d, %v, want its own, %d", group, err, pid)
 	}

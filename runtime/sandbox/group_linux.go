@@ -151,8 +151,11 @@ func (g *group) remove() {
 	}
 }
 
-// confine puts a runner into a group of its own where the machine has that. It comes before the runner gets a script.
+// confine puts a runner into a group of its own where the machine has that, and has the kernel take it first when memory
+// runs out: it would else inherit the agent's place in that order, and at the very end of it nothing kills what is over its
+// limit. It comes before the runner gets a script.
 func (r *runner) confine(heap uint64) {
+	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid), []byte("1000"), 0) //nolint:errcheck // it has died
 	g, err := newGroup(heap)
 	if err != nil {
 		return // Layers says so
