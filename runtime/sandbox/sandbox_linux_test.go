@@ -21,6 +21,10 @@ func TestMain(m *testing.M) {
 			os.Exit(lua.Main(os.Args[2:]))
 		case liarArg:
 			os.Exit(lie(os.Args[2]))
+		case nothingArg:
+			os.Exit(0)
+		case echoArg:
+			os.Exit(echo())
 		case agentArg:
 			os.Exit(agent())
 		}
@@ -106,44 +110,4 @@ func TestRunsBesideOneAnother(t *testing.T) {
 		})
 	}
 	runs.Wait()
-}
-
-// BenchmarkWarm is a run for which the standby waits.
-func BenchmarkWarm(b *testing.B) {
-	pool := newPool(b, sandbox.Config{})
-	mustRun(b, pool, script(`return 1`))
-	for b.Loop() {
-		b.StopTimer()
-		waitFor(b, "a sealed standby", func() bool {
-			pids := children(b)
-			if len(pids) != 1 {
-				return false
-			}
-			status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pids[0]))
-			return strings.Contains(string(status), "Seccomp:\t2") && strings.Contains(string(status), "State:\tS")
-		})
-		b.StartTimer()
-		mustRun(b, pool, script(`return 1`))
-	}
-}
-
-func BenchmarkCold(b *testing.B) {
-	for b.Loop() {
-		pool := sandbox.New(sandbox.Config{})
-		mustRun(b, pool, script(`return 1`))
-		b.StopTimer()
-		pool.Close()
-		b.StartTimer()
-	}
-}
-
-func BenchmarkCall(b *testing.B) {
-	pool := newPool(b, sandbox.Config{Limits: sandbox.Limits{Calls: 1 << 30}})
-	job := script(`for i = 1, 10000 do file.read("/x") end`)
-	job.Start.Functions = functions("file.read")
-	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return &pb.RunnerReply{} }
-	for b.Loop() {
-		mustRun(b, pool, job)
-	}
-	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/10000, "µs/call")
 }

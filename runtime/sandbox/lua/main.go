@@ -60,6 +60,7 @@ func live(w *wire, memory, cpu uint64) error {
 	// index, so that t[67108863] = 1 alone would take a gigabyte.
 	glua.MaxArrayIndex = int(min(memory/valueSize, uint64(glua.MaxArrayIndex)))
 	warmUp()
+	debug.FreeOSMemory()
 	debug.SetMaxStack(maxStack)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
 	if err := walls.Seal(walls.Limits{AddressSpace: memory + arenas, CPU: cpu}); err != nil {
