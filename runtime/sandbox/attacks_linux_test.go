@@ -203,7 +203,7 @@ func hostile(a attack) sandbox.Job {
 
 // TestLimitsAreNamed: each limit that a script meets has its kind, its key of the configuration, and the script's line.
 func TestLimitsAreNamed(t *testing.T) {
-	limits := sandbox.Limits{CPU: 200 * time.Millisecond, Wall: time.Minute, Memory: 32 << 20, Calls: 5, Source: 1000, Result: 100}
+	limits := sandbox.Limits{CPU: 2 * time.Second, Wall: time.Minute, Memory: 32 << 20, Calls: 5, Source: 1000, Result: 100}
 	pool := newPool(t, sandbox.Config{Limits: limits})
 	limits.Wall = time.Second
 	short := newPool(t, sandbox.Config{Limits: limits})
@@ -211,8 +211,8 @@ func TestLimitsAreNamed(t *testing.T) {
 		source, kind, limit string
 		line                uint32
 	}{
-		{"\n\nwhile true do end", "cpu", "script.cpu_limit_seconds=0.2", 3},
-		{"\n\nstring.find(('a'):rep(3000), '(a*)(a*)(a*)(a*)%1%2%3%4b')", "cpu", "script.cpu_limit_seconds=0.2", 3},
+		{"\n\nwhile true do end", "cpu", "script.cpu_limit_seconds=2", 3},
+		{"\n\nstring.find(('a'):rep(3000), '(a*)(a*)(a*)(a*)%1%2%3%4b')", "cpu", "script.cpu_limit_seconds=2", 3},
 		{"\n\nfile.stat('/x')", "timeout", "script.timeout_seconds=1", 3},
 		{"\n\nreturn #('x'):rep(1e9)", "memory", "script.memory_limit_bytes=33554432", 3},
 		{"\nlocal t = {} for i = 1, 1e9 do t[i] = {} end", "memory", "script.memory_limit_bytes=33554432", 2},
