@@ -27,6 +27,8 @@ type Call struct {
 	Attachments map[string][]byte
 	// Plan is what a dry run changes instead of the guest; nil: this is none.
 	Plan *Plan
+	// Scratch gives room for n bytes of the reply, which is used for others once that has been sent. Nil: make it. See Room.
+	Scratch func(n int) []byte
 }
 
 // Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes
@@ -52,6 +54,14 @@ func (c *Call) Before(ctx context.Context, paths ...string) error {
 		return nil
 	}
 	return c.Tx.Before(ctx, paths...)
+}
+
+// Room gives n bytes for the reply, of any content, that nobody may keep.
+func (c *Call) Room(n int) []byte {
+	if c.Scratch == nil {
+		return make([]byte, n)
+	}
+	return c.Scratch(n)
 }
 
 // Report tells of a change.

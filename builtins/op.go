@@ -45,6 +45,9 @@ type Op struct {
 	Order func(in proto.Message) string
 	// Planned says that the operation knows dry runs: it changes Call.Plan then. At any other mutating row a dry run ends.
 	Planned bool
+	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
+	// is over.
+	Transient bool
 	// Inner rows are called by the journal alone, to take something back.
 	Inner bool
 	// In and Out are prototypes: never written to.
@@ -130,6 +133,9 @@ func (op Op) Hidden() Op { op.Inner = true; return op }
 
 // Ordered keeps requests that give the same name in the order in which they came; an empty name does not.
 func (op Op) Ordered(by func(in proto.Message) string) Op { op.Order = by; return op }
+
+// KeepsNothing marks a row that keeps none of a request's bytes after it returned.
+func (op Op) KeepsNothing() Op { op.Transient = true; return op }
 
 // OnError makes the reply to a request that failed, for messages whose error is more than their error field.
 func (op Op) OnError(reply func(error) proto.Message) Op { op.reply = reply; return op }

@@ -38,6 +38,10 @@ const (
 	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only the magic gives
 	// up a channel after 65,536 bytes without one.
 	unsolicitedBudget = 48 << 10
+	// maxFree is how many goroutines wait for another request.
+	maxFree = 8
+	// maxSpare is the size up to which the buffer of a large frame is used again, in bytes.
+	maxSpare = 1 << 20
 	// minRead is the room that a read gets at least.
 	minRead = 64 << 10
 )
@@ -68,6 +72,9 @@ type Config struct {
 	Vital func(request proto.Message) bool
 	// Order names what a request must be served in order with; empty: nothing. Nil: nothing ever.
 	Order func(request proto.Message) string
+	// Transient says of a request that none of its bytes is kept by anyone after Handle returned: the content of a file then
+	// is not copied out of its frame. Nil: none is.
+	Transient func(request proto.Message) bool
 	// Greet sends what a host should hear first. It is called at the beginning, and again when the host's framing is
 	// known. It runs on a goroutine of its own. Nil: nothing.
 	Greet func(ctx context.Context, c *Conn)
@@ -80,7 +87,11 @@ type Conn struct {
 	config  Config
 	channel io.ReadWriteCloser
 	queue   *queue
-	frames  sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written
+	decoder Decoder   // the reader's
+	frames  sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
+	large   sync.Pool // of *[]byte of any capacity, in which large frames came
+	workers chan func()
+	free    atomic.Int32 // goroutines that wait for one of them
 
 	heard   atomic.Bool  // a frame has come
 	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
@@ -91,7 +102,7 @@ type Conn struct {
 	replies sync.WaitGroup // requests whose reply is not queued yet
 
 	flightMu sync.Mutex
-	flight   map[string]bool // ids of the requests being served
+	flight   map[string]*[]byte // ids of the requests being served, and the Scratch of each
 
 	orderMu sync.Mutex
 	order   map[string]chan struct{} // closed when the last request of that name is served
@@ -107,7 +118,10 @@ type tryWriter interface {
 
 // NewConn makes a connection over a channel, which it owns: Serve closes it.
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
-	c := &Conn{config: config, channel: channel, queue: newQueue(), flight: map[string]bool{}, order: map[string]chan struct{}{}}
+	c := &Conn{
+		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()),
+		flight: map[string]*[]byte{}, order: map[string]chan struct{}{},
+	}
 	c.writes.Store(int32(Plain))
 	if config.Framing == QTX1 {
 		c.writes.Store(int32(QTX1))
@@ -152,7 +166,7 @@ func (c *Conn) warn(text string, err error) {
 
 // read is the reader: it is the only one that touches the decoder.
 func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
-	decoder := Decoder{Accept: c.config.Framing}
+	decoder := &c.decoder
 	backlog, _ := c.channel.(backlogged)
 	var waited time.Duration // within the frame that is not complete
 	for {
@@ -218,8 +232,9 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool {
 	id, err := Inspect(frame.Payload)
 	var message *pb.AgentMessage
+	var content *apart
 	if err == nil {
-		message, err = decode(frame.Payload)
+		message, content, err = decodeApart(frame.Payload)
 	}
 	if err != nil {
 		c.warn("a frame was refused", err)
@@ -252,8 +267,30 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool 
 			return true
 		}
 	}
-	c.start(ctx, session, message, request)
+	c.start(ctx, session, message, request, c.attach(message, request, content))
 	return true
+}
+
+// attach gives a request its large content: as it lies in its frame, whose buffer is free again with release, or a copy.
+func (c *Conn) attach(m *pb.AgentMessage, request proto.Message, content *apart) (release func()) {
+	switch {
+	case content == nil:
+	case c.config.Transient == nil || !c.config.Transient(request):
+		content.put(m, bytes.Clone(content.content))
+	default:
+		content.put(m, content.content)
+		var spare []byte
+		if kept, ok := c.large.Get().(*[]byte); ok {
+			spare = *kept
+		}
+		buf := c.decoder.Detach(spare)
+		return func() {
+			if cap(buf) <= maxSpare {
+				c.large.Put(&buf)
+			}
+		}
+	}
+	return func() {}
 }
 
 // trust says why a request that changes the guest must not be served.
@@ -278,13 +315,15 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 }
 
 // start serves a request on a goroutine of its own. A request that was sent twice is served once: the reply is for both.
-func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message) {
+// release is called when nobody looks at the request any more.
+func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, release func()) {
 	parent, vital := session, c.config.Vital != nil && c.config.Vital(request)
 	if c.config.Mutates(request) {
 		parent = ctx
 	}
 	leave, second := c.enter(m.MessageId, vital)
 	if leave == nil {
+		release()
 		if !second {
 			c.refuse(m.MessageId, request, fault.Because(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
 		}
@@ -294,6 +333,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	if err != nil {
 		leave()
 		c.refuse(m.MessageId, request, err)
+		release()
 		return
 	}
 	stop := func() {}
@@ -302,13 +342,38 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	}
 	before, turn := c.turn(request)
 	c.replies.Add(1)
-	go func() {
+	c.work(session, func() {
 		defer c.replies.Done()
 		reply, err := c.serve(call, m.MessageId, request, before, turn)
 		stop()
 		done() // the call is over; the reply may have to wait for a host that reads
 		c.reply(m.MessageId, reply, err, vital)
 		leave()
+		release()
+	})
+}
+
+// work runs f on a goroutine of its own. One that is free is taken: its stack has grown to what requests need.
+func (c *Conn) work(session context.Context, f func()) {
+	select {
+	case c.workers <- f:
+		return
+	default:
+	}
+	go func() {
+		for {
+			f()
+			if c.free.Add(1) > maxFree {
+				c.free.Add(-1)
+				return
+			}
+			select {
+			case f = <-c.workers:
+				c.free.Add(-1)
+			case <-session.Done():
+				return
+			}
+		}
 	}()
 }
 
@@ -332,18 +397,37 @@ func (c *Conn) serve(ctx context.Context, id string, request proto.Message, befo
 func (c *Conn) enter(id string, vital bool) (leave func(), second bool) {
 	c.flightMu.Lock()
 	defer c.flightMu.Unlock()
-	if c.flight[id] {
+	if _, ok := c.flight[id]; ok {
 		return nil, true
 	}
 	if room := MaxInFlight; len(c.flight) >= room && (!vital || len(c.flight) >= 4*room) {
 		return nil, false
 	}
-	c.flight[id] = true
+	c.flight[id] = nil
 	return func() {
 		c.flightMu.Lock()
 		defer c.flightMu.Unlock()
+		if scratch := c.flight[id]; scratch != nil {
+			c.frames.Put(scratch)
+		}
 		delete(c.flight, id)
 	}, false
+}
+
+// Scratch gives room for n bytes of the reply to a request that is being served. It is used again for others once that
+// reply is encoded.
+func (c *Conn) Scratch(id string, n int) []byte {
+	if n > pieceSize {
+		return make([]byte, n)
+	}
+	c.flightMu.Lock()
+	defer c.flightMu.Unlock()
+	if scratch, ok := c.flight[id]; !ok || scratch != nil {
+		return make([]byte, n) // not being served any more, or asked for twice
+	}
+	buf := c.room(pieceSize)
+	c.flight[id] = &buf
+	return buf[:n]
 }
 
 // turn gives what a request has to wait for, and what ends its own turn.

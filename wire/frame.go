@@ -104,6 +104,16 @@ func (d *Decoder) Space(n int) []byte {
 // Add tells that the first n bytes of the last Space are the stream's next ones.
 func (d *Decoder) Add(n int) { d.buf = d.buf[:len(d.buf)+n] }
 
+// Detach gives away the buffer in which the frame lies that Next gave last, and goes on in spare or a new one.
+func (d *Decoder) Detach(spare []byte) (given []byte) {
+	given, rest := d.buf, d.buf[d.head:]
+	if cap(spare) < len(rest) {
+		spare = make([]byte, 0, len(rest))
+	}
+	d.buf, d.head = append(spare[:0], rest...), 0
+	return given
+}
+
 // Pending says that a frame has begun and is not complete.
 func (d *Decoder) Pending() bool { return d.head < len(d.buf) }
 

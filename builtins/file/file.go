@@ -69,7 +69,7 @@ func (r *Room) Close() error {
 // Ops lists the rows of the room.
 func (r *Room) Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Mutating().Announce("file_write").Unless(onlyStages).
+		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Mutating().Announce("file_write").Unless(onlyStages).KeepsNothing().
 			Ordered(func(in proto.Message) string { return in.(*pb.FileWriteRequest).Path }),
 		builtins.Native("file_read", "read a chunk of a file", r.fileRead).Announce("file_read"),
 		builtins.Native("list_directory", "list a directory, sorted by name", r.listDirectory).Announce("file_list"),

@@ -81,7 +81,7 @@ func (r *Room) readFrom(file *os.File, meta fsys.Meta, call *builtins.Call, in *
 	if err := r.readers.check(call.Port, in, meta); err != nil {
 		return nil, err
 	}
-	out, err := r.readChunk(file, meta, in)
+	out, err := r.readChunk(file, meta, call, in)
 	if err == nil {
 		r.readers.advance(call.Port, in, meta, out)
 	}
@@ -90,7 +90,7 @@ func (r *Room) readFrom(file *os.File, meta fsys.Meta, call *builtins.Call, in *
 
 // readChunk fills one reply. The end is where a read gives nothing, or where a file that has a size says so; files of
 // /proc have none, and a log may have grown since its size was asked.
-func (r *Room) readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
+func (r *Room) readChunk(file *os.File, meta fsys.Meta, call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
 	want := uint64(MaxChunk)
 	if in.ChunkSize > 0 {
 		want = min(want, uint64(in.ChunkSize))
@@ -101,7 +101,7 @@ func (r *Room) readChunk(file *os.File, meta fsys.Meta, in *pb.FileReadRequest) 
 	if in.Offset > 1<<62 {
 		return nil, fault.Invalid("offset %d is behind the end of every file", in.Offset)
 	}
-	data := make([]byte, want)
+	data := call.Room(int(want))
 	n, err := file.ReadAt(data, int64(in.Offset))
 	ended := err == io.EOF
 	if err != nil && !ended {

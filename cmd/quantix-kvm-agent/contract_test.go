@@ -127,8 +127,9 @@ func TestPingWithSequenceOnePushesTelemetryFirst(t *testing.T) {
 			}
 		}
 	}
-	ask("first", 2)
-	for r.next(t).GetTelemetry() == nil { // that of the greeting
+	if ask("first", 2) == 0 {
+		for r.next(t).GetTelemetry() == nil { // that of the greeting
+		}
 	}
 	for i := range 3 {
 		if n := ask(fmt.Sprint("one-", i), 1); n < 1 {

@@ -39,6 +39,7 @@ func run(ctx context.Context, f flags) (err error) {
 	if f, err = f.absolute(); err != nil {
 		return err
 	}
+	frugal()
 	conf, warnings, faulty := config.Load(f.config)
 	logs, err := newLog(conf, f.logLevel)
 	if err != nil {

@@ -178,6 +178,10 @@ func TestStatusCommand(t *testing.T) {
 	if _, err := client.Call[*pb.PongResponse](ctxFor(t, 20*time.Second), c, &pb.PingRequest{Sequence: 2}); err != nil {
 		t.Fatal(err)
 	}
+	// A ping is answered before the recovery is done, and this after it.
+	if _, err := client.Call[*pb.FileStatResponse](ctxFor(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"}); err != nil {
+		t.Fatal(err)
+	}
 	out, err := tool(t, "status", "--control", control)
 	for _, want := range []string{"serving", "unix:" + a.Socket + ": a host, 1 so far", "journal", "ready", "sandbox", "spelt telemetry_interval_secs", fmt.Sprint(a.PID())} {
 		if err != nil || !strings.Contains(out, want) {

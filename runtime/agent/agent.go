@@ -263,7 +263,8 @@ func (a *Agent) wireConfig(portName, session string, limited *limiter) wire.Conf
 		Handle: func(ctx context.Context, c *wire.Conn, id string, request proto.Message) (proto.Message, error) {
 			call := &builtins.Call{
 				ID: id, Port: portName, Session: session,
-				Event: func(event proto.Message) bool { return c.Send(newID(), event) },
+				Event:   func(event proto.Message) bool { return c.Send(newID(), event) },
+				Scratch: func(n int) []byte { return c.Scratch(id, n) },
 			}
 			return a.handle(ctx, c, call, request)
 		},
@@ -277,6 +278,10 @@ func (a *Agent) wireConfig(portName, session string, limited *limiter) wire.Conf
 				return op.Order(request)
 			}
 			return ""
+		},
+		Transient: func(request proto.Message) bool {
+			op := a.config.Table.Native(request)
+			return op != nil && op.Transient
 		},
 		Vital: func(request proto.Message) bool {
 			switch request.(type) {
