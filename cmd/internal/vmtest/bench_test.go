@@ -26,15 +26,30 @@ func BenchmarkGuest(b *testing.B) {
 	startAgent(b, vm)
 	c := dial(b, vm, vmtest.AgentPort, client.Options{})
 	ctx := context.Background()
-	raw, err := vm.MeasurePort(ctx, vmtest.RawPort, vmtest.Load{RoundTrips: 2000, Bytes: megabytes << 20})
-	must(b, err)
+	// The bare channel is measured right before what is held against it: other load on the machine comes and goes.
+	bare := func(b *testing.B) vmtest.Figures {
+		raw, err := vm.MeasurePort(ctx, vmtest.RawPort, vmtest.Load{RoundTrips: 1000, Bytes: megabytes << 20})
+		must(b, err)
+		return raw
+	}
+	b.Run("idle", func(b *testing.B) { benchIdle(b, vm) })
+	b.Run("bare", func(b *testing.B) { benchBare(b, vm) })
+	b.Run("qemu-ga", func(b *testing.B) { benchQemuGA(b, vm) })
 	b.Run("ping", func(b *testing.B) {
+		raw := bare(b)
 		var times []time.Duration
-		for b.Loop() {
-			start := time.Now()
-			_, err := client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
-			must(b, err)
-			times = append(times, time.Since(start))
+		for i := 0; b.Loop(); i++ {
+			for range 300 {
+				start := time.Now()
+				_, err := client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
+				must(b, err)
+				if i > 0 { // the first ones make an emulated processor translate the code
+					times = append(times, time.Since(start))
+				}
+			}
+		}
+		if len(times) == 0 {
+			return // the benchmark's own first try
 		}
 		compare(b, vmtest.Summarize(times).Median, raw.RoundTrip.Median)
 	})
@@ -52,6 +67,7 @@ func BenchmarkGuest(b *testing.B) {
 	})
 	content := make([]byte, megabytes<<20)
 	b.Run("push-64MiB", func(b *testing.B) {
+		raw := bare(b)
 		b.SetBytes(int64(len(content)))
 		start := time.Now()
 		for b.Loop() {
@@ -61,6 +77,7 @@ func BenchmarkGuest(b *testing.B) {
 		compare(b, time.Since(start)/time.Duration(b.N), perMiB(raw.ToGuest))
 	})
 	b.Run("pull-64MiB", func(b *testing.B) {
+		raw := bare(b)
 		b.SetBytes(int64(len(content)))
 		start := time.Now()
 		for b.Loop() {
@@ -69,6 +86,8 @@ func BenchmarkGuest(b *testing.B) {
 		}
 		compare(b, time.Since(start)/time.Duration(b.N), perMiB(raw.FromGuest))
 	})
+	b.Run("push-64MiB-sha256", func(b *testing.B) { benchPushDigest(b, c, content) })
+	b.Run("ping-p99-during-pull", func(b *testing.B) { benchPingUnderPull(b, vm, c) })
 	b.Run("script-20-writes", func(b *testing.B) {
 		var script, native time.Duration
 		for run := 0; b.Loop(); run++ {

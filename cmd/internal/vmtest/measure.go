@@ -133,16 +133,57 @@ type farEnd func(ctx context.Context, role string, bytes int64) (near net.Conn, 
 
 // MeasurePort measures a port of the machine with rawport as its guest's end. Nothing else may hold either end.
 func (vm *VM) MeasurePort(ctx context.Context, port string, l Load) (Figures, error) {
-	return measure(ctx, l.withDefaults(), func(ctx context.Context, role string, bytes int64) (net.Conn, func() error, error) {
+	return vm.MeasureProgram(ctx, RawProgram, port, l)
+}
+
+// MeasureProgram is MeasurePort with another program at the guest's end, which takes the same arguments as rawport.
+func (vm *VM) MeasureProgram(ctx context.Context, program, port string, l Load) (Figures, error) {
+	return measure(ctx, l.withDefaults(), vm.farEnd(program, port))
+}
+
+// MeasureWork measures a program that does more with the bytes than rawport: its roles store and send take the place of
+// sink and source. The rates are in MiB/s.
+func (vm *VM) MeasureWork(ctx context.Context, program, port string, l Load) (store, send float64, err error) {
+	l = l.withDefaults()
+	err = play(ctx, vm.farEnd(program, port), l, "store", func(c net.Conn) (err error) { store, err = SendRate(c, l.Bytes); return })
+	if err == nil {
+		err = play(ctx, vm.farEnd(program, port), l, "send", func(c net.Conn) (err error) { send, err = ReceiveRate(c, l.Bytes); return })
+	}
+	return store, send, err
+}
+
+// Echo measures the round trips of a small message over a port, with rawport at its guest's end, until ctx ends.
+func (vm *VM) Echo(ctx context.Context, port string) (Latency, error) {
+	var times []time.Duration
+	err := play(context.WithoutCancel(ctx), vm.farEnd(RawProgram, port), Load{Bytes: 1}, rawio.Echo, func(c net.Conn) error {
+		message := make([]byte, roundTripSize)
+		for ctx.Err() == nil {
+			begun := time.Now()
+			if _, err := c.Write(message); err != nil {
+				return err
+			}
+			if _, err := io.ReadFull(c, message); err != nil {
+				return err
+			}
+			times = append(times, time.Since(begun))
+		}
+		return nil
+	})
+	return Summarize(times), err
+}
+
+// farEnd starts a program in the guest at a port.
+func (vm *VM) farEnd(program, port string) farEnd {
+	return func(ctx context.Context, role string, bytes int64) (net.Conn, func() error, error) {
 		near, err := vm.Dial(ctx, port)
 		if err != nil {
 			return nil, nil, err
 		}
 		ended := make(chan error, 1)
 		go func() {
-			r, err := vm.Run(ctx, RawProgram, "-port", port, "-bytes", strconv.FormatInt(bytes, 10), role)
+			r, err := vm.Run(ctx, program, "-port", port, "-bytes", strconv.FormatInt(bytes, 10), role)
 			if err == nil && r.ExitCode != 0 {
-				err = fmt.Errorf("rawport: %s", r.Stderr)
+				err = fmt.Errorf("%s: %s", program, r.Stderr)
 			}
 			if err != nil {
 				near.Close()
@@ -150,7 +191,7 @@ func (vm *VM) MeasurePort(ctx context.Context, port string, l Load) (Figures, er
 			ended <- err
 		}()
 		return near, func() error { return <-ended }, nil
-	})
+	}
 }
 
 // MeasureUnixPair measures a connected pair of unix sockets within this process, the bound of what a port could do.
@@ -183,17 +224,25 @@ func measure(ctx context.Context, l Load, start farEnd) (Figures, error) {
 		{rawio.Source, func(c net.Conn) (err error) { f.FromGuest, err = ReceiveRate(c, l.Bytes); return }},
 	}
 	for _, s := range steps {
-		near, wait, err := start(ctx, s.role, l.Bytes)
-		if err != nil {
-			return Figures{}, fmt.Errorf("measure %s: %w", s.role, err)
-		}
-		stop := context.AfterFunc(ctx, func() { near.Close() })
-		err = s.run(near)
-		stop()
-		near.Close()
-		if err := errors.Join(err, wait()); err != nil {
-			return Figures{}, fmt.Errorf("measure %s: %w", s.role, err)
+		if err := play(ctx, start, l, s.role, s.run); err != nil {
+			return Figures{}, err
 		}
 	}
 	return f, nil
+}
+
+// play runs one measurement against a far end in role.
+func play(ctx context.Context, start farEnd, l Load, role string, run func(net.Conn) error) error {
+	near, wait, err := start(ctx, role, l.Bytes)
+	if err != nil {
+		return fmt.Errorf("measure %s: %w", role, err)
+	}
+	stop := context.AfterFunc(ctx, func() { near.Close() })
+	err = run(near)
+	stop()
+	near.Close()
+	if err := errors.Join(err, wait()); err != nil {
+		return fmt.Errorf("measure %s: %w", role, err)
+	}
+	return nil
 }
