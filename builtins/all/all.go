@@ -24,8 +24,8 @@ type Config struct {
 	Host host.Config
 }
 
-// Unsupported are the tables of functions that scripts may name and that no room serves yet.
-var Unsupported = []string{"account", "clipboard", "netplan", "package", "power", "random", "service", "tx", "yaml"}
+// Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
+var Unsupported = []string{"account", "clipboard", "host.mount", "netplan", "package", "power", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {

@@ -123,14 +123,14 @@ func TestErrorsOfScripts(t *testing.T) {
 
 func TestUnsupportedIsNamed(t *testing.T) {
 	pool := newPool(t, sandbox.Config{})
-	job := script("\nreturn yaml.encode({})")
-	job.Start.Unsupported = []string{"yaml", "random", "file.glob"}
+	job := script("\nreturn netplan.get({})")
+	job.Start.Unsupported = []string{"netplan", "power", "file.glob"}
 	job.Start.Functions = functions("file.read")
-	if e := mustFail(t, pool, job, "unsupported", "yaml.encode"); e.GetLine() != 2 || e.GetCode() != "unsupported" {
+	if e := mustFail(t, pool, job, "unsupported", "netplan.get"); e.GetLine() != 2 || e.GetCode() != "unsupported" {
 		t.Errorf("error is %v", e)
 	}
-	job.Start.Source = []byte("random(16)")
-	mustFail(t, pool, job, "unsupported", "random")
+	job.Start.Source = []byte("power(16)")
+	mustFail(t, pool, job, "unsupported", "power")
 	job.Start.Source = []byte("file.glob('*')")
 	mustFail(t, pool, job, "unsupported", "file.glob")
 }

@@ -27,7 +27,7 @@ var rules = []rule{
 	{"", []string{"github.com/yuin/gopher-lua…"}, []string{"runtime/sandbox/lua"}, "Lua lives in the runner alone"},
 	{"", []string{"go.uber.org/zap…"}, []string{"runtime/agent", "cmd…"}, "libraries return errors; the agent and main log"},
 	{"", []string{"github.com/shirou/gopsutil…"}, []string{"builtins/internal/facts", "builtins/telemetry"}, "measuring the guest is their work"},
-	{"", []string{"gopkg.in/yaml.v3"}, []string{"builtins/netplan", "runtime/policy", "runtime/config"}, "YAML is configuration"},
+	{"", []string{"gopkg.in/yaml.v3"}, []string{"builtins/netplan", "runtime/policy", "runtime/config", "runtime/sandbox/lua"}, "YAML is configuration"},
 	{"", []string{"os/exec"}, []string{"builtins/internal/proc", "runtime/sandbox", "cmd…"}, "children are started in two places"},
 	{"", []string{"github.com/spf13/cobra…"}, []string{"cmd…"}, "command lines are main's"},
 	{"builtins…", []string{module + "runtime…", module + "wire", module + "wire/client…", module + "wire/port…", module + "cmd…", module + "scripts…"}, nil, "an operation knows neither way in"},

@@ -29,12 +29,14 @@ func (m *machine) open() {
 	m.openTables()
 	m.openMath()
 	m.openJSON()
+	m.openYAML()
 	m.openErrors()
 	m.openLog()
 	m.openBuiltins()
 	m.openUnsupported()
 	m.L.SetGlobal("secrets", m.secrets())
 	m.L.SetGlobal("script", m.function(m.script))
+	m.L.SetGlobal("random", m.function(m.random))
 	m.L.SetGlobal("require", m.function(m.require))
 }
 
