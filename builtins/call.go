@@ -21,6 +21,8 @@ type Call struct {
 	Tx Tx
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
+	// Changes gives what the script that calls has changed so far, not to be written to; nil: no script calls.
+	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
 	// Attachments are the files that came with the script.

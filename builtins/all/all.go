@@ -12,6 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
+	"github.com/quantix-kvm/guest-agent/builtins/tx"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -37,6 +38,7 @@ type Rooms struct {
 
 // New opens the rooms.
 func New(c Config) *Rooms {
+	c.Host.Files = c.Root
 	return &Rooms{
 		file:      file.New(c.Root, c.File),
 		exec:      exec.New(c.Exec),
@@ -52,6 +54,7 @@ func (r *Rooms) Ops() []builtins.Op {
 		r.file.Ops(),
 		r.exec.Ops(),
 		r.host.Ops(),
+		tx.Ops(),
 	} {
 		ops = append(ops, room...)
 	}

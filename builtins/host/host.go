@@ -1,17 +1,23 @@
-// Package host tells scripts, and the host at the beginning of a session, what guest this is.
+// Package host tells scripts, and the host at the beginning of a session, what guest this is, and sets its name, its time
+// zone and settings of its kernel.
 //
 //	host.info, host.interfaces, host.disks … ──► internal/facts ◄── Ready (agent_ready)
+//	host.hostname, host.timezone, host.sysctl ─► files: kept by the transaction, then written
 //
-// Not here: reports over time (telemetry), and changing anything: a new host name is refused so far.
+// All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse.
+//
+// Not here: reports over time (telemetry), and mounts.
 package host
 
 import (
 	"context"
 	"runtime"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -22,22 +28,32 @@ type Config struct {
 	Root string
 	// Version is the agent's own; it may be empty.
 	Version string
+	// Files is where what is set is written; nil: nothing can be set. It is the caller's.
+	Files *fsys.Root
 }
 
 // Room holds the operations.
 type Room struct {
 	config Config
 	disks  facts.Disks
+	live   bool // the files are those of the running machine
 }
 
 // New makes the room.
-func New(config Config) *Room { return &Room{config: config} }
+func New(config Config) *Room {
+	return &Room{config: config, live: config.Root == "" || config.Root == "/"}
+}
 
 // Ops are the rows of the room.
 func (r *Room) Ops() []builtins.Op {
 	return []builtins.Op{
 		builtins.Script("host.info", "", "", "what guest this is", r.info),
-		builtins.Script("host.hostname", "[new]", "hostname", "the name of the guest", r.hostname),
+		builtins.Script("host.hostname", "[new]", "", "the name of the guest; with a new one, whether that changed it", r.hostname).
+			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.HostnameArgs).New == "" }),
+		builtins.Script("host.timezone", "[new]", "", "the time zone; with a new one, whether that changed it", r.timezone).
+			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.TimezoneArgs).New == "" }),
+		builtins.Script("host.sysctl", "name [value]", "", "a setting of the kernel; with a value, whether that changed it", r.sysctl).
+			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.SysctlArgs).Value == nil }),
 		builtins.Script("host.interfaces", "", "interfaces", "the network interfaces", r.interfaces),
 		builtins.Script("host.uptime", "", "seconds", "the seconds since the guest started", r.uptime),
 		builtins.Script("host.memory", "", "", "the memory in bytes", r.memory),
@@ -80,13 +96,6 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 	return &pb.HostInfo{Hostname: facts.Hostname(r.config.Root), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
 		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
 		MachineId: facts.MachineID(r.config.Root), ProductUuid: facts.ProductUUID(), AgentVersion: r.config.Version}, nil
-}
-
-func (r *Room) hostname(_ context.Context, _ *builtins.Call, in *pb.HostnameArgs) (*pb.HostnameResult, error) {
-	if in.GetNew() != "" {
-		return nil, fault.Unsupported("setting the host name is not supported")
-	}
-	return &pb.HostnameResult{Hostname: facts.Hostname(r.config.Root)}, nil
 }
 
 func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Interfaces, error) {

@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -71,20 +70,6 @@ func TestInfoOfAnImage(t *testing.T) {
 	if info.GetOs() != "Some Linux" || info.GetOsVersion() != "3" || info.GetOsId() != "some" || info.GetHostname() != "box" || info.GetMachineId() != "00ff" ||
 		info.GetAgentVersion() != "1.2.3" || info.GetKernel() != uname(t, "-r") || info.GetCpus() < 1 || info.GetMemoryBytes() < 1<<20 {
 		t.Error(info)
-	}
-}
-
-func TestHostname(t *testing.T) {
-	r := New(Config{})
-	out, err := invoke(t, r, "host.hostname", &pb.HostnameArgs{})
-	if err != nil || out.(*pb.HostnameResult).GetHostname() != uname(t, "-n") {
-		t.Error(out, err)
-	}
-	if _, err := invoke(t, r, "host.hostname", &pb.HostnameArgs{New: "other"}); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "host name") {
-		t.Error(err)
-	}
-	if got := uname(t, "-n"); got == "other" {
-		t.Error("it was set")
 	}
 }
 

@@ -2,6 +2,7 @@ package script
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -177,7 +178,7 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	if op.Changes(in) && r.declared.GetReadonly() {
 		return failed(from.Name, fault.Refuse("the script is declared readonly"))
 	}
-	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed}
+	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed, Changes: r.changedSoFar}
 	if r.plan != nil {
 		return answer(op, from.Name)(r.pretend(ctx, call, op, in))
 	}
@@ -236,6 +237,12 @@ func (r *run) changed(change *pb.Change) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes = append(r.changes, change)
+}
+
+func (r *run) changedSoFar() []*pb.Change {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.changes)
 }
 
 func (r *run) logged(line *pb.LogLine) {

@@ -1945,8 +1945,9 @@ func (x *HostInfo) GetAgentVersion() string {
 
 // host.hostname
 type HostnameArgs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	New           string                 `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the guest shall be called; without it, it is only told.
+	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2041,6 +2042,349 @@ func (x *HostnameResult) GetChanged() bool {
 	return false
 }
 
+// host.timezone
+type TimezoneArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A name of the time zone database, such as Europe/Vienna; without it, the one that is set is told.
+	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimezoneArgs) Reset() {
+	*x = TimezoneArgs{}
+	mi := &file_ops_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimezoneArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimezoneArgs) ProtoMessage() {}
+
+func (x *TimezoneArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimezoneArgs.ProtoReflect.Descriptor instead.
+func (*TimezoneArgs) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TimezoneArgs) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
+// host.sysctl
+type SysctlArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A setting of the kernel, such as net.ipv4.ip_forward.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it shall be until the next boot; without it, it is only told. A file in /etc/sysctl.d keeps it.
+	Value         *string `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SysctlArgs) Reset() {
+	*x = SysctlArgs{}
+	mi := &file_ops_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SysctlArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SysctlArgs) ProtoMessage() {}
+
+func (x *SysctlArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SysctlArgs.ProtoReflect.Descriptor instead.
+func (*SysctlArgs) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SysctlArgs) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SysctlArgs) GetValue() string {
+	if x != nil && x.Value != nil {
+		return *x.Value
+	}
+	return ""
+}
+
+// tx.on_rollback: a command that a rollback runs in its turn. It must be idempotent.
+type OnRollbackArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The program and its arguments.
+	Argv []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	Cwd  string   `protobuf:"bytes,2,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// Added to a clean environment.
+	Env   map[string]string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	User  string            `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Group string            `protobuf:"bytes,5,opt,name=group,proto3" json:"group,omitempty"`
+	// Seconds; 0: as long as a command of the host may take.
+	Timeout       float64 `protobuf:"fixed64,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnRollbackArgs) Reset() {
+	*x = OnRollbackArgs{}
+	mi := &file_ops_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnRollbackArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnRollbackArgs) ProtoMessage() {}
+
+func (x *OnRollbackArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnRollbackArgs.ProtoReflect.Descriptor instead.
+func (*OnRollbackArgs) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *OnRollbackArgs) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *OnRollbackArgs) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *OnRollbackArgs) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *OnRollbackArgs) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *OnRollbackArgs) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *OnRollbackArgs) GetTimeout() float64 {
+	if x != nil {
+		return x.Timeout
+	}
+	return 0
+}
+
+// What tx.on_rollback gives.
+type Nothing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Nothing) Reset() {
+	*x = Nothing{}
+	mi := &file_ops_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Nothing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Nothing) ProtoMessage() {}
+
+func (x *Nothing) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Nothing.ProtoReflect.Descriptor instead.
+func (*Nothing) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{31}
+}
+
+// tx.changes: in the order in which they were made.
+type ScriptChanges struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*ScriptChange        `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScriptChanges) Reset() {
+	*x = ScriptChanges{}
+	mi := &file_ops_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScriptChanges) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScriptChanges) ProtoMessage() {}
+
+func (x *ScriptChanges) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScriptChanges.ProtoReflect.Descriptor instead.
+func (*ScriptChanges) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ScriptChanges) GetChanges() []*ScriptChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// One thing that the script changed so far.
+type ScriptChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Op    string                 `protobuf:"bytes,1,opt,name=op,proto3" json:"op,omitempty"`
+	// A path, or a command.
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// created, modified, deleted, moved, ran
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// Whether a rollback takes it back.
+	Reversible    bool `protobuf:"varint,4,opt,name=reversible,proto3" json:"reversible,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScriptChange) Reset() {
+	*x = ScriptChange{}
+	mi := &file_ops_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScriptChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScriptChange) ProtoMessage() {}
+
+func (x *ScriptChange) ProtoReflect() protoreflect.Message {
+	mi := &file_ops_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScriptChange.ProtoReflect.Descriptor instead.
+func (*ScriptChange) Descriptor() ([]byte, []int) {
+	return file_ops_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ScriptChange) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+func (x *ScriptChange) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ScriptChange) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *ScriptChange) GetReversible() bool {
+	if x != nil {
+		return x.Reversible
+	}
+	return false
+}
+
 // host.interfaces: sorted by index.
 type Interfaces struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2051,7 +2395,7 @@ type Interfaces struct {
 
 func (x *Interfaces) Reset() {
 	*x = Interfaces{}
-	mi := &file_ops_proto_msgTypes[28]
+	mi := &file_ops_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2407,7 @@ func (x *Interfaces) String() string {
 func (*Interfaces) ProtoMessage() {}
 
 func (x *Interfaces) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[28]
+	mi := &file_ops_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2420,7 @@ func (x *Interfaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interfaces.ProtoReflect.Descriptor instead.
 func (*Interfaces) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{28}
+	return file_ops_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Interfaces) GetInterfaces() []*NetInterface {
@@ -2102,7 +2446,7 @@ type NetInterface struct {
 
 func (x *NetInterface) Reset() {
 	*x = NetInterface{}
-	mi := &file_ops_proto_msgTypes[29]
+	mi := &file_ops_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2458,7 @@ func (x *NetInterface) String() string {
 func (*NetInterface) ProtoMessage() {}
 
 func (x *NetInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[29]
+	mi := &file_ops_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2471,7 @@ func (x *NetInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetInterface.ProtoReflect.Descriptor instead.
 func (*NetInterface) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{29}
+	return file_ops_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NetInterface) GetName() string {
@@ -2183,7 +2527,7 @@ type Uptime struct {
 
 func (x *Uptime) Reset() {
 	*x = Uptime{}
-	mi := &file_ops_proto_msgTypes[30]
+	mi := &file_ops_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2539,7 @@ func (x *Uptime) String() string {
 func (*Uptime) ProtoMessage() {}
 
 func (x *Uptime) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[30]
+	mi := &file_ops_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2552,7 @@ func (x *Uptime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uptime.ProtoReflect.Descriptor instead.
 func (*Uptime) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{30}
+	return file_ops_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Uptime) GetSeconds() float64 {
@@ -2231,7 +2575,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_ops_proto_msgTypes[31]
+	mi := &file_ops_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2587,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[31]
+	mi := &file_ops_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2600,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{31}
+	return file_ops_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Memory) GetTotal() uint64 {
@@ -2297,7 +2641,7 @@ type Disks struct {
 
 func (x *Disks) Reset() {
 	*x = Disks{}
-	mi := &file_ops_proto_msgTypes[32]
+	mi := &file_ops_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2309,7 +2653,7 @@ func (x *Disks) String() string {
 func (*Disks) ProtoMessage() {}
 
 func (x *Disks) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[32]
+	mi := &file_ops_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2322,7 +2666,7 @@ func (x *Disks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disks.ProtoReflect.Descriptor instead.
 func (*Disks) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{32}
+	return file_ops_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Disks) GetDisks() []*Disk {
@@ -2347,7 +2691,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_ops_proto_msgTypes[33]
+	mi := &file_ops_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2703,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_ops_proto_msgTypes[33]
+	mi := &file_ops_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2716,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_ops_proto_rawDescGZIP(), []int{33}
+	return file_ops_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Disk) GetMount() string {
@@ -2592,7 +2936,34 @@ const file_ops_proto_rawDesc = "" +
 	"\x03new\x18\x01 \x01(\tR\x03new\"F\n" +
 	"\x0eHostnameResult\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"P\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\" \n" +
+	"\fTimezoneArgs\x12\x10\n" +
+	"\x03new\x18\x01 \x01(\tR\x03new\"E\n" +
+	"\n" +
+	"SysctlArgs\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x88\x01\x01B\b\n" +
+	"\x06_value\"\xf3\x01\n" +
+	"\x0eOnRollbackArgs\x12\x12\n" +
+	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
+	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12?\n" +
+	"\x03env\x18\x03 \x03(\v2-.limiquantix.agent.v1.OnRollbackArgs.EnvEntryR\x03env\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x14\n" +
+	"\x05group\x18\x05 \x01(\tR\x05group\x12\x18\n" +
+	"\atimeout\x18\x06 \x01(\x01R\atimeout\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\t\n" +
+	"\aNothing\"M\n" +
+	"\rScriptChanges\x12<\n" +
+	"\achanges\x18\x01 \x03(\v2\".limiquantix.agent.v1.ScriptChangeR\achanges\"n\n" +
+	"\fScriptChange\x12\x0e\n" +
+	"\x02op\x18\x01 \x01(\tR\x02op\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12\x1e\n" +
+	"\n" +
+	"reversible\x18\x04 \x01(\bR\n" +
+	"reversible\"P\n" +
 	"\n" +
 	"Interfaces\x12B\n" +
 	"\n" +
@@ -2635,7 +3006,7 @@ func file_ops_proto_rawDescGZIP() []byte {
 	return file_ops_proto_rawDescData
 }
 
-var file_ops_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_ops_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_ops_proto_goTypes = []any{
 	(*Changed)(nil),        // 0: limiquantix.agent.v1.Changed
 	(*ReadFileArgs)(nil),   // 1: limiquantix.agent.v1.ReadFileArgs
@@ -2665,28 +3036,37 @@ var file_ops_proto_goTypes = []any{
 	(*HostInfo)(nil),       // 25: limiquantix.agent.v1.HostInfo
 	(*HostnameArgs)(nil),   // 26: limiquantix.agent.v1.HostnameArgs
 	(*HostnameResult)(nil), // 27: limiquantix.agent.v1.HostnameResult
-	(*Interfaces)(nil),     // 28: limiquantix.agent.v1.Interfaces
-	(*NetInterface)(nil),   // 29: limiquantix.agent.v1.NetInterface
-	(*Uptime)(nil),         // 30: limiquantix.agent.v1.Uptime
-	(*Memory)(nil),         // 31: limiquantix.agent.v1.Memory
-	(*Disks)(nil),          // 32: limiquantix.agent.v1.Disks
-	(*Disk)(nil),           // 33: limiquantix.agent.v1.Disk
-	nil,                    // 34: limiquantix.agent.v1.TemplateArgs.VarsEntry
-	nil,                    // 35: limiquantix.agent.v1.RunArgs.EnvEntry
-	nil,                    // 36: limiquantix.agent.v1.ShellArgs.EnvEntry
+	(*TimezoneArgs)(nil),   // 28: limiquantix.agent.v1.TimezoneArgs
+	(*SysctlArgs)(nil),     // 29: limiquantix.agent.v1.SysctlArgs
+	(*OnRollbackArgs)(nil), // 30: limiquantix.agent.v1.OnRollbackArgs
+	(*Nothing)(nil),        // 31: limiquantix.agent.v1.Nothing
+	(*ScriptChanges)(nil),  // 32: limiquantix.agent.v1.ScriptChanges
+	(*ScriptChange)(nil),   // 33: limiquantix.agent.v1.ScriptChange
+	(*Interfaces)(nil),     // 34: limiquantix.agent.v1.Interfaces
+	(*NetInterface)(nil),   // 35: limiquantix.agent.v1.NetInterface
+	(*Uptime)(nil),         // 36: limiquantix.agent.v1.Uptime
+	(*Memory)(nil),         // 37: limiquantix.agent.v1.Memory
+	(*Disks)(nil),          // 38: limiquantix.agent.v1.Disks
+	(*Disk)(nil),           // 39: limiquantix.agent.v1.Disk
+	nil,                    // 40: limiquantix.agent.v1.TemplateArgs.VarsEntry
+	nil,                    // 41: limiquantix.agent.v1.RunArgs.EnvEntry
+	nil,                    // 42: limiquantix.agent.v1.ShellArgs.EnvEntry
+	nil,                    // 43: limiquantix.agent.v1.OnRollbackArgs.EnvEntry
 }
 var file_ops_proto_depIdxs = []int32{
 	6,  // 0: limiquantix.agent.v1.FileList.entries:type_name -> limiquantix.agent.v1.FileInfo
-	34, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
-	35, // 2: limiquantix.agent.v1.RunArgs.env:type_name -> limiquantix.agent.v1.RunArgs.EnvEntry
-	36, // 3: limiquantix.agent.v1.ShellArgs.env:type_name -> limiquantix.agent.v1.ShellArgs.EnvEntry
-	29, // 4: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
-	33, // 5: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	40, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
+	41, // 2: limiquantix.agent.v1.RunArgs.env:type_name -> limiquantix.agent.v1.RunArgs.EnvEntry
+	42, // 3: limiquantix.agent.v1.ShellArgs.env:type_name -> limiquantix.agent.v1.ShellArgs.EnvEntry
+	43, // 4: limiquantix.agent.v1.OnRollbackArgs.env:type_name -> limiquantix.agent.v1.OnRollbackArgs.EnvEntry
+	33, // 5: limiquantix.agent.v1.ScriptChanges.changes:type_name -> limiquantix.agent.v1.ScriptChange
+	35, // 6: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
+	39, // 7: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_ops_proto_init() }
@@ -2696,13 +3076,14 @@ func file_ops_proto_init() {
 	}
 	file_ops_proto_msgTypes[21].OneofWrappers = []any{}
 	file_ops_proto_msgTypes[22].OneofWrappers = []any{}
+	file_ops_proto_msgTypes[29].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ops_proto_rawDesc), len(file_ops_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -34,7 +34,7 @@ var rules = []rule{
 	{"builtins", []string{module + "builtins/… but " + module + "builtins/fsys"}, nil, "the table knows no room"},
 	{"wire…", []string{module + "builtins…", module + "runtime…", module + "cmd…", module + "scripts…"}, nil, "the channel knows no operation"},
 	{"wire/client", []string{module + "wire/port"}, nil, "the host does not open guest ports"},
-	{"runtime…", []string{module + "cmd…", module + "scripts…", module + "builtins/all", module + "builtins/file", module + "builtins/exec", module + "builtins/host", module + "builtins/telemetry"}, nil, "no way in knows a room"},
+	{"runtime…", []string{module + "cmd…", module + "scripts…", module + "builtins/all", module + "builtins/file", module + "builtins/exec", module + "builtins/host", module + "builtins/telemetry", module + "builtins/tx"}, nil, "no way in knows a room"},
 	{"runtime/sandbox", []string{module + "runtime/sandbox/lua", module + "runtime/script", module + "runtime/agent"}, nil, "the parent's side knows no Lua"},
 	{"runtime/sandbox/lua", []string{"os/exec", "net", "net/http…", "net/rpc…", module + "builtins…", module + "wire", module + "wire/client", module + "wire/port"}, nil, "a runner has one connection"},
 	{"runtime/agent", []string{"flag", "os", "syscall"}, nil, "the agent does not touch the guest"},
