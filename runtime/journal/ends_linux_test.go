@@ -474,8 +474,15 @@ func TestGrows(t *testing.T) {
 	same(t, before, p.files)
 }
 
-// A setting of the kernel gets its value back; it has no times and cannot be synced.
+// A setting of the kernel gets its value back, also where other calls came after the one that changed it; it has no times
+// and cannot be synced.
 func TestSetting(t *testing.T) {
+	t.Run("in the last call", func(t *testing.T) { setting(t, func(*Tx) {}) })
+	t.Run("in an earlier call", func(t *testing.T) { setting(t, func(tx *Tx) { tx.Mark() }) })
+}
+
+func setting(t *testing.T, after func(*Tx)) {
+	t.Helper()
 	const path = "/proc/self/oom_score_adj"
 	was, err := os.ReadFile(path)
 	if err != nil {
@@ -495,6 +502,7 @@ func TestSetting(t *testing.T) {
 	if err := os.WriteFile(resolved, []byte("500"), 0); err != nil {
 		t.Fatal(err)
 	}
+	after(tx)
 	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
 		if os.Geteuid() != 0 { // only root lowers it
 			t.Skip("needs root to be taken back")

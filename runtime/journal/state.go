@@ -94,8 +94,9 @@ func unchanged(left *pb.JournalState, is fsys.Meta) bool {
 }
 
 // idle says whether a step left an object as it was. Of a directory it never does: what is in it changes its time later.
+// Nor does it of a setting of the kernel, whose size and times are the same whatever its content is.
 func idle(was, left *pb.JournalState) bool {
-	return left != nil && left.Kind != string(fsys.Directory) && left.Ino == was.Ino && left.Size == was.Size &&
+	return left != nil && was.Mtime != nil && left.Kind != string(fsys.Directory) && left.Ino == was.Ino && left.Size == was.Size &&
 		difference(fromState(was), fromState(left)) == ""
 }
 
