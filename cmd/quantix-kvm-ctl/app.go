@@ -99,8 +99,11 @@ EXIT STATUS
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec and run)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
+	if err := root.RegisterFlagCompletionFunc("vm", completeVM("/")); err != nil {
+		panic(err) // the flag is the one above
+	}
 	root.AddCommand(
-		a.pingCommand(), a.infoCommand(), a.telemetryCommand(),
+		a.pingCommand(), a.infoCommand(), a.statusCommand(), a.telemetryCommand(),
 		a.execCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.runCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),

@@ -62,7 +62,8 @@ EXIT STATUS
 		Example: `  quantix-kvm-ctl run motd -p title='web server' -p 'lines=["managed by hand"]'
   quantix-kvm-ctl run ./user.lua -p name=deploy --secret password --dry-run
   quantix-kvm-ctl run ./site.lua --attach site.tar=./build/site.tar --key release-42 --timeout 2m`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.complete(true, scriptNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			request, err := a.scriptRequest(args[0], &f)
 			if err != nil {

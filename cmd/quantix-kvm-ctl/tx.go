@@ -59,6 +59,8 @@ func (a *app) txShowCommand() *cobra.Command {
 With --json: a TransactionInfo.`,
 		Example: "  quantix-kvm-ctl tx show 6f1c",
 		Args:    cobra.ExactArgs(1),
+
+		ValidArgsFunction: a.complete(false, transactionIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), answerWithin, func(s *session) error {
 				info, err := s.Transaction(s.ctx, args[0])
