@@ -192,14 +192,15 @@ func (a *Agent) Kill() {
 	<-a.exited
 }
 
-// RSS is the resident size of the agent in bytes; 0 where it cannot be told.
+// RSS is the resident size of the agent's own memory in bytes, without the pages of its program, which come and go with
+// what it does; 0 where it cannot be told.
 func (a *Agent) RSS() int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
 			kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 			return kb << 10
 		}
