@@ -16,6 +16,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
+//go:generate go run ./internal/gen
+
 // Config is what rooms are made of.
 type Config struct {
 	// Root is the file system to act on; nil in a program that only lists the rooms.
