@@ -10,6 +10,8 @@ import (
 	"sort"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -102,32 +104,48 @@ func (l *Library) names() ([]string, error) {
 	return list, nil
 }
 
-// listScripts describes each script in a runner: nothing of it is compiled here.
+// listScripts describes each script in a runner, nothing of it is compiled here; but not again what the last listing
+// described, from the same source.
 func (m *Manager) listScripts(ctx context.Context, _ *builtins.Call, _ *pb.ListScriptsRequest) (*pb.ListScriptsResponse, error) {
 	names, err := m.config.Library.names()
 	if err != nil {
 		return nil, err
 	}
 	reply := &pb.ListScriptsResponse{}
+	m.mu.Lock()
+	known := m.described
+	m.mu.Unlock()
+	described := map[string]*pb.ScriptInfo{}
 	for _, name := range names {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		reply.Scripts = append(reply.Scripts, m.describe(ctx, name))
+		info, lasting := m.describe(ctx, name, known)
+		if lasting {
+			described[info.Sha256+" "+info.SourcePath] = info
+		}
+		reply.Scripts = append(reply.Scripts, proto.Clone(info).(*pb.ScriptInfo))
 	}
+	m.mu.Lock()
+	m.described = described // and what is no more there is forgotten
+	m.mu.Unlock()
 	return reply, nil
 }
 
-func (m *Manager) describe(ctx context.Context, name string) *pb.ScriptInfo {
+// describe tells of a script, which lasting says to be so as long as its source is the same.
+func (m *Manager) describe(ctx context.Context, name string, known map[string]*pb.ScriptInfo) (_ *pb.ScriptInfo, lasting bool) {
 	s, err := m.config.Library.Find(name)
 	if err != nil {
-		return &pb.ScriptInfo{Name: name, Error: err.Error()}
+		return &pb.ScriptInfo{Name: name, Error: err.Error()}, false
+	}
+	if info := known[s.SHA256+" "+s.Path]; info != nil {
+		return info, true
 	}
 	info := &pb.ScriptInfo{Name: name, SourcePath: s.Path, Sha256: s.SHA256}
 	declared, failure := m.declaration(ctx, s, nil)
 	if failure != nil {
 		info.Error = failure.Message
-		return info
+		return info, failure.Kind == "syntax"
 	}
 	if declared != nil {
 		info.Version, info.Description, info.Needs, info.Readonly = declared.Version, declared.Description, declared.Needs, declared.Readonly
@@ -138,5 +156,5 @@ func (m *Manager) describe(ctx context.Context, name string) *pb.ScriptInfo {
 			info.Error = "the file is named " + name + ", the script in it " + declared.Name
 		}
 	}
-	return info
+	return info, true
 }

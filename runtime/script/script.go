@@ -56,6 +56,8 @@ type Manager struct {
 	mu      sync.Mutex
 	running map[*run]context.CancelCauseFunc
 	keys    map[string]*run // what runs, by its key
+	// described are the scripts of the last listing, by their digest: a declaration is a function of the source.
+	described map[string]*pb.ScriptInfo
 }
 
 // New makes a manager.

@@ -370,6 +370,8 @@ secrets = {}
 ---@field default? any
 ---@field enum? any[]
 ---@field pattern? string
+---@field min? number Of a number its value, of a text its bytes, of a list its length.
+---@field max? number
 ---@field secret? boolean
 ---@field description? string
 

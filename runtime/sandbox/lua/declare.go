@@ -151,6 +151,21 @@ func (r *reader) seconds(name string) *float64 {
 	return &s
 }
 
+// number takes a number; nil where it is not given.
+func (r *reader) number(name string) *float64 {
+	switch v := r.t.RawGetString(name).(type) {
+	case *glua.LNilType:
+	case glua.LNumber:
+		if n := float64(v); !math.IsNaN(n) {
+			return &n
+		}
+		r.fault("%s must be a number", name)
+	default:
+		r.fault("%s must be a number", name)
+	}
+	return nil
+}
+
 func (r *reader) texts(name string) []string {
 	v := r.t.RawGetString(name)
 	if v == glua.LNil {

@@ -12,6 +12,7 @@ import (
 	"github.com/yuin/gopher-lua/pm"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -24,10 +25,11 @@ type spec struct {
 	def       glua.LValue
 	enum      []glua.LValue
 	pattern   string
+	min, max  *float64 // of a number its value, of a text its bytes, of a list its length
 	described *pb.LuaValue
 }
 
-var specFields = []string{"type", "required", "default", "enum", "pattern", "secret", "description"}
+var specFields = []string{"type", "required", "default", "enum", "pattern", "min", "max", "secret", "description"}
 
 // typeNames are the types of parameters, in the order of the manual.
 var typeNames = []string{
@@ -70,6 +72,7 @@ func (m *machine) readSpec(outer *reader, name string, t *glua.LTable) *spec {
 		pattern: r.text("pattern"), def: t.RawGetString("default"),
 	}
 	r.text("description")
+	s.min, s.max = r.number("min"), r.number("max")
 	if s.typ == "" {
 		r.fault("type is missing")
 	} else if !contains(typeNames, s.typ) {
@@ -98,6 +101,13 @@ func (m *machine) checkSpec(r *reader, s *spec) {
 		if _, err := pm.Find(s.pattern, nil, 0, 1); err != nil {
 			r.fault("pattern: %v", err)
 		}
+	}
+	switch {
+	case s.min == nil && s.max == nil:
+	case s.typ == "boolean" || s.typ == "map":
+		r.fault("a %s has no min or max", s.typ)
+	case s.min != nil && s.max != nil && *s.min > *s.max:
+		r.fault("min is more than max")
 	}
 	if s.secret && s.def != glua.LNil {
 		r.fault("a secret has no default")
@@ -191,11 +201,38 @@ func (m *machine) wrong(s *spec, value glua.LValue) string {
 		}
 		return text
 	}
+	if text := s.outside(value); text != "" {
+		return text
+	}
 	if s.pattern != "" {
 		matches, err := pm.Find(s.pattern, []byte(m.plain(value)), 0, 1)
 		if err != nil || len(matches) == 0 {
 			return "must match " + s.pattern
 		}
+	}
+	return ""
+}
+
+// outside says how a value is less than min or more than max; empty: it is neither.
+func (s *spec) outside(value glua.LValue) string {
+	var size float64
+	unit := ""
+	switch v := value.(type) {
+	case glua.LNumber:
+		size = float64(v)
+	case glua.LString:
+		size, unit = float64(len(v)), " bytes"
+	case *glua.LTable:
+		size, unit = float64(v.Len()), " elements"
+	}
+	if unit != "" {
+		unit = " long, in" + unit
+	}
+	switch {
+	case s.min != nil && size < *s.min:
+		return "must be at least " + numeral.Text(*s.min) + unit
+	case s.max != nil && size > *s.max:
+		return "must be at most " + numeral.Text(*s.max) + unit
 	}
 	return ""
 }

@@ -1,0 +1,62 @@
+package script_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// TestMain makes this program a runner where it is started as one.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg {
+		os.Exit(lua.Main(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
+// A listing describes anew only what is not as it was in the one before.
+func TestListingRemembersWhatItDescribed(t *testing.T) {
+	source := func(version string) *fstest.MapFile {
+		return &fstest.MapFile{Data: []byte(`return script {name = "a", version = "` + version + `", run = function() end}`)}
+	}
+	dir := fstest.MapFS{"a.lua": source("1"), "b.lua": {Data: []byte("return script {}")}, "c.lua": {Data: []byte("return 1")}}
+	pool := sandbox.New(sandbox.Config{})
+	defer pool.Close()
+	manager := script.New(script.Config{Pool: pool, Library: script.NewLibrary(1<<10, script.Place{Name: "/scripts", FS: dir})})
+	table := builtins.NewTable(manager.Ops())
+	manager.Table = table
+	list := func() []*pb.ScriptInfo {
+		t.Helper()
+		request := &pb.ListScriptsRequest{}
+		reply, err := table.Invoke(t.Context(), &builtins.Call{}, table.Native(request), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply.(*pb.ListScriptsResponse).Scripts
+	}
+	is := func(scripts []*pb.ScriptInfo, version string) {
+		t.Helper()
+		if len(scripts) != 3 || scripts[0].Version != version || scripts[0].Error != "" ||
+			!strings.Contains(scripts[1].Error, "run must be a function") || scripts[2].Error != "" {
+			t.Errorf("listed are %v, want version %s of a", scripts, version)
+		}
+	}
+	first := list()
+	is(first, "1")
+	first[0].Version = "changed by who asked"
+	dir["a.lua"] = source("2")
+	is(list(), "2")
+	pool.Close() // from here on nothing can be described
+	is(list(), "2")
+	dir["a.lua"] = source("3")
+	if got := list()[0]; got.Version != "" || got.Error == "" {
+		t.Errorf("another source is %v without a runner", got)
+	}
+}
