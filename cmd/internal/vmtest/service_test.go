@@ -375,10 +375,12 @@ func TestServiceEarlyRecovery(t *testing.T) {
 	if err := vm.PowerOn(limited(t, 3*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
+	// multi-user.target does not wait for the network.
+	eventually(t, vm, "the network", "systemctl -q is-active systemd-networkd && ip -4 addr show dev ens3 | grep -q 10.0.2.15")
 	if got := vm.Must(t, "cat "+netplan); got != before {
 		t.Errorf("the netplan file is\n%s", got)
 	}
-	vm.Must(t, "test ! -e /etc/late && test -e /run/systemd/network/10-netplan-ens3.network && ip -4 addr show dev ens3 | grep -q 10.0.2.15")
+	vm.Must(t, "test ! -e /etc/late && test -e /run/systemd/network/10-netplan-ens3.network && ! systemctl -q is-failed quantix-kvm-agent-recover")
 	stamp := func(unit, name string) (us int64) {
 		fmt.Sscan(vm.Must(t, "systemctl show -P "+name+" "+unit), &us)
 		return us
