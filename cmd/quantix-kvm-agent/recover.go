@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,30 +103,29 @@ func tellRecovered(w io.Writer, found []journal.Recovered) (restored []string) {
 	return restored
 }
 
-// generated are the sources that something was made of before we came, early in the boot: that is made again.
-var generated = []struct {
-	below string
-	again []string
-}{
-	{"/etc/netplan/", []string{"netplan", "generate"}},
-	{"/etc/systemd/", []string{"systemctl", "daemon-reload"}},
+// regenerate has systemd look again at what it had read before we came: that runs its generators too, and netplan's is one
+// of them. What a generator wants only now is not in the boot that is under way, so the network is started by name.
+func regenerate(ctx context.Context, restored []string) error {
+	below := func(dir string) bool {
+		return slices.ContainsFunc(restored, func(path string) bool { return strings.HasPrefix(path, dir) })
+	}
+	netplan := below("/etc/netplan/")
+	if _, err := os.Stat("/run/systemd/system"); err != nil || !netplan && !below("/etc/systemd/") {
+		return nil
+	}
+	if err := systemctl(ctx, "daemon-reload"); err != nil {
+		return err
+	}
+	wanted, _ := filepath.Glob("/run/systemd/generator*/*.wants/systemd-networkd.service") // the pattern is a good one
+	if !netplan || len(wanted) == 0 {
+		return nil
+	}
+	return systemctl(ctx, "start", "--no-block", "systemd-networkd.service")
 }
 
-// regenerate makes again what was generated from what is restored now.
-func regenerate(ctx context.Context, restored []string) (err error) {
-	for _, g := range generated {
-		for _, path := range restored {
-			if !strings.HasPrefix(path, g.below) {
-				continue
-			}
-			if program, missing := exec.LookPath(g.again[0]); missing == nil {
-				out, failed := exec.CommandContext(ctx, program, g.again[1:]...).CombinedOutput()
-				if failed != nil {
-					err = errors.Join(err, fmt.Errorf("%s: %w: %s", strings.Join(g.again, " "), failed, strings.TrimSpace(string(out))))
-				}
-			}
-			break
-		}
+func systemctl(ctx context.Context, args ...string) error {
+	if out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
-	return err
+	return nil
 }
