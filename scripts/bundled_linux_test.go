@@ -16,6 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/builtins/tx"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
@@ -60,7 +61,7 @@ func newMachine(t *testing.T, files map[string]string) *machine {
 		Pretend: func() (*fsys.Root, error) { return root.Pretend(filepath.Join(state, "plan")) },
 	})
 	files0 := file.New(root, file.Config{})
-	m.table = builtins.NewTable(files0.Ops(), host.New(host.Config{Root: m.dir}).Ops(), m.exec(), manager.Ops())
+	m.table = builtins.NewTable(files0.Ops(), host.New(host.Config{Root: m.dir}).Ops(), m.exec(), tx.Ops(), manager.Ops())
 	manager.Table = m.table
 	t.Cleanup(func() {
 		pool.Close()
@@ -203,13 +204,13 @@ func TestSysctlProfile(t *testing.T) {
 func TestSSHDHardening(t *testing.T) {
 	m := newMachine(t, map[string]string{"etc/ssh/sshd_config": "Include /etc/ssh/sshd_config.d/*.conf\n"})
 	m.twice("sshd-hardening", map[string]any{"allow_groups": []any{"admins"}})
-	want := []string{"true", "systemctl reload ssh.service"}
+	want := []string{"systemctl try-reload-or-restart ssh.service"}
 	if !slices.Equal(m.commands, want) {
 		t.Errorf("commands %q", m.commands)
 	}
 	m.commands, m.fails = nil, "sshd -t"
 	reply := m.run("sshd-hardening", false, map[string]any{"max_auth_tries": 9})
-	if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !slices.Equal(m.commands, []string{"true", "undo: systemctl try-reload-or-restart ssh.service"}) {
+	if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !slices.Equal(m.commands, []string{"undo: systemctl try-reload-or-restart ssh.service"}) {
 		t.Errorf("%v, commands %q", reply, m.commands)
 	}
 	if got, _ := os.ReadFile(filepath.Join(m.dir, "etc/ssh/sshd_config.d/00-hardening.conf")); !strings.Contains(string(got), "MaxAuthTries 3\n") {

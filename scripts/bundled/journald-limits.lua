@@ -12,7 +12,7 @@ return script {
     max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "of what is kept"},
     activate = {type = "boolean", default = true, description = "restart the journal now"},
   },
-  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl"},
+  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "tx"},
 
   run = function(p)
     local text = table.concat({
@@ -21,13 +21,13 @@ return script {
     if file.exists(PATH) and file.read(PATH) == text then
       return {changed = false, path = PATH}
     end
-    local restart = {undo = {"systemctl", "try-restart", "systemd-journald.service"}, plan = "the journal reads its limits"}
+    local restart = {"systemctl", "try-restart", "systemd-journald.service"}
     if p.activate then
-      exec.run({"true"}, restart) -- the way back ends with the journal reading the old file
+      tx.on_rollback(restart) -- once the old file is there again
     end
     file.write(PATH, text, {mode = "0644", parents = true})
     if p.activate then
-      exec.run({"systemctl", "try-restart", "systemd-journald.service"}, restart)
+      exec.run(restart, {undo = {"true"}, plan = "the journal reads its limits"})
     end
     return {changed = true, path = PATH}
   end,

@@ -18,7 +18,7 @@ return script {
     max_auth_tries = {type = "integer", default = 3},
     unit = {type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded"},
   },
-  needs = {"file:/etc/ssh/", "exec"},
+  needs = {"file:/etc/ssh/", "exec:systemctl", "exec:sshd", "tx"},
 
   run = function(p)
     for _, group in ipairs(p.allow_groups) do
@@ -46,15 +46,14 @@ return script {
       return {changed = false, path = PATH}
     end
     local runs = succeeds("systemctl", "is-active", "--quiet", p.unit)
-    -- What is undone last is what was done first: the way back ends with the server reading the old files.
-    local back = {undo = {"systemctl", "try-reload-or-restart", p.unit}, plan = "the server reads its configuration"}
+    local reload = {"systemctl", "try-reload-or-restart", p.unit}
     if runs then
-      exec.run({"true"}, back)
+      tx.on_rollback(reload) -- once the old file is there again
     end
     file.write(PATH, text, {mode = "0600", parents = true})
     exec.run({"sshd", "-t"}, {readonly = true}) -- fails the script, and all is as it was
     if runs then
-      exec.run({"systemctl", "reload", p.unit}, back)
+      exec.run(reload, {undo = {"true"}, plan = "the server reads its configuration"})
     end
     return {changed = true, path = PATH, reloaded = runs}
   end,
