@@ -105,8 +105,9 @@ func run(ctx context.Context, f flags) (err error) {
 		}[name]
 	}), log)
 	a = agent.New(agent.Config{
-		Open:  func() ([]port.Port, error) { return port.Open(device(f, conf)) },
-		Table: table, Log: log, Version: version, Commit: commitID(), Built: built,
+		Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
+		Announced: announced(ctx, log),
+		Table:     table, Log: log, Version: version, Commit: commitID(), Built: built,
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
@@ -141,6 +142,15 @@ func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader,
 	return a.Run(ctx)
 }
 
+// announced tells of ports that come and go; nil where the kernel cannot be asked, as in a container.
+func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
+	told, err := port.Announced(ctx)
+	if err != nil {
+		log.Info("the kernel does not tell of new ports; they are looked for from time to time", zap.Error(err))
+	}
+	return told
+}
+
 func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
 	return all.Config{
 		Root: root,
@@ -154,7 +164,7 @@ func device(f flags, conf config.Config) string {
 	if f.device != "" {
 		return f.device
 	}
-	return conf.Device
+	return conf.Channel()
 }
 
 func limits(s config.Script) sandbox.Limits {

@@ -28,8 +28,12 @@ import (
 
 // Config is what an agent is made of.
 type Config struct {
-	// Open gives the channels. It is tried again until it does: a port may appear late. Required.
-	Open func() ([]port.Port, error)
+	// Open gives the channels but those that the agent serves. It is called again when Announced says so, when one is gone,
+	// and after an error. What it gives with an error counts. Required.
+	Open func(serves func(name string) bool) ([]port.Port, error)
+	// Announced gives a value when a channel may have come; nil: nothing tells that, and it is looked for from time to time
+	// as long as there is none.
+	Announced <-chan struct{}
 	// Table is what the agent can do. Required.
 	Table *builtins.Table
 	// Log is where the agent speaks. Required.
@@ -95,16 +99,17 @@ var ErrStopping = builtins.ErrStopping
 
 // Intervals of what the agent does by itself.
 const (
-	readyEvery     = 5 * time.Minute        // agent_ready is repeated: a host may lose it
-	pingTelemetry  = 500 * time.Millisecond // what a report may hold up the pong that asked for it
-	flushAtTheEnd  = 500 * time.Millisecond
-	longestReopen  = 5 * time.Second
-	firstReopen    = 100 * time.Millisecond
-	warnings       = 10 // log lines about a channel per warningsPer
-	warningsPer    = time.Minute
-	defaultStop    = 60 * time.Second
-	defaultReports = 5 * time.Second
-	trimAfter      = time.Second // what a large request left behind is given back to the system
+	readyEvery       = 5 * time.Minute        // agent_ready is repeated: a host may lose it
+	pingTelemetry    = 500 * time.Millisecond // what a report may hold up the pong that asked for it
+	flushAtTheEnd    = 500 * time.Millisecond
+	longestReopen    = 5 * time.Second
+	longestAnnounced = time.Minute
+	firstReopen      = 100 * time.Millisecond
+	warnings         = 10 // log lines about a channel per warningsPer
+	warningsPer      = time.Minute
+	defaultStop      = 60 * time.Second
+	defaultReports   = 5 * time.Second
+	trimAfter        = time.Second // what a large request left behind is given back to the system
 )
 
 // New makes an agent.
@@ -135,23 +140,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		defer local.Close()
 		work.Go(func() { a.serveLocal(serve, local) })
 	}
-	ports, err := a.open(ctx)
-	if err != nil {
-		stop(ErrStopping)
-		return err
-	}
-	for _, p := range ports {
-		a.config.Log.Info("serving", zap.String("port", p.Name()))
-		work.Go(func() { a.servePort(serve, p) })
-	}
+	work.Go(func() { a.servePorts(serve) })
 	<-ctx.Done()
 	a.life.stop()
 	a.trim.Stop()
 	a.shutdown()
 	stop(ErrStopping)
-	for _, p := range ports {
-		p.Close()
-	}
 	work.Wait()
 	return nil
 }
@@ -180,23 +174,53 @@ func (a *Agent) shutdown() {
 	}
 }
 
-// open waits for a channel. A port can appear long after the agent: the pause grows to five seconds.
-func (a *Agent) open(ctx context.Context) ([]port.Port, error) {
-	said := ""
-	for pause := firstReopen; ; pause = min(2*pause, longestReopen) {
-		ports, err := a.config.Open()
+// servePorts serves the channels that are there, and those that come. After an error it looks again and again, ever less
+// often: where channels are announced that is only for links and rights that come a little later than the device.
+func (a *Agent) servePorts(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	served, ended := map[string]bool{}, make(chan string)
+	announced, said, pause, longest := a.config.Announced, "", firstReopen, longestReopen
+	if announced != nil {
+		longest = longestAnnounced
+	}
+	for {
+		ports, err := a.config.Open(func(name string) bool { return served[name] })
 		a.life.look()
-		if err == nil {
-			return ports, nil
+		for _, p := range ports {
+			served[p.Name()] = true
+			work.Go(func() {
+				a.config.Log.Info("serving", zap.String("port", p.Name()))
+				a.servePort(ctx, p)
+				p.Close()
+				select {
+				case ended <- p.Name():
+				case <-ctx.Done():
+				}
+			})
 		}
-		if text := err.Error(); text != said {
-			a.config.Log.Warn("no channel yet", zap.Error(err))
-			said = text
+		text := ""
+		var again <-chan time.Time
+		if err != nil {
+			if text = err.Error(); text != said {
+				a.config.Log.Warn("a channel cannot be opened yet", zap.Error(err))
+				pause = firstReopen
+			}
+			again, pause = time.After(pause), min(2*pause, longest)
 		}
+		said = text
 		select {
 		case <-ctx.Done():
-			return nil, nil
-		case <-time.After(pause):
+			return
+		case name := <-ended:
+			delete(served, name)
+			a.config.Log.Info("a port is gone", zap.String("port", name))
+		case _, ok := <-announced:
+			pause = firstReopen
+			if !ok {
+				announced, longest = nil, longestReopen
+			}
+		case <-again:
 		}
 	}
 }
@@ -211,7 +235,7 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 	limited := limiter{log: log} // for all sessions together: a host that comes again and again must not fill the log either
 	for pause := firstReopen; ; {
 		channel, err := p.Accept(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, port.ErrGone) {
 			return
 		}
 		if err != nil {

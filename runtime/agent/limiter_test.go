@@ -29,7 +29,7 @@ func TestWarningsAreLimitedPerPort(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	var left sync.WaitGroup
 	a := New(Config{
-		Open:  func() ([]port.Port, error) { return port.Open("unix:" + socket) },
+		Open:  func(serves func(string) bool) ([]port.Port, error) { return port.Open("unix:"+socket, serves) },
 		Table: builtins.NewTable(nil), Log: zap.New(lines),
 		Ready:     func(context.Context) *pb.AgentReadyEvent { return nil },
 		Telemetry: func(context.Context) *pb.TelemetryReport { return nil },

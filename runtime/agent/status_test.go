@@ -74,7 +74,7 @@ func TestStatusTellsOfHosts(t *testing.T) {
 	p, open := newPipes("org.quantix.agent.0"), make(chan bool)
 	told := make(chan bool, 1000)
 	a := start(t, Config{
-		Open:    func() ([]port.Port, error) { <-open; return []port.Port{p}, nil },
+		Open:    func(serves func(string) bool) ([]port.Port, error) { <-open; return once(p, serves), nil },
 		Changed: func() { told <- true },
 		Status:  func(s *pb.GetStatusResponse) { s.Pid = 7 },
 	})
@@ -105,7 +105,7 @@ func TestStatusTellsOfHosts(t *testing.T) {
 // The guest's own socket tells the status and refuses everything else; it answers while the agent refuses and waits.
 func TestLocalPortTellsTheStatusAlone(t *testing.T) {
 	local := newPipes("local")
-	start(t, Config{Open: func() ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }, Local: local, Refusing: io.ErrUnexpectedEOF})
+	start(t, Config{Open: func(func(string) bool) ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }, Local: local, Refusing: io.ErrUnexpectedEOF})
 	c := local.dial(t)
 	reply, err := client.Call[*pb.GetStatusResponse](t.Context(), c, &pb.GetStatusRequest{})
 	if err != nil || reply.State != pb.AgentState_AGENT_STATE_REFUSING || reply.Reason == "" {
@@ -122,7 +122,7 @@ func TestLocalPortTellsTheStatusAlone(t *testing.T) {
 
 // An agent that answers is alive; one whose calls can no longer be counted is not.
 func TestAliveSeesAStuckDispatcher(t *testing.T) {
-	a := start(t, Config{Open: func() ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }})
+	a := start(t, Config{Open: func(func(string) bool) ([]port.Port, error) { return nil, io.ErrUnexpectedEOF }})
 	for range 3 {
 		if err := a.Alive(t.Context()); err != nil {
 			t.Fatal(err)
@@ -152,7 +152,7 @@ func TestAliveSeesAStuckDispatcher(t *testing.T) {
 // The period of telemetry changes for a host that is there.
 func TestTelemetryPeriodChanges(t *testing.T) {
 	p := newPipes("p")
-	a := start(t, Config{Open: func() ([]port.Port, error) { return []port.Port{p}, nil }, TelemetryEvery: time.Hour})
+	a := start(t, Config{Open: func(serves func(string) bool) ([]port.Port, error) { return once(p, serves), nil }, TelemetryEvery: time.Hour})
 	guest, host := net.Pipe()
 	p.next <- guest
 	defer host.Close()
@@ -177,4 +177,12 @@ func TestTelemetryPeriodChanges(t *testing.T) {
 	for range 20 {
 		<-reports
 	}
+}
+
+// once gives a port as long as nobody serves it.
+func once(p port.Port, serves func(string) bool) []port.Port {
+	if serves(p.Name()) {
+		return nil
+	}
+	return []port.Port{p}
 }

@@ -34,7 +34,10 @@ type Config struct {
 	LogFile           string        // log_file: empty is stderr
 	LogMaxSize        int64         // log_max_size_bytes: 10 MiB, then the file is rotated
 	LogMaxFiles       int           // log_max_files: 5 kept
-	Device            string        // device_path: auto, a path, unix:PATH, unix-connect:PATH
+	Device            string        // device_path: auto, a path, unix:PATH, unix-connect:PATH, vsock:NUMBER
+	Transport         string        // transport: auto is what device_path says; virtio-serial, unix or vsock hold it to that
+	VsockPort         uint32        // vsock_port: 9443, for transport vsock
+	VsockCIDs         []uint32      // vsock_allow_cids: who may connect, for transport vsock; 2, the host, unless it is said
 	Framing           wire.Framing  // framing: auto, plain or qtx1
 	PreFreezeDir      string        // pre_freeze_script_dir
 	PostThawDir       string        // post_thaw_script_dir
@@ -61,7 +64,7 @@ func Default() Config {
 		MaxExecTimeout:    300 * time.Second,
 		MaxChunkSize:      65536,
 		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
-		Device:       "auto",
+		Device: "auto", Transport: "auto", VsockPort: 9443, VsockCIDs: []uint32{2},
 		PreFreezeDir: "/etc/quantix-kvm/pre-freeze.d", PostThawDir: "/etc/quantix-kvm/post-thaw.d",
 		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000,
 			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
@@ -102,6 +105,11 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 	if len(document.Content) > 0 && document.Content[0].Tag != "!!null" {
 		p.mapping("", document.Content[0])
 	}
+	if p.transport != nil {
+		if err := p.config.fits(); err != nil {
+			p.fault(p.transport, "transport", "%v", err)
+		}
+	}
 	if err := errors.Join(p.faults...); err != nil {
 		return p.config.channel(), p.warnings, err
 	}
@@ -111,15 +119,46 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 // channel is the default with what says how to reach the host and the log.
 func (c Config) channel() Config {
 	d := Default()
-	d.Device, d.Framing = c.Device, c.Framing
+	d.Device, d.Framing, d.Transport, d.VsockPort, d.VsockCIDs = c.Device, c.Framing, c.Transport, c.VsockPort, c.VsockCIDs
+	if d.fits() != nil {
+		d.Transport = "auto"
+	}
 	d.LogLevel, d.LogFormat, d.LogFile, d.LogMaxSize, d.LogMaxFiles = c.LogLevel, c.LogFormat, c.LogFile, c.LogMaxSize, c.LogMaxFiles
 	return d
 }
 
+// fits says why transport and device_path contradict each other.
+func (c Config) fits() error {
+	unix := strings.HasPrefix(c.Device, "unix:") || strings.HasPrefix(c.Device, "unix-connect:")
+	vsock := strings.HasPrefix(c.Device, "vsock:")
+	switch {
+	case c.Transport == "unix" && !unix:
+		return errors.New("unix needs a device_path of unix:PATH or unix-connect:PATH")
+	case c.Transport == "virtio-serial" && (unix || vsock):
+		return fmt.Errorf("virtio-serial and the device_path %s contradict each other", c.Device)
+	case c.Transport == "vsock" && c.Device != "auto":
+		return fmt.Errorf("vsock takes vsock_port, and not the device_path %s", c.Device)
+	}
+	return nil
+}
+
+// Channel says which channels to serve, as port.Open takes it.
+func (c Config) Channel() string {
+	if c.Transport != "vsock" {
+		return c.Device
+	}
+	cids := make([]string, len(c.VsockCIDs))
+	for i, cid := range c.VsockCIDs {
+		cids[i] = strconv.FormatUint(uint64(cid), 10)
+	}
+	return fmt.Sprintf("vsock:%d:%s", c.VsockPort, strings.Join(cids, ","))
+}
+
 type parser struct {
-	config   Config
-	warnings []string
-	faults   []error
+	transport *yaml.Node // where it stands
+	config    Config
+	warnings  []string
+	faults    []error
 }
 
 func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
@@ -161,6 +200,9 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 				continue
 			}
 		}
+		if name == "transport" {
+			p.transport = value
+		}
 		switch setter, known := keys[name]; {
 		case seen[name]:
 			p.fault(key, name, "stands twice")
@@ -197,6 +239,9 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"log_file":                word(func(c *Config) *string { return &c.LogFile }),
 	"log_max_size_bytes":      number(1<<20, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
 	"log_max_files":           number(1, 1000, func(c *Config, n int64) { c.LogMaxFiles = int(n) }),
+	"transport":               word(func(c *Config) *string { return &c.Transport }, "auto", "virtio-serial", "unix", "vsock"),
+	"vsock_port":              number(1, math.MaxUint32-1, func(c *Config, n int64) { c.VsockPort = uint32(n) }),
+	"vsock_allow_cids":        cids,
 	"device_path":             word(func(c *Config) *string { return &c.Device }),
 	"framing": func(c *Config, node *yaml.Node) error {
 		f, err := wire.ParseFraming(node.Value)
@@ -253,6 +298,16 @@ func off(_ *Config, node *yaml.Node) error {
 		return nil
 	}
 	return errors.New("this restriction is not supported yet, and an agent that ignored it would be open")
+}
+
+// cids reads a list of context ids.
+func cids(c *Config, node *yaml.Node) error {
+	var list []uint32
+	if err := node.Decode(&list); err != nil || node.Kind != yaml.SequenceNode || len(list) == 0 {
+		return errors.New("is no list of context ids, such as [2]")
+	}
+	c.VsockCIDs = list
+	return nil
 }
 
 func number(low, high int64, set func(*Config, int64)) func(*Config, *yaml.Node) error {

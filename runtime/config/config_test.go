@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 func TestWhatIsNotSaidIsDefault(t *testing.T) {
 	for _, text := range []string{"", "---\n", "# nothing\n", "security:\n", "security:\n  command_allowlist: []\n  max_commands_per_minute: 0\n  audit_logging: false\n"} {
 		c, warnings, err := Parse([]byte(text))
-		if err != nil || len(warnings) > 0 || c != Default() {
+		if err != nil || len(warnings) > 0 || !reflect.DeepEqual(c, Default()) {
 			t.Errorf("%q: %v, %v", text, warnings, err)
 		}
 	}
@@ -73,8 +74,41 @@ func TestFaultsAreNamedWithLineAndKey(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v; want %q", text, err, want)
 		}
-		if c.LogLevel, c.Framing = "info", wire.Auto; c != Default() { // the channel and the log are needed to tell of it
+		if c.LogLevel, c.Framing = "info", wire.Auto; !reflect.DeepEqual(c, Default()) { // the channel and the log are needed to tell of it
 			t.Errorf("%q: a part of a bad file took effect", text)
+		}
+	}
+}
+
+func TestChannels(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                           "auto",
+		"transport: virtio-serial\n": "auto",
+		"transport: vsock\n":         "vsock:9443:2",
+		"transport: vsock\nvsock_port: 7\nvsock_allow_cids: [1, 2]\n": "vsock:7:1,2",
+		"transport: unix\ndevice_path: unix:/run/x\n":                 "unix:/run/x",
+		"device_path: vsock:9\n":                                      "vsock:9",
+	} {
+		if c, _, err := Parse([]byte(text)); err != nil || c.Channel() != want {
+			t.Errorf("%q: %s, %v; want %s", text, c.Channel(), err, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"transport: unix\n":   "line 1: transport: unix needs a device_path",
+		"transport: serial\n": "line 1: transport: \"serial\" is none of",
+		"device_path: unix:/x\ntransport: virtio-serial\n": "line 2: transport: virtio-serial and the device_path unix:/x contradict",
+		"transport: vsock\ndevice_path: /dev/vport0p1\n":   "line 1: transport: vsock takes vsock_port",
+		"vsock_allow_cids: []\n":                           "line 1: vsock_allow_cids",
+		"vsock_allow_cids: 2\n":                            "line 1: vsock_allow_cids",
+		"vsock_allow_cids: [host]\n":                       "line 1: vsock_allow_cids",
+		"vsock_port: 0\n":                                  "line 1: vsock_port",
+	} {
+		c, _, err := Parse([]byte(text))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+		if strings.HasPrefix(c.Channel(), "vsock") {
+			t.Errorf("%q: a faulty file opens %s", text, c.Channel())
 		}
 	}
 }

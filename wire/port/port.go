@@ -2,10 +2,12 @@
 //
 //	virtio-serial port ─┐
 //	unix socket ────────┼─► Port.Accept ─► one session an io.ReadWriteCloser ─► wire.Conn
-//	(listen or connect) ┘       └◄──── the host left: read gives io.EOF ◄────┘
+//	(listen or connect) │       └◄──── the host left: read gives io.EOF ◄────┘
+//	vsock ──────────────┘
 //
-// A virtio-serial port stays open for as long as the agent runs: a read of nothing means that no host is there, and an
-// edge of the poller tells when one comes. It is never reopened to clean it, which would not clean it.
+// A virtio-serial port stays open for as long as it is plugged in: a read of nothing means that no host is there, and an
+// edge of the poller tells when one comes. It is never reopened to clean it, which would not clean it. One that is
+// unplugged is ErrGone; the kernel announces another.
 //
 // Not here: frames, what to do with a session, and retrying, but for waiting until a host or a device is there.
 package port
@@ -18,9 +20,11 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -36,27 +40,46 @@ type Port interface {
 	Name() string
 	// Accept waits for a host and gives its session. Read gives io.EOF when the host has left; Close ends the session
 	// and unblocks Read and Write. Where a channel has room for one host, Accept waits for the end of the last session.
-	// It returns the cause of ctx when that ends.
+	// It returns the cause of ctx when that ends, and ErrGone where no host can come any more.
 	Accept(ctx context.Context) (io.ReadWriteCloser, error)
 	// Close gives the channel back; Accept and the sessions end.
 	Close() error
 }
 
+// ErrGone is a channel that was taken away: a port that was unplugged. It is closed, and may be opened anew when it is there
+// again.
+var ErrGone = errors.New("the port is gone")
+
 // Open opens what a device specification names:
 //
-//	auto               every virtio-serial port named org.quantix.agent.N, else the legacy name
-//	PATH               that device
-//	unix:PATH          a unix socket to listen on, mode 0600
-//	unix-connect:PATH  a unix socket to connect to, again and again
+//	auto                   every virtio-serial port named org.quantix.agent.N, else the legacy name
+//	PATH                   that device
+//	unix:PATH              a unix socket to listen on, mode 0600
+//	unix-connect:PATH      a unix socket to connect to, again and again
+//	vsock:NUMBER           a vsock port to listen on for the host, VsockPort where it is empty
+//	vsock:NUMBER:CID,CID…  and for no others than these
 //
-// auto without any port is fs.ErrNotExist.
-func Open(spec string) ([]Port, error) {
+// Ports that serves knows by their names are open already, and left out. What can be opened is given also where something
+// else cannot, with the error. auto without any port is fs.ErrNotExist.
+func Open(spec string, serves func(name string) bool) ([]Port, error) {
 	kind, path, found := strings.Cut(spec, ":")
+	name := spec
+	if found && kind == "vsock" { // whose name is without those who may connect
+		number, _, _ := strings.Cut(path, ":")
+		name = "vsock:" + number
+		if number == "" {
+			name += strconv.Itoa(VsockPort)
+		}
+	}
 	var one Port
 	var err error
 	switch {
 	case spec == "" || spec == "auto":
-		return openNamed()
+		return openNamed(serves)
+	case serves(name):
+		return nil, nil
+	case found && kind == "vsock":
+		one, err = listenVsock(path)
 	case found && kind == "unix":
 		one, err = listenUnix(path)
 	case found && kind == "unix-connect":
@@ -70,29 +93,35 @@ func Open(spec string) ([]Port, error) {
 	return []Port{one}, nil
 }
 
-// openNamed opens the ports that carry one of our names, all or none.
-func openNamed() ([]Port, error) {
+// openNamed opens the ports that carry one of our names.
+func openNamed(serves func(name string) bool) ([]Port, error) {
 	devices, err := named()
 	if err != nil {
 		return nil, err
 	}
 	for _, prefix := range []string{NamePrefix, LegacyNamePrefix} {
 		var ports []Port
+		var failed []error
+		found := false
 		for _, d := range devices {
 			if !strings.HasPrefix(d.name, prefix) {
 				continue
 			}
-			p, err := openDevice(d.path, d.name)
-			if err != nil {
-				for _, p := range ports {
-					p.Close()
-				}
-				return nil, err
+			if found = true; serves(d.name) {
+				continue
 			}
-			ports = append(ports, p)
+			p, err := openDevice(d.path, d.name)
+			switch {
+			case errors.Is(err, syscall.EBUSY):
+				failed = append(failed, fmt.Errorf("open %s (%s): another process has it open: %w", d.path, d.name, err))
+			case err != nil:
+				failed = append(failed, err)
+			default:
+				ports = append(ports, p)
+			}
 		}
-		if len(ports) > 0 {
-			return ports, nil
+		if found {
+			return ports, errors.Join(failed...)
 		}
 	}
 	return nil, fmt.Errorf("no virtio-serial port is named %s0: %w", NamePrefix, fs.ErrNotExist)

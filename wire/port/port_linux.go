@@ -94,7 +94,9 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	var pollErr error
 	err := v.raw.Write(func(fd uintptr) bool {
 		var gone bool
-		gone, pollErr = hostGone(fd)
+		if gone, pollErr = hostGone(fd); gone && pollErr == nil {
+			pollErr = unplugged(fd)
+		}
 		return pollErr != nil || !gone
 	})
 	if ctx.Err() != nil {
@@ -102,6 +104,9 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	}
 	if err == nil {
 		err = pollErr
+	}
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrClosed) {
+		return nil, ErrGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("wait for a host on %s: %w", v.name, err)
@@ -132,6 +137,21 @@ func hostGone(fd uintptr) (bool, error) {
 			err = unix.ENODEV
 		}
 		return set[0].Revents&unix.POLLHUP != 0, err
+	}
+}
+
+// unplugged tells a port that was taken away from one that nobody is at: of the former the kernel lets nobody read, be it
+// nothing, and nothing is what is read.
+func unplugged(fd uintptr) error {
+	for {
+		_, err := unix.Read(int(fd), nil)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.ENODEV:
+			return err
+		}
+		return nil
 	}
 }
 
@@ -245,3 +265,6 @@ func checkPeer(conn *net.UnixConn) error {
 }
 
 func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
+
+// isOverrun says that messages of the kernel were lost because nobody read them in time.
+func isOverrun(err error) bool { return errors.Is(err, unix.ENOBUFS) }

@@ -8,7 +8,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/mdlayher/vsock"
 	"time"
 )
 
@@ -24,7 +27,7 @@ func socket(t *testing.T) string {
 
 func open(t *testing.T, spec string) Port {
 	t.Helper()
-	ports, err := Open(spec)
+	ports, err := Open(spec, nobody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +42,7 @@ func TestSocketIsPrivateAndTakenAway(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatal(info, err)
 	}
-	if _, err := Open("unix:" + path); !errors.Is(err, fs.ErrExist) {
+	if _, err := Open("unix:"+path, nobody); !errors.Is(err, fs.ErrExist) {
 		t.Error("a second agent took the socket:", err)
 	}
 	if p.Name() != "unix:"+path || p.Close() != nil {
@@ -64,7 +67,7 @@ func TestWhatIsThereAlready(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open("unix:" + file); !errors.Is(err, fs.ErrExist) {
+	if _, err := Open("unix:"+file, nobody); !errors.Is(err, fs.ErrExist) {
 		t.Error(err)
 	}
 	if content, _ := os.ReadFile(file); string(content) != "precious" {
@@ -148,15 +151,89 @@ func TestConnecting(t *testing.T) {
 
 func TestDevicesThatAreNone(t *testing.T) {
 	for _, spec := range []string{filepath.Join(t.TempDir(), "none"), t.TempDir(), "/dev/null/x"} {
-		if _, err := Open(spec); err == nil {
+		if _, err := Open(spec, nobody); err == nil {
 			t.Errorf("%s was opened", spec)
 		}
 	}
-	if ports, err := Open("auto"); err == nil {
+	if ports, err := Open("auto", nobody); err == nil {
 		for _, p := range ports {
 			p.Close()
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
+	}
+}
+
+// nobody serves anything yet.
+func nobody(string) bool { return false }
+
+// What is served already is not opened once more.
+func TestServedPortsAreLeftOut(t *testing.T) {
+	spec := "unix:" + socket(t)
+	if ports, err := Open(spec, func(name string) bool { return name == spec }); err != nil || len(ports) > 0 {
+		t.Error(ports, err)
+	}
+}
+
+// loopback skips a test where a machine cannot reach itself over vsock.
+func loopback(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/dev/vsock"); err != nil {
+		t.Skip("no vsock: load the module vsock_loopback, as root")
+	}
+	if cid, err := vsock.ContextID(); err != nil || cid != vsock.Local {
+		l, err := vsock.Listen(0, nil)
+		if err != nil {
+			t.Skip("no vsock:", err)
+		}
+		defer l.Close()
+		c, err := vsock.Dial(vsock.Local, l.Addr().(*vsock.Addr).Port, nil)
+		if err != nil {
+			t.Skip("no loopback of vsock: load the module vsock_loopback, as root:", err)
+		}
+		c.Close()
+	}
+}
+
+// Over vsock only who is allowed is served.
+func TestVsockServesWhomItIsToldTo(t *testing.T) {
+	loopback(t)
+	for _, c := range []struct {
+		spec string
+		in   bool
+	}{{"vsock:19443:1", true}, {"vsock:19443", false}, {"vsock:19443:2,77", false}} {
+		p := open(t, c.spec)
+		if p.Name() != "vsock:19443" {
+			t.Error(p.Name())
+		}
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		served := make(chan bool, 1)
+		go func() {
+			session, err := p.Accept(ctx)
+			if err == nil {
+				io.WriteString(session, "hello")
+				session.Close()
+			}
+			served <- err == nil
+		}()
+		conn, err := vsock.Dial(vsock.Local, 19443, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, _ := io.ReadAll(conn)
+		conn.Close()
+		stop()
+		if in := string(said) == "hello"; in != c.in || <-served != c.in {
+			t.Errorf("%s: served %v, want %v", c.spec, in, c.in)
+		}
+		p.Close()
+	}
+}
+
+func TestVsockSpecifications(t *testing.T) {
+	for _, spec := range []string{"vsock:x", "vsock:1:", "vsock:1:2,", "vsock:99999999999"} {
+		if _, err := Open(spec, nobody); err == nil || !strings.Contains(err.Error(), "vsock:") {
+			t.Errorf("%s: %v", spec, err)
+		}
 	}
 }

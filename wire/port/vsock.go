@@ -1,0 +1,93 @@
+package port
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/mdlayher/vsock"
+)
+
+// VsockPort is the number that a vsock listener has unless it is given another: the one of this protocol's hosts.
+const VsockPort = 9443
+
+// hostCID is the address of the hypervisor's machine, VMADDR_CID_HOST of linux/vm_sockets.h.
+const hostCID = 2
+
+// vsockListener is a vsock port that the host, or who else is allowed, connects to.
+type vsockListener struct {
+	port  uint32
+	allow []uint32
+	l     *vsock.Listener
+	open  atomic.Int32
+}
+
+// listenVsock opens what NUMBER or NUMBER:CID,CID… says: the port, and who may connect; the host alone unless it is said.
+func listenVsock(spec string) (Port, error) {
+	number, cids, listed := strings.Cut(spec, ":")
+	v := &vsockListener{port: VsockPort, allow: []uint32{hostCID}}
+	if number != "" {
+		n, err := strconv.ParseUint(number, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("vsock:%s: %q is no port number", spec, number)
+		}
+		v.port = uint32(n)
+	}
+	if listed {
+		v.allow = nil
+		for cid := range strings.SplitSeq(cids, ",") {
+			n, err := strconv.ParseUint(cid, 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("vsock:%s: %q is no context id", spec, cid)
+			}
+			v.allow = append(v.allow, uint32(n))
+		}
+	}
+	var err error
+	if v.l, err = vsock.Listen(v.port, nil); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+func (v *vsockListener) Name() string { return "vsock:" + strconv.FormatUint(uint64(v.port), 10) }
+func (v *vsockListener) Close() error { return v.l.Close() }
+
+// Accept drops who is not allowed.
+func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
+	if err := v.l.SetDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = v.l.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		conn, err := v.l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil, context.Cause(ctx)
+		case errors.Is(err, net.ErrClosed):
+			return nil, ErrGone
+		case err != nil:
+			return nil, err
+		}
+		peer, ok := conn.RemoteAddr().(*vsock.Addr)
+		if !ok || !slices.Contains(v.allow, peer.ContextID) || v.open.Load() >= maxSessions {
+			conn.Close()
+			continue
+		}
+		v.open.Add(1)
+		session := &once{ReadWriteCloser: conn, ended: make(chan struct{})}
+		go func() { <-session.ended; v.open.Add(-1) }()
+		return session, nil
+	}
+}
