@@ -25,6 +25,10 @@ import (
 // taken back by the agent.
 const earlyTime = 20 * time.Second
 
+// generateTime bounds what systemd may take to read its units again: a moment on real hardware, half a minute on an emulated
+// processor that others use too.
+const generateTime = 45 * time.Second
+
 func recoverCommand(f *flags) *cobra.Command {
 	var early bool
 	c := &cobra.Command{
@@ -32,7 +36,8 @@ func recoverCommand(f *flags) *cobra.Command {
 		Short: "take back at boot what an interrupted script changed, before the network starts",
 		Long: `recover --early takes back what scripts had changed that were interrupted by a loss of power or a crash: files and links
 only, while nothing but the disk is there. It runs once at boot, before the network is configured, so that a half-written
-configuration is never used. What needs running services is left to the agent. It gives up after 20 seconds.
+configuration is never used. What needs running services is left to the agent. It gives up after 20
+seconds; where units or the network must be read again after that, systemd has 45 seconds for it.
 
 It does nothing, and says so, while an agent runs.`,
 		Args: cobra.NoArgs,
@@ -73,7 +78,9 @@ func recoverEarly(ctx context.Context, w io.Writer, f flags) (err error) {
 	found, err := undo.Recover(ctx, needsServices)
 	restored := tellRecovered(w, found)
 	if f.root == "/" {
-		err = errors.Join(err, regenerate(ctx, restored))
+		again, done := context.WithTimeout(context.WithoutCancel(ctx), generateTime)
+		defer done()
+		err = errors.Join(err, regenerate(again, restored))
 	}
 	return err
 }
