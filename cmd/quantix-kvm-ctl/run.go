@@ -30,7 +30,7 @@ script logs and how far it is appears on stderr while it runs; afterwards its ch
 stdout (nothing where it returns nothing).
 
 FILE.lua is a script of this host: an argument with a slash, or one that ends in .lua; "-" is standard input. NAME is one of
-the guest's own, see scripts.
+the guest's own, see scripts; run NAME --help tells its parameters, where the flags of the connection come before --help.
 
 PARAMETERS
   --params FILE   a JSON object; "-" is standard input
@@ -83,6 +83,7 @@ EXIT STATUS
 	c.Flags().StringVar(&f.sha256, "expect-sha256", "", "refuse to run a script with another `digest`")
 	c.Flags().StringVar(&f.memory, "memory", "", "limit the script's memory to this `size`, such as 32MiB")
 	c.Flags().BoolVar(&f.noEvents, "no-events", false, "show the log at the end instead of while it runs")
+	a.helpScripts(c)
 	return c
 }
 
