@@ -18,13 +18,20 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
 	"github.com/quantix-kvm/guest-agent/wire"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-func TestMain(m *testing.M) { agenttest.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg { // this program is the runner of checkScripts
+		os.Exit(lua.Main(os.Args[2:]))
+	}
+	agenttest.Main(m)
+}
 
 func ctxFor(t *testing.T, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)

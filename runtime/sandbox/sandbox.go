@@ -104,8 +104,10 @@ type Outcome struct {
 	Result *pb.LuaValue
 	// Declaration is what Start.Describe asked for; nil for a script that declares nothing.
 	Declaration *pb.ScriptDeclaration
-	Error       *pb.ScriptError
-	Stats       *pb.ScriptStats
+	// Findings are what Start.Check asked for.
+	Findings []*pb.RunnerFinding
+	Error    *pb.ScriptError
+	Stats    *pb.ScriptStats
 	// LogDropped is how many lines were over the limits.
 	LogDropped uint32
 }

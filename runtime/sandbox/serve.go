@@ -279,6 +279,9 @@ func (s *run) done(done *pb.RunnerDone) error {
 		return nil
 	}
 	s.out.Result, s.out.Declaration = done.GetResult(), done.GetDeclaration()
+	for _, f := range done.GetFindings() {
+		s.out.Findings = append(s.out.Findings, &pb.RunnerFinding{Line: f.GetLine(), Message: printable(cut(f.GetMessage(), maxMessage))})
+	}
 	return nil
 }
 

@@ -204,7 +204,9 @@ type RunnerStart struct {
 	Describe bool              `protobuf:"varint,7,opt,name=describe,proto3" json:"describe,omitempty"`
 	Modules  map[string][]byte `protobuf:"bytes,8,rep,name=modules,proto3" json:"modules,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Go heap, in bytes.
-	MemoryLimit   uint64 `protobuf:"varint,9,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	MemoryLimit uint64 `protobuf:"varint,9,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	// Look for faults instead of running: what does not parse, and what is called in a way that nothing takes.
+	Check         bool `protobuf:"varint,10,opt,name=check,proto3" json:"check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,10 +304,21 @@ func (x *RunnerStart) GetMemoryLimit() uint64 {
 	return 0
 }
 
+func (x *RunnerStart) GetCheck() bool {
+	if x != nil {
+		return x.Check
+	}
+	return false
+}
+
 // A builtin: its name in Lua, such as file.write.
 type RunnerFunction struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// For a check: the arguments by position, how many of them from the end may be left out, and the options.
+	Args          []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	Optional      uint32   `protobuf:"varint,3,opt,name=optional,proto3" json:"optional,omitempty"`
+	Options       []string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -345,6 +358,27 @@ func (x *RunnerFunction) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *RunnerFunction) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *RunnerFunction) GetOptional() uint32 {
+	if x != nil {
+		return x.Optional
+	}
+	return 0
+}
+
+func (x *RunnerFunction) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
 }
 
 // The runner is sealed and waits.
@@ -691,10 +725,12 @@ func (x *RunnerProgress) GetStep() []byte {
 
 // The end: a result, a declaration, or an error.
 type RunnerDone struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        *LuaValue              `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
-	Error         *RunnerFailure         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	Declaration   *ScriptDeclaration     `protobuf:"bytes,3,opt,name=declaration,proto3" json:"declaration,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Result      *LuaValue              `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	Error       *RunnerFailure         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	Declaration *ScriptDeclaration     `protobuf:"bytes,3,opt,name=declaration,proto3" json:"declaration,omitempty"`
+	// What a check found, by line.
+	Findings      []*RunnerFinding `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -750,6 +786,66 @@ func (x *RunnerDone) GetDeclaration() *ScriptDeclaration {
 	return nil
 }
 
+func (x *RunnerDone) GetFindings() []*RunnerFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// A fault that a check found.
+type RunnerFinding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Line          uint32                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunnerFinding) Reset() {
+	*x = RunnerFinding{}
+	mi := &file_runner_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunnerFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunnerFinding) ProtoMessage() {}
+
+func (x *RunnerFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_runner_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunnerFinding.ProtoReflect.Descriptor instead.
+func (*RunnerFinding) Descriptor() ([]byte, []int) {
+	return file_runner_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RunnerFinding) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *RunnerFinding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Why a script ended, as ScriptError has it.
 type RunnerFailure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -769,7 +865,7 @@ type RunnerFailure struct {
 
 func (x *RunnerFailure) Reset() {
 	*x = RunnerFailure{}
-	mi := &file_runner_proto_msgTypes[10]
+	mi := &file_runner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +877,7 @@ func (x *RunnerFailure) String() string {
 func (*RunnerFailure) ProtoMessage() {}
 
 func (x *RunnerFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[10]
+	mi := &file_runner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +890,7 @@ func (x *RunnerFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerFailure.ProtoReflect.Descriptor instead.
 func (*RunnerFailure) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{10}
+	return file_runner_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunnerFailure) GetKind() string {
@@ -884,7 +980,7 @@ type ScriptDeclaration struct {
 
 func (x *ScriptDeclaration) Reset() {
 	*x = ScriptDeclaration{}
-	mi := &file_runner_proto_msgTypes[11]
+	mi := &file_runner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +992,7 @@ func (x *ScriptDeclaration) String() string {
 func (*ScriptDeclaration) ProtoMessage() {}
 
 func (x *ScriptDeclaration) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[11]
+	mi := &file_runner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1005,7 @@ func (x *ScriptDeclaration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptDeclaration.ProtoReflect.Descriptor instead.
 func (*ScriptDeclaration) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{11}
+	return file_runner_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ScriptDeclaration) GetName() string {
@@ -984,7 +1080,7 @@ type LuaValue struct {
 
 func (x *LuaValue) Reset() {
 	*x = LuaValue{}
-	mi := &file_runner_proto_msgTypes[12]
+	mi := &file_runner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1092,7 @@ func (x *LuaValue) String() string {
 func (*LuaValue) ProtoMessage() {}
 
 func (x *LuaValue) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[12]
+	mi := &file_runner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1105,7 @@ func (x *LuaValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaValue.ProtoReflect.Descriptor instead.
 func (*LuaValue) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{12}
+	return file_runner_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LuaValue) GetKind() isLuaValue_Kind {
@@ -1096,7 +1192,7 @@ type LuaTable struct {
 
 func (x *LuaTable) Reset() {
 	*x = LuaTable{}
-	mi := &file_runner_proto_msgTypes[13]
+	mi := &file_runner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1204,7 @@ func (x *LuaTable) String() string {
 func (*LuaTable) ProtoMessage() {}
 
 func (x *LuaTable) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[13]
+	mi := &file_runner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1217,7 @@ func (x *LuaTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaTable.ProtoReflect.Descriptor instead.
 func (*LuaTable) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{13}
+	return file_runner_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LuaTable) GetArray() []*LuaValue {
@@ -1156,7 +1252,7 @@ type LuaField struct {
 
 func (x *LuaField) Reset() {
 	*x = LuaField{}
-	mi := &file_runner_proto_msgTypes[14]
+	mi := &file_runner_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1264,7 @@ func (x *LuaField) String() string {
 func (*LuaField) ProtoMessage() {}
 
 func (x *LuaField) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[14]
+	mi := &file_runner_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1277,7 @@ func (x *LuaField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaField.ProtoReflect.Descriptor instead.
 func (*LuaField) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{14}
+	return file_runner_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LuaField) GetKey() []byte {
@@ -1212,7 +1308,7 @@ const file_runner_proto_rawDesc = "" +
 	"\x03log\x18\f \x01(\v2\x1f.limiquantix.agent.v1.RunnerLogH\x00R\x03log\x12B\n" +
 	"\bprogress\x18\r \x01(\v2$.limiquantix.agent.v1.RunnerProgressH\x00R\bprogress\x126\n" +
 	"\x04done\x18\x0e \x01(\v2 .limiquantix.agent.v1.RunnerDoneH\x00R\x04doneB\x06\n" +
-	"\x04kind\"\xa2\x04\n" +
+	"\x04kind\"\xb8\x04\n" +
 	"\vRunnerStart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\fR\x06source\x126\n" +
@@ -1222,15 +1318,20 @@ const file_runner_proto_rawDesc = "" +
 	"\vunsupported\x18\x06 \x03(\tR\vunsupported\x12\x1a\n" +
 	"\bdescribe\x18\a \x01(\bR\bdescribe\x12H\n" +
 	"\amodules\x18\b \x03(\v2..limiquantix.agent.v1.RunnerStart.ModulesEntryR\amodules\x12!\n" +
-	"\fmemory_limit\x18\t \x01(\x04R\vmemoryLimit\x1a:\n" +
+	"\fmemory_limit\x18\t \x01(\x04R\vmemoryLimit\x12\x14\n" +
+	"\x05check\x18\n" +
+	" \x01(\bR\x05check\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fModulesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"$\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"n\n" +
 	"\x0eRunnerFunction\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\r\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\x12\x1a\n" +
+	"\boptional\x18\x03 \x01(\rR\boptional\x12\x18\n" +
+	"\aoptions\x18\x04 \x03(\tR\aoptions\"\r\n" +
 	"\vRunnerReady\"\x80\x01\n" +
 	"\n" +
 	"RunnerCall\x12\x12\n" +
@@ -1253,12 +1354,16 @@ const file_runner_proto_rawDesc = "" +
 	"\x0eRunnerProgress\x12\x1f\n" +
 	"\bfraction\x18\x01 \x01(\x01H\x00R\bfraction\x88\x01\x01\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\fR\x04stepB\v\n" +
-	"\t_fraction\"\xca\x01\n" +
+	"\t_fraction\"\x8b\x02\n" +
 	"\n" +
 	"RunnerDone\x126\n" +
 	"\x06result\x18\x01 \x01(\v2\x1e.limiquantix.agent.v1.LuaValueR\x06result\x129\n" +
 	"\x05error\x18\x02 \x01(\v2#.limiquantix.agent.v1.RunnerFailureR\x05error\x12I\n" +
-	"\vdeclaration\x18\x03 \x01(\v2'.limiquantix.agent.v1.ScriptDeclarationR\vdeclaration\"\xef\x01\n" +
+	"\vdeclaration\x18\x03 \x01(\v2'.limiquantix.agent.v1.ScriptDeclarationR\vdeclaration\x12?\n" +
+	"\bfindings\x18\x04 \x03(\v2#.limiquantix.agent.v1.RunnerFindingR\bfindings\"=\n" +
+	"\rRunnerFinding\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\rR\x04line\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xef\x01\n" +
 	"\rRunnerFailure\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
@@ -1308,7 +1413,7 @@ func file_runner_proto_rawDescGZIP() []byte {
 	return file_runner_proto_rawDescData
 }
 
-var file_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_runner_proto_goTypes = []any{
 	(*RunnerMessage)(nil),     // 0: limiquantix.agent.v1.RunnerMessage
 	(*RunnerStart)(nil),       // 1: limiquantix.agent.v1.RunnerStart
@@ -1320,13 +1425,14 @@ var file_runner_proto_goTypes = []any{
 	(*RunnerLog)(nil),         // 7: limiquantix.agent.v1.RunnerLog
 	(*RunnerProgress)(nil),    // 8: limiquantix.agent.v1.RunnerProgress
 	(*RunnerDone)(nil),        // 9: limiquantix.agent.v1.RunnerDone
-	(*RunnerFailure)(nil),     // 10: limiquantix.agent.v1.RunnerFailure
-	(*ScriptDeclaration)(nil), // 11: limiquantix.agent.v1.ScriptDeclaration
-	(*LuaValue)(nil),          // 12: limiquantix.agent.v1.LuaValue
-	(*LuaTable)(nil),          // 13: limiquantix.agent.v1.LuaTable
-	(*LuaField)(nil),          // 14: limiquantix.agent.v1.LuaField
-	nil,                       // 15: limiquantix.agent.v1.RunnerStart.SecretsEntry
-	nil,                       // 16: limiquantix.agent.v1.RunnerStart.ModulesEntry
+	(*RunnerFinding)(nil),     // 10: limiquantix.agent.v1.RunnerFinding
+	(*RunnerFailure)(nil),     // 11: limiquantix.agent.v1.RunnerFailure
+	(*ScriptDeclaration)(nil), // 12: limiquantix.agent.v1.ScriptDeclaration
+	(*LuaValue)(nil),          // 13: limiquantix.agent.v1.LuaValue
+	(*LuaTable)(nil),          // 14: limiquantix.agent.v1.LuaTable
+	(*LuaField)(nil),          // 15: limiquantix.agent.v1.LuaField
+	nil,                       // 16: limiquantix.agent.v1.RunnerStart.SecretsEntry
+	nil,                       // 17: limiquantix.agent.v1.RunnerStart.ModulesEntry
 }
 var file_runner_proto_depIdxs = []int32{
 	1,  // 0: limiquantix.agent.v1.RunnerMessage.start:type_name -> limiquantix.agent.v1.RunnerStart
@@ -1336,26 +1442,27 @@ var file_runner_proto_depIdxs = []int32{
 	7,  // 4: limiquantix.agent.v1.RunnerMessage.log:type_name -> limiquantix.agent.v1.RunnerLog
 	8,  // 5: limiquantix.agent.v1.RunnerMessage.progress:type_name -> limiquantix.agent.v1.RunnerProgress
 	9,  // 6: limiquantix.agent.v1.RunnerMessage.done:type_name -> limiquantix.agent.v1.RunnerDone
-	13, // 7: limiquantix.agent.v1.RunnerStart.params:type_name -> limiquantix.agent.v1.LuaTable
-	15, // 8: limiquantix.agent.v1.RunnerStart.secrets:type_name -> limiquantix.agent.v1.RunnerStart.SecretsEntry
+	14, // 7: limiquantix.agent.v1.RunnerStart.params:type_name -> limiquantix.agent.v1.LuaTable
+	16, // 8: limiquantix.agent.v1.RunnerStart.secrets:type_name -> limiquantix.agent.v1.RunnerStart.SecretsEntry
 	2,  // 9: limiquantix.agent.v1.RunnerStart.functions:type_name -> limiquantix.agent.v1.RunnerFunction
-	16, // 10: limiquantix.agent.v1.RunnerStart.modules:type_name -> limiquantix.agent.v1.RunnerStart.ModulesEntry
-	12, // 11: limiquantix.agent.v1.RunnerCall.args:type_name -> limiquantix.agent.v1.LuaValue
-	12, // 12: limiquantix.agent.v1.RunnerReply.value:type_name -> limiquantix.agent.v1.LuaValue
+	17, // 10: limiquantix.agent.v1.RunnerStart.modules:type_name -> limiquantix.agent.v1.RunnerStart.ModulesEntry
+	13, // 11: limiquantix.agent.v1.RunnerCall.args:type_name -> limiquantix.agent.v1.LuaValue
+	13, // 12: limiquantix.agent.v1.RunnerReply.value:type_name -> limiquantix.agent.v1.LuaValue
 	6,  // 13: limiquantix.agent.v1.RunnerReply.error:type_name -> limiquantix.agent.v1.RunnerError
-	12, // 14: limiquantix.agent.v1.RunnerDone.result:type_name -> limiquantix.agent.v1.LuaValue
-	10, // 15: limiquantix.agent.v1.RunnerDone.error:type_name -> limiquantix.agent.v1.RunnerFailure
-	11, // 16: limiquantix.agent.v1.RunnerDone.declaration:type_name -> limiquantix.agent.v1.ScriptDeclaration
-	13, // 17: limiquantix.agent.v1.ScriptDeclaration.params:type_name -> limiquantix.agent.v1.LuaTable
-	13, // 18: limiquantix.agent.v1.LuaValue.table:type_name -> limiquantix.agent.v1.LuaTable
-	12, // 19: limiquantix.agent.v1.LuaTable.array:type_name -> limiquantix.agent.v1.LuaValue
-	14, // 20: limiquantix.agent.v1.LuaTable.fields:type_name -> limiquantix.agent.v1.LuaField
-	12, // 21: limiquantix.agent.v1.LuaField.value:type_name -> limiquantix.agent.v1.LuaValue
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	13, // 14: limiquantix.agent.v1.RunnerDone.result:type_name -> limiquantix.agent.v1.LuaValue
+	11, // 15: limiquantix.agent.v1.RunnerDone.error:type_name -> limiquantix.agent.v1.RunnerFailure
+	12, // 16: limiquantix.agent.v1.RunnerDone.declaration:type_name -> limiquantix.agent.v1.ScriptDeclaration
+	10, // 17: limiquantix.agent.v1.RunnerDone.findings:type_name -> limiquantix.agent.v1.RunnerFinding
+	14, // 18: limiquantix.agent.v1.ScriptDeclaration.params:type_name -> limiquantix.agent.v1.LuaTable
+	14, // 19: limiquantix.agent.v1.LuaValue.table:type_name -> limiquantix.agent.v1.LuaTable
+	13, // 20: limiquantix.agent.v1.LuaTable.array:type_name -> limiquantix.agent.v1.LuaValue
+	15, // 21: limiquantix.agent.v1.LuaTable.fields:type_name -> limiquantix.agent.v1.LuaField
+	13, // 22: limiquantix.agent.v1.LuaField.value:type_name -> limiquantix.agent.v1.LuaValue
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_runner_proto_init() }
@@ -1373,8 +1480,8 @@ func file_runner_proto_init() {
 		(*RunnerMessage_Done)(nil),
 	}
 	file_runner_proto_msgTypes[8].OneofWrappers = []any{}
-	file_runner_proto_msgTypes[11].OneofWrappers = []any{}
-	file_runner_proto_msgTypes[12].OneofWrappers = []any{
+	file_runner_proto_msgTypes[12].OneofWrappers = []any{}
+	file_runner_proto_msgTypes[13].OneofWrappers = []any{
 		(*LuaValue_Boolean)(nil),
 		(*LuaValue_Number)(nil),
 		(*LuaValue_String_)(nil),
@@ -1386,7 +1493,7 @@ func file_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runner_proto_rawDesc), len(file_runner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

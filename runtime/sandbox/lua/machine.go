@@ -76,6 +76,9 @@ func (m *machine) run() (*pb.RunnerDone, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.start.GetCheck() {
+		return m.checked(main, declares)
+	}
 	if declares {
 		return m.runDeclared(main)
 	}
@@ -120,10 +123,7 @@ func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declar
 	if bytes.IndexByte(source, 0) >= 0 || bytes.HasPrefix(source, []byte("\x1b")) {
 		return nil, false, &failure{kind: "syntax", message: "a script is text, and this is not", at: place{name, 1}}
 	}
-	source = bytes.TrimPrefix(source, []byte("\xef\xbb\xbf"))
-	if bytes.HasPrefix(source, []byte("#!")) { // the end of its line stays, so that lines keep their numbers
-		source = source[len(source)-len(bytes.TrimLeftFunc(source, func(r rune) bool { return r != '\n' })):]
-	}
+	source = plainSource(source)
 	chunk, err := parse.Parse(bytes.NewReader(source), name)
 	if err != nil {
 		return nil, false, syntaxError(err, name, source)
@@ -133,6 +133,15 @@ func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declar
 		return nil, false, syntaxError(err, name, source)
 	}
 	return m.L.NewFunctionFromProto(proto), declaresItself(chunk), nil
+}
+
+// plainSource is source without what editors and shells put before it.
+func plainSource(source []byte) []byte {
+	source = bytes.TrimPrefix(source, []byte("\xef\xbb\xbf"))
+	if bytes.HasPrefix(source, []byte("#!")) { // the end of its line stays, so that lines keep their numbers
+		source = source[len(source)-len(bytes.TrimLeftFunc(source, func(r rune) bool { return r != '\n' })):]
+	}
+	return source
 }
 
 func declaresItself(chunk []ast.Stmt) bool {

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func check(t *testing.T, source string) (string, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "s.lua")
+	if err := os.WriteFile(file, []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	err := checkScripts(t.Context(), &out, []string{file})
+	return strings.ReplaceAll(out.String(), file, "s.lua"), err
+}
+
+func TestCheckFinds(t *testing.T) {
+	for _, c := range []struct{ name, source, want string }{
+		{"what does not parse", "local a = = 1", "s.lua:1:11: syntax error near \"=\"\n"},
+		{"unknown names", "local a = 1\nlgo(a)\nreturn b", "s.lua:2: lgo is not known, did you mean log?\ns.lua:3: b is not known\n"},
+		{"a global by chance", "for i = 1, 2 do total = i end\nreturn total", "s.lua:1: total becomes a global: is local missing?\n"},
+		{"what replaces a builtin", "function log() end", "s.lua:1: log is the language's own, and is replaced here\n"},
+		{"an unknown function", "file.wirte('/a', 'b')", "s.lua:1: file has no function wirte, did you mean write?\n"},
+		{"one of the language", "string.trim('a')", "s.lua:1: string has no function trim\n"},
+		{"what is not there", "power.reboot()\nhost.mount('/x')", "s.lua:1: power.reboot: this agent does not have it\ns.lua:2: host.mount: this agent does not have it\n"},
+		{"an unknown option", "file.write('/a', 'b', {\n  mode = '0644', onwer = 'root'})", "s.lua:2: file.write: unknown option onwer, did you mean owner?\n"},
+		{"a missing argument", "file.write('/a')", "s.lua:1: file.write: argument 2 (content) is missing\n"},
+		{"too many", "file.read('/a', 'b')", "s.lua:1: file.read takes at most 1 arguments, not 2\n"},
+		{"in functions", "local function f() return function() return x end end\nreturn f", "s.lua:1: x is not known\n"},
+		{"a declaration", "return script {\n  nmae = 'x', run = function() host.info() end,\n}",
+			"s.lua:1: declaration: unknown field nmae, did you mean name?; name must be 1 to 64 of a-z, 0-9, '.', '_', '-', and begin with a letter or digit\n"},
+		{"an act at the top level", "file.remove('/etc')\nreturn script {name = 'x', run = function() end}",
+			"s.lua:1: file.remove: not at the top level of a declared script\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got, err := check(t, c.source); got != c.want || err == nil {
+				t.Errorf("got %q, want %q, error %v", got, c.want, err)
+			}
+		})
+	}
+}
+
+// What is well is not blamed: names in every kind of scope, arguments that nobody can count, tables that are no options.
+func TestCheckIsSilentOnGoodScripts(t *testing.T) {
+	files, err := filepath.Glob("../../scripts/bundled/*.lua")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var out strings.Builder
+	if err := checkScripts(t.Context(), &out, files); err != nil {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	got, err := check(t, `#!/usr/bin/env lua
+local t = {f = 1, ["g"] = 2}
+function t.a(x, ...) return x, ... end
+function t:b() return self.f end
+local function loop(n) if n > 0 then return loop(n - 1) end end
+repeat local done = true until done
+for i = 1, #t do log(i) end
+for k, v in pairs(t) do log(k, v) end
+local file = {write = function() end}
+file.write(1, 2, 3, 4)
+file.nothing()
+local args = {"/a", "b"}
+host.sysctl(unpack(args))
+exec.run({"true", x = nil}, {readonly = true})
+host.hostname() host.sysctl("a.b") host.sysctl("a.b", "1")
+local ok, err = pcall(t.a, params.x, secrets.y, -1, not ok_, #args)
+return json.null, yaml.encode({}), string.format("%s", err), ok`)
+	if want := "s.lua:16: ok_ is not known\n"; got != want || err == nil {
+		t.Errorf("got %q, want %q, error %v", got, want, err)
+	}
+}

@@ -1,0 +1,322 @@
+package lua
+
+import (
+	"bytes"
+	"fmt"
+	"sort"
+	"strings"
+
+	glua "github.com/yuin/gopher-lua"
+	"github.com/yuin/gopher-lua/ast"
+	"github.com/yuin/gopher-lua/parse"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// maxFindings is what is told of one script; who has more has to begin somewhere.
+const maxFindings = 100
+
+// checked tells the faults of a script that parses: what its text shows, and of a declared one what is wrong with the
+// declaration.
+func (m *machine) checked(main *glua.LFunction, declares bool) (*pb.RunnerDone, error) {
+	done := &pb.RunnerDone{}
+	chunk, err := parse.Parse(bytes.NewReader(plainSource(m.start.GetSource())), m.start.GetName())
+	if err != nil {
+		return nil, syntaxError(err, m.start.GetName(), m.start.GetSource())
+	}
+	done.Findings = m.findings(chunk)
+	if !declares {
+		return done, nil
+	}
+	m.start.Describe = true
+	described, err := m.runDeclared(main)
+	if err != nil {
+		f := m.failure(err)
+		done.Findings = append(done.Findings, &pb.RunnerFinding{Line: f.GetLine(), Message: f.GetMessage()})
+	}
+	done.Declaration = described.GetDeclaration()
+	return done, nil
+}
+
+func (m *machine) findings(chunk []ast.Stmt) []*pb.RunnerFinding {
+	c := &checker{m: m, functions: map[string]*pb.RunnerFunction{}, assigned: map[string]bool{"params": true}}
+	for _, f := range m.start.GetFunctions() {
+		c.functions[f.GetName()] = f
+	}
+	c.block(chunk, &scope{})
+	for _, read := range c.reads { // known only now: a function may read what is assigned below it
+		if !c.assigned[read.name] {
+			c.unknown(read)
+		}
+	}
+	sort.SliceStable(c.found, func(i, j int) bool { return c.found[i].Line < c.found[j].Line })
+	return c.found[:min(len(c.found), maxFindings)]
+}
+
+// checker walks a script.
+type checker struct {
+	m         *machine
+	functions map[string]*pb.RunnerFunction
+	assigned  map[string]bool // globals that the script itself makes
+	reads     []read
+	found     []*pb.RunnerFinding
+}
+
+// read is a name that is no local variable.
+type read struct {
+	name string
+	line int
+}
+
+// scope are the local variables of a block.
+type scope struct {
+	outer *scope
+	names map[string]bool
+}
+
+func (s *scope) inner(names ...string) *scope {
+	inner := &scope{outer: s}
+	inner.add(names...)
+	return inner
+}
+
+func (s *scope) add(names ...string) {
+	if s.names == nil {
+		s.names = map[string]bool{}
+	}
+	for _, name := range names {
+		s.names[name] = true
+	}
+}
+
+func (s *scope) has(name string) bool {
+	for ; s != nil; s = s.outer {
+		if s.names[name] {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *checker) find(line int, format string, args ...any) {
+	c.found = append(c.found, &pb.RunnerFinding{Line: uint32(max(line, 0)), Message: valid(fmt.Sprintf(format, args...))})
+}
+
+func (c *checker) unknown(r read) {
+	text := fmt.Sprintf("%s is not known", r.name)
+	var names []string
+	c.m.L.G.Global.ForEach(func(k, _ glua.LValue) { names = append(names, k.String()) })
+	sort.Strings(names)
+	if other := near.Word(r.name, names); other != "" {
+		text += fmt.Sprintf(", did you mean %s?", other)
+	}
+	c.find(r.line, "%s", text)
+}
+
+func (c *checker) block(list []ast.Stmt, s *scope) {
+	for _, stmt := range list {
+		c.stmt(stmt, s)
+	}
+}
+
+func (c *checker) stmt(stmt ast.Stmt, s *scope) {
+	switch n := stmt.(type) {
+	case *ast.AssignStmt:
+		c.exprs(n.Rhs, s)
+		for _, left := range n.Lhs {
+			c.assign(left, s)
+		}
+	case *ast.LocalAssignStmt:
+		if len(n.Exprs) == 1 { // local function f() … f() … end
+			if _, ok := n.Exprs[0].(*ast.FunctionExpr); ok {
+				s.add(n.Names...)
+			}
+		}
+		c.exprs(n.Exprs, s)
+		s.add(n.Names...)
+	case *ast.FuncCallStmt:
+		c.expr(n.Expr, s)
+	case *ast.DoBlockStmt:
+		c.block(n.Stmts, s.inner())
+	case *ast.WhileStmt:
+		c.expr(n.Condition, s)
+		c.block(n.Stmts, s.inner())
+	case *ast.RepeatStmt:
+		inner := s.inner()
+		c.block(n.Stmts, inner)
+		c.expr(n.Condition, inner)
+	case *ast.IfStmt:
+		c.expr(n.Condition, s)
+		c.block(n.Then, s.inner())
+		c.block(n.Else, s.inner())
+	case *ast.NumberForStmt:
+		c.exprs([]ast.Expr{n.Init, n.Limit, n.Step}, s)
+		c.block(n.Stmts, s.inner(n.Name))
+	case *ast.GenericForStmt:
+		c.exprs(n.Exprs, s)
+		c.block(n.Stmts, s.inner(n.Names...))
+	case *ast.FuncDefStmt:
+		c.funcDef(n, s)
+	case *ast.ReturnStmt:
+		c.exprs(n.Exprs, s)
+	}
+}
+
+func (c *checker) funcDef(n *ast.FuncDefStmt, s *scope) {
+	if n.Name.Receiver != nil { // function t:f()
+		c.expr(n.Name.Receiver, s)
+		c.expr(n.Func, s.inner("self"))
+		return
+	}
+	c.assign(n.Name.Func, s)
+	c.expr(n.Func, s)
+}
+
+// assign notes a global that the script makes. One that it only forgot to make local is seen by everything it requires.
+func (c *checker) assign(left ast.Expr, s *scope) {
+	ident, ok := left.(*ast.IdentExpr)
+	if !ok {
+		c.expr(left, s)
+		return
+	}
+	if s.has(ident.Value) {
+		return
+	}
+	if c.m.L.GetGlobal(ident.Value) != glua.LNil {
+		c.find(ident.Line(), "%s is the language's own, and is replaced here", ident.Value)
+	} else if !c.assigned[ident.Value] {
+		c.find(ident.Line(), "%s becomes a global: is local missing?", ident.Value)
+	}
+	c.assigned[ident.Value] = true
+}
+
+func (c *checker) exprs(list []ast.Expr, s *scope) {
+	for _, e := range list {
+		c.expr(e, s)
+	}
+}
+
+func (c *checker) expr(e ast.Expr, s *scope) {
+	switch n := e.(type) {
+	case *ast.IdentExpr:
+		if !s.has(n.Value) && c.m.L.GetGlobal(n.Value) == glua.LNil {
+			c.reads = append(c.reads, read{n.Value, n.Line()})
+		}
+	case *ast.AttrGetExpr:
+		c.attr(n, s)
+	case *ast.TableExpr:
+		for _, f := range n.Fields {
+			c.exprs([]ast.Expr{f.Key, f.Value}, s)
+		}
+	case *ast.FuncCallExpr:
+		c.exprs([]ast.Expr{n.Func, n.Receiver}, s)
+		c.exprs(n.Args, s)
+		c.call(n, s)
+	case *ast.FunctionExpr:
+		inner := s.inner(n.ParList.Names...)
+		c.block(n.Stmts, inner)
+	case *ast.LogicalOpExpr:
+		c.exprs([]ast.Expr{n.Lhs, n.Rhs}, s)
+	case *ast.RelationalOpExpr:
+		c.exprs([]ast.Expr{n.Lhs, n.Rhs}, s)
+	case *ast.StringConcatOpExpr:
+		c.exprs([]ast.Expr{n.Lhs, n.Rhs}, s)
+	case *ast.ArithmeticOpExpr:
+		c.exprs([]ast.Expr{n.Lhs, n.Rhs}, s)
+	case *ast.UnaryMinusOpExpr:
+		c.expr(n.Expr, s)
+	case *ast.UnaryNotOpExpr:
+		c.expr(n.Expr, s)
+	case *ast.UnaryLenOpExpr:
+		c.expr(n.Expr, s)
+	}
+}
+
+// builtinName is room.function where an expression says it and no local variable hides the room.
+func builtinName(e ast.Expr, s *scope) string {
+	attr, ok := e.(*ast.AttrGetExpr)
+	if !ok {
+		return ""
+	}
+	room, isName := attr.Object.(*ast.IdentExpr)
+	key, isText := attr.Key.(*ast.StringExpr)
+	if !isName || !isText || s.has(room.Value) {
+		return ""
+	}
+	return room.Value + "." + key.Value
+}
+
+// attr holds room.function against what there is.
+func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
+	c.exprs([]ast.Expr{n.Object, n.Key}, s)
+	name := builtinName(n, s)
+	room, function, ok := strings.Cut(name, ".")
+	if !ok || c.functions[name] != nil || c.assigned[room] {
+		return
+	}
+	for _, missing := range c.m.start.GetUnsupported() {
+		if missing == room || missing == name {
+			c.find(n.Line(), "%s: this agent does not have it", name)
+			return
+		}
+	}
+	t, ok := c.m.L.GetGlobal(room).(*glua.LTable)
+	if !ok || room == "params" || room == "secrets" || room == "_G" || t.RawGetString(function) != glua.LNil {
+		return
+	}
+	text := fmt.Sprintf("%s has no function %s", room, function)
+	if other := near.Word(function, functionsOf(t)); other != "" {
+		text += fmt.Sprintf(", did you mean %s?", other)
+	}
+	c.find(n.Line(), "%s", text)
+}
+
+// call holds the arguments of a builtin against what it takes, as far as the text shows them.
+func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
+	if n.Func == nil {
+		return
+	}
+	f := c.functions[builtinName(n.Func, s)]
+	if f == nil {
+		return
+	}
+	args, most := n.Args, len(f.GetArgs())
+	if len(args) > 0 {
+		switch args[len(args)-1].(type) {
+		case *ast.FuncCallExpr, *ast.Comma3Expr:
+			return // nobody knows how many these are
+		}
+	}
+	least := most - int(f.GetOptional())
+	if len(f.GetOptions()) > 0 {
+		most++
+	}
+	switch {
+	case len(args) < least:
+		c.find(n.Line(), "%s: argument %d (%s) is missing", f.GetName(), len(args)+1, f.GetArgs()[len(args)])
+	case len(args) > most:
+		c.find(n.Line(), "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
+	case len(args) > least && len(f.GetOptions()) > 0:
+		c.options(f, args)
+	}
+}
+
+// options looks at a table of options that is written out: the last argument, where no list or map belongs.
+func (c *checker) options(f *pb.RunnerFunction, args []ast.Expr) {
+	t, ok := args[len(args)-1].(*ast.TableExpr)
+	if !ok || len(args) <= len(f.GetArgs()) {
+		return
+	}
+	for _, field := range t.Fields {
+		key, ok := field.Key.(*ast.StringExpr)
+		if !ok || contains(f.GetOptions(), key.Value) {
+			continue
+		}
+		text := fmt.Sprintf("%s: unknown option %s", f.GetName(), key.Value)
+		if other := near.Word(key.Value, f.GetOptions()); other != "" {
+			text += fmt.Sprintf(", did you mean %s?", other)
+		}
+		c.find(key.Line(), "%s", text)
+	}
+}
