@@ -12,6 +12,7 @@ import (
 type meter struct {
 	bar   *progressbar.ProgressBar
 	total int64
+	done  int64
 }
 
 // barEvery is how often the bar is drawn.
@@ -37,6 +38,10 @@ func (m *meter) progress() client.Progress {
 			m.total = total
 			m.bar.ChangeMax64(total)
 		}
+		if done < m.done { // the copy began anew
+			m.bar.Reset()
+		}
+		m.done = done
 		m.bar.Set64(done)
 	}
 }

@@ -11,8 +11,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/client"
 )
 
+// pullFlags are the flags of pull.
+type pullFlags struct {
+	recursive, parents, sum, noResume bool
+}
+
 func (a *app) pullCommand() *cobra.Command {
-	var recursive, parents bool
+	var f pullFlags
 	c := &cobra.Command{
 		Use:   "pull [-r] REMOTE... LOCAL",
 		Short: "copy files out of the guest",
@@ -20,7 +25,12 @@ func (a *app) pullCommand() *cobra.Command {
 under their own names. LOCAL "-" is standard output.
 
 A file appears at its path when all of it has arrived. Every chunk carries a checksum. A file that grows meanwhile is copied
-to its end; one that is replaced by another is an error.
+to its end; one that is replaced by another is an error. --sha256 compares what came with the digest that the guest has of the
+file afterwards, which needs scripts in the guest.
+
+When the connection is lost, pull connects again and goes on where it stopped. A file that has changed by then is copied from
+its beginning; on standard output, which cannot be taken back, that is an error. pull gives up when it has got no further for
+a minute.
 
 Files get the permission bits that they have in the guest, but never setuid, setgid or sticky; they belong to the caller.
 With -r directories are copied with all that is in them, symbolic links as they are, and modification times; not extended
@@ -34,20 +44,24 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			local := args[len(args)-1]
-			if local == "-" && (a.json || recursive) {
+			if local == "-" && (a.json || f.recursive) {
 				return usage("standard output takes neither --json nor -r")
 			}
 			return a.with(c.Context(), unlimited, func(s *session) error {
-				return a.pull(s, args[:len(args)-1], local, recursive, parents)
+				link := a.link(s, !f.noResume)
+				defer link.Close()
+				return a.pull(s, link, args[:len(args)-1], local, f)
 			})
 		},
 	}
-	c.Flags().BoolVarP(&recursive, "recursive", "r", false, "copy directories with all that is in them")
-	c.Flags().BoolVarP(&parents, "parents", "p", false, "make missing local directories")
+	c.Flags().BoolVarP(&f.recursive, "recursive", "r", false, "copy directories with all that is in them")
+	c.Flags().BoolVarP(&f.parents, "parents", "p", false, "make missing local directories")
+	c.Flags().BoolVar(&f.sum, "sha256", false, "compare with the guest's SHA-256 of each file afterwards")
+	c.Flags().BoolVar(&f.noResume, "no-resume", false, noResumeUsage)
 	return c
 }
 
-func (a *app) pull(s *session, remotes []string, local string, recursive, parents bool) error {
+func (a *app) pull(s *session, link *client.Link, remotes []string, local string, f pullFlags) error {
 	into := false
 	if local != "-" {
 		info, err := os.Stat(local)
@@ -55,13 +69,13 @@ func (a *app) pull(s *session, remotes []string, local string, recursive, parent
 		if len(remotes) > 1 && !into {
 			return fmt.Errorf("%s: not a directory", local)
 		}
-		if err := makeParents(local, into, parents); err != nil {
+		if err := makeParents(local, into, f.parents); err != nil {
 			return err
 		}
 	}
 	var out outcome
 	for _, remote := range remotes {
-		err := a.pullOne(s, remote, local, into, recursive, &out)
+		err := a.pullOne(s, link, remote, local, into, f, &out)
 		if s.ctx.Err() != nil || client.Gone(err) {
 			return err
 		}
@@ -83,13 +97,13 @@ func makeParents(local string, into, parents bool) error {
 	return os.MkdirAll(local, 0o755)
 }
 
-func (a *app) pullOne(s *session, remote, local string, into, recursive bool, out *outcome) error {
+func (a *app) pullOne(s *session, link *client.Link, remote, local string, into bool, f pullFlags, out *outcome) error {
 	if local == "-" {
-		got, err := s.PullTo(s.ctx, remote, a.stdout, client.PullOptions{})
+		got, err := link.PullTo(s.ctx, remote, a.stdout, client.PullOptions{SHA256: f.sum})
 		out.add(client.Copied{Files: 1, Bytes: got.Size})
 		return err
 	}
-	dir, err := s.IsDir(s.ctx, remote)
+	dir, err := isDir(s.ctx, link, remote)
 	if err != nil {
 		return err
 	}
@@ -100,14 +114,14 @@ func (a *app) pullOne(s *session, remote, local string, into, recursive bool, ou
 	m := a.meter(remote)
 	defer m.clear()
 	switch {
-	case dir && !recursive:
+	case dir && !f.recursive:
 		return usage("%s is a directory of the guest: give -r", remote)
 	case dir:
-		copied, err := s.PullTree(s.ctx, remote, target, client.Tree{Progress: m.progress(), Failed: a.tell(m, out)})
+		copied, err := link.PullTree(s.ctx, remote, target, client.Tree{SHA256: f.sum, Progress: m.progress(), Failed: a.tell(m, out)})
 		out.add(copied)
 		return err
 	}
-	got, err := s.PullFile(s.ctx, remote, target, client.PullOptions{Progress: m.progress()})
+	got, err := link.PullFile(s.ctx, remote, target, client.PullOptions{SHA256: f.sum, Progress: m.progress()})
 	if err == nil {
 		out.add(client.Copied{Files: 1, Bytes: got.Size})
 	}

@@ -18,6 +18,7 @@ type pushFlags struct {
 	mode         string
 	owner, group string
 	parents, sum bool
+	noResume     bool
 }
 
 func (a *app) pushCommand() *cobra.Command {
@@ -31,6 +32,9 @@ it under their own names. LOCAL "-" is standard input.
 A file appears at its path when all of it has arrived, and is then on disk; a copy that fails leaves what was there. A link
 at the path is replaced, not followed. Every chunk carries a checksum; --sha256 has the agent check the whole file as well,
 before it appears.
+
+When the connection is lost, push connects again and sends the file once more from its beginning, since the agent drops what a
+host that left had sent; it gives up when it has got no further for a minute. Standard input from a pipe cannot be sent twice.
 
 Without --mode a single file keeps the mode of the file that it replaces, or becomes 0644. With -r directories are copied
 with all that is in them: files and new directories get the permission bits that they have here, and symbolic links are made
@@ -51,7 +55,9 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 			}
 			o := client.PushOptions{Mode: mode, Owner: f.owner, Group: f.group, Parents: f.parents, SHA256: f.sum}
 			return a.with(c.Context(), unlimited, func(s *session) error {
-				return a.push(s, args[:len(args)-1], args[len(args)-1], o, f.recursive)
+				link := a.link(s, !f.noResume)
+				defer link.Close()
+				return a.push(s, link, args[:len(args)-1], args[len(args)-1], o, f.recursive)
 			})
 		},
 	}
@@ -61,6 +67,7 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 	c.Flags().StringVar(&f.group, "group", "", "`group` of the files, by name or number")
 	c.Flags().BoolVarP(&f.parents, "parents", "p", false, "make missing directories of the guest")
 	c.Flags().BoolVar(&f.sum, "sha256", false, "have the agent check the SHA-256 of each file")
+	c.Flags().BoolVar(&f.noResume, "no-resume", false, noResumeUsage)
 	return c
 }
 
@@ -71,11 +78,11 @@ type outcome struct {
 	code   int // of the last failure
 }
 
-func (a *app) push(s *session, locals []string, remote string, o client.PushOptions, recursive bool) error {
+func (a *app) push(s *session, link *client.Link, locals []string, remote string, o client.PushOptions, recursive bool) error {
 	into := strings.HasSuffix(remote, "/")
 	if !into {
 		var err error
-		if into, err = s.IsDir(s.ctx, remote); err != nil {
+		if into, err = isDir(s.ctx, link, remote); err != nil {
 			return err
 		}
 	}
@@ -84,7 +91,7 @@ func (a *app) push(s *session, locals []string, remote string, o client.PushOpti
 	}
 	var out outcome
 	for _, local := range locals {
-		err := a.pushOne(s, local, remote, into, o, recursive, &out)
+		err := a.pushOne(s, link, local, remote, into, o, recursive, &out)
 		if s.ctx.Err() != nil || client.Gone(err) {
 			return err
 		}
@@ -95,12 +102,12 @@ func (a *app) push(s *session, locals []string, remote string, o client.PushOpti
 	return a.copied(&out)
 }
 
-func (a *app) pushOne(s *session, local, remote string, into bool, o client.PushOptions, recursive bool, out *outcome) error {
+func (a *app) pushOne(s *session, link *client.Link, local, remote string, into bool, o client.PushOptions, recursive bool, out *outcome) error {
 	if local == "-" {
 		if into {
 			return fmt.Errorf("%s is a directory: standard input has no name there", remote)
 		}
-		return a.pushFile(s, a.stdin, remote, o, out)
+		return a.pushFile(s, link, a.stdin, remote, o, out)
 	}
 	info, err := os.Stat(local)
 	if err != nil {
@@ -119,23 +126,23 @@ func (a *app) pushOne(s *session, local, remote string, into bool, o client.Push
 		if info.Mode().IsRegular() {
 			o.Size = info.Size()
 		}
-		return a.pushFile(s, from, target, o, out)
+		return a.pushFile(s, link, from, target, o, out)
 	}
 	if !recursive {
 		return usage("%s is a directory: give -r", local)
 	}
 	m := a.meter(local)
 	defer m.clear()
-	copied, err := s.PushTree(s.ctx, local, target, client.Tree{Push: o, Progress: m.progress(), Failed: a.tell(m, out)})
+	copied, err := link.PushTree(s.ctx, local, target, client.Tree{Push: o, Progress: m.progress(), Failed: a.tell(m, out)})
 	out.add(copied)
 	return err
 }
 
-func (a *app) pushFile(s *session, from *os.File, target string, o client.PushOptions, out *outcome) error {
+func (a *app) pushFile(s *session, link *client.Link, from *os.File, target string, o client.PushOptions, out *outcome) error {
 	m := a.meter(target)
 	defer m.clear()
 	o.Progress = m.progress()
-	n, err := s.PushFile(s.ctx, target, from, o)
+	n, err := link.PushFile(s.ctx, target, from, o)
 	if err == nil {
 		out.add(client.Copied{Files: 1, Bytes: n})
 	}

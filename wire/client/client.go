@@ -39,8 +39,7 @@ type Options struct {
 type Client struct {
 	options Options
 	channel io.ReadWriteCloser
-
-	writeMu sync.Mutex
+	writer  *writer
 
 	mu      sync.Mutex
 	pending map[string]chan *pb.AgentMessage
@@ -83,7 +82,7 @@ func New(channel io.ReadWriteCloser, options Options) *Client {
 		options.Framing = wire.Plain
 	}
 	c := &Client{
-		options: options, channel: channel,
+		options: options, channel: channel, writer: newWriter(channel),
 		pending: map[string]chan *pb.AgentMessage{},
 		greeted: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -95,6 +94,7 @@ func New(channel io.ReadWriteCloser, options Options) *Client {
 func (c *Client) Close() error {
 	err := c.channel.Close()
 	<-c.done
+	c.writer.close()
 	return err
 }
 
@@ -214,6 +214,9 @@ func (c *Client) start(ctx context.Context, id string, request proto.Message) (*
 	}
 	if err := c.send(ctx, id, request); err != nil {
 		c.leave(id)
+		if ctx.Err() != nil {
+			c.cancelLater(id) // a part of it may be on its way
+		}
 		return nil, err
 	}
 	return p, nil
@@ -233,13 +236,14 @@ func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []
 		}
 	}
 	if err == nil && len(frames) > 0 {
-		c.writeMu.Lock()
-		_, err = c.channel.Write(frames)
-		c.writeMu.Unlock()
+		err = c.writer.write(ctx, frames)
 	}
 	if err != nil {
 		for _, p := range all {
 			c.leave(p.id)
+			if ctx.Err() != nil {
+				c.cancelLater(p.id) // it may be on its way
+			}
 		}
 		return nil, err
 	}
@@ -260,7 +264,7 @@ func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
 			return nil, p.c.cause()
 		}
 	case <-ctx.Done():
-		p.c.send(context.Background(), NewID(), &pb.CancelRequest{MessageId: p.id})
+		p.c.cancelLater(p.id)
 		return nil, context.Cause(ctx)
 	}
 }
@@ -290,11 +294,21 @@ func (c *Client) cause() error {
 	return c.err
 }
 
+// send writes a request. It returns when ctx ends, also while the channel takes nothing.
 func (c *Client) send(ctx context.Context, id string, request proto.Message) error {
-	m := c.envelope(ctx, id, request)
-	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
-	return wire.WriteMessage(c.channel, c.options.Framing, m)
+	frame, err := wire.AppendMessage(nil, c.options.Framing, c.envelope(ctx, id, request))
+	if err != nil {
+		return err
+	}
+	return c.writer.write(ctx, frame)
+}
+
+// cancelLater asks the agent to cancel a request, when the channel takes that.
+func (c *Client) cancelLater(id string) {
+	cancel := c.envelope(context.Background(), NewID(), &pb.CancelRequest{MessageId: id})
+	if frame, err := wire.AppendMessage(nil, c.options.Framing, cancel); err == nil && c.cause() == nil {
+		c.writer.later(frame)
+	}
 }
 
 // envelope is what a request travels in.

@@ -158,26 +158,40 @@ func (r *chunkReader) read() ([]byte, error) {
 type PullOptions struct {
 	Offset     int64  // where to begin
 	Generation string // refuse any other state of the file
+	SHA256     bool   // compare with the digest that the guest has of the file afterwards; needs scripts there
 	Progress   Progress
+
+	resume string // the state that the file must be in at the beginning
 }
 
 // Pulled says what was read.
 type Pulled struct {
 	Size       int64 // bytes given to the writer
 	Mode       uint32
-	Generation string
+	Generation string // of its state when the first chunk was read
+
+	last string // the state when the last chunk was read
 }
 
 // Pull reads a file of the guest to its end, which may be further than its size said in the beginning. A file that
 // becomes another one meanwhile is fault.ErrChanged; a file that just grows is not.
 func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOptions) (Pulled, error) {
+	return NewLink(c, nil).pull(ctx, path, to, nil, o)
+}
+
+// pull is Pull without a digest.
+func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOptions) (Pulled, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset}
+	if o.resume != "" {
+		p.options.Generation = o.resume
+	}
 	reply, err := p.ask(ctx, o.Offset)
 	if err != nil {
 		return Pulled{}, err
 	}
+	p.options.Generation = o.Generation
 	p.got.Mode, p.got.Generation = reply.Mode, reply.Generation
 	p.total = int64(reply.TotalSize)
 	for {
@@ -244,6 +258,7 @@ func (p *puller) take(reply *pb.FileReadResponse) error {
 	if p.got.Generation != "" && reply.Generation != "" && !sameFile(p.got.Generation, reply.Generation) {
 		return fault.Because(fault.ErrChanged, "%s: another file took its place", p.path)
 	}
+	p.got.last = reply.Generation
 	n, err := p.to.Write(reply.Data)
 	p.offset += int64(n)
 	p.got.Size += int64(n)

@@ -24,6 +24,7 @@ import (
 // Tree says how a tree is copied. All are optional.
 type Tree struct {
 	Push     PushOptions // Mode, Owner, Group, Parents and SHA256, for every file; Mode 0: each file's own
+	SHA256   bool        // compare every pulled file with the guest's digest of it afterwards
 	Progress Progress    // of all files together
 	// Failed is told what could not be copied; the copy goes on where it returns nil. Nil: the first failure ends it.
 	Failed func(path string, err error) error
@@ -51,7 +52,7 @@ type item struct {
 
 // copying is one copy that is under way.
 type copying struct {
-	c      *Client
+	l      *Link
 	tree   Tree
 	copied Copied
 	before int64 // bytes of the files that are done
@@ -62,8 +63,8 @@ type copying struct {
 // new directories, and symbolic links as they are. Owners are the agent's unless Push says otherwise; times are those of the
 // copy, since no message carries them. What is in the guest already and not here stays. Links are made by a script, all of
 // them at the end; an agent without scripts leaves them out as failures.
-func (c *Client) PushTree(ctx context.Context, local, remote string, tree Tree) (Copied, error) {
-	p := copying{c: c, tree: tree}
+func (l *Link) PushTree(ctx context.Context, local, remote string, tree Tree) (Copied, error) {
+	p := copying{l: l, tree: tree}
 	items, err := p.walk(local)
 	if err != nil {
 		return p.copied, err
@@ -143,7 +144,9 @@ func localItem(root, full string) (it item, err error) {
 func (p *copying) pushOne(ctx context.Context, local, remote string, it item) error {
 	there := guestJoin(remote, it.name)
 	if it.dir {
-		err := p.c.Mkdir(ctx, there, uint32(it.mode), p.tree.Push.Parents && it.name == ".")
+		err := p.l.Do(ctx, func(ctx context.Context, c *Client) error {
+			return c.Mkdir(ctx, there, uint32(it.mode), p.tree.Push.Parents && it.name == ".")
+		})
 		count(&p.copied.Directories, err)
 		return err
 	}
@@ -154,9 +157,9 @@ func (p *copying) pushOne(ctx context.Context, local, remote string, it item) er
 	defer from.Close()
 	o := p.tree.Push
 	o.Mode, o.Size, o.Progress = cmp.Or(o.Mode, uint32(it.mode)), it.size, p.progress
-	n, err := p.c.Push(ctx, EscapePath(there), from, o)
+	n, err := p.l.PushFile(ctx, there, from, o)
 	p.done(n, err)
-	return about(there, err)
+	return err
 }
 
 func count(n *int, err error) {
@@ -210,15 +213,17 @@ func (p *copying) makeLinks(ctx context.Context, remote string, links []item) er
 	if err != nil {
 		return err
 	}
-	reply, err := Call[*pb.RunScriptResponse](ctx, p.c, &pb.RunScriptRequest{Source: []byte(linkScript), Params: params})
-	return replyError(reply.GetError(), err)
+	return p.l.Do(ctx, func(ctx context.Context, c *Client) error {
+		reply, err := Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(linkScript), Params: params})
+		return replyError(reply.GetError(), err)
+	})
 }
 
 // PullTree copies a directory of the guest to a local path, which becomes its copy: content, permission bits (without setuid,
 // setgid and sticky), modification times, and symbolic links as they are. Owners are the caller's. Nothing is written
 // outside the local directory, whatever names and links the guest gives.
-func (c *Client) PullTree(ctx context.Context, remote, local string, tree Tree) (Copied, error) {
-	p := copying{c: c, tree: tree}
+func (l *Link) PullTree(ctx context.Context, remote, local string, tree Tree) (Copied, error) {
+	p := copying{l: l, tree: tree}
 	items, err := p.list(ctx, remote)
 	if err != nil {
 		return p.copied, err
@@ -252,15 +257,15 @@ func (p *copying) list(ctx context.Context, remote string) ([]item, error) {
 			continue
 		}
 		at := items[i].name
-		err := p.c.List(ctx, guestJoin(remote, at), true, func(e *pb.DirectoryEntry) error {
-			it, err := guestItem(at, e)
-			if err != nil {
-				return p.failed(ctx, guestJoin(remote, at), err)
-			}
-			p.total += it.size
-			items = append(items, it)
-			return nil
+		var found []item
+		err := p.l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
+			found, err = p.listOne(ctx, c, remote, at)
+			return err
 		})
+		for _, it := range found {
+			p.total += it.size
+		}
+		items = append(items, found...)
 		if i == 0 && err != nil {
 			return nil, err
 		}
@@ -269,6 +274,19 @@ func (p *copying) list(ctx context.Context, remote string) ([]item, error) {
 		}
 	}
 	return items, nil
+}
+
+// listOne lists one directory of a tree of the guest.
+func (p *copying) listOne(ctx context.Context, c *Client, remote, at string) (found []item, err error) {
+	err = c.List(ctx, guestJoin(remote, at), true, func(e *pb.DirectoryEntry) error {
+		it, err := guestItem(at, e)
+		if err != nil {
+			return p.failed(ctx, guestJoin(remote, at), err)
+		}
+		found = append(found, it)
+		return nil
+	})
+	return found, err
 }
 
 // guestItem takes an entry as the guest describes it, which may lie.
@@ -309,7 +327,7 @@ func (p *copying) pullOne(ctx context.Context, remote string, root *os.Root, it 
 			return err
 		}
 		there := guestJoin(remote, it.name)
-		got, err := p.c.PullTo(ctx, there, to, PullOptions{Progress: p.progress})
+		got, err := p.l.pullFresh(ctx, there, to, PullOptions{Progress: p.progress, SHA256: p.tree.SHA256})
 		p.done(got.Size, err)
 		if err != nil {
 			return errors.Join(err, to.Close())
@@ -347,10 +365,10 @@ func (p *copying) settle(ctx context.Context, root *os.Root, items []item) error
 
 // PullFile copies a file of the guest to a local path. Nothing is seen there before all of it has arrived; a link is
 // followed, and a device or a pipe is written to. The permission bits come along, without setuid, setgid and sticky.
-func (c *Client) PullFile(ctx context.Context, remote, local string, o PullOptions) (got Pulled, err error) {
+func (l *Link) PullFile(ctx context.Context, remote, local string, o PullOptions) (got Pulled, err error) {
 	if info, err := os.Stat(local); err == nil {
 		if !info.Mode().IsRegular() && !info.IsDir() {
-			return c.pullInto(ctx, remote, local, o)
+			return l.pullInto(ctx, remote, local, o)
 		}
 		if local, err = filepath.EvalSymlinks(local); err != nil {
 			return got, err
@@ -366,7 +384,7 @@ func (c *Client) PullFile(ctx context.Context, remote, local string, o PullOptio
 		if err != nil {
 			return err
 		}
-		if got, err = c.PullTo(ctx, remote, to, o); err != nil {
+		if got, err = l.pullFresh(ctx, remote, to, o); err != nil {
 			return errors.Join(err, to.Close())
 		}
 		return errors.Join(to.Chmod(fs.FileMode(got.Mode)&fs.ModePerm), to.Close())
@@ -374,24 +392,36 @@ func (c *Client) PullFile(ctx context.Context, remote, local string, o PullOptio
 	return got, err
 }
 
-func (c *Client) pullInto(ctx context.Context, remote, local string, o PullOptions) (Pulled, error) {
+// pullFresh pulls into a file that holds nothing else.
+func (l *Link) pullFresh(ctx context.Context, remote string, to *os.File, o PullOptions) (Pulled, error) {
+	anew := func() error {
+		_, err := to.Seek(0, io.SeekStart)
+		return errors.Join(err, to.Truncate(0))
+	}
+	got, err := l.pull(ctx, EscapePath(remote), to, anew, o)
+	return got, about(remote, err)
+}
+
+func (l *Link) pullInto(ctx context.Context, remote, local string, o PullOptions) (Pulled, error) {
 	to, err := os.OpenFile(local, os.O_WRONLY, 0)
 	if err != nil {
 		return Pulled{}, err
 	}
-	got, err := c.PullTo(ctx, remote, to, o)
+	got, err := l.PullTo(ctx, remote, to, o)
 	return got, errors.Join(err, to.Close())
 }
 
-// PushFile is Push for a path as it is on the guest's disk, with errors that name it.
-func (c *Client) PushFile(ctx context.Context, remote string, from io.Reader, o PushOptions) (int64, error) {
-	n, err := c.Push(ctx, EscapePath(remote), from, o)
+// PushFile is Push for a path as it is on the guest's disk, with errors that name it. After a lost connection a reader that is
+// an io.Seeker is read and sent again from where it stood; any other fails.
+func (l *Link) PushFile(ctx context.Context, remote string, from io.Reader, o PushOptions) (int64, error) {
+	n, err := l.push(ctx, EscapePath(remote), from, o)
 	return n, about(remote, err)
 }
 
-// PullTo is Pull for a path as it is on the guest's disk, with errors that name it.
-func (c *Client) PullTo(ctx context.Context, remote string, to io.Writer, o PullOptions) (Pulled, error) {
-	got, err := c.Pull(ctx, EscapePath(remote), to, o)
+// PullTo is Pull for a path as it is on the guest's disk, with errors that name it. After a lost connection it goes on where
+// it stopped; a file that has changed by then is fault.ErrChanged, since what was written cannot be taken back.
+func (l *Link) PullTo(ctx context.Context, remote string, to io.Writer, o PullOptions) (Pulled, error) {
+	got, err := l.pull(ctx, EscapePath(remote), to, nil, o)
 	return got, about(remote, err)
 }
 

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// noise is content of which no two parts are alike.
+func noise(n int, seed uint64) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+// linkTo is a link over a proxy.
+func linkTo(t *testing.T, p *agenttest.Proxy) *client.Link {
+	t.Helper()
+	dial := func(ctx context.Context) (*client.Client, error) {
+		c, err := client.Dial(ctx, p.Socket, client.Options{})
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Alive(ctx); err != nil {
+			c.Close()
+			return nil, err
+		}
+		return c, nil
+	}
+	c, err := dial(ctxFor(t, 20*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := client.NewLink(c, dial)
+	t.Cleanup(func() { l.Close(); c.Close() })
+	return l
+}
+
+// rising checks that a bar which shows a resumed copy never goes back, and ends at the whole.
+type rising struct {
+	t    *testing.T
+	done int64
+	back int
+}
+
+func (r *rising) at(done, total int64) {
+	if done < r.done {
+		r.back++
+	}
+	r.done = done
+	if total >= 0 && done > total {
+		r.t.Errorf("%d of %d bytes", done, total)
+	}
+}
+
+const copied = 4 << 20
+
+// A pull over a connection that is cut again and again goes on where it stopped: the file is whole, nothing is read twice but
+// what was under way, and the bar never goes back.
+func TestPullGoesOnAfterCuts(t *testing.T) {
+	root, to := t.TempDir(), t.TempDir()
+	content := noise(copied, 1)
+	if err := os.WriteFile(filepath.Join(root, "file"), content, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	p := agenttest.NewProxy(t, a, func(int) (int64, int64) { return 0, 700_123 })
+	bar := rising{t: t}
+	local := filepath.Join(to, "local")
+	got, err := linkTo(t, p).PullFile(ctxFor(t, 120*time.Second), "/file", local, client.PullOptions{Progress: bar.at, SHA256: true})
+	if err != nil || got.Size != copied || got.Mode != 0o640 {
+		t.Fatal(got, err)
+	}
+	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
+		t.Error("the file is not the one of the guest: ", err)
+	}
+	if bar.back != 0 || bar.done != copied {
+		t.Errorf("the bar went back %d times and ended at %d", bar.back, bar.done)
+	}
+	if n := p.Connections.Load(); n < 6 {
+		t.Errorf("only %d connections", n)
+	}
+	if n := p.Carried.Load(); n > copied*3/2 {
+		t.Errorf("%d bytes were carried for %d", n, copied)
+	}
+	left, err := os.ReadDir(to)
+	if err != nil || len(left) != 1 {
+		t.Error("left behind: ", left, err)
+	}
+}
+
+// swap replaces a file of the guest by another one.
+func swap(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file that was replaced while the connection was lost is copied from its beginning: the copy is the new one, whole. Where
+// what was written cannot be taken back, the copy fails.
+func TestPullOfAFileThatChangedBetween(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "file")
+	before, after := noise(copied, 1), noise(copied-1000, 2)
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	var replace sync.Once
+	p := agenttest.NewProxy(t, a, func(n int) (int64, int64) {
+		if n == 0 {
+			return 0, 1_000_000
+		}
+		replace.Do(func() { swap(t, path, after) })
+		return 0, 0
+	})
+	swap(t, path, before)
+	local := filepath.Join(t.TempDir(), "local")
+	if _, err := linkTo(t, p).PullFile(ctxFor(t, 60*time.Second), "/file", local, client.PullOptions{SHA256: true}); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, after) {
+		t.Errorf("%d bytes that are not the new file's (%v)", len(now), err)
+	}
+
+	swap(t, path, before)
+	p.Connections.Store(0)
+	replace = sync.Once{}
+	l := linkTo(t, p)
+	var out bytes.Buffer
+	_, err := l.PullTo(ctxFor(t, 60*time.Second), "/file", &out, client.PullOptions{})
+	if !errors.Is(err, fault.ErrChanged) || !bytes.HasPrefix(before, out.Bytes()) {
+		t.Errorf("%d bytes, %v", out.Len(), err)
+	}
+}
+
+// A push over a connection that is cut again and again: the target is the old file or the new one at every moment, the new one
+// in the end, and nothing lies beside it.
+func TestPushBeginsAnewAfterCuts(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "file")
+	before, after := noise(100_000, 1), noise(copied, 2)
+	if err := os.WriteFile(path, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	cuts := []int64{300, 70_000, 1_000_000, copied / 2, copied - 10, copied + 100_000, 0}
+	p := agenttest.NewProxy(t, a, func(n int) (int64, int64) {
+		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, before) && !bytes.Equal(now, after) {
+			t.Errorf("connection %d found %d bytes that are neither file (%v)", n, len(now), err)
+		}
+		return cuts[min(n, len(cuts)-1)], 0
+	})
+	bar := rising{t: t}
+	sent, err := linkTo(t, p).PushFile(ctxFor(t, 120*time.Second), "/file", bytes.NewReader(after), client.PushOptions{SHA256: true, Size: copied, Progress: bar.at})
+	if err != nil || sent != copied || bar.done != copied {
+		t.Fatal(sent, bar.done, err)
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, after) {
+		t.Error("the file is not the one that was sent: ", err)
+	}
+	if n := p.Connections.Load(); n < 6 {
+		t.Errorf("only %d connections", n)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		left, err := os.ReadDir(root)
+		if err == nil && len(left) == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("left behind: ", left, err)
+		}
+	}
+}
+
+// What cannot be read again is not sent again; the error is that of the connection, and the target stays.
+func TestPushOfAPipeEndsWithTheConnection(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "file")
+	if err := os.WriteFile(path, []byte("before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	p := agenttest.NewProxy(t, a, func(int) (int64, int64) { return 500_000, 0 })
+	_, err := linkTo(t, p).PushFile(ctxFor(t, 60*time.Second), "/file", struct{ io.Reader }{bytes.NewReader(noise(copied, 1))}, client.PushOptions{})
+	if !client.Gone(err) {
+		t.Error(err)
+	}
+	if now, err := os.ReadFile(path); err != nil || string(now) != "before" {
+		t.Errorf("%d bytes, %v", len(now), err)
+	}
+}
+
+// A tree arrives whole over a connection that is cut in the middle of listings and of files.
+func TestTreesGoOnAfterCuts(t *testing.T) {
+	from, root, to := t.TempDir(), t.TempDir(), t.TempDir()
+	want := map[string][]byte{}
+	for i, name := range []string{"a", "d/b", "d/e/c", "d/e/empty", "z"} {
+		path := filepath.Join(from, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		want[name] = noise(i%4*200_000, uint64(i))
+		if err := os.WriteFile(path, want[name], 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	p := agenttest.NewProxy(t, a, func(n int) (int64, int64) { return 750_000, 300_000 })
+	l := linkTo(t, p)
+	if got, err := l.PushTree(ctxFor(t, 120*time.Second), from, "/tree", client.Tree{}); err != nil || got.Files != 5 || got.Directories != 3 {
+		t.Fatal(got, err)
+	}
+	if got, err := l.PullTree(ctxFor(t, 120*time.Second), "/tree", filepath.Join(to, "back"), client.Tree{SHA256: true}); err != nil || got.Files != 5 || got.Directories != 3 {
+		t.Fatal(got, err)
+	}
+	for name, content := range want {
+		if now, err := os.ReadFile(filepath.Join(to, "back", name)); err != nil || !bytes.Equal(now, content) {
+			t.Errorf("%s: %d bytes for %d (%v)", name, len(now), len(content), err)
+		}
+	}
+	if n := p.Connections.Load(); n < 4 {
+		t.Errorf("only %d connections", n)
+	}
+}
+
+// A file that is written to under a pull is found out by its digest.
+func TestDigestFindsAChangeInPlace(t *testing.T) {
+	root := t.TempDir()
+	path := filepath.Join(root, "file")
+	if err := os.WriteFile(path, noise(200_000, 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	c := a.Client(t, client.Options{})
+	local := filepath.Join(t.TempDir(), "local")
+	_, err := c.PullFile(ctxFor(t, 60*time.Second), "/file", local, client.PullOptions{SHA256: true, Progress: func(done, total int64) {
+		if done != total {
+			return
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteAt([]byte("changed"), 10)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}})
+	if !errors.Is(err, fault.ErrChanged) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(local); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a file whose digest did not hold was left behind: ", err)
+	}
+}
+
+// An agent that is restarted in the middle of a pull is found again.
+func TestPullOverARestartOfTheAgent(t *testing.T) {
+	root := t.TempDir()
+	content := noise(copied, 3)
+	if err := os.WriteFile(filepath.Join(root, "file"), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := agenttest.Start(t, agenttest.Options{Root: root})
+	p := agenttest.NewProxy(t, first, func(n int) (int64, int64) { return 0, 0 })
+	l := linkTo(t, p)
+	var killed sync.Once
+	local := filepath.Join(t.TempDir(), "local")
+	_, err := l.PullFile(ctxFor(t, 120*time.Second), "/file", local, client.PullOptions{SHA256: true, Progress: func(done, _ int64) {
+		if done < copied/4 {
+			return
+		}
+		killed.Do(func() {
+			first.Kill()
+			second := agenttest.Start(t, agenttest.Options{Root: root, State: first.State})
+			if err := errors.Join(os.Remove(first.Socket), os.Symlink(second.Socket, first.Socket)); err != nil {
+				t.Error(err)
+			}
+		})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
+		t.Errorf("%d bytes, %v", len(now), err)
+	}
+}
