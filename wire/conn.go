@@ -96,6 +96,7 @@ type Conn struct {
 	heard   atomic.Bool  // a frame has come
 	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
 	busy    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
+	echoed  bool         // the reader's: since the last silence a frame carried the session
 	writes  atomic.Int32 // the Framing to write
 	opening atomic.Int64 // bytes queued before heard
 
@@ -199,6 +200,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			waited = 0
 			if took >= PayloadTimeout {
 				decoder.Silence()
+				c.echoed = false
 			}
 			decoder.Feed(came)
 		} else {
@@ -247,6 +249,7 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool 
 		}
 		return !errors.Is(err, errNotDecoded)
 	}
+	c.echoed = c.echoed || frame.Aligned && message.Session == c.config.Session
 	request := Payload(message)
 	if request == nil {
 		if message.ErrorDetail == nil {
@@ -298,6 +301,8 @@ func (c *Conn) trust(frame Frame, m *pb.AgentMessage, old bool) error {
 	switch {
 	case !frame.Aligned:
 		return fault.Because(fault.ErrUncertain, "uncertain, send again: the request was found after bytes that belong to no frame")
+	case m.Session == "" && c.echoed: // what was hidden in a file of that host cannot know the session
+		return fault.Because(fault.ErrUncertain, "uncertain, send again: the host before it echoed the session, and there was no silence between them")
 	case m.Session != "" && m.Session != c.config.Session:
 		return fault.Because(fault.ErrStale, "stale request: it was made for another run of the agent")
 	case old && !fresh(m):

@@ -337,6 +337,37 @@ func TestStaleRequests(t *testing.T) {
 	}
 }
 
+// After a host that echoes the session, one that does not is another one, or a frame hidden in the first one's file: what
+// changes the guest is then told to come again, and is served after a silence.
+func TestARequestWithoutTheSessionBehindOneWithIt(t *testing.T) {
+	h, _ := guest(t, nil)
+	echo := Wrap("echo", &pb.PingRequest{})
+	echo.Session = "the-session"
+	frame, err := AppendMessage(nil, Plain, echo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.send(Plain, "before", &pb.ExecuteRequest{Command: "x"})
+	if m := h.answer("before"); m.ErrorDetail != nil {
+		t.Error(m)
+	}
+	h.write(frame)
+	h.answer("echo")
+	h.send(Plain, "behind", &pb.ExecuteRequest{Command: "x"})
+	if m := h.answer("behind"); m.ErrorDetail.GetCode() != "uncertain" {
+		t.Error(m)
+	}
+	h.send(Plain, "stat", &pb.FileStatRequest{})
+	if m := h.answer("stat"); m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error("what changes nothing was not served: ", m)
+	}
+	time.Sleep(PayloadTimeout + 50*time.Millisecond) // the silence itself is what is tested
+	h.send(Plain, "after", &pb.ExecuteRequest{Command: "x"})
+	if m := h.answer("after"); m.ErrorDetail != nil {
+		t.Error(m)
+	}
+}
+
 // backlog is a channel whose first read gives what waited.
 type backlog struct {
 	net.Conn

@@ -1,0 +1,217 @@
+package wire
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+var update = flag.Bool("update", false, "write the golden frames anew")
+
+// goldenFrame is one file of testdata/frames: a message as text, and its bytes in both framings as hex.
+type goldenFrame struct {
+	name, about   string
+	message       *pb.AgentMessage // what must come out of the bytes
+	unknown       []byte           // behind the message's own fields
+	payload       []byte
+	plain, framed []byte
+}
+
+// messages are those of which there are golden frames. Maps have one entry at most: more have no fixed order.
+func messages() []goldenFrame {
+	const id = "5f0c6a7e-9d2b-4c11-8a3e-0b1c2d3e4f50"
+	in := func(payload proto.Message) *pb.AgentMessage {
+		m := Wrap(id, payload)
+		m.Timestamp = &timestamppb.Timestamp{Seconds: 1767225600, Nanos: 250e6}
+		return m
+	}
+	from := func(payload proto.Message) *pb.AgentMessage {
+		m := in(payload)
+		m.Session = "8c1d0e5b7a924f60c3d2a1b0"
+		return m
+	}
+	params, err := structpb.NewStruct(map[string]any{"interface": "eth0"})
+	if err != nil {
+		panic(err)
+	}
+	failed := from(&pb.FileStatResponse{Error: "file_stat /nowhere: file does not exist"})
+	failed.ErrorDetail = &pb.ErrorDetail{Code: "not_found", Op: "file_stat", Object: "/nowhere", Message: "file_stat /nowhere: file does not exist"}
+	busy := from(&pb.ExecuteResponse{ExitCode: -1, Error: "busy: 64 requests are in flight on this connection"})
+	busy.ErrorDetail = &pb.ErrorDetail{Code: "busy", Message: "busy: 64 requests are in flight on this connection", Retryable: true, Details: map[string]string{"hint": "wait"}}
+	unknownReply := from(nil)
+	unknownReply.ErrorDetail = &pb.ErrorDetail{Code: "unsupported", Message: "unknown request"}
+	limited := in(&pb.ExecuteRequest{Command: "uname", Args: []string{"-r"}, TimeoutSeconds: 5, WaitForExit: true})
+	limited.TimeoutMs, limited.Session = 5000, "8c1d0e5b7a924f60c3d2a1b0"
+	return []goldenFrame{
+		{name: "ping", about: "A request that asks for nothing but a pong.", message: in(&pb.PingRequest{Sequence: 2})},
+		{name: "pong", about: "Its reply, with the session of the agent.", message: from(&pb.PongResponse{Sequence: 2, Version: "0.2.0", UptimeSeconds: 7})},
+		{name: "agent_ready", about: "What an agent says first.", message: from(&pb.AgentReadyEvent{Version: "0.2.0", OsName: "Debian GNU/Linux", Architecture: "x86_64", Hostname: "web", IpAddresses: []string{"192.0.2.7"}, Capabilities: []string{"telemetry", "execute"}})},
+		{name: "execute", about: "With a timeout of the whole call, and the echoed session.", message: limited},
+		{name: "execute_reply", about: "Bytes that are not UTF-8 were escaped by the sender.", message: from(&pb.ExecuteResponse{Stdout: `6.1.0\xff` + "\n", DurationMs: 3})},
+		{name: "file_write_first", about: "The first chunk of an upload, with its CRC-32C.", message: in(&pb.FileWriteRequest{Path: "/etc/motd", Data: []byte("123456789"), Mode: 0o644, Crc32C: new(sum([]byte("123456789")))})},
+		{name: "file_write_last", about: "The last chunk: eof, and the SHA-256 of the whole file.", message: in(&pb.FileWriteRequest{Path: "/etc/motd", Data: []byte("\n"), Offset: 9, Eof: true, ChunkNumber: 1, Mode: 0o644, Sha256: fmt.Sprintf("%x", sha256.Sum256([]byte("123456789\n")))})},
+		{name: "file_write_reply", about: "A chunk is acknowledged by its number.", message: from(&pb.FileWriteResponse{Success: true, BytesWritten: 9})},
+		{name: "file_read", about: "A chunk of a file in a state that is known.", message: in(&pb.FileReadRequest{Path: "/etc/motd", Offset: 9, ChunkSize: 31000, Generation: "fe01-1a2b-6955b900.250000000-a"})},
+		{name: "file_read_reply", about: "The last chunk, with its CRC-32C and the generation.", message: from(&pb.FileReadResponse{Success: true, Data: []byte("\n"), Offset: 9, TotalSize: 10, Eof: true, Mode: 0o644, Generation: "fe01-1a2b-6955b900.250000000-a", Crc32C: new(sum([]byte("\n")))})},
+		{name: "run_script", about: "A script under a key, with a parameter.", message: in(&pb.RunScriptRequest{Source: []byte("return params.interface\n"), Params: params, Key: "install-17", TimeoutSeconds: 60})},
+		{name: "run_script_reply", about: "It committed, and was not run before.", message: from(&pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, Result: structpb.NewStringValue("eth0"), TransactionId: "20260101-000000-1"})},
+		{name: "cancel", about: "Ends the request with a message id.", message: in(&pb.CancelRequest{MessageId: "the-id-of-another"})},
+		{name: "error_detail", about: "A failure: the reply in its own type, and what errors.Is is made from.", message: failed},
+		{name: "busy", about: "One request too many: at once, in the request's own reply type, and worth a second try.", message: busy},
+		{name: "unknown_request", about: "A oneof arm that no agent of today knows (field 40, empty).", message: in(nil), unknown: []byte{0xc2, 0x02, 0}},
+		{name: "unknown_reply", about: "The answer to it: the id and no payload.", message: unknownReply},
+		{name: "only_an_id", about: "The smallest envelope there is.", message: &pb.AgentMessage{MessageId: "x"}},
+	}
+}
+
+func sum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+
+// golden gives the frames as they are made now.
+func golden(t testing.TB) []goldenFrame {
+	t.Helper()
+	list := messages()
+	for i := range list {
+		g := &list[i]
+		payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(g.message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.payload = append(payload, g.unknown...)
+		g.plain, g.framed = frameOf(Plain, g.payload), frameOf(QTX1, g.payload)
+	}
+	return list
+}
+
+// text writes a golden frame. The text of a message is not stable between versions of the library, so it is never compared.
+func (g goldenFrame) text() string {
+	message := "(no field)\n"
+	if g.message != nil {
+		message = strings.ReplaceAll(prototext.MarshalOptions{Multiline: true}.Format(g.message), ":  ", ": ")
+	}
+	if g.unknown != nil {
+		message += fmt.Sprintf("# and the bytes % x\n", g.unknown)
+	}
+	return fmt.Sprintf("# %s\n\n-- message --\n%s\n-- plain --\n%s\n-- qtx1 --\n%s", g.about, message, dump(g.plain), dump(g.framed))
+}
+
+func dump(b []byte) string {
+	var text strings.Builder
+	for ; len(b) > 0; b = b[min(16, len(b)):] {
+		fmt.Fprintf(&text, "% x\n", b[:min(16, len(b))])
+	}
+	return text.String()
+}
+
+// parseGolden reads a file of testdata/frames.
+func parseGolden(t *testing.T, name string) (message, plain, framed []byte) {
+	t.Helper()
+	content, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, one := strings.Cut(string(content), "-- message --\n")
+	text, rest, two := strings.Cut(rest, "-- plain --\n")
+	first, second, three := strings.Cut(rest, "-- qtx1 --\n")
+	if !one || !two || !three {
+		t.Fatalf("%s: a part is missing", name)
+	}
+	plain, err = hex.DecodeString(strings.Join(strings.Fields(first), ""))
+	if err == nil {
+		framed, err = hex.DecodeString(strings.Join(strings.Fields(second), ""))
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return []byte(text), plain, framed
+}
+
+// The golden frames hold in both directions: the text makes the bytes, and the bytes the text's message, in both framings.
+// Whoever writes another client may test it with the same files. -update writes them anew.
+func TestGoldenFrames(t *testing.T) {
+	dir := filepath.Join("testdata", "frames")
+	known := map[string]bool{}
+	for _, g := range golden(t) {
+		file := filepath.Join(dir, g.name+".txt")
+		known[file] = true
+		if *update {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(g.text()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Run(g.name, func(t *testing.T) { checkGolden(t, g, file) })
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if !known[file] {
+			t.Errorf("%s is no frame of this test", file)
+		}
+	}
+}
+
+func checkGolden(t *testing.T, g goldenFrame, file string) {
+	text, plain, framed := parseGolden(t, file)
+	written := &pb.AgentMessage{}
+	if err := prototext.Unmarshal(text, written); err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(written, g.message) {
+		t.Errorf("the text says %v; want %v", written, g.message)
+	}
+	for framing, want := range map[Framing][]byte{Plain: plain, QTX1: framed} {
+		if g.unknown == nil { // nothing encodes a field that it does not know
+			got, err := AppendMessage(nil, framing, written)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%v: encoded to\n%s(%v); want\n%s", framing, dump(got), err, dump(want))
+			}
+		}
+		var d Decoder
+		d.Feed(want)
+		frame, ok := d.Next()
+		if !ok || frame.Framing != framing || !frame.Aligned || !bytes.Equal(frame.Payload, g.payload) {
+			t.Fatalf("%v: found %x, %v", framing, frame.Payload, ok)
+		}
+		id, err := Inspect(frame.Payload)
+		if err != nil || id != written.MessageId {
+			t.Errorf("%v: %q, %v", framing, id, err)
+		}
+		if m, err := decode(frame.Payload); err != nil || !proto.Equal(m, written) {
+			t.Errorf("%v: decoded to %v (%v)", framing, m, err)
+		}
+	}
+}
+
+// What an agent answers to the golden requests is what the golden replies say of it.
+func TestGoldenRequestsAreServed(t *testing.T) {
+	h, _ := guest(t, nil)
+	for _, c := range []struct{ name, code string }{{"ping", ""}, {"execute", "stale"}, {"unknown_request", "unsupported"}, {"run_script", "unsupported"}} {
+		_, plain, framed := parseGolden(t, filepath.Join("testdata", "frames", c.name+".txt"))
+		for _, frame := range [][]byte{plain, framed} {
+			h.write(frame)
+			m, _ := h.next()
+			if m.ErrorDetail.GetCode() != c.code || time.Since(m.Timestamp.AsTime()).Abs() > time.Minute {
+				t.Errorf("%s: %v", c.name, m)
+			}
+		}
+	}
+}
