@@ -56,7 +56,7 @@ func FuzzReencode(f *testing.F) {
 			var d Decoder
 			d.Feed(frame)
 			got, ok := d.Next()
-			if len(frame) == 4 || len(frame) == 8 {
+			if proto.Size(m) == 0 {
 				if ok { // an envelope without any field has no bytes, and no frame carries that
 					t.Fatal("an empty frame was delivered")
 				}
