@@ -60,7 +60,8 @@ crashtest: ## every crash point of the journal, killed and without power (PART=s
 	$(if $(filter short,$(PART)),,go test -count=1 -timeout 60m ./runtime/journal -sweep=full)
 	go test -tags blocktest -count=1 -timeout 120m ./runtime/journal/blocktest $(if $(filter short,$(PART)),,-full)
 
-soak: crashtest ## what takes long: fifty kills and fifty power cuts in the guest, beside the crash tests
+soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty power cuts in the guest, beside the crash tests
+	go test -count=1 -timeout 20m -run TestSessionsLeaveNoTrace -v ./cmd/quantix-kvm-agent -sessions=10000
 	go run ./cmd/internal/vmtest/prepare
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
 	QUANTIX_ROUNDS=50 go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss' -v ./cmd/internal/vmtest

@@ -517,6 +517,16 @@ func (c *Conn) Flush(ctx context.Context) error {
 	}
 }
 
+// Wait waits, after Serve has returned, for the requests that outlive the session, or for the end of ctx.
+func (c *Conn) Wait(ctx context.Context) {
+	ended := make(chan struct{})
+	go func() { c.replies.Wait(); close(ended) }() // ends with the last request
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+}
+
 // Close ends the session at once; Serve returns.
 func (c *Conn) Close() error { return c.channel.Close() }
 

@@ -60,7 +60,8 @@ type Config struct {
 	Notices func() []*pb.ErrorEvent
 	// Cancel stops what a key or a transaction id names. Nil: nothing has such names.
 	Cancel func(request *pb.CancelRequest) bool
-	// Left is told when a connection has ended: what only it could finish is dropped. Nil: nobody asks.
+	// Left is told when a connection has ended, and again when the last request of it has: what only it could finish is
+	// dropped. Nil: nobody asks.
 	Left func(port, session string)
 	// Stopping is called when the agent begins to stop, beside the cancelling of calls: what may outlive the agent lets go
 	// of its calls then. Run waits for its return. Nil: nothing may.
@@ -257,6 +258,8 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 			leave()
 			if a.config.Left != nil {
 				a.config.Left(p.Name(), session)
+				conn.Wait(ctx)
+				a.config.Left(p.Name(), session) // what a request began that was still on its way to its room
 			}
 		})
 	}

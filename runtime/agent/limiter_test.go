@@ -43,7 +43,7 @@ func TestWarningsAreLimitedPerPort(t *testing.T) {
 	})
 	defer func() { stop(); ran.Wait() }()
 	const sessions = 3 * warnings
-	left.Add(sessions)
+	left.Add(2 * sessions) // each is told twice
 	for range sessions {
 		conn := dialSoon(t, socket)
 		if _, err := conn.Write([]byte("garbage")); err != nil {

@@ -192,6 +192,16 @@ func (a *Agent) Kill() {
 	<-a.exited
 }
 
+// Wait waits for the end of the agent.
+func (a *Agent) Wait(ctx context.Context) error {
+	select {
+	case <-a.exited:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // RSS is the resident size of the agent's own memory in bytes, without the pages of its program, which come and go with
 // what it does; 0 where it cannot be told.
 func (a *Agent) RSS() int64 {
