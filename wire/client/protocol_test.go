@@ -13,7 +13,7 @@ func TestProtocolConstants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]any{"pushChunk": pushChunk, "pullChunk": pullChunk, "window": window} {
+	for name, value := range map[string]any{"pushChunk": pushChunk, "pullChunk": pullChunk, "pushWindow": pushWindow, "pullWindow": pullWindow} {
 		if want := fmt.Sprintf("| `client.%s` | %v | ", name, value); !strings.Contains(string(page), want) {
 			t.Errorf("the page does not say %s", want)
 		}
