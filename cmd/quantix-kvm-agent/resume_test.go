@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,12 +122,14 @@ func TestPullOfAFileThatChangedBetween(t *testing.T) {
 	path := filepath.Join(root, "file")
 	before, after := noise(copied, 1), noise(copied-1000, 2)
 	a := agenttest.Start(t, agenttest.Options{Root: root})
-	var replace sync.Once
+	var replaced atomic.Bool
 	p := agenttest.NewProxy(t, a, func(n int) (int64, int64) {
 		if n == 0 {
 			return 0, 1_000_000
 		}
-		replace.Do(func() { swap(t, path, after) })
+		if !replaced.Swap(true) {
+			swap(t, path, after)
+		}
 		return 0, 0
 	})
 	swap(t, path, before)
@@ -140,7 +143,7 @@ func TestPullOfAFileThatChangedBetween(t *testing.T) {
 
 	swap(t, path, before)
 	p.Connections.Store(0)
-	replace = sync.Once{}
+	replaced.Store(false)
 	l := linkTo(t, p)
 	var out bytes.Buffer
 	_, err := l.PullTo(ctxFor(t, 60*time.Second), "/file", &out, client.PullOptions{})

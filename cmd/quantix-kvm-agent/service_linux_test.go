@@ -284,6 +284,8 @@ func TestReloadKnowsEverySetting(t *testing.T) {
 				field.SetString(field.String() + "x")
 			case reflect.Int, reflect.Int64:
 				field.SetInt(field.Int() + 1)
+			case reflect.Uint32:
+				field.SetUint(field.Uint() + 1)
 			case reflect.Slice:
 				field.Set(reflect.MakeSlice(field.Type(), field.Len()+1, field.Len()+1))
 			default:

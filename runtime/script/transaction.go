@@ -20,7 +20,9 @@ const rollbackTime = 5 * time.Minute
 
 // transact runs the script in a transaction and ends that one way or the other.
 func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.RunScriptResponse {
-	tx, err := r.manager.config.Journal.Begin(ctx, journal.Header{MessageID: r.call.ID, Key: r.key, Fingerprint: r.print, Script: ref})
+	// The journal stores its header while the caller goes on with the reply, which holds the reference, too.
+	header := journal.Header{MessageID: r.call.ID, Key: r.key, Fingerprint: r.print, Script: proto.Clone(ref).(*pb.ScriptRef)}
+	tx, err := r.manager.config.Journal.Begin(ctx, header)
 	if err != nil {
 		return refused(kindOf(err), err.Error())
 	}
