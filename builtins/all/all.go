@@ -75,7 +75,10 @@ func (r *Rooms) Features() map[string]string {
 }
 
 // Left drops what only a connection that has ended could have finished.
-func (r *Rooms) Left(port, session string) { r.file.Left(port, session) }
+func (r *Rooms) Left(port, session string) {
+	r.file.Left(port, session)
+	r.exec.Left(port, session)
+}
 
 // Sweep ends what scripts of an earlier agent process left running. It comes before anything of theirs is taken back.
 func (r *Rooms) Sweep(ctx context.Context) error { return r.exec.Sweep(ctx) }

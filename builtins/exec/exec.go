@@ -1,6 +1,7 @@
 // Package exec runs commands in the guest.
 //
 //	native  execute ──────────► any command, as anybody; lives apart from the agent
+//	        exec_start/_input ► the same with its output as it comes, input, signals, a terminal; ends with its connection
 //	script  exec.run, exec.sh ► a command that says what it does to the guest, so that a transaction can hold
 //	        exec.undo ────────► what takes one of those back; called by the journal alone
 //
@@ -47,8 +48,9 @@ type Config struct {
 
 // Room holds the operations. Release ends its use.
 type Room struct {
-	config Config
-	run    *proc.Runner
+	config  Config
+	run     *proc.Runner
+	streams streams
 }
 
 // New makes the room. It starts nothing.
@@ -70,6 +72,9 @@ func (r *Room) Ops() []builtins.Op {
 			Mutating().Announce("execute").OnError(func(err error) proto.Message {
 			return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()}
 		}),
+		builtins.Native("exec_start", "start a command and send its output as it comes", r.execStart).Mutating().Announce("exec_stream"),
+		builtins.Native("exec_input", "give a started command input, a signal, a window size, or an end", r.execInput).
+			Mutating().KeepsNothing().Ordered(inputOrder),
 		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
 		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Mutating().LeavesPart().Plans().
@@ -87,9 +92,15 @@ func (r *Room) Confinement() string { return r.run.Confinement() }
 func (r *Room) Sweep(ctx context.Context) error { return r.run.Sweep(ctx) }
 
 // Release lets go of native commands when the agent stops: calls that wait for them return at once, the commands run on,
-// and their output is read by a process of its own. Scripts' commands must have been ended by their ctx before. It
+// and their output is read by a process of its own. Commands that exec_start started are ended. Scripts' commands must have been ended by their ctx before. It
 // waits until no call is left.
-func (r *Room) Release() error { return r.run.Release() }
+func (r *Room) Release() error {
+	r.streams.stop()
+	return r.run.Release()
+}
+
+// Left ends the commands whose output goes to a connection that has ended. It does not wait for that.
+func (r *Room) Left(port, session string) { r.streams.left(port, session) }
 
 // ChildMain serves the hidden sub-commands exec-confined and exec-drain, by which the program calls itself. main calls it
 // before anything else, flags too, and ends where it returns true.

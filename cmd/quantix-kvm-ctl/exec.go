@@ -19,6 +19,7 @@ type execFlags struct {
 	env              []string
 	maxOutput        uint32
 	detach           bool
+	stdin, tty       bool
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -32,10 +33,18 @@ runs a line with the guest's shell instead. Flags end at the program.
 The protocol hands a command without arguments to a shell, so a lone program is sent as "exec 'PROGRAM'", which the shell
 becomes at once: it runs as if it were run directly, in a guest with a POSIX shell.
 
-There is no standard input. Output comes when the command has ended, at most --max-output bytes of each stream; bytes that
-are not UTF-8 arrive as \xNN. --timeout is rounded up to whole seconds, and cannot exceed the agent's maximum
-(max_exec_timeout_secs, 300 seconds), which also holds without it. A command that takes too long, or is interrupted here,
-is ended in the guest with all its children, and what it wrote is printed.
+Output comes as the command writes it, stdout and stderr apart; a slow reader here slows the command down. -i brings the
+standard input to the command; without it there is none. -t gives the command a terminal of its own, on which both outputs are
+one: exec -it -- bash is a shell. From a terminal, Ctrl-C then goes to the guest, like every other key, and the size of the
+window does too. The command ends, with all that it started, when quantix-kvm-ctl or its connection does; what a command leaves
+running when it ends by itself lives on.
+
+--timeout is rounded up to whole seconds. A command that takes too long, or is interrupted here, is ended in the guest with all
+its children.
+
+With --json or --max-output, and with an agent that knows nothing else, output comes when the command has ended, at most
+--max-output bytes of each stream; bytes that are not UTF-8 arrive as \xNN; and the agent's maximum (max_exec_timeout_secs, 300
+seconds) holds.
 
 With --detach exec returns when the command has started; what becomes of it cannot be asked.
 
@@ -46,6 +55,8 @@ EXIT STATUS
   failed; 126 where the program cannot be executed; 127 where there is no such program.`,
 		Example: `  quantix-kvm-ctl exec uname -r
   quantix-kvm-ctl exec --user postgres -- psql -c 'select 1'
+  quantix-kvm-ctl exec -it -- bash
+  quantix-kvm-ctl exec -i -- tar -x -C /srv <site.tar
   quantix-kvm-ctl exec --shell 'journalctl -b | tail -n 20'
   quantix-kvm-ctl exec --timeout 10s -e LANG=C -- apt-get check`,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -54,7 +65,16 @@ EXIT STATUS
 				return err
 			}
 			command.Timeout = a.timeout
-			return a.withPatience(c.Context(), func(s *session) error { return a.exec(s, command, f.detach) })
+			whole := a.json || f.detach || c.Flags().Changed("max-output")
+			if whole && (f.stdin || f.tty) {
+				return usage("--stdin and --tty go with none of --json, --detach and --max-output")
+			}
+			return a.withPatience(c.Context(), func(s *session) error {
+				if whole {
+					return a.exec(s, command, f.detach)
+				}
+				return a.execLive(s, command, f.stdin, f.tty)
+			})
 		},
 	}
 	c.Flags().SetInterspersed(false)
@@ -64,6 +84,8 @@ EXIT STATUS
 	c.Flags().StringVarP(&f.group, "group", "g", "", "run with this `group`")
 	c.Flags().BoolVar(&f.shell, "shell", false, "the command is a line for the guest's shell")
 	c.Flags().Uint32Var(&f.maxOutput, "max-output", 0, "keep this many `bytes` of each stream (default 1 MiB)")
+	c.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "bring the standard input to the command")
+	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "start the command and leave it to itself")
 	return c
 }
@@ -121,9 +143,13 @@ func (a *app) ended(reply *pb.ExecuteResponse) error {
 	if reply.Error != "" && !a.json {
 		a.note("exec: %s", reply.Error)
 	}
-	code := int(reply.ExitCode)
+	return passOn(int(reply.ExitCode), reply.TimedOut)
+}
+
+// passOn makes the command's exit code this program's.
+func passOn(code int, timedOut bool) error {
 	switch {
-	case reply.TimedOut:
+	case timedOut:
 		code = exitTimeout
 	case code < 0:
 		code = exitOurs

@@ -43,6 +43,7 @@ type Client struct {
 
 	mu      sync.Mutex
 	pending map[string]chan *pb.AgentMessage
+	streams map[string]*Stream
 	session string // the agent's nonce, as it said last
 	ready   *pb.AgentReadyEvent
 	greeted chan struct{} // closed when ready is set
@@ -304,9 +305,12 @@ func (c *Client) send(ctx context.Context, id string, request proto.Message) err
 }
 
 // cancelLater asks the agent to cancel a request, when the channel takes that.
-func (c *Client) cancelLater(id string) {
-	cancel := c.envelope(context.Background(), NewID(), &pb.CancelRequest{MessageId: id})
-	if frame, err := wire.AppendMessage(nil, c.options.Framing, cancel); err == nil && c.cause() == nil {
+func (c *Client) cancelLater(id string) { c.sendLater(&pb.CancelRequest{MessageId: id}) }
+
+// sendLater sends a request whose reply nobody waits for, when the channel takes that.
+func (c *Client) sendLater(request proto.Message) {
+	m := c.envelope(context.Background(), NewID(), request)
+	if frame, err := wire.AppendMessage(nil, c.options.Framing, m); err == nil && c.cause() == nil {
 		c.writer.later(frame)
 	}
 }
@@ -381,6 +385,10 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 			close(c.greeted)
 		}
 		c.ready = ready
+	}
+	if output, ok := payload.(*pb.ExecOutputEvent); ok && c.streams[output.ExecId] != nil {
+		c.streams[output.ExecId].put(output)
+		payload = nil
 	}
 	c.mu.Unlock()
 	if wait == nil && payload != nil && c.options.Event != nil {

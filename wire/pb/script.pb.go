@@ -1826,9 +1826,28 @@ func (x *TransactionInfo) GetJournalBytes() uint64 {
 	return 0
 }
 
-// Starts a command whose output is streamed.
+// Starts a command whose output is streamed. It ends, with all that it started, when the connection does that it was started
+// on. The message id of this request names it from then on.
 type ExecStartRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With args a program, which no shell touches; without any a line for the guest's shell.
+	Command string   `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	Args    []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	// Empty: the home of user, else "/".
+	WorkingDirectory           string            `protobuf:"bytes,3,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
+	Environment                map[string]string `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	RunAsUser                  string            `protobuf:"bytes,5,opt,name=run_as_user,json=runAsUser,proto3" json:"run_as_user,omitempty"`
+	RunAsGroup                 string            `protobuf:"bytes,6,opt,name=run_as_group,json=runAsGroup,proto3" json:"run_as_group,omitempty"`
+	IncludeSupplementaryGroups bool              `protobuf:"varint,7,opt,name=include_supplementary_groups,json=includeSupplementaryGroups,proto3" json:"include_supplementary_groups,omitempty"`
+	// Ends the command after this time; 0: never.
+	TimeoutSeconds uint32 `protobuf:"varint,8,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	// The command reads what exec_input brings; otherwise nothing, or, on a terminal, nothing is ever typed.
+	Stdin bool `protobuf:"varint,9,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	// Unset: standard output and standard error are pipes of their own.
+	Terminal *Terminal `protobuf:"bytes,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	// Bytes of output that may be on their way before exec_input tells that they were consumed; 0: 262,144. At least 32,768
+	// and at most 1,048,576 hold.
+	Window        uint32 `protobuf:"varint,11,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1863,16 +1882,162 @@ func (*ExecStartRequest) Descriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{19}
 }
 
-// Answers exec_start.
+func (x *ExecStartRequest) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ExecStartRequest) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *ExecStartRequest) GetWorkingDirectory() string {
+	if x != nil {
+		return x.WorkingDirectory
+	}
+	return ""
+}
+
+func (x *ExecStartRequest) GetEnvironment() map[string]string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *ExecStartRequest) GetRunAsUser() string {
+	if x != nil {
+		return x.RunAsUser
+	}
+	return ""
+}
+
+func (x *ExecStartRequest) GetRunAsGroup() string {
+	if x != nil {
+		return x.RunAsGroup
+	}
+	return ""
+}
+
+func (x *ExecStartRequest) GetIncludeSupplementaryGroups() bool {
+	if x != nil {
+		return x.IncludeSupplementaryGroups
+	}
+	return false
+}
+
+func (x *ExecStartRequest) GetTimeoutSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *ExecStartRequest) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *ExecStartRequest) GetTerminal() *Terminal {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+func (x *ExecStartRequest) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+// A terminal for a command.
+type Terminal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What TERM says; empty: xterm.
+	Term string `protobuf:"bytes,1,opt,name=term,proto3" json:"term,omitempty"`
+	// 0: 24 and 80.
+	Rows          uint32 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Cols          uint32 `protobuf:"varint,3,opt,name=cols,proto3" json:"cols,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Terminal) Reset() {
+	*x = Terminal{}
+	mi := &file_script_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Terminal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Terminal) ProtoMessage() {}
+
+func (x *Terminal) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Terminal.ProtoReflect.Descriptor instead.
+func (*Terminal) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Terminal) GetTerm() string {
+	if x != nil {
+		return x.Term
+	}
+	return ""
+}
+
+func (x *Terminal) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *Terminal) GetCols() uint32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+// Answers exec_start when the command runs, or could not be started. Output may overtake it.
 type ExecStartResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The message id of the request.
+	ExecId string `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Pid    uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	// The window in force.
+	Window        uint32 `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
+	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecStartResponse) Reset() {
 	*x = ExecStartResponse{}
-	mi := &file_script_proto_msgTypes[20]
+	mi := &file_script_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2049,7 @@ func (x *ExecStartResponse) String() string {
 func (*ExecStartResponse) ProtoMessage() {}
 
 func (x *ExecStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[20]
+	mi := &file_script_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,19 +2062,61 @@ func (x *ExecStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStartResponse.ProtoReflect.Descriptor instead.
 func (*ExecStartResponse) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{20}
+	return file_script_proto_rawDescGZIP(), []int{21}
 }
 
-// Input, a signal, or a new window size for a started command.
+func (x *ExecStartResponse) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *ExecStartResponse) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecStartResponse) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *ExecStartResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Input, a signal, a new window size, or room for more output, for a started command of the same connection.
 type ExecInputRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	ExecId string                 `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// Given to the command in the order of the requests. The answer comes when the command has taken all of it.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// After data the input ends. On a terminal that is a Ctrl-D, which ends the input only at the beginning of a line.
+	CloseStdin bool `protobuf:"varint,3,opt,name=close_stdin,json=closeStdin,proto3" json:"close_stdin,omitempty"`
+	// A signal for the command's process group: INT or SIGINT, for example.
+	Signal string `protobuf:"bytes,4,opt,name=signal,proto3" json:"signal,omitempty"`
+	// The terminal's new size; 0: as it was.
+	Rows uint32 `protobuf:"varint,5,opt,name=rows,proto3" json:"rows,omitempty"`
+	Cols uint32 `protobuf:"varint,6,opt,name=cols,proto3" json:"cols,omitempty"`
+	// Bytes of output, from the first, that the host is done with.
+	Consumed uint64 `protobuf:"varint,7,opt,name=consumed,proto3" json:"consumed,omitempty"`
+	// Ends the command and all that it started: TERM, a while later KILL.
+	End           bool `protobuf:"varint,8,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecInputRequest) Reset() {
 	*x = ExecInputRequest{}
-	mi := &file_script_proto_msgTypes[21]
+	mi := &file_script_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2128,7 @@ func (x *ExecInputRequest) String() string {
 func (*ExecInputRequest) ProtoMessage() {}
 
 func (x *ExecInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[21]
+	mi := &file_script_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,19 +2141,78 @@ func (x *ExecInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInputRequest.ProtoReflect.Descriptor instead.
 func (*ExecInputRequest) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{21}
+	return file_script_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ExecInputRequest) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *ExecInputRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ExecInputRequest) GetCloseStdin() bool {
+	if x != nil {
+		return x.CloseStdin
+	}
+	return false
+}
+
+func (x *ExecInputRequest) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *ExecInputRequest) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *ExecInputRequest) GetCols() uint32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+func (x *ExecInputRequest) GetConsumed() uint64 {
+	if x != nil {
+		return x.Consumed
+	}
+	return 0
+}
+
+func (x *ExecInputRequest) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
 }
 
 // Answers exec_input.
 type ExecInputResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of data that the command was given.
+	Taken         uint64 `protobuf:"varint,1,opt,name=taken,proto3" json:"taken,omitempty"`
+	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecInputResponse) Reset() {
 	*x = ExecInputResponse{}
-	mi := &file_script_proto_msgTypes[22]
+	mi := &file_script_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2224,7 @@ func (x *ExecInputResponse) String() string {
 func (*ExecInputResponse) ProtoMessage() {}
 
 func (x *ExecInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[22]
+	mi := &file_script_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2237,21 @@ func (x *ExecInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInputResponse.ProtoReflect.Descriptor instead.
 func (*ExecInputResponse) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{22}
+	return file_script_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ExecInputResponse) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *ExecInputResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
 }
 
 // Asks for the commands that run detached.
@@ -1983,7 +2263,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_script_proto_msgTypes[23]
+	mi := &file_script_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2275,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[23]
+	mi := &file_script_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2288,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{23}
+	return file_script_proto_rawDescGZIP(), []int{24}
 }
 
 // The commands that run detached.
@@ -2020,7 +2300,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_script_proto_msgTypes[24]
+	mi := &file_script_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2312,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[24]
+	mi := &file_script_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2325,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{24}
+	return file_script_proto_rawDescGZIP(), []int{25}
 }
 
 // Asks how the agent is. It is answered from memory, also while the agent recovers or refuses everything else.
@@ -2057,7 +2337,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_script_proto_msgTypes[25]
+	mi := &file_script_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2349,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[25]
+	mi := &file_script_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2362,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{25}
+	return file_script_proto_rawDescGZIP(), []int{26}
 }
 
 // How the agent is.
@@ -2122,7 +2402,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_script_proto_msgTypes[26]
+	mi := &file_script_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2414,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[26]
+	mi := &file_script_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2427,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{26}
+	return file_script_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -2296,7 +2576,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2588,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2601,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{27}
+	return file_script_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PortStatus) GetName() string {
@@ -2359,7 +2639,7 @@ type SessionStatus struct {
 
 func (x *SessionStatus) Reset() {
 	*x = SessionStatus{}
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2651,7 @@ func (x *SessionStatus) String() string {
 func (*SessionStatus) ProtoMessage() {}
 
 func (x *SessionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2664,7 @@ func (x *SessionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStatus.ProtoReflect.Descriptor instead.
 func (*SessionStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{28}
+	return file_script_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SessionStatus) GetSince() *timestamppb.Timestamp {
@@ -2423,7 +2703,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_script_proto_msgTypes[29]
+	mi := &file_script_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2715,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[29]
+	mi := &file_script_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2728,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{29}
+	return file_script_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JournalStatus) GetError() string {
@@ -2483,7 +2763,7 @@ type SandboxLayer struct {
 
 func (x *SandboxLayer) Reset() {
 	*x = SandboxLayer{}
-	mi := &file_script_proto_msgTypes[30]
+	mi := &file_script_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2775,7 @@ func (x *SandboxLayer) String() string {
 func (*SandboxLayer) ProtoMessage() {}
 
 func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[30]
+	mi := &file_script_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2788,7 @@ func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxLayer.ProtoReflect.Descriptor instead.
 func (*SandboxLayer) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{30}
+	return file_script_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SandboxLayer) GetName() string {
@@ -2544,7 +2824,7 @@ type ConfigStatus struct {
 
 func (x *ConfigStatus) Reset() {
 	*x = ConfigStatus{}
-	mi := &file_script_proto_msgTypes[31]
+	mi := &file_script_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2836,7 @@ func (x *ConfigStatus) String() string {
 func (*ConfigStatus) ProtoMessage() {}
 
 func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[31]
+	mi := &file_script_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2849,7 @@ func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigStatus.ProtoReflect.Descriptor instead.
 func (*ConfigStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{31}
+	return file_script_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ConfigStatus) GetPath() string {
@@ -2627,7 +2907,7 @@ type StatusLine struct {
 
 func (x *StatusLine) Reset() {
 	*x = StatusLine{}
-	mi := &file_script_proto_msgTypes[32]
+	mi := &file_script_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2639,7 +2919,7 @@ func (x *StatusLine) String() string {
 func (*StatusLine) ProtoMessage() {}
 
 func (x *StatusLine) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[32]
+	mi := &file_script_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2652,7 +2932,7 @@ func (x *StatusLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusLine.ProtoReflect.Descriptor instead.
 func (*StatusLine) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{32}
+	return file_script_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatusLine) GetAt() *timestamppb.Timestamp {
@@ -2695,7 +2975,7 @@ type ScriptEvent struct {
 
 func (x *ScriptEvent) Reset() {
 	*x = ScriptEvent{}
-	mi := &file_script_proto_msgTypes[33]
+	mi := &file_script_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2987,7 @@ func (x *ScriptEvent) String() string {
 func (*ScriptEvent) ProtoMessage() {}
 
 func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[33]
+	mi := &file_script_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +3000,7 @@ func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptEvent.ProtoReflect.Descriptor instead.
 func (*ScriptEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{33}
+	return file_script_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ScriptEvent) GetRequestId() string {
@@ -2765,16 +3045,23 @@ func (x *ScriptEvent) GetDropped() uint32 {
 	return 0
 }
 
-// Output of a started command.
+// Output of a started command, and at last its end.
 type ExecOutputEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	ExecId string                 `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	// Counts the events of one command from 1.
+	Seq    uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	Stdout []byte `protobuf:"bytes,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr []byte `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// Set in the last event alone.
+	End           *ExecEnd `protobuf:"bytes,5,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecOutputEvent) Reset() {
 	*x = ExecOutputEvent{}
-	mi := &file_script_proto_msgTypes[34]
+	mi := &file_script_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +3073,7 @@ func (x *ExecOutputEvent) String() string {
 func (*ExecOutputEvent) ProtoMessage() {}
 
 func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[34]
+	mi := &file_script_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +3086,132 @@ func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutputEvent.ProtoReflect.Descriptor instead.
 func (*ExecOutputEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{34}
+	return file_script_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ExecOutputEvent) GetExecId() string {
+	if x != nil {
+		return x.ExecId
+	}
+	return ""
+}
+
+func (x *ExecOutputEvent) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *ExecOutputEvent) GetStdout() []byte {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *ExecOutputEvent) GetStderr() []byte {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *ExecOutputEvent) GetEnd() *ExecEnd {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+// How a started command ended.
+type ExecEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 128+n where signal n ended it; -1 where it is not known.
+	ExitCode int32 `protobuf:"varint,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	// The number of that signal; 0: none.
+	Signal uint32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	// timeout_seconds ended it.
+	TimedOut bool `protobuf:"varint,3,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
+	// Why it was ended, or what went wrong, in words.
+	Error      string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	DurationMs uint64 `protobuf:"varint,5,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// Something that the command left running still holds its output open; what that writes is not told.
+	LeftOpen      bool `protobuf:"varint,6,opt,name=left_open,json=leftOpen,proto3" json:"left_open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEnd) Reset() {
+	*x = ExecEnd{}
+	mi := &file_script_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEnd) ProtoMessage() {}
+
+func (x *ExecEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEnd.ProtoReflect.Descriptor instead.
+func (*ExecEnd) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ExecEnd) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *ExecEnd) GetSignal() uint32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+func (x *ExecEnd) GetTimedOut() bool {
+	if x != nil {
+		return x.TimedOut
+	}
+	return false
+}
+
+func (x *ExecEnd) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ExecEnd) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *ExecEnd) GetLeftOpen() bool {
+	if x != nil {
+		return x.LeftOpen
+	}
+	return false
 }
 
 var File_script_proto protoreflect.FileDescriptor
@@ -2952,11 +3364,46 @@ const file_script_proto_rawDesc = "" +
 	"\achanges\x18\t \x01(\rR\achanges\x12=\n" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
-	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\x12\n" +
-	"\x10ExecStartRequest\"\x13\n" +
-	"\x11ExecStartResponse\"\x12\n" +
-	"\x10ExecInputRequest\"\x13\n" +
-	"\x11ExecInputResponse\"\x11\n" +
+	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\x9f\x04\n" +
+	"\x10ExecStartRequest\x12\x18\n" +
+	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
+	"\x11working_directory\x18\x03 \x01(\tR\x10workingDirectory\x12Y\n" +
+	"\venvironment\x18\x04 \x03(\v27.limiquantix.agent.v1.ExecStartRequest.EnvironmentEntryR\venvironment\x12\x1e\n" +
+	"\vrun_as_user\x18\x05 \x01(\tR\trunAsUser\x12 \n" +
+	"\frun_as_group\x18\x06 \x01(\tR\n" +
+	"runAsGroup\x12@\n" +
+	"\x1cinclude_supplementary_groups\x18\a \x01(\bR\x1aincludeSupplementaryGroups\x12'\n" +
+	"\x0ftimeout_seconds\x18\b \x01(\rR\x0etimeoutSeconds\x12\x14\n" +
+	"\x05stdin\x18\t \x01(\bR\x05stdin\x12:\n" +
+	"\bterminal\x18\n" +
+	" \x01(\v2\x1e.limiquantix.agent.v1.TerminalR\bterminal\x12\x16\n" +
+	"\x06window\x18\v \x01(\rR\x06window\x1a>\n" +
+	"\x10EnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
+	"\bTerminal\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\tR\x04term\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\x12\x12\n" +
+	"\x04cols\x18\x03 \x01(\rR\x04cols\"l\n" +
+	"\x11ExecStartResponse\x12\x17\n" +
+	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x16\n" +
+	"\x06window\x18\x03 \x01(\rR\x06window\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xce\x01\n" +
+	"\x10ExecInputRequest\x12\x17\n" +
+	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1f\n" +
+	"\vclose_stdin\x18\x03 \x01(\bR\n" +
+	"closeStdin\x12\x16\n" +
+	"\x06signal\x18\x04 \x01(\tR\x06signal\x12\x12\n" +
+	"\x04rows\x18\x05 \x01(\rR\x04rows\x12\x12\n" +
+	"\x04cols\x18\x06 \x01(\rR\x04cols\x12\x1a\n" +
+	"\bconsumed\x18\a \x01(\x04R\bconsumed\x12\x10\n" +
+	"\x03end\x18\b \x01(\bR\x03end\"?\n" +
+	"\x11ExecInputResponse\x12\x14\n" +
+	"\x05taken\x18\x01 \x01(\x04R\x05taken\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x11\n" +
 	"\x0fListJobsRequest\"\x12\n" +
 	"\x10ListJobsResponse\"\x12\n" +
 	"\x10GetStatusRequest\"\xa3\x06\n" +
@@ -3021,8 +3468,21 @@ const file_script_proto_rawDesc = "" +
 	"\x04step\x18\x04 \x01(\tR\x04step\x12\x10\n" +
 	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x18\n" +
 	"\adropped\x18\x06 \x01(\rR\adroppedB\v\n" +
-	"\t_progress\"\x11\n" +
-	"\x0fExecOutputEvent*\x81\x02\n" +
+	"\t_progress\"\x9d\x01\n" +
+	"\x0fExecOutputEvent\x12\x17\n" +
+	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
+	"\x06stdout\x18\x03 \x01(\fR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12/\n" +
+	"\x03end\x18\x05 \x01(\v2\x1d.limiquantix.agent.v1.ExecEndR\x03end\"\xaf\x01\n" +
+	"\aExecEnd\x12\x1b\n" +
+	"\texit_code\x18\x01 \x01(\x05R\bexitCode\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\rR\x06signal\x12\x1b\n" +
+	"\ttimed_out\x18\x03 \x01(\bR\btimedOut\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1f\n" +
+	"\vduration_ms\x18\x05 \x01(\x04R\n" +
+	"durationMs\x12\x1b\n" +
+	"\tleft_open\x18\x06 \x01(\bR\bleftOpen*\x81\x02\n" +
 	"\fScriptStatus\x12\x1d\n" +
 	"\x19SCRIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SCRIPT_STATUS_COMMITTED\x10\x01\x12\x1d\n" +
@@ -3066,7 +3526,7 @@ func file_script_proto_rawDescGZIP() []byte {
 }
 
 var file_script_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_script_proto_goTypes = []any{
 	(ScriptStatus)(0),             // 0: limiquantix.agent.v1.ScriptStatus
 	(ChangeState)(0),              // 1: limiquantix.agent.v1.ChangeState
@@ -3092,50 +3552,53 @@ var file_script_proto_goTypes = []any{
 	(*TransactionsResponse)(nil),  // 21: limiquantix.agent.v1.TransactionsResponse
 	(*TransactionInfo)(nil),       // 22: limiquantix.agent.v1.TransactionInfo
 	(*ExecStartRequest)(nil),      // 23: limiquantix.agent.v1.ExecStartRequest
-	(*ExecStartResponse)(nil),     // 24: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputRequest)(nil),      // 25: limiquantix.agent.v1.ExecInputRequest
-	(*ExecInputResponse)(nil),     // 26: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsRequest)(nil),       // 27: limiquantix.agent.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 28: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusRequest)(nil),      // 29: limiquantix.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 30: limiquantix.agent.v1.GetStatusResponse
-	(*PortStatus)(nil),            // 31: limiquantix.agent.v1.PortStatus
-	(*SessionStatus)(nil),         // 32: limiquantix.agent.v1.SessionStatus
-	(*JournalStatus)(nil),         // 33: limiquantix.agent.v1.JournalStatus
-	(*SandboxLayer)(nil),          // 34: limiquantix.agent.v1.SandboxLayer
-	(*ConfigStatus)(nil),          // 35: limiquantix.agent.v1.ConfigStatus
-	(*StatusLine)(nil),            // 36: limiquantix.agent.v1.StatusLine
-	(*ScriptEvent)(nil),           // 37: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),       // 38: limiquantix.agent.v1.ExecOutputEvent
-	nil,                           // 39: limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	nil,                           // 40: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
-	nil,                           // 41: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
-	(*structpb.Struct)(nil),       // 42: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 43: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
+	(*Terminal)(nil),              // 24: limiquantix.agent.v1.Terminal
+	(*ExecStartResponse)(nil),     // 25: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputRequest)(nil),      // 26: limiquantix.agent.v1.ExecInputRequest
+	(*ExecInputResponse)(nil),     // 27: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsRequest)(nil),       // 28: limiquantix.agent.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 29: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusRequest)(nil),      // 30: limiquantix.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 31: limiquantix.agent.v1.GetStatusResponse
+	(*PortStatus)(nil),            // 32: limiquantix.agent.v1.PortStatus
+	(*SessionStatus)(nil),         // 33: limiquantix.agent.v1.SessionStatus
+	(*JournalStatus)(nil),         // 34: limiquantix.agent.v1.JournalStatus
+	(*SandboxLayer)(nil),          // 35: limiquantix.agent.v1.SandboxLayer
+	(*ConfigStatus)(nil),          // 36: limiquantix.agent.v1.ConfigStatus
+	(*StatusLine)(nil),            // 37: limiquantix.agent.v1.StatusLine
+	(*ScriptEvent)(nil),           // 38: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),       // 39: limiquantix.agent.v1.ExecOutputEvent
+	(*ExecEnd)(nil),               // 40: limiquantix.agent.v1.ExecEnd
+	nil,                           // 41: limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	nil,                           // 42: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	nil,                           // 43: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	nil,                           // 44: limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
+	(*structpb.Struct)(nil),       // 45: google.protobuf.Struct
+	(*structpb.Value)(nil),        // 46: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
 }
 var file_script_proto_depIdxs = []int32{
-	39, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	42, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
-	40, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	41, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	45, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
+	42, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
 	6,  // 3: limiquantix.agent.v1.RunScriptRequest.attachments:type_name -> limiquantix.agent.v1.Attachment
-	41, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	43, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
 	0,  // 5: limiquantix.agent.v1.RunScriptResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	43, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
+	46, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
 	8,  // 7: limiquantix.agent.v1.RunScriptResponse.error:type_name -> limiquantix.agent.v1.ScriptError
 	9,  // 8: limiquantix.agent.v1.RunScriptResponse.changes:type_name -> limiquantix.agent.v1.Change
 	10, // 9: limiquantix.agent.v1.RunScriptResponse.log:type_name -> limiquantix.agent.v1.LogLine
 	11, // 10: limiquantix.agent.v1.RunScriptResponse.stats:type_name -> limiquantix.agent.v1.ScriptStats
-	44, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	47, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
 	9,  // 12: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
 	12, // 13: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
 	9,  // 14: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
 	1,  // 15: limiquantix.agent.v1.Change.state:type_name -> limiquantix.agent.v1.ChangeState
-	44, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
+	47, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
 	8,  // 17: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
 	17, // 18: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
 	8,  // 19: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	42, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
+	45, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
 	2,  // 21: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
 	0,  // 22: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
 	8,  // 23: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
@@ -3143,31 +3606,34 @@ var file_script_proto_depIdxs = []int32{
 	8,  // 25: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
 	0,  // 26: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
 	12, // 27: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
-	44, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
-	44, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
+	47, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
+	47, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
 	7,  // 30: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	44, // 31: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	3,  // 32: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
-	31, // 33: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
-	44, // 34: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
-	33, // 35: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
-	34, // 36: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
-	35, // 37: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
-	36, // 38: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
-	44, // 39: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
-	32, // 40: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	44, // 41: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	44, // 42: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	22, // 43: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	36, // 44: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	44, // 45: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	44, // 46: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	10, // 47: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	44, // 31: limiquantix.agent.v1.ExecStartRequest.environment:type_name -> limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
+	24, // 32: limiquantix.agent.v1.ExecStartRequest.terminal:type_name -> limiquantix.agent.v1.Terminal
+	47, // 33: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	3,  // 34: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
+	32, // 35: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
+	47, // 36: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
+	34, // 37: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
+	35, // 38: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
+	36, // 39: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
+	37, // 40: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
+	47, // 41: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
+	33, // 42: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	47, // 43: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	47, // 44: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	22, // 45: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	37, // 46: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	47, // 47: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	47, // 48: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	10, // 49: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
+	40, // 50: limiquantix.agent.v1.ExecOutputEvent.end:type_name -> limiquantix.agent.v1.ExecEnd
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_script_proto_init() }
@@ -3176,14 +3642,14 @@ func file_script_proto_init() {
 		return
 	}
 	file_script_proto_msgTypes[1].OneofWrappers = []any{}
-	file_script_proto_msgTypes[33].OneofWrappers = []any{}
+	file_script_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_script_proto_rawDesc), len(file_script_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   38,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

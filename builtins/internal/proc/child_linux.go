@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,7 +25,9 @@ type child struct {
 	pidfd   *os.File      // nil where the kernel has none
 	exited  chan struct{} // closed when the process ended; it is a zombie until reap, so that its number stays its own
 	watched chan struct{} // closed when nobody watches any more
-	reaped  bool
+
+	mu     sync.Mutex // held by who reaps or signals it
+	reaped bool
 }
 
 // start starts what spec says.
@@ -69,9 +72,10 @@ func (r *Runner) startIn(spec *Spec, group *group, kind string, files [3]*os.Fil
 	if group != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, group.fd
 	}
-	if spec.Tied {
+	if spec.Tied || spec.served {
 		attr.Pdeathsig = unix.SIGKILL
 	}
+	attr.Setctty = spec.terminal // which is descriptor 0
 	cmd := &exec.Cmd{Stdin: files[0], Stdout: files[1], Stderr: files[2], SysProcAttr: attr}
 	start := r.startPlain
 	if spec.Confine != nil || spec.rooted() {
@@ -244,6 +248,8 @@ func (c *child) hasExited() bool {
 
 // reap takes the status of a process that ended.
 func (c *child) reap() (code int, signal syscall.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.cmd.Wait() // the error says again what the state says
 	c.reaped = true
 	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)

@@ -74,6 +74,9 @@ type Spec struct {
 	Timeout time.Duration
 	// MaxOutput bounds what is kept of each stream, in bytes; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
+
+	served   bool // by Serve: it ends with the agent
+	terminal bool // its streams are a terminal, which becomes its controlling one
 }
 
 // Confine is what a confined command may write.
@@ -383,7 +386,7 @@ func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result
 		timeout = timer.C
 	}
 	released := r.released
-	if spec.Tied {
+	if spec.Tied || spec.served {
 		released = nil
 	}
 	kill := spec.Tied

@@ -123,7 +123,7 @@ func (r *Runner) startStaged(cmd *exec.Cmd, spec *Spec, env []string) error {
 		}
 		return &StartError{Stage: "confinement", Err: err}
 	}
-	p := &plan{Argv: spec.Argv, Dir: spec.dir(), Env: env, Root: spec.Root, Become: spec.User, Tied: spec.Tied}
+	p := &plan{Argv: spec.Argv, Dir: spec.dir(), Env: env, Root: spec.Root, Become: spec.User, Tied: spec.Tied || spec.served}
 	if spec.Confine != nil {
 		p.Confined, p.Writable, p.PerMount = true, spec.Confine.Writable, r.system.perMount
 		if !slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "TMPDIR=") }) {

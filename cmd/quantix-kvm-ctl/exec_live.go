@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/term"
+
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// execLive runs a command whose output is shown as it comes.
+func (a *app) execLive(s *session, command client.Command, stdin, tty bool) error {
+	if !streams(s) {
+		if stdin || tty {
+			return fault.Unsupported("the agent in the guest runs commands only without --stdin and --tty")
+		}
+		return a.exec(s, command, false)
+	}
+	options := client.StreamOptions{Stdin: stdin}
+	if tty {
+		rows, cols := a.windowSize()
+		options.Terminal = &pb.Terminal{Term: os.Getenv("TERM"), Rows: rows, Cols: cols}
+	}
+	beside, stop := context.WithCancel(s.ctx)
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer stop()
+	restore := func() {}
+	defer func() { restore() }() // also in a panic
+	end, err := s.RunLive(s.ctx, command, options, lastWords, func(stream *client.Stream) {
+		if tty {
+			work.Go(func() { a.followWindow(beside, stream) })
+		}
+		if stdin {
+			if tty {
+				restore = rawTerminal(a.stdin)
+			}
+			go feed(beside, a.stdin, stream) // not waited for: nothing ends a read of a terminal but a key
+		}
+	}, a.show)
+	restore()
+	if err != nil {
+		return notStarted(s.why(err))
+	}
+	if end.GetError() != "" {
+		a.note("exec: %s", end.Error)
+	}
+	return passOn(int(end.GetExitCode()), end.GetTimedOut())
+}
+
+// streams says whether the agent can do it: what other agents do with a request that they do not know is their secret.
+func streams(s *session) bool {
+	reply, err := client.Call[*pb.GetCapabilitiesResponse](s.ctx, s.Client, &pb.GetCapabilitiesRequest{})
+	return err == nil && slices.Contains(reply.GetCapabilities(), "exec_stream")
+}
+
+// show writes a piece of output.
+func (a *app) show(out client.Output) error {
+	if len(out.Stdout) > 0 {
+		_, err := a.stdout.Write(out.Stdout)
+		return err
+	}
+	_, err := a.stderr.Write(out.Stderr)
+	return err
+}
+
+// feed brings input to the command, until that or the input ends. A command that reads no more is no error.
+func feed(ctx context.Context, from io.Reader, stream *client.Stream) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, err := stream.Write(ctx, buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			stream.CloseInput(ctx) // a command that has ended needs none
+			return
+		}
+	}
+}
+
+// windowSize is the size of the terminal here; 0: there is none.
+func (a *app) windowSize() (rows, cols uint32) {
+	for _, f := range []*os.File{a.stdout, a.stdin, a.stderr} {
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
+			return uint32(height), uint32(width)
+		}
+	}
+	return 0, 0
+}
+
+// followWindow tells the guest of new sizes.
+func (a *app) followWindow(ctx context.Context, stream *client.Stream) {
+	resized, stop := windowChanges()
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-resized:
+		}
+		if rows, cols := a.windowSize(); rows > 0 {
+			if err := stream.Resize(ctx, rows, cols); err != nil && !errors.Is(err, context.Canceled) {
+				return // the command has ended
+			}
+		}
+	}
+}
