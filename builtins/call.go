@@ -25,6 +25,8 @@ type Call struct {
 	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
+	// TakesBack: the journal calls, to take back what was allowed when it was done.
+	TakesBack bool
 	// Attachments are the files that came with the script.
 	Attachments map[string][]byte
 	// Plan is what a dry run changes instead of the guest; nil: this is none.

@@ -48,6 +48,10 @@ type Op struct {
 	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
 	// is over.
 	Transient bool
+	// Delegates says that the row changes the guest through other rows alone.
+	Delegates bool
+	// Aspects are what a policy looks at.
+	Aspects Aspects
 	// Inner rows are called by the journal alone, to take something back.
 	Inner bool
 	// In and Out are prototypes: never written to.
@@ -164,6 +168,9 @@ func ErrorReply(of protoreflect.MessageType, err error) proto.Message {
 
 // check holds a row against what its messages really have. A fault is a programmer's, and met at start-up.
 func (op *Op) check() error {
+	if err := op.Aspects.check(op.In.ProtoReflect().Descriptor()); err != nil && !op.Inner {
+		return err
+	}
 	if op.Script == nil {
 		field := envelope.ByName(protoreflect.Name(op.Name))
 		if field == nil || field.Message() != op.In.ProtoReflect().Descriptor() {

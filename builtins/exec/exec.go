@@ -68,16 +68,17 @@ func New(config Config) *Room {
 // Ops are the rows of the room. exec.undo is for the journal, not for scripts.
 func (r *Room) Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Native("execute", "run a command and wait for it, or start it and leave it", r.execute).
+		builtins.Native("execute", "run a command and wait for it, or start it and leave it", r.execute).Runs(executed, "command", "args").
 			Mutating().Announce("execute").OnError(func(err error) proto.Message {
 			return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()}
 		}),
-		builtins.Native("exec_start", "start a command and send its output as it comes", r.execStart).Mutating().Announce("exec_stream"),
+		builtins.Native("exec_start", "start a command and send its output as it comes", r.execStart).Runs(executed, "command", "args").
+			Mutating().Announce("exec_stream"),
 		builtins.Native("exec_input", "give a started command input, a signal, a window size, or an end", r.execInput).
 			Mutating().KeepsNothing().Ordered(inputOrder),
-		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Mutating().LeavesPart().Plans().
+		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Runs(ran, "argv", "undo").Writes("touches").Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
-		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Mutating().LeavesPart().Plans().
+		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Runs(lined, "command", "undo").Writes("touches").Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.ShellArgs).Readonly }),
 		builtins.Script("exec.undo", "argv", "", "take back what a command did", r.undo).Mutating().Hidden(),
 	}

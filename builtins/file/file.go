@@ -66,35 +66,35 @@ func (r *Room) Close() error {
 	return r.uploads.close()
 }
 
-// Ops lists the rows of the room.
+// Ops lists the rows of the room. A script's row that tells what was in a file, by a diff or a copy, reads it.
 func (r *Room) Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Mutating().Announce("file_write").Unless(onlyStages).KeepsNothing().
+		builtins.Native("file_write", "write a file in chunks; it takes its place with the last one", r.fileWrite).Writes("path").Mutating().Announce("file_write").Unless(onlyStages).KeepsNothing().
 			Ordered(func(in proto.Message) string { return in.(*pb.FileWriteRequest).Path }),
-		builtins.Native("file_read", "read a chunk of a file", r.fileRead).Announce("file_read"),
-		builtins.Native("list_directory", "list a directory, sorted by name", r.listDirectory).Announce("file_list"),
-		builtins.Native("create_directory", "make a directory that may exist already", r.createDirectory).Mutating().Announce("directory_create"),
-		builtins.Native("file_delete", "remove a file, a link or a directory", r.fileDelete).Mutating().Announce("file_delete"),
-		builtins.Native("file_stat", "describe a file, directory or link", r.fileStat).Announce("file_stat"),
+		builtins.Native("file_read", "read a chunk of a file", r.fileRead).Reads("path").Announce("file_read"),
+		builtins.Native("list_directory", "list a directory, sorted by name", r.listDirectory).Reads("path").Announce("file_list"),
+		builtins.Native("create_directory", "make a directory that may exist already", r.createDirectory).Writes("path").Mutating().Announce("directory_create"),
+		builtins.Native("file_delete", "remove a file, a link or a directory", r.fileDelete).Writes("path").WholeTree("path").Mutating().Announce("file_delete"),
+		builtins.Native("file_stat", "describe a file, directory or link", r.fileStat).Reads("path").Announce("file_stat"),
 
-		builtins.Script("file.read", "path", "content", "the content of a file", r.read),
-		builtins.Script("file.write", "path content", "changed", "make a file have a content", r.write).Mutating().Plans(),
-		builtins.Script("file.append", "path content", "changed", "add to the end of a file", r.append).Mutating().Plans(),
-		builtins.Script("file.exists", "path", "exists", "whether something is there, be it a link to nothing", r.exists),
-		builtins.Script("file.stat", "path", "", "describe what is there, a link itself", r.stat),
-		builtins.Script("file.list", "path", "entries", "describe what is in a directory, sorted by name", r.list),
-		builtins.Script("file.glob", "pattern", "paths", "the paths that match a pattern of *, ? and [a-z], sorted", r.glob),
-		builtins.Script("file.mkdir", "path", "changed", "make a directory", r.mkdir).Mutating().Plans(),
-		builtins.Script("file.remove", "path", "changed", "remove what is there, if anything is", r.remove).Mutating().Plans(),
-		builtins.Script("file.copy", "from to", "changed", "make a file have the content of another", r.copy).Mutating().Plans(),
-		builtins.Script("file.move", "from to", "changed", "give a file or directory another path", r.move).Mutating().Plans(),
-		builtins.Script("file.symlink", "target path", "changed", "make a symbolic link", r.symlink).Mutating().Plans(),
-		builtins.Script("file.chmod", "path mode", "changed", "set the mode of a file or directory", r.chmod).Mutating().Plans(),
-		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Mutating().Plans(),
-		builtins.Script("file.sha256", "path", "sha256", "the SHA-256 of the content of a file, in hex", r.sha256),
-		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Mutating().Plans(),
-		builtins.Script("file.line", "path", "changed", "make a line stand in a text file, or not stand there", r.line).Mutating().Plans(),
-		builtins.Script("file.replace", "path pattern replacement", "changed", "replace what matches a pattern in a text file", r.replace).Mutating().Plans(),
+		builtins.Script("file.read", "path", "content", "the content of a file", r.read).Reads("path"),
+		builtins.Script("file.write", "path content", "changed", "make a file have a content", r.write).Reads("path").Writes("path").Mutating().Plans(),
+		builtins.Script("file.append", "path content", "changed", "add to the end of a file", r.append).Reads("path").Writes("path").Mutating().Plans(),
+		builtins.Script("file.exists", "path", "exists", "whether something is there, be it a link to nothing", r.exists).Reads("path"),
+		builtins.Script("file.stat", "path", "", "describe what is there, a link itself", r.stat).Reads("path"),
+		builtins.Script("file.list", "path", "entries", "describe what is in a directory, sorted by name", r.list).Reads("path"),
+		builtins.Script("file.glob", "pattern", "paths", "the paths that match a pattern of *, ? and [a-z], sorted", r.glob).Matches("pattern"),
+		builtins.Script("file.mkdir", "path", "changed", "make a directory", r.mkdir).Writes("path").Mutating().Plans(),
+		builtins.Script("file.remove", "path", "changed", "remove what is there, if anything is", r.remove).Reads("path").Writes("path").WholeTree("path").Mutating().Plans(),
+		builtins.Script("file.copy", "from to", "changed", "make a file have the content of another", r.copy).Reads("from", "to").Writes("to").Mutating().Plans(),
+		builtins.Script("file.move", "from to", "changed", "give a file or directory another path", r.move).Reads("from").Writes("from", "to").WholeTree("from").Mutating().Plans(),
+		builtins.Script("file.symlink", "target path", "changed", "make a symbolic link", r.symlink).Writes("path").Free("target").Mutating().Plans(),
+		builtins.Script("file.chmod", "path mode", "changed", "set the mode of a file or directory", r.chmod).Writes("path").Mutating().Plans(),
+		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Writes("path").Mutating().Plans(),
+		builtins.Script("file.sha256", "path", "sha256", "the SHA-256 of the content of a file, in hex", r.sha256).Reads("path"),
+		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Reads("path").Writes("path").Mutating().Plans(),
+		builtins.Script("file.line", "path", "changed", "make a line stand in a text file, or not stand there", r.line).Reads("path").Writes("path").Mutating().Plans(),
+		builtins.Script("file.replace", "path pattern replacement", "changed", "replace what matches a pattern in a text file", r.replace).Reads("path").Writes("path").Free("pattern").Mutating().Plans(),
 		builtins.Script("file.attachment", "name", "content", "the content of a file that came with the script", r.attachment),
 	}
 }

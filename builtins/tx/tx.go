@@ -10,7 +10,10 @@ import (
 	"context"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -18,9 +21,16 @@ import (
 // Ops are the rows of the room.
 func Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Script("tx.on_rollback", "argv", "", "have a rollback run a command when it comes to this point", onRollback).Mutating().Plans(),
+		builtins.Script("tx.on_rollback", "argv", "", "have a rollback run a command when it comes to this point", onRollback).
+			Runs(taking, "argv").Mutating().Plans(),
 		builtins.Script("tx.changes", "", "changes", "what the script changed so far", changes),
 	}
+}
+
+// taking is the command of a request to tx.on_rollback.
+func taking(in proto.Message) []builtins.Command {
+	request := in.(*pb.OnRollbackArgs)
+	return []builtins.Command{{Argv: request.Argv, Paths: proc.SearchPaths(request.Env), Dir: request.Cwd}}
 }
 
 // onRollback changes nothing, so nothing is reported: it only makes a promise of the journal.

@@ -18,6 +18,7 @@ type logger struct {
 	level  zap.AtomicLevel
 	pinned bool // the level is the command line's
 	latest *latest
+	audit  *zap.Logger // writes whatever the level is
 }
 
 // newLog makes the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
@@ -42,6 +43,7 @@ func newLog(c config.Config, level string) (*logger, error) {
 	encoder := newEncoder(c.LogFormat == "pretty" && c.LogFile == "", toJournal)
 	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &remember{to: l.latest})
 	l.Logger = zap.New(core)
+	l.audit = zap.New(zapcore.NewCore(newEncoder(false, toJournal), sink, zapcore.InfoLevel))
 	return l, nil
 }
 

@@ -27,6 +27,7 @@ type setting struct {
 type reloader struct {
 	path     string
 	settings []setting
+	check    func(config.Config) error // finds what only the agent's own operations tell to be wrong
 	log      *zap.Logger
 	refusing bool // the agent started with a faulty configuration, and refuses until it is started again
 
@@ -40,9 +41,9 @@ type reloader struct {
 	pending    []string // wait for a restart
 }
 
-func newReloader(path string, conf config.Config, warnings []string, faulty error, settings []setting, log *zap.Logger) *reloader {
+func newReloader(path string, conf config.Config, warnings []string, faulty error, settings []setting, check func(config.Config) error, log *zap.Logger) *reloader {
 	return &reloader{
-		path: path, settings: settings, log: log, refusing: faulty != nil,
+		path: path, settings: settings, check: check, log: log, refusing: faulty != nil,
 		started: conf, inForce: conf, loaded: time.Now(), generation: 1, err: faulty, warnings: warnings,
 	}
 }
@@ -51,6 +52,7 @@ func newReloader(path string, conf config.Config, warnings []string, faulty erro
 func settings(live func(name string) func(config.Config)) []setting {
 	list := []setting{
 		{name: "log_level", of: func(c config.Config) any { return c.LogLevel }},
+		{name: "security", of: func(c config.Config) any { return c.Security }},
 		{name: "telemetry_interval_secs", of: func(c config.Config) any { return c.TelemetryInterval }},
 		{name: "the limits of script", of: func(c config.Config) any {
 			c.Script.Enabled, c.Script.Source = false, 0
@@ -81,6 +83,9 @@ func settings(live func(name string) func(config.Config)) []setting {
 // reload reads the file. One with faults changes nothing: what was in force stays.
 func (r *reloader) reload() {
 	conf, warnings, err := config.Load(r.path)
+	if err == nil {
+		err = r.check(conf)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.generation++

@@ -50,9 +50,7 @@ func run(ctx context.Context, f flags) (err error) {
 	for _, warning := range warnings {
 		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
 	}
-	if faulty != nil {
-		log.Error("the configuration has faults; all but ping, get_capabilities and get_status is refused", zap.Error(faulty))
-	}
+	told(log, faulty)
 	root, err := fsys.Open(f.root)
 	if err != nil {
 		return err
@@ -88,9 +86,14 @@ func run(ctx context.Context, f flags) (err error) {
 		ops = append(ops, manager.Ops()...)
 	}
 	table = builtins.NewTable(ops)
-	table.Allow = manager.Guard(func(path string) (string, error) { return root.Resolve(path, false) })
+	rules := newRules(f, root, table)
+	if faulty == nil {
+		faulty = rules.start(conf)
+		told(log, faulty)
+	}
+	rules.guard(manager.Guard(func(path string) (string, error) { return root.Resolve(path, false) }))
 	manager.Table = table
-	observe(table, log)
+	observe(table, log, rules, logs.audit)
 	recovery := newRecovery()
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -100,17 +103,18 @@ func run(ctx context.Context, f flags) (err error) {
 	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
 		return map[string]func(config.Config){
 			"log_level":               logs.change,
+			"security":                rules.change,
 			"telemetry_interval_secs": func(c config.Config) { a.SetTelemetryEvery(c.TelemetryInterval) },
 			"the limits of script":    func(c config.Config) { pool.SetLimits(limits(c.Script)) },
 		}[name]
-	}), log)
+	}), rules.check, log)
 	a = agent.New(agent.Config{
 		Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
 		Announced: announced(ctx, log),
 		Table:     table, Log: log, Version: version, Commit: commitID(), Built: built,
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
-		Features: func() map[string]string { return features(rooms) }, Refusing: faulty, Cancel: manager.Cancel,
+		Features: func() map[string]string { return features(rooms, rules) }, Refusing: faulty, Cancel: manager.Cancel,
 		Stopping: rooms.Release, Left: rooms.Left, Gate: recovery.gate, Notices: recovery.notices,
 		Local: openControl(f, log), Status: describer(recovery, undo, again, logs.latest), Changed: tell.change,
 	})
@@ -183,9 +187,19 @@ func library(root string, limit int) *script.Library {
 	return script.NewLibrary(limit, append(places, script.Place{Name: "bundled:", FS: scripts.Bundled()})...)
 }
 
+// told says in the log why everything will be refused, if it will.
+func told(log *zap.Logger, faulty error) {
+	if faulty != nil {
+		log.Error("the configuration has faults; all but ping, get_capabilities and get_status is refused", zap.Error(faulty))
+	}
+}
+
 // observe logs what operations do, without what they carry.
-func observe(table *builtins.Table, log *zap.Logger) {
-	table.Audit = func(call *builtins.Call, op *builtins.Op, _ proto.Message, err error, took time.Duration) {
+func observe(table *builtins.Table, log *zap.Logger, rules *rules, audit *zap.Logger) {
+	table.Audit = func(call *builtins.Call, op *builtins.Op, in proto.Message, err error, took time.Duration) {
+		if rules.audits() {
+			audit.Info("audit", audited(call, op, in, err, took)...)
+		}
 		log.Debug("operation", zap.String("op", op.Name), zap.String("id", call.ID), zap.String("port", call.Port),
 			zap.Duration("took", took), zap.String("code", fault.Code(err)))
 	}
@@ -195,8 +209,9 @@ func observe(table *builtins.Table, log *zap.Logger) {
 }
 
 // features tells a host which guest this is and which walls stand.
-func features(rooms *all.Rooms) map[string]string {
+func features(rooms *all.Rooms, rules *rules) map[string]string {
 	f := rooms.Features()
+	f["policy"] = rules.describe()
 	for _, layer := range sandbox.Layers() {
 		state := "yes"
 		if layer.Missing != "" {

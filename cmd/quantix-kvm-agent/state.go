@@ -33,7 +33,7 @@ func openJournal(f flags, root *fsys.Root, table func() *builtins.Table) (*journ
 			if op == nil {
 				return fault.Unsupported("%s is not supported by this agent", name)
 			}
-			_, err := table().Invoke(ctx, &builtins.Call{ID: "journal"}, op, args)
+			_, err := table().Invoke(ctx, &builtins.Call{ID: "journal", TakesBack: true}, op, args)
 			return err
 		},
 	})

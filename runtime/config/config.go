@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,7 @@ type Config struct {
 	PreFreezeDir      string        // pre_freeze_script_dir
 	PostThawDir       string        // post_thaw_script_dir
 	Script            Script
+	Security          Security
 }
 
 // Script are the limits of a script; a key under script in agent.yaml each.
@@ -81,6 +83,7 @@ func Load(path string) (c Config, warnings []string, err error) {
 		return Default(), nil, err
 	}
 	c, warnings, err = Parse(text)
+	c.Security.File = filepath.Base(path)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
@@ -113,7 +116,7 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 	if err := errors.Join(p.faults...); err != nil {
 		return p.config.channel(), p.warnings, err
 	}
-	return p.config, p.warnings, nil
+	return p.config, append(p.warnings, p.config.Security.warnings()...), nil
 }
 
 // channel is the default with what says how to reach the host and the log.
@@ -203,7 +206,11 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 		if name == "transport" {
 			p.transport = value
 		}
-		switch setter, known := keys[name]; {
+		setter, known := keys[name]
+		if !known {
+			setter, known = securityKeys[name]
+		}
+		switch {
 		case seen[name]:
 			p.fault(key, name, "stands twice")
 		case sections[name]:
@@ -256,14 +263,6 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"pre_freeze_script_dir": word(func(c *Config) *string { return &c.PreFreezeDir }),
 	"post_thaw_script_dir":  word(func(c *Config) *string { return &c.PostThawDir }),
 
-	"security.command_allowlist":       off,
-	"security.command_blocklist":       off,
-	"security.allow_file_write_paths":  off,
-	"security.deny_file_read_paths":    off,
-	"security.max_commands_per_minute": off,
-	"security.max_file_ops_per_second": off,
-	"security.audit_logging":           off,
-
 	"health.enabled":                flag(func(*Config, bool) {}),
 	"health.interval_secs":          number(1, 86400, func(*Config, int64) {}),
 	"health.telemetry_timeout_secs": number(1, 86400, func(*Config, int64) {}),
@@ -288,16 +287,6 @@ func flag(set func(*Config, bool)) func(*Config, *yaml.Node) error {
 		set(c, on)
 		return nil
 	}
-}
-
-// off accepts only the value that turns a restriction off: one that this agent cannot enforce must not look enforced.
-func off(_ *Config, node *yaml.Node) error {
-	switch {
-	case node.Kind == yaml.SequenceNode && len(node.Content) == 0, node.Tag == "!!null",
-		node.Kind == yaml.ScalarNode && (node.Value == "0" || node.Value == "false"):
-		return nil
-	}
-	return errors.New("this restriction is not supported yet, and an agent that ignored it would be open")
 }
 
 // cids reads a list of context ids.

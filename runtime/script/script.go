@@ -68,7 +68,7 @@ func New(config Config) *Manager {
 // Ops are the requests about scripts.
 func (m *Manager) Ops() []builtins.Op {
 	return []builtins.Op{
-		builtins.Native("run_script", "run a Lua script as one transaction", m.runScript).Mutating().
+		builtins.Native("run_script", "run a Lua script as one transaction", m.runScript).Mutating().Delegating().
 			Announce("run_script").OnError(refusal),
 		builtins.Native("list_scripts", "list the scripts that can be run by name", m.listScripts).Announce("list_scripts"),
 		builtins.Native("transactions", "list or show transactions", m.transactions).Announce("transactions"),

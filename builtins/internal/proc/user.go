@@ -85,6 +85,21 @@ func (u *User) addGroups(root, group string, supplementary bool) error {
 	return nil
 }
 
+// The lists of directories in which a login looks for programs.
+const (
+	userPath = "/usr/local/bin:/usr/bin:/bin"
+	rootPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// SearchPaths are the lists by one of which a program without a slash is looked for, for a command with these values in
+// its environment, whoever it runs as.
+func SearchPaths(env map[string]string) []string {
+	if path, said := env["PATH"]; said {
+		return []string{path}
+	}
+	return []string{rootPath, userPath}
+}
+
 // LoginEnv is the environment of a fresh login of u: PATH, HOME, USER, LOGNAME, SHELL and LANG, and nothing of the
 // agent's. nil is the user that the agent runs as.
 func LoginEnv(u *User) []string {
@@ -98,9 +113,9 @@ func LoginEnv(u *User) []string {
 	if shell == "" {
 		shell = "/bin/sh"
 	}
-	path := "/usr/local/bin:/usr/bin:/bin"
+	path := userPath
 	if u.UID == 0 {
-		path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+		path = rootPath
 	}
 	return append([]string{"PATH=" + path, "HOME=" + home, "USER=" + u.Name, "LOGNAME=" + u.Name, "SHELL=" + shell,
 		"LANG=C.UTF-8"}, systemEnv()...)

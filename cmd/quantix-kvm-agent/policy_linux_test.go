@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/policy"
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// A policy that denies everything refuses every request in its own reply type, and none of it is announced; what tells of
+// the agent itself, and cancel, are answered as ever.
+func TestPolicyThatDeniesEverything(t *testing.T) {
+	for _, security := range []string{"deny_operations: ['*']", "allow_operations: [host.uptime]"} {
+		a := agenttest.Start(t, agenttest.Options{Config: "security:\n  " + security + "\n"})
+		c := a.Client(t, client.Options{})
+		for _, request := range requests() {
+			reply, err := client.Call[proto.Message](ctxFor(t, 20*time.Second), c, request)
+			if reply == nil || reply.ProtoReflect().Descriptor() != wire.ReplyType(request).Descriptor() {
+				t.Errorf("%T: answered with %T (%v)", request, reply, err)
+			}
+			switch request.(type) {
+			case *pb.PingRequest, *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
+				if err != nil {
+					t.Errorf("%T: %v", request, err)
+				}
+			case *pb.CancelRequest:
+				if errors.Is(err, fault.ErrRefused) {
+					t.Errorf("%T: %v", request, err)
+				}
+			default:
+				if !errors.Is(err, errors.ErrUnsupported) && (!errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "operations (agent.yaml line 2)")) {
+					t.Errorf("%T was not refused: %v", request, err)
+				}
+			}
+		}
+		can, err := client.Call[*pb.GetCapabilitiesResponse](ctxFor(t, 20*time.Second), c, &pb.GetCapabilitiesRequest{})
+		if err != nil || strings.Join(can.Capabilities, " ") != "status telemetry" || can.Features["policy"] != "yes, of agent.yaml" {
+			t.Error(can, err)
+		}
+	}
+}
+
+// A reload puts another policy into force; a file with faults, also one that only the operations tell, leaves it as it was.
+func TestReloadExchangesThePolicy(t *testing.T) {
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "secret"), []byte("s"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, Config: "security:\n  deny_file_read_paths: [/secret]\n"})
+	c := a.Client(t, client.Options{})
+	read := func() error {
+		_, err := client.Call[*pb.FileReadResponse](ctxFor(t, 20*time.Second), c, &pb.FileReadRequest{Path: "/secret"})
+		return err
+	}
+	file := filepath.Join(filepath.Dir(a.State), "agent.yaml")
+	reload := func(text string) string {
+		t.Helper()
+		before := agentStatus(t, c).Config.Generation
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(a.PID(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			if s := agentStatus(t, c).Config; s.Generation > before {
+				return s.Error
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("not read again")
+			}
+		}
+	}
+	refused := func(when string) {
+		t.Helper()
+		if err := read(); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "refused by security.deny_file_read_paths (agent.yaml line 2): /secret") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	refused("at first")
+	if e := reload("security:\n  deny_file_read_path: [/secret]\n"); !strings.Contains(e, "unknown key") {
+		t.Error(e)
+	}
+	refused("after a misspelt key")
+	if e := reload("security:\n  deny_operations: [file_raed]\n"); !strings.Contains(e, `line 2: security.deny_operations: "file_raed" names no operation`) {
+		t.Error(e)
+	}
+	refused("after a name that is none")
+	if e := reload("log_level: debug\n"); e != "" {
+		t.Error(e)
+	}
+	if err := read(); err != nil {
+		t.Error(err)
+	}
+	if e := reload("security:\n  deny_file_read_paths: [/secret]\n"); e != "" {
+		t.Error(e)
+	}
+	refused("at last")
+}
+
+func agentStatus(t *testing.T, c *client.Client) *pb.GetStatusResponse {
+	t.Helper()
+	s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), c, &pb.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A name that is no operation's is found at the start, and everything is refused then.
+func TestPolicyWithAnUnknownOperationRefusesAll(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Config: "security:\n  allow_operations: [file_raed]\n"})
+	c := a.Client(t, client.Options{})
+	_, err := client.Call[*pb.FileStatResponse](ctxFor(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"})
+	if !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "names no operation") {
+		t.Error(err)
+	}
+}
+
+// The audit log has an entry of each operation whatever the level of the log is, and nothing of what it carries.
+func TestAudit(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Root: t.TempDir(), Args: []string{"--log-level", "error"},
+		Config: "security:\n  audit_logging: true\n  command_blocklist: [rm]\n"})
+	c := a.Client(t, client.Options{})
+	ctx := ctxFor(t, 60*time.Second)
+	_, _ = client.Call[*pb.FileWriteResponse](ctx, c, &pb.FileWriteRequest{Path: "/x", Data: []byte("topsecret"), Eof: true})
+	_, _ = client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "rm", Args: []string{"topsecret"}, WaitForExit: true})
+	_, _ = client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(`file.read("/x")`)})
+	found := map[string]string{}
+	for line := range strings.Lines(a.Log()) {
+		var entry struct {
+			Msg, Op, Outcome, Port string
+			Paths, Programs        []string
+			Seconds                *float64
+		}
+		if json.Unmarshal([]byte(line), &entry) != nil || entry.Msg != "audit" {
+			continue
+		}
+		if entry.Port == "" || entry.Seconds == nil {
+			t.Error(line)
+		}
+		found[entry.Op] = strings.Join(append(append(entry.Paths, entry.Programs...), entry.Outcome), " ")
+	}
+	for op, want := range map[string]string{"file_write": "/x ok", "execute": "rm refused", "file.read": "/x ok", "run_script": "ok"} {
+		if found[op] != want {
+			t.Errorf("%s: %q, want %q", op, found[op], want)
+		}
+	}
+	if strings.Contains(a.Log(), "topsecret") {
+		t.Error("the log tells a secret")
+	}
+}
+
+// The examples in the configuration of the package are understood.
+func TestShippedPolicy(t *testing.T) {
+	text := "security:\n"
+	for line := range strings.Lines(read(t, "package/agent.yaml")) {
+		if example, ok := strings.CutPrefix(line, "# e.g. "); ok {
+			text += "  " + example
+		}
+	}
+	c, _, err := config.Parse([]byte(text))
+	s := c.Security
+	if err != nil || len(s.Commands) != 2 || len(s.NoCommands) != 2 || len(s.WritePaths) != 2 || len(s.NoReadPaths) != 2 || len(s.NoOperations) != 2 {
+		t.Fatalf("%v\n%+v", err, s)
+	}
+	root, err := fsys.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if _, err := policy.New(s, &policy.Guest{Files: root}, builtins.NewTable(all.New(all.Config{}).Ops()).Ops()); err != nil {
+		t.Error(err)
+	}
+}

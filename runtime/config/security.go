@@ -1,0 +1,165 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// Security is what agent.yaml says under security: who may do what. Its zero value forbids nothing, and an empty list of
+// what is allowed is no restriction either.
+type Security struct {
+	File              string // the name of the file, for answers; empty: none was read
+	Commands          []Rule // command_allowlist: programs, by name or path
+	NoCommands        []Rule // command_blocklist: programs, by name or path
+	WritePaths        []Rule // allow_file_write_paths: absolute paths, and what is below
+	NoReadPaths       []Rule // deny_file_read_paths: absolute paths, and what is below
+	Operations        []Rule // allow_operations: names of operations, * for any text
+	NoOperations      []Rule // deny_operations
+	CommandsPerMinute Limit  // max_commands_per_minute
+	FileOpsPerSecond  Limit  // max_file_ops_per_second
+	ReadOnly          Switch // read_only
+	Audit             Switch // audit_logging
+}
+
+// Rule is an element of a list, and where it stands.
+type Rule struct {
+	Value string
+	Line  int
+}
+
+// Limit is a number of something per time; 0: none.
+type Limit struct {
+	N    int
+	Line int
+}
+
+// Switch is a setting that is on or off.
+type Switch struct {
+	On   bool
+	Line int
+}
+
+// Restricts says whether anything can be refused by it.
+func (s Security) Restricts() bool {
+	return len(s.Commands)+len(s.NoCommands)+len(s.WritePaths)+len(s.NoReadPaths)+len(s.Operations)+len(s.NoOperations) > 0 ||
+		s.CommandsPerMinute.N > 0 || s.FileOpsPerSecond.N > 0 || s.ReadOnly.On
+}
+
+// warnings tells what an administrator may believe of it that is not so.
+func (s Security) warnings() (list []string) {
+	if len(s.NoCommands) > 0 && len(s.Commands) == 0 {
+		list = append(list, fmt.Sprintf("line %d: security.command_blocklist is no boundary: a program that is not listed can do what a "+
+			"listed one does; command_allowlist is one", s.NoCommands[0].Line))
+	}
+	open := len(s.Commands) == 0 && !s.ReadOnly.On
+	if open && len(s.NoReadPaths) > 0 {
+		list = append(list, fmt.Sprintf("line %d: security.deny_file_read_paths does not bind commands; command_allowlist says which may run", s.NoReadPaths[0].Line))
+	}
+	if open && len(s.WritePaths) > 0 {
+		list = append(list, fmt.Sprintf("line %d: security.allow_file_write_paths does not bind commands; command_allowlist says which may run", s.WritePaths[0].Line))
+	}
+	return list
+}
+
+// securityKeys are the keys under security.
+var securityKeys = map[string]func(*Config, *yaml.Node) error{
+	"security.command_allowlist":       rules(func(c *Config) *[]Rule { return &c.Security.Commands }, program),
+	"security.command_blocklist":       rules(func(c *Config) *[]Rule { return &c.Security.NoCommands }, program),
+	"security.allow_file_write_paths":  rules(func(c *Config) *[]Rule { return &c.Security.WritePaths }, place),
+	"security.deny_file_read_paths":    rules(func(c *Config) *[]Rule { return &c.Security.NoReadPaths }, place),
+	"security.allow_operations":        rules(func(c *Config) *[]Rule { return &c.Security.Operations }, operation),
+	"security.deny_operations":         rules(func(c *Config) *[]Rule { return &c.Security.NoOperations }, operation),
+	"security.max_commands_per_minute": limit(func(c *Config) *Limit { return &c.Security.CommandsPerMinute }),
+	"security.max_file_ops_per_second": limit(func(c *Config) *Limit { return &c.Security.FileOpsPerSecond }),
+	"security.read_only":               on(func(c *Config) *Switch { return &c.Security.ReadOnly }),
+	"security.audit_logging":           on(func(c *Config) *Switch { return &c.Security.Audit }),
+}
+
+// rules reads a list of texts, each of which check bears. A key without a value is an empty list.
+func rules(field func(*Config) *[]Rule, check func(string) error) func(*Config, *yaml.Node) error {
+	return func(c *Config, node *yaml.Node) error {
+		if node.Tag == "!!null" {
+			return nil
+		}
+		if node.Kind != yaml.SequenceNode {
+			return errors.New("is no list, such as [\"a\", \"b\"]")
+		}
+		var list []Rule
+		for _, element := range node.Content {
+			if element.Kind != yaml.ScalarNode || element.Tag != "!!str" {
+				return fmt.Errorf("line %d: an element is not a text", element.Line)
+			}
+			if err := check(element.Value); err != nil {
+				return fmt.Errorf("line %d: %q %w", element.Line, element.Value, err)
+			}
+			list = append(list, Rule{element.Value, element.Line})
+		}
+		*field(c) = list
+		return nil
+	}
+}
+
+func program(text string) error {
+	switch {
+	case text == "" || strings.ContainsAny(text, " \t\n\x00"):
+		return errors.New("is no program: give a name or an absolute path, without arguments")
+	case strings.ContainsAny(text, `*?[`):
+		return errors.New("has a wildcard, which this list does not know")
+	case strings.Contains(text, "/") && !path.IsAbs(text):
+		return errors.New("is neither a name nor an absolute path")
+	}
+	return nil
+}
+
+func place(text string) error {
+	switch {
+	case !path.IsAbs(text) || strings.Contains(text, "\x00"):
+		return errors.New("is no absolute path")
+	case strings.ContainsAny(text, `*?[`):
+		return errors.New("has a wildcard, which this list does not know; a directory stands for all that is below it")
+	case slices.Contains(strings.Split(text, "/"), ".."):
+		return errors.New("has .. in it")
+	}
+	return nil
+}
+
+func operation(text string) error {
+	if _, err := path.Match(text, ""); text == "" || err != nil {
+		return errors.New("is no name of an operation")
+	}
+	return nil
+}
+
+func limit(field func(*Config) *Limit) func(*Config, *yaml.Node) error {
+	return unlessNull(func(c *Config, node *yaml.Node) error {
+		return number(0, 1_000_000, func(c *Config, n int64) {
+			if n > 0 {
+				*field(c) = Limit{int(n), node.Line}
+			}
+		})(c, node)
+	})
+}
+
+func on(field func(*Config) *Switch) func(*Config, *yaml.Node) error {
+	return unlessNull(func(c *Config, node *yaml.Node) error {
+		return flag(func(c *Config, on bool) {
+			if on {
+				*field(c) = Switch{on, node.Line}
+			}
+		})(c, node)
+	})
+}
+
+func unlessNull(set func(*Config, *yaml.Node) error) func(*Config, *yaml.Node) error {
+	return func(c *Config, node *yaml.Node) error {
+		if node.Tag == "!!null" {
+			return nil
+		}
+		return set(c, node)
+	}
+}

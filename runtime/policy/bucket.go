@@ -1,0 +1,39 @@
+package policy
+
+import (
+	"sync"
+	"time"
+)
+
+// bucket lets n things pass per so many seconds. It holds n at most, so that at no time more than n pass at once.
+type bucket struct {
+	size float64
+	rate float64 // per second
+
+	mu   sync.Mutex
+	left float64
+	at   time.Time
+	now  func() time.Time
+}
+
+// newBucket makes a full one; n of 0 is no limit.
+func newBucket(n int, seconds float64) *bucket {
+	return &bucket{size: float64(n), rate: float64(n) / seconds, left: float64(n), now: time.Now, at: time.Now()}
+}
+
+// take says whether one more may pass, and counts it if so.
+func (b *bucket) take() bool {
+	if b.size == 0 {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.now()
+	b.left = min(b.size, b.left+b.rate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}

@@ -1,0 +1,174 @@
+package policy
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Guest is what paths and programs are looked up in.
+type Guest struct {
+	// Files is the file system. Required.
+	Files *fsys.Root
+	// State is the directory where the agent keeps copies of files, below Files; empty: it lies elsewhere.
+	State string
+}
+
+// object is what a path leads to.
+type object struct {
+	places []string // resolved: the path itself, and where a link at its end leads
+	ids    []identity
+	file   fsys.Meta
+	names  uint32 // of a file; 0 for anything else
+}
+
+// identity tells objects apart.
+type identity struct{ dev, ino uint64 }
+
+// look finds out what a path is. A path of which not even the place can be told is an error; the operation would meet it
+// too.
+func (g *Guest) look(text string) (object, error) {
+	own, err := g.Files.Resolve(text, false)
+	if err != nil {
+		return object{}, err
+	}
+	o := object{places: []string{own}}
+	if behind, err := g.Files.Resolve(text, true); err == nil && behind != own {
+		o.places = append(o.places, behind)
+	}
+	for _, place := range o.places {
+		if err := g.identify(place, &o); err != nil {
+			return object{}, err
+		}
+	}
+	return o, nil
+}
+
+// identify adds what stands at a resolved place and at all directories above it: a bind mount gives them other names.
+func (g *Guest) identify(place string, o *object) error {
+	for at := place; ; at = path.Dir(at) {
+		meta, err := g.Files.Identify(at)
+		switch {
+		case err == nil:
+			o.ids = append(o.ids, identity{meta.Dev, meta.Ino})
+			if at == place && meta.Kind == fsys.File {
+				o.file, o.names = meta, meta.Links
+			}
+		case !gone(err):
+			return err
+		}
+		if at == "/" || at == "." {
+			return nil
+		}
+	}
+}
+
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+}
+
+// fixed gives the places of a rule that allows something, as they are now: what is changed later must not widen it.
+func (g *Guest) fixed(text string) []string {
+	places := []string{path.Clean(text)}
+	for _, follow := range []bool{false, true} {
+		if resolved, err := g.Files.Resolve(text, follow); err == nil {
+			if !follow {
+				places = nil
+			}
+			places = append(places, resolved)
+		}
+	}
+	return slices.Compact(places)
+}
+
+// covers says whether an object is what stands at a path, or below it; with tree, also whether it is above it.
+func (g *Guest) covers(text string, o object, tree bool) (bool, error) {
+	rule, err := g.look(text)
+	if err != nil {
+		return false, err
+	}
+	for _, denied := range rule.places {
+		for _, place := range o.places {
+			if fsys.Within(place, denied) || tree && fsys.Within(denied, place) {
+				return true, nil
+			}
+		}
+	}
+	meta, err := g.Files.Identify(text)
+	if err != nil {
+		if gone(err) {
+			return false, nil
+		}
+		return false, err
+	}
+	if slices.Contains(o.ids, identity{meta.Dev, meta.Ino}) {
+		return true, nil
+	}
+	if meta.Kind != fsys.Directory || o.names < 2 || o.file.Dev != meta.Dev {
+		return false, nil
+	}
+	left := mostNames
+	return g.hasName(rule.places[len(rule.places)-1], o.file, &left)
+}
+
+// mostNames bounds the search for a second name of a file, in names; what is not found by then counts as found.
+const mostNames = 100_000
+
+// hasName says whether a file has a name below a directory.
+func (g *Guest) hasName(dir string, file fsys.Meta, left *int) (bool, error) {
+	at, err := g.Files.Exact(dir)
+	if err != nil {
+		return false, ignoreGone(err)
+	}
+	defer at.Close()
+	open, err := at.OpenDir()
+	if err != nil {
+		return false, ignoreGone(err)
+	}
+	defer open.Close()
+	names, err := open.Names()
+	if err != nil {
+		return false, err
+	}
+	var below []string
+	for _, name := range names {
+		if *left--; *left < 0 {
+			return true, nil
+		}
+		meta, err := open.Stat(name)
+		switch {
+		case err != nil && gone(err):
+		case err != nil:
+			return false, err
+		case meta.Same(file):
+			return true, nil
+		case meta.Kind == fsys.Directory && meta.Dev == file.Dev:
+			below = append(below, path.Join(dir, name))
+		}
+	}
+	for _, name := range below {
+		if found, err := g.hasName(name, file, left); found || err != nil {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
+func ignoreGone(err error) error {
+	if gone(err) || errors.Is(err, fault.ErrChanged) {
+		return nil
+	}
+	return err
+}
+
+// anyWithin says whether a resolved place is in one of many.
+func anyWithin(place string, lists [][]string) bool {
+	return slices.ContainsFunc(lists, func(list []string) bool {
+		return slices.ContainsFunc(list, func(dir string) bool { return fsys.Within(place, dir) })
+	})
+}

@@ -1,0 +1,267 @@
+// Package policy says who may do what on which path or command.
+//
+//	agent.yaml: security ─► New ─► Policy ──┐
+//	script: needs, request: allow ─► Rights ┼─► each call: fine, or "refused by KEY (FILE line N): what"
+//	Guest: what paths and programs are ─────┘
+//
+// What a request reads, changes and runs its row says (builtins.Aspects). Paths are compared as the file system's own
+// resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
+// is no way around. Where something cannot be looked at the answer is no.
+//
+// Between the look and the use of a path somebody may change it. For links the resolver itself prevents that: it follows
+// none that others could change.
+//
+// A list of forbidden programs is no boundary: what is not on it can do the same. It refuses what names a program that is on
+// it, also behind env, sh -c and the like. A list of allowed programs is a boundary as far as those programs are one.
+// Rules on paths bind the operations on files, not what commands do.
+//
+// Not here: reading agent.yaml, and doing anything.
+package policy
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"runtime"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Policy is a security section in force. It is safe for concurrent use.
+type Policy struct {
+	security config.Security
+	guest    *Guest
+	writable [][]string // the places of each of WritePaths
+	commands *bucket
+	files    *bucket
+}
+
+// New makes a policy. It fails where a rule names no operation among ops, or cannot be held to on this system.
+func New(security config.Security, guest *Guest, ops []builtins.Op) (*Policy, error) {
+	p := &Policy{
+		security: security, guest: guest,
+		commands: newBucket(security.CommandsPerMinute.N, 60), files: newBucket(security.FileOpsPerSecond.N, 1),
+	}
+	if runtime.GOOS != "linux" && len(security.Commands)+len(security.NoCommands)+len(security.WritePaths)+len(security.NoReadPaths) > 0 {
+		return nil, fault.Unsupported("%s: rules on paths and commands are not supported on this system", security.File)
+	}
+	for key, list := range map[string][]config.Rule{"allow_operations": security.Operations, "deny_operations": security.NoOperations} {
+		for _, rule := range list {
+			if !namesOne(rule.Value, ops) {
+				return nil, fmt.Errorf("%s: line %d: security.%s: %q names no operation", security.File, rule.Line, key, rule.Value)
+			}
+		}
+	}
+	for _, rule := range security.WritePaths {
+		p.writable = append(p.writable, guest.fixed(rule.Value))
+	}
+	return p, nil
+}
+
+// namesOne says whether a rule is about any row.
+func namesOne(pattern string, ops []builtins.Op) bool {
+	for i := range ops {
+		if matched, _ := path.Match(pattern, ops[i].Name); matched && !ops[i].Inner {
+			return true
+		}
+	}
+	return false
+}
+
+// check says why a request is refused; nil: it is not.
+func (p *Policy) check(op *builtins.Op, in proto.Message) error {
+	if !p.security.Restricts() {
+		return nil
+	}
+	if err := p.operation(op, in); err != nil {
+		return err
+	}
+	access := op.Access(in)
+	if err := p.paths(access); err != nil {
+		return err
+	}
+	for _, c := range access.Commands {
+		if err := p.command(c); err != nil {
+			return err
+		}
+	}
+	return p.rate(op)
+}
+
+// denies says whether a row is refused whatever the request is.
+func (p *Policy) denies(op *builtins.Op) bool { return !op.Inner && p.operation(op, nil) != nil }
+
+// operation holds a row against what may be done at all. Without a request it tells of any request.
+func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
+	for _, rule := range p.security.NoOperations {
+		if matched, _ := path.Match(rule.Value, op.Name); matched {
+			return p.refuse("deny_operations", rule.Line, op.Name)
+		}
+	}
+	allowed := len(p.security.Operations) == 0
+	for _, rule := range p.security.Operations {
+		matched, _ := path.Match(rule.Value, op.Name)
+		allowed = allowed || matched
+	}
+	if !allowed {
+		return p.refuse("allow_operations", p.security.Operations[0].Line, op.Name+" is not listed")
+	}
+	if p.security.ReadOnly.On && changes(op, in) {
+		return p.refuse("read_only", p.security.ReadOnly.Line, op.Name)
+	}
+	return nil
+}
+
+// changes says whether a request counts as a change of the guest. A command does, whatever it says of itself: that is not
+// held to everywhere. So does a part of an upload.
+func changes(op *builtins.Op, in proto.Message) bool {
+	switch {
+	case op.Delegates:
+		return false
+	case len(op.Aspects.Runs) > 0:
+		return true
+	case op.Script == nil || in == nil:
+		return op.Mutates && (op.Script == nil || op.Harmless == nil)
+	}
+	return op.Changes(in)
+}
+
+// paths holds what a request reads and changes against the rules.
+func (p *Policy) paths(a builtins.Access) error {
+	trees := map[string]bool{}
+	for _, t := range a.Trees {
+		trees[t] = true
+	}
+	if len(p.security.NoReadPaths) > 0 {
+		for _, text := range a.Reads {
+			if err := p.readable(text, trees[text]); err != nil {
+				return err
+			}
+		}
+		// A change in place needs no reading, but what is moved or removed whole could be read elsewhere later.
+		for _, text := range a.Trees {
+			if err := p.readable(text, true); err != nil {
+				return err
+			}
+		}
+		for _, text := range a.Patterns {
+			dir, deep := builtins.Static(text)
+			if deep {
+				return p.refuse("deny_file_read_paths", p.security.NoReadPaths[0].Line, text+": a wildcard may stand in the last element alone")
+			}
+			if err := p.readable(dir, false); err != nil {
+				return err
+			}
+		}
+	}
+	if len(p.security.WritePaths) > 0 {
+		for _, text := range a.Writes {
+			if err := p.writes(text); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readable holds a path against what must not be read.
+func (p *Policy) readable(text string, tree bool) error {
+	o, err := p.guest.look(text)
+	if err != nil {
+		return fault.On(text, err)
+	}
+	for _, rule := range p.security.NoReadPaths {
+		for _, value := range []string{rule.Value, p.guest.State} {
+			if value == "" {
+				continue
+			}
+			covers, err := p.guest.covers(value, o, tree)
+			if err != nil {
+				return p.refuse("deny_file_read_paths", rule.Line, fmt.Sprintf("%s: %s cannot be looked at: %v", text, value, err))
+			}
+			if covers && value != rule.Value {
+				text += " (the agent keeps copies there)"
+			}
+			if covers {
+				return p.refuse("deny_file_read_paths", rule.Line, text)
+			}
+		}
+	}
+	return nil
+}
+
+// writes holds a path against what may be changed: the place itself, and what it leads to.
+func (p *Policy) writes(text string) error {
+	o, err := p.guest.look(text)
+	if err != nil {
+		return fault.On(text, err)
+	}
+	line := p.security.WritePaths[0].Line
+	for _, place := range o.places {
+		if !anyWithin(place, p.writable) {
+			return p.refuse("allow_file_write_paths", line, place+" is not below what is listed")
+		}
+	}
+	if o.names > 1 {
+		return p.refuse("allow_file_write_paths", line, fmt.Sprintf("%s has %d names, and the others may lie elsewhere", text, o.names))
+	}
+	return nil
+}
+
+// rate takes what a request costs.
+func (p *Policy) rate(op *builtins.Op) error {
+	if limit := p.security.CommandsPerMinute; len(op.Aspects.Runs) > 0 && !p.commands.take() {
+		return p.busy("max_commands_per_minute", limit)
+	}
+	paths := len(op.Aspects.Reads) + len(op.Aspects.Writes) + len(op.Aspects.Patterns)
+	if limit := p.security.FileOpsPerSecond; paths > 0 && len(op.Aspects.Runs) == 0 && !p.files.take() {
+		return p.busy("max_file_ops_per_second", limit)
+	}
+	return nil
+}
+
+func (p *Policy) refuse(key string, line int, what string) error {
+	return fault.Because(builtins.ErrPolicy, "refused by security.%s (%s line %d): %s", key, p.security.File, line, what)
+}
+
+func (p *Policy) busy(key string, limit config.Limit) error {
+	return fault.Because(fault.ErrBusy, "refused by security.%s (%s line %d): more than %d", key, p.security.File, limit.Line, limit.N)
+}
+
+// Current is the policy in force, which can be exchanged while requests are checked. The zero value refuses everything.
+type Current struct{ policy atomic.Pointer[Policy] }
+
+// Set puts a policy into force. Requests that are under way go on.
+func (c *Current) Set(p *Policy) { c.policy.Store(p) }
+
+// Check says why the policy in force refuses a request; nil: it does not. It fits builtins.Table.Allow. What the journal
+// takes back was allowed when it was done.
+func (c *Current) Check(_ context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) error {
+	p := c.policy.Load()
+	switch {
+	case op.Inner || call.TakesBack: // a rollback must not depend on a configuration
+		return nil
+	case p == nil:
+		return fault.Because(builtins.ErrPolicy, "refused: no policy is in force")
+	}
+	return p.check(op, in)
+}
+
+// Denies says whether a row is refused whatever the request is. It fits builtins.Table.Denies.
+func (c *Current) Denies(op *builtins.Op) bool {
+	p := c.policy.Load()
+	return p == nil || p.denies(op)
+}
+
+// Security is what the policy in force was made of.
+func (c *Current) Security() config.Security {
+	if p := c.policy.Load(); p != nil {
+		return p.security
+	}
+	return config.Security{}
+}
