@@ -56,7 +56,7 @@ func newMachine(t *testing.T, files map[string]string) *machine {
 	must(t, err)
 	pool := sandbox.New(sandbox.Config{})
 	manager := script.New(script.Config{
-		Pool: pool, Journal: undo, Secret: make([]byte, 32),
+		Pool: pool, Journal: undo, Files: root, Secret: make([]byte, 32),
 		Library: script.NewLibrary(256<<10, script.Place{Name: "bundled:", FS: scripts.Bundled()}),
 		Pretend: func() (*fsys.Root, error) { return root.Pretend(filepath.Join(state, "plan")) },
 	})
@@ -123,7 +123,11 @@ func (m *machine) exec() []builtins.Op {
 		return &pb.RunResult{}, nil
 	}
 	return []builtins.Op{
-		builtins.Script("exec.run", "argv", "", "note a command", run).Mutating().Plans().
+		builtins.Script("exec.run", "argv", "", "note a command", run).Writes("touches").Mutating().Plans().
+			Runs(func(in proto.Message) []builtins.Command {
+				args := in.(*pb.RunArgs)
+				return []builtins.Command{{Argv: args.Argv}, {Argv: args.Undo}}
+			}, "argv", "undo").
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
 		builtins.Script("exec.undo", "argv", "", "note a command", undo).Mutating().Hidden(),
 	}

@@ -190,3 +190,52 @@ func TestShippedPolicy(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A script calls what it declares, what its request allows, and what the policy does not refuse: the error is of kind
+// policy and names the call and what is missing, and the run is taken back.
+func TestRightsOfScripts(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "etc/app"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, Config: "security:\n  deny_file_read_paths: [/etc/app/secret]\n"})
+	c := a.Client(t, client.Options{})
+	script := func(needs, body string) string {
+		return `return script {name = "x", needs = ` + needs + `, run = function() file.write("/etc/app/a", "a") ` + body + ` end}`
+	}
+	for _, s := range []struct {
+		source, allow, kind, message string
+	}{
+		{script(`{"file:/etc/app/"}`, ""), "", "", ""},
+		{script(`{"file:/etc/app/"}`, `file.write("/etc/b", "b")`), "", "policy", `file.write: refused: it needs "file:/etc/b", which the script does not declare`},
+		{script(`{"file"}`, `file.write("/etc/b", "b")`), "file:/etc/app/", "policy", `file.write: refused: it needs "file:/etc/b", which the request does not allow`},
+		{script(`{"file:/etc/app/"}`, `file.write("/etc/b", "b")`), "file", "policy", "which the script does not declare"},
+		{script(`{"file:/etc/app/"}`, `host.info()`), "", "policy", `host.info: refused: it needs "host"`},
+		{script(`{"file:/etc/app/"}`, `log.info(json.encode({})) progress(0.5)`), "", "", ""},
+		{script(`{"file"}`, `file.read("/etc/app/secret")`), "", "policy", "file.read: refused by security.deny_file_read_paths (agent.yaml line 2): /etc/app/secret"},
+		{script(`{"file"}`, `pcall(file.read, "/etc/app/secret") error("other")`), "", "runtime", "other"},
+		{script(`{"fil"}`, ""), "", "source", `need "fil": there is no room "fil"`},
+		{script(`{"file"}`, ""), "everything", "params", `need "everything"`},
+		{`file.write("/etc/c", "c")`, "", "", ""},
+		{`file.write("/etc/d", "d")`, "file:/etc/app/", "policy", "which the request does not allow"},
+	} {
+		for _, dry := range []bool{true, false} {
+			request := &pb.RunScriptRequest{Source: []byte(s.source), DryRun: dry}
+			if s.allow != "" {
+				request.Allow = []string{s.allow}
+			}
+			reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e := reply.Error; e.GetKind() != s.kind || !strings.Contains(e.GetMessage(), s.message) {
+				t.Errorf("%s (allowed %q, dry %v): %v", s.source, s.allow, dry, e)
+			}
+		}
+	}
+	for name, want := range map[string]bool{"etc/app/a": true, "etc/b": false, "etc/c": true, "etc/d": false} {
+		if _, err := os.Stat(filepath.Join(root, name)); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -79,7 +79,7 @@ func run(ctx context.Context, f flags) (err error) {
 	}
 	manager := script.New(script.Config{
 		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported,
-		Pretend: plans,
+		Pretend: plans, Files: root,
 	})
 	ops := rooms.Ops()
 	if conf.Script.Enabled {

@@ -295,6 +295,7 @@ func TestFaultsOfDeclarations(t *testing.T) {
 		`name = "x", run = print, params = {a = {type = "string", requird = true}}`: "unknown field requird, did you mean required?",
 		`name = "x", run = print, timeout = "soon"`:                                 "timeout",
 		`name = "x", run = print, needs = "all"`:                                    "needs must be a list of strings",
+		`name = "x", run = print, needs = {}`:                                       "needs is empty, which would limit nothing",
 	} {
 		e := pool.Run(t.Context(), declaredJob("local x\nreturn script {"+body+"}", nil)).Error
 		if e.GetKind() != "syntax" || !strings.Contains(e.GetMessage(), words) || e.GetLine() != 2 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/policy"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -32,6 +33,8 @@ type run struct {
 	id       string         // of the transaction; under the manager's lock
 	tx       *journal.Tx    // nil for a readonly script
 	plan     *builtins.Plan // nil but for a dry run
+	rights   []*policy.Rights
+	refusal  *pb.RunnerError // of the last call that a policy or the rights refused
 	reply    *pb.RunScriptResponse
 	ended    chan struct{} // closed when reply is there
 
@@ -96,6 +99,9 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 			ctx = limited
 		}
 	}
+	if refusal := r.limit(); refusal != nil {
+		return refusal
+	}
 	if r.request.DryRun {
 		return r.predict(ctx, s)
 	}
@@ -147,6 +153,7 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 			reply.Error = &pb.ScriptError{Kind: "result", Message: err.Error(), Script: s.Name}
 		}
 	}
+	r.explain(reply.Error)
 	cutDiffs(reply.Changes)
 	return reply
 }
@@ -178,12 +185,15 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	if op.Changes(in) && r.declared.GetReadonly() {
 		return failed(from.Name, fault.Refuse("the script is declared readonly"))
 	}
+	if err := r.may(op, in); err != nil {
+		return r.denied(err, failed(from.Name, err))
+	}
 	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed, Changes: r.changedSoFar}
 	if r.plan != nil {
-		return answer(op, from.Name)(r.pretend(ctx, call, op, in))
+		return r.answer(op, from.Name)(r.pretend(ctx, call, op, in))
 	}
 	if !op.Changes(in) {
-		return answer(op, from.Name)(table.Invoke(ctx, call, op, in))
+		return r.answer(op, from.Name)(table.Invoke(ctx, call, op, in))
 	}
 	if err := r.tx.Err(); err != nil {
 		return failed(from.Name, fault.Because(fault.ErrInternal, "the undo journal has failed: %v", err))
@@ -196,14 +206,14 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 			r.forget(before)
 		}
 	}
-	return answer(op, from.Name)(out, err)
+	return r.answer(op, from.Name)(out, err)
 }
 
 // answer makes the reply to a call.
-func answer(op *builtins.Op, name string) func(proto.Message, error) *pb.RunnerReply {
+func (r *run) answer(op *builtins.Op, name string) func(proto.Message, error) *pb.RunnerReply {
 	return func(out proto.Message, err error) *pb.RunnerReply {
 		if err != nil {
-			return failed(name, err)
+			return r.denied(err, failed(name, err))
 		}
 		return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
 	}

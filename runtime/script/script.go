@@ -40,6 +40,8 @@ type Config struct {
 	Secret []byte
 	// Pretend gives the file system that a dry run changes instead of the guest's. The manager closes it. Required.
 	Pretend func() (*fsys.Root, error)
+	// Files is the file system that scripts act on, by which their rights are checked. Required.
+	Files *fsys.Root
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
 	Unsupported []string
 	// Timeout bounds a run, waiting included, that says nothing else: 0: the limit of the pool.
@@ -122,11 +124,8 @@ func (m *Manager) runScript(ctx context.Context, call *builtins.Call, request *p
 
 // later names what a request asks for that this agent cannot do yet.
 func later(request *pb.RunScriptRequest) string {
-	switch {
-	case request.GetConfirmSeconds() > 0:
+	if request.GetConfirmSeconds() > 0 {
 		return "confirm_seconds"
-	case len(request.Allow) > 0:
-		return "allow"
 	}
 	return ""
 }

@@ -12,7 +12,7 @@ return script {
     max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "of what is kept"},
     activate = {type = "boolean", default = true, description = "restart the journal now"},
   },
-  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "tx"},
+  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "exec:true", "tx"},
 
   run = function(p)
     local text = table.concat({

@@ -18,7 +18,7 @@ return script {
     max_auth_tries = {type = "integer", default = 3},
     unit = {type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded"},
   },
-  needs = {"file:/etc/ssh/", "exec:systemctl", "exec:sshd", "tx"},
+  needs = {"file:/etc/ssh/", "exec:systemctl", "exec:sshd", "exec:true", "tx"},
 
   run = function(p)
     for _, group in ipairs(p.allow_groups) do

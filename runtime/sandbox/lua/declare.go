@@ -197,6 +197,9 @@ func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*spe
 		Name: valid(r.text("name")), Version: valid(r.text("version")), Description: valid(r.text("description")),
 		Needs: r.texts("needs"), Readonly: r.flag("readonly"), Confirm: r.seconds("confirm"),
 	}
+	if list, ok := t.RawGetString("needs").(*glua.LTable); ok && list.Len() == 0 {
+		r.fault("needs is empty, which would limit nothing: leave it out, or say what the script needs")
+	}
 	if timeout := r.seconds("timeout"); timeout != nil {
 		d.Timeout = *timeout
 	}
