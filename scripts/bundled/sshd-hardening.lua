@@ -18,7 +18,7 @@ return script {
     max_auth_tries = {type = "integer", default = 3},
     unit = {type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded"},
   },
-  needs = {"file:/etc/ssh/", "exec:systemctl", "exec:sshd", "exec:true", "tx"},
+  needs = {"file:/etc/ssh/", "file:/run/sshd", "exec:systemctl", "exec:sshd", "exec:true", "tx"},
 
   run = function(p)
     for _, group in ipairs(p.allow_groups) do
@@ -51,6 +51,7 @@ return script {
       tx.on_rollback(reload) -- once the old file is there again
     end
     file.write(PATH, text, {mode = "0600", parents = true})
+    file.mkdir("/run/sshd", {mode = "0755", parents = true}) -- sshd wants it, and it is there only while a server runs
     exec.run({"sshd", "-t"}, {readonly = true}) -- fails the script, and all is as it was
     if runs then
       exec.run(reload, {undo = {"true"}, plan = "the server reads its configuration"})
