@@ -30,9 +30,6 @@ func (a *app) execCommand() *cobra.Command {
 		Long: `exec runs a program in the guest and passes its output and its exit code through. No shell touches the arguments; --shell
 runs a line with the guest's shell instead. Flags end at the program.
 
-The protocol hands a command without arguments to a shell, so a lone program is sent as "exec 'PROGRAM'", which the shell
-becomes at once: it runs as if it were run directly, in a guest with a POSIX shell.
-
 Output comes as the command writes it, stdout and stderr apart; a slow reader here slows the command down. -i brings the
 standard input to the command; without it there is none. -t gives the command a terminal of its own, on which both outputs are
 one: exec -it -- bash is a shell. From a terminal, Ctrl-C then goes to the guest, like every other key, and the size of the
@@ -43,8 +40,8 @@ running when it ends by itself lives on.
 its children.
 
 With --json or --max-output, and with an agent that knows nothing else, output comes when the command has ended, at most
---max-output bytes of each stream; bytes that are not UTF-8 arrive as \xNN; and the agent's maximum (max_exec_timeout_secs, 300
-seconds) holds.
+--max-output bytes of each stream; bytes that are not UTF-8 arrive as \xNN; the agent's maximum (max_exec_timeout_secs, 300
+seconds) holds; and a program without arguments is sent to the guest's shell as "exec 'PROGRAM'", which needs a POSIX shell.
 
 With --detach exec returns when the command has started; what becomes of it cannot be asked.
 

@@ -66,6 +66,10 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 	if err != nil {
 		return nil, err
 	}
+	program := len(cmd.Argv) > 0
+	if program {
+		plain.Command = cmd.Argv[0] // here a lone program needs no shell
+	}
 	s := &Stream{c: c, id: NewID(), window: streamWindow, more: make(chan struct{}, 1), acks: make(chan uint64, 1), over: make(chan struct{})}
 	c.mu.Lock()
 	if c.streams == nil {
@@ -74,7 +78,7 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 	c.streams[s.id] = s
 	c.mu.Unlock()
 	_, err = CallID[*pb.ExecStartResponse](ctx, c, s.id, &pb.ExecStartRequest{
-		Command: plain.Command, Args: plain.Args, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
+		Command: plain.Command, Args: plain.Args, Program: program, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
 		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
 		Stdin: o.Stdin, Terminal: o.Terminal, Window: streamWindow,
 	})

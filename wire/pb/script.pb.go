@@ -1830,7 +1830,7 @@ func (x *TransactionInfo) GetJournalBytes() uint64 {
 // on. The message id of this request names it from then on.
 type ExecStartRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With args a program, which no shell touches; without any a line for the guest's shell.
+	// With args or program it is a program, which no shell touches; else a line for the guest's shell.
 	Command string   `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
 	Args    []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
 	// Empty: the home of user, else "/".
@@ -1847,7 +1847,9 @@ type ExecStartRequest struct {
 	Terminal *Terminal `protobuf:"bytes,10,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	// Bytes of output that may be on their way before exec_input tells that they were consumed; 0: 262,144. At least 32,768
 	// and at most 1,048,576 hold.
-	Window        uint32 `protobuf:"varint,11,opt,name=window,proto3" json:"window,omitempty"`
+	Window uint32 `protobuf:"varint,11,opt,name=window,proto3" json:"window,omitempty"`
+	// command is a program, also without args.
+	Program       bool `protobuf:"varint,12,opt,name=program,proto3" json:"program,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1957,6 +1959,13 @@ func (x *ExecStartRequest) GetWindow() uint32 {
 		return x.Window
 	}
 	return 0
+}
+
+func (x *ExecStartRequest) GetProgram() bool {
+	if x != nil {
+		return x.Program
+	}
+	return false
 }
 
 // A terminal for a command.
@@ -3364,7 +3373,7 @@ const file_script_proto_rawDesc = "" +
 	"\achanges\x18\t \x01(\rR\achanges\x12=\n" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
-	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\x9f\x04\n" +
+	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\xb9\x04\n" +
 	"\x10ExecStartRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -3378,7 +3387,8 @@ const file_script_proto_rawDesc = "" +
 	"\x05stdin\x18\t \x01(\bR\x05stdin\x12:\n" +
 	"\bterminal\x18\n" +
 	" \x01(\v2\x1e.limiquantix.agent.v1.TerminalR\bterminal\x12\x16\n" +
-	"\x06window\x18\v \x01(\rR\x06window\x1a>\n" +
+	"\x06window\x18\v \x01(\rR\x06window\x12\x18\n" +
+	"\aprogram\x18\f \x01(\bR\aprogram\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
