@@ -14,9 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
-	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -56,26 +54,6 @@ const readSize = 64 << 10
 
 // ErrNoAnswer is the cause of an error when nothing comes from the guest.
 var ErrNoAnswer = errors.New("no answer")
-
-// Dial connects to a unix socket, as QEMU makes one for a virtio-serial port.
-func Dial(ctx context.Context, path string, options Options) (*Client, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if errors.Is(err, syscall.EAGAIN) {
-		return nil, fault.Because(fault.ErrBusy, "connect %s: other clients hold the socket", path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("connect %s: %w", path, fault.Cause(unwrapNet(err)))
-	}
-	return New(conn, options), nil
-}
-
-func unwrapNet(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err
-	}
-	return err
-}
 
 // New makes a client over a channel, which it owns.
 func New(channel io.ReadWriteCloser, options Options) *Client {
