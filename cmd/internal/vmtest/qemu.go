@@ -249,3 +249,23 @@ func (vm *VM) Dial(ctx context.Context, port string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", vm.Socket(port))
 }
+
+// SaveRestore saves the machine, memory and all, ends QEMU, and has another one go on from there, as a host does that is
+// rebooted under its guests. Clients of the ports' sockets lose their connection.
+func (vm *VM) SaveRestore(ctx context.Context) error {
+	file := filepath.Join(vm.dir, "snapshot")
+	if err := vm.proc.saveState(ctx, file); err != nil {
+		return err
+	}
+	defer os.Remove(file)
+	if err := vm.Kill(); err != nil {
+		return err
+	}
+	if err := vm.run(ctx, resumeArgs(vm.saved)); err != nil {
+		return err
+	}
+	if err := vm.proc.loadState(ctx, file); err != nil {
+		return err
+	}
+	return vm.connect(ctx)
+}
