@@ -363,12 +363,16 @@ func (a *Agent) ready(ctx context.Context, c *wire.Conn) {
 	c.Send(newID(), event)
 }
 
-// capabilities are what the table announces; an agent that refuses everything has none.
+// capabilities are what the table announces, and vsock while that is served; an agent that refuses everything has none.
 func (a *Agent) capabilities() []string {
 	if a.config.Refusing != nil {
 		return nil
 	}
-	return append([]string{"status", "telemetry"}, a.config.Table.Capabilities()...)
+	list := append([]string{"status", "telemetry"}, a.config.Table.Capabilities()...)
+	if a.life.serves("vsock:") {
+		list = append(list, "vsock")
+	}
+	return list
 }
 
 // report sends telemetry and agent_ready on time, for as long as the host is there. A tick that is late is not made up.

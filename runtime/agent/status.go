@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -115,6 +116,18 @@ func (l *life) isStopping() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stopping
+}
+
+// serves says whether a channel whose name begins so is served.
+func (l *life) serves(prefix string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range l.ports {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // describe fills in the channels.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -99,6 +100,18 @@ func TestStatusTellsOfHosts(t *testing.T) {
 	}
 	if len(told) < 4 { // looked, opened, came, left
 		t.Errorf("%d changes were told", len(told))
+	}
+}
+
+// vsock is announced where a host may come that way, and nowhere else.
+func TestVsockIsAnnouncedWhereItIsServed(t *testing.T) {
+	for name, want := range map[string]bool{"vsock:9443": true, "org.quantix.agent.0": false} {
+		p := newPipes(name)
+		start(t, Config{Open: func(serves func(string) bool) ([]port.Port, error) { return once(p, serves), nil }})
+		reply, err := client.Call[*pb.GetCapabilitiesResponse](t.Context(), p.dial(t), &pb.GetCapabilitiesRequest{})
+		if err != nil || slices.Contains(reply.Capabilities, "vsock") != want {
+			t.Errorf("%s: %v %v", name, reply.GetCapabilities(), err)
+		}
 	}
 }
 

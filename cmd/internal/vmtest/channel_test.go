@@ -283,7 +283,7 @@ func TestChannelVsock(t *testing.T) {
 	}
 	vm.Must(t, "printf 'transport: vsock\\nvsock_allow_cids: [1]\\n' >> /etc/quantix-kvm/agent.yaml && systemctl restart quantix-kvm-agent")
 	eventually(t, vm, "vsock is served", "ctl -s vsock:1:9443 ping")
-	vm.Must(t, "echo over vsock > /var/tmp/sent && ctl -s vsock:1 push /var/tmp/sent /var/tmp/came && cmp /var/tmp/sent /var/tmp/came && ctl -s vsock:1 exec true")
+	vm.Must(t, "echo over vsock > /var/tmp/sent && ctl -s vsock:1 push /var/tmp/sent /var/tmp/came && cmp /var/tmp/sent /var/tmp/came && ctl -s vsock:1 exec true && ctl -s vsock:1 --json info | grep -q vsock")
 	vm.Must(t, "head -c 20M /dev/urandom > /var/tmp/much && ctl -s vsock:1 pull /var/tmp/much /var/tmp/back && cmp /var/tmp/much /var/tmp/back")
 
 	vm.Must(t, "sed -i s/^vsock_allow_cids.*// /etc/quantix-kvm/agent.yaml && systemctl restart quantix-kvm-agent")
