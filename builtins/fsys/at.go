@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -21,9 +22,34 @@ type At struct {
 	// Unknown is false.
 	Public bool
 
-	dir  handle
-	root *Root
-	spot *spot // in a plan, which has no dir
+	dir   handle
+	root  *Root
+	spot  *spot // in a plan, which has no dir
+	slash bool  // the path ends with a slash, and nothing is here: only a directory may be made
+}
+
+// named holds a place to a path that ends with a slash, and so names a directory, or one to come. A link is none: to follow it
+// or not would be a guess, and one that deletes.
+func (a *At) named() error {
+	meta, err := a.Stat()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		a.slash = true
+		return nil
+	case err == nil && meta.Kind != Directory:
+		return errSlash
+	}
+	return err
+}
+
+var errSlash = fault.Because(syscall.ENOTDIR, "not a directory, which the slash at the end says")
+
+// notSlash refuses to make anything but a directory where one is named.
+func (a *At) notSlash() error {
+	if a.slash {
+		return errSlash
+	}
+	return nil
 }
 
 // Close frees the place.
@@ -188,6 +214,9 @@ func (a *At) Mkdir(attr Attr) error {
 // Symlink makes a link to target, byte for byte, or replaces the link that is here by it, in one step. Anything but a
 // link that is here is an fs.ErrExist.
 func (a *At) Symlink(target string) error {
+	if err := a.notSlash(); err != nil {
+		return err
+	}
 	if a.spot != nil {
 		return a.spot.symlink(a.Name, target)
 	}
@@ -264,6 +293,11 @@ func (a *At) removable() (Meta, error) {
 // Rename moves what is here to another place of the same mounted file system, in one step. What is there is replaced if
 // replace is set, and an fs.ErrExist otherwise. Two names of one object are left as they are, as rename(2) does.
 func (a *At) Rename(to *At, replace bool) error {
+	if to.slash {
+		if meta, err := a.Stat(); err != nil || meta.Kind != Directory {
+			return errors.Join(err, errSlash)
+		}
+	}
 	if a.spot != nil {
 		return a.spot.rename(a.Name, to.spot, to.Name, replace)
 	}

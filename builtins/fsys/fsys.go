@@ -145,6 +145,19 @@ const (
 )
 
 func (r *Root) resolve(path string, links follow) (*At, error) {
+	at, err := r.find(path, links)
+	if err != nil || !strings.HasSuffix(path, separator) {
+		return at, err
+	}
+	if err := at.named(); err != nil {
+		at.Close()
+		return nil, err
+	}
+	return at, nil
+}
+
+// find is resolve for a path whose slash at the end, if it has one, says nothing.
+func (r *Root) find(path string, links follow) (*At, error) {
 	raw, err := checked(path)
 	if err != nil {
 		return nil, err
@@ -176,7 +189,7 @@ const maxPath = 4095
 
 // Missing lists the directories above path that do not exist, the outermost first, as resolved paths.
 func (r *Root) Missing(path string) ([]string, error) {
-	at, err := r.At(path)
+	at, err := r.find(path, followDirs)
 	if err == nil {
 		return nil, at.Close()
 	}
@@ -204,7 +217,7 @@ func (r *Root) below(missing []string, path string) (string, error) {
 		_, name, _ := cut(path)
 		return join(missing[len(missing)-1], Escape(Unescape(name))), nil
 	}
-	at, err := r.At(path)
+	at, err := r.find(path, followDirs)
 	if err != nil {
 		return "", err
 	}

@@ -115,18 +115,18 @@ func TestAPathResolvesAsTheKernelDoes(t *testing.T) {
 	write(t, dir+"/real/deep/f", "")
 	r := host(t)
 	for path, want := range map[string]string{
-		"/real/deep/f":      "/real/deep/f",
-		"//real/./deep//f/": "/real/deep/f",
-		"/rel/f":            "/real/deep/f",
-		"/abs/deep/f":       "/real/deep/f",
-		"/chain/f":          "/real/deep/f",
-		"/rel/../x":         "/real/x", // not /x: the link is left upwards
-		"/rel/..":           "/real",
-		"/rel":              "/rel",
-		"/real/deep/.":      "/real/deep",
-		"/not/there/../x":   "",
-		"/not":              "/not",
-		"/not/there":        "/not/there",
+		"/real/deep/f":     "/real/deep/f",
+		"//real/./deep//f": "/real/deep/f",
+		"/rel/f":           "/real/deep/f",
+		"/abs/deep/f":      "/real/deep/f",
+		"/chain/f":         "/real/deep/f",
+		"/rel/../x":        "/real/x", // not /x: the link is left upwards
+		"/rel/..":          "/real",
+		"/rel":             "/rel",
+		"/real/deep/.":     "/real/deep",
+		"/not/there/../x":  "",
+		"/not":             "/not",
+		"/not/there":       "/not/there",
 	} {
 		got, err := r.Resolve(dir+path, false)
 		if want == "" {

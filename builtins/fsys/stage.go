@@ -26,6 +26,9 @@ func (a *At) Stage() (*Staged, error) {
 	if a.IsRoot() {
 		return nil, notRegular(Directory)
 	}
+	if err := a.notSlash(); err != nil {
+		return nil, err
+	}
 	if a.spot != nil {
 		file, err := a.spot.stage()
 		return &Staged{File: file, at: a}, err
@@ -73,8 +76,11 @@ func removeTemp(dir handle, name string) error {
 }
 
 // CanReplace says why the place of the file cannot be taken: a directory, a fifo or a device is there, a file with
-// several names, a mount, or a link that another user may have planted.
+// several names, a mount, or a link that another user may have planted; or the path names a directory.
 func (a *At) CanReplace() error {
+	if err := a.notSlash(); err != nil {
+		return err
+	}
 	old, err := a.Capture()
 	if err != nil {
 		return err
