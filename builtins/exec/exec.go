@@ -2,6 +2,7 @@
 //
 //	native  execute ──────────► any command, as anybody; lives apart from the agent
 //	        exec_start/_input ► the same with its output as it comes, input, signals, a terminal; ends with its connection
+//	        detached          ► a job: lives, and is kept, apart from the agent (list_jobs)
 //	script  exec.run, exec.sh ► a command that says what it does to the guest, so that a transaction can hold
 //	        exec.undo ────────► what takes one of those back; called by the journal alone
 //
@@ -42,6 +43,12 @@ type Config struct {
 	Cgroup string
 	// JobCgroup is the one for native commands; empty: Name-jobs at the top of the hierarchy; "none": none.
 	JobCgroup string
+	// Jobs is the directory where detached commands are kept; empty: there are none.
+	Jobs string
+	// FreezeLimit is how long a file system stays frozen that a command froze with fsfreeze; 0: 60 s.
+	FreezeLimit time.Duration
+	// Thawed is told in words when that time was up. Nil: nobody asks.
+	Thawed func(words string)
 	// Reexec says that main calls ChildMain first of all, which confinement and Root need.
 	Reexec bool
 }
@@ -51,6 +58,8 @@ type Room struct {
 	config  Config
 	run     *proc.Runner
 	streams streams
+	jobs    jobs
+	freezes freezes
 }
 
 // New makes the room. It starts nothing.
@@ -61,8 +70,12 @@ func New(config Config) *Room {
 	if config.MaxTimeout == 0 {
 		config.MaxTimeout = 300 * time.Second
 	}
-	return &Room{config: config, run: proc.New(proc.Config{Name: config.Name, Cgroup: config.Cgroup, JobCgroup: config.JobCgroup,
-		Grace: config.Grace, MaxOutput: config.MaxOutput, Reexec: config.Reexec})}
+	if config.FreezeLimit == 0 {
+		config.FreezeLimit = defaultFreeze
+	}
+	run := proc.New(proc.Config{Name: config.Name, Cgroup: config.Cgroup, JobCgroup: config.JobCgroup,
+		Grace: config.Grace, MaxOutput: config.MaxOutput, Reexec: config.Reexec})
+	return &Room{config: config, run: run, jobs: jobs{dir: config.Jobs}, freezes: freezes{armed: map[string]*due{}}}
 }
 
 // Ops are the rows of the room. exec.undo is for the journal, not for scripts.
@@ -76,6 +89,7 @@ func (r *Room) Ops() []builtins.Op {
 			Mutating().Announce("exec_stream"),
 		builtins.Native("exec_input", "give a started command input, a signal, a window size, or an end", r.execInput).
 			Mutating().KeepsNothing().Ordered(inputOrder),
+		builtins.Native("list_jobs", "list the commands that are left to themselves, and show what they write", r.listJobs).Announce("jobs"),
 		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Runs(ran, "argv", "undo").Writes("touches").Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
 		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Runs(lined, "command", "undo").Writes("touches").Mutating().LeavesPart().Plans().
@@ -93,9 +107,10 @@ func (r *Room) Confinement() string { return r.run.Confinement() }
 func (r *Room) Sweep(ctx context.Context) error { return r.run.Sweep(ctx) }
 
 // Release lets go of native commands when the agent stops: calls that wait for them return at once, the commands run on,
-// and their output is read by a process of its own. Commands that exec_start started are ended. Scripts' commands must have been ended by their ctx before. It
-// waits until no call is left.
+// and their output is read by a process of its own. Commands that exec_start started are ended, but for jobs; what a command
+// froze is thawed. Scripts' commands must have been ended by their ctx before. It waits until no call is left.
 func (r *Room) Release() error {
+	r.freezes.release()
 	r.streams.stop()
 	return r.run.Release()
 }
@@ -103,6 +118,6 @@ func (r *Room) Release() error {
 // Left ends the commands whose output goes to a connection that has ended. It does not wait for that.
 func (r *Room) Left(port, session string) { r.streams.left(port, session) }
 
-// ChildMain serves the hidden sub-commands exec-confined and exec-drain, by which the program calls itself. main calls it
-// before anything else, flags too, and ends where it returns true.
-func ChildMain() bool { return proc.ChildMain() }
+// ChildMain serves the hidden sub-commands exec-confined, exec-drain and exec-job, by which the program calls itself. main
+// calls it before anything else, flags too, and ends where it returns true.
+func ChildMain() bool { return proc.ChildMain() || jobMain() }

@@ -21,17 +21,14 @@ const replyBudget = 15 << 20
 
 // execute is the native operation. A command that was started always gives a reply of its own, also where it was cancelled:
 // what it wrote until then is worth having.
-func (r *Room) execute(ctx context.Context, _ *builtins.Call, in *pb.ExecuteRequest) (*pb.ExecuteResponse, error) {
+func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteRequest) (*pb.ExecuteResponse, error) {
 	spec, err := r.nativeSpec(in)
 	if err != nil {
-		return nil, err
+		return nil, onStart(err)
 	}
+	after := r.beforeFreeze(call, spec.Argv)
 	if !in.GetWaitForExit() {
-		begin := time.Now()
-		if _, err := r.run.Spawn(spec); err != nil {
-			return nil, err
-		}
-		return &pb.ExecuteResponse{DurationMs: uint64(time.Since(begin).Milliseconds())}, nil
+		return r.leaveAlone(ctx, call, spec, in)
 	}
 	asked := time.Duration(in.GetTimeoutSeconds()) * time.Second
 	spec.Timeout = r.config.MaxTimeout
@@ -42,9 +39,31 @@ func (r *Room) execute(ctx context.Context, _ *builtins.Call, in *pb.ExecuteRequ
 	defer done()
 	result, err := r.run.Run(ctx, spec)
 	if result == nil {
-		return nil, err
+		after(-1)
+		return nil, onStart(err)
 	}
+	after(result.Code)
 	return r.reply(result, err, asked), nil
+}
+
+// leaveAlone starts a command that nobody waits for: as a job, or where none are kept, without a trace.
+func (r *Room) leaveAlone(ctx context.Context, call *builtins.Call, spec proc.Spec, in *pb.ExecuteRequest) (*pb.ExecuteResponse, error) {
+	begin, out := time.Now(), &pb.ExecuteResponse{}
+	if r.jobs.kept() {
+		line := in.GetCommand()
+		if len(in.GetArgs()) > 0 {
+			line = Quote(spec.Argv)
+		}
+		job, err := r.startJob(ctx, call, spec, line, in.GetRunAsUser())
+		if err != nil {
+			return nil, onStart(err)
+		}
+		out.JobId = job.Id
+	} else if _, err := r.run.Spawn(spec); err != nil {
+		return nil, onStart(err)
+	}
+	out.DurationMs = uint64(time.Since(begin).Milliseconds())
+	return out, nil
 }
 
 // outlive gives a context that ends like ctx, but not because the agent stops: the command then runs on, and Release ends
@@ -65,16 +84,34 @@ func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
 	if in.GetCommand() == "" {
 		return spec, fault.Invalid("no command")
 	}
-	for _, text := range append([]string{in.GetCommand(), in.GetWorkingDirectory()}, in.GetArgs()...) {
-		if strings.Contains(text, "\x00") {
-			return spec, fault.Invalid("a NUL byte in the command")
-		}
+	if err := noNUL(append([]string{in.GetCommand(), in.GetWorkingDirectory()}, in.GetArgs()...)); err != nil {
+		return spec, err
 	}
 	spec.Argv = shellLine(in.GetCommand())
 	if len(in.GetArgs()) > 0 {
 		spec.Argv = append([]string{in.GetCommand()}, in.GetArgs()...)
 	}
 	return spec, r.identity(&spec, in.GetRunAsUser(), in.GetRunAsGroup(), in.GetIncludeSupplementaryGroups(), in.GetEnvironment())
+}
+
+// noNUL refuses what the kernel would cut off.
+func noNUL(texts []string) error {
+	for _, text := range texts {
+		if strings.Contains(text, "\x00") {
+			return fault.Invalid("a NUL byte in the command")
+		}
+	}
+	return nil
+}
+
+// onStart names the program, directory or user that kept a command from starting; the detail "stage" says which of them.
+func onStart(err error) error {
+	var start *proc.StartError
+	if !errors.As(err, &start) || start.Object == "" {
+		return err
+	}
+	return &fault.Error{Object: start.Object, Err: fault.Because(start.Err, "%s: %v", start.Stage, start.Err),
+		Details: map[string]string{"stage": start.Stage}}
 }
 
 // identity sets who a command runs as, and what follows from it: the environment of a login, with env on top, and the home

@@ -104,10 +104,8 @@ func checkDeclared(in *pb.RunArgs) error {
 	case in.GetTimeout() < 0:
 		return fault.Invalid("timeout is negative")
 	}
-	for _, text := range append([]string{in.GetCwd()}, in.GetArgv()...) {
-		if strings.Contains(text, "\x00") {
-			return fault.Invalid("a NUL byte in the command")
-		}
+	if err := noNUL(append([]string{in.GetCwd()}, in.GetArgv()...)); err != nil {
+		return err
 	}
 	for _, p := range in.GetTouches() {
 		if !path.IsAbs(p) || path.Clean(p) == "/" || strings.Contains(p, "\x00") {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -78,6 +79,9 @@ type streamed struct {
 
 // execStart is the native operation.
 func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecStartRequest) (*pb.ExecStartResponse, error) {
+	if in.GetDetach() {
+		return r.detach(ctx, call, in)
+	}
 	if call.Event == nil {
 		return nil, fault.Unsupported("nobody would hear the output")
 	}
@@ -86,12 +90,13 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	}
 	spec, err := r.streamSpec(in)
 	if err != nil {
-		return nil, err
+		return nil, onStart(err)
 	}
 	s := newStreamed(call, in.GetWindow())
 	if err := r.streams.enter(s); err != nil {
 		return nil, err
 	}
+	after := r.beforeFreeze(call, spec.Argv)
 	failed := make(chan error, 1)
 	go func() {
 		defer r.streams.leave(s)
@@ -101,14 +106,16 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 		}
 		result, err := r.run.Serve(s.ctx, spec, serving)
 		if result == nil {
+			after(-1)
 			failed <- err
 			return
 		}
+		after(result.Code)
 		s.send(&pb.ExecOutputEvent{End: ended(result, err)})
 	}()
 	select {
 	case err := <-failed:
-		return nil, err
+		return nil, onStart(err)
 	case <-s.started:
 	}
 	if err := context.Cause(ctx); err != nil { // who asked has taken it back
@@ -251,6 +258,9 @@ func (s *streamed) send(e *pb.ExecOutputEvent) bool {
 
 // execInput is the native operation.
 func (r *Room) execInput(ctx context.Context, call *builtins.Call, in *pb.ExecInputRequest) (*pb.ExecInputResponse, error) {
+	if in.GetJobId() != "" {
+		return &pb.ExecInputResponse{}, fault.On("job "+in.GetJobId(), r.signalJob(in))
+	}
 	s := r.streams.get(streamKey{call.Port, call.Session, in.GetExecId()})
 	if s == nil {
 		return nil, fault.On("command "+in.GetExecId(), fault.Because(fs.ErrNotExist, "none of that id runs on this connection"))
@@ -282,11 +292,11 @@ func (s *streamed) input(ctx context.Context, in *pb.ExecInputRequest) (taken in
 			return 0, err
 		}
 	}
-	if name := in.GetSignal(); name != "" {
-		signal := signalNumber("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG"))
-		if signal == 0 {
-			return 0, fault.Invalid("no signal is called %q", name)
-		}
+	signal, err := signalOf(in)
+	if err != nil {
+		return 0, err
+	}
+	if signal != 0 {
 		if err := s.live.Signal(signal); err != nil {
 			return 0, err
 		}
@@ -306,6 +316,18 @@ func (s *streamed) input(ctx context.Context, in *pb.ExecInputRequest) (taken in
 		err = s.live.CloseInput(ctx)
 	}
 	return taken, err
+}
+
+// signalOf gives the signal that a request names; 0: it names none.
+func signalOf(in *pb.ExecInputRequest) (syscall.Signal, error) {
+	if in.GetSignal() == "" {
+		return 0, nil
+	}
+	signal := signalNumber("SIG" + strings.TrimPrefix(strings.ToUpper(in.GetSignal()), "SIG"))
+	if signal == 0 {
+		return 0, fault.Invalid("no signal is called %q", in.GetSignal())
+	}
+	return signal, nil
 }
 
 // inputOrder keeps input in order. What is no input must not wait behind it: the command may not read.

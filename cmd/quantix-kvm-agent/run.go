@@ -59,7 +59,9 @@ func run(ctx context.Context, f flags) (err error) {
 	if err := os.MkdirAll(f.stateDir(), 0o700); err != nil {
 		return fault.Because(err, "make the state directory (choose another with --state): %v", err)
 	}
-	rooms := all.New(roomConfig(f, conf, root))
+	parts := roomConfig(f, conf, root)
+	parts.Exec.Thawed = func(words string) { log.Warn(words) }
+	rooms := all.New(parts)
 	defer func() { err = errors.Join(err, rooms.Close()) }()
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
@@ -159,7 +161,8 @@ func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
 	return all.Config{
 		Root: root,
 		File: file.Config{Protected: f.below(f.config, f.stateDir(), executable())},
-		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true},
+		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true,
+			Jobs: filepath.Join(f.stateDir(), "jobs")},
 		Host: host.Config{Root: f.root, Version: version},
 	}
 }

@@ -104,7 +104,7 @@ EXIT STATUS
 	}
 	root.AddCommand(
 		a.pingCommand(), a.infoCommand(), a.statusCommand(), a.telemetryCommand(),
-		a.execCommand(),
+		a.execCommand(), a.jobsCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.runCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
 		a.versionCommand(),

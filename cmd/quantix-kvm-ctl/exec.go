@@ -43,9 +43,10 @@ With --json or --max-output, and with an agent that knows nothing else, output c
 --max-output bytes of each stream; bytes that are not UTF-8 arrive as \xNN; the agent's maximum (max_exec_timeout_secs, 300
 seconds) holds; and a program without arguments is sent to the guest's shell as "exec 'PROGRAM'", which needs a POSIX shell.
 
-With --detach exec returns when the command has started; what becomes of it cannot be asked.
+With --detach exec returns when the command has started, and prints the id of its job, which goes on whatever becomes of this
+connection and of the agent: see "jobs". Use it for what restarts or updates the agent.
 
-With --json: ExecuteResponse.
+With --json: ExecuteResponse; with --detach: ExecStartResponse.
 
 EXIT STATUS
   The command's own; 128+n where signal n ended it; 124 where it took too long; 125 where quantix-kvm-ctl or the agent
@@ -53,6 +54,7 @@ EXIT STATUS
 		Example: `  quantix-kvm-ctl exec uname -r
   quantix-kvm-ctl exec --user postgres -- psql -c 'select 1'
   quantix-kvm-ctl exec -it -- bash
+  quantix-kvm-ctl exec --detach -- apt-get -y dist-upgrade
   quantix-kvm-ctl exec -i -- tar -x -C /srv <site.tar
   quantix-kvm-ctl exec --shell 'journalctl -b | tail -n 20'
   quantix-kvm-ctl exec --timeout 10s -e LANG=C -- apt-get check`,
@@ -76,6 +78,7 @@ EXIT STATUS
 	}
 	c.Flags().SetInterspersed(false)
 	c.Flags().StringVarP(&f.dir, "cwd", "C", "", "run in this `dir` of the guest (default /, or the home of --user)")
+	c.Flags().StringVarP(&f.dir, "workdir", "w", "", "the same as --cwd: run in this `dir`")
 	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "set a variable, `name=value`; may be repeated")
 	c.Flags().StringVarP(&f.user, "user", "u", "", "run as this `user` with all its groups")
 	c.Flags().StringVarP(&f.group, "group", "g", "", "run with this `group`")
@@ -111,7 +114,7 @@ func (f *execFlags) command(args []string) (client.Command, error) {
 
 func (a *app) exec(s *session, command client.Command, detach bool) error {
 	if detach {
-		return notStarted(s.Start(s.ctx, command))
+		return a.detached(s, command)
 	}
 	reply, err := s.Run(s.ctx, command, lastWords)
 	if err != nil {

@@ -85,11 +85,11 @@ func IsProgram(err error) bool {
 	if !errors.As(err, &remote) {
 		return false
 	}
-	what := remote.Detail.Object
-	if what == "" { // not named apart: it stands behind the operation in the text
-		what = strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": ")
+	if stage := remote.Detail.Details["stage"]; stage != "" {
+		return stage == "program"
 	}
-	return strings.HasPrefix(what, "program ")
+	// Not named apart: it stands behind the operation in the text.
+	return strings.HasPrefix(strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": "), "program ")
 }
 
 // RunScript runs a script. When ctx ends first it is cancelled in the guest, and what became of it is awaited for at most

@@ -212,6 +212,61 @@ func (ConfirmAction) EnumDescriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{2}
 }
 
+// What became of a job.
+type JobState int32
+
+const (
+	JobState_JOB_STATE_UNSPECIFIED JobState = 0
+	JobState_JOB_STATE_RUNNING     JobState = 1
+	// exit tells how.
+	JobState_JOB_STATE_ENDED JobState = 2
+	// It ended with the guest, or its keeper was killed: nobody knows how.
+	JobState_JOB_STATE_LOST JobState = 3
+)
+
+// Enum value maps for JobState.
+var (
+	JobState_name = map[int32]string{
+		0: "JOB_STATE_UNSPECIFIED",
+		1: "JOB_STATE_RUNNING",
+		2: "JOB_STATE_ENDED",
+		3: "JOB_STATE_LOST",
+	}
+	JobState_value = map[string]int32{
+		"JOB_STATE_UNSPECIFIED": 0,
+		"JOB_STATE_RUNNING":     1,
+		"JOB_STATE_ENDED":       2,
+		"JOB_STATE_LOST":        3,
+	}
+)
+
+func (x JobState) Enum() *JobState {
+	p := new(JobState)
+	*p = x
+	return p
+}
+
+func (x JobState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (JobState) Descriptor() protoreflect.EnumDescriptor {
+	return file_script_proto_enumTypes[3].Descriptor()
+}
+
+func (JobState) Type() protoreflect.EnumType {
+	return &file_script_proto_enumTypes[3]
+}
+
+func (x JobState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use JobState.Descriptor instead.
+func (JobState) EnumDescriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{3}
+}
+
 // What the agent is about.
 type AgentState int32
 
@@ -258,11 +313,11 @@ func (x AgentState) String() string {
 }
 
 func (AgentState) Descriptor() protoreflect.EnumDescriptor {
-	return file_script_proto_enumTypes[3].Descriptor()
+	return file_script_proto_enumTypes[4].Descriptor()
 }
 
 func (AgentState) Type() protoreflect.EnumType {
-	return &file_script_proto_enumTypes[3]
+	return &file_script_proto_enumTypes[4]
 }
 
 func (x AgentState) Number() protoreflect.EnumNumber {
@@ -271,7 +326,7 @@ func (x AgentState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AgentState.Descriptor instead.
 func (AgentState) EnumDescriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{3}
+	return file_script_proto_rawDescGZIP(), []int{4}
 }
 
 // Why a request failed, for programs. The codes are listed in wire/fault.
@@ -1849,7 +1904,9 @@ type ExecStartRequest struct {
 	// and at most 1,048,576 hold.
 	Window uint32 `protobuf:"varint,11,opt,name=window,proto3" json:"window,omitempty"`
 	// command is a program, also without args.
-	Program       bool `protobuf:"varint,12,opt,name=program,proto3" json:"program,omitempty"`
+	Program bool `protobuf:"varint,12,opt,name=program,proto3" json:"program,omitempty"`
+	// Leave it to itself, as a job (list_jobs), without stdin and terminal; its output is kept and not sent.
+	Detach        bool `protobuf:"varint,13,opt,name=detach,proto3" json:"detach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1968,6 +2025,13 @@ func (x *ExecStartRequest) GetProgram() bool {
 	return false
 }
 
+func (x *ExecStartRequest) GetDetach() bool {
+	if x != nil {
+		return x.Detach
+	}
+	return false
+}
+
 // A terminal for a command.
 type Terminal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2038,8 +2102,10 @@ type ExecStartResponse struct {
 	ExecId string `protobuf:"bytes,1,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
 	Pid    uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The window in force.
-	Window        uint32 `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
-	Error         string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	Window uint32 `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
+	Error  string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// Of a command that is left to itself, in place of exec_id.
+	JobId         string `protobuf:"bytes,5,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2102,6 +2168,13 @@ func (x *ExecStartResponse) GetError() string {
 	return ""
 }
 
+func (x *ExecStartResponse) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
 // Input, a signal, a new window size, or room for more output, for a started command of the same connection.
 type ExecInputRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -2118,7 +2191,9 @@ type ExecInputRequest struct {
 	// Bytes of output, from the first, that the host is done with.
 	Consumed uint64 `protobuf:"varint,7,opt,name=consumed,proto3" json:"consumed,omitempty"`
 	// Ends the command and all that it started: TERM, a while later KILL.
-	End           bool `protobuf:"varint,8,opt,name=end,proto3" json:"end,omitempty"`
+	End bool `protobuf:"varint,8,opt,name=end,proto3" json:"end,omitempty"`
+	// A job in place of exec_id, of any connection. It takes signal and end alone.
+	JobId         string `protobuf:"bytes,9,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2209,6 +2284,13 @@ func (x *ExecInputRequest) GetEnd() bool {
 	return false
 }
 
+func (x *ExecInputRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
 // Answers exec_input.
 type ExecInputResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2263,9 +2345,17 @@ func (x *ExecInputResponse) GetError() string {
 	return ""
 }
 
-// Asks for the commands that run detached.
+// Asks for the commands that run detached, and those that ended, newest first; or for one, and its output.
 type ListJobsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Wait for the job to end, or, where max_bytes asks for output, for more of that; at most this long, and at most 25 s.
+	WaitSeconds uint32 `protobuf:"varint,2,opt,name=wait_seconds,json=waitSeconds,proto3" json:"wait_seconds,omitempty"`
+	// Give output from these offsets, at most this many bytes of each stream; 0: none. At most 4194304.
+	MaxBytes      uint32 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	StdoutOffset  uint64 `protobuf:"varint,4,opt,name=stdout_offset,json=stdoutOffset,proto3" json:"stdout_offset,omitempty"`
+	StderrOffset  uint64 `protobuf:"varint,5,opt,name=stderr_offset,json=stderrOffset,proto3" json:"stderr_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2300,9 +2390,51 @@ func (*ListJobsRequest) Descriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{24}
 }
 
+func (x *ListJobsRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *ListJobsRequest) GetWaitSeconds() uint32 {
+	if x != nil {
+		return x.WaitSeconds
+	}
+	return 0
+}
+
+func (x *ListJobsRequest) GetMaxBytes() uint32 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *ListJobsRequest) GetStdoutOffset() uint64 {
+	if x != nil {
+		return x.StdoutOffset
+	}
+	return 0
+}
+
+func (x *ListJobsRequest) GetStderrOffset() uint64 {
+	if x != nil {
+		return x.StderrOffset
+	}
+	return 0
+}
+
 // The commands that run detached.
 type ListJobsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Jobs  []*Job                 `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	// Output, and where in the stream it begins: later than was asked for where the oldest of it is no longer kept.
+	Stdout        []byte `protobuf:"bytes,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	StdoutOffset  uint64 `protobuf:"varint,3,opt,name=stdout_offset,json=stdoutOffset,proto3" json:"stdout_offset,omitempty"`
+	Stderr        []byte `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	StderrOffset  uint64 `protobuf:"varint,5,opt,name=stderr_offset,json=stderrOffset,proto3" json:"stderr_offset,omitempty"`
+	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2337,6 +2469,186 @@ func (*ListJobsResponse) Descriptor() ([]byte, []int) {
 	return file_script_proto_rawDescGZIP(), []int{25}
 }
 
+func (x *ListJobsResponse) GetJobs() []*Job {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+func (x *ListJobsResponse) GetStdout() []byte {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *ListJobsResponse) GetStdoutOffset() uint64 {
+	if x != nil {
+		return x.StdoutOffset
+	}
+	return 0
+}
+
+func (x *ListJobsResponse) GetStderr() []byte {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *ListJobsResponse) GetStderrOffset() uint64 {
+	if x != nil {
+		return x.StderrOffset
+	}
+	return 0
+}
+
+func (x *ListJobsResponse) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// A detached command.
+type Job struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State JobState               `protobuf:"varint,2,opt,name=state,proto3,enum=limiquantix.agent.v1.JobState" json:"state,omitempty"`
+	// As a shell would read it.
+	Command   string `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
+	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Empty: as the agent.
+	User    string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Pid     uint32                 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Started *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started,proto3" json:"started,omitempty"`
+	Ended   *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=ended,proto3" json:"ended,omitempty"`
+	// How it ended.
+	Exit *ExecEnd `protobuf:"bytes,9,opt,name=exit,proto3" json:"exit,omitempty"`
+	// What it wrote until now. The last 2 to 4 MiB of each are kept.
+	StdoutBytes uint64 `protobuf:"varint,10,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
+	StderrBytes uint64 `protobuf:"varint,11,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
+	// The request that started it.
+	RequestId     string `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Job) Reset() {
+	*x = Job{}
+	mi := &file_script_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Job) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Job) ProtoMessage() {}
+
+func (x *Job) ProtoReflect() protoreflect.Message {
+	mi := &file_script_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Job.ProtoReflect.Descriptor instead.
+func (*Job) Descriptor() ([]byte, []int) {
+	return file_script_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Job) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Job) GetState() JobState {
+	if x != nil {
+		return x.State
+	}
+	return JobState_JOB_STATE_UNSPECIFIED
+}
+
+func (x *Job) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *Job) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *Job) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Job) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Job) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *Job) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Job) GetExit() *ExecEnd {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
+func (x *Job) GetStdoutBytes() uint64 {
+	if x != nil {
+		return x.StdoutBytes
+	}
+	return 0
+}
+
+func (x *Job) GetStderrBytes() uint64 {
+	if x != nil {
+		return x.StderrBytes
+	}
+	return 0
+}
+
+func (x *Job) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // Asks how the agent is. It is answered from memory, also while the agent recovers or refuses everything else.
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2346,7 +2658,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_script_proto_msgTypes[26]
+	mi := &file_script_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2670,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[26]
+	mi := &file_script_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2683,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{26}
+	return file_script_proto_rawDescGZIP(), []int{27}
 }
 
 // How the agent is.
@@ -2411,7 +2723,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2735,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[27]
+	mi := &file_script_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2748,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{27}
+	return file_script_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetStatusResponse) GetVersion() string {
@@ -2585,7 +2897,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2909,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[28]
+	mi := &file_script_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2922,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{28}
+	return file_script_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PortStatus) GetName() string {
@@ -2648,7 +2960,7 @@ type SessionStatus struct {
 
 func (x *SessionStatus) Reset() {
 	*x = SessionStatus{}
-	mi := &file_script_proto_msgTypes[29]
+	mi := &file_script_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2972,7 @@ func (x *SessionStatus) String() string {
 func (*SessionStatus) ProtoMessage() {}
 
 func (x *SessionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[29]
+	mi := &file_script_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2985,7 @@ func (x *SessionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStatus.ProtoReflect.Descriptor instead.
 func (*SessionStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{29}
+	return file_script_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SessionStatus) GetSince() *timestamppb.Timestamp {
@@ -2712,7 +3024,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_script_proto_msgTypes[30]
+	mi := &file_script_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +3036,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[30]
+	mi := &file_script_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +3049,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{30}
+	return file_script_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *JournalStatus) GetError() string {
@@ -2772,7 +3084,7 @@ type SandboxLayer struct {
 
 func (x *SandboxLayer) Reset() {
 	*x = SandboxLayer{}
-	mi := &file_script_proto_msgTypes[31]
+	mi := &file_script_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +3096,7 @@ func (x *SandboxLayer) String() string {
 func (*SandboxLayer) ProtoMessage() {}
 
 func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[31]
+	mi := &file_script_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +3109,7 @@ func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxLayer.ProtoReflect.Descriptor instead.
 func (*SandboxLayer) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{31}
+	return file_script_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SandboxLayer) GetName() string {
@@ -2833,7 +3145,7 @@ type ConfigStatus struct {
 
 func (x *ConfigStatus) Reset() {
 	*x = ConfigStatus{}
-	mi := &file_script_proto_msgTypes[32]
+	mi := &file_script_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3157,7 @@ func (x *ConfigStatus) String() string {
 func (*ConfigStatus) ProtoMessage() {}
 
 func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[32]
+	mi := &file_script_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3170,7 @@ func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigStatus.ProtoReflect.Descriptor instead.
 func (*ConfigStatus) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{32}
+	return file_script_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ConfigStatus) GetPath() string {
@@ -2916,7 +3228,7 @@ type StatusLine struct {
 
 func (x *StatusLine) Reset() {
 	*x = StatusLine{}
-	mi := &file_script_proto_msgTypes[33]
+	mi := &file_script_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2928,7 +3240,7 @@ func (x *StatusLine) String() string {
 func (*StatusLine) ProtoMessage() {}
 
 func (x *StatusLine) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[33]
+	mi := &file_script_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2941,7 +3253,7 @@ func (x *StatusLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusLine.ProtoReflect.Descriptor instead.
 func (*StatusLine) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{33}
+	return file_script_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatusLine) GetAt() *timestamppb.Timestamp {
@@ -2984,7 +3296,7 @@ type ScriptEvent struct {
 
 func (x *ScriptEvent) Reset() {
 	*x = ScriptEvent{}
-	mi := &file_script_proto_msgTypes[34]
+	mi := &file_script_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3308,7 @@ func (x *ScriptEvent) String() string {
 func (*ScriptEvent) ProtoMessage() {}
 
 func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[34]
+	mi := &file_script_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3321,7 @@ func (x *ScriptEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptEvent.ProtoReflect.Descriptor instead.
 func (*ScriptEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{34}
+	return file_script_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ScriptEvent) GetRequestId() string {
@@ -3070,7 +3382,7 @@ type ExecOutputEvent struct {
 
 func (x *ExecOutputEvent) Reset() {
 	*x = ExecOutputEvent{}
-	mi := &file_script_proto_msgTypes[35]
+	mi := &file_script_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3394,7 @@ func (x *ExecOutputEvent) String() string {
 func (*ExecOutputEvent) ProtoMessage() {}
 
 func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[35]
+	mi := &file_script_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3407,7 @@ func (x *ExecOutputEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutputEvent.ProtoReflect.Descriptor instead.
 func (*ExecOutputEvent) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{35}
+	return file_script_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecOutputEvent) GetExecId() string {
@@ -3153,7 +3465,7 @@ type ExecEnd struct {
 
 func (x *ExecEnd) Reset() {
 	*x = ExecEnd{}
-	mi := &file_script_proto_msgTypes[36]
+	mi := &file_script_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3165,7 +3477,7 @@ func (x *ExecEnd) String() string {
 func (*ExecEnd) ProtoMessage() {}
 
 func (x *ExecEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_script_proto_msgTypes[36]
+	mi := &file_script_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3178,7 +3490,7 @@ func (x *ExecEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEnd.ProtoReflect.Descriptor instead.
 func (*ExecEnd) Descriptor() ([]byte, []int) {
-	return file_script_proto_rawDescGZIP(), []int{36}
+	return file_script_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExecEnd) GetExitCode() int32 {
@@ -3373,7 +3685,7 @@ const file_script_proto_rawDesc = "" +
 	"\achanges\x18\t \x01(\rR\achanges\x12=\n" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
-	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\xb9\x04\n" +
+	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\xd1\x04\n" +
 	"\x10ExecStartRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -3388,19 +3700,21 @@ const file_script_proto_rawDesc = "" +
 	"\bterminal\x18\n" +
 	" \x01(\v2\x1e.limiquantix.agent.v1.TerminalR\bterminal\x12\x16\n" +
 	"\x06window\x18\v \x01(\rR\x06window\x12\x18\n" +
-	"\aprogram\x18\f \x01(\bR\aprogram\x1a>\n" +
+	"\aprogram\x18\f \x01(\bR\aprogram\x12\x16\n" +
+	"\x06detach\x18\r \x01(\bR\x06detach\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
 	"\bTerminal\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\tR\x04term\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x03 \x01(\rR\x04cols\"l\n" +
+	"\x04cols\x18\x03 \x01(\rR\x04cols\"\x83\x01\n" +
 	"\x11ExecStartResponse\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x16\n" +
 	"\x06window\x18\x03 \x01(\rR\x06window\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xce\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x15\n" +
+	"\x06job_id\x18\x05 \x01(\tR\x05jobId\"\xe5\x01\n" +
 	"\x10ExecInputRequest\x12\x17\n" +
 	"\aexec_id\x18\x01 \x01(\tR\x06execId\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1f\n" +
@@ -3410,12 +3724,39 @@ const file_script_proto_rawDesc = "" +
 	"\x04rows\x18\x05 \x01(\rR\x04rows\x12\x12\n" +
 	"\x04cols\x18\x06 \x01(\rR\x04cols\x12\x1a\n" +
 	"\bconsumed\x18\a \x01(\x04R\bconsumed\x12\x10\n" +
-	"\x03end\x18\b \x01(\bR\x03end\"?\n" +
+	"\x03end\x18\b \x01(\bR\x03end\x12\x15\n" +
+	"\x06job_id\x18\t \x01(\tR\x05jobId\"?\n" +
 	"\x11ExecInputResponse\x12\x14\n" +
 	"\x05taken\x18\x01 \x01(\x04R\x05taken\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x11\n" +
-	"\x0fListJobsRequest\"\x12\n" +
-	"\x10ListJobsResponse\"\x12\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xb2\x01\n" +
+	"\x0fListJobsRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12!\n" +
+	"\fwait_seconds\x18\x02 \x01(\rR\vwaitSeconds\x12\x1b\n" +
+	"\tmax_bytes\x18\x03 \x01(\rR\bmaxBytes\x12#\n" +
+	"\rstdout_offset\x18\x04 \x01(\x04R\fstdoutOffset\x12#\n" +
+	"\rstderr_offset\x18\x05 \x01(\x04R\fstderrOffset\"\xd1\x01\n" +
+	"\x10ListJobsResponse\x12-\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x19.limiquantix.agent.v1.JobR\x04jobs\x12\x16\n" +
+	"\x06stdout\x18\x02 \x01(\fR\x06stdout\x12#\n" +
+	"\rstdout_offset\x18\x03 \x01(\x04R\fstdoutOffset\x12\x16\n" +
+	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12#\n" +
+	"\rstderr_offset\x18\x05 \x01(\x04R\fstderrOffset\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xa9\x03\n" +
+	"\x03Job\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1e.limiquantix.agent.v1.JobStateR\x05state\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\x12\x1c\n" +
+	"\tdirectory\x18\x04 \x01(\tR\tdirectory\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\rR\x03pid\x124\n" +
+	"\astarted\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
+	"\x05ended\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x121\n" +
+	"\x04exit\x18\t \x01(\v2\x1d.limiquantix.agent.v1.ExecEndR\x04exit\x12!\n" +
+	"\fstdout_bytes\x18\n" +
+	" \x01(\x04R\vstdoutBytes\x12!\n" +
+	"\fstderr_bytes\x18\v \x01(\x04R\vstderrBytes\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\f \x01(\tR\trequestId\"\x12\n" +
 	"\x10GetStatusRequest\"\xa3\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -3513,7 +3854,12 @@ const file_script_proto_rawDesc = "" +
 	"\x1aCONFIRM_ACTION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONFIRM_ACTION_CONFIRM\x10\x01\x12\x1b\n" +
 	"\x17CONFIRM_ACTION_ROLLBACK\x10\x02\x12\x19\n" +
-	"\x15CONFIRM_ACTION_EXTEND\x10\x03*\xab\x01\n" +
+	"\x15CONFIRM_ACTION_EXTEND\x10\x03*e\n" +
+	"\bJobState\x12\x19\n" +
+	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11JOB_STATE_RUNNING\x10\x01\x12\x13\n" +
+	"\x0fJOB_STATE_ENDED\x10\x02\x12\x12\n" +
+	"\x0eJOB_STATE_LOST\x10\x03*\xab\x01\n" +
 	"\n" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -3535,115 +3881,122 @@ func file_script_proto_rawDescGZIP() []byte {
 	return file_script_proto_rawDescData
 }
 
-var file_script_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_script_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_script_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_script_proto_goTypes = []any{
 	(ScriptStatus)(0),             // 0: limiquantix.agent.v1.ScriptStatus
 	(ChangeState)(0),              // 1: limiquantix.agent.v1.ChangeState
 	(ConfirmAction)(0),            // 2: limiquantix.agent.v1.ConfirmAction
-	(AgentState)(0),               // 3: limiquantix.agent.v1.AgentState
-	(*ErrorDetail)(nil),           // 4: limiquantix.agent.v1.ErrorDetail
-	(*RunScriptRequest)(nil),      // 5: limiquantix.agent.v1.RunScriptRequest
-	(*Attachment)(nil),            // 6: limiquantix.agent.v1.Attachment
-	(*RunScriptResponse)(nil),     // 7: limiquantix.agent.v1.RunScriptResponse
-	(*ScriptError)(nil),           // 8: limiquantix.agent.v1.ScriptError
-	(*Change)(nil),                // 9: limiquantix.agent.v1.Change
-	(*LogLine)(nil),               // 10: limiquantix.agent.v1.LogLine
-	(*ScriptStats)(nil),           // 11: limiquantix.agent.v1.ScriptStats
-	(*ScriptRef)(nil),             // 12: limiquantix.agent.v1.ScriptRef
-	(*CancelRequest)(nil),         // 13: limiquantix.agent.v1.CancelRequest
-	(*CancelResponse)(nil),        // 14: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsRequest)(nil),    // 15: limiquantix.agent.v1.ListScriptsRequest
-	(*ListScriptsResponse)(nil),   // 16: limiquantix.agent.v1.ListScriptsResponse
-	(*ScriptInfo)(nil),            // 17: limiquantix.agent.v1.ScriptInfo
-	(*ConfirmRequest)(nil),        // 18: limiquantix.agent.v1.ConfirmRequest
-	(*ConfirmResponse)(nil),       // 19: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsRequest)(nil),   // 20: limiquantix.agent.v1.TransactionsRequest
-	(*TransactionsResponse)(nil),  // 21: limiquantix.agent.v1.TransactionsResponse
-	(*TransactionInfo)(nil),       // 22: limiquantix.agent.v1.TransactionInfo
-	(*ExecStartRequest)(nil),      // 23: limiquantix.agent.v1.ExecStartRequest
-	(*Terminal)(nil),              // 24: limiquantix.agent.v1.Terminal
-	(*ExecStartResponse)(nil),     // 25: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputRequest)(nil),      // 26: limiquantix.agent.v1.ExecInputRequest
-	(*ExecInputResponse)(nil),     // 27: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsRequest)(nil),       // 28: limiquantix.agent.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),      // 29: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusRequest)(nil),      // 30: limiquantix.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 31: limiquantix.agent.v1.GetStatusResponse
-	(*PortStatus)(nil),            // 32: limiquantix.agent.v1.PortStatus
-	(*SessionStatus)(nil),         // 33: limiquantix.agent.v1.SessionStatus
-	(*JournalStatus)(nil),         // 34: limiquantix.agent.v1.JournalStatus
-	(*SandboxLayer)(nil),          // 35: limiquantix.agent.v1.SandboxLayer
-	(*ConfigStatus)(nil),          // 36: limiquantix.agent.v1.ConfigStatus
-	(*StatusLine)(nil),            // 37: limiquantix.agent.v1.StatusLine
-	(*ScriptEvent)(nil),           // 38: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),       // 39: limiquantix.agent.v1.ExecOutputEvent
-	(*ExecEnd)(nil),               // 40: limiquantix.agent.v1.ExecEnd
-	nil,                           // 41: limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	nil,                           // 42: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
-	nil,                           // 43: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
-	nil,                           // 44: limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
-	(*structpb.Struct)(nil),       // 45: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 46: google.protobuf.Value
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(JobState)(0),                 // 3: limiquantix.agent.v1.JobState
+	(AgentState)(0),               // 4: limiquantix.agent.v1.AgentState
+	(*ErrorDetail)(nil),           // 5: limiquantix.agent.v1.ErrorDetail
+	(*RunScriptRequest)(nil),      // 6: limiquantix.agent.v1.RunScriptRequest
+	(*Attachment)(nil),            // 7: limiquantix.agent.v1.Attachment
+	(*RunScriptResponse)(nil),     // 8: limiquantix.agent.v1.RunScriptResponse
+	(*ScriptError)(nil),           // 9: limiquantix.agent.v1.ScriptError
+	(*Change)(nil),                // 10: limiquantix.agent.v1.Change
+	(*LogLine)(nil),               // 11: limiquantix.agent.v1.LogLine
+	(*ScriptStats)(nil),           // 12: limiquantix.agent.v1.ScriptStats
+	(*ScriptRef)(nil),             // 13: limiquantix.agent.v1.ScriptRef
+	(*CancelRequest)(nil),         // 14: limiquantix.agent.v1.CancelRequest
+	(*CancelResponse)(nil),        // 15: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsRequest)(nil),    // 16: limiquantix.agent.v1.ListScriptsRequest
+	(*ListScriptsResponse)(nil),   // 17: limiquantix.agent.v1.ListScriptsResponse
+	(*ScriptInfo)(nil),            // 18: limiquantix.agent.v1.ScriptInfo
+	(*ConfirmRequest)(nil),        // 19: limiquantix.agent.v1.ConfirmRequest
+	(*ConfirmResponse)(nil),       // 20: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsRequest)(nil),   // 21: limiquantix.agent.v1.TransactionsRequest
+	(*TransactionsResponse)(nil),  // 22: limiquantix.agent.v1.TransactionsResponse
+	(*TransactionInfo)(nil),       // 23: limiquantix.agent.v1.TransactionInfo
+	(*ExecStartRequest)(nil),      // 24: limiquantix.agent.v1.ExecStartRequest
+	(*Terminal)(nil),              // 25: limiquantix.agent.v1.Terminal
+	(*ExecStartResponse)(nil),     // 26: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputRequest)(nil),      // 27: limiquantix.agent.v1.ExecInputRequest
+	(*ExecInputResponse)(nil),     // 28: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsRequest)(nil),       // 29: limiquantix.agent.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),      // 30: limiquantix.agent.v1.ListJobsResponse
+	(*Job)(nil),                   // 31: limiquantix.agent.v1.Job
+	(*GetStatusRequest)(nil),      // 32: limiquantix.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 33: limiquantix.agent.v1.GetStatusResponse
+	(*PortStatus)(nil),            // 34: limiquantix.agent.v1.PortStatus
+	(*SessionStatus)(nil),         // 35: limiquantix.agent.v1.SessionStatus
+	(*JournalStatus)(nil),         // 36: limiquantix.agent.v1.JournalStatus
+	(*SandboxLayer)(nil),          // 37: limiquantix.agent.v1.SandboxLayer
+	(*ConfigStatus)(nil),          // 38: limiquantix.agent.v1.ConfigStatus
+	(*StatusLine)(nil),            // 39: limiquantix.agent.v1.StatusLine
+	(*ScriptEvent)(nil),           // 40: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),       // 41: limiquantix.agent.v1.ExecOutputEvent
+	(*ExecEnd)(nil),               // 42: limiquantix.agent.v1.ExecEnd
+	nil,                           // 43: limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	nil,                           // 44: limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	nil,                           // 45: limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	nil,                           // 46: limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
+	(*structpb.Struct)(nil),       // 47: google.protobuf.Struct
+	(*structpb.Value)(nil),        // 48: google.protobuf.Value
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
 }
 var file_script_proto_depIdxs = []int32{
-	41, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
-	45, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
-	42, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
-	6,  // 3: limiquantix.agent.v1.RunScriptRequest.attachments:type_name -> limiquantix.agent.v1.Attachment
-	43, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
+	43, // 0: limiquantix.agent.v1.ErrorDetail.details:type_name -> limiquantix.agent.v1.ErrorDetail.DetailsEntry
+	47, // 1: limiquantix.agent.v1.RunScriptRequest.params:type_name -> google.protobuf.Struct
+	44, // 2: limiquantix.agent.v1.RunScriptRequest.secrets:type_name -> limiquantix.agent.v1.RunScriptRequest.SecretsEntry
+	7,  // 3: limiquantix.agent.v1.RunScriptRequest.attachments:type_name -> limiquantix.agent.v1.Attachment
+	45, // 4: limiquantix.agent.v1.RunScriptRequest.modules:type_name -> limiquantix.agent.v1.RunScriptRequest.ModulesEntry
 	0,  // 5: limiquantix.agent.v1.RunScriptResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	46, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
-	8,  // 7: limiquantix.agent.v1.RunScriptResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	9,  // 8: limiquantix.agent.v1.RunScriptResponse.changes:type_name -> limiquantix.agent.v1.Change
-	10, // 9: limiquantix.agent.v1.RunScriptResponse.log:type_name -> limiquantix.agent.v1.LogLine
-	11, // 10: limiquantix.agent.v1.RunScriptResponse.stats:type_name -> limiquantix.agent.v1.ScriptStats
-	47, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
-	9,  // 12: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
-	12, // 13: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
-	9,  // 14: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
+	48, // 6: limiquantix.agent.v1.RunScriptResponse.result:type_name -> google.protobuf.Value
+	9,  // 7: limiquantix.agent.v1.RunScriptResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	10, // 8: limiquantix.agent.v1.RunScriptResponse.changes:type_name -> limiquantix.agent.v1.Change
+	11, // 9: limiquantix.agent.v1.RunScriptResponse.log:type_name -> limiquantix.agent.v1.LogLine
+	12, // 10: limiquantix.agent.v1.RunScriptResponse.stats:type_name -> limiquantix.agent.v1.ScriptStats
+	49, // 11: limiquantix.agent.v1.RunScriptResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	10, // 12: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
+	13, // 13: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
+	10, // 14: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
 	1,  // 15: limiquantix.agent.v1.Change.state:type_name -> limiquantix.agent.v1.ChangeState
-	47, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
-	8,  // 17: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	17, // 18: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
-	8,  // 19: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	45, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
+	49, // 16: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
+	9,  // 17: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	18, // 18: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
+	9,  // 19: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	47, // 20: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
 	2,  // 21: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
 	0,  // 22: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	8,  // 23: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	22, // 24: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
-	8,  // 25: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	9,  // 23: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	23, // 24: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
+	9,  // 25: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
 	0,  // 26: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	12, // 27: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
-	47, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
-	47, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
-	7,  // 30: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	44, // 31: limiquantix.agent.v1.ExecStartRequest.environment:type_name -> limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
-	24, // 32: limiquantix.agent.v1.ExecStartRequest.terminal:type_name -> limiquantix.agent.v1.Terminal
-	47, // 33: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	3,  // 34: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
-	32, // 35: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
-	47, // 36: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
-	34, // 37: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
-	35, // 38: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
-	36, // 39: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
-	37, // 40: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
-	47, // 41: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
-	33, // 42: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	47, // 43: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	47, // 44: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	22, // 45: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	37, // 46: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	47, // 47: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	47, // 48: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	10, // 49: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
-	40, // 50: limiquantix.agent.v1.ExecOutputEvent.end:type_name -> limiquantix.agent.v1.ExecEnd
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	13, // 27: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
+	49, // 28: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
+	49, // 29: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
+	8,  // 30: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	46, // 31: limiquantix.agent.v1.ExecStartRequest.environment:type_name -> limiquantix.agent.v1.ExecStartRequest.EnvironmentEntry
+	25, // 32: limiquantix.agent.v1.ExecStartRequest.terminal:type_name -> limiquantix.agent.v1.Terminal
+	31, // 33: limiquantix.agent.v1.ListJobsResponse.jobs:type_name -> limiquantix.agent.v1.Job
+	3,  // 34: limiquantix.agent.v1.Job.state:type_name -> limiquantix.agent.v1.JobState
+	49, // 35: limiquantix.agent.v1.Job.started:type_name -> google.protobuf.Timestamp
+	49, // 36: limiquantix.agent.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	42, // 37: limiquantix.agent.v1.Job.exit:type_name -> limiquantix.agent.v1.ExecEnd
+	49, // 38: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	4,  // 39: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
+	34, // 40: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
+	49, // 41: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
+	36, // 42: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
+	37, // 43: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
+	38, // 44: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
+	39, // 45: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
+	49, // 46: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
+	35, // 47: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	49, // 48: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	49, // 49: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	23, // 50: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	39, // 51: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	49, // 52: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	49, // 53: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	11, // 54: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
+	42, // 55: limiquantix.agent.v1.ExecOutputEvent.end:type_name -> limiquantix.agent.v1.ExecEnd
+	56, // [56:56] is the sub-list for method output_type
+	56, // [56:56] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_script_proto_init() }
@@ -3652,14 +4005,14 @@ func file_script_proto_init() {
 		return
 	}
 	file_script_proto_msgTypes[1].OneofWrappers = []any{}
-	file_script_proto_msgTypes[34].OneofWrappers = []any{}
+	file_script_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_script_proto_rawDesc), len(file_script_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   41,
+			NumEnums:      5,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

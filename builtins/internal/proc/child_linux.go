@@ -111,7 +111,10 @@ func (r *Runner) startPlain(cmd *exec.Cmd, spec *Spec, env []string) error {
 	if err := checkDir(spec.dir()); err != nil {
 		return &StartError{Stage: "directory", Object: spec.dir(), Err: fault.Cause(err)}
 	}
-	path, err := lookPath(spec.Argv[0], env, spec.dir())
+	path, err := spec.Path, error(nil)
+	if path == "" {
+		path, err = lookPath(spec.Argv[0], env, spec.dir())
+	}
 	if err != nil {
 		return &StartError{Stage: "program", Object: spec.Argv[0], Err: fault.Cause(err)}
 	}

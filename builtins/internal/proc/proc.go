@@ -56,6 +56,8 @@ type Config struct {
 type Spec struct {
 	// Argv is the program and its arguments. A program without a slash is looked for in PATH of Env.
 	Argv []string
+	// Path is the file to run where Argv[0] is no more than its name; empty: Argv[0] says it.
+	Path string
 	// Dir is where it starts, inside Root; empty: "/".
 	Dir string
 	// Env is its whole environment; nil: LoginEnv of User.
@@ -219,7 +221,10 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 
 // Spawn starts a command and leaves it to itself: it reads and writes the null device, and outlives the agent. Of Spec,
 // Stdin, Tied, Timeout and MaxOutput have no meaning. The error is a *StartError.
-func (r *Runner) Spawn(spec Spec) (pid int, err error) {
+func (r *Runner) Spawn(spec Spec) (pid int, err error) { return r.SpawnOn(spec, nil, nil) }
+
+// SpawnOn is Spawn of a command that reads stdin and writes stdout; nil: the null device. The files stay the caller's.
+func (r *Runner) SpawnOn(spec Spec, stdin, stdout *os.File) (pid int, err error) {
 	if !r.enter() {
 		return 0, ErrReleased
 	}
@@ -230,7 +235,13 @@ func (r *Runner) Spawn(spec Spec) (pid int, err error) {
 		return 0, &StartError{Stage: "process", Err: err}
 	}
 	defer null.Close()
-	c, err := r.start(&spec, null, null, null)
+	if stdin == nil {
+		stdin = null
+	}
+	if stdout == nil {
+		stdout = null
+	}
+	c, err := r.start(&spec, stdin, stdout, null)
 	if err != nil {
 		r.going.Done()
 		return 0, err

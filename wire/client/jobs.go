@@ -1,0 +1,46 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Detach starts a command that is left to itself, and gives its job. MaxOutput has no meaning, and without a Timeout there is
+// none.
+func (c *Client) Detach(ctx context.Context, cmd Command) (*pb.ExecStartResponse, error) {
+	plain, err := cmd.request(false)
+	if err != nil {
+		return nil, err
+	}
+	return Call[*pb.ExecStartResponse](ctx, c, &pb.ExecStartRequest{
+		Command: plain.Command, Args: plain.Args, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
+		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
+		Detach: true,
+	})
+}
+
+// Jobs lists the detached commands, newest first.
+func (c *Client) Jobs(ctx context.Context) ([]*pb.Job, error) {
+	reply, err := Call[*pb.ListJobsResponse](ctx, c, &pb.ListJobsRequest{})
+	return reply.GetJobs(), err
+}
+
+// Job asks for one of them, as the request says, which must name it.
+func (c *Client) Job(ctx context.Context, request *pb.ListJobsRequest) (*pb.ListJobsResponse, *pb.Job, error) {
+	reply, err := Call[*pb.ListJobsResponse](ctx, c, request)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(reply.Jobs) != 1 {
+		return nil, nil, fmt.Errorf("job %s: the agent shows %d", request.JobId, len(reply.Jobs))
+	}
+	return reply, reply.Jobs[0], nil
+}
+
+// SignalJob sends a signal, by its name, to the process group of a job; end ends it with all that it started.
+func (c *Client) SignalJob(ctx context.Context, id, signal string, end bool) error {
+	_, err := Call[*pb.ExecInputResponse](ctx, c, &pb.ExecInputRequest{JobId: id, Signal: signal, End: end})
+	return err
+}
