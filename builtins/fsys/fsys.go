@@ -231,13 +231,13 @@ func (r *Root) below(missing []string, path string) (string, error) {
 
 // Resolve gives the path that path really names: links of its directories followed, and of its last element too where
 // follow is set; elements that do not exist stay as they are. Two spellings of one place resolve to the same text, so
-// rules about paths compare resolved ones.
+// rules about paths compare resolved ones. A slash at the end says nothing here: rules come before what an operation makes of it.
 func (r *Root) Resolve(path string, follow bool) (string, error) {
 	links := followDirs
 	if follow {
 		links = followAll
 	}
-	at, err := r.resolve(path, links)
+	at, err := r.find(path, links)
 	if err == nil {
 		defer at.Close()
 		return at.Path, nil
