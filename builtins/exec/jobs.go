@@ -71,7 +71,7 @@ func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStart
 	}
 	r.beforeFreeze(call, spec.Argv)
 	line := in.GetCommand()
-	if len(in.GetArgs()) > 0 {
+	if len(in.GetArgs()) > 0 || in.GetProgram() {
 		line = Quote(spec.Argv)
 	}
 	job, err := r.startJob(ctx, call, spec, line, in.GetRunAsUser())

@@ -14,8 +14,12 @@ func (c *Client) Detach(ctx context.Context, cmd Command) (*pb.ExecStartResponse
 	if err != nil {
 		return nil, err
 	}
+	program := len(cmd.Argv) > 0
+	if program {
+		plain.Command = cmd.Argv[0] // a lone program needs no shell here
+	}
 	return Call[*pb.ExecStartResponse](ctx, c, &pb.ExecStartRequest{
-		Command: plain.Command, Args: plain.Args, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
+		Command: plain.Command, Args: plain.Args, Program: program, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
 		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
 		Detach: true,
 	})
