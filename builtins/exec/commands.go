@@ -1,6 +1,9 @@
 package exec
 
 import (
+	"maps"
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -20,7 +23,8 @@ func executed(in proto.Message) []builtins.Command {
 	if len(request.GetArgs()) > 0 {
 		argv = append([]string{request.GetCommand()}, request.GetArgs()...)
 	}
-	return []builtins.Command{{Argv: argv, Paths: proc.SearchPaths(request.GetEnvironment()), Dir: request.GetWorkingDirectory()}}
+	env := request.GetEnvironment()
+	return []builtins.Command{{Argv: argv, Paths: proc.SearchPaths(env), Env: slices.Sorted(maps.Keys(env)), Dir: request.GetWorkingDirectory()}}
 }
 
 // ran are the commands of a call of exec.run: what it runs, and what a rollback would.
@@ -36,10 +40,11 @@ func lined(in proto.Message) []builtins.Command {
 }
 
 func both(argv, undo []string, env map[string]string, dir string) []builtins.Command {
-	paths := proc.SearchPaths(env)
-	list := []builtins.Command{{Argv: argv, Paths: paths, Dir: dir}}
+	c := builtins.Command{Argv: argv, Paths: proc.SearchPaths(env), Env: slices.Sorted(maps.Keys(env)), Dir: dir}
+	list := []builtins.Command{c}
 	if len(undo) > 0 {
-		list = append(list, builtins.Command{Argv: undo, Paths: paths, Dir: dir})
+		c.Argv = undo
+		list = append(list, c)
 	}
 	return list
 }

@@ -8,6 +8,8 @@ package tx
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -30,7 +32,8 @@ func Ops() []builtins.Op {
 // taking is the command of a request to tx.on_rollback.
 func taking(in proto.Message) []builtins.Command {
 	request := in.(*pb.OnRollbackArgs)
-	return []builtins.Command{{Argv: request.Argv, Paths: proc.SearchPaths(request.Env), Dir: request.Cwd}}
+	return []builtins.Command{{Argv: request.Argv, Paths: proc.SearchPaths(request.Env),
+		Env: slices.Sorted(maps.Keys(request.Env)), Dir: request.Cwd}}
 }
 
 // onRollback changes nothing, so nothing is reported: it only makes a promise of the journal.

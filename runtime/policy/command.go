@@ -25,6 +25,16 @@ var wrappers = []string{
 // several are programs that are many, by the name that they are called by.
 var several = []string{"busybox", "toybox", "coreutils"}
 
+// injects names a variable by which any program, or any shell, runs other code than its own.
+func injects(env []string) string {
+	for _, name := range env {
+		if strings.HasPrefix(name, "LD_") || slices.Contains([]string{"GCONV_PATH", "LOCPATH", "BASH_ENV", "ENV"}, name) || strings.HasPrefix(name, "BASH_FUNC_") {
+			return name
+		}
+	}
+	return ""
+}
+
 // command holds a command against the lists of programs.
 func (p *Policy) command(c builtins.Command) error {
 	if len(p.security.Commands)+len(p.security.NoCommands) == 0 || len(c.Argv) == 0 || c.Argv[0] == "" {
@@ -35,6 +45,9 @@ func (p *Policy) command(c builtins.Command) error {
 		return fault.On(c.Argv[0], err)
 	}
 	if len(p.security.Commands) > 0 {
+		if name := injects(c.Env); name != "" {
+			return p.refuse("command_allowlist", p.security.Commands[0].Line, "the environment variable "+name+" brings other code into a program")
+		}
 		for _, program := range found {
 			if err := p.listed(program); err != nil {
 				return err

@@ -280,6 +280,12 @@ func TestAllowedCommands(t *testing.T) {
 	} {
 		k.refused(why, "", in)
 	}
+	for _, name := range []string{"LD_PRELOAD", "LD_LIBRARY_PATH", "BASH_ENV", "GCONV_PATH"} {
+		env := map[string]string{"A": "b", name: "/tmp/x"}
+		k.refused(why+"the environment variable "+name, "", &pb.ExecuteRequest{Command: "ls", Args: []string{"x"}, Environment: env})
+		k.refused(why, "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Env: env})
+	}
+	k.fine("exec.run", &pb.RunArgs{Argv: []string{"ls"}, Env: map[string]string{"LANG": "C"}})
 	k.refused(why, "exec.sh", &pb.ShellArgs{Command: "ls"})
 	k.refused(why, "exec.run", &pb.RunArgs{Argv: []string{"rm"}, Env: map[string]string{"PATH": "/tmp"}})
 	k.refused(why, "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Undo: []string{"rm"}})

@@ -144,6 +144,9 @@ func (r *Rights) command(g *Guest, c builtins.Command) error {
 	if r.whole("exec") || len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil
 	}
+	if injects(c.Env) != "" {
+		return r.beyond("exec") // it would be another program
+	}
 	found, err := g.programs(c.Argv[0], c.Paths, c.Dir)
 	if err != nil {
 		return fault.On(c.Argv[0], err)

@@ -68,6 +68,7 @@ func TestRights(t *testing.T) {
 		{"exec:ls", "exec.run", runs("/tmp/rm"), "exec:/tmp/rm"},
 		{"exec:rm", "exec.run", runs("/tmp/rm"), "exec:/tmp/rm"},
 		{"exec:rm", "exec.run", &pb.RunArgs{Argv: []string{"rm"}, Env: map[string]string{"PATH": "/tmp"}}, "exec:rm"},
+		{"exec:ls", "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Env: map[string]string{"LD_PRELOAD": "/tmp/x"}}, "exec"},
 		{"exec:ls", "exec.run", runs("none"), "exec:none"},
 		{"exec:none", "exec.run", runs("none"), ""},
 		{"exec:ls", "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Undo: []string{"rm"}}, "exec:rm"},
