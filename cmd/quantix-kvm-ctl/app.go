@@ -76,7 +76,7 @@ EXIT STATUS
   124  it took too long
   130  interrupted
   exec gives the command's own code, and 125 where quantix-kvm-ctl or the agent failed (also for 1 to 4 above), 126 where
-  the program cannot be executed, 127 where there is none.`,
+  the program cannot be executed or may not be, 127 where there is none.`,
 		Example: `  export QUANTIX_SOCKET=/run/libvirt/qemu/channel/1-web/org.quantix.agent.1
   quantix-kvm-ctl info
   quantix-kvm-ctl exec -- systemctl is-system-running

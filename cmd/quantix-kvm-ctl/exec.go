@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -50,7 +51,7 @@ With --json: ExecuteResponse; with --detach: ExecStartResponse.
 
 EXIT STATUS
   The command's own; 128+n where signal n ended it; 124 where it took too long; 125 where quantix-kvm-ctl or the agent
-  failed; 126 where the program cannot be executed; 127 where there is no such program.`,
+  failed; 126 where the program cannot be executed or may not be; 127 where there is no such program.`,
 		Example: `  quantix-kvm-ctl exec uname -r
   quantix-kvm-ctl exec --user postgres -- psql -c 'select 1'
   quantix-kvm-ctl exec -it -- bash
@@ -167,7 +168,7 @@ func notStarted(err error) error {
 	switch {
 	case client.IsProgram(err) && errors.Is(err, fs.ErrNotExist):
 		return &failure{exitMissing, err}
-	case client.IsProgram(err):
+	case client.IsProgram(err), errors.Is(err, fault.ErrRefused):
 		return &failure{exitForbidden, err}
 	}
 	return err

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+)
+
+// What the guest's policy refuses has an exit code of its own and words that name the rule, and info tells of the policy.
+func TestPolicyOfTheGuest(t *testing.T) {
+	ctl, err := ctltest.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "secret"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, Config: "security:\n  command_allowlist: [/bin/none]\n  deny_file_read_paths: [/secret]\n"})
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"info", 0, "yes, of agent.yaml"},
+		{"cat /secret", 4, "refused by security.deny_file_read_paths (agent.yaml line 3): /secret"},
+		{"exec id", 126, "refused by security.command_allowlist (agent.yaml line 2): "},
+		{"exec -- id -u", 126, "refused by security.command_allowlist (agent.yaml line 2): "},
+	} {
+		out, err := exec.Command(ctl, append([]string{"--socket", a.Socket}, strings.Fields(c.args)...)...).CombinedOutput()
+		code := 0
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			code = exit.ExitCode()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if code != c.code || !strings.Contains(string(out), c.says) {
+			t.Errorf("%s: exit code %d, want %d: %s", c.args, code, c.code, out)
+		}
+	}
+}
