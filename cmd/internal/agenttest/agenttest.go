@@ -202,17 +202,21 @@ func (a *Agent) Wait(ctx context.Context) error {
 	}
 }
 
-// RSS is the resident size of the agent's own memory in bytes, without the pages of its program, which come and go with
-// what it does; 0 where it cannot be told.
+// RSS is the resident size of the agent in bytes, with all pages of its program: those come and go with what it does, and
+// would hide what it keeps. 0 where it cannot be told.
 func (a *Agent) RSS() int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
+	if err != nil {
+		return 0
+	}
+	program, err := os.Stat(fmt.Sprintf("/proc/%d/exe", a.PID()))
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(status)) {
 		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
 			kb, _ := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			return kb << 10
+			return kb<<10 + program.Size()
 		}
 	}
 	return 0
