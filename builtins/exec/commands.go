@@ -20,7 +20,8 @@ func executed(in proto.Message) []builtins.Command {
 		GetWorkingDirectory() string
 	})
 	argv := shellLine(request.GetCommand())
-	if len(request.GetArgs()) > 0 {
+	lone, _ := in.(interface{ GetProgram() bool })
+	if len(request.GetArgs()) > 0 || lone != nil && lone.GetProgram() {
 		argv = append([]string{request.GetCommand()}, request.GetArgs()...)
 	}
 	env := request.GetEnvironment()

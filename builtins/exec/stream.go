@@ -146,9 +146,7 @@ func (r *Room) streamSpec(in *pb.ExecStartRequest) (proc.Spec, error) {
 		Command: in.GetCommand(), Args: in.GetArgs(), WorkingDirectory: in.GetWorkingDirectory(), Environment: env,
 		RunAsUser: in.GetRunAsUser(), RunAsGroup: in.GetRunAsGroup(), IncludeSupplementaryGroups: in.GetIncludeSupplementaryGroups(),
 	})
-	if in.GetProgram() {
-		spec.Argv = append([]string{in.GetCommand()}, in.GetArgs()...)
-	}
+	spec.Argv = executed(in)[0].Argv // what a policy was asked about
 	spec.Timeout = time.Duration(in.GetTimeoutSeconds()) * time.Second
 	return spec, err
 }
