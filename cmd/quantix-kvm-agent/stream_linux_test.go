@@ -21,6 +21,14 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
+// streamAgent starts an agent that is stopped at the end, and not killed, so that its commands end with it.
+func streamAgent(t *testing.T) *agenttest.Agent {
+	t.Helper()
+	a := agenttest.Start(t, agenttest.Options{})
+	t.Cleanup(func() { a.Stop() })
+	return a
+}
+
 // streamOf starts a line of shell.
 func streamOf(t *testing.T, c *client.Client, o client.StreamOptions, line string) *client.Stream {
 	t.Helper()
@@ -77,7 +85,7 @@ func treeOf(t *testing.T, c *client.Client, o client.StreamOptions) (*client.Str
 }
 
 func TestStreamedCommandTalks(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c := a.Client(t, client.Options{})
 	s := streamOf(t, c, client.StreamOptions{Stdin: true}, `echo one; read x; echo "got $x"; echo two >&2; cat; exit 7`)
 	var so string
@@ -105,7 +113,7 @@ func TestStreamedCommandTalks(t *testing.T) {
 }
 
 func TestStreamedCommandEnds(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c := a.Client(t, client.Options{})
 	ctx := ctxFor(t, 2*time.Minute)
 	for _, test := range []struct {
@@ -157,7 +165,7 @@ func TestStreamedCommandEnds(t *testing.T) {
 
 // A host that takes nothing holds the command up, and nothing else: neither the agent's memory nor a ping.
 func TestSlowHostHoldsTheCommandUp(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	var mu sync.Mutex
 	var bytes, biggest int
 	c := a.Client(t, client.Options{Event: func(_ string, event proto.Message) {
@@ -217,7 +225,7 @@ func TestSlowHostHoldsTheCommandUp(t *testing.T) {
 
 // The Go client is a host that takes what it is asked for: nothing piles up in it, and nothing is lost.
 func TestStreamIsWholeForASlowReader(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c := a.Client(t, client.Options{})
 	ctx := ctxFor(t, 2*time.Minute)
 	s := streamOf(t, c, client.StreamOptions{}, "head -c 20000000 /dev/zero; exit 4")
@@ -240,7 +248,7 @@ func TestStreamIsWholeForASlowReader(t *testing.T) {
 }
 
 func TestStreamedCommandEndsWithItsHost(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	for name, o := range map[string]client.StreamOptions{"pipes": {}, "terminal": {Stdin: true, Terminal: &pb.Terminal{}}} {
 		c := a.Client(t, client.Options{})
 		_, pids := treeOf(t, c, o)
@@ -263,7 +271,7 @@ func TestStreamedCommandEndsWithItsHost(t *testing.T) {
 
 func TestStreamedCommandEndsWithItsAgent(t *testing.T) {
 	for _, how := range []string{"stop", "kill"} {
-		a := agenttest.Start(t, agenttest.Options{})
+		a := streamAgent(t)
 		c := a.Client(t, client.Options{})
 		s, pids := treeOf(t, c, client.StreamOptions{})
 		if how == "kill" {
@@ -297,7 +305,7 @@ func streamKill(t *testing.T, pid string) {
 }
 
 func TestStreamInputThatCannotBe(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c, other := a.Client(t, client.Options{}), a.Client(t, client.Options{})
 	ctx := ctxFor(t, time.Minute)
 	start := func(in *pb.ExecStartRequest) string {
@@ -377,7 +385,7 @@ func start2(t *testing.T, c *client.Client) string {
 }
 
 func TestSignalsOvertakeInput(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c := a.Client(t, client.Options{})
 	ctx := ctxFor(t, time.Minute)
 	s, _ := treeOf(t, c, client.StreamOptions{Stdin: true})
@@ -397,7 +405,7 @@ func TestSignalsOvertakeInput(t *testing.T) {
 }
 
 func TestStreamedTerminal(t *testing.T) {
-	a := agenttest.Start(t, agenttest.Options{})
+	a := streamAgent(t)
 	c := a.Client(t, client.Options{})
 	ctx := ctxFor(t, time.Minute)
 	s := streamOf(t, c, client.StreamOptions{Stdin: true, Terminal: &pb.Terminal{Term: "dumb", Rows: 11, Cols: 44}},

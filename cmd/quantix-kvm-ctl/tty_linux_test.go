@@ -135,6 +135,7 @@ func ends(t *testing.T, cmd *exec.Cmd) int {
 
 func TestShellAtATerminal(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
+	t.Cleanup(func() { a.Stop() }) // its commands end with it
 	d := newDesk(t)
 	before := d.mode()
 	cmd := d.ctl("--socket", a.Socket, "exec", "-it", "-e", "PS1=", "-e", "ENV=", "--", "sh")
@@ -177,6 +178,7 @@ func TestTerminalIsRestored(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := agenttest.Start(t, agenttest.Options{})
+			t.Cleanup(func() { a.Stop() })
 			d := newDesk(t)
 			before := d.mode()
 			cmd := d.ctl("--socket", a.Socket, "exec", "-it", "--shell", "--", test.guest)
