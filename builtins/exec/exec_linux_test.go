@@ -74,7 +74,7 @@ func needRoot(t *testing.T) {
 
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("does not come: " + what)
 		}
@@ -468,7 +468,7 @@ func TestRunRaisesOnANonZeroExit(t *testing.T) {
 	}
 	start := time.Now()
 	_, err = c.invoke("exec.run", &pb.RunArgs{Argv: []string{"sleep", "60"}, Irreversible: true, Timeout: 0.2, Check: proto.Bool(false)})
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second {
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 30*time.Second {
 		t.Error(err)
 	}
 }

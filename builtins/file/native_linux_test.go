@@ -200,7 +200,7 @@ func TestAListingIsWholeAndQuick(t *testing.T) {
 	}
 	start := time.Now()
 	out := page(g, &pb.ListDirectoryRequest{Path: "/d"})
-	if took := time.Since(start); took > 5*time.Second { // some 40 ms where nothing else runs
+	if took := time.Since(start); took > 30*time.Second { // some 40 ms where nothing else runs
 		t.Errorf("%d entries took %v", len(out.Entries), took)
 	}
 	if len(out.Entries) != many || out.TotalEntries != many || out.ContinuationToken != "" {

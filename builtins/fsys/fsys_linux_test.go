@@ -494,7 +494,7 @@ func TestOnlyRegularFilesAreOpenedAndAtOnce(t *testing.T) {
 			}
 		}
 	}
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 30*time.Second { // a FIFO that is opened waits for ever
 		t.Errorf("took %v", took)
 	}
 }

@@ -361,10 +361,8 @@ func TestStopIsQuick(t *testing.T) {
 		reply, _ := client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte("file.write('/x', 'y') while true do end")})
 		done <- reply
 	}()
-	for !strings.Contains(a.Log(), `"op":"file.write"`) {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if took := a.Stop(); took > 5*time.Second {
+	a.AwaitLog(t, `"op":"file.write"`, 1)
+	if took := a.Stop(); took > 20*time.Second {
 		t.Errorf("the stop took %v", took)
 	}
 	if reply := <-done; reply.GetError().GetKind() != "cancelled" {

@@ -129,20 +129,12 @@ func (p *peer) ping(id string) time.Duration {
 	return time.Since(start)
 }
 
-// alive wants a pong within a second.
+// alive wants a pong: late is what a machine under load may be, never is what it must not.
 func (p *peer) alive(id string) {
 	p.t.Helper()
-	if took := p.ping(id); took > time.Second*slow() {
+	if took := p.ping(id); took > 20*time.Second {
 		p.t.Errorf("%s: the pong took %v", id, took)
 	}
-}
-
-// slow stretches what a time may be where the race detector runs.
-func slow() time.Duration {
-	if agenttest.Race {
-		return 5
-	}
-	return 1
 }
 
 // One byte a write, both framings mixed, replies read one byte at a time: every request is answered, in its framing.
@@ -252,7 +244,7 @@ func TestFloodOfCommands(t *testing.T) {
 	}
 	writing.Wait()
 	slices.Sort(pings)
-	if median := pings[len(pings)/2]; median > time.Second*slow() {
+	if median := pings[len(pings)/2]; median > 20*time.Second {
 		t.Errorf("the median pong took %v", median)
 	}
 	t.Logf("%d were served; the median pong took %v, the last %v", served, pings[len(pings)/2], pings[len(pings)-1])

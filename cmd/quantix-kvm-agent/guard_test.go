@@ -137,10 +137,8 @@ func TestStopWithAHostThatDoesNotRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(30 * time.Second); strings.Count(a.Log(), `"op":"execute"`) < 30 && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if took := a.Stop(); took > 5*time.Second {
+	a.AwaitLog(t, `"op":"execute"`, 30)
+	if took := a.Stop(); took > 20*time.Second {
 		t.Errorf("the stop took %v", took)
 	}
 }
@@ -156,9 +154,7 @@ func TestSIGTERMRollsBack(t *testing.T) {
 		reply, _ := client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(changes + "while true do end")})
 		done <- reply
 	}()
-	for !strings.Contains(a.Log(), `"op":"file.move"`) {
-		time.Sleep(time.Millisecond)
-	}
+	a.AwaitLog(t, `"op":"file.move"`, 1)
 	a.Stop()
 	reply := <-done
 	if reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.GetError().GetKind() != "cancelled" {

@@ -143,6 +143,7 @@ func TestAudit(t *testing.T) {
 	_, _ = client.Call[*pb.FileWriteResponse](ctx, c, &pb.FileWriteRequest{Path: "/x", Data: []byte("topsecret"), Eof: true})
 	_, _ = client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "rm", Args: []string{"topsecret"}, WaitForExit: true})
 	_, _ = client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(`file.read("/x")`)})
+	a.AwaitLog(t, `"op":"run_script"`, 1)
 	found := map[string]string{}
 	for line := range strings.Lines(a.Log()) {
 		var entry struct {

@@ -58,9 +58,9 @@ func heard(t *testing.T, s *client.Stream, so *string, text string) {
 // eventually waits until something holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 30 s", what)
+			t.Fatalf("%s: not within 60 s", what)
 		}
 	}
 }
@@ -194,7 +194,7 @@ func TestSlowHostHoldsTheCommandUp(t *testing.T) {
 	before, was := a.RSS(), wrote()
 	for range 20 {
 		took, _, err := c.Ping(ctx)
-		if err != nil || took > 5*time.Second {
+		if err != nil || took > 20*time.Second {
 			t.Fatal(took, err)
 		}
 		time.Sleep(10 * time.Millisecond) // the time in which nothing may happen
@@ -280,7 +280,7 @@ func TestStreamedCommandEndsWithItsAgent(t *testing.T) {
 			streamKill(t, pids[1])
 			continue
 		}
-		if took := a.Stop(); took > 10*time.Second {
+		if took := a.Stop(); took > 20*time.Second {
 			t.Errorf("the agent took %v to stop", took)
 		}
 		for _, pid := range pids {

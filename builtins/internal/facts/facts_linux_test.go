@@ -240,7 +240,7 @@ func TestOneHungFileSystemHoldsNobodyUp(t *testing.T) {
 	for range 3 {
 		begin := time.Now()
 		list, err := d.Read(context.Background())
-		if took := time.Since(begin); err != nil || took > 5*time.Second {
+		if took := time.Since(begin); err != nil || took > 30*time.Second {
 			t.Errorf("%v after %s", err, took)
 		}
 		if slices.ContainsFunc(list, func(d Disk) bool { return d.Mount == "/" }) {
@@ -254,7 +254,7 @@ func TestOneHungFileSystemHoldsNobodyUp(t *testing.T) {
 	begin := time.Now()
 	for found := false; !found; {
 		list, err := d.Read(context.Background())
-		if err != nil || time.Since(begin) > 10*time.Second {
+		if err != nil || time.Since(begin) > 60*time.Second {
 			t.Fatal("it does not come back", err)
 		}
 		found = slices.ContainsFunc(list, func(d Disk) bool { return d.Mount == "/" })
@@ -323,7 +323,7 @@ func TestDeadFuseMount(t *testing.T) {
 	for range 3 {
 		begin := time.Now()
 		list, err := d.Read(context.Background())
-		if took := time.Since(begin); err != nil || took > 5*time.Second || !slices.ContainsFunc(list, func(d Disk) bool { return d.Mount == "/" }) {
+		if took := time.Since(begin); err != nil || took > 30*time.Second || !slices.ContainsFunc(list, func(d Disk) bool { return d.Mount == "/" }) {
 			t.Errorf("%+v %v after %s", list, err, took)
 		}
 	}
@@ -333,7 +333,7 @@ func TestDeadFuseMount(t *testing.T) {
 		d.mu.Lock()
 		open = d.probes[point].open != nil
 		d.mu.Unlock()
-		if time.Since(begin) > 10*time.Second {
+		if time.Since(begin) > 60*time.Second {
 			t.Fatal("the question stays open")
 		}
 	}

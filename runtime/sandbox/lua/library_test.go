@@ -86,7 +86,7 @@ func TestStopEndsLibraryCalls(t *testing.T) {
 			if e := done.GetError(); e.GetKind() != "cpu" || e.GetScript() != "long" || e.GetLine() != 3 {
 				t.Errorf("it ends with %v", e)
 			}
-			if took := time.Since(began); took > 5*time.Second {
+			if took := time.Since(began); took > 30*time.Second {
 				t.Errorf("it takes %v to stop", took)
 			}
 		})
