@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"runtime"
+	"runtime/debug"
 	"time"
 )
 
@@ -20,5 +21,8 @@ func frugal() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
-	time.AfterFunc(startTime, forgetStart)
+	time.AfterFunc(startTime, func() {
+		debug.FreeOSMemory()
+		forgetStart()
+	})
 }

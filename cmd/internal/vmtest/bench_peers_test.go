@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os/exec"
 	"path/filepath"
@@ -215,16 +214,5 @@ func benchPushDigest(b *testing.B, c *client.Client, content []byte) {
 	}
 	b.ReportMetric(float64(with)/float64(without), "x")
 	b.ReportMetric(float64((with-without).Milliseconds())/float64(b.N), "digest-ms")
-	b.ReportMetric(0, "ns/op")
-}
-
-// benchIdle reports what the agent in the guest keeps of memory, with a host that asks nothing.
-func benchIdle(b *testing.B, vm *vmtest.VM) {
-	for b.Loop() {
-		var pss int
-		_, err := fmt.Sscan(vm.Must(b, `awk '/^Pss:/ {print $2}' /proc/$(pidof quantix-kvm-agent | tr ' ' '\n' | sort -n | head -1)/smaps_rollup`), &pss)
-		must(b, err)
-		b.ReportMetric(float64(pss), "pss-KiB")
-	}
 	b.ReportMetric(0, "ns/op")
 }

@@ -32,7 +32,6 @@ func BenchmarkGuest(b *testing.B) {
 		must(b, err)
 		return raw
 	}
-	b.Run("idle", func(b *testing.B) { benchIdle(b, vm) })
 	b.Run("bare", func(b *testing.B) { benchBare(b, vm) })
 	b.Run("qemu-ga", func(b *testing.B) { benchQemuGA(b, vm) })
 	b.Run("ping", func(b *testing.B) {
