@@ -157,19 +157,28 @@ func (g *guest) cause() error {
 	return g.err
 }
 
-// helloPause is how long one hello is given before the next is sent: the first ones are lost in a guest that has not
-// started its probe, or that is going down.
-const helloPause = 250 * time.Millisecond
+// helloPause is how long the first hello is given before the next is sent, and helloPatience how long one is given at most:
+// the first ones are lost in a guest that has not started its probe, or that is going down.
+const (
+	helloPause    = 250 * time.Millisecond
+	helloPatience = 5 * time.Second
+)
 
 // hello waits until the probe answers, sets the guest's clock, and returns the id of its boot. exited ends the wait.
-func (g *guest) hello(ctx context.Context, exited <-chan struct{}) (string, error) {
-	for {
-		once, cancel := context.WithTimeout(ctx, helloPause)
-		_, _, err := g.call(once, frame.Message{Op: frame.OpHello, Now: time.Now().UnixNano()}, nil)
+func (g *guest) hello(ctx context.Context, exited <-chan struct{}) (id string, err error) {
+	// The first answer may be to a hello that waited in the port while the guest booted; the next is fresh, and sets the clock
+	// for good. A guest that goes down between the two answers it never, so that each is sent until it is answered.
+	patience := helloPause
+	for answers := 0; answers < 2; {
+		once, cancel := context.WithTimeout(ctx, patience)
+		m, _, err := g.call(once, frame.Message{Op: frame.OpHello, Now: time.Now().UnixNano()}, nil)
 		cancel()
 		if err == nil {
-			break
+			answers++
+			id, patience = m.BootID, helloPatience
+			continue
 		}
+		answers, patience = 0, min(2*patience, helloPatience)
 		select {
 		case <-exited:
 			return "", errors.New("qemu has ended")
@@ -181,12 +190,7 @@ func (g *guest) hello(ctx context.Context, exited <-chan struct{}) (string, erro
 			return "", err
 		}
 	}
-	// That hello may have waited in the port while the guest booted; this one is fresh, and sets the clock for good.
-	m, _, err := g.call(ctx, frame.Message{Op: frame.OpHello, Now: time.Now().UnixNano()}, nil)
-	if err != nil {
-		return "", fmt.Errorf("probe hello: %w", err)
-	}
-	return m.BootID, nil
+	return id, nil
 }
 
 // awaitBoot waits for the file that a unit of the rig makes when multi-user.target has been reached.
