@@ -680,11 +680,13 @@ func TestAReadOnlyFileSystemSaysSo(t *testing.T) {
 func TestStagedFilesOfADeadAgentAreSwept(t *testing.T) {
 	dir := scratch(t)
 	write(t, dir+"/.quantix-kvm-0011223344556677.tmp", "left over")
+	write(t, dir+"/.quantix-kvm-8899aabbccddeeff.tmp", "of its last mode")
+	must(t, os.Chmod(dir+"/.quantix-kvm-8899aabbccddeeff.tmp", 0o444))
 	write(t, dir+"/.quantix-kvm-.tmp", "somebody's")
 	place := at(t, host(t), dir+"/f")
 	staged, err := place.Stage()
 	must(t, err)
-	if n, err := place.Sweep(); n != 1 || err != nil {
+	if n, err := place.Sweep(); n != 2 || err != nil {
 		t.Errorf("swept %d, %v", n, err)
 	}
 	if got := listing(t, dir); len(got) != 2 {

@@ -209,6 +209,9 @@ func sweep(dir handle, name string) (bool, error) {
 		return false, nil
 	}
 	file, err := openFile(dir, name, true)
+	if errors.Is(err, fs.ErrPermission) { // it has its last mode already, which may forbid its owner to write
+		file, err = openFile(dir, name, false)
+	}
 	if err != nil {
 		return false, err
 	}
