@@ -51,6 +51,19 @@ type Config struct {
 	Thawed func(words string)
 	// Reexec says that main calls ChildMain first of all, which confinement and Root need.
 	Reexec bool
+	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
+	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
+}
+
+// Command is a command of a script that is to be answered.
+type Command struct {
+	// Line is the command as a shell would read it.
+	Line string
+	// Undo says that a rollback runs it.
+	Undo bool
+	// Readonly, Touches and Irreversible are what it says of itself.
+	Readonly, Irreversible bool
+	Touches                []string
 }
 
 // Room holds the operations. Release ends its use.

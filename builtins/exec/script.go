@@ -44,9 +44,12 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := checkDeclared(in); err != nil {
 		return nil, onCommand(in, err)
 	}
-	spec, err := r.scriptSpec(in)
-	if err != nil {
-		return nil, onCommand(in, err)
+	var spec proc.Spec
+	if r.config.Answer == nil {
+		var err error
+		if spec, err = r.scriptSpec(in); err != nil {
+			return nil, onCommand(in, err)
+		}
 	}
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
 	if call.Plan != nil {
@@ -57,11 +60,23 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := keep(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
 	}
-	result, err := r.run.Run(ctx, spec)
+	result, err := r.started(ctx, spec, Command{Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches()})
 	if result != nil && !in.GetReadonly() { // it was started, so it may have changed something, however it ended
 		call.Report(change)
 	}
 	return finish(in, spec.Confine != nil, result, err)
+}
+
+// started runs a command, or has it answered.
+func (r *Room) started(ctx context.Context, spec proc.Spec, command Command) (*proc.Result, error) {
+	if r.config.Answer == nil {
+		return r.run.Run(ctx, spec)
+	}
+	answer, err := r.config.Answer(ctx, command)
+	if err != nil {
+		return nil, err
+	}
+	return &proc.Result{Code: int(answer.GetCode()), Stdout: answer.GetStdout(), Stderr: answer.GetStderr(), Tail: answer.GetStderr()}, nil
 }
 
 // predict serves a command of a dry run. One that changes something gives what it declares as its plan, or ends the
@@ -179,14 +194,17 @@ func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")
 	}
-	spec, err := r.scriptSpec(in)
-	if err != nil {
-		return nil, onCommand(in, err)
+	var spec proc.Spec
+	if r.config.Answer == nil {
+		var err error
+		if spec, err = r.scriptSpec(in); err != nil {
+			return nil, onCommand(in, err)
+		}
+		if spec.Timeout == 0 {
+			spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
+		}
 	}
-	if spec.Timeout == 0 {
-		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
-	}
-	result, err := r.run.Run(ctx, spec)
+	result, err := r.started(ctx, spec, Command{Line: Quote(in.GetArgv()), Undo: true})
 	return finish(in, false, result, err)
 }
 

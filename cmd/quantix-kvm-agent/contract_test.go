@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
 	"github.com/quantix-kvm/guest-agent/wire"
@@ -29,6 +30,9 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg { // this program is the runner of checkScripts
 		os.Exit(lua.Main(os.Args[2:]))
+	}
+	if scripttest.ChildMain() { // and the agent that testScripts kills
+		return
 	}
 	agenttest.Main(m)
 }

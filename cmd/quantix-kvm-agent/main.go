@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
 )
@@ -17,7 +18,7 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg {
 		os.Exit(lua.Main(os.Args[2:]))
 	}
-	if exec.ChildMain() {
+	if exec.ChildMain() || scripttest.ChildMain() {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

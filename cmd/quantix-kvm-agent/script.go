@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -33,6 +33,7 @@ EXIT STATUS
 		Args:    cobra.MinimumNArgs(1),
 		RunE:    func(c *cobra.Command, args []string) error { return checkScripts(c.Context(), c.OutOrStdout(), args) },
 	})
+	c.AddCommand(trialCommand())
 	return c
 }
 
@@ -40,12 +41,7 @@ EXIT STATUS
 func checkScripts(ctx context.Context, out io.Writer, files []string) error {
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
-	var functions []*pb.RunnerFunction
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
-		if op.Script != nil && !op.Inner {
-			functions = append(functions, sandbox.Function(&op))
-		}
-	}
+	functions := scripttest.Functions()
 	faults := 0
 	for _, file := range files {
 		source, err := os.ReadFile(file)

@@ -19,6 +19,9 @@ func FromStruct(s *structpb.Struct) (*pb.LuaTable, error) {
 	return fromFields(s.GetFields(), 1, "params")
 }
 
+// FromValue makes the value that a script would have returned for a result.
+func FromValue(v *structpb.Value) (*pb.LuaValue, error) { return fromValue(v, 1, "result") }
+
 func fromFields(fields map[string]*structpb.Value, depth int, path string) (*pb.LuaTable, error) {
 	t := &pb.LuaTable{}
 	for name, value := range fields {

@@ -1,81 +1,104 @@
 ---@meta
--- Generated from the rows of the rooms and wire/pb/ops.proto by go generate ./builtins/all. Not to be edited.
+-- Generated from the rows of the rooms and wire/pb by go generate ./builtins/all. Not to be edited.
 -- luacheck: ignore
 
 ---What a command gave.
 ---@class quantix.RunResult
----@field code integer
----@field stdout string
----@field stderr string
----@field truncated boolean
+---@field code integer The exit status; 128 and the number of a signal that ended it.
+---@field stdout string What it wrote.
+---@field stderr string What it wrote there.
+---@field truncated boolean More was written than is kept.
 
 ---file.stat, and an element of file.list
 ---@class quantix.FileInfo
----@field name string
----@field path string
+---@field name string The last element of its path.
+---@field path string Where it lies, from the root of the guest.
 ---@field type string file, directory, symlink, fifo, socket, device
----@field size integer
+---@field size integer Bytes.
 ---@field mode string Octal permission bits, such as "0644".
----@field owner string
----@field group string
+---@field owner string The name of the user, or its number.
+---@field group string The name of the group, or its number.
 ---@field mtime number Seconds since 1970.
 ---@field target string Where a symlink points.
 
 ---One mounted file system, in bytes.
 ---@class quantix.Disk
----@field mount string
----@field device string
----@field type string
----@field total integer
----@field used integer
----@field available integer
+---@field mount string Where it is mounted.
+---@field device string What is mounted.
+---@field type string Of the file system, such as ext4.
+---@field total integer Bytes.
+---@field used integer Bytes.
+---@field available integer Bytes.
 
 ---host.info
 ---@class quantix.HostInfo
----@field hostname string
+---@field hostname string Its name.
 ---@field os string Of os-release: NAME, VERSION_ID, ID.
----@field os_version string
----@field os_id string
----@field kernel string
----@field architecture string
----@field cpus integer
----@field memory_bytes integer
----@field machine_id string
+---@field os_version string VERSION_ID.
+---@field os_id string ID, such as debian.
+---@field kernel string Its release.
+---@field architecture string As the host spells it, such as x86_64.
+---@field cpus integer How many there are.
+---@field memory_bytes integer Of the guest.
+---@field machine_id string Of /etc/machine-id.
 ---@field product_uuid string The UUID that SMBIOS tells, which the host gave this guest.
----@field agent_version string
+---@field agent_version string Of the agent that runs the script.
 
 ---One network interface.
 ---@class quantix.NetInterface
----@field name string
----@field mac string
----@field mtu integer
----@field up boolean
----@field loopback boolean
+---@field name string Such as eth0.
+---@field mac string Its hardware address.
+---@field mtu integer Bytes of its largest packet.
+---@field up boolean It is switched on.
+---@field loopback boolean It leads to the guest itself.
 ---@field addresses string[] With prefix length, such as 192.0.2.7/24.
 
 ---host.memory, in bytes.
 ---@class quantix.Memory
----@field total integer
----@field available integer
----@field swap_total integer
----@field swap_free integer
+---@field total integer Bytes.
+---@field available integer Bytes.
+---@field swap_total integer Bytes.
+---@field swap_free integer Bytes.
 
 ---One thing that the script changed so far.
 ---@class quantix.ScriptChange
----@field op string
+---@field op string The function, such as file.write.
 ---@field target string A path, or a command.
 ---@field action string created, modified, deleted, moved, ran
 ---@field reversible boolean Whether a rollback takes it back.
 
+---Why a script failed.
+---@class quantix.TrialError
+---@field kind string params, runtime, builtin, policy, timeout and so on
+---@field message string What went wrong, for people.
+---@field op string The function that failed, if one did.
+---@field code string Of the error of a function, such as not_found.
+---@field line integer Of the script.
+
+---One thing that was changed.
+---@class quantix.TrialChange
+---@field op string The function, such as file.write.
+---@field target string A path, or a command.
+---@field action string created, modified, deleted, ran and so on
+
+---What became of a run.
+---@class quantix.Trial
+---@field status string committed, rolled_back, refused, dry_run, partial or rollback_failed
+---@field result any What the script returned.
+---@field error quantix.TrialError Why it failed; not there where it did not.
+---@field changes quantix.TrialChange[] In the order in which they were made.
+---@field commands string[] The commands that ran, in their order, as a shell would read them. Those of a rollback begin with "undo: ".
+---@field log string[] Its lines.
+
 exec = {}
 
 ---@class exec.run.options
----@field cwd? string
+---@field cwd? string Where it is run; / unless it is said.
 ---@field env? table<string, string> Added to a clean environment.
----@field stdin? string
+---@field stdin? string What it reads.
 ---@field timeout? number Seconds; 0: what is left of the time of the script.
----@field user? string
----@field group? string
+---@field user? string Who runs it, by name or number.
+---@field group? string Its group, where that is not the user's.
 ---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
 ---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
 ---@field readonly? boolean Changes nothing.
@@ -88,31 +111,31 @@ exec = {}
 ---Run a program that says what it does to the guest. One of readonly, undo, touches, irreversible says what the command does to the guest.
 ---May change the guest.
 ---A call that fails is not taken back by itself.
----@param argv string[]
+---@param argv string[] The program and its arguments.
 ---@param options? exec.run.options
 ---@return quantix.RunResult result
 function exec.run(argv, options) end
 
 ---@class exec.sh.options
----@field cwd? string
----@field env? table<string, string>
----@field stdin? string
----@field timeout? number
----@field user? string
----@field group? string
----@field check? boolean
----@field max_output? integer
----@field readonly? boolean
----@field undo? string[]
----@field touches? string[]
----@field irreversible? boolean
----@field unconfined? boolean
----@field plan? string
+---@field cwd? string Where it is run; / unless it is said.
+---@field env? table<string, string> Added to a clean environment.
+---@field stdin? string What it reads.
+---@field timeout? number Seconds; 0: what is left of the time of the script.
+---@field user? string Who runs it, by name or number.
+---@field group? string Its group, where that is not the user's.
+---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
+---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
+---@field readonly? boolean Changes nothing.
+---@field undo? string[] Takes it back; must be idempotent and bear that the command never ran.
+---@field touches? string[] Changes nothing but these paths.
+---@field irreversible? boolean Cannot be taken back, and a rollback says so.
+---@field unconfined? boolean With touches: do not confine the command to them.
+---@field plan? string With a dry run: what the command would do.
 
 ---Run a line of shell that says what it does to the guest. As exec.run, with a line for the shell.
 ---May change the guest.
 ---A call that fails is not taken back by itself.
----@param command string
+---@param command string A line for /bin/sh.
 ---@param options? exec.sh.options
 ---@return quantix.RunResult result
 function exec.sh(command, options) end
@@ -120,55 +143,55 @@ function exec.sh(command, options) end
 file = {}
 
 ---@class file.append.options
----@field mode? string
----@field owner? string
----@field group? string
+---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
 
 ---Add to the end of a file. Mode is octal text such as "0644".
 ---Changes the guest.
----@param path string
----@param content string
+---@param path string Where it lies, from the root of the guest.
+---@param content string Any bytes.
 ---@param options? file.append.options
 ---@return boolean changed
 function file.append(path, content, options) end
 
 ---The content of a file that came with the script.
----@param name string
+---@param name string The name that it was sent by.
 ---@return string content
 function file.attachment(name) end
 
 ---Set the mode of a file or directory.
 ---Changes the guest.
----@param path string
----@param mode string
+---@param path string Where it lies, from the root of the guest.
+---@param mode string Octal text such as "0644".
 ---@return boolean changed
 function file.chmod(path, mode) end
 
 ---Set the owner and group of a file or directory. A name or a number; empty leaves as it is.
 ---Changes the guest.
----@param path string
----@param owner? string
----@param group? string
+---@param path string Where it lies, from the root of the guest.
+---@param owner? string A user, by name or number.
+---@param group? string A group, by name or number.
 ---@return boolean changed
 function file.chown(path, owner, group) end
 
 ---Make a file have the content of another.
 ---Changes the guest.
----@param from string
----@param to string
+---@param from string What is taken.
+---@param to string Where it shall be.
 ---@return boolean changed
 function file.copy(from, to) end
 
 ---Whether something is there, be it a link to nothing.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@return boolean exists
 function file.exists(path) end
 
 ---The paths that match a pattern of *, ? and [a-z], sorted.
----@param pattern string
+---@param pattern string An absolute path in which *, ? and [a-z] stand for names.
 ---@return string[] paths
 function file.glob(pattern) end
 
@@ -179,46 +202,46 @@ function file.glob(pattern) end
 ---@field after? string Where a new line comes: behind the last line that matches; else, or if none does, at the end.
 ---@field before? string Where a new line comes: before the first line that matches.
 ---@field mode? string Of a file that is made; one that is there keeps what it has unless it is said.
----@field owner? string
----@field group? string
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it.
 
 ---Make a line stand in a text file, or not stand there. One line of a text file. Patterns are regular expressions in the syntax of RE2.
 ---Changes the guest.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@param options? file.line.options
 ---@return boolean changed
 function file.line(path, options) end
 
 ---Describe what is in a directory, sorted by name.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@return quantix.FileInfo[] entries
 function file.list(path) end
 
 ---@class file.mkdir.options
----@field mode? string
----@field owner? string
----@field group? string
----@field parents? boolean
+---@field mode? string Octal text; 0755 unless it is said.
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
+---@field parents? boolean Create missing parent directories.
 
 ---Make a directory.
 ---Changes the guest.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@param options? file.mkdir.options
 ---@return boolean changed
 function file.mkdir(path, options) end
 
 ---Give a file or directory another path.
 ---Changes the guest.
----@param from string
----@param to string
+---@param from string What is taken.
+---@param to string Where it shall be.
 ---@return boolean changed
 function file.move(from, to) end
 
 ---The content of a file.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@return string content
 function file.read(path) end
 
@@ -227,7 +250,7 @@ function file.read(path) end
 
 ---Remove what is there, if anything is.
 ---Changes the guest.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@param options? file.remove.options
 ---@return boolean changed
 function file.remove(path, options) end
@@ -240,58 +263,58 @@ function file.remove(path, options) end
 
 ---Replace what matches a pattern in a text file. All places of a text file that match a regular expression in the syntax of RE2; ^ and $ are the ends of a line.
 ---Changes the guest.
----@param path string
----@param pattern string
+---@param path string Where it lies, from the root of the guest.
+---@param pattern string A regular expression in the syntax of RE2.
 ---@param replacement string What comes there: $1 or ${name} stand for what a group matched, $$ for a dollar sign.
 ---@param options? file.replace.options
 ---@return boolean changed
 function file.replace(path, pattern, replacement, options) end
 
 ---The SHA-256 of the content of a file, in hex.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@return string sha256
 function file.sha256(path) end
 
 ---Describe what is there, a link itself.
----@param path string
+---@param path string Where it lies, from the root of the guest.
 ---@return quantix.FileInfo result
 function file.stat(path) end
 
 ---Make a symbolic link.
 ---Changes the guest.
----@param target string
----@param path string
+---@param target string Where the link points, taken as it is.
+---@param path string Where it lies, from the root of the guest.
 ---@return boolean changed
 function file.symlink(target, path) end
 
 ---@class file.template.options
----@field mode? string
----@field owner? string
----@field group? string
----@field parents? boolean
----@field backup? boolean
+---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
+---@field parents? boolean Create missing parent directories.
+---@field backup? boolean Keep what was there as path.bak.
 
 ---Write a file from a text with {{name}} in it. {{name}} in text stands for a value of vars, which must be one line; {{name|shell}}, {{name|json}}, {{name|yaml}} and {{name|xml}} write any value so that it is one word, string or text there; {{name|raw}} as it is.
 ---Changes the guest.
----@param path string
----@param text string
----@param vars? table<string, string>
+---@param path string Where it lies, from the root of the guest.
+---@param text string The template.
+---@param vars? table<string, string> What its names stand for.
 ---@param options? file.template.options
 ---@return boolean changed
 function file.template(path, text, vars, options) end
 
 ---@class file.write.options
----@field mode? string
----@field owner? string
----@field group? string
+---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
 
 ---Make a file have a content. Mode is octal text such as "0644".
 ---Changes the guest.
----@param path string
----@param content string
+---@param path string Where it lies, from the root of the guest.
+---@param content string Any bytes.
 ---@param options? file.write.options
 ---@return boolean changed
 function file.write(path, content, options) end
@@ -344,10 +367,10 @@ tx = {}
 function tx.changes() end
 
 ---@class tx.on_rollback.options
----@field cwd? string
+---@field cwd? string Where it is run; / unless it is said.
 ---@field env? table<string, string> Added to a clean environment.
----@field user? string
----@field group? string
+---@field user? string Who runs it, by name or number.
+---@field group? string Its group, where that is not the user's.
 ---@field timeout? number Seconds; 0: as long as a command of the host may take.
 
 ---Have a rollback run a command when it comes to this point. A command that a rollback runs in its turn. It must be idempotent.
@@ -355,6 +378,55 @@ function tx.changes() end
 ---@param argv string[] The program and its arguments.
 ---@param options? tx.on_rollback.options
 function tx.on_rollback(argv, options) end
+
+test = {}
+
+---@class test.command.options
+---@field code? integer Its exit status.
+---@field stdout? string What it wrote.
+---@field stderr? string What it wrote there.
+---@field write? table<string, string> Files that it writes, each with its content, and their directories.
+---@field remove? string[] What it removes, with all that is below.
+---@field exists? string The answer counts only while something is at this path.
+
+---Say what a command of the script answers; others succeed and say nothing. What a command answers. Of several answers that fit, the last one given counts.
+---@param command string The command as a shell would read it; * stands for anything.
+---@param options? test.command.options
+function test.command(command, options) end
+
+---@class test.crash.options
+---@field secrets? table<string, string> Values by their names.
+---@field attachments? table<string, string> Files that are sent along, by name.
+
+---The same at every such call. The agent is killed at each of the calls in turn.
+---@param params? table As they would be given by -p.
+---@param options? test.crash.options
+---@return integer kills
+function test.crash(params, options) end
+
+---@class test.crash_at.options
+---@field secrets? table<string, string> Values by their names.
+---@field attachments? table<string, string> Files that are sent along, by name.
+
+---On a copy of the tree, kill the agent at a call that changes something, start it again, and compare: all must be as it was. The agent is killed at the call, and started again.
+---@param call integer Which of the calls that change something, from 1.
+---@param params? table As they would be given by -p.
+---@param options? test.crash_at.options
+---@return integer kills
+function test.crash_at(call, params, options) end
+
+---@class test.run.options
+---@field secrets? table<string, string> Values by their names.
+---@field attachments? table<string, string> Files that are sent along, by name.
+---@field dry_run? boolean Only foretell what would be changed.
+---@field again? boolean Run it once more on a copy, where it must change nothing; true unless said otherwise.
+---@field fails? string It must fail with an error that has this text in it, and leave the tree as it was. Without it, it must not fail.
+
+---Run the script, and once more on a copy of the tree, where it must change nothing.
+---@param params? table As they would be given by -p.
+---@param options? test.run.options
+---@return quantix.Trial result
+function test.run(params, options) end
 
 ---What the script was given.
 ---@type table<string, any>

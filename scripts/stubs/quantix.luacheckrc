@@ -1,4 +1,4 @@
--- Generated from the rows of the rooms and wire/pb/ops.proto by go generate ./builtins/all. Not to be edited.
+-- Generated from the rows of the rooms and wire/pb by go generate ./builtins/all. Not to be edited.
 -- luacheck --config quantix.luacheckrc FILE.lua
 std = "quantix"
 stds.quantix = {
@@ -43,3 +43,9 @@ stds.quantix = {
     tx = {fields = {"changes", "on_rollback"}},
   },
 }
+stds.quantix_test = {
+  read_globals = {
+    test = {fields = {"command", "crash", "crash_at", "run"}},
+  },
+}
+files = {["**/*_test.lua"] = {std = "+quantix_test"}}

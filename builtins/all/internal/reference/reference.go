@@ -1,7 +1,7 @@
 // Package reference tells what scripts can call, from the one description that the program itself is run by.
 //
 //	rows of all rooms ─────────┐             ┌─► builtins/all/OPS.md               people
-//	comments of ops.proto ─────┼─► function ─┼─► scripts/stubs/quantix.lua         editors (LuaLS)
+//	comments of .proto files ──┼─► function ─┼─► scripts/stubs/quantix.lua         editors (LuaLS)
 //	what the runner adds ──────┘             └─► scripts/stubs/quantix.luacheckrc  luacheck
 //
 // Not here: the check of a call's arguments, which reads the same rows and messages (runtime/sandbox).
@@ -18,6 +18,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/trial"
 )
 
 // function is one thing that a script can call.
@@ -45,6 +46,7 @@ type class struct {
 // description is all of it.
 type description struct {
 	functions   []function
+	tests       []function // what the test of a script calls
 	classes     []class
 	unsupported []string
 }
@@ -69,7 +71,7 @@ func describe(protos string) (*description, error) {
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{protos}}),
 		SourceInfoMode: protocompile.SourceInfoStandard,
 	}
-	files, err := compiler.Compile(context.Background(), "ops.proto", "runner.proto")
+	files, err := compiler.Compile(context.Background(), "ops.proto", "runner.proto", "trial.proto")
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,19 @@ func describe(protos string) (*description, error) {
 		r.files = append(r.files, file)
 	}
 	d := &description{unsupported: all.Unsupported}
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
+	if d.functions, err = r.functions(all.New(all.Config{}).Ops()); err != nil {
+		return nil, err
+	}
+	if d.tests, err = r.functions(trial.Stage{}.Ops()); err != nil {
+		return nil, err
+	}
+	d.classes = r.classes
+	return d, nil
+}
+
+// functions describes the rows that scripts call, by name.
+func (r *reader) functions(ops []builtins.Op) (list []function, err error) {
+	for _, op := range builtins.NewTable(ops).Ops() {
 		if op.Script == nil || op.Inner {
 			continue
 		}
@@ -86,10 +100,9 @@ func describe(protos string) (*description, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", op.Name, err)
 		}
-		d.functions = append(d.functions, f)
+		list = append(list, f)
 	}
-	d.classes = r.classes
-	return d, nil
+	return list, nil
 }
 
 // reader looks messages up, and collects the tables that are met.
@@ -172,7 +185,13 @@ func marks(op builtins.Op) (marks []string) {
 }
 
 func (r *reader) field(f protoreflect.FieldDescriptor) field {
-	return field{name: string(f.Name()), typ: r.typeOf(f), text: comment(f), optional: f.HasOptionalKeyword()}
+	text := comment(f)
+	for _, name := range []protoreflect.Name{f.Parent().Name() + "." + f.Name(), f.Name()} {
+		if text == "" {
+			text = words[string(name)]
+		}
+	}
+	return field{name: string(f.Name()), typ: r.typeOf(f), text: text, optional: f.HasOptionalKeyword()}
 }
 
 // typeOf names the type of a field as LuaLS writes it.

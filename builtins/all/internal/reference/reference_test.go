@@ -42,8 +42,13 @@ func TestReferenceTellsAll(t *testing.T) {
 			t.Errorf("OPS.md lacks %q", words)
 		}
 	}
+	for line := range strings.Lines(ops) {
+		if strings.HasPrefix(line, "| `") && strings.HasSuffix(line, "|  |\n") {
+			t.Errorf("OPS.md does not say what this is: %s", line)
+		}
+	}
 	for _, words := range []string{
-		"---@class file.write.options\n", "---@field mode? string\n", "function file.write(path, content, options) end", "---@return quantix.FileInfo[] entries",
+		"---@class file.write.options\n", "---@field mode? string Octal text", "function file.write(path, content, options) end", "---@return quantix.FileInfo[] entries",
 	} {
 		if !strings.Contains(stubs, words) {
 			t.Errorf("the stubs lack %q", words)

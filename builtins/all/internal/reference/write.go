@@ -7,14 +7,14 @@ import (
 )
 
 // generated heads every file, after the beginning of a comment.
-const generated = "Generated from the rows of the rooms and wire/pb/ops.proto by go generate ./builtins/all. Not to be edited."
+const generated = "Generated from the rows of the rooms and wire/pb by go generate ./builtins/all. Not to be edited."
 
 // room is what comes before the dot.
 func room(name string) string { head, _, _ := strings.Cut(name, "."); return head }
 
-func (d *description) rooms() []string {
+func rooms(functions []function) []string {
 	var rooms []string
-	for _, f := range d.functions {
+	for _, f := range functions {
 		if !slices.Contains(rooms, room(f.name)) {
 			rooms = append(rooms, room(f.name))
 		}
@@ -54,13 +54,18 @@ func (d *description) markdown() []byte {
 			fmt.Fprintf(&b, "| `%s` | %s |\n", name, cell(w.text))
 		}
 	}
-	for _, name := range d.rooms() {
+	for _, name := range rooms(d.functions) {
 		fmt.Fprintf(&b, "\n## %s\n", name)
 		for _, f := range d.functions {
 			if room(f.name) == name {
 				f.markdown(&b)
 			}
 		}
+	}
+	b.WriteString("\n## test\n\nOnly the test of a script has these, a file NAME_test.lua beside NAME.lua. It calls the functions of `file`, too: they act on the\n" +
+		"scratch tree of its case.\n")
+	for _, f := range d.tests {
+		f.markdown(&b)
 	}
 	b.WriteString("\n## Tables\n")
 	for _, c := range d.classes {
@@ -120,9 +125,10 @@ func (d *description) stubs() []byte {
 		fmt.Fprintf(&b, "\n---%s\n---@class quantix.%s\n", c.text, c.name)
 		d.fields(&b, c.fields)
 	}
-	for _, name := range d.rooms() {
+	all := slices.Concat(d.functions, d.tests)
+	for _, name := range rooms(all) {
 		fmt.Fprintf(&b, "\n%s = {}\n", name)
-		for _, f := range d.functions {
+		for _, f := range all {
 			if room(f.name) == name {
 				d.stub(&b, f)
 			}
@@ -285,17 +291,22 @@ func (d *description) luacheck() []byte {
 	for _, w := range language {
 		global(&b, w.name, w.fields)
 	}
-	for _, name := range d.rooms() {
-		var fields []string
-		for _, f := range d.functions {
-			if room(f.name) == name {
-				fields = append(fields, strings.TrimPrefix(f.name, name+"."))
-			}
-		}
-		global(&b, name, fields)
+	for _, name := range rooms(d.functions) {
+		global(&b, name, fieldsOf(name, d.functions))
 	}
-	b.WriteString("  },\n}\n")
+	b.WriteString("  },\n}\nstds.quantix_test = {\n  read_globals = {\n")
+	global(&b, "test", fieldsOf("test", d.tests))
+	b.WriteString("  },\n}\nfiles = {[\"**/*_test.lua\"] = {std = \"+quantix_test\"}}\n")
 	return []byte(b.String())
+}
+
+func fieldsOf(name string, functions []function) (fields []string) {
+	for _, f := range functions {
+		if room(f.name) == name {
+			fields = append(fields, strings.TrimPrefix(f.name, name+"."))
+		}
+	}
+	return fields
 }
 
 func global(b *strings.Builder, name string, fields []string) {

@@ -22,7 +22,7 @@ import (
 )
 
 // In the order of their imports.
-var files = []string{"script.proto", "ops.proto", "runner.proto", "journal.proto", "agent.proto"}
+var files = []string{"script.proto", "ops.proto", "runner.proto", "trial.proto", "journal.proto", "agent.proto"}
 
 func main() {
 	check := flag.Bool("check", false, "fail if a generated file is out of date")

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// authored writes files into a directory of their own.
+func authored(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+var seconds = regexp.MustCompile(`[0-9]+\.[0-9]+s`)
+
+func TestScriptTest(t *testing.T) {
+	dir := authored(t, map[string]string{
+		"good.lua":      `return file.write("/etc/port", tostring(params.port or require("ports").web))`,
+		"good_test.lua": `return {writes = function() test.run({port = 8}) log("port", file.read("/etc/port")) end, takes_the_module = function() test.run() assert(file.read("/etc/port") == "80") end}`,
+		"bad.lua":       `file.append("/etc/motd", "more")`,
+		"ports.lua":     `return {web = 80}`,
+	})
+	in := func(name string) string { return filepath.Join(dir, name) }
+	modules := []string{"ports=" + in("ports.lua")}
+	run := func(f trialFlags, names ...string) (string, error) {
+		var out bytes.Buffer
+		for i := range names {
+			names[i] = in(names[i])
+		}
+		err := testScripts(t.Context(), &out, names, f)
+		return seconds.ReplaceAllString(strings.ReplaceAll(out.String(), dir+"/", ""), "0s"), err
+	}
+	got, err := run(trialFlags{modules: modules, verbose: true}, "good.lua", "good_test.lua", "bad.lua")
+	want := "--- PASS: writes (0s)\n    port 8\n--- PASS: takes_the_module (0s)\nok  \tgood.lua\t0s\n" +
+		"--- FAIL: (no test file) (0s)\n    a second run changed something again: file.append /etc/motd (modified)\nFAIL\tbad.lua\t0s\n"
+	if got != want || err == nil || err.Error() != "1 of 2 failed" {
+		t.Errorf("got %q, want %q, error %v", got, want, err)
+	}
+	if got, err = run(trialFlags{modules: modules}, "good.lua"); got != "ok  \tgood.lua\t0s\n" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	got, err = run(trialFlags{json: true}, "good_test.lua", "none.lua")
+	var line struct {
+		Script, Case, Error string
+		Passed              bool
+		Log                 []string
+	}
+	d := json.NewDecoder(strings.NewReader(got))
+	for i, passed := range []bool{true, false, false} { // the second lacks its module
+		if err := d.Decode(&line); err != nil || line.Passed != passed || (line.Error == "") != passed || line.Passed && line.Log[0] != "port 8" {
+			t.Errorf("line %d is %+v, %v", i, line, err)
+		}
+	}
+	if err == nil {
+		t.Error("a file that is not there passed")
+	}
+}
