@@ -5,7 +5,7 @@ return script {
   version = "1.0",
   description = "take away the identity, caches and logs of a machine before it becomes an image",
   params = {
-    machine_id = {type = "boolean", default = true, description = "empty /etc/machine-id, so that each copy gets its own"},
+    machine_id = {type = "boolean", default = true, description = "empty /etc/machine-id: each copy gets its own"},
     ssh_host_keys = {type = "boolean", default = true},
     logs = {type = "boolean", default = true},
     caches = {type = "boolean", default = true, description = "of apt and of users"},

@@ -29,7 +29,8 @@ return script {
       end
     end
     local text = p.text or TEXT
-    local all = {title = p.title, lines = table.concat(p.lines, "\n"), contact = p.contact, hostname = host.info().hostname}
+    local lines = table.concat(p.lines, "\n")
+    local all = {title = p.title, lines = lines, contact = p.contact, hostname = host.info().hostname}
     local vars = {}
     for name in string.gmatch(text, "{{%s*(%w+)") do
       vars[name] = all[name] -- the others are not wanted

@@ -16,7 +16,9 @@ return script {
     password_authentication = {type = "boolean", default = false},
     allow_groups = {type = "list", default = {}, description = "only members of these groups; empty: everybody"},
     max_auth_tries = {type = "integer", default = 3},
-    unit = {type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded"},
+    unit = {
+      type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded",
+    },
   },
   needs = {"file:/etc/ssh/", "file:/run/sshd", "exec:systemctl", "exec:sshd", "exec:true", "tx"},
 

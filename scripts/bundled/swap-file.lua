@@ -16,7 +16,8 @@ return script {
     end
     local made = not file.exists(p.path)
     if made then
-      exec.run({"dd", "if=/dev/zero", "of=" .. p.path, "bs=1M", "count=" .. string.format("%d", p.size_mib), "status=none", "conv=fsync"}, {
+      local count = string.format("count=%d", p.size_mib)
+      exec.run({"dd", "if=/dev/zero", "of=" .. p.path, "bs=1M", count, "status=none", "conv=fsync"}, {
         touches = {p.path},
         plan = p.path .. " is made, of zeros",
       })
@@ -33,7 +34,8 @@ return script {
       used = used or string.match(line, "^%S+") == p.path
     end
     if not used then
-      exec.run({"swapon", p.path}, {undo = {"sh", "-c", "swapoff " .. p.path .. " 2>/dev/null || true"}, plan = "it is used"})
+      local off = {"sh", "-c", "swapoff " .. p.path .. " 2>/dev/null || true"}
+      exec.run({"swapon", p.path}, {undo = off, plan = "it is used"})
     end
     return {changed = made or changed or not used, path = p.path}
   end,
