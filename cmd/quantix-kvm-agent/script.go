@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -19,43 +20,82 @@ import (
 // scriptCommand is for authors: it needs neither a host nor a configuration.
 func scriptCommand() *cobra.Command {
 	c := &cobra.Command{Use: "script", Short: "help for who writes scripts", Args: cobra.NoArgs}
-	c.AddCommand(&cobra.Command{
+	c.AddCommand(newCommand(), checkCommand(), trialCommand(), docCommand())
+	return c
+}
+
+func checkCommand() *cobra.Command {
+	var modules []string
+	c := &cobra.Command{
 		Use:   "check FILE.lua...",
 		Short: "tell the faults of scripts, without running them",
 		Long: `check tells what does not parse, names that nobody knows, globals that were not meant to be, functions and options that this
-agent does not have, arguments that are missing or too many, and what is wrong with a declaration. Each is a line FILE:LINE:
-message on stdout. A script is only read; the top level of a declared one is run, where it may do nothing.
+agent does not have, arguments that are missing or too many, what is wrong with a declaration, and what it declares to need
+too much or too little, as far as the text shows it. Each is a line FILE:LINE:COLUMN: message on stdout. A script is only
+read; the top level of a declared one is run, where it may do nothing. NAME_test.lua is checked as the test of a script.
 
 EXIT STATUS
   0  no fault was found
   1  there are faults, or a file cannot be read`,
 		Example: "  quantix-kvm-agent script check ./site.lua",
 		Args:    cobra.MinimumNArgs(1),
-		RunE:    func(c *cobra.Command, args []string) error { return checkScripts(c.Context(), c.OutOrStdout(), args) },
-	})
-	c.AddCommand(trialCommand())
+		RunE: func(c *cobra.Command, args []string) error {
+			return checkScripts(c.Context(), c.OutOrStdout(), args, modules)
+		},
+	}
+	moduleFlag(c, &modules)
 	return c
 }
 
-// checkScripts has a runner look at each script: nothing of one is compiled here.
-func checkScripts(ctx context.Context, out io.Writer, files []string) error {
+func moduleFlag(c *cobra.Command, modules *[]string) {
+	c.Flags().StringArrayVar(modules, "module", nil, "a module for require that is sent along with each script, `name=file`; may be repeated")
+}
+
+// readModules reads what --module names.
+func readModules(named []string) (map[string][]byte, error) {
+	modules := map[string][]byte{}
+	for _, text := range named {
+		name, file, ok := strings.Cut(text, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("--module %s is not name=file", text)
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		modules[name] = source
+	}
+	return modules, nil
+}
+
+// look has a runner look at one script: nothing of one is compiled here.
+func look(ctx context.Context, pool *sandbox.Pool, start *pb.RunnerStart) sandbox.Outcome {
+	return pool.Run(ctx, sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+		return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "nothing is called"}}
+	}})
+}
+
+// checkScripts prints the faults of scripts.
+func checkScripts(ctx context.Context, out io.Writer, files, named []string) error {
+	modules, err := readModules(named)
+	if err != nil {
+		return err
+	}
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
-	functions := scripttest.Functions()
 	faults := 0
 	for _, file := range files {
 		source, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
-		outcome := pool.Run(ctx, sandbox.Job{
-			Start: &pb.RunnerStart{Name: filepath.Base(file), Source: source, Check: true, Functions: functions, Unsupported: all.Unsupported},
-			Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
-				return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "a check calls nothing"}}
-			},
-		})
+		start := &pb.RunnerStart{Name: filepath.Base(file), Source: source, Check: true, Modules: modules, Functions: scripttest.Functions(), Unsupported: all.Unsupported}
+		if strings.HasSuffix(file, "_test.lua") {
+			start.Functions, start.Unsupported = scripttest.TestFunctions(), nil
+		}
+		outcome := look(ctx, pool, start)
 		for _, f := range outcome.Findings {
-			fmt.Fprintf(out, "%s:%d: %s\n", file, f.Line, f.Message)
+			fmt.Fprintf(out, "%s: %s\n", place(file, f), f.Message)
 		}
 		faults += len(outcome.Findings)
 		if e := outcome.Error; e != nil {
@@ -73,12 +113,15 @@ func checkScripts(ctx context.Context, out io.Writer, files []string) error {
 }
 
 // place is where an error is, as far as that is known.
-func place(file string, e *pb.ScriptError) string {
+func place(file string, e interface {
+	GetLine() uint32
+	GetColumn() uint32
+}) string {
 	switch {
-	case e.Line == 0:
+	case e.GetLine() == 0:
 		return file
-	case e.Column == 0:
-		return fmt.Sprintf("%s:%d", file, e.Line)
+	case e.GetColumn() == 0:
+		return fmt.Sprintf("%s:%d", file, e.GetLine())
 	}
-	return fmt.Sprintf("%s:%d:%d", file, e.Line, e.Column)
+	return fmt.Sprintf("%s:%d:%d", file, e.GetLine(), e.GetColumn())
 }

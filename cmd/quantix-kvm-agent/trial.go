@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -50,7 +49,7 @@ EXIT STATUS
 		Args:    cobra.MinimumNArgs(1),
 		RunE:    func(c *cobra.Command, args []string) error { return testScripts(c.Context(), c.OutOrStdout(), args, f) },
 	}
-	c.Flags().StringArrayVar(&f.modules, "module", nil, "send a module for require along with each script, `name=file`; may be repeated")
+	moduleFlag(c, &f.modules)
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "tell the cases that passed, too")
 	c.Flags().BoolVar(&f.json, "json", false, "one line of JSON for each case")
 	return c
@@ -58,17 +57,9 @@ EXIT STATUS
 
 // testScripts tests scripts one after another.
 func testScripts(ctx context.Context, out io.Writer, files []string, f trialFlags) error {
-	modules := map[string][]byte{}
-	for _, text := range f.modules {
-		name, file, ok := strings.Cut(text, "=")
-		if !ok || name == "" {
-			return fmt.Errorf("--module %s is not name=file", text)
-		}
-		source, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		modules[name] = source
+	modules, err := readModules(f.modules)
+	if err != nil {
+		return err
 	}
 	tester := scripttest.New(scripttest.Config{Modules: modules})
 	defer tester.Close()

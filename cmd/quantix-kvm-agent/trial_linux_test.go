@@ -66,3 +66,60 @@ func TestScriptTest(t *testing.T) {
 		t.Error("a file that is not there passed")
 	}
 }
+
+// What script new writes passes script check and script test, and script doc describes it.
+func TestScriptNew(t *testing.T) {
+	dir := t.TempDir()
+	var out bytes.Buffer
+	if err := beginScript(&out, filepath.Join(dir, "my.site")); err != nil {
+		t.Fatal(err)
+	}
+	files := strings.Fields(out.String())
+	out.Reset()
+	if err := checkScripts(t.Context(), &out, files, nil); err != nil || len(files) != 2 {
+		t.Errorf("%v: %v\n%s", files, err, out.String())
+	}
+	if err := testScripts(t.Context(), &out, files, trialFlags{verbose: true}); err != nil || strings.Count(out.String(), "--- PASS") != 3 {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	for _, again := range []string{"my.site", "my.site.lua", "Bad", "-x"} {
+		if err := beginScript(&out, filepath.Join(dir, again)); err == nil {
+			t.Errorf("%q was begun", again)
+		}
+	}
+	out.Reset()
+	if err := describeScripts(t.Context(), &out, files[:1], nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, words := range []string{"# my.site 0.1\n", "Say where the site listens.\n", "What it is for", "    quantix-kvm-ctl run my.site -p port=…\n",
+		"| `port` | integer | required | Where it listens. At least 1. At most 65535. |\n", "It needs `file:/etc/my.site.conf`."} {
+		if !strings.Contains(out.String(), words) {
+			t.Errorf("%q lacks %q", out.String(), words)
+		}
+	}
+}
+
+func TestScriptDoc(t *testing.T) {
+	dir := authored(t, map[string]string{
+		"all.lua": `#!/usr/bin/env quantix
+-- Head.
+return script {name = "all", readonly = true, timeout = "90s", params = {
+  a = {type = "enum", enum = {"x|y", "z"}, default = "z"}, b = {type = "list", default = {}}, c = {type = "string", secret = true, required = true}}, run = function() end}`,
+		"plain.lua": "return 1", "bad.lua": "return script {}",
+	})
+	var out bytes.Buffer
+	if err := describeScripts(t.Context(), &out, []string{filepath.Join(dir, "all.lua")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := "# all\n\nHead.\n\n    quantix-kvm-ctl run all --secret c\n\n| parameter | type | default | |\n|---|---|---|---|\n" +
+		"| `a` | enum | \"z\" | One of \"x\\|y\", \"z\". |\n| `b` | list | [] |  |\n| `c` | string | required | Secret. |\n\n" +
+		"It changes nothing. It may call everything. It ends within 1m30s.\n"
+	if out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+	for _, name := range []string{"plain.lua", "bad.lua", "none.lua"} {
+		if err := describeScripts(t.Context(), &out, []string{filepath.Join(dir, name)}, nil); err == nil {
+			t.Errorf("%s was described", name)
+		}
+	}
+}

@@ -280,7 +280,7 @@ func (s *run) done(done *pb.RunnerDone) error {
 	}
 	s.out.Result, s.out.Declaration = done.GetResult(), done.GetDeclaration()
 	for _, f := range done.GetFindings() {
-		s.out.Findings = append(s.out.Findings, &pb.RunnerFinding{Line: f.GetLine(), Message: printable(cut(f.GetMessage(), maxMessage))})
+		s.out.Findings = append(s.out.Findings, &pb.RunnerFinding{Line: f.GetLine(), Column: f.GetColumn(), Message: printable(cut(f.GetMessage(), maxMessage))})
 	}
 	return nil
 }

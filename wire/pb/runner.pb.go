@@ -316,9 +316,12 @@ type RunnerFunction struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// For a check: the arguments by position, how many of them from the end may be left out, and the options.
-	Args          []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	Optional      uint32   `protobuf:"varint,3,opt,name=optional,proto3" json:"optional,omitempty"`
-	Options       []string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
+	Args     []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	Optional uint32   `protobuf:"varint,3,opt,name=optional,proto3" json:"optional,omitempty"`
+	Options  []string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
+	// Those of them that are paths of files, and those that make up commands, for what a script needs.
+	Paths         []string `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`
+	Commands      []string `protobuf:"bytes,6,rep,name=commands,proto3" json:"commands,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +380,20 @@ func (x *RunnerFunction) GetOptional() uint32 {
 func (x *RunnerFunction) GetOptions() []string {
 	if x != nil {
 		return x.Options
+	}
+	return nil
+}
+
+func (x *RunnerFunction) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *RunnerFunction) GetCommands() []string {
+	if x != nil {
+		return x.Commands
 	}
 	return nil
 }
@@ -795,9 +812,11 @@ func (x *RunnerDone) GetFindings() []*RunnerFinding {
 
 // A fault that a check found.
 type RunnerFinding struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Line          uint32                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
-	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Line    uint32                 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Message string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// In bytes, from 1; 0: not known.
+	Column        uint32 `protobuf:"varint,3,opt,name=column,proto3" json:"column,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -844,6 +863,13 @@ func (x *RunnerFinding) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *RunnerFinding) GetColumn() uint32 {
+	if x != nil {
+		return x.Column
+	}
+	return 0
 }
 
 // Why a script ended, as ScriptError has it.
@@ -1326,12 +1352,14 @@ const file_runner_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fModulesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"n\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xa0\x01\n" +
 	"\x0eRunnerFunction\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x1a\n" +
 	"\boptional\x18\x03 \x01(\rR\boptional\x12\x18\n" +
-	"\aoptions\x18\x04 \x03(\tR\aoptions\"\r\n" +
+	"\aoptions\x18\x04 \x03(\tR\aoptions\x12\x14\n" +
+	"\x05paths\x18\x05 \x03(\tR\x05paths\x12\x1a\n" +
+	"\bcommands\x18\x06 \x03(\tR\bcommands\"\r\n" +
 	"\vRunnerReady\"\x80\x01\n" +
 	"\n" +
 	"RunnerCall\x12\x12\n" +
@@ -1360,10 +1388,11 @@ const file_runner_proto_rawDesc = "" +
 	"\x06result\x18\x01 \x01(\v2\x1e.limiquantix.agent.v1.LuaValueR\x06result\x129\n" +
 	"\x05error\x18\x02 \x01(\v2#.limiquantix.agent.v1.RunnerFailureR\x05error\x12I\n" +
 	"\vdeclaration\x18\x03 \x01(\v2'.limiquantix.agent.v1.ScriptDeclarationR\vdeclaration\x12?\n" +
-	"\bfindings\x18\x04 \x03(\v2#.limiquantix.agent.v1.RunnerFindingR\bfindings\"=\n" +
+	"\bfindings\x18\x04 \x03(\v2#.limiquantix.agent.v1.RunnerFindingR\bfindings\"U\n" +
 	"\rRunnerFinding\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\rR\x04line\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xef\x01\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
+	"\x06column\x18\x03 \x01(\rR\x06column\"\xef\x01\n" +
 	"\rRunnerFailure\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +

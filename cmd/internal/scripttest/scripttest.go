@@ -18,11 +18,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/trial"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -61,13 +64,13 @@ type Result struct {
 const noTests = "(no test file)"
 
 // Test tests one script and tells each result. The error is of what kept it from being tested.
-func (t *Tester) Test(ctx context.Context, file string, tell func(Result)) error {
-	text, err := os.ReadFile(file)
+func (t *Tester) Test(ctx context.Context, name string, tell func(Result)) error {
+	text, err := os.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	script := source{filepath.Base(file), text}
-	beside := strings.TrimSuffix(file, ".lua") + "_test.lua"
+	script := source{filepath.Base(name), text}
+	beside := strings.TrimSuffix(name, ".lua") + "_test.lua"
 	cases, err := os.ReadFile(beside)
 	if errors.Is(err, fs.ErrNotExist) {
 		tell(timed(noTests, func() ([]string, error) { return nil, t.bare(ctx, script) }))
@@ -142,12 +145,7 @@ func (t *Tester) inStage(ctx context.Context, script, test source, main, name st
 	}
 	start := &pb.RunnerStart{
 		Name: "test", Source: []byte(main), Modules: map[string][]byte{test.name: test.text},
-		Params: &pb.LuaTable{Fields: []*pb.LuaField{text("case", name), text("test", test.name)}},
-	}
-	for _, op := range s.table.Ops() {
-		if op.Script != nil && !op.Inner {
-			start.Functions = append(start.Functions, &pb.RunnerFunction{Name: op.Name})
-		}
+		Params: &pb.LuaTable{Fields: []*pb.LuaField{text("case", name), text("test", test.name)}}, Functions: TestFunctions(),
 	}
 	out = t.pool.Run(ctx, sandbox.Job{Start: start, Call: s.call, Log: log})
 	if e := out.Error; e != nil {
@@ -196,8 +194,15 @@ func refuse(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 }
 
 // Functions are the builtins of an agent as a runner is told of them.
-func Functions() (list []*pb.RunnerFunction) {
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
+func Functions() []*pb.RunnerFunction { return functions(all.New(all.Config{}).Ops()) }
+
+// TestFunctions are what the test of a script can call.
+func TestFunctions() []*pb.RunnerFunction {
+	return functions(slices.Concat(file.New(nil, file.Config{}).Ops(), trial.Stage{}.Ops()))
+}
+
+func functions(ops []builtins.Op) (list []*pb.RunnerFunction) {
+	for _, op := range builtins.NewTable(ops).Ops() {
 		if op.Script != nil && !op.Inner {
 			list = append(list, sandbox.Function(&op))
 		}

@@ -25,22 +25,33 @@ func (m *machine) checked(main *glua.LFunction, declares bool) (*pb.RunnerDone, 
 	if err != nil {
 		return nil, syntaxError(err, m.start.GetName(), m.start.GetSource())
 	}
-	done.Findings = m.findings(chunk)
-	if !declares {
-		return done, nil
+	c := m.look(chunk)
+	if declares {
+		m.start.Describe = true
+		described, err := m.runDeclared(main)
+		if err != nil {
+			f := m.failure(err)
+			column := int(f.GetColumn())
+			if column == 0 && f.GetKind() == "syntax" {
+				column = c.words.column("script", int(f.GetLine()), "script")
+			}
+			c.find(int(f.GetLine()), column, "%s", f.GetMessage())
+		}
+		done.Declaration = described.GetDeclaration()
+		c.needed(done.Declaration.GetNeeds(), chunk)
 	}
-	m.start.Describe = true
-	described, err := m.runDeclared(main)
-	if err != nil {
-		f := m.failure(err)
-		done.Findings = append(done.Findings, &pb.RunnerFinding{Line: f.GetLine(), Message: f.GetMessage()})
-	}
-	done.Declaration = described.GetDeclaration()
+	sort.SliceStable(c.found, func(i, j int) bool {
+		a, b := c.found[i], c.found[j]
+		return a.Line < b.Line || a.Line == b.Line && a.Column < b.Column
+	})
+	done.Findings = c.found[:min(len(c.found), maxFindings)]
 	return done, nil
 }
 
-func (m *machine) findings(chunk []ast.Stmt) []*pb.RunnerFinding {
-	c := &checker{m: m, functions: map[string]*pb.RunnerFunction{}, assigned: map[string]bool{"params": true}}
+// look walks a script.
+func (m *machine) look(chunk []ast.Stmt) *checker {
+	c := &checker{m: m, functions: map[string]*pb.RunnerFunction{}, assigned: map[string]bool{"params": true},
+		words: scan(plainSource(m.start.GetSource()), m.start.GetName())}
 	for _, f := range m.start.GetFunctions() {
 		c.functions[f.GetName()] = f
 	}
@@ -50,8 +61,7 @@ func (m *machine) findings(chunk []ast.Stmt) []*pb.RunnerFinding {
 			c.unknown(read)
 		}
 	}
-	sort.SliceStable(c.found, func(i, j int) bool { return c.found[i].Line < c.found[j].Line })
-	return c.found[:min(len(c.found), maxFindings)]
+	return c
 }
 
 // checker walks a script.
@@ -60,13 +70,17 @@ type checker struct {
 	functions map[string]*pb.RunnerFunction
 	assigned  map[string]bool // globals that the script itself makes
 	reads     []read
+	words     *tokens
+	uses      []use
+	requires  bool             // it has modules
+	callee    *ast.AttrGetExpr // the function of the call that is looked at
 	found     []*pb.RunnerFinding
 }
 
 // read is a name that is no local variable.
 type read struct {
-	name string
-	line int
+	name         string
+	line, column int
 }
 
 // scope are the local variables of a block.
@@ -99,8 +113,8 @@ func (s *scope) has(name string) bool {
 	return false
 }
 
-func (c *checker) find(line int, format string, args ...any) {
-	c.found = append(c.found, &pb.RunnerFinding{Line: uint32(max(line, 0)), Message: valid(fmt.Sprintf(format, args...))})
+func (c *checker) find(line, column int, format string, args ...any) {
+	c.found = append(c.found, &pb.RunnerFinding{Line: uint32(max(line, 0)), Column: uint32(column), Message: valid(fmt.Sprintf(format, args...))})
 }
 
 func (c *checker) unknown(r read) {
@@ -111,7 +125,7 @@ func (c *checker) unknown(r read) {
 	if other := near.Word(r.name, names); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
-	c.find(r.line, "%s", text)
+	c.find(r.line, r.column, "%s", text)
 }
 
 func (c *checker) block(list []ast.Stmt, s *scope) {
@@ -183,10 +197,11 @@ func (c *checker) assign(left ast.Expr, s *scope) {
 	if s.has(ident.Value) {
 		return
 	}
+	column := c.words.column("assign", ident.Line(), ident.Value)
 	if c.m.L.GetGlobal(ident.Value) != glua.LNil {
-		c.find(ident.Line(), "%s is the language's own, and is replaced here", ident.Value)
+		c.find(ident.Line(), column, "%s is the language's own, and is replaced here", ident.Value)
 	} else if !c.assigned[ident.Value] {
-		c.find(ident.Line(), "%s becomes a global: is local missing?", ident.Value)
+		c.find(ident.Line(), column, "%s becomes a global: is local missing?", ident.Value)
 	}
 	c.assigned[ident.Value] = true
 }
@@ -200,8 +215,9 @@ func (c *checker) exprs(list []ast.Expr, s *scope) {
 func (c *checker) expr(e ast.Expr, s *scope) {
 	switch n := e.(type) {
 	case *ast.IdentExpr:
-		if !s.has(n.Value) && c.m.L.GetGlobal(n.Value) == glua.LNil {
-			c.reads = append(c.reads, read{n.Value, n.Line()})
+		c.ident(n, s)
+		if !s.has(n.Value) && c.isRoom(n.Value) { // a room that is given away may be used for anything
+			c.uses = append(c.uses, use{name: n.Value + ".", line: n.Line(), vague: true})
 		}
 	case *ast.AttrGetExpr:
 		c.attr(n, s)
@@ -210,8 +226,6 @@ func (c *checker) expr(e ast.Expr, s *scope) {
 			c.exprs([]ast.Expr{f.Key, f.Value}, s)
 		}
 	case *ast.FuncCallExpr:
-		c.exprs([]ast.Expr{n.Func, n.Receiver}, s)
-		c.exprs(n.Args, s)
 		c.call(n, s)
 	case *ast.FunctionExpr:
 		inner := s.inner(n.ParList.Names...)
@@ -233,6 +247,17 @@ func (c *checker) expr(e ast.Expr, s *scope) {
 	}
 }
 
+// ident notes a name that nothing explains yet.
+func (c *checker) ident(n *ast.IdentExpr, s *scope) {
+	if s.has(n.Value) {
+		return
+	}
+	c.requires = c.requires || n.Value == "require"
+	if c.m.L.GetGlobal(n.Value) == glua.LNil {
+		c.reads = append(c.reads, read{n.Value, n.Line(), c.words.column("read", n.Line(), n.Value)})
+	}
+}
+
 // builtinName is room.function where an expression says it and no local variable hides the room.
 func builtinName(e ast.Expr, s *scope) string {
 	attr, ok := e.(*ast.AttrGetExpr)
@@ -249,15 +274,24 @@ func builtinName(e ast.Expr, s *scope) string {
 
 // attr holds room.function against what there is.
 func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
-	c.exprs([]ast.Expr{n.Object, n.Key}, s)
 	name := builtinName(n, s)
 	room, function, ok := strings.Cut(name, ".")
-	if !ok || c.functions[name] != nil || c.assigned[room] {
+	if !ok {
+		c.exprs([]ast.Expr{n.Object, n.Key}, s)
+		return
+	}
+	c.ident(n.Object.(*ast.IdentExpr), s)
+	column := c.words.column("attr", n.Line(), room, ".", function)
+	if c.functions[name] != nil && c.callee != n {
+		c.uses = append(c.uses, use{name: name, line: n.Line(), column: column, vague: true})
+	}
+	if c.functions[name] != nil || c.assigned[room] {
 		return
 	}
 	for _, missing := range c.m.start.GetUnsupported() {
 		if missing == room || missing == name {
-			c.find(n.Line(), "%s: this agent does not have it", name)
+			c.uses = append(c.uses, use{name: name, line: n.Line(), column: column, vague: true})
+			c.find(n.Line(), column, "%s: this agent does not have it", name)
 			return
 		}
 	}
@@ -269,18 +303,30 @@ func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
 	if other := near.Word(function, functionsOf(t)); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
-	c.find(n.Line(), "%s", text)
+	c.find(n.Line(), column, "%s", text)
 }
 
-// call holds the arguments of a builtin against what it takes, as far as the text shows them.
+// call looks at a call, and holds the arguments of a builtin against what it takes, as far as the text shows them.
 func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
-	if n.Func == nil {
-		return
+	name, outer := builtinName(n.Func, s), c.callee
+	f := c.functions[name]
+	column := 0
+	if f != nil {
+		room, function, _ := strings.Cut(name, ".")
+		column = c.words.column("call", n.Func.Line(), room, ".", function)
+		c.callee = n.Func.(*ast.AttrGetExpr)
+		c.used(f, n.Args, n.Func.Line(), column)
 	}
-	f := c.functions[builtinName(n.Func, s)]
-	if f == nil {
-		return
+	c.exprs([]ast.Expr{n.Func, n.Receiver}, s)
+	c.callee = outer
+	c.exprs(n.Args, s)
+	if f != nil {
+		c.counted(n, f, column)
 	}
+}
+
+// counted counts the arguments of a call.
+func (c *checker) counted(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
 	args, most := n.Args, len(f.GetArgs())
 	if len(args) > 0 {
 		switch args[len(args)-1].(type) {
@@ -294,9 +340,9 @@ func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
 	}
 	switch {
 	case len(args) < least:
-		c.find(n.Line(), "%s: argument %d (%s) is missing", f.GetName(), len(args)+1, f.GetArgs()[len(args)])
+		c.find(n.Line(), column, "%s: argument %d (%s) is missing", f.GetName(), len(args)+1, f.GetArgs()[len(args)])
 	case len(args) > most:
-		c.find(n.Line(), "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
+		c.find(n.Line(), column, "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
 	case len(args) > least && len(f.GetOptions()) > 0:
 		c.options(f, args)
 	}
@@ -317,6 +363,6 @@ func (c *checker) options(f *pb.RunnerFunction, args []ast.Expr) {
 		if other := near.Word(key.Value, f.GetOptions()); other != "" {
 			text += fmt.Sprintf(", did you mean %s?", other)
 		}
-		c.find(key.Line(), "%s", text)
+		c.find(key.Line(), c.words.column("option", key.Line(), key.Value), "%s", text)
 	}
 }
