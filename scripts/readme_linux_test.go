@@ -108,3 +108,40 @@ func TestExamplesOfTheGuide(t *testing.T) {
 		})
 	}
 }
+
+var (
+	ruleLine = regexp.MustCompile("(?m)^\\| (`[^|]*`) \\| (.*) \\|$")
+	code     = regexp.MustCompile("`([^`]*)`")
+)
+
+// What the guide says of results is so: each row of the table is tried.
+func TestRulesOfResults(t *testing.T) {
+	guide, err := os.ReadFile("README.md")
+	must(t, err)
+	_, table, _ := strings.Cut(string(guide), "| a script returns |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	m, tried := newMachine(t, nil), 0
+	for _, row := range ruleLine.FindAllStringSubmatch(table, -1) {
+		failure, fails := strings.CutPrefix(row[2], "an error: ")
+		wants := code.FindAllStringSubmatch(row[2], -1)
+		for i, source := range code.FindAllStringSubmatch(row[1], -1) {
+			tried++
+			reply := m.example(example{name: "rule", source: "return " + source[1]}, false)
+			switch got := reply.Result.AsInterface(); {
+			case fails:
+				if reply.Error.GetKind() != "result" || !strings.Contains(reply.Error.Message, failure) {
+					t.Errorf("%s gives %v, %v, want an error with %q", source[1], got, reply.Error, failure)
+				}
+			case i >= len(wants):
+				t.Errorf("the guide does not say what %s gives", source[1])
+			default:
+				if text, err := json.Marshal(got); err != nil || string(text) != wants[i][1] || reply.Error != nil {
+					t.Errorf("%s gives %s, %v, %v, want %s", source[1], text, err, reply.Error, wants[i][1])
+				}
+			}
+		}
+	}
+	if tried < 20 {
+		t.Errorf("only %d rules were found", tried)
+	}
+}
