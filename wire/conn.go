@@ -33,6 +33,9 @@ const (
 	payloadPatience = 8 * time.Second
 	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
 	StaleAfter = 30 * time.Second
+	// echoMemory is how long after a request that echoed the session one without it is doubted. It is long beside what passes
+	// between two requests of a transfer, and short enough that a host which never echoes and is never silent gets in.
+	echoMemory = 10 * time.Second
 	// MaxInFlight bounds the requests that one connection serves at a time.
 	MaxInFlight = 64
 	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only the magic gives
@@ -96,7 +99,7 @@ type Conn struct {
 	heard   atomic.Bool  // a frame has come
 	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
 	busy    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
-	echoed  bool         // the reader's: since the last silence a frame carried the session
+	echoed  time.Time    // the reader's: when a frame last carried the session; zero: not since the last silence
 	writes  atomic.Int32 // the Framing to write
 	opening atomic.Int64 // bytes queued before heard
 
@@ -200,7 +203,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			waited = 0
 			if took >= PayloadTimeout {
 				decoder.Silence()
-				c.echoed = false
+				c.echoed = time.Time{}
 			}
 			decoder.Feed(came)
 		} else {
@@ -249,7 +252,9 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool 
 		}
 		return !errors.Is(err, errNotDecoded)
 	}
-	c.echoed = c.echoed || frame.Aligned && message.Session == c.config.Session
+	if frame.Aligned && message.Session == c.config.Session {
+		c.echoed = time.Now()
+	}
 	request := Payload(message)
 	if request == nil {
 		if message.ErrorDetail == nil {
@@ -301,8 +306,8 @@ func (c *Conn) trust(frame Frame, m *pb.AgentMessage, old bool) error {
 	switch {
 	case !frame.Aligned:
 		return fault.Because(fault.ErrUncertain, "uncertain, send again: the request was found after bytes that belong to no frame")
-	case m.Session == "" && c.echoed: // what was hidden in a file of that host cannot know the session
-		return fault.Because(fault.ErrUncertain, "uncertain, send again: the host before it echoed the session, and there was no silence between them")
+	case m.Session == "" && time.Since(c.echoed) < echoMemory: // what was hidden in a file of that host cannot know the session
+		return fault.Because(fault.ErrUncertain, "uncertain, send again: the host before it echoed the session, less than %v ago and without a silence since", echoMemory)
 	case m.Session != "" && m.Session != c.config.Session:
 		return fault.Because(fault.ErrStale, "stale request: it was made for another run of the agent")
 	case old && !fresh(m):

@@ -26,6 +26,7 @@ type host struct {
 	conn net.Conn
 	dec  Decoder
 	buf  []byte
+	kept map[string]*pb.AgentMessage // what came before the answer that was asked for
 }
 
 // guest starts a connection with an agent that pings, executes (mutating; sleeps when told so) and reads files.
@@ -112,13 +113,19 @@ func (h *host) next() (*pb.AgentMessage, Framing) {
 	}
 }
 
-// answer is the message with an id; others are passed over.
+// answer is the message with an id; others that come before it are kept, for there is no order between replies.
 func (h *host) answer(id string) *pb.AgentMessage {
 	h.t.Helper()
 	for {
-		if m, _ := h.next(); m.MessageId == id {
+		if m := h.kept[id]; m != nil {
+			delete(h.kept, id)
 			return m
 		}
+		m, _ := h.next()
+		if h.kept == nil {
+			h.kept = map[string]*pb.AgentMessage{}
+		}
+		h.kept[m.MessageId] = m
 	}
 }
 
@@ -365,6 +372,21 @@ func TestARequestWithoutTheSessionBehindOneWithIt(t *testing.T) {
 	h.send(Plain, "after", &pb.ExecuteRequest{Command: "x"})
 	if m := h.answer("after"); m.ErrorDetail != nil {
 		t.Error(m)
+	}
+}
+
+// A host that never echoes the session and is never silent is served again some time after one that did.
+func TestTheSessionOfAnEarlierHostIsForgotten(t *testing.T) {
+	c := NewConn(nil, Config{Session: "the-session"})
+	bare := &pb.AgentMessage{MessageId: "bare"}
+	for _, x := range []struct {
+		echoed time.Time
+		want   error
+	}{{time.Time{}, nil}, {time.Now(), fault.ErrUncertain}, {time.Now().Add(-echoMemory), nil}} {
+		c.echoed = x.echoed
+		if err := c.trust(Frame{Aligned: true}, bare, false); !errors.Is(err, x.want) {
+			t.Errorf("%v: %v, want %v", x.echoed, err, x.want)
+		}
 	}
 }
 
