@@ -23,8 +23,9 @@ type Table struct {
 
 	// Allow is asked before each operation; an error refuses it. Nil allows everything. Set before use.
 	Allow func(ctx context.Context, call *Call, op *Op, in proto.Message) error
-	// Denies says that every request to a row is refused, so that nothing announces it. Nil: none is. Set before use.
-	Denies func(op *Op) bool
+	// Denies says that every request to a row over a channel is refused, so that nothing announces it there. Nil: none is. Set
+	// before use.
+	Denies func(port string, op *Op) bool
 	// Audit is told of each operation after it ended. Nil: nobody asks. Set before use.
 	Audit func(call *Call, op *Op, in proto.Message, err error, took time.Duration)
 	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Set before use.
@@ -67,13 +68,13 @@ func (t *Table) Native(in proto.Message) *Op {
 // Script gives the row for a name in Lua; nil where there is none.
 func (t *Table) Script(name string) *Op { return t.script[name] }
 
-// Capabilities are what the native rows that are not denied announce, each once, sorted.
-func (t *Table) Capabilities() []string {
+// Capabilities are what the native rows that are not denied to a channel announce, each once, sorted.
+func (t *Table) Capabilities(port string) []string {
 	var list []string
 	seen := map[string]bool{}
 	for i := range t.ops {
 		op := &t.ops[i]
-		if t.Denies != nil && t.Denies(op) {
+		if t.Denies != nil && t.Denies(port, op) {
 			continue
 		}
 		if op.Capability != "" && !seen[op.Capability] {

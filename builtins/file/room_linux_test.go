@@ -219,7 +219,7 @@ func needRoot(t *testing.T, why string) {
 
 func TestEveryRowFitsItsMessages(t *testing.T) {
 	g := newGuest(t, file.Config{})
-	if got := strings.Join(g.table.Capabilities(), " "); got != "directory_create file_delete file_list file_read file_stat file_write" {
+	if got := strings.Join(g.table.Capabilities(""), " "); got != "directory_create file_delete file_list file_read file_stat file_write" {
 		t.Errorf("announced: %s", got)
 	}
 	for _, op := range g.table.Ops() {

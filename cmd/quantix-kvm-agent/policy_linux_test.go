@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,6 +123,32 @@ func agentStatus(t *testing.T, c *client.Client) *pb.GetStatusResponse {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// What a channel's own section forbids is refused and not announced there; that of another channel binds nobody here.
+func TestPolicyOfAChannel(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Root: t.TempDir(), Config: `security:
+  ports:
+    org.quantix.agent.0: {deny_operations: ["*"]}
+    "unix:*":
+      deny_operations: [file_delete, run_script]
+`})
+	c := a.Client(t, client.Options{})
+	ctx := ctxFor(t, 60*time.Second)
+	if _, err := client.Call[*pb.FileWriteResponse](ctx, c, &pb.FileWriteRequest{Path: "/x", Eof: true}); err != nil {
+		t.Error(err)
+	}
+	_, err := client.Call[*pb.FileDeleteResponse](ctx, c, &pb.FileDeleteRequest{Path: "/x"})
+	if !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "security.ports.unix:*.deny_operations (agent.yaml line 5)") {
+		t.Error(err)
+	}
+	if reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte("return 1")}); reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_REFUSED {
+		t.Error(reply, err)
+	}
+	about, err := client.Call[*pb.GetCapabilitiesResponse](ctx, c, &pb.GetCapabilitiesRequest{})
+	if err != nil || slices.Contains(about.Capabilities, "file_delete") || !slices.Contains(about.Capabilities, "file_stat") {
+		t.Error(about, err)
+	}
 }
 
 // A name that is no operation's is found at the start, and everything is refused then.

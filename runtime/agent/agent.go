@@ -88,8 +88,8 @@ type Agent struct {
 	life    *life
 
 	mu    sync.Mutex
-	conns map[*wire.Conn]bool
-	every time.Duration // of telemetry
+	conns map[*wire.Conn]string // and the name of the channel of each
+	every time.Duration         // of telemetry
 
 	everyChanged chan struct{} // closed then
 	trim         *time.Timer   // gives memory back a while after the last host left
@@ -125,7 +125,7 @@ func New(config Config) *Agent {
 	rand.Read(nonce[:])
 	trim := time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	return &Agent{
-		trim: trim, config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]bool{},
+		trim: trim, config: config, session: hex.EncodeToString(nonce[:]), start: time.Now(), conns: map[*wire.Conn]string{},
 		life: newLife(config.Changed), every: config.TelemetryEvery, everyChanged: make(chan struct{}),
 	}
 }
@@ -254,7 +254,7 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 			session := newID()
 			conn := wire.NewConn(channel, a.wireConfig(p.Name(), session, &limited))
 			leave := a.life.enter(p.Name(), conn)
-			a.serve(ctx, conn, log)
+			a.serve(ctx, p.Name(), conn, log)
 			leave()
 			if a.config.Left != nil {
 				a.config.Left(p.Name(), session)
@@ -265,10 +265,10 @@ func (a *Agent) servePort(ctx context.Context, p port.Port) {
 	}
 }
 
-func (a *Agent) serve(ctx context.Context, conn *wire.Conn, log *zap.Logger) {
+func (a *Agent) serve(ctx context.Context, port string, conn *wire.Conn, log *zap.Logger) {
 	log.Debug("a host is there")
 	a.mu.Lock()
-	a.conns[conn] = true
+	a.conns[conn] = port
 	a.mu.Unlock()
 	reports, end := context.WithCancel(ctx)
 	var reporter sync.WaitGroup
@@ -359,16 +359,20 @@ func (a *Agent) ready(ctx context.Context, c *wire.Conn) {
 	if event == nil {
 		event = &pb.AgentReadyEvent{}
 	}
-	event.Version, event.Capabilities = a.config.Version, a.capabilities()
+	event.Version, event.Capabilities = a.config.Version, a.capabilities(c)
 	c.Send(newID(), event)
 }
 
-// capabilities are what the table announces, and vsock while that is served; an agent that refuses everything has none.
-func (a *Agent) capabilities() []string {
+// capabilities are what the table announces to a host, and vsock while that is served; an agent that refuses everything has
+// none.
+func (a *Agent) capabilities(c *wire.Conn) []string {
 	if a.config.Refusing != nil {
 		return nil
 	}
-	list := append([]string{"status", "telemetry"}, a.config.Table.Capabilities()...)
+	a.mu.Lock()
+	port := a.conns[c]
+	a.mu.Unlock()
+	list := append([]string{"status", "telemetry"}, a.config.Table.Capabilities(port)...)
 	if a.life.serves("vsock:") {
 		list = append(list, "vsock")
 	}
@@ -416,9 +420,9 @@ func (a *Agent) pong(request *pb.PingRequest) proto.Message {
 	return &pb.PongResponse{Sequence: request.Sequence, Version: a.config.Version, UptimeSeconds: uint64(time.Since(a.start).Seconds())}
 }
 
-func (a *Agent) describe() proto.Message {
+func (a *Agent) describe(c *wire.Conn) proto.Message {
 	reply := &pb.GetCapabilitiesResponse{
-		Version: a.config.Version, Os: a.config.OS, Architecture: a.config.Architecture, Capabilities: a.capabilities(),
+		Version: a.config.Version, Os: a.config.OS, Architecture: a.config.Architecture, Capabilities: a.capabilities(c),
 		BuildTime: a.config.Built, BuildCommit: a.config.Commit,
 	}
 	if a.config.Features != nil {
@@ -451,7 +455,7 @@ func (a *Agent) handle(ctx context.Context, c *wire.Conn, call *builtins.Call, r
 		return a.pong(request), nil
 	case *pb.GetCapabilitiesRequest:
 		a.ready(ctx, c) // a change of hosts is not always seen, so a host that asks who is there is greeted
-		return a.describe(), nil
+		return a.describe(c), nil
 	case *pb.GetStatusRequest:
 		return a.Status(), nil
 	}

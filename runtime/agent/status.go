@@ -247,12 +247,12 @@ func (a *Agent) localConfig(calls *wire.Calls) wire.Config {
 		}
 		return a.pong(ping), true
 	}
-	c.Handle = func(_ context.Context, _ *wire.Conn, _ string, request proto.Message) (proto.Message, error) {
+	c.Handle = func(_ context.Context, conn *wire.Conn, _ string, request proto.Message) (proto.Message, error) {
 		switch request.(type) {
 		case *pb.GetStatusRequest:
 			return a.Status(), nil
 		case *pb.GetCapabilitiesRequest:
-			return a.describe(), nil
+			return a.describe(conn), nil
 		}
 		err := fault.Because(fault.ErrRefused, "refused: the local socket tells the agent's status and nothing else")
 		return builtins.ErrorReply(wire.ReplyType(request), err), err

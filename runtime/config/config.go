@@ -215,6 +215,8 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 			p.fault(key, name, "stands twice")
 		case sections[name]:
 			p.mapping(name+".", value)
+		case name == "security.ports":
+			p.ports(value)
 		case !known:
 			p.fault(key, name, "unknown key")
 		default:

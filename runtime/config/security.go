@@ -24,6 +24,15 @@ type Security struct {
 	FileOpsPerSecond  Limit  // max_file_ops_per_second
 	ReadOnly          Switch // read_only
 	Audit             Switch // audit_logging
+	Ports             []PortSecurity
+}
+
+// PortSecurity is what holds beside the general section for the hosts on some channels: an element of ports. It can forbid
+// what the general section allows, and never allow what that forbids.
+type PortSecurity struct {
+	Port     string // the name of a channel as status has it, * for any text
+	Line     int
+	Security Security // without File, Audit and Ports
 }
 
 // Rule is an element of a list, and where it stands.
@@ -46,6 +55,10 @@ type Switch struct {
 
 // Restricts says whether anything can be refused by it.
 func (s Security) Restricts() bool {
+	return s.restricts() || slices.ContainsFunc(s.Ports, func(p PortSecurity) bool { return p.Security.restricts() })
+}
+
+func (s Security) restricts() bool {
 	return len(s.Commands)+len(s.NoCommands)+len(s.WritePaths)+len(s.NoReadPaths)+len(s.Operations)+len(s.NoOperations) > 0 ||
 		s.CommandsPerMinute.N > 0 || s.FileOpsPerSecond.N > 0 || s.ReadOnly.On
 }
@@ -62,6 +75,9 @@ func (s Security) warnings() (list []string) {
 	}
 	if open && len(s.WritePaths) > 0 {
 		list = append(list, fmt.Sprintf("line %d: security.allow_file_write_paths does not bind commands; command_allowlist says which may run", s.WritePaths[0].Line))
+	}
+	for _, port := range s.Ports {
+		list = append(list, port.Security.warnings()...)
 	}
 	return list
 }
@@ -102,6 +118,51 @@ func rules(field func(*Config) *[]Rule, check func(string) error) func(*Config, 
 		*field(c) = list
 		return nil
 	}
+}
+
+// ports reads the sections of single channels. Their keys are those of the general section, but for audit_logging and ports.
+func (p *parser) ports(node *yaml.Node) {
+	if node.Tag == "!!null" {
+		return
+	}
+	if node.Kind != yaml.MappingNode {
+		p.fault(node, "security.ports", "must hold names of ports")
+		return
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		name, value := node.Content[i], node.Content[i+1]
+		within := "security.ports." + name.Value
+		if !namesPort(name.Value) {
+			p.fault(name, within, "is no name of a port, such as org.quantix.agent.1, unix:/run/agent.sock, vsock:9443, or unix:*")
+			continue
+		}
+		if slices.ContainsFunc(p.config.Security.Ports, func(other PortSecurity) bool { return other.Port == name.Value }) {
+			p.fault(name, within, "stands twice")
+			continue
+		}
+		section := parser{}
+		section.mapping("security.", value)
+		if s := section.config.Security; s.Audit.On || len(s.Ports) > 0 {
+			p.fault(value, within, "audit_logging and ports are for the general section alone")
+		}
+		for _, fault := range section.faults {
+			p.faults = append(p.faults, errors.New(strings.Replace(fault.Error(), "security", within, 1)))
+		}
+		p.config.Security.Ports = append(p.config.Security.Ports, PortSecurity{name.Value, name.Line, section.config.Security})
+	}
+}
+
+// namesPort says whether a text can be the name of a channel: one that is none would restrict nobody.
+func namesPort(text string) bool {
+	if _, err := path.Match(text, ""); err != nil {
+		return false
+	}
+	for _, prefix := range []string{"org.quantix.agent.", "org.limiquantix.agent.", "unix:", "unix-connect:", "vsock:", "/"} {
+		if strings.HasPrefix(text, prefix) && len(text) > len(prefix) {
+			return true
+		}
+	}
+	return text == "*"
 }
 
 func program(text string) error {

@@ -23,6 +23,8 @@ import (
 	"fmt"
 	"path"
 	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
@@ -39,12 +41,32 @@ type Policy struct {
 	writable [][]string // the places of each of WritePaths
 	commands *bucket
 	files    *bucket
+	section  string // where its keys stand, as in "security."
+	port     string // whose section it is, * for any text; empty: it is the general one
+	ports    []*Policy
 }
 
 // New makes a policy. It fails where a rule names no operation among ops, or cannot be held to on this system.
 func New(security config.Security, guest *Guest, ops []builtins.Op) (*Policy, error) {
+	p, err := newSection(security, "security.", guest, ops)
+	if err != nil {
+		return nil, err
+	}
+	for _, port := range security.Ports {
+		port.Security.File = security.File
+		of, err := newSection(port.Security, "security.ports."+port.Port+".", guest, ops)
+		if err != nil {
+			return nil, err
+		}
+		of.port = port.Port
+		p.ports = append(p.ports, of)
+	}
+	return p, nil
+}
+
+func newSection(security config.Security, section string, guest *Guest, ops []builtins.Op) (*Policy, error) {
 	p := &Policy{
-		security: security, guest: guest,
+		security: security, section: section, guest: guest,
 		commands: newBucket(security.CommandsPerMinute.N, 60), files: newBucket(security.FileOpsPerSecond.N, 1),
 	}
 	if runtime.GOOS != "linux" && len(security.Commands)+len(security.NoCommands)+len(security.WritePaths)+len(security.NoReadPaths) > 0 {
@@ -53,7 +75,7 @@ func New(security config.Security, guest *Guest, ops []builtins.Op) (*Policy, er
 	for key, list := range map[string][]config.Rule{"allow_operations": security.Operations, "deny_operations": security.NoOperations} {
 		for _, rule := range list {
 			if !namesOne(rule.Value, ops) {
-				return nil, fmt.Errorf("%s: line %d: security.%s: %q names no operation", security.File, rule.Line, key, rule.Value)
+				return nil, fmt.Errorf("%s: line %d: %s%s: %q names no operation", security.File, rule.Line, section, key, rule.Value)
 			}
 		}
 	}
@@ -73,11 +95,26 @@ func namesOne(pattern string, ops []builtins.Op) bool {
 	return false
 }
 
+// of are the sections that bind the hosts on a channel.
+func (p *Policy) of(port string) []*Policy {
+	list := []*Policy{p}
+	for _, section := range p.ports {
+		if matches(section.port, port) {
+			list = append(list, section)
+		}
+	}
+	return list
+}
+
+// matches says whether a pattern is about a channel; * is any text in it, slashes too.
+func matches(pattern, port string) bool {
+	flat := strings.NewReplacer("/", "\x00")
+	matched, _ := path.Match(flat.Replace(pattern), flat.Replace(port))
+	return matched
+}
+
 // check says why a request is refused; nil: it is not.
 func (p *Policy) check(op *builtins.Op, in proto.Message) error {
-	if !p.security.Restricts() {
-		return nil
-	}
 	if err := p.operation(op, in); err != nil {
 		return err
 	}
@@ -226,11 +263,11 @@ func (p *Policy) rate(op *builtins.Op) error {
 }
 
 func (p *Policy) refuse(key string, line int, what string) error {
-	return fault.Because(builtins.ErrPolicy, "refused by security.%s (%s line %d): %s", key, p.security.File, line, what)
+	return fault.Because(builtins.ErrPolicy, "refused by %s%s (%s line %d): %s", p.section, key, p.security.File, line, what)
 }
 
 func (p *Policy) busy(key string, limit config.Limit) error {
-	return fault.Because(fault.ErrBusy, "refused by security.%s (%s line %d): more than %d", key, p.security.File, limit.Line, limit.N)
+	return fault.Because(fault.ErrBusy, "refused by %s%s (%s line %d): more than %d", p.section, key, p.security.File, limit.Line, limit.N)
 }
 
 // Current is the policy in force, which can be exchanged while requests are checked. The zero value refuses everything.
@@ -249,13 +286,21 @@ func (c *Current) Check(_ context.Context, call *builtins.Call, op *builtins.Op,
 	case p == nil:
 		return fault.Because(builtins.ErrPolicy, "refused: no policy is in force")
 	}
-	return p.check(op, in)
+	if !p.security.Restricts() {
+		return nil
+	}
+	for _, section := range p.of(call.Port) {
+		if err := section.check(op, in); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// Denies says whether a row is refused whatever the request is. It fits builtins.Table.Denies.
-func (c *Current) Denies(op *builtins.Op) bool {
+// Denies says whether a row is refused to the hosts on a channel whatever the request is. It fits builtins.Table.Denies.
+func (c *Current) Denies(port string, op *builtins.Op) bool {
 	p := c.policy.Load()
-	return p == nil || p.denies(op)
+	return p == nil || slices.ContainsFunc(p.of(port), func(section *Policy) bool { return section.denies(op) })
 }
 
 // Security is what the policy in force was made of.

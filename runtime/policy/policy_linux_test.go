@@ -328,6 +328,43 @@ func TestReadOnlyAndOperations(t *testing.T) {
 	}
 }
 
+// A section of a channel binds its hosts, beside the general one, and nobody else.
+func TestPorts(t *testing.T) {
+	k := newKit(t, tree(t), `  deny_operations: [file_delete]
+  ports:
+    org.quantix.agent.1:
+      read_only: true
+    "unix:*":
+      allow_operations: [execute, file_delete]
+      max_commands_per_minute: 1
+`)
+	for _, c := range []struct {
+		port string
+		in   proto.Message
+		want string
+	}{
+		{"org.quantix.agent.0", execute("ls"), ""},
+		{"org.quantix.agent.0", &pb.FileDeleteRequest{Path: "/x"}, "refused by security.deny_operations (agent.yaml line 2): file_delete"},
+		{"org.quantix.agent.1", &pb.FileStatRequest{Path: "/etc"}, ""},
+		{"org.quantix.agent.1", execute("ls"), "refused by security.ports.org.quantix.agent.1.read_only (agent.yaml line 5): execute"},
+		{"org.quantix.agent.10", execute("ls"), ""},
+		{"unix:/run/a/b.sock", &pb.FileStatRequest{Path: "/etc"}, "refused by security.ports.unix:*.allow_operations (agent.yaml line 7): file_stat is not listed"},
+		{"unix:/run/a/b.sock", &pb.FileDeleteRequest{Path: "/x"}, "refused by security.deny_operations"},
+		{"unix:/run/a/b.sock", execute("ls"), ""},
+		{"unix:/run/a/b.sock", execute("ls"), "refused by security.ports.unix:*.max_commands_per_minute (agent.yaml line 8): more than 1"},
+		{"", execute("ls"), ""},
+	} {
+		err := k.now.Check(context.Background(), &builtins.Call{Port: c.port}, k.table.Native(c.in), c.in)
+		if (err == nil) != (c.want == "") || err != nil && !strings.HasPrefix(err.Error(), c.want) {
+			t.Errorf("%s %T: %v, want %q", c.port, c.in, err, c.want)
+		}
+	}
+	stat := k.table.Native(&pb.FileStatRequest{})
+	if k.now.Denies("org.quantix.agent.0", stat) || !k.now.Denies("unix:/x", stat) {
+		t.Error("what is announced is not by channel")
+	}
+}
+
 // What a rollback takes back was allowed when it was done, and no policy at all lets nothing else through.
 func TestRollbackAndNoPolicy(t *testing.T) {
 	k := newKit(t, tree(t), "  deny_operations: ['*']\n")
@@ -340,7 +377,7 @@ func TestRollbackAndNoPolicy(t *testing.T) {
 		if err := c.Check(context.Background(), &builtins.Call{}, op, &pb.FromToArgs{From: "/a", To: "/b"}); !errors.Is(err, builtins.ErrPolicy) {
 			t.Error(err)
 		}
-		if !c.Denies(op) {
+		if !c.Denies("", op) {
 			t.Error("not denied")
 		}
 	}

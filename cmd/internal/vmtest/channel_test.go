@@ -341,3 +341,23 @@ func wakeups(t *testing.T, vm *vmtest.VM, pid string) (n int) {
 	}
 	return n
 }
+
+// Each port has its own rules: what tools may not change over theirs, the Node Daemon may over its own.
+func TestPolicyOfOnePort(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	startAgent(t, vm)
+	vm.Must(t, "printf 'security:\\n  ports:\\n    "+vmtest.CtlPort+":\\n      read_only: true\\n' > /etc/quantix-kvm/agent.yaml && systemctl reload quantix-kvm-agent")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for port, allowed := range map[string]bool{vmtest.AgentPort: true, vmtest.CtlPort: false} {
+		c := dial(t, vm, port, client.Options{})
+		_, err := client.Call[*pb.CreateDirectoryResponse](ctx, c, &pb.CreateDirectoryRequest{Path: "/root/" + port})
+		if allowed != (err == nil) || !allowed && !strings.Contains(err.Error(), "security.ports."+vmtest.CtlPort+".read_only (agent.yaml line 4)") {
+			t.Errorf("%s: %v", port, err)
+		}
+		if _, err := client.Call[*pb.FileStatResponse](ctx, c, &pb.FileStatRequest{Path: "/etc"}); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+}
