@@ -50,6 +50,8 @@ type Tx interface {
 	Undo(ctx context.Context, op string, args proto.Message) error
 	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
 	Irreversible(ctx context.Context, change *pb.Change) error
+	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
+	NotBegun()
 }
 
 // Before is Tx.Before, or nothing outside a transaction.

@@ -279,6 +279,7 @@ type tx struct {
 func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
 
 func (x *tx) Irreversible(context.Context, *pb.Change) error { return nil }
+func (x *tx) NotBegun()                                      {}
 
 func (x *tx) Before(_ context.Context, paths ...string) error {
 	if x.look != nil {

@@ -61,8 +61,12 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		return nil, onCommand(in, err)
 	}
 	result, err := r.started(ctx, spec, Command{Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches()})
-	if result != nil && !in.GetReadonly() { // it was started, so it may have changed something, however it ended
+	switch {
+	case in.GetReadonly():
+	case result != nil: // it was started, so it may have changed something, however it ended
 		call.Report(change)
+	case call.Tx != nil:
+		call.Tx.NotBegun()
 	}
 	return finish(in, spec.Confine != nil, result, err)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"strconv"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -31,6 +32,11 @@ func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 		return nil, fault.On(from.path, fs.ErrNotExist)
 	case from.absent() || from.path == to.path:
 		return &pb.Changed{}, nil
+	}
+	if call.TakesBack && !to.absent() {
+		if done, err := from.makeWay(to); done || err != nil {
+			return &pb.Changed{Changed: true}, err
+		}
 	}
 	if err := movable(from, to); err != nil {
 		return nil, err
@@ -62,6 +68,36 @@ func movable(from, to *change) error {
 		return fault.On(from.path, fault.Refuse("the file has %d names, and another file is in its way", from.old.Links))
 	}
 	return to.at.CanReplace()
+}
+
+// inTheWay is behind the name of what somebody else put where something is moved back to.
+const inTheWay = ".quantix-conflict"
+
+// makeWay puts aside what somebody else made meanwhile at the place that something comes back to: a rollback must not cost
+// others their files. done: it is the very file, by both names, which a crash can leave of a move.
+func (c *change) makeWay(to *change) (done bool, err error) {
+	if c.old.Same(to.old) {
+		return true, c.at.Remove()
+	}
+	for n := 1; n < 1000; n++ {
+		name := to.path + inTheWay
+		if n > 1 {
+			name += "-" + strconv.Itoa(n)
+		}
+		aside, err := to.root.At(name)
+		if err != nil {
+			return false, err
+		}
+		err = errors.Join(to.at.Rename(aside, false), aside.Close())
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			to.old = fsys.Meta{Kind: fsys.Absent}
+		}
+		return false, err
+	}
+	return false, fs.ErrExist
 }
 
 // moveTo renames, and copies where the two places are on different file systems.

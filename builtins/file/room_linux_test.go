@@ -170,6 +170,7 @@ func (x *tx) Before(_ context.Context, paths ...string) error {
 func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
 
 func (x *tx) Irreversible(context.Context, *pb.Change) error { return nil }
+func (x *tx) NotBegun()                                      {}
 
 func (x *tx) Take(_ context.Context, path string) error {
 	if x.fail != nil {

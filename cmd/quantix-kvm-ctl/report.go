@@ -157,8 +157,10 @@ var statusWords = map[pb.ScriptStatus]string{
 
 func (a *app) printStatus(reply *pb.RunScriptResponse) {
 	for _, c := range reply.NotUndone {
-		if c.State != pb.ChangeState_CHANGE_STATE_NOT_UNDONE || !listed(c, reply.Changes) {
+		if c.State != pb.ChangeState_CHANGE_STATE_NOT_UNDONE {
 			fmt.Fprintf(a.stderr, "NOT UNDONE: %s\n", changeLine(c))
+		} else if !listed(c, reply.Changes) {
+			fmt.Fprintln(a.stderr, changeLine(c))
 		}
 	}
 	words := statusWords[reply.Status]

@@ -105,7 +105,15 @@ func (r *restoring) same() (bool, error) {
 		if r.is.Ino != r.was.Ino && (r.o.Link != "" || r.is.Links > 1) {
 			return false, nil
 		}
-		if equal, err := r.content(); !equal || err != nil {
+		equal, err := r.content()
+		if r.unreadable && r.is.Ino == r.was.Ino { // it is the mode that keeps its owner from opening it
+			if err := r.do("restore.mode", func() error { return r.at.SetAttr(fsys.Attr{Mode: &r.was.Mode}) }); err != nil {
+				return false, err
+			}
+			r.unreadable, r.is.Mode = false, r.was.Mode
+			equal, err = r.content()
+		}
+		if !equal || err != nil {
 			return false, err
 		}
 	default:

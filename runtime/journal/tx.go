@@ -149,6 +149,16 @@ func (t *Tx) Irreversible(ctx context.Context, change *pb.Change) error {
 	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.next(), Change: change}}})
 }
 
+// NotBegun implements builtins.Tx.
+func (t *Tx) NotBegun() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := len(t.steps); t.phase == running && n > 0 && !t.steps[n-1].reverted {
+		t.steps[n-1].reverted = true
+		t.reverted = append(t.reverted, t.steps[n-1].number)
+	}
+}
+
 // Take implements builtins.Tx. Where nothing is at the path there is nothing to do.
 func (t *Tx) Take(ctx context.Context, path string) error {
 	t.mu.Lock()
@@ -306,7 +316,7 @@ func (v *view) add(record *pb.JournalRecord) {
 	}
 }
 
-// Mark is a point that Revert goes back to.
+// Mark is a point that Revert goes back to: the number of the last step before it, 0 for none.
 type Mark int
 
 // Mark ends a call that succeeded: what it left at the objects it kept is noted, so that a rollback can tell whether

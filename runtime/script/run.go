@@ -38,6 +38,8 @@ type run struct {
 	reply    *pb.RunScriptResponse
 	ended    chan struct{} // closed when reply is there
 
+	calls []made // of builtins that may change something, in their order
+
 	mu      sync.Mutex
 	changes []*pb.Change
 	log     []*pb.LogLine
@@ -200,6 +202,7 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	}
 	call.Tx = hiding{r.tx, r.hide}
 	mark, before := r.tx.Mark(), len(r.changes)
+	r.calls = append(r.calls, made{mark, before})
 	out, err := table.Invoke(ctx, call, op, in)
 	if err != nil && !op.Partial {
 		if undo := r.tx.Revert(context.WithoutCancel(ctx), mark); undo == nil {

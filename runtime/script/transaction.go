@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -71,21 +72,7 @@ func (r *run) takeBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	for _, c := range reply.NotUndone {
 		c.Target = r.hide.text(c.Target)
 	}
-	left := map[string]bool{}
-	for _, u := range report.Steps {
-		switch {
-		case u.Irreversible != nil:
-			left[u.Irreversible.Op+" "+r.hide.text(u.Irreversible.Target)] = true
-		case u.Err != nil:
-			left[" "+u.Target] = true
-		}
-	}
-	for _, c := range reply.Changes {
-		c.State = pb.ChangeState_CHANGE_STATE_UNDONE
-		if left[c.Op+" "+c.Target] || left[" "+c.Target] {
-			c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
-		}
-	}
+	r.tell(report, reply)
 	if reply.Status = report.Status(); reply.Status == pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK && r.nothingRan(reply) {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
 	}
@@ -94,6 +81,49 @@ func (r *run) takeBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	} else if at := report.Conflicts(); len(at) > 0 {
 		reply.Error.Hint = "others had changed some of it meanwhile; theirs was kept as " + at[0]
 	}
+}
+
+// made is a call of a builtin: the steps behind the mark and the changes from a number on are its own, up to those of the
+// next call.
+type made struct {
+	mark journal.Mark
+	from int
+}
+
+// tell says of each change what became of it. A rollback that halted has not come to the oldest steps: they are as the
+// script left them, until the next start.
+func (r *run) tell(report journal.Report, reply *pb.RunScriptResponse) {
+	reached := ^uint64(0)
+	for _, u := range report.Steps {
+		reached = min(reached, u.Step)
+	}
+	for n, call := range r.calls {
+		next, last := len(reply.Changes), ^uint64(0)
+		if n+1 < len(r.calls) {
+			next, last = r.calls[n+1].from, uint64(r.calls[n+1].mark)
+		}
+		own := reply.Changes[min(call.from, next):next]
+		left := slices.DeleteFunc(slices.Clone(report.Steps), func(u journal.Undone) bool {
+			return u.Step <= uint64(call.mark) || u.Step > last || u.Err == nil && u.Irreversible == nil
+		})
+		for _, c := range own {
+			c.State = pb.ChangeState_CHANGE_STATE_UNDONE
+			switch {
+			case report.Halted && uint64(call.mark)+1 < reached:
+				c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
+				reply.NotUndone = append(reply.NotUndone, c)
+			case slices.ContainsFunc(left, func(u journal.Undone) bool { return r.concerns(u, c, own) }):
+				c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
+			}
+		}
+	}
+}
+
+// concerns says whether a step that was not taken back leaves a change of its call: that of its target, and where none
+// has that for its target, as with a command that touches files, each.
+func (r *run) concerns(u journal.Undone, c *pb.Change, own []*pb.Change) bool {
+	target := r.hide.text(u.Target)
+	return target == c.Target || !slices.ContainsFunc(own, func(c *pb.Change) bool { return c.Target == target })
 }
 
 // nothingRan says that not a line of the script was executed.
