@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -57,7 +57,8 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 			return result, err
 		}
 	}
-	if err := keep(ctx, call, in, change); err != nil {
+	before, err := r.makeUndoable(ctx, call, in, change)
+	if err != nil {
 		return nil, onCommand(in, err)
 	}
 	result, err := r.started(ctx, spec, Command{Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches()})
@@ -68,7 +69,13 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	case call.Tx != nil:
 		call.Tx.NotBegun()
 	}
-	return finish(in, spec.Confine != nil, result, err)
+	out, err := finish(in, spec.Confine != nil, result, err)
+	if result != nil && before != nil {
+		if stray := r.strayed(ctx, call, op, before); stray != nil && err == nil {
+			return nil, onCommand(in, stray)
+		}
+	}
+	return out, err
 }
 
 // started runs a command, or has it answered.
@@ -153,24 +160,35 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 // confines says whether commands are held to what they declare.
 func (r *Room) confines() bool { return r.run.Confinement() == proc.Confined }
 
-// keep makes a command undoable before it runs.
-func keep(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
+// makeUndoable keeps what takes a command back before it runs. Of one that is held to what it touches it gives what stands beside.
+func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*beside, error) {
 	switch {
 	case call.Tx == nil:
-		return nil
 	case len(in.GetUndo()) > 0:
-		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
+		return nil, call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
 			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout()})
 	case len(in.GetTouches()) > 0:
-		paths := slices.Clone(in.GetTouches())
-		for i := range paths {
-			paths[i] = path.Clean(paths[i])
-		}
-		return call.Tx.BeforeTree(ctx, paths...)
+		return r.keepTouched(ctx, call, in)
 	case in.GetIrreversible():
-		return call.Tx.Irreversible(ctx, change)
+		return nil, call.Tx.Irreversible(ctx, change)
 	}
-	return nil
+	return nil, nil
+}
+
+func (r *Room) keepTouched(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*beside, error) {
+	root, err := fsys.Open(r.config.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	paths, err := kept(root, in)
+	if err != nil {
+		return nil, err
+	}
+	if err := call.Tx.BeforeTree(ctx, paths...); err != nil || in.GetUnconfined() {
+		return nil, err
+	}
+	return lookBeside(root, in.GetTouches())
 }
 
 // finish makes the script's result of how a command ended.

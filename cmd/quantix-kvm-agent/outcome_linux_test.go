@@ -125,3 +125,61 @@ func TestUnreadableLinkedFileComesBack(t *testing.T) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }
+
+// What a command changes beside the files that it touches is an error, and named: nothing kept it. Putting a file in the place
+// of a touched one is none, nor is what happens where all may write.
+func TestTouchesNamesAllThatChanges(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	c := a.Client(t, client.Options{})
+	dir := t.TempDir()
+	reset := func() {
+		t.Helper()
+		for _, line := range [][2]string{{"one", "1\n"}, {"two", "2\n"}, {"open/one", "1\n"}} {
+			file := filepath.Join(dir, line[0])
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, []byte(line[1]), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = os.Remove(dir + "/link")
+		if err := os.Symlink("two", dir+"/link"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir+"/open", 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const stray = ` error("not reached")`
+	for _, test := range []struct {
+		name, source, message string
+		status                pb.ScriptStatus
+		undone                string
+	}{
+		{"a new file", `exec.sh("echo x >> $/one; echo x > $/new", {touches = {"$/one"}})` + stray, "/new was created, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "created /new NOT_UNDONE"},
+		{"a link", `exec.sh("ln -sf one $/link", {touches = {"$/one"}})` + stray, "/link was modified, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified /link NOT_UNDONE"},
+		{"beside what is not there", `exec.sh("mkdir -p $/a/b; rm $/link", {touches = {"$/a/b/c"}})` + stray, "/link was deleted, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "deleted /link NOT_UNDONE"},
+		{"replaced", `exec.sh("sed -i s/1/3/ $/one", {touches = {"$/one"}}) error("wanted")`, "wanted",
+			pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
+		{"where all may write", `exec.sh("echo x > $/open/new", {touches = {"$/open/one"}}) error("wanted")`, "wanted",
+			pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
+		{"through a link", `exec.sh("echo x >> $/link", {touches = {"$/link"}, unconfined = true}) error("wanted")`, "wanted",
+			pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
+	} {
+		reset()
+		reply := runIn(t, c, dir, test.source)
+		if reply.Status != test.status || states(reply.NotUndone, dir) != test.undone || !strings.Contains(reply.GetError().GetMessage(), test.message) {
+			t.Errorf("%s: %v", test.name, reply)
+		}
+		for file, want := range map[string]string{"one": "1\n", "two": "2\n"} {
+			if content, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(content) != want {
+				t.Errorf("%s: %s is %q, %v", test.name, file, content, err)
+			}
+		}
+		_ = os.Remove(dir + "/new")
+	}
+}
