@@ -104,12 +104,20 @@ type Outcome struct {
 	Result *pb.LuaValue
 	// Declaration is what Start.Describe asked for; nil for a script that declares nothing.
 	Declaration *pb.ScriptDeclaration
+	// Descriptions are what Start.DescribeAll asked for, by the names of Start.Modules.
+	Descriptions map[string]Description
 	// Findings are what Start.Check asked for.
 	Findings []*pb.RunnerFinding
 	Error    *pb.ScriptError
 	Stats    *pb.ScriptStats
 	// LogDropped is how many lines were over the limits.
 	LogDropped uint32
+}
+
+// Description is what one of several scripts says of itself; both fields are nil where it declares nothing.
+type Description struct {
+	Declaration *pb.ScriptDeclaration
+	Error       *pb.ScriptError
 }
 
 // Layer is one wall around a runner on this machine.

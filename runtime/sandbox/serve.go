@@ -279,6 +279,20 @@ func (s *run) done(done *pb.RunnerDone) error {
 		return nil
 	}
 	s.out.Result, s.out.Declaration = done.GetResult(), done.GetDeclaration()
+	for name := range s.job.Start.GetModules() {
+		d := done.GetDescriptions()[name]
+		if d == nil || !s.job.Start.GetDescribeAll() {
+			continue
+		}
+		if s.out.Descriptions == nil {
+			s.out.Descriptions = map[string]Description{}
+		}
+		told := Description{Declaration: d.GetDeclaration()}
+		if d.GetError() != nil {
+			told = Description{Error: scriptError(d.GetError(), s.limits)}
+		}
+		s.out.Descriptions[name] = told
+	}
 	for _, f := range done.GetFindings() {
 		s.out.Findings = append(s.out.Findings, &pb.RunnerFinding{Line: f.GetLine(), Column: f.GetColumn(), Message: printable(cut(f.GetMessage(), maxMessage))})
 	}

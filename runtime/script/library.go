@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"sort"
@@ -104,27 +105,44 @@ func (l *Library) names() ([]string, error) {
 	return list, nil
 }
 
-// listScripts describes each script in a runner, nothing of it is compiled here; but not again what the last listing
+// listScripts describes the scripts in runners, nothing of them is compiled here; but not again what the last listing
 // described, from the same source.
 func (m *Manager) listScripts(ctx context.Context, _ *builtins.Call, _ *pb.ListScriptsRequest) (*pb.ListScriptsResponse, error) {
 	names, err := m.config.Library.names()
 	if err != nil {
 		return nil, err
 	}
-	reply := &pb.ListScriptsResponse{}
 	m.mu.Lock()
 	known := m.described
 	m.mu.Unlock()
+	reply := &pb.ListScriptsResponse{}
 	described := map[string]*pb.ScriptInfo{}
+	var fresh []Script
 	for _, name := range names {
-		if err := context.Cause(ctx); err != nil {
-			return nil, err
+		s, err := m.config.Library.Find(name)
+		if err != nil {
+			reply.Scripts = append(reply.Scripts, &pb.ScriptInfo{Name: name, Error: err.Error()})
+			continue
 		}
-		info, lasting := m.describe(ctx, name, known)
-		if lasting {
-			described[info.Sha256+" "+info.SourcePath] = info
+		info := known[s.identity()]
+		if info == nil {
+			fresh = append(fresh, s)
+			info = &pb.ScriptInfo{Name: name, SourcePath: s.Path, Sha256: s.SHA256}
 		}
-		reply.Scripts = append(reply.Scripts, proto.Clone(info).(*pb.ScriptInfo))
+		described[s.identity()] = info
+		reply.Scripts = append(reply.Scripts, info)
+	}
+	told, err := m.descriptions(ctx, fresh)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range fresh {
+		if !describe(described[s.identity()], told[s.Name]) {
+			delete(described, s.identity())
+		}
+	}
+	for i, info := range reply.Scripts { // what is kept is nobody else's
+		reply.Scripts[i] = proto.Clone(info).(*pb.ScriptInfo)
 	}
 	m.mu.Lock()
 	m.described = described // and what is no more there is forgotten
@@ -132,29 +150,64 @@ func (m *Manager) listScripts(ctx context.Context, _ *builtins.Call, _ *pb.ListS
 	return reply, nil
 }
 
-// describe tells of a script, which lasting says to be so as long as its source is the same.
-func (m *Manager) describe(ctx context.Context, name string, known map[string]*pb.ScriptInfo) (_ *pb.ScriptInfo, lasting bool) {
-	s, err := m.config.Library.Find(name)
-	if err != nil {
-		return &pb.ScriptInfo{Name: name, Error: err.Error()}, false
-	}
-	if info := known[s.SHA256+" "+s.Path]; info != nil {
-		return info, true
-	}
-	info := &pb.ScriptInfo{Name: name, SourcePath: s.Path, Sha256: s.SHA256}
-	declared, failure := m.declaration(ctx, s, nil)
-	if failure != nil {
-		info.Error = failure.Message
-		return info, failure.Kind == "syntax"
-	}
-	if declared != nil {
-		info.Version, info.Description, info.Needs, info.Readonly = declared.Version, declared.Description, declared.Needs, declared.Readonly
-		if info.ParamsSchema, err = sandbox.ToStruct(declared.Params); err != nil {
-			info.Error = "params: " + err.Error()
+// identity is the same as long as a script is.
+func (s Script) identity() string { return s.SHA256 + " " + s.Path }
+
+// together is how many bytes of scripts one runner describes: no more than one script may have by default, so that all
+// together do not need what one would not.
+const together = 256 << 10
+
+// descriptions has scripts say what they are. One runner reads many, each in an interpreter of its own; they could only
+// lie about one another, and what counts in a run is read again for it alone. Where one of them takes a runner's life,
+// each gets its own.
+func (m *Manager) descriptions(ctx context.Context, list []Script) (map[string]sandbox.Description, error) {
+	told := map[string]sandbox.Description{}
+	for len(list) > 0 {
+		batch, size := map[string][]byte{}, 0
+		n := 0
+		for ; n < len(list) && (n == 0 || size+len(list[n].Source) <= together); n++ {
+			size += len(list[n].Source)
+			if declares(list[n].Source) {
+				batch[list[n].Name] = list[n].Source
+			}
 		}
-		if declared.Name != name {
-			info.Error = "the file is named " + name + ", the script in it " + declared.Name
+		if len(batch) > 1 {
+			outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: &pb.RunnerStart{
+				Name: "list_scripts", DescribeAll: true, Modules: batch, Functions: m.functions(), Unsupported: m.config.Unsupported,
+			}, Call: noCall})
+			maps.Copy(told, outcome.Descriptions)
 		}
+		for _, s := range list[:n] {
+			if err := context.Cause(ctx); err != nil {
+				return nil, err
+			}
+			if _, known := told[s.Name]; !known {
+				declared, failure := m.declaration(ctx, s, nil)
+				told[s.Name] = sandbox.Description{Declaration: declared, Error: failure}
+			}
+		}
+		list = list[n:]
 	}
-	return info, true
+	return told, nil
+}
+
+// describe fills in what a script says of itself, and says whether that is so as long as its source is the same.
+func describe(info *pb.ScriptInfo, told sandbox.Description) (lasting bool) {
+	if told.Error != nil {
+		info.Error = told.Error.Message
+		return told.Error.Kind == "syntax"
+	}
+	declared := told.Declaration
+	if declared == nil {
+		return true
+	}
+	info.Version, info.Description, info.Needs, info.Readonly = declared.Version, declared.Description, declared.Needs, declared.Readonly
+	var err error
+	if info.ParamsSchema, err = sandbox.ToStruct(declared.Params); err != nil {
+		info.Error = "params: " + err.Error()
+	}
+	if declared.Name != info.Name {
+		info.Error = "the file is named " + info.Name + ", the script in it " + declared.Name
+	}
+	return true
 }

@@ -1,10 +1,12 @@
 package script_test
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
@@ -58,5 +60,33 @@ func TestListingRemembersWhatItDescribed(t *testing.T) {
 	dir["a.lua"] = source("3")
 	if got := list()[0]; got.Version != "" || got.Error == "" {
 		t.Errorf("another source is %v without a runner", got)
+	}
+}
+
+// One script that takes its runner down keeps no other from being described, and many need more runners than one.
+func TestListingOutlivesAScript(t *testing.T) {
+	dir := fstest.MapFS{"z.lua": {Data: []byte("while true do end return script {}")}, "plain.lua": {Data: []byte("return script")}}
+	for i := range 9 {
+		name := fmt.Sprintf("s%d", i)
+		source := "--" + strings.Repeat("x", 60<<10) + "\nreturn script {name = '" + name + "', version = '" + name + "', run = function() end}"
+		dir[name+".lua"] = &fstest.MapFile{Data: []byte(source)}
+	}
+	pool := sandbox.New(sandbox.Config{Limits: sandbox.Limits{CPU: 2 * time.Second}})
+	defer pool.Close()
+	manager := script.New(script.Config{Pool: pool, Library: script.NewLibrary(1<<18, script.Place{Name: "/scripts", FS: dir})})
+	table := builtins.NewTable(manager.Ops())
+	manager.Table = table
+	request := &pb.ListScriptsRequest{}
+	reply, err := table.Invoke(t.Context(), &builtins.Call{}, table.Native(request), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range reply.(*pb.ListScriptsResponse).Scripts {
+		switch {
+		case s.Name == "z" && !strings.Contains(s.Error, "processor time"):
+			t.Errorf("a script that never ends is %v", s)
+		case s.Name == "plain" && s.Error != "", strings.HasPrefix(s.Name, "s") && (s.Version != s.Name || s.Error != ""):
+			t.Errorf("%.200v", s)
+		}
 	}
 }

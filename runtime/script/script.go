@@ -200,10 +200,13 @@ func (m *Manager) declaration(ctx context.Context, s Script, modules map[string]
 		return nil, nil
 	}
 	start := &pb.RunnerStart{Name: s.Name, Source: s.Source, Describe: true, Modules: modules, Functions: m.functions(), Unsupported: m.config.Unsupported}
-	outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
-		return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "a declaration calls nothing"}}
-	}})
+	outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: start, Call: noCall})
 	return outcome.Declaration, outcome.Error
+}
+
+// noCall answers a script that is only to say what it is.
+func noCall(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+	return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "a declaration calls nothing"}}
 }
 
 // functions are the builtins that scripts may call.

@@ -206,7 +206,9 @@ type RunnerStart struct {
 	// Go heap, in bytes.
 	MemoryLimit uint64 `protobuf:"varint,9,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
 	// Look for faults instead of running: what does not parse, and what is called in a way that nothing takes.
-	Check         bool `protobuf:"varint,10,opt,name=check,proto3" json:"check,omitempty"`
+	Check bool `protobuf:"varint,10,opt,name=check,proto3" json:"check,omitempty"`
+	// Give the declarations of all modules, each read by itself, instead of running the source.
+	DescribeAll   bool `protobuf:"varint,11,opt,name=describe_all,json=describeAll,proto3" json:"describe_all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -307,6 +309,13 @@ func (x *RunnerStart) GetMemoryLimit() uint64 {
 func (x *RunnerStart) GetCheck() bool {
 	if x != nil {
 		return x.Check
+	}
+	return false
+}
+
+func (x *RunnerStart) GetDescribeAll() bool {
+	if x != nil {
+		return x.DescribeAll
 	}
 	return false
 }
@@ -747,7 +756,9 @@ type RunnerDone struct {
 	Error       *RunnerFailure         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	Declaration *ScriptDeclaration     `protobuf:"bytes,3,opt,name=declaration,proto3" json:"declaration,omitempty"`
 	// What a check found, by line.
-	Findings      []*RunnerFinding `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
+	Findings []*RunnerFinding `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
+	// What RunnerStart.describe_all asked for, by name.
+	Descriptions  map[string]*RunnerDescription `protobuf:"bytes,5,rep,name=descriptions,proto3" json:"descriptions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -810,6 +821,66 @@ func (x *RunnerDone) GetFindings() []*RunnerFinding {
 	return nil
 }
 
+func (x *RunnerDone) GetDescriptions() map[string]*RunnerDescription {
+	if x != nil {
+		return x.Descriptions
+	}
+	return nil
+}
+
+// What one of several scripts says of itself: nothing, a declaration, or an error.
+type RunnerDescription struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Declaration   *ScriptDeclaration     `protobuf:"bytes,1,opt,name=declaration,proto3" json:"declaration,omitempty"`
+	Error         *RunnerFailure         `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunnerDescription) Reset() {
+	*x = RunnerDescription{}
+	mi := &file_runner_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunnerDescription) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunnerDescription) ProtoMessage() {}
+
+func (x *RunnerDescription) ProtoReflect() protoreflect.Message {
+	mi := &file_runner_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunnerDescription.ProtoReflect.Descriptor instead.
+func (*RunnerDescription) Descriptor() ([]byte, []int) {
+	return file_runner_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RunnerDescription) GetDeclaration() *ScriptDeclaration {
+	if x != nil {
+		return x.Declaration
+	}
+	return nil
+}
+
+func (x *RunnerDescription) GetError() *RunnerFailure {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 // A fault that a check found.
 type RunnerFinding struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -823,7 +894,7 @@ type RunnerFinding struct {
 
 func (x *RunnerFinding) Reset() {
 	*x = RunnerFinding{}
-	mi := &file_runner_proto_msgTypes[10]
+	mi := &file_runner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +906,7 @@ func (x *RunnerFinding) String() string {
 func (*RunnerFinding) ProtoMessage() {}
 
 func (x *RunnerFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[10]
+	mi := &file_runner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +919,7 @@ func (x *RunnerFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerFinding.ProtoReflect.Descriptor instead.
 func (*RunnerFinding) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{10}
+	return file_runner_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunnerFinding) GetLine() uint32 {
@@ -891,7 +962,7 @@ type RunnerFailure struct {
 
 func (x *RunnerFailure) Reset() {
 	*x = RunnerFailure{}
-	mi := &file_runner_proto_msgTypes[11]
+	mi := &file_runner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +974,7 @@ func (x *RunnerFailure) String() string {
 func (*RunnerFailure) ProtoMessage() {}
 
 func (x *RunnerFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[11]
+	mi := &file_runner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +987,7 @@ func (x *RunnerFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerFailure.ProtoReflect.Descriptor instead.
 func (*RunnerFailure) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{11}
+	return file_runner_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunnerFailure) GetKind() string {
@@ -1006,7 +1077,7 @@ type ScriptDeclaration struct {
 
 func (x *ScriptDeclaration) Reset() {
 	*x = ScriptDeclaration{}
-	mi := &file_runner_proto_msgTypes[12]
+	mi := &file_runner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1089,7 @@ func (x *ScriptDeclaration) String() string {
 func (*ScriptDeclaration) ProtoMessage() {}
 
 func (x *ScriptDeclaration) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[12]
+	mi := &file_runner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1102,7 @@ func (x *ScriptDeclaration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptDeclaration.ProtoReflect.Descriptor instead.
 func (*ScriptDeclaration) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{12}
+	return file_runner_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ScriptDeclaration) GetName() string {
@@ -1106,7 +1177,7 @@ type LuaValue struct {
 
 func (x *LuaValue) Reset() {
 	*x = LuaValue{}
-	mi := &file_runner_proto_msgTypes[13]
+	mi := &file_runner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1189,7 @@ func (x *LuaValue) String() string {
 func (*LuaValue) ProtoMessage() {}
 
 func (x *LuaValue) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[13]
+	mi := &file_runner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1202,7 @@ func (x *LuaValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaValue.ProtoReflect.Descriptor instead.
 func (*LuaValue) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{13}
+	return file_runner_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LuaValue) GetKind() isLuaValue_Kind {
@@ -1218,7 +1289,7 @@ type LuaTable struct {
 
 func (x *LuaTable) Reset() {
 	*x = LuaTable{}
-	mi := &file_runner_proto_msgTypes[14]
+	mi := &file_runner_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1301,7 @@ func (x *LuaTable) String() string {
 func (*LuaTable) ProtoMessage() {}
 
 func (x *LuaTable) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[14]
+	mi := &file_runner_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1314,7 @@ func (x *LuaTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaTable.ProtoReflect.Descriptor instead.
 func (*LuaTable) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{14}
+	return file_runner_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LuaTable) GetArray() []*LuaValue {
@@ -1278,7 +1349,7 @@ type LuaField struct {
 
 func (x *LuaField) Reset() {
 	*x = LuaField{}
-	mi := &file_runner_proto_msgTypes[15]
+	mi := &file_runner_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1361,7 @@ func (x *LuaField) String() string {
 func (*LuaField) ProtoMessage() {}
 
 func (x *LuaField) ProtoReflect() protoreflect.Message {
-	mi := &file_runner_proto_msgTypes[15]
+	mi := &file_runner_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1374,7 @@ func (x *LuaField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LuaField.ProtoReflect.Descriptor instead.
 func (*LuaField) Descriptor() ([]byte, []int) {
-	return file_runner_proto_rawDescGZIP(), []int{15}
+	return file_runner_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LuaField) GetKey() []byte {
@@ -1334,7 +1405,7 @@ const file_runner_proto_rawDesc = "" +
 	"\x03log\x18\f \x01(\v2\x1f.limiquantix.agent.v1.RunnerLogH\x00R\x03log\x12B\n" +
 	"\bprogress\x18\r \x01(\v2$.limiquantix.agent.v1.RunnerProgressH\x00R\bprogress\x126\n" +
 	"\x04done\x18\x0e \x01(\v2 .limiquantix.agent.v1.RunnerDoneH\x00R\x04doneB\x06\n" +
-	"\x04kind\"\xb8\x04\n" +
+	"\x04kind\"\xdb\x04\n" +
 	"\vRunnerStart\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\fR\x06source\x126\n" +
@@ -1346,7 +1417,8 @@ const file_runner_proto_rawDesc = "" +
 	"\amodules\x18\b \x03(\v2..limiquantix.agent.v1.RunnerStart.ModulesEntryR\amodules\x12!\n" +
 	"\fmemory_limit\x18\t \x01(\x04R\vmemoryLimit\x12\x14\n" +
 	"\x05check\x18\n" +
-	" \x01(\bR\x05check\x1a:\n" +
+	" \x01(\bR\x05check\x12!\n" +
+	"\fdescribe_all\x18\v \x01(\bR\vdescribeAll\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
@@ -1382,13 +1454,20 @@ const file_runner_proto_rawDesc = "" +
 	"\x0eRunnerProgress\x12\x1f\n" +
 	"\bfraction\x18\x01 \x01(\x01H\x00R\bfraction\x88\x01\x01\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\fR\x04stepB\v\n" +
-	"\t_fraction\"\x8b\x02\n" +
+	"\t_fraction\"\xcd\x03\n" +
 	"\n" +
 	"RunnerDone\x126\n" +
 	"\x06result\x18\x01 \x01(\v2\x1e.limiquantix.agent.v1.LuaValueR\x06result\x129\n" +
 	"\x05error\x18\x02 \x01(\v2#.limiquantix.agent.v1.RunnerFailureR\x05error\x12I\n" +
 	"\vdeclaration\x18\x03 \x01(\v2'.limiquantix.agent.v1.ScriptDeclarationR\vdeclaration\x12?\n" +
-	"\bfindings\x18\x04 \x03(\v2#.limiquantix.agent.v1.RunnerFindingR\bfindings\"U\n" +
+	"\bfindings\x18\x04 \x03(\v2#.limiquantix.agent.v1.RunnerFindingR\bfindings\x12V\n" +
+	"\fdescriptions\x18\x05 \x03(\v22.limiquantix.agent.v1.RunnerDone.DescriptionsEntryR\fdescriptions\x1ah\n" +
+	"\x11DescriptionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12=\n" +
+	"\x05value\x18\x02 \x01(\v2'.limiquantix.agent.v1.RunnerDescriptionR\x05value:\x028\x01\"\x99\x01\n" +
+	"\x11RunnerDescription\x12I\n" +
+	"\vdeclaration\x18\x01 \x01(\v2'.limiquantix.agent.v1.ScriptDeclarationR\vdeclaration\x129\n" +
+	"\x05error\x18\x02 \x01(\v2#.limiquantix.agent.v1.RunnerFailureR\x05error\"U\n" +
 	"\rRunnerFinding\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\rR\x04line\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
@@ -1442,7 +1521,7 @@ func file_runner_proto_rawDescGZIP() []byte {
 	return file_runner_proto_rawDescData
 }
 
-var file_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_runner_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_runner_proto_goTypes = []any{
 	(*RunnerMessage)(nil),     // 0: limiquantix.agent.v1.RunnerMessage
 	(*RunnerStart)(nil),       // 1: limiquantix.agent.v1.RunnerStart
@@ -1454,14 +1533,16 @@ var file_runner_proto_goTypes = []any{
 	(*RunnerLog)(nil),         // 7: limiquantix.agent.v1.RunnerLog
 	(*RunnerProgress)(nil),    // 8: limiquantix.agent.v1.RunnerProgress
 	(*RunnerDone)(nil),        // 9: limiquantix.agent.v1.RunnerDone
-	(*RunnerFinding)(nil),     // 10: limiquantix.agent.v1.RunnerFinding
-	(*RunnerFailure)(nil),     // 11: limiquantix.agent.v1.RunnerFailure
-	(*ScriptDeclaration)(nil), // 12: limiquantix.agent.v1.ScriptDeclaration
-	(*LuaValue)(nil),          // 13: limiquantix.agent.v1.LuaValue
-	(*LuaTable)(nil),          // 14: limiquantix.agent.v1.LuaTable
-	(*LuaField)(nil),          // 15: limiquantix.agent.v1.LuaField
-	nil,                       // 16: limiquantix.agent.v1.RunnerStart.SecretsEntry
-	nil,                       // 17: limiquantix.agent.v1.RunnerStart.ModulesEntry
+	(*RunnerDescription)(nil), // 10: limiquantix.agent.v1.RunnerDescription
+	(*RunnerFinding)(nil),     // 11: limiquantix.agent.v1.RunnerFinding
+	(*RunnerFailure)(nil),     // 12: limiquantix.agent.v1.RunnerFailure
+	(*ScriptDeclaration)(nil), // 13: limiquantix.agent.v1.ScriptDeclaration
+	(*LuaValue)(nil),          // 14: limiquantix.agent.v1.LuaValue
+	(*LuaTable)(nil),          // 15: limiquantix.agent.v1.LuaTable
+	(*LuaField)(nil),          // 16: limiquantix.agent.v1.LuaField
+	nil,                       // 17: limiquantix.agent.v1.RunnerStart.SecretsEntry
+	nil,                       // 18: limiquantix.agent.v1.RunnerStart.ModulesEntry
+	nil,                       // 19: limiquantix.agent.v1.RunnerDone.DescriptionsEntry
 }
 var file_runner_proto_depIdxs = []int32{
 	1,  // 0: limiquantix.agent.v1.RunnerMessage.start:type_name -> limiquantix.agent.v1.RunnerStart
@@ -1471,27 +1552,31 @@ var file_runner_proto_depIdxs = []int32{
 	7,  // 4: limiquantix.agent.v1.RunnerMessage.log:type_name -> limiquantix.agent.v1.RunnerLog
 	8,  // 5: limiquantix.agent.v1.RunnerMessage.progress:type_name -> limiquantix.agent.v1.RunnerProgress
 	9,  // 6: limiquantix.agent.v1.RunnerMessage.done:type_name -> limiquantix.agent.v1.RunnerDone
-	14, // 7: limiquantix.agent.v1.RunnerStart.params:type_name -> limiquantix.agent.v1.LuaTable
-	16, // 8: limiquantix.agent.v1.RunnerStart.secrets:type_name -> limiquantix.agent.v1.RunnerStart.SecretsEntry
+	15, // 7: limiquantix.agent.v1.RunnerStart.params:type_name -> limiquantix.agent.v1.LuaTable
+	17, // 8: limiquantix.agent.v1.RunnerStart.secrets:type_name -> limiquantix.agent.v1.RunnerStart.SecretsEntry
 	2,  // 9: limiquantix.agent.v1.RunnerStart.functions:type_name -> limiquantix.agent.v1.RunnerFunction
-	17, // 10: limiquantix.agent.v1.RunnerStart.modules:type_name -> limiquantix.agent.v1.RunnerStart.ModulesEntry
-	13, // 11: limiquantix.agent.v1.RunnerCall.args:type_name -> limiquantix.agent.v1.LuaValue
-	13, // 12: limiquantix.agent.v1.RunnerReply.value:type_name -> limiquantix.agent.v1.LuaValue
+	18, // 10: limiquantix.agent.v1.RunnerStart.modules:type_name -> limiquantix.agent.v1.RunnerStart.ModulesEntry
+	14, // 11: limiquantix.agent.v1.RunnerCall.args:type_name -> limiquantix.agent.v1.LuaValue
+	14, // 12: limiquantix.agent.v1.RunnerReply.value:type_name -> limiquantix.agent.v1.LuaValue
 	6,  // 13: limiquantix.agent.v1.RunnerReply.error:type_name -> limiquantix.agent.v1.RunnerError
-	13, // 14: limiquantix.agent.v1.RunnerDone.result:type_name -> limiquantix.agent.v1.LuaValue
-	11, // 15: limiquantix.agent.v1.RunnerDone.error:type_name -> limiquantix.agent.v1.RunnerFailure
-	12, // 16: limiquantix.agent.v1.RunnerDone.declaration:type_name -> limiquantix.agent.v1.ScriptDeclaration
-	10, // 17: limiquantix.agent.v1.RunnerDone.findings:type_name -> limiquantix.agent.v1.RunnerFinding
-	14, // 18: limiquantix.agent.v1.ScriptDeclaration.params:type_name -> limiquantix.agent.v1.LuaTable
-	14, // 19: limiquantix.agent.v1.LuaValue.table:type_name -> limiquantix.agent.v1.LuaTable
-	13, // 20: limiquantix.agent.v1.LuaTable.array:type_name -> limiquantix.agent.v1.LuaValue
-	15, // 21: limiquantix.agent.v1.LuaTable.fields:type_name -> limiquantix.agent.v1.LuaField
-	13, // 22: limiquantix.agent.v1.LuaField.value:type_name -> limiquantix.agent.v1.LuaValue
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	14, // 14: limiquantix.agent.v1.RunnerDone.result:type_name -> limiquantix.agent.v1.LuaValue
+	12, // 15: limiquantix.agent.v1.RunnerDone.error:type_name -> limiquantix.agent.v1.RunnerFailure
+	13, // 16: limiquantix.agent.v1.RunnerDone.declaration:type_name -> limiquantix.agent.v1.ScriptDeclaration
+	11, // 17: limiquantix.agent.v1.RunnerDone.findings:type_name -> limiquantix.agent.v1.RunnerFinding
+	19, // 18: limiquantix.agent.v1.RunnerDone.descriptions:type_name -> limiquantix.agent.v1.RunnerDone.DescriptionsEntry
+	13, // 19: limiquantix.agent.v1.RunnerDescription.declaration:type_name -> limiquantix.agent.v1.ScriptDeclaration
+	12, // 20: limiquantix.agent.v1.RunnerDescription.error:type_name -> limiquantix.agent.v1.RunnerFailure
+	15, // 21: limiquantix.agent.v1.ScriptDeclaration.params:type_name -> limiquantix.agent.v1.LuaTable
+	15, // 22: limiquantix.agent.v1.LuaValue.table:type_name -> limiquantix.agent.v1.LuaTable
+	14, // 23: limiquantix.agent.v1.LuaTable.array:type_name -> limiquantix.agent.v1.LuaValue
+	16, // 24: limiquantix.agent.v1.LuaTable.fields:type_name -> limiquantix.agent.v1.LuaField
+	14, // 25: limiquantix.agent.v1.LuaField.value:type_name -> limiquantix.agent.v1.LuaValue
+	10, // 26: limiquantix.agent.v1.RunnerDone.DescriptionsEntry.value:type_name -> limiquantix.agent.v1.RunnerDescription
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_runner_proto_init() }
@@ -1509,8 +1594,8 @@ func file_runner_proto_init() {
 		(*RunnerMessage_Done)(nil),
 	}
 	file_runner_proto_msgTypes[8].OneofWrappers = []any{}
-	file_runner_proto_msgTypes[12].OneofWrappers = []any{}
-	file_runner_proto_msgTypes[13].OneofWrappers = []any{
+	file_runner_proto_msgTypes[13].OneofWrappers = []any{}
+	file_runner_proto_msgTypes[14].OneofWrappers = []any{
 		(*LuaValue_Boolean)(nil),
 		(*LuaValue_Number)(nil),
 		(*LuaValue_String_)(nil),
@@ -1522,7 +1607,7 @@ func file_runner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_runner_proto_rawDesc), len(file_runner_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -63,12 +63,31 @@ func newMachine(start *pb.RunnerStart, w *wire, stop *stopper) *machine {
 
 // execute runs a script and gives its last word.
 func execute(start *pb.RunnerStart, w *wire, stop *stopper) *pb.RunnerDone {
+	if start.GetDescribeAll() {
+		return describeAll(start, w, stop)
+	}
 	m := newMachine(start, w, stop)
 	done, err := m.run()
 	if err != nil {
 		return &pb.RunnerDone{Error: m.failure(err)}
 	}
 	return done
+}
+
+// describeAll reads the declaration of each module, in an interpreter of its own.
+func describeAll(start *pb.RunnerStart, w *wire, stop *stopper) *pb.RunnerDone {
+	all := &pb.RunnerDone{Descriptions: map[string]*pb.RunnerDescription{}}
+	for name, source := range start.GetModules() {
+		one := &pb.RunnerStart{
+			Name: name, Source: source, Describe: true, Functions: start.GetFunctions(), Unsupported: start.GetUnsupported(),
+		}
+		done := execute(one, w, stop)
+		if stop.over() {
+			return done // and nothing is known of the others
+		}
+		all.Descriptions[name] = &pb.RunnerDescription{Declaration: done.GetDeclaration(), Error: done.GetError()}
+	}
+	return all
 }
 
 func (m *machine) run() (*pb.RunnerDone, error) {
