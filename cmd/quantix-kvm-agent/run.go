@@ -176,7 +176,7 @@ func device(f flags, conf config.Config) string {
 
 func limits(s config.Script) sandbox.Limits {
 	return sandbox.Limits{
-		Memory: uint64(s.Memory), CPU: s.CPU, Wall: s.Wall, Source: s.Source, Calls: s.Calls,
+		Memory: uint64(s.Memory), CPU: s.CPU, Wall: s.Wall, Source: s.Source, Calls: s.Calls, Depth: s.Depth,
 		LogLines: s.Lines, LogBytes: s.Log, Result: s.Result,
 	}
 }

@@ -53,6 +53,7 @@ type Script struct {
 	Wall    time.Duration // timeout_seconds: 300 s, waiting included
 	Source  int           // max_source_bytes: 256 KiB
 	Calls   int           // max_calls: 10,000 calls of builtins
+	Depth   int           // max_depth: 1024 functions that wait for one another
 	Lines   int           // max_log_lines: 10,000
 	Log     int           // max_log_bytes: 256 KiB
 	Result  int           // max_result_bytes: 1 MiB
@@ -68,7 +69,7 @@ func Default() Config {
 		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
 		Device: "auto", Transport: "auto", VsockPort: 9443, VsockCIDs: []uint32{2},
 		PreFreezeDir: "/etc/quantix-kvm/pre-freeze.d", PostThawDir: "/etc/quantix-kvm/post-thaw.d",
-		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000,
+		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000, Depth: 1024,
 			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
 	}
 }
@@ -277,6 +278,7 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"script.max_log_lines":      number(1, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
 	"script.max_log_bytes":      number(1, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
 	"script.max_result_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Result = int(n) }),
+	"script.max_depth":          number(64, 16384, func(c *Config, n int64) { c.Script.Depth = int(n) }),
 	"script.max_calls":          number(1, math.MaxInt32, func(c *Config, n int64) { c.Script.Calls = int(n) }),
 }
 

@@ -220,7 +220,7 @@ func TestLimitsAreNamed(t *testing.T) {
 		{strings.Repeat("-", 1001), "source", "script.max_source_bytes=1000", 0},
 		{"return ('x'):rep(200)", "result", "script.max_result_bytes=100", 0},
 		{"return ('x'):rep(6e6)", "result", "script.max_result_bytes=100", 0},
-		{"\nlocal function f() return 1 + f() end\nf()", "depth", "", 2},
+		{"\nlocal function f() return 1 + f() end\nf()", "depth", "script.max_depth=1024", 2},
 	} {
 		job := script(c.source)
 		job.Start.Functions = functions("file.read", "file.stat")
@@ -237,6 +237,25 @@ func TestLimitsAreNamed(t *testing.T) {
 		e := on.Run(t.Context(), job).Error
 		if e.GetKind() != c.kind || e.GetLimit() != c.limit || e.GetScript() != "test.lua" || e.GetLine() != c.line {
 			t.Errorf("%.40q ends with %v, want %s, %s, line %d", c.source, e, c.kind, c.limit, c.line)
+		}
+	}
+}
+
+// TestDepthIsAsConfigured: calls go as deep as the limit and not deeper, also through pcall.
+func TestDepthIsAsConfigured(t *testing.T) {
+	for depth, works := range map[int]int{64: 50, 5000: 4900} {
+		pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{Depth: depth}})
+		plain := `local function f(n) if n == 0 then return 0 end return 1 + f(n - 1) end return f(`
+		caught := `local function f(n) if n == 0 then return 0 end local _, m = pcall(f, n - 1) return 1 + m end return f(`
+		if got := mustRun(t, pool, script(plain+strconv.Itoa(works)+")")).Result.GetNumber(); got != float64(works) {
+			t.Errorf("%d deep gives %v", works, got)
+		}
+		if got := mustRun(t, pool, script(caught+strconv.Itoa(works/3)+")")).Result.GetNumber(); got != float64(works/3) {
+			t.Errorf("%d pcalls deep give %v", works/3, got)
+		}
+		e := pool.Run(t.Context(), script(plain+strconv.Itoa(depth+10)+")")).Error
+		if e.GetKind() != "depth" || e.GetLimit() != "script.max_depth="+strconv.Itoa(depth) || e.GetLine() != 1 {
+			t.Errorf("%d deep ends with %v", depth+10, e)
 		}
 	}
 }

@@ -65,7 +65,7 @@ func (s *run) death() *pb.ScriptError {
 	}
 	switch {
 	case has("stack exceeds", "stack overflow"):
-		return depthError("the script, or a pattern or value in it, is nested too deeply")
+		return &pb.ScriptError{Kind: "depth", Message: "the script, or a pattern or value in it, is nested too deeply", Limit: depthLimit(s.limits)}
 	case has("out of memory", "cannot allocate", "newosproc", "cannot map pages", "failed to reserve"):
 		return memoryError(s.limits)
 	case signal == sigXCPU, has("SIGXCPU"):
@@ -93,9 +93,7 @@ func memoryError(limits Limits) *pb.ScriptError {
 		Limit: limitText("script.memory_limit_bytes", limits.Memory)}
 }
 
-func depthError(message string) *pb.ScriptError {
-	return &pb.ScriptError{Kind: "depth", Message: message}
-}
+func depthLimit(limits Limits) string { return limitText("script.max_depth", limits.Depth) }
 
 // scriptError is what a runner says of a script, as far as it can know.
 func scriptError(f *pb.RunnerFailure, limits Limits) *pb.ScriptError {
@@ -107,11 +105,13 @@ func scriptError(f *pb.RunnerFailure, limits Limits) *pb.ScriptError {
 		Hint: cut(printable(f.GetHint()), maxMessage),
 	}
 	switch e.Kind {
-	case "syntax", "runtime", "builtin", "params", "depth", "unsupported", "internal":
+	case "syntax", "runtime", "builtin", "params", "unsupported", "internal":
 	case "result":
 		if e.Code == "too_large" {
 			e.Limit = limitText("script.max_result_bytes", limits.Result)
 		}
+	case "depth":
+		e.Limit = depthLimit(limits)
 	case "memory":
 		e.Limit = limitText("script.memory_limit_bytes", limits.Memory)
 	default:

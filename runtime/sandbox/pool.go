@@ -155,7 +155,7 @@ func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	}
 	p.mu.Lock()
 	r := p.standby
-	fits := r != nil && p.sealed.Memory == limits.Memory && p.sealed.CPU == limits.CPU
+	fits := r != nil && p.sealed.Memory == limits.Memory && p.sealed.CPU == limits.CPU && p.sealed.Depth == limits.Depth
 	outdated := r != nil && !fits && p.sealed != p.limits // the limits have changed since
 	if fits || outdated {
 		p.standby = nil

@@ -58,11 +58,11 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	return r, nil
 }
 
-// runnerArgs tell a runner what to seal itself with: bytes of heap, and whole seconds of processor time. The exact time
+// runnerArgs tell a runner what to seal itself with: bytes of heap, whole seconds of processor time, and depth. The exact time
 // is the agent's to watch; the runner's own limit only stands behind it.
 func runnerArgs(limits Limits) []string {
 	seconds := int64((limits.CPU + time.Second - 1) / time.Second)
-	return []string{strconv.FormatUint(limits.Memory, 10), strconv.FormatInt(seconds, 10)}
+	return []string{strconv.FormatUint(limits.Memory, 10), strconv.FormatInt(seconds, 10), strconv.Itoa(limits.Depth)}
 }
 
 // kill ends the process and unblocks whoever reads from it or writes to it.

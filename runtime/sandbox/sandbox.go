@@ -38,6 +38,9 @@ type Limits struct {
 	Wall time.Duration
 	// Source is the size of a script and of each module in bytes: script.max_source_bytes, default 256 KiB.
 	Source int
+	// Depth is how many functions may wait for one another: script.max_depth, default 1024. What is nested without calls, as
+	// brackets in a source or a pattern, has 64 KiB of stack for each.
+	Depth int
 	// Calls is how many builtins a run may call: script.max_calls, default 10,000.
 	Calls int
 	// LogLines and LogBytes bound what a run logs; the rest is counted: script.max_log_lines, default 10,000, and
@@ -51,12 +54,13 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	d := Limits{
 		Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second,
-		Source: 256 << 10, Calls: 10_000, LogLines: 10_000, LogBytes: 256 << 10, Result: 1 << 20,
+		Source: 256 << 10, Depth: 1024, Calls: 10_000, LogLines: 10_000, LogBytes: 256 << 10, Result: 1 << 20,
 	}
 	pick(&l.Memory, d.Memory)
 	pick(&l.CPU, d.CPU)
 	pick(&l.Wall, d.Wall)
 	pick(&l.Source, d.Source)
+	pick(&l.Depth, d.Depth)
 	pick(&l.Calls, d.Calls)
 	pick(&l.LogLines, d.LogLines)
 	pick(&l.LogBytes, d.LogBytes)

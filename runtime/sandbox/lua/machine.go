@@ -40,15 +40,16 @@ type place struct {
 	line   int
 }
 
-// Sizes of the interpreter: calls in one another, and values on its stack. The stack grows with need.
-const callDepth, stackFirst, stackMost, stackStep = 1024, 1024, 65_536, 1024
+// Sizes of the interpreter: calls in one another unless the agent says otherwise, and values on its stack, which grows with
+// need.
+const usualDepth, stackFirst, stackEachCall, stackStep = 1024, 1024, 64, 1024
 
 func newMachine(start *pb.RunnerStart, w *wire, stop *stopper) *machine {
 	m := &machine{
 		wire: w, start: start, stop: stop,
 		L: glua.NewState(glua.Options{
-			SkipOpenLibs: true, CallStackSize: callDepth,
-			RegistrySize: stackFirst, RegistryMaxSize: stackMost, RegistryGrowStep: stackStep,
+			SkipOpenLibs: true, CallStackSize: stop.depth,
+			RegistrySize: stackFirst, RegistryMaxSize: max(stackFirst, stackEachCall*stop.depth), RegistryGrowStep: stackStep,
 		}),
 		chunks:  map[string]bool{},
 		modules: map[string]glua.LValue{},

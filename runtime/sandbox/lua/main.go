@@ -12,6 +12,7 @@
 package lua
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,11 +29,11 @@ import (
 )
 
 // Main is the whole life of a runner, and gives its exit status. args are the program's, after the one that made it a
-// runner: bytes of heap and whole seconds of processor time.
+// runner: bytes of heap, whole seconds of processor time, and depth of calls.
 func Main(args []string) int {
-	memory, cpu, err := limits(args)
+	l, err := limits(args)
 	if err == nil {
-		err = live(newWire(), memory, cpu)
+		err = live(newWire(), l)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "script runner:", err)
@@ -41,19 +42,26 @@ func Main(args []string) int {
 	return 0
 }
 
-func limits(args []string) (memory, cpu uint64, err error) {
-	if len(args) != 2 {
-		return 0, 0, fmt.Errorf("this process is started by the agent only")
+// limited is what a runner holds itself to.
+type limited struct {
+	memory, cpu uint64
+	depth       int
+}
+
+func limits(args []string) (l limited, err error) {
+	if len(args) != 3 {
+		return l, fmt.Errorf("this process is started by the agent only")
 	}
-	if memory, err = strconv.ParseUint(args[0], 10, 62); err != nil {
-		return 0, 0, err
-	}
-	cpu, err = strconv.ParseUint(args[1], 10, 31)
-	return memory, cpu, err
+	var err1, err2, err3 error
+	l.memory, err1 = strconv.ParseUint(args[0], 10, 62)
+	l.cpu, err2 = strconv.ParseUint(args[1], 10, 31)
+	l.depth, err3 = strconv.Atoi(args[2])
+	return l, errors.Join(err1, err2, err3)
 }
 
 // live seals the process, runs one script, and says how it went.
-func live(w *wire, memory, cpu uint64) error {
+func live(w *wire, l limited) error {
+	memory := l.memory
 	stop := newStopper()
 	watch(stop)
 	// No list can be longer within the heap. The interpreter fills the lists of what is not longer up to the highest
@@ -61,9 +69,9 @@ func live(w *wire, memory, cpu uint64) error {
 	glua.MaxArrayIndex = int(min(memory/valueSize, uint64(glua.MaxArrayIndex)))
 	warmUp()
 	debug.FreeOSMemory()
-	debug.SetMaxStack(maxStack)
+	debug.SetMaxStack(l.depth * stackEach)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
-	if err := walls.Seal(walls.Limits{AddressSpace: memory + arenas, CPU: cpu}); err != nil {
+	if err := walls.Seal(walls.Limits{AddressSpace: memory + arenas, CPU: l.cpu}); err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
 	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}}); err != nil {
@@ -80,7 +88,7 @@ func live(w *wire, memory, cpu uint64) error {
 	if start == nil {
 		return fmt.Errorf("the agent began with something else than a script")
 	}
-	stop.memory = memory
+	stop.memory, stop.depth = memory, l.depth
 	go sample(stop, memory)
 	done := execute(start, w, stop)
 	if size := proto.Size(done); size > link.MaxBytes/2 { // far beyond what the agent takes for a result
@@ -98,8 +106,9 @@ func live(w *wire, memory, cpu uint64) error {
 // tooLarge is the code of a failure that is about size alone.
 const tooLarge = "too_large"
 
-// maxStack makes deep recursion in Go (the parser's, a pattern's) fatal before it is large.
-const maxStack = 64 << 20
+// stackEach makes deep recursion in Go (the parser's, a pattern's) fatal before it is large: bytes for each call that may
+// wait for another.
+const stackEach = 64 << 10
 
 // arenas is address space beyond the heap limit: Go reserves it 64 MiB at a time, and stacks and tables of the runtime
 // take some too. Less would kill honest scripts.

@@ -15,6 +15,8 @@ type stopper struct {
 	done chan struct{}
 	// memory is the heap limit in bytes; 0: none. Set before the script starts.
 	memory uint64
+	// depth is how many functions may wait for one another. Set before the script starts.
+	depth int
 	// Written before done is closed.
 	kind, message string
 	// locate tells where the interpreter is, and is called by it. Set before the script starts.
@@ -23,7 +25,7 @@ type stopper struct {
 	seen   bool
 }
 
-func newStopper() *stopper { return &stopper{done: make(chan struct{})} }
+func newStopper() *stopper { return &stopper{done: make(chan struct{}), depth: usualDepth} }
 
 // now stops the script; the first reason counts.
 func (s *stopper) now(kind, message string) {
