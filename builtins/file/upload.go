@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,8 +24,9 @@ import (
 //	chunk 0 ► stage beside the target ► chunks in order ► eof: totals and digest hold ► owner, mode ► rename
 //
 // Until the last chunk the target is as it was. An upload belongs to one path and one port. A chunk that cannot be the
-// next one is refused, and the upload stays for the right one; a chunk that was the last one taken is acknowledged
-// again; chunk 0 begins anew. An upload is dropped with all it wrote after a write error, by a digest or total that does
+// next one is refused, and the upload stays for the right one; a chunk that is one of the last ones taken is acknowledged
+// again; chunk 0 begins anew. An upload with a name belongs to a port alone: it outlives its connection for a while, so that
+// the host can go on with the first chunk that it heard nothing of. An upload is dropped with all it wrote after a write error, by a digest or total that does
 // not hold, and when no chunk comes for a while. A chunk with append set belongs to content that is put behind what is
 // there, in one go at the end.
 type upload struct {
@@ -32,11 +34,14 @@ type upload struct {
 	staged *fsys.Staged // nil before the first chunk and after the end
 	made   []string     // directories made for it
 	append bool
+	named  bool
 	total  uint32
 	attr   fsys.Attr
-	next   uint64 // offset of the next chunk
-	count  uint32 // chunks taken
-	last   chunk
+	next   uint64  // offset of the next chunk
+	count  uint32  // chunks taken
+	recent []chunk // the last ones taken, newest last
+	// session is that of the connection which brought the last chunk.
+	session string
 	// finished: the file took its place, and a last chunk sent again is still acknowledged. dropped: nothing is any more.
 	finished, dropped bool
 	timer             *time.Timer
@@ -52,6 +57,12 @@ type chunk struct {
 	eof    bool
 }
 
+// maxRecent is how many chunks can be sent again: more than any host has under way.
+const maxRecent = 64
+
+// maxUploadName bounds the name of an upload, in bytes.
+const maxUploadName = 128
+
 // again says whether a chunk is one that came before, whatever request brought it.
 func (c chunk) again(other chunk) bool {
 	other.id = c.id
@@ -65,10 +76,19 @@ func (r *Room) fileWrite(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	return &pb.FileWriteResponse{Success: true, BytesWritten: uint64(len(in.Data)), ChunkNumber: in.ChunkNumber}, nil
 }
 
-// sessionOf is whose upload it is: that of a connection, so that two that write the same file do not mix.
+// sessionOf is a connection.
 func sessionOf(call *builtins.Call) string { return call.Port + "\x00" + call.Session }
 
-// Left drops the uploads that a connection had under way.
+// ownerOf is whose upload a chunk is of: of a connection, so that two that write the same file do not mix, or of whoever on
+// that port knows its name.
+func ownerOf(call *builtins.Call, in *pb.FileWriteRequest) string {
+	if in.Upload == "" {
+		return sessionOf(call)
+	}
+	return call.Port + "\x00\x00" + in.Upload
+}
+
+// Left drops the uploads that a connection had under way; those with a name are given some time to go on over another.
 func (r *Room) Left(port, session string) {
 	r.uploads.left(sessionOf(&builtins.Call{Port: port, Session: session}))
 }
@@ -82,8 +102,8 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	if in.Crc32C != nil && *in.Crc32C != c.crc {
 		return fault.Because(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
 	}
-	key := uploadKey{sessionOf(call), in.Path}
-	u, err := r.uploads.get(key, c, in.Append)
+	key := uploadKey{ownerOf(call, in), in.Path}
+	u, err := r.uploads.get(key, c, in)
 	if err != nil {
 		return err
 	}
@@ -92,7 +112,8 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	switch first := c.number == 0 && c.offset == 0; {
 	case u.dropped:
 		return errNoUpload
-	case u.count > 0 && u.last.again(c):
+	case u.taken(c):
+		u.session = sessionOf(call)
 		return nil
 	case u.finished || u.count == 0 && !first:
 		return errNoUpload
@@ -111,6 +132,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 		r.uploads.forget(key, u)
 		return errors.Join(err, u.discard(r.root))
 	}
+	u.session = sessionOf(call)
 	r.uploads.touch(key, u)
 	return nil
 }
@@ -124,6 +146,9 @@ func (r *Room) checkChunk(in *pb.FileWriteRequest) (attr fsys.Attr, err error) {
 	}
 	if in.Sha256 != "" && !isDigest(in.Sha256) {
 		return attr, fault.Invalid("sha256 is not a digest in hex")
+	}
+	if len(in.Upload) > maxUploadName {
+		return attr, fault.Invalid("the name of the upload has more than %d bytes", maxUploadName)
 	}
 	if attr, err = r.owners(in.Owner, in.Group); err != nil {
 		return attr, err
@@ -167,6 +192,16 @@ func (u *upload) expects(c chunk, in *pb.FileWriteRequest) error {
 	return checkTotal(in, u.total)
 }
 
+// taken says whether a chunk is one of the last ones that were taken. Without a name the last one alone is known: another one
+// may be of an upload that begins anew.
+func (u *upload) taken(c chunk) bool {
+	known := u.recent
+	if !u.named {
+		known = known[max(0, len(known)-1):]
+	}
+	return slices.ContainsFunc(known, c.again)
+}
+
 // start stages the file for an upload. Nothing of it is seen but new directories.
 func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (err error) {
 	c, err := r.begin(call, "file_write", in.Path, place{follow: in.Append, parents: in.CreateParents})
@@ -188,7 +223,7 @@ func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (e
 	if u.staged, err = c.at.Stage(); err != nil {
 		return err
 	}
-	u.append, u.total = in.Append, in.TotalChunks
+	u.append, u.named, u.total = in.Append, in.Upload != "", in.TotalChunks
 	return nil
 }
 
@@ -210,7 +245,8 @@ func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteReq
 	if _, err := u.staged.File.Write(in.Data); err != nil {
 		return fault.Cause(err)
 	}
-	u.last, u.count, u.next = c, u.count+1, u.next+uint64(len(in.Data))
+	u.recent = append(u.recent[max(0, len(u.recent)-maxRecent+1):], c)
+	u.count, u.next = u.count+1, u.next+uint64(len(in.Data))
 	if !c.eof {
 		return nil
 	}
@@ -288,7 +324,7 @@ func (u *upload) discard(root *fsys.Root) (err error) {
 	return err
 }
 
-type uploadKey struct{ port, path string }
+type uploadKey struct{ owner, path string }
 
 // uploads are those under way, and for a while those that ended, for a last chunk that is sent again.
 type uploads struct {
@@ -303,12 +339,12 @@ type uploads struct {
 }
 
 // get finds the upload that a chunk belongs to. The first chunk of one begins a new one in its stead.
-func (s *uploads) get(key uploadKey, c chunk, appending bool) (*upload, error) {
+func (s *uploads) get(key uploadKey, c chunk, in *pb.FileWriteRequest) (*upload, error) {
 	old, err := s.find(key)
 	if err != nil {
 		return nil, err
 	}
-	if c.number != 0 || c.offset != 0 || old != nil && old.repeated(c, appending) {
+	if c.number != 0 || c.offset != 0 || old != nil && old.repeated(c, in) {
 		if old == nil {
 			return nil, errNoUpload
 		}
@@ -350,15 +386,21 @@ func (s *uploads) add(key uploadKey) (u, old *upload, err error) {
 	return u, old, nil
 }
 
-// repeated says whether a first chunk is one that was sent again. A finished upload is written again, which does no
-// harm, but for one that appends: there the request tells a second try from a second wish.
-func (u *upload) repeated(c chunk, appending bool) bool {
+// repeated says whether a first chunk is one that was sent again: of an upload with a name always, for each has its own. Of
+// another one a finished upload is written again, which does no harm, but for one that appends: there the request tells a
+// second try from a second wish.
+func (u *upload) repeated(c chunk, in *pb.FileWriteRequest) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.count != 1 || u.dropped || u.append != appending || !u.last.again(c) {
+	switch {
+	case u.dropped || u.append != in.Append || !u.taken(c):
+		return false
+	case in.Upload != "":
+		return true
+	case u.count != 1:
 		return false
 	}
-	return !u.finished || appending && c.id != "" && c.id == u.last.id
+	return !u.finished || in.Append && c.id != "" && c.id == u.recent[0].id
 }
 
 // room makes place for one more. Those that ended are only remembered, so they go first.
@@ -424,14 +466,17 @@ func (s *uploads) end(u *upload) error {
 	return u.discard(s.root)
 }
 
-// left ends the uploads of a session.
+// left ends the uploads of a session, and gives those with a name that it was sending the time of an orphan.
 func (s *uploads) left(session string) {
 	s.mu.Lock()
 	var gone []*upload
 	for key, u := range s.open {
-		if key.port == session {
+		switch {
+		case key.owner == session:
 			gone = append(gone, u)
 			delete(s.open, key)
+		case u.sentBy(session):
+			u.timer.Reset(min(s.idle, orphanTime))
 		}
 	}
 	s.expires.Add(len(gone))
@@ -440,6 +485,18 @@ func (s *uploads) left(session string) {
 		_ = s.end(u)
 		s.expires.Done()
 	}
+}
+
+// orphanTime is how long an upload with a name waits for its host to come back.
+const orphanTime = 90 * time.Second
+
+// sentBy says whether a session brought the last chunk. One that is at work is not waited for: its chunk is not the last.
+func (u *upload) sentBy(session string) bool {
+	if !u.mu.TryLock() {
+		return false
+	}
+	defer u.mu.Unlock()
+	return u.session == session
 }
 
 // close ends all uploads and waits for those that end by themselves.

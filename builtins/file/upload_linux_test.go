@@ -243,6 +243,58 @@ func TestUploadsOfTwoPortsDoNotMix(t *testing.T) {
 	g.has("/f", "222222")
 }
 
+// An upload with a name goes on over another connection from the first chunk that its host heard nothing of, also where the
+// agent had taken that and more; another name, or another port, is another upload.
+func TestAnUploadWithANameIsResumed(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	named := func(name string) []*pb.FileWriteRequest {
+		list := chunks("/f", []byte("aabbccddee"), 2)
+		for _, in := range list {
+			in.Upload = name
+		}
+		return list
+	}
+	list := named("one")
+	g.call.Session = "first"
+	g.send(list[:4]...)
+	g.room.Left(g.call.Port, "first")
+	g.call.Session = "second"
+	g.refused("changed", "", named("another")[4])
+	port := g.call.Port
+	g.call.Port = "elsewhere"
+	g.refused("changed", "", list[4])
+	g.call.Port = port
+	g.send(list[1:4]...)
+	g.send(list[0]) // does not begin anew
+	g.refused("invalid", "", &pb.FileWriteRequest{Path: "/f", Upload: "one", Data: []byte("xx"), Offset: 4, ChunkNumber: 2})
+	g.send(list[4])
+	g.has("/f", "aabbccddee")
+	g.send(list[3:]...) // their replies were lost
+	g.has("/f", "aabbccddee")
+	g.refused("invalid", "", named(strings.Repeat("x", 129))[0])
+}
+
+// An upload with a name whose host does not come back is dropped.
+func TestAnUploadWithANameWaitsForAWhile(t *testing.T) {
+	g := newGuest(t, file.Config{UploadIdle: 50 * time.Millisecond})
+	g.mkdir("/d")
+	in := chunks("/d/f", []byte("aabb"), 2)
+	in[0].Upload = "one"
+	g.call.Session = "first"
+	g.send(in[0])
+	g.room.Left(g.call.Port, "first")
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		entries, err := os.ReadDir(g.dir + "/d")
+		must(t, err)
+		if len(entries) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("what was staged stays: ", entries)
+		}
+	}
+}
+
 func TestTooManyUploadsAreRefused(t *testing.T) {
 	g := newGuest(t, file.Config{MaxUploads: 2})
 	for i := range 5 {

@@ -21,7 +21,7 @@ import (
 // Link is a way to an agent on which copies go on after the connection was lost.
 //
 //	attempt ──lost──► Dial ──► pull: from where it stopped, if the file's generation is still the same
-//	   ▲                 │     push: from the beginning; the agent dropped what it had when the host left
+//	   ▲                 │     push: from the first chunk that was not acknowledged, if the agent still has the others
 //	   └─────────────────┘
 //
 // A pull whose file has changed meanwhile begins anew where what was written can be taken back, and fails elsewhere. A file
@@ -292,7 +292,7 @@ func (l *Link) push(ctx context.Context, path string, from io.Reader, o PushOpti
 	p := pushing{from: from, o: o, path: path}
 	if seeker, can := from.(io.Seeker); can && l.dial != nil {
 		if p.start, err = seeker.Seek(0, io.SeekCurrent); err == nil {
-			p.seeker = seeker
+			p.seeker, p.upload = seeker, NewID()
 		}
 	}
 	err = l.try(ctx, p.attempt)
@@ -306,30 +306,47 @@ type pushing struct {
 	start  int64
 	o      PushOptions
 	path   string
+	upload string // its name
 	tried  bool
-	sent   int64 // by the last attempt
-	best   int64
-	begun  int // how often it began anew over a good connection
+	sent   int64  // by the last attempt
+	taken  uint32 // chunks that the guest has acknowledged
+	begun  int    // how often it began anew over a good connection
 }
 
 func (p *pushing) attempt(ctx context.Context, c *Client) (further bool, err error) {
+	part := portion{upload: p.upload, first: p.taken}
 	if p.tried {
-		if _, err := p.seeker.Seek(p.start, io.SeekStart); err != nil {
+		if part.digest, err = p.rewind(); err != nil {
 			return false, &localError{err}
 		}
 	}
 	p.tried = true
-	p.sent, err = c.Push(ctx, p.path, departure{p.from}, p.o)
-	further, p.best = p.sent > p.best, max(p.best, p.sent)
+	p.taken, p.sent, err = c.push(ctx, p.path, departure{p.from}, p.o, part)
+	further = p.taken > part.first
 	switch {
 	case err == nil:
 	case p.seeker == nil:
 		err = &localError{err}
 	case errors.Is(err, fault.ErrCorrupt) || errors.Is(err, fault.ErrChanged):
-		// A chunk that was damaged, or an upload that the agent dropped meanwhile.
+		// A chunk that was damaged, or an upload that the agent has dropped meanwhile, as one that was started anew has.
 		if p.begun++; p.begun <= maxAnew {
+			p.upload, p.taken = NewID(), 0
 			err = &anewError{err}
 		}
 	}
 	return further, err
+}
+
+// rewind goes back to the first chunk that was not acknowledged, and gives the digest of what is before it.
+func (p *pushing) rewind() (digest hash.Hash, err error) {
+	before := int64(p.taken) * pushChunk
+	if p.o.SHA256 {
+		digest = sha256.New()
+		if _, err = p.seeker.Seek(p.start, io.SeekStart); err == nil {
+			_, err = io.CopyN(digest, p.from, before)
+		}
+		return digest, err
+	}
+	_, err = p.seeker.Seek(p.start+before, io.SeekStart)
+	return nil, err
 }

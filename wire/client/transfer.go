@@ -44,21 +44,36 @@ type PushOptions struct {
 // Push writes a file in the guest: nothing is seen at path before all of it has arrived, and a failure leaves what was
 // there. Each chunk carries its CRC-32C.
 func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOptions) (sent int64, err error) {
+	_, sent, err = c.push(ctx, path, from, o, portion{})
+	return sent, err
+}
+
+// portion is which part of an upload a connection brings: its chunks from one on.
+type portion struct {
+	upload string // its name; empty: it ends with the connection
+	first  uint32
+	digest hash.Hash // of what is before; needed where the digest is wanted and first is not 0
+}
+
+// push is Push, or the rest of one. taken is how many chunks in a row the guest has acknowledged, sent the offset behind the
+// last byte that was sent.
+func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part portion) (taken uint32, sent int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	total := int64(-1)
 	if o.Size > 0 {
 		total = o.Size
 	}
-	var digest hash.Hash
-	if o.SHA256 {
+	digest := part.digest
+	if o.SHA256 && digest == nil {
 		digest = sha256.New()
 	}
+	sent = int64(part.first) * pushChunk
 	chunks := &chunkReader{from: from}
 	flight := make(chan chan error, pushWindow)
-	finished := make(chan error, 1)
+	finished := make(chan acknowledged, 1)
 	go func() { finished <- first(flight, cancel) }()
-	for number := uint32(0); ctx.Err() == nil; number++ {
+	for number := part.first; ctx.Err() == nil; number++ {
 		data, last, readErr := chunks.next()
 		if readErr != nil {
 			err = readErr
@@ -66,7 +81,7 @@ func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOp
 		}
 		request := &pb.FileWriteRequest{
 			Path: path, Data: data, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
-			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)),
+			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)), Upload: part.upload,
 		}
 		if digest != nil {
 			digest.Write(data)
@@ -100,24 +115,35 @@ func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOp
 		}
 	}
 	close(flight)
-	if failure := <-finished; failure != nil && err == nil {
-		err = failure
+	got := <-finished
+	if err == nil {
+		err = got.failure
 	}
 	if err == nil {
 		err = context.Cause(ctx)
 	}
-	return sent, err
+	return part.first + got.chunks, sent, err
 }
 
-// first waits for all chunks in order and gives the first failure; it stops the others.
-func first(flight <-chan chan error, stop func()) (failure error) {
+// acknowledged is how many chunks in a row were, and what became of the one behind them.
+type acknowledged struct {
+	chunks  uint32
+	failure error
+}
+
+// first waits for all chunks in order, up to the first failure; that stops the others.
+func first(flight <-chan chan error, stop func()) (got acknowledged) {
 	for one := range flight {
-		if err := <-one; err != nil && failure == nil {
-			failure = err
+		switch err := <-one; {
+		case got.failure != nil:
+		case err != nil:
+			got.failure = err
 			stop()
+		default:
+			got.chunks++
 		}
 	}
-	return failure
+	return got
 }
 
 // chunkReader reads one chunk ahead, to know which is the last.

@@ -2341,7 +2341,10 @@ type FileWriteRequest struct {
 	// Group of the new file, by name or number.
 	Group string `protobuf:"bytes,202,opt,name=group,proto3" json:"group,omitempty"`
 	// SHA-256 of the whole file in hex, checked at eof before it takes its place.
-	Sha256        string `protobuf:"bytes,203,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 string `protobuf:"bytes,203,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Name of the upload, of 1 to 128 bytes, fresh for each: it outlives its connection then, and can be resumed. Empty: it ends
+	// with its connection.
+	Upload        string `protobuf:"bytes,204,opt,name=upload,proto3" json:"upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2463,6 +2466,13 @@ func (x *FileWriteRequest) GetGroup() string {
 func (x *FileWriteRequest) GetSha256() string {
 	if x != nil {
 		return x.Sha256
+	}
+	return ""
+}
+
+func (x *FileWriteRequest) GetUpload() string {
+	if x != nil {
+		return x.Upload
 	}
 	return ""
 }
@@ -7118,7 +7128,7 @@ const file_agent_proto_rawDesc = "" +
 	"\vduration_ms\x18\x06 \x01(\x04R\n" +
 	"durationMs\x12\x14\n" +
 	"\x05error\x18\a \x01(\tR\x05error\x12\x16\n" +
-	"\x06job_id\x18\xc8\x01 \x01(\tR\x05jobId\"\xed\x02\n" +
+	"\x06job_id\x18\xc8\x01 \x01(\tR\x05jobId\"\x86\x03\n" +
 	"\x10FileWriteRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
@@ -7132,7 +7142,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06crc32c\x18\xc8\x01 \x01(\rH\x00R\x06crc32c\x88\x01\x01\x12\x15\n" +
 	"\x05owner\x18\xc9\x01 \x01(\tR\x05owner\x12\x15\n" +
 	"\x05group\x18\xca\x01 \x01(\tR\x05group\x12\x17\n" +
-	"\x06sha256\x18\xcb\x01 \x01(\tR\x06sha256B\t\n" +
+	"\x06sha256\x18\xcb\x01 \x01(\tR\x06sha256\x12\x17\n" +
+	"\x06upload\x18\xcc\x01 \x01(\tR\x06uploadB\t\n" +
 	"\a_crc32c\"\x8b\x01\n" +
 	"\x11FileWriteResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12#\n" +
