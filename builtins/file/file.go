@@ -91,6 +91,7 @@ func (r *Room) Ops() []builtins.Op {
 		builtins.Script("file.symlink", "target path", "changed", "make a symbolic link", r.symlink).Writes("path").Free("target").Mutating().Plans(),
 		builtins.Script("file.chmod", "path mode", "changed", "set the mode of a file or directory", r.chmod).Writes("path").Mutating().Plans(),
 		builtins.Script("file.chown", "path [owner] [group]", "changed", "set the owner and group of a file or directory", r.chown).Writes("path").Mutating().Plans(),
+		builtins.Script("file.attributes", "path", "changed", "give a file the attributes that it had", r.attributes).Mutating().Hidden(),
 		builtins.Script("file.sha256", "path", "sha256", "the SHA-256 of the content of a file, in hex", r.sha256).Reads("path"),
 		builtins.Script("file.template", "path text [vars]", "changed", "write a file from a text with {{name}} in it", r.template).Reads("path").Writes("path").Mutating().Plans(),
 		builtins.Script("file.line", "path", "changed", "make a line stand in a text file, or not stand there", r.line).Reads("path").Writes("path").Mutating().Plans(),

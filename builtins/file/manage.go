@@ -47,7 +47,11 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 
 // setAttr changes nothing but attributes. They are put back where one of them cannot be set.
 func (c *change) setAttr(ctx context.Context, attr fsys.Attr) (*pb.Changed, error) {
-	if err := c.prepare(ctx); err != nil {
+	keep := c.prepare
+	if c.old.Kind == fsys.File && c.old.Size > maxKept && c.call.Tx != nil {
+		keep = c.keepAttr
+	}
+	if err := keep(ctx); err != nil {
 		return nil, err
 	}
 	if err := c.at.SetAttr(attr); err != nil {
@@ -60,6 +64,40 @@ func (c *change) setAttr(ctx context.Context, attr fsys.Attr) (*pb.Changed, erro
 	}
 	c.report("modified", nil)
 	return &pb.Changed{Changed: true}, nil
+}
+
+// maxKept is the size of the largest file whose content is kept, too, where only its attributes change: to copy a large
+// one would cost time and space that nobody expects of a chmod.
+const maxKept = 1 << 20
+
+// keepAttr keeps the attributes of a file alone.
+func (c *change) keepAttr(ctx context.Context, _ ...string) error {
+	was := &pb.JournalObject{Path: c.path, State: &pb.JournalState{Mode: c.old.Mode, Uid: c.old.UID, Gid: c.old.GID}}
+	for name, value := range c.old.Xattrs {
+		was.State.Xattrs = append(was.State.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
+	}
+	return c.call.Tx.Undo(ctx, "file.attributes", was)
+}
+
+// attributes gives a file the attributes that keepAttr kept. One that somebody removed needs none.
+func (r *Room) attributes(_ context.Context, _ *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
+	at, err := r.root.Exact(in.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &pb.Changed{}, nil
+	}
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	if err != nil || meta.Kind != fsys.File {
+		return &pb.Changed{}, fault.On(in.Path, err)
+	}
+	meta.Mode, meta.UID, meta.GID, meta.Xattrs = in.State.GetMode(), in.State.GetUid(), in.State.GetGid(), map[string][]byte{}
+	for _, x := range in.State.GetXattrs() {
+		meta.Xattrs[string(x.Name)] = x.Value
+	}
+	return &pb.Changed{Changed: true}, fault.On(in.Path, at.Apply(meta))
 }
 
 func (r *Room) chmod(ctx context.Context, call *builtins.Call, in *pb.ChmodArgs) (*pb.Changed, error) {

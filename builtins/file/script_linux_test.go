@@ -464,3 +464,29 @@ func TestANameThatIsNotUTF8CanBeUsed(t *testing.T) {
 	}
 	g.names("/")
 }
+
+// Of a large file whose attributes change the attributes alone are kept.
+func TestAttributesOfALargeFile(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	g.write("/large", "")
+	must(t, os.Truncate(g.dir+"/large", 1<<40))
+	must(t, os.Chmod(g.dir+"/large", 0o640))
+	x := g.inTx()
+	if !g.changed("file.chmod", &pb.ChmodArgs{Path: "/large", Mode: "0400"}) {
+		t.Error("nothing was changed")
+	}
+	x.logged("undo file.attributes")
+	g.call.Tx = nil
+	for range 2 {
+		if _, err := run[*pb.Changed](g, "file.attributes", x.undo[0]); err != nil {
+			t.Error(err)
+		}
+		if info, err := os.Stat(g.dir + "/large"); err != nil || info.Mode() != 0o640 {
+			t.Error(info, err)
+		}
+	}
+	must(t, os.Remove(g.dir+"/large"))
+	if _, err := run[*pb.Changed](g, "file.attributes", x.undo[0]); err != nil {
+		t.Error("of a file that is gone:", err)
+	}
+}

@@ -126,6 +126,9 @@ func CopyFile(ctx context.Context, to, from *os.File) error {
 		_, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<62))
 		return fault.Cause(err)
 	}
+	if err := fits(to, from); err != nil {
+		return err
+	}
 	for offset := int64(0); offset < size; {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -140,6 +143,19 @@ func CopyFile(ctx context.Context, to, from *os.File) error {
 		offset = end
 	}
 	return fault.Cause(to.Truncate(size))
+}
+
+// fits refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed.
+func fits(to, from *os.File) error {
+	var stat unix.Stat_t
+	var disk unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(from.Fd()), &stat), unix.Fstatfs(int(to.Fd()), &disk)); err != nil {
+		return err
+	}
+	if disk.Blocks > 0 && uint64(stat.Blocks)*512 > disk.Bavail*uint64(disk.Bsize) { // 0: a tmpfs without a limit
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 // nextData finds the next stretch of data from offset on, at most one step of it; from size on there is none. A file

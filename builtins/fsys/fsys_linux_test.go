@@ -677,6 +677,17 @@ func TestAReadOnlyFileSystemSaysSo(t *testing.T) {
 	}
 }
 
+func TestWhatDoesNotFitIsNotBegun(t *testing.T) {
+	dir, from := mounted(t, "size=1m"), scratch(t)
+	must(t, os.WriteFile(from+"/large", make([]byte, 2<<20), 0o644))
+	if err := at(t, host(t), from+"/large").CopyContent(t.Context(), at(t, host(t), dir+"/copy")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+	must(t, os.WriteFile(from+"/small", make([]byte, 512<<10), 0o644))
+	must(t, os.Truncate(from+"/small", 1<<40)) // holes need none
+	must(t, at(t, host(t), from+"/small").CopyContent(t.Context(), at(t, host(t), dir+"/copy")))
+}
+
 func TestStagedFilesOfADeadAgentAreSwept(t *testing.T) {
 	dir := scratch(t)
 	write(t, dir+"/.quantix-kvm-0011223344556677.tmp", "left over")

@@ -106,8 +106,8 @@ func TestMoveBackKeepsWhatOthersMade(t *testing.T) {
 	}
 }
 
-// A file with two names whose mode was taken away comes back also where the agent is not root.
-func TestUnreadableLinkedFileComesBack(t *testing.T) {
+// Modes come back: of a file with two names that nobody may read, also where the agent is not root, and of a large one.
+func TestModesComeBack(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	c := a.Client(t, client.Options{})
 	dir := t.TempDir()
@@ -117,8 +117,11 @@ func TestUnreadableLinkedFileComesBack(t *testing.T) {
 	if err := os.Link(dir+"/one", dir+"/two"); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(dir+"/large", make([]byte, 3<<20), 0o644); err != nil { // of which the content is not kept
+		t.Fatal(err)
+	}
 	before := picture(t, dir)
-	if reply := runIn(t, c, dir, `file.chmod("$/one", "0000") error("no")`); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+	if reply := runIn(t, c, dir, `file.chmod("$/one", "0000") file.chmod("$/large", "0600") file.write("$/large", "small") error("no")`); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
 		t.Error(reply)
 	}
 	if after := picture(t, dir); after != before {

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -274,6 +275,29 @@ func TestFullDisk(t *testing.T) {
 	if !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
+	report := tx.Rollback(t.Context())
+	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Fatalf("%+v", report)
+	}
+	same(t, before, p.files)
+	if err := tx.Close(t.Context(), &pb.RunScriptResponse{Status: report.Status()}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file comes back also where its file system has no room for it and for what has its place, and the journal is elsewhere.
+func TestNoRoomForTwo(t *testing.T) {
+	there, p := mounted(t, "tmpfs", "size=1m"), newPlace(t)
+	p.files = there.files
+	content := bytes.Repeat([]byte("0123456789abcdef"), 40<<10)
+	if err := os.WriteFile(filepath.Join(p.files, "large"), content, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	before := pictured(t, p.files)
+	g := started(t, p, nil)
+	tx := g.begin(t)
+	g.must(t, tx, "file.append", &pb.WriteFileArgs{Path: "/large", Content: []byte("more"), Inplace: true})
+	g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/large", Content: []byte("short")})
 	report := tx.Rollback(t.Context())
 	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
 		t.Fatalf("%+v", report)

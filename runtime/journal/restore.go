@@ -241,7 +241,11 @@ func (r *restoring) file() error {
 			return err
 		}
 		if !linked {
-			return r.spaced(r.renew)
+			err := r.spaced(r.renew)
+			if errors.Is(err, syscall.ENOSPC) && r.is.Kind == fsys.File && r.is.Links <= 1 {
+				err = r.overwrite() // there is no room for both
+			}
+			return err
 		}
 	}
 	if equal, err := r.content(); err != nil {
@@ -255,7 +259,19 @@ func (r *restoring) file() error {
 			return err
 		}
 	}
-	var err error
+	return r.applyAnew()
+}
+
+// overwrite puts what was kept into another file that has the place.
+func (r *restoring) overwrite() error {
+	if err := r.do("restore.rewrite", r.rewrite); err != nil {
+		return err
+	}
+	return r.applyAnew()
+}
+
+// applyAnew is apply after the content was written.
+func (r *restoring) applyAnew() (err error) {
 	if r.is, err = r.at.Capture(); err != nil {
 		return err
 	}
