@@ -187,6 +187,11 @@ func TestHostsEntry(t *testing.T) {
 	m.has("etc/hosts", "127.0.0.1 localhost\n10.0.0.5\tdb.example.org db\n")
 	m.twice("hosts-entry", map[string]any{"address": "10.0.0.5", "state": "absent"})
 	m.has("etc/hosts", "127.0.0.1 localhost\n")
+	for _, params := range []map[string]any{{"address": "127.0.0.1", "names": []any{"db"}}, {"address": "::1", "state": "absent"}} {
+		if reply := m.run("hosts-entry", false, params); reply.GetError().GetKind() != "runtime" {
+			t.Error("the loopback lost its name:", reply)
+		}
+	}
 	reply := m.run("hosts-entry", false, map[string]any{"address": "10.0.0.6", "names": []any{"a b"}})
 	if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !strings.Contains(reply.Error.Message, "no host name") {
 		t.Error(reply)
@@ -265,20 +270,23 @@ func TestAptSource(t *testing.T) {
 
 func TestSwapFile(t *testing.T) {
 	m := newMachine(t, map[string]string{"etc/fstab": "/dev/vda1 / ext4 defaults 0 1\n", "proc/swaps": "Filename Type Size Used Priority\n"})
-	m.does["dd"] = func() error { return os.WriteFile(m.dir+"/swapfile", make([]byte, 4096), 0o644) }
+	m.does["sh"] = func() error { return os.WriteFile(m.dir+"/swapfile", make([]byte, 4096), 0o600) }
 	m.does["swapon"] = func() error {
 		return os.WriteFile(m.dir+"/proc/swaps", []byte("Filename Type Size Used Priority\n/swapfile file 4096 0 -2\n"), 0o644)
 	}
+	if foretold := m.run("swap-file", true, map[string]any{"size_mib": 4}); foretold.Error != nil || len(foretold.Changes) != 3 {
+		t.Error("the dry run:", foretold)
+	}
 	first := m.run("swap-file", false, map[string]any{"size_mib": 4})
-	if first.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(m.commands) != 3 {
+	if first.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(m.commands) != 2 {
 		t.Fatalf("%v, commands %q", first, m.commands)
 	}
 	m.has("etc/fstab", "/dev/vda1 / ext4 defaults 0 1\n/swapfile none swap sw 0 0\n")
-	if second := m.run("swap-file", false, map[string]any{"size_mib": 4}); len(second.Changes) > 0 || len(m.commands) != 3 {
+	if second := m.run("swap-file", false, map[string]any{"size_mib": 4}); len(second.Changes) > 0 || len(m.commands) != 2 {
 		t.Error(second, m.commands)
 	}
 	other := newMachine(t, map[string]string{"etc/fstab": "", "proc/swaps": ""})
-	other.does["dd"], other.fails = func() error { return os.WriteFile(other.dir+"/swapfile", nil, 0o644) }, "swapon"
+	other.does["sh"], other.fails = func() error { return os.WriteFile(other.dir+"/swapfile", nil, 0o644) }, "swapon"
 	reply := other.run("swap-file", false, nil)
 	if _, err := os.Stat(other.dir + "/swapfile"); err == nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
 		t.Errorf("%v: the file is still there", reply)
@@ -288,7 +296,15 @@ func TestSwapFile(t *testing.T) {
 func TestJournaldLimits(t *testing.T) {
 	m := newMachine(t, nil)
 	m.twice("journald-limits", map[string]any{"max_use": "200M"})
-	m.has("etc/systemd/journald.conf.d/50-limits.conf", "[Journal]\nSystemMaxUse=200M\nSystemKeepFree=1G\nMaxRetentionSec=1month\n")
+	const limits = "[Journal]\nSystemMaxUse=200M\nSystemKeepFree=1G\nMaxRetentionSec=1month\n"
+	m.has("etc/systemd/journald.conf.d/50-limits.conf", limits)
+	// In an image systemctl does nothing, and finds nothing that runs.
+	image := newMachine(t, nil)
+	image.fails = "systemctl"
+	if reply := image.run("journald-limits", false, map[string]any{"max_use": "200M"}); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(image.commands) > 0 {
+		t.Error(reply, image.commands)
+	}
+	image.has("etc/systemd/journald.conf.d/50-limits.conf", limits)
 }
 
 func TestImageCleanup(t *testing.T) {

@@ -45,7 +45,7 @@ return script {
     local list = "/etc/apt/sources.list.d/" .. p.name .. ".sources"
     changed = file.write(list, table.concat(lines, "\n") .. "\n", {mode = "0644", parents = true}) or changed
     if changed and p.update then
-      exec.run({"apt-get", "update", "-q"}, {
+      exec.run({"apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"}, {
         env = {DEBIAN_FRONTEND = "noninteractive"},
         touches = {"/var/lib/apt", "/var/cache/apt"},
         plan = "the lists of packages are read again",

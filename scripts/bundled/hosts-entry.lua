@@ -5,7 +5,7 @@ return script {
   version = "1.0",
   description = "give an address names in /etc/hosts, or take them away",
   params = {
-    address = {type = "string", required = true, pattern = "^[%x:.]+$", description = "IPv4 or IPv6"},
+    address = {type = "ip", required = true, description = "IPv4 or IPv6"},
     names = {type = "list", default = {}, description = "the names, the full one first"},
     state = {type = "string", default = "present", enum = {"present", "absent"}},
   },
@@ -13,7 +13,14 @@ return script {
 
   run = function(p)
     local of_address = "^\\s*" .. string.gsub(p.address, "%.", "\\.") .. "\\s"
+    local loopback = p.address == "127.0.0.1" or p.address == "::1"
+    local function keeps_localhost(names)
+      if loopback and not string.find(" " .. names .. " ", " localhost ", 1, true) then
+        error(p.address .. " must keep the name localhost")
+      end
+    end
     if p.state == "absent" then
+      keeps_localhost("")
       return {changed = file.line("/etc/hosts", {match = of_address, state = "absent"})}
     end
     if #p.names == 0 then
@@ -24,6 +31,7 @@ return script {
         error("names: " .. tostring(name) .. " is no host name")
       end
     end
+    keeps_localhost(table.concat(p.names, " "))
     local line = p.address .. "\t" .. table.concat(p.names, " ")
     return {changed = file.line("/etc/hosts", {line = line, match = of_address, mode = "0644"})}
   end,

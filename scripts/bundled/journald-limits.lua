@@ -1,6 +1,7 @@
 -- How much of the disk the journal of systemd may take.
 
 local PATH = "/etc/systemd/journald.conf.d/50-limits.conf"
+local UNIT = "systemd-journald.service"
 
 return script {
   name = "journald-limits",
@@ -10,7 +11,7 @@ return script {
     max_use = {type = "string", default = "500M", pattern = "^%d+[KMGT]?$", description = "of the disk, in all"},
     keep_free = {type = "string", default = "1G", pattern = "^%d+[KMGT]?$", description = "what stays free for others"},
     max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "of what is kept"},
-    activate = {type = "boolean", default = true, description = "restart the journal now"},
+    activate = {type = "boolean", default = true, description = "restart the journal now, if it runs"},
   },
   needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "exec:true", "tx"},
 
@@ -21,14 +22,17 @@ return script {
     if file.exists(PATH) and file.read(PATH) == text then
       return {changed = false, path = PATH}
     end
-    local restart = {"systemctl", "try-restart", "systemd-journald.service"}
-    if p.activate then
+    local restart = {"systemctl", "try-restart", UNIT}
+    -- In an image nothing runs, and nothing is to be restarted.
+    local is_active = {"systemctl", "is-active", "--quiet", UNIT}
+    local runs = p.activate and exec.run(is_active, {readonly = true, check = false}).code == 0
+    if runs then
       tx.on_rollback(restart) -- once the old file is there again
     end
     file.write(PATH, text, {mode = "0644", parents = true})
-    if p.activate then
+    if runs then
       exec.run(restart, {undo = {"true"}, plan = "the journal reads its limits"})
     end
-    return {changed = true, path = PATH}
+    return {changed = true, path = PATH, activated = runs}
   end,
 }

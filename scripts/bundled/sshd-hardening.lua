@@ -15,7 +15,7 @@ return script {
       enum = {"no", "prohibit-password", "forced-commands-only", "yes"}},
     password_authentication = {type = "boolean", default = false},
     allow_groups = {type = "list", default = {}, description = "only members of these groups; empty: everybody"},
-    max_auth_tries = {type = "integer", default = 3},
+    max_auth_tries = {type = "integer", default = 3, min = 1},
     unit = {
       type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded",
     },

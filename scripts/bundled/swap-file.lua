@@ -16,13 +16,11 @@ return script {
     end
     local made = not file.exists(p.path)
     if made then
-      local count = string.format("count=%d", p.size_mib)
-      exec.run({"dd", "if=/dev/zero", "of=" .. p.path, "bs=1M", count, "status=none", "conv=fsync"}, {
-        touches = {p.path},
-        plan = p.path .. " is made, of zeros",
-      })
-      file.chmod(p.path, "0600")
-      exec.run({"mkswap", p.path}, {touches = {p.path}, plan = p.path .. " becomes swap space"})
+      -- One command: what a second one touches would be kept before it, and that is all of the file.
+      exec.run({
+        "sh", "-ec", 'umask 077; dd if=/dev/zero of="$1" bs=1M count="$2" status=none conv=fsync; mkswap "$1"',
+        "sh", p.path, string.format("%d", p.size_mib),
+      }, {touches = {p.path}, plan = p.path .. " is made, and becomes swap space"})
     end
     local changed = file.line("/etc/fstab", {
       line = p.path .. " none swap sw 0 0",
