@@ -338,17 +338,8 @@ func TestAttempts(t *testing.T) {
 			g.must(t, tx, c.op, c.in)
 		}
 	})
-	dying, cancel := context.WithCancel(t.Context())
-	cancel()
 	for range attempts {
-		g, err := start(p, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if list, _ := g.journal.Recover(dying, nil); len(list) != 0 && !list[0].Report.Halted {
-			t.Fatalf("%+v", list)
-		}
-		_ = g.close()
+		dies(t, p)
 	}
 	g := started(t, p, nil)
 	list, err := g.journal.Recover(t.Context(), nil)
@@ -359,6 +350,69 @@ func TestAttempts(t *testing.T) {
 		t.Errorf("%+v", list[0])
 	}
 	g.begin(t)
+}
+
+// dies is a recovery that ends with its process at the first thing that it restores.
+func dies(t *testing.T, p place) {
+	t.Helper()
+	g, err := start(p, func(c *Config) {
+		c.Step = func(name string) error {
+			if strings.HasPrefix(name, "restore.") {
+				panic(name)
+			}
+			return nil
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Fatal("it did not restore anything")
+		}
+		_ = g.close()
+	}()
+	_, _ = g.journal.Recover(t.Context(), nil)
+}
+
+// However often a recovery is stopped, it goes on where it gets on each time; and one that was told to stop before it began
+// is none.
+func TestRecoveryThatGetsOn(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	lived(t, p, nil, func(g *guest, tx *Tx) {
+		for _, c := range scripted() {
+			g.must(t, tx, c.op, c.in)
+		}
+	})
+	for n := range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stop := func(name string) error {
+			if strings.HasPrefix(name, "restore.") {
+				cancel()
+			}
+			return nil
+		}
+		g, err := start(p, func(c *Config) { c.Step = stop })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n%2 == 0 {
+			cancel()
+		}
+		list, _ := g.journal.Recover(ctx, nil)
+		cancel()
+		_ = g.close()
+		if len(list) != 1 || list[0].Report.Halted {
+			continue
+		}
+		if r := list[0]; n <= 2*attempts || r.Entry.GetReply().GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(r.Entry.Reply.Changes) == 0 {
+			t.Errorf("after %d starts: %+v", n, r)
+		}
+		same(t, before, p.files)
+		return
+	}
+	t.Error("it has no end")
 }
 
 // A rollback whose time is over leaves the rest to the next recovery.

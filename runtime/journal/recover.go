@@ -163,6 +163,8 @@ func (f *found) read(record *pb.JournalRecord, first bool) error {
 		if !r.Attempt.Early {
 			f.tries++
 		}
+	case *pb.JournalRecord_Undone: // it got on, so it will come to its end
+		f.tries = 0
 	case *pb.JournalRecord_Await:
 		f.await = r.Await
 	case *pb.JournalRecord_Commit:
@@ -187,6 +189,7 @@ func (j *Journal) takeBack(ctx context.Context, t *Tx, later func(string) bool) 
 	}
 	reply := &pb.RunScriptResponse{
 		Status: report.Status(), TransactionId: t.ID(), Script: t.begin.Script, NotUndone: report.NotUndone(),
+		Changes: t.undone(report),
 		Error: &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()},
 	}
 	if err := t.abort(reply, was == failed); err != nil {
@@ -275,11 +278,31 @@ func (f *found) kept() []*pb.Change {
 	if f == nil {
 		return nil
 	}
-	var list []*pb.Change
-	add := func(op, target string) {
-		list = append(list, &pb.Change{Op: op, Target: target, Action: "restore", State: pb.ChangeState_CHANGE_STATE_UNKNOWN})
+	return f.tx.touched(pb.ChangeState_CHANGE_STATE_UNKNOWN)
+}
+
+// undone lists what an interrupted transaction may have changed, and whether it is as it was.
+func (t *Tx) undone(report Report) []*pb.Change {
+	list := t.touched(pb.ChangeState_CHANGE_STATE_UNDONE)
+	for _, c := range list {
+		if slices.ContainsFunc(report.Steps, func(u Undone) bool { return u.Err != nil && u.Op == c.Op && u.Target == c.Target }) {
+			c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
+		}
 	}
-	for _, s := range f.tx.steps {
+	return list
+}
+
+// touched lists what the steps of a transaction announced, each object once.
+func (t *Tx) touched(state pb.ChangeState) []*pb.Change {
+	var list []*pb.Change
+	seen := map[string]bool{}
+	add := func(op, target string) {
+		if target == "" || !seen[target] {
+			list = append(list, &pb.Change{Op: op, Target: target, Action: "restore", State: state})
+		}
+		seen[target] = true
+	}
+	for _, s := range t.steps {
 		for _, o := range s.record.GetKeep().GetObjects() {
 			add("restore", o.Path)
 		}

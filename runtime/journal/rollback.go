@@ -112,6 +112,10 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 		t.enter(rolledBack)
 		return report
 	}
+	if err := context.Cause(ctx); err != nil { // what was not begun is no attempt
+		t.enter(halted)
+		return Report{Err: err, Halted: true}
+	}
 	p := t.newPass()
 	p.left = !t.again // the step that was interrupted left something that is nobody's
 	// So that a rollback after this one takes a half restored file for what it is. The rollback itself does not need it.
