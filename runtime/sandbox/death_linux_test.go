@@ -31,7 +31,7 @@ func agent() int {
 		<-done
 	}
 	fmt.Println("running")
-	time.Sleep(time.Minute)
+	time.Sleep(5 * time.Minute)
 	return 0
 }
 

@@ -201,7 +201,7 @@ func TestLiesEndTheRunner(t *testing.T) {
 				mustFail(t, lyingPool(t, how, sandbox.Limits{Wall: time.Second}), lyingJob(), "timeout", "")
 				return
 			}
-			mustFail(t, lyingPool(t, how, sandbox.Limits{Wall: 20 * time.Second}), lyingJob(), "sandbox", "broke the protocol")
+			mustFail(t, lyingPool(t, how, sandbox.Limits{Wall: time.Minute}), lyingJob(), "sandbox", "broke the protocol")
 		})
 	}
 }
@@ -236,10 +236,7 @@ func TestDeedsOfRunners(t *testing.T) {
 		{"too hard", "timeout", ""},
 	} {
 		t.Run(c.how, func(t *testing.T) {
-			pool := lyingPool(t, c.how, sandbox.Limits{Wall: 3 * time.Second, Calls: 1 << 20})
-			if c.how == "deaf" {
-				pool = lyingPool(t, c.how, sandbox.Limits{Wall: 3 * time.Second, Calls: 10})
-			}
+			pool := lyingPool(t, c.how, sandbox.Limits{Calls: 10})
 			if strings.HasPrefix(c.how, "flood") || c.how == "mute" || c.how == "too hard" {
 				pool = lyingPool(t, c.how, sandbox.Limits{Wall: 500 * time.Millisecond})
 			}
@@ -315,7 +312,7 @@ func childrenOf(t testing.TB, of int) []int {
 // waitFor polls until ok, or fails.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("timeout waiting for %s", what)
 		}
@@ -339,7 +336,11 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	}
 	waitFor(t, "the standby", func() bool { return len(children(t)) == 1 })
 	goroutines, descriptors := usage()
-	for range 190 {
+	runs := 190
+	if raced {
+		runs = 60
+	}
+	for range runs {
 		mustRun(t, pool, job)
 	}
 	waitFor(t, "as many goroutines and descriptors as before", func() bool {

@@ -316,10 +316,24 @@ func TestTopLevelOfADeclaredScriptDoesNothing(t *testing.T) {
 
 func TestTimeoutNamesTheLine(t *testing.T) {
 	pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{Wall: 300 * time.Millisecond}})
-	e := mustFail(t, pool, script("local x\nwhile true do\n  x = 1\nend"), "timeout", "too long")
-	if e.GetLine() < 2 || e.GetLine() > 4 || e.GetLimit() != "script.timeout_seconds=0.3" {
-		t.Errorf("error is %v", e)
+	inTime(t, func() *pb.ScriptError {
+		return mustFail(t, pool, script("local x\nwhile true do\n  x = 1\nend"), "timeout", "too long")
+	}, func(e *pb.ScriptError) bool {
+		return e.GetLine() >= 2 && e.GetLine() <= 4 && e.GetLimit() == "script.timeout_seconds=0.3"
+	})
+}
+
+// inTime has a script end with the right error, in one of several tries: on a machine that has no time for it a runner may
+// not have started when its time is over, and may be killed before it has said where it was.
+func inTime(t *testing.T, end func() *pb.ScriptError, right func(*pb.ScriptError) bool) {
+	t.Helper()
+	var e *pb.ScriptError
+	for range 10 {
+		if e = end(); right(e) {
+			return
+		}
 	}
+	t.Errorf("it ends with %v", e)
 }
 
 func TestCancelInACall(t *testing.T) {
@@ -344,13 +358,13 @@ func TestCancelInACall(t *testing.T) {
 }
 
 func TestTimeInACallIsNotProcessorTime(t *testing.T) {
-	pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{CPU: 100 * time.Millisecond}})
+	pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{CPU: 500 * time.Millisecond}})
 	job := script("exec.run({}) return 1")
 	job.Start.Functions = functions("exec.run")
 	job.Call = func(ctx context.Context, _ *pb.RunnerCall) *pb.RunnerReply {
 		select { // a command that takes its time
 		case <-ctx.Done():
-		case <-time.After(400 * time.Millisecond):
+		case <-time.After(700 * time.Millisecond):
 		}
 		return &pb.RunnerReply{}
 	}
