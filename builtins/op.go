@@ -48,6 +48,9 @@ type Op struct {
 	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
 	// is over.
 	Transient bool
+	// Routine tells of a request that it only goes on with what another one began, and that was told of: where it succeeds
+	// nobody needs to hear of it. Nil: none does.
+	Routine func(in proto.Message) bool
 	// Delegates says that the row changes the guest through other rows alone.
 	Delegates bool
 	// Aspects are what a policy looks at.
@@ -140,6 +143,9 @@ func (op Op) Ordered(by func(in proto.Message) string) Op { op.Order = by; retur
 
 // KeepsNothing marks a row that keeps none of a request's bytes after it returned.
 func (op Op) KeepsNothing() Op { op.Transient = true; return op }
+
+// Continues marks a row whose requests may be Routine.
+func (op Op) Continues(routine func(in proto.Message) bool) Op { op.Routine = routine; return op }
 
 // OnError makes the reply to a request that failed, for messages whose error is more than their error field.
 func (op Op) OnError(reply func(error) proto.Message) Op { op.reply = reply; return op }

@@ -26,7 +26,7 @@ type Table struct {
 	// Denies says that every request to a row over a channel is refused, so that nothing announces it there. Nil: none is. Set
 	// before use.
 	Denies func(port string, op *Op) bool
-	// Audit is told of each operation after it ended. Nil: nobody asks. Set before use.
+	// Audit is told of each operation after it ended, but for Routine ones that succeeded. Nil: nobody asks. Set before use.
 	Audit func(call *Call, op *Op, in proto.Message, err error, took time.Duration)
 	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Set before use.
 	Panicked func(op *Op, value any, stack []byte)
@@ -98,7 +98,7 @@ func (t *Table) Invoke(ctx context.Context, call *Call, op *Op, in proto.Message
 			out, err = nil, fault.Because(fault.ErrInternal, "internal error: %v", value)
 		}
 		err = named(op.Name, err)
-		if t.Audit != nil {
+		if t.Audit != nil && (err != nil || op.Routine == nil || !op.Routine(in)) {
 			t.Audit(call, op, in, err, time.Since(start))
 		}
 	}()

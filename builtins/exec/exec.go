@@ -101,7 +101,7 @@ func (r *Room) Ops() []builtins.Op {
 		builtins.Native("exec_start", "start a command and send its output as it comes", r.execStart).Runs(executed, "command", "args").
 			Mutating().Announce("exec_stream"),
 		builtins.Native("exec_input", "give a started command input, a signal, a window size, or an end", r.execInput).
-			Mutating().KeepsNothing().Ordered(inputOrder),
+			Mutating().KeepsNothing().Ordered(inputOrder).Continues(onlyFeeds),
 		builtins.Native("list_jobs", "list the commands that are left to themselves, and show what they write", r.listJobs).Announce("jobs"),
 		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Runs(ran, "argv", "undo").Writes("touches").Mutating().LeavesPart().Plans().
 			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),

@@ -196,6 +196,34 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// Of a streamed command the audit log has the start and what ends it, and not each piece of input and each acknowledgement.
+func TestAuditOfAStream(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Args: []string{"--log-level", "error"}, Config: "security:\n  audit_logging: true\n"})
+	c := a.Client(t, client.Options{})
+	s := streamOf(t, c, client.StreamOptions{Stdin: true}, "cat")
+	var text string
+	for range 3 {
+		if _, err := s.Write(ctxFor(t, time.Minute), []byte("more\n")); err != nil {
+			t.Fatal(err)
+		}
+		heard(t, s, &text, "more\n")
+		text = ""
+	}
+	if err := s.Signal(ctxFor(t, time.Minute), "TERM"); err != nil {
+		t.Fatal(err)
+	}
+	heard(t, s, &text, "")
+	if _, err := c.Stat(ctxFor(t, time.Minute), "/"); err != nil {
+		t.Fatal(err)
+	}
+	a.AwaitLog(t, `"op":"file_stat"`, 1)
+	for op, want := range map[string]int{"exec_start": 1, "exec_input": 1} {
+		if n := strings.Count(a.Log(), `"op":"`+op+`"`); n != want {
+			t.Errorf("%d lines of %s, want %d", n, op, want)
+		}
+	}
+}
+
 // The examples in the configuration of the package are understood.
 func TestShippedPolicy(t *testing.T) {
 	text := "security:\n"
