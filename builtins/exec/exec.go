@@ -47,6 +47,8 @@ type Config struct {
 	Jobs string
 	// FreezeLimit is how long a file system stays frozen that a command froze with fsfreeze; 0: 60 s.
 	FreezeLimit time.Duration
+	// FreezeFile is where ThawLeft of a later agent finds what is frozen, gone with the guest's next boot; empty: nowhere.
+	FreezeFile string
 	// Thawed is told in words when that time was up. Nil: nobody asks.
 	Thawed func(words string)
 	// Reexec says that main calls ChildMain first of all, which confinement and Root need.
@@ -88,7 +90,7 @@ func New(config Config) *Room {
 	}
 	run := proc.New(proc.Config{Name: config.Name, Cgroup: config.Cgroup, JobCgroup: config.JobCgroup,
 		Grace: config.Grace, MaxOutput: config.MaxOutput, Reexec: config.Reexec})
-	return &Room{config: config, run: run, jobs: jobs{dir: config.Jobs}, freezes: freezes{armed: map[string]*due{}}}
+	return &Room{config: config, run: run, jobs: jobs{dir: config.Jobs}, freezes: freezes{file: config.FreezeFile, armed: map[string]*due{}}}
 }
 
 // Ops are the rows of the room. exec.undo is for the journal, not for scripts.

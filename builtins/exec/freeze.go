@@ -2,7 +2,9 @@ package exec
 
 import (
 	"fmt"
+	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +25,9 @@ var freezeWords = regexp.MustCompile(`(?:^|[\s;&|(/])fsfreeze\s+(-f|--freeze|-u|
 
 // freezes are the thaws that are due.
 type freezes struct {
+	// file holds their paths, for the agent that comes after one which was killed. It is written before a file system is
+	// frozen and removed when none is any more. It lies in memory: a write to a frozen file system would hang. Empty: none.
+	file  string
 	mu    sync.Mutex
 	armed map[string]*due
 }
@@ -109,6 +114,55 @@ func (r *Room) armThaw(call *builtins.Call, path string) {
 		}
 	})
 	r.freezes.armed[path] = d
+	r.freezes.note()
+}
+
+// note writes the paths down. The lock is held. Where that fails the agent thaws all the same, unless it is killed.
+func (f *freezes) note() {
+	if f.file == "" {
+		return
+	}
+	var text strings.Builder
+	for path := range f.armed {
+		fmt.Fprintf(&text, "%q\n", path)
+	}
+	_ = os.WriteFile(f.file, []byte(text.String()), 0o600)
+}
+
+// forget takes away what note wrote, when nothing is frozen any more. The lock is held.
+func (f *freezes) forget() {
+	if f.file != "" && len(f.armed) == 0 {
+		_ = os.Remove(f.file)
+	}
+}
+
+// ThawLeft thaws what an agent that was killed had let a command freeze, as it stands in Config.FreezeFile. It gives words on
+// each file system that was frozen. It must come before anything is written.
+func ThawLeft(file string) (words []string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(text)) {
+		path, err := strconv.Unquote(strings.TrimSpace(line))
+		if err != nil {
+			continue
+		}
+		where, err := openPlace(path)
+		if err != nil {
+			continue
+		}
+		thawed, err := where.thaw()
+		where.close()
+		switch {
+		case err != nil:
+			words = append(words, fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
+		case thawed:
+			words = append(words, path+" was frozen when an agent was killed; it is thawed now")
+		}
+	}
+	_ = os.Remove(file)
+	return words
 }
 
 // take takes one away that is still the one for its path.
@@ -119,6 +173,7 @@ func (f *freezes) take(path string, d *due) bool {
 		return false
 	}
 	delete(f.armed, path)
+	f.forget()
 	return true
 }
 
@@ -135,6 +190,7 @@ func (f *freezes) disarm(path string) {
 		d.timer.Stop()
 		d.place.close()
 		delete(f.armed, path)
+		f.forget()
 	}
 }
 
@@ -148,5 +204,10 @@ func (f *freezes) release() {
 		d.timer.Stop()
 		d.place.thaw() // whoever froze it thaws it too, or has
 		d.place.close()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(armed) > 0 {
+		f.forget()
 	}
 }

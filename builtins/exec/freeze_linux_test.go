@@ -112,6 +112,32 @@ func TestAFreezeThatNobodyThawsEnds(t *testing.T) {
 	}
 }
 
+// An agent that was killed while something was frozen has left a note, by which the next one thaws it.
+func TestWhatAKilledAgentLeftFrozenIsThawed(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "frozen")
+	r, table := room(t, Config{FreezeLimit: time.Hour, FreezeFile: note})
+	point := frozenDisk(t, table)
+	if reply := native(t, table, &pb.ExecuteRequest{Command: "fsfreeze --freeze " + point, WaitForExit: true}); reply.ExitCode != 0 {
+		t.Fatal(reply)
+	}
+	r.freezes.mu.Lock()
+	for _, d := range r.freezes.armed { // as if it were no more
+		d.timer.Stop()
+		d.place.close()
+	}
+	clear(r.freezes.armed)
+	r.freezes.mu.Unlock()
+	if words := ThawLeft(note); len(words) != 1 || !strings.Contains(words[0], point) {
+		t.Errorf("%q", words)
+	}
+	if !writes(t, table, point) {
+		t.Error("it is still frozen")
+	}
+	if words := ThawLeft(note); len(words) != 0 {
+		t.Errorf("told twice: %q", words)
+	}
+}
+
 // A thaw that came in time leaves no timer behind that would thaw the next freeze early; and an agent that stops thaws.
 func TestAThawDisarms(t *testing.T) {
 	r, table := room(t, Config{FreezeLimit: time.Hour})

@@ -40,6 +40,7 @@ func run(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	frugal()
+	thawed := exec.ThawLeft(f.freezeFile())
 	conf, warnings, faulty := config.Load(f.config)
 	logs, err := newLog(conf, f.logLevel)
 	if err != nil {
@@ -49,6 +50,9 @@ func run(ctx context.Context, f flags) (err error) {
 	defer log.Sync()
 	for _, warning := range warnings {
 		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
+	}
+	for _, words := range thawed {
+		log.Warn(words)
 	}
 	told(log, faulty)
 	root, err := fsys.Open(f.root)
@@ -161,7 +165,7 @@ func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
 	return all.Config{
 		Root: root,
 		File: file.Config{Protected: f.below(f.config, f.stateDir(), executable())},
-		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true,
+		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true, FreezeFile: f.freezeFile(),
 			Jobs: filepath.Join(f.stateDir(), "jobs")},
 		Host: host.Config{Root: f.root, Version: version},
 	}

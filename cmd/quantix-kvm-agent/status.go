@@ -39,6 +39,15 @@ func (f flags) controlPath() string {
 	return filepath.Join(f.stateDir(), "agent.sock")
 }
 
+// freezeFile is where an agent notes what is frozen: beside its socket, where that is in memory.
+func (f flags) freezeFile() string {
+	dir := filepath.Dir(f.controlPath())
+	if !strings.HasPrefix(dir, "/run/") {
+		return ""
+	}
+	return filepath.Join(dir, "frozen")
+}
+
 // openControl opens the socket. Without one the agent works as well; nil then.
 func openControl(f flags, log *zap.Logger) port.Port {
 	path := f.controlPath()

@@ -411,3 +411,19 @@ func TestServiceStatusFromOutside(t *testing.T) {
 		t.Error(s)
 	}
 }
+
+// A host freezes the root with fsfreeze, and the agent is killed: the next one thaws it.
+func TestRootStaysFrozenNoLongerThanItsAgent(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	startAgent(t, vm)
+	ctx := limited(t, 3*time.Minute)
+	c := dial(t, vm, vmtest.AgentPort, client.Options{})
+	reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "fsfreeze --freeze /", WaitForExit: true})
+	if err != nil || reply.ExitCode != 0 {
+		t.Fatal(reply, err)
+	}
+	c.Close()
+	vm.Must(t, "kill -9 $(systemctl show -P MainPID quantix-kvm-agent)")
+	eventually(t, vm, "the root is written to again", "timeout -s KILL 1 touch /root/written & sleep 0.5; test -e /root/written")
+	vm.Must(t, "journalctl -u quantix-kvm-agent -o cat | grep 'was frozen when an agent was killed'")
+}
