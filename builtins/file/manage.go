@@ -3,9 +3,7 @@ package file
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
-	"os"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -303,28 +301,5 @@ func sameContent(ctx context.Context, a, b *change) (bool, error) {
 		return false, err
 	}
 	defer other.Close()
-	return equal(ctx, one, other)
-}
-
-func equal(ctx context.Context, a, b *os.File) (bool, error) {
-	one, other := make([]byte, 64<<10), make([]byte, 64<<10)
-	for offset := int64(0); ; offset += int64(len(one)) {
-		if err := context.Cause(ctx); err != nil {
-			return false, err
-		}
-		n, err := a.ReadAt(one, offset)
-		if err != nil && err != io.EOF {
-			return false, fault.Cause(err)
-		}
-		m, otherErr := b.ReadAt(other, offset)
-		if otherErr != nil && otherErr != io.EOF {
-			return false, fault.Cause(otherErr)
-		}
-		if string(one[:n]) != string(other[:m]) {
-			return false, nil
-		}
-		if err == io.EOF || otherErr == io.EOF {
-			return err == otherErr, nil
-		}
-	}
+	return fsys.SameContent(ctx, one, other)
 }

@@ -677,6 +677,43 @@ func TestAReadOnlyFileSystemSaysSo(t *testing.T) {
 	}
 }
 
+func TestContentsAreCompared(t *testing.T) {
+	dir := scratch(t)
+	open := func(name string, size int64, data map[int64]string) *os.File {
+		f, err := os.Create(dir + "/" + name)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		must(t, f.Truncate(size))
+		for offset, text := range data {
+			_, err := f.WriteAt([]byte(text), offset)
+			must(t, err)
+		}
+		return f
+	}
+	const far = 1 << 31 // mostly holes, which are not read
+	first := open("first", far+9, map[int64]string{5: "a", 70 << 20: "b", far: "end"})
+	for name, c := range map[string]struct {
+		file *os.File
+		same bool
+	}{
+		"the same":           {open("a", far+9, map[int64]string{5: "a", 70 << 20: "b", far: "end"}), true},
+		"zeros, and a hole":  {open("b", far+9, map[int64]string{5: "a", 60 << 20: strings.Repeat("\x00", 8<<20), 70 << 20: "b", far: "end"}), true},
+		"another end":        {open("c", far+9, map[int64]string{5: "a", 70 << 20: "b", far: "and"}), false},
+		"data where none is": {open("d", far+9, map[int64]string{5: "a", 70 << 20: "b", 80 << 20: "c", far: "end"}), false},
+		"none where some is": {open("e", far+9, map[int64]string{5: "a", far: "end"}), false},
+		"another size":       {open("f", far+8, map[int64]string{5: "a", 70 << 20: "b", far: "end"}), false},
+	} {
+		for _, pair := range [][2]*os.File{{first, c.file}, {c.file, first}} {
+			if same, err := fsys.SameContent(t.Context(), pair[0], pair[1]); same != c.same || err != nil {
+				t.Errorf("%s: %v, %v", name, same, err)
+			}
+		}
+	}
+	if same, err := fsys.SameContent(t.Context(), open("g", 0, nil), open("h", 0, nil)); !same || err != nil {
+		t.Error("empty files:", same, err)
+	}
+}
+
 func TestWhatDoesNotFitIsNotBegun(t *testing.T) {
 	dir, from := mounted(t, "size=1m"), scratch(t)
 	must(t, os.WriteFile(from+"/large", make([]byte, 2<<20), 0o644))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -282,6 +283,44 @@ func TestFullDisk(t *testing.T) {
 	same(t, before, p.files)
 	if err := tx.Close(t.Context(), &pb.RunScriptResponse{Status: report.Status()}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A tree that the file system does not move, as overlayfs does not move one of a lower layer, is copied and comes back as well.
+func TestTreesThatCannotBeMoved(t *testing.T) {
+	p := newPlace(t)
+	before := set(t, p)
+	g := started(t, p, func(c *Config) {
+		c.Step = func(name string) error {
+			if name == "take.rename" {
+				return syscall.EXDEV
+			}
+			return nil
+		}
+	})
+	for _, commit := range []bool{false, true} {
+		tx := g.begin(t)
+		for _, c := range scripted() {
+			g.must(t, tx, c.op, c.in)
+		}
+		if commit {
+			if err := tx.Commit(t.Context(), status()); err != nil {
+				t.Fatal(err)
+			}
+		} else if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) > 0 {
+			t.Fatalf("%+v", report)
+		}
+		if err := tx.Close(t.Context(), status()); err != nil {
+			t.Fatal(err)
+		}
+		if !commit {
+			same(t, before, p.files)
+		}
+	}
+	for _, gone := range []string{"etc/empty", "etc/new/er", "etc/app.d/deep"} {
+		if _, err := os.Lstat(filepath.Join(p.files, gone)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", gone, err)
+		}
 	}
 }
 

@@ -190,7 +190,7 @@ func (j *Journal) takeBack(ctx context.Context, t *Tx, later func(string) bool) 
 	reply := &pb.RunScriptResponse{
 		Status: report.Status(), TransactionId: t.ID(), Script: t.begin.Script, NotUndone: report.NotUndone(),
 		Changes: t.undone(report),
-		Error: &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()},
+		Error:   &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()},
 	}
 	if err := t.abort(reply, was == failed); err != nil {
 		if err := j.setAside(t.ID()); err != nil {

@@ -428,7 +428,7 @@ func (r *restoring) content() (bool, error) {
 		return false, err
 	}
 	defer kept.Close()
-	return equal(have, kept)
+	return fsys.SameContent(r.ctx, have, kept)
 }
 
 // equal compares contents to their ends.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -108,6 +109,10 @@ func (t *Tx) keep(ctx context.Context, tree bool, paths []string) error {
 	if err := t.ready(); err != nil || len(paths) == 0 {
 		return err
 	}
+	return t.keepNow(ctx, tree, paths)
+}
+
+func (t *Tx) keepNow(ctx context.Context, tree bool, paths []string) error {
 	k := &keeper{tx: t, ctx: ctx, step: t.next(), tree: tree, seen: map[string]bool{}}
 	for _, path := range paths {
 		if err := k.add(path); err != nil {
@@ -171,22 +176,22 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 		return nil
 	}
 	if err != nil {
-		return fault.On(path, err)
+		return fault.Cause(err)
 	}
 	defer at.Close()
 	meta, err := at.Capture()
 	if err != nil || meta.Kind == fsys.Absent {
-		return fault.On(path, err)
+		return fault.Cause(err)
 	}
 	if meta.Mounted || at.IsRoot() {
-		return fault.On(path, fault.Refuse("a file system is mounted here"))
+		return fault.Refuse("a file system is mounted here")
 	}
 	take := &pb.JournalTake{Step: t.next(), Path: at.Path, State: toState(meta)}
 	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err == nil {
 		err = t.chooseSpool(at, take)
 	}
 	if err != nil {
-		return fault.On(path, err)
+		return fault.Cause(err)
 	}
 	if err := t.settle([]owned{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
 		return t.sticky1(err)
@@ -194,7 +199,19 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	if err := t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
 		return err
 	}
-	return fault.On(path, t.moveAway(at, take))
+	err = t.moveAway(at, take)
+	if errors.Is(err, syscall.EXDEV) { // what is of a lower layer of overlayfs, a subvolume, or of another project's quota
+		err = t.copyAway(ctx, at)
+	}
+	return fault.Cause(err)
+}
+
+// copyAway is for a tree that the file system does not move, though it is on the same mount: it is kept and removed.
+func (t *Tx) copyAway(ctx context.Context, at *fsys.At) error {
+	if err := t.keepNow(ctx, true, []string{at.Path}); err != nil {
+		return err
+	}
+	return t.journal.do("take.remove", func() error { return at.RemoveAll(ctx) })
 }
 
 // ready says why nothing can be kept; it makes the transaction's files if they are needed for the first time.
