@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -18,13 +19,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/vmtest"
+	"github.com/quantix-kvm/guest-agent/wire"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // promptly is what the agent may take to pick up a port: a real guest needs some milliseconds, an emulated one on a busy
 // machine can be a hundred times slower. Looking from time to time would take up to a minute.
-const promptly = 5 * time.Second
+const promptly = 20 * time.Second
 
 // answers waits until the agent answers on a port, and says how long that took.
 func answers(t *testing.T, vm *vmtest.VM, port string) time.Duration {
@@ -213,7 +215,7 @@ func TestChannelUnread(t *testing.T) {
 	time.Sleep(asleep) // unread
 	before := reports.Load()
 	open()
-	took := ping(t, c, time.Second)
+	took := ping(t, c, promptly)
 	stale := reports.Load() - before
 	t.Logf("asleep for %v: pong after %v, behind %d reports", asleep, took, stale)
 	if limit := int32(asleep/time.Second) + 2; stale > limit {
@@ -359,5 +361,33 @@ func TestPolicyOfOnePort(t *testing.T) {
 			t.Error(err)
 		}
 		c.Close()
+	}
+}
+
+// Many hosts each ask for a reply of a megabyte and leave in the middle of it, at once followed by the next: whoever comes
+// then gets out of the tails of those replies what is for him.
+func TestChannelLeftInTheMiddleOfReplies(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	startAgent(t, vm)
+	ctx := limited(t, 5*time.Minute)
+	for i := range rounds(25) {
+		conn, err := vm.Dial(ctx, vmtest.AgentPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request := &pb.ExecuteRequest{Command: "head -c 1000000 /dev/zero | tr '\\0' x", WaitForExit: true}
+		if err := wire.WriteMessage(conn, []wire.Framing{wire.Plain, wire.QTX1}[i%2], wire.Wrap(client.NewID(), request)); err != nil {
+			t.Fatal(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // some leave before the reply begins
+		io.CopyN(io.Discard, conn, int64(i*20_000))
+		conn.Close()
+	}
+	c := dial(t, vm, vmtest.AgentPort, client.Options{})
+	for range 3 {
+		reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "echo served", WaitForExit: true})
+		if err != nil || reply.Stdout != "served\n" {
+			t.Fatal(reply, err)
+		}
 	}
 }

@@ -165,7 +165,7 @@ func TestServiceInstalled(t *testing.T) {
 	var from, to int64
 	fmt.Sscan(property(t, vm, "ActiveExitTimestampMonotonic"), &from)
 	fmt.Sscan(property(t, vm, "InactiveEnterTimestampMonotonic"), &to)
-	if took := time.Duration(to-from) * time.Microsecond; took <= 0 || took > time.Second {
+	if took := time.Duration(to-from) * time.Microsecond; took <= 0 || took > 10*time.Second { // some 50 ms; a stop that hangs takes 90 s
 		t.Errorf("the stop of an idle agent took %v", took)
 	}
 	if got := property(t, vm, "Result"); got != "success" {
