@@ -357,7 +357,7 @@ func dies(t *testing.T, p place) {
 	t.Helper()
 	g, err := start(p, func(c *Config) {
 		c.Step = func(name string) error {
-			if strings.HasPrefix(name, "restore.") {
+			if strings.HasPrefix(name, "restore.") && name != "restore.syncall" {
 				panic(name)
 			}
 			return nil
@@ -413,6 +413,44 @@ func TestRecoveryThatGetsOn(t *testing.T) {
 		return
 	}
 	t.Error("it has no end")
+}
+
+// What could not be taken back is told also where the rollback that tried it was interrupted later on.
+func TestFailureIsNotForgotten(t *testing.T) {
+	for name, c := range map[string]struct {
+		announce func(tx *Tx) error
+		status   pb.ScriptStatus
+		named    string
+	}{
+		"irreversible": {func(tx *Tx) error {
+			return tx.Irreversible(t.Context(), &pb.Change{Op: "exec.run", Target: "rm it", Action: "ran"})
+		}, pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "rm it"},
+		"an inverse that fails": {func(tx *Tx) error {
+			return tx.Undo(t.Context(), "file.chmod", &pb.ChmodArgs{Path: "/nowhere/at/all", Mode: "0600"})
+		}, pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED, "/nowhere/at/all"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlace(t)
+			before := set(t, p)
+			lived(t, p, nil, func(g *guest, tx *Tx) {
+				g.must(t, tx, "file.mkdir", &pb.MkdirArgs{Path: "/etc/made"})
+				if err := c.announce(tx); err != nil {
+					t.Fatal(err)
+				}
+			})
+			dies(t, p)
+			g := started(t, p, nil)
+			list, err := g.journal.Recover(t.Context(), nil)
+			if err != nil || len(list) != 1 {
+				t.Fatal(list, err)
+			}
+			reply := list[0].Entry.Reply
+			if reply.Status != c.status || len(reply.NotUndone) != 1 || !strings.Contains(reply.NotUndone[0].Op+reply.NotUndone[0].Target, c.named) {
+				t.Error(reply)
+			}
+			same(t, before, p.files)
+		})
+	}
 }
 
 // A rollback whose time is over leaves the rest to the next recovery.

@@ -100,7 +100,7 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 		return Report{Err: fault.Because(fault.ErrInternal, "the transaction has ended")}
 	}
 	t.enter(rollingBack)
-	report := Report{}
+	report := Report{Steps: slices.Clone(t.lost)}
 	if t.uncommit {
 		if report.Err = t.doom(); report.Err != nil {
 			t.enter(halted) // recovery decides by what is on disk, which is one or the other whole
@@ -114,7 +114,8 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 	}
 	if err := context.Cause(ctx); err != nil { // what was not begun is no attempt
 		t.enter(halted)
-		return Report{Err: err, Halted: true}
+		report.Err, report.Halted = err, true
+		return report
 	}
 	p := t.newPass()
 	p.left = !t.again // the step that was interrupted left something that is nobody's
@@ -136,12 +137,19 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 			open = true
 			continue
 		}
-		for _, u := range p.undoAll(ctx, s) {
+		undone := p.undoAll(ctx, s)
+		failed := failures(undone)
+		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // it was cut short, and is done again
+			t.enter(halted)
+			report.Err, report.Halted = err, true
+			return report
+		}
+		for _, u := range undone {
 			report.add(u)
 		}
 		p.left = true
-		if report.Err == nil && !open {
-			report.Err = p.progress(s)
+		if report.Err == nil && !open && s.record.GetIrreversible() == nil { // which is named again
+			report.Err = p.progress(s, failed)
 		}
 	}
 	if report.Err == nil {
@@ -157,6 +165,17 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 		t.enter(rolledBack)
 	}
 	return report
+}
+
+// failures are what could not be taken back.
+func failures(undone []Undone) []*pb.JournalFailed {
+	var list []*pb.JournalFailed
+	for _, u := range undone {
+		if u.Err != nil {
+			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Message: cut(u.Err.Error())})
+		}
+	}
+	return list[:min(len(list), 20)]
 }
 
 // doom makes durable that a commit, which may or may not have reached the disk, does not count.
@@ -189,13 +208,14 @@ func (t *Tx) newPass() *pass {
 
 func (p *pass) touched(path string) { p.dirty[path] = true }
 
-// progress makes durable that a step is taken back: it must not be again once older ones are, whose objects it would
-// take for somebody else's. Without the record a rollback that is not interrupted is just as good.
-func (p *pass) progress(s *step) error {
+// progress makes durable that a step is taken back, or that it was tried: it must not be again once older ones are, whose
+// objects it would take for somebody else's. Without the record a rollback that is not interrupted is just as good.
+func (p *pass) progress(s *step, failed []*pb.JournalFailed) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
-	_ = p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number}, Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{}}}, true)
+	_ = p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number},
+		Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Failed: failed}}}, true)
 	return nil
 }
 

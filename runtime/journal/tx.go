@@ -37,8 +37,9 @@ type Tx struct {
 
 	reply    *pb.RunScriptResponse
 	after    []*pb.JournalAction
-	again    bool // an earlier rollback was interrupted
-	uncommit bool // a commit may be on disk, and must not count
+	again    bool     // an earlier rollback was interrupted
+	lost     []Undone // what that could not take back
+	uncommit bool     // a commit may be on disk, and must not count
 
 	seen view
 }
@@ -304,6 +305,9 @@ func (t *Tx) replay(record *pb.JournalRecord) {
 	}
 	for _, number := range record.Reverted {
 		byNumber(number).reverted = true
+	}
+	for _, f := range record.GetUndone().GetFailed() {
+		t.lost = append(t.lost, Undone{Step: f.Step, Op: f.Op, Target: f.Target, Err: errors.New(f.Message)})
 	}
 	s := &step{record: record, left: map[uint32]*pb.JournalState{}}
 	switch r := record.Record.(type) {

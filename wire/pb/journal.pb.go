@@ -1037,7 +1037,9 @@ func (x *JournalAttempt) GetEarly() bool {
 
 // A rollback came as far as the record's reverted says.
 type JournalUndone struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which of these steps could not be taken back: a rollback after this one says so again.
+	Failed        []*JournalFailed `protobuf:"bytes,1,rep,name=failed,proto3" json:"failed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,6 +1074,84 @@ func (*JournalUndone) Descriptor() ([]byte, []int) {
 	return file_journal_proto_rawDescGZIP(), []int{11}
 }
 
+func (x *JournalUndone) GetFailed() []*JournalFailed {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+// What a rollback could not take back.
+type JournalFailed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Step  uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The inverse that failed, or "restore".
+	Op string `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
+	// A path; empty for an operation.
+	Target        string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalFailed) Reset() {
+	*x = JournalFailed{}
+	mi := &file_journal_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalFailed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalFailed) ProtoMessage() {}
+
+func (x *JournalFailed) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalFailed.ProtoReflect.Descriptor instead.
+func (*JournalFailed) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *JournalFailed) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *JournalFailed) GetOp() string {
+	if x != nil {
+		return x.Op
+	}
+	return ""
+}
+
+func (x *JournalFailed) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *JournalFailed) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // All is done and durable, and taken back unless it is confirmed in time. The last of several counts.
 type JournalAwait struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1087,7 +1167,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1179,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1192,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1156,7 +1236,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1248,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1261,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1227,7 +1307,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1319,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1332,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1296,7 +1376,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1388,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1401,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1358,7 +1438,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1450,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1463,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1421,7 +1501,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1513,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1526,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{17}
+	return file_journal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -1561,8 +1641,14 @@ const file_journal_proto_rawDesc = "" +
 	"\x0eJournalAttempt\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
-	"\x05early\x18\x03 \x01(\bR\x05early\"\x0f\n" +
-	"\rJournalUndone\"\xc4\x01\n" +
+	"\x05early\x18\x03 \x01(\bR\x05early\"L\n" +
+	"\rJournalUndone\x12;\n" +
+	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\"e\n" +
+	"\rJournalFailed\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
+	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xc4\x01\n" +
 	"\fJournalAwait\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12*\n" +
@@ -1604,7 +1690,7 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalBegin)(nil),          // 1: limiquantix.agent.v1.JournalBegin
@@ -1618,17 +1704,18 @@ var file_journal_proto_goTypes = []any{
 	(*JournalIrreversible)(nil),   // 9: limiquantix.agent.v1.JournalIrreversible
 	(*JournalAttempt)(nil),        // 10: limiquantix.agent.v1.JournalAttempt
 	(*JournalUndone)(nil),         // 11: limiquantix.agent.v1.JournalUndone
-	(*JournalAwait)(nil),          // 12: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 13: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 14: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 15: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 16: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 17: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 18: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 20: google.protobuf.Any
-	(*Change)(nil),                // 21: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 22: limiquantix.agent.v1.RunScriptResponse
+	(*JournalFailed)(nil),         // 12: limiquantix.agent.v1.JournalFailed
+	(*JournalAwait)(nil),          // 13: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 14: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 15: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 16: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 17: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 18: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 19: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 21: google.protobuf.Any
+	(*Change)(nil),                // 22: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 23: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
 	1,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
@@ -1637,13 +1724,13 @@ var file_journal_proto_depIdxs = []int32{
 	8,  // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
 	9,  // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
 	10, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	12, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	13, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	15, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	13, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	14, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	16, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
 	11, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
-	16, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	18, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	19, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	17, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	19, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	20, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
 	3,  // 13: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
 	4,  // 14: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
 	5,  // 15: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
@@ -1652,26 +1739,27 @@ var file_journal_proto_depIdxs = []int32{
 	4,  // 18: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
 	5,  // 19: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
 	5,  // 20: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	20, // 21: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	21, // 22: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	19, // 23: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	22, // 24: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 25: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	22, // 26: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	14, // 27: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	19, // 28: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	20, // 29: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	22, // 30: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 31: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	4,  // 32: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	1,  // 33: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	22, // 34: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 35: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	21, // 21: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	22, // 22: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	20, // 23: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	12, // 24: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	23, // 25: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 26: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	23, // 27: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	15, // 28: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	20, // 29: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	21, // 30: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	23, // 31: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 32: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	4,  // 33: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	1,  // 34: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	23, // 35: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 36: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -1699,7 +1787,7 @@ func file_journal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
