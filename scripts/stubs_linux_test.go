@@ -1,6 +1,7 @@
 package scripts_test
 
 import (
+	"context"
 	"os"
 	"testing"
 
@@ -46,7 +47,7 @@ func TestLuacheckKnowsWhatARunnerHas(t *testing.T) {
 			start.Functions = append(start.Functions, &pb.RunnerFunction{Name: op.Name})
 		}
 	}
-	out := newPool(t).Run(t.Context(), sandbox.Job{Start: start, Call: newGuest().call})
+	out := newPool(t).Run(t.Context(), sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return nil }})
 	if faults := string(out.Result.GetString_()); out.Error != nil || faults != "" {
 		t.Errorf("%s, error %v", faults, out.Error)
 	}

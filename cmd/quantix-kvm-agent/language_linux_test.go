@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -95,6 +97,44 @@ func TestPrecedenceOfScriptDirectories(t *testing.T) {
 		if reply := ranScript(t, c, &pb.RunScriptRequest{Name: name}); reply.Result.GetStringValue() != want || reply.Script.GetVersion() != want {
 			t.Errorf("%s gives %v, want %s", name, reply, want)
 		}
+	}
+}
+
+var (
+	ruleLine = regexp.MustCompile("(?m)^\\| (`[^|]*`) \\| (.*) \\|$")
+	code     = regexp.MustCompile("`([^`]*)`")
+)
+
+// What the guide for authors says of results is so: each row of its table is tried.
+func TestRulesOfResults(t *testing.T) {
+	guide, err := os.ReadFile("../../scripts/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(guide), "| a script returns |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	c, tried := agenttest.Start(t, agenttest.Options{Root: t.TempDir()}).Client(t, client.Options{}), 0
+	for _, row := range ruleLine.FindAllStringSubmatch(table, -1) {
+		failure, fails := strings.CutPrefix(row[2], "an error: ")
+		wants := code.FindAllStringSubmatch(row[2], -1)
+		for i, source := range code.FindAllStringSubmatch(row[1], -1) {
+			tried++
+			reply := ranScript(t, c, &pb.RunScriptRequest{Source: []byte("return " + source[1])})
+			text, err := json.Marshal(reply.Result.AsInterface())
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case fails && (reply.Error.GetKind() != "result" || !strings.Contains(reply.Error.Message, failure)):
+				t.Errorf("%s gives %s, %v, want an error with %q", source[1], text, reply.Error, failure)
+			case !fails && i >= len(wants):
+				t.Errorf("the guide does not say what %s gives", source[1])
+			case !fails && (string(text) != wants[i][1] || reply.Error != nil):
+				t.Errorf("%s gives %s, %v, want %s", source[1], text, reply.Error, wants[i][1])
+			}
+		}
+	}
+	if tried < 20 {
+		t.Errorf("only %d rules were found", tried)
 	}
 }
 

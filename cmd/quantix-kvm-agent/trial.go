@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ func trialCommand() *cobra.Command {
 		Long: `test runs each script on scratch trees of its own, with the agent's own journal, files and runner. Its commands are not
 run: they are noted, and succeed unless the test answers them. It needs no rights.
 
-The test of NAME.lua is NAME_test.lua beside it. It returns a table of functions, each of them one case:
+The test of NAME.lua is NAME_test.lua beside it, or in the directory tests there. It returns a table of functions, each of them one case:
 
   return {
     writes_the_port = function()
@@ -78,8 +79,11 @@ func testScripts(ctx context.Context, out io.Writer, files []string, f trialFlag
 // scriptsOf are the scripts that files name, each once: the test of one stands for it.
 func scriptsOf(files []string) (list []string) {
 	for _, file := range files {
-		if script := strings.TrimSuffix(file, "_test.lua") + ".lua"; strings.HasSuffix(file, "_test.lua") {
-			file = script
+		if base, is := strings.CutSuffix(file, "_test.lua"); is {
+			file = base + ".lua"
+			if dir := filepath.Dir(base); filepath.Base(dir) == "tests" {
+				file = filepath.Join(filepath.Dir(dir), filepath.Base(file))
+			}
 		}
 		if !slices.Contains(list, file) {
 			list = append(list, file)

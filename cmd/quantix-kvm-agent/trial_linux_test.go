@@ -43,7 +43,7 @@ func TestScriptTest(t *testing.T) {
 	}
 	got, err := run(trialFlags{modules: modules, verbose: true}, "good.lua", "good_test.lua", "bad.lua")
 	want := "--- PASS: writes (0s)\n    port 8\n--- PASS: takes_the_module (0s)\nok  \tgood.lua\t0s\n" +
-		"--- FAIL: (no test file) (0s)\n    a second run changed something again: file.append /etc/motd (modified)\nFAIL\tbad.lua\t0s\n"
+		"--- FAIL: (no test file) (0s)\n    a second run changed something again: modified /etc/motd\nFAIL\tbad.lua\t0s\n"
 	if got != want || err == nil || err.Error() != "1 of 2 failed" {
 		t.Errorf("got %q, want %q, error %v", got, want, err)
 	}

@@ -421,6 +421,7 @@ function test.crash_at(call, params, options) end
 ---@field dry_run? boolean Only foretell what would be changed.
 ---@field again? boolean Run it once more on a copy, where it must change nothing; true unless said otherwise.
 ---@field fails? string It must fail with an error that has this text in it, and leave the tree as it was. Without it, it must not fail.
+---@field foretold? boolean A dry run before it must foretell the same changes.
 
 ---Run the script, and once more on a copy of the tree, where it must change nothing.
 ---@param params? table As they would be given by -p.

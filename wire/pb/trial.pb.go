@@ -37,7 +37,9 @@ type TrialRunArgs struct {
 	// Run it once more on a copy, where it must change nothing; true unless said otherwise.
 	Again *bool `protobuf:"varint,5,opt,name=again,proto3,oneof" json:"again,omitempty"`
 	// It must fail with an error that has this text in it, and leave the tree as it was. Without it, it must not fail.
-	Fails         string `protobuf:"bytes,6,opt,name=fails,proto3" json:"fails,omitempty"`
+	Fails string `protobuf:"bytes,6,opt,name=fails,proto3" json:"fails,omitempty"`
+	// A dry run before it must foretell the same changes.
+	Foretold      bool `protobuf:"varint,7,opt,name=foretold,proto3" json:"foretold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +114,13 @@ func (x *TrialRunArgs) GetFails() string {
 		return x.Fails
 	}
 	return ""
+}
+
+func (x *TrialRunArgs) GetForetold() bool {
+	if x != nil {
+		return x.Foretold
+	}
+	return false
 }
 
 // What became of a run.
@@ -620,14 +629,15 @@ var File_trial_proto protoreflect.FileDescriptor
 
 const file_trial_proto_rawDesc = "" +
 	"\n" +
-	"\vtrial.proto\x12\x14limiquantix.agent.v1\x1a\frunner.proto\"\xb8\x03\n" +
+	"\vtrial.proto\x12\x14limiquantix.agent.v1\x1a\frunner.proto\"\xd4\x03\n" +
 	"\fTrialRunArgs\x126\n" +
 	"\x06params\x18\x01 \x01(\v2\x1e.limiquantix.agent.v1.LuaTableR\x06params\x12I\n" +
 	"\asecrets\x18\x02 \x03(\v2/.limiquantix.agent.v1.TrialRunArgs.SecretsEntryR\asecrets\x12U\n" +
 	"\vattachments\x18\x03 \x03(\v23.limiquantix.agent.v1.TrialRunArgs.AttachmentsEntryR\vattachments\x12\x17\n" +
 	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x19\n" +
 	"\x05again\x18\x05 \x01(\bH\x00R\x05again\x88\x01\x01\x12\x14\n" +
-	"\x05fails\x18\x06 \x01(\tR\x05fails\x1a:\n" +
+	"\x05fails\x18\x06 \x01(\tR\x05fails\x12\x1a\n" +
+	"\bforetold\x18\a \x01(\bR\bforetold\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +

@@ -1,6 +1,8 @@
 package scripttest_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,39 +12,128 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 )
 
-var block = regexp.MustCompile("(?ms)^```lua\n-- (\\S+\\.lua)\n.*?^```$")
+const scripts = "../../../scripts"
 
-// The tests in the guide for authors pass, with all their cases.
-func TestTestsOfTheGuide(t *testing.T) {
-	guide, err := os.ReadFile("../../../scripts/README.md")
+var block = regexp.MustCompile("(?ms)^```lua\n-- (\\S+\\.lua)\n(.*?)^```$")
+
+func guide(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(scripts, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, tests := t.TempDir(), []string{}
-	for _, found := range block.FindAllStringSubmatch(string(guide), -1) {
-		source := strings.TrimSuffix(strings.TrimPrefix(found[0], "```lua\n"), "```")
-		if err := os.WriteFile(filepath.Join(dir, found[1]), []byte(source), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if name, is := strings.CutSuffix(found[1], "_test.lua"); is {
-			tests = append(tests, name+".lua")
-		}
-	}
+	return string(text)
+}
+
+// run tests scripts, of which each must have a test and pass, and gives how many cases that were.
+func run(t *testing.T, files ...string) (cases int) {
+	t.Helper()
 	tester := scripttest.New(scripttest.Config{})
 	defer tester.Close()
-	passed := 0
-	for _, name := range tests {
-		err := tester.Test(t.Context(), filepath.Join(dir, name), func(r scripttest.Result) {
-			passed++
-			if r.Err != nil {
-				t.Errorf("%s: %s: %v", name, r.Name, r.Err)
+	for _, file := range files {
+		err := tester.Test(t.Context(), file, func(r scripttest.Result) {
+			cases++
+			if r.Err != nil || strings.HasPrefix(r.Name, "(") {
+				t.Errorf("%s: %s: %v", filepath.Base(file), r.Name, r.Err)
 			}
 		})
 		if err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", filepath.Base(file), err)
 		}
 	}
-	if passed < 3 {
-		t.Errorf("the guide has %d cases", passed)
+	return cases
+}
+
+// Each bundled script has a test, and passes it.
+func TestBundledScripts(t *testing.T) {
+	files, err := filepath.Glob(scripts + "/bundled/*.lua")
+	if err != nil {
+		t.Fatal(err)
 	}
+	if n := run(t, files...); len(files) < 10 || n < 3*len(files) {
+		t.Errorf("%d scripts have %d cases", len(files), n)
+	}
+	tests, err := filepath.Glob(scripts + "/bundled/tests/*.lua")
+	if err != nil || len(tests) != len(files) {
+		t.Errorf("%d scripts have %d tests, %v", len(files), len(tests), err)
+	}
+}
+
+// Every example of the guide foretells what it does, does it, and then finds it done; one that fails leaves nothing. Its
+// first lines say what it is given: files, params, and the error that it ends with. One that has a test in the guide passes
+// that.
+func TestExamplesOfTheGuide(t *testing.T) {
+	dir, files := t.TempDir(), []string{}
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	examples := block.FindAllStringSubmatch(guide(t), -1)
+	for _, e := range examples {
+		if !strings.HasSuffix(e[1], "_test.lua") {
+			files = append(files, filepath.Join(dir, e[1]))
+			write(strings.TrimSuffix(e[1], ".lua")+"_test.lua", caseOf(t, e[2]))
+		}
+		write(e[1], e[2])
+	}
+	for _, e := range examples { // once more as they stand, where the guide has their own test
+		if script, is := strings.CutSuffix(e[1], "_test.lua"); is {
+			write("tested-"+script+".lua", find(t, examples, script+".lua"))
+			write("tested-"+e[1], e[2])
+			files = append(files, filepath.Join(dir, "tested-"+script+".lua"))
+			write(e[1], caseOf(t, find(t, examples, script+".lua")))
+		}
+	}
+	if n := run(t, files...); len(files) < 10 || n < 12 {
+		t.Errorf("%d examples have %d cases", len(files), n)
+	}
+}
+
+func find(t *testing.T, examples [][]string, name string) string {
+	t.Helper()
+	for _, e := range examples {
+		if e[1] == name {
+			return e[2]
+		}
+	}
+	t.Fatalf("the guide has a test of %s, and not the script", name)
+	return ""
+}
+
+// caseOf makes the test that the first lines of an example ask for.
+func caseOf(t *testing.T, source string) string {
+	t.Helper()
+	given := map[string]string{"files": "{}", "params": "null", "fails": "null"}
+	for line := range strings.Lines(source) {
+		key, value, ok := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "-- ")), ": ")
+		if _, known := given[key]; !strings.HasPrefix(line, "-- ") || !ok || !known {
+			break
+		}
+		if key == "fails" {
+			text, err := json.Marshal(value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			value = string(text)
+		}
+		given[key] = value
+	}
+	return fmt.Sprintf(`
+		local files, params, fails = json.decode(%q), json.decode(%q), json.decode(%q)
+		if params == json.null then params = nil end
+		file.write("/etc/motd", "hello\n")
+		for path, content in pairs(files) do file.write(path, content, {parents = true}) end
+		if files["/etc/passwd"] then
+			test.command("useradd *", {write = {["/etc/passwd"] = files["/etc/passwd"] .. "deploy:x:1000:1000::/:/bin/sh\n"}})
+		end
+		return {
+			example = function()
+				if fails ~= json.null then
+					test.run(params, {fails = fails})
+				else
+					assert(#test.run(params, {foretold = true}).changes > 0)
+				end
+			end,
+		}`, given["files"], given["params"], given["fails"])
 }

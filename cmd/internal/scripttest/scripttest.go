@@ -3,7 +3,7 @@
 //	site.lua ─────► the agent's own journal, rooms and runner ──► a scratch tree
 //	site_test.lua ─► runner ─► test.run, test.crash_at … ──┘       commands are answered, not run
 //
-// Of a file NAME_test.lua beside a script, which returns a table of functions, each is a case with a tree of its own.
+// Of a file NAME_test.lua beside a script, or in tests there, which returns a table of functions, each is a case with a tree of its own.
 // A run that commits is followed by one on a copy that must change nothing, a run that fails must leave the tree as it
 // was, and at a crash an agent, a process of its own, is killed for certain. A script without such a file is run like
 // that without parameters, and killed at each of its calls.
@@ -70,8 +70,13 @@ func (t *Tester) Test(ctx context.Context, name string, tell func(Result)) error
 		return err
 	}
 	script := source{filepath.Base(name), text}
-	beside := strings.TrimSuffix(name, ".lua") + "_test.lua"
+	base := strings.TrimSuffix(script.name, ".lua") + "_test.lua"
+	beside := filepath.Join(filepath.Dir(name), base)
 	cases, err := os.ReadFile(beside)
+	if errors.Is(err, fs.ErrNotExist) {
+		beside = filepath.Join(filepath.Dir(name), "tests", base)
+		cases, err = os.ReadFile(beside)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		tell(timed(noTests, func() ([]string, error) { return nil, t.bare(ctx, script) }))
 		return nil

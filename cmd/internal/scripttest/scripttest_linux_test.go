@@ -113,7 +113,7 @@ return {
 // What a script must not do is found though nobody asked for it.
 func TestFaultsThatAreFoundByThemselves(t *testing.T) {
 	for name, c := range map[string]struct{ script, cases, run, want string }{
-		"a second run": {script: `file.append("/etc/motd", "again\n")`, want: "a second run changed something again: file.append /etc/motd (modified)"},
+		"a second run": {script: `file.append("/etc/motd", "again\n")`, want: "a second run changed something again: modified /etc/motd"},
 		"a lossy undo": {
 			script: `if not file.exists("/opt/x") then exec.run({"make", "x"}, {undo = {"unmake", "y"}}) end`,
 			cases: `test.command("make x", {write = {["/opt/x"] = "x"}}) test.command("unmake x", {remove = {"/opt/x"}})

@@ -19,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -57,7 +58,7 @@ func openSite(at place, list []*pb.TrialCommandArgs, pool *sandbox.Pool) (s *sit
 	s.rooms = all.New(all.Config{
 		Root: s.root, Exec: exec.Config{Root: at.Dir, Answer: s.answer}, Host: host.Config{Root: at.Dir, Version: "test"},
 	})
-	s.undo, err = journal.Open(journal.Config{
+	s.undo, err = openJournal(journal.Config{
 		Dir: filepath.Join(at.State, "tx"), Root: s.root, Version: "test",
 		MachineID: func() string { return "scratch" }, BootID: func() string { return "scratch" },
 		Run: func(ctx context.Context, name string, args proto.Message) error {
@@ -76,6 +77,19 @@ func openSite(at place, list []*pb.TrialCommandArgs, pool *sandbox.Pool) (s *sit
 	s.table.Audit = s.called
 	s.scripts.Table = s.table
 	return s, nil
+}
+
+// lockTime is how long a journal may seem to be in use that nobody uses: a runner that is just being started has its lock
+// too, from the fork to the exec.
+const lockTime = time.Minute
+
+func openJournal(c journal.Config) (*journal.Journal, error) {
+	for deadline := time.Now().Add(lockTime); ; time.Sleep(2 * time.Millisecond) {
+		j, err := journal.Open(c)
+		if !errors.Is(err, fault.ErrBusy) || time.Now().After(deadline) {
+			return j, err
+		}
+	}
 }
 
 func (s *site) close() error {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -105,6 +107,12 @@ func (s *stage) run(ctx context.Context, in *pb.TrialRunArgs) (*pb.Trial, error)
 	if err != nil {
 		return nil, err
 	}
+	var foretold []string
+	if in.Foretold {
+		if foretold, err = s.foretold(ctx, request); err != nil {
+			return nil, err
+		}
+	}
 	request.DryRun = in.DryRun
 	reply, done, err := s.once(ctx, s.place, request)
 	if err != nil {
@@ -127,6 +135,8 @@ func (s *stage) run(ctx context.Context, in *pb.TrialRunArgs) (*pb.Trial, error)
 			return nil, fault.Because(errFailed, "after a run that ended as %s not all is as it was: %s", out.Status, strings.Join(list, "; "))
 		}
 		return out, err
+	case in.Foretold && !slices.Equal(foretold, deeds(reply)):
+		return nil, fault.Because(errFailed, "a dry run foretold %q, and the run did %q", foretold, deeds(reply))
 	case in.Again == nil || in.GetAgain():
 		return out, s.again(ctx, request)
 	}
@@ -146,6 +156,27 @@ func (s *stage) once(ctx context.Context, at place, request *pb.RunScriptRequest
 	return reply, there, errors.Join(err, there.close())
 }
 
+// foretold is what a dry run says would be changed.
+func (s *stage) foretold(ctx context.Context, request *pb.RunScriptRequest) ([]string, error) {
+	dry := proto.Clone(request).(*pb.RunScriptRequest)
+	dry.DryRun = true
+	reply, _, err := s.once(ctx, s.place, dry)
+	if err == nil && reply.Error != nil {
+		err = fault.Because(errFailed, "a dry run ended with %s", failure(reply.Error))
+	}
+	return deeds(reply), err
+}
+
+// deeds are the changes of a reply in words, but for commands of a dry run that only looked.
+func deeds(reply *pb.RunScriptResponse) (list []string) {
+	for _, c := range reply.GetChanges() {
+		if c.State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
+			list = append(list, c.Action+" "+c.Target)
+		}
+	}
+	return list
+}
+
 // again runs the script once more, on a copy of the tree, and wants nothing to be changed.
 func (s *stage) again(ctx context.Context, request *pb.RunScriptRequest) error {
 	return s.onCopy(ctx, func(at place, _ *fsys.Root) error {
@@ -158,11 +189,7 @@ func (s *stage) again(ctx context.Context, request *pb.RunScriptRequest) error {
 		case len(reply.Changes) == 0:
 			return nil
 		}
-		var list []string
-		for _, c := range reply.Changes {
-			list = append(list, c.Op+" "+c.Target+" ("+c.Action+")")
-		}
-		return fault.Because(errFailed, "a second run changed something again: %s", strings.Join(list, "; "))
+		return fault.Because(errFailed, "a second run changed something again: %s", strings.Join(deeds(reply), "; "))
 	})
 }
 
