@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os/exec"
 	"path/filepath"
@@ -197,6 +198,85 @@ func (q *qemuGA) read(b *testing.B, size, chunk int) {
 		}
 	}
 	q.call(b, "guest-file-close", map[string]any{"handle": handle}, &struct{}{})
+}
+
+// run executes a program by qemu-ga and asks, again at once, until its result is known. The caller gets what it wrote.
+func (q *qemuGA) run(b *testing.B, path string, args ...string) []byte {
+	var started struct{ PID int64 }
+	q.call(b, "guest-exec", map[string]any{"path": path, "arg": append([]string{}, args...), "capture-output": true}, &started)
+	for {
+		var status struct {
+			Exited   bool
+			ExitCode int
+			Out      string `json:"out-data"`
+		}
+		if q.call(b, "guest-exec-status", map[string]any{"pid": started.PID}, &status); !status.Exited {
+			continue
+		}
+		out, err := base64.StdEncoding.DecodeString(status.Out)
+		must(b, err)
+		if status.ExitCode != 0 {
+			b.Fatalf("qemu-ga: %s ended with %d", path, status.ExitCode)
+		}
+		return out
+	}
+}
+
+const listed = 10_000
+
+// benchBesideQemuGA holds commands until their result is known, and a listing, against qemu-ga's. qemu-ga has no listings: its
+// users run ls.
+func benchBesideQemuGA(b *testing.B, vm *vmtest.VM, c *client.Client) {
+	ctx, q := context.Background(), startQemuGA(b, vm)
+	vm.Must(b, fmt.Sprintf("mkdir -p /dev/shm/list && cd /dev/shm/list && seq -f entry-%%.0f %d | xargs touch", listed))
+	for name, f := range map[string]struct{ ours, theirs func() }{
+		"exec-true": {func() {
+			reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "/bin/true", Args: []string{""}, WaitForExit: true})
+			must(b, err)
+			if reply.ExitCode != 0 {
+				b.Fatal(reply)
+			}
+		}, func() { q.run(b, "/bin/true") }},
+		"exec-echo": {func() {
+			reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "/bin/echo", Args: []string{"hello"}, WaitForExit: true})
+			must(b, err)
+			if reply.Stdout != "hello\n" {
+				b.Fatal(reply)
+			}
+		}, func() {
+			if out := q.run(b, "/bin/echo", "hello"); string(out) != "hello\n" {
+				b.Fatalf("qemu-ga: %q", out)
+			}
+		}},
+		"list-10000": {func() {
+			reply, err := client.Call[*pb.ListDirectoryResponse](ctx, c, &pb.ListDirectoryRequest{Path: "/dev/shm/list"})
+			must(b, err)
+			if len(reply.Entries) != listed {
+				b.Fatalf("%d entries", len(reply.Entries))
+			}
+		}, func() {
+			if out := q.run(b, "/bin/ls", "-lA", "/dev/shm/list"); bytes.Count(out, []byte("entry-")) != listed {
+				b.Fatalf("qemu-ga: %d bytes", len(out))
+			}
+		}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var ours, theirs time.Duration
+			f.ours()
+			f.theirs()
+			for b.Loop() {
+				start := time.Now()
+				f.ours()
+				middle := time.Now()
+				f.theirs()
+				ours, theirs = ours+middle.Sub(start), theirs+time.Since(middle)
+			}
+			b.ReportMetric(float64(ours)/float64(theirs), "x")
+			b.ReportMetric(float64(ours.Microseconds())/float64(b.N), "ours-µs")
+			b.ReportMetric(float64(theirs.Microseconds())/float64(b.N), "qemu-ga-µs")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
 }
 
 // benchPushDigest is a push whose SHA-256 the agent compares, beside one whose it does not.

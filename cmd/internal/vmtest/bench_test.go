@@ -34,6 +34,7 @@ func BenchmarkGuest(b *testing.B) {
 	}
 	b.Run("bare", func(b *testing.B) { benchBare(b, vm) })
 	b.Run("qemu-ga", func(b *testing.B) { benchQemuGA(b, vm) })
+	b.Run("beside-qemu-ga", func(b *testing.B) { benchBesideQemuGA(b, vm, c) })
 	b.Run("ping", func(b *testing.B) {
 		raw := bare(b)
 		var times []time.Duration
