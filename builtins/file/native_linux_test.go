@@ -2,6 +2,7 @@ package file_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
@@ -130,6 +131,30 @@ func TestALogThatGrowsIsReadToWhereItIsThen(t *testing.T) {
 		}
 	}
 	g.refused("invalid", "", &pb.FileReadRequest{Path: "/log", Offset: 1 << 63})
+}
+
+// Ten gigabytes, nearly all of them a hole: sizes and offsets are whole, and the end is where it is.
+func TestAFileOfTenGigabytes(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	const end = 10 << 30
+	f, err := os.Create(g.dir + "/f")
+	must(t, err)
+	_, err = f.WriteAt([]byte("the end"), end-7)
+	must(t, errors.Join(err, f.Close()))
+	for _, c := range []struct {
+		offset uint64
+		data   string
+		eof    bool
+	}{{5 << 30, strings.Repeat("\x00", 1000), false}, {end - 7, "the end", true}, {end, "", true}, {end + 5, "", true}} {
+		out, err := run[*pb.FileReadResponse](g, "", &pb.FileReadRequest{Path: "/f", Offset: c.offset, ChunkSize: 1000})
+		if err != nil || string(out.Data) != c.data || out.Eof != c.eof || out.TotalSize != end {
+			t.Errorf("at %d: %d bytes, eof %v, of %d (%v)", c.offset, len(out.GetData()), out.GetEof(), out.GetTotalSize(), err)
+		}
+	}
+	stat, err := run[*pb.FileStatResponse](g, "", &pb.FileStatRequest{Path: "/f"})
+	if err != nil || stat.Entry.GetSizeBytes() != end {
+		t.Error(stat, err)
+	}
 }
 
 func TestAReplyTellsPermissionBitsAndTimes(t *testing.T) {
