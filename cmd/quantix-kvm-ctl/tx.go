@@ -57,7 +57,7 @@ func (a *app) txShowCommand() *cobra.Command {
 		Long: `show shows one transaction: what it changed, what it logged, its result and its error.
 
 With --json: a TransactionInfo.`,
-		Example: "  quantix-kvm-ctl tx show 6f1c",
+		Example: "  quantix-kvm-ctl tx show 01a2077db00b8a7213684abd1156b6cb",
 		Args:    cobra.ExactArgs(1),
 
 		ValidArgsFunction: a.complete(false, transactionIDs),

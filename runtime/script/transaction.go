@@ -51,8 +51,8 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		r.takeBack(end, reply)
 	}
 	stored := proto.Clone(reply).(*pb.RunScriptResponse) // it is stored while the caller goes on with the reply
-	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED {
-		stored = nil
+	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED { // nothing of it is kept, so it has no name
+		stored, reply.TransactionId = nil, ""
 	}
 	if err := tx.Close(end, stored); err != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
 		reply.Error.Hint = "the end of the transaction could not be stored: " + err.Error()
