@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -27,8 +28,8 @@ type beside struct {
 	found map[string]fsys.Meta
 }
 
-// lookBeside lists what a command could change though touches does not name it. A directory that others than its owner
-// may write to, such as /tmp, is left out: what appears there need not be the command's.
+// lookBeside lists what a command could change though touches does not name it. A directory that others than the
+// agent may write to, such as /tmp or a home, is left out: what appears there need not be the command's.
 func lookBeside(root *fsys.Root, touches []string) (*beside, error) {
 	b := &beside{named: map[string]bool{}}
 	var dirs []string
@@ -77,7 +78,7 @@ func (b *beside) list(root *fsys.Root, dir string, found map[string]fsys.Meta) e
 	defer at.Close()
 	meta, err := at.Stat()
 	const others = 0o022
-	if err != nil || meta.Mode&others != 0 {
+	if err != nil || meta.Mode&others != 0 || meta.UID != 0 && int(meta.UID) != os.Geteuid() {
 		return err
 	}
 	open, err := at.OpenDir()
