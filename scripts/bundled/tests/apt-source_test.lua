@@ -14,7 +14,7 @@ end
 return {
   is_added_with_its_key = function()
     local run = test.run(params(), {foretold = true})
-    assert(run.result.changed and run.commands[1] == "apt-get update -q")
+    assert(run.result.changed and run.commands[1]:find("^apt%-get update %-q"))
     assert(file.read("/etc/apt/sources.list.d/tools.sources") == "Types: deb\nURIs: https://deb.example.org/debian\n" ..
       "Suites: bookworm\nComponents: main\nSigned-By: /etc/apt/keyrings/tools.asc\n")
     assert(file.read("/etc/apt/keyrings/tools.asc") == KEY)
