@@ -48,4 +48,4 @@ stds.quantix_test = {
     test = {fields = {"command", "crash", "crash_at", "run"}},
   },
 }
-files = {["**/*_test.lua"] = {std = "+quantix_test"}}
+files = {["/**/*_test.lua"] = {std = "+quantix_test"}}

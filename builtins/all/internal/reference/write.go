@@ -296,7 +296,7 @@ func (d *description) luacheck() []byte {
 	}
 	b.WriteString("  },\n}\nstds.quantix_test = {\n  read_globals = {\n")
 	global(&b, "test", fieldsOf("test", d.tests))
-	b.WriteString("  },\n}\nfiles = {[\"**/*_test.lua\"] = {std = \"+quantix_test\"}}\n")
+	b.WriteString("  },\n}\nfiles = {[\"/**/*_test.lua\"] = {std = \"+quantix_test\"}}\n")
 	return []byte(b.String())
 }
 
