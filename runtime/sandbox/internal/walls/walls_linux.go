@@ -3,6 +3,7 @@ package walls
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -12,6 +13,9 @@ import (
 
 // Seal closes the process off for good. Whatever the program needs to open must be open before.
 func Seal(limits Limits) error {
+	// Where the threads cannot all be told at once, seccomp must be asked for by the one that gave up its privileges.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	steps := []struct {
 		name string
 		do   func() error
