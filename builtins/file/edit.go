@@ -150,11 +150,8 @@ func (w *wish) place(lines [][]byte) (at int, found bool) {
 		switch {
 		case w.match != nil && w.match.Match(text):
 			last = i
-		case string(text) == w.line:
-			if w.match == nil {
-				return -1, true
-			}
-			found = true
+		case string(text) == w.line: // it is not one of those to be replaced, so it is what became of one
+			return -1, true
 		}
 		if w.after != nil && w.after.Match(text) {
 			after = i + 1
@@ -166,8 +163,6 @@ func (w *wish) place(lines [][]byte) (at int, found bool) {
 	switch {
 	case last >= 0:
 		return last, true
-	case found:
-		return -1, true
 	case after >= 0:
 		return after, false
 	case before >= 0:

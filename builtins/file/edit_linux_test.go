@@ -20,6 +20,8 @@ func TestLines(t *testing.T) {
 		"the line that matches is replaced":      {sshd, "Port 22\nPermitRootLogin no\nUseDNS no\n", &pb.LineArgs{Line: "PermitRootLogin no", Match: `^#?PermitRootLogin\b`}},
 		"the last of those that match":           {"a=1\nb=1\na=2\n", "a=1\nb=1\na=3\n", &pb.LineArgs{Line: "a=3", Match: "^a="}},
 		"none matches, and the line is there":    {"x\na=3\n", "x\na=3\n", &pb.LineArgs{Line: "a=3", Match: "^b="}},
+		"one of two became it":                   {"#a\na\n", "#a\na\n", &pb.LineArgs{Line: "a", Match: "^#a"}},
+		"two that it does not match itself":      {"#a\n#a\n", "#a\na\n", &pb.LineArgs{Line: "a", Match: "^#a"}},
 		"none matches":                           {"x\n", "x\na=3\n", &pb.LineArgs{Line: "a=3", Match: "^a="}},
 		"the last line has no end":               {"x", "x\ny\n", &pb.LineArgs{Line: "y"}},
 		"the last line has no end and matches":   {"x=1", "x=2", &pb.LineArgs{Line: "x=2", Match: "^x="}},

@@ -197,7 +197,7 @@ function file.glob(pattern) end
 
 ---@class file.line.options
 ---@field line? string The line as it shall stand there, without its end.
----@field match? string Which line is replaced, the last that matches; with state "absent": which lines go, all that match.
+---@field match? string Which line is replaced, the last that matches, unless the line stands there and does not match; with state "absent": which lines go, all that match.
 ---@field state? string "present", which is meant if nothing is said, or "absent".
 ---@field after? string Where a new line comes: behind the last line that matches; else, or if none does, at the end.
 ---@field before? string Where a new line comes: before the first line that matches.

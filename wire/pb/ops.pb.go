@@ -1106,7 +1106,8 @@ type LineArgs struct {
 	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// The line as it shall stand there, without its end.
 	Line string `protobuf:"bytes,2,opt,name=line,proto3" json:"line,omitempty"`
-	// Which line is replaced, the last that matches; with state "absent": which lines go, all that match.
+	// Which line is replaced, the last that matches, unless the line stands there and does not match; with state "absent":
+	// which lines go, all that match.
 	Match string `protobuf:"bytes,3,opt,name=match,proto3" json:"match,omitempty"`
 	// "present", which is meant if nothing is said, or "absent".
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
