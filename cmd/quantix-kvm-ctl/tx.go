@@ -125,7 +125,7 @@ func (a *app) printTransaction(t *pb.TransactionInfo) error {
 		}
 	}
 	for _, c := range t.Reply.NotUndone {
-		fmt.Fprintf(a.stdout, "not undone: %s\n", changeLine(c))
+		fmt.Fprintf(a.stdout, "not undone: %s\n", changeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))
 	}
 	if t.Reply.Error != nil {
 		fmt.Fprintf(a.stdout, "error: %s\n", printable(scriptErrorText(t.Reply.Error)))
