@@ -50,7 +50,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	if reply.Error != nil {
 		r.takeBack(end, reply)
 	}
-	stored := proto.Clone(reply).(*pb.RunScriptResponse) // it is stored while the caller goes on with the reply
+	stored := proto.Clone(reply).(*pb.RunScriptResponse)       // it is stored while the caller goes on with the reply
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED { // nothing of it is kept, so it has no name
 		stored, reply.TransactionId = nil, ""
 	}
@@ -94,8 +94,12 @@ type made struct {
 // script left them, until the next start.
 func (r *run) tell(report journal.Report, reply *pb.RunScriptResponse) {
 	reached := ^uint64(0)
+	var stays []journal.Undone
 	for _, u := range report.Steps {
 		reached = min(reached, u.Step)
+		if u.Err != nil || u.Irreversible != nil {
+			stays = append(stays, u)
+		}
 	}
 	for n, call := range r.calls {
 		next, last := len(reply.Changes), ^uint64(0)
@@ -103,16 +107,18 @@ func (r *run) tell(report journal.Report, reply *pb.RunScriptResponse) {
 			next, last = r.calls[n+1].from, uint64(r.calls[n+1].mark)
 		}
 		own := reply.Changes[min(call.from, next):next]
-		left := slices.DeleteFunc(slices.Clone(report.Steps), func(u journal.Undone) bool {
-			return u.Step <= uint64(call.mark) || u.Step > last || u.Err == nil && u.Irreversible == nil
-		})
+		leaves := func(c *pb.Change) bool {
+			return slices.ContainsFunc(stays, func(u journal.Undone) bool {
+				return u.Step > uint64(call.mark) && u.Step <= last && r.concerns(u, c, own)
+			})
+		}
 		for _, c := range own {
 			c.State = pb.ChangeState_CHANGE_STATE_UNDONE
 			switch {
 			case report.Halted && uint64(call.mark)+1 < reached:
 				c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
 				reply.NotUndone = append(reply.NotUndone, c)
-			case slices.ContainsFunc(left, func(u journal.Undone) bool { return r.concerns(u, c, own) }):
+			case leaves(c):
 				c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
 			}
 		}
