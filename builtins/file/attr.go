@@ -4,25 +4,28 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // attr reads the mode, owner and group that a caller wants; empty texts leave what is there.
-func (r *Room) attr(mode, owner, group string) (fsys.Attr, error) {
-	attr, err := r.owners(owner, group)
+func (r *Room) attr(call *builtins.Call, mode, owner, group string) (fsys.Attr, error) {
+	attr, err := owners(r.files(call), owner, group)
 	if err == nil && mode != "" {
 		attr.Mode, err = parseMode(mode)
 	}
 	return attr, err
 }
 
-// owners looks up an owner and a group, each a name or a number.
-func (r *Room) owners(owner, group string) (attr fsys.Attr, err error) {
+func (r *Room) owners(owner, group string) (fsys.Attr, error) { return owners(r.root, owner, group) }
+
+// owners looks up an owner and a group, each a name or a number, in the files of a root.
+func owners(root *fsys.Root, owner, group string) (attr fsys.Attr, err error) {
 	if owner == "" && group == "" {
 		return attr, nil
 	}
-	accounts, err := r.root.Accounts()
+	accounts, err := root.Accounts()
 	if err != nil {
 		return attr, err
 	}

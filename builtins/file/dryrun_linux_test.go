@@ -210,3 +210,20 @@ func TestADryRunHasTheRightsOfTheAgent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A user that a dry run pretends to make can own what it pretends to write, as in a run.
+func TestADryRunKnowsTheUsersThatItMakes(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	g.mkdir("/etc")
+	g.write("/etc/passwd", "root:x:0:0::/:/bin/sh\n")
+	g.write("/etc/group", "root:x:0:\n")
+	end := g.pretending()
+	defer end()
+	if !g.changed("file.line", &pb.LineArgs{Path: "/etc/passwd", Line: fmt.Sprintf("deploy:x:%d:%d::/:/bin/sh", os.Geteuid(), os.Getegid())}) {
+		t.Error("nothing would be changed")
+	}
+	if !g.changed("file.write", &pb.WriteFileArgs{Path: "/f", Owner: "deploy"}) {
+		t.Error("nothing would be made")
+	}
+	g.refused("invalid", "file.write", &pb.WriteFileArgs{Path: "/f", Owner: "nobody-of-that-name"})
+}

@@ -30,7 +30,7 @@ func (c *change) edited(edit func(old []byte) ([]byte, error)) ([]byte, error) {
 
 // line makes a line stand in a file, or takes lines away. Of a line that stands there already nothing is changed.
 func (r *Room) line(ctx context.Context, call *builtins.Call, in *pb.LineArgs) (*pb.Changed, error) {
-	attr, err := r.attr(in.Mode, in.Owner, in.Group)
+	attr, err := r.attr(call, in.Mode, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

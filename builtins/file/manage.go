@@ -13,7 +13,7 @@ import (
 )
 
 func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs) (_ *pb.Changed, err error) {
-	attr, err := r.attr(in.Mode, in.Owner, in.Group)
+	attr, err := r.attr(call, in.Mode, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -107,7 +107,7 @@ func (r *Room) chmod(ctx context.Context, call *builtins.Call, in *pb.ChmodArgs)
 }
 
 func (r *Room) chown(ctx context.Context, call *builtins.Call, in *pb.ChownArgs) (*pb.Changed, error) {
-	attr, err := r.owners(in.Owner, in.Group)
+	attr, err := owners(r.files(call), in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

@@ -20,7 +20,7 @@ func (r *Room) template(ctx context.Context, call *builtins.Call, in *pb.Templat
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	attr, err := r.attr(in.Mode, in.Owner, in.Group)
+	attr, err := r.attr(call, in.Mode, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

@@ -33,7 +33,7 @@ type wanted struct {
 }
 
 func (r *Room) write(ctx context.Context, call *builtins.Call, in *pb.WriteFileArgs) (*pb.Changed, error) {
-	attr, err := r.attr(in.Mode, in.Owner, in.Group)
+	attr, err := r.attr(call, in.Mode, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -44,7 +44,7 @@ func (r *Room) write(ctx context.Context, call *builtins.Call, in *pb.WriteFileA
 }
 
 func (r *Room) append(ctx context.Context, call *builtins.Call, in *pb.WriteFileArgs) (*pb.Changed, error) {
-	attr, err := r.attr(in.Mode, in.Owner, in.Group)
+	attr, err := r.attr(call, in.Mode, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
