@@ -388,6 +388,14 @@ func TestSizeLimits(t *testing.T) {
 	if e := mustFail(t, pool, script(`return string.rep("x", 2000)`), "result", "bytes"); e.GetLimit() != "script.max_result_bytes=1000" {
 		t.Errorf("error is %v", e)
 	}
+	large := script(`local s = ("x"):rep(30000) return script {name = "x", description = s, version = s, needs = {s}, run = function() end}`)
+	large.Start.Describe = true
+	mustFail(t, newPool(t, sandbox.Config{}), large, "syntax", "more than 65536")
+	large.Start = &pb.RunnerStart{DescribeAll: true, Modules: map[string][]byte{"a": large.Start.Source, "b": []byte("return 1")}}
+	told := mustRun(t, newPool(t, sandbox.Config{}), large).Descriptions
+	if e := told["a"].Error; e.GetKind() != "syntax" || told["b"].Error != nil || len(told) != 2 {
+		t.Errorf("described are %v", told)
+	}
 	job := script("return require('m')")
 	job.Start.Modules = map[string][]byte{"m": make([]byte, 1001)}
 	mustFail(t, pool, job, "source", "1001 bytes")

@@ -278,6 +278,10 @@ func (s *run) done(done *pb.RunnerDone) error {
 		}
 		return nil
 	}
+	if e := s.tooLong(s.job.Start.GetName(), done.GetDeclaration()); e != nil {
+		s.out.Error = e
+		return nil
+	}
 	s.out.Result, s.out.Declaration = done.GetResult(), done.GetDeclaration()
 	for name := range s.job.Start.GetModules() {
 		d := done.GetDescriptions()[name]
@@ -290,11 +294,24 @@ func (s *run) done(done *pb.RunnerDone) error {
 		told := Description{Declaration: d.GetDeclaration()}
 		if d.GetError() != nil {
 			told = Description{Error: scriptError(d.GetError(), s.limits)}
+		} else if e := s.tooLong(name, d.GetDeclaration()); e != nil {
+			told = Description{Error: e}
 		}
 		s.out.Descriptions[name] = told
 	}
 	for _, f := range done.GetFindings() {
 		s.out.Findings = append(s.out.Findings, &pb.RunnerFinding{Line: f.GetLine(), Column: f.GetColumn(), Message: printable(cut(f.GetMessage(), maxMessage))})
+	}
+	return nil
+}
+
+// mostDeclared is how many bytes a declaration may have: they go into lists of scripts and into every reply.
+const mostDeclared = 64 << 10
+
+// tooLong refuses a declaration over that.
+func (s *run) tooLong(script string, d *pb.ScriptDeclaration) *pb.ScriptError {
+	if size := proto.Size(d); size > mostDeclared {
+		return &pb.ScriptError{Kind: "syntax", Message: fmt.Sprintf("the declaration has %d bytes, more than %d", size, mostDeclared), Script: script}
 	}
 	return nil
 }
