@@ -16,7 +16,7 @@ import (
 
 // hint explains what a command must say of itself.
 const hint = "say what the command does to the guest, by exactly one of: readonly = true (it changes nothing), " +
-	"undo = {argv} (this takes it back, and does no harm where the command never ran), " +
+	"undo = {argv} (this takes it back, also where the command failed: so run it only if there is something to do), " +
 	"touches = {paths} (it changes nothing but these, which are kept before), " +
 	"irreversible = true (it cannot be taken back, and a rollback will say so)"
 

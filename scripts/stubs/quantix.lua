@@ -102,7 +102,7 @@ exec = {}
 ---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
 ---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
 ---@field readonly? boolean Changes nothing.
----@field undo? string[] Takes it back; must be idempotent and bear that the command never ran.
+---@field undo? string[] Takes it back; must be idempotent and bear that the command failed or never ran.
 ---@field touches? string[] Changes nothing but these paths.
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
 ---@field unconfined? boolean With touches: do not confine the command to them.

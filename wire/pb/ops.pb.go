@@ -1405,7 +1405,7 @@ type RunArgs struct {
 	MaxOutput uint64 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
 	// Changes nothing.
 	Readonly bool `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	// Takes it back; must be idempotent and bear that the command never ran.
+	// Takes it back; must be idempotent and bear that the command failed or never ran.
 	Undo []string `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`
 	// Changes nothing but these paths.
 	Touches []string `protobuf:"bytes,12,rep,name=touches,proto3" json:"touches,omitempty"`
