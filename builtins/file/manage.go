@@ -45,9 +45,9 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 
 // setAttr changes nothing but attributes. They are put back where one of them cannot be set.
 func (c *change) setAttr(ctx context.Context, attr fsys.Attr) (*pb.Changed, error) {
-	keep := c.prepare
+	keep, sync := c.prepare, c.durable()
 	if c.old.Kind == fsys.File && c.old.Size > maxKept && c.call.Tx != nil {
-		keep = c.keepAttr
+		keep, sync = c.keepAttr, true // a commit does not know the path
 	}
 	if err := keep(ctx); err != nil {
 		return nil, err
@@ -55,8 +55,8 @@ func (c *change) setAttr(ctx context.Context, attr fsys.Attr) (*pb.Changed, erro
 	if err := c.at.SetAttr(attr); err != nil {
 		return nil, errors.Join(err, c.at.Apply(c.old))
 	}
-	if c.durable() {
-		if err := c.at.Sync(); err != nil && !errors.Is(err, fs.ErrPermission) { // a mode may forbid opening it
+	if sync {
+		if err := forced(c.at); err != nil {
 			return nil, err
 		}
 	}
@@ -95,7 +95,18 @@ func (r *Room) attributes(_ context.Context, _ *builtins.Call, in *pb.JournalObj
 	for _, x := range in.State.GetXattrs() {
 		meta.Xattrs[string(x.Name)] = x.Value
 	}
-	return &pb.Changed{Changed: true}, fault.On(in.Path, at.Apply(meta))
+	if err = at.Apply(meta); err == nil {
+		err = forced(at)
+	}
+	return &pb.Changed{Changed: true}, fault.On(in.Path, err)
+}
+
+// forced makes the attributes of what is at a place durable, unless its mode forbids opening it.
+func forced(at *fsys.At) error {
+	if err := at.Sync(); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 func (r *Room) chmod(ctx context.Context, call *builtins.Call, in *pb.ChmodArgs) (*pb.Changed, error) {

@@ -348,7 +348,7 @@ func (a *At) Make(meta Meta) error {
 
 // CopyContent copies the content of the regular file here into a new file at to, of mode 0600 and durable but for its
 // name. Where the file system can share blocks it does, else holes stay holes. A file that shrinks meanwhile is
-// fault.ErrChanged. On an error nothing is left at to.
+// fault.ErrChanged, and where it does not fit nothing is begun. On an error nothing is left at to.
 func (a *At) CopyContent(ctx context.Context, to *At) (err error) {
 	from, err := a.Open()
 	if err != nil {
@@ -364,7 +364,7 @@ func (a *At) CopyContent(ctx context.Context, to *At) (err error) {
 			err = errors.Join(err, unlinkAt(to.dir, to.Name, false))
 		}
 	}()
-	if err := CopyFile(ctx, file, from); err != nil {
+	if err := copyFitting(ctx, file, from); err != nil {
 		_ = file.Close()
 		return err
 	}

@@ -114,6 +114,13 @@ const step = 16 << 20
 // holes stay holes. A file that shrinks meanwhile is fault.ErrChanged; one that grows is copied up to its size at the
 // beginning.
 func CopyFile(ctx context.Context, to, from *os.File) error {
+	return copyFile(ctx, to, from, func(*os.File, *os.File) error { return nil })
+}
+
+// copyFitting is CopyFile for what is not begun where there is no space for it now.
+func copyFitting(ctx context.Context, to, from *os.File) error { return copyFile(ctx, to, from, fits) }
+
+func copyFile(ctx context.Context, to, from *os.File, may func(to, from *os.File) error) error {
 	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return nil
 	}
@@ -126,7 +133,7 @@ func CopyFile(ctx context.Context, to, from *os.File) error {
 		_, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<62))
 		return fault.Cause(err)
 	}
-	if err := fits(to, from); err != nil {
+	if err := may(to, from); err != nil {
 		return err
 	}
 	for offset := int64(0); offset < size; {
@@ -145,7 +152,8 @@ func CopyFile(ctx context.Context, to, from *os.File) error {
 	return fault.Cause(to.Truncate(size))
 }
 
-// fits refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed.
+// fits refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed. Not for what
+// must be restored: a file system may have more than it says, such as what it is about to free.
 func fits(to, from *os.File) error {
 	var stat unix.Stat_t
 	var disk unix.Statfs_t
