@@ -68,7 +68,7 @@ func (s *run) death() *pb.ScriptError {
 		return &pb.ScriptError{Kind: "depth", Message: "the script, or a pattern or value in it, is nested too deeply", Limit: depthLimit(s.limits)}
 	case has("out of memory", "cannot allocate", "newosproc", "cannot map pages", "failed to reserve"):
 		return memoryError(s.limits)
-	case signal == sigXCPU, has("SIGXCPU"):
+	case signal == sigXCPU, signal == sigKill && s.r.used() > 2*s.limits.CPU: // by the limit that stands behind ours
 		return stoppedError(errCPU, s.limits)
 	case signal == sigSys:
 		return &pb.ScriptError{Kind: "sandbox", Message: "the script's process did what no script may do, and was killed"}

@@ -96,6 +96,11 @@ func (r *runner) gone(within time.Duration) bool {
 	return !r.killed
 }
 
+// used is the processor time of a process that has ended.
+func (r *runner) used() time.Duration {
+	return r.cmd.ProcessState.UserTime() + r.cmd.ProcessState.SystemTime()
+}
+
 // said is what the runner wrote to stderr, cleaned for a message.
 func (r *runner) said() string { return strings.TrimSpace(printable(r.stderr.String())) }
 

@@ -80,7 +80,7 @@ func serve(ctx context.Context, r *runner, job Job, start []byte, limits Limits)
 	<-gone
 	r.close()
 	if !known { // it is dead, and its rusage is complete
-		cpu = r.cmd.ProcessState.UserTime() + r.cmd.ProcessState.SystemTime()
+		cpu = r.used()
 	}
 	s.out.Stats.CpuMs = uint64(max(cpu-cpu0, 0).Milliseconds())
 	s.out.Stats.DurationMs = uint64(time.Since(began).Milliseconds())

@@ -29,6 +29,9 @@ func (m *machine) checked(main *glua.LFunction, declares bool) (*pb.RunnerDone, 
 	if declares {
 		m.start.Describe = true
 		described, err := m.runDeclared(main)
+		if err != nil && m.stop.over() {
+			return nil, err
+		}
 		if err != nil {
 			f := m.failure(err)
 			column := int(f.GetColumn())
