@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,4 +195,29 @@ func guestNow(t *testing.T, vm *vmtest.VM) time.Time {
 		t.Fatal(err)
 	}
 	return time.Unix(seconds, 0)
+}
+
+// A machine whose channel has the former name, and no udev that links names to devices: it is found, and nobody else's is
+// touched.
+func TestChannelOfTheFormerName(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	ctx := limited(t, 2*time.Minute)
+	const former = "org.limiquantix.agent.0"
+	vm.Must(t, "systemctl disable --now quantix-kvm-agent")
+	for _, port := range []string{vmtest.AgentPort, vmtest.CtlPort} {
+		if err := vm.RemovePort(ctx, port); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := vm.AddPort(ctx, former); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, vm, "the port is there, and no other of ours", "grep -qx "+former+" /sys/class/virtio-ports/*/name && ! grep -q org.quantix.agent /sys/class/virtio-ports/*/name")
+	vm.Must(t, "udevadm settle; rm -r /dev/virtio-ports; systemd-run --quiet --unit=former "+agentPath)
+	answers(t, vm, former)
+	for _, device := range strings.Fields(vm.Must(t, "ls -l /proc/$(systemctl show -P MainPID former)/fd | grep -o 'vport.*'")) {
+		if name := vm.Must(t, "cat /sys/class/virtio-ports/"+device+"/name"); name != former {
+			t.Errorf("the agent has opened %s, %s", device, name)
+		}
+	}
 }
