@@ -90,9 +90,10 @@
 ---@field commands string[] The commands that ran, in their order, as a shell would read them. Those of a rollback begin with "undo: ".
 ---@field log string[] Its lines.
 
+---@class (exact) quantix.room.exec
 exec = {}
 
----@class exec.run.options
+---@class (exact) exec.run.options
 ---@field cwd? string Where it is run; / unless it is said.
 ---@field env? table<string, string> Added to a clean environment.
 ---@field stdin? string What it reads.
@@ -116,7 +117,7 @@ exec = {}
 ---@return quantix.RunResult result
 function exec.run(argv, options) end
 
----@class exec.sh.options
+---@class (exact) exec.sh.options
 ---@field cwd? string Where it is run; / unless it is said.
 ---@field env? table<string, string> Added to a clean environment.
 ---@field stdin? string What it reads.
@@ -140,9 +141,10 @@ function exec.run(argv, options) end
 ---@return quantix.RunResult result
 function exec.sh(command, options) end
 
+---@class (exact) quantix.room.file
 file = {}
 
----@class file.append.options
+---@class (exact) file.append.options
 ---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
 ---@field owner? string A user, by name or number.
 ---@field group? string A group, by name or number.
@@ -195,7 +197,7 @@ function file.exists(path) end
 ---@return string[] paths
 function file.glob(pattern) end
 
----@class file.line.options
+---@class (exact) file.line.options
 ---@field line? string The line as it shall stand there, without its end.
 ---@field match? string Which line is replaced, the last that matches, unless the line stands there and does not match; with state "absent": which lines go, all that match.
 ---@field state? string "present", which is meant if nothing is said, or "absent".
@@ -220,7 +222,7 @@ function file.line(path, options) end
 ---@return quantix.FileInfo[] entries
 function file.list(path) end
 
----@class file.mkdir.options
+---@class (exact) file.mkdir.options
 ---@field mode? string Octal text; 0755 unless it is said.
 ---@field owner? string A user, by name or number.
 ---@field group? string A group, by name or number.
@@ -245,7 +247,7 @@ function file.move(from, to) end
 ---@return string content
 function file.read(path) end
 
----@class file.remove.options
+---@class (exact) file.remove.options
 ---@field recursive? boolean Remove a directory with what is in it.
 
 ---Remove what is there, if anything is.
@@ -255,7 +257,7 @@ function file.read(path) end
 ---@return boolean changed
 function file.remove(path, options) end
 
----@class file.replace.options
+---@class (exact) file.replace.options
 ---@field literal? boolean Pattern and replacement are plain text.
 ---@field again? boolean It may be that a second run changes the file again.
 ---@field backup? boolean Keep what was there as path.bak.
@@ -287,7 +289,7 @@ function file.stat(path) end
 ---@return boolean changed
 function file.symlink(target, path) end
 
----@class file.template.options
+---@class (exact) file.template.options
 ---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
 ---@field owner? string A user, by name or number.
 ---@field group? string A group, by name or number.
@@ -303,7 +305,7 @@ function file.symlink(target, path) end
 ---@return boolean changed
 function file.template(path, text, vars, options) end
 
----@class file.write.options
+---@class (exact) file.write.options
 ---@field mode? string Octal text such as "0644"; what is there keeps its own unless it is said.
 ---@field owner? string A user, by name or number.
 ---@field group? string A group, by name or number.
@@ -319,6 +321,7 @@ function file.template(path, text, vars, options) end
 ---@return boolean changed
 function file.write(path, content, options) end
 
+---@class (exact) quantix.room.host
 host = {}
 
 ---The mounted file systems in bytes.
@@ -360,13 +363,14 @@ function host.timezone(new) end
 ---@return number seconds
 function host.uptime() end
 
+---@class (exact) quantix.room.tx
 tx = {}
 
 ---What the script changed so far.
 ---@return quantix.ScriptChange[] changes
 function tx.changes() end
 
----@class tx.on_rollback.options
+---@class (exact) tx.on_rollback.options
 ---@field cwd? string Where it is run; / unless it is said.
 ---@field env? table<string, string> Added to a clean environment.
 ---@field user? string Who runs it, by name or number.
@@ -379,9 +383,10 @@ function tx.changes() end
 ---@param options? tx.on_rollback.options
 function tx.on_rollback(argv, options) end
 
+---@class (exact) quantix.room.test
 test = {}
 
----@class test.command.options
+---@class (exact) test.command.options
 ---@field code? integer Its exit status.
 ---@field stdout? string What it wrote.
 ---@field stderr? string What it wrote there.
@@ -394,7 +399,7 @@ test = {}
 ---@param options? test.command.options
 function test.command(command, options) end
 
----@class test.crash.options
+---@class (exact) test.crash.options
 ---@field secrets? table<string, string> Values by their names.
 ---@field attachments? table<string, string> Files that are sent along, by name.
 
@@ -404,7 +409,7 @@ function test.command(command, options) end
 ---@return integer kills
 function test.crash(params, options) end
 
----@class test.crash_at.options
+---@class (exact) test.crash_at.options
 ---@field secrets? table<string, string> Values by their names.
 ---@field attachments? table<string, string> Files that are sent along, by name.
 
@@ -415,7 +420,7 @@ function test.crash(params, options) end
 ---@return integer kills
 function test.crash_at(call, params, options) end
 
----@class test.run.options
+---@class (exact) test.run.options
 ---@field secrets? table<string, string> Values by their names.
 ---@field attachments? table<string, string> Files that are sent along, by name.
 ---@field dry_run? boolean Only foretell what would be changed.
@@ -437,7 +442,7 @@ params = {}
 ---@type table<string, string>
 secrets = {}
 
----@class quantix.Param
+---@class (exact) quantix.Param
 ---@field type "string"|"integer"|"number"|"boolean"|"list"|"map"|"enum"|"path"|"ip"|"cidr"|"hostname"
 ---@field required? boolean
 ---@field default? any
@@ -448,7 +453,7 @@ secrets = {}
 ---@field secret? boolean
 ---@field description? string
 
----@class quantix.Declaration
+---@class (exact) quantix.Declaration
 ---@field name string
 ---@field version? string
 ---@field description? string

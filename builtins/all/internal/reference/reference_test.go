@@ -48,7 +48,7 @@ func TestReferenceTellsAll(t *testing.T) {
 		}
 	}
 	for _, words := range []string{
-		"---@class file.write.options\n", "---@field mode? string Octal text", "function file.write(path, content, options) end", "---@return quantix.FileInfo[] entries",
+		"---@class (exact) file.write.options\n", "---@class (exact) quantix.room.file\nfile = {}\n", "---@field mode? string Octal text", "function file.write(path, content, options) end", "---@return quantix.FileInfo[] entries",
 	} {
 		if !strings.Contains(stubs, words) {
 			t.Errorf("the stubs lack %q", words)

@@ -127,7 +127,7 @@ func (d *description) stubs() []byte {
 	}
 	all := slices.Concat(d.functions, d.tests)
 	for _, name := range rooms(all) {
-		fmt.Fprintf(&b, "\n%s = {}\n", name)
+		fmt.Fprintf(&b, "\n---@class (exact) quantix.room.%s\n%s = {}\n", name, name)
 		for _, f := range all {
 			if room(f.name) == name {
 				d.stub(&b, f)
@@ -141,7 +141,7 @@ func (d *description) stubs() []byte {
 func (d *description) stub(b *strings.Builder, f function) {
 	options := f.name + ".options"
 	if len(f.options) > 0 {
-		fmt.Fprintf(b, "\n---@class %s\n", options)
+		fmt.Fprintf(b, "\n---@class (exact) %s\n", options)
 		d.fields(b, f.options)
 	}
 	fmt.Fprintf(b, "\n---%s\n", strings.TrimSpace(sentence(f.summary)+" "+f.detail))
@@ -206,7 +206,7 @@ params = {}
 ---@type table<string, string>
 secrets = {}
 
----@class quantix.Param
+---@class (exact) quantix.Param
 ---@field type "string"|"integer"|"number"|"boolean"|"list"|"map"|"enum"|"path"|"ip"|"cidr"|"hostname"
 ---@field required? boolean
 ---@field default? any
@@ -217,7 +217,7 @@ secrets = {}
 ---@field secret? boolean
 ---@field description? string
 
----@class quantix.Declaration
+---@class (exact) quantix.Declaration
 ---@field name string
 ---@field version? string
 ---@field description? string
