@@ -265,25 +265,33 @@ func settled(t *testing.T, a *agenttest.Agent, enough int64, moments int) int64 
 	return size
 }
 
-// Whatever comes in, the agent serves on, and is no bigger after the thousandth than after the tenth.
+// Whatever comes in, the agent serves on, and is no bigger after the thousandth than after the tenth. On a busy machine more
+// hosts are there at once, and the heap then keeps pages of which little is used: that comes once, so where it was too much
+// the next thousand must not add half as much again, as what is really kept does.
 func TestBadInputLeavesTheAgentAsItWas(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{Config: "log_level: error\n"})
 	rounds := 1000
 	if testing.Short() {
 		rounds = 140
 	}
-	var after10 int64
-	for i := range rounds {
-		badInput(t, a.Socket, i)
-		if t.Failed() {
-			return
-		}
-		if i == 69 { // each kind ten times
-			after10 = settled(t, a, 0, 2)
+	done := 0
+	until := func(n int) {
+		for ; done < n && !t.Failed(); done++ {
+			badInput(t, a.Socket, done)
 		}
 	}
-	if after := settled(t, a, after10*11/10, 15); after > after10*11/10 && !agenttest.Race {
-		t.Errorf("resident size %d after ten rounds, %d after %d", after10, after, rounds)
+	until(70) // each kind ten times
+	after10 := settled(t, a, 0, 2)
+	bound := after10 * 11 / 10
+	until(rounds)
+	if after := settled(t, a, bound, 15); after > bound && !agenttest.Race {
+		until(2 * rounds)
+		if twice := settled(t, a, after, 15); twice-after > (after-after10)/2 {
+			t.Errorf("resident size %d after ten rounds, %d after %d, %d after twice as many", after10, after, rounds, twice)
+		}
+	}
+	if t.Failed() {
+		return
 	}
 	c := a.Client(t, client.Options{})
 	if _, err := client.Call[*pb.PongResponse](ctxFor(t, 20*time.Second), c, &pb.PingRequest{Sequence: 5}); err != nil {
