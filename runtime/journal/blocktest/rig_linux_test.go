@@ -149,7 +149,7 @@ func loop(image string) (*os.File, error) {
 
 // unmountAll unmounts, once others who look at mounts let go of it.
 func unmountAll(at string) error {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		err := unix.Unmount(at, 0)
 		if !errors.Is(err, unix.EBUSY) {
@@ -190,7 +190,7 @@ func newLogged(t *testing.T, dir, image string) *logged {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.stop(t) })
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		var st unix.Statfs_t
 		if err := unix.Statfs(l.device, &st); err == nil && st.Type == unix.FUSE_SUPER_MAGIC {
@@ -210,7 +210,7 @@ func (l *logged) stop(t *testing.T) {
 		return
 	}
 	err := l.daemon.Process.Signal(syscall.SIGTERM)
-	timer := time.AfterFunc(20*time.Second, func() { _ = l.daemon.Process.Kill() })
+	timer := time.AfterFunc(2*time.Minute, func() { _ = l.daemon.Process.Kill() })
 	defer timer.Stop()
 	if err := errors.Join(err, l.daemon.Wait()); err != nil {
 		t.Errorf("qemu-storage-daemon: %v\n%s", err, l.said)
