@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -362,9 +361,6 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		leave()
 		release()
 	})
-	// Of several requests that came in one read the first is served before the next is looked at: its reply is on its way
-	// meanwhile, and is written by who made it, since nobody else writes.
-	runtime.Gosched()
 }
 
 // work runs f on a goroutine of its own. One that is free is taken: its stack has grown to what requests need.
