@@ -327,9 +327,7 @@ func TestServiceStartsWithItsPort(t *testing.T) {
 		}
 	}
 	vm.Must(t, "systemctl restart quantix-kvm-agent")
-	if got := vm.Must(t, "systemctl is-active quantix-kvm-agent; systemctl show -P StatusText quantix-kvm-agent"); !strings.HasPrefix(got, "active\nwaiting") {
-		t.Errorf("without a port: %q", got)
-	}
+	eventually(t, vm, "the agent waits for a port", "systemctl -q is-active quantix-kvm-agent && systemctl show -P StatusText quantix-kvm-agent | grep -q ^waiting")
 	eventually(t, vm, "the end of the target", "! systemctl -q is-active quantix-kvm-port.target")
 	vm.Must(t, "systemctl stop quantix-kvm-agent")
 	if err := vm.AddPort(limited(t, time.Minute), vmtest.AgentPort); err != nil {
