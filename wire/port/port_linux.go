@@ -169,7 +169,10 @@ func (s *virtioSession) Backlog() bool { return s.backlog.Load() }
 func (s *virtioSession) Read(p []byte) (n int, err error) {
 	waited := false
 	rawErr := s.port.raw.Read(func(fd uintptr) bool {
-		if n, err = readNow(fd, p); err == unix.EAGAIN && !s.closed.Load() {
+		for n, err = unix.Read(int(fd), p); err == unix.EINTR; {
+			n, err = unix.Read(int(fd), p)
+		}
+		if err == unix.EAGAIN && !s.closed.Load() {
 			waited = true
 			return false
 		}

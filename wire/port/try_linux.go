@@ -32,7 +32,10 @@ func (s *virtioSession) attempt(fd uintptr, p []byte) (n int, err error) {
 	if s.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	if n, err = writeNow(fd, p); err == unix.EAGAIN {
+	for n, err = unix.Write(int(fd), p); err == unix.EINTR; {
+		n, err = unix.Write(int(fd), p)
+	}
+	if err == unix.EAGAIN {
 		switch gone, pollErr := hostGone(fd); {
 		case pollErr != nil:
 			return 0, pollErr
@@ -40,7 +43,7 @@ func (s *virtioSession) attempt(fd uintptr, p []byte) (n int, err error) {
 			return 0, io.ErrClosedPipe
 		}
 	}
-	return n, err
+	return max(n, 0), err
 }
 
 // unixSession is a connected unix socket.
@@ -61,7 +64,9 @@ func unixChannel(conn *net.UnixConn) io.ReadWriteCloser {
 // TryWrite is that of once.
 func (s *unixSession) TryWrite(p []byte) (n int, err error) {
 	rawErr := s.raw.Write(func(fd uintptr) bool {
-		n, err = writeNow(fd, p)
+		for n, err = unix.Write(int(fd), p); err == unix.EINTR; {
+			n, err = unix.Write(int(fd), p)
+		}
 		return true
 	})
 	switch {
@@ -70,5 +75,5 @@ func (s *unixSession) TryWrite(p []byte) (n int, err error) {
 	case err == nil:
 		err = rawErr
 	}
-	return n, err
+	return max(n, 0), err
 }
