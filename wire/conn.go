@@ -91,6 +91,7 @@ type Conn struct {
 	channel io.ReadWriteCloser
 	queue   *queue
 	decoder Decoder   // the reader's
+	speaker speaker   // the reader's
 	frames  sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
 	large   sync.Pool // of *[]byte of any capacity, in which large frames came
 	workers chan func()
@@ -145,12 +146,15 @@ func (c *Conn) Serve(ctx context.Context) error {
 	err := c.read(ctx, session, &work)
 	leave(ErrHostGone)
 	c.queue.close(ErrHostGone)
+	if errors.Is(err, errAnotherHost) {
+		work.Wait() // it reads the end of the frame that has begun
+	}
 	c.channel.Close()
 	work.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, errAnotherHost) {
 		return nil
 	}
 	return err
@@ -185,21 +189,25 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 		}
 		old := backlog != nil && backlog.Backlog()
 		skipped := decoder.Skipped()
-		take := func(next func() (Frame, bool)) {
+		take := func(next func() (Frame, bool)) error {
 			for {
 				frame, ok := next()
 				if !ok {
-					return
+					return nil
 				}
 				waited = 0
-				if !c.frame(ctx, session, work, frame, old) {
+				switch err := c.frame(ctx, session, work, frame, old); err {
+				case nil:
+				case errNotDecoded:
 					decoder.Lost()
+				default:
+					return err
 				}
 			}
 		}
 		if took >= PayloadTimeout || waited >= payloadPatience {
 			came := bytes.Clone(space[:n]) // behind what is salvaged now
-			take(decoder.Salvage)
+			take(decoder.Salvage)          // where no frame is at a boundary
 			waited = 0
 			if took >= PayloadTimeout {
 				decoder.Silence()
@@ -209,9 +217,15 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 		} else {
 			decoder.Add(n)
 		}
-		take(decoder.Next)
+		if err := take(decoder.Next); err != nil {
+			return err
+		}
 		if now := decoder.Skipped(); now != skipped {
 			c.warn("bytes on the channel belong to no frame", nil)
+		}
+		if errors.Is(err, io.EOF) && c.back() {
+			c.greet(session, work)
+			continue
 		}
 		if err != nil {
 			return err
@@ -219,8 +233,19 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	}
 }
 
-// frame takes one frame. False is that of accept.
-func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) bool {
+// frame takes one frame. errNotDecoded: it was no envelope at all, so that the next one cannot be trusted to begin where this
+// one ended. errAnotherHost: it is given back.
+func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) error {
+	id, err := Inspect(frame.Payload)
+	var message *pb.AgentMessage
+	var content *apart
+	if err == nil {
+		message, content, err = decodeApart(frame.Payload)
+	}
+	if err == nil && frame.Aligned && c.another(message) {
+		c.unread(frame)
+		return errAnotherHost
+	}
 	c.last.Store(time.Now().UnixNano())
 	first := !c.heard.Swap(true)
 	if c.config.Framing == Auto && (frame.Aligned || first) { // what was found in garbage says nothing of the host
@@ -229,29 +254,27 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 	if first {
 		c.greet(session, work)
 	}
-	return c.accept(ctx, session, frame, old)
+	if err == nil {
+		c.accept(ctx, session, frame, message, content, old)
+		return nil
+	}
+	c.warn("a frame was refused", err)
+	told, undecoded := err, errors.Is(err, errNotDecoded)
+	if undecoded {
+		told = fault.Because(fault.ErrCorrupt, "%v", err)
+	}
+	if id != "" {
+		c.reply(id, nil, told, true)
+	}
+	if undecoded {
+		return errNotDecoded
+	}
+	return nil
 }
 
-// accept judges a frame and starts what it asks for. False: the frame was no envelope at all, so that the next one
-// cannot be trusted to begin where this one ended.
-func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool {
-	id, err := Inspect(frame.Payload)
-	var message *pb.AgentMessage
-	var content *apart
-	if err == nil {
-		message, content, err = decodeApart(frame.Payload)
-	}
-	if err != nil {
-		c.warn("a frame was refused", err)
-		if id != "" {
-			told := err
-			if errors.Is(err, errNotDecoded) {
-				told = fault.Because(fault.ErrCorrupt, "%v", err)
-			}
-			c.reply(id, nil, told, true)
-		}
-		return !errors.Is(err, errNotDecoded)
-	}
+// accept judges a message and starts what it asks for.
+func (c *Conn) accept(ctx, session context.Context, frame Frame, message *pb.AgentMessage, content *apart, old bool) {
+	id := message.MessageId
 	if frame.Aligned && message.Session == c.config.Session {
 		c.echoed = time.Now()
 	}
@@ -260,23 +283,22 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, old bool) bool 
 		if message.ErrorDetail == nil {
 			c.reply(id, nil, fault.Unsupported("unknown request"), true)
 		}
-		return true
+		return
 	}
 	if ReplyType(request) == nil {
-		return true // an event or a reply: nothing of ours
+		return // an event or a reply: nothing of ours
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
 		c.reply(id, reply, nil, true)
-		return true
+		return
 	}
 	if c.config.Mutates(request) {
 		if err := c.trust(frame, message, old); err != nil {
 			c.refuse(id, request, err)
-			return true
+			return
 		}
 	}
 	c.start(ctx, session, message, request, c.attach(message, request, content))
-	return true
 }
 
 // attach gives a request its large content: as it lies in its frame, whose buffer is free again with release, or a copy.
@@ -595,7 +617,7 @@ func (c *Conn) write() {
 		if !o.begun {
 			frame = headed(Framing(c.writes.Load()), o.buf)
 		}
-		if err := writeAll(c.channel, frame); err != nil {
+		if _, err := c.channel.Write(frame); err != nil {
 			c.queue.close(ErrHostGone)
 			c.channel.Close()
 			return
@@ -613,18 +635,6 @@ func headed(f Framing, buf []byte) []byte {
 	frame := buf[headerSpace-len(h):]
 	copy(frame, h)
 	return frame
-}
-
-// writeAll writes a frame in one call where the channel takes it whole.
-func writeAll(to io.Writer, frame []byte) error {
-	for len(frame) > 0 {
-		n, err := to.Write(frame[:min(len(frame), pieceSize)])
-		if err != nil {
-			return err
-		}
-		frame = frame[n:]
-	}
-	return nil
 }
 
 // WriteMessage writes one envelope as a frame, in one call. It is the host's side of writing; calls of it must not overlap.

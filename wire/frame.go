@@ -117,6 +117,9 @@ func (d *Decoder) Detach(spare []byte) (given []byte) {
 // Pending says that a frame has begun and is not complete.
 func (d *Decoder) Pending() bool { return d.head < len(d.buf) }
 
+// Rest gives the bytes behind the frame that Next gave last. They are valid until the next call.
+func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
+
 // Salvage gives up the frame that is not complete, and finds the frames that its bytes may hold: a header that was false, or
 // the end of a host in the middle of a frame, must not swallow what came after. None of them is Aligned, nor is anything
 // that follows, until a Silence.

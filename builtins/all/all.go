@@ -80,6 +80,9 @@ func (r *Rooms) Left(port, session string) {
 	r.exec.Left(port, session)
 }
 
+// Sends says that a command runs whose output goes to a connection under an id.
+func (r *Rooms) Sends(port, session, id string) bool { return r.exec.Sends(port, session, id) }
+
 // Sweep ends what scripts of an earlier agent process left running. It comes before anything of theirs is taken back.
 func (r *Rooms) Sweep(ctx context.Context) error { return r.exec.Sweep(ctx) }
 

@@ -133,6 +133,11 @@ func (r *Room) Release() error {
 // Left ends the commands whose output goes to a connection that has ended. It does not wait for that.
 func (r *Room) Left(port, session string) { r.streams.left(port, session) }
 
+// Sends says that a command runs whose output goes to a connection under an id.
+func (r *Room) Sends(port, session, id string) bool {
+	return r.streams.get(streamKey{port, session, id}) != nil
+}
+
 // ChildMain serves the hidden sub-commands exec-confined, exec-drain and exec-job, by which the program calls itself. main
 // calls it before anything else, flags too, and ends where it returns true.
 func ChildMain() bool { return proc.ChildMain() || jobMain() }

@@ -121,7 +121,7 @@ func run(ctx context.Context, f flags) (err error) {
 		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
 		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
 		Features: func() map[string]string { return features(rooms, rules) }, Refusing: faulty, Cancel: manager.Cancel,
-		Stopping: rooms.Release, Left: rooms.Left, Gate: recovery.gate, Notices: recovery.notices,
+		Stopping: rooms.Release, Left: rooms.Left, Sends: rooms.Sends, Gate: recovery.gate, Notices: recovery.notices,
 		Local: openControl(f, log), Status: describer(recovery, undo, again, logs.latest), Changed: tell.change,
 	})
 	return serve(ctx, a, tell, again, hangups, recovery, log)

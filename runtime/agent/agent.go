@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,6 +64,8 @@ type Config struct {
 	// Left is told when a connection has ended, and again when the last request of it has: what only it could finish is
 	// dropped. Nil: nobody asks.
 	Left func(port, session string)
+	// Sends says that a connection will get more events under the id of a request that was answered. Nil: none ever does.
+	Sends func(port, session, id string) bool
 	// Stopping is called when the agent begins to stop, beside the cancelling of calls: what may outlive the agent lets go
 	// of its calls then. Run waits for its return. Nil: nothing may.
 	Stopping func() error
@@ -311,8 +314,10 @@ func (a *Agent) wireConfig(portName, session string, limited *limiter) wire.Conf
 			return op != nil && op.Transient
 		},
 		Vital: func(request proto.Message) bool {
-			switch request.(type) {
-			case *pb.PingRequest, *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
+			switch request := request.(type) {
+			case *pb.PingRequest:
+				return len(request.Awaiting) == 0
+			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
 				return true
 			}
 			return false
@@ -406,8 +411,8 @@ func (a *Agent) report(ctx context.Context, c *wire.Conn) {
 func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool) {
 	switch request := request.(type) {
 	case *pb.PingRequest:
-		if request.Sequence == 1 {
-			return nil, false // asks for telemetry first
+		if request.Sequence == 1 || len(request.Awaiting) > 0 {
+			return nil, false // asks for telemetry first, or for an answer that overtakes no reply
 		}
 		return a.pong(request), true
 	case *pb.CancelRequest:
@@ -416,7 +421,7 @@ func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool
 	return nil, false
 }
 
-func (a *Agent) pong(request *pb.PingRequest) proto.Message {
+func (a *Agent) pong(request *pb.PingRequest) *pb.PongResponse {
 	return &pb.PongResponse{Sequence: request.Sequence, Version: a.config.Version, UptimeSeconds: uint64(time.Since(a.start).Seconds())}
 }
 
@@ -451,8 +456,12 @@ func (a *Agent) cancel(request *pb.CancelRequest) proto.Message {
 func (a *Agent) handle(ctx context.Context, c *wire.Conn, call *builtins.Call, request proto.Message) (proto.Message, error) {
 	switch request := request.(type) {
 	case *pb.PingRequest:
-		a.reportFirst(ctx, c)
-		return a.pong(request), nil
+		if request.Sequence == 1 {
+			a.reportFirst(ctx, c)
+		}
+		pong := a.pong(request)
+		pong.Unknown = a.unknown(c, call, request.Awaiting)
+		return pong, nil
 	case *pb.GetCapabilitiesRequest:
 		a.ready(ctx, c) // a change of hosts is not always seen, so a host that asks who is there is greeted
 		return a.describe(c), nil
@@ -472,6 +481,13 @@ func (a *Agent) handle(ctx context.Context, c *wire.Conn, call *builtins.Call, r
 		return op.ErrorReply(err), err
 	}
 	return reply, nil
+}
+
+// unknown gives those of the ids for which nothing more will be sent on a connection.
+func (a *Agent) unknown(c *wire.Conn, call *builtins.Call, ids []string) []string {
+	return slices.DeleteFunc(c.Unknown(ids), func(id string) bool {
+		return a.config.Sends != nil && a.config.Sends(call.Port, call.Session, id)
+	})
 }
 
 // reportFirst sends telemetry, or gives up when measuring takes long: the pong must not.

@@ -103,6 +103,24 @@ func TestStatusTellsOfHosts(t *testing.T) {
 	}
 }
 
+// A host asks what has become of what it waits for: a request that is served is known, and a command whose output comes. That
+// pong waits behind the replies.
+func TestPongTellsWhatIsUnknown(t *testing.T) {
+	p := newPipes("org.quantix.agent.0")
+	start(t, Config{
+		Open: func(serves func(string) bool) ([]port.Port, error) { return once(p, serves), nil },
+		Sends: func(name, session, id string) bool {
+			return name == "org.quantix.agent.0" && session != "" && id == "command"
+		},
+	})
+	c := p.dial(t)
+	const own = "the ping itself"
+	pong, err := client.CallID[*pb.PongResponse](t.Context(), c, own, &pb.PingRequest{Sequence: 3, Awaiting: []string{"one", own, "command", "two"}})
+	if err != nil || pong.Sequence != 3 || !slices.Equal(pong.Unknown, []string{"one", "two"}) {
+		t.Error(pong, err)
+	}
+}
+
 // vsock is announced where a host may come that way, and nowhere else.
 func TestVsockIsAnnouncedWhereItIsServed(t *testing.T) {
 	for name, want := range map[string]bool{"vsock:9443": true, "org.quantix.agent.0": false} {

@@ -187,6 +187,76 @@ func TestWatchLeavesALivingGuestAlone(t *testing.T) {
 	}
 }
 
+// A request that the agent does not know any more ends, while others go on: it or its reply was lost. So does a command whose
+// output was to come.
+func TestWatchTellsOfWhatWasLost(t *testing.T) {
+	const lost = "/lost"
+	guest, host := net.Pipe()
+	requests := make(chan *pb.AgentMessage, 99)
+	go func() { // an agent that loses things
+		dec := wire.Decoder{}
+		for buf := make([]byte, 1<<16); ; {
+			n, err := guest.Read(buf)
+			if err != nil {
+				close(requests)
+				return
+			}
+			dec.Feed(buf[:n])
+			for frame, ok := dec.Next(); ok; frame, ok = dec.Next() {
+				m := &pb.AgentMessage{}
+				if proto.Unmarshal(frame.Payload, m) == nil {
+					requests <- m
+				}
+			}
+		}
+	}()
+	serve := func() {
+		waits := map[string]bool{}
+		for m := range requests {
+			switch request := wire.Payload(m).(type) {
+			case *pb.FileStatRequest:
+				if waits[m.MessageId] = request.Path != lost; request.Path != lost {
+					defer wire.WriteMessage(guest, wire.Plain, wire.Wrap(m.MessageId, &pb.FileStatResponse{Success: true}))
+				}
+			case *pb.ExecStartRequest:
+				wire.WriteMessage(guest, wire.Plain, wire.Wrap(m.MessageId, &pb.ExecStartResponse{ExecId: m.MessageId}))
+			case *pb.PingRequest:
+				pong := &pb.PongResponse{}
+				for _, id := range request.Awaiting {
+					if !waits[id] {
+						pong.Unknown = append(pong.Unknown, id)
+					}
+				}
+				wire.WriteMessage(guest, wire.Plain, wire.Wrap(m.MessageId, pong))
+			case *pb.CreateDirectoryRequest: // enough
+				return
+			}
+		}
+	}
+	var served sync.WaitGroup
+	served.Go(serve)
+	c := New(host, Options{})
+	defer func() { c.Close(); guest.Close(); served.Wait() }()
+	ctx, stop := c.Watch(within(t, time.Minute), time.Millisecond, 20*time.Second)
+	defer stop()
+	kept := make(chan error, 1)
+	go func() { _, err := c.Stat(ctx, "/kept"); kept <- err }()
+	if _, err := c.Stat(ctx, lost); !errors.Is(err, ErrLost) || !Gone(err) {
+		t.Error(err)
+	}
+	s, err := c.Stream(ctx, Command{Line: "true"}, StreamOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Next(ctx); !errors.Is(err, ErrLost) {
+		t.Error(err)
+	}
+	c.sendLater(&pb.CreateDirectoryRequest{})
+	if err := <-kept; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCommandRequests(t *testing.T) {
 	for _, c := range []struct {
 		in   Command

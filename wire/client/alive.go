@@ -13,58 +13,68 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// What a first sign of life may take. The second wait is for an agent that still waits for the rest of a frame of an
-// earlier host, which it gives up after wire.PayloadTimeout of silence.
+// What the first pong may take. The second wait is for an agent that still waits for the rest of a frame of an earlier
+// host, which it gives up after wire.PayloadTimeout of silence; the last is where something came, which is no silence.
 const (
 	firstSign  = wire.PayloadTimeout + 200*time.Millisecond
 	secondSign = time.Second
+	lastSign   = 20 * time.Second
 )
 
 // quietPing is a sequence that asks for nothing but a pong; 1 would ask for telemetry as well.
 const quietPing = 2
 
-// Alive waits for the first sign of life: what the agent says by itself, or the pong to a ping. The ping is there because
-// an agent that did not notice the change of hosts does not greet the new one. Nothing at all is ErrNoAnswer, after about
-// three seconds.
-func (c *Client) Alive(ctx context.Context) error {
-	err := c.signOfLife(ctx, firstSign)
-	if errors.Is(err, ErrNoAnswer) {
-		err = c.signOfLife(ctx, secondSign)
+// Alive waits for the pong to a ping: that is from the agent which runs now, and knows this host. What else comes may still
+// be meant for the host before. Nothing at all is ErrNoAnswer, after about three seconds.
+func (c *Client) Alive(ctx context.Context) (err error) {
+	for _, within := range []time.Duration{firstSign, secondSign, lastSign} {
+		if within == lastSign && !c.heard() {
+			break
+		}
+		if err = c.pong(ctx, within); !errors.Is(err, ErrNoAnswer) {
+			break
+		}
 	}
 	return err
 }
 
-func (c *Client) signOfLife(ctx context.Context, within time.Duration) error {
-	id, wait := NewID(), make(chan *pb.AgentMessage, 1)
-	if err := c.enter(id, wait); err != nil {
+// heard says that something has come.
+func (c *Client) heard() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spoken
+}
+
+func (c *Client) pong(ctx context.Context, within time.Duration) error {
+	limited, stop := context.WithTimeoutCause(ctx, within, errSilent)
+	defer stop()
+	p, err := c.enter(NewID())
+	if err != nil {
 		return err
 	}
-	defer c.leave(id)
-	if err := c.send(ctx, id, &pb.PingRequest{Sequence: quietPing}); err != nil {
+	defer c.leave(p.id)
+	if err := p.send(limited, &pb.PingRequest{Sequence: quietPing}); err != nil {
 		return err
 	}
-	timer := time.NewTimer(within)
-	defer timer.Stop()
 	select {
-	case <-wait:
-		return nil
-	case <-c.greeted:
+	case <-p.wait:
 		return nil
 	case <-c.done:
 		return c.cause()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return fmt.Errorf("the guest says nothing: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
+	case <-limited.Done():
+		return context.Cause(limited)
 	}
 }
 
-// Gone says that an error is about the connection and not about the request: no agent answers, or the channel ended.
+// errSilent is the ErrNoAnswer of a connection on which nobody is.
+var errSilent = fmt.Errorf("the guest says nothing: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
+
+// Gone says that an error is about the connection and not about the request: no agent answers, or the channel ended, or lost it.
 // Whether the request was carried out is then not known.
 func Gone(err error) bool {
 	var remote *fault.Remote
 	var network *net.OpError
-	return !errors.As(err, &remote) && (errors.Is(err, ErrNoAnswer) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return !errors.As(err, &remote) && (errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrLost) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.As(err, &network))
 }
 
@@ -84,7 +94,8 @@ func (c *Client) AskTelemetry(ctx context.Context) error {
 
 // Watch gives a context that ends, with ErrNoAnswer as its cause, when a ping is not answered within patience; the
 // connection is then closed too, so that nothing waits to be written. Pings go out once every interval. The agent answers
-// them whatever else it does, so only a guest that is stuck, paused or gone is given up. stop ends the watch and waits.
+// them whatever else it does, so only a guest that is stuck, paused or gone is given up. The pings ask also for the requests
+// that are under way: those that the agent knows nothing of end with ErrLost. stop ends the watch and waits.
 func (c *Client) Watch(ctx context.Context, interval, patience time.Duration) (watched context.Context, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -112,15 +123,19 @@ func (c *Client) Watch(ctx context.Context, interval, patience time.Duration) (w
 func (c *Client) stillThere(ctx context.Context, patience time.Duration, giveUp context.CancelCauseFunc) bool {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	id, wait := NewID(), make(chan *pb.AgentMessage, 1)
-	if c.enter(id, wait) != nil {
+	awaiting := c.awaiting()
+	p, err := c.enter(NewID())
+	if err != nil {
 		return false // the calls know
 	}
-	defer c.leave(id)
+	defer c.leave(p.id)
 	sent := make(chan error, 1)
-	go func() { sent <- c.send(ctx, id, &pb.PingRequest{Sequence: quietPing}) }()
+	go func() { sent <- p.send(ctx, &pb.PingRequest{Sequence: quietPing, Awaiting: awaiting}) }()
 	select {
-	case <-wait:
+	case pong := <-p.wait:
+		if pong, ok := wire.Payload(pong).(*pb.PongResponse); ok {
+			c.lost(pong.Unknown)
+		}
 	case <-c.done:
 	case <-ctx.Done():
 	case <-timer.C:
@@ -130,4 +145,36 @@ func (c *Client) stillThere(ctx context.Context, patience time.Duration, giveUp 
 		return false
 	}
 	return true
+}
+
+// awaiting gives the ids of the requests that were sent, and of the commands whose output comes.
+func (c *Client) awaiting() (ids []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, p := range c.pending {
+		if p.sent {
+			ids = append(ids, id)
+		}
+	}
+	for id, s := range c.streams {
+		if c.pending[id] == nil && s.lives() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// lost ends what waits for something that will not come any more: all that was sent before the agent said so is here.
+func (c *Client) lost(ids []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range ids {
+		if p := c.pending[id]; p != nil {
+			delete(c.pending, id)
+			p.wait <- nil
+		}
+		if s := c.streams[id]; s != nil {
+			s.fail(fmt.Errorf("%w: the agent does not know the command any more", ErrLost))
+		}
+	}
 }

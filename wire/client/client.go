@@ -11,6 +11,7 @@ package client
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -39,12 +40,15 @@ type Client struct {
 	channel io.ReadWriteCloser
 	writer  *writer
 
+	host uint64 // this connection, as the agent knows it
+
 	mu      sync.Mutex
-	pending map[string]chan *pb.AgentMessage
+	pending map[string]*pending
 	streams map[string]*Stream
 	session string // the agent's nonce, as it said last
 	ready   *pb.AgentReadyEvent
 	greeted chan struct{} // closed when ready is set
+	spoken  bool          // a message came
 	err     error
 	done    chan struct{} // closed when the reader has ended
 }
@@ -55,6 +59,10 @@ const readSize = 64 << 10
 // ErrNoAnswer is the cause of an error when nothing comes from the guest.
 var ErrNoAnswer = errors.New("no answer")
 
+// ErrLost is the error of a request that the agent does not know, and whose reply never came: whether it was carried out is
+// not known. Only a connection that is watched tells; see Client.Watch.
+var ErrLost = errors.New("the request or its reply was lost on the way")
+
 // New makes a client over a channel, which it owns.
 func New(channel io.ReadWriteCloser, options Options) *Client {
 	if options.Framing == wire.Auto {
@@ -62,7 +70,7 @@ func New(channel io.ReadWriteCloser, options Options) *Client {
 	}
 	c := &Client{
 		options: options, channel: channel, writer: newWriter(channel),
-		pending: map[string]chan *pb.AgentMessage{},
+		pending: map[string]*pending{}, host: newHost(),
 		greeted: make(chan struct{}), done: make(chan struct{}),
 	}
 	go c.read()
@@ -156,6 +164,13 @@ func NewID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
+// newHost makes the name of a connection, which is not 0.
+func newHost() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:]) | 1
+}
+
 // exchange sends a request and waits. A request that the agent found uncertain is sent once more after a silence.
 func (c *Client) exchange(ctx context.Context, id string, request proto.Message) (*pb.AgentMessage, error) {
 	answer, err := c.attempt(ctx, id, request)
@@ -178,20 +193,21 @@ func (c *Client) attempt(ctx context.Context, id string, request proto.Message) 
 	return p.answer(ctx)
 }
 
-// pending is a request that has been sent.
+// pending is a request whose reply has not come.
 type pending struct {
 	c    *Client
 	id   string
+	sent bool // all of it; guarded by the client's lock
 	wait chan *pb.AgentMessage
 }
 
 // start sends a request: requests leave in the order in which start was called. answer must be called.
 func (c *Client) start(ctx context.Context, id string, request proto.Message) (*pending, error) {
-	p := &pending{c, id, make(chan *pb.AgentMessage, 1)}
-	if err := c.enter(id, p.wait); err != nil {
+	p, err := c.enter(id)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.send(ctx, id, request); err != nil {
+	if err := p.send(ctx, request); err != nil {
 		c.leave(id)
 		if ctx.Err() != nil {
 			c.cancelLater(id) // a part of it may be on its way
@@ -205,8 +221,8 @@ func (c *Client) start(ctx context.Context, id string, request proto.Message) (*
 func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []*pending, err error) {
 	var frames []byte
 	for _, request := range requests {
-		p := &pending{c, NewID(), make(chan *pb.AgentMessage, 1)}
-		if err = c.enter(p.id, p.wait); err != nil {
+		var p *pending
+		if p, err = c.enter(NewID()); err != nil {
 			break
 		}
 		all = append(all, p)
@@ -226,6 +242,9 @@ func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []
 		}
 		return nil, err
 	}
+	for _, p := range all {
+		p.left()
+	}
 	return all, nil
 }
 
@@ -234,11 +253,11 @@ func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
 	defer p.c.leave(p.id)
 	select {
 	case answer := <-p.wait:
-		return answer, nil
+		return p.read(answer)
 	case <-p.c.done:
 		select { // the answer may have come last
 		case answer := <-p.wait:
-			return answer, nil
+			return p.read(answer)
 		default:
 			return nil, p.c.cause()
 		}
@@ -248,17 +267,46 @@ func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
 	}
 }
 
-func (c *Client) enter(id string, wait chan *pb.AgentMessage) error {
+// read gives an answer; nil stands for one that was lost.
+func (p *pending) read(answer *pb.AgentMessage) (*pb.AgentMessage, error) {
+	if answer == nil {
+		return nil, fmt.Errorf("%w; whether it was carried out is not known", ErrLost)
+	}
+	return answer, nil
+}
+
+// send writes the request. It returns when ctx ends, also while the channel takes nothing.
+func (p *pending) send(ctx context.Context, request proto.Message) error {
+	frame, err := wire.AppendMessage(nil, p.c.options.Framing, p.c.envelope(ctx, p.id, request))
+	if err == nil {
+		err = p.c.writer.write(ctx, frame)
+	}
+	if err == nil {
+		p.left()
+	}
+	return err
+}
+
+// left notes that all of the request is on its way.
+func (p *pending) left() {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	p.sent = true
+}
+
+// enter makes room for a reply. leave must be called, or answer.
+func (c *Client) enter(id string) (*pending, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		return c.err
+		return nil, c.err
 	}
 	if c.pending[id] != nil {
-		return fmt.Errorf("request %s is already in flight", id)
+		return nil, fmt.Errorf("request %s is already in flight", id)
 	}
-	c.pending[id] = wait
-	return nil
+	p := &pending{c: c, id: id, wait: make(chan *pb.AgentMessage, 1)}
+	c.pending[id] = p
+	return p, nil
 }
 
 func (c *Client) leave(id string) {
@@ -271,15 +319,6 @@ func (c *Client) cause() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
-}
-
-// send writes a request. It returns when ctx ends, also while the channel takes nothing.
-func (c *Client) send(ctx context.Context, id string, request proto.Message) error {
-	frame, err := wire.AppendMessage(nil, c.options.Framing, c.envelope(ctx, id, request))
-	if err != nil {
-		return err
-	}
-	return c.writer.write(ctx, frame)
 }
 
 // cancelLater asks the agent to cancel a request, when the channel takes that.
@@ -296,6 +335,7 @@ func (c *Client) sendLater(request proto.Message) {
 // envelope is what a request travels in.
 func (c *Client) envelope(ctx context.Context, id string, request proto.Message) *pb.AgentMessage {
 	m := wire.Wrap(id, request)
+	m.Host = c.host
 	if deadline, ok := ctx.Deadline(); ok {
 		m.TimeoutMs = uint64(max(1, time.Until(deadline).Milliseconds()))
 	}
@@ -352,11 +392,12 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 	if m.Session != "" {
 		c.session = m.Session
 	}
-	wait := c.pending[m.MessageId]
-	if wait != nil {
+	p := c.pending[m.MessageId]
+	if p != nil {
 		delete(c.pending, m.MessageId)
-		wait <- m
+		p.wait <- m
 	}
+	c.spoken = true
 	payload := wire.Payload(m)
 	if ready, ok := payload.(*pb.AgentReadyEvent); ok {
 		if c.ready == nil {
@@ -369,7 +410,7 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 		payload = nil
 	}
 	c.mu.Unlock()
-	if wait == nil && payload != nil && c.options.Event != nil {
+	if p == nil && payload != nil && c.options.Event != nil {
 		c.options.Event(m.MessageId, payload)
 	}
 }

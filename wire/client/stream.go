@@ -33,13 +33,14 @@ type Stream struct {
 	id     string
 	window uint64
 
-	mu     sync.Mutex
-	queue  []*pb.ExecOutputEvent
-	held   uint64        // bytes in queue
-	more   chan struct{} // has a token when there may be something new in queue
-	end    *pb.ExecEnd
-	seq    uint64 // the last that came
-	broken error  // what the agent did that it must not
+	mu      sync.Mutex
+	queue   []*pb.ExecOutputEvent
+	held    uint64        // bytes in queue
+	more    chan struct{} // has a token when there may be something new in queue
+	end     *pb.ExecEnd
+	seq     uint64 // the last that came
+	broken  error  // what the agent did that it must not, or that it forgot the command
+	started bool
 
 	taken, told uint64        // by Next; what the agent knows of that
 	acks        chan uint64   // to the goroutine that tells
@@ -89,6 +90,9 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 		}
 		return nil, err
 	}
+	s.mu.Lock()
+	s.started = true
+	s.mu.Unlock()
 	s.telling.Go(s.tell)
 	return s, nil
 }
@@ -112,6 +116,27 @@ func (s *Stream) put(e *pb.ExecOutputEvent) {
 			s.queue = append(s.queue, e)
 		}
 	}
+	select {
+	case s.more <- struct{}{}:
+	default:
+	}
+}
+
+// lives says that its command was started and that its end has not come.
+func (s *Stream) lives() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.started && s.end == nil && s.broken == nil
+}
+
+// fail ends the waiting for output that will not come.
+func (s *Stream) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end != nil || s.broken != nil {
+		return
+	}
+	s.broken = err
 	select {
 	case s.more <- struct{}{}:
 	default:

@@ -361,6 +361,8 @@ type AgentMessage struct {
 	ErrorDetail *ErrorDetail `protobuf:"bytes,251,opt,name=error_detail,json=errorDetail,proto3" json:"error_detail,omitempty"`
 	// How long the sender of a request will wait; 0: not said.
 	TimeoutMs uint64 `protobuf:"varint,252,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// Which connection of a host sends a request: chosen at random when it connects, the same in all it sends; 0: not said.
+	Host uint64 `protobuf:"fixed64,253,opt,name=host,proto3" json:"host,omitempty"`
 	// Types that are valid to be assigned to Payload:
 	//
 	//	*AgentMessage_Ping
@@ -503,6 +505,13 @@ func (x *AgentMessage) GetErrorDetail() *ErrorDetail {
 func (x *AgentMessage) GetTimeoutMs() uint64 {
 	if x != nil {
 		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *AgentMessage) GetHost() uint64 {
+	if x != nil {
+		return x.Host
 	}
 	return 0
 }
@@ -1630,8 +1639,10 @@ func (*AgentMessage_ExecOutput) isAgentMessage_Payload() {}
 
 // Asks for a sign of life. Sequence 1 also asks for a telemetry report, which is sent before the pong.
 type PingRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Ids of requests whose reply the host waits for, and of commands whose output it does.
+	Awaiting      []string `protobuf:"bytes,200,rep,name=awaiting,proto3" json:"awaiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1673,12 +1684,21 @@ func (x *PingRequest) GetSequence() uint64 {
 	return 0
 }
 
+func (x *PingRequest) GetAwaiting() []string {
+	if x != nil {
+		return x.Awaiting
+	}
+	return nil
+}
+
 // Answers ping. uptime_seconds counts from the start of the agent.
 type PongResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	UptimeSeconds uint64                 `protobuf:"varint,3,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
+	// Those of awaiting for which nothing more will come.
+	Unknown       []string `protobuf:"bytes,200,rep,name=unknown,proto3" json:"unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1732,6 +1752,13 @@ func (x *PongResponse) GetUptimeSeconds() uint64 {
 		return x.UptimeSeconds
 	}
 	return 0
+}
+
+func (x *PongResponse) GetUnknown() []string {
+	if x != nil {
+		return x.Unknown
+	}
+	return nil
 }
 
 // A periodic picture of the guest, pushed by the agent.
@@ -6955,7 +6982,7 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xe13\n" +
+	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xf63\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -6963,7 +6990,8 @@ const file_agent_proto_rawDesc = "" +
 	"\asession\x18\xfa\x01 \x01(\tR\asession\x12E\n" +
 	"\ferror_detail\x18\xfb\x01 \x01(\v2!.limiquantix.agent.v1.ErrorDetailR\verrorDetail\x12\x1e\n" +
 	"\n" +
-	"timeout_ms\x18\xfc\x01 \x01(\x04R\ttimeoutMs\x127\n" +
+	"timeout_ms\x18\xfc\x01 \x01(\x04R\ttimeoutMs\x12\x13\n" +
+	"\x04host\x18\xfd\x01 \x01(\x06R\x04host\x127\n" +
 	"\x04ping\x18\n" +
 	" \x01(\v2!.limiquantix.agent.v1.PingRequestH\x00R\x04ping\x12@\n" +
 	"\aexecute\x18\v \x01(\v2$.limiquantix.agent.v1.ExecuteRequestH\x00R\aexecute\x12G\n" +
@@ -7047,13 +7075,15 @@ const file_agent_proto_rawDesc = "" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
 	"\vexec_output\x18\xf1\x01 \x01(\v2%.limiquantix.agent.v1.ExecOutputEventH\x00R\n" +
 	"execOutputB\t\n" +
-	"\apayload\")\n" +
+	"\apayload\"F\n" +
 	"\vPingRequest\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\"k\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
+	"\bawaiting\x18\xc8\x01 \x03(\tR\bawaiting\"\x86\x01\n" +
 	"\fPongResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
-	"\x0euptime_seconds\x18\x03 \x01(\x04R\ruptimeSeconds\"\xdf\x04\n" +
+	"\x0euptime_seconds\x18\x03 \x01(\x04R\ruptimeSeconds\x12\x19\n" +
+	"\aunknown\x18\xc8\x01 \x03(\tR\aunknown\"\xdf\x04\n" +
 	"\x0fTelemetryReport\x12*\n" +
 	"\x11cpu_usage_percent\x18\x01 \x01(\x01R\x0fcpuUsagePercent\x12,\n" +
 	"\x12memory_total_bytes\x18\x02 \x01(\x04R\x10memoryTotalBytes\x12*\n" +

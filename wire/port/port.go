@@ -196,9 +196,7 @@ func (l *listener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 			continue
 		}
 		l.open.Add(1)
-		session := &once{ReadWriteCloser: unixChannel(conn), ended: make(chan struct{})}
-		go func() { <-session.ended; l.open.Add(-1) }()
-		return session, nil
+		return &once{ReadWriteCloser: unixChannel(conn), ended: make(chan struct{}), over: func() { l.open.Add(-1) }}, nil
 	}
 }
 
@@ -268,11 +266,15 @@ type once struct {
 	io.ReadWriteCloser
 	first sync.Once
 	ended chan struct{}
+	over  func() // nil: nothing is to be done at the end
 }
 
 func (o *once) Close() (err error) {
 	o.first.Do(func() { // a later one must not touch what the next session uses by then
 		err = o.ReadWriteCloser.Close()
+		if o.over != nil {
+			o.over()
+		}
 		close(o.ended)
 	})
 	return err

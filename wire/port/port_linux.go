@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -52,8 +53,10 @@ type virtio struct {
 	file *os.File
 	raw  syscall.RawConn
 
-	mu   sync.Mutex
-	last *once
+	mu    sync.Mutex
+	last  *once
+	left  []byte // what a session gave back; it is read first
+	fresh bool   // left did not wait in the port from before that session
 }
 
 // openDevice opens a port for good. A port has one opener: EBUSY says that somebody else has it.
@@ -112,18 +115,23 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, fmt.Errorf("wait for a host on %s: %w", v.name, err)
 	}
 	s := &virtioSession{port: v}
-	s.backlog.Store(true)
 	session := &once{ReadWriteCloser: s, ended: make(chan struct{})}
 	v.mu.Lock()
+	s.backlog.Store(len(v.left) == 0 || !v.fresh)
 	v.last = session
 	v.mu.Unlock()
 	return struct {
 		*once
-		backlogger
+		follower
 	}{session, s}, nil
 }
 
-type backlogger interface{ Backlog() bool }
+// follower is what a session has where one host follows the other on a channel that stays.
+type follower interface {
+	Backlog() bool
+	Back() bool
+	Unread(p []byte)
+}
 
 // hostGone asks the kernel whether a host has its end open. A port that was unplugged is an error.
 func hostGone(fd uintptr) (bool, error) {
@@ -165,36 +173,83 @@ type virtioSession struct {
 // Backlog says that what the last Read gave may have waited in the port since before the session.
 func (s *virtioSession) Backlog() bool { return s.backlog.Load() }
 
-// Read gives io.EOF when the host has left and all that it had sent is read.
+// Read gives io.EOF when no host is there and all that was sent is read.
 func (s *virtioSession) Read(p []byte) (n int, err error) {
 	waited := false
 	rawErr := s.port.raw.Read(func(fd uintptr) bool {
-		for n, err = unix.Read(int(fd), p); err == unix.EINTR; {
-			n, err = unix.Read(int(fd), p)
-		}
-		if err == unix.EAGAIN && !s.closed.Load() {
+		if n, err = s.attemptRead(fd, p); err == unix.EAGAIN {
 			waited = true
-			return false
 		}
-		return true
+		return err != unix.EAGAIN
 	})
 	if waited {
 		s.backlog.Store(false) // the port was empty
 	}
 	switch {
+	case n > 0:
+		return n, nil
 	case s.closed.Load():
 		return 0, net.ErrClosed
 	case rawErr != nil:
 		return 0, rawErr
 	case err != nil:
 		return 0, &fs.PathError{Op: "read", Path: s.port.name, Err: err}
-	case n == 0:
-		return 0, io.EOF
 	}
-	return n, nil
+	return 0, io.EOF
 }
 
-// Write takes all of p, or fails when the host leaves: what is not written by then must not reach the next one.
+// attemptRead reads once, what an earlier session gave back before all else. Only one session reads at a time, and one that
+// has been closed keeps nothing from the next.
+func (s *virtioSession) attemptRead(fd uintptr, p []byte) (n int, err error) {
+	s.port.mu.Lock()
+	defer s.port.mu.Unlock()
+	if s.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	if len(s.port.left) > 0 {
+		n = copy(p, s.port.left)
+		s.port.left = s.port.left[n:]
+		return n, nil
+	}
+	for n, err = unix.Read(int(fd), p); err == unix.EINTR; {
+		n, err = unix.Read(int(fd), p)
+	}
+	return max(n, 0), err
+}
+
+// Unread gives back what Read gave, to be read in the next session.
+func (s *virtioSession) Unread(p []byte) {
+	s.port.mu.Lock()
+	defer s.port.mu.Unlock()
+	s.port.left = slices.Concat(p, s.port.left)
+	s.port.fresh = !s.backlog.Load()
+}
+
+// How long a host that is gone may just be a change of hosts that the guest hears of late, and how often Back looks. The
+// kernel tells of the next host by an event that only a writer hears.
+const (
+	backWithin = 250 * time.Millisecond
+	backLook   = 5 * time.Millisecond
+)
+
+// Back waits a little until a host is there; false: none is, or the session is closed.
+func (s *virtioSession) Back() bool {
+	for start := time.Now(); !s.closed.Load(); time.Sleep(backLook) {
+		var gone bool
+		var pollErr error
+		err := s.port.raw.Control(func(fd uintptr) { gone, pollErr = hostGone(fd) })
+		if err != nil || pollErr != nil || gone && time.Since(start) > backWithin {
+			return false
+		}
+		if !gone {
+			return true
+		}
+	}
+	return false
+}
+
+// Write takes all of p, or fails when the host leaves: what is not written by then must not reach the next one. It does not
+// begin while no host is there, and fails when none comes back at once.
 func (s *virtioSession) Write(p []byte) (done int, err error) {
 	for done < len(p) {
 		var n int
@@ -204,6 +259,9 @@ func (s *virtioSession) Write(p []byte) (done int, err error) {
 		})
 		if err == nil {
 			err = rawErr
+		}
+		if err == io.ErrClosedPipe && done == 0 && s.Back() {
+			continue
 		}
 		if err != nil {
 			return done, &fs.PathError{Op: "write", Path: s.port.name, Err: err}
@@ -215,7 +273,9 @@ func (s *virtioSession) Write(p []byte) (done int, err error) {
 
 // Close ends the session and leaves the port open.
 func (s *virtioSession) Close() error {
+	s.port.mu.Lock() // what is being read still counts as read
 	s.closed.Store(true)
+	s.port.mu.Unlock()
 	return s.port.file.SetDeadline(time.Unix(1, 0))
 }
 

@@ -18,7 +18,7 @@ func (s *virtioSession) TryWrite(p []byte) (n int, err error) {
 	if err == nil {
 		err = rawErr
 	}
-	if err == unix.EAGAIN {
+	if err == unix.EAGAIN || err == io.ErrClosedPipe { // Write knows whether the host is gone for good
 		return 0, nil
 	}
 	if err != nil {

@@ -86,8 +86,6 @@ func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) 
 			continue
 		}
 		v.open.Add(1)
-		session := &once{ReadWriteCloser: conn, ended: make(chan struct{})}
-		go func() { <-session.ended; v.open.Add(-1) }()
-		return session, nil
+		return &once{ReadWriteCloser: conn, ended: make(chan struct{}), over: func() { v.open.Add(-1) }}, nil
 	}
 }
