@@ -211,10 +211,7 @@ func (s *virtioSession) attemptRead(fd uintptr, p []byte) (n int, err error) {
 		s.port.left = s.port.left[n:]
 		return n, nil
 	}
-	for n, err = unix.Read(int(fd), p); err == unix.EINTR; {
-		n, err = unix.Read(int(fd), p)
-	}
-	return max(n, 0), err
+	return readNow(fd, p)
 }
 
 // Unread gives back what Read gave, to be read in the next session.

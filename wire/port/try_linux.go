@@ -32,10 +32,7 @@ func (s *virtioSession) attempt(fd uintptr, p []byte) (n int, err error) {
 	if s.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	for n, err = unix.Write(int(fd), p); err == unix.EINTR; {
-		n, err = unix.Write(int(fd), p)
-	}
-	if err == unix.EAGAIN {
+	if n, err = writeNow(fd, p); err == unix.EAGAIN {
 		switch gone, pollErr := hostGone(fd); {
 		case pollErr != nil:
 			return 0, pollErr
@@ -43,7 +40,7 @@ func (s *virtioSession) attempt(fd uintptr, p []byte) (n int, err error) {
 			return 0, io.ErrClosedPipe
 		}
 	}
-	return max(n, 0), err
+	return n, err
 }
 
 // unixSession is a connected unix socket.
@@ -64,9 +61,7 @@ func unixChannel(conn *net.UnixConn) io.ReadWriteCloser {
 // TryWrite is that of once.
 func (s *unixSession) TryWrite(p []byte) (n int, err error) {
 	rawErr := s.raw.Write(func(fd uintptr) bool {
-		for n, err = unix.Write(int(fd), p); err == unix.EINTR; {
-			n, err = unix.Write(int(fd), p)
-		}
+		n, err = writeNow(fd, p)
 		return true
 	})
 	switch {
@@ -75,5 +70,5 @@ func (s *unixSession) TryWrite(p []byte) (n int, err error) {
 	case err == nil:
 		err = rawErr
 	}
-	return max(n, 0), err
+	return n, err
 }
