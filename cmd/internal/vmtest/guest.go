@@ -3,6 +3,7 @@ package vmtest
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -171,7 +172,9 @@ func (g *guest) hello(ctx context.Context, exited <-chan struct{}) (id string, e
 	patience := helloPause
 	for answers := 0; answers < 2; {
 		once, cancel := context.WithTimeout(ctx, patience)
-		m, _, err := g.call(once, frame.Message{Op: frame.OpHello, Now: time.Now().UnixNano()}, nil)
+		seed := make([]byte, 32)
+		rand.Read(seed)
+		m, _, err := g.call(once, frame.Message{Op: frame.OpHello, Now: time.Now().UnixNano(), Seed: seed}, nil)
 		cancel()
 		if err == nil {
 			answers++

@@ -62,8 +62,6 @@ func machineArgs(s *saved, dir, disk string, ports []string) []string {
 		"-netdev", "user,id=net1,restrict=on,ipv6=off,net=10.0.3.0/24",
 		"-device", "virtio-net-pci,netdev=net1,romfile=,mac=52:54:00:12:34:04,addr=4",
 		"-device", "virtio-rng-pci,addr=7",
-		// Tells a resumed kernel that it is a copy, so that two copies do not draw the same random numbers.
-		"-device", "vmgenid,guid=auto",
 		"-device", "virtio-serial-pci,id=serial,max_ports=16,addr=6",
 	}
 	for i, name := range ports {

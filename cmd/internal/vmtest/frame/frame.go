@@ -36,7 +36,7 @@ const (
 
 // Operations that the probe knows.
 const (
-	OpHello  = "hello"  // sets the guest's clock to Message.Now; the reply carries BootID
+	OpHello  = "hello"  // sets the guest's clock to Message.Now, and mixes Seed into its randomness; the reply carries BootID
 	OpRun    = "run"    // runs Argv with Body as its standard input
 	OpCancel = "cancel" // kills the command that was started as the message Target; has no reply
 	OpPut    = "put"    // writes Body at Offset of Path+".vmtest-part"; Last makes it durable and renames it
@@ -49,7 +49,8 @@ type Message struct {
 	ID uint64 `json:"id"` // chosen by the host, repeated in the reply
 	Op string `json:"op,omitempty"`
 
-	Now    int64    `json:"now,omitempty"`    // host clock, nanoseconds since 1970
+	Now    int64    `json:"now,omitempty"` // host clock, nanoseconds since 1970
+	Seed   []byte   `json:"seed,omitempty"`
 	BootID string   `json:"boot,omitempty"`   // /proc/sys/kernel/random/boot_id
 	Target uint64   `json:"target,omitempty"` // ID of the command to cancel
 	Argv   []string `json:"argv,omitempty"`

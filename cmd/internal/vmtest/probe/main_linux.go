@@ -11,6 +11,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"os"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -101,7 +103,8 @@ func (p *probe) handle(m frame.Message, body []byte) {
 	_ = frame.Write(p.out, reply, out)
 }
 
-// hello sets the clock, which stood still while the machine lay saved on the host's disk.
+// hello sets the clock, which stood still while the machine lay saved on the host's disk, and makes the copies of a machine draw
+// random numbers of their own.
 func hello(m frame.Message) (frame.Message, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -111,5 +114,23 @@ func hello(m frame.Message) (frame.Message, error) {
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return frame.Message{}, fmt.Errorf("set clock: %w", err)
 	}
-	return frame.Message{BootID: string(id[:len(id)-1])}, nil
+	return frame.Message{BootID: string(id[:len(id)-1])}, reseed(m.Seed)
+}
+
+// reseed mixes a seed into the kernel's random numbers, at once for all that is drawn from now on; see random(4).
+func reseed(seed []byte) error {
+	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(seed))) // struct rand_pool_info: bits of entropy, bytes, the bytes
+	pool = append(binary.NativeEndian.AppendUint32(pool, uint32(len(seed))), seed...)
+	random, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer random.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, random.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+		return fmt.Errorf("add entropy: %w", errno)
+	}
+	if err := unix.IoctlSetInt(int(random.Fd()), unix.RNDRESEEDCRNG, 0); err != nil {
+		return fmt.Errorf("reseed: %w", err)
+	}
+	return nil
 }
