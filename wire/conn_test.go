@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -521,6 +522,38 @@ func TestFramesAreOneWrite(t *testing.T) {
 			t.Errorf("a reply of over %d bytes: the first write has %d bytes", n, got)
 		}
 	}
+}
+
+// Headers are not looked for byte by byte: a frame costs one read, and garbage no more than its size in buffers.
+func TestReadsAreBuffered(t *testing.T) {
+	var reads atomic.Int64
+	near, far := net.Pipe()
+	h, _ := guestOn(t, countingReads{near, &reads}, far, nil, make(chan error, 1))
+	const pings = 20
+	for range pings {
+		h.send(QTX1, "ping", &pb.PingRequest{})
+		h.answer("ping")
+	}
+	if n := reads.Load(); n > pings+1 { // one waits
+		t.Errorf("%d frames took %d reads", pings, n)
+	}
+	const garbage = 1 << 20
+	before := reads.Load()
+	h.write(append(bytes.Repeat([]byte{0xff}, garbage), frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{}))...))
+	h.answer("ping")
+	if n := reads.Load() - before; n > garbage/minRead+2 {
+		t.Errorf("%d bytes that are no frame took %d reads", garbage, n)
+	}
+}
+
+type countingReads struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c countingReads) Read(p []byte) (int, error) {
+	c.n.Add(1)
+	return c.Conn.Read(p)
 }
 
 // Goroutines after many sessions are as after few.

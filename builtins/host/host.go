@@ -62,13 +62,13 @@ func (r *Room) Ops() []builtins.Op {
 }
 
 // Ready is what the host is told of this guest at the beginning of a session; version and capabilities are the caller's
-// to fill in. It asks no name server, starts no process and touches no file system but /etc, so it takes a few
-// milliseconds. What cannot be read is "Unknown".
+// to fill in. It asks no name server, starts no process and touches no file system but /etc and the kernel's own, so it takes
+// a few milliseconds. What cannot be read is "Unknown", and an identity empty.
 func (r *Room) Ready(ctx context.Context) *pb.AgentReadyEvent {
 	release := facts.ReadRelease(ctx, "/")
 	kernel, machine := facts.Kernel()
 	ready := &pb.AgentReadyEvent{OsName: known(release.Name), OsVersion: known(release.Version), KernelVersion: known(kernel),
-		Architecture: known(machine), Hostname: known(facts.Hostname("/"))}
+		Architecture: known(machine), Hostname: known(facts.Hostname("/")), ProductUuid: facts.ProductUUID(), MachineId: facts.MachineID("/")}
 	links, err := facts.Links()
 	if err != nil {
 		return ready

@@ -49,6 +49,11 @@ func TestReadyIsWhatTheGuestIs(t *testing.T) {
 			t.Errorf("%q is no address to reach the guest by", text)
 		}
 	}
+	for path, id := range map[string]string{"/sys/class/dmi/id/product_uuid": ready.GetProductUuid(), "/etc/machine-id": ready.GetMachineId()} {
+		if text, _ := os.ReadFile(path); strings.TrimSpace(string(text)) != id { // what cannot be read is empty
+			t.Errorf("%s says %q, and ready %q", path, text, id)
+		}
+	}
 	if ready.GetVersion() != "" || len(ready.GetCapabilities()) > 0 {
 		t.Error("version and capabilities are the caller's", ready)
 	}

@@ -49,6 +49,11 @@ func (a *app) info(s *session) error {
 			[]string{"system", strings.TrimSpace(ready.OsName + " " + ready.OsVersion)},
 			[]string{"kernel", ready.KernelVersion},
 			[]string{"addresses", strings.Join(ready.IpAddresses, ", ")})
+		for _, id := range [][]string{{"machine", ready.ProductUuid}, {"installation", ready.MachineId}} {
+			if id[1] != "" { // other agents do not say it
+				rows = append(rows, id)
+			}
+		}
 	}
 	rows = append(rows,
 		[]string{"platform", can.Os + "/" + can.Architecture},

@@ -22,8 +22,8 @@ const (
 	pushChunk  = 256 << 10
 	pushWindow = 4     // chunks in flight
 	pullChunk  = 31000 // what the agent gives in one frame of 32,000 bytes
-	pullWindow = 8
-	pullAtOnce = 4 // asked for in one write
+	pullWindow = 6
+	pullAtOnce = 3 // asked for in one write
 )
 
 var crc = crc32c.Standard()

@@ -3123,6 +3123,9 @@ type AgentReadyEvent struct {
 	Hostname      string                 `protobuf:"bytes,6,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	IpAddresses   []string               `protobuf:"bytes,7,rep,name=ip_addresses,json=ipAddresses,proto3" json:"ip_addresses,omitempty"`
 	Capabilities  []string               `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	// What SMBIOS calls the machine, as the hypervisor set it, and the installation's own name; empty where there is none.
+	ProductUuid   string `protobuf:"bytes,200,opt,name=product_uuid,json=productUuid,proto3" json:"product_uuid,omitempty"`
+	MachineId     string `protobuf:"bytes,201,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3211,6 +3214,20 @@ func (x *AgentReadyEvent) GetCapabilities() []string {
 		return x.Capabilities
 	}
 	return nil
+}
+
+func (x *AgentReadyEvent) GetProductUuid() string {
+	if x != nil {
+		return x.ProductUuid
+	}
+	return ""
+}
+
+func (x *AgentReadyEvent) GetMachineId() string {
+	if x != nil {
+		return x.MachineId
+	}
+	return ""
 }
 
 // Something the host should know that belongs to no request.
@@ -7225,7 +7242,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\"J\n" +
 	"\x18ConfigureNetworkResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x91\x02\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xd5\x02\n" +
 	"\x0fAgentReadyEvent\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\aos_name\x18\x02 \x01(\tR\x06osName\x12\x1d\n" +
@@ -7235,7 +7252,10 @@ const file_agent_proto_rawDesc = "" +
 	"\farchitecture\x18\x05 \x01(\tR\farchitecture\x12\x1a\n" +
 	"\bhostname\x18\x06 \x01(\tR\bhostname\x12!\n" +
 	"\fip_addresses\x18\a \x03(\tR\vipAddresses\x12\"\n" +
-	"\fcapabilities\x18\b \x03(\tR\fcapabilities\"\x80\x02\n" +
+	"\fcapabilities\x18\b \x03(\tR\fcapabilities\x12\"\n" +
+	"\fproduct_uuid\x18\xc8\x01 \x01(\tR\vproductUuid\x12\x1e\n" +
+	"\n" +
+	"machine_id\x18\xc9\x01 \x01(\tR\tmachineId\"\x80\x02\n" +
 	"\n" +
 	"ErrorEvent\x12?\n" +
 	"\bseverity\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ErrorSeverityR\bseverity\x12\x12\n" +

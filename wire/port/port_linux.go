@@ -95,11 +95,13 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	stop := context.AfterFunc(ctx, func() { v.file.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var pollErr error
+	waited := false
 	err := v.raw.Write(func(fd uintptr) bool {
 		var gone bool
 		if gone, pollErr = hostGone(fd); gone && pollErr == nil {
 			pollErr = unplugged(fd)
 		}
+		waited = waited || gone
 		return pollErr != nil || !gone
 	})
 	if ctx.Err() != nil {
@@ -117,6 +119,7 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	s := &virtioSession{port: v}
 	session := &once{ReadWriteCloser: s, ended: make(chan struct{})}
 	v.mu.Lock()
+	v.fresh = v.fresh && !waited // whoever sent it may have left long ago
 	s.backlog.Store(len(v.left) == 0 || !v.fresh)
 	v.last = session
 	v.mu.Unlock()
