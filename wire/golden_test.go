@@ -57,9 +57,13 @@ func messages() []goldenFrame {
 	unknownReply.ErrorDetail = &pb.ErrorDetail{Code: "unsupported", Message: "unknown request"}
 	limited := in(&pb.ExecuteRequest{Command: "uname", Args: []string{"-r"}, TimeoutSeconds: 5, WaitForExit: true})
 	limited.TimeoutMs, limited.Session = 5000, "8c1d0e5b7a924f60c3d2a1b0"
+	asking := in(&pb.PingRequest{Sequence: 3, Awaiting: []string{"the-id-of-another", "lost"}})
+	asking.Session, asking.Host = limited.Session, 0x0123456789abcdef
 	return []goldenFrame{
 		{name: "ping", about: "A request that asks for nothing but a pong.", message: in(&pb.PingRequest{Sequence: 2})},
 		{name: "pong", about: "Its reply, with the session of the agent.", message: from(&pb.PongResponse{Sequence: 2, Version: "0.2.0", UptimeSeconds: 7})},
+		{name: "ping_awaiting", about: "From a named host that asks what became of two requests.", message: asking},
+		{name: "pong_unknown", about: "Nothing more will come for one of them.", message: from(&pb.PongResponse{Sequence: 3, Version: "0.2.0", UptimeSeconds: 8, Unknown: []string{"lost"}})},
 		{name: "agent_ready", about: "What an agent says first.", message: from(&pb.AgentReadyEvent{Version: "0.2.0", OsName: "Debian GNU/Linux", Architecture: "x86_64", Hostname: "web", IpAddresses: []string{"192.0.2.7"}, Capabilities: []string{"telemetry", "execute"}})},
 		{name: "execute", about: "With a timeout of the whole call, and the echoed session.", message: limited},
 		{name: "execute_reply", about: "Bytes that are not UTF-8 were escaped by the sender.", message: from(&pb.ExecuteResponse{Stdout: `6.1.0\xff` + "\n", DurationMs: 3})},
