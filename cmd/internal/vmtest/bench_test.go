@@ -24,6 +24,7 @@ const megabytes = 64
 func BenchmarkGuest(b *testing.B) {
 	vm := machine(b, vmtest.Options{})
 	startAgent(b, vm)
+	vm.Must(b, fmt.Sprintf("head -c %dM /dev/zero >/dev/shm/file", megabytes))
 	c := dial(b, vm, vmtest.AgentPort, client.Options{})
 	ctx := context.Background()
 	// The bare channel is measured right before what is held against it: other load on the machine comes and goes.
