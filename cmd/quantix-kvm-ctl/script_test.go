@@ -16,8 +16,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	defer ctltest.Clean()
-	agenttest.Main(m)
+	code := m.Run()
+	ctltest.Clean()
+	agenttest.Clean()
+	os.Exit(code)
 }
 
 // The command line scripts, each against an agent of its own that acts on this machine as whoever runs the test.
