@@ -43,6 +43,12 @@ type Tx interface {
 	Before(ctx context.Context, paths ...string) error
 	// BeforeTree keeps all that is below each path as well, for what a command may change there.
 	BeforeTree(ctx context.Context, paths ...string) error
+	// BeforeTouch is BeforeTree for a command that can change nothing but the paths, and the names in the directories
+	// that they are in: it notes what these are.
+	BeforeTouch(ctx context.Context, paths ...string) error
+	// Strayed gives what has been made of those names since, by path, with op as their operation. A rollback names it. It comes
+	// when the command has ended; if it never does, because the agent was killed, a rollback looks for itself.
+	Strayed(ctx context.Context, op string) ([]*pb.Change, error)
 	// Take keeps the tree at path by moving it away: afterwards nothing is there.
 	Take(ctx context.Context, path string) error
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do. It must be

@@ -57,8 +57,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 			return result, err
 		}
 	}
-	before, err := r.makeUndoable(ctx, call, in, change)
-	if err != nil {
+	if err := r.makeUndoable(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
 	}
 	result, err := r.started(ctx, spec, Command{Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches()})
@@ -70,8 +69,8 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		call.Tx.NotBegun()
 	}
 	out, err := finish(in, spec.Confine != nil, result, err)
-	if result != nil && before != nil {
-		if stray := r.strayed(ctx, call, op, before); stray != nil && err == nil {
+	if result != nil && call.Tx != nil && confinable(in) {
+		if stray := strayed(ctx, call, op); stray != nil && err == nil {
 			return nil, onCommand(in, stray)
 		}
 	}
@@ -148,11 +147,8 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 	if len(spec.Stdin) == 0 {
 		spec.Stdin = nil
 	}
-	if (in.GetReadonly() || len(in.GetTouches()) > 0 && !in.GetUnconfined()) && r.confines() {
-		spec.Confine = &proc.Confine{}
-		for _, p := range in.GetTouches() {
-			spec.Confine.Writable = append(spec.Confine.Writable, path.Clean(p))
-		}
+	if (in.GetReadonly() || confinable(in)) && r.confines() {
+		spec.Confine = &proc.Confine{Writable: touched(in)}
 	}
 	return spec, r.identity(&spec, in.GetUser(), in.GetGroup(), true, in.GetEnv())
 }
@@ -160,35 +156,75 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 // confines says whether commands are held to what they declare.
 func (r *Room) confines() bool { return r.run.Confinement() == proc.Confined }
 
-// makeUndoable keeps what takes a command back before it runs. Of one that is held to what it touches it gives what stands beside.
-func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*beside, error) {
+// makeUndoable keeps what takes a command back before it runs.
+func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
 	switch {
 	case call.Tx == nil:
 	case len(in.GetUndo()) > 0:
-		return nil, call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
+		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
 			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout()})
+	case confinable(in):
+		return call.Tx.BeforeTouch(ctx, touched(in)...)
 	case len(in.GetTouches()) > 0:
 		return r.keepTouched(ctx, call, in)
 	case in.GetIrreversible():
-		return nil, call.Tx.Irreversible(ctx, change)
+		return call.Tx.Irreversible(ctx, change)
 	}
-	return nil, nil
+	return nil
 }
 
-func (r *Room) keepTouched(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*beside, error) {
+// confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file mostly puts another in its place, so
+// the directory that a touched file is in must be writable for it. The files and directories in it are read-only all the same; but
+// nothing keeps a command from making something new beside them, or from removing a link. That is looked for afterwards.
+func confinable(in *pb.RunArgs) bool { return len(in.GetTouches()) > 0 && !in.GetUnconfined() }
+
+// touched are the paths that a command touches.
+func touched(in *pb.RunArgs) []string {
+	var paths []string
+	for _, p := range in.GetTouches() {
+		paths = append(paths, path.Clean(p))
+	}
+	return paths
+}
+
+// keepTouched is for a command that is not held: where it may write through a link, what that leads to is kept as well.
+func (r *Room) keepTouched(ctx context.Context, call *builtins.Call, in *pb.RunArgs) error {
 	root, err := fsys.Open(r.config.Root)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer root.Close()
-	paths, err := kept(root, in)
-	if err != nil {
-		return nil, err
+	var paths []string
+	for _, p := range touched(in) {
+		place, err := root.Resolve(p, false)
+		if err != nil {
+			return err
+		}
+		target, err := root.Resolve(p, true)
+		if err != nil {
+			return err
+		}
+		paths = append(paths, p)
+		if target != place {
+			paths = append(paths, target)
+		}
 	}
-	if err := call.Tx.BeforeTree(ctx, paths...); err != nil || in.GetUnconfined() {
-		return nil, err
+	return call.Tx.BeforeTree(ctx, paths...)
+}
+
+// strayed names what a command changed beside what it touches; that is an error.
+func strayed(ctx context.Context, call *builtins.Call, op string) error {
+	list, err := call.Tx.Strayed(ctx, op)
+	if err != nil || len(list) == 0 {
+		return err
 	}
-	return lookBeside(root, in.GetTouches())
+	for _, change := range list {
+		call.Report(change)
+	}
+	return &fault.Error{
+		Err:  fault.Refuse("%s was %s, which touches does not name", list[0].Target, list[0].Action),
+		Hint: "name in touches all that the command changes, also what it makes beside; or the directory",
+	}
 }
 
 // finish makes the script's result of how a command ended.

@@ -144,6 +144,7 @@ func (g *guest) told(want ...string) {
 
 // tx is a transaction that writes down what it is told, and what was there at that moment.
 type tx struct {
+	builtins.Tx
 	g    *guest
 	fail error
 	log  []string
@@ -166,11 +167,6 @@ func (x *tx) Before(_ context.Context, paths ...string) error {
 	}
 	return nil
 }
-
-func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
-
-func (x *tx) Irreversible(context.Context, *pb.Change) error { return nil }
-func (x *tx) NotBegun()                                      {}
 
 func (x *tx) Take(_ context.Context, path string) error {
 	if x.fail != nil {

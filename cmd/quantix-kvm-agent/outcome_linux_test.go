@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,5 +188,42 @@ func TestTouchesNamesAllThatChanges(t *testing.T) {
 			}
 		}
 		_ = os.Remove(dir + "/new")
+	}
+}
+
+// What a command left beside the files that it touches is named also where the agent was killed in the middle of it.
+func TestLeftBesideByAKill(t *testing.T) {
+	state, dir := t.TempDir(), t.TempDir()
+	one := filepath.Join(dir, "one")
+	if err := errors.Join(os.WriteFile(one, []byte("1\n"), 0o644), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{State: state})
+	c := a.Client(t, client.Options{})
+	source := strings.ReplaceAll(`exec.sh("cp $/one $/one.tmp; echo 2 >> $/one; sleep 1000", {touches = {"$/one"}})`, "$", dir)
+	go func() {
+		_, _ = client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(source)})
+	}()
+	eventually(t, "the command", func() bool {
+		content, err := os.ReadFile(one)
+		return err == nil && string(content) == "1\n2\n"
+	})
+	a.Kill()
+	d := agenttest.Start(t, agenttest.Options{State: state}).Client(t, client.Options{})
+	awaitRecovered(t, d)
+	list, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{})
+	if err != nil || len(list.Transactions) != 1 {
+		t.Fatal(list, err)
+	}
+	shown, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{TransactionId: list.Transactions[0].TransactionId})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply := shown.Transactions[0].Reply
+	if reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_PARTIAL || states(reply.GetNotUndone(), dir) != "created /one.tmp NOT_UNDONE" {
+		t.Error(reply)
+	}
+	if content, err := os.ReadFile(one); err != nil || string(content) != "1\n" {
+		t.Errorf("%q, %v", content, err)
 	}
 }

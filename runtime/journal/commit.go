@@ -136,10 +136,9 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 	}
 	record := &pb.JournalAwait{Reply: reply, BootId: t.journal.config.BootID(),
 		UntilBoottimeMs: uint64(max(until.Boottime, 0).Milliseconds()), Until: timestamppb.New(until.Wall)}
-	if err := t.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}, Left: t.left, Reverted: t.reverted}, false); err != nil {
+	if err := t.write(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
 		return t.sticky1(fault.On("journal", err))
 	}
-	t.left, t.reverted = nil, nil
 	t.enter(awaiting)
 	t.reply = reply
 	return nil

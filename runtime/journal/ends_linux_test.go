@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -339,7 +340,7 @@ func TestAttempts(t *testing.T) {
 		}
 	})
 	for range attempts {
-		dies(t, p)
+		dies(t, p, 0)
 	}
 	g := started(t, p, nil)
 	list, err := g.journal.Recover(t.Context(), nil)
@@ -352,13 +353,15 @@ func TestAttempts(t *testing.T) {
 	g.begin(t)
 }
 
-// dies is a recovery that ends with its process at the first thing that it restores.
-func dies(t *testing.T, p place) {
+// dies is a recovery that ends with its process once it restored a number of things.
+func dies(t *testing.T, p place, restored int) {
 	t.Helper()
 	g, err := start(p, func(c *Config) {
 		c.Step = func(name string) error {
 			if strings.HasPrefix(name, "restore.") && name != "restore.syncall" {
-				panic(name)
+				if restored--; restored < 0 {
+					panic(name)
+				}
 			}
 			return nil
 		}
@@ -438,7 +441,7 @@ func TestFailureIsNotForgotten(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			dies(t, p)
+			dies(t, p, 0)
 			g := started(t, p, nil)
 			list, err := g.journal.Recover(t.Context(), nil)
 			if err != nil || len(list) != 1 {
@@ -450,6 +453,93 @@ func TestFailureIsNotForgotten(t *testing.T) {
 			}
 			same(t, before, p.files)
 		})
+	}
+}
+
+// What a command changed beside the paths that it touches is named by the rollback after a death, also where one before was
+// interrupted. What others change once the command was looked after is not, nor is a directory in which all may write.
+func TestBeside(t *testing.T) {
+	for name, c := range map[string]struct {
+		do     func(t *testing.T, g *guest, tx *Tx, etc string)
+		status pb.ScriptStatus
+		named  string
+	}{
+		"killed in the command": {func(t *testing.T, _ *guest, _ *Tx, etc string) { disturb(t, etc) }, pb.ScriptStatus_SCRIPT_STATUS_PARTIAL,
+			"modified /etc/app.d\ndeleted /etc/link\ncreated /etc/new"},
+		"killed when that was told": {func(t *testing.T, _ *guest, tx *Tx, etc string) {
+			disturb(t, etc)
+			if list, err := tx.Strayed(t.Context(), "exec.run"); err != nil || len(list) != 3 || list[0].Op != "exec.run" {
+				t.Fatal(list, err)
+			}
+		}, pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "created /etc/new\ndeleted /etc/link\nmodified /etc/app.d"},
+		"killed later": {func(t *testing.T, g *guest, tx *Tx, etc string) {
+			if list, err := tx.Strayed(t.Context(), "exec.run"); err != nil || len(list) > 0 {
+				t.Fatal(list, err)
+			}
+			g.must(t, tx, "file.mkdir", &pb.MkdirArgs{Path: "/etc/made"})
+			disturb(t, etc)
+		}, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
+		"where all may write": {func(t *testing.T, _ *guest, tx *Tx, etc string) {
+			open := filepath.Join(etc, "app.d")
+			if err := errors.Join(os.Chmod(open, 0o1777), tx.BeforeTouch(t.Context(), "/etc/app.d/one"), os.Mkdir(filepath.Join(open, "theirs"), 0o700)); err != nil {
+				t.Fatal(err)
+			}
+		}, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
+	} {
+		for restored := -1; restored < 8; restored++ {
+			t.Run(fmt.Sprintf("%s, %d restored", name, restored), func(t *testing.T) {
+				p := newPlace(t)
+				set(t, p)
+				etc := filepath.Join(p.files, "etc")
+				if err := os.Chmod(etc, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				lived(t, p, nil, func(g *guest, tx *Tx) {
+					g.must(t, tx, "file.mkdir", &pb.MkdirArgs{Path: "/etc/first"}) // so that there is something left to interrupt
+					if err := tx.BeforeTouch(t.Context(), "/etc/small", "/etc/none/deep"); err != nil {
+						t.Fatal(err)
+					}
+					in := func(name string) string { return filepath.Join(etc, name) }
+					if err := errors.Join(os.WriteFile(in("none"), []byte("changed"), 0o600), os.Rename(in("none"), in("small")), os.Mkdir(in("none"), 0o700)); err != nil {
+						t.Fatal(err)
+					}
+					c.do(t, g, tx, etc)
+				})
+				if restored >= 0 {
+					dies(t, p, restored)
+				}
+				g := started(t, p, nil)
+				list, err := g.journal.Recover(t.Context(), nil)
+				if err != nil || len(list) != 1 {
+					t.Fatal(list, err)
+				}
+				reply := list[0].Entry.Reply
+				var named []string
+				for _, change := range reply.NotUndone {
+					named = append(named, change.Action+" "+change.Target)
+				}
+				if reply.Status != c.status || strings.Join(named, "\n") != c.named {
+					t.Errorf("%s\n%s", reply.Status, strings.Join(named, "\n"))
+				}
+				if content, err := os.ReadFile(filepath.Join(etc, "small")); err != nil || string(content) != "small\n" {
+					t.Errorf("%q, %v", content, err)
+				}
+				for _, gone := range []string{"none", "first", "made"} {
+					if _, err := os.Lstat(filepath.Join(etc, gone)); !errors.Is(err, fs.ErrNotExist) {
+						t.Error(gone, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// disturb makes, removes and replaces something in a directory.
+func disturb(t *testing.T, dir string) {
+	t.Helper()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(os.WriteFile(in("new"), nil, 0o600), os.Remove(in("link")), os.RemoveAll(in("app.d")), os.Symlink("two", in("app.d"))); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -34,7 +34,7 @@ type Undone struct {
 	Conflict string
 	// Err is why it could not be taken back.
 	Err error
-	// Irreversible is what was done with the promise of no undo; nil for all else.
+	// Irreversible is what was done with the promise of no undo, or beside what was kept; nil for all else.
 	Irreversible *pb.Change
 }
 
@@ -120,9 +120,8 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 	p := t.newPass()
 	p.left = !t.again // the step that was interrupted left something that is nobody's
 	// So that a rollback after this one takes a half restored file for what it is. The rollback itself does not need it.
-	_ = t.log.append(&pb.JournalRecord{Left: t.left, Reverted: t.reverted,
-		Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
-			BootId: t.journal.config.BootID(), At: now(), Early: later != nil}}}, true)
+	_ = t.write(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
+		BootId: t.journal.config.BootID(), At: now(), Early: later != nil}}}, true)
 	open := false
 	for _, s := range slices.Backward(t.steps) {
 		if s.reverted {
@@ -171,8 +170,11 @@ func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 func failures(undone []Undone) []*pb.JournalFailed {
 	var list []*pb.JournalFailed
 	for _, u := range undone {
-		if u.Err != nil {
+		switch {
+		case u.Err != nil:
 			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Message: cut(u.Err.Error())})
+		case u.Irreversible != nil:
+			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Stays: u.Irreversible})
 		}
 	}
 	return list[:min(len(list), 20)]
@@ -234,7 +236,7 @@ func (p *pass) undo(ctx context.Context, s *step) Undone {
 func (p *pass) undoAll(ctx context.Context, s *step) []Undone {
 	switch r := s.record.Record.(type) {
 	case *pb.JournalRecord_Keep:
-		return p.restoreAll(ctx, s, r.Keep)
+		return append(p.beside(s, r.Keep), p.restoreAll(ctx, s, r.Keep)...)
 	case *pb.JournalRecord_Take:
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
 		u.Conflict, u.Err = p.giveBack(ctx, r.Take)

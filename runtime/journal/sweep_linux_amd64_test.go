@@ -80,15 +80,20 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 			{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/large"}},
 		})
 	},
-	"a command that touches a tree": func(_ *guest, tx *Tx, p place) error {
-		if err := tx.BeforeTree(context.Background(), "/etc/app.d", "/etc/nothing"); err != nil {
+	"a command that touches a tree": func(g *guest, tx *Tx, p place) error {
+		if err := tx.BeforeTouch(context.Background(), "/etc/app.d", "/etc/nothing"); err != nil {
 			return err
 		}
 		in := func(name string) string { return filepath.Join(p.files, "etc", name) }
-		return errors.Join(
+		err := errors.Join(
 			os.RemoveAll(in("app.d/deep")), os.Remove(in("app.d/also-two")), os.WriteFile(in("app.d/also-two"), []byte("own"), 0o600),
 			os.WriteFile(in("app.d/one"), []byte("in place"), 0), os.Mkdir(in("app.d/new"), 0o700), os.WriteFile(in("app.d/new/x"), nil, 0o600),
-			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), large('x'), 0o644), errWanted)
+			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), large('x'), 0o644))
+		stray, looked := tx.Strayed(context.Background(), "a command")
+		if len(stray) > 0 {
+			looked = fmt.Errorf("strayed: %v", stray)
+		}
+		return errors.Join(err, looked, g.calls(tx, scripted()[:1]), errWanted)
 	},
 	"objects that come and go": func(g *guest, tx *Tx, _ place) error {
 		write := func(path, content string) call {

@@ -32,6 +32,7 @@ type Tx struct {
 	// what the next record tells besides
 	left     []*pb.JournalLeft
 	reverted []uint64
+	checked  []uint64
 	marked   int // steps whose outcome is known
 	loose    loose
 
@@ -85,6 +86,7 @@ type step struct {
 	record   *pb.JournalRecord
 	left     map[uint32]*pb.JournalState
 	reverted bool
+	checked  bool // what it left beside is known
 }
 
 // ID names the transaction.
@@ -110,10 +112,10 @@ func (t *Tx) keep(ctx context.Context, tree bool, paths []string) error {
 	if err := t.ready(); err != nil || len(paths) == 0 {
 		return err
 	}
-	return t.keepNow(ctx, tree, paths)
+	return t.keepNow(ctx, tree, paths, nil)
 }
 
-func (t *Tx) keepNow(ctx context.Context, tree bool, paths []string) error {
+func (t *Tx) keepNow(ctx context.Context, tree bool, paths []string, beside []*pb.JournalBeside) error {
 	k := &keeper{tx: t, ctx: ctx, step: t.next(), tree: tree, seen: map[string]bool{}}
 	for _, path := range paths {
 		if err := k.add(path); err != nil {
@@ -128,7 +130,7 @@ func (t *Tx) keepNow(ctx context.Context, tree bool, paths []string) error {
 	if err := t.settle(k.owned()); err != nil {
 		return t.sticky1(err)
 	}
-	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: k.step, Objects: k.objects}}})
+	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: k.step, Objects: k.objects, Beside: beside}}})
 }
 
 // Undo implements builtins.Tx.
@@ -152,6 +154,10 @@ func (t *Tx) Irreversible(ctx context.Context, change *pb.Change) error {
 	if err := t.ready(); err != nil {
 		return err
 	}
+	return t.irreversible(change)
+}
+
+func (t *Tx) irreversible(change *pb.Change) error {
 	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.next(), Change: change}}})
 }
 
@@ -209,7 +215,7 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 
 // copyAway is for a tree that the file system does not move, though it is on the same mount: it is kept and removed.
 func (t *Tx) copyAway(ctx context.Context, at *fsys.At) error {
-	if err := t.keepNow(ctx, true, []string{at.Path}); err != nil {
+	if err := t.keepNow(ctx, true, []string{at.Path}, nil); err != nil {
 		return err
 	}
 	return t.journal.do("take.remove", func() error { return at.RemoveAll(ctx) })
@@ -272,16 +278,24 @@ func (t *Tx) sticky(disk, told error) error {
 
 func (t *Tx) sticky1(err error) error { return t.sticky(err, err) }
 
-// append makes a step durable, and with it what is to be told of earlier ones.
+// write appends a record, and with it what is to be told of earlier steps.
+func (t *Tx) write(record *pb.JournalRecord, last bool) error {
+	record.Left, record.Reverted, record.Checked = t.left, t.reverted, t.checked
+	err := t.log.append(record, last)
+	if err == nil {
+		t.left, t.reverted, t.checked = nil, nil, nil
+	}
+	return err
+}
+
+// append makes a step durable.
 func (t *Tx) append(record *pb.JournalRecord) error {
-	record.Left, record.Reverted = t.left, t.reverted
-	if err := t.log.append(record, false); err != nil {
+	if err := t.write(record, false); err != nil {
 		if errors.Is(err, fault.ErrTooLarge) { // nothing was written
 			return err
 		}
 		return t.sticky1(fault.On("journal", err))
 	}
-	t.left, t.reverted = nil, nil
 	t.replay(record)
 	t.loose.note(record)
 	t.seen.mu.Lock()
@@ -306,8 +320,15 @@ func (t *Tx) replay(record *pb.JournalRecord) {
 	for _, number := range record.Reverted {
 		byNumber(number).reverted = true
 	}
+	for _, number := range record.Checked {
+		byNumber(number).checked = true
+	}
 	for _, f := range record.GetUndone().GetFailed() {
-		t.lost = append(t.lost, Undone{Step: f.Step, Op: f.Op, Target: f.Target, Err: errors.New(f.Message)})
+		u := Undone{Step: f.Step, Op: f.Op, Target: f.Target, Irreversible: f.Stays}
+		if f.Stays == nil {
+			u.Err = errors.New(f.Message)
+		}
+		t.lost = append(t.lost, u)
 	}
 	s := &step{record: record, left: map[uint32]*pb.JournalState{}}
 	switch r := record.Record.(type) {

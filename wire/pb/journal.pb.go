@@ -46,7 +46,9 @@ type JournalRecord struct {
 	// What earlier steps left behind, as far as no earlier record said so.
 	Left []*JournalLeft `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
 	// Earlier steps that were taken back already, durably, as far as no earlier record said so.
-	Reverted      []uint64 `protobuf:"varint,15,rep,packed,name=reverted,proto3" json:"reverted,omitempty"`
+	Reverted []uint64 `protobuf:"varint,15,rep,packed,name=reverted,proto3" json:"reverted,omitempty"`
+	// Earlier steps whose beside was looked at when they had ended, as far as no earlier record said so.
+	Checked       []uint64 `protobuf:"varint,13,rep,packed,name=checked,proto3" json:"checked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,6 +190,13 @@ func (x *JournalRecord) GetLeft() []*JournalLeft {
 func (x *JournalRecord) GetReverted() []uint64 {
 	if x != nil {
 		return x.Reverted
+	}
+	return nil
+}
+
+func (x *JournalRecord) GetChecked() []uint64 {
+	if x != nil {
+		return x.Checked
 	}
 	return nil
 }
@@ -379,8 +388,10 @@ func (x *JournalBegin) GetStarted() *timestamppb.Timestamp {
 type JournalKeep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts the steps of a transaction from 1.
-	Step          uint64           `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	Objects       []*JournalObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
+	Step    uint64           `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Objects []*JournalObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
+	// What a rollback cannot take back, and names.
+	Beside        []*JournalBeside `protobuf:"bytes,3,rep,name=beside,proto3" json:"beside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,6 +440,141 @@ func (x *JournalKeep) GetObjects() []*JournalObject {
 	return nil
 }
 
+func (x *JournalKeep) GetBeside() []*JournalBeside {
+	if x != nil {
+		return x.Beside
+	}
+	return nil
+}
+
+// A directory in which more can be made, removed and renamed than is kept.
+type JournalBeside struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Resolved and escaped, from the root on.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// All that was there and is not kept.
+	Neighbours    []*JournalNeighbour `protobuf:"bytes,2,rep,name=neighbours,proto3" json:"neighbours,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalBeside) Reset() {
+	*x = JournalBeside{}
+	mi := &file_journal_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalBeside) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalBeside) ProtoMessage() {}
+
+func (x *JournalBeside) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalBeside.ProtoReflect.Descriptor instead.
+func (*JournalBeside) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *JournalBeside) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *JournalBeside) GetNeighbours() []*JournalNeighbour {
+	if x != nil {
+		return x.Neighbours
+	}
+	return nil
+}
+
+// What tells that something else has its name now.
+type JournalNeighbour struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Escaped.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As of a JournalState; unset for a file.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Of a symlink, byte for byte.
+	Target []byte `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	// Unset for a file and a directory.
+	Ino           uint64 `protobuf:"varint,4,opt,name=ino,proto3" json:"ino,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalNeighbour) Reset() {
+	*x = JournalNeighbour{}
+	mi := &file_journal_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalNeighbour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalNeighbour) ProtoMessage() {}
+
+func (x *JournalNeighbour) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalNeighbour.ProtoReflect.Descriptor instead.
+func (*JournalNeighbour) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *JournalNeighbour) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JournalNeighbour) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *JournalNeighbour) GetTarget() []byte {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *JournalNeighbour) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
 // An object as it was.
 type JournalObject struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -453,7 +599,7 @@ type JournalObject struct {
 
 func (x *JournalObject) Reset() {
 	*x = JournalObject{}
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -465,7 +611,7 @@ func (x *JournalObject) String() string {
 func (*JournalObject) ProtoMessage() {}
 
 func (x *JournalObject) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -478,7 +624,7 @@ func (x *JournalObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalObject.ProtoReflect.Descriptor instead.
 func (*JournalObject) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{3}
+	return file_journal_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JournalObject) GetPath() string {
@@ -561,7 +707,7 @@ type JournalState struct {
 
 func (x *JournalState) Reset() {
 	*x = JournalState{}
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +719,7 @@ func (x *JournalState) String() string {
 func (*JournalState) ProtoMessage() {}
 
 func (x *JournalState) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +732,7 @@ func (x *JournalState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalState.ProtoReflect.Descriptor instead.
 func (*JournalState) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{4}
+	return file_journal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JournalState) GetKind() string {
@@ -677,7 +823,7 @@ type JournalTime struct {
 
 func (x *JournalTime) Reset() {
 	*x = JournalTime{}
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +835,7 @@ func (x *JournalTime) String() string {
 func (*JournalTime) ProtoMessage() {}
 
 func (x *JournalTime) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +848,7 @@ func (x *JournalTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTime.ProtoReflect.Descriptor instead.
 func (*JournalTime) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{5}
+	return file_journal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JournalTime) GetSeconds() int64 {
@@ -730,7 +876,7 @@ type JournalXattr struct {
 
 func (x *JournalXattr) Reset() {
 	*x = JournalXattr{}
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +888,7 @@ func (x *JournalXattr) String() string {
 func (*JournalXattr) ProtoMessage() {}
 
 func (x *JournalXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +901,7 @@ func (x *JournalXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalXattr.ProtoReflect.Descriptor instead.
 func (*JournalXattr) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{6}
+	return file_journal_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JournalXattr) GetName() []byte {
@@ -789,7 +935,7 @@ type JournalTake struct {
 
 func (x *JournalTake) Reset() {
 	*x = JournalTake{}
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +947,7 @@ func (x *JournalTake) String() string {
 func (*JournalTake) ProtoMessage() {}
 
 func (x *JournalTake) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +960,7 @@ func (x *JournalTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTake.ProtoReflect.Descriptor instead.
 func (*JournalTake) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{7}
+	return file_journal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JournalTake) GetStep() uint64 {
@@ -871,7 +1017,7 @@ type JournalInverse struct {
 
 func (x *JournalInverse) Reset() {
 	*x = JournalInverse{}
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1029,7 @@ func (x *JournalInverse) String() string {
 func (*JournalInverse) ProtoMessage() {}
 
 func (x *JournalInverse) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1042,7 @@ func (x *JournalInverse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalInverse.ProtoReflect.Descriptor instead.
 func (*JournalInverse) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{8}
+	return file_journal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JournalInverse) GetStep() uint64 {
@@ -931,7 +1077,7 @@ type JournalIrreversible struct {
 
 func (x *JournalIrreversible) Reset() {
 	*x = JournalIrreversible{}
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1089,7 @@ func (x *JournalIrreversible) String() string {
 func (*JournalIrreversible) ProtoMessage() {}
 
 func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1102,7 @@ func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalIrreversible.ProtoReflect.Descriptor instead.
 func (*JournalIrreversible) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{9}
+	return file_journal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JournalIrreversible) GetStep() uint64 {
@@ -986,7 +1132,7 @@ type JournalAttempt struct {
 
 func (x *JournalAttempt) Reset() {
 	*x = JournalAttempt{}
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1144,7 @@ func (x *JournalAttempt) String() string {
 func (*JournalAttempt) ProtoMessage() {}
 
 func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1157,7 @@ func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAttempt.ProtoReflect.Descriptor instead.
 func (*JournalAttempt) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{10}
+	return file_journal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JournalAttempt) GetBootId() string {
@@ -1046,7 +1192,7 @@ type JournalUndone struct {
 
 func (x *JournalUndone) Reset() {
 	*x = JournalUndone{}
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1204,7 @@ func (x *JournalUndone) String() string {
 func (*JournalUndone) ProtoMessage() {}
 
 func (x *JournalUndone) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1217,7 @@ func (x *JournalUndone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalUndone.ProtoReflect.Descriptor instead.
 func (*JournalUndone) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{11}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalUndone) GetFailed() []*JournalFailed {
@@ -1088,15 +1234,17 @@ type JournalFailed struct {
 	// The inverse that failed, or "restore".
 	Op string `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
 	// A path; empty for an operation.
-	Target        string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Target  string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// What was made of something that was not kept; unset for all else.
+	Stays         *Change `protobuf:"bytes,5,opt,name=stays,proto3" json:"stays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalFailed) Reset() {
 	*x = JournalFailed{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1256,7 @@ func (x *JournalFailed) String() string {
 func (*JournalFailed) ProtoMessage() {}
 
 func (x *JournalFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1269,7 @@ func (x *JournalFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalFailed.ProtoReflect.Descriptor instead.
 func (*JournalFailed) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalFailed) GetStep() uint64 {
@@ -1152,6 +1300,13 @@ func (x *JournalFailed) GetMessage() string {
 	return ""
 }
 
+func (x *JournalFailed) GetStays() *Change {
+	if x != nil {
+		return x.Stays
+	}
+	return nil
+}
+
 // All is done and durable, and taken back unless it is confirmed in time. The last of several counts.
 type JournalAwait struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1167,7 +1322,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1334,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1347,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1236,7 +1391,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1403,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1416,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1307,7 +1462,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1474,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1487,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1376,7 +1531,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1543,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1556,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1438,7 +1593,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1605,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1618,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{17}
+	return file_journal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1501,7 +1656,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1668,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1681,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{18}
+	return file_journal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -1561,7 +1716,7 @@ var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xe5\x05\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xff\x05\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -1575,7 +1730,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x06undone\x18\n" +
 	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
-	"\breverted\x18\x0f \x03(\x04R\brevertedB\b\n" +
+	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
+	"\achecked\x18\r \x03(\x04R\acheckedB\b\n" +
 	"\x06record\"\xee\x02\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
@@ -1590,10 +1746,21 @@ const file_journal_proto_rawDesc = "" +
 	"\aboot_id\x18\b \x01(\tR\x06bootId\x12#\n" +
 	"\ragent_version\x18\t \x01(\tR\fagentVersion\x124\n" +
 	"\astarted\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"`\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\x9d\x01\n" +
 	"\vJournalKeep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12=\n" +
-	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\"\xa9\x02\n" +
+	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\x12;\n" +
+	"\x06beside\x18\x03 \x03(\v2#.limiquantix.agent.v1.JournalBesideR\x06beside\"k\n" +
+	"\rJournalBeside\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12F\n" +
+	"\n" +
+	"neighbours\x18\x02 \x03(\v2&.limiquantix.agent.v1.JournalNeighbourR\n" +
+	"neighbours\"d\n" +
+	"\x10JournalNeighbour\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\fR\x06target\x12\x10\n" +
+	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xa9\x02\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -1643,12 +1810,13 @@ const file_journal_proto_rawDesc = "" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05early\x18\x03 \x01(\bR\x05early\"L\n" +
 	"\rJournalUndone\x12;\n" +
-	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\"e\n" +
+	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\"\x99\x01\n" +
 	"\rJournalFailed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xc4\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x122\n" +
+	"\x05stays\x18\x05 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x05stays\"\xc4\x01\n" +
 	"\fJournalAwait\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12*\n" +
@@ -1690,76 +1858,81 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalBegin)(nil),          // 1: limiquantix.agent.v1.JournalBegin
 	(*JournalKeep)(nil),           // 2: limiquantix.agent.v1.JournalKeep
-	(*JournalObject)(nil),         // 3: limiquantix.agent.v1.JournalObject
-	(*JournalState)(nil),          // 4: limiquantix.agent.v1.JournalState
-	(*JournalTime)(nil),           // 5: limiquantix.agent.v1.JournalTime
-	(*JournalXattr)(nil),          // 6: limiquantix.agent.v1.JournalXattr
-	(*JournalTake)(nil),           // 7: limiquantix.agent.v1.JournalTake
-	(*JournalInverse)(nil),        // 8: limiquantix.agent.v1.JournalInverse
-	(*JournalIrreversible)(nil),   // 9: limiquantix.agent.v1.JournalIrreversible
-	(*JournalAttempt)(nil),        // 10: limiquantix.agent.v1.JournalAttempt
-	(*JournalUndone)(nil),         // 11: limiquantix.agent.v1.JournalUndone
-	(*JournalFailed)(nil),         // 12: limiquantix.agent.v1.JournalFailed
-	(*JournalAwait)(nil),          // 13: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 14: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 15: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 16: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 17: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 18: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 19: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 21: google.protobuf.Any
-	(*Change)(nil),                // 22: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 23: limiquantix.agent.v1.RunScriptResponse
+	(*JournalBeside)(nil),         // 3: limiquantix.agent.v1.JournalBeside
+	(*JournalNeighbour)(nil),      // 4: limiquantix.agent.v1.JournalNeighbour
+	(*JournalObject)(nil),         // 5: limiquantix.agent.v1.JournalObject
+	(*JournalState)(nil),          // 6: limiquantix.agent.v1.JournalState
+	(*JournalTime)(nil),           // 7: limiquantix.agent.v1.JournalTime
+	(*JournalXattr)(nil),          // 8: limiquantix.agent.v1.JournalXattr
+	(*JournalTake)(nil),           // 9: limiquantix.agent.v1.JournalTake
+	(*JournalInverse)(nil),        // 10: limiquantix.agent.v1.JournalInverse
+	(*JournalIrreversible)(nil),   // 11: limiquantix.agent.v1.JournalIrreversible
+	(*JournalAttempt)(nil),        // 12: limiquantix.agent.v1.JournalAttempt
+	(*JournalUndone)(nil),         // 13: limiquantix.agent.v1.JournalUndone
+	(*JournalFailed)(nil),         // 14: limiquantix.agent.v1.JournalFailed
+	(*JournalAwait)(nil),          // 15: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 16: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 17: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 18: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 19: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 20: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 21: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 23: google.protobuf.Any
+	(*Change)(nil),                // 24: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 25: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
 	1,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
 	2,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
-	7,  // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
-	8,  // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
-	9,  // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
-	10, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	13, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	14, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	16, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
-	11, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
-	17, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	19, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	20, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	3,  // 13: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	4,  // 14: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	5,  // 15: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	5,  // 16: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	6,  // 17: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	4,  // 18: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	5,  // 19: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	5,  // 20: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	21, // 21: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	22, // 22: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	20, // 23: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	12, // 24: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	23, // 25: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 26: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	23, // 27: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	15, // 28: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	20, // 29: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	21, // 30: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	23, // 31: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 32: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	4,  // 33: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	1,  // 34: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	23, // 35: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 36: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	9,  // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
+	10, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
+	11, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
+	12, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
+	15, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	16, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	18, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	13, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
+	19, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	21, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	22, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	5,  // 13: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	3,  // 14: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	4,  // 15: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	6,  // 16: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	7,  // 17: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	7,  // 18: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 19: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	6,  // 20: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	7,  // 21: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	7,  // 22: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	23, // 23: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	24, // 24: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	22, // 25: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	14, // 26: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	24, // 27: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	25, // 28: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	22, // 29: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	25, // 30: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	17, // 31: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	22, // 32: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	23, // 33: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	25, // 34: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	22, // 35: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	6,  // 36: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	1,  // 37: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	25, // 38: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	22, // 39: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -1780,14 +1953,14 @@ func file_journal_proto_init() {
 		(*JournalRecord_Abort)(nil),
 		(*JournalRecord_Undone)(nil),
 	}
-	file_journal_proto_msgTypes[3].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
