@@ -173,9 +173,10 @@ func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.Run
 	return nil
 }
 
-// confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file mostly puts another in its place, so
-// the directory that a touched file is in must be writable for it. The files and directories in it are read-only all the same; but
-// nothing keeps a command from making something new beside them, or from removing a link. That is looked for afterwards.
+// confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file
+// mostly puts another in its place, so the directory that a touched file is in must be writable for it. The files and
+// directories in it are read-only all the same; but nothing keeps a command from making something new beside them, or from
+// removing a link. That is looked for afterwards.
 func confinable(in *pb.RunArgs) bool { return len(in.GetTouches()) > 0 && !in.GetUnconfined() }
 
 // touched are the paths that a command touches.
