@@ -56,13 +56,16 @@ func (c *Calls) end(id string, call *running) {
 	}
 }
 
-// Cancel ends the contexts of the calls with a message id, with context.Canceled as their cause. It tells whether there
+// errAsked is the cause of a call that a host cancelled.
+var errAsked = fault.Because(context.Canceled, "a host asked for it")
+
+// Cancel ends the contexts of the calls with a message id, with a cause that is context.Canceled. It tells whether there
 // was one; it does not wait for its end.
 func (c *Calls) Cancel(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, call := range c.running[id] {
-		call.cancel(context.Canceled)
+		call.cancel(errAsked)
 	}
 	return len(c.running[id]) > 0
 }
