@@ -71,11 +71,7 @@ func describer(recovery *recovery, undo *journal.Journal, reload *reloader, late
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
-		s.Journal = &pb.JournalStatus{}
-		open, err := undo.Status()
-		if s.Journal.Open = open; err != nil {
-			s.Journal.Error = err.Error()
-		}
+		s.Journal = undo.Status()
 		events, done := recovery.result()
 		if !done {
 			s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, "taking back what an interruption left"

@@ -241,8 +241,19 @@ func TestAbortNotWritten(t *testing.T) {
 			if err != nil || len(kept) == 1 != aside {
 				t.Errorf("kept: %v, %v", kept, err)
 			}
+			if told := g.journal.Status().Kept; len(told) != len(kept) || aside && told[0] != filepath.Join(p.state, "kept", kept[0].Name()) {
+				t.Errorf("told: %v", told)
+			}
+			for _, dir := range kept {
+				if err := os.RemoveAll(filepath.Join(p.state, "kept", dir.Name())); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if _, err := g.journal.Begin(t.Context(), Header{}); (err == nil) != aside {
 				t.Errorf("begun: %v", err)
+			}
+			if told := g.journal.Status().Kept; len(told) > 0 {
+				t.Errorf("told when it was gone: %v", told)
 			}
 		})
 	}

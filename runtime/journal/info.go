@@ -1,6 +1,10 @@
 package journal
 
-import "github.com/quantix-kvm/guest-agent/wire/pb"
+import (
+	"os"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
 
 // Info describes a stored transaction, with its reply.
 func Info(e *pb.JournalEntry) *pb.TransactionInfo {
@@ -9,14 +13,30 @@ func Info(e *pb.JournalEntry) *pb.TransactionInfo {
 	return i
 }
 
-// Status tells of the transaction that is open now, nil where there is none, and why none may begin. It does not touch the
-// disk.
-func (j *Journal) Status() (open *pb.TransactionInfo, err error) {
+// Status tells of the transaction that is open now, why none may begin, and what was kept when the last one began or
+// ended. It does not touch the disk.
+func (j *Journal) Status() *pb.JournalStatus {
 	j.mu.Lock()
-	t, err := j.current, j.broken
+	t, err, s := j.current, j.broken, &pb.JournalStatus{Kept: j.kept}
 	j.mu.Unlock()
-	if t == nil {
-		return nil, err
+	if err != nil {
+		s.Error = err.Error()
 	}
-	return t.info(), err
+	if t != nil {
+		s.Open = t.info()
+	}
+	return s
+}
+
+// lookKept sees what is kept for people; they may have removed some of it.
+func (j *Journal) lookKept() error {
+	entries, err := os.ReadDir(j.dir("kept"))
+	var kept []string
+	for _, e := range entries {
+		kept = append(kept, j.dir("kept", e.Name()))
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.kept = kept
+	return err
 }

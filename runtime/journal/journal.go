@@ -77,6 +77,7 @@ type Journal struct {
 	mu      sync.Mutex
 	current *Tx
 	broken  error // why no transaction may begin
+	kept    []string
 	store   store
 }
 
@@ -123,6 +124,7 @@ func (j *Journal) open() (err error) {
 		return errors.Join(err, j.lock.Close())
 	}
 	left, err := os.ReadDir(j.dir("open"))
+	err = errors.Join(err, j.lookKept())
 	if err == nil && len(left) > 0 {
 		j.broken = errUnrecovered
 	}
@@ -173,6 +175,7 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	if err := j.wait(ctx); err != nil {
 		return nil, err
 	}
+	_ = j.lookKept()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {

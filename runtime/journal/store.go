@@ -132,6 +132,7 @@ func (j *Journal) setAside(id string) error {
 			err = j.do("aside.syncdir", func() error { return syncDir(j.dir(dir)) })
 		}
 	}
+	_ = j.lookKept() // which the next Begin does again
 	return err
 }
 

@@ -3017,7 +3017,10 @@ type JournalStatus struct {
 	// The transaction that is open now.
 	Open *TransactionInfo `protobuf:"bytes,2,opt,name=open,proto3" json:"open,omitempty"`
 	// The transactions that this agent found interrupted when it started, and what became of them.
-	Recovered     []*StatusLine `protobuf:"bytes,3,rep,name=recovered,proto3" json:"recovered,omitempty"`
+	Recovered []*StatusLine `protobuf:"bytes,3,rep,name=recovered,proto3" json:"recovered,omitempty"`
+	// Directories of the guest with what is left of transactions that could not be taken back whole. They are for people to look
+	// at and remove; the agent never does.
+	Kept          []string `protobuf:"bytes,4,rep,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3069,6 +3072,13 @@ func (x *JournalStatus) GetOpen() *TransactionInfo {
 func (x *JournalStatus) GetRecovered() []*StatusLine {
 	if x != nil {
 		return x.Recovered
+	}
+	return nil
+}
+
+func (x *JournalStatus) GetKept() []string {
+	if x != nil {
+		return x.Kept
 	}
 	return nil
 }
@@ -3789,11 +3799,12 @@ const file_script_proto_rawDesc = "" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x129\n" +
 	"\n" +
 	"last_heard\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x18\n" +
-	"\aframing\x18\x03 \x01(\tR\aframing\"\xa0\x01\n" +
+	"\aframing\x18\x03 \x01(\tR\aframing\"\xb4\x01\n" +
 	"\rJournalStatus\x12\x14\n" +
 	"\x05error\x18\x01 \x01(\tR\x05error\x129\n" +
 	"\x04open\x18\x02 \x01(\v2%.limiquantix.agent.v1.TransactionInfoR\x04open\x12>\n" +
-	"\trecovered\x18\x03 \x03(\v2 .limiquantix.agent.v1.StatusLineR\trecovered\"<\n" +
+	"\trecovered\x18\x03 \x03(\v2 .limiquantix.agent.v1.StatusLineR\trecovered\x12\x12\n" +
+	"\x04kept\x18\x04 \x03(\tR\x04kept\"<\n" +
 	"\fSandboxLayer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\amissing\x18\x02 \x01(\tR\amissing\"\xcd\x01\n" +

@@ -89,6 +89,9 @@ func journal(j *pb.JournalStatus) [][]string {
 	if open := j.GetOpen(); open != nil {
 		rows = append(rows, []string{"transaction", fmt.Sprintf("%s: %s, %s", open.TransactionId, strings.ReplaceAll(open.Phase, "_", " "), open.Script.GetName())})
 	}
+	for _, dir := range j.GetKept() {
+		rows = append(rows, []string{"not undone", dir + " has what is left; look at it, then remove it"})
+	}
 	return append(rows, lines("recovered", j.GetRecovered())...)
 }
 

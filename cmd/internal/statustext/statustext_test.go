@@ -20,7 +20,7 @@ func TestRowsTellEverything(t *testing.T) {
 		LastHeard: at(2 * time.Second), InFlight: 3, Now: timestamppb.New(now), ResidentBytes: 10 << 20,
 		Journal: &pb.JournalStatus{
 			Error: "disk", Open: &pb.TransactionInfo{TransactionId: "tx1", Phase: "rolling_back", Script: &pb.ScriptRef{Name: "motd"}},
-			Recovered: []*pb.StatusLine{{At: at(0), Level: "warn", Message: "tx0 was interrupted"}},
+			Recovered: []*pb.StatusLine{{At: at(0), Level: "warn", Message: "tx0 was interrupted"}}, Kept: []string{"/state/kept/tx9"},
 		},
 		Sandbox: []*pb.SandboxLayer{{Name: "seccomp"}, {Name: "landlock", Missing: "old kernel"}},
 		Config:  &pb.ConfigStatus{Path: "/etc/x", Loaded: at(time.Hour), Error: "line 2", Warnings: []string{"spelt"}, NeedsRestart: []string{"framing"}},
@@ -33,7 +33,7 @@ func TestRowsTellEverything(t *testing.T) {
 	for _, want := range []string{
 		"state = recovering: it must", "agent = 1.2.3 abc", "42, up 1h1m1s, 10.0 MiB", "last heard = 2s ago", "3 under way",
 		"port.0: a host, 7 so far", "a host since 1m0s ago, last heard never, qtx1", "no transaction can begin: disk",
-		"tx1: rolling back, motd", "recovered = 2026-01-02 03:04:05Z warn: tx0 was interrupted", "seccomp: yes", "landlock: no: old kernel",
+		"tx1: rolling back, motd", "not undone = /state/kept/tx9 has", "recovered = 2026-01-02 03:04:05Z warn: tx0 was interrupted", "seccomp: yes", "landlock: no: old kernel",
 		"/etc/x, read 1h0m0s ago", "faults: line 2", "warning: spelt", "waits for a restart: framing", "error: went wrong",
 	} {
 		if !strings.Contains(text.String(), want) {
