@@ -80,7 +80,7 @@ EXIT STATUS
 		Example: `  export QUANTIX_SOCKET=/run/libvirt/qemu/channel/1-web/org.quantix.agent.1
   quantix-kvm-ctl info
   quantix-kvm-ctl exec -- systemctl is-system-running
-  quantix-kvm-ctl run ./static-address.lua -p interface=eth0 -p address=192.0.2.7/24
+  quantix-kvm-ctl run ./site.lua -p name=shop --dry-run
   quantix-kvm-ctl --vm web push -r ./site /var/www`,
 		SilenceUsage: true, SilenceErrors: true,
 		Version: versionLine(),
