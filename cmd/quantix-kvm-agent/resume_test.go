@@ -4,18 +4,23 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // noise is content of which no two parts are alike.
@@ -304,5 +309,70 @@ func TestPullOverARestartOfTheAgent(t *testing.T) {
 	}
 	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
 		t.Errorf("%d bytes, %v", len(now), err)
+	}
+}
+
+// A script whose connection is cut runs once, and its reply comes: where the request was on its way, where the script ran, and where
+// its reply was on the way back.
+func TestRunOverCutConnections(t *testing.T) {
+	root := t.TempDir()
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	source := strings.Repeat("-- what makes a request that takes its time\n", 2000) +
+		`file.append(params.path, "ran\n") for i = 1, 50 do progress(i / 50, "going on") for _ = 1, 1e5 do end end return ("x"):rep(100000)`
+	for _, c := range []struct{ up, down int64 }{{0, 0}, {300, 0}, {50_000, 0}, {88_000, 0}, {0, 4000}, {0, 8000}, {0, 50_000}, {0, 100_000}} {
+		path := fmt.Sprintf("up %d down %d", c.up, c.down)
+		t.Run(path, func(t *testing.T) {
+			p := agenttest.NewProxy(t, a, func(n int) (int64, int64) {
+				if n == 0 {
+					return c.up, c.down
+				}
+				return 0, 0
+			})
+			params, err := structpb.NewStruct(map[string]any{"path": "/" + path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			reply, err := linkTo(t, p).RunScript(ctxFor(t, 60*time.Second), &pb.RunScriptRequest{Source: []byte(source), Params: params, Events: true}, time.Second)
+			if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(reply.Result.GetStringValue()) != 100000 {
+				t.Error(reply.GetError(), err)
+			}
+			if content, err := os.ReadFile(filepath.Join(root, path)); err != nil || string(content) != "ran\n" {
+				t.Errorf("%q %v", content, err)
+			}
+			if n := p.Connections.Load(); (n > 1) != (c.up+c.down > 0) {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+}
+
+// A script whose agent is killed in the middle is told of as interrupted, and is not run again.
+func TestRunOverAKillOfTheAgent(t *testing.T) {
+	root := t.TempDir()
+	first := agenttest.Start(t, agenttest.Options{Root: root})
+	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
+	began := filepath.Join(root, "began")
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		for {
+			if _, err := os.Stat(began); err == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		first.Kill()
+		second := agenttest.Start(t, agenttest.Options{Root: root, State: first.State})
+		if err := errors.Join(os.Remove(first.Socket), os.Symlink(second.Socket, first.Socket)); err != nil {
+			t.Error(err)
+		}
+	}()
+	reply, err := l.RunScript(ctxFor(t, 60*time.Second), &pb.RunScriptRequest{Source: []byte(`file.write("/began", "") while true do end`)}, time.Second)
+	<-killed
+	if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.Error.GetKind() != "interrupted" {
+		t.Error(reply, err)
+	}
+	if left, err := os.ReadDir(root); err != nil || len(left) > 0 {
+		t.Error(left, err)
 	}
 }

@@ -105,7 +105,7 @@ func TestScriptOutcomes(t *testing.T) {
 		say   []string
 	}{
 		{&pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, Changes: change(pb.ChangeState_CHANGE_STATE_APPLIED), Replayed: true, TransactionId: "tx1"},
-			0, []string{"modified /etc/motd (file.write)", "    -a", "    +b", "committed: 1 change", "transaction tx1", "earlier run"}},
+			0, []string{"modified /etc/motd (file.write)", "    -a", "    +b", "committed: 1 change", "transaction tx1", "stored reply"}},
 		{&pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, Changes: change(pb.ChangeState_CHANGE_STATE_WOULD)}, 0, []string{"would be modified /etc/motd", "dry run"}},
 		{&pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, Error: failed}, 5, []string{"s.lua:7: file.write"}},
 		{&pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_REFUSED, Error: &pb.ScriptError{Kind: "busy", Message: "another script runs"}}, 4, []string{"refused, nothing ran", "busy: another script"}},

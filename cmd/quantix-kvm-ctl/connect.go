@@ -31,10 +31,18 @@ const (
 // session is a connection to an agent that has given a sign of life.
 type session struct {
 	*client.Client
-	path   string
-	ctx    context.Context // ends with the interrupt, the timeout, and when the guest is gone
-	events events
-	stops  []func()
+	path     string
+	ctx      context.Context // ends with the interrupt, the timeout, and when the guest is gone
+	patience time.Duration   // how long a connection lives after that
+	events   events
+	stops    []func()
+}
+
+func (s *session) event(_ string, event proto.Message) { s.events.put(event) }
+
+// endAfter closes another connection of the session when that is over.
+func (s *session) endAfter(c *client.Client) {
+	context.AfterFunc(s.ctx, func() { time.AfterFunc(s.patience, func() { c.Close() }) })
 }
 
 // connect finds the socket and connects. limit is the time that the command has, where the user says nothing; patience is
@@ -48,11 +56,11 @@ func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*sess
 	if err != nil {
 		return nil, err
 	}
-	s := &session{path: path}
+	s := &session{path: path, patience: patience}
 	s.events.more = make(chan struct{}, 1)
 	dialing, stop := context.WithTimeout(ctx, connectIn)
 	defer stop()
-	s.Client, err = client.Dial(dialing, path, client.Options{Framing: framing, Event: func(_ string, event proto.Message) { s.events.put(event) }})
+	s.Client, err = client.Dial(dialing, path, client.Options{Framing: framing, Event: s.event})
 	if err != nil {
 		return nil, &failure{exitGone, err}
 	}
@@ -61,12 +69,12 @@ func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*sess
 		s.close()
 		return nil, err
 	}
-	s.limit(ctx, limit, patience)
+	s.limit(ctx, limit)
 	return s, nil
 }
 
 // limit makes the context of the session.
-func (s *session) limit(ctx context.Context, limit, patience time.Duration) {
+func (s *session) limit(ctx context.Context, limit time.Duration) {
 	if limit != unlimited {
 		limited, stop := context.WithTimeoutCause(ctx, limit, fault.Because(context.DeadlineExceeded, "it was not done within %v", limit))
 		s.stops = append(s.stops, stop)
@@ -85,7 +93,7 @@ func (s *session) limit(ctx context.Context, limit, patience time.Duration) {
 		}
 		select { // what hangs in a write notices nothing else
 		case <-ended:
-		case <-time.After(patience):
+		case <-time.After(s.patience):
 			s.Client.Close()
 		}
 	}()

@@ -33,8 +33,9 @@ A file appears at its path when all of it has arrived, and is then on disk; a co
 at the path is replaced, not followed. Every chunk carries a checksum; --sha256 has the agent check the whole file as well,
 before it appears.
 
-When the connection is lost, push connects again and sends the file once more from its beginning, since the agent drops what a
-host that left had sent; it gives up when it has got no further for a minute. Standard input from a pipe cannot be sent twice.
+When the connection is lost, push connects again and goes on behind what the agent has; where that is gone, since the agent was
+restarted or waited for more than 90 seconds, it sends the file from its beginning. It gives up when it has got no further for a
+minute. Standard input from a pipe cannot be sent twice: there a lost connection is an error.
 
 Without --mode a single file keeps the mode of the file that it replaces, or becomes 0644. With -r directories are copied
 with all that is in them: files and new directories get the permission bits that they have here, and symbolic links are made

@@ -183,7 +183,7 @@ func (a *app) printStatus(reply *pb.RunScriptResponse) {
 		details = append(details, "until "+at(reply.ConfirmUntil))
 	}
 	if reply.Replayed {
-		details = append(details, "the reply of an earlier run")
+		details = append(details, "the stored reply")
 	}
 	fmt.Fprintf(a.stderr, "%s: %s\n", words, printable(strings.Join(details, ", ")))
 }

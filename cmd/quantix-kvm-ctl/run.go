@@ -17,7 +17,7 @@ import (
 type runFlags struct {
 	params, secrets, attach, modules, allow []string
 	paramsFile, key, sha256, memory         string
-	dryRun, noEvents                        bool
+	dryRun, noEvents, noResume              bool
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -49,6 +49,12 @@ TIME
   --timeout bounds waiting for other scripts and running, in whole seconds; without it, what the script declares holds, else
   the agent's 300 seconds. Ctrl-C cancels the script and waits until it is undone.
 
+CONNECTION
+  When the connection is lost, run connects again and asks for the same run: the agent gives its reply, waits for its end, or
+  runs it now if it never got it, but no script twice. Where the agent or the guest stopped in the middle, the reply says so, and
+  what is undone. When no connection comes about for a minute, run gives up, and whether the script ran is not known; under
+  a --key of its own another run can ask.
+
 With --json stdout holds the whole RunScriptResponse.
 
 EXIT STATUS
@@ -69,7 +75,11 @@ EXIT STATUS
 			if err != nil {
 				return err
 			}
-			return a.withPatience(c.Context(), func(s *session) error { return a.runScript(s, args[0], request) })
+			return a.withPatience(c.Context(), func(s *session) error {
+				link := a.link(s, !f.noResume)
+				defer link.Close()
+				return a.runScript(s, link, args[0], request)
+			})
 		},
 	}
 	c.Flags().StringArrayVarP(&f.params, "param", "p", nil, "set a parameter, `key=value`; may be repeated")
@@ -82,6 +92,7 @@ EXIT STATUS
 	c.Flags().StringArrayVar(&f.allow, "allow", nil, "allow only this `need` of those that the script declares; may be repeated")
 	c.Flags().StringVar(&f.sha256, "expect-sha256", "", "refuse to run a script with another `digest`")
 	c.Flags().StringVar(&f.memory, "memory", "", "limit the script's memory to this `size`, such as 32MiB")
+	c.Flags().BoolVar(&f.noResume, "no-resume", false, "fail when the connection is lost, rather than connect again and ask for the same run")
 	c.Flags().BoolVar(&f.noEvents, "no-events", false, "show the log at the end instead of while it runs")
 	a.helpScripts(c)
 	return c
@@ -169,9 +180,9 @@ func namedFiles(flag string, pairs []string) (files []namedFile, err error) {
 	return files, nil
 }
 
-func (a *app) runScript(s *session, script string, request *pb.RunScriptRequest) error {
+func (a *app) runScript(s *session, link *client.Link, script string, request *pb.RunScriptRequest) error {
 	live := a.showLive(&s.events)
-	reply, err := s.RunScript(s.ctx, request, lastWords)
+	reply, err := link.RunScript(s.ctx, request, lastWords)
 	live.stop()
 	if reply == nil || reply.Status == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
 		return err

@@ -44,7 +44,7 @@ func stoppedError(why error, limits Limits) *pb.ScriptError {
 			Limit: limitText("script.timeout_seconds", limits.Wall.Seconds())}
 	case errors.Is(why, context.DeadlineExceeded):
 		return &pb.ScriptError{Kind: "timeout", Message: errWall.Error()}
-	case errors.Is(why, context.Canceled):
+	case why == context.Canceled: // which says no more
 		return &pb.ScriptError{Kind: "cancelled", Message: "the script was cancelled"}
 	default:
 		return &pb.ScriptError{Kind: "cancelled", Message: "the script was cancelled: " + why.Error()}

@@ -56,7 +56,7 @@ func (c *Client) Run(ctx context.Context, cmd Command, patience time.Duration) (
 	if err != nil {
 		return nil, err
 	}
-	reply, err := CallPatiently[*pb.ExecuteResponse](ctx, c, patience, request)
+	reply, err := CallPatiently[*pb.ExecuteResponse](ctx, c, patience, NewID(), request)
 	return reply, startError(reply, err)
 }
 
@@ -92,14 +92,28 @@ func IsProgram(err error) bool {
 	return strings.HasPrefix(strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": "), "program ")
 }
 
-// RunScript runs a script. When ctx ends first it is cancelled in the guest, and what became of it is awaited for at most
-// patience. How the script ended is in the reply; the error is that of a request which no script manager saw.
-func (c *Client) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (*pb.RunScriptResponse, error) {
-	reply, err := CallPatiently[*pb.RunScriptResponse](ctx, c, patience, request)
-	if reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil {
-		return reply, nil
-	}
-	return reply, err
+// RunScript runs a script, once, whatever becomes of the connection: when it was lost the same request goes out again on the
+// next one, under the same message id. The agent runs it if it never got it, waits for its end if it still runs, or gives the
+// reply that it has stored, which says so where the agent or the guest stopped in the middle. When ctx ends first the script
+// is cancelled in the guest, and what became of it is awaited for at most patience. How it ended is in the reply; the error is
+// that of a request which no script manager saw.
+func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (reply *pb.RunScriptResponse, err error) {
+	id, lost := NewID(), 0
+	err = l.try(ctx, func(ctx context.Context, c *Client) (further bool, err error) {
+		reply, err = CallPatiently[*pb.RunScriptResponse](ctx, c, patience, id, request)
+		switch {
+		case err == nil:
+		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:
+			err = nil
+		case Gone(err), errors.Is(err, fault.ErrStale):
+			lost++
+			further = lost <= maxAnew // it may have taken its time before that
+		case lost == 0 && errors.Is(err, fault.ErrBusy):
+			err = &localError{err} // it is not the agent that comes back
+		}
+		return further, err
+	})
+	return reply, ended(err)
 }
 
 // Transactions gives the stored transactions, newest first, at most limit of them; 0: all.

@@ -18,11 +18,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Link is a way to an agent on which copies go on after the connection was lost.
+// Link is a way to an agent on which copies and scripts go on after the connection was lost.
 //
 //	attempt ──lost──► Dial ──► pull: from where it stopped, if the file's generation is still the same
 //	   ▲                 │     push: from the first chunk that was not acknowledged, if the agent still has the others
-//	   └─────────────────┘
+//	   └─────────────────┘     script: the same request, under the same id
 //
 // A pull whose file has changed meanwhile begins anew where what was written can be taken back, and fails elsewhere. A file
 // that is made of two states of another one is never left behind.
@@ -35,19 +35,21 @@ type Link struct {
 
 // What a link waits for.
 const (
-	// linkPatience is how long a copy gets no further before it is given up.
+	// linkPatience is how long it gets no further before it is given up.
 	linkPatience = 60 * time.Second
 	// linkPing and linkSilence are how a connection that takes bytes and gives none is known.
 	linkPing    = 5 * time.Second
 	linkSilence = 30 * time.Second
 	firstPause  = 50 * time.Millisecond
 	longPause   = 2 * time.Second
-	// maxAnew bounds how often one copy begins anew because the file changed or arrived damaged.
+	// maxAnew bounds how often one copy begins anew because the file changed or arrived damaged, and how often a script's
+	// connection may be lost after it lived for long.
 	maxAnew = 5
 )
 
-// NewLink makes a link over a connection, which stays the caller's. dial gives a new one that has shown a sign of life; it is
-// called again until it does, and nil means that nothing is resumed.
+// NewLink makes a link over a connection, which stays the caller's unless it is lost: then the link closes it, since a port
+// serves one host at a time. dial gives a new one that has shown a sign of life; it is called again until it does, and nil
+// means that nothing is resumed.
 func NewLink(c *Client, dial func(context.Context) (*Client, error)) *Link {
 	return &Link{current: c, dial: dial}
 }
@@ -56,7 +58,10 @@ func NewLink(c *Client, dial func(context.Context) (*Client, error)) *Link {
 func (l *Link) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.drop()
+	if l.own {
+		l.current.Close()
+	}
+	l.current, l.own = nil, false
 }
 
 // Do runs do on the connection, again on a new one when it was lost: do must be harmless to repeat.
@@ -78,20 +83,14 @@ func (l *Link) client(ctx context.Context) (*Client, error) {
 	return c, err
 }
 
-// lost forgets a connection.
+// lost ends a connection.
 func (l *Link) lost(c *Client) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	c.Close()
 	if l.current == c {
-		l.drop()
+		l.current, l.own = nil, false
 	}
-}
-
-func (l *Link) drop() {
-	if l.own {
-		l.current.Close()
-	}
-	l.current, l.own = nil, false
 }
 
 // try runs do until it succeeds, or fails for a reason that is not the connection's, or gets no further for linkPatience.
@@ -134,7 +133,7 @@ func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (b
 	watched, stop := c.Watch(ctx, linkPing, linkSilence)
 	further, err = do(watched, c)
 	stop()
-	if Gone(err) {
+	if Gone(err) || errors.Is(err, fault.ErrStale) {
 		l.lost(c)
 	}
 	return further, true, err
@@ -144,8 +143,9 @@ func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (b
 func connectionFailed(err error) bool {
 	var own *localError
 	var anew *anewError
-	return !errors.As(err, &own) && (Gone(err) || errors.As(err, &anew) ||
-		errors.Is(err, fault.ErrUncertain) || errors.Is(err, fault.ErrBusy)) // busy: the agent stops or has just started
+	return !errors.As(err, &own) && (Gone(err) || errors.As(err, &anew) || errors.Is(err, fault.ErrUncertain) ||
+		errors.Is(err, fault.ErrStale) || // a port outlives the agent: another one runs by now
+		errors.Is(err, fault.ErrBusy)) // the agent stops or has just started
 }
 
 // anewError is the reason why an attempt must be made again from the beginning.

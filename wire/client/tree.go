@@ -411,8 +411,9 @@ func (l *Link) pullInto(ctx context.Context, remote, local string, o PullOptions
 	return got, errors.Join(err, to.Close())
 }
 
-// PushFile is Push for a path as it is on the guest's disk, with errors that name it. After a lost connection a reader that is
-// an io.Seeker is read and sent again from where it stood; any other fails.
+// PushFile is Push for a path as it is on the guest's disk, with errors that name it. After a lost connection it goes on behind
+// what the agent acknowledged, or from where the reader stood if the agent has dropped that. The reader must be an io.Seeker;
+// any other fails.
 func (l *Link) PushFile(ctx context.Context, remote string, from io.Reader, o PushOptions) (int64, error) {
 	n, err := l.push(ctx, EscapePath(remote), from, o)
 	return n, about(remote, err)

@@ -639,7 +639,7 @@ type RunScriptResponse struct {
 	Log           []*LogLine             `protobuf:"bytes,5,rep,name=log,proto3" json:"log,omitempty"`
 	Stats         *ScriptStats           `protobuf:"bytes,6,opt,name=stats,proto3" json:"stats,omitempty"`
 	TransactionId string                 `protobuf:"bytes,7,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
-	// This is the stored reply of an earlier run with the same key.
+	// This is the stored reply of a run that ended before, of the same key or message id.
 	Replayed     bool                   `protobuf:"varint,8,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	ConfirmUntil *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
 	// What a rollback could not take back.

@@ -5,6 +5,7 @@ package vmtest_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -254,6 +256,64 @@ func TestChannelAgentKilledUnderLoad(t *testing.T) {
 		c = dial(t, vm, vmtest.AgentPort, client.Options{})
 		ping(t, c, promptly)
 	}
+}
+
+// The agent dies in the middle of copies and of a script, and the connection stays, since a port has none: the copies go on and
+// come out whole, and the script is told of as interrupted.
+func TestChannelAgentKilledUnderALink(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	again := func(ctx context.Context) (*client.Client, error) {
+		c, err := client.Dial(ctx, vm.Socket(vmtest.AgentPort), client.Options{})
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Alive(ctx); err != nil {
+			c.Close()
+			return nil, err
+		}
+		return c, nil
+	}
+	kill := func() {
+		before := property(t, vm, "MainPID")
+		vm.Must(t, "kill -KILL "+before)
+		eventually(t, vm, "systemd starts it again", "p=$(systemctl show -P MainPID quantix-kvm-agent); test $p != 0 && test $p != "+before)
+	}
+	content := make([]byte, 48<<20)
+	rand.Read(content)
+	killAt := func() func(done, total int64) {
+		var once sync.Once
+		return func(done, _ int64) {
+			if done > int64(len(content))/4 {
+				once.Do(kill)
+			}
+		}
+	}
+	link := client.NewLink(dial(t, vm, vmtest.AgentPort, client.Options{}), again)
+	defer link.Close()
+	if _, err := link.PushFile(limited(t, 4*time.Minute), "/var/tmp/pushed", bytes.NewReader(content), client.PushOptions{SHA256: true, Progress: killAt()}); err != nil {
+		t.Fatal("push:", err)
+	}
+	local := filepath.Join(t.TempDir(), "pulled")
+	if _, err := link.PullFile(limited(t, 4*time.Minute), "/var/tmp/pushed", local, client.PullOptions{Progress: killAt()}); err != nil {
+		t.Fatal("pull:", err)
+	}
+	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
+		t.Error("what came back is not what went there:", len(now), err)
+	}
+	ran := make(chan *pb.RunScriptResponse, 1)
+	go func() {
+		reply, err := link.RunScript(limited(t, 4*time.Minute), &pb.RunScriptRequest{Source: []byte(`file.write("/var/tmp/began", "") while true do end`)}, time.Second)
+		if err != nil {
+			t.Error("script:", err)
+		}
+		ran <- reply
+	}()
+	eventually(t, vm, "the script began", "test -e /var/tmp/began")
+	kill()
+	if reply := <-ran; reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.GetError().GetKind() != "interrupted" {
+		t.Error(reply)
+	}
+	vm.Must(t, "test ! -e /var/tmp/began")
 }
 
 type firstWrite struct {
