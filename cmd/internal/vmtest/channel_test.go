@@ -258,8 +258,8 @@ func TestChannelAgentKilledUnderLoad(t *testing.T) {
 	}
 }
 
-// The agent dies in the middle of copies and of a script, and the connection stays, since a port has none: the copies go on and
-// come out whole, and the script is told of as interrupted.
+// The agent dies in the middle of copies and of a script, or the machine is reset, and the connection stays, since a port has
+// none: the copies go on and come out whole, and the script is told of as interrupted.
 func TestChannelAgentKilledUnderALink(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	again := func(ctx context.Context) (*client.Client, error) {
@@ -300,20 +300,36 @@ func TestChannelAgentKilledUnderALink(t *testing.T) {
 	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
 		t.Error("what came back is not what went there:", len(now), err)
 	}
-	ran := make(chan *pb.RunScriptResponse, 1)
-	go func() {
-		reply, err := link.RunScript(limited(t, 4*time.Minute), &pb.RunScriptRequest{Source: []byte(`file.write("/var/tmp/began", "") while true do end`)}, time.Second)
-		if err != nil {
-			t.Error("script:", err)
+	for name, end := range map[string]func(){
+		"killed": kill,
+		"reset": func() {
+			before, err := vm.BootID(limited(t, time.Minute))
+			if err == nil {
+				err = vm.Reset(limited(t, time.Minute))
+			}
+			if err == nil {
+				err = vm.AwaitReboot(limited(t, 3*time.Minute), before)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		ran := make(chan *pb.RunScriptResponse, 1)
+		go func() {
+			reply, err := link.RunScript(limited(t, 4*time.Minute), &pb.RunScriptRequest{Source: []byte(`file.write("/var/tmp/began", "") while true do end`)}, time.Second)
+			if err != nil {
+				t.Errorf("script, %s: %v", name, err)
+			}
+			ran <- reply
+		}()
+		eventually(t, vm, "the script began", "test -e /var/tmp/began")
+		end()
+		if reply := <-ran; reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.GetError().GetKind() != "interrupted" {
+			t.Error(name, reply)
 		}
-		ran <- reply
-	}()
-	eventually(t, vm, "the script began", "test -e /var/tmp/began")
-	kill()
-	if reply := <-ran; reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.GetError().GetKind() != "interrupted" {
-		t.Error(reply)
+		vm.Must(t, "test ! -e /var/tmp/began")
 	}
-	vm.Must(t, "test ! -e /var/tmp/began")
 }
 
 type firstWrite struct {
