@@ -376,3 +376,34 @@ func TestRunOverAKillOfTheAgent(t *testing.T) {
 		t.Error(left, err)
 	}
 }
+
+// A job is awaited over a restart of the agent that stops in order.
+func TestJobIsAwaitedOverARestart(t *testing.T) {
+	first := agenttest.Start(t, agenttest.Options{})
+	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
+	var id string
+	err := l.Do(ctxFor(t, 20*time.Second), func(ctx context.Context, c *client.Client) error {
+		started, err := c.Detach(ctx, client.Command{Line: "sleep 2; exit 7"})
+		id = started.GetJobId()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restarted := make(chan struct{})
+	go func() {
+		defer close(restarted)
+		first.AwaitLog(t, `"op":"exec_start"`, 1)
+		time.Sleep(200 * time.Millisecond) // so that the job is waited for
+		first.Stop()
+		second := agenttest.Start(t, agenttest.Options{State: first.State})
+		if err := os.Symlink(second.Socket, first.Socket); err != nil {
+			t.Error(err)
+		}
+	}()
+	_, job, err := l.Job(ctxFor(t, 60*time.Second), &pb.ListJobsRequest{JobId: id, WaitSeconds: 25})
+	<-restarted
+	if err != nil || job.Exit.GetExitCode() != 7 {
+		t.Error(job, err)
+	}
+}

@@ -118,24 +118,29 @@ func (a *app) jobsLogsCommand() *cobra.Command {
 		Use:   "logs ID",
 		Short: "show what a job wrote",
 		Long: `logs prints what a job wrote to its output and, on stderr, to its error output. With --follow it goes on until the job ends.
-Where the oldest output is no longer kept, a note says how much is missing.`,
+Where the oldest output is no longer kept, a note says how much is missing. It goes on when the connection is lost or the agent is
+restarted.`,
 		Example: "  quantix-kvm-ctl jobs logs -f 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), unlimited, func(s *session) error { return a.jobsLogs(s, args[0], follow) })
+			return a.with(c.Context(), unlimited, func(s *session) error {
+				link := a.link(s, true)
+				defer link.Close()
+				return a.jobsLogs(s, link, args[0], follow)
+			})
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the job ends")
 	return c
 }
 
-func (a *app) jobsLogs(s *session, id string, follow bool) error {
+func (a *app) jobsLogs(s *session, link *client.Link, id string, follow bool) error {
 	request := &pb.ListJobsRequest{JobId: id, MaxBytes: logPiece}
 	if follow {
 		request.WaitSeconds = waitPiece
 	}
 	for {
-		reply, job, err := s.Job(s.ctx, request)
+		reply, job, err := link.Job(s.ctx, request)
 		if err != nil {
 			return err
 		}
@@ -162,20 +167,25 @@ func (a *app) jobsWaitCommand() *cobra.Command {
 		Use:   "wait ID",
 		Short: "wait for the end of a job",
 		Long: `wait waits until a job has ended, or until --timeout, and exits with the code of its command as exec does. A job that
-is lost gives 125.
+is lost gives 125. It goes on when the connection is lost or the agent is restarted, as by a job that updates it, and gives up
+when no agent answers for a minute.
 
 With --json: the Job.`,
 		Example: "  quantix-kvm-ctl jobs wait --timeout 1h 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), unlimited, func(s *session) error { return a.jobsWait(s, args[0]) })
+			return a.with(c.Context(), unlimited, func(s *session) error {
+				link := a.link(s, true)
+				defer link.Close()
+				return a.jobsWait(s, link, args[0])
+			})
 		},
 	}
 }
 
-func (a *app) jobsWait(s *session, id string) error {
+func (a *app) jobsWait(s *session, link *client.Link, id string) error {
 	for {
-		_, job, err := s.Job(s.ctx, &pb.ListJobsRequest{JobId: id, WaitSeconds: waitPiece})
+		_, job, err := link.Job(s.ctx, &pb.ListJobsRequest{JobId: id, WaitSeconds: waitPiece})
 		if err != nil {
 			return err
 		}

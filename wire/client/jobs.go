@@ -43,6 +43,15 @@ func (c *Client) Job(ctx context.Context, request *pb.ListJobsRequest) (*pb.List
 	return reply, reply.Jobs[0], nil
 }
 
+// Job is Client.Job, again where the connection was lost or the agent is restarted: jobs outlive both.
+func (l *Link) Job(ctx context.Context, request *pb.ListJobsRequest) (reply *pb.ListJobsResponse, job *pb.Job, err error) {
+	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
+		reply, job, err = c.Job(ctx, request)
+		return err
+	})
+	return reply, job, err
+}
+
 // SignalJob sends a signal, by its name, to the process group of a job; end ends it with all that it started.
 func (c *Client) SignalJob(ctx context.Context, id, signal string, end bool) error {
 	_, err := Call[*pb.ExecInputResponse](ctx, c, &pb.ExecInputRequest{JobId: id, Signal: signal, End: end})

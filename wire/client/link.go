@@ -145,6 +145,7 @@ func connectionFailed(err error) bool {
 	var anew *anewError
 	return !errors.As(err, &own) && (Gone(err) || errors.As(err, &anew) || errors.Is(err, fault.ErrUncertain) ||
 		errors.Is(err, fault.ErrStale) || // a port outlives the agent: another one runs by now
+		errors.Is(err, context.Canceled) || // by the agent, which stops
 		errors.Is(err, fault.ErrBusy)) // the agent stops or has just started
 }
 
