@@ -259,7 +259,7 @@ func TestChannelAgentKilledUnderLoad(t *testing.T) {
 }
 
 // The agent dies in the middle of copies and of a script, or the machine is reset, and the connection stays, since a port has
-// none: the copies go on and come out whole, and the script is told of as interrupted.
+// none: the copies go on and come out whole, and the script is told of as interrupted. A job that restarts the agent is awaited.
 func TestChannelAgentKilledUnderALink(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	again := func(ctx context.Context) (*client.Client, error) {
@@ -299,6 +299,18 @@ func TestChannelAgentKilledUnderALink(t *testing.T) {
 	}
 	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
 		t.Error("what came back is not what went there:", len(now), err)
+	}
+	var job string
+	err := link.Do(limited(t, time.Minute), func(ctx context.Context, c *client.Client) error {
+		started, err := c.Detach(ctx, client.Command{Line: "sleep 1; systemctl restart quantix-kvm-agent; sleep 1; exit 7"})
+		job = started.GetJobId()
+		return err
+	})
+	if err != nil {
+		t.Fatal("job:", err)
+	}
+	if _, job, err := link.Job(limited(t, 2*time.Minute), &pb.ListJobsRequest{JobId: job, WaitSeconds: 25}); err != nil || job.Exit.GetExitCode() != 7 {
+		t.Error("a job that restarts the agent:", job, err)
 	}
 	for name, end := range map[string]func(){
 		"killed": kill,
