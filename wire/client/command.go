@@ -98,20 +98,18 @@ func IsProgram(err error) bool {
 // is cancelled in the guest, and what became of it is awaited for at most patience. How it ended is in the reply; the error is
 // that of a request which no script manager saw.
 func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (reply *pb.RunScriptResponse, err error) {
-	id, lost := NewID(), 0
-	err = l.try(ctx, func(ctx context.Context, c *Client) (further bool, err error) {
+	id, first := NewID(), true
+	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
 		reply, err = CallPatiently[*pb.RunScriptResponse](ctx, c, patience, id, request)
 		switch {
 		case err == nil:
 		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:
 			err = nil
-		case Gone(err), errors.Is(err, fault.ErrStale):
-			lost++
-			further = lost <= maxAnew // it may have taken its time before that
-		case lost == 0 && errors.Is(err, fault.ErrBusy):
-			err = &localError{err} // it is not the agent that comes back
+		case first && errors.Is(err, fault.ErrBusy):
+			err = &localError{err} // it is no agent that comes back
 		}
-		return further, err
+		first = false
+		return err
 	})
 	return reply, ended(err)
 }

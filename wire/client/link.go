@@ -35,15 +35,16 @@ type Link struct {
 
 // What a link waits for.
 const (
-	// linkPatience is how long it gets no further before it is given up.
+	// linkPatience is how long it gets no further before it is given up. What only waits gets further while the agent answers,
+	// but not over more than maxLives connections.
 	linkPatience = 60 * time.Second
+	maxLives     = 5
 	// linkPing and linkSilence are how a connection that takes bytes and gives none is known.
 	linkPing    = 5 * time.Second
 	linkSilence = 30 * time.Second
 	firstPause  = 50 * time.Millisecond
 	longPause   = 2 * time.Second
-	// maxAnew bounds how often one copy begins anew because the file changed or arrived damaged, and how often a script's
-	// connection may be lost after it lived for long.
+	// maxAnew bounds how often one copy begins anew because the file changed or arrived damaged.
 	maxAnew = 5
 )
 
@@ -100,11 +101,15 @@ func (l *Link) try(ctx context.Context, do func(context.Context, *Client) (furth
 		_, err := do(ctx, l.current)
 		return err
 	}
-	since, pause := time.Now(), firstPause
+	since, pause, lives := time.Now(), firstPause, 0
 	for {
-		further, dialled, err := l.attempt(ctx, do)
+		further, dialled, lived, err := l.attempt(ctx, do)
 		if err == nil || ctx.Err() != nil {
 			return err
+		}
+		if lived && lives < maxLives {
+			further = true
+			lives++
 		}
 		if further {
 			since, pause = time.Now(), firstPause
@@ -124,19 +129,22 @@ func (l *Link) try(ctx context.Context, do func(context.Context, *Client) (furth
 	}
 }
 
-// attempt is one attempt. dialled is false where no connection came about.
-func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (bool, error)) (further, dialled bool, err error) {
+// attempt is one attempt. dialled is false where no connection came about, lived true where the agent answered on it for a
+// while.
+func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (bool, error)) (further, dialled, lived bool, err error) {
 	c, err := l.client(ctx)
 	if err != nil {
-		return false, false, err
+		return false, false, false, err
 	}
+	began := time.Now()
 	watched, stop := c.Watch(ctx, linkPing, linkSilence)
 	further, err = do(watched, c)
 	stop()
+	lived = time.Since(began) > longPause && !errors.Is(err, ErrNoAnswer)
 	if Gone(err) || errors.Is(err, fault.ErrStale) {
 		l.lost(c)
 	}
-	return further, true, err
+	return further, true, lived, err
 }
 
 // connectionFailed says that an error is one of the way and not of the request, so that another attempt makes sense.
