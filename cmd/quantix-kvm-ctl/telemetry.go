@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -72,12 +73,14 @@ func (a *app) watchTelemetry(s *session) error {
 	if err := s.AskTelemetry(s.ctx); err != nil {
 		return err
 	}
+	var last *pb.TelemetryReport
 	for lines := 0; ; {
 		for _, event := range s.events.take() {
 			report, ok := event.(*pb.TelemetryReport)
-			if !ok {
+			if !ok || proto.Equal(report, last) { // a host that has just come is told the same more than once
 				continue
 			}
+			last = report
 			if err := a.printLine(report, lines); err != nil {
 				return err
 			}
