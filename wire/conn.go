@@ -264,7 +264,7 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 		told = fault.Because(fault.ErrCorrupt, "%v", err)
 	}
 	if id != "" {
-		c.reply(id, nil, told, true)
+		c.reply(id, nil, told, true, nobody)
 	}
 	if undecoded {
 		return errNotDecoded

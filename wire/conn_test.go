@@ -524,6 +524,29 @@ func TestFramesAreOneWrite(t *testing.T) {
 	}
 }
 
+// Who has the reply may send the next request, also under the same id, and where as many are under way as may be.
+func TestAReplyEndsItsRequest(t *testing.T) {
+	h, _ := guest(t, nil)
+	for range 3000 {
+		h.send(QTX1, "again", &pb.ExecuteRequest{Command: "x"})
+		h.answer("again")
+	}
+	request := func(n int) []byte {
+		return frameOf(QTX1, envelopeOf(t, fmt.Sprint("one of many ", n), &pb.ExecuteRequest{Command: "x"}))
+	}
+	var sent int
+	for ; sent < MaxInFlight; sent++ {
+		h.write(request(sent))
+	}
+	for n := range 3000 {
+		if m, _ := h.next(); m.ErrorDetail != nil {
+			t.Fatalf("reply %d: %v", n, m.ErrorDetail)
+		}
+		h.write(request(sent))
+		sent++
+	}
+}
+
 // Headers are not looked for byte by byte: a frame costs one read, and garbage no more than its size in buffers.
 func TestReadsAreBuffered(t *testing.T) {
 	var reads atomic.Int64

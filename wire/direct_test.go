@@ -66,7 +66,7 @@ func TestRepliesWrittenAtOnceArriveWhole(t *testing.T) {
 	for s := range senders {
 		work.Go(func() {
 			for i := range each {
-				conn.reply(fmt.Sprint(s, "-", i), &pb.FileReadResponse{Data: bytes.Repeat([]byte{byte(i)}, 37*i)}, nil, s == 0)
+				conn.reply(fmt.Sprint(s, "-", i), &pb.FileReadResponse{Data: bytes.Repeat([]byte{byte(i)}, 37*i)}, nil, s == 0, nobody)
 			}
 		})
 	}

@@ -77,13 +77,14 @@ func (q *queue) waits() bool { return len(q.hand.buf)+len(q.urgent)+len(q.bulk) 
 // idle says that nobody has anything to write.
 func (q *queue) idle() bool { return !q.claimed && !q.waits() }
 
-// put waits for room in the lane.
-func (q *queue) put(o outgoing, urgent bool) error {
+// put waits for room in the lane. leave is called when it has it, before the writer can take what is put.
+func (q *queue) put(o outgoing, urgent bool, leave func()) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.err == nil && q.full(urgent) {
 		q.changed.Wait()
 	}
+	leave()
 	if q.err != nil {
 		return q.err
 	}

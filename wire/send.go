@@ -9,8 +9,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// reply sends the one reply to a request. It waits for room in its lane.
-func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool) {
+// reply sends the one reply to a request. It waits for room in its lane. leave is called before anybody can have read the
+// reply, and not before what comes after can only be behind it.
+func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
 	m := Wrap(id, payload)
 	m.ErrorDetail = fault.Detail(err)
 	o, tooLarge := c.encode(m)
@@ -22,7 +23,7 @@ func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool) {
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
 	}
-	if err := c.put(o, urgent); err != nil {
+	if err := c.put(o, urgent, leave); err != nil {
 		c.warn("a reply came too late", err)
 	}
 }
@@ -48,7 +49,7 @@ func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 		return false
 	}
 	if urgent {
-		return c.put(o, true) == nil
+		return c.put(o, true, nobody) == nil
 	}
 	_, o.replaceable = event.(*pb.TelemetryReport)
 	return c.queue.offer(o)
@@ -84,12 +85,16 @@ func (c *Conn) written(buf []byte) {
 	}
 }
 
+// nobody leaves with what is no reply to a request that is in flight.
+func nobody() {}
+
 // put sends a message: at once where nobody else writes and the channel takes it, and else by way of its lane.
-func (c *Conn) put(o outgoing, urgent bool) error {
+func (c *Conn) put(o outgoing, urgent bool, leave func()) error {
 	channel, can := c.channel.(tryWriter)
 	if !can || len(o.buf) > pieceSize || !c.queue.claim() {
-		return c.queue.put(o, urgent)
+		return c.queue.put(o, urgent, leave)
 	}
+	leave()
 	frame := headed(Framing(c.writes.Load()), o.buf)
 	n, err := channel.TryWrite(frame)
 	if err != nil {

@@ -20,7 +20,7 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, message *pb.Age
 	request := Payload(message)
 	if request == nil {
 		if message.ErrorDetail == nil {
-			c.reply(id, nil, fault.Unsupported("unknown request"), true)
+			c.reply(id, nil, fault.Unsupported("unknown request"), true, nobody)
 		}
 		return
 	}
@@ -28,7 +28,7 @@ func (c *Conn) accept(ctx, session context.Context, frame Frame, message *pb.Age
 		return // an event or a reply: nothing of ours
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
-		c.reply(id, reply, nil, true)
+		c.reply(id, reply, nil, true, nobody)
 		return
 	}
 	if c.config.Mutates(request) {
@@ -82,7 +82,7 @@ func fresh(m *pb.AgentMessage) bool {
 }
 
 func (c *Conn) refuse(id string, request proto.Message, err error) {
-	c.reply(id, c.config.Refuse(request, err), err, true)
+	c.reply(id, c.config.Refuse(request, err), err, true, nobody)
 }
 
 // start serves a request on a goroutine of its own. A request that was sent twice is served once: the reply is for both.
@@ -118,8 +118,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		reply, err := c.serve(call, m.MessageId, request, before, turn)
 		stop()
 		done() // the call is over; the reply may have to wait for a host that reads
-		c.reply(m.MessageId, reply, err, vital)
-		leave()
+		c.reply(m.MessageId, reply, err, vital, leave)
 		release()
 	})
 }
