@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/manual"
 )
 
 // app is one run of the program.
@@ -107,7 +109,7 @@ EXIT STATUS
 		a.execCommand(), a.jobsCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.runCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
-		a.versionCommand(),
+		a.versionCommand(), manual.Command(1, version),
 	)
 	return root
 }

@@ -10,14 +10,19 @@ export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/n
 cd "$(dirname "$0")"
 work=$OUT/package-$ARCH
 rm -rf "$work"
-mkdir -p "$work/completion" "$work/doc"
+mkdir -p "$work/completion" "$work/doc" "$work/host"
 
 GOOS=linux GOARCH=$ARCH CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$work/" ../../quantix-kvm-agent ../../quantix-kvm-ctl
 
-# The completions are the tool's own words, which are the same for every processor.
-CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$work/host-ctl" ../../quantix-kvm-ctl
+# Completions and manual pages are the programs' own words, which are the same for every processor.
+CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$work/host/" ../../quantix-kvm-agent ../../quantix-kvm-ctl
 for shell in bash zsh fish; do
-	"$work/host-ctl" completion "$shell" | sed 's/host-ctl/quantix-kvm-ctl/g' >"$work/completion/$shell"
+	"$work/host/quantix-kvm-ctl" completion "$shell" >"$work/completion/$shell"
+done
+for name in agent ctl; do
+	mkdir -p "$work/$name/man"
+	"$work/host/quantix-kvm-$name" manual "$work/$name/man"
+	gzip -9n "$work/$name/man/"*
 done
 
 date=$(date -u -R -d "@$SOURCE_DATE_EPOCH")
