@@ -318,7 +318,7 @@ func TestRunOverCutConnections(t *testing.T) {
 	root := t.TempDir()
 	a := agenttest.Start(t, agenttest.Options{Root: root})
 	source := strings.Repeat("-- what makes a request that takes its time\n", 2000) +
-		`file.append(params.path, "ran\n") for i = 1, 50 do progress(i / 50, "going on") for _ = 1, 1e5 do end end return ("x"):rep(100000)`
+		`file.append(params.path, "ran\n") for i = 1, 50 do progress(i / 50, "going on") for _ = 1, 2e4 do end end return ("x"):rep(100000)`
 	for _, c := range []struct{ up, down int64 }{{0, 0}, {300, 0}, {50_000, 0}, {88_000, 0}, {0, 4000}, {0, 8000}, {0, 50_000}, {0, 100_000}} {
 		path := fmt.Sprintf("up %d down %d", c.up, c.down)
 		t.Run(path, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Proxy stands between hosts and an agent, and cuts connections.
@@ -44,6 +45,9 @@ func NewProxy(t testing.TB, a *Agent, cut Cut) *Proxy {
 	return p
 }
 
+// grace is how long replies go on where the host's direction was cut.
+const grace = 200 * time.Millisecond
+
 // serve carries one connection until one end or one bound is reached, and then ends both ends.
 func (p *Proxy) serve(socket string, host net.Conn, fromHost, fromGuest int64) {
 	defer host.Close()
@@ -60,6 +64,9 @@ func (p *Proxy) serve(socket string, host net.Conn, fromHost, fromGuest int64) {
 		}
 		n, _ := io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{reader})
 		p.Carried.Add(n)
+		if to == guest && n == bound { // replies to what came through are still on their way
+			time.Sleep(grace)
+		}
 		host.Close()
 		guest.Close()
 	}
