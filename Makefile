@@ -31,13 +31,13 @@ race: ## the same with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 30m ./...
 
 vmtest: ## the tests in a real guest under QEMU; gets what it needs from Debian, as root
-	go run ./cmd/internal/vmtest/prepare
-	go test -tags vm -count=1 -timeout 30m ./cmd/internal/vmtest/...
+	go run ./cmd/internal/rig/vmtest/prepare
+	go test -tags vm -count=1 -timeout 30m ./cmd/internal/rig/vmtest/...
 
 bench: ## speed and memory beside the raw channel, here and in the guest
 	go test -run '^$$' -bench . -benchmem ./wire/... ./runtime/... ./builtins/... ./cmd/quantix-kvm-agent
-	go run ./cmd/internal/vmtest/prepare
-	go test -tags vm -count=1 -timeout 30m -run '^$$' -bench . ./cmd/internal/vmtest/...
+	go run ./cmd/internal/rig/vmtest/prepare
+	go test -tags vm -count=1 -timeout 30m -run '^$$' -bench . ./cmd/internal/rig/vmtest/...
 
 check: ## format, vet, staticcheck, generated files, cross builds
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'not gofmt-clean: the files above'; exit 1; }
@@ -47,9 +47,9 @@ check: ## format, vet, staticcheck, generated files, cross builds
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go vet ./... && GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-agent && \
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-ctl || exit 1; \
 	done
-	go vet -tags vm ./cmd/internal/vmtest/... && go vet -tags blocktest ./runtime/journal/blocktest
+	go vet -tags vm ./cmd/internal/rig/vmtest/... && go vet -tags blocktest ./runtime/journal/blocktest
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && go build -o "$$tool/staticcheck" honnef.co/go/tools/cmd/staticcheck && \
-	echo staticcheck && "$$tool/staticcheck" ./... && "$$tool/staticcheck" -tags vm ./cmd/internal/vmtest/... && \
+	echo staticcheck && "$$tool/staticcheck" ./... && "$$tool/staticcheck" -tags vm ./cmd/internal/rig/vmtest/... && \
 	"$$tool/staticcheck" -tags blocktest ./runtime/journal/blocktest && \
 	GOOS=windows "$$tool/staticcheck" ./...
 
@@ -62,9 +62,9 @@ crashtest: ## every crash point of the journal, killed and without power (PART=s
 
 soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty power cuts in the guest, beside the crash tests
 	go test -count=1 -timeout 20m -run TestSessionsLeaveNoTrace -v ./cmd/quantix-kvm-agent -sessions=10000
-	go run ./cmd/internal/vmtest/prepare
+	go run ./cmd/internal/rig/vmtest/prepare
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
-	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle' -v ./cmd/internal/vmtest
+	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle' -v ./cmd/internal/rig/vmtest
 
 clean: ## what was built
 	rm -rf $(OUT)

@@ -46,9 +46,9 @@ type Tx interface {
 	// BeforeTouch is BeforeTree for a command that can change nothing but the paths, and the names in the directories
 	// that they are in: it notes what these are.
 	BeforeTouch(ctx context.Context, paths ...string) error
-	// Strayed gives what has been made of those names since, by path, with op as their operation. A rollback names it. It comes
+	// UndeclaredChanges gives what has been made of those names since, by path, with op as their operation. A rollback names it. It comes
 	// when the command has ended; if it never does, because the agent was killed, a rollback looks for itself.
-	Strayed(ctx context.Context, op string) ([]*pb.Change, error)
+	UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error)
 	// Take keeps the tree at path by moving it away: afterwards nothing is there.
 	Take(ctx context.Context, path string) error
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do. It must be
@@ -85,4 +85,4 @@ func (c *Call) Report(change *pb.Change) {
 
 // ErrStopping is the cause of a context that ends because the agent stops. What may outlive the agent is then left
 // alone.
-var ErrStopping = fault.Because(context.Canceled, "the agent is stopping")
+var ErrStopping = fault.Wrapf(context.Canceled, "the agent is stopping")

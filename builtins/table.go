@@ -95,7 +95,7 @@ func (t *Table) Invoke(ctx context.Context, call *Call, op *Op, in proto.Message
 			if t.Panicked != nil {
 				t.Panicked(op, value, debug.Stack())
 			}
-			out, err = nil, fault.Because(fault.ErrInternal, "internal error: %v", value)
+			out, err = nil, fault.Wrapf(fault.ErrInternal, "internal error: %v", value)
 		}
 		err = named(op.Name, err)
 		if t.Audit != nil && (err != nil || op.Routine == nil || !op.Routine(in)) {

@@ -24,7 +24,7 @@ func (c *Calls) Start(parent context.Context, id string) (ctx context.Context, d
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, nil, fault.Because(fault.ErrBusy, "the agent is stopping")
+		return nil, nil, fault.Wrapf(fault.ErrBusy, "the agent is stopping")
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	call := &running{cancel}
@@ -57,7 +57,7 @@ func (c *Calls) end(id string, call *running) {
 }
 
 // errAsked is the cause of a call that a host cancelled.
-var errAsked = fault.Because(context.Canceled, "a host asked for it")
+var errAsked = fault.Wrapf(context.Canceled, "a host asked for it")
 
 // Cancel ends the contexts of the calls with a message id, with a cause that is context.Canceled. It tells whether there
 // was one; it does not wait for its end.

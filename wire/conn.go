@@ -261,7 +261,7 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 	c.warn("a frame was refused", err)
 	told, undecoded := err, errors.Is(err, errNotDecoded)
 	if undecoded {
-		told = fault.Because(fault.ErrCorrupt, "%v", err)
+		told = fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	if id != "" {
 		c.reply(id, nil, told, true, nobody)

@@ -44,7 +44,7 @@ func Inspect(payload []byte) (id string, err error) {
 		b = b[n:]
 	}
 	if len(payload) > MaxRequest && !data {
-		return id, fault.Because(fault.ErrTooLarge, "request of %d bytes is larger than %d", len(payload), MaxRequest)
+		return id, fault.Wrapf(fault.ErrTooLarge, "request of %d bytes is larger than %d", len(payload), MaxRequest)
 	}
 	count := 0
 	return id, inspect(payload, envelopeFields, &count, 0)
@@ -52,7 +52,7 @@ func Inspect(payload []byte) (id string, err error) {
 
 func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth int) error {
 	if depth > maxDepth {
-		return fault.Because(fault.ErrTooLarge, "request is nested deeper than %d", maxDepth)
+		return fault.Wrapf(fault.ErrTooLarge, "request is nested deeper than %d", maxDepth)
 	}
 	for len(b) > 0 {
 		number, kind, n := protowire.ConsumeTag(b)
@@ -77,7 +77,7 @@ func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth i
 			}
 		}
 		if *count > MaxElements {
-			return fault.Because(fault.ErrTooLarge, "request has more than %d elements", MaxElements)
+			return fault.Wrapf(fault.ErrTooLarge, "request has more than %d elements", MaxElements)
 		}
 		b = b[n:]
 	}

@@ -59,7 +59,7 @@ func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
 	m.Session = c.config.Session
 	buf, err := marshal(m, c.room)
 	if n := len(buf) - headerSpace; err == nil && n > MaxFrame {
-		err = fault.Because(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
+		err = fault.Wrapf(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
 	}
 	return outgoing{buf: buf}, err
 }
@@ -155,7 +155,7 @@ func AppendMessage(to []byte, f Framing, m *pb.AgentMessage) ([]byte, error) {
 		return to, err
 	}
 	if n := len(buf) - headerSpace; n > MaxFrame {
-		return to, fault.Because(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
+		return to, fault.Wrapf(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
 	}
 	if to == nil {
 		return headed(f, buf), nil

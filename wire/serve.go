@@ -66,13 +66,13 @@ func (c *Conn) attach(m *pb.AgentMessage, request proto.Message, content *apart)
 func (c *Conn) trust(frame Frame, m *pb.AgentMessage, old bool) error {
 	switch {
 	case !frame.Aligned:
-		return fault.Because(fault.ErrUncertain, "uncertain, send again: the request was found after bytes that belong to no frame")
+		return fault.Wrapf(fault.ErrUncertain, "uncertain, send again: the request was found after bytes that belong to no frame")
 	case m.Session == "" && time.Since(c.echoed) < echoMemory: // what was hidden in a file of that host cannot know the session
-		return fault.Because(fault.ErrUncertain, "uncertain, send again: the host before it echoed the session, less than %v ago and without a silence since", echoMemory)
+		return fault.Wrapf(fault.ErrUncertain, "uncertain, send again: the host before it echoed the session, less than %v ago and without a silence since", echoMemory)
 	case m.Session != "" && m.Session != c.config.Session:
-		return fault.Because(fault.ErrStale, "stale request: it was made for another run of the agent")
+		return fault.Wrapf(fault.ErrStale, "stale request: it was made for another run of the agent")
 	case old && !fresh(m):
-		return fault.Because(fault.ErrStale, "stale request: it waited in the channel, and its timestamp is not within %v of the clock", StaleAfter)
+		return fault.Wrapf(fault.ErrStale, "stale request: it waited in the channel, and its timestamp is not within %v of the clock", StaleAfter)
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	if leave == nil {
 		release()
 		if !second {
-			c.refuse(m.MessageId, request, fault.Because(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
+			c.refuse(m.MessageId, request, fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
 		}
 		return
 	}

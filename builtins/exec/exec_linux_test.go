@@ -280,7 +280,7 @@ func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.B
 
 func (x *tx) BeforeTouch(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
 
-func (x *tx) Strayed(context.Context, string) ([]*pb.Change, error) { return nil, nil }
+func (x *tx) UndeclaredChanges(context.Context, string) ([]*pb.Change, error) { return nil, nil }
 
 func (x *tx) Irreversible(context.Context, *pb.Change) error { return nil }
 func (x *tx) NotBegun()                                      {}

@@ -96,7 +96,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 		}
 	}
 	if running >= maxJobs {
-		return nil, fault.Because(fault.ErrBusy, "busy: %d jobs run already", maxJobs)
+		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxJobs)
 	}
 	job := &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line), Directory: printable(spec.Dir),
 		User: user, RequestId: call.ID}
@@ -191,7 +191,7 @@ func (j *jobs) list() ([]*pb.Job, error) {
 // load reads one job. The error wraps fs.ErrNotExist where there is none of that id.
 func (j *jobs) load(id string) (*pb.Job, error) {
 	if !isJobID(id) {
-		return nil, fault.Because(fs.ErrNotExist, "there is no such job")
+		return nil, fault.Wrapf(fs.ErrNotExist, "there is no such job")
 	}
 	dir := filepath.Join(j.dir, id)
 	job, err := readJob(dir)
@@ -202,7 +202,7 @@ func (j *jobs) load(id string) (*pb.Job, error) {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Because(fs.ErrNotExist, "there is no such job")
+		return nil, fault.Wrapf(fs.ErrNotExist, "there is no such job")
 	}
 	if err != nil {
 		return nil, err
@@ -218,7 +218,7 @@ func readJob(dir string) (*pb.Job, error) {
 	}
 	job := &pb.Job{}
 	if err := proto.Unmarshal(raw, job); err != nil {
-		return nil, fault.Because(fault.ErrCorrupt, "the record of the job is damaged")
+		return nil, fault.Wrapf(fault.ErrCorrupt, "the record of the job is damaged")
 	}
 	return job, nil
 }
@@ -265,11 +265,11 @@ func (r *Room) signalJob(in *pb.ExecInputRequest) error {
 		return err
 	}
 	if job.State != pb.JobState_JOB_STATE_RUNNING {
-		return fault.Because(fs.ErrNotExist, "the job has ended")
+		return fault.Wrapf(fs.ErrNotExist, "the job has ended")
 	}
 	err = tellJob(filepath.Join(r.jobs.dir, job.Id), job, signal, in.GetEnd())
 	if errors.Is(err, os.ErrProcessDone) {
-		return fault.Because(fs.ErrNotExist, "the job has ended")
+		return fault.Wrapf(fs.ErrNotExist, "the job has ended")
 	}
 	return err
 }

@@ -110,7 +110,7 @@ func onStart(err error) error {
 	if !errors.As(err, &start) || start.Object == "" {
 		return err
 	}
-	return &fault.Error{Object: start.Object, Err: fault.Because(start.Err, "%s: %v", start.Stage, start.Err),
+	return &fault.Error{Object: start.Object, Err: fault.Wrapf(start.Err, "%s: %v", start.Stage, start.Err),
 		Details: map[string]string{"stage": start.Stage}}
 }
 

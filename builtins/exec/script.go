@@ -215,7 +215,7 @@ func (r *Room) keepTouched(ctx context.Context, call *builtins.Call, in *pb.RunA
 
 // strayed names what a command changed beside what it touches; that is an error.
 func strayed(ctx context.Context, call *builtins.Call, op string) error {
-	list, err := call.Tx.Strayed(ctx, op)
+	list, err := call.Tx.UndeclaredChanges(ctx, op)
 	if err != nil || len(list) == 0 {
 		return err
 	}

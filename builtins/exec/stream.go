@@ -42,7 +42,7 @@ const (
 // The causes of a command's end that is brought about.
 var (
 	errHostLeft = errors.New("the host has left")
-	errEnded    = fault.Because(context.Canceled, "cancelled by the host")
+	errEnded    = fault.Wrapf(context.Canceled, "cancelled by the host")
 )
 
 // streamKey names a started command: only the connection that started it knows it.
@@ -267,12 +267,12 @@ func (r *Room) execInput(ctx context.Context, call *builtins.Call, in *pb.ExecIn
 	}
 	s := r.streams.get(streamKey{call.Port, call.Session, in.GetExecId()})
 	if s == nil {
-		return nil, fault.On("command "+in.GetExecId(), fault.Because(fs.ErrNotExist, "none of that id runs on this connection"))
+		return nil, fault.On("command "+in.GetExecId(), fault.Wrapf(fs.ErrNotExist, "none of that id runs on this connection"))
 	}
 	select {
 	case <-s.started:
 	case <-s.done:
-		return nil, fault.On("command "+in.GetExecId(), fault.Because(fs.ErrNotExist, "it was not started"))
+		return nil, fault.On("command "+in.GetExecId(), fault.Wrapf(fs.ErrNotExist, "it was not started"))
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -311,7 +311,7 @@ func (s *streamed) input(ctx context.Context, in *pb.ExecInputRequest) (taken in
 	if len(in.GetData()) > 0 {
 		if taken, err = s.live.Write(ctx, in.GetData()); err != nil {
 			if taken > 0 {
-				err = fault.Because(err, "%v, after %d bytes", err, taken)
+				err = fault.Wrapf(err, "%v, after %d bytes", err, taken)
 			}
 			return taken, err
 		}
@@ -353,7 +353,7 @@ func (l *streams) enter(s *streamed) error {
 	case l.running[s.key] != nil:
 		return fault.Invalid("a command of the id %s runs already", s.key.id)
 	case len(l.running) >= maxStreams:
-		return fault.Because(fault.ErrBusy, "%d commands are running with their output sent", maxStreams)
+		return fault.Wrapf(fault.ErrBusy, "%d commands are running with their output sent", maxStreams)
 	}
 	if l.running == nil {
 		l.running = map[streamKey]*streamed{}

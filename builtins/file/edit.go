@@ -192,7 +192,7 @@ func replacing(in *pb.ReplaceArgs) (func([]byte) ([]byte, error), error) {
 			return nil, err
 		}
 		if pattern.NumSubexp() > maxGroups {
-			return nil, fault.Because(fault.ErrTooLarge, "the pattern has more than %d groups", maxGroups)
+			return nil, fault.Wrapf(fault.ErrTooLarge, "the pattern has more than %d groups", maxGroups)
 		}
 		once = func(old []byte) ([]byte, error) { return replaceMatches(old, pattern, []byte(in.Replacement)) }
 	}
@@ -220,7 +220,7 @@ const (
 	maxMatches = 100_000
 )
 
-var errEdited = fault.Because(fault.ErrTooLarge, "the file would have more than %d bytes", maxContent)
+var errEdited = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", maxContent)
 
 func replaceText(old, text, by []byte) ([]byte, error) {
 	if n := int64(bytes.Count(old, text)); n > 0 && int64(len(old))+n*int64(len(by)-len(text)) > maxContent {
@@ -232,7 +232,7 @@ func replaceText(old, text, by []byte) ([]byte, error) {
 func replaceMatches(old []byte, pattern *regexp.Regexp, by []byte) ([]byte, error) {
 	found := pattern.FindAllSubmatchIndex(old, maxMatches+1)
 	if len(found) > maxMatches {
-		return nil, fault.Because(fault.ErrTooLarge, "more than %d places match", maxMatches)
+		return nil, fault.Wrapf(fault.ErrTooLarge, "more than %d places match", maxMatches)
 	}
 	references := bytes.Count(by, []byte("$"))
 	edited, from := []byte{}, 0

@@ -110,7 +110,7 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 	defer dir.Close()
 	list, err := names(dir)
 	if err == nil && len(list) > maxElements {
-		err = fault.Because(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxElements)
+		err = fault.Wrapf(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxElements)
 	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
@@ -154,7 +154,7 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 			}
 			next = append(next, matches(r.files(call), dir, element)...)
 			if len(next) > maxElements {
-				return nil, fault.On(in.Pattern, fault.Because(fault.ErrTooLarge, "more than %d paths match", maxElements))
+				return nil, fault.On(in.Pattern, fault.Wrapf(fault.ErrTooLarge, "more than %d paths match", maxElements))
 			}
 		}
 		found = next
@@ -230,7 +230,7 @@ func digestOf(ctx context.Context, file *os.File) (string, error) {
 func (r *Room) attachment(_ context.Context, call *builtins.Call, in *pb.AttachmentArgs) (*pb.Content, error) {
 	content, ok := call.Attachments[in.Name]
 	if !ok {
-		return nil, fault.On(in.Name, fault.Because(fs.ErrNotExist, "no attachment of this name came with the script"))
+		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "no attachment of this name came with the script"))
 	}
 	return &pb.Content{Content: content}, nil
 }

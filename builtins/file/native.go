@@ -80,7 +80,7 @@ func describe(ctx context.Context, out *pb.ListDirectoryResponse, dir *fsys.Dir,
 		e := entry(name, child(at, name), meta, accounts)
 		if size += proto.Size(e) + 8; size > maxListing {
 			out.ContinuationToken = page[i-1]
-			return fault.Because(fault.ErrTooLarge, "more entries than one reply holds; ask for pages with max_entries")
+			return fault.Wrapf(fault.ErrTooLarge, "more entries than one reply holds; ask for pages with max_entries")
 		}
 		out.Entries = append(out.Entries, e)
 	}

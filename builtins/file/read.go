@@ -154,7 +154,7 @@ type reader struct {
 // check refuses to continue a read of what has become another file, or a shorter one.
 func (r *readers) check(port string, in *pb.FileReadRequest, meta fsys.Meta) error {
 	if in.Generation != "" && in.Generation != generation(meta) {
-		return fault.Because(fault.ErrChanged, "the file is another one than generation %s", in.Generation)
+		return fault.Wrapf(fault.ErrChanged, "the file is another one than generation %s", in.Generation)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -163,10 +163,10 @@ func (r *readers) check(port string, in *pb.FileReadRequest, meta fsys.Meta) err
 		return nil
 	}
 	if !meta.Same(before.file) || meta.Born != before.file.Born {
-		return fault.Because(fault.ErrChanged, "another file took the place of this one while it was read")
+		return fault.Wrapf(fault.ErrChanged, "another file took the place of this one while it was read")
 	}
 	if meta.Size > 0 && uint64(meta.Size) < in.Offset || meta.Size == 0 && before.file.Size > 0 {
-		return fault.Because(fault.ErrChanged, "the file became shorter while it was read")
+		return fault.Wrapf(fault.ErrChanged, "the file became shorter while it was read")
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	}
 	c := chunk{call.ID, in.ChunkNumber, in.Offset, len(in.Data), r.crc(in.Data), in.Eof}
 	if in.Crc32C != nil && *in.Crc32C != c.crc {
-		return fault.Because(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
+		return fault.Wrapf(fault.ErrCorrupt, "chunk %d was damaged on its way: its CRC-32C is %08x", in.ChunkNumber, c.crc)
 	}
 	key := uploadKey{ownerOf(call, in), in.Path}
 	u, err := r.uploads.get(key, c, in)
@@ -137,7 +137,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	return nil
 }
 
-var errNoUpload = fault.Because(fault.ErrChanged, "no upload of this file is under way; begin again with chunk 0")
+var errNoUpload = fault.Wrapf(fault.ErrChanged, "no upload of this file is under way; begin again with chunk 0")
 
 // checkChunk refuses what no chunk can be.
 func (r *Room) checkChunk(in *pb.FileWriteRequest) (attr fsys.Attr, err error) {
@@ -273,7 +273,7 @@ func (u *upload) verify(ctx context.Context, want string) error {
 	}
 	sum, err := digestOf(ctx, u.staged.File)
 	if err == nil && !strings.EqualFold(want, sum) {
-		err = fault.Because(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
+		err = fault.Wrapf(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
 	}
 	return err
 }

@@ -53,7 +53,7 @@ func (s *uploads) find(key uploadKey) (*upload, error) {
 	return s.open[key], nil
 }
 
-var errStopping = fault.Because(fault.ErrBusy, "the agent is about to stop")
+var errStopping = fault.Wrapf(fault.ErrBusy, "the agent is about to stop")
 
 // add puts a new upload into the list, and gives the one that it replaces, if any.
 func (s *uploads) add(key uploadKey) (u, old *upload, err error) {
@@ -103,7 +103,7 @@ func (s *uploads) room(key uploadKey) error {
 		}
 	}
 	if len(s.open) >= s.max {
-		return fault.Because(fault.ErrBusy, "%d uploads are under way", len(s.open))
+		return fault.Wrapf(fault.ErrBusy, "%d uploads are under way", len(s.open))
 	}
 	return nil
 }

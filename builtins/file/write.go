@@ -116,7 +116,7 @@ func (c *change) writable(w wanted) error {
 	case c.old.Kind != fsys.File:
 		return fault.Refuse("is a %s, not a regular file", typeOf(c.old.Kind))
 	case !w.add && c.old.Size > maxContent:
-		return fault.Because(fault.ErrTooLarge, "the file has more than %d bytes, too many to be kept while it is written in place", maxContent)
+		return fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes, too many to be kept while it is written in place", maxContent)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func (a *At) named() error {
 	return err
 }
 
-var errSlash = fault.Because(syscall.ENOTDIR, "not a directory, which the slash at the end says")
+var errSlash = fault.Wrapf(syscall.ENOTDIR, "not a directory, which the slash at the end says")
 
 // notSlash refuses to make anything but a directory where one is named.
 func (a *At) notSlash() error {
@@ -142,7 +142,7 @@ func (a *At) ReadFile(limit int64) ([]byte, error) {
 		return nil, fault.Cause(err)
 	}
 	if int64(len(data)) > limit {
-		return nil, fault.Because(fault.ErrTooLarge, "the file has more than %d bytes", limit)
+		return nil, fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes", limit)
 	}
 	return data, nil
 }

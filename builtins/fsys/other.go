@@ -56,7 +56,7 @@ func walk(r *Root, raw string, links follow) (*At, error) {
 		return nil, fault.Cause(err)
 	}
 	if links == followNone && resolved != dir {
-		return nil, fault.Because(fault.ErrChanged, "a directory above it has become a link")
+		return nil, fault.Wrapf(fault.ErrChanged, "a directory above it has become a link")
 	}
 	if target, err := filepath.EvalSymlinks(clean); links == followAll && err == nil {
 		resolved, name = filepath.Dir(target), filepath.Base(target)

@@ -202,7 +202,7 @@ func (p *plan) walk(root *Root, raw string, links follow) (*At, error) {
 		case err != nil:
 			return nil, err
 		case object.meta.Kind == Symlink && links == followNone:
-			return nil, fault.Because(fault.ErrChanged, "the directory %s has become a link", Escape(name))
+			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", Escape(name))
 		case object.meta.Kind == Symlink:
 			if through++; through > maxLinks {
 				return nil, syscall.ELOOP
@@ -610,7 +610,7 @@ func (s *spot) apply(name string, want Meta) error {
 // become takes over all that can be restored.
 func (m *Meta) become(want Meta) error {
 	if m.Kind != want.Kind {
-		return fault.Because(fault.ErrChanged, "is a %s, and was a %s", m.Kind, want.Kind)
+		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", m.Kind, want.Kind)
 	}
 	if err := m.set(Attr{Mode: &want.Mode, UID: &want.UID, GID: &want.GID}); err != nil {
 		return err

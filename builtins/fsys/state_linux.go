@@ -170,7 +170,7 @@ func (o object) apply(meta Meta) error {
 		return err
 	}
 	if now.Kind != meta.Kind {
-		return fault.Because(fault.ErrChanged, "is a %s, and was a %s", now.Kind, meta.Kind)
+		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", now.Kind, meta.Kind)
 	}
 	if err := o.chown(now, meta.UID, meta.GID); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (o object) chmod(mode uint32) error {
 	}
 	// The kernel drops setgid without a word where the caller is not in the group.
 	if now, err = o.stat(); err == nil && now.Mode != mode {
-		err = fault.Because(os.ErrPermission, "the mode became %04o instead of %04o", now.Mode, mode)
+		err = fault.Wrapf(os.ErrPermission, "the mode became %04o instead of %04o", now.Mode, mode)
 	}
 	return err
 }

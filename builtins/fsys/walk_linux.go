@@ -67,7 +67,7 @@ func walk(r *Root, raw string, links follow) (*At, error) {
 		case err != nil:
 			return nil, err
 		case link && links == followNone:
-			return nil, fault.Because(fault.ErrChanged, "the directory %s has become a link", Escape(name))
+			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", Escape(name))
 		case link:
 			if strings.HasPrefix(target, "/") {
 				w.leave(0)
@@ -222,7 +222,7 @@ func noJump(dir, link handle, name string) error {
 	case nil:
 		return unix.Close(fd)
 	case unix.ELOOP:
-		return fault.Because(syscall.ELOOP, "the link %s is not followed: it is one of the jumping links of /proc", name)
+		return fault.Wrapf(syscall.ELOOP, "the link %s is not followed: it is one of the jumping links of /proc", name)
 	}
 	return nil // an ordinary link to something that cannot be opened; the walk will meet it
 }

@@ -89,7 +89,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 	}
 	data, err := root.ReadFile(zones+"/"+in.New, maxZone)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &fault.Error{Object: in.New, Err: fault.Because(fs.ErrNotExist, "no such time zone"), Hint: "zones are the files below " + zones + ", of the package tzdata"}
+		return nil, &fault.Error{Object: in.New, Err: fault.Wrapf(fs.ErrNotExist, "no such time zone"), Hint: "zones are the files below " + zones + ", of the package tzdata"}
 	}
 	if err == nil && !bytes.HasPrefix(data, []byte(zoneBeginning)) {
 		err = fault.Invalid("the file is no time zone")
@@ -147,7 +147,7 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	}
 	have, err := root.ReadFile(file, maxSetting)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.On(in.Name, fault.Because(fs.ErrNotExist, "this kernel has no such setting"))
+		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "this kernel has no such setting"))
 	}
 	if err != nil {
 		return nil, fault.On(in.Name, err)

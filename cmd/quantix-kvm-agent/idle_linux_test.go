@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 )
 
 // pss is the proportional set size of a process in KiB: what it would free by ending.
@@ -27,7 +27,7 @@ func pss(b *testing.B, pid int) (kib float64) {
 // does nothing at all.
 func BenchmarkIdle(b *testing.B) {
 	program := filepath.Join(b.TempDir(), "idle")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "../internal/idle")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "../internal/rig/idle")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 )
 

@@ -16,7 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/policy"
 	"github.com/quantix-kvm/guest-agent/wire"
@@ -234,7 +234,7 @@ func TestShippedPolicy(t *testing.T) {
 	}
 	c, _, err := config.Parse([]byte(text))
 	s := c.Security
-	if err != nil || len(s.Commands) != 2 || len(s.NoCommands) != 2 || len(s.WritePaths) != 2 || len(s.NoReadPaths) != 2 || len(s.NoOperations) != 2 {
+	if err != nil || len(s.AllowedCommands) != 2 || len(s.DeniedCommands) != 2 || len(s.AllowedWritePaths) != 2 || len(s.DeniedReadPaths) != 2 || len(s.DeniedOperations) != 2 {
 		t.Fatalf("%v\n%+v", err, s)
 	}
 	root, err := fsys.Open(t.TempDir())

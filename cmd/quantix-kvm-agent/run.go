@@ -61,7 +61,7 @@ func run(ctx context.Context, f flags) (err error) {
 	}
 	defer root.Close()
 	if err := os.MkdirAll(f.stateDir(), 0o700); err != nil {
-		return fault.Because(err, "make the state directory (choose another with --state): %v", err)
+		return fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
 	}
 	parts := roomConfig(f, conf, root)
 	parts.Exec.Thawed = func(words string) { log.Warn(words) }

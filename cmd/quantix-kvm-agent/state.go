@@ -126,7 +126,7 @@ func (r *recovery) gate(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-timer.C:
-		return fault.Because(fault.ErrBusy, "busy: recovering from an interruption")
+		return fault.Wrapf(fault.ErrBusy, "busy: recovering from an interruption")
 	}
 }
 

@@ -76,7 +76,7 @@ func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*sess
 // limit makes the context of the session.
 func (s *session) limit(ctx context.Context, limit time.Duration) {
 	if limit != unlimited {
-		limited, stop := context.WithTimeoutCause(ctx, limit, fault.Because(context.DeadlineExceeded, "it was not done within %v", limit))
+		limited, stop := context.WithTimeoutCause(ctx, limit, fault.Wrapf(context.DeadlineExceeded, "it was not done within %v", limit))
 		s.stops = append(s.stops, stop)
 		ctx = limited
 	}

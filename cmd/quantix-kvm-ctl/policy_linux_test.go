@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
-	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
 // What the guest's policy refuses has an exit code of its own and words that name the rule, and info tells of the policy.

@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
-	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
 // Where its first connection is cut the tool says so, connects again and does what it was told, once; unless it was told not to.

@@ -39,7 +39,7 @@ func (a *app) helpScript(ctx context.Context, name string) error {
 		}
 		at := slices.IndexFunc(scripts, func(info *pb.ScriptInfo) bool { return info.Name == name })
 		if at < 0 {
-			return fault.Because(fs.ErrNotExist, "the guest has no such script")
+			return fault.Wrapf(fs.ErrNotExist, "the guest has no such script")
 		}
 		return a.printScript(scripts[at])
 	})

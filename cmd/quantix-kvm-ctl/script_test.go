@@ -11,8 +11,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
-	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
 func TestMain(m *testing.M) {

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/agenttest"
-	"github.com/quantix-kvm/guest-agent/cmd/internal/ctltest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
 // desk is a terminal with somebody before it.

@@ -507,7 +507,7 @@ func (a *Agent) reportFirst(ctx context.Context, c *wire.Conn) {
 
 func (a *Agent) gate(ctx context.Context) error {
 	if err := a.config.Refusing; err != nil {
-		return fault.Because(fault.ErrRefused, "refused: the configuration has faults: %v", err)
+		return fault.Wrapf(fault.ErrRefused, "refused: the configuration has faults: %v", err)
 	}
 	if a.config.Gate != nil {
 		return a.config.Gate(ctx)

@@ -254,7 +254,7 @@ func (a *Agent) localConfig(calls *wire.Calls) wire.Config {
 		case *pb.GetCapabilitiesRequest:
 			return a.describe(conn), nil
 		}
-		err := fault.Because(fault.ErrRefused, "refused: the local socket tells the agent's status and nothing else")
+		err := fault.Wrapf(fault.ErrRefused, "refused: the local socket tells the agent's status and nothing else")
 		return builtins.ErrorReply(wire.ReplyType(request), err), err
 	}
 	return c

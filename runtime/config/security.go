@@ -14,12 +14,12 @@ import (
 // what is allowed is no restriction either.
 type Security struct {
 	File              string // the name of the file, for answers; empty: none was read
-	Commands          []Rule // command_allowlist: programs, by name or path
-	NoCommands        []Rule // command_blocklist: programs, by name or path
-	WritePaths        []Rule // allow_file_write_paths: absolute paths, and what is below
-	NoReadPaths       []Rule // deny_file_read_paths: absolute paths, and what is below
-	Operations        []Rule // allow_operations: names of operations, * for any text
-	NoOperations      []Rule // deny_operations
+	AllowedCommands   []Rule // command_allowlist: programs, by name or path
+	DeniedCommands    []Rule // command_blocklist: programs, by name or path
+	AllowedWritePaths []Rule // allow_file_write_paths: absolute paths, and what is below
+	DeniedReadPaths   []Rule // deny_file_read_paths: absolute paths, and what is below
+	AllowedOperations []Rule // allow_operations: names of operations, * for any text
+	DeniedOperations  []Rule // deny_operations
 	CommandsPerMinute Limit  // max_commands_per_minute
 	FileOpsPerSecond  Limit  // max_file_ops_per_second
 	ReadOnly          Switch // read_only
@@ -59,22 +59,22 @@ func (s Security) Restricts() bool {
 }
 
 func (s Security) restricts() bool {
-	return len(s.Commands)+len(s.NoCommands)+len(s.WritePaths)+len(s.NoReadPaths)+len(s.Operations)+len(s.NoOperations) > 0 ||
+	return len(s.AllowedCommands)+len(s.DeniedCommands)+len(s.AllowedWritePaths)+len(s.DeniedReadPaths)+len(s.AllowedOperations)+len(s.DeniedOperations) > 0 ||
 		s.CommandsPerMinute.N > 0 || s.FileOpsPerSecond.N > 0 || s.ReadOnly.On
 }
 
 // warnings tells what an administrator may believe of it that is not so.
 func (s Security) warnings() (list []string) {
-	if len(s.NoCommands) > 0 && len(s.Commands) == 0 {
+	if len(s.DeniedCommands) > 0 && len(s.AllowedCommands) == 0 {
 		list = append(list, fmt.Sprintf("line %d: security.command_blocklist is no boundary: a program that is not listed can do what a "+
-			"listed one does; command_allowlist is one", s.NoCommands[0].Line))
+			"listed one does; command_allowlist is one", s.DeniedCommands[0].Line))
 	}
-	open := len(s.Commands) == 0 && !s.ReadOnly.On
-	if open && len(s.NoReadPaths) > 0 {
-		list = append(list, fmt.Sprintf("line %d: security.deny_file_read_paths does not bind commands; command_allowlist says which may run", s.NoReadPaths[0].Line))
+	open := len(s.AllowedCommands) == 0 && !s.ReadOnly.On
+	if open && len(s.DeniedReadPaths) > 0 {
+		list = append(list, fmt.Sprintf("line %d: security.deny_file_read_paths does not bind commands; command_allowlist says which may run", s.DeniedReadPaths[0].Line))
 	}
-	if open && len(s.WritePaths) > 0 {
-		list = append(list, fmt.Sprintf("line %d: security.allow_file_write_paths does not bind commands; command_allowlist says which may run", s.WritePaths[0].Line))
+	if open && len(s.AllowedWritePaths) > 0 {
+		list = append(list, fmt.Sprintf("line %d: security.allow_file_write_paths does not bind commands; command_allowlist says which may run", s.AllowedWritePaths[0].Line))
 	}
 	for _, port := range s.Ports {
 		list = append(list, port.Security.warnings()...)
@@ -84,12 +84,12 @@ func (s Security) warnings() (list []string) {
 
 // securityKeys are the keys under security.
 var securityKeys = map[string]func(*Config, *yaml.Node) error{
-	"security.command_allowlist":       rules(func(c *Config) *[]Rule { return &c.Security.Commands }, program),
-	"security.command_blocklist":       rules(func(c *Config) *[]Rule { return &c.Security.NoCommands }, program),
-	"security.allow_file_write_paths":  rules(func(c *Config) *[]Rule { return &c.Security.WritePaths }, place),
-	"security.deny_file_read_paths":    rules(func(c *Config) *[]Rule { return &c.Security.NoReadPaths }, place),
-	"security.allow_operations":        rules(func(c *Config) *[]Rule { return &c.Security.Operations }, operation),
-	"security.deny_operations":         rules(func(c *Config) *[]Rule { return &c.Security.NoOperations }, operation),
+	"security.command_allowlist":       rules(func(c *Config) *[]Rule { return &c.Security.AllowedCommands }, program),
+	"security.command_blocklist":       rules(func(c *Config) *[]Rule { return &c.Security.DeniedCommands }, program),
+	"security.allow_file_write_paths":  rules(func(c *Config) *[]Rule { return &c.Security.AllowedWritePaths }, place),
+	"security.deny_file_read_paths":    rules(func(c *Config) *[]Rule { return &c.Security.DeniedReadPaths }, place),
+	"security.allow_operations":        rules(func(c *Config) *[]Rule { return &c.Security.AllowedOperations }, operation),
+	"security.deny_operations":         rules(func(c *Config) *[]Rule { return &c.Security.DeniedOperations }, operation),
 	"security.max_commands_per_minute": limit(func(c *Config) *Limit { return &c.Security.CommandsPerMinute }),
 	"security.max_file_ops_per_second": limit(func(c *Config) *Limit { return &c.Security.FileOpsPerSecond }),
 	"security.read_only":               on(func(c *Config) *Switch { return &c.Security.ReadOnly }),

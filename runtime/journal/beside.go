@@ -33,8 +33,8 @@ func (t *Tx) BeforeTouch(ctx context.Context, paths ...string) error {
 	return t.keepNow(ctx, true, paths, beside)
 }
 
-// Strayed implements builtins.Tx.
-func (t *Tx) Strayed(ctx context.Context, op string) ([]*pb.Change, error) {
+// UndeclaredChanges implements builtins.Tx.
+func (t *Tx) UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.steps) == 0 {

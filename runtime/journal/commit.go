@@ -72,7 +72,7 @@ func (t *Tx) mayEnd(ctx context.Context) error {
 	case t.err != nil:
 		return t.err
 	case t.phase != running && t.phase != awaiting:
-		return fault.Because(fault.ErrInternal, "the transaction has ended")
+		return fault.Wrapf(fault.ErrInternal, "the transaction has ended")
 	}
 	return context.Cause(ctx)
 }

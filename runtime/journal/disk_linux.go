@@ -17,7 +17,7 @@ func takeLock(path string) (*os.File, error) {
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == unix.EWOULDBLOCK {
-		err = fault.Because(fault.ErrBusy, "another agent uses it")
+		err = fault.Wrapf(fault.ErrBusy, "another agent uses it")
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())

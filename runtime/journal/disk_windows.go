@@ -17,7 +17,7 @@ func takeLock(path string) (*os.File, error) {
 	const flags = windows.LOCKFILE_EXCLUSIVE_LOCK | windows.LOCKFILE_FAIL_IMMEDIATELY
 	err = windows.LockFileEx(windows.Handle(file.Fd()), flags, 0, 1, 0, &windows.Overlapped{})
 	if err == windows.ERROR_LOCK_VIOLATION || err == windows.ERROR_IO_PENDING {
-		err = fault.Because(fault.ErrBusy, "another agent uses it")
+		err = fault.Wrapf(fault.ErrBusy, "another agent uses it")
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())

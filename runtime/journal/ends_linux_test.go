@@ -468,12 +468,12 @@ func TestBeside(t *testing.T) {
 			"modified /etc/app.d\ndeleted /etc/link\ncreated /etc/new"},
 		"killed when that was told": {func(t *testing.T, _ *guest, tx *Tx, etc string) {
 			disturb(t, etc)
-			if list, err := tx.Strayed(t.Context(), "exec.run"); err != nil || len(list) != 3 || list[0].Op != "exec.run" {
+			if list, err := tx.UndeclaredChanges(t.Context(), "exec.run"); err != nil || len(list) != 3 || list[0].Op != "exec.run" {
 				t.Fatal(list, err)
 			}
 		}, pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "created /etc/new\ndeleted /etc/link\nmodified /etc/app.d"},
 		"killed later": {func(t *testing.T, g *guest, tx *Tx, etc string) {
-			if list, err := tx.Strayed(t.Context(), "exec.run"); err != nil || len(list) > 0 {
+			if list, err := tx.UndeclaredChanges(t.Context(), "exec.run"); err != nil || len(list) > 0 {
 				t.Fatal(list, err)
 			}
 			g.must(t, tx, "file.mkdir", &pb.MkdirArgs{Path: "/etc/made"})

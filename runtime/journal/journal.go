@@ -132,7 +132,7 @@ func (j *Journal) open() (err error) {
 	return fault.Cause(err)
 }
 
-var errUnrecovered = fault.Because(fault.ErrBusy, "busy: an interrupted transaction is not taken back yet")
+var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transaction is not taken back yet")
 
 // Close waits until the last transaction that ended is cleaned up. A transaction that is still open stays as it is on
 // disk, and is taken back by the next Recover.
@@ -202,7 +202,7 @@ func (j *Journal) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fault.Because(fault.ErrBusy, "busy: another transaction was open all the time")
+			return fault.Wrapf(fault.ErrBusy, "busy: another transaction was open all the time")
 		}
 		return context.Cause(ctx)
 	}

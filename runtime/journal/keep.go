@@ -98,7 +98,7 @@ func (k *keeper) here(at *fsys.At) error {
 		return nil
 	}
 	if len(k.objects) >= maxObjects {
-		return fault.Because(fault.ErrTooLarge, "more than %d objects would have to be kept", maxObjects)
+		return fault.Wrapf(fault.ErrTooLarge, "more than %d objects would have to be kept", maxObjects)
 	}
 	if err := context.Cause(k.ctx); err != nil {
 		return err

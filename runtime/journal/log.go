@@ -114,7 +114,7 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 		return err
 	}
 	if len(payload) > frames.Max {
-		return fault.Because(fault.ErrTooLarge, "more is to be kept than %d bytes", frames.Max)
+		return fault.Wrapf(fault.ErrTooLarge, "more is to be kept than %d bytes", frames.Max)
 	}
 	end := l.end + frames.Head + int64(len(payload))
 	need := end
@@ -145,7 +145,7 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 func (l *log) shrink() error {
 	size := l.end + reserve
 	if size >= l.size {
-		return fault.Because(syscall.ENOSPC, "no space left, and none to give back")
+		return fault.Wrapf(syscall.ENOSPC, "no space left, and none to give back")
 	}
 	if err := l.journal.do("log.shrink", func() error { return l.file.Truncate(size) }); err != nil {
 		return err

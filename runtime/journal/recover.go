@@ -105,7 +105,7 @@ func (j *Journal) recover(ctx context.Context, id string, later func(string) boo
 		}
 		return j.reopen(t, f.await)
 	case f.tries >= attempts:
-		return j.quarantine(id, f, fault.Because(fault.ErrInternal, "%d attempts to take it back were interrupted", f.tries))
+		return j.quarantine(id, f, fault.Wrapf(fault.ErrInternal, "%d attempts to take it back were interrupted", f.tries))
 	}
 	return j.takeBack(ctx, t, later)
 }
@@ -118,13 +118,13 @@ func (j *Journal) find(id string) (*found, error) {
 	}
 	payloads, chain, end, err := frames.Read(id, data)
 	if err != nil {
-		return nil, fault.Because(fault.ErrCorrupt, "%v", err)
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	f := &found{tx: &Tx{journal: j}, chain: chain, end: end, data: data}
 	if len(payloads) == 0 {
 		kept, err := os.ReadDir(j.dir("open", id, "u"))
 		if len(kept) > 0 {
-			return nil, fault.Because(fault.ErrCorrupt, "the journal is empty, and something was kept")
+			return nil, fault.Wrapf(fault.ErrCorrupt, "the journal is empty, and something was kept")
 		}
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
@@ -135,7 +135,7 @@ func (j *Journal) find(id string) (*found, error) {
 	for i, payload := range payloads {
 		record := &pb.JournalRecord{}
 		if err := proto.Unmarshal(payload, record); err != nil {
-			return nil, fault.Because(fault.ErrCorrupt, "record %d: %v", i, err)
+			return nil, fault.Wrapf(fault.ErrCorrupt, "record %d: %v", i, err)
 		}
 		if err := f.read(record, i == 0); err != nil {
 			return f, err
@@ -150,7 +150,7 @@ func (j *Journal) find(id string) (*found, error) {
 // read takes a record.
 func (f *found) read(record *pb.JournalRecord, first bool) error {
 	if b := record.GetBegin(); first != (b != nil) {
-		return fault.Because(fault.ErrCorrupt, "the first record does not begin, or a later one does")
+		return fault.Wrapf(fault.ErrCorrupt, "the first record does not begin, or a later one does")
 	}
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Begin:

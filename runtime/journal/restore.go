@@ -422,7 +422,7 @@ func (r *restoring) content() (bool, error) {
 		if r.is.Ino == r.o.ImageIno { // it is the image itself, moved back
 			return true, nil
 		}
-		return false, fault.Because(fault.ErrCorrupt, "the content that was kept is gone")
+		return false, fault.Wrapf(fault.ErrCorrupt, "the content that was kept is gone")
 	}
 	if err != nil {
 		return false, err
@@ -457,7 +457,7 @@ func (r *restoring) setting() error {
 		return r.do("restore.remove", r.at.Remove)
 	}
 	if r.was.Kind != r.is.Kind || r.was.Kind == fsys.Directory && r.is.Mode != r.was.Mode {
-		return fault.Because(fault.ErrChanged, "is a %s, and was a %s", r.is.Kind, r.was.Kind)
+		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", r.is.Kind, r.was.Kind)
 	}
 	if r.was.Kind != fsys.File {
 		return nil
@@ -482,7 +482,7 @@ func (r *restoring) verify() error {
 		return err
 	}
 	if what := difference(r.was, r.is); what != "" {
-		return fault.Because(fault.ErrChanged, "its %s is not as it was", what)
+		return fault.Wrapf(fault.ErrChanged, "its %s is not as it was", what)
 	}
 	if r.was.Kind != fsys.File {
 		return nil
@@ -490,7 +490,7 @@ func (r *restoring) verify() error {
 	r.unreadable = false
 	equal, err := r.content()
 	if err == nil && !equal && !r.unreadable {
-		err = fault.Because(fault.ErrChanged, "its content is not as it was")
+		err = fault.Wrapf(fault.ErrChanged, "its content is not as it was")
 	}
 	return err
 }

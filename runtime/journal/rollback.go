@@ -97,7 +97,7 @@ func (t *Tx) Rollback(ctx context.Context) Report {
 // rollback takes back the steps; those for which later is true stay open.
 func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
 	if t.phase != running && t.phase != awaiting {
-		return Report{Err: fault.Because(fault.ErrInternal, "the transaction has ended")}
+		return Report{Err: fault.Wrapf(fault.ErrInternal, "the transaction has ended")}
 	}
 	t.enter(rollingBack)
 	report := Report{Steps: slices.Clone(t.lost)}
@@ -409,7 +409,7 @@ func (p *pass) givenBack(take *pb.JournalTake) error {
 		return err
 	}
 	if is.Kind == fsys.Absent {
-		return fault.Because(fault.ErrCorrupt, "what was moved away is gone")
+		return fault.Wrapf(fault.ErrCorrupt, "what was moved away is gone")
 	}
 	if is.Kind == fsys.Directory { // some file systems count the new place as a change
 		if was := fromState(take.State); is.Ino == was.Ino && is.Mtime != was.Mtime {

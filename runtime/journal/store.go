@@ -243,11 +243,11 @@ func (j *Journal) read(id string) (*pb.JournalEntry, error) {
 	}
 	payload, err := frames.One(id, data)
 	if err != nil {
-		return nil, fault.Because(fault.ErrCorrupt, "%v", err)
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	entry := &pb.JournalEntry{}
 	if err := proto.Unmarshal(payload, entry); err != nil {
-		return nil, fault.Because(fault.ErrCorrupt, "%v", err)
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	return entry, nil
 }

@@ -89,7 +89,7 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 			os.RemoveAll(in("app.d/deep")), os.Remove(in("app.d/also-two")), os.WriteFile(in("app.d/also-two"), []byte("own"), 0o600),
 			os.WriteFile(in("app.d/one"), []byte("in place"), 0), os.Mkdir(in("app.d/new"), 0o700), os.WriteFile(in("app.d/new/x"), nil, 0o600),
 			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), large('x'), 0o644))
-		stray, looked := tx.Strayed(context.Background(), "a command")
+		stray, looked := tx.UndeclaredChanges(context.Background(), "a command")
 		if len(stray) > 0 {
 			looked = fmt.Errorf("strayed: %v", stray)
 		}

@@ -227,7 +227,7 @@ func (t *Tx) ready() error {
 	case t.err != nil:
 		return t.err
 	case t.phase != running:
-		return fault.Because(fault.ErrInternal, "the transaction has ended")
+		return fault.Wrapf(fault.ErrInternal, "the transaction has ended")
 	case t.log != nil:
 		return nil
 	}
@@ -408,7 +408,7 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.phase != running {
-		return fault.Because(fault.ErrInternal, "the transaction has ended")
+		return fault.Wrapf(fault.ErrInternal, "the transaction has ended")
 	}
 	p := t.newPass()
 	var reverted []*step

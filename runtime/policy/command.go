@@ -37,16 +37,16 @@ func injects(env []string) string {
 
 // command holds a command against the lists of programs.
 func (p *Policy) command(c builtins.Command) error {
-	if len(p.security.Commands)+len(p.security.NoCommands) == 0 || len(c.Argv) == 0 || c.Argv[0] == "" {
+	if len(p.security.AllowedCommands)+len(p.security.DeniedCommands) == 0 || len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil // the operation itself refuses an empty one
 	}
 	found, err := p.guest.programs(c.Argv[0], c.Paths, c.Dir)
 	if err != nil {
 		return fault.On(c.Argv[0], err)
 	}
-	if len(p.security.Commands) > 0 {
+	if len(p.security.AllowedCommands) > 0 {
 		if name := injects(c.Env); name != "" {
-			return p.refuse("command_allowlist", p.security.Commands[0].Line, "the environment variable "+name+" brings other code into a program")
+			return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, "the environment variable "+name+" brings other code into a program")
 		}
 		for _, program := range found {
 			if err := p.listed(program); err != nil {
@@ -54,7 +54,7 @@ func (p *Policy) command(c builtins.Command) error {
 			}
 		}
 		if len(found) == 0 {
-			return p.refuse("command_allowlist", p.security.Commands[0].Line, c.Argv[0]+" is not listed")
+			return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, c.Argv[0]+" is not listed")
 		}
 	}
 	return p.blocked(c, found)
@@ -67,12 +67,12 @@ func (p *Policy) listed(program string) error {
 	if err != nil {
 		return fault.On(program, err)
 	}
-	for _, rule := range p.security.Commands {
+	for _, rule := range p.security.AllowedCommands {
 		if p.guest.isProgram(rule.Value, place) {
 			return nil
 		}
 	}
-	return p.refuse("command_allowlist", p.security.Commands[0].Line, place+" is not listed")
+	return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, place+" is not listed")
 }
 
 // isProgram says whether the program that a rule names lies at a resolved place.
@@ -90,7 +90,7 @@ func (g *Guest) isProgram(rule, place string) bool {
 // blocked says why a command may not run under a list of forbidden programs.
 func (p *Policy) blocked(c builtins.Command, found []string) error {
 	names := []string{path.Base(c.Argv[0])}
-	for _, rule := range p.security.NoCommands {
+	for _, rule := range p.security.DeniedCommands {
 		denied, err := p.guest.isDenied(rule.Value, c.Argv[0], found)
 		if err != nil {
 			return fault.On(c.Argv[0], err)
@@ -99,7 +99,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 			return p.refuse("command_blocklist", rule.Line, first(found, c.Argv[0]))
 		}
 	}
-	if len(p.security.NoCommands) == 0 {
+	if len(p.security.DeniedCommands) == 0 {
 		return nil
 	}
 	for _, program := range found {
@@ -113,7 +113,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 		return nil
 	}
 	for _, word := range words(c.Argv[1:]) {
-		for _, rule := range p.security.NoCommands {
+		for _, rule := range p.security.DeniedCommands {
 			there, err := p.guest.programs(word, c.Paths, c.Dir)
 			if errors.Is(err, errNowhere) {
 				there, err = nil, nil
@@ -186,7 +186,7 @@ func (g *Guest) sameProgram(denied, called string, at object, target string) (bo
 }
 
 // errNowhere: it cannot be told where a relative program would be looked for.
-var errNowhere = fault.Because(builtins.ErrPolicy, "refused: under a list of programs a relative one needs the directory to be said")
+var errNowhere = fault.Wrapf(builtins.ErrPolicy, "refused: under a list of programs a relative one needs the directory to be said")
 
 // programs gives what a name may stand for: by each list of directories the first program in it.
 func (g *Guest) programs(name string, paths []string, dir string) ([]string, error) {

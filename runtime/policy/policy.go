@@ -38,7 +38,7 @@ import (
 type Policy struct {
 	security config.Security
 	guest    *Guest
-	writable [][]string // the places of each of WritePaths
+	writable [][]string // the places of each of AllowedWritePaths
 	commands *bucket
 	files    *bucket
 	section  string // where its keys stand, as in "security."
@@ -69,17 +69,17 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 		security: security, section: section, guest: guest,
 		commands: newBucket(security.CommandsPerMinute.N, 60), files: newBucket(security.FileOpsPerSecond.N, 1),
 	}
-	if runtime.GOOS != "linux" && len(security.Commands)+len(security.NoCommands)+len(security.WritePaths)+len(security.NoReadPaths) > 0 {
+	if runtime.GOOS != "linux" && len(security.AllowedCommands)+len(security.DeniedCommands)+len(security.AllowedWritePaths)+len(security.DeniedReadPaths) > 0 {
 		return nil, fault.Unsupported("%s: rules on paths and commands are not supported on this system", security.File)
 	}
-	for key, list := range map[string][]config.Rule{"allow_operations": security.Operations, "deny_operations": security.NoOperations} {
+	for key, list := range map[string][]config.Rule{"allow_operations": security.AllowedOperations, "deny_operations": security.DeniedOperations} {
 		for _, rule := range list {
 			if !namesOne(rule.Value, ops) {
 				return nil, fmt.Errorf("%s: line %d: %s%s: %q names no operation", security.File, rule.Line, section, key, rule.Value)
 			}
 		}
 	}
-	for _, rule := range security.WritePaths {
+	for _, rule := range security.AllowedWritePaths {
 		p.writable = append(p.writable, guest.fixed(rule.Value))
 	}
 	return p, nil
@@ -135,18 +135,18 @@ func (p *Policy) denies(op *builtins.Op) bool { return !op.Inner && p.operation(
 
 // operation holds a row against what may be done at all. Without a request it tells of any request.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
-	for _, rule := range p.security.NoOperations {
+	for _, rule := range p.security.DeniedOperations {
 		if matched, _ := path.Match(rule.Value, op.Name); matched {
 			return p.refuse("deny_operations", rule.Line, op.Name)
 		}
 	}
-	allowed := len(p.security.Operations) == 0
-	for _, rule := range p.security.Operations {
+	allowed := len(p.security.AllowedOperations) == 0
+	for _, rule := range p.security.AllowedOperations {
 		matched, _ := path.Match(rule.Value, op.Name)
 		allowed = allowed || matched
 	}
 	if !allowed {
-		return p.refuse("allow_operations", p.security.Operations[0].Line, op.Name+" is not listed")
+		return p.refuse("allow_operations", p.security.AllowedOperations[0].Line, op.Name+" is not listed")
 	}
 	if p.security.ReadOnly.On && changes(op, in) {
 		return p.refuse("read_only", p.security.ReadOnly.Line, op.Name)
@@ -174,7 +174,7 @@ func (p *Policy) paths(a builtins.Access) error {
 	for _, t := range a.Trees {
 		trees[t] = true
 	}
-	if len(p.security.NoReadPaths) > 0 {
+	if len(p.security.DeniedReadPaths) > 0 {
 		for _, text := range a.Reads {
 			if err := p.readable(text, trees[text]); err != nil {
 				return err
@@ -189,14 +189,14 @@ func (p *Policy) paths(a builtins.Access) error {
 		for _, text := range a.Patterns {
 			dir, deep := builtins.Static(text)
 			if deep {
-				return p.refuse("deny_file_read_paths", p.security.NoReadPaths[0].Line, text+": a wildcard may stand in the last element alone")
+				return p.refuse("deny_file_read_paths", p.security.DeniedReadPaths[0].Line, text+": a wildcard may stand in the last element alone")
 			}
 			if err := p.readable(dir, false); err != nil {
 				return err
 			}
 		}
 	}
-	if len(p.security.WritePaths) > 0 {
+	if len(p.security.AllowedWritePaths) > 0 {
 		for _, text := range a.Writes {
 			if err := p.writes(text); err != nil {
 				return err
@@ -212,7 +212,7 @@ func (p *Policy) readable(text string, tree bool) error {
 	if err != nil {
 		return fault.On(text, err)
 	}
-	for _, rule := range p.security.NoReadPaths {
+	for _, rule := range p.security.DeniedReadPaths {
 		for _, value := range []string{rule.Value, p.guest.State} {
 			if value == "" {
 				continue
@@ -238,7 +238,7 @@ func (p *Policy) writes(text string) error {
 	if err != nil {
 		return fault.On(text, err)
 	}
-	line := p.security.WritePaths[0].Line
+	line := p.security.AllowedWritePaths[0].Line
 	for _, place := range o.places {
 		if !anyWithin(place, p.writable) {
 			return p.refuse("allow_file_write_paths", line, place+" is not below what is listed")
@@ -263,11 +263,11 @@ func (p *Policy) rate(op *builtins.Op) error {
 }
 
 func (p *Policy) refuse(key string, line int, what string) error {
-	return fault.Because(builtins.ErrPolicy, "refused by %s%s (%s line %d): %s", p.section, key, p.security.File, line, what)
+	return fault.Wrapf(builtins.ErrPolicy, "refused by %s%s (%s line %d): %s", p.section, key, p.security.File, line, what)
 }
 
 func (p *Policy) busy(key string, limit config.Limit) error {
-	return fault.Because(fault.ErrBusy, "refused by %s%s (%s line %d): more than %d", p.section, key, p.security.File, limit.Line, limit.N)
+	return fault.Wrapf(fault.ErrBusy, "refused by %s%s (%s line %d): more than %d", p.section, key, p.security.File, limit.Line, limit.N)
 }
 
 // Current is the policy in force, which can be exchanged while requests are checked. The zero value refuses everything.
@@ -284,7 +284,7 @@ func (c *Current) Check(_ context.Context, call *builtins.Call, op *builtins.Op,
 	case op.Inner || call.TakesBack: // a rollback must not depend on a configuration
 		return nil
 	case p == nil:
-		return fault.Because(builtins.ErrPolicy, "refused: no policy is in force")
+		return fault.Wrapf(builtins.ErrPolicy, "refused: no policy is in force")
 	}
 	if !p.security.Restricts() {
 		return nil

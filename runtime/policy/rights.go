@@ -175,5 +175,5 @@ func (r *Rights) whole(room string) bool {
 }
 
 func (r *Rights) beyond(missing string) error {
-	return fault.Because(builtins.ErrPolicy, "refused: it needs %q, which %s", missing, r.who)
+	return fault.Wrapf(builtins.ErrPolicy, "refused: it needs %q, which %s", missing, r.who)
 }

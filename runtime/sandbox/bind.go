@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -112,7 +112,7 @@ func bindOptions(in protoreflect.Message, table *pb.LuaTable, options []string) 
 
 func unknownName(what, name string, known []string) error {
 	text := fmt.Sprintf("unknown %s %q", what, printable(name))
-	if other := near.Word(name, known); other != "" {
+	if other := suggest.Word(name, known); other != "" {
 		text += fmt.Sprintf(", did you mean %q?", other)
 	}
 	return fault.Invalid("%s", text)

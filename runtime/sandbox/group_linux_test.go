@@ -9,7 +9,7 @@ import (
 	"context"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/walls"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -77,7 +77,7 @@ func TestLayersAreTold(t *testing.T) {
 
 // greedy takes memory that its limit of address space allows, as one would that had got round it.
 func greedy(*os.File) {
-	walls.Seal(walls.Limits{AddressSpace: 4 << 30, CPU: 60})
+	confine.Seal(confine.Limits{AddressSpace: 4 << 30, CPU: 60})
 	for {
 		taken = append(taken, make([]byte, 1<<20))
 		for last := taken[len(taken)-1]; len(last) > 0; last = last[min(len(last), 4096):] {

@@ -20,7 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/walls"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -157,7 +157,7 @@ var acts = map[string]func(conn *os.File){
 	"unlimit": sealed(func() { syscall.Setrlimit(syscall.RLIMIT_CPU, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}) }),
 	"sealed":  sealed(func() { os.Stderr.WriteString("all well") }),
 	"too hard": func(*os.File) {
-		walls.Seal(walls.Limits{AddressSpace: 64 << 20, CPU: 1})
+		confine.Seal(confine.Limits{AddressSpace: 64 << 20, CPU: 1})
 		for n := 1; n > 0; {
 			n = n%7 + 1
 		}
@@ -174,7 +174,7 @@ func forever(conn *os.File, message []byte) {
 
 func sealed(deed func()) func(*os.File) {
 	return func(*os.File) {
-		if err := walls.Seal(walls.Limits{AddressSpace: 256 << 20, CPU: 10}); err != nil {
+		if err := confine.Seal(confine.Limits{AddressSpace: 256 << 20, CPU: 10}); err != nil {
 			panic(err)
 		}
 		deed()

@@ -3,14 +3,14 @@ package sandbox
 import (
 	"os"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/walls"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 )
 
 // Layers lists the walls around the runners of an agent like this one, on this machine; what is missing says why. The
 // death with the agent is always there.
 func Layers() []Layer {
 	var layers []Layer
-	for _, wall := range walls.All() {
+	for _, wall := range confine.All() {
 		layers = append(layers, Layer(wall))
 	}
 	if layers == nil {

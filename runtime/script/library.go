@@ -60,7 +60,7 @@ func (l *Library) Find(name string) (Script, error) {
 		}
 		return Script{Name: name, Path: where, Source: source, SHA256: digest(source)}, nil
 	}
-	return Script{}, fault.Because(fs.ErrNotExist, "no script is named %s", name)
+	return Script{}, fault.Wrapf(fs.ErrNotExist, "no script is named %s", name)
 }
 
 func read(from fs.FS, name string, limit int64) ([]byte, error) {
@@ -76,7 +76,7 @@ func read(from fs.FS, name string, limit int64) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fault.Invalid("not a regular file")
 	case info.Size() > limit:
-		return nil, fault.Because(fault.ErrTooLarge, "larger than %d bytes", limit)
+		return nil, fault.Wrapf(fault.ErrTooLarge, "larger than %d bytes", limit)
 	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }

@@ -198,7 +198,7 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 		return r.answer(op, from.Name)(table.Invoke(ctx, call, op, in))
 	}
 	if err := r.tx.Err(); err != nil {
-		return failed(from.Name, fault.Because(fault.ErrInternal, "the undo journal has failed: %v", err))
+		return failed(from.Name, fault.Wrapf(fault.ErrInternal, "the undo journal has failed: %v", err))
 	}
 	call.Tx = hiding{r.tx, r.hide}
 	mark, before := r.tx.Mark(), len(r.changes)

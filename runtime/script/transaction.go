@@ -155,7 +155,7 @@ func (m *Manager) transactions(_ context.Context, _ *builtins.Call, request *pb.
 	if id := request.TransactionId; id != "" {
 		entry, err := m.config.Journal.Stored(journal.Ref{ID: id})
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fault.Because(fs.ErrNotExist, "no transaction %s", id)
+			return nil, fault.Wrapf(fs.ErrNotExist, "no transaction %s", id)
 		}
 		if err != nil {
 			return nil, err
@@ -187,7 +187,7 @@ func (m *Manager) Guard(resolve func(path string) (string, error)) func(context.
 		}
 		if id, owned := m.config.Journal.Owns(path); owned {
 			return &fault.Error{
-				Object: path, Err: fault.Because(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
+				Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
 				Details: map[string]string{"transaction_id": id},
 			}
 		}

@@ -56,7 +56,7 @@ func (c *Client) Run(ctx context.Context, cmd Command, patience time.Duration) (
 	if err != nil {
 		return nil, err
 	}
-	reply, err := CallPatiently[*pb.ExecuteResponse](ctx, c, patience, NewID(), request)
+	reply, err := CallWait[*pb.ExecuteResponse](ctx, c, patience, NewID(), request)
 	return reply, startError(reply, err)
 }
 
@@ -100,7 +100,7 @@ func IsProgram(err error) bool {
 func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (reply *pb.RunScriptResponse, err error) {
 	id, first := NewID(), true
 	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
-		reply, err = CallPatiently[*pb.RunScriptResponse](ctx, c, patience, id, request)
+		reply, err = CallWait[*pb.RunScriptResponse](ctx, c, patience, id, request)
 		switch {
 		case err == nil:
 		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:

@@ -25,7 +25,7 @@ const vsockPort = 9443
 func Dial(ctx context.Context, path string, options Options) (*Client, error) {
 	channel, err := dial(ctx, path)
 	if errors.Is(err, syscall.EAGAIN) {
-		return nil, fault.Because(fault.ErrBusy, "connect %s: other clients hold the socket", path)
+		return nil, fault.Wrapf(fault.ErrBusy, "connect %s: other clients hold the socket", path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", path, fault.Cause(unwrapNet(err)))
@@ -45,7 +45,7 @@ func dial(ctx context.Context, path string) (io.ReadWriteCloser, error) {
 	c, cidErr := strconv.ParseUint(cid, 10, 32)
 	n, portErr := strconv.ParseUint(number, 10, 32)
 	if cidErr != nil || portErr != nil {
-		return nil, fault.Because(fs.ErrInvalid, "it is vsock:CID:NUMBER, both of them numbers below 2^32")
+		return nil, fault.Wrapf(fs.ErrInvalid, "it is vsock:CID:NUMBER, both of them numbers below 2^32")
 	}
 	return vsock.DialContext(ctx, uint32(c), uint32(n), nil)
 }

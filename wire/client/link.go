@@ -233,7 +233,7 @@ func (p *pulling) attempt(ctx context.Context, c *Client) (further bool, err err
 	part.Offset += p.land.n
 	if p.land.n > 0 {
 		if part.resume = p.got.last; part.resume == "" {
-			return false, p.again(fault.Because(fault.ErrChanged, "%s: the connection was lost, and this agent cannot tell whether the file is still the same", p.path))
+			return false, p.again(fault.Wrapf(fault.ErrChanged, "%s: the connection was lost, and this agent cannot tell whether the file is still the same", p.path))
 		}
 	}
 	before := p.land.n
@@ -279,7 +279,7 @@ func (l *Link) checkDigest(ctx context.Context, path, sum string) error {
 			return err
 		}
 		if there := reply.GetResult().GetStringValue(); !strings.EqualFold(there, sum) {
-			return fault.Because(fault.ErrChanged, "the file that came has the SHA-256 %s, and the guest's has %s by now", sum, there)
+			return fault.Wrapf(fault.ErrChanged, "the file that came has the SHA-256 %s, and the guest's has %s by now", sum, there)
 		}
 		return nil
 	})

@@ -13,9 +13,9 @@ import (
 // cancelAgain is the pause before an agent is told once more to cancel a request that it did not know yet.
 const cancelAgain = 100 * time.Millisecond
 
-// CallPatiently is CallID for a request whose reply is worth having after ctx has ended, such as what became of a script: the
+// CallWait is CallID for a request whose reply is worth having after ctx has ended, such as what became of a script: the
 // agent is then asked to cancel it, and the reply is awaited for at most patience.
-func CallPatiently[Out proto.Message](ctx context.Context, c *Client, patience time.Duration, id string, request proto.Message) (Out, error) {
+func CallWait[Out proto.Message](ctx context.Context, c *Client, patience time.Duration, id string, request proto.Message) (Out, error) {
 	var none Out
 	if ctx.Err() != nil {
 		return none, context.Cause(ctx)

@@ -271,10 +271,10 @@ func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadRespons
 		return nil, err
 	}
 	if reply.Crc32C != nil && *reply.Crc32C != crc(reply.Data) {
-		return nil, fault.Because(fault.ErrCorrupt, "%s: a chunk arrived with a wrong checksum", p.path)
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%s: a chunk arrived with a wrong checksum", p.path)
 	}
 	if len(reply.Data) == 0 && !reply.Eof {
-		return nil, fault.Because(fault.ErrCorrupt, "%s: a chunk without data that is not the last", p.path)
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%s: a chunk without data that is not the last", p.path)
 	}
 	return reply, nil
 }
@@ -282,7 +282,7 @@ func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadRespons
 // take writes a chunk that begins at p.offset.
 func (p *puller) take(reply *pb.FileReadResponse) error {
 	if p.got.Generation != "" && reply.Generation != "" && !sameFile(p.got.Generation, reply.Generation) {
-		return fault.Because(fault.ErrChanged, "%s: another file took its place", p.path)
+		return fault.Wrapf(fault.ErrChanged, "%s: another file took its place", p.path)
 	}
 	p.got.last = reply.Generation
 	n, err := p.to.Write(reply.Data)

@@ -293,7 +293,7 @@ func (p *copying) listOne(ctx context.Context, c *Client, remote, at string) (fo
 func guestItem(at string, e *pb.DirectoryEntry) (item, error) {
 	name := UnescapePath(e.Name)
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || !filepath.IsLocal(name) {
-		return item{}, fault.Because(fault.ErrCorrupt, "the guest gave the name %q", e.Name)
+		return item{}, fault.Wrapf(fault.ErrCorrupt, "the guest gave the name %q", e.Name)
 	}
 	it := item{
 		name: path.Join(at, name), dir: e.IsDirectory, link: e.IsSymlink, target: UnescapePath(e.SymlinkTarget),

@@ -111,31 +111,33 @@ func Cause(err error) error {
 }
 
 // Refuse is an error of code "refused" that says why.
-func Refuse(format string, args ...any) error { return &said{ErrRefused, fmt.Sprintf(format, args...)} }
+func Refuse(format string, args ...any) error {
+	return &wrapped{ErrRefused, fmt.Sprintf(format, args...)}
+}
 
 // Invalid is an error of code "invalid" that says why.
 func Invalid(format string, args ...any) error {
-	return &said{fs.ErrInvalid, fmt.Sprintf(format, args...)}
+	return &wrapped{fs.ErrInvalid, fmt.Sprintf(format, args...)}
 }
 
 // Unsupported is an error of code "unsupported" that says what is.
 func Unsupported(format string, args ...any) error {
-	return &said{errors.ErrUnsupported, fmt.Sprintf(format, args...)}
+	return &wrapped{errors.ErrUnsupported, fmt.Sprintf(format, args...)}
 }
 
-// Because is an error that has the code of cause and words of its own.
-func Because(cause error, format string, args ...any) error {
-	return &said{cause, fmt.Sprintf(format, args...)}
+// Wrapf is an error that has the code of cause and words of its own.
+func Wrapf(cause error, format string, args ...any) error {
+	return &wrapped{cause, fmt.Sprintf(format, args...)}
 }
 
-// said is a cause with better words.
-type said struct {
+// wrapped is a cause with better words.
+type wrapped struct {
 	cause error
 	text  string
 }
 
-func (s *said) Error() string { return s.text }
-func (s *said) Unwrap() error { return s.cause }
+func (s *wrapped) Error() string { return s.text }
+func (s *wrapped) Unwrap() error { return s.cause }
 
 // Code gives the code of an error; "" for nil.
 func Code(err error) string {

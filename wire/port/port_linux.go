@@ -319,7 +319,7 @@ func checkPeer(conn *net.UnixConn) error {
 		return sockErr
 	}
 	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
-		return fault.Because(fs.ErrPermission, "peer has user id %d", peer.Uid)
+		return fault.Wrapf(fs.ErrPermission, "peer has user id %d", peer.Uid)
 	}
 	return nil
 }

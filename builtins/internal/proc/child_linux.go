@@ -143,10 +143,10 @@ func diagnose(spec *Spec, path string, err error) error {
 	case errors.Is(err, unix.EPERM) && spec.User != nil && os.Geteuid() != 0:
 		return &StartError{Stage: "user", Object: spec.User.Name, Err: err}
 	case errors.Is(err, unix.ENOENT) && fileExists(path):
-		return &StartError{Stage: "program", Object: path, Err: fault.Because(fs.ErrNotExist, "its interpreter is not there")}
+		return &StartError{Stage: "program", Object: path, Err: fault.Wrapf(fs.ErrNotExist, "its interpreter is not there")}
 	case errors.Is(err, unix.EACCES) && spec.User != nil:
 		return &StartError{Stage: "program", Object: path,
-			Err: fault.Because(fs.ErrPermission, "permission denied to user %s, here or for directory %s", spec.User.Name, spec.dir())}
+			Err: fault.Wrapf(fs.ErrPermission, "permission denied to user %s, here or for directory %s", spec.User.Name, spec.dir())}
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
 		return &StartError{Stage: "process", Object: path, Err: err}
 	}
@@ -304,7 +304,7 @@ func (c *child) end(grace, wait time.Duration) error {
 		return c.gone()
 	})
 	if !gone {
-		return fault.Because(fault.ErrBusy, "processes %s outlive SIGKILL", strings.Trim(fmt.Sprint(c.members()), "[]"))
+		return fault.Wrapf(fault.ErrBusy, "processes %s outlive SIGKILL", strings.Trim(fmt.Sprint(c.members()), "[]"))
 	}
 	return nil
 }

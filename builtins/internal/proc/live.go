@@ -58,7 +58,7 @@ var (
 	errNoInput     = fault.Invalid("the command was started without an input")
 	errClosedInput = fault.Invalid("its input is closed")
 	errNoReader    = fault.Refuse("nobody reads its input any more")
-	errOver        = fault.Because(fs.ErrNotExist, "the command has ended")
+	errOver        = fault.Wrapf(fs.ErrNotExist, "the command has ended")
 	errNoTerminal  = fault.Invalid("the command has no terminal")
 )
 

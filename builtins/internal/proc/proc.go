@@ -308,9 +308,9 @@ func (res *Result) Err() error {
 	}
 	switch {
 	case res.TimedOut:
-		return fault.Because(context.DeadlineExceeded, "%s", words)
+		return fault.Wrapf(context.DeadlineExceeded, "%s", words)
 	case res.Code != 0:
-		return fault.Because(fault.ErrOutput, "%s", words)
+		return fault.Wrapf(fault.ErrOutput, "%s", words)
 	}
 	return nil
 }
@@ -419,7 +419,7 @@ func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result
 	case <-c.exited:
 		result.Code, result.Signal = c.reap()
 	case <-time.After(killWait):
-		return errors.Join(err, fault.Because(fault.ErrBusy, "process %d outlives SIGKILL", c.pid()))
+		return errors.Join(err, fault.Wrapf(fault.ErrBusy, "process %d outlives SIGKILL", c.pid()))
 	}
 	return err
 }

@@ -114,7 +114,7 @@ func (c *child) end(_, wait time.Duration) error {
 	case <-c.exited:
 		return nil
 	case <-time.After(wait):
-		return fault.Because(fault.ErrBusy, "process %d does not end", c.pid())
+		return fault.Wrapf(fault.ErrBusy, "process %d does not end", c.pid())
 	}
 }
 

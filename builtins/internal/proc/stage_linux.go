@@ -184,7 +184,7 @@ func converse(to, from *os.File, p *plan) error {
 	}
 	cause := errors.New(f.Text)
 	if f.Errno != 0 {
-		cause = fault.Because(syscall.Errno(f.Errno), "%s", f.Text)
+		cause = fault.Wrapf(syscall.Errno(f.Errno), "%s", f.Text)
 	}
 	return &StartError{Stage: f.Stage, Object: f.Object, Err: cause}
 }

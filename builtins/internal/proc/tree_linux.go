@@ -190,7 +190,7 @@ func (r *Runner) Sweep(ctx context.Context) error {
 			return err
 		}
 		if !gone {
-			return fault.Because(fault.ErrBusy, "processes %s of a former run outlive SIGKILL", strings.Trim(fmt.Sprint(t.members()), "[]"))
+			return fault.Wrapf(fault.ErrBusy, "processes %s of a former run outlive SIGKILL", strings.Trim(fmt.Sprint(t.members()), "[]"))
 		}
 	}
 	return nil

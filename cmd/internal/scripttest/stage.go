@@ -124,19 +124,19 @@ func (s *stage) run(ctx context.Context, in *pb.TrialRunArgs) (*pb.Trial, error)
 	}
 	switch failed := reply.Error; {
 	case failed != nil && in.Fails == "":
-		return nil, fault.Because(errFailed, "the script ended as %s: %s", out.Status, failure(failed))
+		return nil, fault.Wrapf(errFailed, "the script ended as %s: %s", out.Status, failure(failed))
 	case failed == nil && in.Fails != "":
-		return nil, fault.Because(errFailed, "the script ended as %s, and was to fail with %q", out.Status, in.Fails)
+		return nil, fault.Wrapf(errFailed, "the script ended as %s, and was to fail with %q", out.Status, in.Fails)
 	case failed != nil && !strings.Contains(failed.Message, in.Fails):
-		return nil, fault.Because(errFailed, "the script was to fail with %q, and failed with %s", in.Fails, failure(failed))
+		return nil, fault.Wrapf(errFailed, "the script was to fail with %q, and failed with %s", in.Fails, failure(failed))
 	case failed != nil || in.DryRun:
 		after, err := look(s.root)
 		if list := differences(before, after, done.answers.excused, s.written()); err == nil && len(list) > 0 {
-			return nil, fault.Because(errFailed, "after a run that ended as %s not all is as it was: %s", out.Status, strings.Join(list, "; "))
+			return nil, fault.Wrapf(errFailed, "after a run that ended as %s not all is as it was: %s", out.Status, strings.Join(list, "; "))
 		}
 		return out, err
 	case in.Foretold && !slices.Equal(foretold, deeds(reply)):
-		return nil, fault.Because(errFailed, "a dry run foretold %q, and the run did %q", foretold, deeds(reply))
+		return nil, fault.Wrapf(errFailed, "a dry run foretold %q, and the run did %q", foretold, deeds(reply))
 	case in.Again == nil || in.GetAgain():
 		return out, s.again(ctx, request)
 	}
@@ -162,7 +162,7 @@ func (s *stage) foretold(ctx context.Context, request *pb.RunScriptRequest) ([]s
 	dry.DryRun = true
 	reply, _, err := s.once(ctx, s.place, dry)
 	if err == nil && reply.Error != nil {
-		err = fault.Because(errFailed, "a dry run ended with %s", failure(reply.Error))
+		err = fault.Wrapf(errFailed, "a dry run ended with %s", failure(reply.Error))
 	}
 	return deeds(reply), err
 }
@@ -185,11 +185,11 @@ func (s *stage) again(ctx context.Context, request *pb.RunScriptRequest) error {
 		case err != nil:
 			return err
 		case reply.Error != nil:
-			return fault.Because(errFailed, "a second run ended with %s", failure(reply.Error))
+			return fault.Wrapf(errFailed, "a second run ended with %s", failure(reply.Error))
 		case len(reply.Changes) == 0:
 			return nil
 		}
-		return fault.Because(errFailed, "a second run changed something again: %s", strings.Join(deeds(reply), "; "))
+		return fault.Wrapf(errFailed, "a second run changed something again: %s", strings.Join(deeds(reply), "; "))
 	})
 }
 
@@ -271,7 +271,7 @@ func (s *stage) kills(ctx context.Context, request *pb.RunScriptRequest, calls [
 				if before {
 					when = "in"
 				}
-				return nil, fault.Because(errFailed, "killed %s call %d, %s: %v", when, n, calls[n-1], err)
+				return nil, fault.Wrapf(errFailed, "killed %s call %d, %s: %v", when, n, calls[n-1], err)
 			}
 			out.Kills++
 		}

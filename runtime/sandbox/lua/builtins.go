@@ -8,7 +8,7 @@ import (
 
 	glua "github.com/yuin/gopher-lua"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -33,7 +33,7 @@ func (m *machine) room(name string) *glua.LTable {
 	meta.RawSetString("__index", m.function(func(L *glua.LState) int {
 		wanted := m.plain(L.Get(2))
 		message := fmt.Sprintf("%s has no function %s", name, wanted)
-		if other := near.Word(wanted, functionsOf(t)); other != "" {
+		if other := suggest.Word(wanted, functionsOf(t)); other != "" {
 			message += fmt.Sprintf(", did you mean %s?", other)
 		}
 		L.RaiseError("%s", message)

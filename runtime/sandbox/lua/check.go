@@ -10,7 +10,7 @@ import (
 	"github.com/yuin/gopher-lua/ast"
 	"github.com/yuin/gopher-lua/parse"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -125,7 +125,7 @@ func (c *checker) unknown(r read) {
 	var names []string
 	c.m.L.G.Global.ForEach(func(k, _ glua.LValue) { names = append(names, k.String()) })
 	sort.Strings(names)
-	if other := near.Word(r.name, names); other != "" {
+	if other := suggest.Word(r.name, names); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
 	c.find(r.line, r.column, "%s", text)
@@ -303,7 +303,7 @@ func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
 		return
 	}
 	text := fmt.Sprintf("%s has no function %s", room, function)
-	if other := near.Word(function, functionsOf(t)); other != "" {
+	if other := suggest.Word(function, functionsOf(t)); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
 	c.find(n.Line(), column, "%s", text)
@@ -363,7 +363,7 @@ func (c *checker) options(f *pb.RunnerFunction, args []ast.Expr) {
 			continue
 		}
 		text := fmt.Sprintf("%s: unknown option %s", f.GetName(), key.Value)
-		if other := near.Word(key.Value, f.GetOptions()); other != "" {
+		if other := suggest.Word(key.Value, f.GetOptions()); other != "" {
 			text += fmt.Sprintf(", did you mean %s?", other)
 		}
 		c.find(key.Line(), c.words.column("option", key.Line(), key.Value), "%s", text)

@@ -10,7 +10,7 @@ import (
 
 	glua "github.com/yuin/gopher-lua"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -85,7 +85,7 @@ func (r *reader) only(what string, known []string) {
 			continue
 		}
 		text := fmt.Sprintf("unknown %s %s", what, name)
-		if other := near.Word(name, known); other != "" {
+		if other := suggest.Word(name, known); other != "" {
 			text += fmt.Sprintf(", did you mean %s?", other)
 		}
 		unknown = append(unknown, text)

@@ -23,8 +23,8 @@ import (
 	glua "github.com/yuin/gopher-lua"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/walls"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -71,7 +71,7 @@ func live(w *wire, l limited) error {
 	debug.FreeOSMemory()
 	debug.SetMaxStack(l.depth * stackEach)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
-	if err := walls.Seal(walls.Limits{AddressSpace: memory + arenas, CPU: l.cpu}); err != nil {
+	if err := confine.Seal(confine.Limits{AddressSpace: memory + arenas, CPU: l.cpu}); err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
 	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}}); err != nil {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/yuin/gopher-lua/ast"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -138,7 +138,7 @@ func (c *checker) noRoom(n need, line int) {
 		rooms = append(rooms, room)
 	}
 	text := fmt.Sprintf("there is no room %q", n.room)
-	if other := near.Word(n.room, append(rooms, c.m.start.GetUnsupported()...)); other != "" {
+	if other := suggest.Word(n.room, append(rooms, c.m.start.GetUnsupported()...)); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
 	c.find(line, c.words.column("need", line, n.text), "%s", text)

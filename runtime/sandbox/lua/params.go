@@ -11,7 +11,7 @@ import (
 	glua "github.com/yuin/gopher-lua"
 	"github.com/yuin/gopher-lua/pm"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/near"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -196,7 +196,7 @@ func (m *machine) wrong(s *spec, value glua.LValue) string {
 			all = append(all, m.plain(v))
 		}
 		text := "must be one of " + strings.Join(all, ", ")
-		if other := near.Word(m.plain(value), all); other != "" && !s.secret {
+		if other := suggest.Word(m.plain(value), all); other != "" && !s.secret {
 			text += fmt.Sprintf(" (did you mean %s?)", other)
 		}
 		return text
