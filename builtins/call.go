@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Call is what one invocation knows of its caller. It is made by a way in and lives as long as the call.
+// Call is what one invocation knows of its caller. It lives as long as the call.
 type Call struct {
 	// ID is the message id of the request that this belongs to.
 	ID string
@@ -17,21 +17,25 @@ type Call struct {
 	Port string
 	// Session names the connection that it came through, for what must not outlive it; it may be empty.
 	Session string
-	// Tx is the transaction; nil for a native request, which is not undone.
+	// Tx is the transaction; nil for a native request that has none, which is not undone.
 	Tx Tx
+	// Writer is how Lock becomes the one writer; nil: the call is, or nobody else could be. The executor sets it.
+	Writer func(ctx context.Context) (release func(), err error)
+	// Deferred is how AfterCommit is told; nil: there is no transaction. The executor sets it.
+	Deferred func(Action) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
-	// Changes gives what the script that calls has changed so far, not to be written to; nil: no script calls.
+	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
-	// TakesBack: the journal calls, to take back what was allowed when it was done.
-	TakesBack bool
+	// Undo: the journal calls, to take back what was allowed when it was done, or to do what a commit decided.
+	Undo bool
 	// Attachments are the files that came with the script.
 	Attachments map[string][]byte
-	// Plan is what a dry run changes instead of the guest; nil: this is none.
-	Plan *Plan
-	// Scratch gives room for n bytes of the reply, which is used for others once that has been sent. Nil: make it. See Room.
+	// DryRun is what a dry run changes instead of the guest; nil: this is none.
+	DryRun *DryRun
+	// Scratch returns n bytes for the reply, which are used for others once that has been sent. Nil: make them. See Buffer.
 	Scratch func(n int) []byte
 }
 
@@ -46,18 +50,30 @@ type Tx interface {
 	// BeforeTouch is BeforeTree for a command that can change nothing but the paths, and the names in the directories
 	// that they are in: it notes what these are.
 	BeforeTouch(ctx context.Context, paths ...string) error
-	// UndeclaredChanges gives what has been made of those names since, by path, with op as their operation. A rollback names it. It comes
-	// when the command has ended; if it never does, because the agent was killed, a rollback looks for itself.
+	// UndeclaredChanges returns what has been made of those names since, by path, with op as their operation. A rollback
+	// names it. It comes when the command has ended; if it never does, because the agent was killed, a rollback looks for
+	// itself.
 	UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error)
 	// Take keeps the tree at path by moving it away: afterwards nothing is there.
 	Take(ctx context.Context, path string) error
-	// Undo names the operation, and its arguments, that takes back what the caller is about to do. It must be
-	// idempotent and bear that the change never happened.
+	// Undo names the operation, and its arguments, that takes back what the caller is about to do: its row's Inverse. It
+	// must be idempotent and bear that the change never happened.
 	Undo(ctx context.Context, op string, args proto.Message) error
 	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
 	Irreversible(ctx context.Context, change *pb.Change) error
 	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
 	NotBegun()
+}
+
+// Action is something to be done after a commit.
+type Action struct {
+	// Op and Args name the operation, an internal row or a script's; it must bear to be done again.
+	Op   string
+	Args proto.Message
+	// SameBoot drops it if the guest was booted again since the commit.
+	SameBoot bool
+	// Target is what people call it.
+	Target string
 }
 
 // Before is Tx.Before, or nothing outside a transaction.
@@ -68,8 +84,29 @@ func (c *Call) Before(ctx context.Context, paths ...string) error {
 	return c.Tx.Before(ctx, paths...)
 }
 
-// Room gives n bytes for the reply, of any content, that nobody may keep.
-func (c *Call) Room(n int) []byte {
+// AfterCommit has an operation done once the transaction has committed, at least once, by a recovery if need be. It is dropped
+// if the transaction, or the call, is taken back; in a dry run nothing comes of it. Without a transaction it is refused.
+func (c *Call) AfterCommit(action Action) error {
+	switch {
+	case c.DryRun != nil:
+		return nil
+	case c.Deferred == nil:
+		return fault.Refuse("there is no transaction")
+	}
+	return c.Deferred(action)
+}
+
+// Lock makes the caller the one writer, for changes that no transaction takes back but that must not meet one. It waits
+// within ctx; release, which may be called again, gives the right back. In a transaction the caller is the writer already.
+func (c *Call) Lock(ctx context.Context) (release func(), err error) {
+	if c.Tx != nil || c.Writer == nil {
+		return func() {}, nil
+	}
+	return c.Writer(ctx)
+}
+
+// Buffer returns n bytes for the reply, of any content, that nobody may keep.
+func (c *Call) Buffer(n int) []byte {
 	if c.Scratch == nil {
 		return make([]byte, n)
 	}
@@ -81,6 +118,15 @@ func (c *Call) Report(change *pb.Change) {
 	if c.Changed != nil {
 		c.Changed(change)
 	}
+}
+
+// ReportApplied tells of a change that was made: in a transaction it is reversible, and in a dry run it would be made.
+func (c *Call) ReportApplied(change *pb.Change) {
+	change.State, change.Reversible = pb.ChangeState_CHANGE_STATE_APPLIED, c.Tx != nil
+	if c.DryRun != nil {
+		change.State, change.Reversible = pb.ChangeState_CHANGE_STATE_WOULD, true
+	}
+	c.Report(change)
 }
 
 // ErrStopping is the cause of a context that ends because the agent stops. What may outlive the agent is then left

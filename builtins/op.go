@@ -1,19 +1,20 @@
-// Package builtins says what an operation is, and is the one way to it.
+// Package builtins says what an operation is, what a room is, and holds the operations of an agent in one table.
 //
-//	native request ──┐                                        ┌── file
-//	                 ├──► Table.Invoke: policy, journal, ──► ─┼── exec
-//	script's call ───┘    audit, limits, panics              └── host …
+//	room (a package below this one): Room{Ops: []Op{{Name, Usage, Access, Handler: Handle(f)}, …}}
+//	                                   │
+//	all.Rooms ──► NewTable ──► Table ──┴──► runtime/call, which runs them for hosts, scripts and the journal
 //
-// A room (a package below this one) lists its operations as rows: a typed function each, with a name and what the
-// caller must know of it. The two ways in are generic: a native row is reached by the type of its request, a script row
-// by its name, and neither knows a room.
+// An operation is a typed function and one literal, its row, which says what its callers must know: its name, how Lua calls
+// it, whether it changes the guest, what takes it back, and what a request would read, change and run. Hosts reach a native
+// row by the type of its request, scripts reach a script row by its name; neither knows a room.
 //
-// Not here: any operation, Lua, frames, and a registry that somebody could add to.
+// Not here: any operation, the decision whether one may run, Lua, frames, and a registry that somebody could add to.
 package builtins
 
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -25,43 +26,61 @@ import (
 // Op is one row: an operation and what its callers must know.
 type Op struct {
 	// Name is the payload's name in the envelope for a native row (file_write), and room.function for a script row
-	// (file.write).
+	// (file.write). Required.
 	Name string
-	// Summary is one line for people.
+	// Usage is set for a script row, and says how Lua calls it: "(path, [owner], [group]) changed" takes three fields of the
+	// request by position, of which the last two may be left out; all other fields are options in a table behind them. It
+	// returns the field changed of the reply; without a name behind the parentheses it returns the whole reply as a table.
+	Usage string
+	// Summary is one line for people. Required.
 	Summary string
-	// Mutates says that the operation changes the guest. It is then refused when the request may be stale, and needs a
+	// Capability is what get_capabilities and agent_ready announce for a native row. Optional.
+	Capability string
+
+	// Handler is the function, made by Handle. Required.
+	Handler
+	// Access computes what a request would read, change and run. It must bear any request. Nil: nothing that a rule could
+	// name.
+	Access func(in proto.Message) Access
+	// OnError makes the reply to a request that failed, for messages whose error is more than their error field. Optional.
+	OnError func(err error) proto.Message
+
+	// Mutates says that the operation changes the guest. It is then refused when the request may be stale, and has a
 	// transaction when a script calls it.
 	Mutates bool
-	// Capability is what get_capabilities and agent_ready announce for a native row; empty: nothing.
-	Capability string
-	// Script is set for a row that scripts call.
-	Script *Signature
-	// Harmless tells of a request to a mutating row that it changes nothing after all; nil: none.
-	Harmless func(in proto.Message) bool
+	// Readonly tells of a request to a mutating row that it changes nothing after all. Optional.
+	Readonly func(in proto.Message) bool
+	// Inverse is the operation that Tx.Undo may name to take back what this one does. Empty: the before-images of files are
+	// enough.
+	Inverse string
+	// Predictable says that the operation knows dry runs: it changes Call.DryRun then. Any other mutating row ends one.
+	Predictable bool
 	// Partial says that a call that fails may leave what it did until then: a script that catches the error goes on from
 	// there. All others are taken back before the script sees the error.
 	Partial bool
-	// Order names what requests of this row must be served in order with, such as the path of an upload; nil: nothing.
+	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
+	Transaction bool
+	// Delegates says that the row changes the guest through other rows alone, each of which is decided on by itself.
+	Delegates bool
+	// Internal rows are called by the journal alone, to take something back.
+	Internal bool
+	// Early says of an internal row, or one that is an Inverse, that it needs nothing but the file system, so that it can run
+	// in the recovery at early boot.
+	Early bool
+
+	// Order names what requests of this row must be served in order with, such as the path of an upload; an empty name is
+	// no order. Optional.
 	Order func(in proto.Message) string
-	// Planned says that the operation knows dry runs: it changes Call.Plan then. At any other mutating row a dry run ends.
-	Planned bool
 	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
 	// is over.
 	Transient bool
-	// Routine tells of a request that it only goes on with what another one began, and that was told of: where it succeeds
-	// nobody needs to hear of it. Nil: none does.
+	// Routine tells of a request that it only goes on with what another one began, and that was audited: where it succeeds
+	// it is not audited again. Optional.
 	Routine func(in proto.Message) bool
-	// Delegates says that the row changes the guest through other rows alone.
-	Delegates bool
-	// Aspects are what a policy looks at.
-	Aspects Aspects
-	// Inner rows are called by the journal alone, to take something back.
-	Inner bool
-	// In and Out are prototypes: never written to.
-	In, Out proto.Message
 
-	call  func(context.Context, *Call, proto.Message) (proto.Message, error)
-	reply func(error) proto.Message
+	// Script is the parsed Usage, and Roles what the request's fields mean to Access; both are filled in by NewTable.
+	Script *Signature
+	Roles  Roles
 }
 
 // Signature is the shape of a call in Lua.
@@ -75,34 +94,22 @@ type Signature struct {
 }
 
 // Func is the typed function behind a row. It returns errors as wire/fault and the standard library make them, without
-// the operation's name: Invoke adds it.
+// the operation's name: the executor adds it.
 type Func[In, Out proto.Message] func(ctx context.Context, call *Call, in In) (Out, error)
 
-// Native is a row that the host calls by its request message. name is the request's name in the envelope.
-func Native[In, Out proto.Message](name, summary string, f Func[In, Out]) Op {
-	return row(name, summary, f)
+// Handler is a Func without its types.
+type Handler struct {
+	// In and Out are prototypes: never written to.
+	In, Out proto.Message
+
+	call func(context.Context, *Call, proto.Message) (proto.Message, error)
 }
 
-// Script is a row that scripts call as name(args…, {options}). args are the positional fields of In, separated by
-// spaces, those that may be left out in brackets; result is the field of Out that the call returns, or empty for all.
-func Script[In, Out proto.Message](name, args, result, summary string, f Func[In, Out]) Op {
-	op := row(name, summary, f)
-	op.Script = &Signature{Result: result}
-	for _, arg := range strings.Fields(args) {
-		bare := strings.Trim(arg, "[]")
-		if bare != arg {
-			op.Script.Optional++
-		}
-		op.Script.Args = append(op.Script.Args, bare)
-	}
-	return op
-}
-
-func row[In, Out proto.Message](name, summary string, f Func[In, Out]) Op {
+// Handle makes the handler of a row.
+func Handle[In, Out proto.Message](f func(context.Context, *Call, In) (Out, error)) Handler {
 	var in In
 	var out Out
-	return Op{
-		Name: name, Summary: summary,
+	return Handler{
 		In:  in.ProtoReflect().Type().Zero().Interface(),
 		Out: out.ProtoReflect().Type().Zero().Interface(),
 		call: func(ctx context.Context, call *Call, message proto.Message) (proto.Message, error) {
@@ -115,45 +122,42 @@ func row[In, Out proto.Message](name, summary string, f Func[In, Out]) Op {
 	}
 }
 
-// Mutating marks a row that changes the guest.
-func (op Op) Mutating() Op { op.Mutates = true; return op }
-
-// Unless names the requests that change nothing though the row is a mutating one.
-func (op Op) Unless(harmless func(in proto.Message) bool) Op { op.Harmless = harmless; return op }
-
-// Changes tells whether a request to this row may change the guest.
-func (op *Op) Changes(in proto.Message) bool {
-	return op.Mutates && !(op.Harmless != nil && op.Harmless(in))
+// Call runs the function, unguarded. runtime/call is its one caller.
+func (h Handler) Call(ctx context.Context, call *Call, in proto.Message) (proto.Message, error) {
+	return h.call(ctx, call, in)
 }
 
-// LeavesPart marks a row whose failure does not take back what was done until then.
-func (op Op) LeavesPart() Op { op.Partial = true; return op }
+// Of makes a function of a request's own type one of any request, for the fields of a row.
+func Of[In proto.Message, R any](f func(In) R) func(proto.Message) R {
+	return func(in proto.Message) R { return f(in.(In)) }
+}
 
-// Plans marks a mutating row that knows dry runs.
-func (op Op) Plans() Op { op.Planned = true; return op }
+// Changes says whether a request to this row may change the guest.
+func (op *Op) Changes(in proto.Message) bool {
+	return op.Mutates && !(op.Readonly != nil && op.Readonly(in))
+}
 
-// Announce names the capability that a native row stands for.
-func (op Op) Announce(capability string) Op { op.Capability = capability; return op }
+// AccessOf returns what a request would read, change and run.
+func (op *Op) AccessOf(in proto.Message) Access {
+	if op.Access == nil {
+		return Access{}
+	}
+	return op.Access(in)
+}
 
-// Hidden marks a script row that only the journal calls.
-func (op Op) Hidden() Op { op.Inner = true; return op }
-
-// Ordered keeps requests that give the same name in the order in which they came; an empty name does not.
-func (op Op) Ordered(by func(in proto.Message) string) Op { op.Order = by; return op }
-
-// KeepsNothing marks a row that keeps none of a request's bytes after it returned.
-func (op Op) KeepsNothing() Op { op.Transient = true; return op }
-
-// Continues marks a row whose requests may be Routine.
-func (op Op) Continues(routine func(in proto.Message) bool) Op { op.Routine = routine; return op }
-
-// OnError makes the reply to a request that failed, for messages whose error is more than their error field.
-func (op Op) OnError(reply func(error) proto.Message) Op { op.reply = reply; return op }
+// Room returns the part of a script row's name before the dot; of a native row it is empty.
+func (op *Op) Room() string {
+	room, _, ok := strings.Cut(op.Name, ".")
+	if !ok {
+		return ""
+	}
+	return room
+}
 
 // ErrorReply is the reply that tells err in the operation's own message: its error field where it has one.
 func (op *Op) ErrorReply(err error) proto.Message {
-	if op.reply != nil {
-		return op.reply(err)
+	if op.OnError != nil {
+		return op.OnError(err)
 	}
 	return ErrorReply(op.Out.ProtoReflect().Type(), err)
 }
@@ -167,33 +171,90 @@ func ErrorReply(of protoreflect.MessageType, err error) proto.Message {
 	case field.Kind() == protoreflect.StringKind:
 		message.Set(field, protoreflect.ValueOfString(err.Error()))
 	case field.Message() != nil && field.Message().Name() == "ScriptError":
-		message.Set(field, protoreflect.ValueOfMessage((&pb.ScriptError{Kind: scriptKind(err), Message: err.Error()}).ProtoReflect()))
+		message.Set(field, protoreflect.ValueOfMessage((&pb.ScriptError{Kind: ErrorKind(err), Message: err.Error()}).ProtoReflect()))
 	}
 	return message.Interface()
 }
 
-// check holds a row against what its messages really have. A fault is a programmer's, and met at start-up.
-func (op *Op) check() error {
-	if err := op.Aspects.check(op.In.ProtoReflect().Descriptor()); err != nil && !op.Inner {
+// parseUsage reads what Op.Usage says.
+func parseUsage(usage string) (*Signature, error) {
+	list, result, ok := strings.Cut(strings.TrimPrefix(usage, "("), ")")
+	if !ok || !strings.HasPrefix(usage, "(") {
+		return nil, fmt.Errorf("the usage %q is not like (path, [mode]) changed", usage)
+	}
+	sig := &Signature{Result: strings.TrimSpace(result)}
+	if strings.TrimSpace(list) == "" {
+		return sig, nil
+	}
+	for arg := range strings.SplitSeq(list, ",") {
+		arg = strings.TrimSpace(arg)
+		name, optional := strings.CutPrefix(arg, "[")
+		name, closed := strings.CutSuffix(name, "]")
+		switch {
+		case optional != closed || strings.ContainsAny(name, "[]( "):
+			return nil, fmt.Errorf("the usage %q is not like (path, [mode]) changed", usage)
+		case name == "":
+			return nil, fmt.Errorf("the usage %q has an argument without a name", usage)
+		case slices.Contains(sig.Args, name):
+			return nil, fmt.Errorf("the usage %q has %s twice", usage, name)
+		case optional:
+			sig.Optional++
+		case sig.Optional > 0:
+			return nil, fmt.Errorf("the usage %q requires %s behind one that may be left out", usage, name)
+		}
+		sig.Args = append(sig.Args, name)
+	}
+	return sig, nil
+}
+
+// complete fills in what NewTable does, and holds a row against its messages. A fault is a programmer's.
+func (op *Op) complete() (err error) {
+	if op.call == nil || op.Summary == "" {
+		return fmt.Errorf("it has no handler or no summary")
+	}
+	if op.Usage == "" {
+		err = op.completeNative()
+	} else {
+		err = op.completeScript()
+	}
+	if err != nil {
 		return err
 	}
-	if op.Script == nil {
-		field := envelope.ByName(protoreflect.Name(op.Name))
-		if field == nil || field.Message() != op.In.ProtoReflect().Descriptor() {
-			return fmt.Errorf("the envelope has no request %s of type %s", op.Name, op.In.ProtoReflect().Descriptor().Name())
-		}
-		return nil
+	op.Roles, err = probe(op)
+	return err
+}
+
+func (op *Op) completeNative() error {
+	field := envelope.ByName(protoreflect.Name(op.Name))
+	switch {
+	case field == nil || field.Message() != op.In.ProtoReflect().Descriptor():
+		return fmt.Errorf("the envelope has no request %s of type %s", op.Name, op.In.ProtoReflect().Descriptor().Name())
+	case op.Internal:
+		return fmt.Errorf("a native row is called by hosts, and internal ones by the journal alone")
+	case op.Transaction && (!op.Mutates || op.Delegates):
+		return fmt.Errorf("a transaction of its own is for rows that change something themselves")
 	}
+	return nil
+}
+
+func (op *Op) completeScript() (err error) {
+	in, out := op.In.ProtoReflect().Descriptor(), op.Out.ProtoReflect().Descriptor()
 	if room, function, ok := strings.Cut(op.Name, "."); !ok || room == "" || function == "" {
 		return fmt.Errorf("%s is not room.function", op.Name)
 	}
+	if op.Transaction {
+		return fmt.Errorf("a script has a transaction already")
+	}
+	if op.Script, err = parseUsage(op.Usage); err != nil {
+		return err
+	}
 	for _, arg := range op.Script.Args {
-		if op.In.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(arg)) == nil {
-			return fmt.Errorf("%s has no argument %s", op.In.ProtoReflect().Descriptor().Name(), arg)
+		if in.Fields().ByName(protoreflect.Name(arg)) == nil {
+			return fmt.Errorf("%s has no argument %s", in.Name(), arg)
 		}
 	}
-	if r := op.Script.Result; r != "" && op.Out.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(r)) == nil {
-		return fmt.Errorf("%s has no result %s", op.Out.ProtoReflect().Descriptor().Name(), r)
+	if r := op.Script.Result; r != "" && out.Fields().ByName(protoreflect.Name(r)) == nil {
+		return fmt.Errorf("%s has no result %s", out.Name(), r)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-// Package scripts holds the Lua scripts that the agent brings along. Each is run by the name that it declares, which is
+// Package scripts holds the Lua scripts that are part of the agent. Each is run by the name that it declares, which is
 // also the name of its file.
 //
 //	bundled/motd.lua ──► Bundled ──► the agent's list of scripts, next to those of the image
@@ -14,11 +14,11 @@ import (
 //go:embed bundled/*.lua
 var files embed.FS
 
-// Bundled are the scripts, each as NAME.lua at the top of the file system.
+// Bundled returns the scripts, each as NAME.lua at the root of the file system.
 func Bundled() fs.FS {
 	bundled, err := fs.Sub(files, "bundled")
 	if err != nil {
-		panic("bundled scripts: " + err.Error()) // the name is a constant, so it cannot be
+		panic("bundled scripts: " + err.Error()) // cannot happen: the name is a constant
 	}
 	return bundled
 }

@@ -42,8 +42,8 @@ func TestLuacheckKnowsWhatARunnerHas(t *testing.T) {
 		end
 		return table.concat(faults, "; ")`
 	start := &pb.RunnerStart{Name: "check.lua", Source: []byte(source)}
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
-		if op.Script != nil && !op.Inner {
+	for _, op := range builtins.NewTable(all.New(all.Config{}).List()...).Ops() {
+		if op.Script != nil && !op.Internal {
 			start.Functions = append(start.Functions, &pb.RunnerFunction{Name: op.Name})
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// exchange gives a func that sends one request to a connection and reads its reply, for measuring. The bytes of the host's
+// exchange returns a func that sends one request to a connection and reads its reply, for measuring. The bytes of the host's
 // side are made once.
 func exchange(t testing.TB, request proto.Message, reply proto.Message) (once func()) {
 	t.Helper()

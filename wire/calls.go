@@ -18,8 +18,8 @@ type Calls struct {
 
 type running struct{ cancel context.CancelCauseFunc }
 
-// Start enters a call under its message id. The context ends with parent, or when somebody cancels the id; done must be
-// called when the call is over. While the agent stops, no call starts.
+// Start registers a call under its message id. Its context ends with parent, and when Cancel is called for the id; done must be
+// called when the call is over. After Shutdown no call starts: the error is ErrBusy.
 func (c *Calls) Start(parent context.Context, id string) (ctx context.Context, done func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,29 +56,29 @@ func (c *Calls) end(id string, call *running) {
 	}
 }
 
-// errAsked is the cause of a call that a host cancelled.
-var errAsked = fault.Wrapf(context.Canceled, "a host asked for it")
+// errCancelRequested is the cause of a call that a host cancelled.
+var errCancelRequested = fault.Wrapf(context.Canceled, "a host asked for it")
 
-// Cancel ends the contexts of the calls with a message id, with a cause that is context.Canceled. It tells whether there
-// was one; it does not wait for its end.
+// Cancel ends the contexts of the calls with a message id, with a cause that is context.Canceled. It reports whether there was
+// one, and does not wait for its end.
 func (c *Calls) Cancel(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, call := range c.running[id] {
-		call.cancel(errAsked)
+		call.cancel(errCancelRequested)
 	}
 	return len(c.running[id]) > 0
 }
 
-// Len tells how many calls are being served.
+// Len returns how many calls are being served.
 func (c *Calls) Len() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.count
 }
 
-// Shutdown lets no new call start, cancels those that run with the given cause, and waits until all have ended or ctx
-// has.
+// Shutdown makes Start fail, cancels the running calls with the given cause, and waits until all have ended, or returns the cause of
+// ctx when that ends first.
 func (c *Calls) Shutdown(ctx context.Context, cause error) error {
 	c.mu.Lock()
 	c.closed = true

@@ -1,11 +1,11 @@
-// Package wire is the guest's end of the channel: frames, and one connection to one host.
+// Package wire is the guest's end of the channel: frames, and one connection to one host. PROTOCOL.md is its specification.
 //
 //	bytes ─► Decoder ─► Inspect ─► envelope ─► urgent? ─► Config.Urgent ─┐
 //	                                     └───► Config.Handle (goroutine) ─┤
-//	bytes ◄─ writer ◄─ two lanes: pongs and the like first, then bulk ◄───┘
+//	bytes ◄─ writer ◄─ two lanes: urgent (pongs, refusals), then bulk ◄───┘
 //
 // A connection never blocks its reader on a handler, answers every request exactly once while its host is there, and
-// bounds everything: sizes, elements, requests in flight, bytes that wait.
+// bounds everything: sizes, elements, requests in flight, queued bytes.
 //
 // Not here: what an operation means, how the channel is opened (wire/port), the host's side (wire/client).
 package wire
@@ -29,24 +29,25 @@ import (
 const (
 	// PayloadTimeout is the silence after which an incomplete frame is dropped.
 	PayloadTimeout = 2 * time.Second
-	// payloadPatience bounds the waits within one frame together, for a host that goes on talking behind a false header.
-	payloadPatience = 8 * time.Second
+	// maxPayloadWait bounds the sum of the waits within one frame, for a host that keeps sending behind a false header.
+	maxPayloadWait = 8 * time.Second
 	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
 	StaleAfter = 30 * time.Second
-	// echoMemory is how long after a request that echoed the session one without it is doubted. It is long beside what passes
-	// between two requests of a transfer, and short enough that a host which never echoes and is never silent gets in.
-	echoMemory = 10 * time.Second
+	// echoWindow is how long after a request that echoed the session a request without it is answered as uncertain. It is longer
+	// than the time between two requests of a transfer, and short enough that a host which never echoes and never pauses is
+	// served in the end.
+	echoWindow = 10 * time.Second
 	// MaxInFlight bounds the requests that one connection serves at a time.
 	MaxInFlight = 64
-	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only the magic gives
-	// up a channel after 65,536 bytes without one.
+	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only QTX1
+	// gives up a channel after 65,536 bytes without a magic.
 	unsolicitedBudget = 48 << 10
-	// maxFree is how many goroutines wait for another request.
-	maxFree = 8
-	// maxSpare is the size up to which the buffer of a large frame is used again, in bytes.
-	maxSpare = 1 << 20
-	// minRead is the room that a read gets at least.
-	minRead = 64 << 10
+	// maxIdleWorkers bounds the goroutines that wait for another request.
+	maxIdleWorkers = 8
+	// maxReusedBuffer is the largest buffer of a frame that goes back to the pool, in bytes.
+	maxReusedBuffer = 1 << 20
+	// minReadSize is the smallest buffer for a read, in bytes.
+	minReadSize = 64 << 10
 )
 
 // ErrHostGone is the cause of what ends because the host left.
@@ -58,63 +59,65 @@ type Config struct {
 	Framing Framing
 	// Session is the nonce of this agent process, sent in every message. Required.
 	Session string
-	// Calls keeps the requests that run. Required.
+	// Calls holds the calls that are being served. Required.
 	Calls *Calls
-	// Urgent answers what must not wait; false: it is not urgent. It runs on the reader and must not block. Required.
+	// Urgent answers a request that must not wait for others; false: it is not of that kind. It runs on the reader and must not
+	// block. Required.
 	Urgent func(c *Conn, request proto.Message) (reply proto.Message, urgent bool)
 	// Handle serves a request; it runs on a goroutine of its own. The reply may come together with an error, which then
 	// travels as its detail. Required.
 	Handle func(ctx context.Context, c *Conn, id string, request proto.Message) (reply proto.Message, err error)
-	// Refuse makes the reply to a request that was not served. Required.
+	// Refuse returns the reply to a request that was not served. Required.
 	Refuse func(request proto.Message, err error) proto.Message
-	// Mutates says that a request changes the guest: it is refused where it may be stale or uncertain, and goes on when
-	// the host leaves. Required.
+	// Mutates reports whether a request changes the guest: it is refused where it may be stale or uncertain, and is not
+	// cancelled when the host leaves. Required.
 	Mutates func(request proto.Message) bool
-	// Vital says that a request is served and answered whatever else is under way: it is not counted, and its reply is urgent.
-	// Nil: none is.
+	// Vital reports whether a request is served whatever else is in flight: MaxInFlight does not hold for it, and its reply goes
+	// into the urgent lane. Nil: none is.
 	Vital func(request proto.Message) bool
-	// Order names what a request must be served in order with; empty: nothing. Nil: nothing ever.
+	// Order returns a key: requests of the same key are served one after the other, as they came. Empty, or a nil Order: no
+	// order.
 	Order func(request proto.Message) string
-	// Transient says of a request that none of its bytes is kept by anyone after Handle returned: the content of a file then
-	// is not copied out of its frame. Nil: none is.
+	// Transient reports whether nothing refers to the bytes of a request after Handle returned: the content of a file then is
+	// not copied out of its frame. Nil: none is.
 	Transient func(request proto.Message) bool
-	// Greet sends what a host should hear first. It is called at the beginning, and again when the host's framing is
+	// Greet sends the events that a host gets first. It is called at the beginning, and again when the host's framing is
 	// known. It runs on a goroutine of its own. Nil: nothing.
 	Greet func(ctx context.Context, c *Conn)
-	// Warn is told what went wrong with the channel. Nil: nobody asks.
+	// Warn is called with what went wrong on the channel. Nil: it is dropped.
 	Warn func(text string, err error)
 }
 
 // Conn is one host's session.
 type Conn struct {
-	config  Config
-	channel io.ReadWriteCloser
-	queue   *queue
-	decoder Decoder   // the reader's
-	speaker speaker   // the reader's
-	frames  sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
-	large   sync.Pool // of *[]byte of any capacity, in which large frames came
-	workers chan func()
-	free    atomic.Int32 // goroutines that wait for one of them
+	config      Config
+	channel     io.ReadWriteCloser
+	queue       *queue
+	decoder     Decoder   // the reader's
+	peer        peer      // the reader's
+	piecePool   sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
+	largePool   sync.Pool // of *[]byte of any capacity, in which large frames came
+	workers     chan func()
+	idleWorkers atomic.Int32 // goroutines that wait for one of them
 
-	heard   atomic.Bool  // a frame has come
-	last    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
-	busy    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
-	echoed  time.Time    // the reader's: when a frame last carried the session; zero: not since the last silence
-	writes  atomic.Int32 // the Framing to write
-	opening atomic.Int64 // bytes queued before heard
+	received     atomic.Bool  // a frame has come
+	lastFrame    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
+	busySince    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
+	lastEcho     time.Time    // the reader's: when a frame last carried the session; zero: not since the last silence
+	writeFraming atomic.Int32 // the Framing to write
+	unsolicited  atomic.Int64 // bytes queued before received is set
 
 	replies sync.WaitGroup // requests whose reply is not queued yet
 
-	flightMu sync.Mutex
-	flight   map[string]*[]byte // ids of the requests being served, and the Scratch of each
+	inFlightMu sync.Mutex
+	inFlight   map[string]*[]byte // ids of the requests being served, and the Scratch of each
 
 	orderMu sync.Mutex
 	order   map[string]chan struct{} // closed when the last request of that name is served
 }
 
-// backlogged is a channel that knows whether what was just read may have waited from before the session began.
-type backlogged interface{ Backlog() bool }
+// backlogReporter is a channel that knows whether what was just read may have waited from before the session began.
+type backlogReporter interface{ Backlog() bool }
 
 // tryWriter is a channel that can take bytes without waiting: n is how many it took, 0 where it would have to wait.
 type tryWriter interface {
@@ -125,11 +128,11 @@ type tryWriter interface {
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
 	c := &Conn{
 		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()),
-		flight: map[string]*[]byte{}, order: map[string]chan struct{}{},
+		inFlight: map[string]*[]byte{}, order: map[string]chan struct{}{},
 	}
-	c.writes.Store(int32(Plain))
+	c.writeFraming.Store(int32(Plain))
 	if config.Framing == QTX1 {
-		c.writes.Store(int32(QTX1))
+		c.writeFraming.Store(int32(QTX1))
 	}
 	return c
 }
@@ -146,15 +149,15 @@ func (c *Conn) Serve(ctx context.Context) error {
 	err := c.read(ctx, session, &work)
 	leave(ErrHostGone)
 	c.queue.close(ErrHostGone)
-	if errors.Is(err, errAnotherHost) {
-		work.Wait() // it reads the end of the frame that has begun
+	if errors.Is(err, errPeerChanged) {
+		work.Wait() // the writer finishes the frame that has begun
 	}
 	c.channel.Close()
 	work.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, errAnotherHost) {
+	if errors.Is(err, io.EOF) || errors.Is(err, errPeerChanged) {
 		return nil
 	}
 	return err
@@ -175,14 +178,14 @@ func (c *Conn) warn(text string, err error) {
 // read is the reader: it is the only one that touches the decoder.
 func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	decoder := &c.decoder
-	backlog, _ := c.channel.(backlogged)
+	backlog, _ := c.channel.(backlogReporter)
 	var waited time.Duration // within the frame that is not complete
 	for {
 		pending, start := decoder.Pending(), time.Now()
-		space := decoder.Space(minRead)
-		c.busy.Store(0)
+		space := decoder.Space(minReadSize)
+		c.busySince.Store(0)
 		n, err := c.channel.Read(space)
-		c.busy.Store(time.Now().UnixNano())
+		c.busySince.Store(time.Now().UnixNano())
 		took := time.Since(start)
 		if waited += took; !pending {
 			waited = 0
@@ -199,19 +202,19 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 				switch err := c.frame(ctx, session, work, frame, old); err {
 				case nil:
 				case errNotDecoded:
-					decoder.Lost()
+					decoder.Resync()
 				default:
 					return err
 				}
 			}
 		}
-		if took >= PayloadTimeout || waited >= payloadPatience {
+		if took >= PayloadTimeout || waited >= maxPayloadWait {
 			came := bytes.Clone(space[:n]) // behind what is salvaged now
 			take(decoder.Salvage)          // where no frame is at a boundary
 			waited = 0
 			if took >= PayloadTimeout {
 				decoder.Silence()
-				c.echoed = time.Time{}
+				c.lastEcho = time.Time{}
 			}
 			decoder.Feed(came)
 		} else {
@@ -221,9 +224,9 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			return err
 		}
 		if now := decoder.Skipped(); now != skipped {
-			c.warn("bytes on the channel belong to no frame", nil)
+			c.warn("skipped bytes that belong to no frame", nil)
 		}
-		if errors.Is(err, io.EOF) && c.back() {
+		if errors.Is(err, io.EOF) && c.peerReturned() {
 			c.greet(session, work)
 			continue
 		}
@@ -234,37 +237,37 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 }
 
 // frame takes one frame. errNotDecoded: it was no envelope at all, so that the next one cannot be trusted to begin where this
-// one ended. errAnotherHost: it is given back.
+// one ended. errPeerChanged: it was put back into the channel.
 func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) error {
 	id, err := Inspect(frame.Payload)
 	var message *pb.AgentMessage
-	var content *apart
+	var content *largeField
 	if err == nil {
-		message, content, err = decodeApart(frame.Payload)
+		message, content, err = decodeSplit(frame.Payload)
 	}
-	if err == nil && frame.Aligned && c.another(message) {
-		c.unread(frame)
-		return errAnotherHost
+	if err == nil && frame.Aligned && c.peerChanged(message) {
+		c.unreadFrame(frame)
+		return errPeerChanged
 	}
-	c.last.Store(time.Now().UnixNano())
-	first := !c.heard.Swap(true)
-	if c.config.Framing == Auto && (frame.Aligned || first) { // what was found in garbage says nothing of the host
-		c.writes.Store(int32(frame.Framing))
+	c.lastFrame.Store(time.Now().UnixNano())
+	first := !c.received.Swap(true)
+	if c.config.Framing == Auto && (frame.Aligned || first) { // a frame found by scanning may not be the host's
+		c.writeFraming.Store(int32(frame.Framing))
 	}
 	if first {
 		c.greet(session, work)
 	}
 	if err == nil {
-		c.accept(ctx, session, frame, message, content, old)
+		c.dispatch(ctx, session, frame, message, content, old)
 		return nil
 	}
-	c.warn("a frame was refused", err)
-	told, undecoded := err, errors.Is(err, errNotDecoded)
+	c.warn("frame refused", err)
+	reason, undecoded := err, errors.Is(err, errNotDecoded)
 	if undecoded {
-		told = fault.Wrapf(fault.ErrCorrupt, "%v", err)
+		reason = fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	if id != "" {
-		c.reply(id, nil, told, true, nobody)
+		c.reply(id, nil, reason, true, noop)
 	}
 	if undecoded {
 		return errNotDecoded

@@ -2,9 +2,9 @@ package wire
 
 import "time"
 
-// Heard tells when the host's last frame came; the zero time: none has.
+// Heard returns the time of the host's last frame; the zero time where none has come.
 func (c *Conn) Heard() time.Time {
-	ns := c.last.Load()
+	ns := c.lastFrame.Load()
 	if ns == 0 {
 		return time.Time{}
 	}
@@ -12,19 +12,19 @@ func (c *Conn) Heard() time.Time {
 }
 
 // Framing is the framing that is written to the host.
-func (c *Conn) Framing() Framing { return Framing(c.writes.Load()) }
+func (c *Conn) Framing() Framing { return Framing(c.writeFraming.Load()) }
 
-// Busy tells how long the reader has been dealing with what it read last; 0 while it reads, or waits for a host that does
-// not read its replies. What it does takes microseconds: a reader that is busy for seconds is stuck.
+// Busy returns how long the reader has been processing what it read last; 0 while it reads, or while it waits for a host that does
+// not read its replies. Processing takes microseconds: a reader that is busy for seconds is stuck.
 func (c *Conn) Busy() time.Duration {
-	since := c.busy.Load()
+	since := c.busySince.Load()
 	if since == 0 || c.queue.isFull() {
 		return 0
 	}
 	return max(0, time.Since(time.Unix(0, since)))
 }
 
-// isFull says that a sender of either lane would wait.
+// isFull reports whether a sender would have to wait, in either lane.
 func (q *queue) isFull() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

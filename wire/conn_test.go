@@ -34,12 +34,12 @@ type host struct {
 // guest starts a connection with an agent that pings, executes (mutating; sleeps when told so) and reads files.
 func guest(t *testing.T, change func(*Config)) (*host, *Calls) {
 	t.Helper()
-	near, far := net.Pipe()
-	return guestOn(t, near, far, change, make(chan error, 1))
+	guestEnd, hostEnd := net.Pipe()
+	return guestOn(t, guestEnd, hostEnd, change, make(chan error, 1))
 }
 
 // guestOn is guest over a channel; served gets what Serve returned.
-func guestOn(t *testing.T, near io.ReadWriteCloser, far net.Conn, change func(*Config), served chan error) (*host, *Calls) {
+func guestOn(t *testing.T, guestEnd io.ReadWriteCloser, hostEnd net.Conn, change func(*Config), served chan error) (*host, *Calls) {
 	t.Helper()
 	calls := &Calls{}
 	config := Config{
@@ -73,12 +73,12 @@ func guestOn(t *testing.T, near io.ReadWriteCloser, far net.Conn, change func(*C
 	}
 	over := make(chan struct{})
 	go func() {
-		served <- NewConn(near, config).Serve(context.Background())
+		served <- NewConn(guestEnd, config).Serve(context.Background())
 		close(over)
 	}()
-	h := &host{t: t, conn: far, buf: make([]byte, 1<<16)}
+	h := &host{t: t, conn: hostEnd, buf: make([]byte, 1<<16)}
 	t.Cleanup(func() {
-		far.Close()
+		hostEnd.Close()
 		select {
 		case <-over:
 		case <-time.After(10 * time.Second):
@@ -393,9 +393,9 @@ func TestTheSessionOfAnEarlierHostIsForgotten(t *testing.T) {
 	for _, x := range []struct {
 		echoed time.Time
 		want   error
-	}{{time.Time{}, nil}, {time.Now(), fault.ErrUncertain}, {time.Now().Add(-echoMemory), nil}} {
-		c.echoed = x.echoed
-		if err := c.trust(Frame{Aligned: true}, bare, false); !errors.Is(err, x.want) {
+	}{{time.Time{}, nil}, {time.Now(), fault.ErrUncertain}, {time.Now().Add(-echoWindow), nil}} {
+		c.lastEcho = x.echoed
+		if err := c.checkTrust(Frame{Aligned: true}, bare, false); !errors.Is(err, x.want) {
 			t.Errorf("%v: %v, want %v", x.echoed, err, x.want)
 		}
 	}
@@ -414,9 +414,9 @@ func TestRequestsThatWaitedAreServedOnlyWhenFresh(t *testing.T) {
 		at   time.Time
 		want string
 	}{{time.Now(), ""}, {time.Now().Add(-time.Hour), "stale"}, {time.Now().Add(time.Hour), "stale"}} {
-		near, far := net.Pipe()
-		h := &host{t: t, conn: far, buf: make([]byte, 1000)}
-		conn := NewConn(&backlog{near, true}, Config{
+		guestEnd, hostEnd := net.Pipe()
+		h := &host{t: t, conn: hostEnd, buf: make([]byte, 1000)}
+		conn := NewConn(&backlog{guestEnd, true}, Config{
 			Session: "s", Calls: &Calls{},
 			Urgent: func(*Conn, proto.Message) (proto.Message, bool) { return nil, false },
 			Handle: func(context.Context, *Conn, string, proto.Message) (proto.Message, error) {
@@ -435,7 +435,7 @@ func TestRequestsThatWaitedAreServedOnlyWhenFresh(t *testing.T) {
 		if got.ErrorDetail.GetCode() != c.want || got.GetShutdownResponse().GetAccepted() != (c.want == "") {
 			t.Errorf("%v: %v", c.at, got)
 		}
-		far.Close()
+		hostEnd.Close()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -550,8 +550,8 @@ func TestAReplyEndsItsRequest(t *testing.T) {
 // Headers are not looked for byte by byte: a frame costs one read, and garbage no more than its size in buffers.
 func TestReadsAreBuffered(t *testing.T) {
 	var reads atomic.Int64
-	near, far := net.Pipe()
-	h, _ := guestOn(t, countingReads{near, &reads}, far, nil, make(chan error, 1))
+	guestEnd, hostEnd := net.Pipe()
+	h, _ := guestOn(t, countingReads{guestEnd, &reads}, hostEnd, nil, make(chan error, 1))
 	const pings = 20
 	for range pings {
 		h.send(QTX1, "ping", &pb.PingRequest{})
@@ -564,7 +564,7 @@ func TestReadsAreBuffered(t *testing.T) {
 	before := reads.Load()
 	h.write(append(bytes.Repeat([]byte{0xff}, garbage), frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{}))...))
 	h.answer("ping")
-	if n := reads.Load() - before; n > garbage/minRead+2 {
+	if n := reads.Load() - before; n > garbage/minReadSize+2 {
 		t.Errorf("%d bytes that are no frame took %d reads", garbage, n)
 	}
 }
@@ -583,8 +583,8 @@ func (c countingReads) Read(p []byte) (int, error) {
 func TestSessionsLeaveNothing(t *testing.T) {
 	calls := &Calls{}
 	session := func() {
-		near, far := net.Pipe()
-		conn := NewConn(near, Config{
+		guestEnd, hostEnd := net.Pipe()
+		conn := NewConn(guestEnd, Config{
 			Session: "s", Calls: calls,
 			Urgent:  func(*Conn, proto.Message) (proto.Message, bool) { return &pb.PongResponse{}, true },
 			Mutates: func(proto.Message) bool { return false },
@@ -593,8 +593,8 @@ func TestSessionsLeaveNothing(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- conn.Serve(context.Background()) }()
 		go func() {
-			far.Write(frameOf(Plain, envelopeOf(t, "ping", &pb.PingRequest{}))[:20]) // half a frame
-			far.Close()
+			hostEnd.Write(frameOf(Plain, envelopeOf(t, "ping", &pb.PingRequest{}))[:20]) // half a frame
+			hostEnd.Close()
 		}()
 		if err := <-done; err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			t.Fatal(err)

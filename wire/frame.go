@@ -25,7 +25,7 @@ const (
 	QTX1
 )
 
-// ParseFraming reads the configuration's word for a framing: auto, plain or qtx1.
+// ParseFraming returns the framing that a configuration names: auto, plain or qtx1; empty is auto.
 func ParseFraming(word string) (Framing, error) {
 	switch word {
 	case "", "auto":
@@ -38,7 +38,7 @@ func ParseFraming(word string) (Framing, error) {
 	return Auto, fault.Invalid("framing %q is none of auto, plain, qtx1", word)
 }
 
-// String gives the configuration's word.
+// String returns the name of the framing, as in the configuration.
 func (f Framing) String() string { return [...]string{"auto", "plain", "qtx1"}[f] }
 
 const magic = "QTX\x01"
@@ -55,13 +55,13 @@ func appendHeader(to []byte, f Framing, n int) []byte {
 type Frame struct {
 	Payload []byte
 	Framing Framing
-	// Aligned says that the frame began where a frame must begin. Otherwise it was found by looking through bytes, or
+	// Aligned is true where the frame began at a frame boundary. Otherwise it was found by scanning, or
 	// after one that was, and may be a part of something else's content.
 	Aligned bool
 }
 
 // Decoder finds the frames in a byte stream that may begin or break off anywhere. It has no clock and does no I/O: Feed
-// it what was read, take what Next finds, and tell it of a Silence.
+// it what was read, take what Next returns, and call Silence after one.
 //
 // A header that is impossible starts a scan: for the magic, or for a length in front of what can begin an envelope.
 // Frames found by scanning, and all behind them, are not Aligned, until a silence makes the next byte a beginning again.
@@ -72,7 +72,7 @@ type Decoder struct {
 	buf       []byte
 	head      int // buf[:head] is consumed
 	scanning  bool
-	lost      bool // since the last silence something was scanned
+	unaligned bool // there was a scan since the last silence
 	salvaging bool
 	skipped   uint64 // bytes that belonged to no frame
 }
@@ -82,7 +82,7 @@ func (d *Decoder) Feed(p []byte) {
 	d.Add(copy(d.Space(len(p)), p))
 }
 
-// Space gives room for at least n bytes of the stream, to be read into and then told with Add. What Next gave before is
+// Space returns a buffer for at least n bytes of the stream, to be read into, and then Add. What Next returned before is
 // not valid any more.
 func (d *Decoder) Space(n int) []byte {
 	if d.head == len(d.buf) {
@@ -101,10 +101,11 @@ func (d *Decoder) Space(n int) []byte {
 	return d.buf[len(d.buf):cap(d.buf)]
 }
 
-// Add tells that the first n bytes of the last Space are the stream's next ones.
+// Add appends the first n bytes of the buffer that Space returned last.
 func (d *Decoder) Add(n int) { d.buf = d.buf[:len(d.buf)+n] }
 
-// Detach gives away the buffer in which the frame lies that Next gave last, and goes on in spare or a new one.
+// Detach returns the buffer that holds the frame which Next returned last; it is the caller's from then on. The decoder goes on in
+// spare, or in a new buffer where spare is too small.
 func (d *Decoder) Detach(spare []byte) (given []byte) {
 	given, rest := d.buf, d.buf[d.head:]
 	if cap(spare) < len(rest) {
@@ -114,18 +115,18 @@ func (d *Decoder) Detach(spare []byte) (given []byte) {
 	return given
 }
 
-// Pending says that a frame has begun and is not complete.
+// Pending reports whether there is the beginning of a frame that is not complete.
 func (d *Decoder) Pending() bool { return d.head < len(d.buf) }
 
-// Rest gives the bytes behind the frame that Next gave last. They are valid until the next call.
+// Rest returns the bytes behind the frame that Next returned last. They are valid until the next call.
 func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
 
-// Salvage gives up the frame that is not complete, and finds the frames that its bytes may hold: a header that was false, or
-// the end of a host in the middle of a frame, must not swallow what came after. None of them is Aligned, nor is anything
-// that follows, until a Silence.
+// Salvage discards the frame that is not complete, and returns the next of the frames that its bytes may hold, until false: a header
+// that was none, or a host that disconnected within a frame, must not swallow what came after. None of them is Aligned, nor is
+// anything that follows, until a Silence.
 func (d *Decoder) Salvage() (Frame, bool) {
 	if d.Pending() && !d.salvaging {
-		d.scanning, d.lost, d.salvaging = true, true, true
+		d.scanning, d.unaligned, d.salvaging = true, true, true
 		d.drop(1)
 	}
 	for d.Pending() {
@@ -146,16 +147,16 @@ func (d *Decoder) Salvage() (Frame, bool) {
 func (d *Decoder) Silence() {
 	d.skipped += uint64(len(d.buf) - d.head)
 	d.buf, d.head = nil, 0
-	d.scanning, d.lost, d.salvaging = false, false, false
+	d.scanning, d.unaligned, d.salvaging = false, false, false
 }
 
-// Lost tells that the frame returned last cannot be what its sender wrote: what follows it is no longer a boundary.
-func (d *Decoder) Lost() { d.scanning, d.lost = true, true }
+// Resync makes the decoder scan for the next header, since the frame that was returned last cannot be what its sender wrote.
+func (d *Decoder) Resync() { d.scanning, d.unaligned = true, true }
 
 // Skipped counts the bytes so far that belonged to no frame.
 func (d *Decoder) Skipped() uint64 { return d.skipped }
 
-// Next gives the next complete frame; false: more bytes are needed.
+// Next returns the next complete frame; false means that more bytes are needed.
 func (d *Decoder) Next() (Frame, bool) {
 	for {
 		rest := d.buf[d.head:]
@@ -167,7 +168,7 @@ func (d *Decoder) Next() (Frame, bool) {
 			d.drop(len(magic))
 			continue
 		case verdict == impossible:
-			d.scanning, d.lost = true, true
+			d.scanning, d.unaligned = true, true
 			d.drop(1)
 			continue
 		case len(rest) < header+length:
@@ -175,23 +176,23 @@ func (d *Decoder) Next() (Frame, bool) {
 		}
 		d.scanning = false
 		d.head += header + length
-		return Frame{Payload: rest[header : header+length], Framing: framing, Aligned: !d.lost}, true
+		return Frame{Payload: rest[header : header+length], Framing: framing, Aligned: !d.unaligned}, true
 	}
 }
 
 func (d *Decoder) drop(n int) { d.head += n; d.skipped += uint64(n) }
 
-type verdict int
+type headerVerdict int
 
 const (
-	possible verdict = iota
+	possible headerVerdict = iota
 	needMore
 	impossible
 	orphan
 )
 
-// header judges what stands at the beginning of b.
-func (d *Decoder) header(b []byte) (f Framing, size, length int, v verdict) {
+// header parses the frame header at the beginning of b.
+func (d *Decoder) header(b []byte) (f Framing, size, length int, v headerVerdict) {
 	if len(b) == 0 {
 		return 0, 0, 0, needMore
 	}
@@ -206,7 +207,7 @@ func (d *Decoder) header(b []byte) (f Framing, size, length int, v verdict) {
 		if string(b[4:8]) == magic {
 			return 0, 0, 0, orphan
 		}
-		return judge(QTX1, 8, b[4:8])
+		return checkLength(QTX1, 8, b[4:8])
 	}
 	if b[0] > 1 || d.Accept == QTX1 {
 		return 0, 0, 0, impossible
@@ -214,14 +215,14 @@ func (d *Decoder) header(b []byte) (f Framing, size, length int, v verdict) {
 	if len(b) < 4 {
 		return 0, 0, 0, needMore
 	}
-	f, size, length, v = judge(Plain, 4, b[:4])
+	f, size, length, v = checkLength(Plain, 4, b[:4])
 	if v == possible && d.scanning {
-		v = envelopeBegins(b[4:], length)
+		v = beginsEnvelope(b[4:], length)
 	}
 	return f, size, length, v
 }
 
-func judge(f Framing, size int, field []byte) (Framing, int, int, verdict) {
+func checkLength(f Framing, size int, field []byte) (Framing, int, int, headerVerdict) {
 	length := binary.BigEndian.Uint32(field)
 	if length == 0 || length > MaxFrame {
 		return 0, 0, 0, impossible
@@ -229,9 +230,9 @@ func judge(f Framing, size int, field []byte) (Framing, int, int, verdict) {
 	return f, size, int(length), possible
 }
 
-// envelopeBegins says whether b can begin an envelope of n bytes: field 1, a text of printable characters. A length is
+// beginsEnvelope says whether b can begin an envelope of n bytes: field 1, a text of printable characters. A length is
 // any four bytes with a small first one, so a scan wants to see more before it waits for that many bytes.
-func envelopeBegins(b []byte, n int) verdict {
+func beginsEnvelope(b []byte, n int) headerVerdict {
 	if len(b) == 0 {
 		return needMore
 	}

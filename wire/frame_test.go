@@ -41,7 +41,7 @@ func all(d *Decoder, stream []byte, piece int) []string {
 			switch {
 			case err != nil:
 				id = "bad"
-				d.Lost()
+				d.Resync()
 			case !frame.Aligned:
 				id += "*"
 			}

@@ -85,7 +85,7 @@ func messages() []goldenFrame {
 
 func sum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 
-// golden gives the frames as they are made now.
+// golden returns the frames as they are made now.
 func golden(t testing.TB) []goldenFrame {
 	t.Helper()
 	list := messages()

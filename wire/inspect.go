@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The bounds of a request. They are judged on the bytes, before anything is decoded: 16 MiB of empty values would
+// The bounds of a request. They are checked on the bytes, before anything is decoded: 16 MiB of empty values would
 // become 600 MiB of heap.
 const (
 	MaxRequest  = 1 << 20 // bytes, for requests that carry no file
@@ -22,7 +22,7 @@ var envelopeFields = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Fields()
 // carriesData are the payloads that may be as large as a frame: file data, clipboard, update, script attachments.
 var carriesData = map[protowire.Number]bool{12: true, 25: true, 33: true, 52: true, 53: true, 66: true, 103: true, 200: true}
 
-// Inspect judges the payload of a frame before it is decoded. id is the message id where it could be read, also
+// Inspect checks the payload of a frame against the bounds before it is decoded. id is the message id where it could be read, also
 // together with an error.
 func Inspect(payload []byte) (id string, err error) {
 	data := false
@@ -36,7 +36,7 @@ func Inspect(payload []byte) (id string, err error) {
 		if n < 0 {
 			return id, errNotDecoded
 		}
-		if number == 1 && kind == protowire.BytesType { // the last one counts, as it does for whoever decodes
+		if number == 1 && kind == protowire.BytesType { // the last one counts, as in a decoder
 			text, _ := protowire.ConsumeBytes(b)
 			id = string(text)
 		}
@@ -73,7 +73,7 @@ func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth i
 					return err
 				}
 			case field.IsList() && field.Kind() != protoreflect.StringKind && field.Kind() != protoreflect.BytesKind:
-				*count += packed(content) // at least one element a varint, so its last bytes count them
+				*count += countPacked(content) // at least one element a varint, so its last bytes count them
 			}
 		}
 		if *count > MaxElements {
@@ -84,8 +84,8 @@ func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth i
 	return nil
 }
 
-// packed counts the elements of a packed list from above: a varint ends with a byte below 128.
-func packed(b []byte) int {
+// countPacked counts the elements of a packed list from above: a varint ends with a byte below 128.
+func countPacked(b []byte) int {
 	n := 0
 	for _, c := range b {
 		if c < 0x80 {

@@ -87,7 +87,7 @@ func FuzzInspect(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := marshal(m, newRoom)
+		again, err := marshal(m, newBuffer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func FuzzInspect(f *testing.F) {
 
 func TestTextThatIsNotUTF8IsEscaped(t *testing.T) {
 	m := Wrap("id", &pb.ExecuteResponse{Stdout: "a\xffb", Stderr: "é"})
-	encoded, err := marshal(m, newRoom)
+	encoded, err := marshal(m, newBuffer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func TestTextThatIsNotUTF8IsEscaped(t *testing.T) {
 		t.Errorf("%v, %v", back, err)
 	}
 	m = Wrap("id", &pb.GetCapabilitiesResponse{Features: map[string]string{"k\xfe": "v\xfd"}, Capabilities: []string{"\xfc"}})
-	encoded, err = marshal(m, newRoom)
+	encoded, err = marshal(m, newBuffer)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,9 +2,6 @@ package wire
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -12,11 +9,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 var payloadOneof = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Oneofs().ByName("payload")
 
-// Payload gives the message inside an envelope, or nil where there is none.
+// Payload returns the message inside an envelope, or nil where there is none.
 func Payload(m *pb.AgentMessage) proto.Message {
 	field := m.ProtoReflect().WhichOneof(payloadOneof)
 	if field == nil {
@@ -25,24 +23,24 @@ func Payload(m *pb.AgentMessage) proto.Message {
 	return m.ProtoReflect().Get(field).Message().Interface()
 }
 
-// Wrap puts a payload into an envelope with the present time. A nil payload leaves it empty. A message that the
-// envelope has no place for is a programmer's mistake and panics.
+// Wrap returns an envelope with the current time and a payload. A nil payload leaves it empty. A message that the envelope has no
+// field for is a programmer's mistake and panics.
 func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 	m := &pb.AgentMessage{MessageId: id, Timestamp: timestamppb.Now()}
 	if payload == nil {
 		return m
 	}
 	inner := payload.ProtoReflect()
-	field := places[inner.Descriptor().FullName()]
+	field := payloadFields[inner.Descriptor().FullName()]
 	if field == nil {
-		panic(fmt.Sprintf("the envelope has no place for %s", inner.Descriptor().FullName()))
+		panic(fmt.Sprintf("the envelope has no field for %s", inner.Descriptor().FullName()))
 	}
 	m.ProtoReflect().Set(field, protoreflect.ValueOfMessage(inner))
 	return m
 }
 
-// places are the envelope's fields by the messages that stand in them.
-var places = func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
+// payloadFields are the fields of the envelope's payload, by the full names of their messages.
+var payloadFields = func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
 	fields := map[protoreflect.FullName]protoreflect.FieldDescriptor{}
 	for i := range payloadOneof.Fields().Len() {
 		field := payloadOneof.Fields().Get(i)
@@ -51,10 +49,10 @@ var places = func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
 	return fields
 }()
 
-// ReplyType gives the type of the reply to a request: the contract's number plus 40, or plus 20 for the numbers from
-// 200. Nil for what is no request.
+// ReplyType returns the type of the reply to a request: the contract's number plus 40, or plus 20 for the numbers from
+// 200. It returns nil for what is no request.
 func ReplyType(request proto.Message) protoreflect.MessageType {
-	field := places[request.ProtoReflect().Descriptor().FullName()]
+	field := payloadFields[request.ProtoReflect().Descriptor().FullName()]
 	if field == nil {
 		return nil
 	}
@@ -78,20 +76,20 @@ func ReplyType(request proto.Message) protoreflect.MessageType {
 	return of
 }
 
-// marshal encodes an envelope behind headerSpace free bytes, into what room gives for so many bytes. A text that is not
+// marshal encodes an envelope behind headerSpace free bytes, into a buffer from alloc. A text that is not
 // UTF-8 would make that impossible, and the reply would be lost: such bytes are written as \xNN.
-func marshal(m *pb.AgentMessage, room func(n int) []byte) ([]byte, error) {
-	encoded, err := appendMessage(m, room)
+func marshal(m *pb.AgentMessage, alloc func(n int) []byte) ([]byte, error) {
+	encoded, err := appendMessage(m, alloc)
 	if err == nil {
 		return encoded, nil
 	}
 	escapeStrings(m.ProtoReflect())
-	return appendMessage(m, room)
+	return appendMessage(m, alloc)
 }
 
-func appendMessage(m *pb.AgentMessage, room func(n int) []byte) ([]byte, error) {
+func appendMessage(m *pb.AgentMessage, alloc func(n int) []byte) ([]byte, error) {
 	n := headerSpace + proto.Size(m)
-	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(room(n)[:headerSpace], m)
+	return proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(alloc(n)[:headerSpace], m)
 }
 
 func escapeStrings(m protoreflect.Message) {
@@ -125,7 +123,7 @@ func escapeMap(m protoreflect.Map, field protoreflect.FieldDescriptor) {
 		m.Clear(e.key)
 		key := e.key
 		if field.MapKey().Kind() == protoreflect.StringKind {
-			key = protoreflect.ValueOfString(EscapeText([]byte(key.String()))).MapKey()
+			key = protoreflect.ValueOfString(text.ToValidUTF8(key.String())).MapKey()
 		}
 		m.Set(key, escapeValue(field.MapValue(), e.value))
 	}
@@ -134,27 +132,9 @@ func escapeMap(m protoreflect.Map, field protoreflect.FieldDescriptor) {
 func escapeValue(field protoreflect.FieldDescriptor, value protoreflect.Value) protoreflect.Value {
 	switch field.Kind() {
 	case protoreflect.StringKind:
-		return protoreflect.ValueOfString(EscapeText([]byte(value.String())))
+		return protoreflect.ValueOfString(text.ToValidUTF8(value.String()))
 	case protoreflect.MessageKind:
 		escapeStrings(value.Message())
 	}
 	return value
-}
-
-// EscapeText makes text of any bytes: what is not UTF-8 is written as \xNN, all else stays as it is.
-func EscapeText(b []byte) string {
-	if utf8.Valid(b) {
-		return string(b)
-	}
-	var text strings.Builder
-	for len(b) > 0 {
-		r, n := utf8.DecodeRune(b)
-		if r == utf8.RuneError && n == 1 {
-			text.WriteString(`\x` + strconv.FormatUint(uint64(b[0])|0x100, 16)[1:])
-		} else {
-			text.Write(b[:n])
-		}
-		b = b[n:]
-	}
-	return text.String()
 }

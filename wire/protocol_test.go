@@ -36,7 +36,7 @@ func TestProtocolConstants(t *testing.T) {
 		"wire.MaxFrame": MaxFrame, "wire.SmallFrame": SmallFrame, "wire.MaxRequest": MaxRequest, "wire.MaxElements": MaxElements,
 		"wire.maxDepth": maxDepth, "wire.MaxInFlight": MaxInFlight, "wire.maxUrgent": maxUrgent, "wire.maxBulk": maxBulk,
 		"wire.pieceSize": pieceSize, "wire.unsolicitedBudget": unsolicitedBudget, "wire.PayloadTimeout": PayloadTimeout,
-		"wire.payloadPatience": payloadPatience, "wire.StaleAfter": StaleAfter, "wire.echoMemory": echoMemory,
+		"wire.maxPayloadWait": maxPayloadWait, "wire.StaleAfter": StaleAfter, "wire.echoWindow": echoWindow,
 	}
 	for _, row := range tables(t) {
 		name := strings.Trim(row[0], "`")

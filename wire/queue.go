@@ -12,26 +12,26 @@ const (
 	maxBulk     = 4 << 20 // bytes, beyond the frame that is in hand
 	pieceSize   = 32 << 10
 	headerSpace = len(magic) + 4
-	// worthKeeping is the size from which the buffer of a frame is used again.
-	worthKeeping = 4 << 10
+	// minPooledBuffer is the smallest buffer of a frame that goes back to the pool, in bytes.
+	minPooledBuffer = 4 << 10
 )
 
 // outgoing is an encoded payload with headerSpace bytes in front of it.
 type outgoing struct {
 	buf []byte
-	// replaces: a newer one takes its place while it waits (telemetry).
+	// replaceable: a newer one replaces it while it waits (telemetry).
 	replaceable bool
-	// begun: buf is what is left of a whole frame, whose first bytes are written.
-	begun bool
+	// partial: buf is the rest of a frame whose first bytes are written.
+	partial bool
 }
 
-// queue holds what waits to be written in two lanes, the urgent one first. One writes at a time: the writer, which takes
-// what waits, or who has claimed its place while nothing does.
+// queue holds what waits to be written in two lanes, the urgent one first. There is one writer at a time: the goroutine that calls
+// next, or whoever holds a claim while nothing waits.
 type queue struct {
 	mu      sync.Mutex
 	work    sync.Cond // the writer waits
-	changed sync.Cond // all others do
-	hand    outgoing  // the rest of a frame
+	changed sync.Cond // all others wait
+	partial outgoing  // the rest of a frame
 	urgent  []outgoing
 	bulk    []outgoing
 	bytes   int // of bulk
@@ -46,7 +46,7 @@ func newQueue() *queue {
 	return q
 }
 
-// claim takes the writer's place, where nothing is being written or waits. release gives it back.
+// claim gives the caller the right to write, where nothing is being written or queued. release must follow.
 func (q *queue) claim() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -57,27 +57,27 @@ func (q *queue) claim() bool {
 	return true
 }
 
-// release gives the writer its place back, and what is left of a frame.
+// release ends what claim began, and leaves the rest of a frame to the writer.
 func (q *queue) release(rest []byte) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.claimed = false
 	if len(rest) > 0 && q.err == nil {
-		q.hand = outgoing{buf: rest, begun: true}
+		q.partial = outgoing{buf: rest, partial: true}
 	}
-	if q.waits() {
+	if q.pending() {
 		q.work.Signal()
 	}
 	q.changed.Broadcast()
 }
 
-// waits says that there is something to write.
-func (q *queue) waits() bool { return len(q.hand.buf)+len(q.urgent)+len(q.bulk) > 0 }
+// pending reports whether something waits to be written.
+func (q *queue) pending() bool { return len(q.partial.buf)+len(q.urgent)+len(q.bulk) > 0 }
 
-// idle says that nobody has anything to write.
-func (q *queue) idle() bool { return !q.claimed && !q.waits() }
+// idle reports whether nothing is claimed or waits to be written.
+func (q *queue) idle() bool { return !q.claimed && !q.pending() }
 
-// put waits for room in the lane. leave is called when it has it, before the writer can take what is put.
+// put waits until the lane has room. leave is called then, before the writer can take the message.
 func (q *queue) put(o outgoing, urgent bool, leave func()) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -92,8 +92,8 @@ func (q *queue) put(o outgoing, urgent bool, leave func()) error {
 	return nil
 }
 
-// offer puts only where there is room now.
-func (q *queue) offer(o outgoing) bool {
+// tryPut queues a message where the lane has room now; false: it has none.
+func (q *queue) tryPut(o outgoing) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if o.replaceable {
@@ -131,13 +131,13 @@ func (q *queue) add(o outgoing, urgent bool) {
 	}
 }
 
-// next takes what is to be written next; it waits for it. False: the queue is closed.
+// next waits for the next message to write and returns it; false: the queue is closed.
 func (q *queue) next() (outgoing, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.writing = false
 	q.changed.Broadcast()
-	for q.err == nil && (q.claimed || !q.waits()) {
+	for q.err == nil && (q.claimed || !q.pending()) {
 		q.work.Wait()
 	}
 	if q.err != nil {
@@ -145,8 +145,8 @@ func (q *queue) next() (outgoing, bool) {
 	}
 	q.writing = true
 	q.changed.Broadcast()
-	if o := q.hand; len(o.buf) > 0 {
-		q.hand = outgoing{}
+	if o := q.partial; len(o.buf) > 0 {
+		q.partial = outgoing{}
 		return o, true
 	}
 	lane := &q.urgent
@@ -163,14 +163,14 @@ func (q *queue) next() (outgoing, bool) {
 	return o, true
 }
 
-// close ends all waiting with err and drops what is queued.
+// close drops what is queued; all waiting ends with err.
 func (q *queue) close(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.err == nil {
 		q.err = err
 	}
-	q.hand, q.urgent, q.bulk, q.bytes = outgoing{}, nil, nil, 0
+	q.partial, q.urgent, q.bulk, q.bytes = outgoing{}, nil, nil, 0
 	q.work.Broadcast()
 	q.changed.Broadcast()
 }

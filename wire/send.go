@@ -9,8 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// reply sends the one reply to a request. It waits for room in its lane. leave is called before anybody can have read the
-// reply, and not before what comes after can only be behind it.
+// reply sends the one reply to a request, and waits until its lane has room. leave, which takes the request out of those in flight,
+// is called before the host can have read the reply, and after everything that is sent later is certain to follow it.
 func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
 	m := Wrap(id, payload)
 	m.ErrorDetail = fault.Detail(err)
@@ -23,18 +23,18 @@ func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, l
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
 	}
-	if err := c.put(o, urgent, leave); err != nil {
-		c.warn("a reply came too late", err)
+	if err := c.enqueue(o, urgent, leave); err != nil {
+		c.warn("reply dropped", err)
 	}
 }
 
-// Send queues an event; false: it was dropped, because the host reads too slowly or has left. A telemetry report takes
-// the place of one that still waits.
+// Send queues an event; false: it was dropped, because the host reads too slowly or has left. A telemetry report replaces one that
+// is still queued.
 func (c *Conn) Send(id string, event proto.Message) bool {
 	return c.send(id, event, false)
 }
 
-// SendUrgent is Send, ahead of all that waits.
+// SendUrgent is Send in the urgent lane.
 func (c *Conn) SendUrgent(id string, event proto.Message) bool {
 	return c.send(id, event, true)
 }
@@ -42,60 +42,60 @@ func (c *Conn) SendUrgent(id string, event proto.Message) bool {
 func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 	o, err := c.encode(Wrap(id, event))
 	if err != nil {
-		c.warn("an event was dropped", err)
+		c.warn("event dropped", err)
 		return false
 	}
-	if !c.heard.Load() && c.opening.Add(int64(len(o.buf))) > unsolicitedBudget {
+	if !c.received.Load() && c.unsolicited.Add(int64(len(o.buf))) > unsolicitedBudget {
 		return false
 	}
 	if urgent {
-		return c.put(o, true, nobody) == nil
+		return c.enqueue(o, true, noop) == nil
 	}
 	_, o.replaceable = event.(*pb.TelemetryReport)
-	return c.queue.offer(o)
+	return c.queue.tryPut(o)
 }
 
 func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
 	m.Session = c.config.Session
-	buf, err := marshal(m, c.room)
+	buf, err := marshal(m, c.buffer)
 	if n := len(buf) - headerSpace; err == nil && n > MaxFrame {
 		err = fault.Wrapf(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
 	}
 	return outgoing{buf: buf}, err
 }
 
-// room gives a buffer for n bytes. Those for small messages are not worth keeping.
-func (c *Conn) room(n int) []byte {
-	if n < worthKeeping || n > pieceSize {
-		return newRoom(n)
+// buffer returns a buffer for n bytes, a pooled one where that is worth it.
+func (c *Conn) buffer(n int) []byte {
+	if n < minPooledBuffer || n > pieceSize {
+		return newBuffer(n)
 	}
-	if kept, ok := c.frames.Get().(*[]byte); ok {
+	if kept, ok := c.piecePool.Get().(*[]byte); ok {
 		return *kept
 	}
 	return make([]byte, pieceSize)
 }
 
-func newRoom(n int) []byte { return make([]byte, n) }
+func newBuffer(n int) []byte { return make([]byte, n) }
 
-// written takes a buffer back whose frame is written.
-func (c *Conn) written(buf []byte) {
+// recycle puts the buffer of a frame that was written back into its pool.
+func (c *Conn) recycle(buf []byte) {
 	if cap(buf) == pieceSize {
 		buf = buf[:pieceSize]
-		c.frames.Put(&buf)
+		c.piecePool.Put(&buf)
 	}
 }
 
-// nobody leaves with what is no reply to a request that is in flight.
-func nobody() {}
+// noop is the leave of a message that answers no request in flight.
+func noop() {}
 
-// put sends a message: at once where nobody else writes and the channel takes it, and else by way of its lane.
-func (c *Conn) put(o outgoing, urgent bool, leave func()) error {
+// enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane.
+func (c *Conn) enqueue(o outgoing, urgent bool, leave func()) error {
 	channel, can := c.channel.(tryWriter)
 	if !can || len(o.buf) > pieceSize || !c.queue.claim() {
 		return c.queue.put(o, urgent, leave)
 	}
 	leave()
-	frame := headed(Framing(c.writes.Load()), o.buf)
+	frame := prependHeader(Framing(c.writeFraming.Load()), o.buf)
 	n, err := channel.TryWrite(frame)
 	if err != nil {
 		c.queue.close(ErrHostGone)
@@ -103,12 +103,12 @@ func (c *Conn) put(o outgoing, urgent bool, leave func()) error {
 	}
 	c.queue.release(frame[n:])
 	if n == len(frame) {
-		c.written(o.buf)
+		c.recycle(o.buf)
 	}
 	return err
 }
 
-// write is the writer. A frame that has begun is finished unless the host leaves, which the channel tells as an error.
+// write is the writer. A frame that has begun is finished unless the host leaves, which is an error of the channel.
 func (c *Conn) write() {
 	for {
 		o, ok := c.queue.next()
@@ -116,22 +116,22 @@ func (c *Conn) write() {
 			return
 		}
 		frame := o.buf
-		if !o.begun {
-			frame = headed(Framing(c.writes.Load()), o.buf)
+		if !o.partial {
+			frame = prependHeader(Framing(c.writeFraming.Load()), o.buf)
 		}
 		if _, err := c.channel.Write(frame); err != nil {
 			c.queue.close(ErrHostGone)
 			c.channel.Close()
 			return
 		}
-		if !o.begun {
-			c.written(o.buf)
+		if !o.partial {
+			c.recycle(o.buf)
 		}
 	}
 }
 
-// headed puts the header before a payload that has headerSpace bytes of room there.
-func headed(f Framing, buf []byte) []byte {
+// prependHeader writes the header before a payload, into the headerSpace bytes that are free there, and returns the frame.
+func prependHeader(f Framing, buf []byte) []byte {
 	var header [headerSpace]byte
 	h := appendHeader(header[:0], f, len(buf)-headerSpace)
 	frame := buf[headerSpace-len(h):]
@@ -139,7 +139,7 @@ func headed(f Framing, buf []byte) []byte {
 	return frame
 }
 
-// WriteMessage writes one envelope as a frame, in one call. It is the host's side of writing; calls of it must not overlap.
+// WriteMessage writes one envelope as a frame, in one call. It is for a host; calls must not overlap.
 func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
 	frame, err := AppendMessage(nil, f, m)
 	if err == nil {
@@ -150,7 +150,7 @@ func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
 
 // AppendMessage adds one envelope to a buffer, as a frame: several of them can then be written in one call.
 func AppendMessage(to []byte, f Framing, m *pb.AgentMessage) ([]byte, error) {
-	buf, err := marshal(m, newRoom)
+	buf, err := marshal(m, newBuffer)
 	if err != nil {
 		return to, err
 	}
@@ -158,7 +158,7 @@ func AppendMessage(to []byte, f Framing, m *pb.AgentMessage) ([]byte, error) {
 		return to, fault.Wrapf(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
 	}
 	if to == nil {
-		return headed(f, buf), nil
+		return prependHeader(f, buf), nil
 	}
-	return append(to, headed(f, buf)...), nil
+	return append(to, prependHeader(f, buf)...), nil
 }

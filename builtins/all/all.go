@@ -5,12 +5,17 @@ package all
 
 import (
 	"context"
+	"errors"
+	"maps"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -18,49 +23,74 @@ import (
 
 //go:generate go run ./internal/gen
 
-// Config is what rooms are made of.
+// Config is what rooms are made of. The zero value is for a program that only lists them.
 type Config struct {
-	// Root is the file system to act on; nil in a program that only lists the rooms.
-	Root *fsys.Root
-	File file.Config
-	Exec exec.Config
-	Host host.Config
+	// Files is the file system to act on, and Dir the directory of the agent's own that it lies in; empty: "/".
+	Files *fsys.Root
+	Dir   string
+	// Version is the agent's own. Optional.
+	Version string
+	// Name is what control groups of commands begin with; empty: quantix-kvm.
+	Name string
+	// Reexec says that main calls ChildMain first of all, which confinement and another Dir need.
+	Reexec bool
+	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
+	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
+	// Protected are paths of the agent's own, which no operation on files changes. Optional.
+	Protected []string
+	// MaxTimeout bounds a native command; 0: 300 s.
+	MaxTimeout time.Duration
+	// Jobs is the directory where detached commands are kept; empty: there are none.
+	Jobs string
+	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere.
+	FreezeFile string
+	// Thawed is told in words when a file system was thawed because its time was up. Nil: nobody asks.
+	Thawed func(words string)
 }
+
+// Command is a command of a script that is to be answered.
+type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
 var Unsupported = []string{"account", "clipboard", "host.mount", "netplan", "package", "power", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
-	file      *file.Room
-	exec      *exec.Room
+	list      []builtins.Room
 	host      *host.Room
 	telemetry *telemetry.Sampler
 }
 
 // New opens the rooms.
 func New(c Config) *Rooms {
-	c.Host.Files = c.Root
+	commands := proc.Config{Name: c.Name, Reexec: c.Reexec}
+	live := c.Dir == "" || c.Dir == "/"
+	g := &guest.Guest{Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(commands), Answer: c.Answer}
+	about := host.New(g, c.Version)
 	return &Rooms{
-		file:      file.New(c.Root, c.File),
-		exec:      exec.New(c.Exec),
-		host:      host.New(c.Host),
-		telemetry: telemetry.New(),
+		host: about, telemetry: telemetry.New(),
+		list: []builtins.Room{
+			file.New(g, file.Config{Protected: c.Protected}).Room(),
+			exec.New(g, exec.Config{
+				Commands: commands, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, FreezeFile: c.FreezeFile, Thawed: c.Thawed,
+			}).Room(),
+			about.Room(),
+			tx.Room(),
+		},
 	}
 }
 
-// Ops are the operations of all rooms.
-func (r *Rooms) Ops() []builtins.Op {
-	var ops []builtins.Op
-	for _, room := range [][]builtins.Op{
-		r.file.Ops(),
-		r.exec.Ops(),
-		r.host.Ops(),
-		tx.Ops(),
-	} {
-		ops = append(ops, room...)
+// List are the rooms. The slice is Rooms' own.
+func (r *Rooms) List() []builtins.Room { return r.list }
+
+// Named returns the room of a name; one that is not there is a programmer's mistake.
+func (r *Rooms) Named(name string) builtins.Room {
+	for _, room := range r.list {
+		if room.Name == name {
+			return room
+		}
 	}
-	return ops
+	panic("there is no room " + name)
 }
 
 // Ready tells of the guest, for agent_ready.
@@ -69,25 +99,78 @@ func (r *Rooms) Ready(ctx context.Context) *pb.AgentReadyEvent { return r.host.R
 // Telemetry measures the guest.
 func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }
 
-// Features are details for get_capabilities.
+// MachineID and BootID tell this guest from its clone, and this boot from the next; empty where that is not known.
+func (r *Rooms) MachineID() string { return r.host.MachineID() }
+
+// BootID is the running kernel's.
+func (r *Rooms) BootID() string { return r.host.BootID() }
+
+// Features are details for get_capabilities, of all rooms.
 func (r *Rooms) Features() map[string]string {
-	return map[string]string{"user_context_exec": "true", "exec.confinement": r.exec.Confinement()}
+	all := map[string]string{}
+	for _, room := range r.list {
+		if room.Features != nil {
+			maps.Copy(all, room.Features())
+		}
+	}
+	return all
 }
 
-// Left drops what only a connection that has ended could have finished.
-func (r *Rooms) Left(port, session string) {
-	r.file.Left(port, session)
-	r.exec.Left(port, session)
+// SessionClosed drops what only a connection that has ended could have finished.
+func (r *Rooms) SessionClosed(port, session string) {
+	for _, room := range r.list {
+		if room.SessionClosed != nil {
+			room.SessionClosed(port, session)
+		}
+	}
 }
 
-// Sends says that a command runs whose output goes to a connection under an id.
-func (r *Rooms) Sends(port, session, id string) bool { return r.exec.Sends(port, session, id) }
+// HasStream says whether a connection will get more events under the id of a request that was answered.
+func (r *Rooms) HasStream(port, session, id string) bool {
+	for _, room := range r.list {
+		if room.HasStream != nil && room.HasStream(port, session, id) {
+			return true
+		}
+	}
+	return false
+}
 
 // Sweep ends what scripts of an earlier agent process left running. It comes before anything of theirs is taken back.
-func (r *Rooms) Sweep(ctx context.Context) error { return r.exec.Sweep(ctx) }
+func (r *Rooms) Sweep(ctx context.Context) (err error) {
+	for _, room := range r.list {
+		if room.Sweep != nil {
+			err = errors.Join(err, room.Sweep(ctx))
+		}
+	}
+	return err
+}
 
-// Release lets go of commands that outlive the agent; their calls return. It waits for the other commands to end.
-func (r *Rooms) Release() error { return r.exec.Release() }
+// Restored tells which paths a recovery at early boot has restored.
+func (r *Rooms) Restored(ctx context.Context, paths []string) (err error) {
+	for _, room := range r.list {
+		if room.Restored != nil {
+			err = errors.Join(err, room.Restored(ctx, paths))
+		}
+	}
+	return err
+}
 
-// Close ends what the rooms have running.
-func (r *Rooms) Close() error { return r.file.Close() }
+// Release lets go of what outlives the agent, so that the calls that wait for it return.
+func (r *Rooms) Release() (err error) {
+	for _, room := range r.list {
+		if room.Release != nil {
+			err = errors.Join(err, room.Release())
+		}
+	}
+	return err
+}
+
+// Close ends what the rooms have running. No call comes after it.
+func (r *Rooms) Close() (err error) {
+	for _, room := range r.list {
+		if room.Close != nil {
+			err = errors.Join(err, room.Close())
+		}
+	}
+	return err
+}

@@ -23,26 +23,17 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // Config says how the room works. The zero value works.
 type Config struct {
-	// Root is the directory that is "/" for commands, users and paths; empty: "/". Another needs root and Reexec.
-	Root string
 	// MaxTimeout is the longest that a native command may take, and what it gets when it does not ask; 0: 300 s.
 	MaxTimeout time.Duration
-	// MaxOutput bounds what is kept of each stream, in bytes, whatever a request asks for; 0: 8 MiB.
-	MaxOutput int64
-	// Grace is the time between TERM and KILL; 0: 2 s.
-	Grace time.Duration
-	// Name is what control groups begin with; empty: quantix-kvm.
-	Name string
-	// Cgroup is the cgroup v2 directory for scripts' commands; empty: the agent's own; "none": none.
-	Cgroup string
-	// JobCgroup is the one for native commands; empty: Name-jobs at the top of the hierarchy; "none": none.
-	JobCgroup string
+	// Commands says how processes are run; jobs run theirs likewise.
+	Commands proc.Config
 	// Jobs is the directory where detached commands are kept; empty: there are none.
 	Jobs string
 	// FreezeLimit is how long a file system stays frozen that a command froze with fsfreeze; 0: 60 s.
@@ -51,90 +42,109 @@ type Config struct {
 	FreezeFile string
 	// Thawed is told in words when that time was up. Nil: nobody asks.
 	Thawed func(words string)
-	// Reexec says that main calls ChildMain first of all, which confinement and Root need.
-	Reexec bool
-	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
-	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
 }
 
-// Command is a command of a script that is to be answered.
-type Command struct {
-	// Line is the command as a shell would read it.
-	Line string
-	// Undo says that a rollback runs it.
-	Undo bool
-	// Readonly, Touches and Irreversible are what it says of itself.
-	Readonly, Irreversible bool
-	Touches                []string
-}
-
-// Room holds the operations. Release ends its use.
+// Room holds the operations.
 type Room struct {
 	config  Config
-	run     *proc.Runner
+	guest   *guest.Guest
 	streams streams
 	jobs    jobs
 	freezes freezes
 }
 
-// New makes the room. It starts nothing.
-func New(config Config) *Room {
-	if config.Root == "" {
-		config.Root = "/"
-	}
+// New makes the room for the commands of a guest, which share its Runner. It starts nothing.
+func New(g *guest.Guest, config Config) *Room {
 	if config.MaxTimeout == 0 {
 		config.MaxTimeout = 300 * time.Second
 	}
 	if config.FreezeLimit == 0 {
 		config.FreezeLimit = defaultFreeze
 	}
-	run := proc.New(proc.Config{Name: config.Name, Cgroup: config.Cgroup, JobCgroup: config.JobCgroup,
-		Grace: config.Grace, MaxOutput: config.MaxOutput, Reexec: config.Reexec})
-	return &Room{config: config, run: run, jobs: jobs{dir: config.Jobs}, freezes: freezes{file: config.FreezeFile, armed: map[string]*due{}}}
-}
-
-// Ops are the rows of the room. exec.undo is for the journal, not for scripts.
-func (r *Room) Ops() []builtins.Op {
-	return []builtins.Op{
-		builtins.Native("execute", "run a command and wait for it, or start it and leave it", r.execute).Runs(executed, "command", "args").
-			Mutating().Announce("execute").OnError(func(err error) proto.Message {
-			return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()}
-		}),
-		builtins.Native("exec_start", "start a command and send its output as it comes", r.execStart).Runs(executed, "command", "args").
-			Mutating().Announce("exec_stream"),
-		builtins.Native("exec_input", "give a started command input, a signal, a window size, or an end", r.execInput).
-			Mutating().KeepsNothing().Ordered(inputOrder).Continues(onlyFeeds),
-		builtins.Native("list_jobs", "list the commands that are left to themselves, and show what they write", r.listJobs).Announce("jobs"),
-		builtins.Script("exec.run", "argv", "", "run a program that says what it does to the guest", r.script).Runs(ran, "argv", "undo").Writes("touches").Mutating().LeavesPart().Plans().
-			Unless(func(in proto.Message) bool { return in.(*pb.RunArgs).Readonly }),
-		builtins.Script("exec.sh", "command", "", "run a line of shell that says what it does to the guest", r.shell).Runs(lined, "command", "undo").Writes("touches").Mutating().LeavesPart().Plans().
-			Unless(func(in proto.Message) bool { return in.(*pb.ShellArgs).Readonly }),
-		builtins.Script("exec.undo", "argv", "", "take back what a command did", r.undo).Mutating().Hidden(),
+	return &Room{
+		config: config, guest: g, jobs: jobs{dir: config.Jobs},
+		freezes: freezes{file: config.FreezeFile, armed: map[string]*due{}},
 	}
 }
 
-// Confinement says how readonly and touches are enforced: "mount-namespace", or "none: " and why not. The first call
-// tries it out, which takes some milliseconds.
-func (r *Room) Confinement() string { return r.run.Confinement() }
-
-// Sweep ends what scripts' commands of a former agent process left running. It comes before a transaction of that process
-// is undone. What does not die within 10 s is an error of cause fault.ErrBusy.
-func (r *Room) Sweep(ctx context.Context) error { return r.run.Sweep(ctx) }
-
-// Release lets go of native commands when the agent stops: calls that wait for them return at once, the commands run on,
-// and their output is read by a process of its own. Commands that exec_start started are ended, but for jobs; what a command
-// froze is thawed. Scripts' commands must have been ended by their ctx before. It waits until no call is left.
-func (r *Room) Release() error {
-	r.freezes.release()
-	r.streams.stop()
-	return r.run.Release()
+// Room is what the table, the executor and the agent know of the room.
+func (r *Room) Room() builtins.Room {
+	return builtins.Room{
+		Name: "exec", Scope: builtins.ScopeCommands, Ops: append(r.native(), r.scripts()...),
+		Features: r.features, SessionClosed: r.streams.sessionClosed,
+		HasStream: r.hasStream, Sweep: r.sweep, Release: r.release,
+	}
 }
 
-// Left ends the commands whose output goes to a connection that has ended. It does not wait for that.
-func (r *Room) Left(port, session string) { r.streams.left(port, session) }
+// native are the rows that hosts call.
+func (r *Room) native() []builtins.Op {
+	return []builtins.Op{
+		{
+			Name: "execute", Summary: "run a command and wait for it, or start it and leave it", Capability: "execute",
+			Mutates: true, Access: nativeAccess, Handler: builtins.Handle(r.execute),
+			OnError: func(err error) proto.Message { return &pb.ExecuteResponse{ExitCode: -1, Error: err.Error()} },
+		},
+		{
+			Name: "exec_start", Summary: "start a command and send its output as it comes", Capability: "exec_stream",
+			Mutates: true, Access: nativeAccess, Handler: builtins.Handle(r.execStart),
+		},
+		{
+			Name: "exec_input", Summary: "give a started command input, a signal, a window size, or an end",
+			Mutates: true, Transient: true, Order: inputOrder, Routine: onlyFeeds, Handler: builtins.Handle(r.execInput),
+		},
+		{
+			Name: "list_jobs", Capability: "jobs",
+			Summary: "list the commands that are left to themselves, and show what they write",
+			Handler: builtins.Handle(r.listJobs),
+		},
+	}
+}
 
-// Sends says that a command runs whose output goes to a connection under an id.
-func (r *Room) Sends(port, session, id string) bool {
+// scripts are the rows that scripts call, and exec.undo, which the journal alone does.
+func (r *Room) scripts() []builtins.Op {
+	return []builtins.Op{
+		{
+			Name: "exec.run", Usage: "(argv)", Summary: "run a program that says what it does to the guest",
+			Mutates: true, Partial: true, Predictable: true, Inverse: "exec.undo",
+			Readonly: builtins.Of(func(in *pb.RunArgs) bool { return in.Readonly }),
+			Access:   builtins.Of(runAccess), Handler: builtins.Handle(r.script),
+		},
+		{
+			Name: "exec.sh", Usage: "(command)", Summary: "run a line of shell that says what it does to the guest",
+			Mutates: true, Partial: true, Predictable: true, Inverse: "exec.undo",
+			Readonly: builtins.Of(func(in *pb.ShellArgs) bool { return in.Readonly }),
+			Access:   builtins.Of(shellAccess), Handler: builtins.Handle(r.shell),
+		},
+		{
+			Name: "exec.undo", Usage: "(argv)", Summary: "take back what a command did",
+			Mutates: true, Internal: true, Access: builtins.Of(runAccess), Handler: builtins.Handle(r.undo),
+		},
+	}
+}
+
+func (r *Room) features() map[string]string {
+	return map[string]string{"user_context_exec": "true", "exec.confinement": r.confinement()}
+}
+
+// confinement says how readonly and touches are enforced: "mount-namespace", or "none: " and why not. The first call
+// tries it out, which takes some milliseconds.
+func (r *Room) confinement() string { return r.guest.Runner.Confinement() }
+
+// sweep ends what scripts' commands of a former agent process left running. It comes before a transaction of that process
+// is undone. What does not die within 10 s is an error of cause fault.ErrBusy.
+func (r *Room) sweep(ctx context.Context) error { return r.guest.Runner.Sweep(ctx) }
+
+// release lets go of native commands when the agent stops: calls that wait for them return at once, the commands run on,
+// and their output is read by a process of its own. Commands that exec_start started are ended, but for jobs; what a command
+// froze is thawed. Scripts' commands must have been ended by their ctx before. It waits until no call is left.
+func (r *Room) release() error {
+	r.freezes.release()
+	r.streams.stop()
+	return r.guest.Runner.Release()
+}
+
+// hasStream says whether a command runs whose output goes to a connection under an id.
+func (r *Room) hasStream(port, session, id string) bool {
 	return r.streams.get(streamKey{port, session, id}) != nil
 }
 

@@ -18,6 +18,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -30,28 +34,44 @@ func TestMain(m *testing.M) {
 }
 
 // room gives the room and a table with it, which is the way to its rows.
-func room(t *testing.T, config Config) (*Room, *builtins.Table) {
+func room(t *testing.T, config Config) (*Room, *table) { return roomIn(t, "/", config) }
+
+// roomIn is a room whose commands run below a directory.
+func roomIn(t *testing.T, dir string, config Config) (*Room, *table) {
 	t.Helper()
-	config.Name = fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())
-	config.Reexec = true
-	if config.Cgroup == "" {
-		config.Cgroup, config.JobCgroup = "none", "none"
+	config.Commands.Name = fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())
+	config.Commands.Reexec, config.Commands.Cgroup, config.Commands.JobCgroup = true, "none", "none"
+	files, err := fsys.Open(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
-	r := New(config)
+	r := New(&guest.Guest{Files: files, Dir: dir, Live: dir == "/", Runner: proc.New(config.Commands)}, config)
 	t.Cleanup(func() {
-		if err := r.Release(); err != nil {
+		if err := errors.Join(r.release(), files.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	return r, builtins.NewTable(r.Ops())
+	rows := builtins.NewTable(r.Room())
+	return r, &table{rows, call.New(call.Config{Table: rows})}
 }
 
-func native(t *testing.T, table *builtins.Table, in *pb.ExecuteRequest) *pb.ExecuteResponse {
+// table is the rows of the room, and the way to them.
+type table struct {
+	*builtins.Table
+	calls *call.Executor
+}
+
+// Invoke runs a row as the executor does for anybody.
+func (t *table) Invoke(ctx context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) (proto.Message, error) {
+	return t.calls.Execute(ctx, call, op, in)
+}
+
+func native(t *testing.T, table *table, in *pb.ExecuteRequest) *pb.ExecuteResponse {
 	t.Helper()
 	return nativeContext(context.Background(), t, table, in)
 }
 
-func nativeContext(ctx context.Context, t *testing.T, table *builtins.Table, in *pb.ExecuteRequest) *pb.ExecuteResponse {
+func nativeContext(ctx context.Context, t *testing.T, table *table, in *pb.ExecuteRequest) *pb.ExecuteResponse {
 	t.Helper()
 	op := table.Native(in)
 	out, err := table.Invoke(ctx, &builtins.Call{}, op, in)
@@ -258,7 +278,7 @@ func TestTextIsAlwaysValid(t *testing.T) {
 	for end := range len(raw) + 1 {
 		for budget := range 40 {
 			for _, wasCut := range []bool{false, true} {
-				got, _ := text(raw[:end], wasCut, budget)
+				got, _ := outputText(raw[:end], wasCut, budget)
 				if !utf8.ValidString(got) || len(got) > budget {
 					t.Errorf("%q %d: %q", raw[:end], budget, got)
 				}
@@ -306,14 +326,14 @@ func (x *tx) Undo(_ context.Context, op string, args proto.Message) error {
 
 // calling is a script's call.
 type calling struct {
-	table   *builtins.Table
+	table   *table
 	tx      *tx
 	changes []*pb.Change
-	plan    *builtins.Plan
+	dry     *builtins.DryRun
 }
 
 func (c *calling) invoke(name string, in proto.Message) (*pb.RunResult, error) {
-	call := &builtins.Call{Plan: c.plan, Changed: func(change *pb.Change) { c.changes = append(c.changes, change) }}
+	call := &builtins.Call{DryRun: c.dry, Changed: func(change *pb.Change) { c.changes = append(c.changes, change) }}
 	if c.tx != nil {
 		call.Tx = c.tx
 	}
@@ -417,7 +437,7 @@ func TestRunTouchesWhatItSays(t *testing.T) {
 	if len(c.changes) != 1 || !c.changes[0].GetReversible() || c.changes[0].GetTarget() != line.Command {
 		t.Errorf("%v", c.changes)
 	}
-	if how := r.Confinement(); how != "mount-namespace" {
+	if how := r.confinement(); how != "mount-namespace" {
 		t.Skipf("%s: run as root, where mount namespaces may be made", how)
 	}
 	var f *fault.Error
@@ -444,7 +464,7 @@ func TestRunReadonlyIsNoChange(t *testing.T) {
 	if err != nil || string(got.GetStdout()) != "in\xff" || len(c.changes) > 0 {
 		t.Error(got, err, c.changes)
 	}
-	if how := r.Confinement(); how != "mount-namespace" {
+	if how := r.confinement(); how != "mount-namespace" {
 		t.Skipf("%s: run as root, where mount namespaces may be made", how)
 	}
 	if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"touch", dir + "/never"}, Readonly: true}); !errors.Is(err, fault.ErrOutput) {
@@ -483,24 +503,24 @@ func TestDryRun(t *testing.T) {
 	dir := t.TempDir()
 	for _, in := range []*pb.RunArgs{{Undo: []string{"true"}}, {Touches: []string{dir}}, {Irreversible: true}} {
 		in.Argv = []string{"touch", dir + "/never"}
-		c := &calling{table: table, plan: &builtins.Plan{}}
+		c := &calling{table: table, dry: &builtins.DryRun{}}
 		_, err := c.invoke("exec.run", in)
-		if !errors.Is(err, fault.ErrRefused) || c.plan.Ended == nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
-			t.Error(err, c.plan.Ended, c.changes)
+		if !errors.Is(err, fault.ErrRefused) || c.dry.Ended == nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
+			t.Error(err, c.dry.Ended, c.changes)
 		}
 		in.Plan = "makes a file"
-		c = &calling{table: table, plan: &builtins.Plan{}}
+		c = &calling{table: table, dry: &builtins.DryRun{}}
 		_, err = c.invoke("exec.run", in)
-		if err != nil || c.plan.Ended != nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_WOULD || c.changes[0].Diff != "makes a file" {
-			t.Error(err, c.plan.Ended, c.changes)
+		if err != nil || c.dry.Ended != nil || len(c.changes) != 1 || c.changes[0].State != pb.ChangeState_CHANGE_STATE_WOULD || c.changes[0].Diff != "makes a file" {
+			t.Error(err, c.dry.Ended, c.changes)
 		}
 	}
 	look := &pb.RunArgs{Argv: []string{"echo", "read"}, Readonly: true}
-	c := &calling{table: table, plan: &builtins.Plan{}}
+	c := &calling{table: table, dry: &builtins.DryRun{}}
 	if got, err := c.invoke("exec.run", look); err != nil || string(got.GetStdout()) != "read\n" || len(c.changes) > 0 {
 		t.Error(got, err, c.changes)
 	}
-	c.plan.Changed = true
+	c.dry.Changed = true
 	if got, err := c.invoke("exec.run", look); err != nil || string(got.GetStdout()) != "read\n" || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
 		t.Error(got, err, c.changes)
 	}
@@ -523,7 +543,7 @@ func TestScriptCommandLeavesNothingRunning(t *testing.T) {
 }
 
 func TestRootNeedsRoot(t *testing.T) {
-	_, table := room(t, Config{Root: t.TempDir()})
+	_, table := roomIn(t, t.TempDir(), Config{})
 	c := &calling{table: table, tx: &tx{}}
 	_, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"/bin/true"}, Irreversible: true})
 	if os.Getuid() == 0 {

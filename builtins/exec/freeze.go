@@ -13,34 +13,34 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Some hosts freeze file systems by running fsfreeze instead of asking for it, and a guest whose thaw is lost is dead. There is
-// no way to ask the kernel whether a file system is frozen, but by writing to it, which would hang. So such commands are
-// known by their words, and each gets a thaw on time: one that finds nothing frozen does nothing.
+// Some hosts freeze file systems by the command fsfreeze instead of the quiesce request. If the thaw is lost the guest hangs.
+// The kernel does not tell whether a file system is frozen, except by a write that blocks. So such commands are recognized
+// by their text, and each freeze gets a timer that thaws; a thaw of a file system that is not frozen does nothing.
 
-// defaultFreeze is how long such a freeze may last; it is what the quiesce request has by default.
+// defaultFreeze is how long such a freeze may last: the default of the quiesce request.
 const defaultFreeze = 60 * time.Second
 
-// freezeWords finds the uses of fsfreeze in a command: what it does, and where.
-var freezeWords = regexp.MustCompile(`(?:^|[\s;&|(/])fsfreeze\s+(-f|--freeze|-u|--unfreeze)\s+("[^"]*"|'[^']*'|[^\s;&|()]+)`)
+// freezePattern matches the uses of fsfreeze in a command: its option and its path.
+var freezePattern = regexp.MustCompile(`(?:^|[\s;&|(/])fsfreeze\s+(-f|--freeze|-u|--unfreeze)\s+("[^"]*"|'[^']*'|[^\s;&|()]+)`)
 
-// freezes are the thaws that are due.
+// freezes are the armed thaw timers.
 type freezes struct {
-	// file holds their paths, for the agent that comes after one which was killed. It is written before a file system is
-	// frozen and removed when none is any more. It lies in memory: a write to a frozen file system would hang. Empty: none.
+	// file lists their paths for the agent that follows a killed one. It is written before a freeze and removed after the
+	// last thaw. It must be on a tmpfs: a write to a frozen file system would block. Empty: no file.
 	file  string
 	mu    sync.Mutex
 	armed map[string]*due
 }
 
-// due is one of them.
+// due is one thaw timer, with the target that it thaws.
 type due struct {
-	timer *time.Timer
-	place *place
+	timer  *time.Timer
+	target *thawTarget
 }
 
-// frozenBy tells which paths a command leaves frozen (true) or thawed (false). alone: it does nothing else.
+// frozenBy returns which paths a command leaves frozen (true) or thawed (false). alone: it does nothing else.
 func frozenBy(text string) (paths map[string]bool, alone bool) {
-	found := freezeWords.FindAllStringSubmatchIndex(text, -1)
+	found := freezePattern.FindAllStringSubmatchIndex(text, -1)
 	for _, at := range found {
 		if paths == nil {
 			paths = map[string]bool{}
@@ -50,30 +50,30 @@ func frozenBy(text string) (paths map[string]bool, alone bool) {
 	return paths, len(found) == 1 && !strings.ContainsAny(text, ";&|\n")
 }
 
-// beforeFreeze arms the thaw of what a command freezes, before it does: it might hang afterwards. What it gives is called with
-// the command's exit code.
+// beforeFreeze arms the thaw timers of a command before it runs: afterwards the agent might block. The caller passes the
+// command's exit code to after.
 func (r *Room) beforeFreeze(call *builtins.Call, argv []string) (after func(code int)) {
 	text := Quote(argv)
 	if len(argv) == 3 && argv[1] == "-c" {
 		text = argv[2]
 	}
 	paths, alone := frozenBy(text)
-	if len(paths) == 0 || r.config.Root != "/" {
+	if len(paths) == 0 || !r.guest.Live {
 		return func(int) {}
 	}
-	fresh := map[string]bool{}
+	armed := map[string]bool{}
 	for path, frozen := range paths {
 		if frozen && !r.freezes.has(path) {
-			fresh[path] = true
+			armed[path] = true
 			r.armThaw(call, path)
 		}
 	}
 	return func(code int) {
 		for path, frozen := range paths {
 			switch {
-			case frozen && code == 0 && !fresh[path]: // thawed meanwhile by somebody else, and frozen anew
+			case frozen && code == 0 && !armed[path]: // somebody else thawed it meanwhile, and it is frozen anew
 				r.armThaw(call, path)
-			case frozen && code != 0 && alone && fresh[path]: // nothing is frozen, or by somebody else, who then thaws
+			case frozen && code != 0 && alone && armed[path]: // not frozen, or by somebody else, who thaws it
 				r.freezes.disarm(path)
 			case !frozen && code == 0:
 				r.freezes.disarm(path)
@@ -82,43 +82,43 @@ func (r *Room) beforeFreeze(call *builtins.Call, argv []string) (after func(code
 	}
 }
 
-// armThaw makes a path thaw on time, and tells whoever asked for the freeze.
+// armThaw arms the thaw timer of a path. When it fires it reports that to the log and to the host that sent the command.
 func (r *Room) armThaw(call *builtins.Call, path string) {
-	where, err := openPlace(path) // now: on a frozen file system a path may no longer be found
+	target, err := openThawTarget(path) // now: on a frozen file system the path may not be found any more
 	if err != nil {
-		return // fsfreeze will not find it either
+		return // fsfreeze will fail, too
 	}
 	limit := r.config.FreezeLimit
 	r.freezes.disarm(path)
 	r.freezes.mu.Lock()
 	defer r.freezes.mu.Unlock()
-	d := &due{place: where}
+	d := &due{target: target}
 	d.timer = time.AfterFunc(limit, func() {
-		if !r.freezes.take(path, d) {
+		if !r.freezes.claim(path, d) {
 			return
 		}
-		defer where.close()
-		thawed, err := where.thaw()
+		defer target.close()
+		thawed, err := target.thaw()
 		if !thawed && err == nil {
 			return
 		}
-		words := fmt.Sprintf("%s was frozen by a command and not thawed within %v; it is thawed now", path, limit)
+		message := fmt.Sprintf("%s was frozen by a command and not thawed within %v; it is thawed now", path, limit)
 		if err != nil {
-			words = fmt.Sprintf("%s was frozen by a command and cannot be thawed: %v", path, err)
+			message = fmt.Sprintf("%s was frozen by a command and cannot be thawed: %v", path, err)
 		}
 		if r.config.Thawed != nil {
-			r.config.Thawed(words)
+			r.config.Thawed(message)
 		}
 		if call.Event != nil {
-			call.Event(&pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "thawed", Message: words})
+			call.Event(&pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "thawed", Message: message})
 		}
 	})
 	r.freezes.armed[path] = d
-	r.freezes.note()
+	r.freezes.writeFile()
 }
 
-// note writes the paths down. The lock is held. Where that fails the agent thaws all the same, unless it is killed.
-func (f *freezes) note() {
+// writeFile writes the paths to file. The caller holds mu. If it fails the timers still thaw, unless the agent is killed.
+func (f *freezes) writeFile() {
 	if f.file == "" {
 		return
 	}
@@ -129,16 +129,16 @@ func (f *freezes) note() {
 	_ = os.WriteFile(f.file, []byte(text.String()), 0o600)
 }
 
-// forget takes away what note wrote, when nothing is frozen any more. The lock is held.
-func (f *freezes) forget() {
+// removeFile removes the file if no timer is armed. The caller holds mu.
+func (f *freezes) removeFile() {
 	if f.file != "" && len(f.armed) == 0 {
 		_ = os.Remove(f.file)
 	}
 }
 
-// ThawLeft thaws what an agent that was killed had let a command freeze, as it stands in Config.FreezeFile. It gives words on
-// each file system that was frozen. It must come before anything is written.
-func ThawLeft(file string) (words []string) {
+// ThawLeft thaws what commands of a killed agent left frozen, as listed in file, its Config.FreezeFile. It returns a message
+// for each file system that was frozen. It must be called before anything is written to a disk.
+func ThawLeft(file string) (messages []string) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil
@@ -148,32 +148,32 @@ func ThawLeft(file string) (words []string) {
 		if err != nil {
 			continue
 		}
-		where, err := openPlace(path)
+		target, err := openThawTarget(path)
 		if err != nil {
 			continue
 		}
-		thawed, err := where.thaw()
-		where.close()
+		thawed, err := target.thaw()
+		target.close()
 		switch {
 		case err != nil:
-			words = append(words, fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
+			messages = append(messages, fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
 		case thawed:
-			words = append(words, path+" was frozen when an agent was killed; it is thawed now")
+			messages = append(messages, path+" was frozen when an agent was killed; it is thawed now")
 		}
 	}
 	_ = os.Remove(file)
-	return words
+	return messages
 }
 
-// take takes one away that is still the one for its path.
-func (f *freezes) take(path string, d *due) bool {
+// claim removes a timer that fired. It returns false if another one replaced it meanwhile.
+func (f *freezes) claim(path string, d *due) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.armed[path] != d {
 		return false
 	}
 	delete(f.armed, path)
-	f.forget()
+	f.removeFile()
 	return true
 }
 
@@ -188,13 +188,13 @@ func (f *freezes) disarm(path string) {
 	defer f.mu.Unlock()
 	if d := f.armed[path]; d != nil {
 		d.timer.Stop()
-		d.place.close()
+		d.target.close()
 		delete(f.armed, path)
-		f.forget()
+		f.removeFile()
 	}
 }
 
-// release thaws everything at once: nobody would do it later.
+// release thaws everything at once, since no timer fires after the end of the agent.
 func (f *freezes) release() {
 	f.mu.Lock()
 	armed := f.armed
@@ -202,12 +202,12 @@ func (f *freezes) release() {
 	f.mu.Unlock()
 	for _, d := range armed {
 		d.timer.Stop()
-		d.place.thaw() // whoever froze it thaws it too, or has
-		d.place.close()
+		d.target.thaw() // the later thaw of the command's sender fails, which is harmless
+		d.target.close()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(armed) > 0 {
-		f.forget()
+		f.removeFile()
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-func TestFreezesAreKnownByTheirWords(t *testing.T) {
+func TestFrozenBy(t *testing.T) {
 	for text, want := range map[string]string{
 		"fsfreeze --freeze /":                          "/ true alone",
 		"fsfreeze --unfreeze /":                        "/ false alone",
@@ -42,8 +42,8 @@ func TestFreezesAreKnownByTheirWords(t *testing.T) {
 	}
 }
 
-// frozenDisk gives a mounted file system that may be frozen.
-func frozenDisk(t *testing.T, table *builtins.Table) string {
+// newFreezableDisk mounts a file system that may be frozen, and returns its mount point.
+func newFreezableDisk(t *testing.T, table *table) string {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
@@ -57,9 +57,9 @@ func frozenDisk(t *testing.T, table *builtins.Table) string {
 		t.Skipf("needs a loop device and mkfs.ext4: %v", made)
 	}
 	t.Cleanup(func() {
-		if place, err := openPlace(point); err == nil {
-			place.thaw()
-			place.close()
+		if target, err := openThawTarget(point); err == nil {
+			target.thaw()
+			target.close()
 		}
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
 			t.Error(err)
@@ -68,15 +68,15 @@ func frozenDisk(t *testing.T, table *builtins.Table) string {
 	return point
 }
 
-// writes says whether a file can be made within a time.
-func writes(t *testing.T, table *builtins.Table, point string) bool {
+// canWrite reports whether a file can be created within a short time.
+func canWrite(t *testing.T, table *table, point string) bool {
 	t.Helper()
 	reply := native(t, table, &pb.ExecuteRequest{WaitForExit: true, Command: "timeout -s KILL 10 touch " + point + "/x & sleep 0.3; kill -0 $! 2>/dev/null && exit 9; wait $!"})
 	return reply.ExitCode == 0
 }
 
-// A command that freezes a file system and is never followed by a thaw: the guest gets its disk back, and is told.
-func TestAFreezeThatNobodyThawsEnds(t *testing.T) {
+// A freeze without a thaw ends at the limit, and the host is told.
+func TestFreezeLimit(t *testing.T) {
 	var mu sync.Mutex
 	var words []string
 	_, table := room(t, Config{FreezeLimit: 2 * time.Second, Thawed: func(w string) {
@@ -84,7 +84,7 @@ func TestAFreezeThatNobodyThawsEnds(t *testing.T) {
 		defer mu.Unlock()
 		words = append(words, w)
 	}})
-	point := frozenDisk(t, table)
+	point := newFreezableDisk(t, table)
 	told := make(chan *pb.ErrorEvent, 1)
 	in := &pb.ExecuteRequest{Command: "fsfreeze --freeze " + point, WaitForExit: true}
 	out, err := table.Invoke(context.Background(), &builtins.Call{Event: func(m proto.Message) bool {
@@ -102,7 +102,7 @@ func TestAFreezeThatNobodyThawsEnds(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("nothing is thawed")
 	}
-	if !writes(t, table, point) {
+	if !canWrite(t, table, point) {
 		t.Error("it is still frozen")
 	}
 	mu.Lock()
@@ -112,25 +112,25 @@ func TestAFreezeThatNobodyThawsEnds(t *testing.T) {
 	}
 }
 
-// An agent that was killed while something was frozen has left a note, by which the next one thaws it.
-func TestWhatAKilledAgentLeftFrozenIsThawed(t *testing.T) {
+// The freeze file of a killed agent lets the next one thaw.
+func TestThawLeft(t *testing.T) {
 	note := filepath.Join(t.TempDir(), "frozen")
 	r, table := room(t, Config{FreezeLimit: time.Hour, FreezeFile: note})
-	point := frozenDisk(t, table)
+	point := newFreezableDisk(t, table)
 	if reply := native(t, table, &pb.ExecuteRequest{Command: "fsfreeze --freeze " + point, WaitForExit: true}); reply.ExitCode != 0 {
 		t.Fatal(reply)
 	}
 	r.freezes.mu.Lock()
-	for _, d := range r.freezes.armed { // as if it were no more
+	for _, d := range r.freezes.armed { // as if the agent were killed
 		d.timer.Stop()
-		d.place.close()
+		d.target.close()
 	}
 	clear(r.freezes.armed)
 	r.freezes.mu.Unlock()
 	if words := ThawLeft(note); len(words) != 1 || !strings.Contains(words[0], point) {
 		t.Errorf("%q", words)
 	}
-	if !writes(t, table, point) {
+	if !canWrite(t, table, point) {
 		t.Error("it is still frozen")
 	}
 	if words := ThawLeft(note); len(words) != 0 {
@@ -138,10 +138,10 @@ func TestWhatAKilledAgentLeftFrozenIsThawed(t *testing.T) {
 	}
 }
 
-// A thaw that came in time leaves no timer behind that would thaw the next freeze early; and an agent that stops thaws.
-func TestAThawDisarms(t *testing.T) {
+// A thaw stops the timer, which would else end the next freeze early; and an agent that stops thaws.
+func TestThawDisarms(t *testing.T) {
 	r, table := room(t, Config{FreezeLimit: time.Hour})
-	point := frozenDisk(t, table)
+	point := newFreezableDisk(t, table)
 	run := func(command string) {
 		t.Helper()
 		if reply := native(t, table, &pb.ExecuteRequest{Command: command, WaitForExit: true}); reply.ExitCode != 0 {
@@ -164,15 +164,15 @@ func TestAThawDisarms(t *testing.T) {
 		t.Error("a thaw does not disarm")
 	}
 	run("fsfreeze --freeze " + point)
-	if err := r.Release(); err != nil {
+	if err := r.release(); err != nil {
 		t.Fatal(err)
 	}
-	place, err := openPlace(point)
+	target, err := openThawTarget(point)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer place.close()
-	if thawed, err := place.thaw(); thawed || err != nil {
+	defer target.close()
+	if thawed, err := target.thaw(); thawed || err != nil {
 		t.Errorf("after the agent it is still frozen: %v, %v", thawed, err)
 	}
 }

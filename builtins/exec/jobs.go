@@ -20,30 +20,31 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// A detached command has a keeper: this program again, outside of the agent's unit, so that neither the end of the agent nor
-// that of its unit matters to it.
+// A detached command has a supervisor: another process of this program, outside of the agent's unit, which survives the end
+// of the agent and of the unit.
 //
-//	agent ── plan ──► keeper ─┬─ proc.Run ─► command
-//	  ◄── started ──┘         └─► DIR/ID/: job (pb.Job), lock (held while it lives), stdout.N, stderr.N (from offset N on)
+//	agent ── spec ──► supervisor ─┬─ proc.Serve ─► command
+//	  ◄── reply ────┘             └─► DIR/ID/: job (pb.Job), lock (held by the supervisor), stdout.N, stderr.N (from offset N on)
 //
-// The agent knows of jobs only what lies there. A job that says it runs, and whose lock nobody holds, is lost.
+// The agent reads the state of a job from these files. A job whose state is running but whose lock is free is lost.
 
 // Bounds of jobs.
 const (
-	maxJobs      = 64                  // that run
-	keptJobs     = 50                  // that ended
-	keptFor      = 14 * 24 * time.Hour // since they began
-	maxJobWait   = 25 * time.Second    // for an end: hosts give requests 30 s
-	maxJobOutput = 4 << 20             // bytes of each stream in a reply
-	unborn       = time.Minute         // a directory without a job that is older than this is rubbish
-	startWait    = 30 * time.Second    // for a keeper
-	firstLook    = 20 * time.Millisecond
-	longestLook  = 250 * time.Millisecond
+	maxRunningJobs    = 64                  // that run
+	maxEndedJobs      = 50                  // that ended
+	endedJobAge       = 14 * 24 * time.Hour // since they began
+	maxJobWait        = 25 * time.Second    // for an end: hosts give requests 30 s
+	maxJobOutput      = 4 << 20             // bytes of each stream in a reply
+	staleDirAge       = time.Minute         // a directory without a job that is older than this is rubbish
+	supervisorTimeout = 30 * time.Second    // for the start of a supervisor
+	minPoll           = 20 * time.Millisecond
+	maxPoll           = 250 * time.Millisecond
 )
 
-// Names in the directory of a job.
+// The names of the files in the directory of a job.
 const (
 	jobFile  = "job"
 	lockName = "lock"
@@ -51,17 +52,18 @@ const (
 
 // jobs are the detached commands of a room.
 type jobs struct {
-	dir string // empty: none
+	dir string // empty: there are none
 	mu  sync.Mutex
 }
 
-func (j *jobs) kept() bool { return j.dir != "" && canKeep }
+// kept reports whether detached commands become jobs.
+func (j *jobs) kept() bool { return j.dir != "" && jobsSupported }
 
-// detach is exec_start of a command that nobody waits for.
+// detach serves exec_start for a detached command.
 func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStartRequest) (*pb.ExecStartResponse, error) {
 	switch {
 	case in.GetStdin() || in.GetTerminal() != nil:
-		return nil, fault.Invalid("a command that is left to itself has neither stdin nor terminal")
+		return nil, fault.Invalid("a detached command has neither stdin nor terminal")
 	case !r.jobs.kept():
 		return nil, fault.Unsupported("this agent keeps no jobs")
 	}
@@ -81,7 +83,7 @@ func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStart
 	return &pb.ExecStartResponse{Pid: job.Pid, JobId: job.Id}, nil
 }
 
-// startJob starts a keeper and waits until its command runs.
+// startJob starts a supervisor and waits until its command runs.
 func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec, line, user string) (*pb.Job, error) {
 	r.jobs.mu.Lock()
 	defer r.jobs.mu.Unlock()
@@ -95,8 +97,8 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 			running++
 		}
 	}
-	if running >= maxJobs {
-		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxJobs)
+	if running >= maxRunningJobs {
+		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxRunningJobs)
 	}
 	job := &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line), Directory: printable(spec.Dir),
 		User: user, RequestId: call.ID}
@@ -104,34 +106,34 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), supervisorTimeout)
 	defer cancel()
-	if err := r.keep(ctx, dir, job, spec); err != nil {
+	if err := r.startSupervisor(ctx, dir, job, spec); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
 	}
 	return job, nil
 }
 
-// printable makes any text fit for a string field.
+// printable returns a text as valid UTF-8, of at most 4096 bytes.
 func printable(s string) string {
-	out, _ := text([]byte(s), false, 4096)
+	out, _ := text.ToValidUTF8Max(s, 4096)
 	return out
 }
 
-// newJobID makes an id that sorts by time and is fit for a file name.
+// newJobID returns an id that sorts by time and is a valid file name.
 func newJobID(now time.Time) string {
 	return now.UTC().Format("20060102-150405") + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// isJobID keeps ids of requests from being paths.
-func isJobID(id string) bool {
+// validJobID reports whether an id of a request has the form of newJobID, and so is no path.
+func validJobID(id string) bool {
 	return len(id) == len("20060102-150405-abcdef") && !strings.ContainsFunc(id, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && c != '-'
 	})
 }
 
-// listJobs is list_jobs.
+// listJobs serves list_jobs.
 func (r *Room) listJobs(ctx context.Context, _ *builtins.Call, in *pb.ListJobsRequest) (*pb.ListJobsResponse, error) {
 	if !r.jobs.kept() {
 		return nil, fault.Unsupported("this agent keeps no jobs")
@@ -141,9 +143,9 @@ func (r *Room) listJobs(ctx context.Context, _ *builtins.Call, in *pb.ListJobsRe
 		return &pb.ListJobsResponse{Jobs: r.jobs.prune(list, time.Now())}, err
 	}
 	deadline := time.Now().Add(min(time.Duration(in.GetWaitSeconds())*time.Second, maxJobWait))
-	for pause := firstLook; ; pause = min(2*pause, longestLook) {
-		out, news, err := r.jobs.show(in)
-		if err != nil || news || !time.Now().Before(deadline) {
+	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
+		out, ready, err := r.jobs.read(in)
+		if err != nil || ready || !time.Now().Before(deadline) {
 			return out, fault.On(in.GetJobId(), err)
 		}
 		select {
@@ -154,26 +156,26 @@ func (r *Room) listJobs(ctx context.Context, _ *builtins.Call, in *pb.ListJobsRe
 	}
 }
 
-// show gives one job and what it wrote; news: there is what was waited for.
-func (j *jobs) show(in *pb.ListJobsRequest) (out *pb.ListJobsResponse, news bool, err error) {
-	job, err := j.load(in.GetJobId()) // first: what it wrote until its end is then complete
+// read returns one job and its output. ready: the job has ended, or there is output.
+func (j *jobs) read(in *pb.ListJobsRequest) (out *pb.ListJobsResponse, ready bool, err error) {
+	job, err := j.load(in.GetJobId()) // before the output, which is then complete if the job has ended
 	if err != nil {
 		return nil, false, err
 	}
 	out = &pb.ListJobsResponse{Jobs: []*pb.Job{job}}
-	news = job.State != pb.JobState_JOB_STATE_RUNNING
+	ready = job.State != pb.JobState_JOB_STATE_RUNNING
 	if in.GetMaxBytes() == 0 {
-		return out, news, nil
+		return out, ready, nil
 	}
 	dir, limit := filepath.Join(j.dir, job.Id), int(min(in.GetMaxBytes(), maxJobOutput))
 	out.Stdout, out.StdoutOffset, err = readSpool(dir, "stdout", in.GetStdoutOffset(), limit)
 	if err == nil {
 		out.Stderr, out.StderrOffset, err = readSpool(dir, "stderr", in.GetStderrOffset(), limit)
 	}
-	return out, news || len(out.Stdout)+len(out.Stderr) > 0, err
+	return out, ready || len(out.Stdout)+len(out.Stderr) > 0, err
 }
 
-// list gives all jobs, newest first.
+// list returns all jobs, newest first.
 func (j *jobs) list() ([]*pb.Job, error) {
 	entries, err := os.ReadDir(j.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -188,15 +190,15 @@ func (j *jobs) list() ([]*pb.Job, error) {
 	return list, nil
 }
 
-// load reads one job. The error wraps fs.ErrNotExist where there is none of that id.
+// load reads one job. The error wraps fs.ErrNotExist if there is none of that id.
 func (j *jobs) load(id string) (*pb.Job, error) {
-	if !isJobID(id) {
+	if !validJobID(id) {
 		return nil, fault.Wrapf(fs.ErrNotExist, "there is no such job")
 	}
 	dir := filepath.Join(j.dir, id)
 	job, err := readJob(dir)
-	if err == nil && job.State == pb.JobState_JOB_STATE_RUNNING && !held(dir) {
-		job, err = readJob(dir) // it may have ended between the two looks
+	if err == nil && job.State == pb.JobState_JOB_STATE_RUNNING && !supervisorAlive(dir) {
+		job, err = readJob(dir) // it may have ended between the two checks
 		if err == nil && job.State == pb.JobState_JOB_STATE_RUNNING {
 			job.State = pb.JobState_JOB_STATE_LOST
 		}
@@ -218,19 +220,19 @@ func readJob(dir string) (*pb.Job, error) {
 	}
 	job := &pb.Job{}
 	if err := proto.Unmarshal(raw, job); err != nil {
-		return nil, fault.Wrapf(fault.ErrCorrupt, "the record of the job is damaged")
+		return nil, fault.Wrapf(fault.ErrCorrupt, "job file is damaged")
 	}
 	return job, nil
 }
 
-// prune drops what ended long ago, and the oldest of too many, and gives what is left.
+// prune removes jobs that ended too long ago or are too many, and returns the rest.
 func (j *jobs) prune(list []*pb.Job, now time.Time) []*pb.Job {
 	known, ended := map[string]bool{}, 0
 	left := list[:0]
 	for _, job := range list {
 		known[job.Id] = true
 		if job.State != pb.JobState_JOB_STATE_RUNNING {
-			if ended++; ended > keptJobs || now.Sub(job.Started.AsTime()) > keptFor {
+			if ended++; ended > maxEndedJobs || now.Sub(job.Started.AsTime()) > endedJobAge {
 				os.RemoveAll(filepath.Join(j.dir, job.Id))
 				continue
 			}
@@ -238,20 +240,20 @@ func (j *jobs) prune(list []*pb.Job, now time.Time) []*pb.Job {
 		left = append(left, job)
 	}
 	entries, _ := os.ReadDir(j.dir)
-	for _, e := range entries { // what a keeper never got to
+	for _, e := range entries { // directories whose supervisor died before it wrote the job
 		info, err := e.Info()
 		dir := filepath.Join(j.dir, e.Name())
-		if err == nil && !known[e.Name()] && isJobID(e.Name()) && now.Sub(info.ModTime()) > unborn && !held(dir) {
+		if err == nil && !known[e.Name()] && validJobID(e.Name()) && now.Sub(info.ModTime()) > staleDirAge && !supervisorAlive(dir) {
 			os.RemoveAll(dir)
 		}
 	}
 	return left
 }
 
-// signalJob serves an exec_input for a job.
+// signalJob serves exec_input for a job.
 func (r *Room) signalJob(in *pb.ExecInputRequest) error {
 	if len(in.GetData()) > 0 || in.GetCloseStdin() || in.GetRows()+in.GetCols() > 0 || in.GetExecId() != "" {
-		return fault.Invalid("a job takes a signal, or end")
+		return fault.Invalid("a job takes only signal and end")
 	}
 	signal, err := signalOf(in)
 	if err != nil {
@@ -267,14 +269,14 @@ func (r *Room) signalJob(in *pb.ExecInputRequest) error {
 	if job.State != pb.JobState_JOB_STATE_RUNNING {
 		return fault.Wrapf(fs.ErrNotExist, "the job has ended")
 	}
-	err = tellJob(filepath.Join(r.jobs.dir, job.Id), job, signal, in.GetEnd())
+	err = signalProcess(filepath.Join(r.jobs.dir, job.Id), job, signal, in.GetEnd())
 	if errors.Is(err, os.ErrProcessDone) {
 		return fault.Wrapf(fs.ErrNotExist, "the job has ended")
 	}
 	return err
 }
 
-// segment is a part of a stream as it lies on the disk.
+// segment is a file with a part of a stream.
 type segment struct {
 	path       string
 	begin, end uint64
@@ -304,7 +306,8 @@ func spoolSize(dir, name string) uint64 {
 	return list[len(list)-1].end
 }
 
-// readSpool gives at most limit bytes from an offset on, and where they begin: later, where nothing is kept from there.
+// readSpool returns at most limit bytes from an offset on, and the offset where they begin, which is later if the output at
+// offset was dropped.
 func readSpool(dir, name string, offset uint64, limit int) (data []byte, begin uint64, err error) {
 	begin = offset
 	for _, s := range segmentsOf(dir, name) {
@@ -314,14 +317,14 @@ func readSpool(dir, name string, offset uint64, limit int) (data []byte, begin u
 		}
 		if s.begin > at {
 			if len(data) > 0 {
-				break // a gap is told by the next reply
+				break // the next reply begins after the gap
 			}
 			begin, at = s.begin, s.begin
 		}
 		part := make([]byte, min(uint64(limit-len(data)), s.end-at))
 		file, err := os.Open(s.path)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone meanwhile, for a newer one
+			continue // the supervisor removed it for a newer one
 		}
 		if err != nil {
 			return nil, 0, err

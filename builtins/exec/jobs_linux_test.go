@@ -17,11 +17,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// ask sends a request through the table.
-func ask[Out proto.Message](t *testing.T, table *builtins.Table, in proto.Message) Out {
+// mustInvoke invokes the operation of a request.
+func mustInvoke[Out proto.Message](t *testing.T, table *table, in proto.Message) Out {
 	t.Helper()
 	out, err := table.Invoke(context.Background(), &builtins.Call{ID: "request"}, table.Native(in), in)
 	if err != nil {
@@ -30,38 +31,39 @@ func ask[Out proto.Message](t *testing.T, table *builtins.Table, in proto.Messag
 	return out.(Out)
 }
 
-func jobOf(t *testing.T, table *builtins.Table, id string, wait uint32) *pb.Job {
+func jobOf(t *testing.T, table *table, id string, wait uint32) *pb.Job {
 	t.Helper()
-	out := ask[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, WaitSeconds: wait})
+	out := mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, WaitSeconds: wait})
 	if len(out.Jobs) != 1 || out.Jobs[0].Id != id {
 		t.Fatalf("job %s: %v", id, out)
 	}
 	return out.Jobs[0]
 }
 
-// until is a line of shell that waits for a file.
-func until(path string) string { return "while [ ! -e " + path + " ]; do sleep 0.01; done; " }
+// waitForFile returns a shell command that waits for a file.
+func waitForFile(path string) string { return "while [ ! -e " + path + " ]; do sleep 0.01; done; " }
 
-func TestAJobLivesThroughARestartOfTheAgent(t *testing.T) {
+func TestJobSurvivesAgentRestart(t *testing.T) {
 	dir, files := filepath.Join(t.TempDir(), "jobs"), t.TempDir()
 	first, table := room(t, Config{Jobs: dir})
-	id := ask[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true,
-		Command: "echo begun; echo bad >&2; " + until(files+"/go") + "echo done; exit 9"}).JobId
+	id := mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true,
+		Command: "echo begun; echo bad >&2; " + waitForFile(files+"/go") + "echo done; exit 9"}).JobId
 	if job := jobOf(t, table, id, 0); job.State != pb.JobState_JOB_STATE_RUNNING || job.RequestId != "request" || !alive(int(job.Pid)) {
 		t.Fatalf("%v", job)
 	}
-	if err := first.Release(); err != nil {
+	if err := first.release(); err != nil {
 		t.Fatal(err)
 	}
 	_, table = room(t, Config{Jobs: dir})
-	list := ask[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{})
+	list := mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{})
 	if len(list.Jobs) != 1 || list.Jobs[0].State != pb.JobState_JOB_STATE_RUNNING {
 		t.Fatalf("%v", list)
 	}
-	out := ask[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, MaxBytes: 100, WaitSeconds: 20})
-	if string(out.Stdout) != "begun\n" {
-		t.Errorf("output %q", out.Stdout)
-	}
+	out := &pb.ListJobsResponse{}
+	eventually(t, "the first output", func() bool { // stderr may come first
+		out = mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, MaxBytes: 100, WaitSeconds: 20})
+		return string(out.Stdout) == "begun\n"
+	})
 	if err := os.WriteFile(files+"/go", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -69,13 +71,13 @@ func TestAJobLivesThroughARestartOfTheAgent(t *testing.T) {
 	if job.State != pb.JobState_JOB_STATE_ENDED || job.Exit.GetExitCode() != 9 || job.StdoutBytes != 11 || job.StderrBytes != 4 || job.Ended == nil {
 		t.Errorf("%v", job)
 	}
-	out = ask[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, MaxBytes: 100, StdoutOffset: 6})
+	out = mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: id, MaxBytes: 100, StdoutOffset: 6})
 	if string(out.Stdout) != "done\n" || out.StdoutOffset != 6 || string(out.Stderr) != "bad\n" {
 		t.Errorf("%v", out)
 	}
 }
 
-func TestACommandThatIsNotWaitedForIsAJob(t *testing.T) {
+func TestUnawaitedCommandIsJob(t *testing.T) {
 	_, table := room(t, Config{Jobs: filepath.Join(t.TempDir(), "jobs")})
 	reply := native(t, table, &pb.ExecuteRequest{Command: "echo", Args: []string{"a b", "c"}})
 	if reply.Error != "" || reply.JobId == "" {
@@ -88,23 +90,23 @@ func TestACommandThatIsNotWaitedForIsAJob(t *testing.T) {
 		!strings.Contains(reply.Error, "/no/such: program: no such file") {
 		t.Errorf("%v", reply)
 	}
-	if list := ask[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{}); len(list.Jobs) != 1 {
+	if list := mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{}); len(list.Jobs) != 1 {
 		t.Errorf("what never ran is listed: %v", list)
 	}
 }
 
-func TestAJobIsEndedWithItsTree(t *testing.T) {
+func TestEndJobWithItsTree(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "jobs")
-	_, table := room(t, Config{Jobs: dir, Grace: 100 * time.Millisecond})
+	_, table := room(t, Config{Jobs: dir, Commands: proc.Config{Grace: 100 * time.Millisecond}})
 	file := filepath.Join(t.TempDir(), "pid")
-	id := ask[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sh -c 'echo $$ > " + file + "; exec sleep 60' & wait"}).JobId
+	id := mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sh -c 'echo $$ > " + file + "; exec sleep 60' & wait"}).JobId
 	child := pidIn(t, file)
-	ask[*pb.ExecInputResponse](t, table, &pb.ExecInputRequest{JobId: id, End: true})
+	mustInvoke[*pb.ExecInputResponse](t, table, &pb.ExecInputRequest{JobId: id, End: true})
 	if job := jobOf(t, table, id, 20); job.Exit.GetSignal() != 15 || alive(child) {
 		t.Errorf("%v, the child lives: %v", job, alive(child))
 	}
-	id = ask[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sleep", Args: []string{"60"}}).JobId
-	ask[*pb.ExecInputResponse](t, table, &pb.ExecInputRequest{JobId: id, Signal: "USR1"})
+	id = mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sleep", Args: []string{"60"}}).JobId
+	mustInvoke[*pb.ExecInputResponse](t, table, &pb.ExecInputRequest{JobId: id, Signal: "USR1"})
 	if job := jobOf(t, table, id, 20); job.Exit.GetSignal() != uint32(syscall.SIGUSR1) {
 		t.Errorf("%v", job)
 	}
@@ -114,16 +116,16 @@ func TestAJobIsEndedWithItsTree(t *testing.T) {
 	}
 }
 
-func TestAJobWithoutItsKeeperIsLost(t *testing.T) {
+func TestJobWithoutSupervisorIsLost(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "jobs")
 	_, table := room(t, Config{Jobs: dir})
-	reply := ask[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sleep", Args: []string{"60"}})
+	reply := mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "sleep", Args: []string{"60"}})
 	defer syscall.Kill(-int(reply.Pid), syscall.SIGKILL)
 	syscall.Kill(pidIn(t, filepath.Join(dir, reply.JobId, lockName)), syscall.SIGKILL)
 	eventually(t, "the loss", func() bool { return jobOf(t, table, reply.JobId, 0).State == pb.JobState_JOB_STATE_LOST })
 }
 
-func TestIDsOfJobsAreNoPaths(t *testing.T) {
+func TestJobIDIsNoPath(t *testing.T) {
 	_, table := room(t, Config{Jobs: filepath.Join(t.TempDir(), "jobs")})
 	for _, id := range []string{"..", "../../etc", "20260101-000000/abcdef", "20260101-000000-abcdef", "/etc/passwd"} {
 		in := &pb.ListJobsRequest{JobId: id}
@@ -133,14 +135,14 @@ func TestIDsOfJobsAreNoPaths(t *testing.T) {
 	}
 }
 
-func TestOldJobsAreDropped(t *testing.T) {
+func TestPruneJobs(t *testing.T) {
 	j := &jobs{dir: t.TempDir()}
 	now := time.Now()
 	var list []*pb.Job
-	for i := range keptJobs + 5 {
+	for i := range maxEndedJobs + 5 {
 		began := now.Add(-time.Duration(i) * time.Hour)
 		if i == 3 {
-			began = now.Add(-keptFor - time.Hour)
+			began = now.Add(-endedJobAge - time.Hour)
 		}
 		job := &pb.Job{Id: newJobID(began), State: pb.JobState_JOB_STATE_ENDED, Started: timestamppb.New(began)}
 		if err := os.Mkdir(filepath.Join(j.dir, job.Id), 0o700); err != nil {
@@ -148,10 +150,10 @@ func TestOldJobsAreDropped(t *testing.T) {
 		}
 		list = append(list, job)
 	}
-	list[keptJobs+4].State = pb.JobState_JOB_STATE_RUNNING // the oldest of all
+	list[maxEndedJobs+4].State = pb.JobState_JOB_STATE_RUNNING // the oldest of all
 	left := j.prune(list, now)
 	entries, err := os.ReadDir(j.dir)
-	if err != nil || len(left) != keptJobs || len(entries) != keptJobs {
+	if err != nil || len(left) != maxEndedJobs || len(entries) != maxEndedJobs {
 		t.Errorf("%d are listed, %d are there, %v", len(left), len(entries), err)
 	}
 	if last := left[len(left)-1]; last.State != pb.JobState_JOB_STATE_RUNNING {
@@ -159,7 +161,7 @@ func TestOldJobsAreDropped(t *testing.T) {
 	}
 }
 
-func TestASpoolKeepsTheEndAndSaysWhatIsMissing(t *testing.T) {
+func TestSpoolKeepsTail(t *testing.T) {
 	dir := t.TempDir()
 	s := spool{dir: dir, name: "stdout"}
 	var all bytes.Buffer

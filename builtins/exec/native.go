@@ -7,12 +7,12 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // replyBudget bounds both streams together as they stand in the reply: a frame is at most 16 MiB, with some room for the
@@ -37,7 +37,7 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	}
 	ctx, done := outlive(ctx)
 	defer done()
-	result, err := r.run.Run(ctx, spec)
+	result, err := r.guest.Runner.Run(ctx, spec)
 	if result == nil {
 		after(-1)
 		return nil, onStart(err)
@@ -59,7 +59,7 @@ func (r *Room) leaveAlone(ctx context.Context, call *builtins.Call, spec proc.Sp
 			return nil, onStart(err)
 		}
 		out.JobId = job.Id
-	} else if _, err := r.run.Spawn(spec); err != nil {
+	} else if _, err := r.guest.Runner.Spawn(spec); err != nil {
 		return nil, onStart(err)
 	}
 	out.DurationMs = uint64(time.Since(begin).Milliseconds())
@@ -80,17 +80,14 @@ func outlive(ctx context.Context) (context.Context, func()) {
 
 // nativeSpec makes a command of a request.
 func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
-	spec := proc.Spec{Dir: in.GetWorkingDirectory(), Root: r.config.Root, MaxOutput: int64(in.GetMaxOutputBytes())}
+	spec := proc.Spec{Dir: in.GetWorkingDirectory(), Root: r.guest.Root(), MaxOutput: int64(in.GetMaxOutputBytes())}
 	if in.GetCommand() == "" {
 		return spec, fault.Invalid("no command")
 	}
 	if err := noNUL(append([]string{in.GetCommand(), in.GetWorkingDirectory()}, in.GetArgs()...)); err != nil {
 		return spec, err
 	}
-	spec.Argv = shellLine(in.GetCommand())
-	if len(in.GetArgs()) > 0 {
-		spec.Argv = append([]string{in.GetCommand()}, in.GetArgs()...)
-	}
+	spec.Argv = nativeArgv(in)
 	return spec, r.identity(&spec, in.GetRunAsUser(), in.GetRunAsGroup(), in.GetIncludeSupplementaryGroups(), in.GetEnvironment())
 }
 
@@ -121,7 +118,7 @@ func (r *Room) identity(spec *proc.Spec, user, group string, supplementary bool,
 		return err
 	}
 	if user != "" || group != "" {
-		u, err := proc.LookupUser(r.config.Root, user, group, supplementary)
+		u, err := proc.LookupUser(r.guest.Files, user, group, supplementary)
 		if err != nil {
 			return err
 		}
@@ -139,7 +136,7 @@ func (r *Room) isDir(path string) bool {
 	if path == "" {
 		return false
 	}
-	if r.config.Root != "/" {
+	if !r.guest.Live {
 		return false // what its links mean is not seen from here
 	}
 	info, err := os.Stat(path)
@@ -161,8 +158,8 @@ func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.
 	out := &pb.ExecuteResponse{ExitCode: int32(result.Code), TimedOut: result.TimedOut, Truncated: result.Truncated,
 		DurationMs: uint64(result.Duration.Milliseconds())}
 	var cutOut, cutErr bool
-	out.Stderr, cutErr = text(result.Stderr, result.Truncated, replyBudget/2)
-	out.Stdout, cutOut = text(result.Stdout, result.Truncated, replyBudget-len(out.Stderr))
+	out.Stderr, cutErr = outputText(result.Stderr, result.Truncated, replyBudget/2)
+	out.Stdout, cutOut = outputText(result.Stdout, result.Truncated, replyBudget-len(out.Stderr))
 	out.Truncated = out.Truncated || cutOut || cutErr
 	switch {
 	case errors.Is(cause, proc.ErrReleased):
@@ -186,41 +183,12 @@ func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.
 	return out
 }
 
-// text makes output fit for a string field of at most budget bytes: valid UTF-8 stays as it is, any other byte is written
+// outputText makes output fit for a string field of at most budget bytes: valid UTF-8 stays as it is, any other byte is written
 // as \xNN. Nothing is cut within a rune; output that was cut already loses a half rune at its end.
-func text(raw []byte, wasCut bool, budget int) (s string, cut bool) {
+func outputText(raw []byte, wasCut bool, budget int) (s string, cut bool) {
+	s = string(raw)
 	if wasCut {
-		raw = raw[:len(raw)-halfRune(raw)]
+		s = text.TrimPartialRune(s)
 	}
-	if len(raw) <= budget && utf8.Valid(raw) {
-		return string(raw), false
-	}
-	const digits = "0123456789abcdef"
-	out := make([]byte, 0, min(len(raw)+len(raw)/8, budget))
-	for len(raw) > 0 {
-		char, size := utf8.DecodeRune(raw)
-		piece := raw[:size]
-		if char == utf8.RuneError && size == 1 {
-			piece = []byte{'\\', 'x', digits[raw[0]>>4], digits[raw[0]&15]}
-		}
-		if len(out)+len(piece) > budget {
-			return string(out), true
-		}
-		out = append(out, piece...)
-		raw = raw[size:]
-	}
-	return string(out), false
-}
-
-// halfRune counts the bytes at the end that begin a rune but do not end it.
-func halfRune(raw []byte) int {
-	for n := 1; n < utf8.UTFMax && n <= len(raw); n++ {
-		if end := raw[len(raw)-n:]; utf8.RuneStart(end[0]) {
-			if utf8.FullRune(end) {
-				return 0
-			}
-			return n
-		}
-	}
-	return 0
+	return text.ToValidUTF8Max(s, budget)
 }

@@ -3,12 +3,12 @@ package exec
 import (
 	"context"
 	"errors"
-	"path"
 	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -44,15 +44,12 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := checkDeclared(in); err != nil {
 		return nil, onCommand(in, err)
 	}
-	var spec proc.Spec
-	if r.config.Answer == nil {
-		var err error
-		if spec, err = r.scriptSpec(in); err != nil {
-			return nil, onCommand(in, err)
-		}
+	spec, err := r.scriptSpec(in)
+	if err != nil {
+		return nil, onCommand(in, err)
 	}
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
-	if call.Plan != nil {
+	if call.DryRun != nil {
 		if result, err := predict(call, in, change); result != nil || err != nil {
 			return result, err
 		}
@@ -60,7 +57,9 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := r.makeUndoable(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
 	}
-	result, err := r.started(ctx, spec, Command{Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches()})
+	result, err := r.guest.Run(ctx, guest.Command{
+		Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches(),
+	}, spec)
 	switch {
 	case in.GetReadonly():
 	case result != nil: // it was started, so it may have changed something, however it ended
@@ -77,18 +76,6 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	return out, err
 }
 
-// started runs a command, or has it answered.
-func (r *Room) started(ctx context.Context, spec proc.Spec, command Command) (*proc.Result, error) {
-	if r.config.Answer == nil {
-		return r.run.Run(ctx, spec)
-	}
-	answer, err := r.config.Answer(ctx, command)
-	if err != nil {
-		return nil, err
-	}
-	return &proc.Result{Code: int(answer.GetCode()), Stdout: answer.GetStdout(), Stderr: answer.GetStderr(), Tail: answer.GetStderr()}, nil
-}
-
 // predict serves a command of a dry run. One that changes something gives what it declares as its plan, or ends the
 // prediction. One that does not runs, and sees the guest as it is: where something was pretended before, what it says is no
 // prediction, and the list of changes says so.
@@ -101,8 +88,8 @@ func predict(call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*pb.RunRes
 		}
 		return &pb.RunResult{}, nil
 	case !in.GetReadonly():
-		return nil, onCommand(in, call.Plan.End(call, change))
-	case call.Plan.Changed:
+		return nil, onCommand(in, call.DryRun.End(call, change))
+	case call.DryRun.Changed:
 		change.State, change.Action = pb.ChangeState_CHANGE_STATE_UNKNOWN, "ran, and saw nothing of the changes before it"
 		call.Report(change)
 	}
@@ -133,16 +120,19 @@ func checkDeclared(in *pb.RunArgs) error {
 		return err
 	}
 	for _, p := range in.GetTouches() {
-		if !path.IsAbs(p) || path.Clean(p) == "/" || strings.Contains(p, "\x00") {
+		if !fsys.IsAbs(p) || fsys.Clean(p) == "/" || strings.Contains(p, "\x00") {
 			return fault.Invalid("touches: %q is not an absolute path below /", p)
 		}
 	}
 	return nil
 }
 
-// scriptSpec makes a command of a script's arguments.
+// scriptSpec makes a command of a script's arguments. Where commands are answered it is empty: it would ask the guest.
 func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
-	spec := proc.Spec{Argv: in.GetArgv(), Dir: in.GetCwd(), Root: r.config.Root, Stdin: in.GetStdin(), Tied: true,
+	if r.guest.Answer != nil {
+		return proc.Spec{}, nil
+	}
+	spec := proc.Spec{Argv: in.GetArgv(), Dir: in.GetCwd(), Root: r.guest.Root(), Stdin: in.GetStdin(), Tied: true,
 		Timeout: seconds(in.GetTimeout()), MaxOutput: int64(min(in.GetMaxOutput(), 1<<40))}
 	if len(spec.Stdin) == 0 {
 		spec.Stdin = nil
@@ -154,7 +144,7 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 }
 
 // confines says whether commands are held to what they declare.
-func (r *Room) confines() bool { return r.run.Confinement() == proc.Confined }
+func (r *Room) confines() bool { return r.guest.Runner.Confinement() == proc.Confined }
 
 // makeUndoable keeps what takes a command back before it runs.
 func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
@@ -183,18 +173,14 @@ func confinable(in *pb.RunArgs) bool { return len(in.GetTouches()) > 0 && !in.Ge
 func touched(in *pb.RunArgs) []string {
 	var paths []string
 	for _, p := range in.GetTouches() {
-		paths = append(paths, path.Clean(p))
+		paths = append(paths, fsys.Clean(p))
 	}
 	return paths
 }
 
 // keepTouched is for a command that is not held: where it may write through a link, what that leads to is kept as well.
 func (r *Room) keepTouched(ctx context.Context, call *builtins.Call, in *pb.RunArgs) error {
-	root, err := fsys.Open(r.config.Root)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
+	root := r.guest.Files
 	var paths []string
 	for _, p := range touched(in) {
 		place, err := root.Resolve(p, false)
@@ -253,17 +239,14 @@ func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")
 	}
-	var spec proc.Spec
-	if r.config.Answer == nil {
-		var err error
-		if spec, err = r.scriptSpec(in); err != nil {
-			return nil, onCommand(in, err)
-		}
-		if spec.Timeout == 0 {
-			spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
-		}
+	spec, err := r.scriptSpec(in)
+	if err != nil {
+		return nil, onCommand(in, err)
 	}
-	result, err := r.started(ctx, spec, Command{Line: Quote(in.GetArgv()), Undo: true})
+	if spec.Timeout == 0 {
+		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
+	}
+	result, err := r.guest.Run(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true}, spec)
 	return finish(in, false, result, err)
 }
 
@@ -280,7 +263,7 @@ func program(in *pb.RunArgs) string {
 	if len(in.GetArgv()) == 0 {
 		return ""
 	}
-	return path.Base(in.GetArgv()[0])
+	return fsys.Base(in.GetArgv()[0])
 }
 
 // seconds makes a duration of a number that may be larger than one can be; 0 stays "no bound but the script's".

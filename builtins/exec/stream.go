@@ -104,7 +104,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 		if t := in.GetTerminal(); t != nil {
 			serving.Terminal = &proc.Terminal{Rows: uint16(t.GetRows()), Cols: uint16(t.GetCols())}
 		}
-		result, err := r.run.Serve(s.ctx, spec, serving)
+		result, err := r.guest.Runner.Serve(s.ctx, spec, serving)
 		if result == nil {
 			after(-1)
 			failed <- err
@@ -146,7 +146,7 @@ func (r *Room) streamSpec(in *pb.ExecStartRequest) (proc.Spec, error) {
 		Command: in.GetCommand(), Args: in.GetArgs(), WorkingDirectory: in.GetWorkingDirectory(), Environment: env,
 		RunAsUser: in.GetRunAsUser(), RunAsGroup: in.GetRunAsGroup(), IncludeSupplementaryGroups: in.GetIncludeSupplementaryGroups(),
 	})
-	spec.Argv = executed(in)[0].Argv // what a policy was asked about
+	spec.Argv = nativeArgv(in) // what a policy was asked about
 	spec.Timeout = time.Duration(in.GetTimeoutSeconds()) * time.Second
 	return spec, err
 }
@@ -380,8 +380,8 @@ func (l *streams) get(key streamKey) *streamed {
 	return l.running[key]
 }
 
-// left ends those of a connection.
-func (l *streams) left(port, session string) {
+// sessionClosed ends those of a connection. It does not wait for that.
+func (l *streams) sessionClosed(port, session string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for key, s := range l.running {

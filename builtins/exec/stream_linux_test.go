@@ -21,7 +21,7 @@ func TestStreamRunsWhatItSays(t *testing.T) {
 		{&pb.ExecStartRequest{Command: "id", Args: []string{"-u"}}, []string{"id", "-u"}},
 		{&pb.ExecuteRequest{Command: "id -u"}, shellLine("id -u")},
 	} {
-		if got := executed(test.in)[0].Argv; !slices.Equal(got, test.want) {
+		if got := nativeAccess(test.in).Commands[0].Argv; !slices.Equal(got, test.want) {
 			t.Errorf("%v: the policy sees %q", test.in, got)
 		}
 		if in, ok := test.in.(*pb.ExecStartRequest); ok {

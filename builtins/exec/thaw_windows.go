@@ -2,11 +2,13 @@ package exec
 
 import "github.com/quantix-kvm/guest-agent/wire/fault"
 
-// place is where something is frozen, which no command does here.
-type place struct{}
+// thawTarget does not exist on Windows: no command freezes a file system there.
+type thawTarget struct{}
 
-func openPlace(string) (*place, error) { return nil, fault.Unsupported("fsfreeze is not on Windows") }
+func openThawTarget(string) (*thawTarget, error) {
+	return nil, fault.Unsupported("fsfreeze is not on Windows")
+}
 
-func (*place) thaw() (bool, error) { return false, nil }
+func (*thawTarget) thaw() (bool, error) { return false, nil }
 
-func (*place) close() {}
+func (*thawTarget) close() {}

@@ -11,14 +11,16 @@ import (
 
 // attr reads the mode, owner and group that a caller wants; empty texts leave what is there.
 func (r *Room) attr(call *builtins.Call, mode, owner, group string) (fsys.Attr, error) {
-	attr, err := owners(r.files(call), owner, group)
+	attr, err := owners(r.guest.Of(call), owner, group)
 	if err == nil && mode != "" {
 		attr.Mode, err = parseMode(mode)
 	}
 	return attr, err
 }
 
-func (r *Room) owners(owner, group string) (fsys.Attr, error) { return owners(r.root, owner, group) }
+func (r *Room) owners(owner, group string) (fsys.Attr, error) {
+	return owners(r.guest.Files, owner, group)
+}
 
 // owners looks up an owner and a group, each a name or a number, in the files of a root.
 func owners(root *fsys.Root, owner, group string) (attr fsys.Attr, err error) {
@@ -71,11 +73,6 @@ func nativeMode(mode uint32) (*uint32, error) {
 		return nil, fault.Refuse("mode %04o would make others act as the owner of the file", mode)
 	}
 	return &mode, nil
-}
-
-// differs says whether an object has to be changed to have the attributes.
-func differs(have fsys.Meta, want fsys.Attr) bool {
-	return want.Mode != nil && *want.Mode != have.Mode || want.UID != nil && *want.UID != have.UID || want.GID != nil && *want.GID != have.GID
 }
 
 // octal writes permission bits for people.

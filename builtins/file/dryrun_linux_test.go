@@ -26,12 +26,12 @@ func (g *guest) pretending() (end func()) {
 	g.t.Helper()
 	root, err := fsys.Open(g.dir)
 	must(g.t, err)
-	files, err := root.Pretend(filepath.Join(g.t.TempDir(), "plan"))
+	files, err := root.Overlay(filepath.Join(g.t.TempDir(), "plan"))
 	must(g.t, err)
-	g.call.Plan = &builtins.Plan{Files: files}
+	g.call.DryRun = &builtins.DryRun{Files: files}
 	return func() {
 		g.t.Helper()
-		g.call.Plan = nil
+		g.call.DryRun = nil
 		must(g.t, errors.Join(files.Close(), root.Close()))
 	}
 }

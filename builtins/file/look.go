@@ -8,21 +8,22 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"sort"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
 const maxElements = 10_000
 
 func (r *Room) read(_ context.Context, call *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
-	content, err := r.files(call).ReadFile(in.Path, maxContent)
+	content, err := r.guest.Of(call).ReadFile(in.Path, edit.MaxContent)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -30,7 +31,7 @@ func (r *Room) read(_ context.Context, call *builtins.Call, in *pb.ReadFileArgs)
 }
 
 func (r *Room) exists(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Exists, error) {
-	_, err := lstat(r.files(call), in.Path)
+	_, err := lstat(r.guest.Of(call), in.Path)
 	switch fault.Code(err) {
 	case "", "not_found", "not_directory":
 		return &pb.Exists{Exists: err == nil}, nil
@@ -48,11 +49,11 @@ func lstat(root *fsys.Root, path string) (fsys.Meta, error) {
 }
 
 func (r *Room) stat(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.FileInfo, error) {
-	meta, err := lstat(r.files(call), in.Path)
+	meta, err := lstat(r.guest.Of(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	accounts, err := r.files(call).Accounts()
+	accounts, err := r.guest.Of(call).Accounts()
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +63,10 @@ func (r *Room) stat(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*p
 // info describes an object to a script. Directories have size 0: each file system has its own idea of it.
 func info(at string, meta fsys.Meta, accounts *fsys.Accounts) *pb.FileInfo {
 	i := &pb.FileInfo{
-		Name: path.Base(at), Path: at, Type: typeOf(meta.Kind), Mode: octal(meta.Mode),
+		Name: fsys.Base(at), Path: at, Type: typeOf(meta.Kind), Mode: octal(meta.Mode),
 		Owner: accounts.UserName(meta.UID), Group: accounts.GroupName(meta.GID),
 		Mtime:  float64(meta.Mtime.Sec) + float64(meta.Mtime.Nsec)/1e9,
-		Target: fsys.Escape(meta.Target),
+		Target: text.EscapePath(meta.Target),
 	}
 	if meta.Kind != fsys.Directory {
 		i.Size = uint64(meta.Size)
@@ -86,7 +87,7 @@ func names(dir *fsys.Dir) ([]string, error) {
 	raw, err := dir.Names()
 	list := make([]string, len(raw))
 	for i, name := range raw {
-		list[i] = fsys.Escape(name)
+		list[i] = text.EscapePath(name)
 	}
 	sort.Strings(list)
 	return list, err
@@ -103,7 +104,7 @@ func openDir(root *fsys.Root, path string) (*fsys.Dir, error) {
 }
 
 func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.FileList, error) {
-	dir, err := openDir(r.files(call), in.Path)
+	dir, err := openDir(r.guest.Of(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -115,13 +116,13 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	accounts, err := r.files(call).Accounts()
+	accounts, err := r.guest.Of(call).Accounts()
 	if err != nil {
 		return nil, err
 	}
 	out := &pb.FileList{}
 	for _, name := range list {
-		meta, err := dir.Stat(fsys.Unescape(name))
+		meta, err := dir.Stat(text.UnescapePath(name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // gone meanwhile
 			continue
@@ -142,17 +143,20 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 	if !strings.HasPrefix(in.Pattern, "/") {
 		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
 	}
-	if _, err := path.Match(in.Pattern, ""); err != nil {
+	if _, err := fsys.Match(in.Pattern, ""); err != nil {
 		return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
 	}
+	if fsys.IsRoot(in.Pattern) {
+		return &pb.Paths{Paths: []string{"/"}}, nil
+	}
 	found := []string{""}
-	for element := range strings.SplitSeq(strings.Trim(path.Clean(in.Pattern), "/"), "/") {
+	for _, element := range fsys.Elements(fsys.Clean(in.Pattern)) {
 		var next []string
 		for _, dir := range found {
 			if err := context.Cause(ctx); err != nil {
 				return nil, err
 			}
-			next = append(next, matches(r.files(call), dir, element)...)
+			next = append(next, matches(r.guest.Of(call), dir, element)...)
 			if len(next) > maxElements {
 				return nil, fault.On(in.Pattern, fault.Wrapf(fault.ErrTooLarge, "more than %d paths match", maxElements))
 			}
@@ -179,7 +183,7 @@ func matches(root *fsys.Root, dir, element string) []string {
 	list, _ := names(open)
 	var matched []string
 	for _, name := range list {
-		ok, _ := path.Match(fsys.Unescape(element), fsys.Unescape(name)) // a byte that is no text is one letter
+		ok, _ := fsys.Match(text.UnescapePath(element), text.UnescapePath(name)) // a byte that is no text is one letter
 		if ok && (name[0] != '.' || element[0] == '.') {
 			matched = append(matched, dir+"/"+name)
 		}
@@ -188,7 +192,7 @@ func matches(root *fsys.Root, dir, element string) []string {
 }
 
 func (r *Room) sha256(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Digest, error) {
-	sum, err := digest(ctx, r.files(call), in.Path)
+	sum, err := digest(ctx, r.guest.Of(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

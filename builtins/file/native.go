@@ -12,15 +12,17 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // maxListing is the most bytes of a listing: a frame of the protocol holds 16 MiB, with its envelope.
 const maxListing = 15 << 20
 
 func (r *Room) listDirectory(ctx context.Context, _ *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
-	dir, err := openDir(r.root, in.Path)
+	dir, err := openDir(r.guest.Files, in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -29,7 +31,7 @@ func (r *Room) listDirectory(ctx context.Context, _ *builtins.Call, in *pb.ListD
 	if !in.IncludeHidden {
 		all = slices.DeleteFunc(all, func(name string) bool { return name[0] == '.' })
 	}
-	accounts, err := r.root.Accounts()
+	accounts, err := r.guest.Files.Accounts()
 	failed = errors.Join(failed, err)
 	out := &pb.ListDirectoryResponse{Success: true, TotalEntries: uint32(len(all))}
 	page, more := cutPage(all, in.ContinuationToken, in.MaxEntries)
@@ -67,7 +69,7 @@ func describe(ctx context.Context, out *pb.ListDirectoryResponse, dir *fsys.Dir,
 		if i%1000 == 0 && context.Cause(ctx) != nil {
 			return context.Cause(ctx)
 		}
-		meta, err := dir.Stat(fsys.Unescape(name))
+		meta, err := dir.Stat(text.UnescapePath(name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -99,7 +101,7 @@ func entry(name, path string, meta fsys.Meta, accounts *fsys.Accounts) *pb.Direc
 		ModifiedAt:    stamp(meta.Mtime),
 		Owner:         accounts.UserName(meta.UID),
 		Group:         accounts.GroupName(meta.GID),
-		SymlinkTarget: fsys.Escape(meta.Target),
+		SymlinkTarget: text.EscapePath(meta.Target),
 	}
 	if meta.Kind != fsys.Directory {
 		e.SizeBytes = uint64(meta.Size)
@@ -115,7 +117,7 @@ func stamp(t fsys.Time) *timestamppb.Timestamp {
 }
 
 func (r *Room) fileStat(_ context.Context, _ *builtins.Call, in *pb.FileStatRequest) (*pb.FileStatResponse, error) {
-	at, err := r.root.At(in.Path)
+	at, err := r.guest.Files.At(in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -124,11 +126,11 @@ func (r *Room) fileStat(_ context.Context, _ *builtins.Call, in *pb.FileStatRequ
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	accounts, err := r.root.Accounts()
+	accounts, err := r.guest.Files.Accounts()
 	if err != nil {
 		return nil, err
 	}
-	name := fsys.Escape(at.Name)
+	name := text.EscapePath(at.Name)
 	if at.IsRoot() {
 		name = "/"
 	}
@@ -143,37 +145,37 @@ func (r *Room) createDirectory(ctx context.Context, call *builtins.Call, in *pb.
 	if in.Mode != 0 {
 		attr.Mode = &in.Mode
 	}
-	c, err := r.begin(call, "create_directory", in.Path, place{follow: true, parents: in.CreateParents})
+	c, err := r.begin(call, "create_directory", in.Path, edit.How{Follow: true, Parents: in.CreateParents})
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	defer c.end(&err)
-	switch c.old.Kind {
+	defer c.End(&err)
+	switch c.Old.Kind {
 	case fsys.Directory:
 		return &pb.CreateDirectoryResponse{Success: true}, nil
 	case fsys.Absent:
 	default:
 		return nil, fs.ErrExist
 	}
-	if err := c.prepare(ctx); err != nil {
+	if err := c.Prepare(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.at.Mkdir(attr); err != nil {
+	if err := c.At.Mkdir(attr); err != nil {
 		return nil, err
 	}
-	if err := c.at.SyncDir(); err != nil {
+	if err := c.At.SyncDir(); err != nil {
 		return nil, err
 	}
 	return &pb.CreateDirectoryResponse{Success: true}, nil
 }
 
 func (r *Room) fileDelete(ctx context.Context, call *builtins.Call, in *pb.FileDeleteRequest) (_ *pb.FileDeleteResponse, err error) {
-	c, err := r.begin(call, "file_delete", in.Path, place{whole: true})
+	c, err := r.begin(call, "file_delete", in.Path, edit.How{Whole: true})
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	defer c.end(&err)
-	if c.absent() {
+	defer c.End(&err)
+	if c.Absent() {
 		return nil, fs.ErrNotExist
 	}
 	if err := c.removable(in.Recursive); err != nil {

@@ -32,7 +32,7 @@ func (r *Room) fileRead(_ context.Context, call *builtins.Call, in *pb.FileReadR
 
 // readAnew finds the file by its path, and keeps it open for the next chunk unless this was the last.
 func (r *Room) readAnew(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
-	at, err := r.root.Follow(in.Path)
+	at, err := r.guest.Files.Follow(in.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (r *Room) readOn(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileRead
 	if file == nil {
 		return nil, errNotHeld
 	}
-	meta, err := r.root.Identify(in.Path)
+	meta, err := r.guest.Files.Identify(in.Path)
 	if err != nil || !meta.Same(before) || meta.Born != before.Born {
 		r.held.drop(key)
 		return nil, errNotHeld
@@ -101,7 +101,7 @@ func (r *Room) readChunk(file *os.File, meta fsys.Meta, call *builtins.Call, in 
 	if in.Offset > 1<<62 {
 		return nil, fault.Invalid("offset %d is behind the end of every file", in.Offset)
 	}
-	data := call.Room(int(want))
+	data := call.Buffer(int(want))
 	n, err := file.ReadAt(data, int64(in.Offset))
 	ended := err == io.EOF
 	if err != nil && !ended {

@@ -15,6 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	guestof "github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -24,8 +26,9 @@ import (
 type guest struct {
 	t     *testing.T
 	dir   string
-	room  *file.Room
+	room  builtins.Room
 	table *builtins.Table
+	calls *call.Executor
 	call  *builtins.Call
 	// changes are what the operations told.
 	changes []*pb.Change
@@ -43,12 +46,13 @@ func guestAt(t *testing.T, dir string, config file.Config) *guest {
 	t.Helper()
 	root, err := fsys.Open(dir)
 	must(t, err)
-	room := file.New(root, config)
+	room := file.New(&guestof.Guest{Files: root}, config).Room()
 	t.Cleanup(func() {
 		must(t, room.Close())
 		must(t, root.Close())
 	})
-	g := &guest{t: t, dir: dir, room: room, table: builtins.NewTable(room.Ops())}
+	g := &guest{t: t, dir: dir, room: room, table: builtins.NewTable(room)}
+	g.calls = call.New(call.Config{Table: g.table})
 	g.call = &builtins.Call{Port: "0", Changed: func(c *pb.Change) { g.changes = append(g.changes, c) }}
 	return g
 }
@@ -63,7 +67,7 @@ func run[Out proto.Message](g *guest, name string, in proto.Message) (out Out, e
 	if op == nil {
 		g.t.Fatalf("there is no %s", name)
 	}
-	message, err := g.table.Invoke(g.t.Context(), g.call, op, in)
+	message, err := g.calls.Execute(g.t.Context(), g.call, op, in)
 	if err != nil {
 		return out, err
 	}
@@ -216,7 +220,7 @@ func needRoot(t *testing.T, why string) {
 
 func TestEveryRowFitsItsMessages(t *testing.T) {
 	g := newGuest(t, file.Config{})
-	if got := strings.Join(g.table.Capabilities(""), " "); got != "directory_create file_delete file_list file_read file_stat file_write" {
+	if got := strings.Join(g.calls.Capabilities(""), " "); got != "directory_create file_delete file_list file_read file_stat file_write" {
 		t.Errorf("announced: %s", got)
 	}
 	for _, op := range g.table.Ops() {

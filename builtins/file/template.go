@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -24,8 +25,8 @@ func (r *Room) template(ctx context.Context, call *builtins.Call, in *pb.Templat
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	return r.put(ctx, call, wanted{
-		op: "file.template", path: in.Path, attr: attr, content: []byte(text), parents: in.Parents, backup: in.Backup,
+	return r.put(ctx, call, edit.File{
+		Op: "file.template", Path: in.Path, Attr: attr, Content: []byte(text), Parents: in.Parents, Backup: in.Backup,
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -88,8 +89,8 @@ func ownerOf(call *builtins.Call, in *pb.FileWriteRequest) string {
 	return call.Port + "\x00\x00" + in.Upload
 }
 
-// Left drops the uploads that a connection had under way; those with a name are given some time to go on over another.
-func (r *Room) Left(port, session string) {
+// sessionClosed drops the uploads that a connection had under way; those with a name are given some time to go on over another.
+func (r *Room) sessionClosed(port, session string) {
 	r.uploads.left(sessionOf(&builtins.Call{Port: port, Session: session}))
 }
 
@@ -130,7 +131,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	}
 	if err != nil {
 		r.uploads.forget(key, u)
-		return errors.Join(err, u.discard(r.root))
+		return errors.Join(err, u.discard(r.guest.Files))
 	}
 	u.session = sessionOf(call)
 	r.uploads.touch(key, u)
@@ -204,23 +205,23 @@ func (u *upload) taken(c chunk) bool {
 
 // start stages the file for an upload. Nothing of it is seen but new directories.
 func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (err error) {
-	c, err := r.begin(call, "file_write", in.Path, place{follow: in.Append, parents: in.CreateParents})
+	c, err := r.begin(call, "file_write", in.Path, edit.How{Follow: in.Append, Parents: in.CreateParents})
 	if err != nil {
 		return err
 	}
-	defer c.close()
-	if c.at != nil {
-		if err := c.at.CanReplace(); err != nil {
+	defer c.Close()
+	if c.At != nil {
+		if err := c.At.CanReplace(); err != nil {
 			return err
 		}
 	}
-	if err := c.makeParents(); err != nil {
+	if err := c.MakeParents(); err != nil {
 		return err
 	}
-	u.made = c.made
+	u.made = c.Made
 	// What a dead agent left here would stay for ever; a failure to look for it is no reason to refuse a file.
-	_, _ = c.at.Sweep()
-	if u.staged, err = c.at.Stage(); err != nil {
+	_, _ = c.At.Sweep()
+	if u.staged, err = c.At.Stage(); err != nil {
 		return err
 	}
 	u.append, u.named, u.total = in.Append, in.Upload != "", in.TotalChunks
@@ -280,7 +281,7 @@ func (u *upload) verify(ctx context.Context, want string) error {
 
 // appendStaged puts the content of an upload behind what is in its target by now.
 func (r *Room) appendStaged(ctx context.Context, u *upload, path string) error {
-	at, err := r.root.Follow(path)
+	at, err := r.guest.Files.Follow(path)
 	if err != nil {
 		return err
 	}
@@ -294,8 +295,7 @@ func (r *Room) appendStaged(ctx context.Context, u *upload, path string) error {
 		return err
 	}
 	if old.Kind == fsys.File {
-		c := &change{room: r, at: at, old: old}
-		err = c.copyOld(ctx, whole.File)
+		err = (&edit.Change{At: at, Old: old}).CopyOld(ctx, whole.File)
 	}
 	if err == nil {
 		_, err = io.Copy(whole.File, io.NewSectionReader(u.staged.File, 0, int64(u.next)))

@@ -257,7 +257,7 @@ func TestAnUploadWithANameIsResumed(t *testing.T) {
 	list := named("one")
 	g.call.Session = "first"
 	g.send(list[:4]...)
-	g.room.Left(g.call.Port, "first")
+	g.room.SessionClosed(g.call.Port, "first")
 	g.call.Session = "second"
 	g.refused("changed", "", named("another")[4])
 	port := g.call.Port
@@ -282,7 +282,7 @@ func TestAnUploadWithANameWaitsForAWhile(t *testing.T) {
 	in[0].Upload = "one"
 	g.call.Session = "first"
 	g.send(in[0])
-	g.room.Left(g.call.Port, "first")
+	g.room.SessionClosed(g.call.Port, "first")
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		entries, err := os.ReadDir(g.dir + "/d")
 		must(t, err)
@@ -317,7 +317,7 @@ func TestManyUploadsAtOnceAreAllWhole(t *testing.T) {
 		group.Go(func() {
 			call := &builtins.Call{Port: fmt.Sprint(i)}
 			for _, in := range chunks(fmt.Sprintf("/dir/f%d", i%4), data, 10_000) {
-				if _, err := g.table.Invoke(t.Context(), call, g.table.Native(in), in); err != nil {
+				if _, err := g.calls.Execute(t.Context(), call, g.table.Native(in), in); err != nil {
 					errs[i] = err
 					return
 				}

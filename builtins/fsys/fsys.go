@@ -1,20 +1,26 @@
-// Package fsys is how the agent touches files as root without being led astray by other users of the guest.
+// Package fsys accesses the guest's files as root, in such a way that no other user can redirect it to other files.
 //
-//	"/var/run/app/x" ──► Root ──walk, one safe element at a time──► At {open directory, "x"}
-//	                                                                 │
-//	              Stat  Capture  Open  Mkdir  Remove  Rename  …  ◄───┤
-//	              Staged: temp ► owner, mode, xattrs ► fsync ► rename
+//	"/var/run/app/x" ──► Root ──resolve, one safe element at a time──► At {open directory, "x"}
+//	                      │                                             │
+//	          fileSystem: realRoot, overlay      directory: realDir, overlayDir
+//	                                                                    │
+//	              Stat  Capture  Open  Mkdir  Remove  Rename  …  ◄──────┤
+//	              Staged: temp ► owner, mode, xattrs ► fsync ► rename ◄─┘
 //
 // A path is resolved once, to an open directory and a name in it, and everything after that goes by the two. So nobody
 // can change what a path means between a check and the use of it.
 //
 // A path begins with a slash. Its elements are taken as the kernel does: ".." leaves the directory that a link led to,
-// not the one that the link is in, and stays in the root. Slashes at the end mean nothing. On the host's own file system a
-// link is followed only if it is root's (or the agent's own) in a directory where nobody else can rename (or a sticky
-// one); under another root a link is followed wherever it points, and stays inside. Links of /proc that jump are never
-// followed. The last element is followed by Root.Follow alone.
+// not the one that the link is in, and stays in the root. A slash at the end means that the path names a directory. On
+// the host's own file system a link is followed only if it is root's (or the agent's own) in a directory where nobody
+// else can rename (or a sticky one); under another root a link is followed wherever it points, and stays inside. Links
+// of /proc that lead to an object and not to a path are never followed. The last element is followed by Root.Follow
+// alone.
 //
-// Names need not be UTF-8, but strings of messages must: see Escape.
+// Names need not be UTF-8, but strings of messages must: see wire/text.
+//
+// An overlay (Root.Overlay) is a root on which changes are kept beside the real files: the dry run of a script acts on
+// one.
 //
 // Not here: what an operation means, transactions, and who may touch which path.
 package fsys
@@ -29,9 +35,10 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// Kind is what stands at a place.
+// Kind is the type of an object; Absent where there is none.
 type Kind string
 
 // The kinds of objects. Their text is for ever: the journal stores it.
@@ -95,45 +102,46 @@ type Attr struct {
 }
 
 // Root is a file system that the agent acts on. It is safe for concurrent use.
-type Root struct {
-	dir    string
-	host   bool // the file system that the agent itself lives in
-	handle handle
-	plan   *plan // changes are pretended
-}
+// An overlay is for one goroutine at a time.
+type Root struct{ fs fileSystem }
 
 // Open opens the file system below the directory dir of the agent's own; "" and "/" are that file system itself.
-func Open(dir string) (*Root, error) { return openRoot(dir) }
-
-// Close frees the root. Places that were resolved before stay usable.
-func (r *Root) Close() error {
-	if r.plan != nil {
-		return r.plan.close()
+func Open(dir string) (*Root, error) {
+	real, err := openRoot(dir)
+	if err != nil {
+		return nil, err
 	}
-	return closeHandle(r.handle)
+	return &Root{real}, nil
 }
 
+// Close frees the root. Entries that were resolved before stay usable; those of an overlay do not.
+func (r *Root) Close() error { return r.fs.close() }
+
 // At resolves the directory that path is in, without following its last element, of which nothing needs to be there.
-// The caller closes the place. An error does not name the path.
+// The caller closes the entry. An error does not name the path.
 func (r *Root) At(path string) (*At, error) { return r.resolve(path, followDirs) }
 
-// Follow is At for a path whose last element is followed where it is a link: it gives the place behind it.
+// Follow is At for a path whose last element is followed where it is a link: it returns the entry behind it.
 func (r *Root) Follow(path string) (*At, error) { return r.resolve(path, followAll) }
 
-// Exact is At for a path that was resolved before, and is taken as it stands: a link in it, which was not there then, is
-// fault.ErrChanged.
+// Exact is At for a path that was resolved before, and is taken as it stands: a link in it, which was not there then,
+// is fault.ErrChanged.
 func (r *Root) Exact(path string) (*At, error) { return r.resolve(path, followNone) }
 
-// Identify describes what path leads to now as the kernel sees it, all links followed, also those that Follow refuses. It
-// is one call where Follow is many, and good for one thing: to learn whether a file that was reached safely, and is still
-// open, has been replaced. fault.ErrUnsupported where the system cannot tell.
+// Identify describes what path leads to now as the kernel sees it, all links followed, also those that Follow refuses.
+// It is one call where Follow is many, and good for one thing: to learn whether a file that was reached safely, and is
+// still open, has been replaced. It is unsupported where the system cannot tell, and on an overlay.
 func (r *Root) Identify(path string) (Meta, error) {
-	raw, err := checked(path)
+	raw, err := checkPath(path)
 	if err != nil {
 		return Meta{}, err
 	}
-	return r.identify(raw)
+	return r.fs.identify(raw)
 }
+
+// SyncAll makes durable all of the file system that the root directory is on, also what others wrote. Mounts below it
+// are left out: one of them may be a server that does not answer.
+func (r *Root) SyncAll() error { return r.fs.syncAll() }
 
 // follow says which links of a path are followed, if they are safe.
 type follow int
@@ -146,37 +154,34 @@ const (
 
 func (r *Root) resolve(path string, links follow) (*At, error) {
 	at, err := r.find(path, links)
-	if err != nil || !strings.HasSuffix(path, separator) {
+	if err != nil || !endsWithSeparator(path) {
 		return at, err
 	}
-	if err := at.named(); err != nil {
+	if err := at.requireDir(); err != nil {
 		at.Close()
 		return nil, err
 	}
 	return at, nil
 }
 
-// find is resolve for a path whose slash at the end, if it has one, says nothing.
+// find is resolve, but ignores a slash at the end.
 func (r *Root) find(path string, links follow) (*At, error) {
-	raw, err := checked(path)
+	raw, err := checkPath(path)
 	if err != nil {
 		return nil, err
 	}
-	if r.plan != nil {
-		return r.plan.walk(r, raw, links)
-	}
-	return walk(r, raw, links)
+	return r.fs.resolve(raw, links)
 }
 
-// checked gives the bytes that path stands for, or says why it is no path.
-func checked(path string) (string, error) {
-	raw := Unescape(path)
+// checkPath returns the bytes that an escaped path stands for, or says why it is no path.
+func checkPath(path string) (string, error) {
+	raw := text.UnescapePath(path)
 	switch {
 	case raw == "":
 		return "", fault.Invalid("the path is empty")
 	case strings.IndexByte(raw, 0) >= 0:
 		return "", fault.Invalid("the path has a zero byte")
-	case !absolute(raw):
+	case !IsAbs(raw):
 		return "", fault.Invalid("the path is relative; give it from the root on")
 	case len(raw) > maxPath:
 		return "", syscall.ENAMETOOLONG
@@ -196,7 +201,7 @@ func (r *Root) Missing(path string) ([]string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	parent, _, ok := cut(path)
+	parent, _, ok := splitLast(path)
 	if !ok {
 		return nil, err
 	}
@@ -204,18 +209,18 @@ func (r *Root) Missing(path string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	resolved, err := r.below(missing, parent)
+	resolved, err := r.resolveBelow(missing, parent)
 	if err != nil {
 		return nil, err
 	}
 	return append(missing, resolved), nil
 }
 
-// below gives the resolved form of path, whose missing parents are known.
-func (r *Root) below(missing []string, path string) (string, error) {
+// resolveBelow returns the resolved form of path, of whose parents those in missing do not exist.
+func (r *Root) resolveBelow(missing []string, path string) (string, error) {
 	if len(missing) > 0 {
-		_, name, _ := cut(path)
-		return join(missing[len(missing)-1], Escape(Unescape(name))), nil
+		_, name, _ := splitLast(path)
+		return appendName(missing[len(missing)-1], text.EscapePath(text.UnescapePath(name))), nil
 	}
 	at, err := r.find(path, followDirs)
 	if err != nil {
@@ -229,9 +234,10 @@ func (r *Root) below(missing []string, path string) (string, error) {
 	return at.Path, err
 }
 
-// Resolve gives the path that path really names: links of its directories followed, and of its last element too where
-// follow is set; elements that do not exist stay as they are. Two spellings of one place resolve to the same text, so
-// rules about paths compare resolved ones. A slash at the end says nothing here: rules come before what an operation makes of it.
+// Resolve returns the path that path really names: links of its directories are followed, and of its last element too
+// where follow is set; elements that do not exist stay as they are. All spellings of one path resolve to the same text,
+// so rules about paths compare resolved ones. A slash at the end is ignored: a rule holds whatever an operation makes
+// of it.
 func (r *Root) Resolve(path string, follow bool) (string, error) {
 	links := followDirs
 	if follow {
@@ -249,12 +255,12 @@ func (r *Root) Resolve(path string, follow bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return r.below(missing, path)
+	return r.resolveBelow(missing, path)
 }
 
-// MakeParents makes the directories above path that do not exist, with mode 0755 and the agent as owner, and gives the
-// resolved paths of those that it made, the outermost first; one that somebody else makes meanwhile is as good. Their
-// names are durable if syncDir is set. Where it fails nothing of it stays.
+// MakeParents makes the directories above path that do not exist, with mode 0755 and the agent as owner, and returns
+// the resolved paths of those that it made, the outermost first. One that somebody else makes meanwhile is used as it
+// is. Their names are durable if syncDir is set. On an error nothing of it stays.
 func (r *Root) MakeParents(path string, syncDir bool) (made []string, err error) {
 	missing, err := r.Missing(path)
 	if err != nil {
@@ -287,7 +293,7 @@ func (r *Root) mkdir(dir string, syncDir bool) error {
 	return nil
 }
 
-// RemoveEmpty removes directories, the last first, as far as they are empty: it takes back MakeParents.
+// RemoveEmpty undoes MakeParents: it removes directories, the last first, as far as they are empty.
 func (r *Root) RemoveEmpty(dirs []string) {
 	for i := len(dirs) - 1; i >= 0; i-- {
 		at, err := r.At(dirs[i])
@@ -301,7 +307,7 @@ func (r *Root) RemoveEmpty(dirs []string) {
 	}
 }
 
-// ReadFile reads a regular file, following safe links, and fails for one of more than limit bytes.
+// ReadFile reads a regular file, following safe links, and returns fault.ErrTooLarge for one of more than limit bytes.
 func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 	at, err := r.Follow(path)
 	if err != nil {
@@ -309,34 +315,6 @@ func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 	}
 	defer at.Close()
 	return at.ReadFile(limit)
-}
-
-// tempPrefix and tempSuffix enclose the random part of a temporary name.
-const tempPrefix, tempSuffix = ".quantix-kvm-", ".tmp"
-
-// IsTemp says whether a name is of the kind that Stage gives to a file that is not complete yet. Such a file that
-// nobody has locked is left over from an agent that died.
-func IsTemp(name string) bool {
-	return len(name) > len(tempPrefix)+len(tempSuffix) && strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)
-}
-
-// replaceable says why the object at a place must not be replaced by renaming over it; nil where it may.
-func (a *At) replaceable(old Meta) error {
-	switch {
-	case old.Kind == Absent:
-		return nil
-	case old.Mounted:
-		return fault.Refuse("a file system is mounted here; write in place instead")
-	case old.Kind == Directory:
-		return syscall.EISDIR
-	case old.Kind == Symlink:
-		return a.safeLink()
-	case old.Kind != File:
-		return notRegular(old.Kind)
-	case old.Links > 1:
-		return fault.Refuse("the file has %d names, and replacing it would part them; write in place instead", old.Links)
-	}
-	return nil
 }
 
 // notRegular is the refusal of anything but a file where a file is needed.
@@ -347,7 +325,7 @@ func notRegular(kind Kind) error {
 	return fault.Refuse("is a %s, not a regular file", strings.ReplaceAll(string(kind), "_", " "))
 }
 
-// kindOf translates the standard library's bits.
+// kindOf returns the kind that the bits of the standard library stand for.
 func kindOf(mode fs.FileMode) Kind {
 	switch {
 	case mode.IsRegular():
@@ -366,8 +344,8 @@ func kindOf(mode fs.FileMode) Kind {
 	return BlockDevice
 }
 
-// regular says whether an open file is one that can be read to its end.
-func regular(file *os.File) error {
+// checkRegular refuses an open file that is no regular one, and so may have no end.
+func checkRegular(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return fault.Cause(err)

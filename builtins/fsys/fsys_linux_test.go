@@ -74,10 +74,10 @@ func content(t *testing.T, path string) string {
 
 func at(t *testing.T, r *fsys.Root, path string) *fsys.At {
 	t.Helper()
-	place, err := r.At(path)
+	entry, err := r.At(path)
 	must(t, err)
-	t.Cleanup(func() { place.Close() })
-	return place
+	t.Cleanup(func() { entry.Close() })
+	return entry
 }
 
 func listing(t *testing.T, dir string) []string {
@@ -151,20 +151,20 @@ func TestAResolvedPathIsTakenAsItStands(t *testing.T) {
 	dir := scratch(t)
 	must(t, os.MkdirAll(dir+"/a/b", 0o755))
 	r := host(t)
-	if place, err := r.Exact(dir + "/a/b/f"); err != nil || place.Path != dir+"/a/b/f" {
-		t.Fatalf("%v, %v", place, err)
+	if entry, err := r.Exact(dir + "/a/b/f"); err != nil || entry.Path != dir+"/a/b/f" {
+		t.Fatalf("%v, %v", entry, err)
 	} else {
-		must(t, place.Close())
+		must(t, entry.Close())
 	}
 	must(t, os.Rename(dir+"/a", dir+"/moved"))
 	must(t, os.Symlink("moved", dir+"/a"))
 	if _, err := r.Exact(dir + "/a/b/f"); !errors.Is(err, fault.ErrChanged) {
 		t.Errorf("got %v", err)
 	}
-	if place, err := r.Exact(dir + "/a"); err != nil {
+	if entry, err := r.Exact(dir + "/a"); err != nil {
 		t.Errorf("the last element may be a link: %v", err)
 	} else {
-		must(t, place.Close())
+		must(t, entry.Close())
 	}
 }
 
@@ -316,10 +316,10 @@ func TestAReplacedFileKeepsWhatIsNotChanged(t *testing.T) {
 			t.Logf("without file capabilities: %v", err)
 		}
 	}
-	place := at(t, host(t), dir+"/f")
-	before, err := place.Capture()
+	entry := at(t, host(t), dir+"/f")
+	before, err := entry.Capture()
 	must(t, err)
-	staged, err := place.Stage()
+	staged, err := entry.Stage()
 	must(t, err)
 	temp := listing(t, dir)[0]
 	if info, err := os.Stat(dir + "/" + temp); err != nil || info.Mode().Perm() != 0o600 || !fsys.IsTemp(temp) {
@@ -328,7 +328,7 @@ func TestAReplacedFileKeepsWhatIsNotChanged(t *testing.T) {
 	_, err = staged.File.WriteString("new")
 	must(t, err)
 	must(t, staged.Commit(fsys.Attr{}, true))
-	after, err := place.Capture()
+	after, err := entry.Capture()
 	must(t, err)
 	delete(before.Xattrs, "security.capability")
 	if len(before.Xattrs) == 0 {
@@ -354,11 +354,11 @@ func TestANewFileGetsWhatIsAsked(t *testing.T) {
 		want uint32
 	}{{fsys.Attr{}, 0o644}, {fsys.Attr{Mode: new(uint32(0o600))}, 0o600}, {fsys.Attr{Mode: new(uint32(0o4755))}, 0o4755}} {
 		os.Remove(dir + "/f")
-		place := at(t, r, dir+"/f")
-		staged, err := place.Stage()
+		entry := at(t, r, dir+"/f")
+		staged, err := entry.Stage()
 		must(t, err)
 		must(t, staged.Commit(c.attr, true))
-		if meta, err := place.Stat(); err != nil || meta.Mode != c.want {
+		if meta, err := entry.Stat(); err != nil || meta.Mode != c.want {
 			t.Errorf("mode %o, %v, want %o", meta.Mode, err, c.want)
 		}
 	}
@@ -545,19 +545,19 @@ func TestWhatIsCapturedCanBeRestored(t *testing.T) {
 	must(t, os.Mkdir(dir+"/kept", 0o700))
 	r := host(t)
 	for _, name := range names {
-		place := at(t, r, dir+"/"+name)
-		before, err := place.Capture()
+		entry := at(t, r, dir+"/"+name)
+		before, err := entry.Capture()
 		must(t, err)
 		if before.Mtime != (fsys.Time{Sec: 1234567890, Nsec: 123456789}) {
 			t.Errorf("%s: captured %+v", name, before)
 		}
 		backup := at(t, r, dir+"/kept/"+name)
 		if before.Kind == fsys.File {
-			must(t, place.CopyContent(t.Context(), backup))
+			must(t, entry.CopyContent(t.Context(), backup))
 		}
 		must(t, os.RemoveAll(dir+"/"+name))
 		if before.Kind == fsys.File {
-			staged, err := place.Stage()
+			staged, err := entry.Stage()
 			must(t, err)
 			from, err := backup.Open()
 			must(t, err)
@@ -565,16 +565,16 @@ func TestWhatIsCapturedCanBeRestored(t *testing.T) {
 			must(t, from.Close())
 			must(t, staged.Restore(before, true))
 		} else {
-			must(t, place.Make(before))
+			must(t, entry.Make(before))
 		}
 		for _, again := range []string{"made", "applied again"} {
-			after, err := place.Capture()
+			after, err := entry.Capture()
 			must(t, err)
 			if !reflect.DeepEqual(state(before), state(after)) {
 				t.Errorf("%s, %s:\nbefore %+v\nafter  %+v", name, again, before, after)
 			}
-			must(t, place.Apply(before))
-			must(t, place.Sync())
+			must(t, entry.Apply(before))
+			must(t, entry.Sync())
 		}
 	}
 	if got := listing(t, dir); len(got) != len(names)+1 {
@@ -586,8 +586,8 @@ func TestApplyPutsBackWhatWasChanged(t *testing.T) {
 	dir := scratch(t)
 	r := host(t)
 	for _, name := range objects(t, dir) {
-		place := at(t, r, dir+"/"+name)
-		before, err := place.Capture()
+		entry := at(t, r, dir+"/"+name)
+		before, err := entry.Capture()
 		must(t, err)
 		must(t, os.Lchown(dir+"/"+name, os.Geteuid(), os.Getegid()))
 		if before.Kind != fsys.Symlink {
@@ -595,8 +595,8 @@ func TestApplyPutsBackWhatWasChanged(t *testing.T) {
 		}
 		_ = unix.Setxattr(dir+"/"+name, "user.extra", []byte("x"), 0)
 		_ = unix.Setxattr(dir+"/"+name, "user.x", []byte("changed"), 0)
-		must(t, place.Apply(before))
-		after, err := place.Capture()
+		must(t, entry.Apply(before))
+		after, err := entry.Capture()
 		must(t, err)
 		if !reflect.DeepEqual(state(before), state(after)) {
 			t.Errorf("%s:\nbefore %+v\nafter  %+v", name, before, after)
@@ -655,8 +655,8 @@ func TestACopyKeepsHoles(t *testing.T) {
 func TestAFullDiskLeavesTheOldFile(t *testing.T) {
 	dir := mounted(t, "size=1m")
 	write(t, dir+"/f", "old")
-	place := at(t, host(t), dir+"/f")
-	staged, err := place.Stage()
+	entry := at(t, host(t), dir+"/f")
+	staged, err := entry.Stage()
 	must(t, err)
 	_, err = staged.File.Write(make([]byte, 2<<20))
 	if !errors.Is(err, syscall.ENOSPC) {
@@ -731,10 +731,10 @@ func TestStagedFilesOfADeadAgentAreSwept(t *testing.T) {
 	write(t, dir+"/.quantix-kvm-8899aabbccddeeff.tmp", "of its last mode")
 	must(t, os.Chmod(dir+"/.quantix-kvm-8899aabbccddeeff.tmp", 0o444))
 	write(t, dir+"/.quantix-kvm-.tmp", "somebody's")
-	place := at(t, host(t), dir+"/f")
-	staged, err := place.Stage()
+	entry := at(t, host(t), dir+"/f")
+	staged, err := entry.Stage()
 	must(t, err)
-	if n, err := place.Sweep(); n != 2 || err != nil {
+	if n, err := entry.Sweep(); n != 2 || err != nil {
 		t.Errorf("swept %d, %v", n, err)
 	}
 	if got := listing(t, dir); len(got) != 2 {
@@ -748,9 +748,9 @@ func TestStagedFilesOfADeadAgentAreSwept(t *testing.T) {
 
 func TestALinkIsReplacedAndAFileIsNot(t *testing.T) {
 	dir := scratch(t)
-	place := at(t, host(t), dir+"/link")
+	entry := at(t, host(t), dir+"/link")
 	for _, target := range []string{"one", "two", "/with \xff bytes"} {
-		must(t, place.Symlink(target))
+		must(t, entry.Symlink(target))
 		if got, err := os.Readlink(dir + "/link"); got != target || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
@@ -774,6 +774,18 @@ func TestAccountsAreThoseOfTheRoot(t *testing.T) {
 	if a.UserName(4711) != "app" || a.GroupName(4712) != "app" || a.UserName(5) != "5" || a.GroupName(4711) != "4711" {
 		t.Errorf("%+v", a)
 	}
+	if user, ok := a.User("app"); !ok || user.UID != 4711 || user.GID != 4712 || user.Home != "/" || user.Shell != "/bin/false" {
+		t.Errorf("the first line of a name counts: %+v", user)
+	}
+	if user, ok := a.UserByID(4711); !ok || user.Name != "app" || len(a.Users) != 4 || len(a.Groups) != 2 {
+		t.Errorf("%+v, of %+v", user, a)
+	}
+	if group, ok := a.Group("app"); !ok || group.GID != 4712 || !reflect.DeepEqual(group.Members, []string{"app"}) {
+		t.Errorf("%+v", group)
+	}
+	if ids := a.GroupsOf("app"); !reflect.DeepEqual(ids, []uint32{4712}) || len(a.GroupsOf("")) != 0 {
+		t.Errorf("the groups of app: %v", ids)
+	}
 	for name, want := range map[string]uint32{"root": 0, "app": 4711, "alias": 4711, "99": 99} {
 		if uid, err := a.UID(name); uid != want || err != nil {
 			t.Errorf("%s is %d, %v", name, uid, err)
@@ -786,6 +798,31 @@ func TestAccountsAreThoseOfTheRoot(t *testing.T) {
 	}
 	if _, err := root(t, scratch(t)).Accounts(); err != nil {
 		t.Errorf("a root without accounts: %v", err)
+	}
+}
+
+func TestAccountsOfAnotherRootAreNotReadOutsideOfIt(t *testing.T) {
+	outside, dir := scratch(t), scratch(t)
+	write(t, outside+"/passwd", "someone:x:5:5::/:\n")
+	must(t, os.Mkdir(dir+"/etc", 0o755))
+	must(t, os.Symlink(outside+"/passwd", dir+"/etc/passwd"))
+	if a, err := root(t, dir).Accounts(); err != nil || len(a.Users) != 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestTooManyAccountsAreAnError(t *testing.T) {
+	dir := scratch(t)
+	must(t, os.Mkdir(dir+"/etc", 0o755))
+	write(t, dir+"/etc/passwd", "app:x:5:5::/:\n")
+	write(t, dir+"/etc/group", "")
+	must(t, os.Truncate(dir+"/etc/group", 17<<20))
+	a, err := root(t, dir).Accounts()
+	if where := new(fault.Error); !errors.As(err, &where) || where.Object != "/etc/group" || !errors.Is(err, fault.ErrTooLarge) {
+		t.Errorf("%v", err)
+	}
+	if len(a.Users) != 1 {
+		t.Errorf("what can be read is lost: %+v", a)
 	}
 }
 
@@ -806,14 +843,14 @@ func TestNoDescriptorsAreLeft(t *testing.T) {
 	r := host(t)
 	act := func() {
 		for _, path := range []string{"/link/f", "/link/..", "/not/there", "/link/f/g"} {
-			if place, err := r.Follow(dir + path); err == nil {
-				_, _ = place.Capture()
-				if staged, err := place.Stage(); err == nil {
+			if entry, err := r.Follow(dir + path); err == nil {
+				_, _ = entry.Capture()
+				if staged, err := entry.Stage(); err == nil {
 					_ = staged.Commit(fsys.Attr{}, true)
 				}
-				_, _ = place.Sweep()
-				_ = place.Remove()
-				must(t, place.Close())
+				_, _ = entry.Sweep()
+				_ = entry.Remove()
+				must(t, entry.Close())
 			}
 		}
 	}

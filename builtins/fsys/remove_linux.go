@@ -2,19 +2,17 @@ package fsys
 
 import (
 	"context"
-	"os"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // maxDepth bounds the descriptors that the removal of a tree holds open.
 const maxDepth = 64
 
-// remover removes a tree. A directory deeper than maxDepth is moved up to the top of the tree and comes to its turn
+// remover removes a tree. A directory deeper than maxDepth is moved up to the top of the tree and is removed from
 // there, so that no depth exhausts descriptors.
 type remover struct {
 	ctx context.Context
@@ -27,11 +25,11 @@ func removeTree(ctx context.Context, dir handle, name string) error {
 	if err != nil {
 		return err
 	}
-	fd, file, err := openDir(dir, name)
+	fd, err := openDir(dir, name)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	defer unix.Close(fd)
 	r := &remover{ctx: ctx, top: fd, mnt: mnt}
 	for {
 		err := r.empty(fd, 0)
@@ -56,7 +54,7 @@ func (r *remover) empty(dir handle, depth int) error {
 			return err
 		}
 		if err := r.remove(dir, name, depth); err != nil && err != unix.ENOENT {
-			return fault.On(Escape(name), err)
+			return fault.On(text.EscapePath(name), err)
 		}
 	}
 	return nil
@@ -67,14 +65,14 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 	if err != unix.EISDIR && err != unix.EPERM { // EPERM: a directory too, on some file systems
 		return err
 	}
-	fd, file, e := openDir(dir, name)
+	fd, e := openDir(dir, name)
 	if e == unix.ENOTDIR || e == unix.ELOOP {
 		return err
 	}
 	if e != nil {
 		return e
 	}
-	defer file.Close()
+	defer unix.Close(fd)
 	if mnt, err := mountID(fd, ""); err != nil || mnt != r.mnt {
 		return fault.Refuse("a file system is mounted here")
 	}
@@ -85,71 +83,4 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 		return err
 	}
 	return unlinkAt(dir, name, true)
-}
-
-// namesIn reads a directory through a descriptor of its own, so that it can be read again.
-func namesIn(dir handle) ([]string, error) {
-	_, file, err := openDir(dir, ".")
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	names, err := file.Readdirnames(-1)
-	return names, fault.Cause(err)
-}
-
-// mountID names the mount that an object is on; another mount of the same file system has another one.
-func mountID(dir handle, name string) (uint64, error) {
-	var x unix.Statx_t
-	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
-	if name == "" {
-		flags |= unix.AT_EMPTY_PATH
-	}
-	if err := unix.Statx(dir, name, flags, unix.STATX_MNT_ID, &x); err != nil {
-		return 0, err
-	}
-	return x.Mnt_id, nil
-}
-
-// noMountsBelow asks the kernel's list of mounts, which is quicker than a look at every directory of the tree.
-func noMountsBelow(dir handle, name string) error {
-	o, err := openObject(dir, name)
-	if err != nil {
-		return err
-	}
-	defer o.close()
-	path, err := os.Readlink(o.path())
-	if err != nil {
-		return fault.Cause(err)
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return fault.Cause(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		fields := strings.SplitN(line, " ", 6)
-		if len(fields) < 6 {
-			continue
-		}
-		if point := unoctal(fields[4]); point != path && Within(point, path) {
-			return fault.Refuse("a file system is mounted on %s", Escape(point))
-		}
-	}
-	return nil
-}
-
-// unoctal undoes what the kernel does to blanks in mountinfo.
-func unoctal(text string) string {
-	var b strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '\\' && i+3 < len(text) {
-			if code, err := strconv.ParseUint(text[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(code))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(text[i])
-	}
-	return b.String()
 }

@@ -2,89 +2,71 @@ package fsys
 
 import (
 	"os"
-	"path"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// handle is an O_PATH descriptor of a directory.
+// handle is a descriptor of a directory, O_PATH or not.
 type handle = int
 
-const separator, separators = "/", "/"
-
-func absolute(path string) bool { return path[0] == '/' }
-
-func fold(path string) string { return path }
-
-// pathOnly opens a place without opening what is there: no device acts, no fifo waits, no right to read is needed.
+// pathOnly opens an object without acting on it: no device acts, no fifo waits, no right to read is needed.
 const pathOnly = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
-
-func openRoot(dir string) (*Root, error) {
-	if dir == "" {
-		dir = "/"
-	}
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fault.On(dir, err)
-	}
-	return &Root{dir: dir, host: path.Clean(dir) == "/", handle: fd}, nil
-}
 
 func closeHandle(h handle) error { return unix.Close(h) }
 
 func dupHandle(h handle) (handle, error) { return unix.FcntlInt(uintptr(h), unix.F_DUPFD_CLOEXEC, 0) }
 
-// walker is a path on its way: the directories that it went through, all open, so that ".." goes back to where it came
+// walker resolves a path. It keeps open the directories that it went through, so that ".." goes back to where it came
 // from even if somebody moves a directory meanwhile.
 type walker struct {
-	root  *Root
+	root  *realRoot
 	dirs  []handle
 	names []string
 	links int
 }
 
-func walk(r *Root, raw string, links follow) (*At, error) {
+func (r *realRoot) resolve(path string, links follow) (*At, error) {
 	w := &walker{root: r}
-	defer w.leave(0)
-	rest := elements(raw)
+	defer w.backTo(0)
+	rest := Elements(path)
 	for len(rest) > 0 {
 		name := rest[0]
 		rest = rest[1:]
 		last := len(rest) == 0
 		switch {
 		case name == "..":
-			w.leave(max(len(w.dirs)-1, 0))
+			w.backTo(max(len(w.dirs)-1, 0))
 			continue
 		case last && links != followAll:
-			return w.at(w.top(), w.names, name)
+			return w.at(w.dir(), w.names, name)
 		}
 		target, link, err := w.enter(name, last)
 		switch {
 		case err != nil:
 			return nil, err
 		case link && links == followNone:
-			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", Escape(name))
+			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", text.EscapePath(name))
 		case link:
-			if strings.HasPrefix(target, "/") {
-				w.leave(0)
+			if IsAbs(target) {
+				w.backTo(0)
 			}
-			rest = append(elements(target), rest...)
+			rest = append(Elements(target), rest...)
 		case last:
-			return w.at(w.top(), w.names, name)
+			return w.at(w.dir(), w.names, name)
 		}
 	}
-	return w.here()
+	return w.current()
 }
 
-// enter goes into the directory name. Where name is a link it gives the target instead. The last element of a path is
-// looked at only for being a link.
+// enter goes into the directory name. Where name is a link it returns the target instead. The last element of a path is
+// not entered; it is only looked at, whether it is a link.
 func (w *walker) enter(name string, last bool) (target string, link bool, err error) {
 	if !last {
-		fd, err := unix.Openat(w.top(), name, pathOnly|unix.O_DIRECTORY, 0)
+		fd, err := unix.Openat(w.dir(), name, pathOnly|unix.O_DIRECTORY, 0)
 		if err == nil {
 			w.dirs, w.names = append(w.dirs, fd), append(w.names, name)
 			return "", false, nil
@@ -93,7 +75,7 @@ func (w *walker) enter(name string, last bool) (target string, link bool, err er
 			return "", false, err
 		}
 	}
-	target, link, err = readLink(w.root, w.top(), name)
+	target, link, err = readLink(w.root, w.dir(), name)
 	if last && err == unix.ENOENT {
 		return "", false, nil
 	}
@@ -109,24 +91,24 @@ func (w *walker) enter(name string, last bool) (target string, link bool, err er
 	return target, link, err
 }
 
-// top is the directory that the walk is in.
-func (w *walker) top() handle {
+// dir returns the directory that the walk is in.
+func (w *walker) dir() handle {
 	if len(w.dirs) == 0 {
 		return w.root.handle
 	}
 	return w.dirs[len(w.dirs)-1]
 }
 
-// leave goes back to the first n directories.
-func (w *walker) leave(n int) {
+// backTo closes all but the first n directories.
+func (w *walker) backTo(n int) {
 	for _, fd := range w.dirs[n:] {
 		_ = unix.Close(fd)
 	}
 	w.dirs, w.names = w.dirs[:n], w.names[:n]
 }
 
-// here is the place of the directory that the walk is in.
-func (w *walker) here() (*At, error) {
+// current returns the entry of the directory that the walk is in.
+func (w *walker) current() (*At, error) {
 	n := len(w.dirs)
 	switch n {
 	case 0:
@@ -145,13 +127,13 @@ func (w *walker) at(dir handle, names []string, name string) (*At, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := &At{Path: "/", Name: name, Public: true, dir: fd, root: w.root}
+	at := &At{Path: "/", Name: name, Public: true, dir: &realDir{w.root, fd}}
 	for i, parent := range names {
-		at.Path = join(at.Path, Escape(parent))
+		at.Path = appendName(at.Path, text.EscapePath(parent))
 		at.Public = at.Public && searchable(w.dirs[i])
 	}
 	if name != "." {
-		at.Path = join(at.Path, Escape(name))
+		at.Path = appendName(at.Path, text.EscapePath(name))
 	}
 	return at, nil
 }
@@ -162,8 +144,8 @@ func searchable(dir handle) bool {
 	return unix.Fstat(dir, &stat) == nil && stat.Mode&unix.S_IXOTH != 0
 }
 
-// readLink gives the target of a link that may be followed. Of what is no link it says so.
-func readLink(r *Root, dir handle, name string) (target string, link bool, err error) {
+// readLink returns the target of a link that may be followed, and whether there is a link at all.
+func readLink(r *realRoot, dir handle, name string) (target string, link bool, err error) {
 	fd, err := unix.Openat(dir, name, pathOnly, 0)
 	if err != nil {
 		return "", false, err
@@ -176,24 +158,24 @@ func readLink(r *Root, dir handle, name string) (target string, link bool, err e
 	if stat.Mode&unix.S_IFMT != unix.S_IFLNK {
 		return "", false, nil
 	}
-	if err := trusted(r, dir, name, &stat); err != nil {
+	if err := checkLinkOwner(r, dir, name, &stat); err != nil {
 		return "", false, err
 	}
-	if err := noJump(dir, fd, name); err != nil {
+	if err := checkMagicLink(dir, fd, name); err != nil {
 		return "", false, err
 	}
 	target, err = readlinkat(fd, "")
 	return target, true, err
 }
 
-// trusted refuses a link that another user may have planted. On another root than the agent's own it does not matter:
-// whoever planted it, it cannot lead out.
-func trusted(r *Root, dir handle, name string, link *unix.Stat_t) error {
+// checkLinkOwner refuses a link that another user may have planted. On another root than the agent's own it does not
+// matter: whoever planted it, it cannot lead out.
+func checkLinkOwner(r *realRoot, dir handle, name string, link *unix.Stat_t) error {
 	if !r.host {
 		return nil
 	}
-	if !ours(link.Uid) {
-		return fault.Refuse("the link %s is not followed: it belongs to user %d", Escape(name), link.Uid)
+	if !trustedUser(link.Uid) {
+		return fault.Refuse("the link %s is not followed: it belongs to user %d", text.EscapePath(name), link.Uid)
 	}
 	var parent unix.Stat_t
 	if err := unix.Fstat(dir, &parent); err != nil {
@@ -201,23 +183,25 @@ func trusted(r *Root, dir handle, name string, link *unix.Stat_t) error {
 	}
 	// In a sticky directory others cannot move or remove a link of ours, and cannot make one that is ours.
 	others := parent.Mode&(unix.S_IWGRP|unix.S_IWOTH) != 0 && parent.Mode&unix.S_ISVTX == 0
-	if others || !ours(parent.Uid) {
-		return fault.Refuse("the link %s is not followed: others can write to the directory that it is in", Escape(name))
+	if others || !trustedUser(parent.Uid) {
+		return fault.Refuse("the link %s is not followed: others can write to the directory that it is in", text.EscapePath(name))
 	}
 	return nil
 }
 
-// ours says whether a user can do what the agent can anyway.
-func ours(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+// trustedUser says whether a user can do what the agent can anyway.
+func trustedUser(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
-// noJump refuses the links of /proc that lead to an object and not to a path, such as /proc/1/root: their text is not
-// where they lead.
-func noJump(dir, link handle, name string) error {
+// checkMagicLink refuses the links of /proc that lead to an object and not to a path, such as /proc/1/root: their text
+// is not where they lead.
+func checkMagicLink(dir, link handle, name string) error {
 	var file unix.Statfs_t
 	if err := unix.Fstatfs(link, &file); err != nil || file.Type != unix.PROC_SUPER_MAGIC {
 		return err
 	}
-	fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+	})
 	switch err {
 	case nil:
 		return unix.Close(fd)

@@ -13,51 +13,75 @@ import (
 	"context"
 	"runtime"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Config says how the room works. The zero value works.
-type Config struct {
-	// Root is the directory whose system is told of (os-release, host name, machine id); empty: "/". Kernel, memory,
-	// links and disks are always those of the running machine.
-	Root string
-	// Version is the agent's own; it may be empty.
-	Version string
-	// Files is where what is set is written; nil: nothing can be set. It is the caller's.
-	Files *fsys.Root
-}
-
 // Room holds the operations.
 type Room struct {
-	config Config
-	disks  facts.Disks
-	live   bool // the files are those of the running machine
+	guest   *guest.Guest
+	edit    *edit.Editor
+	version string
+	disks   facts.Disks
 }
 
-// New makes the room.
-func New(config Config) *Room {
-	return &Room{config: config, live: config.Root == "" || config.Root == "/"}
+// New makes the room; version is the agent's own, and may be empty. What it tells of kernel, memory, links and disks is
+// always that of the running machine.
+func New(g *guest.Guest, version string) *Room {
+	return &Room{guest: g, edit: &edit.Editor{Guest: g}, version: version}
 }
 
-// Ops are the rows of the room.
-func (r *Room) Ops() []builtins.Op {
+// Room is what the table, the executor and the agent know of the room.
+func (r *Room) Room() builtins.Room {
+	return builtins.Room{Name: "host", Ops: append(r.looking(), r.setting()...), Restored: r.restored}
+}
+
+// looking are the rows that change nothing.
+func (r *Room) looking() []builtins.Op {
 	return []builtins.Op{
-		builtins.Script("host.info", "", "", "what guest this is", r.info),
-		builtins.Script("host.hostname", "[new]", "", "the name of the guest; with a new one, whether that changed it", r.hostname).
-			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.HostnameArgs).New == "" }),
-		builtins.Script("host.timezone", "[new]", "", "the time zone; with a new one, whether that changed it", r.timezone).
-			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.TimezoneArgs).New == "" }),
-		builtins.Script("host.sysctl", "name [value]", "", "a setting of the kernel; with a value, whether that changed it", r.sysctl).
-			Mutating().Plans().Unless(func(in proto.Message) bool { return in.(*pb.SysctlArgs).Value == nil }),
-		builtins.Script("host.interfaces", "", "interfaces", "the network interfaces", r.interfaces),
-		builtins.Script("host.uptime", "", "seconds", "the seconds since the guest started", r.uptime),
-		builtins.Script("host.memory", "", "", "the memory in bytes", r.memory),
-		builtins.Script("host.disks", "", "disks", "the mounted file systems in bytes", r.mounted),
+		{Name: "host.info", Usage: "()", Summary: "what guest this is", Handler: builtins.Handle(r.info)},
+		{
+			Name: "host.interfaces", Usage: "() interfaces", Summary: "the network interfaces",
+			Handler: builtins.Handle(r.interfaces),
+		},
+		{
+			Name: "host.uptime", Usage: "() seconds", Summary: "the seconds since the guest started",
+			Handler: builtins.Handle(r.uptime),
+		},
+		{Name: "host.memory", Usage: "()", Summary: "the memory in bytes", Handler: builtins.Handle(r.memory)},
+		{
+			Name: "host.disks", Usage: "() disks", Summary: "the mounted file systems in bytes",
+			Handler: builtins.Handle(r.mounted),
+		},
+	}
+}
+
+// setting are the rows that change what they tell where they are given a value.
+func (r *Room) setting() []builtins.Op {
+	return []builtins.Op{
+		{
+			Name: "host.hostname", Usage: "([new])",
+			Summary: "the name of the guest; with a new one, whether that changed it",
+			Mutates: true, Predictable: true,
+			Readonly: builtins.Of(func(in *pb.HostnameArgs) bool { return in.New == "" }),
+			Access:   builtins.Of(r.hostnameAccess), Handler: builtins.Handle(r.hostname),
+		},
+		{
+			Name: "host.timezone", Usage: "([new])", Summary: "the time zone; with a new one, whether that changed it",
+			Mutates: true, Predictable: true,
+			Readonly: builtins.Of(func(in *pb.TimezoneArgs) bool { return in.New == "" }),
+			Access:   builtins.Of(timezoneAccess), Handler: builtins.Handle(r.timezone),
+		},
+		{
+			Name: "host.sysctl", Usage: "(name, [value])",
+			Summary: "a setting of the kernel; with a value, whether that changed it",
+			Mutates: true, Predictable: true,
+			Readonly: builtins.Of(func(in *pb.SysctlArgs) bool { return in.Value == nil }),
+			Access:   builtins.Of(sysctlAccess), Handler: builtins.Handle(r.sysctl),
+		},
 	}
 }
 
@@ -87,15 +111,15 @@ func known(value string) string {
 }
 
 func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.HostInfo, error) {
-	release := facts.ReadRelease(ctx, r.config.Root)
+	release := facts.ReadRelease(ctx, r.guest.Dir)
 	kernel, machine := facts.Kernel()
 	memory, err := facts.ReadMemory(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.HostInfo{Hostname: facts.Hostname(r.config.Root), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
+	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
 		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
-		MachineId: facts.MachineID(r.config.Root), ProductUuid: facts.ProductUUID(), AgentVersion: r.config.Version}, nil
+		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: facts.ProductUUID(), AgentVersion: r.version}, nil
 }
 
 func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Interfaces, error) {
@@ -135,3 +159,9 @@ func (r *Room) mounted(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb
 	}
 	return out, nil
 }
+
+// MachineID is what /etc/machine-id says; empty where it cannot be read.
+func (r *Room) MachineID() string { return facts.MachineID(r.guest.Root()) }
+
+// BootID tells this boot of the kernel from the next; empty where the system does not know.
+func (r *Room) BootID() string { return facts.BootID() }

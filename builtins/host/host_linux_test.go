@@ -12,13 +12,20 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 func invoke(t *testing.T, r *Room, name string, in proto.Message) (proto.Message, error) {
 	t.Helper()
-	table := builtins.NewTable(r.Ops())
-	return table.Invoke(context.Background(), &builtins.Call{}, table.Script(name), in)
+	return invokeAs(&builtins.Call{}, r, name, in)
+}
+
+// invokeAs runs a row as the executor does for anybody.
+func invokeAs(c *builtins.Call, r *Room, name string, in proto.Message) (proto.Message, error) {
+	table := builtins.NewTable(r.Room())
+	return call.New(call.Config{Table: table}).Execute(context.Background(), c, table.Script(name), in)
 }
 
 func uname(t *testing.T, flag string) string {
@@ -31,7 +38,7 @@ func uname(t *testing.T, flag string) string {
 }
 
 func TestReadyIsWhatTheGuestIs(t *testing.T) {
-	ready := New(Config{}).Ready(context.Background())
+	ready := New(&guest.Guest{}, "").Ready(context.Background())
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		t.Skip("this system has no /etc/os-release")
@@ -67,7 +74,7 @@ func TestInfoOfAnImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := invoke(t, New(Config{Root: root, Version: "1.2.3"}), "host.info", &pb.NoArgs{})
+	out, err := invoke(t, New(&guest.Guest{Dir: root}, "1.2.3"), "host.info", &pb.NoArgs{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +86,7 @@ func TestInfoOfAnImage(t *testing.T) {
 }
 
 func TestReading(t *testing.T) {
-	r := New(Config{})
+	r := New(&guest.Guest{}, "")
 	out, err := invoke(t, r, "host.interfaces", &pb.NoArgs{})
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +121,7 @@ func TestReading(t *testing.T) {
 }
 
 func BenchmarkReady(b *testing.B) {
-	r := New(Config{})
+	r := New(&guest.Guest{}, "")
 	for b.Loop() {
 		r.Ready(context.Background())
 	}

@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/diff"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -38,15 +37,41 @@ var (
 	zoneName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*)*$`)
 )
 
-// files is the file system that a call acts on: the guest's, or what a dry run pretends it to be.
+// files is the file system that a call acts on.
 func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
-	switch {
-	case call.Plan != nil:
-		return call.Plan.Files, nil
-	case r.config.Files == nil:
-		return nil, fault.Unsupported("settings are not supported here")
+	if root := r.guest.Of(call); root != nil {
+		return root, nil
 	}
-	return r.config.Files, nil
+	return nil, fault.Unsupported("settings are not supported here")
+}
+
+func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
+	switch {
+	case in.New == "":
+		return builtins.Access{}
+	case r.guest.Live:
+		return builtins.Access{Writes: []string{hostnameFile, liveHostname}}
+	}
+	return builtins.Access{Writes: []string{hostnameFile}}
+}
+
+func timezoneAccess(in *pb.TimezoneArgs) builtins.Access {
+	if in.New == "" {
+		return builtins.Access{}
+	}
+	return builtins.Access{Writes: []string{timezoneLink, timezoneFile}}
+}
+
+// sysctlAccess is that of the file of a setting; a name that is none is refused by the operation.
+func sysctlAccess(in *pb.SysctlArgs) builtins.Access {
+	file, err := settingFile(in.Name)
+	switch {
+	case err != nil:
+		return builtins.Access{}
+	case in.Value == nil:
+		return builtins.Access{Reads: []string{file}}
+	}
+	return builtins.Access{Reads: []string{file}, Writes: []string{file}}
 }
 
 // hostname tells the name of the guest, or sets it: for good in /etc/hostname, and in the running kernel.
@@ -57,21 +82,26 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	if len(in.New) > 64 || !hostName.MatchString(in.New) {
 		return nil, fault.Invalid("%q is no host name: letters, digits, hyphens and dots, at most 64", in.New)
 	}
-	edits := []edit{{path: hostnameFile, content: in.New + "\n"}}
-	if r.live {
-		edits = append(edits, edit{path: liveHostname, content: in.New + "\n", inplace: true})
+	if _, err := r.files(call); err != nil {
+		return nil, err
 	}
-	return r.set(ctx, call, "host.hostname", edits)
+	changed, err := r.write(ctx, call, "host.hostname", hostnameFile, in.New, false)
+	if err == nil && r.guest.Live {
+		var also bool
+		also, err = r.write(ctx, call, "host.hostname", liveHostname, in.New, true)
+		changed = changed || also
+	}
+	return yes(changed), err
 }
 
 // hostnameIs sees what a dry run pretends as well.
 func (r *Room) hostnameIs(call *builtins.Call) string {
-	if call.Plan != nil {
-		if content, err := call.Plan.Files.ReadFile(hostnameFile, maxSetting); err == nil && call.Plan.Changed {
+	if dry := call.DryRun; dry != nil && dry.Changed {
+		if content, err := dry.Files.ReadFile(hostnameFile, maxSetting); err == nil {
 			return strings.TrimSpace(string(content))
 		}
 	}
-	return facts.Hostname(r.config.Root)
+	return facts.Hostname(r.guest.Dir)
 }
 
 // timezone tells the time zone, or sets it. Programs that run keep theirs until they start again.
@@ -97,13 +127,22 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 	if err != nil {
 		return nil, fault.On(zones+"/"+in.New, err)
 	}
-	edits := []edit{{path: timezoneLink, target: ".." + zones + "/" + in.New}}
-	if _, err := root.ReadFile(timezoneFile, maxSetting); err == nil {
-		edits = append(edits, edit{path: timezoneFile, content: in.New + "\n"})
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	_, err = root.ReadFile(timezoneFile, maxSetting)
+	named := !errors.Is(err, fs.ErrNotExist) // only some distributions have it
+	if named && err != nil {
 		return nil, fault.On(timezoneFile, err)
 	}
-	return r.set(ctx, call, "host.timezone", edits)
+	changed, err := r.edit.Symlink(ctx, call, edit.Link{
+		Op: "host.timezone", Path: timezoneLink, Target: ".." + zones + "/" + in.New,
+		Same: func(target string) bool {
+			return fsys.Join("/etc", target) == fsys.Join(zones, in.New) || target == fsys.Join(zones, in.New)
+		},
+	})
+	if err != nil || !named {
+		return yes(changed), err
+	}
+	also, err := r.write(ctx, call, "host.timezone", timezoneFile, in.New, false)
+	return yes(changed || also), err
 }
 
 // timezoneIs reads the link; without one it is UTC, as the C library has it.
@@ -134,7 +173,7 @@ func timezoneIs(root *fsys.Root) (string, error) {
 // sysctl tells a setting of the running kernel, or sets it. What the kernel makes of a value must be the value: else a
 // second run would set it again.
 func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArgs) (*pb.LuaValue, error) {
-	if !r.live {
+	if !r.guest.Live {
 		return nil, fault.Unsupported("settings of the kernel are those of the running machine, not of a tree")
 	}
 	root, err := r.files(call)
@@ -161,14 +200,17 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	if sameWords(string(have), *in.Value) {
 		return yes(false), nil
 	}
-	changed, err := r.set(ctx, call, "host.sysctl", []edit{{path: file, content: *in.Value + "\n", inplace: true}})
+	changed, err := r.write(ctx, call, "host.sysctl", file, *in.Value, true)
+	if errors.Is(err, syscall.EINVAL) {
+		return nil, fault.On(in.Name, fault.Invalid("the kernel does not take %q", *in.Value))
+	}
 	if err != nil {
 		return nil, err
 	}
 	if now, err := root.ReadFile(file, maxSetting); err != nil || !sameWords(string(now), *in.Value) {
 		return nil, errors.Join(fault.On(in.Name, fault.Refuse("the kernel made %q of %q", strings.TrimSpace(string(now)), *in.Value)), err)
 	}
-	return changed, nil
+	return yes(changed), nil
 }
 
 // settingFile is where a setting stands. Its name has dots where the path has slashes and the other way round, or, if the
@@ -189,142 +231,13 @@ func sameWords(a, b string) bool {
 	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
 }
 
-// edit is what one path shall be: a link where target is said, else a file with a content.
-type edit struct {
-	path, content, target string
-	inplace               bool // the file that is there is written, not replaced
-}
-
-// set makes all edits that are needed. All are kept before the first is made, so that a failure is taken back whole.
-func (r *Room) set(ctx context.Context, call *builtins.Call, op string, edits []edit) (*pb.LuaValue, error) {
-	root, err := r.files(call)
-	if err != nil {
-		return nil, err
-	}
-	var todo []*place
-	defer func() {
-		for _, p := range todo {
-			_ = p.at.Close()
-		}
-	}()
-	var paths []string
-	for _, e := range edits {
-		p, err := look(root, e)
-		if err != nil {
-			return nil, fault.On(e.path, err)
-		}
-		todo = append(todo, p)
-		if !p.same {
-			paths = append(paths, p.at.Path)
-		}
-	}
-	if len(paths) == 0 {
-		return yes(false), nil
-	}
-	if err := call.Before(ctx, paths...); err != nil {
-		return nil, err
-	}
-	for _, p := range todo {
-		if p.same {
-			continue
-		}
-		if err := p.make(call.Tx == nil); err != nil {
-			return nil, fault.On(p.path, err)
-		}
-		call.Report(p.change(call, op))
-	}
-	return yes(true), nil
-}
-
-// place is an edit and what is there.
-type place struct {
-	edit
-	at   *fsys.At
-	old  fsys.Meta
-	have []byte
-	same bool
-}
-
-func look(root *fsys.Root, e edit) (p *place, err error) {
-	resolve := root.Follow
-	if e.target != "" {
-		resolve = root.At
-	}
-	at, err := resolve(e.path)
-	if err != nil {
-		return nil, err
-	}
-	p = &place{edit: e, at: at}
-	if p.old, err = at.Capture(); err == nil && p.old.Kind == fsys.File && e.target == "" {
-		p.have, err = at.ReadFile(maxSetting)
-	}
-	if err != nil {
-		_ = at.Close()
-		return nil, err
-	}
-	if e.target != "" {
-		p.same = p.old.Kind == fsys.Symlink && path.Join("/etc", p.old.Target) == path.Join("/etc", e.target) ||
-			p.old.Kind == fsys.Symlink && p.old.Target == path.Join("/etc", e.target)
-	} else {
-		p.same = p.old.Kind == fsys.File && sameWords(string(p.have), e.content)
-	}
-	return p, nil
-}
-
-func (p *place) make(syncDir bool) error {
-	switch {
-	case p.target != "":
-		if err := p.at.Symlink(p.target); err != nil || !syncDir {
-			return err
-		}
-		return p.at.SyncDir()
-	case p.inplace:
-		return p.rewrite()
-	}
-	staged, err := p.at.Stage()
-	if err != nil {
-		return err
-	}
-	if _, err := staged.File.WriteString(p.content); err != nil {
-		return errors.Join(fault.Cause(err), staged.Discard())
-	}
-	return staged.Commit(fsys.Attr{}, syncDir)
-}
-
-// rewrite gives the kernel a value in one write, as it wants it.
-func (p *place) rewrite() (err error) {
-	file, err := p.at.OpenInPlace()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, fault.Cause(file.Close())) }()
-	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return fault.Cause(err)
-	}
-	if err := file.Truncate(0); err != nil { // of a setting, nothing; of the plan of a dry run, what it was
-		return fault.Cause(err)
-	}
-	_, err = file.WriteString(p.content)
-	return fault.Cause(err)
-}
-
-func (p *place) change(call *builtins.Call, op string) *pb.Change {
-	c := &pb.Change{Op: op, Target: p.at.Path, Action: "modified", State: pb.ChangeState_CHANGE_STATE_APPLIED, Reversible: call.Tx != nil}
-	if p.old.Kind == fsys.Absent {
-		c.Action = "created"
-	}
-	if call.Plan != nil {
-		c.State, c.Reversible = pb.ChangeState_CHANGE_STATE_WOULD, true
-	}
-	switch {
-	case p.target != "":
-		c.Diff = fmt.Sprintf("-> %s\n", p.target)
-	case p.old.Kind == fsys.File && p.old.Mode&0o004 == 0:
-		c.ContentHidden = true
-	default:
-		c.Diff, c.DiffTruncated = diff.Unified(c.Target, p.have, []byte(p.content))
-	}
-	return c
+// write makes a file hold one line, and returns whether that changed anything. What it holds already is compared as the kernel
+// compares a setting.
+func (r *Room) write(ctx context.Context, call *builtins.Call, op, file, line string, inPlace bool) (bool, error) {
+	return r.edit.Put(ctx, call, edit.File{
+		Op: op, Path: file, Content: []byte(line + "\n"), Follow: true, InPlace: inPlace,
+		Same: func(have []byte) bool { return sameWords(string(have), line) },
+	})
 }
 
 func text(s string) *pb.LuaValue {

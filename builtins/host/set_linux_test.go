@@ -14,6 +14,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -55,8 +56,7 @@ func newTree(t *testing.T) *tree {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	g.room = New(Config{Root: g.dir, Files: root})
-	g.room.live = true
+	g.room = New(&guest.Guest{Dir: g.dir, Files: root, Live: true}, "")
 	g.call = &builtins.Call{Tx: keeper{tree: g}, Changed: func(c *pb.Change) { g.changes = append(g.changes, c) }}
 	return g
 }
@@ -64,8 +64,7 @@ func newTree(t *testing.T) *tree {
 func (g *tree) do(name string, in proto.Message) (*pb.LuaValue, error) {
 	g.t.Helper()
 	g.kept, g.changes = nil, nil
-	table := builtins.NewTable(g.room.Ops())
-	out, err := table.Invoke(context.Background(), g.call, table.Script(name), in)
+	out, err := invokeAs(g.call, g.room, name, in)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +97,7 @@ func (g *tree) holds(name, want string) {
 
 func TestHostname(t *testing.T) {
 	g := newTree(t)
-	if out, err := invoke(t, New(Config{}), "host.hostname", &pb.HostnameArgs{}); err != nil || string(out.(*pb.LuaValue).GetString_()) != uname(t, "-n") {
+	if out, err := invoke(t, New(&guest.Guest{}, ""), "host.hostname", &pb.HostnameArgs{}); err != nil || string(out.(*pb.LuaValue).GetString_()) != uname(t, "-n") {
 		t.Error(out, err)
 	}
 	if out, err := g.do("host.hostname", &pb.HostnameArgs{}); err != nil || string(out.GetString_()) != "box" {
@@ -112,10 +111,10 @@ func TestHostname(t *testing.T) {
 			t.Errorf("%q was taken", wrong)
 		}
 	}
-	g.room.live = false // a tree that is not the running machine
+	g.room.guest.Live = false // a tree that is not the running machine
 	g.sets("host.hostname", &pb.HostnameArgs{New: "image"}, "/etc/hostname")
 	g.holds("proc/sys/kernel/hostname", "web-1.example\n")
-	if _, err := invoke(t, New(Config{}), "host.hostname", &pb.HostnameArgs{New: "x"}); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := invoke(t, New(&guest.Guest{}, ""), "host.hostname", &pb.HostnameArgs{New: "x"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
 	}
 }
@@ -141,6 +140,21 @@ func TestTimezone(t *testing.T) {
 	is("Europe/Vienna")
 }
 
+// What cannot be set whole is not begun: a dry run could not take the one half back.
+func TestTimezoneIsSetWholeOrNotAtAll(t *testing.T) {
+	g := newTree(t)
+	if err := errors.Join(os.Remove(filepath.Join(g.dir, "etc/timezone")), os.Mkdir(filepath.Join(g.dir, "etc/timezone"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := g.do("host.timezone", &pb.TimezoneArgs{New: "Europe/Vienna"})
+	if err == nil || !strings.Contains(err.Error(), "/etc/timezone") || len(g.changes) > 0 {
+		t.Errorf("changes %v, error %v", g.changes, err)
+	}
+	if _, err := os.Lstat(filepath.Join(g.dir, "etc/localtime")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("the link was made: ", err)
+	}
+}
+
 func TestSysctl(t *testing.T) {
 	g := newTree(t)
 	if out, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.ip_local_port_range"}); err != nil || string(out.GetString_()) != "32768 60999" {
@@ -163,7 +177,7 @@ func TestSysctl(t *testing.T) {
 	if _, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "kernel.hostname", Value: new("a\nb")}); err == nil || g.kept != nil {
 		t.Error(err)
 	}
-	g.room.live = false
+	g.room.guest.Live = false
 	if _, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "kernel.hostname"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
 	}
@@ -171,12 +185,12 @@ func TestSysctl(t *testing.T) {
 
 func TestSettingsOfADryRun(t *testing.T) {
 	g := newTree(t)
-	files, err := g.room.config.Files.Pretend(filepath.Join(t.TempDir(), "plan"))
+	files, err := g.room.guest.Files.Overlay(filepath.Join(t.TempDir(), "overlay"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer files.Close()
-	g.call.Tx, g.call.Plan = nil, &builtins.Plan{Files: files}
+	g.call.Tx, g.call.DryRun = nil, &builtins.DryRun{Files: files}
 	for name, in := range map[string]proto.Message{
 		"host.hostname": &pb.HostnameArgs{New: "planned"}, "host.timezone": &pb.TimezoneArgs{New: "Europe/Vienna"},
 		"host.sysctl": &pb.SysctlArgs{Name: "net.ipv4.ip_local_port_range", Value: new("1 2")},
@@ -189,7 +203,7 @@ func TestSettingsOfADryRun(t *testing.T) {
 			t.Errorf("%s again: %v, error %v", name, out, err)
 		}
 	}
-	g.call.Plan.Changed = true
+	g.call.DryRun.Changed = true
 	if out, err := g.do("host.hostname", &pb.HostnameArgs{}); err != nil || string(out.GetString_()) != "planned" {
 		t.Error(out, err)
 	}

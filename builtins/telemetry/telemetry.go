@@ -1,4 +1,4 @@
-// Package telemetry takes the periodic picture of the running guest that the host shows.
+// Package telemetry takes the periodic reports on the running guest.
 //
 //	/proc/stat, before and now ─┐
 //	memory, load, links, disks ─┴─► Sampler.Report ──► TelemetryReport
@@ -19,11 +19,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// minimumSpan is the shortest time that processor usage is measured over: the kernel counts in ticks of up to 10 ms, so over
-// less than this one tick more or less would show.
+// minimumSpan is the shortest time over which processor usage is measured: the kernel counts in ticks of up to 10 ms, which
+// over a shorter time would distort the result.
 const minimumSpan = 200 * time.Millisecond
 
-// Sampler takes reports. Processor usage is that between one report and the one before. It is safe for concurrent use.
+// Sampler takes reports. Processor usage is that since the report before. It is safe for concurrent use.
 type Sampler struct {
 	disks facts.Disks
 
@@ -33,10 +33,10 @@ type Sampler struct {
 	busy float64   // percent, as last measured
 }
 
-// times are seconds of all processors together since the guest started.
+// times are the seconds of all processors together since boot.
 type times struct{ busy, idle float64 }
 
-// New makes a Sampler and takes its first sample, so that the first report covers the time since.
+// New returns a Sampler that has taken its first sample: the first report covers the time since New.
 func New() *Sampler {
 	s := &Sampler{at: time.Now()}
 	s.last, _ = readTimes(context.Background())
@@ -44,12 +44,12 @@ func New() *Sampler {
 }
 
 // Report describes the guest now. A value that cannot be read is 0, and a list is then empty; load averages are 0 on
-// Windows, which has none. Links that only serve containers are left out, and so is loopback. A file system that hangs
-// is told as it was for a minute, then left out.
+// Windows, which has none. Links that only serve containers are left out, and so is loopback. Of a file system that hangs
+// the last values are reported for a minute, then none.
 func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 	report := &pb.TelemetryReport{CpuUsagePercent: s.usage(ctx), Hostname: facts.Hostname("/")}
 	if m, err := facts.ReadMemory(ctx); err == nil {
-		// The host shows as available what is not used, so the two must add up.
+		// The host shows Total less Used as available, so the two must add up.
 		report.MemoryTotalBytes, report.MemoryAvailableBytes, report.MemoryUsedBytes = m.Total, m.Available, m.Total-m.Available
 		report.SwapTotalBytes, report.SwapUsedBytes = m.SwapTotal, m.SwapTotal-min(m.SwapFree, m.SwapTotal)
 	}
@@ -73,7 +73,7 @@ func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 	return report
 }
 
-// usage is how busy the processors were since the sample before, 0 to 100 over all of them.
+// usage returns how busy the processors were since the sample before, in percent of all of them.
 func (s *Sampler) usage(ctx context.Context) float64 {
 	now, err := readTimes(ctx)
 	s.mu.Lock()
@@ -81,7 +81,7 @@ func (s *Sampler) usage(ctx context.Context) float64 {
 	if err != nil || time.Since(s.at) < minimumSpan {
 		return s.busy
 	}
-	// The kernel lets single counters go back a little, when a processor goes away or idle time is accounted anew.
+	// Counters may decrease a little, when a processor goes offline or idle time is corrected.
 	busy, idle := max(now.busy-s.last.busy, 0), max(now.idle-s.last.idle, 0)
 	s.last, s.at = now, time.Now()
 	if busy+idle > 0 {
@@ -90,8 +90,8 @@ func (s *Sampler) usage(ctx context.Context) float64 {
 	return s.busy
 }
 
-// readTimes reads the counters. The time of the guests of this guest is in user time already, and stolen time counts as
-// busy: the guest wanted it.
+// readTimes reads the counters. Guest time is part of user time already. Stolen time counts as busy: the guest wanted to
+// run.
 func readTimes(ctx context.Context) (times, error) {
 	all, err := cpu.TimesWithContext(ctx, false)
 	if err != nil || len(all) == 0 {
@@ -101,7 +101,7 @@ func readTimes(ctx context.Context) (times, error) {
 	return times{busy: t.User + t.Nice + t.System + t.Irq + t.Softirq + t.Steal, idle: t.Idle + t.Iowait}, nil
 }
 
-// interfaces tells of links. Addresses are plain, since the host shows them as they are.
+// interfaces converts links. Addresses have no prefix length, since the host shows them as they are.
 func interfaces(links []facts.Link) []*pb.InterfaceInfo {
 	var list []*pb.InterfaceInfo
 	for _, l := range links {

@@ -44,7 +44,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-func TestUsageIsThatOfTheLastMoments(t *testing.T) {
+func TestUsageSinceLastReport(t *testing.T) {
 	if online, _ := os.ReadFile("/sys/devices/system/cpu/online"); strings.TrimSpace(string(online)) != "0-"+string(rune('0'+runtime.NumCPU()-1)) {
 		t.Skipf("needs all processors: this process may use %d of %s", runtime.NumCPU(), online)
 	}
@@ -66,15 +66,15 @@ func TestUsageIsThatOfTheLastMoments(t *testing.T) {
 	}
 }
 
-func TestUsageOverTooShortATimeIsTheOneBefore(t *testing.T) {
+func TestUsageBelowMinimumSpan(t *testing.T) {
 	s := New()
-	s.busy, s.at = 42, time.Now().Add(time.Hour) // far from being due
+	s.busy, s.at = 42, time.Now().Add(time.Hour) // less than minimumSpan ago
 	if busy := s.Report(context.Background()).GetCpuUsagePercent(); busy != 42 {
 		t.Error(busy)
 	}
 }
 
-func TestUsageBearsCountersThatGoBack(t *testing.T) {
+func TestUsageWithDecreasingCounters(t *testing.T) {
 	s := New()
 	s.last, s.at = times{busy: 1e12, idle: 1e12}, time.Now().Add(-time.Minute)
 	if busy := s.Report(context.Background()).GetCpuUsagePercent(); busy != 0 {
@@ -86,7 +86,7 @@ func TestUsageBearsCountersThatGoBack(t *testing.T) {
 	}
 }
 
-func TestInterfacesArePlain(t *testing.T) {
+func TestInterfaces(t *testing.T) {
 	got := interfaces([]facts.Link{
 		{Name: "lo", Loopback: true},
 		{Name: "docker0", Plumbing: true},

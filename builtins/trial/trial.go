@@ -28,18 +28,27 @@ type Stage struct {
 	Command func(context.Context, *pb.TrialCommandArgs) (*pb.Nothing, error)
 }
 
-// Ops are the rows of a test.
-func (s Stage) Ops() []builtins.Op {
-	return []builtins.Op{
-		builtins.Script("test.run", "[params]", "", "run the script, and once more on a copy of the tree, where it must change nothing", of(s.Run)),
-		builtins.Script("test.crash_at", "call [params]", "kills",
-			"on a copy of the tree, kill the agent at a call that changes something, start it again, and compare: all must be as it was", of(s.CrashAt)),
-		builtins.Script("test.crash", "[params]", "kills", "the same at every such call", of(s.Crash)),
-		builtins.Script("test.command", "command", "", "say what a command of the script answers; others succeed and say nothing", of(s.Command)).Free("command"),
-	}
+// Room is what the table knows of the functions of a test.
+func (s Stage) Room() builtins.Room {
+	return builtins.Room{Name: "test", Ops: []builtins.Op{
+		{
+			Name: "test.run", Usage: "([params])", Handler: of(s.Run),
+			Summary: "run the script, and once more on a copy of the tree, where it must change nothing",
+		},
+		{
+			Name: "test.crash_at", Usage: "(call, [params]) kills", Handler: of(s.CrashAt),
+			Summary: "on a copy of the tree, " +
+				"kill the agent at a call that changes something, start it again, and compare: all must be as it was",
+		},
+		{Name: "test.crash", Usage: "([params]) kills", Handler: of(s.Crash), Summary: "the same at every such call"},
+		{
+			Name: "test.command", Usage: "(command)", Handler: of(s.Command),
+			Summary: "say what a command of the script answers; others succeed and say nothing",
+		},
+	}}
 }
 
-// of leaves out what a test need not know of its call.
-func of[In, Out proto.Message](f func(context.Context, In) (Out, error)) func(context.Context, *builtins.Call, In) (Out, error) {
-	return func(ctx context.Context, _ *builtins.Call, in In) (Out, error) { return f(ctx, in) }
+// of makes the handler of a function that need not know of its call.
+func of[In, Out proto.Message](f func(context.Context, In) (Out, error)) builtins.Handler {
+	return builtins.Handle(func(ctx context.Context, _ *builtins.Call, in In) (Out, error) { return f(ctx, in) })
 }

@@ -8,32 +8,33 @@ package tx
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Ops are the rows of the room.
-func Ops() []builtins.Op {
-	return []builtins.Op{
-		builtins.Script("tx.on_rollback", "argv", "", "have a rollback run a command when it comes to this point", onRollback).
-			Runs(taking, "argv").Mutating().Plans(),
-		builtins.Script("tx.changes", "", "changes", "what the script changed so far", changes),
-	}
+// Room is what the table and the executor know of the room. It needs nothing of the guest.
+func Room() builtins.Room {
+	return builtins.Room{Name: "tx", Ops: []builtins.Op{
+		{
+			Name: "tx.on_rollback", Usage: "(argv)",
+			Summary: "have a rollback run a command when it comes to this point",
+			Mutates: true, Predictable: true, Inverse: "exec.undo",
+			Access: builtins.Of(onRollbackAccess), Handler: builtins.Handle(onRollback),
+		},
+		{
+			Name: "tx.changes", Usage: "() changes", Summary: "what the script changed so far",
+			Handler: builtins.Handle(changes),
+		},
+	}}
 }
 
-// taking is the command of a request to tx.on_rollback.
-func taking(in proto.Message) []builtins.Command {
-	request := in.(*pb.OnRollbackArgs)
-	return []builtins.Command{{Argv: request.Argv, Paths: proc.SearchPaths(request.Env),
-		Env: slices.Sorted(maps.Keys(request.Env)), Dir: request.Cwd}}
+// onRollbackAccess is the command of a request to tx.on_rollback.
+func onRollbackAccess(in *pb.OnRollbackArgs) builtins.Access {
+	return builtins.Access{Commands: []builtins.Command{guest.CommandAccess(in.Argv, in.Env, in.Cwd)}}
 }
 
 // onRollback changes nothing, so nothing is reported: it only makes a promise of the journal.
@@ -49,7 +50,7 @@ func onRollback(ctx context.Context, call *builtins.Call, in *pb.OnRollbackArgs)
 			return nil, fault.Invalid("a NUL byte in the command")
 		}
 	}
-	if call.Plan != nil {
+	if call.DryRun != nil {
 		return &pb.Nothing{}, nil
 	}
 	if call.Tx == nil {

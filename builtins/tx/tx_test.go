@@ -8,7 +8,9 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -24,9 +26,9 @@ func (p *promises) Undo(_ context.Context, op string, args proto.Message) error 
 	return nil
 }
 
-func do(call *builtins.Call, name string, in proto.Message) (proto.Message, error) {
-	table := builtins.NewTable(tx.Ops())
-	return table.Invoke(context.Background(), call, table.Script(name), in)
+func do(c *builtins.Call, name string, in proto.Message) (proto.Message, error) {
+	table := builtins.NewTable(tx.Room(), all.New(all.Config{}).Named("exec")) // whose exec.undo is the inverse
+	return call.New(call.Config{Table: table}).Execute(context.Background(), c, table.Script(name), in)
 }
 
 func TestOnRollbackIsAPromise(t *testing.T) {
@@ -50,7 +52,7 @@ func TestOnRollbackIsAPromise(t *testing.T) {
 	if _, err := do(&builtins.Call{}, "tx.on_rollback", in); err == nil {
 		t.Error("promised without a transaction")
 	}
-	if _, err := do(&builtins.Call{Plan: &builtins.Plan{}}, "tx.on_rollback", in); err != nil {
+	if _, err := do(&builtins.Call{DryRun: &builtins.DryRun{}}, "tx.on_rollback", in); err != nil {
 		t.Error(err)
 	}
 }

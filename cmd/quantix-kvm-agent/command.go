@@ -48,24 +48,25 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), f) },
 	}
 	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
-	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default /run/quantix-kvm/agent.sock, or agent.sock in another state directory)")
-	c.Flags().StringVar(&f.config, "config", "/etc/quantix-kvm/agent.yaml", "configuration `file`; one that does not exist means defaults")
+	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or agent.sock in another state directory)")
+	c.Flags().StringVar(&f.config, "config", config.DefaultFile, "configuration `file`; one that does not exist means defaults")
 	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID (default device_path of the configuration)")
-	c.PersistentFlags().StringVar(&f.root, "root", "/", "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
-	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default /var/lib/quantix-kvm below the root)")
+	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
+	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
 	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
 	c.AddCommand(statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), manual.Command(8, version))
 	return c
 }
 
+// stateDir returns the state directory.
 func (f flags) stateDir() string {
 	if f.state != "" {
 		return f.state
 	}
-	return filepath.Join(f.root, config.StateDir)
+	return filepath.Join(f.root, strings.TrimPrefix(config.StateDir, filepath.VolumeName(config.StateDir)))
 }
 
-// absolute makes the paths independent of where the agent was started.
+// absolute returns the flags with paths that do not depend on the working directory.
 func (f flags) absolute() (flags, error) {
 	for _, path := range []*string{&f.config, &f.root, &f.state, &f.control} {
 		if *path == "" {
@@ -80,8 +81,9 @@ func (f flags) absolute() (flags, error) {
 	return f, nil
 }
 
-// groupName is what the control groups of commands begin with. It goes with the state directory: an agent that starts ends
-// what scripts of an earlier one left running, and must not end what belongs to another agent on the same machine.
+// groupName returns what the names of the commands' control groups begin with. It depends on the state directory: an agent
+// that starts ends what scripts of an earlier one left running, and must not end what belongs to another agent on the same
+// machine.
 func (f flags) groupName() string {
 	if f.stateDir() == config.StateDir {
 		return "quantix-kvm"
@@ -90,7 +92,7 @@ func (f flags) groupName() string {
 	return "quantix-kvm_" + hex.EncodeToString(sum[:4])
 }
 
-// below gives the paths as they are called below the root; what lies elsewhere cannot be reached there.
+// below returns the paths as they are called below the root; what lies elsewhere cannot be reached there.
 func (f flags) below(paths ...string) []string {
 	var list []string
 	root, err := filepath.EvalSymlinks(f.root)
@@ -99,7 +101,7 @@ func (f flags) below(paths ...string) []string {
 	}
 	for _, path := range paths {
 		for _, base := range []string{f.root, root} {
-			if relative, err := filepath.Rel(base, path); err == nil && relative != ".." && !strings.HasPrefix(relative, "../") {
+			if relative, err := filepath.Rel(base, path); err == nil && filepath.IsLocal(relative) {
 				list = append(list, filepath.Join("/", relative))
 				break
 			}
@@ -108,7 +110,7 @@ func (f flags) below(paths ...string) []string {
 	return list
 }
 
-// commitID falls back to what the Go tool recorded.
+// commitID returns the commit that this was built from: what the linker was told, else what the Go tool recorded.
 func commitID() string {
 	if commit != "unknown" {
 		return commit

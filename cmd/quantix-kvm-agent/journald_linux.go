@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// stderrIsJournal tells whether stderr goes to the journal: systemd names the device and inode of what it connected
+// stderrIsJournal reports whether stderr goes to the journal: systemd names the device and inode of what it connected
 // (systemd.exec(5), JOURNAL_STREAM), and stderr may have been redirected since.
 func stderrIsJournal() bool {
 	var stat syscall.Stat_t

@@ -150,7 +150,7 @@ var promised = map[string]string{
 // What this agent does not have says so by its name, and can be caught.
 func TestWhatIsNotThereYetIsNamed(t *testing.T) {
 	c := agenttest.Start(t, agenttest.Options{Root: t.TempDir()}).Client(t, client.Options{})
-	table := builtins.NewTable(all.New(all.Config{}).Ops())
+	table := builtins.NewTable(all.New(all.Config{}).List()...)
 	var source strings.Builder
 	for room, functions := range promised {
 		for _, function := range strings.Fields(functions) {

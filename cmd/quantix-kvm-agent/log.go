@@ -12,19 +12,19 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 )
 
-// logger is the log, with what can change while the agent runs, and its latest warnings and errors.
+// logger is the log, with what can change while the agent runs, and its last warnings and errors.
 type logger struct {
 	*zap.Logger
 	level  zap.AtomicLevel
-	pinned bool // the level is the command line's
-	latest *latest
+	pinned bool // the level is the command line's, and stays
+	recent *recentLog
 	audit  *zap.Logger // writes whatever the level is
 }
 
-// newLog makes the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
-// stands above that of the configuration.
+// newLog returns the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
+// overrides that of the configuration.
 func newLog(c config.Config, level string) (*logger, error) {
-	l := &logger{level: zap.NewAtomicLevel(), pinned: level != "", latest: &latest{}}
+	l := &logger{level: zap.NewAtomicLevel(), pinned: level != "", recent: &recentLog{}}
 	if level == "" {
 		level = c.LogLevel
 	}
@@ -41,13 +41,13 @@ func newLog(c config.Config, level string) (*logger, error) {
 		toJournal = stderrIsJournal()
 	}
 	encoder := newEncoder(c.LogFormat == "pretty" && c.LogFile == "", toJournal)
-	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &remember{to: l.latest})
+	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &recentCore{to: l.recent})
 	l.Logger = zap.New(core)
 	l.audit = zap.New(zapcore.NewCore(newEncoder(false, toJournal), sink, zapcore.InfoLevel))
 	return l, nil
 }
 
-// newEncoder makes lines. For the journal of systemd they begin with their priority; in the console form they then lack
+// newEncoder returns what makes lines. For the journal of systemd they begin with their priority; in the console form they then lack
 // the time and the level, which the journal knows.
 func newEncoder(console, journal bool) zapcore.Encoder {
 	format := zap.NewProductionEncoderConfig()
@@ -60,7 +60,7 @@ func newEncoder(console, journal bool) zapcore.Encoder {
 		encoder = zapcore.NewConsoleEncoder(format)
 	}
 	if journal {
-		encoder = priority{encoder}
+		encoder = priorityEncoder{encoder}
 	}
 	return encoder
 }
@@ -84,18 +84,18 @@ func (l *logger) change(c config.Config) {
 		return
 	}
 	if err := l.set(c.LogLevel); err != nil {
-		l.Warn("configuration", zap.Error(err))
+		l.Warn("cannot change log level", zap.Error(err))
 	}
 }
 
-// priority puts the syslog priority before a line as sd-daemon(3) wants it, so that journalctl -p finds what is bad.
-type priority struct{ zapcore.Encoder }
+// priorityEncoder puts the syslog priority before a line as sd-daemon(3) wants it, so that journalctl -p finds what is bad.
+type priorityEncoder struct{ zapcore.Encoder }
 
 // Clone implements zapcore.Encoder.
-func (p priority) Clone() zapcore.Encoder { return priority{p.Encoder.Clone()} }
+func (p priorityEncoder) Clone() zapcore.Encoder { return priorityEncoder{p.Encoder.Clone()} }
 
 // EncodeEntry implements zapcore.Encoder.
-func (p priority) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
+func (p priorityEncoder) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buffer.Buffer, error) {
 	line, err := p.Encoder.EncodeEntry(entry, fields)
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (p priority) EncodeEntry(entry zapcore.Entry, fields []zapcore.Field) (*buf
 
 var buffers = buffer.NewPool()
 
-// syslogLevel is a level as syslog(3) numbers it.
+// syslogLevel returns a level as syslog(3) numbers it.
 func syslogLevel(level zapcore.Level) int {
 	switch {
 	case level >= zapcore.DPanicLevel:

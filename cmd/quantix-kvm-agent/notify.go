@@ -17,15 +17,15 @@ import (
 
 // notifier tells the service manager how the agent is, by the protocol of sd_notify(3). Without one it does nothing.
 type notifier struct {
-	path     string        // of the manager's socket; empty: nobody asks
-	watchdog time.Duration // within which a sign of life is wanted; 0: none is
-	changed  chan struct{} // has a token when the status may be another
+	path     string        // of the manager's socket; empty: there is no manager
+	watchdog time.Duration // the manager wants WATCHDOG=1 at least this often; 0: never
+	changed  chan struct{} // has a value when the status may have changed
 }
 
-// statusPace is the least time between two status lines: hosts may come and go a thousand times a second.
-const statusPace = 200 * time.Millisecond
+// statusInterval is the least time between two status lines: hosts may come and go a thousand times a second.
+const statusInterval = 200 * time.Millisecond
 
-// newNotifier takes from the environment whom to tell. getenv is os.Getenv but in tests.
+// newNotifier returns a notifier for the manager that the environment names. getenv is os.Getenv but in tests.
 func newNotifier(getenv func(string) string) *notifier {
 	n := &notifier{path: getenv("NOTIFY_SOCKET"), changed: make(chan struct{}, 1)}
 	if pid := getenv("WATCHDOG_PID"); n.path == "" || pid != "" && pid != strconv.Itoa(os.Getpid()) {
@@ -37,7 +37,7 @@ func newNotifier(getenv func(string) string) *notifier {
 	return n
 }
 
-// send gives the manager some assignments, one a line.
+// send sends the manager some assignments, one a line.
 func (n *notifier) send(state string) error {
 	if n.path == "" {
 		return nil
@@ -51,7 +51,7 @@ func (n *notifier) send(state string) error {
 	return err
 }
 
-// change is told that the status may be another. It never blocks.
+// change says that the status may have changed. It never blocks.
 func (n *notifier) change() {
 	select {
 	case n.changed <- struct{}{}:
@@ -59,23 +59,23 @@ func (n *notifier) change() {
 	}
 }
 
-// run tells the manager of a that it is ready, how it is, and that it is alive, until ctx ends.
+// run reports to the manager that the agent is ready, its status, and that it is alive, until ctx ends.
 func (n *notifier) run(ctx context.Context, a *agent.Agent, log *zap.Logger) {
 	if n.path == "" {
 		return
 	}
 	var work sync.WaitGroup
 	defer work.Wait()
-	work.Go(func() { n.tell(ctx, a, log) })
+	work.Go(func() { n.sendStatus(ctx, a, log) })
 	if n.watchdog > 0 {
-		work.Go(func() { n.feed(ctx, a, log) })
+		work.Go(func() { n.feedWatchdog(ctx, a, log) })
 	}
 }
 
-// tell sends the status whenever it is another. The first one, when the agent has looked for its channels, says that it is
-// ready: a guest whose port comes late must not hang at boot.
-func (n *notifier) tell(ctx context.Context, a *agent.Agent, log *zap.Logger) {
-	said, ready := "", false
+// sendStatus sends the status whenever it changes. Once the agent has looked for its ports it also says that it is ready,
+// whether it found one or not: a guest whose port comes late must not hang at boot.
+func (n *notifier) sendStatus(ctx context.Context, a *agent.Agent, log *zap.Logger) {
+	sent, ready := "", false
 	for {
 		select {
 		case <-ctx.Done():
@@ -83,40 +83,41 @@ func (n *notifier) tell(ctx context.Context, a *agent.Agent, log *zap.Logger) {
 		case <-n.changed:
 		}
 		state := ""
-		if line := statustext.Line(a.Status()); line != said {
-			said, state = line, "STATUS="+line
+		if line := statustext.Line(a.Status()); line != sent {
+			sent, state = line, "STATUS="+line
 		}
-		if !ready && a.Looked() {
-			ready, state = true, "READY=1\nSTATUS="+said
+		if !ready && a.Started() {
+			ready, state = true, "READY=1\nSTATUS="+sent
 		}
 		if state == "" {
 			continue
 		}
 		if err := n.send(state); err != nil {
-			log.Warn("the service manager does not listen", zap.Error(err))
+			log.Warn("sd_notify failed", zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(statusPace):
+		case <-time.After(statusInterval):
 		}
 	}
 }
 
-// feed gives signs of life for as long as the agent answers itself. What the manager does when they end is its matter: the
-// unit has it kill the agent with the signal that makes it tell where each of its goroutines is.
-func (n *notifier) feed(ctx context.Context, a *agent.Agent, log *zap.Logger) {
+// feedWatchdog sends WATCHDOG=1 as long as the agent answers itself. The manager then decides what to do when they stop: the
+// unit has it kill the agent with SIGABRT, which makes the agent print the stacks of its goroutines.
+func (n *notifier) feedWatchdog(ctx context.Context, a *agent.Agent, log *zap.Logger) {
 	every := time.NewTicker(n.watchdog / 4)
 	defer every.Stop()
 	for {
 		asked, done := context.WithTimeoutCause(ctx, n.watchdog/2, fmt.Errorf("no answer within %v", n.watchdog/2))
 		err := a.Alive(asked)
 		done()
+		message := "watchdog check failed"
 		if err == nil {
-			err = n.send("WATCHDOG=1")
+			message, err = "sd_notify WATCHDOG=1 failed", n.send("WATCHDOG=1")
 		}
 		if err != nil && ctx.Err() == nil {
-			log.Error("no sign of life for the service manager", zap.Error(err))
+			log.Error(message, zap.Error(err))
 		}
 		select {
 		case <-ctx.Done():
@@ -126,10 +127,10 @@ func (n *notifier) feed(ctx context.Context, a *agent.Agent, log *zap.Logger) {
 	}
 }
 
-// stopping says that the end has begun.
+// stopping says that the agent has begun to stop.
 func (n *notifier) stopping() error { return n.send("STOPPING=1\nSTATUS=stopping") }
 
-// reloading says that the configuration is read again; reloaded that this is over.
+// reloading says that the configuration is being read again; reloaded that this is done.
 func (n *notifier) reloading() error {
 	return n.send(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", monotonic().Microseconds()))
 }

@@ -242,7 +242,7 @@ func TestShippedPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if _, err := policy.New(s, &policy.Guest{Files: root}, builtins.NewTable(all.New(all.Config{}).Ops()).Ops()); err != nil {
+	if _, err := policy.New(s, &policy.Guest{Files: root}, builtins.NewTable(all.New(all.Config{}).List()...).Ops()); err != nil {
 		t.Error(err)
 	}
 }

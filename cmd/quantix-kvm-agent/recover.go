@@ -6,17 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/all"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 )
@@ -62,34 +58,20 @@ func recoverEarly(ctx context.Context, w io.Writer, f flags) (err error) {
 	if left, err := os.ReadDir(filepath.Join(f.stateDir(), "tx", "open")); err != nil || len(left) == 0 {
 		return nil // nothing to do, on nearly every boot
 	}
-	root, err := fsys.Open(f.root)
+	inside, err := core.Open(core.Config{Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, config.Default())})
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	rooms := all.New(roomConfig(f, config.Default(), root))
-	defer func() { err = errors.Join(err, rooms.Close()) }()
-	table := builtins.NewTable(rooms.Ops())
-	undo, err := openJournal(f, root, func() *builtins.Table { return table })
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, undo.Close()) }()
-	found, err := undo.Recover(ctx, needsServices)
-	restored := tellRecovered(w, found)
-	if f.root == "/" {
-		again, done := context.WithTimeout(context.WithoutCancel(ctx), generateTime)
-		defer done()
-		err = errors.Join(err, regenerate(again, restored))
-	}
+	defer func() { err = errors.Join(err, inside.Close()) }()
+	again, done := context.WithTimeout(context.WithoutCancel(ctx), earlyTime+generateTime)
+	defer done()
+	found, err := inside.RecoverEarly(ctx, again)
+	tellRecovered(w, found)
 	return err
 }
 
-// needsServices says which operations cannot be taken back before anything runs: all but those on files.
-func needsServices(op string) bool { return !strings.HasPrefix(op, "file.") }
-
-// tellRecovered prints what became of each transaction and gives the paths that were restored.
-func tellRecovered(w io.Writer, found []journal.Recovered) (restored []string) {
+// tellRecovered prints what became of each transaction.
+func tellRecovered(w io.Writer, found []journal.Recovered) {
 	for _, r := range found {
 		words := "taken back"
 		switch {
@@ -101,38 +83,5 @@ func tellRecovered(w io.Writer, found []journal.Recovered) (restored []string) {
 			words = strings.ToLower(strings.TrimPrefix(r.Entry.GetReply().GetStatus().String(), "SCRIPT_STATUS_"))
 		}
 		fmt.Fprintf(w, "transaction %s: %s\n", r.ID, words)
-		for _, step := range r.Report.Steps {
-			if step.Target != "" && step.Err == nil {
-				restored = append(restored, step.Target)
-			}
-		}
 	}
-	return restored
-}
-
-// regenerate has systemd look again at what it had read before we came: that runs its generators too, and netplan's is one
-// of them. What a generator wants only now is not in the boot that is under way, so the network is started by name.
-func regenerate(ctx context.Context, restored []string) error {
-	below := func(dir string) bool {
-		return slices.ContainsFunc(restored, func(path string) bool { return strings.HasPrefix(path, dir) })
-	}
-	netplan := below("/etc/netplan/")
-	if _, err := os.Stat("/run/systemd/system"); err != nil || !netplan && !below("/etc/systemd/") {
-		return nil
-	}
-	if err := systemctl(ctx, "daemon-reload"); err != nil {
-		return err
-	}
-	wanted, _ := filepath.Glob("/run/systemd/generator*/*.wants/systemd-networkd.service") // the pattern is a good one
-	if !netplan || len(wanted) == 0 {
-		return nil
-	}
-	return systemctl(ctx, "start", "--no-block", "systemd-networkd.service")
-}
-
-func systemctl(ctx context.Context, args ...string) error {
-	if out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-	}
-	return nil
 }

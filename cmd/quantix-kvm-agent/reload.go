@@ -142,11 +142,11 @@ func (r *reloader) serve(ctx context.Context, signals <-chan os.Signal, n *notif
 		case <-signals:
 		}
 		if err := n.reloading(); err != nil {
-			r.log.Warn("the service manager does not listen", zap.Error(err))
+			r.log.Warn("sd_notify failed", zap.Error(err))
 		}
 		r.reload()
 		if err := n.reloaded(); err != nil {
-			r.log.Warn("the service manager does not listen", zap.Error(err))
+			r.log.Warn("sd_notify failed", zap.Error(err))
 		}
 		n.change()
 	}

@@ -1,37 +1,38 @@
 package main
 
 import (
-	"context"
-	"time"
-
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/policy"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// rules is the policy of this agent, which a reload exchanges.
+// rules is the policy of this agent, which a reload exchanges, and what is logged of each call.
 type rules struct {
 	policy.Current
+	log, audit *zap.Logger
+
 	guest *policy.Guest
-	table *builtins.Table
+	ops   []builtins.Op
 }
 
-func newRules(f flags, root *fsys.Root, table *builtins.Table) *rules {
-	r := &rules{guest: &policy.Guest{Files: root}, table: table}
+func newRules(log, audit *zap.Logger) *rules { return &rules{log: log, audit: audit} }
+
+// of says what the rules are about.
+func (r *rules) of(f flags, inside *core.Core) {
+	r.guest, r.ops = &policy.Guest{Files: inside.Files}, inside.Calls.Table().Ops()
 	if own := f.below(f.stateDir()); len(own) > 0 {
 		r.guest.State = own[0]
 	}
-	return r
 }
 
 // start puts the first policy into force. With an error there is none, and everything is refused.
 func (r *rules) start(c config.Config) error {
-	p, err := policy.New(c.Security, r.guest, r.table.Ops())
+	p, err := policy.New(c.Security, r.guest, r.ops)
 	if err == nil {
 		r.Set(p)
 	}
@@ -40,29 +41,16 @@ func (r *rules) start(c config.Config) error {
 
 // check says what is wrong with a configuration that is to come.
 func (r *rules) check(c config.Config) error {
-	_, err := policy.New(c.Security, r.guest, r.table.Ops())
+	_, err := policy.New(c.Security, r.guest, r.ops)
 	return err
 }
 
 // change puts the policy of a checked configuration into force.
 func (r *rules) change(c config.Config) {
-	if p, err := policy.New(c.Security, r.guest, r.table.Ops()); err == nil {
+	if p, err := policy.New(c.Security, r.guest, r.ops); err == nil {
 		r.Set(p)
 	}
 }
-
-// guard makes the table ask the policy, and then another.
-func (r *rules) guard(then func(context.Context, *builtins.Call, *builtins.Op, proto.Message) error) {
-	r.table.Denies = r.Denies
-	r.table.Allow = func(ctx context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) error {
-		if err := r.Check(ctx, call, op, in); err != nil {
-			return err
-		}
-		return then(ctx, call, op, in)
-	}
-}
-
-func (r *rules) audits() bool { return r.Security().Audit.On }
 
 // describe says for get_capabilities whether a policy is in force.
 func (r *rules) describe() string {
@@ -79,25 +67,37 @@ func (r *rules) describe() string {
 	return words
 }
 
-// audited is the entry of the audit log for an operation: who asked, for what, and what came of it. Of a command it names
-// the program alone, for arguments may be secret, and of an error the code, for its words may tell some of the content.
-func audited(call *builtins.Call, op *builtins.Op, in proto.Message, err error, took time.Duration) []zap.Field {
-	access := op.Access(in)
-	var paths, programs []string
-	for _, list := range [][]string{access.Writes, access.Reads, access.Patterns} {
-		paths = append(paths, list...)
+// record logs what an operation did, without what it carries: in the audit log where that is on, and for debugging.
+func (r *rules) record(e call.Entry) {
+	if r.Security().Audit.On {
+		r.audit.Info("audit", fieldsOf(e)...)
 	}
-	for _, c := range access.Commands {
-		if len(c.Argv) > 0 {
-			programs = append(programs, c.Argv[0])
-		}
+	r.log.Debug("operation", zap.String("op", e.Operation), zap.String("id", e.ID), zap.String("port", e.Port),
+		zap.Duration("took", e.Took), zap.String("code", fault.Code(e.Err)))
+}
+
+// panicked logs a panic in an operation.
+func (r *rules) panicked(op *builtins.Op, value any, stack []byte) {
+	r.log.Error("panic in an operation", zap.String("op", op.Name), zap.Any("panic", value), zap.ByteString("stack", stack))
+}
+
+// fieldsOf are those of an entry of the audit log.
+func fieldsOf(e call.Entry) []zap.Field {
+	fields := []zap.Field{
+		zap.String("port", e.Port), zap.String("id", e.ID), zap.String("op", e.Operation), zap.Strings("paths", e.Paths),
+		zap.Strings("programs", e.Programs), zap.String("outcome", e.Outcome), zap.Float64("seconds", e.Took.Seconds()),
 	}
-	outcome := "ok"
-	if err != nil {
-		outcome = fault.Code(err)
+	if len(e.Objects) > 0 {
+		fields = append(fields, zap.Strings("objects", e.Objects))
 	}
-	return []zap.Field{
-		zap.String("port", call.Port), zap.String("id", call.ID), zap.String("op", op.Name), zap.Strings("paths", paths),
-		zap.Strings("programs", programs), zap.String("outcome", outcome), zap.Float64("seconds", took.Seconds()),
+	if e.Cause != "" {
+		fields = append(fields, zap.String("cause", e.Cause))
 	}
+	if e.DryRun {
+		fields = append(fields, zap.Bool("dry_run", true))
+	}
+	if e.Transaction != "" {
+		fields = append(fields, zap.String("transaction", e.Transaction))
+	}
+	return fields
 }

@@ -3,30 +3,27 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
-	"github.com/quantix-kvm/guest-agent/builtins/file"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
-	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
 	"github.com/quantix-kvm/guest-agent/scripts"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/port"
 )
 
@@ -39,7 +36,7 @@ func run(ctx context.Context, f flags) (err error) {
 	if f, err = f.absolute(); err != nil {
 		return err
 	}
-	frugal()
+	tuneMemory()
 	thawed := exec.ThawLeft(f.freezeFile())
 	conf, warnings, faulty := config.Load(f.config)
 	logs, err := newLog(conf, f.logLevel)
@@ -54,75 +51,54 @@ func run(ctx context.Context, f flags) (err error) {
 	for _, words := range thawed {
 		log.Warn(words)
 	}
-	told(log, faulty)
-	root, err := fsys.Open(f.root)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if err := os.MkdirAll(f.stateDir(), 0o700); err != nil {
-		return fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
-	}
-	parts := roomConfig(f, conf, root)
-	parts.Exec.Thawed = func(words string) { log.Warn(words) }
-	rooms := all.New(parts)
-	defer func() { err = errors.Join(err, rooms.Close()) }()
+	logFaults(log, faulty)
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
-	var table *builtins.Table
-	undo, err := openJournal(f, root, func() *builtins.Table { return table })
+	rules := newRules(log, logs.audit)
+	inside, err := core.Open(coreConfig(f, conf, rules, pool, log))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo.Close()) }()
-	key, err := secret(f.stateDir())
-	if err != nil {
-		return err
-	}
-	plans, err := pretend(f, root)
-	if err != nil {
-		return err
-	}
-	manager := script.New(script.Config{
-		Pool: pool, Library: library(f.root, conf.Script.Source), Journal: undo, Secret: key, Unsupported: all.Unsupported,
-		Pretend: plans, Files: root,
-	})
-	ops := rooms.Ops()
-	if conf.Script.Enabled {
-		ops = append(ops, manager.Ops()...)
-	}
-	table = builtins.NewTable(ops)
-	rules := newRules(f, root, table)
+	defer func() { err = errors.Join(err, inside.Close()) }()
+	rules.of(f, inside)
 	if faulty == nil {
 		faulty = rules.start(conf)
-		told(log, faulty)
+		logFaults(log, faulty)
 	}
-	rules.guard(manager.Guard(func(path string) (string, error) { return root.Resolve(path, false) }))
-	manager.Table = table
-	observe(table, log, rules, logs.audit)
 	recovery := newRecovery()
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
-	work.Go(func() { recovery.run(recover, rooms, manager, log) })
+	work.Go(func() { recovery.run(recover, inside, log) })
 	defer func() { stop(builtins.ErrStopping); work.Wait() }()
-	var a *agent.Agent
+	every := agent.NewInterval(conf.TelemetryInterval)
 	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
 		return map[string]func(config.Config){
 			"log_level":               logs.change,
 			"security":                rules.change,
-			"telemetry_interval_secs": func(c config.Config) { a.SetTelemetryEvery(c.TelemetryInterval) },
+			"telemetry_interval_secs": func(c config.Config) { every.Set(c.TelemetryInterval) },
 			"the limits of script":    func(c config.Config) { pool.SetLimits(limits(c.Script)) },
 		}[name]
 	}), rules.check, log)
-	a = agent.New(agent.Config{
-		Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
-		Announced: announced(ctx, log),
-		Table:     table, Log: log, Version: version, Commit: commitID(), Built: built,
-		OS: runtime.GOOS, Architecture: architecture(), Framing: conf.Framing,
-		Ready: rooms.Ready, Telemetry: rooms.Telemetry, TelemetryEvery: conf.TelemetryInterval,
-		Features: func() map[string]string { return features(rooms, rules) }, Refusing: faulty, Cancel: manager.Cancel,
-		Stopping: rooms.Release, Left: rooms.Left, Sends: rooms.Sends, Gate: recovery.gate, Notices: recovery.notices,
-		Local: openControl(f, log), Status: describer(recovery, undo, again, logs.latest), Changed: tell.change,
+	a := agent.New(agent.Config{
+		Calls: inside.Calls, Log: log, Refusing: faulty,
+		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
+		Ports: agent.PortsConfig{
+			Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
+			Announced: announced(ctx, log),
+			Protocol:  protocolOf,
+			Framing:   conf.Framing,
+		},
+		Guest: agent.GuestConfig{
+			Ready: inside.Rooms.Ready, Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
+			Features: func() map[string]string { return features(inside, rules) },
+		},
+		Control: agent.ControlConfig{
+			Port: openControl(f, log), Status: statusDetails(recovery, inside.Journal, again, logs.recent), Changed: tell.change,
+		},
+		Hooks: agent.Hooks{
+			Gate: recovery.gate, Notices: recovery.notices, Cancel: inside.Scripts.Cancel,
+			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
+		},
 	})
 	return serve(ctx, a, tell, again, hangups, recovery, log)
 }
@@ -145,7 +121,7 @@ func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader,
 	})
 	unhook := context.AfterFunc(ctx, func() {
 		if err := tell.stopping(); err != nil {
-			log.Warn("the service manager does not listen", zap.Error(err))
+			log.Warn("sd_notify failed", zap.Error(err))
 		}
 	})
 	defer unhook()
@@ -156,18 +132,25 @@ func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader,
 func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
 	told, err := port.Announced(ctx)
 	if err != nil {
-		log.Info("the kernel does not tell of new ports; they are looked for from time to time", zap.Error(err))
+		log.Info("uevents are not available; ports are looked for from time to time", zap.Error(err))
 	}
 	return told
 }
 
-func roomConfig(f flags, conf config.Config, root *fsys.Root) all.Config {
+// coreConfig is that of the service.
+func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, log *zap.Logger) core.Config {
+	c := core.Config{
+		Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
+		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
+	}
+	c.Rooms.Thawed = func(words string) { log.Warn(words) }
+	return c
+}
+
+func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
-		Root: root,
-		File: file.Config{Protected: f.below(f.config, f.stateDir(), executable())},
-		Exec: exec.Config{Name: f.groupName(), Root: f.root, MaxTimeout: conf.MaxExecTimeout, Reexec: true, FreezeFile: f.freezeFile(),
-			Jobs: filepath.Join(f.stateDir(), "jobs")},
-		Host: host.Config{Root: f.root, Version: version},
+		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
+		Protected: f.below(f.config, f.stateDir(), executable()), FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 	}
 }
 
@@ -188,37 +171,24 @@ func limits(s config.Script) sandbox.Limits {
 // library lists where scripts lie, the administrator's own first.
 func library(root string, limit int) *script.Library {
 	var places []script.Place
-	for _, dir := range []string{"/etc/quantix-kvm/scripts.d", "/usr/share/quantix-kvm/scripts"} {
+	for _, dir := range scriptDirs {
 		places = append(places, script.Place{Name: dir, FS: os.DirFS(filepath.Join(root, dir))})
 	}
 	return script.NewLibrary(limit, append(places, script.Place{Name: "bundled:", FS: scripts.Bundled()})...)
 }
 
-// told says in the log why everything will be refused, if it will.
-func told(log *zap.Logger, faulty error) {
+// logFaults says in the log why everything will be refused, if it will.
+func logFaults(log *zap.Logger, faulty error) {
 	if faulty != nil {
 		log.Error("the configuration has faults; all but ping, get_capabilities and get_status is refused", zap.Error(faulty))
 	}
 }
 
-// observe logs what operations do, without what they carry.
-func observe(table *builtins.Table, log *zap.Logger, rules *rules, audit *zap.Logger) {
-	table.Audit = func(call *builtins.Call, op *builtins.Op, in proto.Message, err error, took time.Duration) {
-		if rules.audits() {
-			audit.Info("audit", audited(call, op, in, err, took)...)
-		}
-		log.Debug("operation", zap.String("op", op.Name), zap.String("id", call.ID), zap.String("port", call.Port),
-			zap.Duration("took", took), zap.String("code", fault.Code(err)))
-	}
-	table.Panicked = func(op *builtins.Op, value any, stack []byte) {
-		log.Error("panic in an operation", zap.String("op", op.Name), zap.Any("panic", value), zap.ByteString("stack", stack))
-	}
-}
-
-// features tells a host which guest this is and which walls stand.
-func features(rooms *all.Rooms, rules *rules) map[string]string {
-	f := rooms.Features()
+// features tells a host what the rooms say of themselves, what scripts may be allowed, and which layers of isolation there are.
+func features(inside *core.Core, rules *rules) map[string]string {
+	f := inside.Rooms.Features()
 	f["policy"] = rules.describe()
+	f["rooms"] = roomNames(inside.Calls.Table().Scopes())
 	for _, layer := range sandbox.Layers() {
 		state := "yes"
 		if layer.Missing != "" {
@@ -227,6 +197,18 @@ func features(rooms *all.Rooms, rules *rules) map[string]string {
 		f["sandbox."+strings.ReplaceAll(layer.Name, " ", "_")] = state
 	}
 	return f
+}
+
+// roomNames lists the rooms that scripts see, each with what a need can limit it to: "file:path,host".
+func roomNames(scopes map[string]builtins.Scope) string {
+	var names []string
+	for _, room := range slices.Sorted(maps.Keys(scopes)) {
+		if scope := scopes[room]; scope != builtins.ScopeNone {
+			room += ":" + string(scope)
+		}
+		names = append(names, room)
+	}
+	return strings.Join(names, ",")
 }
 
 // architecture is spelt as the host does it.

@@ -27,46 +27,47 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/port"
 )
 
-// controlPath is where an agent tells the guest's root how it is: a socket, since a file would be old when it is read and
-// would have to be written at each change.
+// controlPath returns the path of the control socket, over which an agent reports its status to the guest's root. A file
+// instead would be outdated when it is read, and would have to be written at each change.
 func (f flags) controlPath() string {
 	switch {
 	case f.control != "":
 		return f.control
 	case f.stateDir() == config.StateDir:
-		return "/run/quantix-kvm/agent.sock"
+		return defaultControl
 	}
 	return filepath.Join(f.stateDir(), "agent.sock")
 }
 
-// freezeFile is where an agent notes what is frozen: beside its socket, where that is in memory.
+// freezeFile returns where an agent notes which file systems it froze: beside its control socket, where that is in memory;
+// else nowhere.
 func (f flags) freezeFile() string {
 	dir := filepath.Dir(f.controlPath())
-	if !strings.HasPrefix(dir, "/run/") {
+	if !inMemory(dir) {
 		return ""
 	}
 	return filepath.Join(dir, "frozen")
 }
 
-// openControl opens the socket. Without one the agent works as well; nil then.
+// openControl opens the control socket; nil where it cannot, since the agent works without one.
 func openControl(f flags, log *zap.Logger) port.Port {
 	path := f.controlPath()
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	var p port.Port
 	if err == nil {
 		var ports []port.Port
-		if ports, err = port.Open("unix:"+path, nobody); err == nil {
+		if ports, err = port.Open("unix:"+path, noneServed); err == nil {
 			p = ports[0]
 		}
 	}
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		log.Warn("no socket for quantix-kvm-agent status", zap.Error(err))
+		log.Warn("cannot open control socket", zap.Error(err))
 	}
 	return p
 }
 
-// describer adds to get_status what the agent as such does not know.
-func describer(recovery *recovery, undo *journal.Journal, reload *reloader, latest *latest) func(*pb.GetStatusResponse) {
+// statusDetails returns what adds to get_status what runtime/agent does not know.
+func statusDetails(recovery *recovery, undo *journal.Journal, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
 	layers := sandbox.Layers()
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
@@ -87,7 +88,7 @@ func describer(recovery *recovery, undo *journal.Journal, reload *reloader, late
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})
 		}
 		s.Config = reload.status()
-		s.Errors = latest.list()
+		s.Errors = recent.list()
 	}
 }
 
@@ -97,8 +98,8 @@ func statusCommand(f *flags) *cobra.Command {
 		Use:   "status",
 		Short: "show how the agent of this guest is",
 		Long: `status asks the agent that runs in this guest how it is: what it serves, who is there, since when, when it heard a host last,
-its transactions, the walls around scripts, its configuration, and its latest warnings. It asks over a socket that only root
-and the agent's own user may use.
+its transactions, the layers of the sandbox around scripts, its configuration, and its latest warnings. It asks over a socket
+that only root and the agent's own user may use.
 
 With --json: a GetStatusResponse as the protocol has it, with its field names.
 The exit code is 1 where no agent answers.`,
@@ -119,15 +120,16 @@ The exit code is 1 where no agent answers.`,
 	return c
 }
 
-// askWithin bounds what asking the agent of this guest may take.
-const askWithin = 10 * time.Second
+// askTimeout bounds a question to the agent of this guest.
+const askTimeout = 10 * time.Second
 
+// askStatus returns the status of the agent of this guest.
 func askStatus(ctx context.Context, f flags) (*pb.GetStatusResponse, error) {
 	f, err := f.absolute()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	c, err := client.Dial(ctx, f.controlPath(), client.Options{})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
@@ -171,7 +173,7 @@ faults are told, and the exit code is 1.`,
 
 // reload signals the agent and waits until it has read the file once more.
 func reload(ctx context.Context, w io.Writer, f flags) error {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	before, err := askStatus(ctx, f)
 	if err != nil {
@@ -190,7 +192,7 @@ func reload(ctx context.Context, w io.Writer, f flags) error {
 			return err
 		}
 		if s.Config.GetGeneration() > before.Config.GetGeneration() {
-			return tellReload(w, s.Config)
+			return printReload(w, s.Config)
 		}
 		select {
 		case <-ctx.Done():
@@ -200,7 +202,8 @@ func reload(ctx context.Context, w io.Writer, f flags) error {
 	}
 }
 
-func tellReload(w io.Writer, c *pb.ConfigStatus) error {
+// printReload prints the outcome of a reload, and returns the faults of the configuration as an error.
+func printReload(w io.Writer, c *pb.ConfigStatus) error {
 	for _, warning := range c.Warnings {
 		fmt.Fprintf(w, "warning: %s\n", warning)
 	}
@@ -213,5 +216,5 @@ func tellReload(w io.Writer, c *pb.ConfigStatus) error {
 	return nil
 }
 
-// nobody serves a port yet.
-func nobody(string) bool { return false }
+// noneServed reports that no port is served yet.
+func noneServed(string) bool { return false }

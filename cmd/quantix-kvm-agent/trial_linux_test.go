@@ -71,7 +71,7 @@ func TestScriptTest(t *testing.T) {
 func TestScriptNew(t *testing.T) {
 	dir := t.TempDir()
 	var out bytes.Buffer
-	if err := beginScript(&out, filepath.Join(dir, "my.site")); err != nil {
+	if err := createScript(&out, filepath.Join(dir, "my.site")); err != nil {
 		t.Fatal(err)
 	}
 	files := strings.Fields(out.String())
@@ -83,12 +83,12 @@ func TestScriptNew(t *testing.T) {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 	for _, again := range []string{"my.site", "my.site.lua", "Bad", "-x"} {
-		if err := beginScript(&out, filepath.Join(dir, again)); err == nil {
+		if err := createScript(&out, filepath.Join(dir, again)); err == nil {
 			t.Errorf("%q was begun", again)
 		}
 	}
 	out.Reset()
-	if err := describeScripts(t.Context(), &out, files[:1], nil); err != nil {
+	if err := documentScripts(t.Context(), &out, files[:1], nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, words := range []string{"# my.site 0.1\n", "Say where the site listens.\n", "What it is for", "    quantix-kvm-ctl run my.site -p port=…\n",
@@ -108,7 +108,7 @@ return script {name = "all", readonly = true, timeout = "90s", params = {
 		"plain.lua": "return 1", "bad.lua": "return script {}",
 	})
 	var out bytes.Buffer
-	if err := describeScripts(t.Context(), &out, []string{filepath.Join(dir, "all.lua")}, nil); err != nil {
+	if err := documentScripts(t.Context(), &out, []string{filepath.Join(dir, "all.lua")}, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := "# all\n\nHead.\n\n    quantix-kvm-ctl run all --secret c\n\n| parameter | type | default | |\n|---|---|---|---|\n" +
@@ -118,7 +118,7 @@ return script {name = "all", readonly = true, timeout = "90s", params = {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 	for _, name := range []string{"plain.lua", "bad.lua", "none.lua"} {
-		if err := describeScripts(t.Context(), &out, []string{filepath.Join(dir, name)}, nil); err == nil {
+		if err := documentScripts(t.Context(), &out, []string{filepath.Join(dir, name)}, nil); err == nil {
 			t.Errorf("%s was described", name)
 		}
 	}

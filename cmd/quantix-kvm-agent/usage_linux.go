@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// usage gives this process's resident size in bytes and its processor time in milliseconds; 0 where it cannot be told.
+// usage returns this process's resident size in bytes and its processor time in milliseconds; 0 where it cannot be read.
 func usage() (resident, cpu uint64) {
 	if text, err := os.ReadFile("/proc/self/statm"); err == nil {
 		var size, pages uint64

@@ -23,14 +23,14 @@ type app struct {
 	timeout             time.Duration
 	json, quiet         bool
 
-	started bool // the command line was understood
+	started bool // the command line was parsed
 }
 
-// run does what a command line says and gives the exit code.
+// run executes a command line and returns the exit code.
 func (a *app) run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	context.AfterFunc(ctx, stop) // a second signal kills the program
 	root := a.command()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
@@ -38,7 +38,7 @@ func (a *app) run(args []string) int {
 		return 0
 	}
 	f := a.classify(cmd, err, ctx.Err() != nil)
-	a.complain(f)
+	a.printError(f)
 	return f.code
 }
 
@@ -114,7 +114,7 @@ EXIT STATUS
 	return root
 }
 
-// note tells people something that nobody asked for.
+// note prints a remark to stderr, unless --quiet is set.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
 		fmt.Fprintf(a.stderr, "quantix-kvm-ctl: %s\n", printable(fmt.Sprintf(format, args...)))

@@ -212,7 +212,7 @@ func TestForeignAgent(t *testing.T) {
 func TestSilentSocket(t *testing.T) {
 	_, socket := listen(t)
 	code, _, stderr := ctl(t, "-s", socket, "ping")
-	if code != exitGone || !strings.Contains(stderr, "another client holds the socket") {
+	if code != exitNoAnswer || !strings.Contains(stderr, "another client holds the socket") {
 		t.Errorf("%d %q", code, stderr)
 	}
 }

@@ -36,7 +36,7 @@ With --json: {"cancelled": BOOL}.`,
 			if named != 1 {
 				return usage("cancel needs one of ID, --key and --transaction")
 			}
-			return a.with(c.Context(), answerWithin, func(s *session) error { return a.cancel(s, request) })
+			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.cancel(s, request) })
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "stop the script that runs under this `key`")

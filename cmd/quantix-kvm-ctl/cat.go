@@ -20,7 +20,7 @@ With --json: one line for each file, {"path","size","mode","data"}, the content 
   quantix-kvm-ctl cat /var/log/syslog | tail`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, paths []string) error {
-			return a.with(c.Context(), unlimited, func(s *session) error {
+			return a.with(c.Context(), noTimeout, func(s *session) error {
 				for _, path := range paths {
 					if err := a.cat(s, path); err != nil {
 						return err

@@ -2,19 +2,21 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// completeWithin is how long a shell may hang at a press of the tabulator key: a guest that does not answer gives nothing.
-const completeWithin = 2 * time.Second
+// completionTimeout bounds how long the shell waits at a press of the tabulator key; a guest that does not answer adds no completions.
+const completionTimeout = 2 * time.Second
 
-// complete makes a completion that asks the guest. What list gives are words, each with an optional description behind a
-// tabulator. Without an agent the shell offers what it does by itself, which are files where files is true.
+// complete returns a completion that asks the guest. list returns the words, each with an optional description behind a
+// tabulator. Without an agent the shell completes file names where files is true, and nothing otherwise.
 func (a *app) complete(files bool, list func(*session) ([]string, error)) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		otherwise := cobra.ShellCompDirectiveNoFileComp
@@ -24,27 +26,59 @@ func (a *app) complete(files bool, list func(*session) ([]string, error)) cobra.
 		if len(args) > 0 || files && strings.Contains(word, "/") {
 			return nil, otherwise
 		}
-		ctx, cancel := context.WithTimeout(c.Context(), completeWithin)
-		defer cancel()
-		var words []string
-		err := a.with(ctx, completeWithin, func(s *session) (err error) {
-			words, err = list(s)
-			return err
-		})
-		var fitting []cobra.Completion
-		for _, w := range words {
-			if err == nil && strings.HasPrefix(w, word) {
-				fitting = append(fitting, w)
-			}
+		if words := a.fitting(c.Context(), word, list); len(words) > 0 {
+			return words, cobra.ShellCompDirectiveNoFileComp
 		}
-		if len(fitting) == 0 {
-			return nil, otherwise
-		}
-		return fitting, cobra.ShellCompDirectiveNoFileComp
+		return nil, otherwise
 	}
 }
 
-// scriptNames are the scripts that run can start by name.
+// fitting returns those of the guest's words that begin with what is typed; none where the guest does not answer in time.
+func (a *app) fitting(ctx context.Context, typed string, list func(*session) ([]string, error)) (fitting []cobra.Completion) {
+	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
+	defer cancel()
+	err := a.with(ctx, completionTimeout, func(s *session) error {
+		words, err := list(s)
+		for _, word := range words {
+			if strings.HasPrefix(word, typed) {
+				fitting = append(fitting, word)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return fitting
+}
+
+// completeNeeds completes what run can be told to allow.
+func (a *app) completeNeeds(c *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	list := func(s *session) ([]string, error) { return needs(s, args) }
+	return a.fitting(c.Context(), word, list), cobra.ShellCompDirectiveNoFileComp
+}
+
+// needs returns what the script of the guest that run names declares to need, as completions; where it declares nothing, or is
+// a script of this host, the rooms of the guest, each with what it can be limited to.
+func needs(s *session, args []string) (words []string, err error) {
+	if len(args) > 0 && !isFile(args[0]) {
+		scripts, err := s.Scripts(s.ctx)
+		at := slices.IndexFunc(scripts, func(info *pb.ScriptInfo) bool { return info.Name == args[0] })
+		if err == nil && at >= 0 && len(scripts[at].Needs) > 0 {
+			return scripts[at].Needs, nil
+		}
+	}
+	can, err := client.Call[*pb.GetCapabilitiesResponse](s.ctx, s.Client, &pb.GetCapabilitiesRequest{})
+	for room := range strings.SplitSeq(can.GetFeatures()["rooms"], ",") {
+		if name, scope, limited := strings.Cut(room, ":"); limited {
+			room = name + "\tor " + name + ":" + strings.ToUpper(scope)
+		}
+		words = append(words, room)
+	}
+	return words, err
+}
+
+// scriptNames returns the scripts that run can start by name, as completions.
 func scriptNames(s *session) (words []string, err error) {
 	scripts, err := s.Scripts(s.ctx)
 	for _, script := range scripts {
@@ -53,7 +87,7 @@ func scriptNames(s *session) (words []string, err error) {
 	return words, err
 }
 
-// transactionIDs are those of the latest transactions.
+// transactionIDs returns the ids of the latest transactions, as completions.
 func transactionIDs(s *session) (words []string, err error) {
 	list, err := s.Transactions(s.ctx, 20)
 	for _, t := range list {
@@ -62,7 +96,7 @@ func transactionIDs(s *session) (words []string, err error) {
 	return words, err
 }
 
-// completeVM offers the virtual machines of this host that have a socket of an agent.
+// completeVM completes with the virtual machines of this host that have a socket of an agent.
 func completeVM(root string) cobra.CompletionFunc {
 	return func(_ *cobra.Command, _ []string, word string) (fitting []cobra.Completion, _ cobra.ShellCompDirective) {
 		for _, id := range client.ListVMs(root) {

@@ -15,39 +15,39 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Times of a connection.
+// Timeouts of a connection.
 const (
-	answerWithin = 30 * time.Second // what a small request may take
-	unlimited    = 0
-	connectIn    = 5 * time.Second
-	pingEvery    = 10 * time.Second // while a request takes long
-	pingPatience = 60 * time.Second // then the guest counts as gone
-	// lastWords is how long exec and run wait for the end of what they cancelled.
-	lastWords = 60 * time.Second
-	// hangUp is how long other requests may take to notice an interrupt.
-	hangUp = 2 * time.Second
+	requestTimeout = 30 * time.Second // of a small request
+	noTimeout      = 0
+	connectTimeout = 5 * time.Second
+	pingInterval   = 10 * time.Second // during a request
+	pingTimeout    = 60 * time.Second // after which the guest counts as gone
+	// cancelWait is how long exec and run wait for the reply of what they cancelled.
+	cancelWait = 60 * time.Second
+	// interruptGrace is how long other requests may take to notice an interrupt.
+	interruptGrace = 2 * time.Second
 )
 
-// session is a connection to an agent that has given a sign of life.
+// session is a connection on which the agent has answered a ping.
 type session struct {
 	*client.Client
-	path     string
-	ctx      context.Context // ends with the interrupt, the timeout, and when the guest is gone
-	patience time.Duration   // how long a connection lives after that
-	events   events
-	stops    []func()
+	path   string
+	ctx    context.Context // ends with the interrupt, the timeout, and when the guest is gone
+	grace  time.Duration   // how long the connection stays open after that
+	events events
+	stops  []func()
 }
 
 func (s *session) event(_ string, event proto.Message) { s.events.put(event) }
 
-// endAfter closes another connection of the session when that is over.
-func (s *session) endAfter(c *client.Client) {
-	context.AfterFunc(s.ctx, func() { time.AfterFunc(s.patience, func() { c.Close() }) })
+// closeAfter closes another connection of the session when that is over.
+func (s *session) closeAfter(c *client.Client) {
+	context.AfterFunc(s.ctx, func() { time.AfterFunc(s.grace, func() { c.Close() }) })
 }
 
-// connect finds the socket and connects. limit is the time that the command has, where the user says nothing; patience is
-// how long the connection lives after ctx has ended.
-func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*session, error) {
+// connect finds the socket and connects. limit is the timeout of the command; grace is how long the connection stays open after ctx
+// has ended.
+func (a *app) connect(ctx context.Context, limit, grace time.Duration) (*session, error) {
 	framing, err := wire.ParseFraming(a.framing)
 	if err != nil || a.timeout < 0 {
 		return nil, usage("--framing is plain or qtx1, and --timeout is not negative")
@@ -56,13 +56,13 @@ func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*sess
 	if err != nil {
 		return nil, err
 	}
-	s := &session{path: path, patience: patience}
+	s := &session{path: path, grace: grace}
 	s.events.more = make(chan struct{}, 1)
-	dialing, stop := context.WithTimeout(ctx, connectIn)
+	dialing, stop := context.WithTimeout(ctx, connectTimeout)
 	defer stop()
 	s.Client, err = client.Dial(dialing, path, client.Options{Framing: framing, Event: s.event})
 	if err != nil {
-		return nil, &failure{exitGone, err}
+		return nil, &failure{exitNoAnswer, err}
 	}
 	s.stops = append(s.stops, func() { s.Client.Close() })
 	if err := s.Alive(ctx); err != nil {
@@ -73,14 +73,14 @@ func (a *app) connect(ctx context.Context, limit, patience time.Duration) (*sess
 	return s, nil
 }
 
-// limit makes the context of the session.
+// limit sets the context of the session.
 func (s *session) limit(ctx context.Context, limit time.Duration) {
-	if limit != unlimited {
+	if limit != noTimeout {
 		limited, stop := context.WithTimeoutCause(ctx, limit, fault.Wrapf(context.DeadlineExceeded, "it was not done within %v", limit))
 		s.stops = append(s.stops, stop)
 		ctx = limited
 	}
-	watched, stop := s.Watch(ctx, pingEvery, pingPatience)
+	watched, stop := s.Watch(ctx, pingInterval, pingTimeout)
 	s.ctx = watched
 	s.stops = append(s.stops, stop)
 	ended, joined := make(chan struct{}), make(chan struct{})
@@ -91,9 +91,9 @@ func (s *session) limit(ctx context.Context, limit time.Duration) {
 			return
 		case <-watched.Done():
 		}
-		select { // what hangs in a write notices nothing else
+		select { // a blocked write ends only with the connection
 		case <-ended:
-		case <-time.After(s.patience):
+		case <-time.After(s.grace):
 			s.Client.Close()
 		}
 	}()
@@ -107,39 +107,39 @@ func (s *session) close() {
 	}
 }
 
-// why gives the better reason: what fails because the session ended tells only how.
-func (s *session) why(err error) error {
+// causeOf returns the reason why the session ended where err is only a consequence of that, and err otherwise.
+func (s *session) causeOf(err error) error {
 	if cause := context.Cause(s.ctx); err != nil && cause != nil && (client.Gone(err) || errors.Is(err, context.Canceled)) {
 		return cause
 	}
 	return err
 }
 
-// with connects, does something, and ends the connection.
+// with calls do with a session, and closes that. limit is the timeout where the user sets none.
 func (a *app) with(ctx context.Context, limit time.Duration, do func(*session) error) error {
 	if a.timeout > 0 {
 		limit = a.timeout
 	}
-	s, err := a.connect(ctx, limit, hangUp)
+	s, err := a.connect(ctx, limit, interruptGrace)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	return s.why(do(s))
+	return s.causeOf(do(s))
 }
 
-// withPatience is with, for commands that tell the guest their timeout and want its last words.
-func (a *app) withPatience(ctx context.Context, do func(*session) error) error {
+// withCancelWait is with for commands whose timeout the guest enforces, and which wait for the reply of a cancelled request.
+func (a *app) withCancelWait(ctx context.Context, do func(*session) error) error {
 	limit := a.timeout
 	if limit > 0 {
-		limit += lastWords / 4 // the guest's own timeout comes first
+		limit += cancelWait / 4 // the guest's own timeout comes first
 	}
-	s, err := a.connect(ctx, limit, lastWords+hangUp)
+	s, err := a.connect(ctx, limit, cancelWait+interruptGrace)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	return s.why(do(s))
+	return s.causeOf(do(s))
 }
 
 func (a *app) findSocket(root string) (string, error) {
@@ -152,7 +152,7 @@ func (a *app) findSocket(root string) (string, error) {
 			return "", &failure{exitUsage, err}
 		}
 		if err != nil {
-			return "", &failure{exitGone, err}
+			return "", &failure{exitNoAnswer, err}
 		}
 		return path, nil
 	case a.socket != "":
@@ -164,7 +164,7 @@ func (a *app) findSocket(root string) (string, error) {
 	return "", usage("which virtual machine? Give --socket or --vm, or set QUANTIX_SOCKET")
 }
 
-// events keeps what the agent says by itself until somebody takes it; putting never waits.
+// events queues the events of the agent until they are taken; put never blocks.
 type events struct {
 	mu   sync.Mutex
 	list []proto.Message

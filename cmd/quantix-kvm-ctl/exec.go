@@ -69,7 +69,7 @@ EXIT STATUS
 			if whole && (f.stdin || f.tty) {
 				return usage("--stdin and --tty go with none of --json, --detach and --max-output")
 			}
-			return a.withPatience(c.Context(), func(s *session) error {
+			return a.withCancelWait(c.Context(), func(s *session) error {
 				if whole {
 					return a.exec(s, command, f.detach)
 				}
@@ -117,9 +117,9 @@ func (a *app) exec(s *session, command client.Command, detach bool) error {
 	if detach {
 		return a.detached(s, command)
 	}
-	reply, err := s.Run(s.ctx, command, lastWords)
+	reply, err := s.Run(s.ctx, command, cancelWait)
 	if err != nil {
-		return notStarted(s.why(err))
+		return notStarted(s.causeOf(err))
 	}
 	if a.json {
 		if err := a.printJSON(reply); err != nil {
@@ -133,28 +133,28 @@ func (a *app) exec(s *session, command client.Command, detach bool) error {
 			return err
 		}
 	}
-	return a.ended(reply)
+	return a.executeResult(reply)
 }
 
-// ended turns the end of a command into an exit code.
-func (a *app) ended(reply *pb.ExecuteResponse) error {
+// executeResult prints how a command ended and returns its exit code as a failure.
+func (a *app) executeResult(reply *pb.ExecuteResponse) error {
 	if reply.Truncated {
 		a.note("exec: the output is longer than what was kept; --max-output allows more")
 	}
 	if reply.Error != "" && !a.json {
 		a.note("exec: %s", reply.Error)
 	}
-	return passOn(int(reply.ExitCode), reply.TimedOut)
+	return exitWith(int(reply.ExitCode), reply.TimedOut)
 }
 
-// passOn makes the command's exit code this program's.
-func passOn(code int, timedOut bool) error {
+// exitWith returns the failure that exits with the command's code, nil for 0.
+func exitWith(code int, timedOut bool) error {
 	switch {
 	case timedOut:
 		code = exitTimeout
 	case code < 0:
-		code = exitOurs
-	case code > 255: // does not fit; a host would see another one
+		code = exitExecFailed
+	case code > 255: // does not fit into an exit status, which would be another one
 		code = 255
 	}
 	if code == 0 {
@@ -163,13 +163,13 @@ func passOn(code int, timedOut bool) error {
 	return &failure{code: code}
 }
 
-// notStarted gives the error of a command that did not start its exit code.
+// notStarted adds the exit code to the error of a command that did not start.
 func notStarted(err error) error {
 	switch {
 	case client.IsProgram(err) && errors.Is(err, fs.ErrNotExist):
-		return &failure{exitMissing, err}
+		return &failure{exitNoProgram, err}
 	case client.IsProgram(err), errors.Is(err, fault.ErrRefused):
-		return &failure{exitForbidden, err}
+		return &failure{exitCannotExecute, err}
 	}
 	return err
 }

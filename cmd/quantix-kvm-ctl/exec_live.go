@@ -17,7 +17,7 @@ import (
 
 // execLive runs a command whose output is shown as it comes.
 func (a *app) execLive(s *session, command client.Command, stdin, tty bool) error {
-	if !streams(s) {
+	if !supportsStreaming(s) {
 		if stdin || tty {
 			return fault.Unsupported("the agent in the guest runs commands only without --stdin and --tty")
 		}
@@ -28,41 +28,42 @@ func (a *app) execLive(s *session, command client.Command, stdin, tty bool) erro
 		rows, cols := a.windowSize()
 		options.Terminal = &pb.Terminal{Term: os.Getenv("TERM"), Rows: rows, Cols: cols}
 	}
-	beside, stop := context.WithCancel(s.ctx)
+	background, stop := context.WithCancel(s.ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
 	restore := func() {}
 	defer func() { restore() }() // also in a panic
-	end, err := s.RunLive(s.ctx, command, options, lastWords, func(stream *client.Stream) {
+	end, err := s.RunStream(s.ctx, command, options, cancelWait, func(stream *client.Stream) {
 		if tty {
-			work.Go(func() { a.followWindow(beside, stream) })
+			work.Go(func() { a.followWindow(background, stream) })
 		}
 		if stdin {
 			if tty {
 				restore = rawTerminal(a.stdin)
 			}
-			go feed(beside, a.stdin, stream) // not waited for: nothing ends a read of a terminal but a key
+			go forwardInput(background, a.stdin, stream) // not waited for: only a key ends a read of a terminal
 		}
-	}, a.show)
+	}, a.writeOutput)
 	restore()
 	if err != nil {
-		return notStarted(s.why(err))
+		return notStarted(s.causeOf(err))
 	}
 	if end.GetError() != "" {
 		a.note("exec: %s", end.Error)
 	}
-	return passOn(int(end.GetExitCode()), end.GetTimedOut())
+	return exitWith(int(end.GetExitCode()), end.GetTimedOut())
 }
 
-// streams says whether the agent can do it: what other agents do with a request that they do not know is their secret.
-func streams(s *session) bool {
+// supportsStreaming reports whether the agent announces exec_stream. It is asked first, since agents other than this project's may not
+// answer a request that they do not know.
+func supportsStreaming(s *session) bool {
 	reply, err := client.Call[*pb.GetCapabilitiesResponse](s.ctx, s.Client, &pb.GetCapabilitiesRequest{})
 	return err == nil && slices.Contains(reply.GetCapabilities(), "exec_stream")
 }
 
-// show writes a piece of output.
-func (a *app) show(out client.Output) error {
+// writeOutput writes a piece of output.
+func (a *app) writeOutput(out client.Output) error {
 	if len(out.Stdout) > 0 {
 		_, err := a.stdout.Write(out.Stdout)
 		return err
@@ -71,8 +72,8 @@ func (a *app) show(out client.Output) error {
 	return err
 }
 
-// feed brings input to the command, until that or the input ends. A command that reads no more is no error.
-func feed(ctx context.Context, from io.Reader, stream *client.Stream) {
+// forwardInput copies input to the command, until that or the input ends. A command that reads no more is no error.
+func forwardInput(ctx context.Context, from io.Reader, stream *client.Stream) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := from.Read(buf)
@@ -88,7 +89,7 @@ func feed(ctx context.Context, from io.Reader, stream *client.Stream) {
 	}
 }
 
-// windowSize is the size of the terminal here; 0: there is none.
+// windowSize returns the size of this host's terminal; 0 where there is none.
 func (a *app) windowSize() (rows, cols uint32) {
 	for _, f := range []*os.File{a.stdout, a.stdin, a.stderr} {
 		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
@@ -98,7 +99,7 @@ func (a *app) windowSize() (rows, cols uint32) {
 	return 0, 0
 }
 
-// followWindow tells the guest of new sizes.
+// followWindow sends the guest the new sizes of the terminal.
 func (a *app) followWindow(ctx context.Context, stream *client.Stream) {
 	resized, stop := windowChanges()
 	defer stop()

@@ -15,21 +15,21 @@ import (
 
 // The exit codes; the help of the program explains them.
 const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitGone        = 3
-	exitRefused     = 4
-	exitRolledBack  = 5
-	exitPartial     = 6
-	exitTimeout     = 124
-	exitOurs        = 125 // of exec
-	exitForbidden   = 126 // of exec
-	exitMissing     = 127 // of exec
-	exitInterrupted = 130
+	exitFailed        = 1
+	exitUsage         = 2
+	exitNoAnswer      = 3
+	exitRefused       = 4
+	exitRolledBack    = 5
+	exitPartial       = 6
+	exitTimeout       = 124
+	exitExecFailed    = 125 // of exec
+	exitCannotExecute = 126 // of exec
+	exitNoProgram     = 127 // of exec
+	exitInterrupted   = 130
 )
 
-// failure is an error with its exit code. Without an error there is nothing to say: it was said, or the code is the
-// command's own.
+// failure is an error with its exit code. The error is nil where nothing is to be printed: it was printed already, or the code is
+// the command's own.
 type failure struct {
 	code int
 	err  error
@@ -44,19 +44,19 @@ func (f *failure) Error() string {
 
 func (f *failure) Unwrap() error { return f.err }
 
-// usage is an error of the command line.
+// usage returns an error of the command line.
 func usage(format string, args ...any) error {
 	return &failure{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// classify gives an error its exit code.
+// classify adds the exit code to an error.
 func (a *app) classify(cmd *cobra.Command, err error, interrupted bool) *failure {
 	f := &failure{exitUsage, err}
 	if a.started {
-		f = classified(err)
+		f = withExitCode(err)
 	}
 	if cmd.Name() == "exec" {
-		f = ofExec(f)
+		f = execFailure(f)
 	}
 	if interrupted && f.code != exitInterrupted {
 		if f.err != nil {
@@ -67,13 +67,13 @@ func (a *app) classify(cmd *cobra.Command, err error, interrupted bool) *failure
 	return f
 }
 
-func classified(err error) *failure {
+func withExitCode(err error) *failure {
 	var known *failure
 	switch {
 	case errors.As(err, &known):
 		return known
 	case client.Gone(err):
-		return &failure{exitGone, err}
+		return &failure{exitNoAnswer, err}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &failure{exitTimeout, err}
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, fault.ErrRefused), errors.Is(err, fault.ErrBusy), errors.Is(err, fault.ErrStale):
@@ -82,12 +82,12 @@ func classified(err error) *failure {
 	return &failure{exitFailed, err}
 }
 
-// ofExec keeps the codes of the command and those of quantix-kvm-ctl apart: the latter always come with an error.
-func ofExec(f *failure) *failure {
+// execFailure keeps the codes of the command and those of quantix-kvm-ctl apart: the latter always come with an error.
+func execFailure(f *failure) *failure {
 	if f.err == nil || f.code >= exitTimeout {
 		return f
 	}
-	return &failure{exitOurs, f.err}
+	return &failure{exitExecFailed, f.err}
 }
 
 // errorLine is the form of an error with --json.
@@ -102,8 +102,8 @@ type errorLine struct {
 	ExitCode int `json:"exit_code"`
 }
 
-// complain prints an error.
-func (a *app) complain(f *failure) {
+// printError prints an error.
+func (a *app) printError(f *failure) {
 	if f.err == nil {
 		return
 	}
@@ -132,12 +132,12 @@ func (a *app) complain(f *failure) {
 	}
 }
 
-// codeWord is the code of an error for programs: the agent's, or ours for what never reached it.
+// codeWord returns the code of an error for programs: the agent's, or one of this program for what did not reach it.
 func codeWord(f *failure) string {
 	switch f.code {
 	case exitUsage:
 		return "usage"
-	case exitGone:
+	case exitNoAnswer:
 		return "no_answer"
 	case exitTimeout:
 		return "timeout"

@@ -25,7 +25,7 @@ With --json: {"agent_ready": AgentReadyEvent or null, "capabilities": GetCapabil
   quantix-kvm-ctl --json info | jq -r .agent_ready.hostname`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), answerWithin, a.info)
+			return a.with(c.Context(), requestTimeout, a.info)
 		},
 	}
 }

@@ -12,11 +12,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// waitPiece is how long the guest may hold back one answer, in seconds; the wait is made of many.
-const waitPiece = 20
+// jobWaitSeconds is how long the guest may delay one reply, in seconds; a longer wait takes several requests.
+const jobWaitSeconds = 20
 
-// logPiece is how much of a log travels at a time, in bytes of each stream.
-const logPiece = 1 << 20
+// logChunk is how much of a log one reply has at most, in bytes of each stream.
+const logChunk = 1 << 20
 
 func (a *app) jobsCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -44,7 +44,7 @@ With --json: an array of Job.`,
 }
 
 func (a *app) jobsList(c *cobra.Command) error {
-	return a.with(c.Context(), answerWithin, func(s *session) error {
+	return a.with(c.Context(), requestTimeout, func(s *session) error {
 		list, err := s.Jobs(s.ctx)
 		if err != nil {
 			return err
@@ -85,7 +85,7 @@ With --json: a Job.`,
 		Example: "  quantix-kvm-ctl jobs show 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				_, job, err := s.Job(s.ctx, &pb.ListJobsRequest{JobId: args[0]})
 				if err != nil {
 					return err
@@ -123,8 +123,8 @@ agent is restarted.`,
 		Example: "  quantix-kvm-ctl jobs logs -f 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), unlimited, func(s *session) error {
-				link := a.link(s, true)
+			return a.with(c.Context(), noTimeout, func(s *session) error {
+				link := a.newLink(s, true)
 				defer link.Close()
 				return a.jobsLogs(s, link, args[0], follow)
 			})
@@ -135,9 +135,9 @@ agent is restarted.`,
 }
 
 func (a *app) jobsLogs(s *session, link *client.Link, id string, follow bool) error {
-	request := &pb.ListJobsRequest{JobId: id, MaxBytes: logPiece}
+	request := &pb.ListJobsRequest{JobId: id, MaxBytes: logChunk}
 	if follow {
-		request.WaitSeconds = waitPiece
+		request.WaitSeconds = jobWaitSeconds
 	}
 	for {
 		reply, job, err := link.Job(s.ctx, request)
@@ -174,8 +174,8 @@ With --json: the Job.`,
 		Example: "  quantix-kvm-ctl jobs wait --timeout 1h 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), unlimited, func(s *session) error {
-				link := a.link(s, true)
+			return a.with(c.Context(), noTimeout, func(s *session) error {
+				link := a.newLink(s, true)
 				defer link.Close()
 				return a.jobsWait(s, link, args[0])
 			})
@@ -185,7 +185,7 @@ With --json: the Job.`,
 
 func (a *app) jobsWait(s *session, link *client.Link, id string) error {
 	for {
-		_, job, err := link.Job(s.ctx, &pb.ListJobsRequest{JobId: id, WaitSeconds: waitPiece})
+		_, job, err := link.Job(s.ctx, &pb.ListJobsRequest{JobId: id, WaitSeconds: jobWaitSeconds})
 		if err != nil {
 			return err
 		}
@@ -198,12 +198,12 @@ func (a *app) jobsWait(s *session, link *client.Link, id string) error {
 			}
 		}
 		if job.Exit == nil {
-			return &failure{exitOurs, fmt.Errorf("job %s is lost: nobody knows how it ended", id)}
+			return &failure{exitExecFailed, fmt.Errorf("job %s is lost: nobody knows how it ended", id)}
 		}
 		if job.Exit.Error != "" && !a.json {
 			a.note("jobs: %s", job.Exit.Error)
 		}
-		return passOn(int(job.Exit.ExitCode), job.Exit.TimedOut)
+		return exitWith(int(job.Exit.ExitCode), job.Exit.TimedOut)
 	}
 }
 
@@ -218,7 +218,7 @@ With --signal the process group of the command gets that signal and nothing else
   quantix-kvm-ctl jobs kill --signal HUP 20260102-030405-abcdef`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				return s.SignalJob(s.ctx, args[0], signal, signal == "")
 			})
 		},
@@ -227,7 +227,7 @@ With --signal the process group of the command gets that signal and nothing else
 	return c
 }
 
-// jobIDs are words to complete.
+// jobIDs returns the ids of the jobs, as completions.
 func jobIDs(s *session) ([]string, error) {
 	list, err := s.Jobs(s.ctx)
 	var words []string
@@ -237,17 +237,17 @@ func jobIDs(s *session) ([]string, error) {
 	return words, err
 }
 
-// detached starts a command and leaves it to itself: as a job, or with an agent that keeps none, without a trace.
+// detached starts a command that outlives the connection: as a job, or, with an agent that has no jobs, without a record of it.
 func (a *app) detached(s *session, command client.Command) error {
-	if !streams(s) {
-		return notStarted(s.why(s.Start(s.ctx, command)))
+	if !supportsStreaming(s) {
+		return notStarted(s.causeOf(s.Start(s.ctx, command)))
 	}
 	reply, err := s.Detach(s.ctx, command)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return notStarted(s.why(s.Start(s.ctx, command)))
+		return notStarted(s.causeOf(s.Start(s.ctx, command)))
 	}
 	if err != nil {
-		return notStarted(s.why(err))
+		return notStarted(s.causeOf(err))
 	}
 	if a.json {
 		return a.printJSON(reply)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 func (a *app) lsCommand() *cobra.Command {
@@ -23,7 +24,7 @@ With --json: an array of DirectoryEntry. In it, a byte of a name that is not UTF
   quantix-kvm-ctl ls --json /var/log | jq -r '.[] | select(.is_directory).name'`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, paths []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error { return a.ls(s, paths, long, all) })
+			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.ls(s, paths, long, all) })
 		},
 	}
 	c.Flags().BoolVarP(&long, "long", "l", false, "show mode, owner, group, size and time as well")
@@ -78,15 +79,15 @@ func (a *app) listOne(s *session, path string, all bool) (entries []*pb.Director
 func (a *app) printEntries(entries []*pb.DirectoryEntry, long bool) error {
 	if !long {
 		for _, e := range entries {
-			fmt.Fprintln(a.stdout, printable(client.UnescapePath(e.Name)))
+			fmt.Fprintln(a.stdout, printable(text.UnescapePath(e.Name)))
 		}
 		return nil
 	}
 	var rows [][]string
 	for _, e := range entries {
-		name := client.UnescapePath(e.Name)
+		name := text.UnescapePath(e.Name)
 		if e.IsSymlink {
-			name += " -> " + client.UnescapePath(e.SymlinkTarget)
+			name += " -> " + text.UnescapePath(e.SymlinkTarget)
 		}
 		amount := "-"
 		if !e.IsDirectory {

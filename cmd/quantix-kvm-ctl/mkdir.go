@@ -19,7 +19,7 @@ With --json: {"directories": [PATH...]}, those that are there now.`,
 			if err != nil {
 				return err
 			}
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				return a.each(s, paths, "directories", func(path string) (bool, error) {
 					err := s.Mkdir(s.ctx, path, bits, parents)
 					return err == nil, err

@@ -22,7 +22,7 @@ func parseMode(text string) (uint32, error) {
 }
 
 // modeText writes type and permissions as ls does. What is neither a directory nor a link counts as a file, since messages
-// do not tell.
+// have no type for it.
 func modeText(e *pb.DirectoryEntry) string {
 	text := []byte("-rwxrwxrwx")
 	switch {

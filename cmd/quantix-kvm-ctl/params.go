@@ -141,7 +141,7 @@ func (a *app) askSecret(key string) (string, error) {
 	return string(value), err
 }
 
-// readLine reads exactly one line: what stands behind it is for others. The end of the input ends a line that is not empty.
+// readLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line that is not empty.
 func readLine(from io.Reader) (string, error) {
 	var line []byte
 	for one := make([]byte, 1); ; {

@@ -12,8 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/client"
 )
 
-// pongWithin is how long a pong is waited for.
-const pongWithin = 5 * time.Second
+// pongTimeout is how long a pong is waited for.
+const pongTimeout = 5 * time.Second
 
 func (a *app) pingCommand() *cobra.Command {
 	var count int
@@ -36,12 +36,12 @@ The exit code is 0 if every ping was answered, else 3.`,
 			if count < 0 || interval < 0 {
 				return usage("--count and --interval are not negative")
 			}
-			s, err := a.connect(c.Context(), a.timeout, hangUp)
+			s, err := a.connect(c.Context(), a.timeout, interruptGrace)
 			if err != nil {
 				return err
 			}
 			defer s.close()
-			return s.why(a.ping(s, count, interval))
+			return s.causeOf(a.ping(s, count, interval))
 		},
 	}
 	c.Flags().IntVarP(&count, "count", "c", 1, "send `n` pings; 0: until interrupted")
@@ -49,13 +49,13 @@ The exit code is 0 if every ping was answered, else 3.`,
 	return c
 }
 
-// trips are the round-trip times so far.
-type trips struct {
+// pingStats are the round-trip times so far.
+type pingStats struct {
 	sent, received      int
 	min, max, sum, sum2 float64 // milliseconds
 }
 
-func (t *trips) add(ms float64) {
+func (t *pingStats) add(ms float64) {
 	if t.received++; t.received == 1 {
 		t.min = ms
 	}
@@ -64,15 +64,15 @@ func (t *trips) add(ms float64) {
 	t.sum2 += ms * ms
 }
 
-func (t *trips) mean() float64 { return t.sum / float64(max(t.received, 1)) }
+func (t *pingStats) mean() float64 { return t.sum / float64(max(t.received, 1)) }
 
 // deviation is the standard deviation, as ping(8) has it.
-func (t *trips) deviation() float64 {
+func (t *pingStats) deviation() float64 {
 	return math.Sqrt(max(0, t.sum2/float64(max(t.received, 1))-t.mean()*t.mean()))
 }
 
 func (a *app) ping(s *session, count int, interval time.Duration) error {
-	var t trips
+	var t pingStats
 	var failed error
 	ticker := time.NewTicker(max(interval, time.Nanosecond))
 	defer ticker.Stop()
@@ -89,24 +89,24 @@ func (a *app) ping(s *session, count int, interval time.Duration) error {
 		return err
 	}
 	if failed == nil && t.received < t.sent {
-		return &failure{exitGone, fmt.Errorf("%d of %d pings were not answered", t.sent-t.received, t.sent)}
+		return &failure{exitNoAnswer, fmt.Errorf("%d of %d pings were not answered", t.sent-t.received, t.sent)}
 	}
 	return failed
 }
 
-// pingOnce fails where no further ping makes sense.
-func (a *app) pingOnce(s *session, seq int, t *trips) error {
+// pingOnce returns an error where no further ping makes sense.
+func (a *app) pingOnce(s *session, seq int, t *pingStats) error {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
 	t.sent++
-	limited, stop := context.WithTimeout(s.ctx, pongWithin)
+	limited, stop := context.WithTimeout(s.ctx, pongTimeout)
 	defer stop()
 	took, pong, err := s.Ping(limited)
 	ms := float64(took.Microseconds()) / 1000
 	switch {
 	case s.ctx.Err() != nil:
-		t.sent-- // nobody waited for it
+		t.sent-- // it was interrupted
 		return context.Cause(s.ctx)
 	case client.Gone(err):
 		return err
@@ -131,7 +131,7 @@ func (a *app) pingOnce(s *session, seq int, t *trips) error {
 	return nil
 }
 
-func (a *app) pingSummary(t *trips) error {
+func (a *app) pingSummary(t *pingStats) error {
 	if a.json {
 		return a.printJSON(struct {
 			Sent      int     `json:"sent"`

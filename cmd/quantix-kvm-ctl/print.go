@@ -47,7 +47,7 @@ func (a *app) printJSON(v any) error {
 	return err
 }
 
-// toJSON gives compact JSON. What protojson writes has blanks at random places, which are taken away.
+// toJSON returns compact JSON. protojson adds blanks at random places on purpose; they are removed.
 func toJSON(v any) (json.RawMessage, error) {
 	m, ok := v.(proto.Message)
 	if !ok {
@@ -66,7 +66,7 @@ func toJSON(v any) (json.RawMessage, error) {
 	return b.Bytes(), err
 }
 
-// listJSON gives an array of messages.
+// listJSON returns the messages as a JSON array.
 func listJSON[M proto.Message](list []M) ([]json.RawMessage, error) {
 	all := make([]json.RawMessage, 0, len(list))
 	for _, m := range list {
@@ -91,8 +91,8 @@ func table(w io.Writer, rows [][]string) error {
 	return t.Flush()
 }
 
-// printable makes text of a guest fit for a terminal: control characters but newline and tab, and bytes that are no UTF-8,
-// are written as escapes.
+// printable returns text of a guest that is safe for a terminal: control characters but newline and tab, and bytes that are not
+// UTF-8, become escapes.
 func printable(s string) string {
 	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
 		return s
@@ -113,7 +113,7 @@ func printable(s string) string {
 
 func unprintable(r rune) bool { return r != '\n' && r != '\t' && r != ' ' && !unicode.IsPrint(r) }
 
-// size writes a number of bytes for people.
+// size formats a number of bytes for people.
 func size(n uint64) string {
 	if n < 1024 {
 		return strconv.FormatUint(n, 10) + " B"
@@ -127,7 +127,7 @@ func size(n uint64) string {
 	return strconv.FormatFloat(f, 'f', 1, 64) + " " + unit
 }
 
-// ago writes a number of seconds for people.
+// ago formats a number of seconds for people.
 func ago(seconds uint64) string {
 	d := time.Duration(min(seconds, 1<<33)) * time.Second
 	if days := d / (24 * time.Hour); days > 0 {
@@ -136,7 +136,7 @@ func ago(seconds uint64) string {
 	return d.String()
 }
 
-// at writes a time of the guest in local time; a dash where there is none.
+// at formats a time of the guest in local time; a dash where there is none.
 func at(t *timestamppb.Timestamp) string {
 	if t == nil || !t.IsValid() {
 		return "-"
@@ -144,7 +144,7 @@ func at(t *timestamppb.Timestamp) string {
 	return t.AsTime().Local().Format("2006-01-02 15:04:05")
 }
 
-// plural writes a number of things.
+// plural formats a number with its noun.
 func plural(n int, one string) string {
 	if n == 1 {
 		return "1 " + one

@@ -15,8 +15,8 @@ type meter struct {
 	done  int64
 }
 
-// barEvery is how often the bar is drawn.
-const barEvery = 100 * time.Millisecond
+// redrawInterval is how often the bar is drawn.
+const redrawInterval = 100 * time.Millisecond
 
 func (a *app) meter(what string) *meter {
 	if a.quiet || a.json || !isTerminal(a.stderr) {
@@ -24,11 +24,11 @@ func (a *app) meter(what string) *meter {
 	}
 	return &meter{bar: progressbar.NewOptions64(-1,
 		progressbar.OptionSetWriter(a.stderr), progressbar.OptionSetDescription(printable(what)), progressbar.OptionShowBytes(true),
-		progressbar.OptionThrottle(barEvery), progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth(),
+		progressbar.OptionThrottle(redrawInterval), progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth(),
 		progressbar.OptionSetPredictTime(true))}
 }
 
-// progress is what a copy reports to; nil where nobody looks.
+// progress returns the callback of a copy; nil where no bar is shown.
 func (m *meter) progress() client.Progress {
 	if m.bar == nil {
 		return nil
@@ -38,7 +38,7 @@ func (m *meter) progress() client.Progress {
 			m.total = total
 			m.bar.ChangeMax64(total)
 		}
-		if done < m.done { // the copy began anew
+		if done < m.done { // the copy was restarted
 			m.bar.Reset()
 		}
 		m.done = done
@@ -46,7 +46,7 @@ func (m *meter) progress() client.Progress {
 	}
 }
 
-// clear takes the bar away.
+// clear erases the bar.
 func (m *meter) clear() {
 	if m.bar != nil {
 		m.bar.Clear()

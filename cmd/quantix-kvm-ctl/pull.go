@@ -47,8 +47,8 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 			if local == "-" && (a.json || f.recursive) {
 				return usage("standard output takes neither --json nor -r")
 			}
-			return a.with(c.Context(), unlimited, func(s *session) error {
-				link := a.link(s, !f.noResume)
+			return a.with(c.Context(), noTimeout, func(s *session) error {
+				link := a.newLink(s, !f.noResume)
 				defer link.Close()
 				return a.pull(s, link, args[:len(args)-1], local, f)
 			})
@@ -73,17 +73,17 @@ func (a *app) pull(s *session, link *client.Link, remotes []string, local string
 			return err
 		}
 	}
-	var out outcome
+	var out copyResult
 	for _, remote := range remotes {
 		err := a.pullOne(s, link, remote, local, into, f, &out)
 		if s.ctx.Err() != nil || client.Gone(err) {
 			return err
 		}
 		if err != nil {
-			a.failedOne(&out, err)
+			a.reportFailure(&out, err)
 		}
 	}
-	return a.copied(&out)
+	return a.finishCopy(&out)
 }
 
 // makeParents makes the directory that files go into.
@@ -97,10 +97,10 @@ func makeParents(local string, into, parents bool) error {
 	return os.MkdirAll(local, 0o755)
 }
 
-func (a *app) pullOne(s *session, link *client.Link, remote, local string, into bool, f pullFlags, out *outcome) error {
+func (a *app) pullOne(s *session, link *client.Link, remote, local string, into bool, f pullFlags, out *copyResult) error {
 	if local == "-" {
 		got, err := link.PullTo(s.ctx, remote, a.stdout, client.PullOptions{SHA256: f.sum})
-		out.add(client.Copied{Files: 1, Bytes: got.Size})
+		out.add(client.CopyStats{Files: 1, Bytes: got.Size})
 		return err
 	}
 	dir, err := isDir(s.ctx, link, remote)
@@ -117,13 +117,13 @@ func (a *app) pullOne(s *session, link *client.Link, remote, local string, into 
 	case dir && !f.recursive:
 		return usage("%s is a directory of the guest: give -r", remote)
 	case dir:
-		copied, err := link.PullTree(s.ctx, remote, target, client.Tree{SHA256: f.sum, Progress: m.progress(), Failed: a.tell(m, out)})
+		copied, err := link.PullTree(s.ctx, remote, target, client.Tree{SHA256: f.sum, Progress: m.progress(), Failed: a.failureHandler(m, out)})
 		out.add(copied)
 		return err
 	}
 	got, err := link.PullFile(s.ctx, remote, target, client.PullOptions{SHA256: f.sum, Progress: m.progress()})
 	if err == nil {
-		out.add(client.Copied{Files: 1, Bytes: got.Size})
+		out.add(client.CopyStats{Files: 1, Bytes: got.Size})
 	}
 	return err
 }

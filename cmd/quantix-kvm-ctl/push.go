@@ -55,8 +55,8 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 				return err
 			}
 			o := client.PushOptions{Mode: mode, Owner: f.owner, Group: f.group, Parents: f.parents, SHA256: f.sum}
-			return a.with(c.Context(), unlimited, func(s *session) error {
-				link := a.link(s, !f.noResume)
+			return a.with(c.Context(), noTimeout, func(s *session) error {
+				link := a.newLink(s, !f.noResume)
 				defer link.Close()
 				return a.push(s, link, args[:len(args)-1], args[len(args)-1], o, f.recursive)
 			})
@@ -72,9 +72,9 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 	return c
 }
 
-// outcome counts what a copy did, and what it could not do.
-type outcome struct {
-	client.Copied
+// copyResult counts what was copied, and what could not be.
+type copyResult struct {
+	client.CopyStats
 	failed int
 	code   int // of the last failure
 }
@@ -90,20 +90,20 @@ func (a *app) push(s *session, link *client.Link, locals []string, remote string
 	if len(locals) > 1 && !into {
 		return fmt.Errorf("%s: not a directory of the guest", remote)
 	}
-	var out outcome
+	var out copyResult
 	for _, local := range locals {
 		err := a.pushOne(s, link, local, remote, into, o, recursive, &out)
 		if s.ctx.Err() != nil || client.Gone(err) {
 			return err
 		}
 		if err != nil {
-			a.failedOne(&out, err)
+			a.reportFailure(&out, err)
 		}
 	}
-	return a.copied(&out)
+	return a.finishCopy(&out)
 }
 
-func (a *app) pushOne(s *session, link *client.Link, local, remote string, into bool, o client.PushOptions, recursive bool, out *outcome) error {
+func (a *app) pushOne(s *session, link *client.Link, local, remote string, into bool, o client.PushOptions, recursive bool, out *copyResult) error {
 	if local == "-" {
 		if into {
 			return fmt.Errorf("%s is a directory: standard input has no name there", remote)
@@ -134,49 +134,49 @@ func (a *app) pushOne(s *session, link *client.Link, local, remote string, into 
 	}
 	m := a.meter(local)
 	defer m.clear()
-	copied, err := link.PushTree(s.ctx, local, target, client.Tree{Push: o, Progress: m.progress(), Failed: a.tell(m, out)})
+	copied, err := link.PushTree(s.ctx, local, target, client.Tree{Push: o, Progress: m.progress(), Failed: a.failureHandler(m, out)})
 	out.add(copied)
 	return err
 }
 
-func (a *app) pushFile(s *session, link *client.Link, from *os.File, target string, o client.PushOptions, out *outcome) error {
+func (a *app) pushFile(s *session, link *client.Link, from *os.File, target string, o client.PushOptions, out *copyResult) error {
 	m := a.meter(target)
 	defer m.clear()
 	o.Progress = m.progress()
 	n, err := link.PushFile(s.ctx, target, from, o)
 	if err == nil {
-		out.add(client.Copied{Files: 1, Bytes: n})
+		out.add(client.CopyStats{Files: 1, Bytes: n})
 	}
 	return err
 }
 
-func (o *outcome) add(c client.Copied) {
+func (o *copyResult) add(c client.CopyStats) {
 	o.Files += c.Files
 	o.Directories += c.Directories
 	o.Links += c.Links
 	o.Bytes += c.Bytes
 }
 
-// tell gives what hears of the failures within a tree.
-func (a *app) tell(m *meter, out *outcome) func(string, error) error {
+// failureHandler returns the function that reports failures within a tree.
+func (a *app) failureHandler(m *meter, out *copyResult) func(string, error) error {
 	return func(path string, err error) error {
 		m.clear()
 		if text := err.Error(); !strings.Contains(text, path) {
 			err = fmt.Errorf("%s: %w", path, err)
 		}
-		a.failedOne(out, err)
+		a.reportFailure(out, err)
 		return nil
 	}
 }
 
-func (a *app) failedOne(out *outcome, err error) {
-	f := classified(err)
+func (a *app) reportFailure(out *copyResult, err error) {
+	f := withExitCode(err)
 	out.failed, out.code = out.failed+1, f.code
-	a.complain(f)
+	a.printError(f)
 }
 
-// copied ends a copy.
-func (a *app) copied(out *outcome) error {
+// finishCopy prints the result of a copy and returns its error.
+func (a *app) finishCopy(out *copyResult) error {
 	if a.json {
 		err := a.printJSON(struct {
 			Files       int   `json:"files"`

@@ -22,7 +22,7 @@ With --json: {"removed": [PATH...]}.`,
   quantix-kvm-ctl rm -rf /var/tmp/build`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, paths []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				return a.each(s, paths, "removed", func(path string) (bool, error) {
 					err := s.Remove(s.ctx, path, recursive)
 					if force && errors.Is(err, fs.ErrNotExist) {
@@ -38,7 +38,7 @@ With --json: {"removed": [PATH...]}.`,
 	return c
 }
 
-// each does something to every path and tells all that failed. With --json it prints the paths where something was done.
+// each calls do for every path and returns all failures. With --json it prints the paths for which do returned true.
 func (a *app) each(s *session, paths []string, word string, do func(path string) (bool, error)) error {
 	done := []string{}
 	var failed []error

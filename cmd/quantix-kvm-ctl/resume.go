@@ -7,36 +7,36 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/client"
 )
 
-// noResumeUsage says what the flag of push and pull does.
+// noResumeUsage is the usage of --no-resume.
 const noResumeUsage = "fail when the connection is lost, rather than connect again and go on"
 
-// link gives copies and scripts a way to the agent that lives longer than a connection; the caller closes it.
-func (a *app) link(s *session, resume bool) *client.Link {
+// newLink returns a link over the session that connects again where resume is true; the caller closes it.
+func (a *app) newLink(s *session, resume bool) *client.Link {
 	if !resume {
 		return client.NewLink(s.Client, nil)
 	}
-	told := false
+	noted := false
 	return client.NewLink(s.Client, func(ctx context.Context) (*client.Client, error) {
-		if !told {
+		if !noted {
 			a.note("the connection is lost; connecting again")
-			told = true
+			noted = true
 		}
 		framing, err := wire.ParseFraming(a.framing)
 		if err != nil {
 			return nil, err
 		}
-		dialing, stop := context.WithTimeout(ctx, connectIn)
+		dialing, stop := context.WithTimeout(ctx, connectTimeout)
 		defer stop()
 		c, err := client.Dial(dialing, s.path, client.Options{Framing: framing, Event: s.event})
 		if err != nil {
 			return nil, err
 		}
-		s.endAfter(c)
+		s.closeAfter(c)
 		if err := c.Alive(ctx); err != nil {
 			c.Close()
 			return nil, err
 		}
-		told = false
+		noted = false
 		return c, nil
 	})
 }

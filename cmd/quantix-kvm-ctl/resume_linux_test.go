@@ -37,11 +37,11 @@ func TestCutConnections(t *testing.T) {
 		says     string
 	}{
 		{"run", 0, 5000, []string{"run", script}, 0, "\"done\"\n"},
-		{"run and give up", 0, 5000, []string{"run", "--no-resume", script}, exitGone, ""},
+		{"run and give up", 0, 5000, []string{"run", "--no-resume", script}, exitNoAnswer, ""},
 		{"push", 500_000, 0, []string{"push", "--sha256", large, "/pushed"}, 0, ""},
-		{"push and give up", 500_000, 0, []string{"push", "--no-resume", large, "/lost"}, exitGone, ""},
+		{"push and give up", 500_000, 0, []string{"push", "--no-resume", large, "/lost"}, exitNoAnswer, ""},
 		{"pull", 0, 500_000, []string{"pull", "--sha256", "/large", filepath.Join(here, "pulled")}, 0, ""},
-		{"pull and give up", 0, 500_000, []string{"pull", "--no-resume", "/large", filepath.Join(here, "lost")}, exitGone, ""},
+		{"pull and give up", 0, 500_000, []string{"pull", "--no-resume", "/large", filepath.Join(here, "lost")}, exitNoAnswer, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := agenttest.NewProxy(t, a, func(n int) (int64, int64) {

@@ -75,8 +75,8 @@ EXIT STATUS
 			if err != nil {
 				return err
 			}
-			return a.withPatience(c.Context(), func(s *session) error {
-				link := a.link(s, !f.noResume)
+			return a.withCancelWait(c.Context(), func(s *session) error {
+				link := a.newLink(s, !f.noResume)
 				defer link.Close()
 				return a.runScript(s, link, args[0], request)
 			})
@@ -94,6 +94,9 @@ EXIT STATUS
 	c.Flags().StringVar(&f.memory, "memory", "", "limit the script's memory to this `size`, such as 32MiB")
 	c.Flags().BoolVar(&f.noResume, "no-resume", false, "fail when the connection is lost, rather than connect again and ask for the same run")
 	c.Flags().BoolVar(&f.noEvents, "no-events", false, "show the log at the end instead of while it runs")
+	if err := c.RegisterFlagCompletionFunc("allow", a.completeNeeds); err != nil {
+		panic(err) // the flag is the one above
+	}
 	a.helpScripts(c)
 	return c
 }
@@ -181,9 +184,9 @@ func namedFiles(flag string, pairs []string) (files []namedFile, err error) {
 }
 
 func (a *app) runScript(s *session, link *client.Link, script string, request *pb.RunScriptRequest) error {
-	live := a.showLive(&s.events)
-	reply, err := link.RunScript(s.ctx, request, lastWords)
-	live.stop()
+	printer := a.printEvents(&s.events)
+	reply, err := link.RunScript(s.ctx, request, cancelWait)
+	printer.stop()
 	if reply == nil || reply.Status == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
 		return err
 	}
@@ -192,7 +195,7 @@ func (a *app) runScript(s *session, link *client.Link, script string, request *p
 		e.Message = strings.TrimPrefix(e.Message, fmt.Sprintf("%s:%d: ", request.Name, e.Line))
 	}
 	if !a.quiet {
-		live.rest(reply)
+		printer.printMissedLog(reply)
 		a.printChanges(reply)
 		a.printStatus(reply)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// helpScripts has "run NAME --help" tell what the script of the guest declares, instead of what run can do.
+// helpScripts makes "run NAME --help" show what the script of the guest declares, instead of the help of run.
 func (a *app) helpScripts(run *cobra.Command) {
 	run.SetHelpFunc(func(c *cobra.Command, args []string) {
 		name := c.Flags().Arg(0)
@@ -32,7 +32,7 @@ func (a *app) helpScripts(run *cobra.Command) {
 }
 
 func (a *app) helpScript(ctx context.Context, name string) error {
-	return a.with(ctx, answerWithin, func(s *session) error {
+	return a.with(ctx, requestTimeout, func(s *session) error {
 		scripts, err := s.Scripts(s.ctx)
 		if err != nil {
 			return err
@@ -45,7 +45,7 @@ func (a *app) helpScript(ctx context.Context, name string) error {
 	})
 }
 
-// printScript writes what a script declares.
+// printScript prints what a script declares.
 func (a *app) printScript(info *pb.ScriptInfo) error {
 	head := strings.TrimSpace(info.Name + " " + info.Version)
 	if info.Description != "" {
@@ -74,7 +74,7 @@ func (a *app) printScript(info *pb.ScriptInfo) error {
 	return table(a.stdout, rows)
 }
 
-// paramNames are sorted, what is required first.
+// paramNames returns the names of the parameters, the required ones first, each part sorted.
 func paramNames(schema *structpb.Struct) []string {
 	var names []string
 	for name := range schema.GetFields() {
@@ -89,15 +89,15 @@ func paramNames(schema *structpb.Struct) []string {
 	return names
 }
 
-func says(schema *structpb.Struct, name, field string) *structpb.Value {
+func paramField(schema *structpb.Struct, name, field string) *structpb.Value {
 	return schema.GetFields()[name].GetStructValue().GetFields()[field]
 }
 
 func flag(schema *structpb.Struct, name, field string) bool {
-	return says(schema, name, field).GetBoolValue()
+	return paramField(schema, name, field).GetBoolValue()
 }
 
-// usageOf writes how what is required is given.
+// usageOf returns the flags of the required parameters.
 func usageOf(schema *structpb.Struct) (text string) {
 	for _, name := range paramNames(schema) {
 		switch {
@@ -114,7 +114,7 @@ func usageOf(schema *structpb.Struct) (text string) {
 func paramRows(schema *structpb.Struct) (rows [][]string) {
 	for _, name := range paramNames(schema) {
 		var notes []string
-		if text := says(schema, name, "description").GetStringValue(); text != "" {
+		if text := paramField(schema, name, "description").GetStringValue(); text != "" {
 			notes = append(notes, text)
 		}
 		for _, word := range []string{"required", "secret"} {
@@ -125,16 +125,16 @@ func paramRows(schema *structpb.Struct) (rows [][]string) {
 		for _, field := range []struct{ name, text string }{
 			{"default", "default %s"}, {"enum", "one of %s"}, {"min", "at least %s"}, {"max", "at most %s"}, {"pattern", "matches %s"},
 		} {
-			if value := says(schema, name, field.name); value != nil {
+			if value := paramField(schema, name, field.name); value != nil {
 				notes = append(notes, fmt.Sprintf(field.text, plainJSON(value)))
 			}
 		}
-		rows = append(rows, []string{"  " + name, says(schema, name, "type").GetStringValue(), strings.Join(notes, "; ")})
+		rows = append(rows, []string{"  " + name, paramField(schema, name, "type").GetStringValue(), strings.Join(notes, "; ")})
 	}
 	return rows
 }
 
-// plainJSON writes a value as -p takes it.
+// plainJSON returns a value as -p takes it.
 func plainJSON(value *structpb.Value) string {
 	text, err := json.Marshal(value.AsInterface())
 	if err != nil {

@@ -20,7 +20,7 @@ With --json: an array of ScriptInfo, with the declared parameters.`,
   quantix-kvm-ctl --json scripts | jq '.[] | select(.name == "motd").params_schema'`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				scripts, err := s.Scripts(s.ctx)
 				if err != nil {
 					return err

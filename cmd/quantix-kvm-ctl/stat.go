@@ -8,6 +8,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 func (a *app) statCommand() *cobra.Command {
@@ -21,7 +22,7 @@ With --json: a DirectoryEntry in a line for each path.`,
   quantix-kvm-ctl stat --json /etc/resolv.conf | jq -r .symlink_target`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, paths []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				var failed []error
 				for i, path := range paths {
 					e, err := s.Stat(s.ctx, path)
@@ -51,7 +52,7 @@ func (a *app) printStat(path string, e *pb.DirectoryEntry, nth int) error {
 	case e.IsDirectory:
 		kind = "directory"
 	case e.IsSymlink:
-		kind = "link to " + client.UnescapePath(e.SymlinkTarget)
+		kind = "link to " + text.UnescapePath(e.SymlinkTarget)
 	}
 	return table(a.stdout, [][]string{
 		{"path", path},

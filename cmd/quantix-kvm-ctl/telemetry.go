@@ -27,9 +27,9 @@ With --json: a TelemetryReport; with --watch as well, one in each line.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if watch {
-				return a.with(c.Context(), unlimited, a.watchTelemetry)
+				return a.with(c.Context(), noTimeout, a.watchTelemetry)
 			}
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				report, err := a.freshReport(s)
 				if err != nil {
 					return err
@@ -45,7 +45,7 @@ With --json: a TelemetryReport; with --watch as well, one in each line.`,
 	return c
 }
 
-// freshReport gives the report that was asked for: the last one before the pong, or the next one where there was none.
+// freshReport asks for a report and returns it: the last one before the pong, or the next one where none came before it.
 func (a *app) freshReport(s *session) (*pb.TelemetryReport, error) {
 	s.events.take()
 	if err := s.AskTelemetry(s.ctx); err != nil {
@@ -77,7 +77,7 @@ func (a *app) watchTelemetry(s *session) error {
 	for lines := 0; ; {
 		for _, event := range s.events.take() {
 			report, ok := event.(*pb.TelemetryReport)
-			if !ok || proto.Equal(report, last) { // a host that has just come is told the same more than once
+			if !ok || proto.Equal(report, last) { // a host that has just connected gets the same report more than once
 				continue
 			}
 			last = report
@@ -94,14 +94,14 @@ func (a *app) watchTelemetry(s *session) error {
 	}
 }
 
-// headEvery is how many lines a watch prints under one head.
-const headEvery = 20
+// headerInterval is how many lines a watch prints under one header.
+const headerInterval = 20
 
 func (a *app) printLine(r *pb.TelemetryReport, lines int) error {
 	if a.json {
 		return a.printJSON(r)
 	}
-	if lines%headEvery == 0 && !a.quiet {
+	if lines%headerInterval == 0 && !a.quiet {
 		fmt.Fprintf(a.stdout, "%-8s  %6s  %10s  %10s  %10s  %6s  %s\n", "TIME", "CPU", "MEM USED", "MEM AVAIL", "SWAP USED", "LOAD", "PROCS")
 	}
 	_, err := fmt.Fprintf(a.stdout, "%-8s  %5.1f%%  %10s  %10s  %10s  %6.2f  %d\n", time.Now().Format("15:04:05"), r.CpuUsagePercent,
@@ -146,7 +146,7 @@ func linkState(s pb.InterfaceState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "INTERFACE_STATE_"))
 }
 
-// addresses puts the prefix lengths behind the addresses, where the agent tells them.
+// addresses returns the addresses, with prefix lengths where the agent sends them.
 func addresses(i *pb.InterfaceInfo) []string {
 	all := append(append([]string{}, i.Ipv4Addresses...), i.Ipv6Addresses...)
 	for n := range all {

@@ -37,7 +37,7 @@ With --json: an array of TransactionInfo.`,
 			if limit < 0 {
 				return usage("--limit is not negative")
 			}
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				list, err := s.Transactions(s.ctx, limit)
 				if err != nil {
 					return err
@@ -62,7 +62,7 @@ With --json: a TransactionInfo.`,
 
 		ValidArgsFunction: a.complete(false, transactionIDs),
 		RunE: func(c *cobra.Command, args []string) error {
-			return a.with(c.Context(), answerWithin, func(s *session) error {
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				info, err := s.Transaction(s.ctx, args[0])
 				if err != nil {
 					return err

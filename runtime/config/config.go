@@ -29,7 +29,7 @@ import (
 type Config struct {
 	TelemetryInterval time.Duration // telemetry_interval_secs: 5 s
 	MaxExecTimeout    time.Duration // max_exec_timeout_secs: 300 s; default and upper bound of execute
-	MaxChunkSize      int           // max_chunk_size: 65,536 bytes; no effect yet: a file_read gives what fits into a small frame
+	MaxChunkSize      int           // max_chunk_size: 65,536 bytes; no effect yet: a file_read returns what fits into a small frame
 	LogLevel          string        // log_level: trace, debug, info, warn or error
 	LogFormat         string        // log_format: json or pretty
 	LogFile           string        // log_file: empty is stderr
@@ -68,13 +68,13 @@ func Default() Config {
 		MaxChunkSize:      65536,
 		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
 		Device: "auto", Transport: "auto", VsockPort: 9443, VsockCIDs: []uint32{2},
-		PreFreezeDir: "/etc/quantix-kvm/pre-freeze.d", PostThawDir: "/etc/quantix-kvm/post-thaw.d",
+		PreFreezeDir: defaultPreFreezeDir, PostThawDir: defaultPostThawDir,
 		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000, Depth: 1024,
 			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
 	}
 }
 
-// Load reads a file. One that does not exist gives the defaults.
+// Load reads a file. For one that does not exist it returns the defaults.
 func Load(path string) (c Config, warnings []string, err error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,9 +91,8 @@ func Load(path string) (c Config, warnings []string, err error) {
 	return c, warnings, err
 }
 
-// Parse reads the text of a file. Together with an error it gives the defaults, but for the channel and the log: by those
-// the fault is to be told. The error names every fault with its
-// line and key.
+// Parse reads the text of a file. Together with an error it returns the defaults, but for the channel and the log, which are
+// needed to report the fault. The error names every fault with its line and key.
 func Parse(text []byte) (c Config, warnings []string, err error) {
 	var document, second yaml.Node
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
@@ -110,31 +109,31 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 		p.mapping("", document.Content[0])
 	}
 	if p.transport != nil {
-		if err := p.config.fits(); err != nil {
+		if err := p.config.checkTransport(); err != nil {
 			p.fault(p.transport, "transport", "%v", err)
 		}
 	}
 	if err := errors.Join(p.faults...); err != nil {
-		return p.config.channel(), p.warnings, err
+		return p.config.channelAndLog(), p.warnings, err
 	}
 	return p.config, append(p.warnings, p.config.Security.warnings()...), nil
 }
 
-// channel is the default with what says how to reach the host and the log.
-func (c Config) channel() Config {
+// channelAndLog returns the defaults, but for the keys that say how to reach the host and the log.
+func (c Config) channelAndLog() Config {
 	d := Default()
 	d.Device, d.Framing, d.Transport, d.VsockPort, d.VsockCIDs = c.Device, c.Framing, c.Transport, c.VsockPort, c.VsockCIDs
-	if d.fits() != nil {
+	if d.checkTransport() != nil {
 		d.Transport = "auto"
 	}
 	d.LogLevel, d.LogFormat, d.LogFile, d.LogMaxSize, d.LogMaxFiles = c.LogLevel, c.LogFormat, c.LogFile, c.LogMaxSize, c.LogMaxFiles
 	return d
 }
 
-// fits says why transport and device_path contradict each other.
-func (c Config) fits() error {
-	unix := strings.HasPrefix(c.Device, "unix:") || strings.HasPrefix(c.Device, "unix-connect:")
-	vsock := strings.HasPrefix(c.Device, "vsock:")
+// checkTransport returns why transport and device_path contradict each other, if they do.
+func (c Config) checkTransport() error {
+	unix := strings.HasPrefix(c.Device, unixPrefix) || strings.HasPrefix(c.Device, unixConnectPrefix)
+	vsock := strings.HasPrefix(c.Device, vsockPrefix)
 	switch {
 	case c.Transport == "unix" && !unix:
 		return errors.New("unix needs a device_path of unix:PATH or unix-connect:PATH")
@@ -146,7 +145,7 @@ func (c Config) fits() error {
 	return nil
 }
 
-// Channel says which channels to serve, as port.Open takes it.
+// Channel returns the device specification of the ports to serve, as port.Open takes it.
 func (c Config) Channel() string {
 	if c.Transport != "vsock" {
 		return c.Device
@@ -155,11 +154,12 @@ func (c Config) Channel() string {
 	for i, cid := range c.VsockCIDs {
 		cids[i] = strconv.FormatUint(uint64(cid), 10)
 	}
-	return fmt.Sprintf("vsock:%d:%s", c.VsockPort, strings.Join(cids, ","))
+	return fmt.Sprintf(vsockPrefix+"%d:%s", c.VsockPort, strings.Join(cids, ","))
 }
 
+// parser reads one document.
 type parser struct {
-	transport *yaml.Node // where it stands
+	transport *yaml.Node // the value of that key; nil: it is not there
 	config    Config
 	warnings  []string
 	faults    []error
@@ -169,17 +169,18 @@ func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
 	p.faults = append(p.faults, fmt.Errorf("line %d: %s: %s", node.Line, key, fmt.Sprintf(format, args...)))
 }
 
-// sections are the keys that hold keys.
+// sections are the keys whose values hold keys.
 var sections = map[string]bool{"security": true, "health": true, "script": true}
 
-// idle are keys that are understood and that nothing uses yet.
-var idle = map[string]bool{
+// ignoredKeys are read and checked, but nothing uses them yet.
+var ignoredKeys = map[string]bool{
 	"max_chunk_size": true, "pre_freeze_script_dir": true, "post_thaw_script_dir": true,
 	"health.enabled": true, "health.interval_secs": true, "health.telemetry_timeout_secs": true,
 }
 
-// renamed are keys that packages of other agents ship; they are understood and warned of.
-var renamed = map[string]string{
+// renamedKeys are keys as packages of other agents ship them, and what they are called here; empty: nothing uses it. Each is
+// accepted with a warning.
+var renamedKeys = map[string]string{
 	"telemetry_interval": "telemetry_interval_secs",
 	"pre_freeze_scripts": "pre_freeze_script_dir",
 	"post_thaw_scripts":  "post_thaw_script_dir",
@@ -198,7 +199,7 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		name := prefix + key.Value
-		if now, known := renamed[name]; known {
+		if now, known := renamedKeys[name]; known {
 			p.warnings = append(p.warnings, warnRenamed(key.Line, name, now))
 			if name = now; now == "" {
 				continue
@@ -224,7 +225,7 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 			if err := setter(&p.config, value); err != nil {
 				p.fault(value, name, "%v", err)
 			}
-			if idle[name] {
+			if ignoredKeys[name] {
 				p.warnings = append(p.warnings, fmt.Sprintf("line %d: %s has no effect yet", key.Line, name))
 			}
 		}
@@ -239,20 +240,20 @@ func warnRenamed(line int, old, now string) string {
 	return fmt.Sprintf("line %d: %s is spelt %s", line, old, now)
 }
 
-// keys is every key of agent.yaml.
+// keys are the keys of agent.yaml, and what reads the value of each; securityKeys has more.
 var keys = map[string]func(*Config, *yaml.Node) error{
-	"telemetry_interval_secs": seconds(1, 86400, func(c *Config) *time.Duration { return &c.TelemetryInterval }),
-	"max_exec_timeout_secs":   seconds(1, 7*86400, func(c *Config) *time.Duration { return &c.MaxExecTimeout }),
-	"max_chunk_size":          number(1, 10<<20, func(c *Config, n int64) { c.MaxChunkSize = int(n) }),
-	"log_level":               word(func(c *Config) *string { return &c.LogLevel }, "trace", "debug", "info", "warn", "error"),
-	"log_format":              word(func(c *Config) *string { return &c.LogFormat }, "json", "pretty"),
-	"log_file":                word(func(c *Config) *string { return &c.LogFile }),
-	"log_max_size_bytes":      number(1<<20, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
-	"log_max_files":           number(1, 1000, func(c *Config, n int64) { c.LogMaxFiles = int(n) }),
-	"transport":               word(func(c *Config) *string { return &c.Transport }, "auto", "virtio-serial", "unix", "vsock"),
-	"vsock_port":              number(1, math.MaxUint32-1, func(c *Config, n int64) { c.VsockPort = uint32(n) }),
-	"vsock_allow_cids":        cids,
-	"device_path":             word(func(c *Config) *string { return &c.Device }),
+	"telemetry_interval_secs": readSeconds(1, 86400, func(c *Config) *time.Duration { return &c.TelemetryInterval }),
+	"max_exec_timeout_secs":   readSeconds(1, 7*86400, func(c *Config) *time.Duration { return &c.MaxExecTimeout }),
+	"max_chunk_size":          readNumber(1, 10<<20, func(c *Config, n int64) { c.MaxChunkSize = int(n) }),
+	"log_level":               readText(func(c *Config) *string { return &c.LogLevel }, "trace", "debug", "info", "warn", "error"),
+	"log_format":              readText(func(c *Config) *string { return &c.LogFormat }, "json", "pretty"),
+	"log_file":                readText(func(c *Config) *string { return &c.LogFile }),
+	"log_max_size_bytes":      readNumber(1<<20, math.MaxInt64, func(c *Config, n int64) { c.LogMaxSize = n }),
+	"log_max_files":           readNumber(1, 1000, func(c *Config, n int64) { c.LogMaxFiles = int(n) }),
+	"transport":               readText(func(c *Config) *string { return &c.Transport }, "auto", "virtio-serial", "unix", "vsock"),
+	"vsock_port":              readNumber(1, math.MaxUint32-1, func(c *Config, n int64) { c.VsockPort = uint32(n) }),
+	"vsock_allow_cids":        readCIDs,
+	"device_path":             readText(func(c *Config) *string { return &c.Device }),
 	"framing": func(c *Config, node *yaml.Node) error {
 		f, err := wire.ParseFraming(node.Value)
 		if err == nil && (node.Kind != yaml.ScalarNode || node.Value == "") {
@@ -263,26 +264,27 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 		}
 		return err
 	},
-	"pre_freeze_script_dir": word(func(c *Config) *string { return &c.PreFreezeDir }),
-	"post_thaw_script_dir":  word(func(c *Config) *string { return &c.PostThawDir }),
+	"pre_freeze_script_dir": readText(func(c *Config) *string { return &c.PreFreezeDir }),
+	"post_thaw_script_dir":  readText(func(c *Config) *string { return &c.PostThawDir }),
 
-	"health.enabled":                flag(func(*Config, bool) {}),
-	"health.interval_secs":          number(1, 86400, func(*Config, int64) {}),
-	"health.telemetry_timeout_secs": number(1, 86400, func(*Config, int64) {}),
+	"health.enabled":                readBool(func(*Config, bool) {}),
+	"health.interval_secs":          readNumber(1, 86400, func(*Config, int64) {}),
+	"health.telemetry_timeout_secs": readNumber(1, 86400, func(*Config, int64) {}),
 
-	"script.enabled":            flag(func(c *Config, on bool) { c.Script.Enabled = on }),
-	"script.memory_limit_bytes": number(16<<20, 1<<40, func(c *Config, n int64) { c.Script.Memory = n }),
-	"script.cpu_limit_seconds":  seconds(1, 86400, func(c *Config) *time.Duration { return &c.Script.CPU }),
-	"script.timeout_seconds":    seconds(1, 7*86400, func(c *Config) *time.Duration { return &c.Script.Wall }),
-	"script.max_source_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Source = int(n) }),
-	"script.max_log_lines":      number(1, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
-	"script.max_log_bytes":      number(1, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
-	"script.max_result_bytes":   number(1, 8<<20, func(c *Config, n int64) { c.Script.Result = int(n) }),
-	"script.max_depth":          number(64, 16384, func(c *Config, n int64) { c.Script.Depth = int(n) }),
-	"script.max_calls":          number(1, math.MaxInt32, func(c *Config, n int64) { c.Script.Calls = int(n) }),
+	"script.enabled":            readBool(func(c *Config, on bool) { c.Script.Enabled = on }),
+	"script.memory_limit_bytes": readNumber(16<<20, 1<<40, func(c *Config, n int64) { c.Script.Memory = n }),
+	"script.cpu_limit_seconds":  readSeconds(1, 86400, func(c *Config) *time.Duration { return &c.Script.CPU }),
+	"script.timeout_seconds":    readSeconds(1, 7*86400, func(c *Config) *time.Duration { return &c.Script.Wall }),
+	"script.max_source_bytes":   readNumber(1, 8<<20, func(c *Config, n int64) { c.Script.Source = int(n) }),
+	"script.max_log_lines":      readNumber(1, 1_000_000, func(c *Config, n int64) { c.Script.Lines = int(n) }),
+	"script.max_log_bytes":      readNumber(1, 8<<20, func(c *Config, n int64) { c.Script.Log = int(n) }),
+	"script.max_result_bytes":   readNumber(1, 8<<20, func(c *Config, n int64) { c.Script.Result = int(n) }),
+	"script.max_depth":          readNumber(64, 16384, func(c *Config, n int64) { c.Script.Depth = int(n) }),
+	"script.max_calls":          readNumber(1, math.MaxInt32, func(c *Config, n int64) { c.Script.Calls = int(n) }),
 }
 
-func flag(set func(*Config, bool)) func(*Config, *yaml.Node) error {
+// readBool reads true or false.
+func readBool(set func(*Config, bool)) func(*Config, *yaml.Node) error {
 	return func(c *Config, node *yaml.Node) error {
 		var on bool
 		if node.Tag != "!!bool" || node.Decode(&on) != nil {
@@ -293,8 +295,8 @@ func flag(set func(*Config, bool)) func(*Config, *yaml.Node) error {
 	}
 }
 
-// cids reads a list of context ids.
-func cids(c *Config, node *yaml.Node) error {
+// readCIDs reads a list of context ids.
+func readCIDs(c *Config, node *yaml.Node) error {
 	var list []uint32
 	if err := node.Decode(&list); err != nil || node.Kind != yaml.SequenceNode || len(list) == 0 {
 		return errors.New("is no list of context ids, such as [2]")
@@ -303,7 +305,8 @@ func cids(c *Config, node *yaml.Node) error {
 	return nil
 }
 
-func number(low, high int64, set func(*Config, int64)) func(*Config, *yaml.Node) error {
+// readNumber reads a whole number from low to high.
+func readNumber(low, high int64, set func(*Config, int64)) func(*Config, *yaml.Node) error {
 	return func(c *Config, node *yaml.Node) error {
 		n, err := strconv.ParseInt(node.Value, 0, 64)
 		if err != nil || node.Tag != "!!int" {
@@ -317,12 +320,13 @@ func number(low, high int64, set func(*Config, int64)) func(*Config, *yaml.Node)
 	}
 }
 
-func seconds(low, high int64, field func(*Config) *time.Duration) func(*Config, *yaml.Node) error {
-	return number(low, high, func(c *Config, n int64) { *field(c) = time.Duration(n) * time.Second })
+// readSeconds reads a whole number of seconds from low to high.
+func readSeconds(low, high int64, field func(*Config) *time.Duration) func(*Config, *yaml.Node) error {
+	return readNumber(low, high, func(c *Config, n int64) { *field(c) = time.Duration(n) * time.Second })
 }
 
-// word sets a text; with choices it must be one of them.
-func word(field func(*Config) *string, choices ...string) func(*Config, *yaml.Node) error {
+// readText reads a text; with choices it must be one of them.
+func readText(field func(*Config) *string, choices ...string) func(*Config, *yaml.Node) error {
 	return func(c *Config, node *yaml.Node) error {
 		if node.Kind != yaml.ScalarNode || node.Tag != "!!str" {
 			return fmt.Errorf("%q is not a text", node.Value)
@@ -336,6 +340,3 @@ func word(field func(*Config) *string, choices ...string) func(*Config, *yaml.No
 		return fmt.Errorf("%q is none of %s", node.Value, strings.Join(choices, ", "))
 	}
 }
-
-// StateDir is where the agent keeps what must survive a crash, below the root that it acts on.
-const StateDir = "/var/lib/quantix-kvm"

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"gopkg.in/yaml.v3"
 )
 
@@ -27,10 +28,10 @@ type Security struct {
 	Ports             []PortSecurity
 }
 
-// PortSecurity is what holds beside the general section for the hosts on some channels: an element of ports. It can forbid
+// PortSecurity is what holds beside the general section for the hosts on some ports: an element of ports. It can forbid
 // what the general section allows, and never allow what that forbids.
 type PortSecurity struct {
-	Port     string // the name of a channel as status has it, * for any text
+	Port     string // the name of a port as status has it, * for any text
 	Line     int
 	Security Security // without File, Audit and Ports
 }
@@ -53,7 +54,7 @@ type Switch struct {
 	Line int
 }
 
-// Restricts says whether anything can be refused by it.
+// Restricts reports whether anything can be refused by it or by what holds for single ports.
 func (s Security) Restricts() bool {
 	return s.restricts() || slices.ContainsFunc(s.Ports, func(p PortSecurity) bool { return p.Security.restricts() })
 }
@@ -63,7 +64,7 @@ func (s Security) restricts() bool {
 		s.CommandsPerMinute.N > 0 || s.FileOpsPerSecond.N > 0 || s.ReadOnly.On
 }
 
-// warnings tells what an administrator may believe of it that is not so.
+// warnings returns what an administrator may believe of it that is not so.
 func (s Security) warnings() (list []string) {
 	if len(s.DeniedCommands) > 0 && len(s.AllowedCommands) == 0 {
 		list = append(list, fmt.Sprintf("line %d: security.command_blocklist is no boundary: a program that is not listed can do what a "+
@@ -84,20 +85,20 @@ func (s Security) warnings() (list []string) {
 
 // securityKeys are the keys under security.
 var securityKeys = map[string]func(*Config, *yaml.Node) error{
-	"security.command_allowlist":       rules(func(c *Config) *[]Rule { return &c.Security.AllowedCommands }, program),
-	"security.command_blocklist":       rules(func(c *Config) *[]Rule { return &c.Security.DeniedCommands }, program),
-	"security.allow_file_write_paths":  rules(func(c *Config) *[]Rule { return &c.Security.AllowedWritePaths }, place),
-	"security.deny_file_read_paths":    rules(func(c *Config) *[]Rule { return &c.Security.DeniedReadPaths }, place),
-	"security.allow_operations":        rules(func(c *Config) *[]Rule { return &c.Security.AllowedOperations }, operation),
-	"security.deny_operations":         rules(func(c *Config) *[]Rule { return &c.Security.DeniedOperations }, operation),
-	"security.max_commands_per_minute": limit(func(c *Config) *Limit { return &c.Security.CommandsPerMinute }),
-	"security.max_file_ops_per_second": limit(func(c *Config) *Limit { return &c.Security.FileOpsPerSecond }),
-	"security.read_only":               on(func(c *Config) *Switch { return &c.Security.ReadOnly }),
-	"security.audit_logging":           on(func(c *Config) *Switch { return &c.Security.Audit }),
+	"security.command_allowlist":       readRules(func(c *Config) *[]Rule { return &c.Security.AllowedCommands }, checkProgram),
+	"security.command_blocklist":       readRules(func(c *Config) *[]Rule { return &c.Security.DeniedCommands }, checkProgram),
+	"security.allow_file_write_paths":  readRules(func(c *Config) *[]Rule { return &c.Security.AllowedWritePaths }, checkPath),
+	"security.deny_file_read_paths":    readRules(func(c *Config) *[]Rule { return &c.Security.DeniedReadPaths }, checkPath),
+	"security.allow_operations":        readRules(func(c *Config) *[]Rule { return &c.Security.AllowedOperations }, checkOperation),
+	"security.deny_operations":         readRules(func(c *Config) *[]Rule { return &c.Security.DeniedOperations }, checkOperation),
+	"security.max_commands_per_minute": readLimit(func(c *Config) *Limit { return &c.Security.CommandsPerMinute }),
+	"security.max_file_ops_per_second": readLimit(func(c *Config) *Limit { return &c.Security.FileOpsPerSecond }),
+	"security.read_only":               readSwitch(func(c *Config) *Switch { return &c.Security.ReadOnly }),
+	"security.audit_logging":           readSwitch(func(c *Config) *Switch { return &c.Security.Audit }),
 }
 
-// rules reads a list of texts, each of which check bears. A key without a value is an empty list.
-func rules(field func(*Config) *[]Rule, check func(string) error) func(*Config, *yaml.Node) error {
+// readRules reads a list of texts that check finds nothing wrong with. A key without a value is an empty list.
+func readRules(field func(*Config) *[]Rule, check func(string) error) func(*Config, *yaml.Node) error {
 	return func(c *Config, node *yaml.Node) error {
 		if node.Tag == "!!null" {
 			return nil
@@ -120,7 +121,7 @@ func rules(field func(*Config) *[]Rule, check func(string) error) func(*Config, 
 	}
 }
 
-// ports reads the sections of single channels. Their keys are those of the general section, but for audit_logging and ports.
+// ports reads the sections of single ports. Their keys are those of the general section, but for audit_logging and ports.
 func (p *parser) ports(node *yaml.Node) {
 	if node.Tag == "!!null" {
 		return
@@ -132,7 +133,7 @@ func (p *parser) ports(node *yaml.Node) {
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, value := node.Content[i], node.Content[i+1]
 		within := "security.ports." + name.Value
-		if !namesPort(name.Value) {
+		if !isPortPattern(name.Value) {
 			p.fault(name, within, "is no name of a port, such as org.quantix.agent.1, unix:/run/agent.sock, vsock:9443, or unix:*")
 			continue
 		}
@@ -152,34 +153,23 @@ func (p *parser) ports(node *yaml.Node) {
 	}
 }
 
-// namesPort says whether a text can be the name of a channel: one that is none would restrict nobody.
-func namesPort(text string) bool {
-	if _, err := path.Match(text, ""); err != nil {
-		return false
-	}
-	for _, prefix := range []string{"org.quantix.agent.", "org.limiquantix.agent.", "unix:", "unix-connect:", "vsock:", "/"} {
-		if strings.HasPrefix(text, prefix) && len(text) > len(prefix) {
-			return true
-		}
-	}
-	return text == "*"
-}
-
-func program(text string) error {
+// checkProgram checks an element of a list of commands.
+func checkProgram(text string) error {
 	switch {
 	case text == "" || strings.ContainsAny(text, " \t\n\x00"):
 		return errors.New("is no program: give a name or an absolute path, without arguments")
 	case strings.ContainsAny(text, `*?[`):
 		return errors.New("has a wildcard, which this list does not know")
-	case strings.Contains(text, "/") && !path.IsAbs(text):
+	case strings.Contains(text, "/") && !fsys.IsAbs(text):
 		return errors.New("is neither a name nor an absolute path")
 	}
 	return nil
 }
 
-func place(text string) error {
+// checkPath checks an element of a list of paths.
+func checkPath(text string) error {
 	switch {
-	case !path.IsAbs(text) || strings.Contains(text, "\x00"):
+	case !fsys.IsAbs(text) || strings.Contains(text, "\x00"):
 		return errors.New("is no absolute path")
 	case strings.ContainsAny(text, `*?[`):
 		return errors.New("has a wildcard, which this list does not know; a directory stands for all that is below it")
@@ -189,16 +179,18 @@ func place(text string) error {
 	return nil
 }
 
-func operation(text string) error {
+// checkOperation checks an element of a list of operations.
+func checkOperation(text string) error {
 	if _, err := path.Match(text, ""); text == "" || err != nil {
 		return errors.New("is no name of an operation")
 	}
 	return nil
 }
 
-func limit(field func(*Config) *Limit) func(*Config, *yaml.Node) error {
+// readLimit reads how often something may happen; 0 and nothing are no limit.
+func readLimit(field func(*Config) *Limit) func(*Config, *yaml.Node) error {
 	return unlessNull(func(c *Config, node *yaml.Node) error {
-		return number(0, 1_000_000, func(c *Config, n int64) {
+		return readNumber(0, 1_000_000, func(c *Config, n int64) {
 			if n > 0 {
 				*field(c) = Limit{int(n), node.Line}
 			}
@@ -206,9 +198,10 @@ func limit(field func(*Config) *Limit) func(*Config, *yaml.Node) error {
 	})
 }
 
-func on(field func(*Config) *Switch) func(*Config, *yaml.Node) error {
+// readSwitch reads what is on or off; nothing is off.
+func readSwitch(field func(*Config) *Switch) func(*Config, *yaml.Node) error {
 	return unlessNull(func(c *Config, node *yaml.Node) error {
-		return flag(func(c *Config, on bool) {
+		return readBool(func(c *Config, on bool) {
 			if on {
 				*field(c) = Switch{on, node.Line}
 			}
@@ -216,6 +209,7 @@ func on(field func(*Config) *Switch) func(*Config, *yaml.Node) error {
 	})
 }
 
+// unlessNull leaves a key without a value alone.
 func unlessNull(set func(*Config, *yaml.Node) error) func(*Config, *yaml.Node) error {
 	return func(c *Config, node *yaml.Node) error {
 		if node.Tag == "!!null" {

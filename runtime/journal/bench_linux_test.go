@@ -16,12 +16,12 @@ func benchContent(round, i int) []byte {
 	return []byte(fmt.Sprintf("%-2048d", round*benchFiles+i))
 }
 
-// BenchmarkCost holds a transaction of 20 files, and one of 1,000, against the same files without one, in turns: each
-// written, synced, renamed, and its directory synced. ratio is of the times for 20 files, linear that of a file of 1,000
-// to a file of 20 in transactions, journal-B what the journal holds for each file.
+// BenchmarkCost compares a transaction of 20 files, and one of 1,000, with the same files without one, in turns: each is
+// written, synced, renamed, and its directory synced. ratio is that of the times for 20 files, linear that of the time per
+// file of 1,000 to that of 20 in a transaction, journal-B the bytes in the journal per file.
 func BenchmarkCost(b *testing.B) {
-	p := newPlace(b)
-	g := started(b, p, nil)
+	p := newTestDirs(b)
+	g := newGuest(b, p, nil)
 	var bare, few, many time.Duration
 	var bytes uint64
 	round := 0
@@ -44,22 +44,22 @@ func timed(do func()) time.Duration {
 	return time.Since(start)
 }
 
-func writePlain(b *testing.B, p place, round, files int) {
+func writePlain(b *testing.B, p testDirs, round, files int) {
 	for i := range files {
-		if err := plain(filepath.Join(p.files, fmt.Sprint("plain", i)), benchContent(round, i)); err != nil {
+		if err := writePlainFile(filepath.Join(p.files, fmt.Sprint("plain", i)), benchContent(round, i)); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
-// writeInTx writes the files through the file room, and gives the size of the journal.
+// writeInTx writes the files by file.write and returns the size of the journal in bytes.
 func writeInTx(b *testing.B, g *guest, round, files int) uint64 {
 	tx := g.begin(b)
 	for i := range files {
-		g.must(b, tx, "file.write", &pb.WriteFileArgs{Path: fmt.Sprint("/file", i), Content: benchContent(round, i), Mode: "0640", Owner: fmt.Sprint(os.Getuid())})
+		g.mustCall(b, tx, "file.write", &pb.WriteFileArgs{Path: fmt.Sprint("/file", i), Content: benchContent(round, i), Mode: "0640", Owner: fmt.Sprint(os.Getuid())})
 	}
 	bytes := tx.info().JournalBytes
-	if err := tx.Commit(b.Context(), status()); err != nil {
+	if err := tx.Commit(b.Context(), committedReply()); err != nil {
 		b.Fatal(err)
 	}
 	if err := tx.Close(b.Context(), nil); err != nil {
@@ -68,7 +68,7 @@ func writeInTx(b *testing.B, g *guest, round, files int) uint64 {
 	return bytes
 }
 
-func plain(path string, content []byte) error {
+func writePlainFile(path string, content []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
@@ -96,22 +96,22 @@ func plain(path string, content []byte) error {
 
 // BenchmarkTxEmpty is a transaction that changes nothing.
 func BenchmarkTxEmpty(b *testing.B) {
-	g := started(b, newPlace(b), nil)
+	g := newGuest(b, newTestDirs(b), nil)
 	for b.Loop() {
 		tx := g.begin(b)
-		if err := tx.Commit(b.Context(), status()); err != nil {
+		if err := tx.Commit(b.Context(), committedReply()); err != nil {
 			b.Fatal(err)
 		}
 		_ = tx.Close(b.Context(), nil)
 	}
 }
 
-// BenchmarkRollback20Files takes back the same.
+// BenchmarkRollback20Files rolls back a transaction of 20 files.
 func BenchmarkRollback20Files(b *testing.B) {
-	p := newPlace(b)
-	g := started(b, p, nil)
+	p := newTestDirs(b)
+	g := newGuest(b, p, nil)
 	for i := range benchFiles {
-		if err := plain(filepath.Join(p.files, fmt.Sprint("file", i)), benchContent(-1, i)); err != nil {
+		if err := writePlainFile(filepath.Join(p.files, fmt.Sprint("file", i)), benchContent(-1, i)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -119,7 +119,7 @@ func BenchmarkRollback20Files(b *testing.B) {
 		b.StopTimer()
 		tx := g.begin(b)
 		for i := range benchFiles {
-			g.must(b, tx, "file.write", &pb.WriteFileArgs{Path: fmt.Sprint("/file", i), Content: benchContent(round, i)})
+			g.mustCall(b, tx, "file.write", &pb.WriteFileArgs{Path: fmt.Sprint("/file", i), Content: benchContent(round, i)})
 		}
 		b.StartTimer()
 		if report := tx.Rollback(b.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {

@@ -18,23 +18,23 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Action is something to be done after a commit, at least once.
+// Action is an operation that runs after the commit, at least once.
 type Action struct {
-	// Op and Args name the operation; it must bear to be done again.
+	// Op and Args name the operation, which must be idempotent. Required.
 	Op   string
 	Args proto.Message
-	// SameBoot leaves it out if the guest was booted again since the commit.
+	// SameBoot skips the action if the guest was booted again since the commit.
 	SameBoot bool
-	// Target is what people call it.
+	// Target names the object for people, in Change.Target. Optional.
 	Target string
 }
 
-// Commit makes all changes durable, and then, with one record, that they stay. The record holds the reply and the
-// actions to come. Nil is the promise; on an error the caller rolls back.
+// Commit makes all changes durable and then writes the commit record, which holds the reply and the actions to run. If it
+// returns nil the changes are permanent; on an error the caller rolls back.
 func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...Action) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.mayEnd(ctx); err != nil {
+	if err := t.checkOpen(ctx); err != nil {
 		return err
 	}
 	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID()}
@@ -46,28 +46,28 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 		commit.After = append(commit.After, &pb.JournalAction{Op: action.Op, Args: args, SameBoot: action.SameBoot, Target: action.Target})
 	}
 	if len(after) > 0 && t.log == nil {
-		if err := t.sticky1(t.start()); err != nil {
+		if err := t.fail(t.createFiles()); err != nil {
 			return err
 		}
 	}
 	if t.log != nil {
-		if t.phase == running { // what awaits its confirmation is durable already
-			if err := t.force(); err != nil {
-				return t.sticky1(err)
+		if t.phase == running { // a transaction that awaits confirmation is durable already
+			if err := t.syncChanges(); err != nil {
+				return t.fail(err)
 			}
 		}
 		if err := t.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Commit{Commit: commit}}, true); err != nil {
-			t.uncommit = t.log.err != nil // the record may be there all the same
-			return t.sticky1(fault.On("journal", err))
+			t.commitUncertain = t.log.err != nil // the record may have reached the disk all the same
+			return t.fail(fault.On("journal", err))
 		}
 	}
-	t.enter(committed)
-	t.reply, t.after = reply, commit.After
+	t.setPhase(committed)
+	t.reply, t.actions = reply, commit.After
 	return nil
 }
 
-// mayEnd says why a transaction cannot be ended well.
-func (t *Tx) mayEnd(ctx context.Context) error {
+// checkOpen returns why a transaction can neither commit nor await confirmation; nil if it can.
+func (t *Tx) checkOpen(ctx context.Context) error {
 	switch {
 	case t.err != nil:
 		return t.err
@@ -77,8 +77,8 @@ func (t *Tx) mayEnd(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// After does the actions of the commit, once for all, and gives their outcomes for the reply. The caller ends ctx where
-// an action must not take longer; then, or if the agent dies, what is left is done by the next Recover.
+// After runs the actions of the commit and returns their outcomes for the reply; another call runs none of them again.
+// The caller bounds the time by ctx. If ctx ends, or the agent dies, the next Recover runs the actions that are left.
 func (t *Tx) After(ctx context.Context) []*pb.Change {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -86,21 +86,21 @@ func (t *Tx) After(ctx context.Context) []*pb.Change {
 		return nil
 	}
 	var list []*pb.Change
-	for len(t.after) > 0 && context.Cause(ctx) == nil {
-		action := t.after[0]
+	for len(t.actions) > 0 && context.Cause(ctx) == nil {
+		action := t.actions[0]
 		change := &pb.Change{Op: action.Op, Target: action.Target, Action: "ran", State: pb.ChangeState_CHANGE_STATE_APPLIED}
-		if err := t.act(ctx, action); err != nil {
+		if err := t.runAction(ctx, action); err != nil {
 			change.State, change.Target = pb.ChangeState_CHANGE_STATE_UNKNOWN, fault.On(action.Target, err).Error()
 		}
 		list = append(list, change)
-		t.after = t.after[1:]
+		t.actions = t.actions[1:]
 	}
 	return list
 }
 
-func (t *Tx) act(ctx context.Context, action *pb.JournalAction) error {
+func (t *Tx) runAction(ctx context.Context, action *pb.JournalAction) error {
 	if t.journal.config.Run == nil {
-		return fault.Unsupported("the operation %s is not known", action.Op)
+		return fault.Unsupported("operation %s is unknown", action.Op)
 	}
 	args, err := action.Args.UnmarshalNew()
 	if err != nil {
@@ -109,50 +109,52 @@ func (t *Tx) act(ctx context.Context, action *pb.JournalAction) error {
 	return t.journal.do("after.run", func() error { return t.journal.config.Run(ctx, action.Op, args) })
 }
 
-// Deadline is until when something awaits its confirmation.
+// Deadline is the end of the time for a confirmation.
 type Deadline struct {
-	// Boottime is on the clock that counts from boot and through suspends; it decides. Wall is the same for people.
+	// Boottime is on CLOCK_BOOTTIME, which counts from boot and through suspends, and decides. Wall is the same moment for
+	// people.
 	Boottime time.Duration
 	Wall     time.Time
 }
 
-// Await makes all changes durable, as Commit, but open: Commit or Rollback decides. A new start of the agent gets the
-// transaction back from Recover; after another boot it is rolled back. Called again it sets another deadline.
+// Await makes all changes durable as Commit does, but leaves the transaction open until Commit or Rollback. After a
+// restart of the agent Recover returns the open transaction; after another boot it rolls back. Another call of Await sets
+// a new deadline.
 func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadline) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.mayEnd(ctx); err != nil {
+	if err := t.checkOpen(ctx); err != nil {
 		return err
 	}
 	if t.log == nil {
-		if err := t.sticky1(t.start()); err != nil {
+		if err := t.fail(t.createFiles()); err != nil {
 			return err
 		}
 	}
 	if t.phase == running {
-		if err := t.force(); err != nil {
-			return t.sticky1(err)
+		if err := t.syncChanges(); err != nil {
+			return t.fail(err)
 		}
 	}
 	record := &pb.JournalAwait{Reply: reply, BootId: t.journal.config.BootID(),
 		UntilBoottimeMs: uint64(max(until.Boottime, 0).Milliseconds()), Until: timestamppb.New(until.Wall)}
-	if err := t.write(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
-		return t.sticky1(fault.On("journal", err))
+	if err := t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
+		return t.fail(fault.On("journal", err))
 	}
-	t.enter(awaiting)
+	t.setPhase(awaiting)
 	t.reply = reply
 	return nil
 }
 
-// force makes durable what the steps changed: files first, then the names of all. A sync that fails ends the
-// transaction: it would tell nothing if it were tried again.
-func (t *Tx) force() error {
+// syncChanges makes durable what the steps changed: files first, then the directory entries. A sync that fails must not be
+// tried again: the kernel would report success although the data is lost.
+func (t *Tx) syncChanges() error {
 	paths, all := map[string]bool{}, false
 	for _, s := range t.steps {
 		switch r := s.record.Record.(type) {
 		case *pb.JournalRecord_Keep:
 			for _, o := range r.Keep.Objects {
-				if o.State.Mtime != nil || o.ParentMtime != nil { // a setting of the kernel is nowhere
+				if o.State.Mtime != nil || o.ParentMtime != nil { // a kernel setting is on no disk
 					paths[o.Path] = paths[o.Path] || o.Tree
 				}
 			}
@@ -165,30 +167,30 @@ func (t *Tx) force() error {
 			all = true
 		}
 	}
-	if all { // an operation changed what it changed
+	if all { // the paths that an operation changed are unknown
 		if err := t.journal.do("commit.syncall", t.journal.config.Root.SyncAll); err != nil {
 			return err
 		}
 	}
-	if err := t.journal.expand(paths); err != nil {
+	if err := t.journal.addTreePaths(paths); err != nil {
 		return err
 	}
 	return t.journal.syncPaths("commit", paths)
 }
 
-// expand adds what is in the directories that are marked.
-func (j *Journal) expand(paths map[string]bool) error {
+// addTreePaths adds all that is below the directories whose value is true.
+func (j *Journal) addTreePaths(paths map[string]bool) error {
 	var walk func(dir string) error
 	walk = func(dir string) error {
-		names, err := j.names(dir)
-		if gone(err) == nil || errors.Is(err, syscall.ELOOP) { // no directory
+		names, err := j.readDirNames(dir)
+		if ignoreGone(err) == nil || errors.Is(err, syscall.ELOOP) { // no directory
 			err = nil
 		}
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
-			path := below(dir, name)
+			path := childPath(dir, name)
 			paths[path] = false
 			if err := walk(path); err != nil {
 				return err
@@ -206,11 +208,11 @@ func (j *Journal) expand(paths map[string]bool) error {
 	return nil
 }
 
-// syncPaths makes durable what is at the paths, and then the directories that they are in. What is not there any more
-// is durable by its directory, and a directory that is not there by its own.
+// syncPaths syncs what is at the paths, and then their parent directories. The removal of an object is durable with its
+// directory, and that of a directory with the directory above it.
 func (j *Journal) syncPaths(step string, paths map[string]bool) error {
 	dirs := map[string]bool{}
-	for _, path := range sorted(paths) {
+	for _, path := range sortedKeys(paths) {
 		dir, err := j.syncObject(step+".syncfile", path)
 		if err != nil {
 			return fault.On(path, err)
@@ -222,7 +224,7 @@ func (j *Journal) syncPaths(step string, paths map[string]bool) error {
 			dirs[up] = true
 		}
 	}
-	for _, dir := range sorted(dirs) {
+	for _, dir := range sortedKeys(dirs) {
 		if err := j.syncDirectory(step+".syncdir", dir); err != nil {
 			return fault.On(dir, err)
 		}
@@ -230,7 +232,7 @@ func (j *Journal) syncPaths(step string, paths map[string]bool) error {
 	return nil
 }
 
-func sorted(set map[string]bool) []string {
+func sortedKeys(set map[string]bool) []string {
 	list := make([]string, 0, len(set))
 	for path := range set {
 		list = append(list, path)
@@ -239,22 +241,22 @@ func sorted(set map[string]bool) []string {
 	return list
 }
 
-// syncObject makes a file durable, and tells of a directory.
+// syncObject syncs a file. A directory it only reports: the caller syncs it later.
 func (j *Journal) syncObject(step, path string) (dir bool, err error) {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
-		return false, gone(err)
+		return false, ignoreGone(err)
 	}
 	defer at.Close()
 	meta, err := at.Stat()
 	if err != nil {
-		return false, gone(err)
+		return false, ignoreGone(err)
 	}
 	if meta.Kind != fsys.File {
 		return meta.Kind == fsys.Directory, nil
 	}
 	err = j.do(step, at.Sync)
-	if errors.Is(err, os.ErrPermission) { // its mode keeps even its owner from opening it
+	if errors.Is(err, os.ErrPermission) { // its mode forbids even its owner to open it
 		err = j.do(step, j.config.Root.SyncAll)
 	}
 	return false, err
@@ -263,12 +265,12 @@ func (j *Journal) syncObject(step, path string) (dir bool, err error) {
 func (j *Journal) syncDirectory(step, path string) error {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
-		return gone(err)
+		return ignoreGone(err)
 	}
 	defer at.Close()
 	meta, err := at.Stat()
 	if err != nil {
-		return gone(err)
+		return ignoreGone(err)
 	}
 	if meta.Kind != fsys.Directory {
 		return nil
@@ -280,17 +282,18 @@ func (j *Journal) syncDirectory(step, path string) error {
 	return err
 }
 
-// gone is nil for a place that is not there any more, or has become a link, so that what it was is elsewhere.
-func gone(err error) error {
+// ignoreGone returns nil for the error of a path that is not there any more, or whose directory was replaced by something
+// else, such as a link.
+func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fault.ErrChanged) {
 		return nil
 	}
 	return err
 }
 
-// Close ends the transaction: it stores the final reply, and lets the next one begin once this one's files are cleaned
-// up, which it does not wait for. A transaction that neither committed nor was rolled back is rolled back. Called again it
-// does nothing.
+// Close ends the transaction and stores the reply; nil stores that of Commit or Await. A transaction that is still open is
+// rolled back. The files are removed in the background, after which the next transaction can begin. Another call does
+// nothing.
 func (t *Tx) Close(ctx context.Context, reply *pb.RunScriptResponse) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -303,31 +306,31 @@ func (t *Tx) Close(ctx context.Context, reply *pb.RunScriptResponse) error {
 	if reply == nil {
 		reply = t.reply
 	}
-	phase, err := t.phase, error(nil)
-	if phase == rolledBack || phase == failed {
-		err = t.abort(reply, phase == failed)
+	last, err := t.phase, error(nil)
+	if last == rolledBack || last == rollbackFailed {
+		err = t.abort(reply, last == rollbackFailed)
 	}
-	t.enter(closed)
-	t.journal.end(t, phase, reply, err)
+	t.setPhase(closed)
+	t.journal.finishTx(t, last, reply, err)
 	return err
 }
 
-// abort makes durable that the transaction ended without effect, in whatever way the disk takes it.
+// abort writes the abort record, with a shorter reply if the disk has no space for the whole one.
 func (t *Tx) abort(reply *pb.RunScriptResponse, failed bool) error {
 	if t.log == nil {
 		return nil
 	}
 	record := &pb.JournalAbort{Reply: reply, At: now(), Failed: failed}
 	err := t.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Abort{Abort: record}}, true)
-	if err != nil && t.log.err == nil { // only the reply was too large for what is left of the disk
-		record.Reply = brief(reply)
+	if err != nil && t.log.err == nil { // nothing was written: the reply is too large for the free space
+		record.Reply = shortReply(reply)
 		err = t.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Abort{Abort: record}}, true)
 	}
 	return err
 }
 
-// brief is what of a reply fits into the smallest room.
-func brief(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
+// shortReply returns the part of a reply that fits into the space reserved for the last record.
+func shortReply(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
 	if reply == nil {
 		return nil
 	}
@@ -336,12 +339,12 @@ func brief(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
 		LogDropped: reply.LogDropped + uint32(len(reply.Log)),
 	}
 	if e := reply.Error; e != nil {
-		short.Error = &pb.ScriptError{Kind: e.Kind, Message: cut(e.Message), Line: e.Line, Op: e.Op, Code: e.Code}
+		short.Error = &pb.ScriptError{Kind: e.Kind, Message: truncateText(e.Message), Line: e.Line, Op: e.Op, Code: e.Code}
 	}
 	for _, change := range reply.NotUndone[:min(len(reply.NotUndone), 8)] {
-		short.NotUndone = append(short.NotUndone, &pb.Change{Op: change.Op, Target: cut(change.Target), Action: change.Action, State: change.State})
+		short.NotUndone = append(short.NotUndone, &pb.Change{Op: change.Op, Target: truncateText(change.Target), Action: change.Action, State: change.State})
 	}
 	return short
 }
 
-func cut(text string) string { return text[:min(len(text), 1024)] }
+func truncateText(text string) string { return text[:min(len(text), 1024)] }

@@ -9,8 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// takeLock holds a file locked as long as it is open, or the process lives.
-func takeLock(path string) (*os.File, error) {
+// lockFile opens and locks a file. The lock is held until the file is closed or the process ends.
+func lockFile(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fault.Cause(err)
@@ -25,10 +25,10 @@ func takeLock(path string) (*os.File, error) {
 	return file, nil
 }
 
-// dataSync makes durable what was written into the blocks that a file has already.
+// dataSync makes durable what was written into blocks that are already allocated to the file.
 func dataSync(file *os.File) error { return unix.Fdatasync(int(file.Fd())) }
 
-// syncDir makes durable the names in a directory.
+// syncDir makes the entries of a directory durable.
 func syncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {

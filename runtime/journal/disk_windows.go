@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-func takeLock(path string) (*os.File, error) {
+func lockFile(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fault.Cause(err)
@@ -27,5 +27,5 @@ func takeLock(path string) (*os.File, error) {
 
 func dataSync(file *os.File) error { return file.Sync() }
 
-// syncDir has nothing to do: NTFS logs its names.
+// syncDir does nothing: NTFS journals its directory entries.
 func syncDir(string) error { return nil }

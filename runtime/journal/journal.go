@@ -1,12 +1,11 @@
-// Package journal makes changes of the guest one transaction: all of them happened and are durable, or none.
+// Package journal groups changes of the guest into a transaction: all of them happened and are durable, or none.
 //
-//	Begin ─► Before Take Undo: what it was, durable ─► the change ─► … ─┬─► Commit ──┐
+//	Begin ─► Before Take Undo: undo record, durable ─► the change ─► … ─┬─► Commit ──┐
 //	                                                                    │            ├─► Close: the reply is stored
 //	         Recover, after the agent or the guest died ─► undo ◄───────┴─► Rollback ┘
 //
-// It keeps an undo log: what was there is on disk before it is changed, changes are made in place, and one record that
-// reached the disk decides that they stay. There is one writer. What must reach the disk before what, and why, is in
-// DESIGN.md.
+// It is an undo log: a before-image is durable before the object is changed, changes are made in place, and the commit
+// record makes them permanent. There is one writer. The order of the writes and syncs, with the reasons, is in DESIGN.md.
 //
 // Not here: deciding whether a call may run, what an operation does, and running scripts.
 package journal
@@ -30,49 +29,49 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Config is what a journal needs.
+// Config configures a Journal.
 type Config struct {
-	// Dir is the directory that the journal keeps all it needs in. It is made, with mode 0700. Required.
+	// Dir is the directory of the journal's files. Open makes it, with mode 0700. Required.
 	Dir string
 	// Root is the file system that the changes are made in. Required; it stays the caller's.
 	Root *fsys.Root
-	// Run runs an operation by its name: an inverse on a rollback, an action after a commit. It may be asked again for
-	// what it did already. Required where transactions use either.
+	// Run runs an operation by name: an inverse on a rollback, an action after a commit. It may be called again for one that
+	// has run already. Required if transactions use inverses or actions.
 	Run func(ctx context.Context, op string, args proto.Message) error
-	// MachineID and BootID tell one guest from its clone, and one boot from the next. Nil: unknown, always the same.
+	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
 	MachineID, BootID func() string
 	// Version is the agent's, for the records. Optional.
 	Version string
-	// Expiry is how long the reply of a transaction is kept; 0: 30 days.
+	// Expiry is how long the reply of a transaction is stored. Optional; 0: 30 days.
 	Expiry time.Duration
-	// Entries is how many replies are kept; 0: 1000.
+	// Entries is the number of replies that are stored. Optional; 0: 1000.
 	Entries int
-	// Step is called before each action on the disk, with the action's name, for tests of what happens when it fails:
-	// with the error it returns, or without being done and unnoticed if that is ErrSkip. Nil: nothing.
+	// Step is for tests: it is called with the name of each action on the disk before the action runs. An error makes the
+	// action fail; ErrSkip leaves it out as if it had succeeded. Optional.
 	Step func(name string) error
 }
 
-// ErrSkip lets an action be left out as if it had succeeded; see Config.Step.
+// ErrSkip leaves an action out as if it had succeeded; see Config.Step.
 var ErrSkip = errors.New("left out")
 
-// The sizes of a journal's files.
+// Sizes in bytes.
 const (
-	initial = 1 << 20  // of a new journal: room for some dozen small files
-	spare   = 4 << 20  // of the largest journal that is used again
-	reserve = 64 << 10 // of what only the last record may use, so that an abort never waits for free space
-	inline  = 16 << 10 // of the largest file whose content goes into a record: less than two blocks' worth of syncs
+	initialSize       = 1 << 20  // of a new journal: room for some dozen small files
+	maxSpareSize      = 4 << 20  // of the largest journal that is used again
+	lastRecordReserve = 64 << 10 // of what only the last record may use, so that an abort never waits for free space
+	maxInlineFile     = 16 << 10 // of the largest file whose content goes into a record: less than two blocks' worth of syncs
 )
 
-// attempts is how often a recovery may be interrupted before it is given up.
-const attempts = 3
+// maxAttempts is how many rollbacks in a row may be interrupted without progress before the transaction is quarantined.
+const maxAttempts = 3
 
 // Journal holds the transactions of one root. It is safe for concurrent use.
 type Journal struct {
-	config Config
-	state  *fsys.Root // Dir
-	lock   *os.File
-	writer chan struct{} // holds one token: whoever has it may change the guest
-	work   sync.WaitGroup
+	config   Config
+	state    *fsys.Root // Dir
+	lock     *os.File
+	writer   chan struct{} // holds one token: whoever has it may change the guest
+	cleanups sync.WaitGroup
 
 	mu      sync.Mutex
 	current *Tx
@@ -81,8 +80,8 @@ type Journal struct {
 	store   store
 }
 
-// Open opens the journal, which no other process may have open: then the error is fault.ErrBusy. What it finds unfinished
-// must be taken back by Recover before a transaction can begin.
+// Open opens the journal. If another process has it open the error is fault.ErrBusy. If it holds unfinished transactions,
+// Recover must end them before another can begin.
 func Open(config Config) (*Journal, error) {
 	if config.MachineID == nil {
 		config.MachineID = func() string { return "" }
@@ -112,7 +111,7 @@ func (j *Journal) open() (err error) {
 	if err := os.Chmod(j.config.Dir, 0o700); err != nil {
 		return fault.Cause(err)
 	}
-	if j.lock, err = takeLock(j.dir("lock")); err != nil {
+	if j.lock, err = lockFile(j.dir("lock")); err != nil {
 		return err
 	}
 	for _, dir := range []string{j.config.Dir, filepath.Dir(j.config.Dir)} {
@@ -124,7 +123,7 @@ func (j *Journal) open() (err error) {
 		return errors.Join(err, j.lock.Close())
 	}
 	left, err := os.ReadDir(j.dir("open"))
-	err = errors.Join(err, j.lookKept())
+	err = errors.Join(err, j.refreshKept())
 	if err == nil && len(left) > 0 {
 		j.broken = errUnrecovered
 	}
@@ -132,21 +131,21 @@ func (j *Journal) open() (err error) {
 	return fault.Cause(err)
 }
 
-var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transaction is not taken back yet")
+var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transaction is not rolled back yet")
 
-// Close waits until the last transaction that ended is cleaned up. A transaction that is still open stays as it is on
-// disk, and is taken back by the next Recover.
+// Close waits until the files of the last transaction are removed, and closes the journal. A transaction that is still open
+// stays on disk for the next Recover.
 func (j *Journal) Close() error {
-	j.work.Wait()
+	j.cleanups.Wait()
 	return errors.Join(j.state.Close(), fault.Cause(j.lock.Close()))
 }
 
-// dir is a path of the journal's own.
+// dir returns a path in the journal's directory.
 func (j *Journal) dir(elements ...string) string {
 	return filepath.Join(append([]string{j.config.Dir}, elements...)...)
 }
 
-// do is the one way to act on the disk.
+// do runs an action on the disk. Every action goes through it, so that tests can make each one fail.
 func (j *Journal) do(step string, act func() error) error {
 	if j.config.Step != nil {
 		if err := j.config.Step(step); errors.Is(err, ErrSkip) {
@@ -158,24 +157,23 @@ func (j *Journal) do(step string, act func() error) error {
 	return fault.Cause(act())
 }
 
-// Header says what a transaction is for.
+// Header describes a transaction. Every field is optional.
 type Header struct {
-	// MessageID is of the request; Key names the run, so that it is not done twice.
+	// MessageID is the request's; Key names the run, so that it is not done twice.
 	MessageID, Key string
-	// Fingerprint is of the request: see pb.JournalBegin.
+	// Fingerprint is the request's, as pb.JournalBegin describes it.
 	Fingerprint []byte
-	// Script is what runs. Optional.
+	// Script is the script that runs.
 	Script *pb.ScriptRef
 }
 
-// Begin waits until the caller is the one writer, and begins a transaction. If ctx's deadline passes meanwhile the error
-// is fault.ErrBusy. The disk is not touched before there is something to be kept. The caller ends the transaction with
-// Close.
+// Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile the error is
+// fault.ErrBusy. Nothing is written before the first step. The caller ends the transaction with Close.
 func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
-	if err := j.wait(ctx); err != nil {
+	if err := j.acquireWriter(ctx); err != nil {
 		return nil, err
 	}
-	_ = j.lookKept()
+	_ = j.refreshKept()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken != nil {
@@ -183,7 +181,7 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 		return nil, j.broken
 	}
 	t := &Tx{journal: j, begin: &pb.JournalBegin{
-		Version: version, TransactionId: newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
+		Version: formatVersion, TransactionId: newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
 		Script: header.Script, MachineId: j.config.MachineID(), BootId: j.config.BootID(), AgentVersion: j.config.Version,
 		Started: now(),
 	}}
@@ -191,7 +189,7 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	return t, nil
 }
 
-func (j *Journal) wait(ctx context.Context) error {
+func (j *Journal) acquireWriter(ctx context.Context) error {
 	select {
 	case <-j.writer:
 		return nil
@@ -202,23 +200,29 @@ func (j *Journal) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fault.Wrapf(fault.ErrBusy, "busy: another transaction was open all the time")
+			return fault.Wrapf(fault.ErrBusy, "busy: another transaction is open")
 		}
 		return context.Cause(ctx)
 	}
 }
 
-// Lock makes the caller the one writer without a transaction, for changes that are not undone. It is as Begin in all
-// else; release gives the right back.
+// Lock makes the caller the only writer without a transaction, for changes that are not undone. It waits and fails as Begin
+// does. The caller calls release when it is done; another call of release does nothing.
 func (j *Journal) Lock(ctx context.Context) (release func(), err error) {
-	if err := j.wait(ctx); err != nil {
+	if err := j.acquireWriter(ctx); err != nil {
 		return nil, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.broken != nil {
+		j.writer <- struct{}{}
+		return nil, j.broken
 	}
 	return sync.OnceFunc(func() { j.writer <- struct{}{} }), nil
 }
 
-// Owns gives the id of the open transaction if it keeps the object at a resolved path, or one below it: a change by
-// others would be lost or in its way.
+// Owns returns the id of the open transaction if that has a before-image of the object at a resolved path, or of one below
+// it: a rollback would overwrite a change by others.
 func (j *Journal) Owns(path string) (id string, owned bool) {
 	j.mu.Lock()
 	t := j.current
@@ -229,8 +233,8 @@ func (j *Journal) Owns(path string) (id string, owned bool) {
 	return t.ID(), true
 }
 
-// degrade refuses all further transactions: what is on disk must be looked at by a new start first.
-func (j *Journal) degrade(err error) {
+// setBroken refuses all further transactions: the next start of the agent must recover first.
+func (j *Journal) setBroken(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.broken == nil {
@@ -238,12 +242,11 @@ func (j *Journal) degrade(err error) {
 	}
 }
 
-// newID gives a name that sorts by time.
+// newID returns an id that sorts by time.
 func newID() string {
 	var id [16]byte
 	_, _ = rand.Read(id[6:]) // never fails: the runtime ends the process instead
 	return fmt.Sprintf("%012x", time.Now().UnixMilli()&(1<<48-1)) + hex.EncodeToString(id[6:])
 }
 
-// A Tx is what rooms know of a transaction.
 var _ builtins.Tx = (*Tx)(nil)

@@ -14,84 +14,80 @@ import (
 )
 
 func TestCommit(t *testing.T) {
-	p := newPlace(t)
-	if err := scene(p.files); err != nil {
+	p := newTestDirs(t)
+	if err := populate(p.files); err != nil {
 		t.Fatal(err)
 	}
-	g := started(t, p, nil)
+	g := newGuest(t, p, nil)
 	tx := g.begin(t)
-	for _, c := range scripted() {
-		g.must(t, tx, c.op, c.in)
+	for _, c := range sampleCalls() {
+		g.mustCall(t, tx, c.op, c.in)
 	}
-	after := pictured(t, p.files)
-	if err := tx.Commit(t.Context(), status()); err != nil {
+	after := mustDescribeTree(t, p.files)
+	if err := tx.Commit(t.Context(), committedReply()); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Close(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	same(t, after, p.files)
+	checkTree(t, after, p.files)
 	entry, err := g.journal.Stored(Ref{Key: "k"})
 	if err != nil || entry.Reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
 		t.Fatalf("%v, %v", entry, err)
 	}
-	release, err := g.journal.Lock(t.Context()) // waits for the cleaning
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer release()
+	g.awaitCleaning(t)
 	for _, dir := range []string{"open", "kept"} {
 		if left, err := os.ReadDir(filepath.Join(p.state, dir)); err != nil || len(left) > 0 {
 			t.Errorf("%s holds %v, %v", dir, left, err)
 		}
 	}
-	if data, err := os.ReadFile(filepath.Join(p.state, "spare")); err != nil || len(data) < initial || string(data) != string(make([]byte, len(data))) {
+	if data, err := os.ReadFile(filepath.Join(p.state, "spare")); err != nil || len(data) < initialSize || string(data) != string(make([]byte, len(data))) {
 		t.Errorf("the spare journal has %d bytes, or is not zero: %v", len(data), err)
 	}
 }
 
 func TestRollback(t *testing.T) {
-	p := newPlace(t)
-	if err := scene(p.files); err != nil {
+	p := newTestDirs(t)
+	if err := populate(p.files); err != nil {
 		t.Fatal(err)
 	}
-	before := pictured(t, p.files)
-	g := started(t, p, nil)
-	for n := 0; n <= len(scripted()); n++ {
+	before := mustDescribeTree(t, p.files)
+	g := newGuest(t, p, nil)
+	for n := 0; n <= len(sampleCalls()); n++ {
 		tx := g.begin(t)
-		for _, c := range scripted()[:n] {
-			g.must(t, tx, c.op, c.in)
+		for _, c := range sampleCalls()[:n] {
+			g.mustCall(t, tx, c.op, c.in)
 		}
 		report := tx.Rollback(t.Context())
 		if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) > 0 {
 			t.Fatalf("after %d calls: %+v", n, report)
 		}
-		same(t, before, p.files)
+		checkTree(t, before, p.files)
 		if err := tx.Close(t.Context(), &pb.RunScriptResponse{Status: report.Status()}); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// A transaction that nobody ended is taken back by the next start, also where that is a third one.
+// A transaction that nobody ended is rolled back by the next start.
 func TestRecover(t *testing.T) {
-	p := newPlace(t)
-	if err := scene(p.files); err != nil {
+	p := newTestDirs(t)
+	if err := populate(p.files); err != nil {
 		t.Fatal(err)
 	}
-	before := pictured(t, p.files)
-	g, err := start(p, nil)
+	before := mustDescribeTree(t, p.files)
+	g, err := openGuest(p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tx := g.begin(t)
-	for _, c := range scripted() {
-		g.must(t, tx, c.op, c.in)
+	for _, c := range sampleCalls() {
+		g.mustCall(t, tx, c.op, c.in)
 	}
 	if err := g.close(); err != nil { // as if the agent died: nothing is ended
 		t.Fatal(err)
 	}
-	g = started(t, p, nil)
+	g = newGuest(t, p, nil)
 	if _, err := g.journal.Begin(t.Context(), Header{}); !errors.Is(err, fault.ErrBusy) {
 		t.Fatalf("begun before the recovery: %v", err)
 	}
@@ -99,7 +95,7 @@ func TestRecover(t *testing.T) {
 	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v, %v", list, err)
 	}
-	same(t, before, p.files)
+	checkTree(t, before, p.files)
 	reply := list[0].Entry.GetReply()
 	if reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.GetError().GetKind() != "interrupted" {
 		t.Errorf("%v", list[0])
@@ -115,39 +111,39 @@ func TestRecover(t *testing.T) {
 
 // A call that failed is undone at once; what went before stays.
 func TestRevert(t *testing.T) {
-	p := newPlace(t)
-	if err := scene(p.files); err != nil {
+	p := newTestDirs(t)
+	if err := populate(p.files); err != nil {
 		t.Fatal(err)
 	}
-	before := pictured(t, p.files)
-	g := started(t, p, nil)
+	before := mustDescribeTree(t, p.files)
+	g := newGuest(t, p, nil)
 	tx := g.begin(t)
-	for _, c := range scripted() {
-		now := pictured(t, p.files)
+	for _, c := range sampleCalls() {
+		now := mustDescribeTree(t, p.files)
 		mark := tx.Mark()
-		g.must(t, tx, c.op, c.in)
+		g.mustCall(t, tx, c.op, c.in)
 		if err := tx.Revert(t.Context(), mark); err != nil {
 			t.Fatalf("%s: %v", c.op, err)
 		}
-		same(t, now, p.files)
-		g.must(t, tx, c.op, c.in)
+		checkTree(t, now, p.files)
+		g.mustCall(t, tx, c.op, c.in)
 	}
 	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
 		t.Fatalf("%+v", report)
 	}
-	same(t, before, p.files)
+	checkTree(t, before, p.files)
 }
 
 func TestOneWriter(t *testing.T) {
-	p := newPlace(t)
-	g := started(t, p, nil)
+	p := newTestDirs(t)
+	g := newGuest(t, p, nil)
 	tx := g.begin(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := g.journal.Begin(ctx, Header{}); !errors.Is(err, fault.ErrBusy) {
 		t.Errorf("a second transaction: %v", err)
 	}
-	if _, err := start(p, nil); !errors.Is(err, fault.ErrBusy) {
+	if _, err := openGuest(p, nil); !errors.Is(err, fault.ErrBusy) {
 		t.Errorf("a second process: %v", err)
 	}
 	if err := tx.Close(t.Context(), nil); err != nil {
@@ -157,14 +153,14 @@ func TestOneWriter(t *testing.T) {
 }
 
 func TestOwns(t *testing.T) {
-	p := newPlace(t)
-	if err := scene(p.files); err != nil {
+	p := newTestDirs(t)
+	if err := populate(p.files); err != nil {
 		t.Fatal(err)
 	}
-	g := started(t, p, nil)
+	g := newGuest(t, p, nil)
 	tx := g.begin(t)
-	g.must(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("x")})
-	g.must(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/app.d", Recursive: true})
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("x")})
+	g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/app.d", Recursive: true})
 	for path, want := range map[string]bool{"/etc/small": true, "/etc": true, "/": true, "/etc/large": false, "/etc/app.d": true, "/etc/app.d/x": true, "/etc/smaller": false} {
 		if id, owned := g.journal.Owns(path); owned != want || owned && id != tx.ID() {
 			t.Errorf("%s: %v by %s", path, owned, id)

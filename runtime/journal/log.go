@@ -13,17 +13,17 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// log is the file of a transaction's records. Its blocks are there and zero before they are needed, so a record is an
-// overwrite, which needs no space and the cheapest sync there is.
+// log is the file of a transaction's records. Its blocks are allocated and zeroed ahead, so that appending a record is an
+// overwrite: it needs no space, and fdatasync is the cheapest sync there is.
 type log struct {
 	journal   *Journal
 	file      *os.File
 	chain     frames.Chain
 	end, size int64
-	err       error // sticky: a sync that failed says nothing when it is tried again
+	err       error // sticky: a sync that failed must not be tried again
 }
 
-// newLog makes the file at path, from the spare one if there is one.
+// newLog makes the file at path, from the spare file if there is one.
 func newLog(j *Journal, path, id string) (*log, error) {
 	err := j.do("begin.spare", func() error { return os.Rename(j.dir("spare"), path) })
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -35,12 +35,12 @@ func newLog(j *Journal, path, id string) (*log, error) {
 		return err
 	})
 	if err != nil || l.file == nil {
-		return nil, errors.Join(err, errNotMade(l.file))
+		return nil, errors.Join(err, errNotCreated(l.file))
 	}
 	info, err := l.file.Stat()
 	if err == nil {
 		l.size = info.Size()
-		err = l.grow(initial)
+		err = l.grow(initialSize)
 	}
 	if err != nil {
 		return nil, errors.Join(fault.Cause(err), l.file.Close())
@@ -48,15 +48,15 @@ func newLog(j *Journal, path, id string) (*log, error) {
 	return l, nil
 }
 
-// errNotMade is for a file whose making was left out.
-func errNotMade(file *os.File) error {
+// errNotCreated returns the error for a file whose creation was skipped by Config.Step.
+func errNotCreated(file *os.File) error {
 	if file == nil {
 		return fs.ErrNotExist
 	}
 	return nil
 }
 
-// openLog opens a file that another process left, of which records is a valid beginning. What is behind it becomes zero.
+// openLog opens a file that another process left. Its first end bytes are valid records; the rest is zeroed.
 func openLog(j *Journal, path string, chain frames.Chain, end int, data []byte) (*log, error) {
 	file, err := os.OpenFile(path, os.O_RDWR, 0o600)
 	if err != nil {
@@ -75,12 +75,12 @@ func openLog(j *Journal, path string, chain frames.Chain, end int, data []byte) 
 	return l, nil
 }
 
-// grow makes the file at least that large.
+// grow extends the file to at least that size.
 func (l *log) grow(size int64) error {
 	if size <= l.size {
 		return nil
 	}
-	size = (size + initial - 1) / initial * initial
+	size = (size + initialSize - 1) / initialSize * initialSize
 	if err := l.zero(l.size, size); err != nil {
 		return err
 	}
@@ -88,9 +88,9 @@ func (l *log) grow(size int64) error {
 	return nil
 }
 
-// zero writes zeros, whose blocks are then there.
+// zero writes zeros, which allocates the blocks.
 func (l *log) zero(from, to int64) error {
-	zeros := make([]byte, min(to-from, initial))
+	zeros := make([]byte, min(to-from, initialSize))
 	for at := from; at < to; at += int64(len(zeros)) {
 		part := zeros[:min(to-at, int64(len(zeros)))]
 		err := l.journal.do("log.zero", func() error {
@@ -104,7 +104,7 @@ func (l *log) zero(from, to int64) error {
 	return l.journal.do("log.zerosync", l.file.Sync)
 }
 
-// append makes a record durable. last: it is the last one, which may use what is reserved for it.
+// append makes a record durable. last: the record may use the space that is reserved for the last one.
 func (l *log) append(record *pb.JournalRecord, last bool) error {
 	if l.err != nil {
 		return l.err
@@ -113,15 +113,15 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 	if err != nil {
 		return err
 	}
-	if len(payload) > frames.Max {
-		return fault.Wrapf(fault.ErrTooLarge, "more is to be kept than %d bytes", frames.Max)
+	if len(payload) > frames.MaxPayload {
+		return fault.Wrapf(fault.ErrTooLarge, "the step's record exceeds %d bytes", frames.MaxPayload)
 	}
-	end := l.end + frames.Head + int64(len(payload))
+	end := l.end + frames.HeaderSize + int64(len(payload))
 	need := end
 	if !last {
-		need += reserve
+		need += lastRecordReserve
 	}
-	if err := l.grow(need); err != nil { // the last record may fit where this one does not
+	if err := l.grow(need); err != nil { // not sticky: the last record still fits
 		return err
 	}
 	chain := l.chain
@@ -141,11 +141,11 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 	return nil
 }
 
-// shrink gives blocks back that only later records would need, but for the last one.
+// shrink frees the blocks behind the space for the last record.
 func (l *log) shrink() error {
-	size := l.end + reserve
+	size := l.end + lastRecordReserve
 	if size >= l.size {
-		return fault.Wrapf(syscall.ENOSPC, "no space left, and none to give back")
+		return fault.Wrapf(syscall.ENOSPC, "no space left, and none to free in the journal")
 	}
 	if err := l.journal.do("log.shrink", func() error { return l.file.Truncate(size) }); err != nil {
 		return err

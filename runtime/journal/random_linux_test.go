@@ -16,8 +16,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The law: whatever calls a transaction makes, in whatever order, also such that fail, and however it ends, all is as
-// after the calls that succeeded, or all is as before.
+// Whatever calls a transaction makes, in whatever order, some of them failing, and however it ends: all is as after the
+// calls that succeeded, or all is as before.
 func TestRandom(t *testing.T) {
 	rounds := 150
 	if *sweep == "full" {
@@ -26,12 +26,12 @@ func TestRandom(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	sample := newSample()
 	for i := range uint64(rounds) {
-		if sample.over() {
+		if sample.exhausted() {
 			break
 		}
 		random := rand.New(rand.NewPCG(seed, i))
 		calls, ending := randomCalls(random), random.IntN(3)
-		if err := holds(t, calls, ending); err != nil {
+		if err := checkAtomic(t, calls, ending); err != nil {
 			calls, err = shrink(t, calls, ending, err)
 			t.Fatalf("seed %d, %d:\n%s\nends by %s:\n%v", seed, i, describe(calls), endings[ending], err)
 		}
@@ -55,7 +55,7 @@ func randomCalls(random *rand.Rand) []call {
 	}
 	path := func() string { return paths[random.IntN(len(paths))] }
 	content := func() []byte {
-		return append(large('r')[:[]int{0, 5, 100, inline + 1, 3 * inline}[random.IntN(5)]], byte(random.IntN(256)))
+		return append(largeContent('r')[:[]int{0, 5, 100, maxInlineFile + 1, 3 * maxInlineFile}[random.IntN(5)]], byte(random.IntN(256)))
 	}
 	var calls []call
 	for range 1 + random.IntN(12) {
@@ -80,15 +80,15 @@ func randomCalls(random *rand.Rand) []call {
 	return calls
 }
 
-// holds says how the law is broken by some calls; nil if it is not.
-func holds(t *testing.T, calls []call, ending int) error {
-	p := ram(t)
+// checkAtomic runs a transaction of some calls and returns how it was not atomic; nil if it was.
+func checkAtomic(t *testing.T, calls []call, ending int) error {
+	p := newMemoryDirs(t)
 	defer os.RemoveAll(filepath.Dir(p.files))
-	before, err := picture(p.files)
+	before, err := describeTree(p.files)
 	if err != nil {
 		return err
 	}
-	g, err := start(p, nil)
+	g, err := openGuest(p, nil)
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 		return err
 	}
 	for i, c := range calls {
-		then, err := picture(p.files)
+		then, err := describeTree(p.files)
 		if err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 		if err := tx.Err(); err != nil {
 			return fmt.Errorf("call %d: %w", i+1, err)
 		}
-		now, err := picture(p.files)
+		now, err := describeTree(p.files)
 		if err != nil {
 			return err
 		}
@@ -117,7 +117,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 			return fmt.Errorf("call %d failed, and not all is as before it:\n%s", i+1, d)
 		}
 	}
-	after, err := picture(p.files)
+	after, err := describeTree(p.files)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 	switch ending {
 	case 0:
 		want = after
-		err = errors.Join(tx.Commit(ctx, status()), tx.Close(ctx, nil))
+		err = errors.Join(tx.Commit(ctx, committedReply()), tx.Close(ctx, nil))
 	case 1:
 		if report := tx.Rollback(ctx); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) > 0 {
 			err = fmt.Errorf("%+v", report)
@@ -135,7 +135,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 		if err = g.close(); err != nil {
 			return err
 		}
-		if g, err = start(p, nil); err != nil {
+		if g, err = openGuest(p, nil); err != nil {
 			return err
 		}
 		list, e := g.journal.Recover(ctx, nil)
@@ -149,7 +149,7 @@ func holds(t *testing.T, calls []call, ending int) error {
 	if err != nil {
 		return err
 	}
-	now, err := picture(p.files)
+	now, err := describeTree(p.files)
 	if err != nil {
 		return err
 	}
@@ -159,11 +159,11 @@ func holds(t *testing.T, calls []call, ending int) error {
 	return nil
 }
 
-// shrink leaves out calls as long as the law stays broken.
+// shrink removes calls as long as checkAtomic still fails.
 func shrink(t *testing.T, calls []call, ending int, why error) ([]call, error) {
 	for i := 0; i < len(calls); {
 		fewer := append(append([]call{}, calls[:i]...), calls[i+1:]...)
-		if err := holds(t, fewer, ending); err != nil {
+		if err := checkAtomic(t, fewer, ending); err != nil {
 			calls, why, i = fewer, err, 0
 		} else {
 			i++

@@ -15,63 +15,63 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// restoring is one object on its way back to what it was. What must be done is seen from what is there, so that it can
-// be interrupted anywhere and begun again.
-type restoring struct {
-	pass *pass
-	ctx  context.Context
-	o    *pb.JournalObject
-	at   *fsys.At
-	was  fsys.Meta
-	is   fsys.Meta
-	// conflict is where something of somebody else's was put.
+// restorer restores one object from its before-image. It decides by what is there, so that it can be interrupted anywhere
+// and run again.
+type restorer struct {
+	pass   *undoPass
+	ctx    context.Context
+	object *pb.JournalObject
+	at     *fsys.At
+	was    fsys.Meta
+	is     fsys.Meta
+	// conflict is where somebody else's version of the object was put.
 	conflict string
-	// unreadable: the content cannot be compared, for the mode that the file has.
+	// unreadable: the content cannot be compared, since the mode forbids to read it.
 	unreadable bool
 }
 
-// restore makes an object what it was. left is what the transaction left there, if that is known.
-func (p *pass) restore(ctx context.Context, o *pb.JournalObject, left *pb.JournalState) (conflict string, err error) {
-	if idle(o.State, left) {
-		return "", nil // the transaction did nothing to it, so what others did since is none of its business
+// restore restores an object from its before-image. after is the state in which the step left it; nil: unknown.
+func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.JournalState) (conflict string, err error) {
+	if untouched(o.State, after) {
+		return "", nil // the transaction did not change it, so it keeps what others made of it since
 	}
 	at, err := p.tx.journal.config.Root.Exact(o.Path)
 	if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) && fsys.Kind(o.State.Kind) == fsys.Absent {
-		return "", nil // nor is the directory
+		return "", nil // its directory is not there either
 	}
 	if err != nil {
 		return "", err
 	}
 	defer at.Close()
-	if err := p.sweep(parent(o.Path)); err != nil {
+	if err := p.removeTempFiles(parent(o.Path)); err != nil {
 		return "", err
 	}
-	r := &restoring{pass: p, ctx: ctx, o: o, at: at, was: fromState(o.State)}
+	r := &restorer{pass: p, ctx: ctx, object: o, at: at, was: fromState(o.State)}
 	if r.is, err = at.Capture(); err != nil {
 		return "", err
 	}
 	if o.State.Mtime == nil {
-		return "", r.setting()
+		return "", r.restoreKernelSetting()
 	}
-	if err := r.object(left); err != nil {
+	if err := r.restoreObject(after); err != nil {
 		return r.conflict, err
 	}
-	p.touched(o.Path)
+	p.markDirty(o.Path)
 	if err := p.tx.journal.setMtime(parent(o.Path), o.ParentMtime); err != nil {
 		return r.conflict, err
 	}
 	return r.conflict, r.verify()
 }
 
-func (r *restoring) do(step string, act func() error) error { return r.pass.tx.journal.do(step, act) }
+func (r *restorer) do(step string, act func() error) error { return r.pass.tx.journal.do(step, act) }
 
-func (r *restoring) object(left *pb.JournalState) error {
-	done, err := r.same()
+func (r *restorer) restoreObject(after *pb.JournalState) error {
+	done, err := r.restoreAttributes()
 	if done || err != nil {
 		return err
 	}
-	if left != nil && !unchanged(left, r.is) {
-		if err := r.putAside(); err != nil {
+	if after != nil && !unchanged(after, r.is) {
+		if err := r.keepConflict(); err != nil {
 			return err
 		}
 	}
@@ -79,7 +79,7 @@ func (r *restoring) object(left *pb.JournalState) error {
 	case fsys.Absent:
 		return r.remove()
 	case fsys.File:
-		return r.file()
+		return r.restoreFile()
 	}
 	if r.is.Kind != r.was.Kind || r.is.Rdev != r.was.Rdev {
 		return r.replace()
@@ -92,8 +92,8 @@ func (r *restoring) object(left *pb.JournalState) error {
 	return r.apply()
 }
 
-// same says whether nothing is to be done but to the attributes, which it does.
-func (r *restoring) same() (bool, error) {
+// restoreAttributes restores the attributes and returns true if all else is as it was.
+func (r *restorer) restoreAttributes() (bool, error) {
 	if r.is.Kind != r.was.Kind {
 		return false, nil
 	}
@@ -101,17 +101,17 @@ func (r *restoring) same() (bool, error) {
 	case fsys.Absent:
 		return true, nil
 	case fsys.File:
-		// Another file with more names is not touched: it is somebody's elsewhere, too.
-		if r.is.Ino != r.was.Ino && (r.o.Link != "" || r.is.Links > 1) {
+		// Another file with several names is not changed in place: that would change it under its other names, too.
+		if r.is.Ino != r.was.Ino && (r.object.Link != "" || r.is.Links > 1) {
 			return false, nil
 		}
-		equal, err := r.content()
-		if r.unreadable && r.is.Ino == r.was.Ino { // it is the mode that keeps its owner from opening it
+		equal, err := r.contentEqual()
+		if r.unreadable && r.is.Ino == r.was.Ino { // its mode forbids even its owner to open it
 			if err := r.do("restore.mode", func() error { return r.at.SetAttr(fsys.Attr{Mode: &r.was.Mode}) }); err != nil {
 				return false, err
 			}
 			r.unreadable, r.is.Mode = false, r.was.Mode
-			equal, err = r.content()
+			equal, err = r.contentEqual()
 		}
 		if !equal || err != nil {
 			return false, err
@@ -124,67 +124,67 @@ func (r *restoring) same() (bool, error) {
 	return true, r.apply()
 }
 
-// apply sets the attributes. What is so already is not touched.
-func (r *restoring) apply() error {
-	if difference(r.was, r.is) == "" {
+// apply sets the attributes, if they differ.
+func (r *restorer) apply() error {
+	if firstDifference(r.was, r.is) == "" {
 		return nil
 	}
 	return r.do("restore.apply", func() error { return r.at.Apply(r.was) })
 }
 
-// remove makes that nothing is there.
-func (r *restoring) remove() error {
+// remove removes what the transaction created.
+func (r *restorer) remove() error {
 	if r.is.Kind == fsys.Absent {
 		return nil
 	}
 	err := r.do("restore.remove", r.at.Remove)
 	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrExist) {
-		return r.clear() // what is in it is not the transaction's: that was taken back before
+		return r.makeWay() // newer steps are undone, so what is still in it is somebody else's
 	}
-	return notThere(err)
+	return ignoreNotExist(err)
 }
 
-// clear makes way for what was there: what a command made within what it said it touches goes, all else is kept aside.
-func (r *restoring) clear() error {
+// makeWay frees the path. What a command made in a tree that it declared is removed, a directory of others is moved aside.
+func (r *restorer) makeWay() error {
 	if r.is.Kind == fsys.Absent {
 		return nil
 	}
-	if r.o.Tree {
-		return notThere(r.do("restore.clear", func() error { return r.at.RemoveAll(r.ctx) }))
+	if r.object.Tree {
+		return ignoreNotExist(r.do("restore.clear", func() error { return r.at.RemoveAll(r.ctx) }))
 	}
 	if r.is.Kind != fsys.Directory {
-		return notThere(r.do("restore.remove", r.at.Remove))
+		return ignoreNotExist(r.do("restore.remove", r.at.Remove))
 	}
-	return r.rename()
+	return r.moveAside()
 }
 
-// replace puts a directory, a link or a special file where something else or nothing is.
-func (r *restoring) replace() error {
-	if err := r.clear(); err != nil {
+// replace makes a directory, a link or a special file, in place of anything else.
+func (r *restorer) replace() error {
+	if err := r.makeWay(); err != nil {
 		return err
 	}
 	return r.do("restore.make", func() error { return r.at.Make(r.was) })
 }
 
-// putAside keeps what somebody else put in the place of the object, or wrote into it.
-func (r *restoring) putAside() error {
+// keepConflict saves what somebody else put in the place of the object, or wrote into it, under a conflict name.
+func (r *restorer) keepConflict() error {
 	if r.is.Kind == fsys.Absent || r.is.Kind == fsys.Directory && r.was.Kind == fsys.Directory {
 		return nil
 	}
 	if r.is.Kind == fsys.File && r.is.Ino == r.was.Ino {
 		return r.copyAside()
 	}
-	return r.rename()
+	return r.moveAside()
 }
 
-func (r *restoring) rename() error {
-	return r.aside(func(to *fsys.At) error {
+func (r *restorer) moveAside() error {
+	return r.withConflictName(func(to *fsys.At) error {
 		return r.do("restore.aside", func() error { return r.at.Rename(to, false) })
 	}, true)
 }
 
-func (r *restoring) copyAside() error {
-	return r.aside(func(to *fsys.At) error {
+func (r *restorer) copyAside() error {
+	return r.withConflictName(func(to *fsys.At) error {
 		return r.do("restore.aside", func() error {
 			if err := r.at.CopyContent(r.ctx, to); err != nil {
 				return err
@@ -194,8 +194,8 @@ func (r *restoring) copyAside() error {
 	}, false)
 }
 
-// aside finds a free name beside the object.
-func (r *restoring) aside(put func(*fsys.At) error, moved bool) error {
+// withConflictName calls put with a free name beside the object. moved: put moves the object.
+func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error {
 	suffix := r.pass.tx.conflictSuffix()
 	base := r.at.Name
 	if len(base)+len(suffix)+4 > 255 {
@@ -206,7 +206,7 @@ func (r *restoring) aside(put func(*fsys.At) error, moved bool) error {
 		if n > 1 {
 			candidate += "-" + strconv.Itoa(n)
 		}
-		path := below(parent(r.o.Path), candidate)
+		path := childPath(parent(r.object.Path), candidate)
 		to, err := r.pass.tx.journal.config.Root.Exact(path)
 		if err != nil {
 			return err
@@ -217,7 +217,7 @@ func (r *restoring) aside(put func(*fsys.At) error, moved bool) error {
 		}
 		if err == nil {
 			r.conflict = path
-			r.pass.touched(path)
+			r.pass.markDirty(path)
 			if moved {
 				r.is = fsys.Meta{Kind: fsys.Absent}
 			}
@@ -227,11 +227,11 @@ func (r *restoring) aside(put func(*fsys.At) error, moved bool) error {
 	return fs.ErrExist
 }
 
-// file makes the object the file that it was. The same file gets its content back in place, so that it stays the same
-// for its other names and for those who have it open.
-func (r *restoring) file() error {
+// restoreFile restores a file. If the inode is still the same its content is written in place, for its other names and for
+// those who have it open.
+func (r *restorer) restoreFile() error {
 	if r.is.Kind == fsys.Directory {
-		if err := r.clear(); err != nil {
+		if err := r.makeWay(); err != nil {
 			return err
 		}
 	}
@@ -241,55 +241,55 @@ func (r *restoring) file() error {
 			return err
 		}
 		if !linked {
-			err := r.spaced(r.renew)
+			err := r.retryWithFreedSpace(r.recreate)
 			if errors.Is(err, syscall.ENOSPC) && r.is.Kind == fsys.File && r.is.Links <= 1 {
-				err = r.overwrite() // there is no room for both
+				err = r.rewriteAndApply() // the disk has no space for both
 			}
 			return err
 		}
 	}
-	if equal, err := r.content(); err != nil {
+	if equal, err := r.contentEqual(); err != nil {
 		return err
 	} else if !equal {
 		err := r.do("restore.rewrite", r.rewrite)
-		if err != nil && r.is.Links <= 1 { // such as a program that runs
-			return r.spaced(r.renew)
+		if err != nil && r.is.Links <= 1 { // a running program cannot be written
+			return r.retryWithFreedSpace(r.recreate)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return r.applyAnew()
+	return r.captureAndApply()
 }
 
-// overwrite puts what was kept into another file that has the place.
-func (r *restoring) overwrite() error {
+// rewriteAndApply writes the content and the attributes into the file that is there.
+func (r *restorer) rewriteAndApply() error {
 	if err := r.do("restore.rewrite", r.rewrite); err != nil {
 		return err
 	}
-	return r.applyAnew()
+	return r.captureAndApply()
 }
 
-// applyAnew is apply after the content was written.
-func (r *restoring) applyAnew() (err error) {
+// captureAndApply calls apply once the content has been written.
+func (r *restorer) captureAndApply() (err error) {
 	if r.is, err = r.at.Capture(); err != nil {
 		return err
 	}
 	return r.apply()
 }
 
-// relink gives the name back to the very file that it was of, if that was kept.
-func (r *restoring) relink() (bool, error) {
-	if r.o.Link == "" {
+// relink links the same file to its name again, if the snapshot holds a link to it.
+func (r *restorer) relink() (bool, error) {
+	if r.object.Link == "" {
 		return false, nil
 	}
-	kept, err := r.pass.tx.journal.state.At(inState(r.pass.tx.ID(), r.o.Link))
+	kept, err := r.pass.tx.journal.state.At(txFilePath(r.pass.tx.ID(), r.object.Link))
 	if err != nil {
 		return false, err
 	}
 	defer kept.Close()
 	if _, err := kept.Stat(); err != nil {
-		return false, notThere(err)
+		return false, ignoreNotExist(err)
 	}
 	if r.is.Kind != fsys.Absent {
 		if err := r.do("restore.remove", r.at.Remove); err != nil {
@@ -303,8 +303,8 @@ func (r *restoring) relink() (bool, error) {
 	return true, err
 }
 
-// spaced does something that needs space, and if there is none once more with the space that the journal does not need.
-func (r *restoring) spaced(act func() error) error {
+// retryWithFreedSpace calls act, and if the disk is full again, with the space that the journal can free.
+func (r *restorer) retryWithFreedSpace(act func() error) error {
 	err := act()
 	if errors.Is(err, syscall.ENOSPC) && r.pass.tx.log != nil && r.pass.tx.log.shrink() == nil {
 		err = act()
@@ -312,10 +312,10 @@ func (r *restoring) spaced(act func() error) error {
 	return err
 }
 
-// renew makes a new file of what was kept. One that is in the way is replaced in one step.
-func (r *restoring) renew() error {
-	if r.o.Image != "" {
-		image, err := r.image()
+// recreate makes a new file from the before-image. It replaces another file in one step.
+func (r *restorer) recreate() error {
+	if r.object.Image != "" {
+		image, err := r.imageAt()
 		if err != nil {
 			return err
 		}
@@ -324,15 +324,15 @@ func (r *restoring) renew() error {
 		if err != nil {
 			return err
 		}
-		if same { // the image itself is the file: that needs no space
-			return r.moveBack(image)
+		if same { // renaming the image needs no space
+			return r.renameImage(image)
 		}
 	}
 	staged, err := r.at.Stage()
 	if err != nil {
 		return err
 	}
-	if err := r.pour(staged.File); err != nil {
+	if err := r.copyContent(staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
 	ended := false
@@ -343,7 +343,7 @@ func (r *restoring) renew() error {
 	return err
 }
 
-func (r *restoring) moveBack(image *fsys.At) error {
+func (r *restorer) renameImage(image *fsys.At) error {
 	if err := r.do("restore.image", func() error { return image.Apply(r.was) }); err != nil {
 		return err
 	}
@@ -353,15 +353,15 @@ func (r *restoring) moveBack(image *fsys.At) error {
 	return r.do("restore.rename", func() error { return image.Rename(r.at, true) })
 }
 
-// image is the place of the kept content.
-func (r *restoring) image() (*fsys.At, error) {
-	return r.pass.tx.journal.state.At(inState(r.pass.tx.ID(), r.o.Image))
+// imageAt returns the place of the image.
+func (r *restorer) imageAt() (*fsys.At, error) {
+	return r.pass.tx.journal.state.At(txFilePath(r.pass.tx.ID(), r.object.Image))
 }
 
-// pour writes what was kept into an empty file.
-func (r *restoring) pour(to *os.File) error {
-	if r.o.Image == "" {
-		_, err := to.Write(r.o.Content)
+// copyContent writes the content of the before-image into an empty file.
+func (r *restorer) copyContent(to *os.File) error {
+	if r.object.Image == "" {
+		_, err := to.Write(r.object.Content)
 		return fault.Cause(err)
 	}
 	from, err := r.openImage()
@@ -372,8 +372,8 @@ func (r *restoring) pour(to *os.File) error {
 	return fsys.CopyFile(r.ctx, to, from)
 }
 
-func (r *restoring) openImage() (*os.File, error) {
-	image, err := r.image()
+func (r *restorer) openImage() (*os.File, error) {
+	image, err := r.imageAt()
 	if err != nil {
 		return nil, err
 	}
@@ -381,15 +381,15 @@ func (r *restoring) openImage() (*os.File, error) {
 	return image.Open()
 }
 
-// rewrite puts the content back into the file that is there.
-func (r *restoring) rewrite() error {
+// rewrite writes the content of the before-image into the file that is there.
+func (r *restorer) rewrite() error {
 	file, err := r.at.OpenInPlace()
 	if err != nil {
 		return err
 	}
 	err = fault.Cause(file.Truncate(0))
 	if err == nil {
-		err = r.pour(file)
+		err = r.copyContent(file)
 	}
 	if err == nil {
 		err = fault.Cause(file.Sync())
@@ -397,12 +397,12 @@ func (r *restoring) rewrite() error {
 	return errors.Join(err, fault.Cause(file.Close()))
 }
 
-// content compares what is in the file with what was.
-func (r *restoring) content() (bool, error) {
+// contentEqual compares the content of the file with the before-image.
+func (r *restorer) contentEqual() (bool, error) {
 	if r.is.Kind != fsys.File {
 		return false, nil
 	}
-	if r.o.Image == "" && r.is.Size != int64(len(r.o.Content)) && r.o.State.Mtime != nil {
+	if r.object.Image == "" && r.is.Size != int64(len(r.object.Content)) && r.object.State.Mtime != nil {
 		return false, nil
 	}
 	have, err := r.at.Open()
@@ -414,15 +414,15 @@ func (r *restoring) content() (bool, error) {
 		return false, err
 	}
 	defer have.Close()
-	if r.o.Image == "" {
-		return equal(have, bytes.NewReader(r.o.Content))
+	if r.object.Image == "" {
+		return readersEqual(have, bytes.NewReader(r.object.Content))
 	}
 	kept, err := r.openImage()
 	if errors.Is(err, fs.ErrNotExist) {
-		if r.is.Ino == r.o.ImageIno { // it is the image itself, moved back
+		if r.is.Ino == r.object.ImageIno { // it is the image itself, moved back
 			return true, nil
 		}
-		return false, fault.Wrapf(fault.ErrCorrupt, "the content that was kept is gone")
+		return false, fault.Wrapf(fault.ErrCorrupt, "the image with its content is missing")
 	}
 	if err != nil {
 		return false, err
@@ -431,8 +431,8 @@ func (r *restoring) content() (bool, error) {
 	return fsys.SameContent(r.ctx, have, kept)
 }
 
-// equal compares contents to their ends.
-func equal(a, b io.Reader) (bool, error) {
+// readersEqual reports whether two readers return the same bytes.
+func readersEqual(a, b io.Reader) (bool, error) {
 	one, other := make([]byte, 32<<10), make([]byte, 32<<10)
 	for {
 		n, err := io.ReadFull(a, one)
@@ -451,18 +451,18 @@ func equal(a, b io.Reader) (bool, error) {
 	}
 }
 
-// setting restores a setting of the kernel: it has a content, and nothing else that lasts.
-func (r *restoring) setting() error {
+// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes.
+func (r *restorer) restoreKernelSetting() error {
 	if r.was.Kind == fsys.Absent && r.is.Kind != fsys.Absent {
 		return r.do("restore.remove", r.at.Remove)
 	}
 	if r.was.Kind != r.is.Kind || r.was.Kind == fsys.Directory && r.is.Mode != r.was.Mode {
-		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", r.is.Kind, r.was.Kind)
+		return fault.Wrapf(fault.ErrChanged, "is a %s but was a %s", r.is.Kind, r.was.Kind)
 	}
 	if r.was.Kind != fsys.File {
 		return nil
 	}
-	if equal, err := r.content(); equal || err != nil {
+	if equal, err := r.contentEqual(); equal || err != nil {
 		return err
 	}
 	return r.do("restore.rewrite", func() error {
@@ -470,27 +470,27 @@ func (r *restoring) setting() error {
 		if err != nil {
 			return err
 		}
-		_, err = file.Write(r.o.Content)
+		_, err = file.Write(r.object.Content)
 		return errors.Join(fault.Cause(err), fault.Cause(file.Close()))
 	})
 }
 
-// verify looks whether it is as it was.
-func (r *restoring) verify() error {
+// verify checks that the object is as it was.
+func (r *restorer) verify() error {
 	var err error
 	if r.is, err = r.at.Capture(); err != nil {
 		return err
 	}
-	if what := difference(r.was, r.is); what != "" {
-		return fault.Wrapf(fault.ErrChanged, "its %s is not as it was", what)
+	if what := firstDifference(r.was, r.is); what != "" {
+		return fault.Wrapf(fault.ErrChanged, "%s not restored", what)
 	}
 	if r.was.Kind != fsys.File {
 		return nil
 	}
 	r.unreadable = false
-	equal, err := r.content()
+	equal, err := r.contentEqual()
 	if err == nil && !equal && !r.unreadable {
-		err = fault.Wrapf(fault.ErrChanged, "its content is not as it was")
+		err = fault.Wrapf(fault.ErrChanged, "content not restored")
 	}
 	return err
 }

@@ -14,31 +14,33 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Report tells what became of the steps of a transaction that was rolled back, newest first.
+// Report is the outcome of a rollback.
 type Report struct {
+	// Steps are the outcomes of the steps, newest first.
 	Steps []Undone
-	// Err is why the rollback as a whole is not sure: the disk did not take it, or its context ended. Nil if it is.
+	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error
-	// Halted: the context ended. What is left is done by the next Recover.
+	// Halted: the rollback is incomplete; the next Recover continues it.
 	Halted bool
 }
 
-// Undone is one thing that was to be taken back.
+// Undone is the outcome of undoing one object or operation.
 type Undone struct {
+	// Step counts from 1.
 	Step uint64
 	// Op is the inverse that ran, or "restore" for an object of the file system.
 	Op string
 	// Target is a path; empty for an operation.
 	Target string
-	// Conflict is where something was put that somebody else made of the object meanwhile; empty: nobody did.
+	// Conflict is where somebody else's version of the object was put; empty: there was none.
 	Conflict string
-	// Err is why it could not be taken back.
+	// Err is why it could not be undone.
 	Err error
-	// Irreversible is what was done with the promise of no undo, or beside what was kept; nil for all else.
+	// Irreversible is a change that was declared irreversible, or an undeclared one; nil for all else.
 	Irreversible *pb.Change
 }
 
-// add puts a step behind the others. What was put aside in a directory that is put aside now is where that is.
+// add appends a step. If it moved a directory aside, the conflicts that were put into that directory moved with it.
 func (r *Report) add(u Undone) {
 	for i := range r.Steps {
 		if old := &r.Steps[i].Conflict; u.Conflict != "" && *old != "" && fsys.Within(*old, u.Target) {
@@ -48,7 +50,7 @@ func (r *Report) add(u Undone) {
 	r.Steps = append(r.Steps, u)
 }
 
-// Status is what a reply says of the rollback.
+// Status returns the script's status for the reply.
 func (r Report) Status() pb.ScriptStatus {
 	if r.Err != nil || slices.ContainsFunc(r.Steps, func(u Undone) bool { return u.Err != nil }) {
 		return pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED
@@ -59,7 +61,7 @@ func (r Report) Status() pb.ScriptStatus {
 	return pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
 }
 
-// NotUndone lists what is not as it was, for a reply. The reason of each stands behind its target.
+// NotUndone lists for the reply what could not be undone. Each target is followed by the reason.
 func (r Report) NotUndone() []*pb.Change {
 	var list []*pb.Change
 	for _, u := range r.Steps {
@@ -75,7 +77,7 @@ func (r Report) NotUndone() []*pb.Change {
 	return list
 }
 
-// Conflicts lists where things of others were put.
+// Conflicts lists the paths where other people's versions of restored objects were put.
 func (r Report) Conflicts() []string {
 	var list []string
 	for _, u := range r.Steps {
@@ -86,93 +88,93 @@ func (r Report) Conflicts() []string {
 	return list
 }
 
-// Rollback takes back all steps, newest first, each verified. It goes on where one fails. The caller tells the reply to
-// Close. If ctx ends it stops between two steps, and the rest is left to the next Recover.
+// Rollback undoes all steps, newest first, and verifies each. It continues with the others if one fails. If ctx ends it
+// stops, and the next Recover undoes the rest. The caller passes the reply to Close.
 func (t *Tx) Rollback(ctx context.Context) Report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.rollback(ctx, nil)
 }
 
-// rollback takes back the steps; those for which later is true stay open.
-func (t *Tx) rollback(ctx context.Context, later func(op string) bool) Report {
+// rollback undoes the steps, except inverses for which deferOp returns true.
+func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report {
 	if t.phase != running && t.phase != awaiting {
 		return Report{Err: fault.Wrapf(fault.ErrInternal, "the transaction has ended")}
 	}
-	t.enter(rollingBack)
-	report := Report{Steps: slices.Clone(t.lost)}
-	if t.uncommit {
-		if report.Err = t.doom(); report.Err != nil {
-			t.enter(halted) // recovery decides by what is on disk, which is one or the other whole
+	t.setPhase(rollingBack)
+	report := Report{Steps: slices.Clone(t.earlierFailures)}
+	if t.commitUncertain {
+		if report.Err = t.markAborted(); report.Err != nil {
+			t.setPhase(halted) // all changes are durable, so recovery decides by whether the commit record is
 			report.Halted = true
 			return report
 		}
 	}
 	if t.log == nil {
-		t.enter(rolledBack)
+		t.setPhase(rolledBack)
 		return report
 	}
-	if err := context.Cause(ctx); err != nil { // what was not begun is no attempt
-		t.enter(halted)
+	if err := context.Cause(ctx); err != nil { // before the attempt is counted
+		t.setPhase(halted)
 		report.Err, report.Halted = err, true
 		return report
 	}
 	p := t.newPass()
-	p.left = !t.again // the step that was interrupted left something that is nobody's
-	// So that a rollback after this one takes a half restored file for what it is. The rollback itself does not need it.
-	_ = t.write(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
-		BootId: t.journal.config.BootID(), At: now(), Early: later != nil}}}, true)
-	open := false
+	p.compareAfter = !t.wasInterrupted // a half restored object matches no state, and is nobody else's
+	// The record tells the next rollback that objects may be half restored. This one goes on without it.
+	_ = t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
+		BootId: t.journal.config.BootID(), At: now(), Early: deferOp != nil}}}, true)
+	deferred := false
 	for _, s := range slices.Backward(t.steps) {
 		if s.reverted {
 			continue
 		}
 		if err := context.Cause(ctx); err != nil {
-			t.enter(halted)
+			t.setPhase(halted)
 			report.Err, report.Halted = err, true
 			return report
 		}
-		if later != nil && s.record.GetInverse() != nil && later(s.record.GetInverse().Op) {
-			open = true
+		if deferOp != nil && s.record.GetInverse() != nil && deferOp(s.record.GetInverse().Op) {
+			deferred = true
 			continue
 		}
-		undone := p.undoAll(ctx, s)
+		undone := p.undoStep(ctx, s)
 		failed := failures(undone)
-		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // it was cut short, and is done again
-			t.enter(halted)
+		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
+			t.setPhase(halted)
 			report.Err, report.Halted = err, true
 			return report
 		}
 		for _, u := range undone {
 			report.add(u)
 		}
-		p.left = true
-		if report.Err == nil && !open && s.record.GetIrreversible() == nil { // which is named again
-			report.Err = p.progress(s, failed)
+		p.compareAfter = true
+		if report.Err == nil && !deferred && s.record.GetIrreversible() == nil { // an irreversible step is reported each time
+			report.Err = p.logUndone(s, failed)
 		}
 	}
 	if report.Err == nil {
 		report.Err = p.flush()
 	}
 	switch {
-	case open:
-		t.enter(halted)
+	case deferred:
+		t.setPhase(halted)
 		report.Halted = true
 	case report.Status() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED:
-		t.enter(failed)
+		t.setPhase(rollbackFailed)
 	default:
-		t.enter(rolledBack)
+		t.setPhase(rolledBack)
 	}
 	return report
 }
 
-// failures are what could not be taken back.
+// failures returns the records of what could not be undone.
 func failures(undone []Undone) []*pb.JournalFailed {
 	var list []*pb.JournalFailed
 	for _, u := range undone {
 		switch {
 		case u.Err != nil:
-			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Message: cut(u.Err.Error())})
+			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Message: truncateText(u.Err.Error())})
 		case u.Irreversible != nil:
 			list = append(list, &pb.JournalFailed{Step: u.Step, Op: u.Op, Target: u.Target, Stays: u.Irreversible})
 		}
@@ -180,39 +182,42 @@ func failures(undone []Undone) []*pb.JournalFailed {
 	return list[:min(len(list), 20)]
 }
 
-// doom makes durable that a commit, which may or may not have reached the disk, does not count.
-func (t *Tx) doom() error {
-	err := t.journal.do("doom.write", func() error {
-		file, err := os.OpenFile(t.dir("doomed"), os.O_WRONLY|os.O_CREATE, 0o600)
+// abortMark is the file whose presence invalidates the commit record. Its name is part of the format on disk.
+const abortMark = "doomed"
+
+// markAborted makes durable that a commit record, which may or may not have reached the disk, is invalid.
+func (t *Tx) markAborted() error {
+	err := t.journal.do("abortmark.write", func() error {
+		file, err := os.OpenFile(t.dir(abortMark), os.O_WRONLY|os.O_CREATE, 0o600)
 		if err != nil {
 			return err
 		}
 		return errors.Join(file.Sync(), file.Close())
 	})
 	if err == nil {
-		err = t.journal.do("doom.syncdir", func() error { return syncDir(t.dir()) })
+		err = t.journal.do("abortmark.syncdir", func() error { return syncDir(t.dir()) })
 	}
 	return err
 }
 
-// pass is one way back through the steps.
-type pass struct {
-	tx    *Tx
-	left  bool // compare with what the steps left
-	swept map[string]bool
-	dirty map[string]bool // paths to be made durable, with the directories that they are in
-	all   bool            // operations ran: the paths are not known
+// undoPass is the state of undoing steps, newest first.
+type undoPass struct {
+	tx               *Tx
+	compareAfter     bool // compare with what the steps left
+	tempFilesRemoved map[string]bool
+	dirty            map[string]bool // paths to be made durable, with the directories that they are in
+	syncAll          bool            // operations ran: the paths are not known
 }
 
-func (t *Tx) newPass() *pass {
-	return &pass{tx: t, swept: map[string]bool{}, dirty: map[string]bool{}}
+func (t *Tx) newPass() *undoPass {
+	return &undoPass{tx: t, tempFilesRemoved: map[string]bool{}, dirty: map[string]bool{}}
 }
 
-func (p *pass) touched(path string) { p.dirty[path] = true }
+func (p *undoPass) markDirty(path string) { p.dirty[path] = true }
 
-// progress makes durable that a step is taken back, or that it was tried: it must not be again once older ones are, whose
-// objects it would take for somebody else's. Without the record a rollback that is not interrupted is just as good.
-func (p *pass) progress(s *step, failed []*pb.JournalFailed) error {
+// logUndone makes durable that a step was undone, or tried. A later rollback must not repeat it once older steps are undone:
+// it would take what these restored for somebody else's. A missing record matters only if this rollback is interrupted.
+func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
@@ -221,10 +226,10 @@ func (p *pass) progress(s *step, failed []*pb.JournalFailed) error {
 	return nil
 }
 
-// undo takes back a step, and gives the first failure, or the last success.
-func (p *pass) undo(ctx context.Context, s *step) Undone {
+// undoFirstError undoes a step and returns its first failure, or its last success.
+func (p *undoPass) undoFirstError(ctx context.Context, s *step) Undone {
 	last := Undone{}
-	for _, u := range p.undoAll(ctx, s) {
+	for _, u := range p.undoStep(ctx, s) {
 		if u.Err != nil || u.Irreversible != nil {
 			return u
 		}
@@ -233,27 +238,27 @@ func (p *pass) undo(ctx context.Context, s *step) Undone {
 	return last
 }
 
-func (p *pass) undoAll(ctx context.Context, s *step) []Undone {
+func (p *undoPass) undoStep(ctx context.Context, s *step) []Undone {
 	switch r := s.record.Record.(type) {
 	case *pb.JournalRecord_Keep:
-		return append(p.beside(s, r.Keep), p.restoreAll(ctx, s, r.Keep)...)
+		return append(p.undeclaredChanges(s, r.Keep), p.restoreObjects(ctx, s, r.Keep)...)
 	case *pb.JournalRecord_Take:
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
-		u.Conflict, u.Err = p.giveBack(ctx, r.Take)
+		u.Conflict, u.Err = p.restoreMoved(ctx, r.Take)
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
-		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: p.run(ctx, r.Inverse)}}
+		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: p.runInverse(ctx, r.Inverse)}}
 	case *pb.JournalRecord_Irreversible:
 		return []Undone{{Step: s.number, Op: r.Irreversible.Change.GetOp(), Target: r.Irreversible.Change.GetTarget(), Irreversible: r.Irreversible.Change}}
 	}
 	return nil
 }
 
-// run takes back by an operation.
-func (p *pass) run(ctx context.Context, inverse *pb.JournalInverse) error {
-	p.all = true
+// runInverse runs an inverse operation.
+func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) error {
+	p.syncAll = true
 	if p.tx.journal.config.Run == nil {
-		return fault.Unsupported("the operation %s is not known", inverse.Op)
+		return fault.Unsupported("operation %s is unknown", inverse.Op)
 	}
 	args, err := inverse.Args.UnmarshalNew()
 	if err != nil {
@@ -262,33 +267,33 @@ func (p *pass) run(ctx context.Context, inverse *pb.JournalInverse) error {
 	return p.tx.journal.do("undo.run", func() error { return p.tx.journal.config.Run(ctx, inverse.Op, args) })
 }
 
-// restoreAll takes back a step that kept objects, the last first. Directories of a tree are made before what was in them.
-func (p *pass) restoreAll(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
+// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
+func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
 	var list []Undone
 	for _, o := range keep.Objects {
-		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory && p.missing(o.Path) {
-			_, _ = p.restore(ctx, o, nil) // comes again, and then counts
+		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory && p.notDirectory(o.Path) {
+			_, _ = p.restore(ctx, o, nil) // repeated below, where its error counts
 		}
 	}
-	inside := inside(keep)
+	children := keptChildren(keep)
 	for i, o := range slices.Backward(keep.Objects) {
-		var left *pb.JournalState
-		if p.left {
-			left = s.left[uint32(i)]
+		var after *pb.JournalState
+		if p.compareAfter {
+			after = s.after[uint32(i)]
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
 		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory {
-			u.Err = p.prune(ctx, o.Path, inside[o.Path])
+			u.Err = p.prune(ctx, o.Path, children[o.Path])
 		}
 		if u.Err == nil {
-			u.Conflict, u.Err = p.restore(ctx, o, left)
+			u.Conflict, u.Err = p.restore(ctx, o, after)
 		}
 		list = append(list, u)
 	}
 	return list
 }
 
-func (p *pass) missing(path string) bool {
+func (p *undoPass) notDirectory(path string) bool {
 	at, err := p.tx.journal.config.Root.Exact(path)
 	if err != nil {
 		return true
@@ -298,8 +303,8 @@ func (p *pass) missing(path string) bool {
 	return err != nil || meta.Kind != fsys.Directory
 }
 
-// inside lists what was in each directory of a step.
-func inside(keep *pb.JournalKeep) map[string]map[string]bool {
+// keptChildren returns the paths that were in each directory of a step.
+func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
 	dirs := map[string]map[string]bool{}
 	for _, o := range keep.Objects {
 		if fsys.Kind(o.State.Kind) == fsys.Absent {
@@ -313,14 +318,14 @@ func inside(keep *pb.JournalKeep) map[string]map[string]bool {
 	return dirs
 }
 
-// prune removes what was not in a directory.
-func (p *pass) prune(ctx context.Context, dir string, was map[string]bool) error {
-	names, err := p.tx.journal.names(dir)
+// prune removes what was not in a directory before.
+func (p *undoPass) prune(ctx context.Context, dir string, was map[string]bool) error {
+	names, err := p.tx.journal.readDirNames(dir)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		path := below(dir, name)
+		path := childPath(dir, name)
 		if was[path] {
 			continue
 		}
@@ -329,14 +334,14 @@ func (p *pass) prune(ctx context.Context, dir string, was map[string]bool) error
 			return err
 		}
 		err = p.tx.journal.do("restore.prune", func() error { return at.RemoveAll(ctx) })
-		if err = errors.Join(notThere(err), at.Close()); err != nil {
+		if err = errors.Join(ignoreNotExist(err), at.Close()); err != nil {
 			return fault.On(path, err)
 		}
 	}
 	return nil
 }
 
-func (j *Journal) names(path string) ([]string, error) {
+func (j *Journal) readDirNames(path string) ([]string, error) {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
 		return nil, err
@@ -350,9 +355,9 @@ func (j *Journal) names(path string) ([]string, error) {
 	return names, errors.Join(err, dir.Close())
 }
 
-// giveBack moves a tree back.
-func (p *pass) giveBack(ctx context.Context, take *pb.JournalTake) (conflict string, err error) {
-	from, err := p.tx.spooled(take, false)
+// restoreMoved moves a tree back from the spool.
+func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conflict string, err error) {
+	from, err := p.tx.openSpooled(take, false)
 	if errors.Is(err, fs.ErrNotExist) && take.Spool != "" {
 		return "", nil // the directory was never made
 	}
@@ -362,7 +367,7 @@ func (p *pass) giveBack(ctx context.Context, take *pb.JournalTake) (conflict str
 	defer from.Close()
 	_, err = from.Stat()
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", p.givenBack(take)
+		return "", p.finishMoved(take)
 	}
 	if err != nil {
 		return "", err
@@ -372,33 +377,33 @@ func (p *pass) giveBack(ctx context.Context, take *pb.JournalTake) (conflict str
 		return "", err
 	}
 	defer at.Close()
-	r := &restoring{pass: p, ctx: ctx, at: at, o: &pb.JournalObject{Path: take.Path, State: take.State}}
+	r := &restorer{pass: p, ctx: ctx, at: at, object: &pb.JournalObject{Path: take.Path, State: take.State}}
 	r.is, err = at.Capture()
 	switch {
 	case err != nil:
 	case r.is.Kind == fsys.Absent:
-		err = p.comesBack(from, at)
+		err = p.renameBack(from, at)
 	case r.is.Kind != fsys.Directory && r.is.Ino == take.State.Ino && unchanged(take.State, r.is):
-		// The very object, by both names: btrfs may lose the one half of a move, the end of the old name.
-		err = p.tx.journal.do("restore.return", from.Remove)
+		// The same object under both names: after a power loss btrfs may keep the old name of a moved file.
+		err = p.tx.journal.do("restore.moved", from.Remove)
 	default:
-		if err = r.rename(); err == nil {
-			err = p.comesBack(from, at)
+		if err = r.moveAside(); err == nil {
+			err = p.renameBack(from, at)
 		}
 	}
 	if err == nil {
-		err = p.givenBack(take)
+		err = p.finishMoved(take)
 	}
 	return r.conflict, err
 }
 
-func (p *pass) comesBack(from, at *fsys.At) error {
-	return p.tx.journal.do("restore.return", func() error { return from.Rename(at, false) })
+func (p *undoPass) renameBack(from, at *fsys.At) error {
+	return p.tx.journal.do("restore.moved", func() error { return from.Rename(at, false) })
 }
 
-// givenBack does what is left when the tree is where it was.
-func (p *pass) givenBack(take *pb.JournalTake) error {
-	p.touched(take.Path)
+// finishMoved restores the times once the tree is back, and removes an empty spool.
+func (p *undoPass) finishMoved(take *pb.JournalTake) error {
+	p.markDirty(take.Path)
 	at, err := p.tx.journal.config.Root.Exact(take.Path)
 	if err != nil {
 		return err
@@ -409,9 +414,9 @@ func (p *pass) givenBack(take *pb.JournalTake) error {
 		return err
 	}
 	if is.Kind == fsys.Absent {
-		return fault.Wrapf(fault.ErrCorrupt, "what was moved away is gone")
+		return fault.Wrapf(fault.ErrCorrupt, "the moved tree is missing")
 	}
-	if is.Kind == fsys.Directory { // some file systems count the new place as a change
+	if is.Kind == fsys.Directory { // on some file systems a move changes the directory's own time
 		if was := fromState(take.State); is.Ino == was.Ino && is.Mtime != was.Mtime {
 			if err := p.tx.journal.setMtime(take.Path, take.State.Mtime); err != nil {
 				return err
@@ -419,18 +424,18 @@ func (p *pass) givenBack(take *pb.JournalTake) error {
 		}
 	}
 	if take.Spool != "" {
-		if err := p.dropEmptySpool(take); err != nil {
+		if err := p.removeEmptySpool(take); err != nil {
 			return err
 		}
 	}
 	return p.tx.journal.setMtime(parent(take.Path), take.ParentMtime)
 }
 
-// dropEmptySpool removes the directory on another mount once the last tree is taken from it.
-func (p *pass) dropEmptySpool(take *pb.JournalTake) error {
+// removeEmptySpool removes the spool on another mount once its last tree is moved back.
+func (p *undoPass) removeEmptySpool(take *pb.JournalTake) error {
 	at, err := p.tx.journal.config.Root.Exact(take.Spool)
 	if err != nil {
-		return notThere(err)
+		return ignoreNotExist(err)
 	}
 	defer at.Close()
 	err = p.tx.journal.do("restore.spool", at.Remove)
@@ -438,19 +443,19 @@ func (p *pass) dropEmptySpool(take *pb.JournalTake) error {
 		return nil
 	}
 	if err == nil {
-		p.touched(take.Spool)
+		p.markDirty(take.Spool)
 		err = p.tx.journal.setMtime(parent(take.Spool), take.SpoolParentMtime)
 	}
 	return err
 }
 
-// sweep removes what an interrupted operation left in a directory under a temporary name.
-func (p *pass) sweep(dir string) error {
-	if dir == "" || p.swept[dir] {
+// removeTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass.
+func (p *undoPass) removeTempFiles(dir string) error {
+	if dir == "" || p.tempFilesRemoved[dir] {
 		return nil
 	}
-	p.swept[dir] = true
-	names, err := p.tx.journal.names(dir)
+	p.tempFilesRemoved[dir] = true
+	names, err := p.tx.journal.readDirNames(dir)
 	if err != nil {
 		return err
 	}
@@ -458,14 +463,14 @@ func (p *pass) sweep(dir string) error {
 		if !fsys.IsTemp(name) {
 			continue
 		}
-		if err := p.drop(below(dir, name)); err != nil {
+		if err := p.removeTempFile(childPath(dir, name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *pass) drop(path string) error {
+func (p *undoPass) removeTempFile(path string) error {
 	at, err := p.tx.journal.config.Root.Exact(path)
 	if err != nil {
 		return err
@@ -473,23 +478,23 @@ func (p *pass) drop(path string) error {
 	defer at.Close()
 	meta, err := at.Stat()
 	if err != nil {
-		return notThere(err)
+		return ignoreNotExist(err)
 	}
-	if meta.Kind == fsys.File { // it may be an upload's that is under way; that holds a lock on it
+	if meta.Kind == fsys.File { // Sweep spares the file of an upload in progress, which holds a lock on it
 		_, err = at.Sweep()
 		return err
 	}
-	return notThere(p.tx.journal.do("restore.sweep", at.Remove))
+	return ignoreNotExist(p.tx.journal.do("restore.sweep", at.Remove))
 }
 
 // flush makes durable what was restored.
-func (p *pass) flush() error {
-	if p.all {
+func (p *undoPass) flush() error {
+	if p.syncAll {
 		if err := p.tx.journal.do("restore.syncall", p.tx.journal.config.Root.SyncAll); err != nil {
 			return err
 		}
 	}
 	err := p.tx.journal.syncPaths("restore", p.dirty)
-	p.dirty, p.all = map[string]bool{}, false
+	p.dirty, p.syncAll = map[string]bool{}, false
 	return err
 }

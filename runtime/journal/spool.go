@@ -11,10 +11,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// chooseSpool says where a tree is moved away to: the transaction's directory if it is on the same mount, else a
-// directory at the root of the mount that the tree is on.
+// chooseSpool sets where a tree is moved to: the transaction's directory if that is on the same mount, else a directory at
+// the root of the tree's own mount.
 func (t *Tx) chooseSpool(at *fsys.At, take *pb.JournalTake) error {
-	own, err := t.journal.state.At(inState(t.ID(), name(take)))
+	own, err := t.journal.state.At(txFilePath(t.ID(), spoolEntry(take)))
 	if err != nil {
 		return err
 	}
@@ -27,12 +27,12 @@ func (t *Tx) chooseSpool(at *fsys.At, take *pb.JournalTake) error {
 	if err != nil {
 		return err
 	}
-	take.Spool = below(dir, t.spoolName())
+	take.Spool = childPath(dir, t.spoolDirName())
 	take.SpoolParentMtime, err = t.journal.mtime(dir)
 	return err
 }
 
-// mountRoot goes up from a directory to the root of its mount.
+// mountRoot returns the root of the mount that a directory is on.
 func (j *Journal) mountRoot(dir string) (string, error) {
 	for ; parent(dir) != ""; dir = parent(dir) {
 		at, err := j.config.Root.Exact(dir)
@@ -50,23 +50,23 @@ func (j *Journal) mountRoot(dir string) (string, error) {
 	return dir, nil
 }
 
-// name is what a tree is called where it is moved to.
-func name(take *pb.JournalTake) string { return strconv.FormatUint(take.Step, 10) }
+// spoolEntry returns the name of a tree in the spool.
+func spoolEntry(take *pb.JournalTake) string { return strconv.FormatUint(take.Step, 10) }
 
-// spooled is the place of a tree that was moved away. Its directory is made if needed.
-func (t *Tx) spooled(take *pb.JournalTake, make bool) (*fsys.At, error) {
+// openSpooled returns the place of a tree in the spool. create: the spool's directory is made if needed.
+func (t *Tx) openSpooled(take *pb.JournalTake, create bool) (*fsys.At, error) {
 	if take.Spool == "" {
-		return t.journal.state.At(inState(t.ID(), name(take)))
+		return t.journal.state.At(txFilePath(t.ID(), spoolEntry(take)))
 	}
-	if make {
+	if create {
 		if err := t.makeSpool(take); err != nil {
 			return nil, err
 		}
 	}
-	return t.journal.config.Root.Exact(take.Spool + "/" + name(take))
+	return t.journal.config.Root.Exact(take.Spool + "/" + spoolEntry(take))
 }
 
-// makeSpool makes a directory on another mount, and leaves no trace of it in the time of the one that it is in.
+// makeSpool makes a spool on another mount, and restores the time of its parent directory.
 func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	at, err := t.journal.config.Root.Exact(take.Spool)
 	if err != nil {
@@ -86,11 +86,11 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	return err
 }
 
-// dropSpool removes a transaction's directory on another mount, which may hold what nobody needs any more.
-func (t *Tx) dropSpool(take *pb.JournalTake) error {
+// removeSpool removes a transaction's spool on another mount with all that is in it.
+func (t *Tx) removeSpool(take *pb.JournalTake) error {
 	at, err := t.journal.config.Root.Exact(take.Spool)
 	if err != nil {
-		return notThere(err)
+		return ignoreNotExist(err)
 	}
 	defer at.Close()
 	mtime, err := t.journal.mtime(parent(take.Spool))
@@ -99,30 +99,30 @@ func (t *Tx) dropSpool(take *pb.JournalTake) error {
 	}
 	err = t.journal.do("clean.spool", func() error { return at.RemoveAll(context.Background()) })
 	if err != nil {
-		return notThere(err)
+		return ignoreNotExist(err)
 	}
 	return t.journal.setMtime(parent(take.Spool), mtime)
 }
 
-// notThere is nil where what was to be removed is gone already.
-func notThere(err error) error {
+// ignoreNotExist returns nil for fs.ErrNotExist.
+func ignoreNotExist(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-// moveAway does what a record of a step says.
+// moveAway moves a tree to the spool.
 func (t *Tx) moveAway(at *fsys.At, take *pb.JournalTake) error {
-	to, err := t.spooled(take, true)
+	to, err := t.openSpooled(take, true)
 	if err != nil {
-		return t.sticky1(err)
+		return t.fail(err)
 	}
 	defer to.Close()
 	return t.journal.do("take.rename", func() error { return at.Rename(to, false) })
 }
 
-// setMtime gives a directory a time; nil is none.
+// setMtime sets the modification time of a directory; nil leaves it.
 func (j *Journal) setMtime(dir string, mtime *pb.JournalTime) error {
 	if dir == "" || mtime == nil {
 		return nil

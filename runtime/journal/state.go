@@ -11,14 +11,15 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// version is of the records.
-const version = 1
+// formatVersion is the version of the record format.
+const formatVersion = 1
 
 func now() *timestamppb.Timestamp { return timestamppb.New(time.Now()) }
 
-// toState puts a state into its stored form.
+// toState converts a state to its stored form.
 func toState(m fsys.Meta) *pb.JournalState {
 	s := &pb.JournalState{
 		Kind: string(m.Kind), Mode: m.Mode, Uid: m.UID, Gid: m.GID, Size: m.Size, Mtime: toTime(m.Mtime),
@@ -31,7 +32,7 @@ func toState(m fsys.Meta) *pb.JournalState {
 	return s
 }
 
-// fromState is toState's way back.
+// fromState is the inverse of toState.
 func fromState(s *pb.JournalState) fsys.Meta {
 	m := fsys.Meta{
 		Kind: fsys.Kind(s.GetKind()), Mode: s.GetMode(), UID: s.GetUid(), GID: s.GetGid(), Size: s.GetSize(),
@@ -52,8 +53,8 @@ func fromTime(t *pb.JournalTime) fsys.Time {
 	return fsys.Time{Sec: t.GetSeconds(), Nsec: t.GetNanos()}
 }
 
-// difference names what of a state is not as it was; "" if all is. Content is not looked at.
-func difference(was, is fsys.Meta) string {
+// firstDifference names the first attribute that is not as it was; "" if all are. It does not compare content.
+func firstDifference(was, is fsys.Meta) string {
 	switch {
 	case was.Kind != is.Kind:
 		return "kind"
@@ -78,29 +79,29 @@ func difference(was, is fsys.Meta) string {
 	return ""
 }
 
-// unchanged says whether an object is still what a step left: nobody put anything else there that could be lost.
-func unchanged(left *pb.JournalState, is fsys.Meta) bool {
-	was := fromState(left)
+// unchanged reports whether an object is still in the state after the step: nothing of others' would be lost.
+func unchanged(after *pb.JournalState, is fsys.Meta) bool {
+	was := fromState(after)
 	if was.Kind != is.Kind {
 		return false
 	}
 	switch is.Kind {
 	case fsys.File:
-		return left.Mtime == nil || was.Size == is.Size && was.Mtime == is.Mtime
+		return after.Mtime == nil || was.Size == is.Size && was.Mtime == is.Mtime
 	case fsys.Symlink:
 		return was.Target == is.Target
 	}
 	return was.Rdev == is.Rdev
 }
 
-// idle says whether a step left an object as it was. Of a directory it never does: what is in it changes its time later.
-// Nor does it of a setting of the kernel, whose size and times are the same whatever its content is.
-func idle(was, left *pb.JournalState) bool {
-	return left != nil && was.Mtime != nil && left.Kind != string(fsys.Directory) && left.Ino == was.Ino && left.Size == was.Size &&
-		difference(fromState(was), fromState(left)) == ""
+// untouched reports whether a step did not change an object. It returns false for a directory, whose time changes with later
+// steps in it, and for a kernel setting, whose size and times do not depend on its content.
+func untouched(was, after *pb.JournalState) bool {
+	return after != nil && was.Mtime != nil && after.Kind != string(fsys.Directory) && after.Ino == was.Ino && after.Size == was.Size &&
+		firstDifference(fromState(was), fromState(after)) == ""
 }
 
-// parent is the directory of a resolved path; "" for the root.
+// parent returns the directory of a resolved path; "" for the root.
 func parent(p string) string {
 	if i := strings.LastIndexAny(p, `/\`); i > 0 {
 		return p[:i]
@@ -111,13 +112,13 @@ func parent(p string) string {
 	return ""
 }
 
-// below is a path in a resolved directory.
-func below(dir, name string) string {
+// childPath joins a resolved directory and a name, which it escapes.
+func childPath(dir, name string) string {
 	if strings.HasSuffix(dir, "/") {
-		return dir + fsys.Escape(name)
+		return dir + text.EscapePath(name)
 	}
-	return dir + "/" + fsys.Escape(name)
+	return dir + "/" + text.EscapePath(name)
 }
 
-// inState is the path, for the journal's own root, of a file in an open transaction's directory.
-func inState(id, name string) string { return path.Join("/open", id, "u", name) }
+// txFilePath returns the path, in Journal.state, of a file in an open transaction's directory.
+func txFilePath(id, name string) string { return path.Join("/open", id, "u", name) }

@@ -16,42 +16,43 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// store is what is known of the transactions that ended. Their replies are on disk, in a file each.
+// store is the index of the transactions that ended. Their replies are on disk, in a file each.
 type store struct {
 	loaded  bool
-	entries []*pb.JournalEntry          // oldest first, without replies but for their status
-	fresh   map[string]*pb.JournalEntry // whole, as long as they are not on disk
+	entries []*pb.JournalEntry          // oldest first; of a reply only the status and the number of changes
+	unsaved map[string]*pb.JournalEntry // complete entries that are not on disk yet
 }
 
-// end passes a transaction that ended on to the store, and cleans up behind it in the background.
-func (j *Journal) end(t *Tx, was phase, reply *pb.RunScriptResponse, abortErr error) {
+// finishTx adds a transaction that ended to the store, and removes its files in the background. last is the phase that it
+// reached before it was closed.
+func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abortErr error) {
 	entry := &pb.JournalEntry{Begin: t.begin, Reply: reply, Finished: now(), Phase: "done"}
-	keep := was == failed
+	keep := last == rollbackFailed
 	clean := func() error { return j.clean(t, entry, keep) }
 	switch {
-	case was == halted:
+	case last == halted:
 		clean = nil
-		j.degrade(errUnrecovered)
-	case was == committed && len(t.after) > 0: // the next Recover does what is left
+		j.setBroken(errUnrecovered)
+	case last == committed && len(t.actions) > 0: // the next Recover runs them
 		clean = nil
-	case abortErr != nil: // the journal's file is of no use; another one must say that it is over
+	case abortErr != nil: // the log has no abort record, so the directory must leave open
 		clean = func() error {
-			if err := j.setAside(t.ID()); err != nil {
-				j.degrade(fault.On("journal", err))
+			if err := j.moveToKept(t.ID()); err != nil {
+				j.setBroken(fault.On("journal", err))
 				return err
 			}
-			return j.save(entry)
+			return j.saveEntry(entry)
 		}
 	}
 	j.mu.Lock()
 	j.current = nil
-	if was != halted && reply != nil { // without one nothing ran
+	if last != halted && reply != nil { // without a reply nothing ran
 		j.store.add(entry)
 	}
 	j.mu.Unlock()
-	j.work.Go(func() {
+	j.cleanups.Go(func() {
 		if clean != nil {
-			_ = clean() // what it did not do is done by the next Recover
+			_ = clean() // the next Recover does it again
 		}
 		if t.log != nil {
 			_ = t.log.close()
@@ -60,10 +61,10 @@ func (j *Journal) end(t *Tx, was phase, reply *pb.RunScriptResponse, abortErr er
 	})
 }
 
-// clean stores the entry, and then removes what was kept. Anything of it can be done again.
+// clean stores the entry, and then removes the transaction's files. keep: they move to kept instead. It can be repeated.
 func (j *Journal) clean(t *Tx, entry *pb.JournalEntry, keep bool) error {
 	if entry.Reply != nil {
-		if err := j.save(entry); err != nil {
+		if err := j.saveEntry(entry); err != nil {
 			return err
 		}
 	}
@@ -71,23 +72,24 @@ func (j *Journal) clean(t *Tx, entry *pb.JournalEntry, keep bool) error {
 		return nil
 	}
 	if keep {
-		return j.setAside(t.ID())
+		return j.moveToKept(t.ID())
 	}
-	return t.dropAll()
+	return t.removeFiles()
 }
 
-// dropAll removes the transaction's files. What was kept goes, durably, before the journal forgets that it is over.
-func (t *Tx) dropAll() error {
+// removeFiles removes the transaction's files. The before-images go first, durably: beside an empty log they would read as
+// damage.
+func (t *Tx) removeFiles() error {
 	j := t.journal
 	for _, s := range t.steps {
 		if take := s.record.GetTake(); take != nil && take.Spool != "" {
-			if err := t.dropSpool(take); err != nil {
+			if err := t.removeSpool(take); err != nil {
 				return err
 			}
 		}
 	}
 	kept, err := os.ReadDir(t.dir("u"))
-	if notThere(err) != nil {
+	if ignoreNotExist(err) != nil {
 		return fault.Cause(err)
 	}
 	if len(kept) > 0 {
@@ -109,10 +111,10 @@ func (t *Tx) dropAll() error {
 	return j.do("clean.removedir", func() error { return os.RemoveAll(t.dir()) })
 }
 
-// recycle makes the journal the next one's, all zero: it held contents that not everybody may read, too.
+// recycle zeroes the log and makes it the spare file. Zeros also erase contents that not everybody may read.
 func (t *Tx) recycle() error {
 	l := t.log
-	if l.err != nil || l.size > spare {
+	if l.err != nil || l.size > maxSpareSize {
 		return nil
 	}
 	if _, err := os.Stat(t.journal.dir("spare")); err == nil {
@@ -124,23 +126,23 @@ func (t *Tx) recycle() error {
 	return t.journal.do("clean.recycle", func() error { return os.Rename(t.dir("journal"), t.journal.dir("spare")) })
 }
 
-// setAside takes a transaction's directory out of recovery's way, for people to look at.
-func (j *Journal) setAside(id string) error {
-	err := j.do("aside.rename", func() error { return os.Rename(j.dir("open", id), j.dir("kept", id)) })
+// moveToKept moves a transaction's directory to kept, where an administrator finds it and recovery does not.
+func (j *Journal) moveToKept(id string) error {
+	err := j.do("kept.rename", func() error { return os.Rename(j.dir("open", id), j.dir("kept", id)) })
 	for _, dir := range []string{"kept", "open"} {
 		if err == nil {
-			err = j.do("aside.syncdir", func() error { return syncDir(j.dir(dir)) })
+			err = j.do("kept.syncdir", func() error { return syncDir(j.dir(dir)) })
 		}
 	}
-	_ = j.lookKept() // which the next Begin does again
+	_ = j.refreshKept() // the next Begin does it again
 	return err
 }
 
-// unfinished is behind the name of a file that is being written.
-const unfinished = ".new"
+// tempSuffix marks the name of a file that is being written.
+const tempSuffix = ".new"
 
-// save writes an entry: complete, then under its name.
-func (j *Journal) save(entry *pb.JournalEntry) error {
+// saveEntry writes an entry under a temporary name, and renames it.
+func (j *Journal) saveEntry(entry *pb.JournalEntry) error {
 	id := entry.Begin.TransactionId
 	payload, err := proto.Marshal(entry)
 	if err != nil {
@@ -148,7 +150,7 @@ func (j *Journal) save(entry *pb.JournalEntry) error {
 	}
 	chain := frames.NewChain(id)
 	data := chain.Append(nil, payload)
-	temp := j.dir("done", id+unfinished)
+	temp := j.dir("done", id+tempSuffix)
 	err = j.do("save.write", func() error {
 		file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {
@@ -171,26 +173,26 @@ func (j *Journal) save(entry *pb.JournalEntry) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	delete(j.store.fresh, id)
+	delete(j.store.unsaved, id)
 	return nil
 }
 
-// add puts an entry at the end.
+// add appends an entry; one without a reply is ignored.
 func (s *store) add(entry *pb.JournalEntry) {
 	if entry.Reply == nil {
 		return
 	}
-	if s.fresh == nil {
-		s.fresh = map[string]*pb.JournalEntry{}
+	if s.unsaved == nil {
+		s.unsaved = map[string]*pb.JournalEntry{}
 	}
 	id := entry.Begin.TransactionId
-	s.fresh[id] = entry
+	s.unsaved[id] = entry
 	s.entries = slices.DeleteFunc(s.entries, func(e *pb.JournalEntry) bool { return e.Begin.TransactionId == id })
-	s.entries = append(s.entries, bare(entry))
+	s.entries = append(s.entries, withoutReply(entry))
 }
 
-// bare is an entry without what may be large.
-func bare(entry *pb.JournalEntry) *pb.JournalEntry {
+// withoutReply returns an entry without the large parts of the reply.
+func withoutReply(entry *pb.JournalEntry) *pb.JournalEntry {
 	short := &pb.JournalEntry{Begin: entry.Begin, Finished: entry.Finished, Phase: entry.Phase}
 	if entry.Reply != nil {
 		short.Reply = &pb.RunScriptResponse{Status: entry.Reply.Status, Changes: make([]*pb.Change, len(entry.Reply.Changes))}
@@ -198,8 +200,8 @@ func bare(entry *pb.JournalEntry) *pb.JournalEntry {
 	return short
 }
 
-// load reads what is stored, if that was not done yet. What cannot be read, is too old or of another machine goes.
-func (j *Journal) load() error {
+// loadStore reads the stored entries, once. It removes those that are damaged, too old or of another machine.
+func (j *Journal) loadStore() error {
 	if j.store.loaded {
 		return nil
 	}
@@ -209,17 +211,17 @@ func (j *Journal) load() error {
 	}
 	var list []*pb.JournalEntry
 	for _, name := range names {
-		if strings.HasSuffix(name.Name(), unfinished) && j.store.fresh[strings.TrimSuffix(name.Name(), unfinished)] != nil {
+		if strings.HasSuffix(name.Name(), tempSuffix) && j.store.unsaved[strings.TrimSuffix(name.Name(), tempSuffix)] != nil {
 			continue // being written
 		}
-		entry, err := j.read(name.Name())
-		if err != nil || !j.mine(entry) {
+		entry, err := j.readEntry(name.Name())
+		if err != nil || !j.isCurrent(entry) {
 			if err := os.Remove(j.dir("done", name.Name())); err != nil {
 				return fault.Cause(err)
 			}
 			continue
 		}
-		list = append(list, bare(entry))
+		list = append(list, withoutReply(entry))
 	}
 	slices.SortStableFunc(list, func(a, b *pb.JournalEntry) int { return strings.Compare(a.Begin.TransactionId, b.Begin.TransactionId) })
 	for _, e := range j.store.entries { // ended since the start
@@ -231,17 +233,17 @@ func (j *Journal) load() error {
 	return nil
 }
 
-// mine says whether an entry is this machine's and not too old. A clock that jumped back makes nothing old.
-func (j *Journal) mine(entry *pb.JournalEntry) bool {
+// isCurrent reports whether an entry is this machine's and not expired. A clock that jumped back expires nothing.
+func (j *Journal) isCurrent(entry *pb.JournalEntry) bool {
 	return entry.Begin.MachineId == j.config.MachineID() && time.Since(entry.Finished.AsTime()) < j.config.Expiry
 }
 
-func (j *Journal) read(id string) (*pb.JournalEntry, error) {
+func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
 	data, err := os.ReadFile(j.dir("done", id))
 	if err != nil {
 		return nil, fault.Cause(err)
 	}
-	payload, err := frames.One(id, data)
+	payload, err := frames.ReadOne(id, data)
 	if err != nil {
 		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
@@ -252,54 +254,54 @@ func (j *Journal) read(id string) (*pb.JournalEntry, error) {
 	return entry, nil
 }
 
-// trim drops what is too old or too much.
+// trim removes entries that are expired or beyond Config.Entries.
 func (j *Journal) trim() {
 	over := len(j.store.entries) - j.config.Entries
 	j.store.entries = slices.DeleteFunc(j.store.entries, func(e *pb.JournalEntry) bool {
 		over--
-		if over < 0 && j.mine(e) {
+		if over < 0 && j.isCurrent(e) {
 			return false
 		}
-		delete(j.store.fresh, e.Begin.TransactionId)
-		_ = os.Remove(j.dir("done", e.Begin.TransactionId)) // else it goes at the next start
+		delete(j.store.unsaved, e.Begin.TransactionId)
+		_ = os.Remove(j.dir("done", e.Begin.TransactionId)) // else the next start removes it
 		return true
 	})
 }
 
-// Ref names a stored transaction: all fields that are set must be its own.
+// Ref selects a stored transaction: all fields that are set must match.
 type Ref struct{ ID, Key, MessageID string }
 
-func (r Ref) is(b *pb.JournalBegin) bool {
+func (r Ref) matches(b *pb.JournalBegin) bool {
 	return r != Ref{} && (r.ID == "" || r.ID == b.TransactionId) && (r.Key == "" || r.Key == b.Key) && (r.MessageID == "" || r.MessageID == b.MessageId)
 }
 
-// Stored finds the latest transaction that ended and is meant by ref, with its reply. The error is fs.ErrNotExist if there
+// Stored returns the latest transaction that ended and matches ref, with its reply. The error is fs.ErrNotExist if there
 // is none.
 func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if err := j.load(); err != nil {
+	if err := j.loadStore(); err != nil {
 		return nil, err
 	}
 	j.trim()
 	for _, e := range slices.Backward(j.store.entries) {
-		if !ref.is(e.Begin) {
+		if !ref.matches(e.Begin) {
 			continue
 		}
-		if whole, ok := j.store.fresh[e.Begin.TransactionId]; ok {
+		if whole, ok := j.store.unsaved[e.Begin.TransactionId]; ok {
 			return proto.Clone(whole).(*pb.JournalEntry), nil
 		}
-		return j.read(e.Begin.TransactionId)
+		return j.readEntry(e.Begin.TransactionId)
 	}
 	return nil, fs.ErrNotExist
 }
 
-// List gives the transactions, newest first, the open one among them: at most n of those that follow the one named after,
-// or from the newest on where it is empty. next is empty at the end.
+// List returns at most n transactions, newest first and the open one included: those older than the one with the id after,
+// or the newest if after is empty. next is the id to continue with; empty at the end.
 func (j *Journal) List(after string, n int) (list []*pb.TransactionInfo, next string, err error) {
 	j.mu.Lock()
 	t := j.current
-	if err := j.load(); err != nil {
+	if err := j.loadStore(); err != nil {
 		j.mu.Unlock()
 		return nil, "", err
 	}
@@ -330,13 +332,13 @@ func info(b *pb.JournalBegin, e *pb.JournalEntry) *pb.TransactionInfo {
 }
 
 func (t *Tx) info() *pb.TransactionInfo {
-	t.seen.mu.Lock()
-	defer t.seen.mu.Unlock()
+	t.status.mu.Lock()
+	defer t.status.mu.Unlock()
 	i := info(t.begin, nil)
-	i.Phase = map[phase]string{running: "running", awaiting: "awaiting_confirm", committed: "done"}[t.seen.phase]
+	i.Phase = map[phase]string{running: "running", awaiting: "awaiting_confirm", committed: "done"}[t.status.phase]
 	if i.Phase == "" {
 		i.Phase = "rolling_back"
 	}
-	i.JournalBytes = uint64(t.seen.bytes)
+	i.JournalBytes = uint64(t.status.bytes)
 	return i
 }

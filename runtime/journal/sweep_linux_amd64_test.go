@@ -31,16 +31,16 @@ import (
 // does all pairs of places; without the flag a sample is done.
 func TestSweep(t *testing.T) {
 	for name := range scenarios {
-		t.Run(name, func(t *testing.T) { sweepOne(t, name) })
+		t.Run(name, func(t *testing.T) { sweepScenario(t, name) })
 	}
 }
 
-// childVariable tells a process of this test binary that it is a child, and what to do.
-const childVariable = "QUANTIX_JOURNAL_TEST_CHILD"
+// childEnv tells a process of this test binary that it is a child, and what to do.
+const childEnv = "QUANTIX_JOURNAL_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	if what := os.Getenv(childVariable); what != "" {
-		if err := child(what, place{os.Args[1], os.Args[2]}); err != nil {
+	if what := os.Getenv(childEnv); what != "" {
+		if err := child(what, testDirs{os.Args[1], os.Args[2]}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -51,27 +51,27 @@ func TestMain(m *testing.M) {
 }
 
 // scenarios are transactions; nil commits, an error rolls back.
-var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
-	"replace": func(g *guest, tx *Tx, _ place) error {
-		return g.calls(tx, scripted()[:2])
+var scenarios = map[string]func(g *guest, tx *Tx, p testDirs) error{
+	"replace": func(g *guest, tx *Tx, _ testDirs) error {
+		return g.calls(tx, sampleCalls()[:2])
 	},
-	"replace, rolled back": func(g *guest, tx *Tx, _ place) error {
-		return errors.Join(g.calls(tx, scripted()[:2]), errWanted)
+	"replace, rolled back": func(g *guest, tx *Tx, _ testDirs) error {
+		return errors.Join(g.calls(tx, sampleCalls()[:2]), errWanted)
 	},
-	"create and change in place": func(g *guest, tx *Tx, _ place) error {
-		return g.calls(tx, scripted()[2:8])
+	"create and change in place": func(g *guest, tx *Tx, _ testDirs) error {
+		return g.calls(tx, sampleCalls()[2:8])
 	},
-	"create and change in place, rolled back": func(g *guest, tx *Tx, _ place) error {
-		return errors.Join(g.calls(tx, scripted()[2:8]), errWanted)
+	"create and change in place, rolled back": func(g *guest, tx *Tx, _ testDirs) error {
+		return errors.Join(g.calls(tx, sampleCalls()[2:8]), errWanted)
 	},
-	"remove and create": func(g *guest, tx *Tx, _ place) error {
-		return g.calls(tx, scripted()[8:12])
+	"remove and create": func(g *guest, tx *Tx, _ testDirs) error {
+		return g.calls(tx, sampleCalls()[8:12])
 	},
-	"remove and create, rolled back": func(g *guest, tx *Tx, _ place) error {
-		return errors.Join(g.calls(tx, scripted()[8:12]), errWanted)
+	"remove and create, rolled back": func(g *guest, tx *Tx, _ testDirs) error {
+		return errors.Join(g.calls(tx, sampleCalls()[8:12]), errWanted)
 	},
-	"move": func(g *guest, tx *Tx, _ place) error {
-		// The room tells the inverse; the times of the directories are kept here.
+	"move": func(g *guest, tx *Tx, _ testDirs) error {
+		// file.move announces its inverse; the times of the directories need a before-image.
 		if err := tx.Before(context.Background(), "/etc", "/etc/app.d/deep"); err != nil {
 			return err
 		}
@@ -80,7 +80,7 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 			{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/large"}},
 		})
 	},
-	"a command that touches a tree": func(g *guest, tx *Tx, p place) error {
+	"a command that touches a tree": func(g *guest, tx *Tx, p testDirs) error {
 		if err := tx.BeforeTouch(context.Background(), "/etc/app.d", "/etc/nothing"); err != nil {
 			return err
 		}
@@ -88,14 +88,14 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 		err := errors.Join(
 			os.RemoveAll(in("app.d/deep")), os.Remove(in("app.d/also-two")), os.WriteFile(in("app.d/also-two"), []byte("own"), 0o600),
 			os.WriteFile(in("app.d/one"), []byte("in place"), 0), os.Mkdir(in("app.d/new"), 0o700), os.WriteFile(in("app.d/new/x"), nil, 0o600),
-			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), large('x'), 0o644))
-		stray, looked := tx.UndeclaredChanges(context.Background(), "a command")
-		if len(stray) > 0 {
-			looked = fmt.Errorf("strayed: %v", stray)
+			os.MkdirAll(in("nothing/at/all"), 0o755), os.WriteFile(in("nothing/at/all/x"), largeContent('x'), 0o644))
+		undeclared, checkErr := tx.UndeclaredChanges(context.Background(), "a command")
+		if len(undeclared) > 0 {
+			checkErr = fmt.Errorf("undeclared changes: %v", undeclared)
 		}
-		return errors.Join(err, looked, g.calls(tx, scripted()[:1]), errWanted)
+		return errors.Join(err, checkErr, g.calls(tx, sampleCalls()[:1]), errWanted)
 	},
-	"objects that come and go": func(g *guest, tx *Tx, _ place) error {
+	"objects that come and go": func(g *guest, tx *Tx, _ testDirs) error {
 		write := func(path, content string) call {
 			return call{"file.write", &pb.WriteFileArgs{Path: path, Content: []byte(content), Parents: true}}
 		}
@@ -105,15 +105,15 @@ var scenarios = map[string]func(g *guest, tx *Tx, p place) error{
 			write("/new", "4"), remove("/etc/app.d/deep"), write("/etc/app.d/deep", "5"),
 		}), errWanted)
 	},
-	"a call that fails in the middle": func(g *guest, tx *Tx, _ place) error {
-		if err := g.calls(tx, scripted()[:1]); err != nil {
+	"a call that fails in the middle": func(g *guest, tx *Tx, _ testDirs) error {
+		if err := g.calls(tx, sampleCalls()[:1]); err != nil {
 			return err
 		}
 		mark := tx.Mark()
-		if err := g.calls(tx, scripted()[1:3]); err != nil {
+		if err := g.calls(tx, sampleCalls()[1:3]); err != nil {
 			return err
 		}
-		return errors.Join(tx.Revert(context.Background(), mark), g.calls(tx, scripted()[2:3]))
+		return errors.Join(tx.Revert(context.Background(), mark), g.calls(tx, sampleCalls()[2:3]))
 	},
 }
 
@@ -122,22 +122,22 @@ var errWanted = errors.New("the script fails")
 func (g *guest) calls(tx *Tx, list []call) error {
 	for _, c := range list {
 		tx.Mark()
-		if _, err := g.table.Invoke(context.Background(), &builtins.Call{Tx: tx}, g.table.Script(c.op), c.in); err != nil {
+		if _, err := g.table.Script(c.op).Call(context.Background(), &builtins.Call{Tx: tx}, c.in); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// acknowledged is what a child says once its transaction is committed.
+// acknowledged is what a child prints once its transaction is committed.
 const acknowledged = "committed"
 
-// child is what a process that may be killed does.
-func child(what string, p place) error {
+// child is the main function of the process that may be killed.
+func child(what string, p testDirs) error {
 	if err := traceWrites(); err != nil {
 		return err
 	}
-	g, err := start(p, nil)
+	g, err := openGuest(p, nil)
 	if err != nil {
 		return err
 	}
@@ -162,11 +162,11 @@ func child(what string, p place) error {
 	}
 	err = scenarios[what](g, tx, p)
 	if err == nil {
-		if err = tx.Commit(ctx, status()); err == nil {
+		if err = tx.Commit(ctx, committedReply()); err == nil {
 			fmt.Println(acknowledged)
 		}
 	}
-	reply := status()
+	reply := committedReply()
 	if err != nil {
 		report := tx.Rollback(ctx)
 		reply.Status = report.Status()
@@ -177,7 +177,7 @@ func child(what string, p place) error {
 	return errors.Join(tx.Close(ctx, reply), g.close())
 }
 
-// traceWrites makes every system call of this process that changes a file stop for the tracer.
+// traceWrites stops this process for the tracer at every system call that changes a file.
 func traceWrites() error {
 	const load, equal, set, ret = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, unix.BPF_RET | unix.BPF_K
 	writes := []uint32{
@@ -208,19 +208,19 @@ func traceWrites() error {
 
 // outcome is how a child ended.
 type outcome struct {
-	killed bool // at the place that was asked for
+	killed bool // at the requested system call
 	acked  bool
 	calls  int // that changed files
 }
 
 // trace runs a child, and kills it at the nth call that changes a file; 0: never.
-func trace(t *testing.T, what string, p place, n int) outcome {
+func trace(t *testing.T, what string, p testDirs, n int) outcome {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command("/proc/self/exe", p.files, p.state)
-	cmd.Env = append(os.Environ(), childVariable+"="+what, "GORACE=atexit_sleep_ms=0") // the race detector would wait for a second
-	out, err := os.CreateTemp(t.TempDir(), "out")                                      // a file: a pipe would need a goroutine that reads
+	cmd.Env = append(os.Environ(), childEnv+"="+what, "GORACE=atexit_sleep_ms=0") // the race detector would wait for a second
+	out, err := os.CreateTemp(t.TempDir(), "out")                                 // a file: a pipe would need a goroutine that reads
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,10 +290,10 @@ func follow(t *testing.T, pid, n int) (outcome, int) {
 	}
 }
 
-// timeless is a picture without times: those of what a transaction made differ from run to run.
-func timeless(picture map[string]string) map[string]string {
+// withoutTimes removes the times from a result of describeTree: those of new objects differ from run to run.
+func withoutTimes(tree map[string]string) map[string]string {
 	bare := map[string]string{}
-	for name, text := range picture {
+	for name, text := range tree {
 		head, tail, _ := strings.Cut(text, " time ")
 		_, tail, _ = strings.Cut(tail, " ")
 		bare[name] = head + tail
@@ -301,21 +301,21 @@ func timeless(picture map[string]string) map[string]string {
 	return bare
 }
 
-func sweepOne(t *testing.T, name string) {
-	p := ram(t)
-	before := pictured(t, p.files)
+func sweepScenario(t *testing.T, name string) {
+	p := newMemoryDirs(t)
+	before := mustDescribeTree(t, p.files)
 	whole := trace(t, name, p, 0)
-	after := timeless(pictured(t, p.files))
+	after := withoutTimes(mustDescribeTree(t, p.files))
 	if whole.calls < 10 {
 		t.Fatalf("only %d calls change files", whole.calls)
 	}
 	pairs, sample := 0, newSample()
 	places := rand.Perm(whole.calls)
-	for i := 0; i < len(places) && !sample.over(); i++ {
+	for i := 0; i < len(places) && !sample.exhausted(); i++ {
 		n := places[i] + 1
 		for m := 1; ; m++ {
 			pairs++
-			last := pair(t, name, before, after, n, m)
+			last := killTwice(t, name, before, after, n, m)
 			if t.Failed() {
 				t.Fatalf("killed at call %d of the transaction, and %d of the recovery", n, m)
 			}
@@ -330,9 +330,10 @@ func sweepOne(t *testing.T, name string) {
 	t.Logf("%d calls of the transaction, %d pairs", whole.calls, pairs)
 }
 
-// pair is one run: killed, recovered and killed, recovered. last: the recovery has no mth call.
-func pair(t *testing.T, name string, before, after map[string]string, n, m int) (last bool) {
-	p := ram(t)
+// killTwice kills a transaction at its nth call and the recovery at its mth, and recovers again. last: the recovery has no
+// mth call.
+func killTwice(t *testing.T, name string, before, after map[string]string, n, m int) (last bool) {
+	p := newMemoryDirs(t)
 	defer os.RemoveAll(filepath.Dir(p.files))
 	run := trace(t, name, p, n)
 	if run.killed {
@@ -343,8 +344,8 @@ func pair(t *testing.T, name string, before, after map[string]string, n, m int) 
 	} else {
 		last = true
 	}
-	now := pictured(t, p.files)
-	was, is := differences(before, now), differences(after, timeless(now))
+	now := mustDescribeTree(t, p.files)
+	was, is := differences(before, now), differences(after, withoutTimes(now))
 	if was != "" && is != "" {
 		t.Errorf("neither as before nor as after.\nNot as before:\n%s\nNot as after:\n%s", was, is)
 	}
@@ -355,9 +356,9 @@ func pair(t *testing.T, name string, before, after map[string]string, n, m int) 
 	return last
 }
 
-// checkStored holds what the journal says against what is.
-func checkStored(t *testing.T, p place, asBefore, acked bool) {
-	g, err := start(p, nil)
+// checkStored compares what the journal stored with what is there.
+func checkStored(t *testing.T, p testDirs, asBefore, acked bool) {
+	g, err := openGuest(p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,53 +18,53 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Tx is an open transaction: what it changed can be taken back until it commits. It is safe for concurrent use, but what
-// belongs together (Before, the change, the next Before) is the caller's to keep in order.
+// Tx is a transaction: what it changed can be undone until it commits. It is safe for concurrent use, but the caller must
+// keep the order of Before, the change, and the next Before.
 type Tx struct {
 	journal *Journal
 	begin   *pb.JournalBegin
 
 	mu    sync.Mutex
-	log   *log // nil until there is something to be kept
+	log   *log // nil until the first step
 	steps []*step
 	phase phase
 	err   error // sticky
-	// what the next record tells besides
-	left     []*pb.JournalLeft
-	reverted []uint64
-	checked  []uint64
-	marked   int // steps whose outcome is known
-	loose    loose
+	// what the next record carries besides its own content
+	unloggedAfter    []*pb.JournalLeft
+	unloggedReverted []uint64
+	unloggedChecked  []uint64
+	markedSteps      int // how many of steps belong to calls that ended
+	pending          pendingSyncs
 
-	reply    *pb.RunScriptResponse
-	after    []*pb.JournalAction
-	again    bool     // an earlier rollback was interrupted
-	lost     []Undone // what that could not take back
-	uncommit bool     // a commit may be on disk, and must not count
+	reply           *pb.RunScriptResponse
+	actions         []*pb.JournalAction
+	wasInterrupted  bool     // an earlier rollback began
+	earlierFailures []Undone // of that rollback
+	commitUncertain bool     // the commit record may be on disk although Commit failed
 
-	seen view
+	status txStatus
 }
 
-// view is what others may see of a transaction at any time, also while it takes long.
-type view struct {
+// txStatus is what other goroutines read of a transaction, also while a method of it holds mu.
+type txStatus struct {
 	mu    sync.Mutex
-	paths []owned
+	paths []ownedPath
 	phase phase
 	bytes int64
 }
 
-// owned is a path that a transaction keeps.
-type owned struct {
+// ownedPath is a path of which a transaction has a before-image.
+type ownedPath struct {
 	path string
 	tree bool
 }
 
-// enter is the one way into another phase.
-func (t *Tx) enter(p phase) {
+// setPhase is the only function that changes the phase.
+func (t *Tx) setPhase(p phase) {
 	t.phase = p
-	t.seen.mu.Lock()
-	defer t.seen.mu.Unlock()
-	t.seen.phase = p
+	t.status.mu.Lock()
+	defer t.status.mu.Unlock()
+	t.status.phase = p
 }
 
 type phase int
@@ -75,90 +75,94 @@ const (
 	rollingBack
 	committed
 	rolledBack
-	failed // the rollback: something could not be taken back
-	halted // the rollback, by the end of its context
+	rollbackFailed // something could not be undone
+	halted         // the rollback is incomplete; the next Recover continues it
 	closed
 )
 
-// step is a record that can be taken back.
+// step is a record that a rollback undoes.
 type step struct {
 	number   uint64
 	record   *pb.JournalRecord
-	left     map[uint32]*pb.JournalState
+	after    map[uint32]*pb.JournalState
 	reverted bool
-	checked  bool // what it left beside is known
+	checked  bool // its undeclared changes are known
 }
 
 // ID names the transaction.
 func (t *Tx) ID() string { return t.begin.TransactionId }
 
-// Err is why nothing can be changed any more: the journal failed. The caller rolls back, whatever else it was told.
+// Err returns the error of the journal that made the transaction fail for good; nil if there was none. The caller must roll
+// back, even if its own calls returned no error.
 func (t *Tx) Err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.err
 }
 
-// Before implements builtins.Tx. Of a directory it keeps the directory itself, not what is in it. All paths of one call
-// cost as much as one.
-func (t *Tx) Before(ctx context.Context, paths ...string) error { return t.keep(ctx, false, paths) }
+// Before implements builtins.Tx. Of a directory it keeps the attributes, not what is in it. All paths of one call are one
+// record, and so one sync.
+func (t *Tx) Before(ctx context.Context, paths ...string) error { return t.snapshot(ctx, false, paths) }
 
-// BeforeTree is Before for paths of which anything may change: also all that is in a directory, and that nothing else is.
-func (t *Tx) BeforeTree(ctx context.Context, paths ...string) error { return t.keep(ctx, true, paths) }
-
-func (t *Tx) keep(ctx context.Context, tree bool, paths []string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if err := t.ready(); err != nil || len(paths) == 0 {
-		return err
-	}
-	return t.keepNow(ctx, tree, paths, nil)
+// BeforeTree implements builtins.Tx. A rollback restores all that is in a directory, and removes what was not in it.
+func (t *Tx) BeforeTree(ctx context.Context, paths ...string) error {
+	return t.snapshot(ctx, true, paths)
 }
 
-func (t *Tx) keepNow(ctx context.Context, tree bool, paths []string, beside []*pb.JournalBeside) error {
-	k := &keeper{tx: t, ctx: ctx, step: t.next(), tree: tree, seen: map[string]bool{}}
+func (t *Tx) snapshot(ctx context.Context, tree bool, paths []string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ensureStarted(); err != nil || len(paths) == 0 {
+		return err
+	}
+	return t.snapshotLocked(ctx, tree, paths, nil)
+}
+
+func (t *Tx) snapshotLocked(ctx context.Context, tree bool, paths []string, neighbours []*pb.JournalBeside) error {
+	s := &snapshotter{tx: t, ctx: ctx, step: t.nextStep(), tree: tree, seen: map[string]bool{}}
 	for _, path := range paths {
-		if err := k.add(path); err != nil {
-			return t.sticky(k.disk, fault.On(path, err))
+		if err := s.add(path); err != nil {
+			_ = t.fail(s.diskErr)
+			return fault.On(path, err)
 		}
 	}
-	if k.spooled {
+	if s.wroteFiles {
 		if err := t.journal.do("image.syncdir", func() error { return syncDir(t.dir("u")) }); err != nil {
-			return t.sticky(err, err)
+			return t.fail(err)
 		}
 	}
-	if err := t.settle(k.owned()); err != nil {
-		return t.sticky1(err)
+	if err := t.syncPending(s.ownedPaths()); err != nil {
+		return t.fail(err)
 	}
-	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: k.step, Objects: k.objects, Beside: beside}}})
+	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}}})
 }
 
 // Undo implements builtins.Tx.
 func (t *Tx) Undo(ctx context.Context, op string, args proto.Message) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.ready(); err != nil {
+	if err := t.ensureStarted(); err != nil {
 		return err
 	}
 	stored, err := anypb.New(args)
 	if err != nil {
 		return fault.On("the inverse "+op, err)
 	}
-	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{Step: t.next(), Op: op, Args: stored}}})
+	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{Step: t.nextStep(), Op: op, Args: stored}}})
 }
 
-// Irreversible keeps that something is done which nothing takes back, so that a rollback names it.
+// Irreversible implements builtins.Tx.
 func (t *Tx) Irreversible(ctx context.Context, change *pb.Change) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.ready(); err != nil {
+	if err := t.ensureStarted(); err != nil {
 		return err
 	}
 	return t.irreversible(change)
 }
 
 func (t *Tx) irreversible(change *pb.Change) error {
-	return t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.next(), Change: change}}})
+	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.nextStep(), Change: change}}})
 }
 
 // NotBegun implements builtins.Tx.
@@ -167,15 +171,15 @@ func (t *Tx) NotBegun() {
 	defer t.mu.Unlock()
 	if n := len(t.steps); t.phase == running && n > 0 && !t.steps[n-1].reverted {
 		t.steps[n-1].reverted = true
-		t.reverted = append(t.reverted, t.steps[n-1].number)
+		t.unloggedReverted = append(t.unloggedReverted, t.steps[n-1].number)
 	}
 }
 
-// Take implements builtins.Tx. Where nothing is at the path there is nothing to do.
+// Take implements builtins.Tx. If nothing is at the path it does nothing.
 func (t *Tx) Take(ctx context.Context, path string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.ready(); err != nil {
+	if err := t.ensureStarted(); err != nil {
 		return err
 	}
 	at, err := t.journal.config.Root.At(path)
@@ -193,36 +197,36 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	if meta.Mounted || at.IsRoot() {
 		return fault.Refuse("a file system is mounted here")
 	}
-	take := &pb.JournalTake{Step: t.next(), Path: at.Path, State: toState(meta)}
+	take := &pb.JournalTake{Step: t.nextStep(), Path: at.Path, State: toState(meta)}
 	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err == nil {
 		err = t.chooseSpool(at, take)
 	}
 	if err != nil {
 		return fault.Cause(err)
 	}
-	if err := t.settle([]owned{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
-		return t.sticky1(err)
+	if err := t.syncPending([]ownedPath{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
+		return t.fail(err)
 	}
-	if err := t.append(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
+	if err := t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
 		return err
 	}
 	err = t.moveAway(at, take)
-	if errors.Is(err, syscall.EXDEV) { // what is of a lower layer of overlayfs, a subvolume, or of another project's quota
-		err = t.copyAway(ctx, at)
+	if errors.Is(err, syscall.EXDEV) { // a lower layer of overlayfs, a subvolume, or the quota of another project
+		err = t.copyAndRemove(ctx, at)
 	}
 	return fault.Cause(err)
 }
 
-// copyAway is for a tree that the file system does not move, though it is on the same mount: it is kept and removed.
-func (t *Tx) copyAway(ctx context.Context, at *fsys.At) error {
-	if err := t.keepNow(ctx, true, []string{at.Path}, nil); err != nil {
+// copyAndRemove takes a tree that the file system does not rename although it is on the same mount.
+func (t *Tx) copyAndRemove(ctx context.Context, at *fsys.At) error {
+	if err := t.snapshotLocked(ctx, true, []string{at.Path}, nil); err != nil {
 		return err
 	}
 	return t.journal.do("take.remove", func() error { return at.RemoveAll(ctx) })
 }
 
-// ready says why nothing can be kept; it makes the transaction's files if they are needed for the first time.
-func (t *Tx) ready() error {
+// ensureStarted makes the transaction's files if this is the first step. It returns why no step can be taken.
+func (t *Tx) ensureStarted() error {
 	switch {
 	case t.err != nil:
 		return t.err
@@ -231,11 +235,11 @@ func (t *Tx) ready() error {
 	case t.log != nil:
 		return nil
 	}
-	return t.sticky1(t.start())
+	return t.fail(t.createFiles())
 }
 
-// start makes the transaction's directory and journal durable, all empty.
-func (t *Tx) start() error {
+// createFiles makes the transaction's directory and log durable.
+func (t *Tx) createFiles() error {
 	j := t.journal
 	for _, dir := range []string{t.dir(), t.dir("u")} {
 		if err := j.do("begin.mkdir", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
@@ -255,67 +259,65 @@ func (t *Tx) start() error {
 	return j.do("begin.syncparent", func() error { return syncDir(j.dir("open")) })
 }
 
-// dir is a path in the transaction's directory.
+// dir returns a path in the transaction's directory.
 func (t *Tx) dir(elements ...string) string {
 	return t.journal.dir(append([]string{"open", t.ID()}, elements...)...)
 }
 
-// next is the number of the step to come.
-func (t *Tx) next() uint64 {
+// nextStep returns the number of the next step.
+func (t *Tx) nextStep() uint64 {
 	if n := len(t.steps); n > 0 {
 		return t.steps[n-1].number + 1
 	}
 	return 1
 }
 
-// sticky keeps an error of the disk for good, and gives what the caller is told.
-func (t *Tx) sticky(disk, told error) error {
-	if disk != nil && t.err == nil {
-		t.err = fault.On("journal", disk)
-	}
-	return told
-}
-
-func (t *Tx) sticky1(err error) error { return t.sticky(err, err) }
-
-// write appends a record, and with it what is to be told of earlier steps.
-func (t *Tx) write(record *pb.JournalRecord, last bool) error {
-	record.Left, record.Reverted, record.Checked = t.left, t.reverted, t.checked
-	err := t.log.append(record, last)
-	if err == nil {
-		t.left, t.reverted, t.checked = nil, nil, nil
+// fail makes an error of the journal's disk the transaction's error for good, if it is the first, and returns it.
+func (t *Tx) fail(err error) error {
+	if err != nil && t.err == nil {
+		t.err = fault.On("journal", err)
 	}
 	return err
 }
 
-// append makes a step durable.
-func (t *Tx) append(record *pb.JournalRecord) error {
-	if err := t.write(record, false); err != nil {
+// appendRecord appends a record, which also carries what is not logged yet of earlier steps.
+func (t *Tx) appendRecord(record *pb.JournalRecord, last bool) error {
+	record.Left, record.Reverted, record.Checked = t.unloggedAfter, t.unloggedReverted, t.unloggedChecked
+	err := t.log.append(record, last)
+	if err == nil {
+		t.unloggedAfter, t.unloggedReverted, t.unloggedChecked = nil, nil, nil
+	}
+	return err
+}
+
+// appendStep appends the record of a step.
+func (t *Tx) appendStep(record *pb.JournalRecord) error {
+	if err := t.appendRecord(record, false); err != nil {
 		if errors.Is(err, fault.ErrTooLarge) { // nothing was written
 			return err
 		}
-		return t.sticky1(fault.On("journal", err))
+		return t.fail(fault.On("journal", err))
 	}
-	t.replay(record)
-	t.loose.note(record)
-	t.seen.mu.Lock()
-	defer t.seen.mu.Unlock()
-	t.seen.bytes = t.log.end
+	t.applyRecord(record)
+	t.pending.note(record)
+	t.status.mu.Lock()
+	defer t.status.mu.Unlock()
+	t.status.bytes = t.log.end
 	return nil
 }
 
-// replay adds a record to what is known.
-func (t *Tx) replay(record *pb.JournalRecord) {
+// applyRecord updates the state in memory by a record that was appended or read.
+func (t *Tx) applyRecord(record *pb.JournalRecord) {
 	byNumber := func(number uint64) *step {
 		for _, s := range t.steps {
 			if s.number == number {
 				return s
 			}
 		}
-		return &step{left: map[uint32]*pb.JournalState{}}
+		return &step{after: map[uint32]*pb.JournalState{}}
 	}
 	for _, left := range record.Left {
-		byNumber(left.Step).left[left.Object] = left.State
+		byNumber(left.Step).after[left.Object] = left.State
 	}
 	for _, number := range record.Reverted {
 		byNumber(number).reverted = true
@@ -328,9 +330,9 @@ func (t *Tx) replay(record *pb.JournalRecord) {
 		if f.Stays == nil {
 			u.Err = errors.New(f.Message)
 		}
-		t.lost = append(t.lost, u)
+		t.earlierFailures = append(t.earlierFailures, u)
 	}
-	s := &step{record: record, left: map[uint32]*pb.JournalState{}}
+	s := &step{record: record, after: map[uint32]*pb.JournalState{}}
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Keep:
 		s.number = r.Keep.Step
@@ -344,29 +346,29 @@ func (t *Tx) replay(record *pb.JournalRecord) {
 		return
 	}
 	t.steps = append(t.steps, s)
-	t.seen.add(record)
+	t.status.add(record)
 }
 
-func (v *view) add(record *pb.JournalRecord) {
+func (v *txStatus) add(record *pb.JournalRecord) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, o := range record.GetKeep().GetObjects() {
-		v.paths = append(v.paths, owned{o.Path, o.Tree})
+		v.paths = append(v.paths, ownedPath{o.Path, o.Tree})
 	}
 	if take := record.GetTake(); take != nil {
-		v.paths = append(v.paths, owned{take.Path, true})
+		v.paths = append(v.paths, ownedPath{take.Path, true})
 	}
 }
 
-// Mark is a point that Revert goes back to: the number of the last step before it, 0 for none.
+// Mark is a point that Revert goes back to: the number of steps before it.
 type Mark int
 
-// Mark ends a call that succeeded: what it left at the objects it kept is noted, so that a rollback can tell whether
-// somebody else changed them since. It costs nothing on the disk.
+// Mark ends a call that succeeded. It notes the state after the call of each object with a before-image, by which a rollback
+// knows whether somebody else changed the object since. It writes nothing.
 func (t *Tx) Mark() Mark {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, s := range t.steps[t.marked:] {
+	for _, s := range t.steps[t.markedSteps:] {
 		keep := s.record.GetKeep()
 		if keep == nil || s.reverted {
 			continue
@@ -375,18 +377,18 @@ func (t *Tx) Mark() Mark {
 			if o.Tree {
 				continue
 			}
-			if state := t.journal.look(o); state != nil {
-				s.left[uint32(i)] = state
-				t.left = append(t.left, &pb.JournalLeft{Step: s.number, Object: uint32(i), State: state})
+			if state := t.journal.currentState(o); state != nil {
+				s.after[uint32(i)] = state
+				t.unloggedAfter = append(t.unloggedAfter, &pb.JournalLeft{Step: s.number, Object: uint32(i), State: state})
 			}
 		}
 	}
-	t.marked = len(t.steps)
+	t.markedSteps = len(t.steps)
 	return Mark(len(t.steps))
 }
 
-// look gives what is at an object's place; nil if that cannot be known.
-func (j *Journal) look(o *pb.JournalObject) *pb.JournalState {
+// currentState returns the state of what is at an object's path; nil if it cannot be read.
+func (j *Journal) currentState(o *pb.JournalObject) *pb.JournalState {
 	at, err := j.config.Root.Exact(o.Path)
 	if err != nil {
 		return nil
@@ -403,7 +405,7 @@ func (j *Journal) look(o *pb.JournalObject) *pb.JournalState {
 	return state
 }
 
-// Revert takes back all since the mark, newest first, as Rollback does. An error is sticky.
+// Revert undoes all steps since the mark, newest first, as Rollback does. An error makes the transaction fail for good.
 func (t *Tx) Revert(ctx context.Context, to Mark) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -417,33 +419,33 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		if s.reverted {
 			continue
 		}
-		if done := p.undo(ctx, s); done.Err != nil {
-			return t.sticky1(fault.On(done.Target, done.Err))
+		if done := p.undoFirstError(ctx, s); done.Err != nil {
+			return t.fail(fault.On(done.Target, done.Err))
 		}
 		reverted = append(reverted, s)
 	}
 	if err := p.flush(); err != nil { // before any record says that it is so
-		return t.sticky1(err)
+		return t.fail(err)
 	}
 	for _, s := range reverted {
 		s.reverted = true
-		t.reverted = append(t.reverted, s.number)
+		t.unloggedReverted = append(t.unloggedReverted, s.number)
 	}
-	t.marked = len(t.steps)
+	t.markedSteps = len(t.steps)
 	return nil
 }
 
-// owns says whether a path is of an object that is kept, above one, or in a tree that is.
+// owns reports whether a path is that of an object with a before-image, above one, or in a tree of them.
 func (t *Tx) owns(path string) bool {
-	t.seen.mu.Lock()
-	defer t.seen.mu.Unlock()
-	return slices.ContainsFunc(t.seen.paths, func(o owned) bool {
+	t.status.mu.Lock()
+	defer t.status.mu.Unlock()
+	return slices.ContainsFunc(t.status.paths, func(o ownedPath) bool {
 		return fsys.Within(o.path, path) || o.tree && fsys.Within(path, o.path)
 	})
 }
 
-// conflictSuffix is behind the name of what somebody else put in the place of an object that was restored.
+// conflictSuffix returns the end of the name that somebody else's version of a restored object gets.
 func (t *Tx) conflictSuffix() string { return ".quantix-conflict-" + t.ID() }
 
-// spoolName is the directory that a transaction makes on other mounts.
-func (t *Tx) spoolName() string { return ".quantix-tx-" + strings.ToLower(t.ID()) }
+// spoolDirName returns the name of a transaction's spool on another mount.
+func (t *Tx) spoolDirName() string { return ".quantix-tx-" + strings.ToLower(t.ID()) }

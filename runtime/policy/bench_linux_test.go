@@ -17,7 +17,7 @@ func BenchmarkCheck(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer root.Close()
-	table := builtins.NewTable(all.New(all.Config{}).Ops())
+	table := builtins.NewTable(all.New(all.Config{}).List()...)
 	in := &pb.FileReadRequest{Path: "/etc/passwd"}
 	for name, text := range map[string]string{"none": "", "paths": "security:\n  deny_file_read_paths: [/etc/shadow, /root]\n"} {
 		c, _, err := config.Parse([]byte(text))
@@ -32,7 +32,7 @@ func BenchmarkCheck(b *testing.B) {
 		now.Set(p)
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				if err := now.Check(b.Context(), &builtins.Call{}, table.Native(in), in); err != nil {
+				if err := now.Check("", table.Native(in), in, table.Native(in).AccessOf(in)); err != nil {
 					b.Fatal(err)
 				}
 			}

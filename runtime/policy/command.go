@@ -2,7 +2,6 @@ package policy
 
 import (
 	"errors"
-	"path"
 	"slices"
 	"strings"
 
@@ -89,7 +88,7 @@ func (g *Guest) isProgram(rule, place string) bool {
 
 // blocked says why a command may not run under a list of forbidden programs.
 func (p *Policy) blocked(c builtins.Command, found []string) error {
-	names := []string{path.Base(c.Argv[0])}
+	names := []string{fsys.Base(c.Argv[0])}
 	for _, rule := range p.security.DeniedCommands {
 		denied, err := p.guest.isDenied(rule.Value, c.Argv[0], found)
 		if err != nil {
@@ -107,7 +106,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 		if err != nil {
 			return fault.On(program, err)
 		}
-		names = append(names, path.Base(target))
+		names = append(names, fsys.Base(target))
 	}
 	if !slices.ContainsFunc(names, func(name string) bool { return slices.Contains(wrappers, name) }) {
 		return nil
@@ -122,7 +121,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 				continue // it is no path that leads to a program
 			}
 			if denied, err := p.guest.isDenied(rule.Value, word, there); err == nil && denied {
-				return p.refuse("command_blocklist", rule.Line, c.Argv[0]+" with "+path.Base(rule.Value))
+				return p.refuse("command_blocklist", rule.Line, c.Argv[0]+" with "+fsys.Base(rule.Value))
 			}
 		}
 	}
@@ -132,7 +131,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 // isDenied says whether a program, called by a name and found at some places, is the one that a rule names.
 func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 	bare := !strings.Contains(rule, "/")
-	if bare && path.Base(called) == rule {
+	if bare && fsys.Base(called) == rule {
 		return true, nil
 	}
 	var lie []string // where the rule's program lies
@@ -140,7 +139,7 @@ func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 		lie = []string{rule}
 	} else {
 		for _, dir := range strings.Split(searched, ":") {
-			lie = append(lie, path.Join(dir, rule))
+			lie = append(lie, fsys.Join(dir, rule))
 		}
 	}
 	for _, program := range found {
@@ -149,7 +148,7 @@ func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 			return false, err
 		}
 		target := at.places[len(at.places)-1]
-		if bare && path.Base(target) == rule {
+		if bare && fsys.Base(target) == rule {
 			return true, nil
 		}
 		for _, denied := range lie {
@@ -179,8 +178,8 @@ func (g *Guest) sameProgram(denied, called string, at object, target string) (bo
 	case at.names == 0 || at.file.Dev != meta.Dev || at.file.Ino != meta.Ino:
 		return false, nil
 	}
-	if behind, err := g.Files.Resolve(denied, true); err == nil && (slices.Contains(several, path.Base(behind)) || slices.Contains(several, path.Base(target))) {
-		return path.Base(called) == path.Base(denied), nil
+	if behind, err := g.Files.Resolve(denied, true); err == nil && (slices.Contains(several, fsys.Base(behind)) || slices.Contains(several, fsys.Base(target))) {
+		return fsys.Base(called) == fsys.Base(denied), nil
 	}
 	return true, nil
 }
@@ -191,19 +190,19 @@ var errNowhere = fault.Wrapf(builtins.ErrPolicy, "refused: under a list of progr
 // programs gives what a name may stand for: by each list of directories the first program in it.
 func (g *Guest) programs(name string, paths []string, dir string) ([]string, error) {
 	if strings.Contains(name, "/") {
-		if !path.IsAbs(name) {
-			if !path.IsAbs(dir) {
+		if !fsys.IsAbs(name) {
+			if !fsys.IsAbs(dir) {
 				return nil, errNowhere
 			}
-			name = path.Join(dir, name)
+			name = fsys.Join(dir, name)
 		}
 		return []string{name}, nil
 	}
 	var found []string
 	for _, list := range paths {
 		for _, dir := range strings.Split(list, ":") {
-			program := path.Join(dir, name)
-			if !path.IsAbs(dir) {
+			program := fsys.Join(dir, name)
+			if !fsys.IsAbs(dir) {
 				continue
 			}
 			if meta, err := g.Files.Identify(program); err == nil && meta.Kind == fsys.File && meta.Mode&0o111 != 0 {

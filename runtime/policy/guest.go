@@ -3,7 +3,6 @@ package policy
 import (
 	"errors"
 	"io/fs"
-	"path"
 	"slices"
 	"syscall"
 
@@ -51,7 +50,7 @@ func (g *Guest) look(text string) (object, error) {
 
 // identify adds what stands at a resolved place and at all directories above it: a bind mount gives them other names.
 func (g *Guest) identify(place string, o *object) error {
-	for at := place; ; at = path.Dir(at) {
+	for at := place; ; at = fsys.Parent(at) {
 		meta, err := g.Files.Identify(at)
 		switch {
 		case err == nil:
@@ -74,7 +73,7 @@ func gone(err error) bool {
 
 // fixed gives the places of a rule that allows something, as they are now: what is changed later must not widen it.
 func (g *Guest) fixed(text string) []string {
-	places := []string{path.Clean(text)}
+	places := []string{fsys.Clean(text)}
 	for _, follow := range []bool{false, true} {
 		if resolved, err := g.Files.Resolve(text, follow); err == nil {
 			if !follow {
@@ -148,7 +147,7 @@ func (g *Guest) hasName(dir string, file fsys.Meta, left *int) (bool, error) {
 		case meta.Same(file):
 			return true, nil
 		case meta.Kind == fsys.Directory && meta.Dev == file.Dev:
-			below = append(below, path.Join(dir, name))
+			below = append(below, fsys.Join(dir, name))
 		}
 	}
 	for _, name := range below {

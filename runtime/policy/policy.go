@@ -4,7 +4,7 @@
 //	script: needs, request: allow ─► Rights ┼─► each call: fine, or "refused by KEY (FILE line N): what"
 //	Guest: what paths and programs are ─────┘
 //
-// What a request reads, changes and runs its row says (builtins.Aspects). Paths are compared as the file system's own
+// What a request reads, changes and runs its row computes (builtins.Access). Paths are compared as the file system's own
 // resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
 // is no way around. Where something cannot be looked at the answer is no.
 //
@@ -19,7 +19,6 @@
 package policy
 
 import (
-	"context"
 	"fmt"
 	"path"
 	"runtime"
@@ -88,7 +87,7 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 // namesOne says whether a rule is about any row.
 func namesOne(pattern string, ops []builtins.Op) bool {
 	for i := range ops {
-		if matched, _ := path.Match(pattern, ops[i].Name); matched && !ops[i].Inner {
+		if matched, _ := path.Match(pattern, ops[i].Name); matched && !ops[i].Internal {
 			return true
 		}
 	}
@@ -114,11 +113,10 @@ func matches(pattern, port string) bool {
 }
 
 // check says why a request is refused; nil: it is not.
-func (p *Policy) check(op *builtins.Op, in proto.Message) error {
+func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access) error {
 	if err := p.operation(op, in); err != nil {
 		return err
 	}
-	access := op.Access(in)
 	if err := p.paths(access); err != nil {
 		return err
 	}
@@ -127,11 +125,11 @@ func (p *Policy) check(op *builtins.Op, in proto.Message) error {
 			return err
 		}
 	}
-	return p.rate(op)
+	return p.rate(access)
 }
 
 // denies says whether a row is refused whatever the request is.
-func (p *Policy) denies(op *builtins.Op) bool { return !op.Inner && p.operation(op, nil) != nil }
+func (p *Policy) denies(op *builtins.Op) bool { return !op.Internal && p.operation(op, nil) != nil }
 
 // operation holds a row against what may be done at all. Without a request it tells of any request.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
@@ -160,10 +158,10 @@ func changes(op *builtins.Op, in proto.Message) bool {
 	switch {
 	case op.Delegates:
 		return false
-	case len(op.Aspects.Runs) > 0:
+	case len(op.Roles.Commands) > 0:
 		return true
 	case op.Script == nil || in == nil:
-		return op.Mutates && (op.Script == nil || op.Harmless == nil)
+		return op.Mutates && (op.Script == nil || op.Readonly == nil)
 	}
 	return op.Changes(in)
 }
@@ -251,12 +249,14 @@ func (p *Policy) writes(text string) error {
 }
 
 // rate takes what a request costs.
-func (p *Policy) rate(op *builtins.Op) error {
-	if limit := p.security.CommandsPerMinute; len(op.Aspects.Runs) > 0 && !p.commands.take() {
-		return p.busy("max_commands_per_minute", limit)
+func (p *Policy) rate(a builtins.Access) error {
+	if len(a.Commands) > 0 {
+		if limit := p.security.CommandsPerMinute; !p.commands.take() {
+			return p.busy("max_commands_per_minute", limit)
+		}
+		return nil
 	}
-	paths := len(op.Aspects.Reads) + len(op.Aspects.Writes) + len(op.Aspects.Patterns)
-	if limit := p.security.FileOpsPerSecond; paths > 0 && len(op.Aspects.Runs) == 0 && !p.files.take() {
+	if limit := p.security.FileOpsPerSecond; len(a.Reads)+len(a.Writes)+len(a.Patterns) > 0 && !p.files.take() {
 		return p.busy("max_file_ops_per_second", limit)
 	}
 	return nil
@@ -276,28 +276,25 @@ type Current struct{ policy atomic.Pointer[Policy] }
 // Set puts a policy into force. Requests that are under way go on.
 func (c *Current) Set(p *Policy) { c.policy.Store(p) }
 
-// Check says why the policy in force refuses a request; nil: it does not. It fits builtins.Table.Allow. What the journal
-// takes back was allowed when it was done.
-func (c *Current) Check(_ context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) error {
+// Check says why the policy in force refuses a request from a host on a port; nil: it does not. access is the row's for the
+// request.
+func (c *Current) Check(port string, op *builtins.Op, in proto.Message, access builtins.Access) error {
 	p := c.policy.Load()
-	switch {
-	case op.Inner || call.TakesBack: // a rollback must not depend on a configuration
-		return nil
-	case p == nil:
+	if p == nil {
 		return fault.Wrapf(builtins.ErrPolicy, "refused: no policy is in force")
 	}
 	if !p.security.Restricts() {
 		return nil
 	}
-	for _, section := range p.of(call.Port) {
-		if err := section.check(op, in); err != nil {
+	for _, section := range p.of(port) {
+		if err := section.check(op, in, access); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Denies says whether a row is refused to the hosts on a channel whatever the request is. It fits builtins.Table.Denies.
+// Denies says whether a row is refused to the hosts on a channel whatever the request is.
 func (c *Current) Denies(port string, op *builtins.Op) bool {
 	p := c.policy.Load()
 	return p == nil || slices.ContainsFunc(p.of(port), func(section *Policy) bool { return section.denies(op) })

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -34,7 +33,7 @@ func newKit(t *testing.T, dir, security string) *kit {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	k := &kit{t: t, guest: &Guest{Files: root}, table: builtins.NewTable(all.New(all.Config{}).Ops())}
+	k := &kit{t: t, guest: &Guest{Files: root}, table: builtins.NewTable(all.New(all.Config{}).List()...)}
 	k.set(security)
 	return k
 }
@@ -59,7 +58,7 @@ func (k *kit) ask(name string, in proto.Message) error {
 	if name == "" {
 		op = k.table.Native(in)
 	}
-	return k.now.Check(context.Background(), &builtins.Call{}, op, in)
+	return k.now.Check("", op, in, op.AccessOf(in))
 }
 
 func (k *kit) refused(what, name string, in proto.Message) {
@@ -300,12 +299,12 @@ func TestAllowedCommands(t *testing.T) {
 func TestReadOnlyAndOperations(t *testing.T) {
 	k := newKit(t, tree(t), "  read_only: true\n")
 	for _, op := range k.table.Ops() {
-		if op.Inner {
+		if op.Internal {
 			continue
 		}
 		in := op.In.ProtoReflect().New().Interface()
-		want := op.Changes(in) || len(op.Aspects.Runs) > 0 || op.Name == "file_write"
-		if err := k.now.Check(context.Background(), &builtins.Call{}, &op, in); errors.Is(err, builtins.ErrPolicy) != want {
+		want := op.Changes(in) || len(op.Roles.Commands) > 0 || op.Name == "file_write"
+		if err := k.now.Check("", &op, in, op.AccessOf(in)); errors.Is(err, builtins.ErrPolicy) != want {
 			t.Errorf("%s: %v", op.Name, err)
 		}
 	}
@@ -354,7 +353,7 @@ func TestPorts(t *testing.T) {
 		{"unix:/run/a/b.sock", execute("ls"), "refused by security.ports.unix:*.max_commands_per_minute (agent.yaml line 8): more than 1"},
 		{"", execute("ls"), ""},
 	} {
-		err := k.now.Check(context.Background(), &builtins.Call{Port: c.port}, k.table.Native(c.in), c.in)
+		err := k.now.Check(c.port, k.table.Native(c.in), c.in, k.table.Native(c.in).AccessOf(c.in))
 		if (err == nil) != (c.want == "") || err != nil && !strings.HasPrefix(err.Error(), c.want) {
 			t.Errorf("%s %T: %v, want %q", c.port, c.in, err, c.want)
 		}
@@ -365,16 +364,13 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// What a rollback takes back was allowed when it was done, and no policy at all lets nothing else through.
-func TestRollbackAndNoPolicy(t *testing.T) {
+// No policy at all lets nothing through.
+func TestNoPolicy(t *testing.T) {
 	k := newKit(t, tree(t), "  deny_operations: ['*']\n")
 	none := &Current{}
 	for _, c := range []*Current{&k.now, none} {
-		op := k.table.Script("file.move")
-		if err := c.Check(context.Background(), &builtins.Call{TakesBack: true}, op, &pb.FromToArgs{From: "/a", To: "/b"}); err != nil {
-			t.Error(err)
-		}
-		if err := c.Check(context.Background(), &builtins.Call{}, op, &pb.FromToArgs{From: "/a", To: "/b"}); !errors.Is(err, builtins.ErrPolicy) {
+		op, in := k.table.Script("file.move"), &pb.FromToArgs{From: "/a", To: "/b"}
+		if err := c.Check("", op, in, op.AccessOf(in)); !errors.Is(err, builtins.ErrPolicy) {
 			t.Error(err)
 		}
 		if !c.Denies("", op) {

@@ -1,11 +1,9 @@
 package policy
 
 import (
-	"path"
+	"maps"
 	"slices"
 	"strings"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -15,101 +13,151 @@ import (
 // Rights are what a script may call: what it declares in needs, or what a request allows it. Nil is everything.
 //
 //	netplan, file      the whole room
-//	file:/etc/hosts    the operations on files, on this path alone
+//	file:/etc/hosts    the room's operations on this path alone
 //	file:/etc/app/     on this directory and all that is below
-//	exec:useradd       the operations on commands, as far as they run this program, by name or absolute path
+//	exec:useradd       as far as they run this program, by name or absolute path
+//	service:nginx      on this object of the room's kind alone
 //
-// A command that goes with a call of another room, as that of tx.on_rollback, needs its program too. What touches names
-// of a command needs nothing more: it binds the command and is no call on files. Needs of paths bind by path: they are
-// looked up when the script starts, links in them and in the calls followed.
+// What an object is of, a path, a command or a thing with a name, the room's Scope says. A command that goes with a call of
+// another room, as that of tx.on_rollback, needs its program too. What touches names of a command needs nothing more: it binds
+// the command and is no call on files. Needs of paths bind by path: they are looked up when the script starts, links in them
+// and in the calls followed.
 type Rights struct {
 	who   string // whose word is missing
 	needs []need
+	runs  string // the room whose objects commands are
 }
 
 // need is one word.
 type need struct {
 	room, object string
+	scope        builtins.Scope
 	below        bool     // a path with all that is below
 	places       []string // of a path, as it was when the script started
 }
 
-// NewRights reads needs. No needs are no limit: then it gives nil. who completes "which …", and rooms are those that may be
-// named. The error wraps fs.ErrInvalid and names the bad word.
-func NewRights(files *fsys.Root, who string, needs, rooms []string) (*Rights, error) {
+// NewRights reads needs. No needs are no limit: then it returns nil. who completes "which …", and scopes are the rooms that may
+// be named and what a need can limit each to. The error wraps fs.ErrInvalid and names the bad word.
+func NewRights(files *fsys.Root, who string, needs []string, scopes map[string]builtins.Scope) (*Rights, error) {
 	if len(needs) == 0 {
 		return nil, nil
 	}
 	r := &Rights{who: who}
+	for room, scope := range scopes {
+		if scope == builtins.ScopeCommands {
+			r.runs = room
+		}
+	}
 	guest := &Guest{Files: files}
 	for _, text := range needs {
 		room, object, limited := strings.Cut(text, ":")
-		n := need{room: room, object: object}
+		scope, known := scopes[room]
+		n := need{room: room, object: object, scope: scope}
+		err := error(nil)
 		switch {
-		case !slices.Contains(rooms, room):
-			return nil, fault.Invalid("need %q: there is no room %q; there are %s", text, room, strings.Join(rooms, ", "))
+		case !known:
+			return nil, fault.Invalid("need %q: there is no room %q; there are %s", text, room, strings.Join(slices.Sorted(maps.Keys(scopes)), ", "))
 		case !limited:
-		case room == "file":
-			if err := place(object); err != nil {
-				return nil, fault.Invalid("need %q: %v", text, err)
-			}
+		case scope == builtins.ScopeNone:
+			return nil, fault.Invalid("need %q: %s is needed as a whole; what can be limited to something are %s", text, room, strings.Join(limitable(scopes), ", "))
+		case scope == builtins.ScopePaths:
+			err = place(room, object)
 			n.below, n.places = strings.HasSuffix(object, "/"), guest.fixed(object)
-		case room == "exec":
-			if err := program(object); err != nil {
-				return nil, fault.Invalid("need %q: %v", text, err)
-			}
+		case scope == builtins.ScopeCommands:
+			err = program(room, object)
 		default:
-			return nil, fault.Invalid("need %q: only file and exec can be limited to something", text)
+			err = name(room, object)
+		}
+		if err != nil {
+			return nil, fault.Invalid("need %q: %v", text, err)
 		}
 		r.needs = append(r.needs, n)
 	}
 	return r, nil
 }
 
-func place(text string) error {
-	if !path.IsAbs(text) || strings.ContainsAny(text, "*?[\x00") || slices.Contains(strings.Split(text, "/"), "..") {
-		return fault.Invalid("file: takes an absolute path without wildcards; one that ends in / stands for all below it")
+// limitable are the rooms that a need can limit.
+func limitable(scopes map[string]builtins.Scope) (rooms []string) {
+	for _, room := range slices.Sorted(maps.Keys(scopes)) {
+		if scopes[room] != builtins.ScopeNone {
+			rooms = append(rooms, room)
+		}
+	}
+	return rooms
+}
+
+func name(room, text string) error {
+	if text == "" || strings.ContainsAny(text, " \t\n*?[\x00") {
+		return fault.Invalid("%s: takes a name without blanks and wildcards", room)
 	}
 	return nil
 }
 
-func program(text string) error {
-	if text == "" || strings.ContainsAny(text, " \t\n*?[\x00") || strings.Contains(text, "/") && !path.IsAbs(text) {
-		return fault.Invalid("exec: takes the name of a program or its absolute path")
+func place(room, text string) error {
+	if !fsys.IsAbs(text) || strings.ContainsAny(text, "*?[\x00") || slices.Contains(strings.Split(text, "/"), "..") {
+		return fault.Invalid("%s: takes an absolute path without wildcards; one that ends in / stands for all below it", room)
 	}
 	return nil
 }
 
-// Check says why a call is beyond the rights; nil: it is not. files is what the call acts on, a pretended one too.
-func (r *Rights) Check(files *fsys.Root, op *builtins.Op, in proto.Message) error {
+func program(room, text string) error {
+	if text == "" || strings.ContainsAny(text, " \t\n*?[\x00") || strings.Contains(text, "/") && !fsys.IsAbs(text) {
+		return fault.Invalid("%s: takes the name of a program or its absolute path", room)
+	}
+	return nil
+}
+
+// Check says why a call is beyond the rights; nil: it is not. files is what the call acts on, a pretended one too, and access
+// the row's for the request.
+func (r *Rights) Check(files *fsys.Root, op *builtins.Op, access builtins.Access) error {
 	if r == nil {
 		return nil
 	}
-	room, _, _ := strings.Cut(op.Name, ".")
-	if !slices.ContainsFunc(r.needs, func(n need) bool { return n.room == room }) {
-		return r.beyond(room)
+	own := r.of(op.Room())
+	if len(own) == 0 {
+		return r.beyond(op.Room())
 	}
 	guest := &Guest{Files: files}
-	access := op.Access(in)
-	for _, c := range access.Commands {
-		if err := r.command(guest, c); err != nil {
-			return err
-		}
+	if err := r.commands(guest, access.Commands); err != nil || whole(own) {
+		return err
 	}
-	if room != "file" || r.whole("file") {
+	switch own[0].scope {
+	case builtins.ScopePaths:
+		return r.paths(guest, own, access)
+	case builtins.ScopeCommands:
 		return nil
 	}
+	return r.objects(own, access)
+}
+
+// of are the needs of a room.
+func (r *Rights) of(room string) (list []need) {
+	for _, n := range r.needs {
+		if n.room == room {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+// whole says whether one of the needs is of a whole room.
+func whole(needs []need) bool {
+	return slices.ContainsFunc(needs, func(n need) bool { return n.object == "" })
+}
+
+// paths holds the paths of a request against the needs of its room.
+func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	for _, text := range slices.Concat(access.Reads, access.Writes) {
-		if err := r.path(guest, text); err != nil {
+		if err := r.path(g, own, text); err != nil {
 			return err
 		}
 	}
 	for _, text := range access.Patterns {
 		dir, deep := builtins.Static(text)
-		if deep && !slices.ContainsFunc(r.needs, func(n need) bool { return n.room == "file" && n.below && slices.Contains(n.places, "/") }) {
-			return r.beyond("file:/") // links that the wildcards go through may lead anywhere
+		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.Contains(n.places, "/") }) {
+			return r.beyond(own[0].room + ":/") // links that the wildcards go through may lead anywhere
 		}
-		if err := r.path(guest, dir); err != nil {
+		if err := r.path(g, own, dir); err != nil {
 			return err
 		}
 	}
@@ -117,7 +165,7 @@ func (r *Rights) Check(files *fsys.Root, op *builtins.Op, in proto.Message) erro
 }
 
 // path holds a path, and what it leads to, against the needs.
-func (r *Rights) path(g *Guest, text string) error {
+func (r *Rights) path(g *Guest, own []need, text string) error {
 	var places []string
 	for _, follow := range []bool{false, true} {
 		resolved, err := g.Files.Resolve(text, follow)
@@ -128,8 +176,8 @@ func (r *Rights) path(g *Guest, text string) error {
 		}
 	}
 	for _, at := range places {
-		if !slices.ContainsFunc(r.needs, func(n need) bool { return n.room == "file" && n.covers(at) }) {
-			return r.beyond("file:" + at)
+		if !slices.ContainsFunc(own, func(n need) bool { return n.covers(at) }) {
+			return r.beyond(own[0].room + ":" + at)
 		}
 	}
 	return nil
@@ -139,13 +187,50 @@ func (n need) covers(at string) bool {
 	return slices.ContainsFunc(n.places, func(p string) bool { return at == p || n.below && fsys.Within(at, p) })
 }
 
+// objects holds the objects of the room's own kind against its needs. A call that names none is about all.
+func (r *Rights) objects(own []need, access builtins.Access) error {
+	named := false
+	for _, o := range access.Objects {
+		if o.Kind != string(own[0].scope) {
+			continue
+		}
+		named = true
+		if !slices.ContainsFunc(own, func(n need) bool { return n.object == o.Name }) {
+			return r.beyond(own[0].room + ":" + o.Name)
+		}
+	}
+	if !named {
+		return r.beyond(own[0].room)
+	}
+	return nil
+}
+
+// commands holds programs against the needs of the rooms whose objects commands are.
+func (r *Rights) commands(g *Guest, commands []builtins.Command) error {
+	var own []need
+	for _, n := range r.needs {
+		if n.scope == builtins.ScopeCommands {
+			own = append(own, n)
+		}
+	}
+	if whole(own) {
+		return nil
+	}
+	for _, c := range commands {
+		if err := r.command(g, own, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // command holds a program against the needs.
-func (r *Rights) command(g *Guest, c builtins.Command) error {
-	if r.whole("exec") || len(c.Argv) == 0 || c.Argv[0] == "" {
+func (r *Rights) command(g *Guest, own []need, c builtins.Command) error {
+	if len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil
 	}
 	if injects(c.Env) != "" {
-		return r.beyond("exec") // it would be another program
+		return r.beyond(r.runs) // it would be another program
 	}
 	found, err := g.programs(c.Argv[0], c.Paths, c.Dir)
 	if err != nil {
@@ -153,25 +238,21 @@ func (r *Rights) command(g *Guest, c builtins.Command) error {
 	}
 	name := c.Argv[0]
 	if len(found) == 0 { // it will not run; what is missing is told by the operation, if the name is not
-		if slices.ContainsFunc(r.needs, func(n need) bool { return n.room == "exec" && path.Base(n.object) == name }) {
+		if slices.ContainsFunc(own, func(n need) bool { return fsys.Base(n.object) == name }) {
 			return nil
 		}
-		return r.beyond("exec:" + name)
+		return r.beyond(r.runs + ":" + name)
 	}
 	for _, program := range found {
 		at, err := g.Files.Resolve(program, false)
 		if err != nil {
 			return fault.On(program, err)
 		}
-		if !slices.ContainsFunc(r.needs, func(n need) bool { return n.room == "exec" && g.isProgram(n.object, at) }) {
-			return r.beyond("exec:" + name)
+		if !slices.ContainsFunc(own, func(n need) bool { return g.isProgram(n.object, at) }) {
+			return r.beyond(r.runs + ":" + name)
 		}
 	}
 	return nil
-}
-
-func (r *Rights) whole(room string) bool {
-	return slices.ContainsFunc(r.needs, func(n need) bool { return n.room == room && n.object == "" })
 }
 
 func (r *Rights) beyond(missing string) error {

@@ -16,7 +16,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-var rooms = []string{"exec", "file", "host", "netplan", "tx"}
+// rooms are those that needs may name, and what they can be limited to.
+var rooms = map[string]builtins.Scope{
+	"exec": builtins.ScopeCommands, "file": builtins.ScopePaths, "host": "", "netplan": "", "tx": "",
+}
 
 // Each need admits what it says, and nothing else.
 func TestRights(t *testing.T) {
@@ -30,7 +33,7 @@ func TestRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	table := builtins.NewTable(all.New(all.Config{}).Ops())
+	table := builtins.NewTable(all.New(all.Config{}).List()...)
 	read := func(path string) *pb.PathArgs { return &pb.PathArgs{Path: path} }
 	write := func(path string) *pb.WriteFileArgs { return &pb.WriteFileArgs{Path: path} }
 	runs := func(argv ...string) *pb.RunArgs { return &pb.RunArgs{Argv: argv} }
@@ -83,7 +86,7 @@ func TestRights(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = rights.Check(root, table.Script(c.op), c.in)
+		err = rights.Check(root, table.Script(c.op), table.Script(c.op).AccessOf(c.in))
 		switch {
 		case c.missing == "" && err != nil:
 			t.Errorf("%s: %s %v: %v", c.needs, c.op, c.in, err)
@@ -105,7 +108,7 @@ func TestRights(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "etc/app")), os.Symlink("/usr", filepath.Join(dir, "etc/app"))); err != nil {
 		t.Fatal(err)
 	}
-	if err := rights.Check(root, table.Script("file.write"), write("/etc/app/bin/ls")); !errors.Is(err, builtins.ErrPolicy) {
+	if err := rights.Check(root, table.Script("file.write"), table.Script("file.write").AccessOf(write("/etc/app/bin/ls"))); !errors.Is(err, builtins.ErrPolicy) {
 		t.Error(err)
 	}
 }

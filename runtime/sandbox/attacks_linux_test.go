@@ -15,13 +15,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// attack is a script that breaks an interpreter, or means to.
+// attack is a script that tries to break the interpreter.
 type attack struct {
 	name, source string
 	kinds        []string // how it may end; empty: well
 }
 
-// Ends that several have.
+// Kinds of errors that several attacks end with.
 var (
 	well       = []string{""}
 	wrong      = []string{"runtime"}
@@ -33,7 +33,7 @@ var (
 	hardToRead = append([]string{"", "runtime"}, unreadable...)
 )
 
-// attacks are what scripts have been seen to break interpreters with, by what they are after.
+// attacks are scripts that have broken interpreters, by what they attack.
 var attacks = map[string][]attack{
 	"time": {
 		{"loop", `while true do end`, tooLong},
@@ -175,7 +175,7 @@ func TestAttacks(t *testing.T) {
 				if slices.Contains(a.kinds, "cpu") {
 					pool = short
 				}
-				out := pool.Run(t.Context(), hostile(a))
+				out := pool.Run(t.Context(), attackJob(a))
 				e := out.Error
 				if !slices.Contains(a.kinds, e.GetKind()) {
 					t.Errorf("ended with %v after %v, want one of %q", e, out.Stats, a.kinds)
@@ -200,7 +200,7 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-func hostile(a attack) sandbox.Job {
+func attackJob(a attack) sandbox.Job {
 	job := script(a.source)
 	job.Start.Functions = functions("file.read")
 	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return nil }
@@ -269,10 +269,10 @@ func TestDepthIsAsConfigured(t *testing.T) {
 	}
 }
 
-// TestKilledScriptSaysWhereItWas: one that is killed without a word is known by its last call.
+// TestKilledScriptSaysWhereItWas: the position of one whose runner is killed is that of its last call.
 func TestKilledScriptSaysWhereItWas(t *testing.T) {
 	pool := newPool(t, sandbox.Config{Limits: sandbox.Limits{CPU: 500 * time.Millisecond}})
-	job := hostile(attack{source: "\n\nfile.read('/x')\nlocal f = require('m')"})
+	job := attackJob(attack{source: "\n\nfile.read('/x')\nlocal f = require('m')"})
 	// The compiler cannot be stopped from within.
 	job.Start.Modules = map[string][]byte{"m": []byte("local x = 1 return x" + strings.Repeat("+x", 120000))}
 	e := pool.Run(t.Context(), job).Error
@@ -281,7 +281,7 @@ func TestKilledScriptSaysWhereItWas(t *testing.T) {
 	}
 }
 
-// TestResidentSize: hostile scripts leave nothing in the agent, which this process is here. make soak runs a thousand.
+// TestResidentSize: hostile scripts leave no memory behind in the agent, here this process. make soak runs a thousand.
 func TestResidentSize(t *testing.T) {
 	if raced {
 		t.Skip("the race detector's memory is not the agent's")
@@ -300,7 +300,7 @@ func TestResidentSize(t *testing.T) {
 	}
 	var first uint64
 	for i := range runs {
-		pool.Run(t.Context(), hostile(list[i*7%len(list)]))
+		pool.Run(t.Context(), attackJob(list[i*7%len(list)]))
 		if i == 9 {
 			first = resident(t)
 		}
@@ -312,7 +312,7 @@ func TestResidentSize(t *testing.T) {
 	}
 }
 
-// resident is the least resident size of this process in several moments, in bytes.
+// resident returns the least resident size of this process in several samples, in bytes.
 func resident(t *testing.T) uint64 {
 	t.Helper()
 	least := ^uint64(0)

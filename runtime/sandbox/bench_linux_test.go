@@ -31,7 +31,7 @@ func BenchmarkRun(b *testing.B) {
 	b.Run("warm", func(b *testing.B) {
 		pool := newPool(b, sandbox.Config{})
 		mustRun(b, pool, script(`return 1`))
-		besideExec(b, func() time.Duration {
+		benchmarkWithExec(b, func() time.Duration {
 			waitFor(b, "a sealed standby", func() bool { return sealedStandby(b) != 0 })
 			began := time.Now()
 			mustRun(b, pool, script(`return 1`))
@@ -39,7 +39,7 @@ func BenchmarkRun(b *testing.B) {
 		})
 	})
 	b.Run("cold", func(b *testing.B) {
-		besideExec(b, func() time.Duration {
+		benchmarkWithExec(b, func() time.Duration {
 			pool := sandbox.New(sandbox.Config{})
 			began := time.Now()
 			mustRun(b, pool, script(`return 1`))
@@ -50,8 +50,8 @@ func BenchmarkRun(b *testing.B) {
 	})
 }
 
-// besideExec measures runs and bare starts of the program in turns.
-func besideExec(b *testing.B, run func() time.Duration) {
+// benchmarkWithExec measures runs, and bare starts of the program, in turns.
+func benchmarkWithExec(b *testing.B, run func() time.Duration) {
 	var runs, execs time.Duration
 	for b.Loop() {
 		runs += run()
@@ -67,7 +67,7 @@ func besideExec(b *testing.B, run func() time.Duration) {
 	b.ReportMetric(float64(runs)/float64(execs), "times-exec")
 }
 
-// sealedStandby is the number of the process that waits, sealed, for a script; 0: it is not there yet.
+// sealedStandby returns the pid of the standby once it is sealed; 0: it is not yet.
 func sealedStandby(b *testing.B) int {
 	pids := children(b)
 	if len(pids) != 1 {
@@ -80,7 +80,7 @@ func sealedStandby(b *testing.B) int {
 	return 0
 }
 
-// BenchmarkCall is a builtin that does nothing, beside 64 bytes that go to another process and back over a socketpair.
+// BenchmarkCall is a builtin that does nothing, compared with 64 bytes that go to another process and back over a socketpair.
 func BenchmarkCall(b *testing.B) {
 	const calls = 10_000
 	pool := newPool(b, sandbox.Config{Limits: sandbox.Limits{Calls: 1 << 30}})
@@ -144,7 +144,7 @@ func echo() int {
 	}
 }
 
-// BenchmarkStandbyMemory tells what the waiting runner has for itself alone, of the agent's own program: a test's has more.
+// BenchmarkStandbyMemory reports the private memory of a standby of the agent's own program: that of a test has more.
 func BenchmarkStandbyMemory(b *testing.B) {
 	if os.Geteuid() != 0 {
 		b.Skip("needs root: a sealed process shows its memory to nobody else")

@@ -15,11 +15,12 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// Bind makes the request of a script row from the arguments of a call: those of the row's signature by position, and
-// all other fields from a table of options behind them. Numbers are taken for text. An error has code invalid and names
-// the function and the argument.
+// Bind returns the request of a script row, made from the arguments of a call: the fields of the row's signature by
+// position, all others from a table of options behind them. Numbers are accepted for text. An error has code invalid
+// and names the function and the argument.
 func Bind(op *builtins.Op, args []*pb.LuaValue) (proto.Message, error) {
 	in := op.In.ProtoReflect().New()
 	if err := bind(op, in, args); err != nil {
@@ -67,7 +68,7 @@ func bind(op *builtins.Op, in protoreflect.Message, args []*pb.LuaValue) error {
 	}
 }
 
-// optionNames are the fields that are no positional arguments.
+// optionNames returns the fields that are not positional arguments.
 func optionNames(op *builtins.Op) []string {
 	var names []string
 	fields := op.In.ProtoReflect().Descriptor().Fields()
@@ -84,7 +85,7 @@ func optionNames(op *builtins.Op) []string {
 	return names
 }
 
-// isOptions says whether a value in the place of an optional argument is the table of options behind it.
+// isOptions reports whether a value in the position of an optional argument is the table of options behind it.
 func isOptions(field protoreflect.FieldDescriptor, v *pb.LuaValue) bool {
 	return v.GetTable() != nil && !field.IsList() && !field.IsMap() && field.Kind() != protoreflect.MessageKind
 }
@@ -111,14 +112,14 @@ func bindOptions(in protoreflect.Message, table *pb.LuaTable, options []string) 
 }
 
 func unknownName(what, name string, known []string) error {
-	text := fmt.Sprintf("unknown %s %q", what, printable(name))
-	if other := suggest.Word(name, known); other != "" {
+	text := fmt.Sprintf("unknown %s %q", what, text.ToValidUTF8(name))
+	if other := suggest.Closest(name, known); other != "" {
 		text += fmt.Sprintf(", did you mean %q?", other)
 	}
 	return fault.Invalid("%s", text)
 }
 
-// setField puts a Lua value into a field. A nil leaves it unset.
+// setField sets a field to a Lua value. A nil leaves it unset.
 func setField(m protoreflect.Message, field protoreflect.FieldDescriptor, v *pb.LuaValue, what string) error {
 	switch {
 	case v.GetKind() == nil:
@@ -142,7 +143,7 @@ func setList(m protoreflect.Message, field protoreflect.FieldDescriptor, v *pb.L
 	}
 	if len(table.GetFields()) > 0 {
 		return fault.Invalid("%s must be %s, and has the key %q; options go into a table of their own behind it",
-			what, kindOf(field), printable(string(table.GetFields()[0].GetKey())))
+			what, kindOf(field), text.ToValidUTF8(string(table.GetFields()[0].GetKey())))
 	}
 	list := m.Mutable(field).List()
 	for i, element := range table.GetArray() {
@@ -176,7 +177,8 @@ func setMap(m protoreflect.Message, field protoreflect.FieldDescriptor, v *pb.Lu
 	return nil
 }
 
-// scalar makes one value of a field's kind. fresh makes an empty message where the field holds one.
+// scalar returns a Lua value as a single value of a field's kind. fresh returns an empty message where the field holds
+// one.
 func scalar(
 	fresh func(protoreflect.FieldDescriptor) protoreflect.Value, field protoreflect.FieldDescriptor, v *pb.LuaValue, what string,
 ) (protoreflect.Value, error) {
@@ -215,7 +217,7 @@ func textValue(field protoreflect.FieldDescriptor, text []byte) protoreflect.Val
 	return protoreflect.ValueOfString(string(text))
 }
 
-// numberText writes a number as Lua's tostring does.
+// numberText returns a number as Lua's tostring prints it.
 func numberText(f float64) string {
 	if f == math.Trunc(f) && math.Abs(f) < 1e15 {
 		return strconv.FormatInt(int64(f), 10)
@@ -223,7 +225,7 @@ func numberText(f float64) string {
 	return strconv.FormatFloat(f, 'g', 14, 64)
 }
 
-// numberValue holds a number against the range of a field. Beyond 2^53 a Lua number is not exact.
+// numberValue returns a number as a value of a field, within its range. Beyond 2^53 a Lua number is not exact.
 func numberValue(field protoreflect.FieldDescriptor, f float64, what string) (protoreflect.Value, error) {
 	low, high := 0.0, float64(1<<53)
 	switch field.Kind() {
@@ -257,7 +259,7 @@ func numberValue(field protoreflect.FieldDescriptor, f float64, what string) (pr
 	}
 }
 
-// messageValue fills a message from a table of its fields. LuaValue and LuaTable take what is given as it is.
+// messageValue fills a message from a table of its fields. LuaValue and LuaTable take the value unchanged.
 func messageValue(into protoreflect.Value, v *pb.LuaValue, what string) (protoreflect.Value, error) {
 	m := into.Message()
 	switch inner := m.Interface().(type) {
@@ -288,7 +290,7 @@ func messageValue(into protoreflect.Value, v *pb.LuaValue, what string) (protore
 	return into, nil
 }
 
-// kindOf names what a field takes, in Lua's words.
+// kindOf returns what a field accepts, in Lua's words.
 func kindOf(field protoreflect.FieldDescriptor) string {
 	switch {
 	case field.IsMap():
@@ -300,7 +302,7 @@ func kindOf(field protoreflect.FieldDescriptor) string {
 	}
 }
 
-// elementOf names what one value of a field is.
+// elementOf returns what a single value of a field is, in Lua's words.
 func elementOf(field protoreflect.FieldDescriptor) string {
 	switch field.Kind() {
 	case protoreflect.BoolKind:
@@ -314,7 +316,7 @@ func elementOf(field protoreflect.FieldDescriptor) string {
 	}
 }
 
-// typeOf names what a value is, in Lua's words.
+// typeOf returns what a value is, in Lua's words.
 func typeOf(v *pb.LuaValue) string {
 	switch v.GetKind().(type) {
 	case *pb.LuaValue_Boolean:
@@ -329,8 +331,8 @@ func typeOf(v *pb.LuaValue) string {
 	return "nil"
 }
 
-// Unbind makes the Lua value of a result: the field that the row's signature names, or all of them as a table, nil where
-// there are none. Every field is there, also an empty one, but for optional ones that are not set.
+// Unbind returns the Lua value of a result: the field that the row's signature names, else all of them as a table, or
+// nil where the message has none. Every field is present, also an empty one, except optional ones that are not set.
 func Unbind(op *builtins.Op, out proto.Message) *pb.LuaValue {
 	m := out.ProtoReflect()
 	if name := op.Script.Result; name != "" {

@@ -22,7 +22,7 @@ func number(f float64) *pb.LuaValue {
 	return &pb.LuaValue{Kind: &pb.LuaValue_Number{Number: f}}
 }
 
-// nested is a value within depth tables.
+// nested returns a value within depth tables.
 func nested(depth int) *pb.LuaValue {
 	v := number(1)
 	for range depth {
@@ -37,7 +37,7 @@ func list(values ...*pb.LuaValue) *pb.LuaValue {
 	return &pb.LuaValue{Kind: &pb.LuaValue_Table{Table: &pb.LuaTable{Array: values}}}
 }
 
-// named is a table of names and values, in turn.
+// named returns a table of names and values, given in turn.
 func named(pairs ...any) *pb.LuaValue {
 	t := &pb.LuaTable{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -46,20 +46,20 @@ func named(pairs ...any) *pb.LuaValue {
 	return &pb.LuaValue{Kind: &pb.LuaValue_Table{Table: t}}
 }
 
-// row is a script row over messages, which nobody calls.
-func row[In, Out proto.Message](name, args, result string) *builtins.Op {
-	op := builtins.Script(name, args, result, "for the test",
-		func(context.Context, *builtins.Call, In) (out Out, err error) { return out, errors.ErrUnsupported })
-	return &op
+// row returns a script row over messages, which is not called.
+func row[In, Out proto.Message](name, usage string) *builtins.Op {
+	f := func(context.Context, *builtins.Call, In) (out Out, err error) { return out, errors.ErrUnsupported }
+	op := builtins.Op{Name: name, Usage: usage, Summary: "for the test", Handler: builtins.Handle(f)}
+	return builtins.NewTable(builtins.Room{Name: op.Room(), Ops: []builtins.Op{op}}).Script(name)
 }
 
 var (
-	writeRow    = row[*pb.WriteFileArgs, *pb.Changed]("file.write", "path content", "changed")
-	templateRow = row[*pb.TemplateArgs, *pb.Changed]("file.template", "path text [vars]", "changed")
-	runRow      = row[*pb.RunArgs, *pb.RunResult]("exec.run", "argv", "")
-	hostnameRow = row[*pb.HostnameArgs, *pb.HostnameResult]("host.hostname", "[new]", "")
-	removeRow   = row[*pb.RemoveArgs, *pb.Changed]("file.remove", "[path]", "changed")
-	infoRow     = row[*pb.NoArgs, *pb.HostInfo]("host.info", "", "")
+	writeRow    = row[*pb.WriteFileArgs, *pb.Changed]("file.write", "(path, content) changed")
+	templateRow = row[*pb.TemplateArgs, *pb.Changed]("file.template", "(path, text, [vars]) changed")
+	runRow      = row[*pb.RunArgs, *pb.RunResult]("exec.run", "(argv)")
+	hostnameRow = row[*pb.HostnameArgs, *pb.HostnameResult]("host.hostname", "([new])")
+	removeRow   = row[*pb.RemoveArgs, *pb.Changed]("file.remove", "([path]) changed")
+	infoRow     = row[*pb.NoArgs, *pb.HostInfo]("host.info", "()")
 )
 
 func TestBind(t *testing.T) {
@@ -131,11 +131,11 @@ func TestUnbind(t *testing.T) {
 		{writeRow, &pb.Changed{Changed: true}, boolean(true)},
 		{runRow, &pb.RunResult{Code: -1, Stdout: []byte("\xff")},
 			named("code", number(-1), "stdout", text("\xff"), "stderr", text(""), "truncated", boolean(false))},
-		{row[*pb.NoArgs, *pb.NoArgs]("a.b", "", ""), &pb.NoArgs{}, &pb.LuaValue{}},
-		{row[*pb.GlobArgs, *pb.Paths]("file.glob", "pattern", "paths"), &pb.Paths{},
+		{row[*pb.NoArgs, *pb.NoArgs]("a.b", "()"), &pb.NoArgs{}, &pb.LuaValue{}},
+		{row[*pb.GlobArgs, *pb.Paths]("file.glob", "(pattern) paths"), &pb.Paths{},
 			&pb.LuaValue{Kind: &pb.LuaValue_Table{Table: &pb.LuaTable{List: true}}}},
-		{row[*pb.NoArgs, *pb.RunArgs]("a.b", "", "check"), &pb.RunArgs{}, &pb.LuaValue{}},
-		{row[*pb.NoArgs, *pb.RunArgs]("a.b", "", "env"), &pb.RunArgs{Env: map[string]string{"b": "2", "a": "1"}},
+		{row[*pb.NoArgs, *pb.RunArgs]("a.b", "() check"), &pb.RunArgs{}, &pb.LuaValue{}},
+		{row[*pb.NoArgs, *pb.RunArgs]("a.b", "() env"), &pb.RunArgs{Env: map[string]string{"b": "2", "a": "1"}},
 			named("a", text("1"), "b", text("2"))},
 	} {
 		if got := sandbox.Unbind(c.op, c.out); !proto.Equal(got, c.want) {

@@ -9,17 +9,19 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// FromStruct makes the table of parameters of a script; its fields are sorted. The error names what cannot be one.
+// FromStruct returns the table of parameters for a script, sorted by name. The error names the value that cannot be
+// one.
 func FromStruct(s *structpb.Struct) (*pb.LuaTable, error) {
 	return fromFields(s.GetFields(), 1, "params")
 }
 
-// FromValue makes the value that a script would have returned for a result.
+// FromValue returns the Lua value whose result form is v: the inverse of ToValue.
 func FromValue(v *structpb.Value) (*pb.LuaValue, error) { return fromValue(v, 1, "result") }
 
 func fromFields(fields map[string]*structpb.Value, depth int, path string) (*pb.LuaTable, error) {
@@ -36,8 +38,8 @@ func fromFields(fields map[string]*structpb.Value, depth int, path string) (*pb.
 }
 
 func fromValue(value *structpb.Value, depth int, path string) (*pb.LuaValue, error) {
-	if depth > link.MaxTables {
-		return nil, fault.Invalid("%s: nested deeper than %d", path, link.MaxTables)
+	if depth > framing.MaxNesting {
+		return nil, fault.Invalid("%s: nested deeper than %d", path, framing.MaxNesting)
 	}
 	switch v := value.GetKind().(type) {
 	case *structpb.Value_BoolValue:
@@ -66,12 +68,12 @@ func fromValue(value *structpb.Value, depth int, path string) (*pb.LuaValue, err
 	return &pb.LuaValue{}, nil // null
 }
 
-// ToValue makes the result of a script as the host gets it. The error says what of it cannot be told, for kind "result":
-// text that is not UTF-8, numbers that JSON does not have or that are whole and beyond 2^53, a table that is list and
-// map at once, and nesting beyond 32.
+// ToValue returns the result of a script as the host gets it. The error is meant for kind "result" and says what cannot
+// be represented: text that is not UTF-8, numbers that JSON does not have or that are whole and beyond 2^53, a table
+// that is both list and map, and nesting beyond 32.
 func ToValue(v *pb.LuaValue) (*structpb.Value, error) { return toValue(v, 0, "result") }
 
-// ToStruct makes a Struct of a table of names, such as the params of a declaration.
+// ToStruct returns a table with string keys as a Struct, such as the params of a declaration.
 func ToStruct(t *pb.LuaTable) (*structpb.Struct, error) {
 	if len(t.GetArray()) > 0 {
 		return nil, errors.New("a list has no names")
@@ -99,15 +101,15 @@ func toValue(v *pb.LuaValue, depth int, path string) (*structpb.Value, error) {
 		}
 		return structpb.NewStringValue(string(v.String_)), nil
 	case *pb.LuaValue_Table:
-		if depth == link.MaxTables {
-			return nil, fmt.Errorf("%s: nested deeper than %d", path, link.MaxTables)
+		if depth == framing.MaxNesting {
+			return nil, fmt.Errorf("%s: nested deeper than %d", path, framing.MaxNesting)
 		}
 		return toTable(v.Table, depth+1, path)
 	}
 	return structpb.NewNullValue(), nil
 }
 
-// toTable: an empty table is {} unless json.array made it.
+// toTable converts a table. An empty one is {} unless json.array made it.
 func toTable(t *pb.LuaTable, depth int, path string) (*structpb.Value, error) {
 	if len(t.GetFields()) == 0 && (len(t.GetArray()) > 0 || t.GetList()) {
 		list := &structpb.ListValue{}
@@ -122,7 +124,7 @@ func toTable(t *pb.LuaTable, depth int, path string) (*structpb.Value, error) {
 	}
 	if len(t.GetArray()) > 0 {
 		return nil, fmt.Errorf("%s is a list and has names (%s), and can only be one of them",
-			path, printable(string(t.GetFields()[0].GetKey())))
+			path, text.ToValidUTF8(string(t.GetFields()[0].GetKey())))
 	}
 	fields := map[string]*structpb.Value{}
 	for _, f := range t.GetFields() {
@@ -139,18 +141,18 @@ func toTable(t *pb.LuaTable, depth int, path string) (*structpb.Value, error) {
 	return structpb.NewStructValue(&structpb.Struct{Fields: fields}), nil
 }
 
-// ErrorReply is the answer to a call that failed: what a script catches.
+// ErrorReply returns the reply to a call that failed. The script can catch what is in it.
 func ErrorReply(err error) *pb.RunnerReply {
 	e := &pb.RunnerError{Code: fault.Code(err), Message: err.Error()}
 	var f *fault.Error
 	if errors.As(err, &f) {
 		e.Op, e.Object, e.Hint = f.Op, f.Object, f.Hint
-		if error(f) == err { // nothing around it: the cause alone, for the script puts the rest before it
+		if error(f) == err { // not wrapped: the cause alone, since the script prints the rest before it
 			e.Message = f.Err.Error()
 		}
 	}
-	for _, text := range []*string{&e.Op, &e.Object, &e.Hint, &e.Message} {
-		*text = printable(*text)
+	for _, field := range []*string{&e.Op, &e.Object, &e.Hint, &e.Message} {
+		*field = text.ToValidUTF8(*field)
 	}
 	return &pb.RunnerReply{Error: e}
 }

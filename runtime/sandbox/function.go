@@ -1,16 +1,26 @@
 package sandbox
 
 import (
-	"slices"
-
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Function describes a script row for RunnerStart.Functions with what a check of scripts wants to know.
-func Function(op *builtins.Op) *pb.RunnerFunction {
-	return &pb.RunnerFunction{
+// Function returns the description of a script row for RunnerStart.Functions, with all that a check of scripts uses. scope is
+// that of its room.
+func Function(op *builtins.Op, scope builtins.Scope) *pb.RunnerFunction {
+	f := &pb.RunnerFunction{
 		Name: op.Name, Args: op.Script.Args, Optional: uint32(op.Script.Optional), Options: optionNames(op),
-		Paths: slices.Concat(op.Aspects.Reads, op.Aspects.Writes, op.Aspects.Patterns), Commands: op.Aspects.Runs,
+		Paths: op.Roles.Paths, Commands: op.Roles.Commands, Scope: pb.NeedScope_NEED_SCOPE_NAMES,
 	}
+	switch scope {
+	case builtins.ScopeNone:
+		f.Scope = pb.NeedScope_NEED_SCOPE_NONE
+	case builtins.ScopePaths:
+		f.Scope = pb.NeedScope_NEED_SCOPE_PATHS
+	case builtins.ScopeCommands:
+		f.Scope = pb.NeedScope_NEED_SCOPE_COMMANDS
+	default:
+		f.Names = op.Roles.Objects
+	}
+	return f
 }

@@ -47,7 +47,7 @@ func TestHonestUseOfMostOfTheMemory(t *testing.T) {
 	}
 }
 
-// frame is one message as it goes over the connection.
+// frame returns a message with its length before it.
 func frame(m *pb.RunnerMessage) []byte {
 	payload, err := proto.Marshal(m)
 	if err != nil {
@@ -66,8 +66,8 @@ func callOf(args ...*pb.LuaValue) []byte {
 
 var readyFrame = frame(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}})
 
-// lies are what a runner that was taken over might send after it got its script.
-var lies = map[string][]byte{
+// malformedMessages are what a hostile runner might send after it got its script.
+var malformedMessages = map[string][]byte{
 	"length":         {0xff, 0xff, 0xff, 0xff},
 	"length, short":  {0, 0x7f, 0xff, 0xff, 1, 2, 3},
 	"nothing":        raw(nil),
@@ -90,11 +90,11 @@ var lies = map[string][]byte{
 	}}),
 }
 
-// liarArg makes this program a runner that does not do what it should.
-const liarArg = "liar"
+// hostileArg makes this program a hostile runner.
+const hostileArg = "hostile"
 
-// lie is a runner program that does not do what it should.
-func lie(how string) int {
+// hostileRunner is the main function of a hostile runner.
+func hostileRunner(how string) int {
 	conn := os.NewFile(3, "agent")
 	if how == "dead" {
 		return 1
@@ -111,22 +111,22 @@ func lie(how string) int {
 		return 0
 	}
 	conn.Read(make([]byte, 4096))
-	if message, ok := lies[how]; ok {
+	if message, ok := malformedMessages[how]; ok {
 		conn.Write(message)
-		time.Sleep(time.Minute) // the agent is not to wait for it
+		time.Sleep(time.Minute) // the agent must not wait for it
 		return 0
 	}
-	act := acts[how]
+	act := hostileActs[how]
 	if act == nil {
-		panic("no such lie: " + how)
+		panic("no such act: " + how)
 	}
 	act(conn)
-	runtime.KeepAlive(conn) // else the collector hangs up
+	runtime.KeepAlive(conn) // else the collector closes it
 	return 0
 }
 
-// acts are deeds of a runner that was taken over.
-var acts = map[string]func(conn *os.File){
+// hostileActs are what a hostile runner might do after it got its script.
+var hostileActs = map[string]func(conn *os.File){
 	"greedy": greedy,
 	"crash":  func(*os.File) { panic("out of order") },
 	"talks on": func(conn *os.File) {
@@ -148,14 +148,14 @@ var acts = map[string]func(conn *os.File){
 	},
 	"stderr":  func(*os.File) { os.Stderr.Write(bytes.Repeat([]byte("\xffx"), 10<<20)); os.Exit(9) },
 	"exit":    func(*os.File) { os.Exit(0) },
-	"open":    sealed(func() { os.Open("/etc/passwd") }),
-	"write":   sealed(func() { os.WriteFile("/tmp/x", nil, 0o600) }),
-	"execute": sealed(func() { exec.Command("/bin/true").Run() }),
-	"fork":    sealed(func() { syscall.ForkExec("/proc/self/exe", nil, nil) }),
-	"connect": sealed(func() { net.Dial("tcp", "127.0.0.1:1") }),
-	"signal":  sealed(func() { syscall.Kill(os.Getppid(), 0) }),
-	"unlimit": sealed(func() { syscall.Setrlimit(syscall.RLIMIT_CPU, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}) }),
-	"sealed":  sealed(func() { os.Stderr.WriteString("all well") }),
+	"open":    whenSealed(func() { os.Open("/etc/passwd") }),
+	"write":   whenSealed(func() { os.WriteFile("/tmp/x", nil, 0o600) }),
+	"execute": whenSealed(func() { exec.Command("/bin/true").Run() }),
+	"fork":    whenSealed(func() { syscall.ForkExec("/proc/self/exe", nil, nil) }),
+	"connect": whenSealed(func() { net.Dial("tcp", "127.0.0.1:1") }),
+	"signal":  whenSealed(func() { syscall.Kill(os.Getppid(), 0) }),
+	"unlimit": whenSealed(func() { syscall.Setrlimit(syscall.RLIMIT_CPU, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20}) }),
+	"sealed":  whenSealed(func() { os.Stderr.WriteString("all well") }),
 	"too hard": func(*os.File) {
 		confine.Seal(confine.Limits{AddressSpace: 64 << 20, CPU: 1})
 		for n := 1; n > 0; {
@@ -172,7 +172,7 @@ func forever(conn *os.File, message []byte) {
 	}
 }
 
-func sealed(deed func()) func(*os.File) {
+func whenSealed(deed func()) func(*os.File) {
 	return func(*os.File) {
 		if err := confine.Seal(confine.Limits{AddressSpace: 256 << 20, CPU: 10}); err != nil {
 			panic(err)
@@ -182,45 +182,45 @@ func sealed(deed func()) func(*os.File) {
 	}
 }
 
-// lyingPool has liars for runners.
-func lyingPool(t *testing.T, how string, limits sandbox.Limits) *sandbox.Pool {
-	return newPool(t, sandbox.Config{Args: []string{liarArg, how}, Limits: limits})
+// hostilePool returns a pool with hostile runners.
+func hostilePool(t *testing.T, how string, limits sandbox.Limits) *sandbox.Pool {
+	return newPool(t, sandbox.Config{Args: []string{hostileArg, how}, Limits: limits})
 }
 
-func lyingJob() sandbox.Job {
+func hostileJob() sandbox.Job {
 	job := script("return 1")
 	job.Start.Functions = functions("file.read")
 	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply { return &pb.RunnerReply{Value: text("x")} }
 	return job
 }
 
-func TestLiesEndTheRunner(t *testing.T) {
-	for how := range lies {
+func TestMalformedMessagesEndTheRunner(t *testing.T) {
+	for how := range malformedMessages {
 		t.Run(how, func(t *testing.T) {
 			if how == "length, short" { // it may yet come
-				mustFail(t, lyingPool(t, how, sandbox.Limits{Wall: time.Second}), lyingJob(), "timeout", "")
+				mustFail(t, hostilePool(t, how, sandbox.Limits{Wall: time.Second}), hostileJob(), "timeout", "")
 				return
 			}
-			mustFail(t, lyingPool(t, how, sandbox.Limits{Wall: time.Minute}), lyingJob(), "sandbox", "broke the protocol")
+			mustFail(t, hostilePool(t, how, sandbox.Limits{Wall: time.Minute}), hostileJob(), "sandbox", "broke the protocol")
 		})
 	}
 }
 
-// TestNothingHappensAfterTheResult: what a runner says after its last word is not heard.
+// TestNothingHappensAfterTheResult: what a runner sends after its result is not read.
 func TestNothingHappensAfterTheResult(t *testing.T) {
-	job := lyingJob()
+	job := hostileJob()
 	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 		t.Error("a builtin was called after the result")
 		return nil
 	}
 	job.Log = func(*pb.LogLine) { t.Error("a line was logged after the result") }
-	out := mustRun(t, lyingPool(t, "talks on", sandbox.Limits{}), job)
+	out := mustRun(t, hostilePool(t, "talks on", sandbox.Limits{}), job)
 	if out.Result.GetNumber() != 7 || out.Stats.GetCalls() != 0 {
 		t.Errorf("result is %v after %v", out.Result, out.Stats)
 	}
 }
 
-func TestDeedsOfRunners(t *testing.T) {
+func TestHostileRunners(t *testing.T) {
 	for _, c := range []struct{ how, kind, words string }{
 		{"dead", "sandbox", "cannot start"},
 		{"early", "sandbox", "something else than ready"},
@@ -236,19 +236,19 @@ func TestDeedsOfRunners(t *testing.T) {
 		{"too hard", "timeout", ""},
 	} {
 		t.Run(c.how, func(t *testing.T) {
-			pool := lyingPool(t, c.how, sandbox.Limits{Calls: 10})
+			pool := hostilePool(t, c.how, sandbox.Limits{Calls: 10})
 			if strings.HasPrefix(c.how, "flood") || c.how == "mute" || c.how == "too hard" {
-				pool = lyingPool(t, c.how, sandbox.Limits{Wall: 500 * time.Millisecond})
+				pool = hostilePool(t, c.how, sandbox.Limits{Wall: 500 * time.Millisecond})
 			}
-			mustFail(t, pool, lyingJob(), c.kind, c.words)
+			mustFail(t, pool, hostileJob(), c.kind, c.words)
 		})
 	}
 }
 
-// TestDeafRunner: replies that nobody reads must not block the agent.
+// TestDeafRunner: replies that a runner does not read must not block the agent.
 func TestDeafRunner(t *testing.T) {
-	pool := lyingPool(t, "deaf", sandbox.Limits{Wall: time.Second, Calls: 1 << 30})
-	job := lyingJob()
+	pool := hostilePool(t, "deaf", sandbox.Limits{Wall: time.Second, Calls: 1 << 30})
+	job := hostileJob()
 	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 		return &pb.RunnerReply{Value: text(strings.Repeat("x", 1<<20))}
 	}
@@ -263,10 +263,10 @@ func TestSealedProcessCanDoNothing(t *testing.T) {
 	}
 	for _, how := range []string{"open", "write", "execute", "fork", "connect", "signal", "unlimit"} {
 		t.Run(how, func(t *testing.T) {
-			mustFail(t, lyingPool(t, how, sandbox.Limits{}), lyingJob(), "sandbox", "what no script may do")
+			mustFail(t, hostilePool(t, how, sandbox.Limits{}), hostileJob(), "sandbox", "what no script may do")
 		})
 	}
-	mustFail(t, lyingPool(t, "sealed", sandbox.Limits{}), lyingJob(), "internal", "exit status 7: all well")
+	mustFail(t, hostilePool(t, "sealed", sandbox.Limits{}), hostileJob(), "internal", "exit status 7: all well")
 }
 
 func TestStandbyThatDiedIsReplaced(t *testing.T) {
@@ -279,10 +279,10 @@ func TestStandbyThatDiedIsReplaced(t *testing.T) {
 		mustRun(t, pool, script("return 1"))
 	}
 	// One that dies on its first run, and did not on its second, would go unnoticed: here all do.
-	mustFail(t, lyingPool(t, "short-lived", sandbox.Limits{}), lyingJob(), "internal", "exit status 0")
+	mustFail(t, hostilePool(t, "short-lived", sandbox.Limits{}), hostileJob(), "internal", "exit status 0")
 }
 
-// children are the processes whose parent is this one.
+// children returns the processes whose parent is this one.
 func children(t testing.TB) []int {
 	t.Helper()
 	return childrenOf(t, os.Getpid())

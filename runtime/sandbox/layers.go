@@ -6,12 +6,12 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 )
 
-// Layers lists the walls around the runners of an agent like this one, on this machine; what is missing says why. The
-// death with the agent is always there.
+// Layers returns the layers of isolation around the runners of this process, on this machine. That runners die with
+// their agent is not listed: it is always so.
 func Layers() []Layer {
 	var layers []Layer
-	for _, wall := range confine.All() {
-		layers = append(layers, Layer(wall))
+	for _, layer := range confine.Layers() {
+		layers = append(layers, Layer(layer))
 	}
 	if layers == nil {
 		return nil
@@ -21,7 +21,7 @@ func Layers() []Layer {
 		user.Missing = "the agent is not root"
 	}
 	memory := Layer{Name: "memory of a cgroup"}
-	if err := groupMissing(); err != nil {
+	if err := cgroupMissing(); err != nil {
 		memory.Missing = err.Error()
 	}
 	return append(layers, user, memory)

@@ -7,53 +7,54 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // Pool starts runners and keeps one warm. Its methods may be called from any goroutine.
 type Pool struct {
 	cfg     Config
-	closing chan struct{} // closed by Close: ends runs and the keeper thread
-	starts  chan func()   // what the keeper thread is to do
-	work    sync.WaitGroup
-	thread  sync.WaitGroup
+	closing chan struct{} // closed by Close: ends runs and the spawner thread
+	spawns  chan func()   // what the spawner thread is to call
+	running sync.WaitGroup
+	spawner sync.WaitGroup
 
-	mu      sync.Mutex
-	limits  Limits
-	closed  bool
-	keeper  bool          // the thread is there
-	warming chan struct{} // closed when the standby that is being started is there; nil: none is
-	standby *runner       // sealed, and not used yet
-	sealed  Limits        // of the standby
+	mu            sync.Mutex
+	limits        Limits
+	closed        bool
+	spawning      bool          // the spawner thread has been started
+	warming       chan struct{} // closed when the start of a standby has ended; nil: none is being started
+	standby       *runner       // sealed, and without a job
+	standbyLimits Limits        // those that the standby was started with
 }
 
-// New makes a pool. No process is started before the first Run.
+// New returns a pool. No process is started before the first Run.
 func New(cfg Config) *Pool {
-	pick(&cfg.Path, "/proc/self/exe")
+	setDefault(&cfg.Path, "/proc/self/exe")
 	if cfg.Args == nil {
 		cfg.Args = []string{Arg}
 	}
-	pick(&cfg.UID, 65534)
-	pick(&cfg.GID, 65534)
-	return &Pool{cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), starts: make(chan func())}
+	setDefault(&cfg.UID, 65534)
+	setDefault(&cfg.GID, 65534)
+	return &Pool{cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func())}
 }
 
-// Limits are those of each run, with the defaults filled in.
+// Limits returns the limits of each run, with the defaults filled in.
 func (p *Pool) Limits() Limits {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.limits
 }
 
-// SetLimits changes the limits of the runs that begin from now on.
+// SetLimits changes the limits of the runs that begin from now on. Zero fields mean the default.
 func (p *Pool) SetLimits(limits Limits) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.limits = limits.withDefaults()
 }
 
-// Close ends every run with ErrClosed as its cause, kills the standby, and returns when no process is left.
+// Close cancels every run with ErrClosed as its cause, kills the standby, and returns when no process is left. It may
+// be called more than once.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	if !p.closed {
@@ -66,16 +67,16 @@ func (p *Pool) Close() {
 	if standby != nil {
 		standby.close()
 	}
-	p.work.Wait()
-	p.thread.Wait()
+	p.running.Wait()
+	p.spawner.Wait()
 }
 
-// Run runs one script and returns when its process is gone. It never fails but in Outcome.Error.
+// Run runs one script and returns when its process is gone. Whatever goes wrong is in Outcome.Error.
 func (p *Pool) Run(ctx context.Context, job Job) Outcome {
-	if !p.enter() {
-		return refused("cancelled", ErrClosed.Error(), "")
+	if !p.begin() {
+		return refusedOutcome("cancelled", ErrClosed.Error(), "")
 	}
-	defer p.work.Done()
+	defer p.running.Done()
 	limits := p.Limits()
 	if n := job.Start.GetMemoryLimit(); n != 0 {
 		limits.Memory = n
@@ -84,23 +85,24 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 	if err != nil {
 		return Outcome{Error: err, Stats: &pb.ScriptStats{}}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limits.Wall, errWall)
+	ctx, cancel := context.WithTimeoutCause(ctx, limits.Wall, errTimeout)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	unhook := p.whenClosing(func() { stop(ErrClosed) })
-	defer unhook()
+	release := p.onClose(func() { stop(ErrClosed) })
+	defer release()
 
-	out, spoilt := p.once(ctx, job, start, limits, true)
-	if spoilt { // the standby had died while it waited: nothing of the script ran
-		out, _ = p.once(ctx, job, start, limits, false)
+	out, retryable := p.runOnce(ctx, job, start, limits, true)
+	if retryable { // the standby was dead: nothing of the script has run
+		out, _ = p.runOnce(ctx, job, start, limits, false)
 	}
-	p.warm()
+	p.ensureStandby()
 	return out
 }
 
-// once runs the job in one runner. spoilt is that of serve, and only said of a standby.
-func (p *Pool) once(ctx context.Context, job Job, start []byte, limits Limits, warm bool) (out Outcome, spoilt bool) {
+// runOnce runs the job in one runner: the standby if warm is set and there is one, else a new one. retryable is true
+// where the standby turned out to be dead, so that nothing of the script has run.
+func (p *Pool) runOnce(ctx context.Context, job Job, start []byte, limits Limits, warm bool) (out Outcome, retryable bool) {
 	var r *runner
 	if warm {
 		r = p.takeStandby(ctx, limits)
@@ -109,40 +111,40 @@ func (p *Pool) once(ctx context.Context, job Job, start []byte, limits Limits, w
 	if r == nil {
 		var err error
 		if r, err = p.start(ctx, limits); err != nil {
-			return startFailed(ctx, err, limits), false
+			return startFailedOutcome(ctx, err, limits), false
 		}
 	}
-	out, spoilt = serve(ctx, r, job, start, limits)
-	return out, spoilt && warm
+	out, retryable = serve(ctx, r, job, start, limits)
+	return out, retryable && warm
 }
 
-// enter registers a piece of work that Close waits for.
-func (p *Pool) enter() bool {
+// begin registers work that Close waits for, with running. It returns false when the pool is closed.
+func (p *Pool) begin() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return false
 	}
-	p.work.Add(1)
+	p.running.Add(1)
 	return true
 }
 
-// whenClosing calls f once the pool closes, until the returned function was called.
-func (p *Pool) whenClosing(f func()) (unhook func()) {
-	over, gone := make(chan struct{}), make(chan struct{})
+// onClose calls f when the pool is closed, unless release was called before. release waits for f.
+func (p *Pool) onClose(f func()) (release func()) {
+	released, done := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(gone)
+		defer close(done)
 		select {
 		case <-p.closing:
 			f()
-		case <-over:
+		case <-released:
 		}
 	}()
-	return func() { close(over); <-gone }
+	return func() { close(released); <-done }
 }
 
-// takeStandby gives the warm runner, also one that is nearly there; nil where there is none that was sealed for these
-// limits.
+// takeStandby returns the standby, and waits for one that is being started. It returns nil where there is none with the
+// memory, CPU and depth limits wanted.
 func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	p.mu.Lock()
 	warming := p.warming
@@ -155,8 +157,8 @@ func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	}
 	p.mu.Lock()
 	r := p.standby
-	fits := r != nil && p.sealed.Memory == limits.Memory && p.sealed.CPU == limits.CPU && p.sealed.Depth == limits.Depth
-	outdated := r != nil && !fits && p.sealed != p.limits // the limits have changed since
+	fits := r != nil && p.standbyLimits.Memory == limits.Memory && p.standbyLimits.CPU == limits.CPU && p.standbyLimits.Depth == limits.Depth
+	outdated := r != nil && !fits && p.standbyLimits != p.limits // the limits have changed since
 	if fits || outdated {
 		p.standby = nil
 	}
@@ -170,32 +172,32 @@ func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	return r
 }
 
-// warm starts a standby in the background where there is none.
-func (p *Pool) warm() {
+// ensureStandby starts a standby in the background where there is none.
+func (p *Pool) ensureStandby() {
 	p.mu.Lock()
 	need := p.standby == nil && p.warming == nil && !p.closed
 	if need {
 		p.warming = make(chan struct{})
-		p.work.Add(1)
+		p.running.Add(1)
 	}
 	p.mu.Unlock()
 	if need {
-		go p.standBy()
+		go p.startStandby()
 	}
 }
 
-// standBy makes the standby. One that cannot be had is not missed before the next run, which then says why.
-func (p *Pool) standBy() {
-	defer p.work.Done()
+// startStandby starts the standby. A failure is dropped: the next run starts a runner itself and reports why it cannot.
+func (p *Pool) startStandby() {
+	defer p.running.Done()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	defer p.whenClosing(cancel)()
+	defer p.onClose(cancel)()
 	limits := p.Limits()
 	r, err := p.start(ctx, limits)
 	p.mu.Lock()
 	keep := err == nil && !p.closed
 	if keep {
-		p.standby, p.sealed = r, limits
+		p.standby, p.standbyLimits = r, limits
 	}
 	close(p.warming)
 	p.warming = nil
@@ -205,26 +207,26 @@ func (p *Pool) standBy() {
 	}
 }
 
-// startLimit bounds the time from fork to READY. A start takes milliseconds; a machine that swaps takes longer.
-const startLimit = 30 * time.Second
+// startTimeout bounds the time from fork to READY. A start takes milliseconds; a machine that swaps takes longer.
+const startTimeout = 30 * time.Second
 
-// start makes a runner and waits until it is sealed.
+// start starts a runner and waits until it is sealed.
 func (p *Pool) start(ctx context.Context, limits Limits) (*runner, error) {
 	var r *runner
 	var err error
 	done := make(chan struct{})
-	if !p.onKeeper(func() { defer close(done); r, err = spawn(p.cfg, limits) }) {
+	if !p.onSpawner(func() { defer close(done); r, err = spawn(p.cfg, limits) }) {
 		return nil, ErrClosed
 	}
 	<-done
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	unhook := context.AfterFunc(ctx, r.kill)
-	m, err := r.in.Read()
-	unhook()
+	release := context.AfterFunc(ctx, r.kill)
+	m, err := r.messages.Read()
+	release()
 	if err == nil && m.GetReady() == nil {
 		err = errors.New("runner began with something else than ready")
 	}
@@ -235,46 +237,48 @@ func (p *Pool) start(ctx context.Context, limits Limits) (*runner, error) {
 	if cause := context.Cause(ctx); cause != nil {
 		return nil, cause
 	}
-	if said := r.said(); said != "" {
-		return nil, fmt.Errorf("start runner: %s", said)
+	if stderr := r.stderrText(); stderr != "" {
+		return nil, fmt.Errorf("start runner: %s", stderr)
 	}
 	return nil, fmt.Errorf("start runner: %v (%v)", err, r.cmd.ProcessState)
 }
 
-// onKeeper has f done by the thread that is the runners' parent. The kernel kills a runner when the thread that forked
-// it ends, not the process, so one thread forks them all and lives as long as the pool.
-func (p *Pool) onKeeper(f func()) bool {
+// onSpawner hands f to the spawner thread. It returns false when the pool is closed, and f is not called then. The
+// kernel kills a runner when the thread that forked it ends, not the process (prctl(2), PR_SET_PDEATHSIG), so one
+// thread forks them all and lives as long as the pool.
+func (p *Pool) onSpawner(f func()) bool {
 	p.mu.Lock()
-	if !p.keeper && !p.closed {
-		p.keeper = true
-		p.thread.Add(1)
-		go p.keep()
+	if !p.spawning && !p.closed {
+		p.spawning = true
+		p.spawner.Add(1)
+		go p.runSpawner()
 	}
 	p.mu.Unlock()
 	select {
-	case p.starts <- f:
+	case p.spawns <- f:
 		return true
 	case <-p.closing:
 		return false
 	}
 }
 
-// keep is the keeper thread. It goes last, when no work is left, and its end would kill what had been forgotten.
-func (p *Pool) keep() {
-	defer p.thread.Done()
+// runSpawner is the spawner thread. It ends after all runs; its end kills any runner that is left.
+func (p *Pool) runSpawner() {
+	defer p.spawner.Done()
 	lockThread() // never unlocked: the thread ends with the goroutine
 	for {
 		select {
-		case f := <-p.starts:
+		case f := <-p.spawns:
 			f()
 		case <-p.closing:
-			p.work.Wait()
+			p.running.Wait()
 			return
 		}
 	}
 }
 
-// encodeStart makes the first message to a runner, and refuses what is over its limit before any process is bothered.
+// encodeStart encodes the first message to a runner. What is over its limit is refused here, before a process is
+// started.
 func encodeStart(start *pb.RunnerStart, limits Limits) ([]byte, *pb.ScriptError) {
 	sources := map[string]int{start.GetName(): len(start.GetSource())}
 	for name, source := range start.GetModules() {
@@ -283,10 +287,10 @@ func encodeStart(start *pb.RunnerStart, limits Limits) ([]byte, *pb.ScriptError)
 	for name, size := range sources {
 		if size > limits.Source {
 			return nil, &pb.ScriptError{Kind: "source", Message: fmt.Sprintf("source has %d bytes", size), Script: name,
-				Limit: limitText("script.max_source_bytes", limits.Source)}
+				Limit: formatLimit("script.max_source_bytes", limits.Source)}
 		}
 	}
-	frame, err := link.Encode(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Start{Start: start}}, link.ToRunner)
+	frame, err := framing.Encode(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Start{Start: start}}, framing.MaxToRunner)
 	if err != nil {
 		return nil, &pb.ScriptError{Kind: "params", Message: "script, modules and parameters together: " + err.Error()}
 	}

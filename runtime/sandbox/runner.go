@@ -8,23 +8,24 @@ import (
 	"sync"
 	"time"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // runner is one process and the agent's end of its connection.
 type runner struct {
-	cmd    *exec.Cmd
-	conn   *os.File
-	in     *link.Reader
-	stderr tail
-	group  *group
-	exited chan struct{} // closed once the process is reaped and its stderr read
+	cmd      *exec.Cmd
+	conn     *os.File
+	messages *framing.Reader
+	stderr   headBuffer
+	cgroup   *cgroup
+	exited   chan struct{} // closed once the process is reaped and its stderr read
 
 	mu     sync.Mutex
-	killed bool // by us
+	killed bool // by kill
 }
 
-// spawn starts a runner. It is called on the keeper thread alone.
+// spawn starts a runner. It is called on the pool's spawner thread only.
 func spawn(cfg Config, limits Limits) (*runner, error) {
 	cmd := exec.Command(cfg.Path, append(append([]string(nil), cfg.Args...), runnerArgs(limits)...)...)
 	cmd.Dir = "/"
@@ -36,12 +37,12 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	}, cfg.Env...)
 	r := &runner{cmd: cmd, exited: make(chan struct{})}
 	cmd.Stderr = &r.stderr
-	child, err := r.connect(cfg)
+	child, err := r.newConn(cfg)
 	if err != nil {
 		return nil, err
 	}
 	cmd.ExtraFiles = []*os.File{child}
-	// A killed runner's stderr ends with it; were it not to, Wait must still return.
+	// Wait must return even if something else holds the runner's stderr open.
 	cmd.WaitDelay = time.Second
 	err = cmd.Start()
 	child.Close()
@@ -49,23 +50,23 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 		r.conn.Close()
 		return nil, err
 	}
-	r.confine(limits.Memory)
-	r.in = link.NewReader(r.conn, link.FromRunner)
+	r.limitMemory(limits.Memory)
+	r.messages = framing.NewReader(r.conn, framing.MaxFromRunner)
 	go func() {
 		defer close(r.exited)
-		cmd.Wait() //nolint:errcheck // the state says it all
+		cmd.Wait() //nolint:errcheck // ProcessState has it
 	}()
 	return r, nil
 }
 
-// runnerArgs tell a runner what to seal itself with: bytes of heap, whole seconds of processor time, and depth. The exact time
-// is the agent's to watch; the runner's own limit only stands behind it.
+// runnerArgs returns the limits that a runner sets for itself: bytes of heap, whole seconds of processor time, and
+// depth. The agent watches the exact time; the runner's own limit only backs that up.
 func runnerArgs(limits Limits) []string {
 	seconds := int64((limits.CPU + time.Second - 1) / time.Second)
 	return []string{strconv.FormatUint(limits.Memory, 10), strconv.FormatInt(seconds, 10), strconv.Itoa(limits.Depth)}
 }
 
-// kill ends the process and unblocks whoever reads from it or writes to it.
+// kill ends the process and unblocks reads from it and writes to it.
 func (r *runner) kill() {
 	r.mu.Lock()
 	r.killed = true
@@ -79,11 +80,11 @@ func (r *runner) close() {
 	r.kill()
 	<-r.exited
 	r.conn.Close()
-	r.group.remove()
+	r.cgroup.remove()
 }
 
-// gone says whether the process ended by itself, within the time given to it.
-func (r *runner) gone(within time.Duration) bool {
+// exitedWithin reports whether the process ends by itself within the given time.
+func (r *runner) exitedWithin(within time.Duration) bool {
 	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
@@ -96,34 +97,34 @@ func (r *runner) gone(within time.Duration) bool {
 	return !r.killed
 }
 
-// used is the processor time of a process that has ended.
-func (r *runner) used() time.Duration {
+// cpuUsed returns the processor time of a process that has ended.
+func (r *runner) cpuUsed() time.Duration {
 	return r.cmd.ProcessState.UserTime() + r.cmd.ProcessState.SystemTime()
 }
 
-// said is what the runner wrote to stderr, cleaned for a message.
-func (r *runner) said() string { return strings.TrimSpace(printable(r.stderr.String())) }
+// stderrText returns what the runner wrote to stderr, as valid UTF-8.
+func (r *runner) stderrText() string { return strings.TrimSpace(text.ToValidUTF8(r.stderr.String())) }
 
-// tail keeps the first bytes that are written to it, where a dying Go program says why, and drops the rest.
-type tail struct {
+// headBuffer keeps the first bytes that are written to it, where a dying Go program says why, and drops the rest.
+type headBuffer struct {
 	mu   sync.Mutex
 	kept []byte
 }
 
-// stderrKept is ample for the reason of a fatal error.
-const stderrKept = 8 << 10
+// maxStderr is how much of stderr is kept, in bytes: enough for the reason of a fatal error.
+const maxStderr = 8 << 10
 
-// Write never fails: a full pipe must not hold up the runner's death.
-func (t *tail) Write(b []byte) (int, error) {
+// Write never fails: a runner must not block on a full pipe while it dies.
+func (t *headBuffer) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if room := stderrKept - len(t.kept); room > 0 {
+	if room := maxStderr - len(t.kept); room > 0 {
 		t.kept = append(t.kept, b[:min(room, len(b))]...)
 	}
 	return len(b), nil
 }
 
-func (t *tail) String() string {
+func (t *headBuffer) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(t.kept)

@@ -15,9 +15,9 @@ import (
 // lockThread ties the goroutine to its thread.
 func lockThread() { runtime.LockOSThread() }
 
-// connect makes the socketpair and says how the process is to be born: dead with its parent, in a group of its own, and
-// as nobody where the agent may say so.
-func (r *runner) connect(cfg Config) (child *os.File, err error) {
+// newConn makes the socketpair and sets how the process is started: killed with its parent, in a process group of its
+// own, and without privileges where the agent is root.
+func (r *runner) newConn(cfg Config) (child *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -39,9 +39,9 @@ func (r *runner) connect(cfg Config) (child *os.File, err error) {
 // interrupt asks the runner to stop its script and to say where it was.
 func (r *runner) interrupt() { r.cmd.Process.Signal(syscall.SIGUSR1) } //nolint:errcheck // the kill that follows counts
 
-// cpu is the processor time that the process has had; false when it is gone.
-func (r *runner) cpu() (time.Duration, bool) {
-	// The number of another process's clock, as the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
+// cpuTime returns the processor time of the process so far; false when it is gone.
+func (r *runner) cpuTime() (time.Duration, bool) {
+	// The id of another process's clock, as the kernel's MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED).
 	clock := int32(^uint32(r.cmd.Process.Pid))<<3 | 2
 	var ts unix.Timespec
 	if err := unix.ClockGettime(clock, &ts); err != nil {
@@ -50,9 +50,9 @@ func (r *runner) cpu() (time.Duration, bool) {
 	return time.Duration(ts.Nano()), true
 }
 
-// peak is the largest resident size of the process so far, in bytes; 0 when it is gone. The rusage of a dead child is
-// no help: it counts the agent's own memory in, from the moment between fork and exec.
-func (r *runner) peak() uint64 {
+// peakMemory returns the largest resident size of the process so far, in bytes; 0 when it is gone. The rusage of a dead
+// child is of no use: it includes the agent's own memory, from the moment between fork and exec.
+func (r *runner) peakMemory() uint64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
 	if err != nil {
 		return 0
@@ -69,8 +69,8 @@ func (r *runner) peak() uint64 {
 	return kib << 10
 }
 
-// ended says how the process died by itself: its exit code, or the signal.
-func (r *runner) ended() (code int, signal syscall.Signal) {
+// exitStatus returns how the process ended by itself: its exit code, or the signal.
+func (r *runner) exitStatus() (code int, signal syscall.Signal) {
 	status, ok := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !ok || !status.Signaled() {
 		return r.cmd.ProcessState.ExitCode(), 0

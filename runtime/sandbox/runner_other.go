@@ -12,30 +12,30 @@ import (
 
 func lockThread() {}
 
-func (r *runner) connect(Config) (*os.File, error) {
+func (r *runner) newConn(Config) (*os.File, error) {
 	return nil, fmt.Errorf("script runners are %w on this system", errors.ErrUnsupported)
 }
 
 func (r *runner) interrupt() {}
 
-func (r *runner) cpu() (time.Duration, bool) { return 0, false }
+func (r *runner) cpuTime() (time.Duration, bool) { return 0, false }
 
-func (r *runner) peak() uint64 { return 0 }
+func (r *runner) peakMemory() uint64 { return 0 }
 
-func (r *runner) ended() (int, syscall.Signal) { return r.cmd.ProcessState.ExitCode(), 0 }
+func (r *runner) exitStatus() (int, syscall.Signal) { return r.cmd.ProcessState.ExitCode(), 0 }
 
-// group is what Linux has.
-type group struct{}
+// cgroup exists on Linux only.
+type cgroup struct{}
 
-func (*group) outOfMemory() bool { return false }
+func (*cgroup) outOfMemory() bool { return false }
 
-func (*group) remove() {}
+func (*cgroup) remove() {}
 
-func (r *runner) confine(uint64) {}
+func (r *runner) limitMemory(uint64) {}
 
-func groupMissing() error { return errors.ErrUnsupported }
+func cgroupMissing() error { return errors.ErrUnsupported }
 
-// Numbers of signals that no process here dies of.
+// Signals that no process is killed by on these systems.
 const (
 	sigSys  = syscall.Signal(-1)
 	sigKill = syscall.Signal(-2)

@@ -5,8 +5,8 @@
 //	  memory, death          └◄── Ready, Call, Log, Progress, Done ──
 //
 // A runner serves one run and dies. It is taken to be hostile: what it sends is bounded and strictly decoded, what it
-// may use is limited from outside, and whatever becomes of it is an Outcome with a named error, never the agent's
-// trouble. One more runner waits, sealed and warm, from the first run on.
+// may use is limited from outside, and however it ends is an Outcome with a named error and never affects the agent. From
+// the first run on one more runner, the standby, is started ahead and waits, sealed, for the next job.
 //
 // Not here: Lua, what a builtin does, transactions, and what a script may call.
 package sandbox
@@ -19,11 +19,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Arg is the first argument that makes the agent's binary a runner: main must hand over to the runner before anything
-// else when it sees it.
+// Arg is the first argument that makes the agent's binary a runner: a main that sees it calls lua.Main before anything
+// else.
 const Arg = "script-runner"
 
-// ErrClosed is the cause of the cancellation of runs that a Close met.
+// ErrClosed is the cancellation cause of the runs that were under way when the pool was closed.
 var ErrClosed = errors.New("the agent is stopping")
 
 // Limits bound one run. Zero fields mean the default. Each has a configuration key, which ScriptError.limit names.
@@ -38,8 +38,8 @@ type Limits struct {
 	Wall time.Duration
 	// Source is the size of a script and of each module in bytes: script.max_source_bytes, default 256 KiB.
 	Source int
-	// Depth is how many functions may wait for one another: script.max_depth, default 1024. What is nested without calls, as
-	// brackets in a source or a pattern, has 64 KiB of stack for each.
+	// Depth is how many calls of functions may be nested: script.max_depth, default 1024. What is nested without calls,
+	// such as brackets in a source or a pattern, has 64 KiB of stack for each level.
 	Depth int
 	// Calls is how many builtins a run may call: script.max_calls, default 10,000.
 	Calls int
@@ -50,32 +50,32 @@ type Limits struct {
 	Result int
 }
 
-// withDefaults fills the zero fields.
+// withDefaults returns the limits with the zero fields filled in.
 func (l Limits) withDefaults() Limits {
 	d := Limits{
 		Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second,
 		Source: 256 << 10, Depth: 1024, Calls: 10_000, LogLines: 10_000, LogBytes: 256 << 10, Result: 1 << 20,
 	}
-	pick(&l.Memory, d.Memory)
-	pick(&l.CPU, d.CPU)
-	pick(&l.Wall, d.Wall)
-	pick(&l.Source, d.Source)
-	pick(&l.Depth, d.Depth)
-	pick(&l.Calls, d.Calls)
-	pick(&l.LogLines, d.LogLines)
-	pick(&l.LogBytes, d.LogBytes)
-	pick(&l.Result, d.Result)
+	setDefault(&l.Memory, d.Memory)
+	setDefault(&l.CPU, d.CPU)
+	setDefault(&l.Wall, d.Wall)
+	setDefault(&l.Source, d.Source)
+	setDefault(&l.Depth, d.Depth)
+	setDefault(&l.Calls, d.Calls)
+	setDefault(&l.LogLines, d.LogLines)
+	setDefault(&l.LogBytes, d.LogBytes)
+	setDefault(&l.Result, d.Result)
 	return l
 }
 
-func pick[T comparable](field *T, def T) {
+func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {
-		*field = def
+		*field = value
 	}
 }
 
-// Config says how runners are started. The zero value works.
+// Config says how runners are started. Every field is optional.
 type Config struct {
 	// Path is the program; default /proc/self/exe, the agent itself.
 	Path string
@@ -83,8 +83,8 @@ type Config struct {
 	Args []string
 	// Env is added to the runner's clean environment. For tests.
 	Env []string
-	// UID and GID are whom runners run as where the agent is root; default 65534, which owns nothing. Other agents run
-	// runners as themselves.
+	// UID and GID are the user and group of the runners where the agent is root; default 65534, which owns nothing. An
+	// agent that is not root runs them as itself.
 	UID, GID uint32
 	// Limits bound each run.
 	Limits Limits
@@ -97,14 +97,14 @@ type Job struct {
 	Start *pb.RunnerStart
 	// Call answers a builtin; required where Start has functions. It must return soon after ctx ends.
 	Call func(ctx context.Context, call *pb.RunnerCall) *pb.RunnerReply
-	// Log and Progress are told what the script says, within the limits; nil: nobody asks. A fraction lies in 0..1.
+	// Log and Progress receive what the script reports, within the limits; nil: it is dropped. A fraction lies in 0..1.
 	Log      func(*pb.LogLine)
 	Progress func(fraction *float64, step string)
 }
 
-// Outcome is what became of a run. Error is nil when the script ended well.
+// Outcome is the result of a run. Error is nil when the script ended well.
 type Outcome struct {
-	// Result is the script's; nil for nil.
+	// Result is what the script returned; nil for nil.
 	Result *pb.LuaValue
 	// Declaration is what Start.Describe asked for; nil for a script that declares nothing.
 	Declaration *pb.ScriptDeclaration
@@ -112,21 +112,25 @@ type Outcome struct {
 	Descriptions map[string]Description
 	// Findings are what Start.Check asked for.
 	Findings []*pb.RunnerFinding
-	Error    *pb.ScriptError
-	Stats    *pb.ScriptStats
-	// LogDropped is how many lines were over the limits.
+	// Error is why the script did not end well; its fields are valid UTF-8 and bounded.
+	Error *pb.ScriptError
+	// Stats are never nil.
+	Stats *pb.ScriptStats
+	// LogDropped is how many lines of the log were over the limits.
 	LogDropped uint32
 }
 
-// Description is what one of several scripts says of itself; both fields are nil where it declares nothing.
+// Description is the declaration of one of several scripts; both fields are nil where it declares nothing.
 type Description struct {
 	Declaration *pb.ScriptDeclaration
-	Error       *pb.ScriptError
+	// Error is why it could not be read.
+	Error *pb.ScriptError
 }
 
-// Layer is one wall around a runner on this machine.
+// Layer is one layer of the isolation of runners.
 type Layer struct {
+	// Name is for people, such as seccomp.
 	Name string
-	// Missing says why this machine does not have it; empty: it stands.
+	// Missing says why this machine does not have the layer; empty: it is in effect.
 	Missing string
 }

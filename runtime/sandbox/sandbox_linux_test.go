@@ -19,8 +19,8 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case sandbox.Arg:
 			os.Exit(lua.Main(os.Args[2:]))
-		case liarArg:
-			os.Exit(lie(os.Args[2]))
+		case hostileArg:
+			os.Exit(hostileRunner(os.Args[2]))
 		case nothingArg:
 			os.Exit(0)
 		case echoArg:
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newPool is a pool that the test closes.
+// newPool returns a pool that the test closes.
 func newPool(t testing.TB, cfg sandbox.Config) *sandbox.Pool {
 	t.Helper()
 	pool := sandbox.New(cfg)
@@ -40,12 +40,12 @@ func newPool(t testing.TB, cfg sandbox.Config) *sandbox.Pool {
 	return pool
 }
 
-// script is a job without builtins.
+// script returns a job without builtins.
 func script(source string) sandbox.Job {
 	return sandbox.Job{Start: &pb.RunnerStart{Name: "test.lua", Source: []byte(source)}}
 }
 
-// functions are builtins by name.
+// functions returns builtins by name.
 func functions(names ...string) []*pb.RunnerFunction {
 	var list []*pb.RunnerFunction
 	for _, name := range names {
@@ -64,7 +64,7 @@ func mustRun(t testing.TB, pool *sandbox.Pool, job sandbox.Job) sandbox.Outcome 
 	return out
 }
 
-// mustFail runs a job that must end with an error of a kind, and gives it.
+// mustFail runs a job that must end with an error of a kind, and returns it.
 func mustFail(t testing.TB, pool *sandbox.Pool, job sandbox.Job, kind, words string) *pb.ScriptError {
 	t.Helper()
 	out := pool.Run(context.Background(), job)

@@ -51,7 +51,7 @@ func TestCallRoundTrip(t *testing.T) {
 	}
 }
 
-// readOnlyDisk fails every call as a write to a read-only disk.
+// readOnlyDisk fails every call like a write to a read-only disk.
 func readOnlyDisk(_ context.Context, call *pb.RunnerCall) *pb.RunnerReply {
 	return &pb.RunnerReply{Error: &pb.RunnerError{
 		Op: call.GetName(), Code: "read_only", Object: "/etc/motd", Message: "read-only file system", Hint: "remount it",
@@ -323,8 +323,8 @@ func TestTimeoutNamesTheLine(t *testing.T) {
 	})
 }
 
-// inTime has a script end with the right error, in one of several tries: on a machine that has no time for it a runner may
-// not have started when its time is over, and may be killed before it has said where it was.
+// inTime tries several times until a script ends with the right error: on a busy machine a runner may not have started when
+// its time is over, and may be killed before it has reported where it was.
 func inTime(t *testing.T, end func() *pb.ScriptError, right func(*pb.ScriptError) bool) {
 	t.Helper()
 	var e *pb.ScriptError

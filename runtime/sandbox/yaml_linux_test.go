@@ -8,7 +8,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// withParam is a job whose params.text is given.
+// withParam returns a job with a value for params.text.
 func withParam(source, value string) sandbox.Job {
 	job := script(source)
 	job.Start.Params = &pb.LuaTable{Fields: []*pb.LuaField{{Key: []byte("text"), Value: text(value)}}}
@@ -63,7 +63,7 @@ func TestYAMLRefusesWhatWouldBeLost(t *testing.T) {
 	}
 }
 
-// What is written reads back as the same, and readers of YAML 1.1 see the same types.
+// What is encoded is decoded as the same, and parsers of YAML 1.1 see the same types.
 func TestYAMLIsWritten(t *testing.T) {
 	pool := newPool(t, sandbox.Config{})
 	out := mustRun(t, pool, script(`

@@ -6,7 +6,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
-	"github.com/quantix-kvm/guest-agent/scripts"
+	bundled "github.com/quantix-kvm/guest-agent/scripts"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -14,11 +14,9 @@ func BenchmarkFirstListing(b *testing.B) {
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
 	for b.Loop() {
-		manager := script.New(script.Config{Pool: pool, Library: script.NewLibrary(1<<18, script.Place{Name: "/scripts", FS: scripts.Bundled()})})
-		table := builtins.NewTable(manager.Ops())
-		manager.Table = table
+		_, calls := scripts(pool, script.NewLibrary(1<<18, script.Place{Name: "/scripts", FS: bundled.Bundled()}))
 		request := &pb.ListScriptsRequest{}
-		if _, err := table.Invoke(b.Context(), &builtins.Call{}, table.Native(request), request); err != nil {
+		if _, err := calls.Execute(b.Context(), &builtins.Call{}, calls.Native(request), request); err != nil {
 			b.Fatal(err)
 		}
 	}

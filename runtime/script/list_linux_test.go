@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
@@ -23,6 +24,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// scripts is a manager without a journal, and the way to its requests.
+func scripts(pool *sandbox.Pool, library *script.Library) (*script.Manager, *call.Executor) {
+	calls := call.New(call.Config{Table: builtins.NewTable()})
+	manager := script.New(script.Config{Pool: pool, Library: library, Calls: calls})
+	return manager, calls.With(nil, builtins.NewTable(manager.Room()))
+}
+
 // A listing describes anew only what is not as it was in the one before.
 func TestListingRemembersWhatItDescribed(t *testing.T) {
 	source := func(version string) *fstest.MapFile {
@@ -31,13 +39,11 @@ func TestListingRemembersWhatItDescribed(t *testing.T) {
 	dir := fstest.MapFS{"a.lua": source("1"), "b.lua": {Data: []byte("return script {}")}, "c.lua": {Data: []byte("return 1")}}
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
-	manager := script.New(script.Config{Pool: pool, Library: script.NewLibrary(1<<10, script.Place{Name: "/scripts", FS: dir})})
-	table := builtins.NewTable(manager.Ops())
-	manager.Table = table
+	_, calls := scripts(pool, script.NewLibrary(1<<10, script.Place{Name: "/scripts", FS: dir}))
 	list := func() []*pb.ScriptInfo {
 		t.Helper()
 		request := &pb.ListScriptsRequest{}
-		reply, err := table.Invoke(t.Context(), &builtins.Call{}, table.Native(request), request)
+		reply, err := calls.Execute(t.Context(), &builtins.Call{}, calls.Native(request), request)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,11 +79,9 @@ func TestListingOutlivesAScript(t *testing.T) {
 	}
 	pool := sandbox.New(sandbox.Config{Limits: sandbox.Limits{CPU: 2 * time.Second}})
 	defer pool.Close()
-	manager := script.New(script.Config{Pool: pool, Library: script.NewLibrary(1<<18, script.Place{Name: "/scripts", FS: dir})})
-	table := builtins.NewTable(manager.Ops())
-	manager.Table = table
+	_, calls := scripts(pool, script.NewLibrary(1<<18, script.Place{Name: "/scripts", FS: dir}))
 	request := &pb.ListScriptsRequest{}
-	reply, err := table.Invoke(t.Context(), &builtins.Call{}, table.Native(request), request)
+	reply, err := calls.Execute(t.Context(), &builtins.Call{}, calls.Native(request), request)
 	if err != nil {
 		t.Fatal(err)
 	}

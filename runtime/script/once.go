@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -78,9 +79,10 @@ func (c canonical) value(v *structpb.Value) {
 		c.text("s")
 		c.text(kind.StringValue)
 	case *structpb.Value_BoolValue:
-		c.text("f")
 		if kind.BoolValue {
 			c.text("t")
+		} else {
+			c.text("f")
 		}
 	case *structpb.Value_StructValue:
 		c.text("m")
@@ -164,6 +166,6 @@ func (r *run) attach(ctx context.Context, other *run) *pb.RunScriptResponse {
 		reply.Replayed = true
 		return reply
 	case <-ctx.Done():
-		return refused(kindOf(context.Cause(ctx)), "the run under this key goes on; the wait for it ended: "+context.Cause(ctx).Error())
+		return refused(builtins.ErrorKind(context.Cause(ctx)), "the run under this key goes on; the wait for it ended: "+context.Cause(ctx).Error())
 	}
 }

@@ -1,14 +1,9 @@
 package script
 
 import (
-	"errors"
-	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/policy"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -22,7 +17,7 @@ func (r *run) limit() *pb.RunScriptResponse {
 		{"the script does not declare", "source", r.declared.GetNeeds()},
 		{"the request does not allow", "params", r.request.Allow},
 	} {
-		rights, err := policy.NewRights(r.manager.config.Files, of.who, of.needs, r.manager.rooms())
+		rights, err := policy.NewRights(r.manager.config.Files, of.who, of.needs, r.manager.scopes())
 		if err != nil {
 			return refused(of.kind, err.Error())
 		}
@@ -31,44 +26,18 @@ func (r *run) limit() *pb.RunScriptResponse {
 	return nil
 }
 
-// may says why the script may not make a call.
-func (r *run) may(op *builtins.Op, in proto.Message) error {
-	for _, rights := range r.rights {
-		if err := rights.Check(r.files(), op, in); err != nil {
-			return err
+// scopes are what needs may name and limit: also rooms that this agent does not have, of which no call is served.
+func (m *Manager) scopes() map[string]builtins.Scope {
+	scopes := m.config.Calls.Table().Scopes()
+	for _, name := range m.config.Unsupported {
+		if room, _, _ := strings.Cut(name, "."); scopes[room] == "" {
+			scopes[room] = builtins.ScopeNone
 		}
 	}
-	return nil
+	return scopes
 }
 
-// files is the file system that calls act on.
-func (r *run) files() *fsys.Root {
-	if r.plan != nil {
-		return r.plan.Files
-	}
-	return r.manager.config.Files
-}
-
-// rooms are what needs may name: also rooms that this agent does not have, of which no call is served.
-func (m *Manager) rooms() []string {
-	rooms := m.Table.Rooms()
-	for _, name := range m.config.Unsupported {
-		room, _, _ := strings.Cut(name, ".")
-		rooms = append(rooms, room)
-	}
-	slices.Sort(rooms)
-	return slices.Compact(rooms)
-}
-
-// denied takes note of a call that a policy or the rights refused.
-func (r *run) denied(err error, reply *pb.RunnerReply) *pb.RunnerReply {
-	if errors.Is(err, builtins.ErrPolicy) {
-		r.refusal = reply.Error
-	}
-	return reply
-}
-
-// explain names the kind of an error that comes of such a call.
+// explain names the kind of an error that comes of a call that a policy or the rights refused.
 func (r *run) explain(e *pb.ScriptError) {
 	if e.GetKind() == "builtin" && r.refusal != nil && e.Code == r.refusal.Code && e.Op == r.refusal.Op && e.Object == r.refusal.Object {
 		e.Kind = "policy"

@@ -2,18 +2,16 @@ package script
 
 import (
 	"context"
-	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/policy"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -23,25 +21,22 @@ const allDiffs = 512 << 10 // bytes of all diffs of a reply together
 // run is one run of one script.
 type run struct {
 	manager  *Manager
-	call     *builtins.Call
+	call     *builtins.Call // of the request
 	request  *pb.RunScriptRequest
 	started  time.Time
 	declared *pb.ScriptDeclaration
 	hide     *redactor
-	key      string         // what this run is known by
-	print    []byte         // fingerprint of the request
-	id       string         // of the transaction; under the manager's lock
-	tx       *journal.Tx    // nil for a readonly script
-	plan     *builtins.Plan // nil but for a dry run
+	key      string           // what this run is known by
+	print    []byte           // fingerprint of the request
+	id       string           // of the transaction; under the manager's lock
+	tx       *journal.Tx      // nil for a readonly script
+	dry      *builtins.DryRun // nil but for a dry run
 	rights   []*policy.Rights
+	calls    *call.Run
 	refusal  *pb.RunnerError // of the last call that a policy or the rights refused
 	reply    *pb.RunScriptResponse
 	ended    chan struct{} // closed when reply is there
 
-	calls []made // of builtins that may change something, in their order
-
-	mu      sync.Mutex
-	changes []*pb.Change
 	log     []*pb.LogLine
 	seq     uint64 // of events
 	dropped uint32 // events since the last one that went out
@@ -135,6 +130,10 @@ func (r *run) timeout() time.Duration {
 
 // execute runs the script in a runner. The status is the caller's to say.
 func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
+	r.calls = r.manager.config.Calls.Begin(call.RunConfig{
+		Call: r.call, Attachments: r.attachments(), Rights: r.rights, Readonly: r.declared.GetReadonly(),
+		Tx: r.tx, DryRun: r.dry, Hide: r.hide.text,
+	})
 	params, err := sandbox.FromStruct(r.request.Params)
 	if err != nil {
 		return refused("params", err.Error())
@@ -148,7 +147,7 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 		Call: r.builtin, Log: r.logged, Progress: r.progressed,
 	})
 	reply := &pb.RunScriptResponse{
-		Error: outcome.Error, Stats: outcome.Stats, LogDropped: outcome.LogDropped, Log: r.log, Changes: r.changes,
+		Error: outcome.Error, Stats: outcome.Stats, LogDropped: outcome.LogDropped, Log: r.log, Changes: r.calls.Changes(),
 	}
 	if outcome.Error == nil {
 		if reply.Result, err = sandbox.ToValue(outcome.Result); err != nil {
@@ -175,58 +174,15 @@ func cutDiffs(changes []*pb.Change) {
 
 // builtin serves one call of the script.
 func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {
-	table := r.manager.Table
-	op := table.Script(from.Name)
-	if op == nil || op.Inner {
-		return failed(from.Name, fault.Unsupported("%s is not supported by this agent", from.Name))
-	}
-	in, err := sandbox.Bind(op, from.Args)
-	if err != nil {
-		return failed(from.Name, err)
-	}
-	if op.Changes(in) && r.declared.GetReadonly() {
-		return failed(from.Name, fault.Refuse("the script is declared readonly"))
-	}
-	if err := r.may(op, in); err != nil {
-		return r.denied(err, failed(from.Name, err))
-	}
-	call := &builtins.Call{ID: r.call.ID, Port: r.call.Port, Attachments: r.attachments(), Changed: r.changed, Changes: r.changedSoFar}
-	if r.plan != nil {
-		return r.answer(op, from.Name)(r.pretend(ctx, call, op, in))
-	}
-	if !op.Changes(in) {
-		return r.answer(op, from.Name)(table.Invoke(ctx, call, op, in))
-	}
-	if err := r.tx.Err(); err != nil {
-		return failed(from.Name, fault.Wrapf(fault.ErrInternal, "the undo journal has failed: %v", err))
-	}
-	call.Tx = hiding{r.tx, r.hide}
-	mark, before := r.tx.Mark(), len(r.changes)
-	r.calls = append(r.calls, made{mark, before})
-	out, err := table.Invoke(ctx, call, op, in)
-	if err != nil && !op.Partial {
-		if undo := r.tx.Revert(context.WithoutCancel(ctx), mark); undo == nil {
-			r.forget(before)
-		}
-	}
-	return r.answer(op, from.Name)(out, err)
-}
-
-// answer makes the reply to a call.
-func (r *run) answer(op *builtins.Op, name string) func(proto.Message, error) *pb.RunnerReply {
-	return func(out proto.Message, err error) *pb.RunnerReply {
-		if err != nil {
-			return r.denied(err, failed(name, err))
-		}
+	op, out, err := r.calls.Call(ctx, from.Name, func(op *builtins.Op) (proto.Message, error) { return sandbox.Bind(op, from.Args) })
+	if err == nil {
 		return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
 	}
-}
-
-// forget drops the changes of a call that was taken back.
-func (r *run) forget(from int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.changes = r.changes[:from]
+	reply := sandbox.ErrorReply(err)
+	if call.Refused(err) {
+		r.refusal = reply.Error
+	}
+	return reply
 }
 
 func (r *run) attachments() map[string][]byte {
@@ -235,27 +191,6 @@ func (r *run) attachments() map[string][]byte {
 		files[a.Name] = a.Data
 	}
 	return files
-}
-
-// failed is the error table of a call.
-func failed(op string, err error) *pb.RunnerReply {
-	reply := sandbox.ErrorReply(err)
-	if reply.Error.Op == "" {
-		reply.Error.Op = op
-	}
-	return reply
-}
-
-func (r *run) changed(change *pb.Change) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.changes = append(r.changes, change)
-}
-
-func (r *run) changedSoFar() []*pb.Change {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Clone(r.changes)
 }
 
 func (r *run) logged(line *pb.LogLine) {

@@ -2,7 +2,7 @@
 //
 //	run_script ─► find source ─► read declaration ─► journal.Begin ─► sandbox.Pool.Run
 //	                                                                  │ each call
-//	                                   builtins.Table.Invoke ◄────────┘
+//	                                            runtime/call ◄────────┘
 //	reply: status, result, changes ◄── commit or rollback
 //
 // Not here: Lua and processes (runtime/sandbox), undo (runtime/journal), and what a builtin does.
@@ -22,9 +22,9 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -38,8 +38,10 @@ type Config struct {
 	Journal *journal.Journal
 	// Secret keys the fingerprints of requests; it must be the same from start to start. Required.
 	Secret []byte
-	// Pretend gives the file system that a dry run changes instead of the guest's. The manager closes it. Required.
-	Pretend func() (*fsys.Root, error)
+	// Calls runs what scripts call. Required.
+	Calls *call.Executor
+	// Overlay returns the file system that a dry run changes instead of the guest's. The manager closes it. Required.
+	Overlay func() (*fsys.Root, error)
 	// Files is the file system that scripts act on, by which their rights are checked. Required.
 	Files *fsys.Root
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
@@ -50,9 +52,6 @@ type Config struct {
 
 // Manager runs scripts, one that may change the guest at a time.
 type Manager struct {
-	// Table is where the builtins are. Set before the first run.
-	Table *builtins.Table
-
 	config Config
 
 	mu      sync.Mutex
@@ -67,14 +66,22 @@ func New(config Config) *Manager {
 	return &Manager{config: config, running: map[*run]context.CancelCauseFunc{}, keys: map[string]*run{}}
 }
 
-// Ops are the requests about scripts.
-func (m *Manager) Ops() []builtins.Op {
-	return []builtins.Op{
-		builtins.Native("run_script", "run a Lua script as one transaction", m.runScript).Mutating().Delegating().
-			Announce("run_script").OnError(refusal),
-		builtins.Native("list_scripts", "list the scripts that can be run by name", m.listScripts).Announce("list_scripts"),
-		builtins.Native("transactions", "list or show transactions", m.transactions).Announce("transactions"),
-	}
+// Room is what the table knows of the requests about scripts.
+func (m *Manager) Room() builtins.Room {
+	return builtins.Room{Name: "script", Ops: []builtins.Op{
+		{
+			Name: "run_script", Summary: "run a Lua script as one transaction", Capability: "run_script",
+			Mutates: true, Delegates: true, OnError: refusal, Handler: builtins.Handle(m.runScript),
+		},
+		{
+			Name: "list_scripts", Summary: "list the scripts that can be run by name", Capability: "list_scripts",
+			Handler: builtins.Handle(m.listScripts),
+		},
+		{
+			Name: "transactions", Summary: "list or show transactions", Capability: "transactions",
+			Handler: builtins.Handle(m.transactions),
+		},
+	}}
 }
 
 // Cancel stops the runs that a key or a transaction id names. It tells whether there were any.
@@ -139,7 +146,7 @@ func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptR
 	case len(request.Source) == 0:
 		found, err := m.config.Library.Find(request.Name)
 		if err != nil {
-			return s, refused(kindOf(err), err.Error())
+			return s, refused(builtins.ErrorKind(err), err.Error())
 		}
 		s = found
 	default:
@@ -148,8 +155,8 @@ func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptR
 			s.Name = "script.lua"
 		}
 	}
-	if fault := unusable(request, m.config.Pool.Limits()); fault != "" {
-		return s, refused("params", fault)
+	if why := unusable(request, m.config.Pool.Limits()); why != "" {
+		return s, refused("params", why)
 	}
 	if want := request.ExpectSha256; want != "" && !strings.EqualFold(want, s.SHA256) {
 		return s, refused("policy", "the script's SHA-256 is "+s.SHA256+", not "+want)
@@ -179,18 +186,6 @@ func digest(source []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func kindOf(err error) string {
-	switch code := fault.Code(err); code {
-	case "not_found", "unsupported", "busy", "timeout", "cancelled":
-		return code
-	case "invalid":
-		return "params"
-	case "refused", "permission", "too_large":
-		return "policy"
-	}
-	return "internal"
-}
-
 // declares says whether a script may be a declared one, which names the function script; only a runner can tell for sure.
 func declares(source []byte) bool { return bytes.Contains(source, []byte("script")) }
 
@@ -212,10 +207,8 @@ func noCall(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 // functions are the builtins that scripts may call.
 func (m *Manager) functions() []*pb.RunnerFunction {
 	var list []*pb.RunnerFunction
-	for _, op := range m.Table.Ops() {
-		if op.Script != nil && !op.Inner {
-			list = append(list, &pb.RunnerFunction{Name: op.Name})
-		}
+	for _, op := range m.config.Calls.Table().Functions() {
+		list = append(list, &pb.RunnerFunction{Name: op.Name})
 	}
 	return list
 }

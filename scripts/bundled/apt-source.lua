@@ -1,4 +1,4 @@
--- A source of Debian packages with the key that signs it, which is trusted for this source alone.
+-- An APT package source with its signing key, which is trusted for this source only.
 
 local function joined(list, what)
   for _, word in ipairs(list) do
@@ -12,15 +12,15 @@ end
 return script {
   name = "apt-source",
   version = "1.0",
-  description = "add a source of packages with its key",
+  description = "add an APT package source with its key",
   params = {
-    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "of both files"},
+    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "the name of both files, without suffix"},
     uri = {type = "string", required = true, pattern = "^%a[%w+.-]*:%S+$"},
     suites = {type = "list", required = true, description = "such as bookworm"},
     components = {type = "list", default = {"main"}},
     architectures = {type = "list", default = {}},
     key = {type = "string", description = "the key in ASCII armor; it may come as the attachment \"key\" instead"},
-    update = {type = "boolean", default = false, description = "read the lists of packages now"},
+    update = {type = "boolean", default = false, description = "update the package lists now"},
   },
   needs = {"file:/etc/apt/", "exec:apt-get"},
 
@@ -48,7 +48,7 @@ return script {
       exec.run({"apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any"}, {
         env = {DEBIAN_FRONTEND = "noninteractive"},
         touches = {"/var/lib/apt", "/var/cache/apt"},
-        plan = "the lists of packages are read again",
+        plan = "update the package lists",
       })
     end
     return {changed = changed, source = list, key = keyring}

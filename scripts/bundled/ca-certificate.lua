@@ -3,9 +3,9 @@
 return script {
   name = "ca-certificate",
   version = "1.0",
-  description = "make the guest trust a certificate authority, or no longer",
+  description = "add or remove a trusted certificate authority",
   params = {
-    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "of the file, without .crt"},
+    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "the name of the file, without .crt"},
     pem = {type = "string", description = "the certificate; it may come as the attachment \"pem\" instead"},
     state = {type = "string", default = "present", enum = {"present", "absent"}},
   },

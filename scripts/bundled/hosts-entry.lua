@@ -1,9 +1,9 @@
--- A line of /etc/hosts: an address and the names that stand for it.
+-- A line of /etc/hosts: an address and its names.
 
 return script {
   name = "hosts-entry",
   version = "1.0",
-  description = "give an address names in /etc/hosts, or take them away",
+  description = "add or remove a line of /etc/hosts",
   params = {
     address = {type = "ip", required = true, description = "IPv4 or IPv6"},
     names = {type = "list", default = {}, description = "the names, the full one first"},

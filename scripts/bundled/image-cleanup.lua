@@ -1,15 +1,15 @@
--- What a machine must not pass on to its copies: run it last, before an image is taken.
+-- Removes what copies of a machine must not share. Run it last, before an image is made.
 
 return script {
   name = "image-cleanup",
   version = "1.0",
-  description = "take away the identity, caches and logs of a machine before it becomes an image",
+  description = "remove the identity, caches and logs of a machine before an image is made of it",
   params = {
     machine_id = {type = "boolean", default = true, description = "empty /etc/machine-id: each copy gets its own"},
     ssh_host_keys = {type = "boolean", default = true},
     logs = {type = "boolean", default = true},
-    caches = {type = "boolean", default = true, description = "of apt and of users"},
-    cloud_init = {type = "boolean", default = true, description = "what it did, so that it begins anew"},
+    caches = {type = "boolean", default = true, description = "of APT and of users"},
+    cloud_init = {type = "boolean", default = true, description = "the state of cloud-init, so that it runs again"},
   },
   needs = {"file:/"},
 

@@ -1,4 +1,4 @@
--- How much of the disk the journal of systemd may take.
+-- Limits of the disk space that systemd's journal may take.
 
 local PATH = "/etc/systemd/journald.conf.d/50-limits.conf"
 local UNIT = "systemd-journald.service"
@@ -8,9 +8,9 @@ return script {
   version = "1.0",
   description = "limit the size and the age of systemd's journal",
   params = {
-    max_use = {type = "string", default = "500M", pattern = "^%d+[KMGT]?$", description = "of the disk, in all"},
-    keep_free = {type = "string", default = "1G", pattern = "^%d+[KMGT]?$", description = "what stays free for others"},
-    max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "of what is kept"},
+    max_use = {type = "string", default = "500M", pattern = "^%d+[KMGT]?$", description = "the most disk space that it takes"},
+    keep_free = {type = "string", default = "1G", pattern = "^%d+[KMGT]?$", description = "the disk space that it leaves free"},
+    max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "the greatest age of its entries"},
     activate = {type = "boolean", default = true, description = "restart the journal now, if it runs"},
   },
   needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "exec:true", "tx"},
@@ -23,15 +23,15 @@ return script {
       return {changed = false, path = PATH}
     end
     local restart = {"systemctl", "try-restart", UNIT}
-    -- In an image nothing runs, and nothing is to be restarted.
+    -- In an image nothing runs, so nothing is restarted.
     local is_active = {"systemctl", "is-active", "--quiet", UNIT}
     local runs = p.activate and exec.run(is_active, {readonly = true, check = false}).code == 0
     if runs then
-      tx.on_rollback(restart) -- once the old file is there again
+      tx.on_rollback(restart) -- after the old file is restored
     end
     file.write(PATH, text, {mode = "0644", parents = true})
     if runs then
-      exec.run(restart, {undo = {"true"}, plan = "the journal reads its limits"})
+      exec.run(restart, {undo = {"true"}, plan = "restart the journal with the new limits"})
     end
     return {changed = true, path = PATH, activated = runs}
   end,

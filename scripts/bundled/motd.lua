@@ -1,6 +1,6 @@
 -- The message of the day: what people see when they log in.
 --
--- text is a template: {{title}}, {{lines|raw}}, {{contact}} and {{hostname}} stand for their values.
+-- text is a template: {{title}}, {{lines|raw}}, {{contact}} and {{hostname}} are replaced by their values.
 
 local TEXT = [[
 {{title}}
@@ -16,7 +16,7 @@ return script {
   description = "set the message of the day in /etc/motd",
   params = {
     title = {type = "string", required = true, description = "the first line"},
-    lines = {type = "list", default = {}, description = "what else is to be said, a line each"},
+    lines = {type = "list", default = {}, description = "the lines after it"},
     contact = {type = "string", default = "the owner of this machine", description = "whom to ask"},
     text = {type = "string", description = "a template of your own"},
   },
@@ -33,7 +33,7 @@ return script {
     local all = {title = p.title, lines = lines, contact = p.contact, hostname = host.info().hostname}
     local vars = {}
     for name in string.gmatch(text, "{{%s*(%w+)") do
-      vars[name] = all[name] -- the others are not wanted
+      vars[name] = all[name] -- the template does not use the others
     end
     local changed = file.template("/etc/motd", text, vars, {mode = "0644"})
     return {changed = changed, path = "/etc/motd"}

@@ -1,4 +1,4 @@
--- A stricter SSH server. sshd itself tests the configuration before the server hears of it.
+-- A stricter SSH server. sshd tests the configuration before the server reloads it.
 
 local PATH = "/etc/ssh/sshd_config.d/00-hardening.conf"
 
@@ -14,10 +14,10 @@ return script {
     permit_root_login = {type = "string", default = "prohibit-password",
       enum = {"no", "prohibit-password", "forced-commands-only", "yes"}},
     password_authentication = {type = "boolean", default = false},
-    allow_groups = {type = "list", default = {}, description = "only members of these groups; empty: everybody"},
+    allow_groups = {type = "list", default = {}, description = "only members of these groups; empty: all users"},
     max_auth_tries = {type = "integer", default = 3, min = 1},
     unit = {
-      type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "what is reloaded",
+      type = "string", default = "ssh.service", pattern = "^[%w@_.-]+%.service$", description = "the unit to reload",
     },
   },
   needs = {"file:/etc/ssh/", "file:/run/sshd", "exec:systemctl", "exec:sshd", "exec:true", "tx"},
@@ -50,11 +50,11 @@ return script {
     local runs = succeeds("systemctl", "is-active", "--quiet", p.unit)
     local reload = {"systemctl", "try-reload-or-restart", p.unit}
     if runs then
-      tx.on_rollback(reload) -- once the old file is there again
+      tx.on_rollback(reload) -- after the old file is restored
     end
     file.write(PATH, text, {mode = "0600", parents = true})
-    file.mkdir("/run/sshd", {mode = "0755", parents = true}) -- sshd wants it, and it is there only while a server runs
-    exec.run({"sshd", "-t"}, {readonly = true}) -- fails the script, and all is as it was
+    file.mkdir("/run/sshd", {mode = "0755", parents = true}) -- sshd needs it, and it exists only while a server runs
+    exec.run({"sshd", "-t"}, {readonly = true}) -- a failure ends the script, and all is rolled back
     if runs then
       exec.run(reload, {undo = {"true"}, plan = "the server reads its configuration"})
     end

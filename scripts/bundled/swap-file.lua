@@ -1,12 +1,12 @@
--- A file to swap to, used now and at every boot.
+-- A swap file, used now and at every boot.
 
 return script {
   name = "swap-file",
   version = "1.0",
-  description = "make a swap file and use it",
+  description = "create a swap file and use it",
   params = {
     path = {type = "string", default = "/swapfile", pattern = "^/[%w_./-]+$"},
-    size_mib = {type = "integer", default = 1024, description = "its size in MiB, if it has to be made"},
+    size_mib = {type = "integer", default = 1024, description = "its size in MiB, if it does not exist yet"},
   },
   needs = {"file:/", "exec"},
 
@@ -16,11 +16,11 @@ return script {
     end
     local made = not file.exists(p.path)
     if made then
-      -- One command: what a second one touches would be kept before it, and that is all of the file.
+      -- A single command: a second one that touches the file would first save all of it.
       exec.run({
         "sh", "-ec", 'umask 077; dd if=/dev/zero of="$1" bs=1M count="$2" status=none conv=fsync; mkswap "$1"',
         "sh", p.path, string.format("%d", p.size_mib),
-      }, {touches = {p.path}, plan = p.path .. " is made, and becomes swap space"})
+      }, {touches = {p.path}, plan = p.path .. " is created as swap space"})
     end
     local changed = file.line("/etc/fstab", {
       line = p.path .. " none swap sw 0 0",
@@ -33,7 +33,7 @@ return script {
     end
     if not used then
       local off = {"sh", "-c", "swapoff " .. p.path .. " 2>/dev/null || true"}
-      exec.run({"swapon", p.path}, {undo = off, plan = "it is used"})
+      exec.run({"swapon", p.path}, {undo = off, plan = "use " .. p.path .. " as swap"})
     end
     return {changed = made or changed or not used, path = p.path}
   end,

@@ -1,6 +1,6 @@
--- Settings of the kernel: for every boot in /etc/sysctl.d, and at once.
+-- Kernel parameters: for every boot in /etc/sysctl.d, and now.
 
--- "net.ipv4.ip_forward" is /proc/sys/net/ipv4/ip_forward; a slash in a name stands for a dot.
+-- "net.ipv4.ip_forward" is /proc/sys/net/ipv4/ip_forward; a slash in a name means a dot.
 local function path_of(name)
   local path = string.gsub(name, "[./]", {["."] = "/", ["/"] = "."})
   return "/proc/sys/" .. path
@@ -17,9 +17,9 @@ end
 return script {
   name = "sysctl-profile",
   version = "1.0",
-  description = "set parameters of the kernel, now and at every boot",
+  description = "set kernel parameters, now and at every boot",
   params = {
-    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "of the file, without .conf"},
+    name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "the name of the file, without .conf"},
     settings = {type = "map", required = true, description = "values by name, such as net.ipv4.ip_forward"},
     apply = {type = "boolean", default = true, description = "set them now, too"},
   },
@@ -46,7 +46,7 @@ return script {
       for _, name in ipairs(names) do
         local path, value = path_of(name), words(tostring(p.settings[name]))
         if words(file.read(path)) ~= value then
-          file.write(path, value .. "\n", {inplace = true}) -- what it was comes back in a rollback
+          file.write(path, value .. "\n", {inplace = true}) -- a rollback restores the old value
           changed = true
         end
       end

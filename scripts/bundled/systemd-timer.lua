@@ -1,6 +1,6 @@
--- A command that systemd runs by the clock: NAME.service and NAME.timer below /etc/systemd/system.
+-- A command that systemd runs on a schedule: NAME.service and NAME.timer below /etc/systemd/system.
 --
--- Without activate only the files are written, and systemd learns of them at the next boot or reload.
+-- Without activate only the files are written; systemd reads them at the next boot or reload.
 
 local DIR = "/etc/systemd/system/"
 
@@ -34,15 +34,15 @@ local function succeeds(...)
   return exec.run({...}, {readonly = true, check = false}).code == 0
 end
 
--- Makes systemd read the files again. It is called before they are written too: what is undone last is what was done
--- first, so the way back ends with systemd knowing the old files.
+-- Makes systemd read the files again. It is also called before they are written: undos run newest first, so that a rollback
+-- ends with a reload of the restored files.
 local function reload(timer)
   exec.run({"systemctl", "daemon-reload"}, {
     undo = {"sh", "-c", "systemctl daemon-reload; systemctl try-restart " .. timer .. " || true"},
   })
 end
 
--- Enables and starts the timer where that is not so yet; each step has an undo of its own.
+-- Enables and starts the timer unless it is already; each step has an undo of its own.
 local function activate(timer, restart)
   local changed = false
   if not succeeds("systemctl", "is-enabled", "--quiet", timer) then
@@ -61,11 +61,11 @@ end
 return script {
   name = "systemd-timer",
   version = "1.0",
-  description = "run a command by the clock, with a systemd timer",
+  description = "run a command on a schedule, with a systemd timer",
   params = {
     name = {
       type = "string", required = true, pattern = "^%w[%w_.-]*$",
-      description = "of both units, without .timer",
+      description = "the name of both units, without .timer",
     },
     command = {
       type = "string", required = true, pattern = "^/[^%c]+$",
@@ -73,11 +73,11 @@ return script {
     },
     on_calendar = {
       type = "string", required = true, pattern = "^[^%c]+$",
-      description = "when, such as daily or Mon *-*-* 03:00",
+      description = "the schedule, such as daily or Mon *-*-* 03:00",
     },
-    description = {type = "string", pattern = "^[^%c]+$", description = "for people; the name where it is not given"},
-    user = {type = "string", default = "root", pattern = "^[%w_][%w_.-]*$", description = "who runs the command"},
-    persistent = {type = "boolean", default = true, description = "make up for a run that the machine slept through"},
+    description = {type = "string", pattern = "^[^%c]+$", description = "for people; default: the name"},
+    user = {type = "string", default = "root", pattern = "^[%w_][%w_.-]*$", description = "the user that runs the command"},
+    persistent = {type = "boolean", default = true, description = "catch up on a run that the machine was off for"},
     activate = {type = "boolean", default = false, description = "enable and start the timer now"},
   },
   needs = {"file:/etc/systemd/system/", "exec"},

@@ -40,30 +40,30 @@ type Client struct {
 	channel io.ReadWriteCloser
 	writer  *writer
 
-	host uint64 // this connection, as the agent knows it
+	host uint64 // the number of this connection, in every request
 
-	mu      sync.Mutex
-	pending map[string]*pending
-	streams map[string]*Stream
-	session string // the agent's nonce, as it said last
-	ready   *pb.AgentReadyEvent
-	greeted chan struct{} // closed when ready is set
-	spoken  bool          // a message came
-	err     error
-	done    chan struct{} // closed when the reader has ended
+	mu       sync.Mutex
+	pending  map[string]*pending
+	streams  map[string]*Stream
+	session  string // the agent's nonce, of its last message
+	ready    *pb.AgentReadyEvent
+	readySet chan struct{} // closed when ready is set
+	received bool          // a message came
+	err      error
+	done     chan struct{} // closed when the reader has ended
 }
 
 // readSize is the room for one read from the channel, in bytes.
 const readSize = 64 << 10
 
-// ErrNoAnswer is the cause of an error when nothing comes from the guest.
+// ErrNoAnswer is the cause of an error where nothing was received from the guest in time.
 var ErrNoAnswer = errors.New("no answer")
 
 // ErrLost is the error of a request that the agent does not know, and whose reply never came: whether it was carried out is
-// not known. Only a connection that is watched tells; see Client.Watch.
+// not known. It is found by Client.Watch alone.
 var ErrLost = errors.New("the request or its reply was lost on the way")
 
-// New makes a client over a channel, which it owns.
+// New returns a client over a channel, which it owns.
 func New(channel io.ReadWriteCloser, options Options) *Client {
 	if options.Framing == wire.Auto {
 		options.Framing = wire.Plain
@@ -71,7 +71,7 @@ func New(channel io.ReadWriteCloser, options Options) *Client {
 	c := &Client{
 		options: options, channel: channel, writer: newWriter(channel),
 		pending: map[string]*pending{}, host: newHost(),
-		greeted: make(chan struct{}), done: make(chan struct{}),
+		readySet: make(chan struct{}), done: make(chan struct{}),
 	}
 	go c.read()
 	return c
@@ -85,13 +85,13 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Ready waits for what the agent says of itself first. An agent says it as soon as it sees a host: if nothing comes
-// within two seconds, another client holds the socket, or no agent runs in the guest.
+// Ready waits for agent_ready and returns it. An agent sends it as soon as a host connects: if nothing comes within two seconds,
+// another client holds the socket, or no agent runs in the guest, and the error is ErrNoAnswer.
 func (c *Client) Ready(ctx context.Context) (*pb.AgentReadyEvent, error) {
 	limited, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	select {
-	case <-c.greeted:
+	case <-c.readySet:
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.ready, nil
@@ -101,7 +101,7 @@ func (c *Client) Ready(ctx context.Context) (*pb.AgentReadyEvent, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("the guest says nothing: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
+		return nil, fmt.Errorf("no agent_ready from the guest: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
 	}
 }
 
@@ -122,7 +122,7 @@ func CallID[Out proto.Message](ctx context.Context, c *Client, id string, reques
 	return read[Out](answer)
 }
 
-// read takes a reply out of its envelope, with the error that it tells of.
+// read returns the reply in an envelope, and the error that it reports.
 func read[Out proto.Message](answer *pb.AgentMessage) (Out, error) {
 	var none Out
 	failure := fault.FromDetail(answer.ErrorDetail)
@@ -134,14 +134,14 @@ func read[Out proto.Message](answer *pb.AgentMessage) (Out, error) {
 		return none, failure
 	}
 	if failure == nil {
-		failure = foreignFailure(out)
+		failure = failureWithoutDetail(out)
 	}
 	return out, failure
 }
 
-// foreignFailure finds the error of a reply without detail, as agents other than this project's send it: an error text
-// together with a success field that is false.
-func foreignFailure(reply proto.Message) error {
+// failureWithoutDetail returns the error of a reply without error_detail, as agents other than this project's send it: an error
+// text together with a success field that is false.
+func failureWithoutDetail(reply proto.Message) error {
 	m := reply.ProtoReflect()
 	text, success := m.Descriptor().Fields().ByName("error"), m.Descriptor().Fields().ByName("success")
 	if success == nil {
@@ -156,7 +156,7 @@ func foreignFailure(reply proto.Message) error {
 	return errors.New("the agent reports no success")
 }
 
-// NewID makes a message id: a random UUID (version 4).
+// NewID returns a fresh message id: a random UUID (version 4).
 func NewID() string {
 	var b [16]byte
 	rand.Read(b[:])
@@ -164,14 +164,14 @@ func NewID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// newHost makes the name of a connection, which is not 0.
+// newHost returns a random number for a connection, which is not 0.
 func newHost() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
 	return binary.LittleEndian.Uint64(b[:]) | 1
 }
 
-// exchange sends a request and waits. A request that the agent found uncertain is sent once more after a silence.
+// exchange sends a request and waits for its reply. A request that the agent found uncertain is sent once more after a silence.
 func (c *Client) exchange(ctx context.Context, id string, request proto.Message) (*pb.AgentMessage, error) {
 	answer, err := c.attempt(ctx, id, request)
 	if err != nil || answer.ErrorDetail.GetCode() != "uncertain" {
@@ -193,7 +193,7 @@ func (c *Client) attempt(ctx context.Context, id string, request proto.Message) 
 	return p.answer(ctx)
 }
 
-// pending is a request whose reply has not come.
+// pending is a request that awaits its reply.
 type pending struct {
 	c    *Client
 	id   string
@@ -203,12 +203,12 @@ type pending struct {
 
 // start sends a request: requests leave in the order in which start was called. answer must be called.
 func (c *Client) start(ctx context.Context, id string, request proto.Message) (*pending, error) {
-	p, err := c.enter(id)
+	p, err := c.register(id)
 	if err != nil {
 		return nil, err
 	}
 	if err := p.send(ctx, request); err != nil {
-		c.leave(id)
+		c.unregister(id)
 		if ctx.Err() != nil {
 			c.cancelLater(id) // a part of it may be on its way
 		}
@@ -222,7 +222,7 @@ func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []
 	var frames []byte
 	for _, request := range requests {
 		var p *pending
-		if p, err = c.enter(NewID()); err != nil {
+		if p, err = c.register(NewID()); err != nil {
 			break
 		}
 		all = append(all, p)
@@ -235,7 +235,7 @@ func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []
 	}
 	if err != nil {
 		for _, p := range all {
-			c.leave(p.id)
+			c.unregister(p.id)
 			if ctx.Err() != nil {
 				c.cancelLater(p.id) // it may be on its way
 			}
@@ -243,14 +243,14 @@ func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []
 		return nil, err
 	}
 	for _, p := range all {
-		p.left()
+		p.markSent()
 	}
 	return all, nil
 }
 
 // answer waits for the reply. When ctx ends first, the agent is asked to cancel the request.
 func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
-	defer p.c.leave(p.id)
+	defer p.c.unregister(p.id)
 	select {
 	case answer := <-p.wait:
 		return p.read(answer)
@@ -267,7 +267,7 @@ func (p *pending) answer(ctx context.Context) (*pb.AgentMessage, error) {
 	}
 }
 
-// read gives an answer; nil stands for one that was lost.
+// read returns the answer, or ErrLost for nil, which stands for one that was lost.
 func (p *pending) read(answer *pb.AgentMessage) (*pb.AgentMessage, error) {
 	if answer == nil {
 		return nil, fmt.Errorf("%w; whether it was carried out is not known", ErrLost)
@@ -282,20 +282,20 @@ func (p *pending) send(ctx context.Context, request proto.Message) error {
 		err = p.c.writer.write(ctx, frame)
 	}
 	if err == nil {
-		p.left()
+		p.markSent()
 	}
 	return err
 }
 
-// left notes that all of the request is on its way.
-func (p *pending) left() {
+// markSent records that all of the request is on its way.
+func (p *pending) markSent() {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()
 	p.sent = true
 }
 
-// enter makes room for a reply. leave must be called, or answer.
-func (c *Client) enter(id string) (*pending, error) {
+// register adds a request to those whose reply is awaited. unregister must be called, or answer.
+func (c *Client) register(id string) (*pending, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -309,7 +309,7 @@ func (c *Client) enter(id string) (*pending, error) {
 	return p, nil
 }
 
-func (c *Client) leave(id string) {
+func (c *Client) unregister(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.pending, id)
@@ -321,18 +321,18 @@ func (c *Client) cause() error {
 	return c.err
 }
 
-// cancelLater asks the agent to cancel a request, when the channel takes that.
+// cancelLater asks the agent to cancel a request, when the channel takes that message.
 func (c *Client) cancelLater(id string) { c.sendLater(&pb.CancelRequest{MessageId: id}) }
 
-// sendLater sends a request whose reply nobody waits for, when the channel takes that.
+// sendLater sends a request whose reply is not awaited, when the channel takes it.
 func (c *Client) sendLater(request proto.Message) {
 	m := c.envelope(context.Background(), NewID(), request)
 	if frame, err := wire.AppendMessage(nil, c.options.Framing, m); err == nil && c.cause() == nil {
-		c.writer.later(frame)
+		c.writer.writeLater(frame)
 	}
 }
 
-// envelope is what a request travels in.
+// envelope returns the envelope of a request.
 func (c *Client) envelope(ctx context.Context, id string, request proto.Message) *pb.AgentMessage {
 	m := wire.Wrap(id, request)
 	m.Host = c.host
@@ -353,7 +353,7 @@ func (c *Client) read() {
 	close(c.done)
 }
 
-// receive takes what the agent sends until the channel ends.
+// receive delivers what the agent sends until the channel ends.
 func (c *Client) receive() error {
 	var decoder wire.Decoder
 	for {
@@ -373,7 +373,7 @@ func (c *Client) receive() error {
 			}
 			m := &pb.AgentMessage{}
 			if proto.Unmarshal(frame.Payload, m) != nil {
-				decoder.Lost()
+				decoder.Resync()
 				continue
 			}
 			c.deliver(m)
@@ -397,11 +397,11 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 		delete(c.pending, m.MessageId)
 		p.wait <- m
 	}
-	c.spoken = true
+	c.received = true
 	payload := wire.Payload(m)
 	if ready, ok := payload.(*pb.AgentReadyEvent); ok {
 		if c.ready == nil {
-			close(c.greeted)
+			close(c.readySet)
 		}
 		c.ready = ready
 	}

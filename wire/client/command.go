@@ -9,6 +9,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // Command is what to run in the guest. Either Argv or Line is set.
@@ -22,11 +23,11 @@ type Command struct {
 	MaxOutput   uint32        // bytes of each stream; 0: 1 MiB
 }
 
-// request writes the command as the contract has it. There, a command without arguments is always a line for the shell, so a
+// request returns the request of the contract for the command. There, a command without arguments is always a line for the shell, so a
 // lone program is sent as one that makes the shell become exactly this program; that needs a POSIX shell in the guest.
 func (cmd Command) request(wait bool) (*pb.ExecuteRequest, error) {
 	request := &pb.ExecuteRequest{
-		Command: cmd.Line, WorkingDirectory: EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
+		Command: cmd.Line, WorkingDirectory: text.EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
 		RunAsUser: cmd.User, RunAsGroup: cmd.Group, IncludeSupplementaryGroups: true, MaxOutputBytes: cmd.MaxOutput,
 		TimeoutSeconds: Seconds(cmd.Timeout),
 	}
@@ -50,13 +51,13 @@ func Seconds(d time.Duration) uint32 {
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // Run runs a command and waits for its end. When ctx ends first the command is ended in the guest, and what it wrote until
-// then is awaited for at most patience. A command that ran gives a reply and no error, whatever its exit code.
-func (c *Client) Run(ctx context.Context, cmd Command, patience time.Duration) (*pb.ExecuteResponse, error) {
+// then is awaited for at most wait. A command that ran gives a reply and no error, whatever its exit code.
+func (c *Client) Run(ctx context.Context, cmd Command, wait time.Duration) (*pb.ExecuteResponse, error) {
 	request, err := cmd.request(true)
 	if err != nil {
 		return nil, err
 	}
-	reply, err := CallWait[*pb.ExecuteResponse](ctx, c, patience, NewID(), request)
+	reply, err := CallWait[*pb.ExecuteResponse](ctx, c, wait, NewID(), request)
 	return reply, startError(reply, err)
 }
 
@@ -70,7 +71,7 @@ func (c *Client) Start(ctx context.Context, cmd Command) error {
 	return startError(reply, err)
 }
 
-// startError finds the error of an agent that tells it only in the reply: nothing was started.
+// startError returns err, or the error of a reply without error_detail that says that nothing was started.
 func startError(reply *pb.ExecuteResponse, err error) error {
 	if err == nil && reply.ExitCode == -1 && reply.Error != "" && !reply.TimedOut {
 		return errors.New(reply.Error)
@@ -78,8 +79,8 @@ func startError(reply *pb.ExecuteResponse, err error) error {
 	return err
 }
 
-// IsProgram says that an error is about the program of a command, and not about its user or directory: it does not exist,
-// or cannot be executed.
+// IsProgram reports whether an error is one of the program of a command, which does not exist or cannot be executed, and not of its
+// user or directory.
 func IsProgram(err error) bool {
 	var remote *fault.Remote
 	if !errors.As(err, &remote) {
@@ -88,33 +89,33 @@ func IsProgram(err error) bool {
 	if stage := remote.Detail.Details["stage"]; stage != "" {
 		return stage == "program"
 	}
-	// Not named apart: it stands behind the operation in the text.
+	// Without that detail it stands behind the operation in the text.
 	return strings.HasPrefix(strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": "), "program ")
 }
 
-// RunScript runs a script, once, whatever becomes of the connection: when it was lost the same request goes out again on the
-// next one, under the same message id. The agent runs it if it never got it, waits for its end if it still runs, or gives the
-// reply that it has stored, which says so where the agent or the guest stopped in the middle. When ctx ends first the script
-// is cancelled in the guest, and what became of it is awaited for at most patience. How it ended is in the reply; the error is
-// that of a request which no script manager saw.
-func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, patience time.Duration) (reply *pb.RunScriptResponse, err error) {
+// RunScript runs a script exactly once, also where the connection is lost: the same request is sent again on the next one, under the
+// same message id. The agent runs it if it never received it, waits for its end if it still runs, or returns the stored reply, which
+// says so where the agent or the guest stopped in the middle. When ctx ends first the script is cancelled in the guest, and its reply
+// is awaited for at most wait. How the script ended is in the reply; the error is that of a request which did not get as far as the
+// agent's script manager.
+func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, wait time.Duration) (reply *pb.RunScriptResponse, err error) {
 	id, first := NewID(), true
 	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
-		reply, err = CallWait[*pb.RunScriptResponse](ctx, c, patience, id, request)
+		reply, err = CallWait[*pb.RunScriptResponse](ctx, c, wait, id, request)
 		switch {
 		case err == nil:
 		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:
 			err = nil
 		case first && errors.Is(err, fault.ErrBusy):
-			err = &localError{err} // it is no agent that comes back
+			err = &localError{err} // the agent is not restarting: it has too much to do
 		}
 		first = false
 		return err
 	})
-	return reply, ended(err)
+	return reply, unwrapMarks(err)
 }
 
-// Transactions gives the stored transactions, newest first, at most limit of them; 0: all.
+// Transactions returns the stored transactions, newest first, at most limit of them; 0: all.
 func (c *Client) Transactions(ctx context.Context, limit int) ([]*pb.TransactionInfo, error) {
 	var all []*pb.TransactionInfo
 	for token := ""; ; {
@@ -134,7 +135,7 @@ func (c *Client) Transactions(ctx context.Context, limit int) ([]*pb.Transaction
 	}
 }
 
-// Transaction shows one of them, with its reply.
+// Transaction returns one stored transaction, with its reply.
 func (c *Client) Transaction(ctx context.Context, id string) (*pb.TransactionInfo, error) {
 	reply, err := Call[*pb.TransactionsResponse](ctx, c, &pb.TransactionsRequest{TransactionId: id})
 	if err = replyError(reply.GetError(), err); err != nil {
@@ -146,7 +147,7 @@ func (c *Client) Transaction(ctx context.Context, id string) (*pb.TransactionInf
 	return reply.Transactions[0], nil
 }
 
-// Scripts gives the scripts that can be run by name.
+// Scripts returns the scripts that can be run by name.
 func (c *Client) Scripts(ctx context.Context) ([]*pb.ScriptInfo, error) {
 	reply, err := Call[*pb.ListScriptsResponse](ctx, c, &pb.ListScriptsRequest{})
 	return reply.GetScripts(), replyError(reply.GetError(), err)
@@ -158,7 +159,7 @@ func (c *Client) Cancel(ctx context.Context, request *pb.CancelRequest) (bool, e
 	return reply.GetCancelled(), replyError(reply.GetError(), err)
 }
 
-// replyError is the error of a reply that carries one of a script's kind.
+// replyError returns err, or the ScriptError of a reply as an error.
 func replyError(e *pb.ScriptError, err error) error {
 	if err != nil || e == nil {
 		return err
@@ -169,10 +170,10 @@ func replyError(e *pb.ScriptError, err error) error {
 // ScriptFailure is an error of the agent's script manager.
 type ScriptFailure struct{ Detail *pb.ScriptError }
 
-// Error gives its message.
+// Error returns its message.
 func (e *ScriptFailure) Error() string { return e.Detail.GetMessage() }
 
-// Unwrap gives the cause that its kind stands for, so that errors.Is holds.
+// Unwrap returns the cause that its kind stands for, so that errors.Is holds.
 func (e *ScriptFailure) Unwrap() error {
 	code := e.Detail.GetKind()
 	switch code {

@@ -16,7 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// vsockPort is the number that an agent listens on unless it is told another; port.VsockPort is the guest's word for it.
+// vsockPort is the default port number of an agent; port.VsockPort is the same on the guest's side.
 const vsockPort = 9443
 
 // Dial connects to a unix socket, as QEMU makes one for a virtio-serial port, or to vsock:CID:NUMBER, the vsock port of the

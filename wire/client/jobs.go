@@ -7,7 +7,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Detach starts a command that is left to itself, and gives its job. MaxOutput has no meaning, and without a Timeout there is
+// Detach starts a command that outlives the connection, and returns its job. MaxOutput is not used, and without a Timeout there is
 // none.
 func (c *Client) Detach(ctx context.Context, cmd Command) (*pb.ExecStartResponse, error) {
 	plain, err := cmd.request(false)
@@ -31,7 +31,7 @@ func (c *Client) Jobs(ctx context.Context) ([]*pb.Job, error) {
 	return reply.GetJobs(), err
 }
 
-// Job asks for one of them, as the request says, which must name it.
+// Job returns one job, which the request must name, and the reply.
 func (c *Client) Job(ctx context.Context, request *pb.ListJobsRequest) (*pb.ListJobsResponse, *pb.Job, error) {
 	reply, err := Call[*pb.ListJobsResponse](ctx, c, request)
 	if err != nil {
@@ -43,7 +43,7 @@ func (c *Client) Job(ctx context.Context, request *pb.ListJobsRequest) (*pb.List
 	return reply, reply.Jobs[0], nil
 }
 
-// Job is Client.Job, again where the connection was lost or the agent is restarted: jobs outlive both.
+// Job is Client.Job, repeated where the connection was lost or the agent restarted: jobs outlive both.
 func (l *Link) Job(ctx context.Context, request *pb.ListJobsRequest) (reply *pb.ListJobsResponse, job *pb.Job, err error) {
 	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
 		reply, job, err = c.Job(ctx, request)

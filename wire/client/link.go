@@ -18,39 +18,39 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Link is a way to an agent on which copies and scripts go on after the connection was lost.
+// Link is a connection to an agent that is dialled again when it was lost, so that transfers, scripts and waits for jobs go on.
 //
 //	attempt ──lost──► Dial ──► pull: from where it stopped, if the file's generation is still the same
 //	   ▲                 │     push: from the first chunk that was not acknowledged, if the agent still has the others
 //	   └─────────────────┘     script: the same request, under the same id
 //
-// A pull whose file has changed meanwhile begins anew where what was written can be taken back, and fails elsewhere. A file
-// that is made of two states of another one is never left behind.
+// A pull whose file has changed meanwhile is restarted where what was written can be discarded, and fails elsewhere. The result is
+// never a mixture of two states of the file.
 type Link struct {
 	dial    func(context.Context) (*Client, error)
 	mu      sync.Mutex
 	current *Client
-	own     bool // current was dialled here
+	own     bool // current was dialled by the link
 }
 
-// What a link waits for.
+// Timeouts and limits of a link.
 const (
-	// linkPatience is how long it gets no further before it is given up. What only waits gets further while the agent answers,
-	// but not over more than maxLives connections.
-	linkPatience = 60 * time.Second
-	maxLives     = 5
-	// linkPing and linkSilence are how a connection that takes bytes and gives none is known.
-	linkPing    = 5 * time.Second
-	linkSilence = 30 * time.Second
-	firstPause  = 50 * time.Millisecond
-	longPause   = 2 * time.Second
-	// maxAnew bounds how often one copy begins anew because the file changed or arrived damaged.
-	maxAnew = 5
+	// retryTimeout is how long a link goes on without progress. Waiting for an agent that answers counts as progress, but not on more
+	// than maxLiveConnections connections.
+	retryTimeout       = 60 * time.Second
+	maxLiveConnections = 5
+	// watchInterval and watchTimeout are those of Client.Watch, which finds a connection that takes bytes and returns none.
+	watchInterval = 5 * time.Second
+	watchTimeout  = 30 * time.Second
+	minBackoff    = 50 * time.Millisecond
+	maxBackoff    = 2 * time.Second
+	// maxRestarts bounds how often one transfer is restarted because the file changed or arrived damaged.
+	maxRestarts = 5
 )
 
-// NewLink makes a link over a connection, which stays the caller's unless it is lost: then the link closes it, since a port
-// serves one host at a time. dial gives a new one that has shown a sign of life; it is called again until it does, and nil
-// means that nothing is resumed.
+// NewLink returns a link over a connection, which stays the caller's unless it is lost: then the link closes it, since a port serves
+// one host at a time. dial returns a new connection on which the agent has answered (Client.Alive); it is called again until it
+// succeeds. A nil dial means that nothing is resumed.
 func NewLink(c *Client, dial func(context.Context) (*Client, error)) *Link {
 	return &Link{current: c, dial: dial}
 }
@@ -65,12 +65,12 @@ func (l *Link) Close() {
 	l.current, l.own = nil, false
 }
 
-// Do runs do on the connection, again on a new one when it was lost: do must be harmless to repeat.
+// Do calls do with the connection, and again with a new one when that was lost: do must be idempotent.
 func (l *Link) Do(ctx context.Context, do func(ctx context.Context, c *Client) error) error {
-	return l.try(ctx, func(ctx context.Context, c *Client) (bool, error) { return false, do(ctx, c) })
+	return l.retry(ctx, func(ctx context.Context, c *Client) (bool, error) { return false, do(ctx, c) })
 }
 
-// client gives the connection, a new one where there is none.
+// client returns the current connection, or dials a new one.
 func (l *Link) client(ctx context.Context) (*Client, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,8 +84,8 @@ func (l *Link) client(ctx context.Context) (*Client, error) {
 	return c, err
 }
 
-// lost ends a connection.
-func (l *Link) lost(c *Client) {
+// closeLost closes a connection that was lost.
+func (l *Link) closeLost(c *Client) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c.Close()
@@ -94,27 +94,27 @@ func (l *Link) lost(c *Client) {
 	}
 }
 
-// try runs do until it succeeds, or fails for a reason that is not the connection's, or gets no further for linkPatience.
-// further says that an attempt got further than any before.
-func (l *Link) try(ctx context.Context, do func(context.Context, *Client) (further bool, err error)) error {
+// retry calls do until it succeeds, fails for a reason that is not the connection's, or makes no progress for retryTimeout.
+// progressed reports that an attempt got further than all before.
+func (l *Link) retry(ctx context.Context, do func(context.Context, *Client) (progressed bool, err error)) error {
 	if l.dial == nil {
 		_, err := do(ctx, l.current)
 		return err
 	}
-	since, pause, lives := time.Now(), firstPause, 0
+	since, pause, alive := time.Now(), minBackoff, 0
 	for {
-		further, dialled, lived, err := l.attempt(ctx, do)
+		progressed, dialled, answered, err := l.attempt(ctx, do)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if lived && lives < maxLives {
-			further = true
-			lives++
+		if answered && alive < maxLiveConnections {
+			progressed = true
+			alive++
 		}
-		if further {
-			since, pause = time.Now(), firstPause
+		if progressed {
+			since, pause = time.Now(), minBackoff
 		}
-		if dialled && !connectionFailed(err) || time.Since(since) > linkPatience {
+		if dialled && !isRetryable(err) || time.Since(since) > retryTimeout {
 			return err
 		}
 		if errors.Is(err, fault.ErrUncertain) { // the agent trusts what comes after a silence
@@ -125,71 +125,71 @@ func (l *Link) try(ctx context.Context, do func(context.Context, *Client) (furth
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		pause = min(2*pause, longPause)
+		pause = min(2*pause, maxBackoff)
 	}
 }
 
-// attempt is one attempt. dialled is false where no connection came about, lived true where the agent answered on it for a
-// while.
-func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (bool, error)) (further, dialled, lived bool, err error) {
+// attempt is one attempt. dialled is false where no connection could be made; answered is true where the agent answered on it for
+// longer than maxBackoff.
+func (l *Link) attempt(ctx context.Context, do func(context.Context, *Client) (bool, error)) (progressed, dialled, answered bool, err error) {
 	c, err := l.client(ctx)
 	if err != nil {
 		return false, false, false, err
 	}
 	began := time.Now()
-	watched, stop := c.Watch(ctx, linkPing, linkSilence)
-	further, err = do(watched, c)
+	watched, stop := c.Watch(ctx, watchInterval, watchTimeout)
+	progressed, err = do(watched, c)
 	stop()
-	lived = time.Since(began) > longPause && !errors.Is(err, ErrNoAnswer)
+	answered = time.Since(began) > maxBackoff && !errors.Is(err, ErrNoAnswer)
 	if Gone(err) || errors.Is(err, fault.ErrStale) {
-		l.lost(c)
+		l.closeLost(c)
 	}
-	return further, true, lived, err
+	return progressed, true, answered, err
 }
 
-// connectionFailed says that an error is one of the way and not of the request, so that another attempt makes sense.
-func connectionFailed(err error) bool {
-	var own *localError
-	var anew *anewError
-	return !errors.As(err, &own) && (Gone(err) || errors.As(err, &anew) || errors.Is(err, fault.ErrUncertain) ||
+// isRetryable reports whether an error is one of the connection and not of the request, so that another attempt makes sense.
+func isRetryable(err error) bool {
+	var local *localError
+	var restart *restartError
+	return !errors.As(err, &local) && (Gone(err) || errors.As(err, &restart) || errors.Is(err, fault.ErrUncertain) ||
 		errors.Is(err, fault.ErrStale) || // a port outlives the agent: another one runs by now
 		errors.Is(err, context.Canceled) || // by the agent, which stops
 		errors.Is(err, fault.ErrBusy)) // the agent stops or has just started
 }
 
-// anewError is the reason why an attempt must be made again from the beginning.
-type anewError struct{ err error }
+// restartError marks an error after which the transfer is restarted from its beginning.
+type restartError struct{ err error }
 
-func (e *anewError) Error() string { return e.err.Error() }
-func (e *anewError) Unwrap() error { return e.err }
+func (e *restartError) Error() string { return e.err.Error() }
+func (e *restartError) Unwrap() error { return e.err }
 
-// localError is a failure at this end of a copy, which no other connection cures.
+// localError marks a failure at this end of a transfer, which another connection does not cure.
 type localError struct{ err error }
 
 func (e *localError) Error() string { return e.err.Error() }
 func (e *localError) Unwrap() error { return e.err }
 
-// ended gives the error of a copy without the marks that are for the link alone.
-func ended(err error) error {
-	var own *localError
-	var anew *anewError
+// unwrapMarks returns an error without the marks localError and restartError, which are for the link alone.
+func unwrapMarks(err error) error {
+	var local *localError
+	var restart *restartError
 	switch {
-	case errors.As(err, &own):
-		return own.err
-	case errors.As(err, &anew):
-		return anew.err
+	case errors.As(err, &local):
+		return local.err
+	case errors.As(err, &restart):
+		return restart.err
 	}
 	return err
 }
 
-// landing is where a pulled file is written.
-type landing struct {
+// countingWriter writes a pulled file, and counts and sums its bytes.
+type countingWriter struct {
 	to  io.Writer
 	n   int64
-	sum hash.Hash // nil: nobody asks
+	sum hash.Hash // nil: not needed
 }
 
-func (w *landing) Write(p []byte) (int, error) {
+func (w *countingWriter) Write(p []byte) (int, error) {
 	n, err := w.to.Write(p)
 	w.n += int64(n)
 	if w.sum != nil {
@@ -201,67 +201,67 @@ func (w *landing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// pull copies a file of the guest to a writer. anew takes back what was written; nil: that is not possible.
-func (l *Link) pull(ctx context.Context, path string, to io.Writer, anew func() error, o PullOptions) (got Pulled, err error) {
-	p := pulling{land: landing{to: to}, anew: anew, o: o, path: path}
+// pullRetrying copies a file of the guest to a writer. reset discards what was written; nil: that is not possible.
+func (l *Link) pullRetrying(ctx context.Context, path string, to io.Writer, reset func() error, o PullOptions) (got PullResult, err error) {
+	p := pullState{dst: countingWriter{to: to}, reset: reset, o: o, path: path}
 	if o.SHA256 {
 		if o.Offset != 0 {
 			return got, fault.Invalid("a digest is that of a whole file, not of its end")
 		}
-		p.land.sum = sha256.New()
+		p.dst.sum = sha256.New()
 	}
-	err = l.try(ctx, p.attempt)
-	p.got.Size = p.land.n
+	err = l.retry(ctx, p.attempt)
+	p.got.Size = p.dst.n
 	if err == nil && o.SHA256 {
-		err = l.checkDigest(ctx, path, hex.EncodeToString(p.land.sum.Sum(nil)))
+		err = l.checkDigest(ctx, path, hex.EncodeToString(p.dst.sum.Sum(nil)))
 	}
-	return p.got, ended(err)
+	return p.got, unwrapMarks(err)
 }
 
-// pulling is a pull that may take several attempts.
-type pulling struct {
-	land  landing
-	anew  func() error
-	o     PullOptions
-	path  string
-	got   Pulled
-	begun int // how often it began anew
+// pullState is a pull that may take several attempts.
+type pullState struct {
+	dst      countingWriter
+	reset    func() error
+	o        PullOptions
+	path     string
+	got      PullResult
+	restarts int // so far
 }
 
-func (p *pulling) attempt(ctx context.Context, c *Client) (further bool, err error) {
+func (p *pullState) attempt(ctx context.Context, c *Client) (progressed bool, err error) {
 	part := p.o
-	part.Offset += p.land.n
-	if p.land.n > 0 {
+	part.Offset += p.dst.n
+	if p.dst.n > 0 {
 		if part.resume = p.got.last; part.resume == "" {
-			return false, p.again(fault.Wrapf(fault.ErrChanged, "%s: the connection was lost, and this agent cannot tell whether the file is still the same", p.path))
+			return false, p.restart(fault.Wrapf(fault.ErrChanged, "%s: the connection was lost, and this agent cannot tell whether the file is still the same", p.path))
 		}
 	}
-	before := p.land.n
-	now, err := c.pull(ctx, p.path, &p.land, part)
+	before := p.dst.n
+	now, err := c.pull(ctx, p.path, &p.dst, part)
 	if now.Generation != "" || before == 0 {
 		p.got = now
 	}
 	if part.resume != "" && errors.Is(err, fault.ErrChanged) {
-		return false, p.again(err)
+		return false, p.restart(err)
 	}
-	return p.land.n > before, err
+	return p.dst.n > before, err
 }
 
-// again takes back what was written. Its error is marked as one to try again after, or is final.
-func (p *pulling) again(why error) error {
-	if p.begun++; p.anew == nil || p.begun > maxAnew {
+// restart discards what was written. It returns a restartError, or a final error where there can be no restart.
+func (p *pullState) restart(why error) error {
+	if p.restarts++; p.reset == nil || p.restarts > maxRestarts {
 		return why
 	}
-	if err := p.anew(); err != nil {
+	if err := p.reset(); err != nil {
 		return &localError{err}
 	}
-	if p.land.n = 0; p.land.sum != nil {
-		p.land.sum.Reset()
+	if p.dst.n = 0; p.dst.sum != nil {
+		p.dst.sum.Reset()
 	}
-	return &anewError{why}
+	return &restartError{why}
 }
 
-// digestScript gives the digest of a file as the guest has it.
+// digestScript returns the digest of a file as the guest has it.
 const digestScript = `return script {
   name = "digest", readonly = true, params = { path = { type = "string", required = true } },
   run = function(p) return file.sha256(p.path) end,
@@ -278,17 +278,17 @@ func (l *Link) checkDigest(ctx context.Context, path, sum string) error {
 		if err := replyError(reply.GetError(), err); err != nil {
 			return err
 		}
-		if there := reply.GetResult().GetStringValue(); !strings.EqualFold(there, sum) {
-			return fault.Wrapf(fault.ErrChanged, "the file that came has the SHA-256 %s, and the guest's has %s by now", sum, there)
+		if guest := reply.GetResult().GetStringValue(); !strings.EqualFold(guest, sum) {
+			return fault.Wrapf(fault.ErrChanged, "the received file has the SHA-256 %s, the guest's file %s", sum, guest)
 		}
 		return nil
 	})
 }
 
-// departure is where a pushed file is read.
-type departure struct{ from io.Reader }
+// sourceReader reads a file to push, and marks its errors as local.
+type sourceReader struct{ from io.Reader }
 
-func (r departure) Read(p []byte) (int, error) {
+func (r sourceReader) Read(p []byte) (int, error) {
 	n, err := r.from.Read(p)
 	if err != nil && err != io.EOF {
 		err = &localError{err}
@@ -296,59 +296,59 @@ func (r departure) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// push copies a reader to a file of the guest. What cannot be read again is not sent again.
-func (l *Link) push(ctx context.Context, path string, from io.Reader, o PushOptions) (sent int64, err error) {
-	p := pushing{from: from, o: o, path: path}
+// pushRetrying copies a reader to a file of the guest. It is resumed only where the reader is an io.Seeker.
+func (l *Link) pushRetrying(ctx context.Context, path string, from io.Reader, o PushOptions) (sent int64, err error) {
+	p := pushState{from: from, o: o, path: path}
 	if seeker, can := from.(io.Seeker); can && l.dial != nil {
 		if p.start, err = seeker.Seek(0, io.SeekCurrent); err == nil {
 			p.seeker, p.upload = seeker, NewID()
 		}
 	}
-	err = l.try(ctx, p.attempt)
-	return p.sent, ended(err)
+	err = l.retry(ctx, p.attempt)
+	return p.sent, unwrapMarks(err)
 }
 
-// pushing is a push that may take several attempts.
-type pushing struct {
-	from   io.Reader
-	seeker io.Seeker // nil: it cannot be read again
-	start  int64
-	o      PushOptions
-	path   string
-	upload string // its name
-	tried  bool
-	sent   int64  // by the last attempt
-	taken  uint32 // chunks that the guest has acknowledged
-	begun  int    // how often it began anew over a good connection
+// pushState is a push that may take several attempts.
+type pushState struct {
+	from     io.Reader
+	seeker   io.Seeker // nil: it cannot be read again
+	start    int64
+	o        PushOptions
+	path     string
+	upload   string // its name
+	tried    bool
+	sent     int64  // by the last attempt
+	acked    uint32 // chunks that the guest has acknowledged
+	restarts int    // restarts that no lost connection caused
 }
 
-func (p *pushing) attempt(ctx context.Context, c *Client) (further bool, err error) {
-	part := portion{upload: p.upload, first: p.taken}
+func (p *pushState) attempt(ctx context.Context, c *Client) (progressed bool, err error) {
+	part := uploadPart{upload: p.upload, first: p.acked}
 	if p.tried {
 		if part.digest, err = p.rewind(); err != nil {
 			return false, &localError{err}
 		}
 	}
 	p.tried = true
-	p.taken, p.sent, err = c.push(ctx, p.path, departure{p.from}, p.o, part)
-	further = p.taken > part.first
+	p.acked, p.sent, err = c.push(ctx, p.path, sourceReader{p.from}, p.o, part)
+	progressed = p.acked > part.first
 	switch {
 	case err == nil:
 	case p.seeker == nil:
 		err = &localError{err}
 	case errors.Is(err, fault.ErrCorrupt) || errors.Is(err, fault.ErrChanged):
-		// A chunk that was damaged, or an upload that the agent has dropped meanwhile, as one that was started anew has.
-		if p.begun++; p.begun <= maxAnew {
-			p.upload, p.taken = NewID(), 0
-			err = &anewError{err}
+		// A chunk that was damaged, or an upload that the agent has dropped, as it does when it restarts.
+		if p.restarts++; p.restarts <= maxRestarts {
+			p.upload, p.acked = NewID(), 0
+			err = &restartError{err}
 		}
 	}
-	return further, err
+	return progressed, err
 }
 
-// rewind goes back to the first chunk that was not acknowledged, and gives the digest of what is before it.
-func (p *pushing) rewind() (digest hash.Hash, err error) {
-	before := int64(p.taken) * pushChunk
+// rewind goes back to the first chunk that was not acknowledged, and returns the digest of what is before it.
+func (p *pushState) rewind() (digest hash.Hash, err error) {
+	before := int64(p.acked) * pushChunk
 	if p.o.SHA256 {
 		digest = sha256.New()
 		if _, err = p.seeker.Seek(p.start, io.SeekStart); err == nil {

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// channelNames are the channels of a virtual machine, the best for a tool first: the Node Daemon keeps number 0 open.
+// channelNames are the channels of a virtual machine, in the order in which they are tried: the Node Daemon keeps number 0 open.
 var channelNames = []string{"org.quantix.agent.1", "org.quantix.agent.0", "org.limiquantix.agent.0"}
 
 // ErrAmbiguous is the cause of an error when an id names several virtual machines.
 var ErrAmbiguous = errors.New("it names several virtual machines")
 
-// FindSocket gives the host's socket of a virtual machine, by its id: the Node Daemon's own, else libvirt's, whose directory
+// FindSocket returns the path of the host's socket of a virtual machine, by its id: the Node Daemon's own, else libvirt's, whose directory
 // has the id in its name. root is put before the paths that are looked at; "/" on a host. No socket is fs.ErrNotExist.
 func FindSocket(root, id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, `/\`) || strings.Trim(id, ".") == "" {

@@ -23,36 +23,36 @@ type StreamOptions struct {
 //
 //	s, err := c.Stream(ctx, client.Command{Argv: []string{"journalctl", "-f"}}, client.StreamOptions{})
 //	for {
-//		out, err := s.Next(ctx)      // io.EOF behind the last one: then s.End tells how it ended
+//		out, err := s.Next(ctx)      // io.EOF behind the last one; then s.End returns how it ended
 //	}
 //
-// A command whose output is not taken waits. It ends with the connection, and with Close. Next is for one goroutine; the other
+// A command whose output is not read blocks in its writes. It ends with the connection, and with Close. Next is for one goroutine; the other
 // methods may be called from several.
 type Stream struct {
 	c      *Client
 	id     string
 	window uint64
 
-	mu      sync.Mutex
-	queue   []*pb.ExecOutputEvent
-	held    uint64        // bytes in queue
-	more    chan struct{} // has a token when there may be something new in queue
-	end     *pb.ExecEnd
-	seq     uint64 // the last that came
-	broken  error  // what the agent did that it must not, or that it forgot the command
-	started bool
+	mu       sync.Mutex
+	queue    []*pb.ExecOutputEvent
+	buffered uint64        // bytes in queue
+	wake     chan struct{} // has a token when there may be something new in queue
+	end      *pb.ExecEnd
+	seq      uint64 // the last that came
+	err      error  // a violation of the protocol by the agent, or ErrLost
+	started  bool
 
-	taken, told uint64        // by Next; what the agent knows of that
-	acks        chan uint64   // to the goroutine that tells
-	over        chan struct{} // closed by Close
-	telling     sync.WaitGroup
-	once        sync.Once
+	consumed, acked uint64        // by Next; of that, what was acknowledged to the agent
+	acks            chan uint64   // to sendAcks
+	closed          chan struct{} // closed by Close
+	acking          sync.WaitGroup
+	closeOnce       sync.Once
 
-	writing sync.Mutex
+	writeMu sync.Mutex
 }
 
-// inputPiece is how much input travels at a time, in bytes.
-const inputPiece = 16 << 10
+// inputChunk is how much input travels at a time, in bytes.
+const inputChunk = 16 << 10
 
 // streamWindow is how much output may be on its way, in bytes.
 const streamWindow = 256 << 10
@@ -60,7 +60,7 @@ const streamWindow = 256 << 10
 // Output is a piece of what a command wrote. Exactly one is not empty.
 type Output struct{ Stdout, Stderr []byte }
 
-// Stream starts a command. Of cmd, MaxOutput has no meaning, and Timeout may be any. The error wraps errors.ErrUnsupported
+// Stream starts a command. Of cmd, MaxOutput is not used, and Timeout may be any. The error wraps errors.ErrUnsupported
 // where the agent knows no such commands.
 func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Stream, error) {
 	plain, err := cmd.request(true)
@@ -71,7 +71,7 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 	if program {
 		plain.Command = cmd.Argv[0] // here a lone program needs no shell
 	}
-	s := &Stream{c: c, id: NewID(), window: streamWindow, more: make(chan struct{}, 1), acks: make(chan uint64, 1), over: make(chan struct{})}
+	s := &Stream{c: c, id: NewID(), window: streamWindow, wake: make(chan struct{}, 1), acks: make(chan uint64, 1), closed: make(chan struct{})}
 	c.mu.Lock()
 	if c.streams == nil {
 		c.streams = map[string]*Stream{}
@@ -84,7 +84,7 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 		Stdin: o.Stdin, Terminal: o.Terminal, Window: streamWindow,
 	})
 	if err != nil {
-		s.forget()
+		s.unregister()
 		if ctx.Err() != nil {
 			c.endLater(s.id)
 		}
@@ -93,23 +93,23 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 	s.mu.Lock()
 	s.started = true
 	s.mu.Unlock()
-	s.telling.Go(s.tell)
+	s.acking.Go(s.sendAcks)
 	return s, nil
 }
 
-// put takes an event; it never waits. What the agent sends is bounded by the window.
+// put queues an event and never blocks. What the agent may send is bounded by the window.
 func (s *Stream) put(e *pb.ExecOutputEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seq++
-	s.held += uint64(len(e.Stdout) + len(e.Stderr))
+	s.buffered += uint64(len(e.Stdout) + len(e.Stderr))
 	switch {
-	case s.broken != nil || s.end != nil:
+	case s.err != nil || s.end != nil:
 		return
 	case e.Seq != s.seq:
-		s.broken = fmt.Errorf("output of the command is missing: event %d came after %d", e.Seq, s.seq-1)
-	case s.held > 2*s.window:
-		s.broken = errors.New("the agent sends more output than it was asked for")
+		s.err = fmt.Errorf("output of the command is missing: event %d came after %d", e.Seq, s.seq-1)
+	case s.buffered > 2*s.window:
+		s.err = errors.New("the agent sends more output than it was asked for")
 	default:
 		s.end = e.End
 		if len(e.Stdout)+len(e.Stderr) > 0 {
@@ -117,33 +117,33 @@ func (s *Stream) put(e *pb.ExecOutputEvent) {
 		}
 	}
 	select {
-	case s.more <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-// lives says that its command was started and that its end has not come.
-func (s *Stream) lives() bool {
+// running reports whether the command was started and its end has not come.
+func (s *Stream) running() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.started && s.end == nil && s.broken == nil
+	return s.started && s.end == nil && s.err == nil
 }
 
-// fail ends the waiting for output that will not come.
+// fail ends the stream with an error, unless its end has come.
 func (s *Stream) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.end != nil || s.broken != nil {
+	if s.end != nil || s.err != nil {
 		return
 	}
-	s.broken = err
+	s.err = err
 	select {
-	case s.more <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Next gives the next piece of output, io.EOF when the command has ended and all was given.
+// Next returns the next piece of output, and io.EOF when the command has ended and all output was returned.
 func (s *Stream) Next(ctx context.Context) (Output, error) {
 	for {
 		out, ok, err := s.next()
@@ -151,10 +151,10 @@ func (s *Stream) Next(ctx context.Context) (Output, error) {
 			return out, err
 		}
 		select {
-		case <-s.more:
+		case <-s.wake:
 		case <-ctx.Done():
 			return Output{}, context.Cause(ctx)
-		case <-s.over:
+		case <-s.closed:
 			return Output{}, io.ErrClosedPipe
 		case <-s.c.done:
 			if out, ok, err := s.next(); ok || err != nil { // it may have come last
@@ -170,8 +170,8 @@ func (s *Stream) next() (Output, bool, error) {
 	defer s.mu.Unlock()
 	switch {
 	case len(s.queue) > 0:
-	case s.broken != nil:
-		return Output{}, false, s.broken
+	case s.err != nil:
+		return Output{}, false, s.err
 	case s.end != nil:
 		return Output{}, false, io.EOF
 	default:
@@ -181,34 +181,34 @@ func (s *Stream) next() (Output, bool, error) {
 	s.queue[0] = nil
 	s.queue = s.queue[1:]
 	n := uint64(len(e.Stdout) + len(e.Stderr))
-	s.held -= n
-	if s.taken += n; s.taken-s.told >= s.window/4 {
-		s.told = s.taken
+	s.buffered -= n
+	if s.consumed += n; s.consumed-s.acked >= s.window/4 {
+		s.acked = s.consumed
 		select {
 		case <-s.acks: // an older one
 		default:
 		}
-		s.acks <- s.taken
+		s.acks <- s.consumed
 	}
 	return Output{e.Stdout, e.Stderr}, true, nil
 }
 
-// tell tells the agent what was taken.
-func (s *Stream) tell() {
+// sendAcks sends the agent how much output was consumed.
+func (s *Stream) sendAcks() {
 	ctx, stop := context.WithCancel(context.Background())
 	closed := make(chan struct{})
 	defer func() { stop(); <-closed }()
 	go func() {
 		defer close(closed)
 		select {
-		case <-s.over:
+		case <-s.closed:
 			stop()
 		case <-ctx.Done():
 		}
 	}()
 	for {
 		select {
-		case <-s.over:
+		case <-s.closed:
 			return
 		case <-s.c.done:
 			return
@@ -218,11 +218,11 @@ func (s *Stream) tell() {
 	}
 }
 
-// End tells how the command ended; nil before Next gave io.EOF.
+// End returns how the command ended; nil before Next returned io.EOF.
 func (s *Stream) End() *pb.ExecEnd {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.queue) > 0 || s.broken != nil {
+	if len(s.queue) > 0 || s.err != nil {
 		return nil
 	}
 	return s.end
@@ -233,12 +233,12 @@ func (s *Stream) input(ctx context.Context, request *pb.ExecInputRequest) (*pb.E
 	return Call[*pb.ExecInputResponse](ctx, s.c, request)
 }
 
-// Write gives the command input and waits until it has taken it.
+// Write sends input to the command and waits until that has taken it.
 func (s *Stream) Write(ctx context.Context, p []byte) (n int, err error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
 	for len(p) > 0 {
-		piece := p[:min(len(p), inputPiece)]
+		piece := p[:min(len(p), inputChunk)]
 		if _, err := s.input(ctx, &pb.ExecInputRequest{Data: piece}); err != nil {
 			return n, err
 		}
@@ -250,8 +250,8 @@ func (s *Stream) Write(ctx context.Context, p []byte) (n int, err error) {
 
 // CloseInput ends the command's input; on a terminal it types Ctrl-D.
 func (s *Stream) CloseInput(ctx context.Context) error {
-	s.writing.Lock()
-	defer s.writing.Unlock()
+	s.writeMu.Lock()
+	defer s.writeMu.Unlock()
 	_, err := s.input(ctx, &pb.ExecInputRequest{CloseStdin: true})
 	return err
 }
@@ -268,7 +268,7 @@ func (s *Stream) Resize(ctx context.Context, rows, cols uint32) error {
 	return err
 }
 
-// Terminate ends the command with all that it started: TERM, a while later KILL. Next gives what it still writes, and its end.
+// Terminate ends the command with all that it started: TERM, a while later KILL. Next returns what it still writes, and its end.
 func (s *Stream) Terminate(ctx context.Context) error {
 	_, err := s.input(ctx, &pb.ExecInputRequest{End: true})
 	return err
@@ -276,20 +276,20 @@ func (s *Stream) Terminate(ctx context.Context) error {
 
 // Close ends the use of the stream, and the command if it still runs, without waiting for that.
 func (s *Stream) Close() {
-	s.once.Do(func() {
-		s.forget()
+	s.closeOnce.Do(func() {
+		s.unregister()
 		s.mu.Lock()
 		runs := s.end == nil
 		s.mu.Unlock()
-		close(s.over)
-		s.telling.Wait()
+		close(s.closed)
+		s.acking.Wait()
 		if runs {
 			s.c.endLater(s.id)
 		}
 	})
 }
 
-func (s *Stream) forget() {
+func (s *Stream) unregister() {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
 	delete(s.c.streams, s.id)
@@ -298,22 +298,23 @@ func (s *Stream) forget() {
 // endLater asks the agent to end a command, when the channel takes that.
 func (c *Client) endLater(id string) { c.sendLater(&pb.ExecInputRequest{ExecId: id, End: true}) }
 
-// RunLive runs a command and gives its output as it comes; take may block, which holds the command up. When ctx ends first
-// the command is ended in the guest, and its end is awaited for at most patience. The error is that of a command that was not
+// RunStream runs a command and calls take with its output as it comes; take may block, which blocks the command's writes. started is
+// called once, with the stream, before that. When ctx ends first
+// the command is ended in the guest, and its end is awaited for at most wait. The error is that of a command that was not
 // started, of take, or of the connection.
-func (c *Client) RunLive(ctx context.Context, cmd Command, o StreamOptions, patience time.Duration, begun func(*Stream), take func(Output) error) (*pb.ExecEnd, error) {
+func (c *Client) RunStream(ctx context.Context, cmd Command, o StreamOptions, wait time.Duration, started func(*Stream), take func(Output) error) (*pb.ExecEnd, error) {
 	s, err := c.Stream(ctx, cmd, o)
 	if err != nil {
 		return nil, err
 	}
 	defer s.Close()
-	begun(s)
+	started(s)
 	waiting, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	ended := make(chan struct{})
 	unhook := context.AfterFunc(ctx, func() {
 		defer close(ended)
-		limited, cancel := context.WithTimeout(waiting, patience)
+		limited, cancel := context.WithTimeout(waiting, wait)
 		defer cancel()
 		if s.Terminate(limited) == nil {
 			<-limited.Done() // also when the caller has seen the end

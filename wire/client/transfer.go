@@ -15,23 +15,23 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Sizes of a transfer. So much is in flight that the channel is never idle, and so little that a ping is never far behind.
-// Each reply to a push and each write of requests costs the guest about as much as tens of kilobytes: so pushed chunks are
+// Sizes of a transfer. Enough is in flight for the channel never to be idle, and little enough not to delay a ping for long. Each
+// reply to a push and each write of requests costs the guest about as much as tens of kilobytes: so pushed chunks are
 // large, and chunks to be pulled are asked for several at a time.
 const (
 	pushChunk  = 256 << 10
 	pushWindow = 4     // chunks in flight
-	pullChunk  = 31000 // what the agent gives in one frame of 32,000 bytes
+	pullChunk  = 31000 // what the agent sends in one frame of 32,000 bytes
 	pullWindow = 6
-	pullAtOnce = 3 // asked for in one write
+	pullBatch  = 3 // asked for in one write
 )
 
 var crc = crc32c.Standard()
 
-// Progress is told how far a transfer is, in bytes; total is -1 where it is not known.
+// Progress is called with how far a transfer is, in bytes; total is -1 where it is not known.
 type Progress func(done, total int64)
 
-// PushOptions say what the file will be. All are optional.
+// PushOptions are the properties of the file. All are optional.
 type PushOptions struct {
 	Mode         uint32 // permission bits; 0: as it was, or 0644
 	Owner, Group string
@@ -42,22 +42,22 @@ type PushOptions struct {
 }
 
 // Push writes a file in the guest: nothing is seen at path before all of it has arrived, and a failure leaves what was
-// there. Each chunk carries its CRC-32C.
+// there. Each chunk carries its CRC-32C. The path is taken as messages carry it: see text.EscapePath.
 func (c *Client) Push(ctx context.Context, path string, from io.Reader, o PushOptions) (sent int64, err error) {
-	_, sent, err = c.push(ctx, path, from, o, portion{})
+	_, sent, err = c.push(ctx, path, from, o, uploadPart{})
 	return sent, err
 }
 
-// portion is which part of an upload a connection brings: its chunks from one on.
-type portion struct {
-	upload string // its name; empty: it ends with the connection
+// uploadPart is the part of an upload that one connection sends: its chunks from first on.
+type uploadPart struct {
+	upload string // its name; empty: the agent drops it with the connection
 	first  uint32
 	digest hash.Hash // of what is before; needed where the digest is wanted and first is not 0
 }
 
-// push is Push, or the rest of one. taken is how many chunks in a row the guest has acknowledged, sent the offset behind the
-// last byte that was sent.
-func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part portion) (taken uint32, sent int64, err error) {
+// push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset behind the last
+// byte that was sent.
+func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part uploadPart) (acked uint32, sent int64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	total := int64(-1)
@@ -71,8 +71,8 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 	sent = int64(part.first) * pushChunk
 	chunks := &chunkReader{from: from}
 	flight := make(chan chan error, pushWindow)
-	finished := make(chan acknowledged, 1)
-	go func() { finished <- first(flight, cancel) }()
+	finished := make(chan ackResult, 1)
+	go func() { finished <- awaitAcks(flight, cancel) }()
 	for number := part.first; ctx.Err() == nil; number++ {
 		data, last, readErr := chunks.next()
 		if readErr != nil {
@@ -125,14 +125,14 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 	return part.first + got.chunks, sent, err
 }
 
-// acknowledged is how many chunks in a row were, and what became of the one behind them.
-type acknowledged struct {
+// ackResult is how many chunks in a row were acknowledged, and the error of the one behind them.
+type ackResult struct {
 	chunks  uint32
 	failure error
 }
 
-// first waits for all chunks in order, up to the first failure; that stops the others.
-func first(flight <-chan chan error, stop func()) (got acknowledged) {
+// awaitAcks waits for the replies to all chunks in order. The first failure calls stop.
+func awaitAcks(flight <-chan chan error, stop func()) (got ackResult) {
 	for one := range flight {
 		switch err := <-one; {
 		case got.failure != nil:
@@ -148,15 +148,15 @@ func first(flight <-chan chan error, stop func()) (got acknowledged) {
 
 // chunkReader reads one chunk ahead, to know which is the last.
 type chunkReader struct {
-	from  io.Reader
-	ahead []byte
-	begun bool
-	end   bool
+	from    io.Reader
+	ahead   []byte
+	started bool
+	end     bool
 }
 
 func (r *chunkReader) next() (data []byte, last bool, err error) {
-	if !r.begun {
-		r.begun = true
+	if !r.started {
+		r.started = true
 		if r.ahead, err = r.read(); err != nil {
 			return nil, false, err
 		}
@@ -184,15 +184,15 @@ func (r *chunkReader) read() ([]byte, error) {
 type PullOptions struct {
 	Offset     int64  // where to begin
 	Generation string // refuse any other state of the file
-	SHA256     bool   // compare with the digest that the guest has of the file afterwards; needs scripts there
+	SHA256     bool   // compare with the digest of the file in the guest afterwards; needs scripts there
 	Progress   Progress
 
 	resume string // the state that the file must be in at the beginning
 }
 
-// Pulled says what was read.
-type Pulled struct {
-	Size       int64 // bytes given to the writer
+// PullResult describes what was read.
+type PullResult struct {
+	Size       int64 // bytes written
 	Mode       uint32
 	Generation string // of its state when the first chunk was read
 
@@ -200,32 +200,33 @@ type Pulled struct {
 }
 
 // Pull reads a file of the guest to its end, which may be further than its size said in the beginning. A file that
-// becomes another one meanwhile is fault.ErrChanged; a file that just grows is not.
-func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOptions) (Pulled, error) {
-	return NewLink(c, nil).pull(ctx, path, to, nil, o)
+// becomes another one meanwhile is fault.ErrChanged; a file that just grows is not. The path is taken as messages carry it: see
+// text.EscapePath.
+func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOptions) (PullResult, error) {
+	return NewLink(c, nil).pullRetrying(ctx, path, to, nil, o)
 }
 
 // pull is Pull without a digest.
-func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOptions) (Pulled, error) {
+func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOptions) (PullResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset}
 	if o.resume != "" {
 		p.options.Generation = o.resume
 	}
-	reply, err := p.ask(ctx, o.Offset)
+	reply, err := p.readChunk(ctx, o.Offset)
 	if err != nil {
-		return Pulled{}, err
+		return PullResult{}, err
 	}
 	p.options.Generation = o.Generation
 	p.got.Mode, p.got.Generation = reply.Mode, reply.Generation
 	p.total = int64(reply.TotalSize)
 	for {
-		if err := p.take(reply); err != nil || reply.Eof {
+		if err := p.consume(reply); err != nil || reply.Eof {
 			return p.got, err
 		}
 		if p.offset+pullChunk < p.total {
-			if reply, err = p.ahead(ctx); err != nil || reply == nil {
+			if reply, err = p.pullPipelined(ctx); err != nil || reply == nil {
 				if err != nil {
 					return p.got, err
 				}
@@ -233,7 +234,7 @@ func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOpti
 				continue
 			}
 		}
-		if reply, err = p.ask(ctx, p.offset); err != nil {
+		if reply, err = p.readChunk(ctx, p.offset); err != nil {
 			return p.got, err
 		}
 	}
@@ -246,10 +247,10 @@ type puller struct {
 	options PullOptions
 	offset  int64
 	total   int64
-	got     Pulled
+	got     PullResult
 }
 
-func (p *puller) ask(ctx context.Context, offset int64) (*pb.FileReadResponse, error) {
+func (p *puller) readChunk(ctx context.Context, offset int64) (*pb.FileReadResponse, error) {
 	sent, err := p.c.start(ctx, NewID(), p.request(offset))
 	if err != nil {
 		return nil, err
@@ -279,8 +280,8 @@ func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadRespons
 	return reply, nil
 }
 
-// take writes a chunk that begins at p.offset.
-func (p *puller) take(reply *pb.FileReadResponse) error {
+// consume writes a chunk that begins at p.offset.
+func (p *puller) consume(reply *pb.FileReadResponse) error {
 	if p.got.Generation != "" && reply.Generation != "" && !sameFile(p.got.Generation, reply.Generation) {
 		return fault.Wrapf(fault.ErrChanged, "%s: another file took its place", p.path)
 	}
@@ -294,9 +295,9 @@ func (p *puller) take(reply *pb.FileReadResponse) error {
 	return err
 }
 
-// ahead reads whole chunks up to the known size with several requests in flight. It ends early at a chunk that is
+// pullPipelined reads whole chunks up to the known size with several requests in flight. It ends early at a chunk that is
 // shorter than asked, and returns a last reply where there was one, or nil when the rest must be asked for.
-func (p *puller) ahead(ctx context.Context) (*pb.FileReadResponse, error) {
+func (p *puller) pullPipelined(ctx context.Context) (*pb.FileReadResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var flight []*pending
 	defer func() {
@@ -306,9 +307,9 @@ func (p *puller) ahead(ctx context.Context) (*pb.FileReadResponse, error) {
 		}
 	}()
 	for next := p.offset; ; {
-		if len(flight) <= pullWindow-pullAtOnce {
+		if len(flight) <= pullWindow-pullBatch {
 			var more []proto.Message
-			for ; len(more) < pullAtOnce && next+pullChunk <= p.total; next += pullChunk {
+			for ; len(more) < pullBatch && next+pullChunk <= p.total; next += pullChunk {
 				more = append(more, p.request(next))
 			}
 			sent, err := p.c.startAll(ctx, more)
@@ -325,7 +326,7 @@ func (p *puller) ahead(ctx context.Context) (*pb.FileReadResponse, error) {
 		if err != nil || reply.Eof {
 			return reply, err
 		}
-		if err := p.take(reply); err != nil {
+		if err := p.consume(reply); err != nil {
 			return nil, err
 		}
 		if len(reply.Data) < pullChunk {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ListVMs gives the ids of the virtual machines for which FindSocket finds a socket, sorted. What cannot be read is left
+// ListVMs returns the ids of the virtual machines for which FindSocket finds a socket, sorted. What cannot be read is left
 // out. A virtual machine of libvirt is listed under the name of its directory, without the number before it.
 func ListVMs(root string) []string {
 	var ids []string

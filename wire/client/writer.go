@@ -8,30 +8,30 @@ import (
 	"time"
 )
 
-// writer writes frames, one after the other and each whole: a context that ends gives the caller back, never half a frame
-// to the channel.
+// writer writes frames, one after the other and each whole: when a context ends its caller returns, and the channel never gets half a
+// frame.
 //
-//	caller ──turn──► write ──► done
-//	                   └─ ctx ends in the middle ──► the rest is written by a goroutine, which keeps the turn
+//	caller ──lock──► write ──► unlock
+//	                   └─ ctx ends in the middle ──► a goroutine writes the rest, and unlocks then
 type writer struct {
 	channel io.Writer
-	turn    chan struct{} // holds a token while somebody writes
+	writing chan struct{} // the lock: holds a token during a write
 
-	mu     sync.Mutex
-	closed bool           // nothing is begun any more
-	rests  sync.WaitGroup // goroutines that write what nobody waits for
+	mu         sync.Mutex
+	closed     bool           // no further write begins
+	background sync.WaitGroup // goroutines that write for callers which have returned
 }
 
 func newWriter(channel io.Writer) *writer {
-	return &writer{channel: channel, turn: make(chan struct{}, 1)}
+	return &writer{channel: channel, writing: make(chan struct{}, 1)}
 }
 
-// behind runs f on a goroutine of its own. False: the writer is closed, and f was not run.
-func (w *writer) behind(f func()) bool {
+// spawn runs f on a goroutine of its own; false: the writer is closed, and f was not run.
+func (w *writer) spawn(f func()) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.closed {
-		w.rests.Go(f)
+		w.background.Go(f)
 	}
 	return !w.closed
 }
@@ -41,7 +41,7 @@ func (w *writer) close() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
-	w.rests.Wait()
+	w.background.Wait()
 }
 
 // deadliner is a channel whose writes can be interrupted, as those of the net and os packages.
@@ -51,7 +51,7 @@ type deadliner interface{ SetWriteDeadline(time.Time) error }
 // goes out later, or not at all if none of it had.
 func (w *writer) write(ctx context.Context, frame []byte) error {
 	select {
-	case w.turn <- struct{}{}:
+	case w.writing <- struct{}{}:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -59,32 +59,32 @@ func (w *writer) write(ctx context.Context, frame []byte) error {
 	switch {
 	case ctx.Done() == nil:
 		_, err := w.channel.Write(frame)
-		<-w.turn
+		<-w.writing
 		return err
 	case !can:
-		return w.aside(ctx, frame)
+		return w.writeInBackground(ctx, frame)
 	}
-	n, err := interruptible(ctx, channel, w.channel, frame)
+	n, err := writeInterruptible(ctx, channel, w.channel, frame)
 	if ctx.Err() == nil || err == nil {
-		<-w.turn
+		<-w.writing
 		return err
 	}
 	if n == 0 {
-		<-w.turn
+		<-w.writing
 		return context.Cause(ctx)
 	}
 	rest := func() {
-		_, _ = w.channel.Write(frame[n:]) // a failure is the channel's end, which the reader tells
-		<-w.turn
+		_, _ = w.channel.Write(frame[n:]) // a failure is the channel's end, which the reader reports
+		<-w.writing
 	}
-	if !w.behind(rest) {
-		<-w.turn
+	if !w.spawn(rest) {
+		<-w.writing
 	}
 	return context.Cause(ctx)
 }
 
-// interruptible writes until ctx ends. n is how much it wrote.
-func interruptible(ctx context.Context, deadline deadliner, to io.Writer, frame []byte) (n int, err error) {
+// writeInterruptible writes until ctx ends. n is how much it wrote.
+func writeInterruptible(ctx context.Context, deadline deadliner, to io.Writer, frame []byte) (n int, err error) {
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		deadline.SetWriteDeadline(time.Unix(1, 0))
@@ -100,16 +100,16 @@ func interruptible(ctx context.Context, deadline deadliner, to io.Writer, frame 
 	return n, err
 }
 
-// aside writes on a goroutine of its own, for a channel that cannot be interrupted.
-func (w *writer) aside(ctx context.Context, frame []byte) error {
+// writeInBackground writes on a goroutine of its own, for a channel that cannot be interrupted.
+func (w *writer) writeInBackground(ctx context.Context, frame []byte) error {
 	written := make(chan error, 1)
-	begun := w.behind(func() {
+	spawned := w.spawn(func() {
 		_, err := w.channel.Write(frame)
-		<-w.turn
+		<-w.writing
 		written <- err
 	})
-	if !begun {
-		<-w.turn
+	if !spawned {
+		<-w.writing
 		return net.ErrClosed
 	}
 	select {
@@ -120,16 +120,16 @@ func (w *writer) aside(ctx context.Context, frame []byte) error {
 	}
 }
 
-// later writes a frame when the channel takes it, or never if that is closed first. It does not wait for long.
-func (w *writer) later(frame []byte) {
-	soon, stop := context.WithTimeout(context.Background(), laterWithin)
+// writeLater writes a frame when the channel takes it, or never if that is closed first. It waits at most for writeLaterTimeout.
+func (w *writer) writeLater(frame []byte) {
+	soon, stop := context.WithTimeout(context.Background(), writeLaterTimeout)
 	defer stop()
 	done := make(chan struct{})
-	begun := w.behind(func() {
+	spawned := w.spawn(func() {
 		defer close(done)
 		_ = w.write(context.Background(), frame)
 	})
-	if !begun {
+	if !spawned {
 		return
 	}
 	select {
@@ -138,5 +138,5 @@ func (w *writer) later(frame []byte) {
 	}
 }
 
-// laterWithin is how long a caller stays for what may be its last frame, before it closes the connection perhaps.
-const laterWithin = 100 * time.Millisecond
+// writeLaterTimeout is how long writeLater waits: the caller may close the connection next, and this may be the last frame.
+const writeLaterTimeout = 100 * time.Millisecond

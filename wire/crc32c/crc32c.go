@@ -1,4 +1,4 @@
-// Package crc32c sums the chunks of files with CRC-32C (Castagnoli), in the way that this processor does fastest.
+// Package crc32c sums the chunks of files with CRC-32C (Castagnoli), with the implementation that is the fastest on this processor.
 //
 //	New ─► the standard library's, or eight bytes a step from tables ─► Sum
 //
@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// Sum gives the CRC-32C of b. It is safe for concurrent use.
+// Sum returns the CRC-32C of b. It is safe for concurrent use.
 type Sum func(b []byte) uint32
 
-// New tries both ways for some microseconds and gives the faster one. Both give the same sums.
+// New returns the faster of two implementations, which it measures for some microseconds. Both return the same sums.
 func New() Sum {
 	standard := Standard()
 	tables := newTables()
@@ -28,7 +28,7 @@ func New() Sum {
 	return standard
 }
 
-// Standard is the standard library's way.
+// Standard returns the standard library's implementation.
 func Standard() Sum {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	return func(b []byte) uint32 { return crc32.Checksum(b, table) }

@@ -2,7 +2,7 @@
 //
 //	an operation fails with fs.ErrNotExist ──► code "not_found" ──► the host's errors.Is(err, fs.ErrNotExist)
 //
-// An error that has no code of its own is "internal". Codes are for ever.
+// An error that has no code of its own is "internal". A code is never changed or reused.
 //
 // Not here: which operation fails when, and how a reply carries an error.
 package fault
@@ -18,7 +18,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The causes that the standard library has no error for.
+// The causes for which the standard library has no error.
 var (
 	ErrBusy      = errors.New("busy")
 	ErrRefused   = errors.New("refused")
@@ -31,7 +31,7 @@ var (
 	ErrInternal  = errors.New("internal error")
 )
 
-// table gives each code its cause; the first match of a cause is its code.
+// table maps each code to its cause. The code of an error is that of the first row whose cause it wraps.
 var table = []struct {
 	code  string
 	cause error
@@ -71,7 +71,7 @@ type Error struct {
 	Details map[string]string // for programs; may be nil
 }
 
-// Error gives the operation, the object and the cause.
+// Error returns the operation, the object and the cause.
 func (e *Error) Error() string {
 	head := e.Op
 	if e.Object != "" {
@@ -86,10 +86,11 @@ func (e *Error) Error() string {
 	return head + ": " + e.Err.Error()
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// On names the object of an error. A *fs.PathError gives up its own words for it, so that nothing is said twice.
+// On adds the object to an error; nil stays nil. The operation and path of a *fs.PathError are dropped, so that they do not stand
+// there twice.
 func On(object string, err error) error {
 	if err == nil {
 		return nil
@@ -110,27 +111,27 @@ func Cause(err error) error {
 	return err
 }
 
-// Refuse is an error of code "refused" that says why.
+// Refuse returns an error of code "refused" with this text.
 func Refuse(format string, args ...any) error {
 	return &wrapped{ErrRefused, fmt.Sprintf(format, args...)}
 }
 
-// Invalid is an error of code "invalid" that says why.
+// Invalid returns an error of code "invalid" with this text.
 func Invalid(format string, args ...any) error {
 	return &wrapped{fs.ErrInvalid, fmt.Sprintf(format, args...)}
 }
 
-// Unsupported is an error of code "unsupported" that says what is.
+// Unsupported returns an error of code "unsupported" with this text.
 func Unsupported(format string, args ...any) error {
 	return &wrapped{errors.ErrUnsupported, fmt.Sprintf(format, args...)}
 }
 
-// Wrapf is an error that has the code of cause and words of its own.
+// Wrapf returns an error that wraps cause, and so has its code, and whose text is the given one alone.
 func Wrapf(cause error, format string, args ...any) error {
 	return &wrapped{cause, fmt.Sprintf(format, args...)}
 }
 
-// wrapped is a cause with better words.
+// wrapped is a cause with a text in its place.
 type wrapped struct {
 	cause error
 	text  string
@@ -139,7 +140,7 @@ type wrapped struct {
 func (s *wrapped) Error() string { return s.text }
 func (s *wrapped) Unwrap() error { return s.cause }
 
-// Code gives the code of an error; "" for nil.
+// Code returns the code of an error; "" for nil.
 func Code(err error) string {
 	if err == nil {
 		return ""
@@ -152,7 +153,7 @@ func Code(err error) string {
 	return "internal"
 }
 
-// Detail puts an error into its form on the wire; nil for nil.
+// Detail returns an error as it is sent; nil for nil.
 func Detail(err error) *pb.ErrorDetail {
 	if err == nil {
 		return nil
@@ -177,7 +178,7 @@ func Detail(err error) *pb.ErrorDetail {
 	return detail
 }
 
-// FromDetail is Detail's way back: errors.Is holds for the cause of its code. A code that is not known is internal.
+// FromDetail is the inverse of Detail: the error wraps the cause of the code, so that errors.Is holds. An unknown code is internal.
 func FromDetail(detail *pb.ErrorDetail) error {
 	if detail == nil {
 		return nil
@@ -197,8 +198,8 @@ type Remote struct {
 	cause  error
 }
 
-// Error gives the message of the sender.
+// Error returns the message of the sender.
 func (r *Remote) Error() string { return r.Detail.GetMessage() }
 
-// Unwrap gives the cause that the code stands for.
+// Unwrap returns the cause that the code stands for.
 func (r *Remote) Unwrap() error { return r.cause }

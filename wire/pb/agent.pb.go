@@ -6999,7 +6999,8 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xf63\n" +
+	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\fcommon.proto\x1a\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xf63\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7868,7 +7869,10 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
+	file_common_proto_init()
+	file_exec_proto_init()
 	file_script_proto_init()
+	file_status_proto_init()
 	file_agent_proto_msgTypes[0].OneofWrappers = []any{
 		(*AgentMessage_Ping)(nil),
 		(*AgentMessage_Execute)(nil),

@@ -67,7 +67,7 @@ func typeOf(field protoreflect.FieldDescriptor) string {
 		return "map<string,string>"
 	case field.Enum() != nil:
 		return string(field.Enum().Name())
-	case field.Message() != nil && field.Message().ParentFile() != File_agent_proto && field.Message().ParentFile() != File_script_proto:
+	case field.Message() != nil && field.Message().ParentFile().Package() != File_agent_proto.Package():
 		return string(field.Message().FullName())
 	case field.Message() != nil:
 		return string(field.Message().Name())

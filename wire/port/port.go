@@ -2,12 +2,12 @@
 //
 //	virtio-serial port ─┐
 //	unix socket ────────┼─► Port.Accept ─► one session an io.ReadWriteCloser ─► wire.Conn
-//	(listen or connect) │       └◄──── the host left: read gives io.EOF ◄────┘
+//	(listen or connect) │       └◄──── the host left: Read returns io.EOF ◄──┘
 //	vsock ──────────────┘
 //
-// A virtio-serial port stays open for as long as it is plugged in: a read of nothing means that no host is there, and an
-// edge of the poller tells when one comes. It is never reopened to clean it, which would not clean it. One that is
-// unplugged is ErrGone; the kernel announces another.
+// A virtio-serial port stays open for as long as it is plugged in: a read of zero bytes means that no host is connected, and the
+// poller wakes up when one connects. It is never reopened to discard what is in it, which would discard nothing. A port that was
+// unplugged is ErrGone; the kernel sends a uevent when one is plugged in.
 //
 // Not here: frames, what to do with a session, and retrying, but for waiting until a host or a device is there.
 package port
@@ -34,20 +34,19 @@ const (
 	LegacyNamePrefix = "org.limiquantix.agent."
 )
 
-// Port is one channel on which hosts come and go.
+// Port is one channel to which hosts connect and from which they disconnect.
 type Port interface {
-	// Name says which it is, for logs and policy: the name of a virtio-serial port, or unix:PATH.
+	// Name identifies it in logs and policy: the name of a virtio-serial port, or unix:PATH.
 	Name() string
-	// Accept waits for a host and gives its session. Read gives io.EOF when the host has left; Close ends the session
-	// and unblocks Read and Write. Where a channel has room for one host, Accept waits for the end of the last session.
-	// It returns the cause of ctx when that ends, and ErrGone where no host can come any more.
+	// Accept waits for a host and returns its session. Read returns io.EOF when the host has disconnected; Close ends the
+	// session and unblocks Read and Write. Where a channel has room for one host, Accept waits for the end of the last session.
+	// It returns the cause of ctx when that ends, and ErrGone where no host can connect any more.
 	Accept(ctx context.Context) (io.ReadWriteCloser, error)
-	// Close gives the channel back; Accept and the sessions end.
+	// Close closes the channel; Accept and the sessions end.
 	Close() error
 }
 
-// ErrGone is a channel that was taken away: a port that was unplugged. It is closed, and may be opened anew when it is there
-// again.
+// ErrGone is the error of a port that was unplugged. It must be closed, and may be opened again when it is plugged in again.
 var ErrGone = errors.New("the port is gone")
 
 // Open opens what a device specification names:
@@ -59,9 +58,9 @@ var ErrGone = errors.New("the port is gone")
 //	vsock:NUMBER           a vsock port to listen on for the host, VsockPort where it is empty
 //	vsock:NUMBER:CID,CID…  and for no others than these
 //
-// Ports that serves knows by their names are open already, and left out. What can be opened is given also where something
-// else cannot, with the error. auto without any port is fs.ErrNotExist.
-func Open(spec string, serves func(name string) bool) ([]Port, error) {
+// A port for which isOpen returns true, by its name, is left out. The ports that could be opened are returned also together with an
+// error about others. auto without any port is fs.ErrNotExist.
+func Open(spec string, isOpen func(name string) bool) ([]Port, error) {
 	kind, path, found := strings.Cut(spec, ":")
 	name := spec
 	if found && kind == "vsock" { // whose name is without those who may connect
@@ -75,8 +74,8 @@ func Open(spec string, serves func(name string) bool) ([]Port, error) {
 	var err error
 	switch {
 	case spec == "" || spec == "auto":
-		return openNamed(serves)
-	case serves(name):
+		return openByName(isOpen)
+	case isOpen(name):
 		return nil, nil
 	case found && kind == "vsock":
 		one, err = listenVsock(path)
@@ -93,9 +92,9 @@ func Open(spec string, serves func(name string) bool) ([]Port, error) {
 	return []Port{one}, nil
 }
 
-// openNamed opens the ports that carry one of our names.
-func openNamed(serves func(name string) bool) ([]Port, error) {
-	devices, err := named()
+// openByName opens the ports that carry one of our names.
+func openByName(isOpen func(name string) bool) ([]Port, error) {
+	devices, err := listDevices()
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +106,7 @@ func openNamed(serves func(name string) bool) ([]Port, error) {
 			if !strings.HasPrefix(d.name, prefix) {
 				continue
 			}
-			if found = true; serves(d.name) {
+			if found = true; isOpen(d.name) {
 				continue
 			}
 			p, err := openDevice(d.path, d.name)
@@ -130,12 +129,12 @@ func openNamed(serves func(name string) bool) ([]Port, error) {
 // device is a virtio-serial port of this machine.
 type device struct{ name, path string }
 
-// listener is a unix socket that hosts' tools connect to; many at a time.
+// listener is a unix socket to which hosts' tools connect, several at a time.
 type listener struct {
-	path string
-	l    *net.UnixListener
-	made fs.FileInfo // the socket
-	open atomic.Int32
+	path       string
+	l          *net.UnixListener
+	socketInfo fs.FileInfo // the socket
+	sessions   atomic.Int32
 }
 
 // maxSessions bounds the hosts' tools on one socket: what they send and have not finished costs memory.
@@ -163,14 +162,14 @@ func listenUnix(path string) (Port, error) {
 		l.Close()
 		return nil, err
 	}
-	return &listener{path: path, l: l, made: made}, nil
+	return &listener{path: path, l: l, socketInfo: made}, nil
 }
 
 func (l *listener) Name() string { return "unix:" + l.path }
 
 // Close also takes the socket away, unless another one has its place.
 func (l *listener) Close() error {
-	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.socketInfo) {
 		os.Remove(l.path)
 	}
 	return l.l.Close()
@@ -191,20 +190,20 @@ func (l *listener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 		case err != nil:
 			return nil, err
 		}
-		if err := checkPeer(conn); err != nil || l.open.Load() >= maxSessions {
+		if err := checkPeer(conn); err != nil || l.sessions.Load() >= maxSessions {
 			conn.Close()
 			continue
 		}
-		l.open.Add(1)
-		return &once{ReadWriteCloser: unixChannel(conn), ended: make(chan struct{}), over: func() { l.open.Add(-1) }}, nil
+		l.sessions.Add(1)
+		return &trackedSession{ReadWriteCloser: newUnixSession(conn), closed: make(chan struct{}), onClose: func() { l.sessions.Add(-1) }}, nil
 	}
 }
 
-// connector is a unix socket that somebody else listens on.
+// connector is a unix socket on which another process listens.
 type connector struct {
 	path   string
 	mu     sync.Mutex
-	last   *once
+	last   *trackedSession
 	closed bool
 }
 
@@ -220,9 +219,9 @@ func (c *connector) Close() error {
 	return nil
 }
 
-// Accept tries again every second: somebody else's socket sends no event when it appears.
+// Accept tries again every second: there is no event when the socket of another process appears.
 func (c *connector) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
-	if err := waitFor(ctx, c.lastSession()); err != nil {
+	if err := waitClosed(ctx, c.lastSession()); err != nil {
 		return nil, err
 	}
 	for {
@@ -231,7 +230,7 @@ func (c *connector) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 			return nil, context.Cause(ctx)
 		}
 		if err == nil {
-			return c.enter(conn)
+			return c.newSession(conn)
 		}
 		if !errors.Is(err, fs.ErrNotExist) && !isRefused(err) {
 			return nil, err
@@ -244,48 +243,48 @@ func (c *connector) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	}
 }
 
-func (c *connector) lastSession() *once {
+func (c *connector) lastSession() *trackedSession {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last
 }
 
-func (c *connector) enter(conn net.Conn) (io.ReadWriteCloser, error) {
+func (c *connector) newSession(conn net.Conn) (io.ReadWriteCloser, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	c.last = &once{ReadWriteCloser: unixChannel(conn.(*net.UnixConn)), ended: make(chan struct{})}
+	c.last = &trackedSession{ReadWriteCloser: newUnixSession(conn.(*net.UnixConn)), closed: make(chan struct{})}
 	return c.last, nil
 }
 
-// once is a session whose first Close tells that it is over.
-type once struct {
+// trackedSession is a session that signals its first Close.
+type trackedSession struct {
 	io.ReadWriteCloser
-	first sync.Once
-	ended chan struct{}
-	over  func() // nil: nothing is to be done at the end
+	closeOnce sync.Once
+	closed    chan struct{}
+	onClose   func() // nil: nothing to do
 }
 
-func (o *once) Close() (err error) {
-	o.first.Do(func() { // a later one must not touch what the next session uses by then
+func (o *trackedSession) Close() (err error) {
+	o.closeOnce.Do(func() { // a later one must not touch what the next session uses by then
 		err = o.ReadWriteCloser.Close()
-		if o.over != nil {
-			o.over()
+		if o.onClose != nil {
+			o.onClose()
 		}
-		close(o.ended)
+		close(o.closed)
 	})
 	return err
 }
 
-func waitFor(ctx context.Context, o *once) error {
+func waitClosed(ctx context.Context, o *trackedSession) error {
 	if o == nil {
 		return nil
 	}
 	select {
-	case <-o.ended:
+	case <-o.closed:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

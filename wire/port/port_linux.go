@@ -22,9 +22,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// named lists the virtio-serial ports of this machine by name. It reads sysfs, so it needs no udev, and never guesses a
+// listDevices lists the virtio-serial ports of this machine by name. It reads sysfs, so it needs no udev, and never guesses a
 // port by its number, which may belong to another agent.
-func named() ([]device, error) {
+func listDevices() ([]device, error) {
 	const class = "/sys/class/virtio-ports"
 	entries, err := os.ReadDir(class)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -47,19 +47,19 @@ func named() ([]device, error) {
 	return list, nil
 }
 
-// virtio is an open virtio-serial port.
-type virtio struct {
+// virtioPort is an open virtio-serial port.
+type virtioPort struct {
 	name string
 	file *os.File
 	raw  syscall.RawConn
 
-	mu    sync.Mutex
-	last  *once
-	left  []byte // what a session gave back; it is read first
-	fresh bool   // left did not wait in the port from before that session
+	mu            sync.Mutex
+	lastSession   *trackedSession
+	unread        []byte // what a session put back with Unread; it is read first
+	unreadIsFresh bool   // unread did not wait in the port from before that session
 }
 
-// openDevice opens a port for good. A port has one opener: EBUSY says that somebody else has it.
+// openDevice opens a port, which then stays open. A port can be open once: EBUSY means that another process has it.
 func openDevice(path, name string) (Port, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -77,18 +77,18 @@ func openDevice(path, name string) (Port, error) {
 		file.Close()
 		return nil, err
 	}
-	return &virtio{name: name, file: file, raw: raw}, nil
+	return &virtioPort{name: name, file: file, raw: raw}, nil
 }
 
-func (v *virtio) Name() string { return v.name }
-func (v *virtio) Close() error { return v.file.Close() }
+func (v *virtioPort) Name() string { return v.name }
+func (v *virtioPort) Close() error { return v.file.Close() }
 
-// Accept waits until a host has its end open. The kernel tells that as POLLHUP being gone, and wakes a writer then.
-func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
+// Accept waits until a host has its end open. The kernel clears POLLHUP then, and wakes up who waits to write.
+func (v *virtioPort) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	v.mu.Lock()
-	last := v.last
+	last := v.lastSession
 	v.mu.Unlock()
-	if err := waitFor(ctx, last); err != nil {
+	if err := waitClosed(ctx, last); err != nil {
 		return nil, err
 	}
 	v.file.SetDeadline(time.Time{})
@@ -117,22 +117,22 @@ func (v *virtio) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, fmt.Errorf("wait for a host on %s: %w", v.name, err)
 	}
 	s := &virtioSession{port: v}
-	session := &once{ReadWriteCloser: s, ended: make(chan struct{})}
+	session := &trackedSession{ReadWriteCloser: s, closed: make(chan struct{})}
 	v.mu.Lock()
-	v.fresh = v.fresh && !waited // whoever sent it may have left long ago
-	s.backlog.Store(len(v.left) == 0 || !v.fresh)
-	v.last = session
+	v.unreadIsFresh = v.unreadIsFresh && !waited // its sender may have disconnected long ago
+	s.backlog.Store(len(v.unread) == 0 || !v.unreadIsFresh)
+	v.lastSession = session
 	v.mu.Unlock()
 	return struct {
-		*once
-		follower
+		*trackedSession
+		persistentChannel
 	}{session, s}, nil
 }
 
-// follower is what a session has where one host follows the other on a channel that stays.
-type follower interface {
+// persistentChannel is what a session has beyond Read, Write and Close on a channel that stays open while hosts change.
+type persistentChannel interface {
 	Backlog() bool
-	Back() bool
+	AwaitHost() bool
 	Unread(p []byte)
 }
 
@@ -151,8 +151,8 @@ func hostGone(fd uintptr) (bool, error) {
 	}
 }
 
-// unplugged tells a port that was taken away from one that nobody is at: of the former the kernel lets nobody read, be it
-// nothing, and nothing is what is read.
+// unplugged returns ENODEV for a port that was unplugged, and nil for one to which no host is connected. It reads zero bytes, which
+// the kernel refuses for the former alone.
 func unplugged(fd uintptr) error {
 	for {
 		_, err := unix.Read(int(fd), nil)
@@ -166,21 +166,21 @@ func unplugged(fd uintptr) error {
 	}
 }
 
-// virtioSession is the time from a host's coming to its leaving.
+// virtioSession lasts from a host's connect to its disconnect.
 type virtioSession struct {
-	port    *virtio
+	port    *virtioPort
 	backlog atomic.Bool
 	closed  atomic.Bool
 }
 
-// Backlog says that what the last Read gave may have waited in the port since before the session.
+// Backlog reports whether what the last Read returned may have waited in the port since before the session.
 func (s *virtioSession) Backlog() bool { return s.backlog.Load() }
 
-// Read gives io.EOF when no host is there and all that was sent is read.
+// Read returns io.EOF when no host is connected and all that was sent is read.
 func (s *virtioSession) Read(p []byte) (n int, err error) {
 	waited := false
 	rawErr := s.port.raw.Read(func(fd uintptr) bool {
-		if n, err = s.attemptRead(fd, p); err == unix.EAGAIN {
+		if n, err = s.tryRead(fd, p); err == unix.EAGAIN {
 			waited = true
 		}
 		return err != unix.EAGAIN
@@ -201,44 +201,44 @@ func (s *virtioSession) Read(p []byte) (n int, err error) {
 	return 0, io.EOF
 }
 
-// attemptRead reads once, what an earlier session gave back before all else. Only one session reads at a time, and one that
-// has been closed keeps nothing from the next.
-func (s *virtioSession) attemptRead(fd uintptr, p []byte) (n int, err error) {
+// tryRead reads once without waiting; what an earlier session put back comes first. Only one session reads at a time, and one that
+// is closed takes nothing from the next.
+func (s *virtioSession) tryRead(fd uintptr, p []byte) (n int, err error) {
 	s.port.mu.Lock()
 	defer s.port.mu.Unlock()
 	if s.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	if len(s.port.left) > 0 {
-		n = copy(p, s.port.left)
-		s.port.left = s.port.left[n:]
+	if len(s.port.unread) > 0 {
+		n = copy(p, s.port.unread)
+		s.port.unread = s.port.unread[n:]
 		return n, nil
 	}
-	return readNow(fd, p)
+	return readNonblock(fd, p)
 }
 
-// Unread gives back what Read gave, to be read in the next session.
+// Unread puts back what Read returned, to be read in the next session.
 func (s *virtioSession) Unread(p []byte) {
 	s.port.mu.Lock()
 	defer s.port.mu.Unlock()
-	s.port.left = slices.Concat(p, s.port.left)
-	s.port.fresh = !s.backlog.Load()
+	s.port.unread = slices.Concat(p, s.port.unread)
+	s.port.unreadIsFresh = !s.backlog.Load()
 }
 
-// How long a host that is gone may just be a change of hosts that the guest hears of late, and how often Back looks. The
-// kernel tells of the next host by an event that only a writer hears.
+// hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is connecting.
+// hostPollInterval is how often it polls, since the kernel wakes up only who waits to write when a host connects.
 const (
-	backWithin = 250 * time.Millisecond
-	backLook   = 5 * time.Millisecond
+	hostReturnTimeout = 250 * time.Millisecond
+	hostPollInterval  = 5 * time.Millisecond
 )
 
-// Back waits a little until a host is there; false: none is, or the session is closed.
-func (s *virtioSession) Back() bool {
-	for start := time.Now(); !s.closed.Load(); time.Sleep(backLook) {
+// AwaitHost waits for a short time until a host is connected; false: none is, or the session is closed.
+func (s *virtioSession) AwaitHost() bool {
+	for start := time.Now(); !s.closed.Load(); time.Sleep(hostPollInterval) {
 		var gone bool
 		var pollErr error
 		err := s.port.raw.Control(func(fd uintptr) { gone, pollErr = hostGone(fd) })
-		if err != nil || pollErr != nil || gone && time.Since(start) > backWithin {
+		if err != nil || pollErr != nil || gone && time.Since(start) > hostReturnTimeout {
 			return false
 		}
 		if !gone {
@@ -249,18 +249,18 @@ func (s *virtioSession) Back() bool {
 }
 
 // Write takes all of p, or fails when the host leaves: what is not written by then must not reach the next one. It does not
-// begin while no host is there, and fails when none comes back at once.
+// begin while no host is connected, and fails when none connects again at once.
 func (s *virtioSession) Write(p []byte) (done int, err error) {
 	for done < len(p) {
 		var n int
 		rawErr := s.port.raw.Write(func(fd uintptr) bool {
-			n, err = s.attempt(fd, p[done:])
+			n, err = s.tryWrite(fd, p[done:])
 			return err != unix.EAGAIN
 		})
 		if err == nil {
 			err = rawErr
 		}
-		if err == io.ErrClosedPipe && done == 0 && s.Back() {
+		if err == io.ErrClosedPipe && done == 0 && s.AwaitHost() {
 			continue
 		}
 		if err != nil {
@@ -273,13 +273,13 @@ func (s *virtioSession) Write(p []byte) (done int, err error) {
 
 // Close ends the session and leaves the port open.
 func (s *virtioSession) Close() error {
-	s.port.mu.Lock() // what is being read still counts as read
+	s.port.mu.Lock() // a read that is under way still succeeds
 	s.closed.Store(true)
 	s.port.mu.Unlock()
 	return s.port.file.SetDeadline(time.Unix(1, 0))
 }
 
-// listenPrivate makes the socket with mode 0600 from its first moment: in a private directory beside its place.
+// listenPrivate creates the socket with mode 0600 from the first moment: in a private directory, from where it is renamed.
 func listenPrivate(path string) (*net.UnixListener, error) {
 	private, err := os.MkdirTemp(filepath.Dir(path), ".sock-")
 	if err != nil {
@@ -326,5 +326,5 @@ func checkPeer(conn *net.UnixConn) error {
 
 func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
 
-// isOverrun says that messages of the kernel were lost because nobody read them in time.
+// isOverrun reports whether the kernel dropped messages because they were not read in time.
 func isOverrun(err error) bool { return errors.Is(err, unix.ENOBUFS) }

@@ -27,7 +27,7 @@ func socket(t *testing.T) string {
 
 func open(t *testing.T, spec string) Port {
 	t.Helper()
-	ports, err := Open(spec, nobody)
+	ports, err := Open(spec, noneOpen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func TestSocketIsPrivateAndTakenAway(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatal(info, err)
 	}
-	if _, err := Open("unix:"+path, nobody); !errors.Is(err, fs.ErrExist) {
+	if _, err := Open("unix:"+path, noneOpen); !errors.Is(err, fs.ErrExist) {
 		t.Error("a second agent took the socket:", err)
 	}
 	if p.Name() != "unix:"+path || p.Close() != nil {
@@ -67,7 +67,7 @@ func TestWhatIsThereAlready(t *testing.T) {
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open("unix:"+file, nobody); !errors.Is(err, fs.ErrExist) {
+	if _, err := Open("unix:"+file, noneOpen); !errors.Is(err, fs.ErrExist) {
 		t.Error(err)
 	}
 	if content, _ := os.ReadFile(file); string(content) != "precious" {
@@ -81,25 +81,25 @@ func TestSessionsAndTheirEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for range 50 {
-		far, err := net.Dial("unix", path)
+		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		near, err := p.Accept(ctx)
+		session, err := p.Accept(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		far.Write([]byte("x"))
+		conn.Write([]byte("x"))
 		b := make([]byte, 2)
-		if n, err := near.Read(b); n != 1 || err != nil {
+		if n, err := session.Read(b); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
-		far.Close()
-		if _, err := near.Read(b); err != io.EOF {
+		conn.Close()
+		if _, err := session.Read(b); err != io.EOF {
 			t.Fatal(err)
 		}
-		near.Close()
-		near.Close()
+		session.Close()
+		session.Close()
 	}
 	stopped := make(chan error, 1)
 	go func() { _, err := p.Accept(ctx); stopped <- err }()
@@ -136,26 +136,26 @@ func TestConnecting(t *testing.T) {
 	}
 	defer l.Close()
 	for range 3 {
-		far, err := l.Accept()
+		conn, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
-		near := <-sessions
-		far.Close()
-		if _, err := near.Read(make([]byte, 1)); err != io.EOF {
+		session := <-sessions
+		conn.Close()
+		if _, err := session.Read(make([]byte, 1)); err != io.EOF {
 			t.Error(err)
 		}
-		near.Close()
+		session.Close()
 	}
 }
 
 func TestDevicesThatAreNone(t *testing.T) {
 	for _, spec := range []string{filepath.Join(t.TempDir(), "none"), t.TempDir(), "/dev/null/x"} {
-		if _, err := Open(spec, nobody); err == nil {
+		if _, err := Open(spec, noneOpen); err == nil {
 			t.Errorf("%s was opened", spec)
 		}
 	}
-	if ports, err := Open("auto", nobody); err == nil {
+	if ports, err := Open("auto", noneOpen); err == nil {
 		for _, p := range ports {
 			p.Close()
 		}
@@ -164,8 +164,8 @@ func TestDevicesThatAreNone(t *testing.T) {
 	}
 }
 
-// nobody serves anything yet.
-func nobody(string) bool { return false }
+// noneOpen serves anything yet.
+func noneOpen(string) bool { return false }
 
 // What is served already is not opened once more.
 func TestServedPortsAreLeftOut(t *testing.T) {
@@ -232,7 +232,7 @@ func TestVsockServesWhomItIsToldTo(t *testing.T) {
 
 func TestVsockSpecifications(t *testing.T) {
 	for _, spec := range []string{"vsock:x", "vsock:1:", "vsock:1:2,", "vsock:99999999999"} {
-		if _, err := Open(spec, nobody); err == nil || !strings.Contains(err.Error(), "vsock:") {
+		if _, err := Open(spec, noneOpen); err == nil || !strings.Contains(err.Error(), "vsock:") {
 			t.Errorf("%s: %v", spec, err)
 		}
 	}

@@ -8,7 +8,9 @@ import (
 	"net"
 )
 
-func named() ([]device, error) { return nil, fmt.Errorf("find a port: %w", errors.ErrUnsupported) }
+func listDevices() ([]device, error) {
+	return nil, fmt.Errorf("find a port: %w", errors.ErrUnsupported)
+}
 
 func openDevice(path, _ string) (Port, error) {
 	return nil, fmt.Errorf("open %s: %w", path, errors.ErrUnsupported)

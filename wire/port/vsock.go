@@ -15,7 +15,7 @@ import (
 	"github.com/mdlayher/vsock"
 )
 
-// VsockPort is the number that a vsock listener has unless it is given another: the one of this protocol's hosts.
+// VsockPort is the default port number of a vsock listener, to which this protocol's hosts connect.
 const VsockPort = 9443
 
 // hostCID is the address of the hypervisor's machine, VMADDR_CID_HOST of linux/vm_sockets.h.
@@ -23,13 +23,13 @@ const hostCID = 2
 
 // vsockListener is a vsock port that the host, or who else is allowed, connects to.
 type vsockListener struct {
-	port  uint32
-	allow []uint32
-	l     *vsock.Listener
-	open  atomic.Int32
+	port     uint32
+	allow    []uint32
+	l        *vsock.Listener
+	sessions atomic.Int32
 }
 
-// listenVsock opens what NUMBER or NUMBER:CID,CID… says: the port, and who may connect; the host alone unless it is said.
+// listenVsock listens on NUMBER or NUMBER:CID,CID…: the port, and the context ids that may connect; by default the host's alone.
 func listenVsock(spec string) (Port, error) {
 	number, cids, listed := strings.Cut(spec, ":")
 	v := &vsockListener{port: VsockPort, allow: []uint32{hostCID}}
@@ -60,7 +60,7 @@ func listenVsock(spec string) (Port, error) {
 func (v *vsockListener) Name() string { return "vsock:" + strconv.FormatUint(uint64(v.port), 10) }
 func (v *vsockListener) Close() error { return v.l.Close() }
 
-// Accept drops who is not allowed.
+// Accept closes connections of peers that are not allowed.
 func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err := v.l.SetDeadline(time.Time{}); err != nil {
 		return nil, err
@@ -81,11 +81,11 @@ func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) 
 			return nil, err
 		}
 		peer, ok := conn.RemoteAddr().(*vsock.Addr)
-		if !ok || !slices.Contains(v.allow, peer.ContextID) || v.open.Load() >= maxSessions {
+		if !ok || !slices.Contains(v.allow, peer.ContextID) || v.sessions.Load() >= maxSessions {
 			conn.Close()
 			continue
 		}
-		v.open.Add(1)
-		return &once{ReadWriteCloser: conn, ended: make(chan struct{}), over: func() { v.open.Add(-1) }}, nil
+		v.sessions.Add(1)
+		return &trackedSession{ReadWriteCloser: conn, closed: make(chan struct{}), onClose: func() { v.sessions.Add(-1) }}, nil
 	}
 }

@@ -1,4 +1,4 @@
-// Package diff shows a person what became of a text.
+// Package diff shows the differences of two texts.
 //
 //	old, new ──► unified diff, at most Max bytes, whole lines
 //
@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// Max is the length of a diff in bytes: the protocol's bound for one change.
+	// Max is the maximum length of a diff in bytes: the protocol's bound for one change.
 	Max = 64 << 10
-	// MaxText is the length of a text in bytes up to which it is compared at all: it bounds time and memory.
+	// MaxText is the maximum length of each text in bytes: it bounds time and memory.
 	MaxText = 1 << 20
 )
 
-// IsText says whether content is something to show: UTF-8 without zero bytes.
+// IsText reports whether content can be shown: it is UTF-8 without NUL bytes.
 func IsText(content []byte) bool { return utf8.Valid(content) && bytes.IndexByte(content, 0) < 0 }
 
-// Unified gives the difference of two texts in the unified format, without a time in its head, and whether something
-// was left out of it. The name stands for both texts; one that is nil was not there, or is not any more.
+// Unified returns the difference of two texts in the unified format, with name for both and no times in the header. A nil
+// text stands for a file that does not exist. truncated: the diff is incomplete, or empty since a text exceeds MaxText.
 func Unified(name string, old, new []byte) (text string, truncated bool) {
 	if len(old) > MaxText || len(new) > MaxText {
 		return "", true

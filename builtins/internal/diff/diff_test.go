@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/diff"
 )
 
-func TestADiffNamesTheFileAndShowsTheLines(t *testing.T) {
+func TestUnified(t *testing.T) {
 	got, truncated := diff.Unified("/etc/motd", []byte("one\ntwo\n"), []byte("one\nthree\n"))
 	want := "--- a/etc/motd\n+++ b/etc/motd\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"
 	if got != want || truncated {
@@ -18,7 +18,7 @@ func TestADiffNamesTheFileAndShowsTheLines(t *testing.T) {
 	}
 }
 
-func TestWhatWasNotThereIsDevNull(t *testing.T) {
+func TestUnifiedOfMissingText(t *testing.T) {
 	created, _ := diff.Unified("/f", nil, []byte("x\n"))
 	deleted, _ := diff.Unified("/f", []byte("x\n"), nil)
 	if !strings.HasPrefix(created, "--- /dev/null\n+++ b/f\n") || !strings.HasPrefix(deleted, "--- a/f\n+++ /dev/null\n") {
@@ -26,7 +26,7 @@ func TestWhatWasNotThereIsDevNull(t *testing.T) {
 	}
 }
 
-func TestALongDiffEndsAtALine(t *testing.T) {
+func TestUnifiedTruncated(t *testing.T) {
 	var text bytes.Buffer
 	for i := range 20000 {
 		fmt.Fprintf(&text, "zeile %d ä\n", i)
@@ -40,7 +40,7 @@ func TestALongDiffEndsAtALine(t *testing.T) {
 	}
 }
 
-func TestBinaryIsNoText(t *testing.T) {
+func TestIsText(t *testing.T) {
 	for content, want := range map[string]bool{"": true, "äöü\n": true, "a\x00b": false, "\xff": false} {
 		if diff.IsText([]byte(content)) != want {
 			t.Errorf("%q: text is %v", content, !want)

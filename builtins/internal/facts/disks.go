@@ -11,22 +11,22 @@ import (
 	"github.com/shirou/gopsutil/v3/disk"
 )
 
-// Disk is one mounted file system, in bytes. Used and Available do not add up to Total where some is kept for root.
+// Disk is one mounted file system, in bytes. Total exceeds Used and Available where space is reserved for root.
 type Disk struct {
 	Mount, Device, Type    string
 	Total, Used, Available uint64
 }
 
 const (
-	// diskWait is how long a report waits for all file systems together: one that is well answers from memory.
+	// diskWait bounds how long Read waits for all file systems together: one that does not hang answers from memory.
 	diskWait = 250 * time.Millisecond
-	// diskStale is how long the last answer of a file system that hangs is still told.
+	// diskStale is how long the last answer of a file system that hangs is still returned.
 	diskStale = time.Minute
 )
 
-// Disks asks file systems how full they are. One that hangs holds nobody up: it has at most one question open, and its last
-// answer is told for a minute, then nothing. The goroutine of such a question ends when the file system answers, and
-// nothing can make it end before. The zero value works; it is safe for concurrent use.
+// Disks reads how full the file systems are. One that hangs delays no call: it has at most one query in flight, and its last
+// answer is returned for a minute, then none. The goroutine of a query ends when the file system answers; nothing ends it
+// earlier. The zero value works; it is safe for concurrent use.
 type Disks struct {
 	mu     sync.Mutex
 	probes map[string]*probe // by mount point
@@ -34,29 +34,29 @@ type Disks struct {
 	usage func(path string) (*disk.UsageStat, error) // nil: disk.Usage
 }
 
-// probe is what is known of one file system.
+// probe is the state of one file system.
 type probe struct {
-	open   chan struct{} // closed when the question is answered; nil: none is open
-	last   Disk
-	at     time.Time
-	answer bool // there is a last
+	inFlight chan struct{} // closed when the query returned; nil: there is none
+	last     Disk
+	at       time.Time
+	valid    bool // last is set
 }
 
 // Read lists the file systems that hold data: on block devices, shared by the host, or from the network. A file system
-// that is mounted in several places stands there once.
+// that is mounted in several places is listed once.
 func (d *Disks) Read(ctx context.Context) ([]Disk, error) {
 	mounts, err := dataMounts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var open []chan struct{}
+	var queries []chan struct{}
 	for _, m := range mounts {
-		open = append(open, d.ask(m))
+		queries = append(queries, d.query(m))
 	}
 	timer := time.NewTimer(diskWait)
 	defer timer.Stop()
 wait:
-	for _, answered := range open {
+	for _, answered := range queries {
 		select {
 		case <-answered:
 		case <-timer.C:
@@ -68,8 +68,8 @@ wait:
 	return d.collect(mounts), nil
 }
 
-// ask opens a question to a file system, unless one is open.
-func (d *Disks) ask(m Disk) chan struct{} {
+// query starts a query of a file system, unless one is in flight. The returned channel is closed at its end.
+func (d *Disks) query(m Disk) chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.probes == nil {
@@ -80,29 +80,29 @@ func (d *Disks) ask(m Disk) chan struct{} {
 		p = &probe{}
 		d.probes[m.Mount] = p
 	}
-	if p.open != nil {
-		return p.open
+	if p.inFlight != nil {
+		return p.inFlight
 	}
 	usage := d.usage
 	if usage == nil {
 		usage = disk.Usage
 	}
-	open := make(chan struct{})
-	p.open = open
+	done := make(chan struct{})
+	p.inFlight = done
 	go func() {
 		u, err := usage(m.Mount)
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if p.answer = err == nil; p.answer {
+		if p.valid = err == nil; p.valid {
 			p.last, p.at = Disk{Mount: m.Mount, Device: m.Device, Type: m.Type, Total: u.Total, Used: u.Used, Available: u.Free}, time.Now()
 		}
-		p.open = nil
-		close(open)
+		p.inFlight = nil
+		close(done)
 	}()
-	return open
+	return done
 }
 
-// collect gives what is known of mounts, and forgets all others.
+// collect returns the last answers of mounts, and drops the probes of all others.
 func (d *Disks) collect(mounts []Disk) []Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -112,14 +112,14 @@ func (d *Disks) collect(mounts []Disk) []Disk {
 		known[m.Mount] = true
 		p := d.probes[m.Mount]
 		if p == nil {
-			continue // another report, to which it was not mounted yet or any more, has forgotten it meanwhile
+			continue // a concurrent call that saw other mounts has dropped it
 		}
-		if p.answer && time.Since(p.at) < diskStale && p.last.Device == m.Device && p.last.Total > 0 {
+		if p.valid && time.Since(p.at) < diskStale && p.last.Device == m.Device && p.last.Total > 0 {
 			list = append(list, p.last)
 		}
 	}
 	for mount, p := range d.probes {
-		if !known[mount] && p.open == nil {
+		if !known[mount] && p.inFlight == nil {
 			delete(d.probes, mount)
 		}
 	}
@@ -128,7 +128,7 @@ func (d *Disks) collect(mounts []Disk) []Disk {
 
 // dataMounts lists the mounts that hold data, without touching them.
 func dataMounts(ctx context.Context) ([]Disk, error) {
-	// Left to itself, gopsutil lists the mounts of process 1. We ask about them by path, so ours are the ones that count.
+	// By default gopsutil lists the mounts of process 1. The queries are by path, so the agent's own mounts are needed.
 	ctx = context.WithValue(ctx, common.EnvKey, common.EnvMap{"HOST_PROC_MOUNTINFO": "/proc/self/mountinfo"})
 	partitions, err := disk.PartitionsWithContext(ctx, true)
 	if err != nil {
@@ -144,7 +144,7 @@ func dataMounts(ctx context.Context) ([]Disk, error) {
 		switch {
 		case same < 0:
 			mounts = append(mounts, m)
-		case slices.Contains(p.Opts, "bind"): // a part of it
+		case slices.Contains(p.Opts, "bind"): // a part of a file system that is listed already
 		case mounts[same].Mount == m.Mount, m.Mount == "/":
 			mounts[same] = m
 		}
@@ -152,8 +152,8 @@ func dataMounts(ctx context.Context) ([]Disk, error) {
 	return mounts, nil
 }
 
-// holdsData says whether a file system is one that fills up: not the kernel's own ones, memory, or read-only images, which
-// are always full.
+// holdsData reports whether a file system can fill up: not those of the kernel, in memory, or of read-only images, which are
+// always full.
 func holdsData(kind, device string) bool {
 	switch kind {
 	case "squashfs", "erofs", "iso9660", "udf", "cramfs", "devtmpfs", "fuse.snapfuse":

@@ -6,11 +6,12 @@ import (
 	"github.com/shirou/gopsutil/v3/disk"
 )
 
-// Two reports at a time see different mounts while one comes or goes: what the one forgets, the other does without.
-func TestReportsBesideEachOther(t *testing.T) {
+// Concurrent reports see different mounts while a file system is mounted or unmounted: a probe that one drops the other
+// does without.
+func TestConcurrentReports(t *testing.T) {
 	d := Disks{usage: func(string) (*disk.UsageStat, error) { return &disk.UsageStat{Total: 1}, nil }}
 	m := Disk{Mount: "/comes/and/goes", Device: "/dev/x"}
-	<-d.ask(m)
+	<-d.query(m)
 	if list := d.collect(nil); len(list) != 0 {
 		t.Error(list)
 	}

@@ -4,11 +4,11 @@
 //
 // Nothing here waits for a name server, starts a process, or hangs with a file system that hangs.
 //
-// gopsutil serves where it reads what is meant: memory, load, uptime, and all of Windows. Not for links (it knows no kinds
-// and asks the kernel once per link), for the number of processes (it opens every one of them, or counts threads), and
-// for the choice of file systems (it takes or leaves all that have no block device, network file systems too).
+// gopsutil is used for memory, load, uptime, and all of Windows. It is not used for links (it has no kinds and asks the
+// kernel once per link), for the number of processes (it opens every one of them, or counts threads), and for the choice
+// of file systems (it lists all or none of those without a block device, network file systems included).
 //
-// Not here: how any of it is told, and changing it.
+// Not here: how any of it is reported, and changing it.
 package facts
 
 import (
@@ -24,14 +24,14 @@ import (
 // Unknown stands for what cannot be read.
 const Unknown = "Unknown"
 
-// Release is what the system calls itself.
+// Release is the name and version of the operating system.
 type Release struct {
 	Name    string // NAME of os-release
 	Version string // VERSION_ID
 	ID      string // ID
 }
 
-// Memory is in bytes. What is not available is used: caches count as available.
+// Memory is in bytes. Total less Available is in use; caches count as available.
 type Memory struct {
 	Total, Available, SwapTotal, SwapFree uint64
 }
@@ -42,12 +42,12 @@ type Link struct {
 	Index    int
 	MAC      string
 	MTU      uint32
-	Kind     string // what the driver calls itself: veth, bridge, bond…; empty for hardware
-	Enabled  bool   // someone set it up
-	Up       bool   // and it carries
+	Kind     string // the driver's name: veth, bridge, bond…; empty for hardware
+	Enabled  bool   // administratively up
+	Up       bool   // enabled, with a carrier
 	Loopback bool
 	// Plumbing marks a link that only serves containers or virtual machines in the guest: a veth, or a bridge without a
-	// port to the outside. It is known by kind; a name says nothing.
+	// port to the outside. It is recognized by kind, not by name.
 	Plumbing bool
 	Prefixes []netip.Prefix // addresses with the length of their network
 
@@ -62,7 +62,7 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 	if err != nil {
 		return Memory{}, err
 	}
-	// Swap stands in the same place on Linux; gopsutil's own call for it would read much more.
+	// On Linux the swap is in the same file; gopsutil's own call for it would read much more.
 	m := Memory{Total: vm.Total, Available: min(vm.Available, vm.Total), SwapTotal: vm.SwapTotal, SwapFree: vm.SwapFree}
 	if m.SwapTotal == 0 && runtime.GOOS != "linux" {
 		if swap, err := mem.SwapMemoryWithContext(ctx); err == nil {
@@ -72,14 +72,14 @@ func ReadMemory(ctx context.Context) (Memory, error) {
 	return m, nil
 }
 
-// Uptime is the time since the guest started.
+// Uptime returns the time since the guest was booted.
 func Uptime(ctx context.Context) (time.Duration, error) {
 	seconds, err := host.UptimeWithContext(ctx)
 	return time.Duration(seconds) * time.Second, err
 }
 
-// Addresses are the addresses by which the guest is reached, without prefix: those of links that are set up, but for
-// loopback, plumbing, and what is local to a link.
+// Addresses returns the addresses by which the guest is reached: those of enabled links, except loopback, plumbing, and
+// link-local addresses.
 func Addresses(links []Link) []netip.Addr {
 	var list []netip.Addr
 	for _, link := range links {

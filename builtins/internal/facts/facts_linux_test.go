@@ -26,7 +26,7 @@ func TestParseRelease(t *testing.T) {
 	}
 }
 
-func TestImageIsReadUnderItsRoot(t *testing.T) {
+func TestImageUnderRoot(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"etc", "usr/lib"} {
 		os.MkdirAll(filepath.Join(root, dir), 0o755)
@@ -34,13 +34,13 @@ func TestImageIsReadUnderItsRoot(t *testing.T) {
 	os.WriteFile(root+"/usr/lib/os-release", []byte("NAME=Image\n"), 0o644)
 	os.Symlink("../usr/lib/os-release", root+"/etc/os-release")
 	os.WriteFile(root+"/etc/hostname", []byte("box\n"), 0o644)
-	os.Symlink("/etc/machine-id", root+"/etc/machine-id") // the builder's, which is nobody else's
+	os.Symlink("/etc/machine-id", root+"/etc/machine-id") // the build machine's, which must not be read
 	if r, name, id := ReadRelease(context.Background(), root), Hostname(root), MachineID(root); r.Name != "Image" || name != "box" || id != "" {
 		t.Error(r, name, id)
 	}
 }
 
-func TestMemoryAddsUp(t *testing.T) {
+func TestReadMemory(t *testing.T) {
 	m, err := ReadMemory(context.Background())
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
@@ -52,7 +52,7 @@ func TestMemoryAddsUp(t *testing.T) {
 	}
 }
 
-func TestThreadsAreNotCountedAsProcesses(t *testing.T) {
+func TestProcessesExcludeThreads(t *testing.T) {
 	count := func() int {
 		n, err := Processes(context.Background())
 		if err != nil {
@@ -79,12 +79,12 @@ func TestThreadsAreNotCountedAsProcesses(t *testing.T) {
 	for range threads {
 		<-ended
 	}
-	if before < 1 || during > before+threads/2 { // others start processes meanwhile
+	if before < 1 || during > before+threads/2 { // other processes may start meanwhile
 		t.Errorf("%d before, %d with %d threads more", before, during, threads)
 	}
 }
 
-func TestLinksAreThoseOfTheKernel(t *testing.T) {
+func TestLinks(t *testing.T) {
 	links, err := Links()
 	if err != nil {
 		t.Fatal(err)
@@ -118,8 +118,8 @@ func TestLinksAreThoseOfTheKernel(t *testing.T) {
 	}
 }
 
-// inNetwork runs f in a network namespace of its own, on a thread that nobody uses afterwards.
-func inNetwork(t *testing.T, f func(ip func(args string))) {
+// withNetworkNamespace runs f in a network namespace of its own, on a thread that ends with it.
+func withNetworkNamespace(t *testing.T, f func(ip func(args string))) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root for a network namespace: run the test binary as root")
@@ -141,11 +141,11 @@ func inNetwork(t *testing.T, f func(ip func(args string))) {
 	<-done
 }
 
-func TestLinksAreToldApartByKind(t *testing.T) {
+func TestLinkKinds(t *testing.T) {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("needs ip of iproute2")
 	}
-	inNetwork(t, func(ip func(string)) {
+	withNetworkNamespace(t, func(ip func(string)) {
 		ip("link set lo up")
 		ip("link add lolan0 type ifb") // stands for hardware, with a name that looks like loopback
 		ip("addr add 192.0.2.7/24 dev lolan0")
@@ -204,7 +204,7 @@ func TestLinksAreToldApartByKind(t *testing.T) {
 	})
 }
 
-func TestDisksAreThoseOfStatfs(t *testing.T) {
+func TestDisks(t *testing.T) {
 	var d Disks
 	list, err := d.Read(context.Background())
 	if err != nil {
@@ -228,7 +228,7 @@ func TestDisksAreThoseOfStatfs(t *testing.T) {
 	}
 }
 
-func TestOneHungFileSystemHoldsNobodyUp(t *testing.T) {
+func TestDisksWithHungFileSystem(t *testing.T) {
 	questions, answer := make(chan string, 100), make(chan struct{})
 	d := &Disks{usage: func(path string) (*disk.UsageStat, error) {
 		if path == "/" {
@@ -244,7 +244,7 @@ func TestOneHungFileSystemHoldsNobodyUp(t *testing.T) {
 			t.Errorf("%v after %s", err, took)
 		}
 		if slices.ContainsFunc(list, func(d Disk) bool { return d.Mount == "/" }) {
-			t.Errorf("an answer that nobody gave: %+v", list)
+			t.Errorf("an answer without a query: %+v", list)
 		}
 	}
 	if len(questions) != 1 {
@@ -261,7 +261,7 @@ func TestOneHungFileSystemHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-func TestLastAnswerOfAHungFileSystemIsTold(t *testing.T) {
+func TestDisksLastAnswerOfHungFileSystem(t *testing.T) {
 	answer, hang := make(chan struct{}), false
 	d := &Disks{usage: func(path string) (*disk.UsageStat, error) {
 		if path == "/" && hang {
@@ -273,7 +273,7 @@ func TestLastAnswerOfAHungFileSystemIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hang = true // no question is open
+	hang = true // no query is in flight
 	second, err := d.Read(context.Background())
 	if err != nil || len(second) != len(first) {
 		t.Errorf("%+v became %+v, %v", first, second, err)
@@ -283,12 +283,12 @@ func TestLastAnswerOfAHungFileSystemIsTold(t *testing.T) {
 	d.mu.Unlock()
 	third, err := d.Read(context.Background())
 	if err != nil || slices.ContainsFunc(third, func(d Disk) bool { return d.Mount == "/" }) {
-		t.Errorf("an old answer is still told: %+v %v", third, err)
+		t.Errorf("a stale answer is returned: %+v %v", third, err)
 	}
 	close(answer)
 }
 
-// TestDeadFuseMount mounts a FUSE file system that nobody serves, in a mount namespace of a process of its own.
+// TestDeadFuseMount mounts a FUSE file system without a server, in the mount namespace of another process.
 func TestDeadFuseMount(t *testing.T) {
 	const inside = "FACTS_TEST_DEAD_FUSE"
 	point := os.Getenv(inside)
@@ -327,14 +327,14 @@ func TestDeadFuseMount(t *testing.T) {
 			t.Errorf("%+v %v after %s", list, err, took)
 		}
 	}
-	unix.Close(fuse) // which fails what waits
+	unix.Close(fuse) // makes pending requests fail
 	begin := time.Now()
 	for open := true; open; time.Sleep(time.Millisecond) {
 		d.mu.Lock()
-		open = d.probes[point].open != nil
+		open = d.probes[point].inFlight != nil
 		d.mu.Unlock()
 		if time.Since(begin) > 60*time.Second {
-			t.Fatal("the question stays open")
+			t.Fatal("the query does not end")
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// typeMask takes the flags from the type of an attribute.
+// typeMask removes the flags from the type of an attribute.
 const typeMask = 0x3fff
 
 // Links lists the network interfaces by index. It asks the kernel twice, for all links and for all addresses.
@@ -54,7 +54,7 @@ func readLinks() ([]Link, error) {
 	return links, nil
 }
 
-// set takes one attribute of a link.
+// set stores one attribute of a link.
 func (l *Link) set(kind uint16, value []byte) {
 	number := func() uint32 {
 		if len(value) < 4 {
@@ -84,7 +84,7 @@ func (l *Link) set(kind uint16, value []byte) {
 	}
 }
 
-// infoKind finds the kind among the attributes within IFLA_LINKINFO.
+// infoKind returns the kind among the attributes nested in IFLA_LINKINFO.
 func infoKind(value []byte) string {
 	for len(value) >= syscall.SizeofRtAttr {
 		size, kind := int(binary.NativeEndian.Uint16(value)), binary.NativeEndian.Uint16(value[2:])
@@ -121,7 +121,7 @@ func readAddresses(links []Link) error {
 	return nil
 }
 
-// address finds the address itself: on a link with a peer IFA_ADDRESS is the other's.
+// address returns the link's own address: on a link with a peer IFA_ADDRESS is the peer's, and IFA_LOCAL the own one.
 func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Prefix, ok bool) {
 	var found netip.Addr
 	for _, a := range attributes {
@@ -133,7 +133,7 @@ func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Pref
 	return netip.PrefixFrom(found, bits), found.IsValid()
 }
 
-// markPlumbing finds the links that lead nowhere outside. A bridge with a real port is how a guest is reached; docker's
+// markPlumbing marks the links that do not lead outside. A bridge with a hardware port is how a guest is reached; Docker's
 // has virtual ports or none.
 func markPlumbing(links []Link) {
 	virtual := []string{"veth", "tun", "vxlan", "bridge"}

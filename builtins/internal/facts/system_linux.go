@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadRelease reads what the system under root calls itself. Links of an image do not lead out of it.
+// ReadRelease reads the os-release of the system under root; zero if there is none. Links do not lead out of root.
 func ReadRelease(_ context.Context, root string) Release {
 	for _, name := range []string{"etc/os-release", "usr/lib/os-release"} {
 		if text, err := readUnder(root, name); err == nil {
@@ -22,10 +22,10 @@ func ReadRelease(_ context.Context, root string) Release {
 	return Release{}
 }
 
-// MachineID is the identity of the installation under root; empty where it has none.
+// MachineID returns the machine ID of the installation under root; empty if it has none.
 func MachineID(root string) string { return firstLine(root, "etc/machine-id") }
 
-// Hostname is the name of the guest, or the one that the system under another root will have.
+// Hostname returns the name of the guest, or the configured one of the system under another root.
 func Hostname(root string) string {
 	if root == "" || root == "/" {
 		name, _ := os.Hostname()
@@ -34,10 +34,10 @@ func Hostname(root string) string {
 	return firstLine(root, "etc/hostname")
 }
 
-// ProductUUID is what SMBIOS calls this machine; empty where only root may read it.
+// ProductUUID returns the UUID of this machine from SMBIOS; empty if only root may read it.
 func ProductUUID() string { return firstLine("/", "sys/class/dmi/id/product_uuid") }
 
-// Kernel is the release of the running kernel, and the machine's architecture as uname says it.
+// Kernel returns the release of the running kernel and the architecture, as uname does.
 func Kernel() (release, machine string) {
 	var name unix.Utsname
 	if unix.Uname(&name) != nil {
@@ -46,7 +46,7 @@ func Kernel() (release, machine string) {
 	return unix.ByteSliceToString(name.Release[:]), unix.ByteSliceToString(name.Machine[:])
 }
 
-// Load is the load averages over 1, 5 and 15 minutes; 0 where they cannot be read.
+// Load returns the load averages over 1, 5 and 15 minutes; 0 if they cannot be read.
 func Load(ctx context.Context) (one, five, fifteen float64) {
 	l, err := load.AvgWithContext(ctx)
 	if err != nil {
@@ -55,8 +55,8 @@ func Load(ctx context.Context) (one, five, fifteen float64) {
 	return l.Load1, l.Load5, l.Load15
 }
 
-// Processes counts processes, not threads: /proc/loadavg and sysinfo count those, and /proc/stat only what was ever
-// started. Listing the names under /proc opens none of them.
+// Processes counts processes, not threads. It lists the names under /proc and opens none of them: /proc/loadavg and sysinfo
+// count threads, and /proc/stat has only the number of forks since boot.
 func Processes(context.Context) (int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -73,7 +73,7 @@ func Processes(context.Context) (int, error) {
 	return count, err
 }
 
-// firstLine gives the first line of a file under root; empty where it cannot be read.
+// firstLine returns the first line of a file under root; empty if it cannot be read.
 func firstLine(root, name string) string {
 	text, err := readUnder(root, name)
 	if err != nil {
@@ -117,7 +117,7 @@ func parseRelease(text []byte) Release {
 	return r
 }
 
-// unquote takes the quotes of a shell from a value.
+// unquote removes the shell quotes of a value.
 func unquote(value string) string {
 	if len(value) < 2 || value[0] != value[len(value)-1] || value[0] != '"' && value[0] != '\'' {
 		return value

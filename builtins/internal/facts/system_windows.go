@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/windows/registry"
 )
 
-// ReadRelease gives the product name and version of the running system.
+// ReadRelease returns the product name and version of the running system.
 func ReadRelease(ctx context.Context, _ string) Release {
 	name, _, version, err := host.PlatformInformationWithContext(ctx)
 	if err != nil {
@@ -19,7 +19,7 @@ func ReadRelease(ctx context.Context, _ string) Release {
 	return Release{Name: name, Version: version, ID: "windows"}
 }
 
-// MachineID is the identity of the installation; empty where it cannot be read.
+// MachineID returns the MachineGuid of the installation; empty if it cannot be read.
 func MachineID(string) string {
 	key, err := registry.OpenKey(registry.LOCAL_MACHINE, `SOFTWARE\Microsoft\Cryptography`, registry.QUERY_VALUE|registry.WOW64_64KEY)
 	if err != nil {
@@ -30,16 +30,16 @@ func MachineID(string) string {
 	return id
 }
 
-// Hostname is the name of the guest.
+// Hostname returns the name of the guest.
 func Hostname(string) string {
 	name, _ := os.Hostname()
 	return name
 }
 
-// ProductUUID is not read on Windows.
+// ProductUUID returns "": it is not read on Windows.
 func ProductUUID() string { return "" }
 
-// Kernel is the version of the running kernel, and the machine's architecture in the words of Linux.
+// Kernel returns the version of the running kernel and the architecture by its Linux name.
 func Kernel() (release, machine string) {
 	release, _ = host.KernelVersion()
 	machine = runtime.GOARCH
@@ -58,5 +58,5 @@ func Processes(ctx context.Context) (int, error) {
 	return len(pids), err
 }
 
-// Load is 0: Windows has no load averages.
+// Load returns 0: Windows has no load averages.
 func Load(context.Context) (one, five, fifteen float64) { return 0, 0, 0 }

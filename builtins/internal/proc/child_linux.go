@@ -20,17 +20,17 @@ import (
 // child is a started process and its tree.
 type child struct {
 	cmd     *exec.Cmd
-	tree    tree
-	group   *group        // the control group; nil: none
+	tree    processTree
+	group   *cgroup       // the control group; nil: none
 	pidfd   *os.File      // nil where the kernel has none
-	exited  chan struct{} // closed when the process ended; it is a zombie until reap, so that its number stays its own
-	watched chan struct{} // closed when nobody watches any more
+	exited  chan struct{} // closed when the process ended; it is a zombie until reap, so that its PID is not used again
+	watched chan struct{} // closed when the goroutine of watch ended
 
-	mu     sync.Mutex // held by who reaps or signals it
+	mu     sync.Mutex // held while reaping and signalling
 	reaped bool
 }
 
-// start starts what spec says.
+// start starts a command, in a control group if possible.
 func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, error) {
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return nil, &StartError{Stage: "program", Err: fault.Invalid("no command")}
@@ -40,64 +40,64 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 	if spec.Tied {
 		kind = "tied"
 	}
-	group, err := r.system.newGroup(kind)
+	group, err := r.platform.newGroup(kind)
 	if err == nil {
-		c, err := r.startIn(spec, group, kind, files)
+		c, err := r.startInGroup(spec, group, kind, files)
 		if err == nil {
 			return c, nil
 		}
 		group.remove()
-		// A group that cannot be joined (a threaded parent, a filter on clone3) shows only now. Nothing ran yet, so
-		// the same start without a group is safe, and tells whether the group was at fault.
-		if c, retryErr := r.startIn(spec, nil, kind, files); retryErr == nil {
+		// A group that cannot be joined (a threaded parent, a filter on clone3) shows only now. Nothing ran yet, so the
+		// same start without a group is safe, and shows whether the group was the cause.
+		if c, retryErr := r.startInGroup(spec, nil, kind, files); retryErr == nil {
 			return c, nil
 		}
 		return nil, err
 	}
-	return r.startIn(spec, nil, kind, files)
+	return r.startInGroup(spec, nil, kind, files)
 }
 
-// startIn starts a command in a control group, or with a mark where there is none.
-func (r *Runner) startIn(spec *Spec, group *group, kind string, files [3]*os.File) (*child, error) {
+// startInGroup starts a command in a control group; nil: with a mark instead.
+func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*os.File) (*child, error) {
 	env := spec.Env
 	if env == nil {
 		env = LoginEnv(spec.User)
 	}
 	mark := ""
 	if group == nil {
-		mark = r.system.mark(kind)
+		mark = r.platform.mark(kind)
 		env = append(env[:len(env):len(env)], mark)
 	}
 	attr := &syscall.SysProcAttr{Setsid: true}
 	if group != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, group.fd
 	}
-	if spec.Tied || spec.served {
+	if spec.Tied || spec.streamed {
 		attr.Pdeathsig = unix.SIGKILL
 	}
 	attr.Setctty = spec.terminal // which is descriptor 0
 	cmd := &exec.Cmd{Stdin: files[0], Stdout: files[1], Stderr: files[2], SysProcAttr: attr}
-	start := r.startPlain
-	if spec.Confine != nil || spec.rooted() {
-		start = r.startStaged
+	start := r.startDirect
+	if spec.Confine != nil || spec.hasRoot() {
+		start = r.startByLauncher
 	}
 	pidfd := -1
 	attr.PidFD = &pidfd
 	if err := start(cmd, spec, env); err != nil {
 		return nil, err
 	}
-	r.system.unprotect(cmd.Process.Pid)
+	r.platform.resetOOMScore(cmd.Process.Pid)
 	c := &child{cmd: cmd, group: group, exited: make(chan struct{}), watched: make(chan struct{})}
 	if group != nil {
 		c.tree = group
 	} else {
-		c.tree = &session{id: cmd.Process.Pid, mark: mark, since: startTime(cmd.Process.Pid)}
+		c.tree = &sessionTree{id: cmd.Process.Pid, mark: mark, since: startTime(cmd.Process.Pid)}
 	}
 	c.watch(pidfd)
 	return c, nil
 }
 
-func (s *Spec) rooted() bool { return s.Root != "" && s.Root != "/" }
+func (s *Spec) hasRoot() bool { return s.Root != "" && s.Root != "/" }
 
 func (s *Spec) dir() string {
 	if s.Dir == "" {
@@ -106,8 +106,8 @@ func (s *Spec) dir() string {
 	return s.Dir
 }
 
-// startPlain starts the command itself.
-func (r *Runner) startPlain(cmd *exec.Cmd, spec *Spec, env []string) error {
+// startDirect starts the command without the launcher.
+func (r *Runner) startDirect(cmd *exec.Cmd, spec *Spec, env []string) error {
 	if err := checkDir(spec.dir()); err != nil {
 		return &StartError{Stage: "directory", Object: spec.dir(), Err: fault.Cause(err)}
 	}
@@ -121,12 +121,12 @@ func (r *Runner) startPlain(cmd *exec.Cmd, spec *Spec, env []string) error {
 	cmd.Path, cmd.Args, cmd.Dir, cmd.Env = path, spec.Argv, spec.dir(), env
 	cmd.SysProcAttr.Credential = credential(spec.User)
 	if err := cmd.Start(); err != nil {
-		return diagnose(spec, path, fault.Cause(err))
+		return startError(spec, path, fault.Cause(err))
 	}
 	return nil
 }
 
-// credential is what the child becomes; nil where an ordinary user stays what it is, since it may not set groups.
+// credential returns the identity of the child; nil if an ordinary user keeps its own, since it may not set groups.
 func credential(u *User) *syscall.Credential {
 	switch {
 	case u == nil:
@@ -137,23 +137,23 @@ func credential(u *User) *syscall.Credential {
 	return &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 }
 
-// diagnose tells what a failed start failed on: the kernel gives one number for all of it.
-func diagnose(spec *Spec, path string, err error) error {
+// startError tells apart what a failed start failed on, for which the kernel has one errno.
+func startError(spec *Spec, path string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM) && spec.User != nil && os.Geteuid() != 0:
 		return &StartError{Stage: "user", Object: spec.User.Name, Err: err}
 	case errors.Is(err, unix.ENOENT) && fileExists(path):
-		return &StartError{Stage: "program", Object: path, Err: fault.Wrapf(fs.ErrNotExist, "its interpreter is not there")}
+		return &StartError{Stage: "program", Object: path, Err: fault.Wrapf(fs.ErrNotExist, "interpreter does not exist")}
 	case errors.Is(err, unix.EACCES) && spec.User != nil:
 		return &StartError{Stage: "program", Object: path,
-			Err: fault.Wrapf(fs.ErrPermission, "permission denied to user %s, here or for directory %s", spec.User.Name, spec.dir())}
+			Err: fault.Wrapf(fs.ErrPermission, "permission denied to user %s, for it or for directory %s", spec.User.Name, spec.dir())}
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM):
 		return &StartError{Stage: "process", Object: path, Err: err}
 	}
 	return &StartError{Stage: "program", Object: path, Err: err}
 }
 
-// lookPath finds a program as execvp would, with the PATH of the command and not the agent's.
+// lookPath finds a program as execvp does, but with the PATH in env, and in absolute directories only.
 func lookPath(program string, env []string, dir string) (string, error) {
 	if strings.Contains(program, "/") {
 		if !filepath.IsAbs(program) {
@@ -169,7 +169,7 @@ func lookPath(program string, env []string, dir string) (string, error) {
 		}
 		for _, place := range filepath.SplitList(list) {
 			if !filepath.IsAbs(place) {
-				continue // a program from wherever one happens to stand is nobody's wish
+				continue
 			}
 			path := filepath.Join(place, program)
 			switch err := executable(path); {
@@ -212,7 +212,7 @@ func fileExists(path string) bool {
 // watch closes exited at the end of the process.
 func (c *child) watch(pidfd int) {
 	if pidfd < 0 {
-		go func() { // an old kernel: this ends with the process, and with nothing else
+		go func() { // an old kernel: only the end of the process ends this
 			defer close(c.exited)
 			for unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 			}
@@ -220,7 +220,7 @@ func (c *child) watch(pidfd int) {
 		close(c.watched)
 		return
 	}
-	unix.SetNonblock(pidfd, true) // which makes it one for the poller: no thread waits
+	unix.SetNonblock(pidfd, true) // for the runtime's poller: no thread waits
 	c.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	go func() {
 		defer close(c.watched)
@@ -249,11 +249,11 @@ func (c *child) hasExited() bool {
 	}
 }
 
-// reap takes the status of a process that ended.
+// reap waits for a process that ended and returns its status.
 func (c *child) reap() (code int, signal syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cmd.Wait() // the error says again what the state says
+	c.cmd.Wait() // ProcessState has what the error says
 	c.reaped = true
 	status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if ok && status.Signaled() {
@@ -262,7 +262,7 @@ func (c *child) reap() (code int, signal syscall.Signal) {
 	return c.cmd.ProcessState.ExitCode(), 0
 }
 
-// close ends the watch and frees what the child took of the agent.
+// close ends the watch and closes the files of the child.
 func (c *child) close() {
 	if c.pidfd != nil {
 		c.pidfd.SetReadDeadline(time.Now())
@@ -277,40 +277,41 @@ func (c *child) close() {
 	}
 }
 
-// end ends the tree: TERM, and after grace KILL, until nothing is left. What is left after wait more is an error.
-func (c *child) end(grace, wait time.Duration) error {
-	if c.gone() {
+// terminate ends the tree: TERM, and after grace KILL, until nothing is left. If something is left after wait, that is an
+// error of cause fault.ErrBusy.
+func (c *child) terminate(grace, wait time.Duration) error {
+	if c.ended() {
 		return nil
 	}
-	told := map[int]bool{}
-	gone := poll(grace, func() bool {
-		for _, pid := range c.members() { // each time: one may have been born while the others were told
-			if !told[pid] {
-				told[pid] = true
+	signalled := map[int]bool{}
+	ended := poll(grace, func() bool {
+		for _, pid := range c.members() { // again each time, for new processes
+			if !signalled[pid] {
+				signalled[pid] = true
 				unix.Kill(pid, unix.SIGTERM)
-				unix.Kill(pid, unix.SIGCONT) // a stopped process hears nothing
+				unix.Kill(pid, unix.SIGCONT) // a stopped process does not handle SIGTERM
 			}
 		}
-		return c.gone()
+		return c.ended()
 	})
-	if gone {
+	if ended {
 		return nil
 	}
-	gone = poll(wait, func() bool {
+	ended = poll(wait, func() bool {
 		c.tree.kill()
 		if !c.hasExited() {
 			c.cmd.Process.Kill()
 		}
-		return c.gone()
+		return c.ended()
 	})
-	if !gone {
+	if !ended {
 		return fault.Wrapf(fault.ErrBusy, "processes %s outlive SIGKILL", strings.Trim(fmt.Sprint(c.members()), "[]"))
 	}
 	return nil
 }
 
-// gone says whether the process and its tree ended. The process may have left its tree.
-func (c *child) gone() bool { return c.hasExited() && c.tree.empty() }
+// ended reports whether the process and its tree ended. The process may have left its tree.
+func (c *child) ended() bool { return c.hasExited() && c.tree.empty() }
 
 func (c *child) members() []int {
 	pids := c.tree.members()
@@ -325,7 +326,7 @@ func (c *child) members() []int {
 	return pids
 }
 
-// poll asks until the answer is yes or a time has passed.
+// poll calls f until it returns true or a time has passed.
 func poll(within time.Duration, f func() bool) bool {
 	deadline := time.Now().Add(within)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
@@ -339,10 +340,10 @@ func poll(within time.Duration, f func() bool) bool {
 	}
 }
 
-// forget removes the control group of a command that ended. One that something still runs in stays for later.
-func (r *Runner) forget(c *child) {
+// removeGroup removes the control group of a command that ended. One in which something still runs is removed later.
+func (r *Runner) removeGroup(c *child) {
 	if c.group != nil && c.group.remove() != nil {
-		r.system.postpone(c.group.dir)
+		r.platform.addStaleGroup(c.group.dir)
 	}
 }
 

@@ -14,27 +14,26 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// The view of a confined command, in a mount namespace of its own:
+// What a confined command sees, in its own mount namespace:
 //
 //	/                read-only, with all that is mounted in it
-//	├── etc          touches = {"/etc/hosts"}: writable, but each other entry read-only in turn
-//	├── srv/www      touches = {"/srv/www"}: writable as a tree
-//	└── run/quantix-kvm-tmp   a tmpfs of its own (TMPDIR), gone with the command
+//	├── etc          Writable: /etc/hosts: writable, but each other entry is mounted read-only
+//	├── srv/www      Writable: /srv/www: writable as a tree
+//	└── run/quantix-kvm-tmp   a private tmpfs (TMPDIR), gone with the command
 //
-// It keeps an honest command to its word; it is no wall against root, who may mount again, write to a disk's device, or
-// ask a daemon to do something.
+// It stops mistakes; it does not contain root, who may mount again, write to a block device, or ask a daemon to act.
 
-// siblings bounds how many entries beside a touched file are made read-only; in a larger directory they stay writable.
-const siblings = 4096
+// maxSiblings bounds how many entries beside a writable file are made read-only; in a larger directory they stay writable.
+const maxSiblings = 4096
 
-// view sets up what the command sees of the file system.
-func (p *plan) view() error {
-	mounts, err := readMounts() // before the root changes: there may be no /proc in it
+// setUpMounts changes the root, and makes the file system read-only for a confined command.
+func (p *launchSpec) setUpMounts() error {
+	mounts, err := readMounts() // before chroot: the new root may have no /proc
 	if err != nil {
 		return err
 	}
-	if p.rooted() {
-		if p.Confined { // a root that is no mount cannot be made read-only as one
+	if p.hasRoot() {
+		if p.Confined { // only a mount can be made read-only
 			if err := unix.Mount(p.Root, p.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 				return fault.On("root "+p.Root, err)
 			}
@@ -48,109 +47,109 @@ func (p *plan) view() error {
 		if err := unix.Chdir("/"); err != nil {
 			return err
 		}
-		mounts = below(mounts, p.Root)
+		mounts = mountsUnder(mounts, p.Root)
 	}
 	if !p.Confined {
 		return nil
 	}
-	return p.confine(mounts)
+	return p.confineWrites(mounts)
 }
 
-// opening is a directory that stays writable, though not all of it.
-type opening struct {
-	dir  string
-	keep []string // the entries that stay writable; nil: all
-	tree int      // the directory's mounts as they were
+// writableDir is a directory that stays writable, or some entries of which do.
+type writableDir struct {
+	dir     string
+	entries []string // the entries that stay writable; nil: all
+	mountFD int      // a clone of the directory's mounts, still writable
 }
 
-func (p *plan) confine(mounts []mount) error {
-	openings, err := findOpenings(p.Writable)
+func (p *launchSpec) confineWrites(mounts []mountInfo) error {
+	dirs, err := findWritableDirs(p.Writable)
 	if err != nil {
 		return err
 	}
-	for i := range openings {
-		o := &openings[i]
+	for i := range dirs {
+		o := &dirs[i]
 		if o.dir == "/" {
 			continue
 		}
-		if o.tree, err = unix.OpenTree(unix.AT_FDCWD, o.dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err != nil {
+		if o.mountFD, err = unix.OpenTree(unix.AT_FDCWD, o.dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err != nil {
 			return fault.On(o.dir, err)
 		}
 	}
-	place := p.scratchPlace(openings)
-	if err := readOnly("/", mounts, p.PerMount); err != nil {
+	place := p.scratchMountPoint(dirs)
+	if err := makeReadOnly("/", mounts, p.PerMount); err != nil {
 		return err
 	}
 	if place != "" {
 		if err := unix.Mount("tmpfs", place, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=256m"); err != nil {
 			return fault.On(place, err)
 		}
-		if place != scratch {
-			os.Mkdir(scratch, 0o700)
-			os.Chmod(scratch, 0o777|os.ModeSticky)
+		if place != scratchDir {
+			os.Mkdir(scratchDir, 0o700)
+			os.Chmod(scratchDir, 0o777|os.ModeSticky)
 		}
 	}
-	for _, o := range openings {
-		if err := o.open(mounts); err != nil {
+	for _, o := range dirs {
+		if err := o.restore(mounts); err != nil {
 			return fault.On(o.dir, err)
 		}
-		if err := o.closeOthers(mounts, p.PerMount); err != nil {
+		if err := o.makeOthersReadOnly(mounts, p.PerMount); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// scratchPlace finds where the tmpfs of the command is mounted; empty where it has none. Under another root that is the
-// whole of /run, which means nothing in a system that does not run, so that no directory stays behind in an image.
-func (p *plan) scratchPlace(openings []opening) string {
-	if !p.rooted() {
-		if os.MkdirAll(scratch, 0o755) != nil {
+// scratchMountPoint returns where the command's tmpfs is mounted; empty: it gets none. Under another root that is /run itself,
+// which is unused in an image, so that no directory is left behind there.
+func (p *launchSpec) scratchMountPoint(dirs []writableDir) string {
+	if !p.hasRoot() {
+		if os.MkdirAll(scratchDir, 0o755) != nil {
 			return ""
 		}
-		return scratch
+		return scratchDir
 	}
-	place := filepath.Dir(scratch)
-	inside := func(o opening) bool { return o.dir == place || strings.HasPrefix(o.dir, place+"/") }
-	if info, err := os.Lstat(place); err != nil || !info.IsDir() || slices.ContainsFunc(openings, inside) {
+	place := filepath.Dir(scratchDir)
+	inside := func(o writableDir) bool { return o.dir == place || strings.HasPrefix(o.dir, place+"/") }
+	if info, err := os.Lstat(place); err != nil || !info.IsDir() || slices.ContainsFunc(dirs, inside) {
 		return ""
 	}
 	return place
 }
 
-func (p *plan) rooted() bool { return p.Root != "" && p.Root != "/" }
+func (p *launchSpec) hasRoot() bool { return p.Root != "" && p.Root != "/" }
 
-// findOpenings says which directories must stay writable for paths, each once, those above before those below.
-func findOpenings(paths []string) ([]opening, error) {
-	found := map[string]*opening{}
+// findWritableDirs returns the directories that must stay writable for paths, each once, parents before children.
+func findWritableDirs(paths []string) ([]writableDir, error) {
+	found := map[string]*writableDir{}
 	for _, path := range paths {
 		if !filepath.IsAbs(path) {
 			return nil, fault.Invalid("%q is not absolute", path)
 		}
-		dir, name := nearest(filepath.Clean(path))
+		dir, name := containingDir(filepath.Clean(path))
 		o := found[dir]
 		switch {
 		case o == nil && name == "":
-			found[dir] = &opening{dir: dir}
+			found[dir] = &writableDir{dir: dir}
 		case o == nil:
-			found[dir] = &opening{dir: dir, keep: []string{name}}
+			found[dir] = &writableDir{dir: dir, entries: []string{name}}
 		case name == "":
-			o.keep = nil
-		case o.keep != nil:
-			o.keep = append(o.keep, name)
+			o.entries = nil
+		case o.entries != nil:
+			o.entries = append(o.entries, name)
 		}
 	}
-	list := make([]opening, 0, len(found))
+	list := make([]writableDir, 0, len(found))
 	for _, o := range found {
 		list = append(list, *o)
 	}
-	slices.SortFunc(list, func(a, b opening) int { return strings.Compare(a.dir, b.dir) })
+	slices.SortFunc(list, func(a, b writableDir) int { return strings.Compare(a.dir, b.dir) })
 	return list, nil
 }
 
-// nearest gives the directory that must be writable for path to change, and which entry of it path is or lies under;
-// no entry where path is a directory itself. The last element of path is not followed.
-func nearest(path string) (dir, name string) {
+// containingDir returns the directory that must be writable for path to change, and the entry of it that leads to path; no
+// entry if path is a directory itself. It does not follow the last element of path.
+func containingDir(path string) (dir, name string) {
 	for at := path; at != "/"; at = filepath.Dir(at) {
 		parent, err := filepath.EvalSymlinks(filepath.Dir(at))
 		if err != nil {
@@ -165,90 +164,90 @@ func nearest(path string) (dir, name string) {
 	return "/", ""
 }
 
-// open puts a directory back as it was before all became read-only.
-func (o *opening) open(mounts []mount) error {
+// restore mounts the writable clone of a directory over the read-only one.
+func (o *writableDir) restore(mounts []mountInfo) error {
 	if o.dir != "/" {
-		defer unix.Close(o.tree)
-		return unix.MoveMount(o.tree, "", unix.AT_FDCWD, o.dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		defer unix.Close(o.mountFD)
+		return unix.MoveMount(o.mountFD, "", unix.AT_FDCWD, o.dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	}
-	// Nothing can be mounted over the root of a process so that it sees it.
-	return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|covering(mounts, "/").flags(), "")
+	// A mount over "/" would not be seen by a process whose root is below it.
+	return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|mountOf(mounts, "/").flags(), "")
 }
 
-// closeOthers makes the entries of an opened directory read-only that need not be writable. Links cannot be, and what is
-// neither file nor directory does not care.
-func (o *opening) closeOthers(mounts []mount, perMount bool) error {
-	if o.keep == nil {
+// makeOthersReadOnly makes the other entries of a directory read-only, as far as they are files and directories: a link
+// cannot be mounted, and a special file is not written.
+func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) error {
+	if o.entries == nil {
 		return nil
 	}
 	entries, err := os.ReadDir(o.dir)
 	if err != nil {
 		return fault.On(o.dir, err)
 	}
-	if len(entries) > siblings {
+	if len(entries) > maxSiblings {
 		return nil
 	}
 	for _, e := range entries {
 		path := filepath.Join(o.dir, e.Name())
-		if slices.Contains(o.keep, e.Name()) || !e.IsDir() && !e.Type().IsRegular() || path == scratch {
+		if slices.Contains(o.entries, e.Name()) || !e.IsDir() && !e.Type().IsRegular() || path == scratchDir {
 			continue
 		}
 		err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, "")
 		if err == nil {
-			err = readOnly(path, mounts, perMount)
+			err = makeReadOnly(path, mounts, perMount)
 		}
-		if err != nil && !errors.Is(err, unix.ENOENT) { // gone meanwhile
+		if err != nil && !errors.Is(err, unix.ENOENT) { // removed meanwhile
 			return fault.On(path, err)
 		}
 	}
 	return nil
 }
 
-// readOnly makes the mount at path and all below it read-only. Where the kernel cannot do that at once (before 5.12), one
-// after the other, by what was mounted when the stage began.
-func readOnly(path string, mounts []mount, perMount bool) error {
+// makeReadOnly makes the mount at path and all below it read-only. A kernel before 5.12 has no call for the tree: then each
+// mount that was there when the launcher began is changed.
+func makeReadOnly(path string, mounts []mountInfo, perMount bool) error {
 	if !perMount {
 		err := unix.MountSetattr(unix.AT_FDCWD, path, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 		if err != unix.ENOSYS {
 			return err
 		}
 	}
-	top := *covering(mounts, path)
+	top := *mountOf(mounts, path)
 	top.point = "/"
-	for _, m := range append(below(mounts, path), top) {
+	for _, m := range append(mountsUnder(mounts, path), top) {
 		point := filepath.Join(path, m.point)
 		err := unix.Mount("", point, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|m.flags(), "")
-		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // mounted over: nobody sees it
+		if err != nil && err != unix.EINVAL && err != unix.ENOENT { // hidden by another mount
 			return fault.On(point, err)
 		}
 	}
 	return nil
 }
 
-// mount is one line of mountinfo.
-type mount struct {
+// mountInfo is one line of /proc/self/mountinfo.
+type mountInfo struct {
 	root, point, options, fstype string
 }
 
-func readMounts() ([]mount, error) {
+func readMounts() ([]mountInfo, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
-	var mounts []mount
+	var mounts []mountInfo
 	for line := range bytes.Lines(text) {
 		fields := strings.Fields(string(line))
 		dash := slices.Index(fields, "-")
 		if dash < 6 || len(fields) < dash+2 {
 			continue
 		}
-		mounts = append(mounts, mount{root: unescape(fields[3]), point: unescape(fields[4]), options: fields[5], fstype: fields[dash+1]})
+		mounts = append(mounts, mountInfo{root: unescapeMountPath(fields[3]), point: unescapeMountPath(fields[4]), options: fields[5], fstype: fields[dash+1]})
 	}
 	return mounts, nil
 }
 
-// unescape undoes what mountinfo does to white space in paths.
-func unescape(path string) string {
+// unescapeMountPath decodes the octal escapes of mountinfo.
+func unescapeMountPath(path string) string {
 	var b strings.Builder
 	for i := 0; i < len(path); i++ {
 		if path[i] == '\\' && i+3 < len(path) {
@@ -263,9 +262,9 @@ func unescape(path string) string {
 	return b.String()
 }
 
-// below gives the mounts at and under a path, named from there; the last one at a point is what is seen.
-func below(mounts []mount, path string) []mount {
-	var inside []mount
+// mountsUnder returns the mounts at and below a path, with points relative to it; the last one at a point is the visible one.
+func mountsUnder(mounts []mountInfo, path string) []mountInfo {
+	var inside []mountInfo
 	for _, m := range mounts {
 		if rest, ok := strings.CutPrefix(m.point, strings.TrimSuffix(path, "/")); ok && (rest == "" || rest[0] == '/') {
 			m.point = "/" + strings.TrimPrefix(rest, "/")
@@ -275,9 +274,9 @@ func below(mounts []mount, path string) []mount {
 	return inside
 }
 
-// covering is the mount that a path lies in.
-func covering(mounts []mount, path string) *mount {
-	best := &mount{point: "/"}
+// mountOf returns the mount that contains a path.
+func mountOf(mounts []mountInfo, path string) *mountInfo {
+	best := &mountInfo{point: "/"}
 	for i := range mounts {
 		m := &mounts[i]
 		prefix := strings.TrimSuffix(m.point, "/")
@@ -288,8 +287,8 @@ func covering(mounts []mount, path string) *mount {
 	return best
 }
 
-// flags are the options of a mount that a change of it must repeat to keep.
-func (m *mount) flags() uintptr {
+// flags returns the options of a mount that a remount must repeat, since it would clear them.
+func (m *mountInfo) flags() uintptr {
 	known := map[string]uintptr{"nosuid": unix.MS_NOSUID, "nodev": unix.MS_NODEV, "noexec": unix.MS_NOEXEC,
 		"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "ro": unix.MS_RDONLY}
 	var flags uintptr

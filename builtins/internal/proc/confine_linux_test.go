@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// confined gives a Runner that can confine, for both ways of the kernel.
-func confined(t *testing.T, f func(t *testing.T, r *Runner, with func(...string) *Confine)) {
+// withConfinement runs a test with a Runner that can confine, for both ways to make mounts read-only.
+func withConfinement(t *testing.T, f func(t *testing.T, r *Runner, with func(...string) *Confine)) {
 	for name, perMount := range map[string]bool{"tree": false, "per mount": true, "in a group": false} {
 		t.Run(name, func(t *testing.T) {
 			config := Config{Cgroup: "none", JobCgroup: "none"}
@@ -23,14 +23,14 @@ func confined(t *testing.T, f func(t *testing.T, r *Runner, with func(...string)
 			if how := r.Confinement(); how != "mount-namespace" {
 				t.Skipf("%s: run as root, where mount namespaces may be made", how)
 			}
-			r.system.perMount = perMount
+			r.platform.perMount = perMount
 			f(t, r, func(paths ...string) *Confine { return &Confine{Writable: paths} })
 		})
 	}
 }
 
-func TestReadOnlyCommandCannotWrite(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+func TestConfinedCommandCannotWrite(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		dir := t.TempDir()
 		line := "cd " + dir + "; for f in x /tmp/quantix-x /etc/quantix-x /dev/shm/quantix-x /run/quantix-x /proc/sys/kernel/hostname; do (echo x >$f) 2>/dev/null && echo wrote $f; done; " +
 			"echo x >/dev/null && echo null; echo x >$TMPDIR/y && cat $TMPDIR/y"
@@ -38,14 +38,14 @@ func TestReadOnlyCommandCannotWrite(t *testing.T) {
 		if got := string(result.Stdout); got != "null\nx\n" {
 			t.Errorf("%q %s", got, result.Stderr)
 		}
-		if entries, _ := os.ReadDir(scratch); len(entries) > 0 {
+		if entries, _ := os.ReadDir(scratchDir); len(entries) > 0 {
 			t.Errorf("the scratch of the command shows outside: %v", entries)
 		}
 	})
 }
 
-func TestTouchesAloneAreWritable(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+func TestWritable(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		dir := t.TempDir()
 		for _, name := range []string{"etc/hosts", "etc/other", "etc/sub/deep", "tree/a", "tree/sub/b", "far/away"} {
 			os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
@@ -77,8 +77,8 @@ func TestTouchesAloneAreWritable(t *testing.T) {
 	})
 }
 
-func TestConfinedCommandRunsAsItsUser(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+func TestConfinedCommandUser(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		user := &User{Name: "guest", UID: 54321, GID: 54322, Groups: []uint32{54400}}
 		result := run(t, r, Spec{Argv: sh("id -u; id -G; grep -c . /proc/self/status >/dev/null; exit 5"), User: user, Confine: with(), Tied: true})
 		if string(result.Stdout) != "54321\n54322 54400\n" || result.Code != 5 {
@@ -87,8 +87,8 @@ func TestConfinedCommandRunsAsItsUser(t *testing.T) {
 	})
 }
 
-func TestConfinedCommandDiesWithItsTimeout(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+func TestConfinedCommandTimeout(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		dir := t.TempDir()
 		result := run(t, r, Spec{Argv: sh("echo $$ >" + dir + "/a; sleep 300; true"), Confine: with(dir), Tied: true, Timeout: time.Second})
 		if !result.TimedOut || alive(t, dir+"/a") {
@@ -97,8 +97,8 @@ func TestConfinedCommandDiesWithItsTimeout(t *testing.T) {
 	})
 }
 
-func TestStartErrorsOfAConfinedCommand(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+func TestConfinedCommandStartErrors(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		for _, c := range []struct {
 			stage string
 			spec  Spec
@@ -122,8 +122,8 @@ func TestStartErrorsOfAConfinedCommand(t *testing.T) {
 	})
 }
 
-// image makes a root directory that a shell runs in.
-func image(t *testing.T) string {
+// newImage returns a root directory with a shell.
+func newImage(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	for _, dir := range []string{"etc", "run", "tmp"} {
@@ -158,8 +158,8 @@ func copyFile(t *testing.T, path string, content []byte) {
 }
 
 func TestCommandUnderRoot(t *testing.T) {
-	confined(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
-		root := image(t)
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		root := newImage(t)
 		os.WriteFile(root+"/etc/issue", []byte("the image\n"), 0o644)
 		result := run(t, r, Spec{Argv: []string{"cat", "/etc/issue"}, Root: root})
 		if string(result.Stdout) != "the image\n" {

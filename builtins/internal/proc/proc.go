@@ -1,19 +1,18 @@
-// Package proc runs a child process really to its end.
+// Package proc runs child processes, and ends all that they started.
 //
 //	          session, cgroup, credentials
-//	Spec ───► child ─┬─► stdout ─► capped ─┐
-//	            ▲    └─► stderr ─► capped ─┴─► Result
+//	Spec ───► child ─┬─► stdout, limited ─┐
+//	            ▲    └─► stderr, limited ─┴─► Result
 //	            └── at its end, or when time is up: TERM, grace, KILL to the whole tree
 //
-// A command is one of two kinds. A tied one belongs to the agent: it and all that it started end with the call, and at
-// the latest with the agent. Any other one belongs to the guest: what it leaves running lives on, and it survives the
-// agent, also while somebody waits for it.
+// A command is one of two kinds. A tied one belongs to the agent: it and all that it started end with the call, or with
+// the agent. Any other one belongs to the guest: it and what it started survive the agent, also while a call waits for it.
 //
-// The tree of a command is a control group of its own. Where there is no cgroup v2 that the agent may write, it is the
-// session of the command and whatever carries its mark in the environment; a process that leaves the session and
-// clears its environment is then lost sight of.
+// The process tree of a command is a control group. Without a cgroup v2 that the agent may write it is the command's
+// session, and all processes that carry its mark in the environment; a process that leaves the session and clears its
+// environment escapes.
 //
-// Not here: what a command means, who may run it, and how its result is told.
+// Not here: what a command means, who may run it, and how its result is reported.
 package proc
 
 import (
@@ -30,93 +29,92 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Config says how a Runner works. The zero value works.
+// Config configures a Runner. Every field is optional.
 type Config struct {
-	// Name is what control groups and marks of this agent begin with; empty: quantix-kvm. Two agents on one machine
-	// need two names.
+	// Name is the prefix of this agent's control groups and marks; empty: quantix-kvm. Two agents on one machine need two
+	// names.
 	Name string
-	// Cgroup is the cgroup v2 directory under which tied commands get theirs; empty: the agent's own; "none": none.
+	// Cgroup is the cgroup v2 directory in which each tied command gets its group; empty: the agent's own; "none": no groups.
 	Cgroup string
-	// JobCgroup is the cgroup v2 directory for commands that are not tied; empty: Name-jobs at the top of the
-	// hierarchy, which is outside of the agent's unit, so that stopping the unit does not stop them; "none": none.
+	// JobCgroup is that of all other commands; empty: Name-jobs at the top of the hierarchy, outside of the agent's unit, so
+	// that stopping the unit does not stop them; "none": no groups.
 	JobCgroup string
 	// Grace is the time between TERM and KILL; 0: 2 s.
 	Grace time.Duration
-	// Drain is how long output is still read after the command ended while something it started holds it open;
-	// 0: 500 ms.
+	// Drain is how long output is still read after the end of the command while another process holds it open; 0: 500 ms.
 	Drain time.Duration
-	// MaxOutput bounds what is kept of each stream whatever a Spec asks for; 0: 8 MiB.
+	// MaxOutput bounds the captured bytes of each stream, whatever a Spec asks for; 0: 8 MiB.
 	MaxOutput int64
-	// Reexec says that main calls ChildMain before anything else. Without it there is no confinement, no root
-	// directory, and nobody who reads the output of commands that outlive the agent.
+	// Reexec says that main calls ChildMain before anything else. Without it there is no Spec.Confine and no Spec.Root, and
+	// commands that outlive the agent write into a broken pipe.
 	Reexec bool
 }
 
 // Spec is one command.
 type Spec struct {
-	// Argv is the program and its arguments. A program without a slash is looked for in PATH of Env.
+	// Argv is the program and its arguments. A program without a slash is searched in PATH of Env. Required.
 	Argv []string
-	// Path is the file to run where Argv[0] is no more than its name; empty: Argv[0] says it.
+	// Path is the file to execute; empty: Argv[0].
 	Path string
-	// Dir is where it starts, inside Root; empty: "/".
+	// Dir is the working directory, inside Root; empty: "/".
 	Dir string
-	// Env is its whole environment; nil: LoginEnv of User.
+	// Env is the whole environment; nil: LoginEnv of User.
 	Env []string
-	// Stdin is what it reads; nil: the null device.
+	// Stdin is the standard input; nil: the null device.
 	Stdin []byte
-	// User is who it runs as; nil: as the agent.
+	// User is the identity to run as; nil: the agent's.
 	User *User
-	// Root is a directory that is "/" for the command; empty: the agent's own. It needs root.
+	// Root is the root directory of the command; empty: the agent's. It needs root privileges.
 	Root string
-	// Confine makes the file system read-only for the command; nil: it is as for the agent. It needs root.
+	// Confine makes the file system read-only for the command; nil: it is not. It needs root privileges.
 	Confine *Confine
-	// Tied makes the command end, with all that it started, when the call returns or the agent dies.
+	// Tied ends the command, and all that it started, when the call returns or the agent dies.
 	Tied bool
-	// Timeout bounds the time until the command ends; 0: only ctx does.
+	// Timeout bounds the run time of the command; 0: only ctx does.
 	Timeout time.Duration
-	// MaxOutput bounds what is kept of each stream, in bytes; 0: 1 MiB. The rest is read and dropped.
+	// MaxOutput bounds the captured bytes of each stream; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
 
-	served   bool // by Serve: it ends with the agent
-	terminal bool // its streams are a terminal, which becomes its controlling one
+	streamed bool // started by Serve: it dies with the agent
+	terminal bool // its streams are a terminal, which becomes the controlling one
 }
 
-// Confine is what a confined command may write.
+// Confine says what a confined command may write.
 type Confine struct {
-	// Writable are absolute paths, inside Root, that stay writable: a tree where it is a directory; else the name,
-	// there or not, with new names beside it, since files are replaced by renaming.
+	// Writable are absolute paths, inside Root, that stay writable: a directory with all that is in it; of anything else the
+	// name, which need not exist, and new names in the same directory, since files are replaced by renaming.
 	Writable []string
 }
 
-// Result is what a command did.
+// Result is the outcome of a command that was started.
 type Result struct {
-	// Code is the exit code; 128+n where signal n ended it, as a shell says it.
+	// Code is the exit code; 128+n if signal n ended the command, as in a shell.
 	Code int
-	// Signal is what ended it; 0 where it exited.
+	// Signal is the signal that ended the command; 0 if it exited.
 	Signal syscall.Signal
-	// Stdout and Stderr are the beginnings of what it wrote.
+	// Stdout and Stderr are the first MaxOutput bytes of each stream.
 	Stdout, Stderr []byte
-	// Tail is the last of what it wrote to stderr, at most 512 bytes, also beyond the bound.
+	// Tail is the end of stderr, at most 512 bytes, also beyond MaxOutput.
 	Tail []byte
-	// Truncated says that output is missing: beyond the bound, or still to come from what the command left running.
+	// Truncated says that output is missing: beyond MaxOutput, or of processes that the command left running.
 	Truncated bool
-	// TimedOut says that Timeout ended it.
+	// TimedOut says that Timeout ended the command.
 	TimedOut bool
 	// Duration is the time from the start to the end of the command.
 	Duration time.Duration
 }
 
-// StartError says why nothing was started.
+// StartError is the error of a command that was not started.
 type StartError struct {
-	// Stage is what could not be had: "program", "directory", "user", "confinement" or "process".
+	// Stage is what failed: "program", "directory", "user", "confinement" or "process".
 	Stage string
-	// Object is its name.
+	// Object is its name; may be empty.
 	Object string
 	// Err is the cause.
 	Err error
 }
 
-// Error names stage, object and cause.
+// Error returns stage, object and cause.
 func (e *StartError) Error() string {
 	if e.Object == "" {
 		return e.Stage + ": " + e.Err.Error()
@@ -124,34 +122,34 @@ func (e *StartError) Error() string {
 	return e.Stage + " " + e.Object + ": " + e.Err.Error()
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *StartError) Unwrap() error { return e.Err }
 
-// ErrReleased is the error of a command that outlives its Runner.
+// ErrReleased is the error of a call whose command outlives the Runner, and of every call after Release.
 var ErrReleased = errors.New("the agent is stopping; the command runs on")
 
-// Confined is what Runner.Confinement says where Spec.Confine works.
+// Confined is the result of Runner.Confinement where Spec.Confine works.
 const Confined = "mount-namespace"
 
 // The defaults of Config and Spec.
 const (
-	defaultGrace  = 2 * time.Second
-	defaultDrain  = 500 * time.Millisecond
-	defaultHard   = 8 << 20
-	defaultOutput = 1 << 20
-	killWait      = 10 * time.Second // what outlives SIGKILL for that long hangs in the kernel
-	tailSize      = 512
+	defaultGrace     = 2 * time.Second
+	defaultDrain     = 500 * time.Millisecond
+	defaultMaxOutput = 8 << 20
+	defaultOutput    = 1 << 20
+	killWait         = 10 * time.Second // what outlives SIGKILL for that long hangs in the kernel
+	tailSize         = 512
 )
 
 // Runner runs commands. It is safe for concurrent use; Release ends its use.
 type Runner struct {
 	config Config
 
-	mu       sync.Mutex
-	released chan struct{}
-	going    sync.WaitGroup
-	left     map[*stream]bool // output of commands that ended, held open by what they left running
-	system   runnerSystem
+	mu          sync.Mutex
+	released    chan struct{}
+	calls       sync.WaitGroup
+	openStreams map[*stream]bool // output of commands that ended, held open by what they left running
+	platform    platform
 }
 
 // New makes a Runner. It starts nothing.
@@ -166,24 +164,24 @@ func New(config Config) *Runner {
 		config.Drain = defaultDrain
 	}
 	if config.MaxOutput == 0 {
-		config.MaxOutput = defaultHard
+		config.MaxOutput = defaultMaxOutput
 	}
-	r := &Runner{config: config, released: make(chan struct{}), left: map[*stream]bool{}}
-	r.system.init(&r.config)
+	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}}
+	r.platform.init(&r.config)
 	return r
 }
 
-// Run runs a command and returns when it ended. The error is a *StartError where it was not started. It is the cause
-// of ctx where that ended it, and ErrReleased where the Runner went first; the result then holds what was captured. Any
-// other end of a started command is a result alone.
+// Run runs a command and returns when it has ended. The error is a *StartError if it was not started; then the result is
+// nil. It is the cause of ctx if that ended the command, and ErrReleased after Release; the result then holds what was
+// captured. Any other end of a started command is no error.
 func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if !r.enter() {
+	if !r.admit() {
 		return nil, ErrReleased
 	}
-	defer r.going.Done()
+	defer r.calls.Done()
 	if spec.Tied {
 		// The kernel sends the death signal when the thread that started the child ends, not the process. While this
 		// goroutine holds its thread, nothing can end that but the end of the process.
@@ -192,7 +190,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 	}
 	var streams [2]*stream
 	for i := range streams {
-		s, err := newStream(r.bound(spec.MaxOutput))
+		s, err := newStream(r.outputLimit(spec.MaxOutput))
 		if err != nil {
 			if i > 0 {
 				streams[0].discard()
@@ -208,7 +206,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 		c, err = r.start(&spec, stdin, streams[0].write, streams[1].write)
 		stdin.Close()
 		if err == nil {
-			return r.follow(ctx, &spec, c, begin, feed, streams)
+			return r.waitAndCapture(ctx, &spec, c, begin, feed, streams)
 		}
 	}
 	if feed != nil {
@@ -219,19 +217,19 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 	return nil, err
 }
 
-// Spawn starts a command and leaves it to itself: it reads and writes the null device, and outlives the agent. Of Spec,
-// Stdin, Tied, Timeout and MaxOutput have no meaning. The error is a *StartError.
+// Spawn starts a command and does not wait for it: its streams are the null device, and it outlives the agent. Stdin, Tied,
+// Timeout and MaxOutput of spec are ignored. The error is a *StartError, or ErrReleased.
 func (r *Runner) Spawn(spec Spec) (pid int, err error) { return r.SpawnOn(spec, nil, nil) }
 
-// SpawnOn is Spawn of a command that reads stdin and writes stdout; nil: the null device. The files stay the caller's.
+// SpawnOn is Spawn with files for stdin and stdout; nil: the null device. The caller closes the files.
 func (r *Runner) SpawnOn(spec Spec, stdin, stdout *os.File) (pid int, err error) {
-	if !r.enter() {
+	if !r.admit() {
 		return 0, ErrReleased
 	}
 	spec.Tied = false
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		r.going.Done()
+		r.calls.Done()
 		return 0, &StartError{Stage: "process", Err: err}
 	}
 	defer null.Close()
@@ -243,15 +241,15 @@ func (r *Runner) SpawnOn(spec Spec, stdin, stdout *os.File) (pid int, err error)
 	}
 	c, err := r.start(&spec, stdin, stdout, null)
 	if err != nil {
-		r.going.Done()
+		r.calls.Done()
 		return 0, err
 	}
-	go func() { // takes note of its death, so that no zombie stays
-		defer r.going.Done()
+	go func() { // reaps it, so that no zombie stays
+		defer r.calls.Done()
 		select {
 		case <-c.exited:
 			c.reap()
-			r.forget(c)
+			r.removeGroup(c)
 		case <-r.released:
 		}
 		c.close()
@@ -259,8 +257,8 @@ func (r *Runner) SpawnOn(spec Spec, stdin, stdout *os.File) (pid int, err error)
 	return c.pid(), nil
 }
 
-// Output runs a tool of the system as the agent, tied, and gives what it wrote to stdout. A non-zero exit is an error as
-// of Result.Err.
+// Output runs a program as the agent's user, tied, and returns its stdout. The error of a program that exits with another
+// code than 0 is that of Result.Err.
 func (r *Runner) Output(ctx context.Context, stdin []byte, argv ...string) ([]byte, error) {
 	result, err := r.Run(ctx, Spec{Argv: argv, Stdin: stdin, Tied: true, MaxOutput: r.config.MaxOutput})
 	if err != nil {
@@ -269,9 +267,9 @@ func (r *Runner) Output(ctx context.Context, stdin []byte, argv ...string) ([]by
 	return result.Stdout, result.Err()
 }
 
-// Release lets go of everything that does not end with the agent: calls that wait for such commands return ErrReleased,
-// and a process that reads on what they write takes the agent's place, so that nothing dies of a broken pipe. Tied
-// commands are not touched: end them by their ctx. Release waits until no call is left, and no later call starts anything.
+// Release ends the use of the Runner. Calls that wait for commands that are not tied return ErrReleased; these run on, and
+// another process reads their output, so that none dies of a broken pipe. Tied commands must be ended by their ctx. Release
+// waits until no call is left; later calls start nothing.
 func (r *Runner) Release() error {
 	r.mu.Lock()
 	select {
@@ -282,16 +280,16 @@ func (r *Runner) Release() error {
 	}
 	close(r.released)
 	r.mu.Unlock()
-	r.going.Wait()
+	r.calls.Wait()
 	var files []*os.File
-	for s := range r.left {
+	for s := range r.openStreams {
 		s.read.SetReadDeadline(time.Now())
 		<-s.done
 		files = append(files, s.read)
 	}
 	var err error
 	if len(files) > 0 && r.config.Reexec {
-		err = r.drainElsewhere(files)
+		err = r.startDrain(files)
 	}
 	for _, file := range files {
 		file.Close()
@@ -299,11 +297,11 @@ func (r *Runner) Release() error {
 	return err
 }
 
-// Err is nil for exit code 0, else an error of cause fault.ErrOutput (context.DeadlineExceeded where time was up) that
-// says how the command ended and what it last wrote to stderr.
+// Err returns nil for exit code 0, else an error of cause fault.ErrOutput, or context.DeadlineExceeded for a timeout. Its
+// text is that of How and the end of stderr.
 func (res *Result) Err() error {
 	words := res.How()
-	if tail := trimmed(res.Tail); tail != "" {
+	if tail := tailText(res.Tail); tail != "" {
 		words += ": " + tail
 	}
 	switch {
@@ -315,7 +313,7 @@ func (res *Result) Err() error {
 	return nil
 }
 
-// How says in words how the command ended.
+// How returns a text that describes how the command ended.
 func (res *Result) How() string {
 	end := fmt.Sprintf("exit code %d", res.Code)
 	if res.Signal != 0 {
@@ -327,28 +325,28 @@ func (res *Result) How() string {
 	return end
 }
 
-func (r *Runner) bound(asked int64) int64 {
+func (r *Runner) outputLimit(asked int64) int64 {
 	if asked == 0 {
 		asked = defaultOutput
 	}
 	return min(asked, r.config.MaxOutput)
 }
 
-// enter counts a call in; false after Release.
-func (r *Runner) enter() bool {
+// admit counts a call, which must end with calls.Done; false after Release.
+func (r *Runner) admit() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
 	case <-r.released:
 		return false
 	default:
-		r.going.Add(1)
+		r.calls.Add(1)
 		return true
 	}
 }
 
-// follow stays with a started command until its end.
-func (r *Runner) follow(ctx context.Context, spec *Spec, c *child, begin time.Time, feed *os.File, streams [2]*stream) (*Result, error) {
+// waitAndCapture feeds a started command its input, and captures its output until its end.
+func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin time.Time, feed *os.File, streams [2]*stream) (*Result, error) {
 	fed := make(chan struct{})
 	go func() {
 		defer close(fed)
@@ -361,7 +359,7 @@ func (r *Runner) follow(ctx context.Context, spec *Spec, c *child, begin time.Ti
 		s.start()
 	}
 	result := &Result{}
-	err := r.await(ctx, spec, c, result)
+	err := r.waitExit(ctx, spec, c, result)
 	if feed != nil {
 		feed.SetWriteDeadline(time.Now())
 	}
@@ -369,27 +367,27 @@ func (r *Runner) follow(ctx context.Context, spec *Spec, c *child, begin time.Ti
 	result.Duration = time.Since(begin)
 	if err == ErrReleased {
 		for _, s := range streams {
-			r.leave(s, 0)
+			r.stopCapture(s, 0)
 		}
 	} else {
 		deadline := time.Now().Add(r.config.Drain)
 		for _, s := range streams {
-			if r.leave(s, time.Until(deadline)) {
+			if r.stopCapture(s, time.Until(deadline)) {
 				result.Truncated = true
 			}
 		}
-		r.forget(c)
+		r.removeGroup(c)
 	}
 	c.close()
 	result.Stdout, result.Stderr, result.Tail = streams[0].head, streams[1].head, streams[1].tail
 	for _, s := range streams {
-		result.Truncated = result.Truncated || s.over
+		result.Truncated = result.Truncated || s.truncated
 	}
 	return result, err
 }
 
-// await waits for the end of a command, and brings it about where its time is up.
-func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result) (err error) {
+// waitExit waits for the end of a command, and ends it when its time is up or ctx ends.
+func (r *Runner) waitExit(ctx context.Context, spec *Spec, c *child, result *Result) (err error) {
 	var timeout <-chan time.Time
 	if spec.Timeout > 0 {
 		timer := time.NewTimer(spec.Timeout)
@@ -397,7 +395,7 @@ func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result
 		timeout = timer.C
 	}
 	released := r.released
-	if spec.Tied || spec.served {
+	if spec.Tied || spec.streamed {
 		released = nil
 	}
 	kill := spec.Tied
@@ -411,7 +409,7 @@ func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result
 		return ErrReleased
 	}
 	if kill {
-		if endErr := c.end(r.config.Grace, killWait); endErr != nil {
+		if endErr := c.terminate(r.config.Grace, killWait); endErr != nil {
 			return errors.Join(err, endErr)
 		}
 	}
@@ -424,12 +422,12 @@ func (r *Runner) await(ctx context.Context, spec *Spec, c *child, result *Result
 	return err
 }
 
-// leave stops capturing a stream within a time. Where it is still open then, whoever holds it must not be hit by a broken
-// pipe: it is read on and dropped, until its end or Release.
-func (r *Runner) leave(s *stream, within time.Duration) (open bool) {
+// stopCapture stops capturing a stream within a time. If another process still holds it open, that must not get SIGPIPE: the
+// stream is read on and dropped, until its end or Release.
+func (r *Runner) stopCapture(s *stream, within time.Duration) (open bool) {
 	s.read.SetReadDeadline(time.Now().Add(within))
 	<-s.done
-	if s.ended {
+	if s.eof {
 		s.read.Close()
 		return false
 	}
@@ -437,20 +435,20 @@ func (r *Runner) leave(s *stream, within time.Duration) (open bool) {
 	s.done = make(chan struct{})
 	done := s.done
 	r.mu.Lock()
-	r.left[s] = true
+	r.openStreams[s] = true
 	r.mu.Unlock()
 	go func() {
 		defer close(done)
 		io.Copy(io.Discard, s.read)
 		select {
-		case <-r.released: // Release has it
+		case <-r.released: // Release uses the file
 		default:
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			select {
 			case <-r.released:
 			default:
-				delete(r.left, s)
+				delete(r.openStreams, s)
 				s.read.Close()
 			}
 		}
@@ -458,7 +456,7 @@ func (r *Runner) leave(s *stream, within time.Duration) (open bool) {
 	return true
 }
 
-// openStdin gives what the child reads, and where the agent writes that; the latter nil for the null device.
+// openStdin returns the file that the child reads, and the one that the agent writes; the latter is nil for the null device.
 func openStdin(content []byte) (read, write *os.File, err error) {
 	if content == nil {
 		read, err = os.Open(os.DevNull)

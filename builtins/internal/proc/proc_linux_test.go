@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
@@ -26,14 +28,14 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if len(os.Args) > 1 && os.Args[1] == "be-an-agent" {
-		beAnAgent()
+		agentMain()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// beAnAgent runs a command as an agent would, in a process that a test may kill: name, kind, shell line.
-func beAnAgent() {
+// agentMain runs a command as an agent does, in a process that a test may kill. Arguments: name, cgroup, kind, shell line.
+func agentMain() {
 	r := New(Config{Name: os.Args[2], Cgroup: os.Args[3], JobCgroup: os.Args[3], Reexec: true})
 	released := make(chan error)
 	if os.Args[4] == "release" {
@@ -51,11 +53,11 @@ func beAnAgent() {
 	}
 }
 
-// kinds are the two ways to hold a tree together.
+// kinds are the two kinds of process trees, by Config.Cgroup.
 var kinds = map[string]string{"group": "", "session": "none"}
 
-// runners runs a test with each.
-func runners(t *testing.T, f func(t *testing.T, r *Runner)) {
+// forEachKind runs a test with each kind of process tree.
+func forEachKind(t *testing.T, f func(t *testing.T, r *Runner)) {
 	for kind, cgroup := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			f(t, newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup}))
@@ -63,23 +65,23 @@ func runners(t *testing.T, f func(t *testing.T, r *Runner)) {
 	}
 }
 
-// newRunner makes a Runner with a name of its own, and checks at the end that nothing of it is left.
+// newRunner returns a Runner with a name of its own, and checks at the end of the test that it left nothing.
 func newRunner(t *testing.T, config Config) *Runner {
 	t.Helper()
 	config.Name = fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())
 	config.Reexec = true
 	r := New(config)
 	if config.Cgroup == "" && needGroups(t, r) {
-		r.system.parent["job"] = r.system.parent["tied"] // one place to look at
+		r.platform.parents["job"] = r.platform.parents["tied"] // one place to look at
 	}
 	t.Cleanup(func() {
 		if err := r.Release(); err != nil {
 			t.Error(err)
 		}
-		marked := &session{mark: markName + config.Name}
+		marked := &sessionTree{mark: markName + config.Name}
 		eventually(t, "the end of all that was started, and of its groups", func() bool {
 			left := marked.members()
-			for _, parent := range r.system.parent {
+			for _, parent := range r.platform.parents {
 				dirs, _ := filepath.Glob(filepath.Join(parent, config.Name+"*"))
 				for _, dir := range dirs {
 					if unix.Rmdir(dir) != nil {
@@ -96,7 +98,7 @@ func newRunner(t *testing.T, config Config) *Runner {
 // needGroups skips a test where this process may not make control groups.
 func needGroups(t *testing.T, r *Runner) bool {
 	t.Helper()
-	g, err := r.system.newGroup("tied")
+	g, err := r.platform.newGroup("tied")
 	if err != nil {
 		t.Skipf("no control group (%v): run as root, or in a delegated cgroup v2 subtree", err)
 	}
@@ -123,7 +125,7 @@ func run(t *testing.T, r *Runner, spec Spec) *Result {
 	return result
 }
 
-// alive says whether a process runs, by the number that a command wrote into a file.
+// alive reports whether the process runs whose PID a command wrote into a file.
 func alive(t *testing.T, pidFile string) bool {
 	t.Helper()
 	text, err := os.ReadFile(pidFile)
@@ -161,7 +163,7 @@ func exists(path string) bool {
 }
 
 func TestResult(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		for _, c := range []struct {
 			line, stdin, stdout, stderr string
 			code                        int
@@ -184,7 +186,7 @@ func TestResult(t *testing.T) {
 	})
 }
 
-func TestSignalIsTold(t *testing.T) {
+func TestResultSignal(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	result := run(t, r, Spec{Argv: sh("kill -9 $$")})
 	if result.Signal != syscall.SIGKILL || result.Code != 137 || !strings.Contains(result.How(), "signal 9") {
@@ -195,11 +197,11 @@ func TestSignalIsTold(t *testing.T) {
 	}
 }
 
-func TestTimeoutEndsTheWholeTree(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestTimeoutKillsTree(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		for _, tied := range []bool{true, false} {
 			dir := t.TempDir()
-			// One child stays, one leaves the session, one does not hear TERM.
+			// One child stays in the session, one leaves it, one ignores SIGTERM.
 			line := fmt.Sprintf("cd %s; sleep 300 & echo $! >a; setsid sh -c 'echo $$ >b; exec sleep 300' & "+
 				"sh -c 'trap \"\" TERM; echo $$ >c; sleep 300; sleep 300' & echo started; sleep 300", dir)
 			r.config.Grace = 200 * time.Millisecond
@@ -219,7 +221,7 @@ func TestTimeoutEndsTheWholeTree(t *testing.T) {
 	})
 }
 
-func TestCommandMayCleanUpOnTerm(t *testing.T) {
+func TestGrace(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", Grace: 10 * time.Second})
 	result := run(t, r, Spec{Argv: sh("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"), Timeout: time.Second})
 	if string(result.Stdout) != "ready\nbye\n" || result.Code != 3 || !result.TimedOut {
@@ -228,7 +230,7 @@ func TestCommandMayCleanUpOnTerm(t *testing.T) {
 }
 
 func TestCancelKeepsOutput(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		ctx, cancel := context.WithCancelCause(context.Background())
 		because := errors.New("the host said so")
@@ -246,7 +248,7 @@ func TestCancelKeepsOutput(t *testing.T) {
 	})
 }
 
-func TestStderrIsReadWhileStdoutIsOpen(t *testing.T) {
+func TestStreamsAreReadConcurrently(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	result := run(t, r, Spec{Argv: sh("head -c 1048576 /dev/zero >&2; echo end"), Timeout: 30 * time.Second})
 	if len(result.Stderr) != 1<<20 || string(result.Stdout) != "end\n" || result.Code != 0 || result.Truncated {
@@ -254,32 +256,32 @@ func TestStderrIsReadWhileStdoutIsOpen(t *testing.T) {
 	}
 }
 
-func TestBackgroundChildDoesNotHoldTheReply(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestBackgroundChildDoesNotBlockRun(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		result := run(t, r, Spec{Argv: sh("sleep 600 & echo $! >" + dir + "/a; echo ok")})
 		if string(result.Stdout) != "ok\n" || result.Code != 0 || !result.Truncated || result.Duration > 20*time.Second {
 			t.Errorf("%+v", result)
 		}
 		if !alive(t, dir+"/a") {
-			t.Error("a job that nobody tied is dead")
+			t.Error("a command that is not tied is dead")
 		}
 		killFile(t, dir+"/a")
 	})
 }
 
-func TestBackgroundChildMayGoOnWriting(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestBackgroundChildKeepsWriting(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		line := fmt.Sprintf("cd %s; (while ! test -e go; do sleep 0.02; done; head -c 300000 /dev/zero; echo done >end) & echo ok", dir)
 		run(t, r, Spec{Argv: sh(line)})
 		os.WriteFile(dir+"/go", nil, 0o600)
-		eventually(t, "the end of a writer that nobody reads", func() bool { return exists(dir + "/end") })
+		eventually(t, "the end of a writer without a reader", func() bool { return exists(dir + "/end") })
 	})
 }
 
-func TestTiedCommandLeavesNothing(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestTiedCommandKillsBackgroundChild(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		result := run(t, r, Spec{Argv: sh("setsid sh -c 'echo $$ >" + dir + "/a; exec sleep 600' & while ! test -s " + dir + "/a; do :; done; echo ok"), Tied: true})
 		if string(result.Stdout) != "ok\n" || result.Code != 0 {
@@ -291,7 +293,7 @@ func TestTiedCommandLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestOutputIsBounded(t *testing.T) {
+func TestMaxOutput(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", MaxOutput: 1 << 20})
 	result := run(t, r, Spec{Argv: sh("cat /dev/zero"), Timeout: time.Second, MaxOutput: 1 << 32})
 	if len(result.Stdout) != 1<<20 || !result.Truncated || !result.TimedOut || cap(result.Stdout) > 4<<20 {
@@ -303,8 +305,8 @@ func TestOutputIsBounded(t *testing.T) {
 	}
 }
 
-func TestStartErrorsAreToldApart(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestStartErrors(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		write := func(name, content string, mode os.FileMode) string {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), mode); err != nil {
@@ -334,8 +336,8 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 	})
 }
 
-func TestSpawnedCommandWritesAndEndsByItself(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestSpawn(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		pid, err := r.Spawn(Spec{Argv: sh("while [ ! -e " + dir + "/go ]; do sleep 0.01; done; echo x; echo y >&2; echo $$ >" + dir + "/done")})
 		if err != nil || pid <= 1 {
@@ -352,7 +354,7 @@ func TestSpawnedCommandWritesAndEndsByItself(t *testing.T) {
 	})
 }
 
-func TestEnvironmentIsThatOfALogin(t *testing.T) {
+func TestLoginEnv(t *testing.T) {
 	t.Setenv("SECRET_OF_THE_AGENT", "x")
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	out := string(run(t, r, Spec{Argv: []string{"env"}}).Stdout)
@@ -366,12 +368,74 @@ func TestEnvironmentIsThatOfALogin(t *testing.T) {
 	}
 }
 
-func TestUserHasOnlyTheGroupsItIsGiven(t *testing.T) {
+func openFiles(t *testing.T, dir string) *fsys.Root {
+	t.Helper()
+	files, err := fsys.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { files.Close() })
+	return files
+}
+
+func TestAUserIsFoundByNameBeforeNumber(t *testing.T) {
+	root := t.TempDir()
+	os.Mkdir(root+"/etc", 0o755)
+	os.WriteFile(root+"/etc/passwd", []byte("a:x:12:1:A b,,:/a:/bin/a\nalso-a:x:12:2::/:\n12:x:7:7::/:\nshort:x:8:9\nlong:x:9:9::/h:/s:more\n"), 0o644)
+	os.WriteFile(root+"/etc/group", []byte("one:x:100:a,short\none:x:101:a\n100:x:5:a,a\nbroken\n"), 0o644)
+	files := openFiles(t, root)
+	for _, c := range []struct {
+		user, group string
+		want        User
+	}{
+		{"a", "", User{Name: "a", UID: 12, GID: 1, Groups: []uint32{100, 101, 5}, Home: "/a", Shell: "/bin/a"}},
+		{"12", "", User{Name: "12", UID: 7, GID: 7, Home: "/"}},
+		{"8", "one", User{Name: "short", UID: 8, GID: 100, Groups: []uint32{100}}},
+		{"9", "100", User{Name: "long", UID: 9, GID: 5, Home: "/h", Shell: "/s"}},
+		{"4000", "4001", User{Name: "4000", UID: 4000, GID: 4001}},
+	} {
+		if u, err := LookupUser(files, c.user, c.group, true); err != nil || !reflect.DeepEqual(*u, c.want) {
+			t.Errorf("%s %s: %+v, %v", c.user, c.group, u, err)
+		}
+	}
+	for _, c := range []struct{ user, group, object string }{
+		{"none", "none", "none"}, {"a", "none", "group none"}, {"4294967295", "", "4294967295"}, {"a", "4294967295", "group 4294967295"},
+	} {
+		_, err := LookupUser(files, c.user, c.group, true)
+		if start := new(StartError); !errors.As(err, &start) || start.Stage != "user" || start.Object != c.object || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+func TestAccountsThatCannotBeReadAreNoMissingUser(t *testing.T) {
+	for file, object := range map[string]string{"passwd": "someone", "group": "some"} {
+		root := t.TempDir()
+		os.MkdirAll(root+"/etc/"+file, 0o755)
+		_, err := LookupUser(openFiles(t, root), "someone", "some", false)
+		if start := new(StartError); !errors.As(err, &start) || start.Stage != "user" || start.Object != object || !errors.Is(err, syscall.EISDIR) {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+}
+
+func TestAccountsOfAnImageDoNotLeadOutOfIt(t *testing.T) {
+	outside, root := t.TempDir(), t.TempDir()
+	os.WriteFile(outside+"/passwd", []byte("someone:x:5:5::/:\n"), 0o644)
+	os.Mkdir(root+"/etc", 0o755)
+	os.Symlink(outside+"/passwd", root+"/etc/passwd")
+	if u, err := LookupUser(openFiles(t, root), "someone", "", false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
+func TestUserGroups(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
 	os.Mkdir(root+"/etc", 0o755)
 	os.WriteFile(root+"/etc/passwd", []byte("root:x:0:0::/root:/bin/sh\nguest:x:54321:54322:Guest:/home/guest:/bin/bash\n12:x:7:7::/:\n"), 0o644)
 	os.WriteFile(root+"/etc/group", []byte("guest:x:54322:\none:x:54400:other,guest\ntwo:x:54401:guest2\n"), 0o644)
+	files := openFiles(t, root)
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	for _, c := range []struct {
 		user, group   string
@@ -386,7 +450,7 @@ func TestUserHasOnlyTheGroupsItIsGiven(t *testing.T) {
 		{"12", "", false, "7 7 7"},
 		{"4000", "4001", true, "4000 4001 4001"},
 	} {
-		u, err := LookupUser(root, c.user, c.group, c.supplementary)
+		u, err := LookupUser(files, c.user, c.group, c.supplementary)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -397,22 +461,23 @@ func TestUserHasOnlyTheGroupsItIsGiven(t *testing.T) {
 		}
 	}
 	for _, c := range [][2]string{{"nobody-knows", ""}, {"guest", "nobody-knows"}} {
-		if _, err := LookupUser(root, c[0], c[1], false); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := LookupUser(files, c[0], c[1], false); !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
 	}
-	u, _ := LookupUser(root, "guest", "", false)
+	u, _ := LookupUser(files, "guest", "", false)
 	if env := strings.Join(LoginEnv(u), " "); env != "PATH=/usr/local/bin:/usr/bin:/bin HOME=/home/guest USER=guest LOGNAME=guest SHELL=/bin/bash LANG=C.UTF-8" {
 		t.Error(env)
 	}
 }
 
-func TestOrdinaryUserCannotBecomeAnother(t *testing.T) {
+func TestUserNeedsRoot(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("needs an ordinary user: run the test binary as one")
 	}
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
-	u, err := LookupUser("/", "0", "", false)
+	files := openFiles(t, "/")
+	u, err := LookupUser(files, "0", "", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,7 +486,7 @@ func TestOrdinaryUserCannotBecomeAnother(t *testing.T) {
 	if !errors.As(err, &start) || start.Stage != "user" || !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
 	}
-	self, err := LookupUser("/", strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid()), false)
+	self, err := LookupUser(files, strconv.Itoa(os.Getuid()), strconv.Itoa(os.Getgid()), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,8 +495,8 @@ func TestOrdinaryUserCannotBecomeAnother(t *testing.T) {
 	}
 }
 
-// agent starts this test binary as an agent that runs one command.
-func agent(t *testing.T, name, cgroup, kind, line string) (*exec.Cmd, func()) {
+// startAgent starts this test binary as an agent that runs one command.
+func startAgent(t *testing.T, name, cgroup, kind, line string) (*exec.Cmd, func()) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "be-an-agent", name, cgroup, kind, line)
 	cmd.Stderr = os.Stderr
@@ -445,17 +510,17 @@ func agent(t *testing.T, name, cgroup, kind, line string) (*exec.Cmd, func()) {
 	return cmd, func() { in.Write([]byte("x")) }
 }
 
-func TestTiedCommandDiesWithTheAgentAndSweepEndsTheRest(t *testing.T) {
+func TestTiedCommandDiesWithAgent(t *testing.T) {
 	for kind, cgroup := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			r := newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup})
 			dir := t.TempDir()
 			line := fmt.Sprintf("cd %s; setsid sleep 300 & echo $! >b; echo $$ >a; sleep 300; true", dir)
-			parent := r.system.parent["tied"]
+			parent := r.platform.parents["tied"]
 			if parent == "" {
 				parent = "none"
 			}
-			cmd, _ := agent(t, r.config.Name, parent, "tied", line)
+			cmd, _ := startAgent(t, r.config.Name, parent, "tied", line)
 			eventually(t, "the command", func() bool { return exists(dir + "/a") })
 			cmd.Process.Kill()
 			cmd.Wait()
@@ -470,17 +535,17 @@ func TestTiedCommandDiesWithTheAgentAndSweepEndsTheRest(t *testing.T) {
 	}
 }
 
-func TestJobSurvivesTheAgentThatWaitsForIt(t *testing.T) {
+func TestJobSurvivesAgent(t *testing.T) {
 	for kind, cgroup := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			r := newRunner(t, Config{Cgroup: cgroup, JobCgroup: cgroup})
 			dir := t.TempDir()
 			line := fmt.Sprintf("cd %s; echo $$ >a; while ! test -e go; do sleep 0.02; done; head -c 300000 /dev/zero && echo $$ >end", dir)
-			parent := r.system.parent["job"]
+			parent := r.platform.parents["job"]
 			if parent == "" {
 				parent = "none"
 			}
-			cmd, release := agent(t, r.config.Name, parent, "release", line)
+			cmd, release := startAgent(t, r.config.Name, parent, "release", line)
 			eventually(t, "the command", func() bool { return exists(dir + "/a") })
 			release()
 			if err := cmd.Wait(); err != nil {
@@ -496,7 +561,7 @@ func TestJobSurvivesTheAgentThatWaitsForIt(t *testing.T) {
 				if parent == "none" {
 					return true
 				}
-				r.system.tidy(parent)
+				r.platform.removeStaleGroups(parent)
 				left, _ := filepath.Glob(parent + "/" + r.config.Name + "*")
 				return len(left) == 0
 			})
@@ -504,7 +569,7 @@ func TestJobSurvivesTheAgentThatWaitsForIt(t *testing.T) {
 	}
 }
 
-func TestTiedCommandOutlivesThreads(t *testing.T) {
+func TestTiedCommandSurvivesThreads(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	stop, ended := make(chan struct{}), make(chan struct{})
 	go func() { // ends threads all the time
@@ -529,7 +594,7 @@ func TestTiedCommandOutlivesThreads(t *testing.T) {
 	<-ended
 }
 
-func TestReleaseRefusesWhatComesLater(t *testing.T) {
+func TestReleaseRefusesLaterCalls(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	if err := r.Release(); err != nil {
 		t.Fatal(err)
@@ -542,7 +607,7 @@ func TestReleaseRefusesWhatComesLater(t *testing.T) {
 	}
 }
 
-func TestOutputTellsWhatFailed(t *testing.T) {
+func TestOutput(t *testing.T) {
 	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
 	out, err := r.Output(context.Background(), []byte("abc"), "tr", "a-z", "A-Z")
 	if err != nil || !bytes.Equal(out, []byte("ABC")) {
@@ -554,10 +619,10 @@ func TestOutputTellsWhatFailed(t *testing.T) {
 	}
 }
 
-func TestJobStandsOutsideOfTheAgentsGroup(t *testing.T) {
+func TestJobCgroup(t *testing.T) {
 	r := New(Config{Name: fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())})
 	needGroups(t, r)
-	jobs := r.system.parent["job"]
+	jobs := r.platform.parents["job"]
 	dir := t.TempDir()
 	pid, err := r.Spawn(Spec{Argv: sh("cat /proc/self/cgroup >" + dir + "/groups; echo end >" + dir + "/end")})
 	if err != nil {
@@ -577,8 +642,8 @@ func TestJobStandsOutsideOfTheAgentsGroup(t *testing.T) {
 	}
 }
 
-func TestTwoRunnersDoNotEndEachOthersCommands(t *testing.T) {
-	runners(t, func(t *testing.T, r *Runner) {
+func TestTwoRunners(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		other := New(r.config)
 		ended := make(chan *Result)
@@ -598,9 +663,9 @@ func TestTwoRunnersDoNotEndEachOthersCommands(t *testing.T) {
 	})
 }
 
-func TestGroupIsEmptiedWithoutTheKernelsOwnWay(t *testing.T) {
+func TestKillEach(t *testing.T) {
 	r := newRunner(t, Config{})
-	g, err := r.system.newGroup("tied")
+	g, err := r.platform.newGroup("tied")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -618,7 +683,7 @@ func TestGroupIsEmptiedWithoutTheKernelsOwnWay(t *testing.T) {
 	}
 }
 
-func TestEndIsSeenWithoutAPidfd(t *testing.T) {
+func TestWatchWithoutPidfd(t *testing.T) {
 	cmd := exec.Command("sh", "-c", "exit 6")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -15,10 +15,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// runnerSystem has nothing to know here: a job object is made per command.
-type runnerSystem struct{}
+// platform is the state of a Runner that depends on the system: none, since each command gets its own job object.
+type platform struct{}
 
-func (*runnerSystem) init(*Config) {}
+func (*platform) init(*Config) {}
 
 // child is a started process, and the job object that holds its tree.
 type child struct {
@@ -60,7 +60,7 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 		windows.CloseHandle(job)
 		return nil, &StartError{Stage: "program", Object: path, Err: fault.Cause(err)}
 	}
-	if err := c.adopt(); err != nil {
+	if err := c.assignToJob(); err != nil {
 		c.cmd.Process.Kill()
 		c.cmd.Wait()
 		windows.CloseHandle(job)
@@ -73,7 +73,7 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 	return c, nil
 }
 
-// newJob makes a job object. That of a tied command ends with the agent, which holds the only handle.
+// newJob makes a job object. That of a tied command kills its processes when the agent ends, which has the only handle.
 func newJob(tied bool) (windows.Handle, error) {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil || !tied {
@@ -90,8 +90,8 @@ func newJob(tied bool) (windows.Handle, error) {
 	return job, nil
 }
 
-// adopt puts the process into its job. What it starts before that is not held; it has had no time for it.
-func (c *child) adopt() error {
+// assignToJob assigns the process to its job. A process that it started before that would not be in the job.
+func (c *child) assignToJob() error {
 	handle, err := windows.OpenProcess(windows.PROCESS_SET_QUOTA|windows.PROCESS_TERMINATE, false, uint32(c.cmd.Process.Pid))
 	if errors.Is(err, windows.ERROR_INVALID_PARAMETER) {
 		return nil // it ended already
@@ -105,8 +105,8 @@ func (c *child) adopt() error {
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
-// end ends the job at once: there is no TERM to say before.
-func (c *child) end(_, wait time.Duration) error {
+// terminate ends the job at once: Windows has no SIGTERM.
+func (c *child) terminate(_, wait time.Duration) error {
 	if err := windows.TerminateJobObject(c.job, 1); err != nil {
 		c.cmd.Process.Kill()
 	}
@@ -122,25 +122,25 @@ func (c *child) reap() (int, syscall.Signal) { return c.cmd.ProcessState.ExitCod
 
 func (c *child) close() { c.once.Do(func() { windows.CloseHandle(c.job) }) }
 
-func (r *Runner) forget(*child) {}
+func (r *Runner) removeGroup(*child) {}
 
 // Sweep has nothing to do: a job object ends what is in it when the agent ends.
 func (r *Runner) Sweep(context.Context) error { return nil }
 
-// Confinement says that commands are not confined.
+// Confinement returns "none: " and the reason: commands are not confined on Windows.
 func (r *Runner) Confinement() string { return "none: not on Windows" }
 
-// drainElsewhere cannot be: what outlives the agent writes into a closed pipe.
-func (r *Runner) drainElsewhere([]*os.File) error { return nil }
+// startDrain does nothing: what outlives the agent writes into a closed pipe.
+func (r *Runner) startDrain([]*os.File) error { return nil }
 
-// ChildMain has nothing to serve.
+// ChildMain returns false: there are no hidden sub-commands on Windows.
 func ChildMain() bool { return false }
 
 var errNoIdentities = fault.Unsupported("running as another user is not supported on Windows")
 
 func checkIdentities() error { return &StartError{Stage: "user", Err: errNoIdentities} }
 
-// systemEnv are the variables without which hardly any program starts.
+// systemEnv returns the variables without which hardly any program starts.
 func systemEnv() []string {
 	var env []string
 	for _, name := range []string{"SystemRoot", "SystemDrive", "ComSpec", "Path", "PATHEXT", "TEMP", "TMP", "ProgramData",

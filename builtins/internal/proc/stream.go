@@ -8,16 +8,16 @@ import (
 	"unicode/utf8"
 )
 
-// stream is one output of a command: the pipe, and what is kept of it.
+// stream is one output of a command: the pipe, and what was captured.
 type stream struct {
 	read, write *os.File
-	bound       int64
-	done        chan struct{} // closed when nobody reads any more
+	limit       int64
+	done        chan struct{} // closed when its reader returned
 
-	head  []byte // the first bound bytes
-	tail  []byte // the last tailSize bytes
-	over  bool   // more came than head holds
-	ended bool   // the writers are gone
+	head      []byte // the first bound bytes
+	tail      []byte // the last tailSize bytes
+	truncated bool   // more was written than head holds
+	eof       bool   // all writers closed it
 }
 
 func newStream(bound int64) (*stream, error) {
@@ -25,24 +25,24 @@ func newStream(bound int64) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &stream{read: read, write: write, bound: bound, done: make(chan struct{})}, nil
+	return &stream{read: read, write: write, limit: bound, done: make(chan struct{})}, nil
 }
 
-// start reads until the end of the stream or a deadline on it. The fields belong to it until done is closed.
+// start reads until the end of the stream or its read deadline. The fields must not be used before done is closed.
 func (s *stream) start() {
 	s.write.Close()
 	go func() {
 		defer close(s.done)
 		_, err := io.Copy(s, onlyReader{s.read})
-		s.ended = err == nil
+		s.eof = err == nil
 	}()
 }
 
-// Write keeps what belongs to the head and the tail, and drops the rest. It never fails.
+// Write stores what belongs to the head and the tail, and drops the rest. It never fails.
 func (s *stream) Write(p []byte) (int, error) {
-	keep := min(int64(len(p)), s.bound-int64(len(s.head)))
+	keep := min(int64(len(p)), s.limit-int64(len(s.head)))
 	s.head = append(s.head, p[:keep]...)
-	s.over = s.over || keep < int64(len(p))
+	s.truncated = s.truncated || keep < int64(len(p))
 	if len(p) >= tailSize {
 		s.tail = append(s.tail[:0], p[len(p)-tailSize:]...)
 	} else {
@@ -54,17 +54,17 @@ func (s *stream) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// discard closes a stream that nobody started.
+// discard closes a stream that was not started.
 func (s *stream) discard() {
 	s.read.Close()
 	s.write.Close()
 }
 
-// onlyReader hides the file's own ways of copying, so that the copy has one bounded buffer.
+// onlyReader hides the file's WriteTo, so that io.Copy uses one bounded buffer.
 type onlyReader struct{ io.Reader }
 
-// trimmed makes the end of an output fit for an error: valid text without space around it, and no half rune.
-func trimmed(tail []byte) string {
+// tailText returns the end of an output for an error: valid UTF-8 without surrounding space, and no part of a rune.
+func tailText(tail []byte) string {
 	for i := 0; i < utf8.UTFMax && len(tail) == tailSize && i < len(tail); i++ {
 		if utf8.RuneStart(tail[i]) {
 			tail = tail[i:]

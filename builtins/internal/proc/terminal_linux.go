@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"syscall"
@@ -10,7 +11,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// openTerminal makes a pseudo-terminal. master is one for the poller, so that a read or write of it can be ended.
+// openTerminal makes a pseudo-terminal. master is nonblocking, so that a deadline ends its reads and writes.
 func openTerminal(t *Terminal, user *User) (master, slave *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -28,10 +29,10 @@ func openTerminal(t *Terminal, user *User) (master, slave *os.File, err error) {
 	path := fmt.Sprintf("/dev/pts/%d", number)
 	slave, err = os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err == nil && user != nil && os.Geteuid() == 0 {
-		err = slave.Chown(int(user.UID), -1) // who works on it may open it again by its name
+		err = slave.Chown(int(user.UID), -1) // the user may open it again by its name
 	}
 	if err == nil {
-		err = setSize(fd, sizeOr(t.Rows, 24), sizeOr(t.Cols, 80))
+		err = setSize(fd, cmp.Or(t.Rows, 24), cmp.Or(t.Cols, 80))
 	}
 	if err != nil {
 		master.Close()
@@ -41,13 +42,6 @@ func openTerminal(t *Terminal, user *User) (master, slave *os.File, err error) {
 		return nil, nil, fault.On(path, err)
 	}
 	return master, slave, nil
-}
-
-func sizeOr(n, other uint16) uint16 {
-	if n == 0 {
-		return other
-	}
-	return n
 }
 
 func setSize(fd int, rows, cols uint16) error {
@@ -62,7 +56,7 @@ func resizeTerminal(master *os.File, rows, cols uint16) error {
 	done := conn.Control(func(fd uintptr) {
 		var now *unix.Winsize
 		if now, err = unix.IoctlGetWinsize(int(fd), unix.TIOCGWINSZ); err == nil {
-			err = setSize(int(fd), sizeOr(rows, now.Row), sizeOr(cols, now.Col))
+			err = setSize(int(fd), cmp.Or(rows, now.Row), cmp.Or(cols, now.Col))
 		}
 	})
 	if done != nil {
@@ -71,16 +65,16 @@ func resizeTerminal(master *os.File, rows, cols uint16) error {
 	return err
 }
 
-// signal reaches the process group of the command, whose number is its own until it is reaped.
+// signal sends a signal to the process group of the command, whose ID is not used again before the process is reaped.
 func (c *child) signal(signal syscall.Signal) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.reaped || c.pid() <= 1 { // a process that was let go of has no number any more
-		return errOver
+	if c.reaped || c.pid() <= 1 { // a released process has no PID
+		return errEnded
 	}
 	err := unix.Kill(-c.pid(), signal)
 	if err == unix.ESRCH {
-		return errOver
+		return errEnded
 	}
 	return err
 }

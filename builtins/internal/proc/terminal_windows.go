@@ -13,10 +13,10 @@ func openTerminal(*Terminal, *User) (master, slave *os.File, err error) {
 
 func resizeTerminal(*os.File, uint16, uint16) error { return errNoTerminal }
 
-// signal ends the job; other signals there are not.
+// signal ends the job on SIGKILL and SIGTERM; Windows has no other signals.
 func (c *child) signal(signal syscall.Signal) error {
 	if signal != syscall.SIGKILL && signal != syscall.SIGTERM {
 		return fault.Unsupported("signal %s is not supported on Windows", signal)
 	}
-	return c.end(0, killWait)
+	return c.terminate(0, killWait)
 }

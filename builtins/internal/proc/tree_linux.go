@@ -19,65 +19,65 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// tree is all processes that a command started, and they in turn.
-type tree interface {
+// processTree is a command's process with all descendants.
+type processTree interface {
 	members() []int
 	empty() bool
-	kill() // all at once, as far as that can be had
+	kill() // may miss a process that is being forked: call it until empty
 }
 
-// runnerSystem knows where control groups are made, and the names of this agent process.
-type runnerSystem struct {
-	name   string
-	tag    string // tells this agent process from any other: its number and when it started
-	nonce  string // tells this Runner from the others in the process
-	serial atomic.Int64
-	parent map[string]string // kind → directory; missing: no groups
+// platform is the state of a Runner that depends on the system: where control groups are made, and their names.
+type platform struct {
+	name    string
+	tag     string // identifies this agent process: its PID and start time
+	nonce   string // identifies this Runner in the process
+	serial  atomic.Int64
+	parents map[string]string // kind → directory; missing: no groups
 
-	protected bool // from being killed for want of memory, which commands inherit
+	oomProtected bool // the agent's oom_score_adj is negative, which commands inherit
 
-	trial    sync.Once
-	cannot   error // why commands cannot be confined
-	perMount bool  // act as on a kernel that cannot change a tree of mounts at once
+	confineOnce sync.Once
+	confineErr  error // why commands cannot be confined
+	perMount    bool  // act as on a kernel without mount_setattr
 
-	mu    sync.Mutex
-	stale []string // groups of commands that ended while something they left still ran
+	mu          sync.Mutex
+	staleGroups []string // groups of commands that ended, in which something still ran
 }
 
-func (s *runnerSystem) init(config *Config) {
+func (s *platform) init(config *Config) {
 	s.name = config.Name
 	s.tag = strconv.Itoa(os.Getpid()) + "-" + strconv.FormatUint(startTime(os.Getpid()), 10)
 	s.nonce = rand.Text()[:8]
-	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without one nothing is protected
-	s.protected = bytes.HasPrefix(score, []byte("-"))
-	s.parent = map[string]string{}
-	top, own := ownGroup()
+	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without the file nothing is protected
+	s.oomProtected = bytes.HasPrefix(score, []byte("-"))
+	s.parents = map[string]string{}
+	top, own := ownCgroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
 		place := dir[0]
 		if place == "" {
 			place = dir[1]
 		}
 		if place == "" && kind == "job" && top != "" {
-			// Beside all units: a unit file without KillMode=process would else end the commands with the agent. No
-			// controller is asked for there, so nobody else's accounting is touched.
+			// Outside of all units: a unit file without KillMode=process would else end the commands with the agent. No
+			// controller is enabled there, so nobody else's accounting changes.
 			place = filepath.Join(top, config.Name+"-jobs")
 		}
 		if place != "" && place != "none" {
-			s.parent[kind] = place
+			s.parents[kind] = place
 		}
 	}
 }
 
-// unprotect gives a command the score of any other process when memory is short: it is the agent alone that must live. It
-// comes right after the command's start, long before that could have children of its own.
-func (s *runnerSystem) unprotect(pid int) {
-	if s.protected {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0) // a command that has ended needs none
+// resetOOMScore sets the oom_score_adj of a command to 0: only the agent is protected from the OOM killer. It is called right
+// after the start of the command, before that has children.
+func (s *platform) resetOOMScore(pid int) {
+	if s.oomProtected {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0) // fails if the command has ended already
 	}
 }
 
-// ownGroup finds the top of the cgroup v2 hierarchy and the directory of this process in it; empty: there is none.
-func ownGroup() (top, own string) {
+// ownCgroup returns the top of the cgroup v2 hierarchy and the directory of this process in it; empty: there is none.
+func ownCgroup() (top, own string) {
 	mounts, err := readMounts()
 	if err != nil {
 		return "", ""
@@ -99,22 +99,22 @@ func ownGroup() (top, own string) {
 	return "", ""
 }
 
-// group is a control group of one command.
-type group struct {
+// cgroup is the control group of one command.
+type cgroup struct {
 	dir string
 	fd  int
 }
 
-// newGroup makes a group for a command of a kind.
-func (s *runnerSystem) newGroup(kind string) (*group, error) {
-	parent, ok := s.parent[kind]
+// newGroup makes a group for a command of a kind, "tied" or "job".
+func (s *platform) newGroup(kind string) (*cgroup, error) {
+	parent, ok := s.parents[kind]
 	if !ok {
 		return nil, errors.ErrUnsupported
 	}
 	if kind == "job" {
-		os.Mkdir(parent, 0o755) // its parent is not ours to make
+		os.Mkdir(parent, 0o755) // not MkdirAll: its parent belongs to the system
 	}
-	s.tidy(parent)
+	s.removeStaleGroups(parent)
 	for {
 		dir := filepath.Join(parent, fmt.Sprintf("%s-%s-%s-%d", s.name, kind, s.tag, s.serial.Add(1)))
 		if err := os.Mkdir(dir, 0o755); err != nil {
@@ -128,28 +128,28 @@ func (s *runnerSystem) newGroup(kind string) (*group, error) {
 			os.Remove(dir)
 			return nil, err
 		}
-		return &group{dir: dir, fd: fd}, nil
+		return &cgroup{dir: dir, fd: fd}, nil
 	}
 }
 
-// tidy removes groups that are empty by now: those this process left, and those of former agents.
-func (s *runnerSystem) tidy(parent string) {
+// removeStaleGroups removes groups that are empty by now: those that this process left, and those of former agents.
+func (s *platform) removeStaleGroups(parent string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kept := s.stale[:0]
-	for _, dir := range s.stale {
+	kept := s.staleGroups[:0]
+	for _, dir := range s.staleGroups {
 		if err := unix.Rmdir(dir); err == unix.EBUSY {
 			kept = append(kept, dir)
 		}
 	}
-	s.stale = kept
-	for _, dir := range s.foreign(parent, "") {
+	s.staleGroups = kept
+	for _, dir := range s.otherAgentGroups(parent, "") {
 		unix.Rmdir(dir)
 	}
 }
 
-// foreign lists the groups under parent that another process of this agent made.
-func (s *runnerSystem) foreign(parent, kind string) []string {
+// otherAgentGroups returns the groups in parent that another agent process of this name made; empty kind: of both kinds.
+func (s *platform) otherAgentGroups(parent, kind string) []string {
 	entries, _ := os.ReadDir(parent)
 	var dirs []string
 	for _, e := range entries {
@@ -165,22 +165,22 @@ func (s *runnerSystem) foreign(parent, kind string) []string {
 	return dirs
 }
 
-func (s *runnerSystem) postpone(dir string) {
+func (s *platform) addStaleGroup(dir string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stale = append(s.stale, dir)
+	s.staleGroups = append(s.staleGroups, dir)
 }
 
-// Sweep ends what tied commands of a former agent process left running, and returns when nothing of it is left. It comes
-// before anything is undone at the start of an agent. What does not die is an error of cause fault.ErrBusy.
+// Sweep ends what tied commands of a former agent process left running, and waits until nothing of it is left. The agent
+// calls it at its start, before anything is undone. If a process survives SIGKILL the error is of cause fault.ErrBusy.
 func (r *Runner) Sweep(ctx context.Context) error {
-	var trees []tree
-	for _, dir := range r.system.foreign(r.system.parent["tied"], "tied") {
-		g := &group{dir: dir, fd: -1}
+	var trees []processTree
+	for _, dir := range r.platform.otherAgentGroups(r.platform.parents["tied"], "tied") {
+		g := &cgroup{dir: dir, fd: -1}
 		defer g.remove()
 		trees = append(trees, g)
 	}
-	trees = append(trees, &session{mark: markName + r.system.name + ".tied.", except: r.system.tag})
+	trees = append(trees, &sessionTree{mark: markName + r.platform.name + ".tied.", exceptTag: r.platform.tag})
 	for _, t := range trees {
 		gone := poll(killWait, func() bool {
 			t.kill()
@@ -196,40 +196,40 @@ func (r *Runner) Sweep(ctx context.Context) error {
 	return nil
 }
 
-func (g *group) close() {
+func (g *cgroup) close() {
 	if g.fd >= 0 {
 		unix.Close(g.fd)
 		g.fd = -1
 	}
 }
 
-// remove removes the group, and those that the command made in it.
-func (g *group) remove() error {
+// remove removes the group, and the groups that the command made in it.
+func (g *cgroup) remove() error {
 	for _, sub := range g.subgroups() {
 		unix.Rmdir(sub)
 	}
 	return unix.Rmdir(g.dir)
 }
 
-// subgroups are the groups below, the deepest first.
-func (g *group) subgroups() []string {
+// subgroups returns the groups below, the deepest first.
+func (g *cgroup) subgroups() []string {
 	var dirs []string
 	entries, _ := os.ReadDir(g.dir)
 	for _, e := range entries {
 		if e.IsDir() {
-			sub := &group{dir: filepath.Join(g.dir, e.Name())}
+			sub := &cgroup{dir: filepath.Join(g.dir, e.Name())}
 			dirs = append(append(dirs, sub.subgroups()...), sub.dir)
 		}
 	}
 	return dirs
 }
 
-func (g *group) empty() bool {
+func (g *cgroup) empty() bool {
 	events, err := os.ReadFile(filepath.Join(g.dir, "cgroup.events"))
 	return errors.Is(err, os.ErrNotExist) || err == nil && bytes.Contains(events, []byte("populated 0"))
 }
 
-func (g *group) members() []int {
+func (g *cgroup) members() []int {
 	var pids []int
 	for _, dir := range append(g.subgroups(), g.dir) {
 		list, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
@@ -242,16 +242,16 @@ func (g *group) members() []int {
 	return pids
 }
 
-// kill uses the kernel's own way where it has it (5.14), which no fork outruns.
-func (g *group) kill() {
+// kill uses cgroup.kill (kernel 5.14), which also covers processes that are being forked.
+func (g *cgroup) kill() {
 	if os.WriteFile(filepath.Join(g.dir, "cgroup.kill"), []byte("1"), 0) == nil {
 		return
 	}
 	g.killEach()
 }
 
-// killEach holds all of them still, so that nobody forks away from the look round.
-func (g *group) killEach() {
+// killEach freezes the group while it kills the members, so that none of them forks meanwhile.
+func (g *cgroup) killEach() {
 	os.WriteFile(filepath.Join(g.dir, "cgroup.freeze"), []byte("1"), 0)
 	for _, pid := range g.members() {
 		unix.Kill(pid, unix.SIGKILL)
@@ -259,28 +259,28 @@ func (g *group) killEach() {
 	os.WriteFile(filepath.Join(g.dir, "cgroup.freeze"), []byte("0"), 0)
 }
 
-// markName is the variable that commands carry where there is no control group to tell them by.
+// markName is the environment variable that marks commands without a control group.
 const markName = "QUANTIX_KVM_RUN="
 
-func (s *runnerSystem) mark(kind string) string {
+func (s *platform) mark(kind string) string {
 	return fmt.Sprintf("%s%s.%s.%s.%s.%d.", markName, s.name, kind, s.tag, s.nonce, s.serial.Add(1))
 }
 
-// session is the tree where there is no control group: who is of the session, and who carries the mark.
-type session struct {
-	id     int    // 0: marks alone
-	mark   string // the beginning of an entry of the environment
-	except string // but not those of this tag
-	since  uint64 // who is older, in clock ticks since boot, is none of them
+// sessionTree is the process tree without a control group: the processes of a session, and those that carry a mark.
+type sessionTree struct {
+	id        int    // the session ID; 0: only marks count
+	mark      string // the prefix of an entry of the environment
+	exceptTag string // marks with this tag do not count
+	since     uint64 // older processes, by start time in clock ticks since boot, do not count
 }
 
-func (s *session) members() []int {
-	pids, _ := s.look()
+func (s *sessionTree) members() []int {
+	pids, _ := s.scan()
 	return pids
 }
 
-// look finds the members, and those of whom nobody can tell: a process in the middle of an exec shows no environment.
-func (s *session) look() (pids, unsure []int) {
+// scan returns the members, and the processes that may be some: one in the middle of an exec shows no environment.
+func (s *sessionTree) scan() (pids, unsure []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range names {
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -291,7 +291,7 @@ func (s *session) look() (pids, unsure []int) {
 		if !ok || stat.state == "Z" || stat.state == "X" || stat.kernel || stat.start < s.since {
 			continue
 		}
-		member, sure := s.marked(pid)
+		member, sure := s.hasMark(pid)
 		switch {
 		case member || s.id != 0 && (stat.session == s.id || stat.group == s.id):
 			pids = append(pids, pid)
@@ -302,28 +302,28 @@ func (s *session) look() (pids, unsure []int) {
 	return pids, unsure
 }
 
-// marked tells whether a process carries the mark; not sure: it shows no environment at all.
-func (s *session) marked(pid int) (member, sure bool) {
+// hasMark reports whether a process carries the mark; sure is false if it shows no environment.
+func (s *sessionTree) hasMark(pid int) (member, sure bool) {
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
 		return false, true
 	}
 	for entry := range bytes.SplitSeq(environ, []byte{0}) {
 		if rest, ok := bytes.CutPrefix(entry, []byte(s.mark)); ok {
-			return s.except == "" || !bytes.HasPrefix(rest, []byte(s.except+".")), true
+			return s.exceptTag == "" || !bytes.HasPrefix(rest, []byte(s.exceptTag+".")), true
 		}
 	}
 	return false, len(environ) > 0
 }
 
-// empty looks twice: a process that dies during a look may have forked one that the look was already past. Who shows no
-// environment gets the time of an exec to show one; who has none by then runs without any, as "env -i" does.
-func (s *session) empty() bool {
+// empty scans twice: a process that dies during a scan may have forked one with a PID that the scan had passed. A process
+// that shows no environment gets the time of an exec to show one; if it still has none it runs without, as after "env -i".
+func (s *sessionTree) empty() bool {
 	for range 2 {
-		pids, unsure := s.look()
+		pids, unsure := s.scan()
 		if len(unsure) > 0 {
 			poll(execTime, func() bool {
-				pids, unsure = s.look()
+				pids, unsure = s.scan()
 				return len(pids) > 0 || len(unsure) == 0
 			})
 		}
@@ -334,11 +334,11 @@ func (s *session) empty() bool {
 	return true
 }
 
-// execTime is how long a process may be in the middle of an exec, between two of its environments.
+// execTime is how long a process may be in the middle of an exec.
 const execTime = 50 * time.Millisecond
 
-// kill stops everybody first, so that nobody forks away from the look round.
-func (s *session) kill() {
+// kill stops all members before it kills them, so that none forks meanwhile.
+func (s *sessionTree) kill() {
 	pids := s.members()
 	for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
 		for _, pid := range pids {
@@ -347,25 +347,25 @@ func (s *session) kill() {
 	}
 }
 
-// stat is what /proc/PID/stat tells of a process.
-type stat struct {
+// procStat is the part of /proc/PID/stat that is used.
+type procStat struct {
 	state          string
 	group, session int
-	kernel         bool   // a thread of the kernel, which has no environment
+	kernel         bool   // a kernel thread, which has no environment
 	start          uint64 // clock ticks since boot
 }
 
-func readStat(pid int) (stat, bool) {
+func readStat(pid int) (procStat, bool) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return stat{}, false
+		return procStat{}, false
 	}
-	_, rest, ok := strings.Cut(string(text[max(bytes.LastIndexByte(text, ')'), 0):]), ") ") // names may hold anything
+	_, rest, ok := strings.Cut(string(text[max(bytes.LastIndexByte(text, ')'), 0):]), ") ") // the name may contain anything
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 20 {
-		return stat{}, false
+		return procStat{}, false
 	}
-	s := stat{state: fields[0]}
+	s := procStat{state: fields[0]}
 	s.group, _ = strconv.Atoi(fields[2])
 	s.session, _ = strconv.Atoi(fields[3])
 	flags, _ := strconv.ParseUint(fields[6], 10, 64)

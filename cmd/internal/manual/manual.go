@@ -1,4 +1,4 @@
-// Package manual makes manual pages of what the commands of a program say in their help, one for each command.
+// Package manual makes manual pages from the help of a program's commands, one for each command.
 //
 //	quantix-kvm-ctl.1, quantix-kvm-ctl-push.1, …
 //
@@ -20,8 +20,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Command is a hidden command of a program, which writes its pages into a directory. section is that of the manual; version
-// stands at the foot of each page.
+// Command returns a hidden command for a program, which writes the program's manual pages into a directory. section is
+// that of the manual; version is in the footer of each page.
 func Command(section int, version string) *cobra.Command {
 	return &cobra.Command{
 		Use: "manual DIR", Short: "write the manual pages", Hidden: true, Args: cobra.ExactArgs(1),
@@ -31,13 +31,13 @@ func Command(section int, version string) *cobra.Command {
 	}
 }
 
-// Write writes the page of a command, and those of all below it that are shown, into a directory.
+// Write writes the page of a command, and those of all visible commands below it, into a directory.
 func Write(c *cobra.Command, section int, version, dir string) error {
-	path := filepath.Join(dir, fmt.Sprintf("%s.%d", name(c), section))
+	path := filepath.Join(dir, fmt.Sprintf("%s.%d", pageName(c), section))
 	if err := os.WriteFile(path, Page(c, section, version), 0o644); err != nil {
 		return err
 	}
-	for _, sub := range shown(c) {
+	for _, sub := range visibleCommands(c) {
 		if err := Write(sub, section, version, dir); err != nil {
 			return err
 		}
@@ -45,19 +45,19 @@ func Write(c *cobra.Command, section int, version, dir string) error {
 	return nil
 }
 
-// Page is the page of a command, for man(7).
+// Page returns the page of a command, in the language of man(7).
 func Page(c *cobra.Command, section int, version string) []byte {
 	var p page
-	fmt.Fprintf(&p, ".TH %q %d \"\" %q\n.nh\n.ad l\n", strings.ToUpper(name(c)), section, c.Root().Name()+" "+version)
+	fmt.Fprintf(&p, ".TH %q %d \"\" %q\n.nh\n.ad l\n", strings.ToUpper(pageName(c)), section, c.Root().Name()+" "+version)
 	p.heading("NAME")
-	fmt.Fprintf(&p, "%s \\- %s\n", escape(name(c)), escape(c.Short))
+	fmt.Fprintf(&p, "%s \\- %s\n", escape(pageName(c)), escape(c.Short))
 	p.heading("SYNOPSIS")
-	for _, use := range uses(c) {
+	for _, use := range synopsis(c) {
 		fmt.Fprintf(&p, "\\fB%s\\fR\n.br\n", escape(use))
 	}
 	p.heading("DESCRIPTION")
-	p.text(description(c))
-	if list := shown(c); len(list) > 0 {
+	p.helpText(description(c))
+	if list := visibleCommands(c); len(list) > 0 {
 		p.heading("COMMANDS")
 		for _, sub := range list {
 			fmt.Fprintf(&p, ".TP\n\\fB%s\\fR\n%s\n", escape(sub.Name()), escape(sub.Short))
@@ -69,14 +69,14 @@ func Page(c *cobra.Command, section int, version string) []byte {
 		p.heading("EXAMPLES")
 		fmt.Fprintf(&p, ".nf\n%s\n.fi\n", escape(unindent(c.Example)))
 	}
-	p.related(c, section)
+	p.seeAlso(c, section)
 	return p.Bytes()
 }
 
-// name is that of a page: program-command.
-func name(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
+// pageName returns program-command.
+func pageName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
 
-func shown(c *cobra.Command) (list []*cobra.Command) {
+func visibleCommands(c *cobra.Command) (list []*cobra.Command) {
 	for _, sub := range c.Commands() {
 		if sub.IsAvailableCommand() && sub.Name() != "help" && sub.Name() != "completion" {
 			list = append(list, sub)
@@ -85,12 +85,12 @@ func shown(c *cobra.Command) (list []*cobra.Command) {
 	return list
 }
 
-func uses(c *cobra.Command) []string {
+func synopsis(c *cobra.Command) []string {
 	var list []string
 	if c.Runnable() {
 		list = append(list, c.UseLine())
 	}
-	if len(shown(c)) > 0 {
+	if len(visibleCommands(c)) > 0 {
 		list = append(list, c.CommandPath()+" COMMAND …")
 	}
 	return list
@@ -112,9 +112,9 @@ var (
 	termLine    = regexp.MustCompile(`^(\S+(?: \S+)*) {2,}(\S.*)$`)
 )
 
-// text writes a help text.
-func (p *page) text(text string) {
-	term := -1 // how far the description of a term is indented, which the next line may go on with
+// helpText writes a help text.
+func (p *page) helpText(text string) {
+	term := -1 // how far the description of a term is indented: the next line may continue it
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n ")
 		words := strings.TrimLeft(line, " ")
@@ -165,14 +165,14 @@ func (p *page) options(heading string, flags *pflag.FlagSet) {
 	})
 }
 
-// related names the pages above and below.
-func (p *page) related(c *cobra.Command, section int) {
+// seeAlso names the pages above and below.
+func (p *page) seeAlso(c *cobra.Command, section int) {
 	var list []string
 	if c.HasParent() {
-		list = append(list, name(c.Parent()))
+		list = append(list, pageName(c.Parent()))
 	}
-	for _, sub := range shown(c) {
-		list = append(list, name(sub))
+	for _, sub := range visibleCommands(c) {
+		list = append(list, pageName(sub))
 	}
 	if len(list) == 0 {
 		return
@@ -187,7 +187,7 @@ func (p *page) related(c *cobra.Command, section int) {
 	}
 }
 
-// unindent takes the two spaces away that examples begin with.
+// unindent removes the two spaces that examples begin with.
 func unindent(text string) string {
 	lines := strings.Split(text, "\n")
 	for i := range lines {
@@ -196,11 +196,11 @@ func unindent(text string) string {
 	return strings.Join(lines, "\n")
 }
 
-var special = strings.NewReplacer(`\`, `\e`, `-`, `\-`, `…`, `...`)
+var roffEscapes = strings.NewReplacer(`\`, `\e`, `-`, `\-`, `…`, `...`)
 
-// escape keeps a text from being taken for requests.
+// escape keeps text from being read as roff requests.
 func escape(text string) string {
-	lines := strings.Split(special.Replace(text), "\n")
+	lines := strings.Split(roffEscapes.Replace(text), "\n")
 	for i, line := range lines {
 		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
 			lines[i] = `\&` + line

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -30,7 +30,7 @@ func fits(pattern, line string) bool {
 }
 
 // run notes a command, and does what its answer says. One that nobody spoke of succeeds and does nothing.
-func (a *answers) run(c exec.Command) (*pb.RunResult, error) {
+func (a *answers) run(c all.Command) (*pb.RunResult, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	line := c.Line
@@ -91,7 +91,7 @@ func (a *answers) find(line string) (found *pb.TrialCommandArgs, err error) {
 }
 
 // may holds what an answer does against what the command says of itself, as the agent holds a real one.
-func (a *answers) may(c exec.Command, name string) error {
+func (a *answers) may(c all.Command, name string) error {
 	within := false
 	for _, p := range c.Touches {
 		within = within || fsys.Within(path.Clean(name), path.Clean(p))

@@ -81,7 +81,7 @@ func die(in io.Reader) error {
 		}
 	}
 	_, err = s.run(context.Background(), request)
-	return errors.Join(err, s.close())
+	return errors.Join(err, s.Close())
 }
 
 // kill runs the script of a request in an agent of its own, which is killed at the point.

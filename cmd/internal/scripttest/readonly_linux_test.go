@@ -15,8 +15,8 @@ import (
 func TestReadonlyIsEnforced(t *testing.T) {
 	var calls strings.Builder
 	tried := 0
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
-		if op.Script == nil || op.Inner || !op.Mutates {
+	for _, op := range builtins.NewTable(all.New(all.Config{}).List()...).Ops() {
+		if op.Script == nil || op.Internal || !op.Mutates {
 			continue
 		}
 		tried++

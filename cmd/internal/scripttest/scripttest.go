@@ -18,13 +18,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
-	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/trial"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -199,18 +197,18 @@ func refuse(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 }
 
 // Functions are the builtins of an agent as a runner is told of them.
-func Functions() []*pb.RunnerFunction { return functions(all.New(all.Config{}).Ops()) }
+func Functions() []*pb.RunnerFunction { return functions(all.New(all.Config{}).List()...) }
 
 // TestFunctions are what the test of a script can call.
 func TestFunctions() []*pb.RunnerFunction {
-	return functions(slices.Concat(file.New(nil, file.Config{}).Ops(), trial.Stage{}.Ops()))
+	return functions(all.New(all.Config{}).Named("file"), trial.Stage{}.Room())
 }
 
-func functions(ops []builtins.Op) (list []*pb.RunnerFunction) {
-	for _, op := range builtins.NewTable(ops).Ops() {
-		if op.Script != nil && !op.Inner {
-			list = append(list, sandbox.Function(&op))
-		}
+func functions(rooms ...builtins.Room) (list []*pb.RunnerFunction) {
+	table := builtins.NewTable(rooms...)
+	scopes := table.Scopes()
+	for _, op := range table.Functions() {
+		list = append(list, sandbox.Function(op, scopes[op.Room()]))
 	}
 	return list
 }

@@ -12,9 +12,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/trial"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -27,8 +28,8 @@ type stage struct {
 	scratch string
 	place
 	root    *fsys.Root
-	files   *file.Room
-	table   *builtins.Table
+	files   builtins.Room
+	builtin *call.Run
 	answers []*pb.TrialCommandArgs
 }
 
@@ -52,9 +53,10 @@ func (t *Tester) newStage(script source) (s *stage, err error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.scratch))
 	}
-	s.files = file.New(s.root, file.Config{})
+	s.files = all.New(all.Config{Files: s.root, Dir: s.Dir}).Named("file")
 	of := trial.Stage{Run: s.run, CrashAt: s.crashAt, Crash: s.crash, Command: s.command}
-	s.table = builtins.NewTable(s.files.Ops(), of.Ops())
+	executor := call.New(call.Config{Table: builtins.NewTable(s.files, of.Room()), Files: s.root})
+	s.builtin = executor.Begin(call.RunConfig{Call: &builtins.Call{ID: "test"}})
 	return s, nil
 }
 
@@ -63,13 +65,8 @@ func (s *stage) close() error {
 }
 
 // call serves what the test calls: its own functions, and those on files, which act on the scratch tree.
-func (s *stage) call(ctx context.Context, call *pb.RunnerCall) *pb.RunnerReply {
-	op := s.table.Script(call.Name)
-	in, err := sandbox.Bind(op, call.Args)
-	if err != nil {
-		return sandbox.ErrorReply(err)
-	}
-	out, err := s.table.Invoke(ctx, &builtins.Call{ID: "test"}, op, in)
+func (s *stage) call(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {
+	op, out, err := s.builtin.Call(ctx, from.Name, func(op *builtins.Op) (proto.Message, error) { return sandbox.Bind(op, from.Args) })
 	if err != nil {
 		return sandbox.ErrorReply(err)
 	}
@@ -153,7 +150,7 @@ func (s *stage) once(ctx context.Context, at place, request *pb.RunScriptRequest
 		return nil, nil, err
 	}
 	reply, err := there.run(ctx, request)
-	return reply, there, errors.Join(err, there.close())
+	return reply, there, errors.Join(err, there.Close())
 }
 
 // foretold is what a dry run says would be changed.
@@ -292,7 +289,7 @@ func (s *stage) killed(ctx context.Context, at place, root *fsys.Root, request *
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(next.recover(ctx), next.close()); err != nil {
+	if err := errors.Join(next.takeBack(ctx), next.Close()); err != nil {
 		return err
 	}
 	is, err := look(root)

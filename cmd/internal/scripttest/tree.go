@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // object is one thing of a tree.
@@ -72,7 +73,7 @@ func walk(root *fsys.Root, name string, visit func(*fsys.At, fsys.Meta) error) e
 	}
 	slices.Sort(names)
 	for _, child := range names {
-		if err := walk(root, path.Join(name, fsys.Escape(child)), visit); err != nil {
+		if err := walk(root, path.Join(name, text.EscapePath(child)), visit); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,6 @@
-// Package statustext writes an agent's status for people, the same in the guest and on the host.
+// Package statustext formats an agent's status for people, the same in the guest and on the host.
 //
-// Not here: asking for it, columns, and colours.
+// Not here: the request for it, columns, and colours.
 package statustext
 
 import (
@@ -13,12 +13,12 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// State is a state in a word.
+// State returns a state as a word, such as serving.
 func State(s pb.AgentState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "AGENT_STATE_"))
 }
 
-// Line is all of it in one line, for a service manager.
+// Line returns the status in one line, for a service manager.
 func Line(s *pb.GetStatusResponse) string {
 	if s.State != pb.AgentState_AGENT_STATE_SERVING {
 		line := State(s.State)
@@ -29,12 +29,12 @@ func Line(s *pb.GetStatusResponse) string {
 	}
 	var ports []string
 	for _, p := range s.Ports {
-		ports = append(ports, fmt.Sprintf("%s (%s)", p.Name, hosts(len(p.Sessions))))
+		ports = append(ports, fmt.Sprintf("%s (%s)", p.Name, countHosts(len(p.Sessions))))
 	}
 	return "serving " + strings.Join(ports, ", ")
 }
 
-func hosts(n int) string {
+func countHosts(n int) string {
 	switch n {
 	case 0:
 		return "no host"
@@ -44,7 +44,7 @@ func hosts(n int) string {
 	return fmt.Sprintf("%d hosts", n)
 }
 
-// Rows are all of it in two columns. Ages are by the guest's clock.
+// Rows returns the status in two columns. Ages are by the guest's clock.
 func Rows(s *pb.GetStatusResponse) [][]string {
 	state := State(s.State)
 	if s.Reason != "" {
@@ -57,8 +57,8 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 		{"last heard", age(s.Now, s.LastHeard)},
 		{"requests", fmt.Sprint(s.InFlight, " under way")},
 	}
-	rows = append(rows, ports(s)...)
-	rows = append(rows, journal(s.Journal)...)
+	rows = append(rows, portRows(s)...)
+	rows = append(rows, journalRows(s.Journal)...)
 	for _, layer := range s.Sandbox {
 		word := "yes"
 		if layer.Missing != "" {
@@ -66,13 +66,13 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 		}
 		rows = append(rows, []string{"sandbox", layer.Name + ": " + word})
 	}
-	rows = append(rows, config(s)...)
-	return append(rows, lines("log", s.Errors)...)
+	rows = append(rows, configRows(s)...)
+	return append(rows, lineRows("log", s.Errors)...)
 }
 
-func ports(s *pb.GetStatusResponse) (rows [][]string) {
+func portRows(s *pb.GetStatusResponse) (rows [][]string) {
 	for _, p := range s.Ports {
-		rows = append(rows, []string{"port", fmt.Sprintf("%s: %s, %d so far", p.Name, hosts(len(p.Sessions)), p.TotalSessions)})
+		rows = append(rows, []string{"port", fmt.Sprintf("%s: %s, %d so far", p.Name, countHosts(len(p.Sessions)), p.TotalSessions)})
 		for _, host := range p.Sessions {
 			rows = append(rows, []string{"", fmt.Sprintf("a host since %s, last heard %s, %s", age(s.Now, host.Since), age(s.Now, host.LastHeard), host.Framing)})
 		}
@@ -80,7 +80,7 @@ func ports(s *pb.GetStatusResponse) (rows [][]string) {
 	return rows
 }
 
-func journal(j *pb.JournalStatus) [][]string {
+func journalRows(j *pb.JournalStatus) [][]string {
 	words := "ready"
 	if j.GetError() != "" {
 		words = "no transaction can begin: " + j.GetError()
@@ -92,10 +92,10 @@ func journal(j *pb.JournalStatus) [][]string {
 	for _, dir := range j.GetKept() {
 		rows = append(rows, []string{"not undone", dir + " has what is left; look at it, then remove it"})
 	}
-	return append(rows, lines("recovered", j.GetRecovered())...)
+	return append(rows, lineRows("recovered", j.GetRecovered())...)
 }
 
-func config(s *pb.GetStatusResponse) [][]string {
+func configRows(s *pb.GetStatusResponse) [][]string {
 	c := s.Config
 	rows := [][]string{{"configuration", fmt.Sprintf("%s, read %s", c.GetPath(), age(s.Now, c.GetLoaded()))}}
 	if c.GetError() != "" {
@@ -110,14 +110,14 @@ func config(s *pb.GetStatusResponse) [][]string {
 	return rows
 }
 
-func lines(name string, list []*pb.StatusLine) (rows [][]string) {
+func lineRows(name string, list []*pb.StatusLine) (rows [][]string) {
 	for _, line := range list {
 		rows = append(rows, []string{name, fmt.Sprintf("%s %s: %s", line.At.AsTime().UTC().Format("2006-01-02 15:04:05Z"), line.Level, line.Message)})
 	}
 	return rows
 }
 
-// age is how long ago something was.
+// age returns how long ago something was.
 func age(now, then *timestamppb.Timestamp) string {
 	if then == nil {
 		return "never"

@@ -9,11 +9,10 @@ import (
 	"os"
 )
 
-// block is what a disk writes whole or not at all.
+// block is the size in bytes of what a disk writes whole or not at all.
 const block = 4096
 
-// disk is the content of a device. Blocks that are not there are zero; blocks that are there are never changed, so that
-// disks share them.
+// disk is the content of a device. Missing blocks are zero; present ones are never changed, so that clones share them.
 type disk struct {
 	size   int64
 	blocks map[int64][]byte
@@ -88,7 +87,7 @@ func (d *disk) put(n int64, data []byte) {
 	d.sum ^= d.sums[n]
 }
 
-// apply does what an entry says. What is discarded becomes zero.
+// apply performs an entry. A discarded range becomes zero.
 func (d *disk) apply(e entry) {
 	if e.discard {
 		e.data = make([]byte, e.length)
@@ -96,7 +95,7 @@ func (d *disk) apply(e entry) {
 	d.write(e.offset, e.data)
 }
 
-// pieces cuts an entry at the blocks, since each may reach the disk alone.
+// pieces splits an entry at the block boundaries, since each block may reach the disk alone.
 func (e entry) pieces() []entry {
 	if len(e.data) == 0 {
 		return []entry{e}
@@ -110,7 +109,7 @@ func (e entry) pieces() []entry {
 	return list
 }
 
-// writeTo makes an image of the disk.
+// writeTo writes the disk to an image file.
 func (d *disk) writeTo(path string) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watcher sees all that a process syncs, and can let a sync do nothing: the kernel asks it before each.
-type watcher struct {
+// syncWatcher records all syncs of a process, and can skip them: the kernel asks it before each, by seccomp.
+type syncWatcher struct {
 	listener int
-	leave    func(path string) bool
+	skip     func(path string) bool
 
 	mu      sync.Mutex
 	syncs   []string
-	leftOut int
+	skipped int
 }
 
 // notification and response are the kernel's struct seccomp_notif and struct seccomp_notif_resp, see seccomp_unotify(2).
@@ -40,10 +40,10 @@ type response struct {
 	flags uint32
 }
 
-const goOn = 1 // SECCOMP_USER_NOTIF_FLAG_CONTINUE
+const continueFlag = 1 // SECCOMP_USER_NOTIF_FLAG_CONTINUE
 
-// watchSyncs watches the process that calls it to its end. Nil leaves nothing out.
-func watchSyncs(leave func(path string) bool) (*watcher, error) {
+// watchSyncs watches the calling process until its end. skip reports which syncs do nothing; nil: none.
+func watchSyncs(skip func(path string) bool) (*syncWatcher, error) {
 	calls := []uint32{unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_SYNCFS}
 	filter := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}} // the number of the call
 	for i, nr := range calls {
@@ -56,12 +56,12 @@ func watchSyncs(leave func(path string) bool) (*watcher, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("seccomp: %w", errno)
 	}
-	w := &watcher{listener: int(fd), leave: leave}
+	w := &syncWatcher{listener: int(fd), skip: skip}
 	go w.watch() // ends with the process: without it no sync would ever return
 	return w, nil
 }
 
-func (w *watcher) watch() {
+func (w *syncWatcher) watch() {
 	for {
 		asked := notification{}
 		if err := w.ioctl(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&asked)); err != nil {
@@ -70,8 +70,8 @@ func (w *watcher) watch() {
 			}
 			panic(err)
 		}
-		answer := response{id: asked.id, flags: goOn}
-		if w.sees(asked) {
+		answer := response{id: asked.id, flags: continueFlag}
+		if w.intercept(asked) {
 			answer.flags = 0
 		}
 		if err := w.ioctl(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer)); err != nil && !errors.Is(err, syscall.ENOENT) {
@@ -80,8 +80,8 @@ func (w *watcher) watch() {
 	}
 }
 
-// sees notes a sync, and says whether it is left out.
-func (w *watcher) sees(asked notification) bool {
+// intercept records a sync, and reports whether it is skipped.
+func (w *syncWatcher) intercept(asked notification) bool {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", asked.args[0]))
 	if err != nil {
 		path = err.Error()
@@ -92,23 +92,23 @@ func (w *watcher) sees(asked notification) bool {
 		path = "all of " + path
 	}
 	w.syncs = append(w.syncs, path)
-	if w.leave == nil || !w.leave(path) {
+	if w.skip == nil || !w.skip(path) {
 		return false
 	}
-	w.leftOut++
+	w.skipped++
 	return true
 }
 
-func (w *watcher) ioctl(request uintptr, argument unsafe.Pointer) error {
+func (w *syncWatcher) ioctl(request uintptr, argument unsafe.Pointer) error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(w.listener), request, uintptr(argument)); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
-// end gives what was seen so far.
-func (w *watcher) end() ([]string, int) {
+// result returns the syncs so far, and how many were skipped.
+func (w *syncWatcher) result() ([]string, int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.syncs, w.leftOut
+	return w.syncs, w.skipped
 }

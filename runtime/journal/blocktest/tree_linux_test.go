@@ -16,22 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scene makes a tree that there is something to do in. All times are old, so that nothing has its time by chance.
-func scene(dir string) error {
+// populate makes the tree that the transactions change. All times are old, so that none is right by chance.
+func populate(dir string) error {
 	in := func(name string) string { return filepath.Join(dir, name) }
 	err := errors.Join(
 		os.MkdirAll(in("etc/app.d/deep/er"), 0o755), os.MkdirAll(in("etc/tool/conf"), 0o755),
 		os.WriteFile(in("etc/first"), []byte("first\n"), 0o644),
 		os.WriteFile(in("etc/small"), []byte("small\n"), 0o640), os.Chown(in("etc/small"), 1234, 4321),
 		unix.Setxattr(in("etc/small"), "user.note", []byte{0, 1, 2}, 0),
-		os.WriteFile(in("etc/large"), large('a'), 0o600),
+		os.WriteFile(in("etc/large"), largeContent('a'), 0o600),
 		os.WriteFile(in("etc/empty"), nil, 0o644),
 		os.WriteFile(in("etc/two"), []byte("two names"), 0o644), os.Link(in("etc/two"), in("etc/app.d/also-two")),
 		os.Symlink("small", in("etc/link")),
 		os.WriteFile(in("etc/app.d/one"), []byte("1"), 0o644),
 		os.WriteFile(in("etc/app.d/deep/er/file"), []byte("deep"), 0o444),
 		os.WriteFile(in("etc/program"), []byte("#!/bin/sh\n"), 0o755),
-		os.WriteFile(in("etc/tool/db"), large('d'), 0o644),
+		os.WriteFile(in("etc/tool/db"), largeContent('d'), 0o644),
 		os.WriteFile(in("etc/tool/pair"), []byte("a file\n"), 0o644), os.Link(in("etc/tool/pair"), in("etc/tool/pair-too")),
 		os.WriteFile(in("etc/tool/conf/a"), []byte("a = 1\n"), 0o644),
 		os.WriteFile(in("etc/tool/conf/b"), []byte("b = 1\n"), 0o644),
@@ -52,8 +52,8 @@ func scene(dir string) error {
 	return err
 }
 
-// large is more than fits into a record of the journal.
-func large(c byte) []byte {
+// largeContent returns more than the journal puts into a record.
+func largeContent(c byte) []byte {
 	data := make([]byte, 50_000)
 	for i := range data {
 		data[i] = c + byte(i/block%7)
@@ -61,8 +61,8 @@ func large(c byte) []byte {
 	return data
 }
 
-// picture describes all that is below a directory: kind, mode, owner, time, attributes, content, target and names.
-func picture(dir string) (map[string]string, error) {
+// describeTree describes all that is below a directory: kind, mode, owner, time, attributes, content, target and names.
+func describeTree(dir string) (map[string]string, error) {
 	all, names := map[string]string{}, map[uint64][]string{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -114,7 +114,7 @@ func attributes(path string) string {
 	return text
 }
 
-// differences tells two pictures apart; "" if they are the same.
+// differences describes how two results of describeTree differ; "" if they do not.
 func differences(want, got map[string]string) string {
 	var list []string
 	for name, w := range want {

@@ -12,100 +12,100 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
-// variant is the journal with something left out. Both funcs say of one action or sync whether it is; nil: none.
+// variant is a journal that omits some syncs.
 type variant struct {
 	name string
-	// caught are the file systems that must notice; none: nobody has seen it matter.
+	// caught are the file systems on which a violation must be found; empty: it was found on none.
 	caught []string
-	leaves
+	omission
 }
 
-type leaves struct {
+type omission struct {
 	step func(name string) bool
 	sync func(path string) bool
 }
 
-// variantNamed gives what a variant leaves out, new for each run.
-func variantNamed(name string) leaves {
+// omissionOf returns what a variant omits, with state of its own for each run.
+func omissionOf(name string) omission {
 	for _, v := range variants() {
 		if v.name == name {
-			return v.leaves
+			return v.omission
 		}
 	}
-	return leaves{}
+	return omission{}
 }
 
-// variants leave out each sync of the journal's, one kind at a time. Those of new directories' names have not been caught:
-// these file systems make durable, with the first sync of a new or renamed file, also the names that lead to it, which no
-// standard promises. commit.syncall has not since the paths are synced as well.
+// variants returns variants that omit each sync of the journal, one kind at a time. Those of the entries of new directories
+// are not caught: with the first sync of a new or renamed file these file systems also make the entries that lead to it
+// durable, which no standard promises. commit.syncall is not caught since the paths are synced as well.
 func variants() []variant {
 	return []variant{
-		{name: "log.sync", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("log.sync")},
-		{name: "log.sync but of the last record", caught: []string{"ext4", "xfs", "btrfs"}, leaves: leaves{step: earlyRecords()}},
-		{name: "log.zerosync", leaves: steps("log.zerosync")},
-		{name: "open.syncdir", leaves: steps("open.syncdir")},
-		{name: "begin.syncdir", leaves: steps("begin.syncdir")},
-		{name: "begin.syncparent", leaves: steps("begin.syncparent")},
-		{name: "begin.syncdir, begin.syncparent", leaves: steps("begin.syncdir", "begin.syncparent")},
-		{name: "settle", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("settle.syncfile", "settle.syncdir", "settle.syncspool", "settle.syncall")},
-		{name: "image.syncdir", leaves: steps("image.syncdir")},
-		{name: "image.copy: the sync in it", caught: []string{"ext4", "btrfs"}, leaves: syncs(func(path string) bool { return strings.Contains(path, "/u/") })},
-		{name: "the room's sync of a new file", caught: []string{"xfs", "btrfs"}, leaves: syncs(func(path string) bool { return fsys.IsTemp(filepath.Base(path)) })},
-		{name: "commit.syncfile", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("commit.syncfile")},
-		{name: "commit.syncdir", caught: []string{"btrfs"}, leaves: steps("commit.syncdir")},
-		{name: "commit.syncall", leaves: steps("commit.syncall")},
-		{name: "all syncs of a commit, and of new files", caught: []string{"ext4", "xfs", "btrfs"}, leaves: leaves{
-			step: steps("commit.syncfile", "commit.syncdir", "commit.syncall").step,
+		{name: "log.sync", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("log.sync")},
+		{name: "log.sync but of the last record", caught: []string{"ext4", "xfs", "btrfs"}, omission: omission{step: allButLastRecord()}},
+		{name: "log.zerosync", omission: omitSteps("log.zerosync")},
+		{name: "open.syncdir", omission: omitSteps("open.syncdir")},
+		{name: "begin.syncdir", omission: omitSteps("begin.syncdir")},
+		{name: "begin.syncparent", omission: omitSteps("begin.syncparent")},
+		{name: "begin.syncdir, begin.syncparent", omission: omitSteps("begin.syncdir", "begin.syncparent")},
+		{name: "pending", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("pending.syncfile", "pending.syncdir", "pending.syncspool", "pending.syncall")},
+		{name: "image.syncdir", omission: omitSteps("image.syncdir")},
+		{name: "image.copy: the sync in it", caught: []string{"ext4", "btrfs"}, omission: omitSyncs(func(path string) bool { return strings.Contains(path, "/u/") })},
+		{name: "the room's sync of a new file", caught: []string{"xfs", "btrfs"}, omission: omitSyncs(func(path string) bool { return fsys.IsTemp(filepath.Base(path)) })},
+		{name: "commit.syncfile", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("commit.syncfile")},
+		{name: "commit.syncdir", caught: []string{"btrfs"}, omission: omitSteps("commit.syncdir")},
+		{name: "commit.syncall", omission: omitSteps("commit.syncall")},
+		{name: "all syncs of a commit, and of new files", caught: []string{"ext4", "xfs", "btrfs"}, omission: omission{
+			step: omitSteps("commit.syncfile", "commit.syncdir", "commit.syncall").step,
 			sync: func(path string) bool { return fsys.IsTemp(filepath.Base(path)) },
 		}},
-		{name: "restore.syncfile", caught: []string{"xfs", "btrfs"}, leaves: steps("restore.syncfile")},
-		{name: "restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("restore.syncdir")},
-		{name: "restore.syncfile, restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("restore.syncfile", "restore.syncdir")},
-		{name: "save.write: the sync in it", caught: []string{"ext4", "xfs", "btrfs"}, leaves: syncs(func(path string) bool { return strings.Contains(path, "/done/") })},
-		{name: "save.syncdir", caught: []string{"ext4", "xfs"}, leaves: steps("save.syncdir")},
-		{name: "clean.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, leaves: steps("clean.syncdir")},
+		{name: "restore.syncfile", caught: []string{"xfs", "btrfs"}, omission: omitSteps("restore.syncfile")},
+		{name: "restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("restore.syncdir")},
+		{name: "restore.syncfile, restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("restore.syncfile", "restore.syncdir")},
+		{name: "save.write: the sync in it", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSyncs(func(path string) bool { return strings.Contains(path, "/done/") })},
+		{name: "save.syncdir", caught: []string{"ext4", "xfs"}, omission: omitSteps("save.syncdir")},
+		{name: "clean.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("clean.syncdir")},
 	}
 }
 
-// Each sync is there for a reason: without it some state is wrong on some file system. Of which syncs that could be shown,
-// and where, is what the variants say; a full run tries all of them on each file system.
-func TestLeftOut(t *testing.T) {
-	needMachine(t)
+// Without a sync some state is wrong, on the file systems that the variant lists. A full run tries every variant on every
+// file system.
+func TestOmittedSyncs(t *testing.T) {
+	requireTools(t)
 	t.Logf("seed %d", *seed)
 	table := []string{fmt.Sprintf("%-42s %-16s %8s %7s  %s", "left out", "file system", "expected", "states", "is")}
 	for _, v := range variants() {
-		for _, s := range systems {
+		for _, s := range fileSystems {
 			expected := slices.Contains(v.caught, s.name)
 			if *only != "" && *only != v.name || !*full && !expected {
 				continue
 			}
 			t.Run(v.name+"/"+s.name, func(t *testing.T) {
-				states, caught := v.try(t, s)
+				states, caught := v.findViolation(t, s)
 				if expected && !caught {
 					t.Errorf("not noticed in %d states", states)
 				}
-				table = append(table, fmt.Sprintf("%-42s %-16s %8s %7d  %s", v.name, s.name, is(expected), states, is(caught)))
+				table = append(table, fmt.Sprintf("%-42s %-16s %8s %7d  %s", v.name, s.name, caughtText(expected), states, caughtText(caught)))
 			})
 		}
 	}
 	t.Log("\n" + strings.Join(table, "\n"))
 }
 
-func is(caught bool) string {
+func caughtText(caught bool) string {
 	if caught {
 		return "caught"
 	}
 	return "-"
 }
 
-// try looks for a wrong state, whether the kernel writes back late or early.
-func (v variant) try(t *testing.T, s system) (states int, caught bool) {
-	for _, hasty := range []bool{false, true} {
-		r := record(t, s, hasty, v.name)
-		if r.LeftOut == 0 {
+// findViolation looks for a wrong state, first with late and then with early write-back.
+func (v variant) findViolation(t *testing.T, s fileSystem) (states int, caught bool) {
+	for _, early := range []bool{false, true} {
+		r := record(t, s, early, v.name)
+		if r.Skipped == 0 {
 			t.Fatal("nothing was left out: is the action called so?")
 		}
-		sum := r.try(t, true, *full, subsetsEach())
+		sum := r.checkStates(t, true, *full, subsetCount())
 		states += sum.states
 		if sum.violations > 0 {
 			return states, true
@@ -114,8 +114,8 @@ func (v variant) try(t *testing.T, s system) (states int, caught bool) {
 	return states, false
 }
 
-func steps(names ...string) leaves {
-	return leaves{step: func(name string) bool {
+func omitSteps(names ...string) omission {
+	return omission{step: func(name string) bool {
 		for _, n := range names {
 			if n == name {
 				return true
@@ -125,10 +125,10 @@ func steps(names ...string) leaves {
 	}}
 }
 
-func syncs(leave func(path string) bool) leaves { return leaves{sync: leave} }
+func omitSyncs(leave func(path string) bool) omission { return omission{sync: leave} }
 
-// earlyRecords leaves out the syncs of all records but of those behind a commit's or a rollback's.
-func earlyRecords() func(string) bool {
+// allButLastRecord omits the syncs of all records before the end of a transaction.
+func allButLastRecord() func(string) bool {
 	ending := false
 	return func(name string) bool {
 		switch {

@@ -14,17 +14,17 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// guest is the real room over the files on a device, and a journal that lies on it, too.
+// guest is the real file room over the files on a device, and a journal on the same device.
 type guest struct {
 	dir     string // where the device is mounted
 	root    *fsys.Root
-	room    *file.Room
+	room    builtins.Room
 	table   *builtins.Table
 	journal *journal.Journal
 }
@@ -37,13 +37,13 @@ func start(dir string, step func(string) error) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{dir: dir, root: root, room: file.New(root, file.Config{})}
-	g.table = builtins.NewTable(g.room.Ops())
+	g := &guest{dir: dir, root: root, room: all.New(all.Config{Files: root, Dir: files(dir)}).Named("file")}
+	g.table = builtins.NewTable(g.room)
 	g.journal, err = journal.Open(journal.Config{
 		Dir: filepath.Join(state(dir), "tx"), Root: root, Version: "test", Step: step,
 		MachineID: func() string { return "machine" }, BootID: func() string { return "boot" },
 		Run: func(ctx context.Context, op string, args proto.Message) error {
-			_, err := g.table.Invoke(ctx, &builtins.Call{}, g.table.Script(op), args)
+			_, err := g.table.Script(op).Call(ctx, &builtins.Call{}, args)
 			return err
 		},
 	})
@@ -55,30 +55,30 @@ func start(dir string, step func(string) error) (*guest, error) {
 
 func (g *guest) close() error { return errors.Join(g.journal.Close(), g.room.Close(), g.root.Close()) }
 
-// order is what a process of its own does on a device.
-type order struct {
+// workerConfig tells the worker process what to do.
+type workerConfig struct {
 	Dir, Log, Out string
-	// Hasty: the kernel writes back all it has after each call. Else nothing reaches the disk that is not synced.
-	Hasty   bool
-	Variant string
+	// EarlyWriteback: the kernel writes everything back after each call. Else only what is synced reaches the disk.
+	EarlyWriteback bool
+	Variant        string
 }
 
-// outcome is what the process saw.
-type outcome struct {
+// workerResult is what the worker process saw.
+type workerResult struct {
 	Pictures []map[string]string // before the first transaction, and after each
 	Acks     []ack
 	Syncs    []string // what was synced, in order
-	LeftOut  int      // how many of them were not
+	Skipped  int      // how many syncs were skipped
 }
 
-// ack is the moment in which the end of a transaction was acknowledged.
+// ack is the acknowledgement of the end of a transaction.
 type ack struct {
-	Entries int // of the log
+	Entries int // of the log at that time
 	Key     string
 	Status  pb.ScriptStatus
 }
 
-// transaction is a script. With an error it is rolled back.
+// transaction is a test transaction. It is rolled back if run returns an error.
 type transaction struct {
 	key string
 	run func(w *worker, tx *journal.Tx) error
@@ -86,14 +86,14 @@ type transaction struct {
 
 var errWanted = errors.New("the script fails")
 
-// transactions follow each other: each uses the journal file of the one before it again.
+// transactions run one after the other; each reuses the log file of the one before it.
 var transactions = []transaction{
 	{"first", func(w *worker, tx *journal.Tx) error {
 		return w.calls(tx, call{"file.write", &pb.WriteFileArgs{Path: "/etc/first", Content: []byte("changed by the first\n")}})
 	}},
-	{"synced", func(w *worker, tx *journal.Tx) error { return w.synced(tx) }},
-	{"all", func(w *worker, tx *journal.Tx) error { return w.all(tx) }},
-	{"fresh", func(w *worker, tx *journal.Tx) error { return w.fresh(tx) }},
+	{"synced", func(w *worker, tx *journal.Tx) error { return w.runSyncingCommand(tx) }},
+	{"all", func(w *worker, tx *journal.Tx) error { return w.changeEverything(tx) }},
+	{"fresh", func(w *worker, tx *journal.Tx) error { return w.changeOwnObjects(tx) }},
 	{"moved", func(w *worker, tx *journal.Tx) error {
 		if err := tx.Before(context.Background(), "/etc", "/etc/tool"); err != nil { // for the times of the directories
 			return err
@@ -101,8 +101,8 @@ var transactions = []transaction{
 		return w.calls(tx, call{"file.move", &pb.FromToArgs{From: "/etc/tool/conf", To: "/etc/conf"}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/conf/a", Content: []byte("a = 4\n")}})
 	}},
-	{"acted", func(w *worker, tx *journal.Tx) error { return w.acted(tx) }},
-	{"rolled back", func(w *worker, tx *journal.Tx) error { return errors.Join(w.again(tx), errWanted) }},
+	{"acted", func(w *worker, tx *journal.Tx) error { return w.changeAfterOperation(tx) }},
+	{"rolled back", func(w *worker, tx *journal.Tx) error { return errors.Join(w.changeAndRollBack(tx), errWanted) }},
 }
 
 type call struct {
@@ -113,15 +113,15 @@ type call struct {
 // worker is the process on the device.
 type worker struct {
 	*guest
-	order  order
+	config workerConfig
 	device *os.File
 }
 
-// calls is what a script does.
+// calls invokes operations as a script does.
 func (w *worker) calls(tx *journal.Tx, list ...call) error {
 	for _, c := range list {
 		tx.Mark()
-		if _, err := w.table.Invoke(context.Background(), &builtins.Call{Tx: tx}, w.table.Script(c.op), c.in); err != nil {
+		if _, err := w.table.Script(c.op).Call(context.Background(), &builtins.Call{Tx: tx}, c.in); err != nil {
 			return err
 		}
 		if err := w.writeBack(); err != nil {
@@ -131,20 +131,20 @@ func (w *worker) calls(tx *journal.Tx, list ...call) error {
 	return nil
 }
 
-// writeBack is what the kernel may do at any time.
+// writeBack writes everything back, as the kernel may at any time.
 func (w *worker) writeBack() error {
-	if !w.order.Hasty {
+	if !w.config.EarlyWriteback {
 		return nil
 	}
 	return unix.Syncfs(int(w.device.Fd()))
 }
 
-// all replaces, creates, deletes and changes one of everything.
-func (w *worker) all(tx *journal.Tx) error {
+// changeEverything replaces, creates, removes and changes objects of every kind.
+func (w *worker) changeEverything(tx *journal.Tx) error {
 	return errors.Join(
 		w.calls(tx,
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("changed\n")}},
-			call{"file.write", &pb.WriteFileArgs{Path: "/etc/large", Content: large('k'), Backup: true}},
+			call{"file.write", &pb.WriteFileArgs{Path: "/etc/large", Content: largeContent('k'), Backup: true}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/new/er/file", Content: []byte("new"), Parents: true}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/new/er/file", Content: []byte("new, and changed at once")}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/two", Content: []byte("both names"), Inplace: true}},
@@ -156,13 +156,13 @@ func (w *worker) all(tx *journal.Tx) error {
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/app.d/one", Content: []byte("another")}},
 			call{"file.append", &pb.WriteFileArgs{Path: "/etc/app.d/one", Content: []byte(" one")}},
 			call{"file.remove", &pb.RemoveArgs{Path: "/etc/empty"}}),
-		w.command(tx, "2"),
+		w.runCommand(tx, "2"),
 		w.calls(tx, call{"file.write", &pb.WriteFileArgs{Path: "/etc/tool/made-2", Content: []byte("what a command made, changed")}},
 			call{"file.chmod", &pb.ChmodArgs{Path: "/etc/tool/dir-2", Mode: "0700"}}))
 }
 
-// acted changes what a command made of which only its undo is known.
-func (w *worker) acted(tx *journal.Tx) error {
+// changeAfterOperation changes what a command made that announced only an inverse, and no paths.
+func (w *worker) changeAfterOperation(tx *journal.Tx) error {
 	if err := tx.Before(context.Background(), "/etc"); err != nil { // for the time of the directory
 		return err
 	}
@@ -179,8 +179,8 @@ func (w *worker) acted(tx *journal.Tx) error {
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/acted/deep", Content: []byte("no directory")}}))
 }
 
-// fresh changes again what the transaction itself made, of which nothing was synced.
-func (w *worker) fresh(tx *journal.Tx) error {
+// changeOwnObjects changes objects again that the transaction itself made, and nobody synced.
+func (w *worker) changeOwnObjects(tx *journal.Tx) error {
 	return w.calls(tx,
 		call{"file.mkdir", &pb.MkdirArgs{Path: "/etc/fresh"}},
 		call{"file.mkdir", &pb.MkdirArgs{Path: "/etc/fresh/sub"}},
@@ -196,37 +196,37 @@ func (w *worker) fresh(tx *journal.Tx) error {
 		call{"file.chmod", &pb.ChmodArgs{Path: "/etc/tool/dir-2/sub", Mode: "0711"}})
 }
 
-// again changes what the others left.
-func (w *worker) again(tx *journal.Tx) error {
+// changeAndRollBack changes what the transactions before it left.
+func (w *worker) changeAndRollBack(tx *journal.Tx) error {
 	return errors.Join(
 		w.calls(tx,
-			call{"file.write", &pb.WriteFileArgs{Path: "/etc/large", Content: large('r')}},
+			call{"file.write", &pb.WriteFileArgs{Path: "/etc/large", Content: largeContent('r')}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/two", Content: []byte("and once more"), Inplace: true}},
 			call{"file.remove", &pb.RemoveArgs{Path: "/etc/new", Recursive: true}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("no directory")}},
 			call{"file.remove", &pb.RemoveArgs{Path: "/etc/link"}},
 			call{"file.chmod", &pb.ChmodArgs{Path: "/etc/program", Mode: "0755"}},
 			call{"file.write", &pb.WriteFileArgs{Path: "/etc/first", Content: []byte("changed again\n")}}),
-		w.command(tx, "3"))
+		w.runCommand(tx, "3"))
 }
 
-// command changes files as a command does that said what it touches: in place, and without any sync.
-func (w *worker) command(tx *journal.Tx, value string) error {
+// runCommand changes a declared tree as a command does: in place, and without any sync.
+func (w *worker) runCommand(tx *journal.Tx, value string) error {
 	if err := tx.BeforeTree(context.Background(), "/etc/tool"); err != nil {
 		return err
 	}
 	in := func(name string) string { return filepath.Join(files(w.dir), "etc/tool", name) }
 	return errors.Join(
-		os.WriteFile(in("db"), large(value[0]), 0),
-		os.WriteFile(in("new-pair"), []byte(value), 0o644), // parts the names of one file
+		os.WriteFile(in("db"), largeContent(value[0]), 0),
+		os.WriteFile(in("new-pair"), []byte(value), 0o644), // separates the two names of one file
 		os.Rename(in("new-pair"), in("pair")), os.Rename(in("pair"), in("pair-too")), os.Link(in("pair-too"), in("pair")),
 		os.WriteFile(in("made-"+value), []byte(value), 0o600),
-		os.MkdirAll(in("dir-"+value+"/sub"), 0o755), os.WriteFile(in("dir-"+value+"/sub/x"), large('x'), 0o644),
+		os.MkdirAll(in("dir-"+value+"/sub"), 0o755), os.WriteFile(in("dir-"+value+"/sub/x"), largeContent('x'), 0o644),
 		w.writeBack())
 }
 
-// synced changes files as a command does that syncs, but only what is its own.
-func (w *worker) synced(tx *journal.Tx) error {
+// runSyncingCommand changes a declared tree as a command does that syncs some of its files.
+func (w *worker) runSyncingCommand(tx *journal.Tx) error {
 	if err := tx.BeforeTree(context.Background(), "/etc/tool"); err != nil {
 		return err
 	}
@@ -248,16 +248,16 @@ func (w *worker) synced(tx *journal.Tx) error {
 	return errors.Join(tool.Sync(), tool.Close(), w.writeBack())
 }
 
-// work is the life of the process.
-func work(o order) (out outcome, err error) {
-	leaves := variantNamed(o.Variant)
+// runWorker is the main function of the worker process.
+func runWorker(o workerConfig) (out workerResult, err error) {
+	leaves := omissionOf(o.Variant)
 	watch, err := watchSyncs(leaves.sync)
 	if err != nil {
-		return outcome{}, err
+		return workerResult{}, err
 	}
 	device, err := os.Open(o.Dir)
 	if err != nil {
-		return outcome{}, err
+		return workerResult{}, err
 	}
 	defer device.Close()
 	skipped := 0
@@ -269,33 +269,33 @@ func work(o order) (out outcome, err error) {
 		return nil
 	})
 	if err != nil {
-		return outcome{}, err
+		return workerResult{}, err
 	}
-	w := &worker{guest: g, order: o, device: device}
-	if err := out.see(w); err != nil {
-		return outcome{}, err
+	w := &worker{guest: g, config: o, device: device}
+	if err := out.addPicture(w); err != nil {
+		return workerResult{}, err
 	}
 	for _, each := range transactions {
-		if err := w.one(each, &out); err != nil {
-			return outcome{}, fmt.Errorf("%s: %w", each.key, err)
+		if err := w.runTransaction(each, &out); err != nil {
+			return workerResult{}, fmt.Errorf("%s: %w", each.key, err)
 		}
 	}
 	if err := g.close(); err != nil {
-		return outcome{}, err
+		return workerResult{}, err
 	}
-	out.Syncs, out.LeftOut = watch.end()
-	out.LeftOut += skipped
+	out.Syncs, out.Skipped = watch.result()
+	out.Skipped += skipped
 	return out, nil
 }
 
-func (o *outcome) see(w *worker) error {
-	p, err := picture(files(w.dir))
+func (o *workerResult) addPicture(w *worker) error {
+	p, err := describeTree(files(w.dir))
 	o.Pictures = append(o.Pictures, p)
 	return err
 }
 
-// one is one transaction to its end.
-func (w *worker) one(each transaction, out *outcome) error {
+// runTransaction runs a transaction to its end.
+func (w *worker) runTransaction(each transaction, out *workerResult) error {
 	ctx := context.Background()
 	tx, err := w.journal.Begin(ctx, journal.Header{MessageID: each.key, Key: each.key})
 	if err != nil {
@@ -303,9 +303,9 @@ func (w *worker) one(each transaction, out *outcome) error {
 	}
 	reply := &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED}
 	acknowledge := func() error {
-		n, err := entries(w.order.Log)
+		n, err := countEntries(w.config.Log)
 		out.Acks = append(out.Acks, ack{Entries: n, Key: each.key, Status: reply.Status})
-		return errors.Join(err, out.see(w))
+		return errors.Join(err, out.addPicture(w))
 	}
 	err = each.run(w, tx)
 	switch {
@@ -322,15 +322,15 @@ func (w *worker) one(each transaction, out *outcome) error {
 	return errors.Join(tx.Commit(ctx, reply), acknowledge(), w.writeBack(), tx.Close(ctx, reply))
 }
 
-// childVariable tells a process of this test binary that it is a worker, and what to do.
-const childVariable = "QUANTIX_BLOCKTEST_CHILD"
+// childEnv tells a process of this test binary that it is a worker, and what to do.
+const childEnv = "QUANTIX_BLOCKTEST_CHILD"
 
 func child(text string) error {
-	var o order
+	var o workerConfig
 	if err := json.Unmarshal([]byte(text), &o); err != nil {
 		return err
 	}
-	out, err := work(o)
+	out, err := runWorker(o)
 	if err != nil {
 		return err
 	}

@@ -6,9 +6,9 @@ import (
 	"fmt"
 )
 
-// What a write log is made of: a super block in the first sector, then for each entry a sector with its head, and behind
-// it what was written. From the kernel's documentation, admin-guide/device-mapper/log-writes, and the entries that are
-// little endian in drivers/md/dm-log-writes.c.
+// The format of a write log: a super block in the first sector, then for each entry a sector with its header, followed by
+// the data. From the kernel's documentation, admin-guide/device-mapper/log-writes, and drivers/md/dm-log-writes.c, where
+// the fields are little endian.
 const (
 	logMagic   = 0x6a736677736872
 	logVersion = 1
@@ -18,21 +18,21 @@ const (
 	flagDiscard = 1 << 2
 	flagMark    = 1 << 3
 
-	superSize = 8 + 8 + 8 + 4
-	headSize  = 8 + 8 + 8 + 8
+	superSize     = 8 + 8 + 8 + 4
+	entryHeadSize = 8 + 8 + 8 + 8
 )
 
 // entry is one request that a device completed.
 type entry struct {
 	flush   bool // all entries before it are durable
 	durable bool // it is durable itself
-	discard bool // length bytes are as good as lost; data is nil
+	discard bool // the content of the range is lost; data is nil
 	offset  int64
 	length  int64
 	data    []byte
 }
 
-// super is the head of a log.
+// super is the super block of a log.
 type super struct {
 	entries uint64
 	sector  int64
@@ -78,7 +78,7 @@ var errTorn = errors.New("the log ends in it")
 
 func parseEntry(log []byte, at, sector int64) (e entry, next int64, err error) {
 	size := int64(len(log))
-	if at > size-headSize {
+	if at > size-entryHeadSize {
 		return entry{}, 0, errTorn
 	}
 	le, head := binary.LittleEndian, log[at:]
@@ -105,13 +105,13 @@ func parseEntry(log []byte, at, sector int64) (e entry, next int64, err error) {
 	return e, next + e.length, nil
 }
 
-// epochs gives for each number of entries how many of the first are durable: those before the last flush among them.
-func epochs(entries []entry) []int {
+// durablePrefixes returns for each number of entries how many of the first are durable: those before the last flush.
+func durablePrefixes(entries []entry) []int {
 	durable := make([]int, len(entries)+1)
 	for n, e := range entries {
 		durable[n+1] = durable[n]
 		if e.flush {
-			durable[n+1] = n // what the flushing entry brings itself comes after the flush
+			durable[n+1] = n // the entry's own data is written after the flush
 			if e.length == 0 {
 				durable[n+1] = n + 1
 			}

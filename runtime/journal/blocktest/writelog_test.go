@@ -43,7 +43,7 @@ var sample = []entry{
 	{offset: 0, length: 512, data: filled(512, 3), flush: true},
 }
 
-func TestALogIsReadAsItWasWritten(t *testing.T) {
+func TestParseLog(t *testing.T) {
 	log := buildLog(sample, 512)
 	got, err := parseLog(log)
 	if err != nil || !reflect.DeepEqual(got, sample) {
@@ -52,20 +52,20 @@ func TestALogIsReadAsItWasWritten(t *testing.T) {
 	if _, err := parseLog(log[:len(log)-1]); err == nil {
 		t.Error("a log without its end is read")
 	}
-	for at := range len(log) { // no byte of it makes the reader fall
+	for at := range len(log) { // no damaged byte makes the parser panic
 		damaged := bytes.Clone(log)
 		damaged[at] ^= 0xff
 		_, _ = parseLog(damaged)
 	}
 }
 
-func TestWhatAFlushMakesDurable(t *testing.T) {
-	if got, want := epochs(sample), []int{0, 0, 2, 2, 2, 4}; !reflect.DeepEqual(got, want) {
+func TestDurablePrefixes(t *testing.T) {
+	if got, want := durablePrefixes(sample), []int{0, 0, 2, 2, 2, 4}; !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
 
-func TestADiskKeepsWhatIsWritten(t *testing.T) {
+func TestDiskWrite(t *testing.T) {
 	d := newDisk(20000)
 	for _, e := range sample {
 		d.apply(e)
@@ -98,7 +98,7 @@ func TestADiskKeepsWhatIsWritten(t *testing.T) {
 	}
 }
 
-func TestAWriteIsTornAtBlocks(t *testing.T) {
+func TestEntryPieces(t *testing.T) {
 	d, whole := newDisk(20000), newDisk(20000)
 	whole.seed = d.seed
 	e := entry{offset: 512, length: 10240, data: filled(10240, 7)}

@@ -12,7 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// openBuiltins makes a table of functions for each room that the agent named.
+// openBuiltins makes a table of functions for each room in the start message.
 func (m *machine) openBuiltins() {
 	for _, f := range m.start.GetFunctions() {
 		room, name, ok := strings.Cut(f.GetName(), ".")
@@ -20,20 +20,21 @@ func (m *machine) openBuiltins() {
 			m.L.SetGlobal(room, m.builtin(f.GetName()))
 			continue
 		}
-		m.room(room).RawSetString(name, m.builtin(f.GetName()))
+		m.roomTable(room).RawSetString(name, m.builtin(f.GetName()))
 	}
 }
 
-// room is the table of a room. A function that it does not have is an error with a hint, not a nil to be called.
-func (m *machine) room(name string) *glua.LTable {
+// roomTable returns the table of a room, and makes it where it is missing. To read a function that it does not have is
+// an error with a hint.
+func (m *machine) roomTable(name string) *glua.LTable {
 	if t, ok := m.L.GetGlobal(name).(*glua.LTable); ok {
 		return t
 	}
 	t, meta := m.L.NewTable(), m.L.NewTable()
 	meta.RawSetString("__index", m.function(func(L *glua.LState) int {
-		wanted := m.plain(L.Get(2))
+		wanted := m.rawTostring(L.Get(2))
 		message := fmt.Sprintf("%s has no function %s", name, wanted)
-		if other := suggest.Word(wanted, functionsOf(t)); other != "" {
+		if other := suggest.Closest(wanted, functionNames(t)); other != "" {
 			message += fmt.Sprintf(", did you mean %s?", other)
 		}
 		L.RaiseError("%s", message)
@@ -45,25 +46,25 @@ func (m *machine) room(name string) *glua.LTable {
 	return t
 }
 
-func functionsOf(t *glua.LTable) []string {
+func functionNames(t *glua.LTable) []string {
 	var names []string
 	t.ForEach(func(k, _ glua.LValue) { names = append(names, k.String()) })
 	sort.Strings(names)
 	return names
 }
 
-// openUnsupported makes what this agent does not have say so when it is called: a whole room, which may also be a
-// function, or one function of a room.
+// openUnsupported defines what this agent does not have, so that a call of it says so: a whole room, which may also be
+// a function, or one function of a room.
 func (m *machine) openUnsupported() {
 	raise := func(name string) {
-		m.notDeclaring(name)
+		m.refuseWhileDeclaring(name)
 		e := m.newError(&pb.RunnerError{Op: name, Code: "unsupported", Message: "this agent does not have it"})
 		e.RawSetString("kind", glua.LString("unsupported"))
 		m.L.Error(e, 1)
 	}
 	for _, name := range m.start.GetUnsupported() {
 		if room, function, ok := strings.Cut(name, "."); ok {
-			m.room(room).RawSetString(function, m.function(func(*glua.LState) int { raise(name); return 0 }))
+			m.roomTable(room).RawSetString(function, m.function(func(*glua.LState) int { raise(name); return 0 }))
 			continue
 		}
 		if m.L.GetGlobal(name) != glua.LNil {
@@ -71,7 +72,7 @@ func (m *machine) openUnsupported() {
 		}
 		t, meta := m.L.NewTable(), m.L.NewTable()
 		meta.RawSetString("__index", m.function(func(L *glua.LState) int {
-			function := name + "." + m.plain(L.Get(2))
+			function := name + "." + m.rawTostring(L.Get(2))
 			L.Push(m.function(func(*glua.LState) int { raise(function); return 0 }))
 			return 1
 		}))
@@ -82,8 +83,9 @@ func (m *machine) openUnsupported() {
 	}
 }
 
-// notDeclaring keeps the top level of a declared script from doing things: it is run only to see what it declares.
-func (m *machine) notDeclaring(name string) {
+// refuseWhileDeclaring raises an error while the top level of a declared script runs: that is only to read its
+// declaration.
+func (m *machine) refuseWhileDeclaring(name string) {
 	if m.declaring {
 		m.raise(&pb.RunnerError{
 			Op: name, Code: "refused", Message: "not at the top level of a declared script",
@@ -92,12 +94,12 @@ func (m *machine) notDeclaring(name string) {
 	}
 }
 
-// builtin is the function that has the agent do something.
+// builtin returns a function that calls an operation of the agent.
 func (m *machine) builtin(name string) *glua.LFunction {
 	return m.function(func(L *glua.LState) int {
-		m.notDeclaring(name)
-		at := m.here()
-		call := &pb.RunnerCall{Name: name, Script: valid(at.script), Line: uint32(max(at.line, 0))}
+		m.refuseWhileDeclaring(name)
+		at := m.currentPosition()
+		call := &pb.RunnerCall{Name: name, Script: toValidText(at.script), Line: uint32(max(at.line, 0))}
 		last := L.GetTop()
 		for last > 0 && L.Get(last) == glua.LNil {
 			last--
@@ -105,27 +107,27 @@ func (m *machine) builtin(name string) *glua.LFunction {
 		for i := 1; i <= last; i++ {
 			arg, err := m.toValue(L.Get(i))
 			if err != nil {
-				m.fail(name, "invalid", fmt.Sprintf("argument %d%v", i, err))
+				m.raiseError(name, "invalid", fmt.Sprintf("argument %d%v", i, err))
 			}
 			call.Args = append(call.Args, arg)
 		}
-		reply, err := m.wire.ask(call)
+		reply, err := m.agent.call(call)
 		if err != nil {
-			m.fail(name, "too_large", err.Error())
+			m.raiseError(name, "too_large", err.Error())
 		}
 		if reply.GetError() != nil {
 			m.raise(reply.GetError())
 		}
 		value, err := m.fromValue(reply.GetValue())
 		if err != nil {
-			m.fail(name, "internal", err.Error())
+			m.raiseError(name, "internal", err.Error())
 		}
 		L.Push(value)
 		return 1
 	})
 }
 
-// require(name) gives a module's value. Modules come with the run; each is loaded once.
+// require(name) returns a module's value. Modules come with the run; each is loaded once.
 func (m *machine) require(L *glua.LState) int {
 	name := L.CheckString(1)
 	if value, ok := m.modules[name]; ok {
@@ -134,12 +136,12 @@ func (m *machine) require(L *glua.LState) int {
 	}
 	for i, loading := range m.loading {
 		if loading == name {
-			m.fail("require", "loop", strings.Join(append(m.loading[i:], name), " needs "))
+			m.raiseError("require", "loop", strings.Join(append(m.loading[i:], name), " needs "))
 		}
 	}
 	source, ok := m.start.GetModules()[name]
 	if !ok {
-		m.fail("require", "not_found", fmt.Sprintf("there is no module %s: modules are bundled or sent with the script", name))
+		m.raiseError("require", "not_found", fmt.Sprintf("there is no module %s: modules are bundled or sent with the script", name))
 	}
 	f, _, err := m.compile(name+".lua", source)
 	if err != nil {
@@ -160,7 +162,7 @@ func (m *machine) require(L *glua.LState) int {
 	return 1
 }
 
-// raiseFailure raises an error of ours from within Lua; a module that does not parse is reported at its own line.
+// raiseFailure raises a Go error within Lua; a module that does not parse is reported at its own line.
 func (m *machine) raiseFailure(err error) {
 	var f *failure
 	if errors.As(err, &f) {

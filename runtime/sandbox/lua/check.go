@@ -14,34 +14,34 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// maxFindings is what is told of one script; who has more has to begin somewhere.
+// maxFindings is how many findings of one script are reported.
 const maxFindings = 100
 
-// checked tells the faults of a script that parses: what its text shows, and of a declared one what is wrong with the
+// check reports the faults of a script that parses: those that its text shows, and for a declared one those of its
 // declaration.
-func (m *machine) checked(main *glua.LFunction, declares bool) (*pb.RunnerDone, error) {
+func (m *machine) check(main *glua.LFunction, declares bool) (*pb.RunnerDone, error) {
 	done := &pb.RunnerDone{}
-	chunk, err := parse.Parse(bytes.NewReader(plainSource(m.start.GetSource())), m.start.GetName())
+	chunk, err := parse.Parse(bytes.NewReader(withoutPreamble(m.start.GetSource())), m.start.GetName())
 	if err != nil {
 		return nil, syntaxError(err, m.start.GetName(), m.start.GetSource())
 	}
-	c := m.look(chunk)
+	c := m.analyze(chunk)
 	if declares {
 		m.start.Describe = true
 		described, err := m.runDeclared(main)
-		if err != nil && m.stop.over() {
+		if err != nil && m.stopper.stopped() {
 			return nil, err
 		}
 		if err != nil {
 			f := m.failure(err)
 			column := int(f.GetColumn())
 			if column == 0 && f.GetKind() == "syntax" {
-				column = c.words.column("script", int(f.GetLine()), "script")
+				column = c.columns.column("script", int(f.GetLine()), "script")
 			}
-			c.find(int(f.GetLine()), column, "%s", f.GetMessage())
+			c.report(int(f.GetLine()), column, "%s", f.GetMessage())
 		}
 		done.Declaration = described.GetDeclaration()
-		c.needed(done.Declaration.GetNeeds(), chunk)
+		c.checkNeeds(done.Declaration.GetNeeds(), chunk)
 	}
 	sort.SliceStable(c.found, func(i, j int) bool {
 		a, b := c.found[i], c.found[j]
@@ -51,42 +51,42 @@ func (m *machine) checked(main *glua.LFunction, declares bool) (*pb.RunnerDone, 
 	return done, nil
 }
 
-// look walks a script.
-func (m *machine) look(chunk []ast.Stmt) *checker {
+// analyze walks the syntax tree of a script.
+func (m *machine) analyze(chunk []ast.Stmt) *checker {
 	c := &checker{m: m, functions: map[string]*pb.RunnerFunction{}, assigned: map[string]bool{"params": true},
-		words: scan(plainSource(m.start.GetSource()), m.start.GetName())}
+		columns: newColumnIndex(withoutPreamble(m.start.GetSource()), m.start.GetName())}
 	for _, f := range m.start.GetFunctions() {
 		c.functions[f.GetName()] = f
 	}
 	c.block(chunk, &scope{})
-	for _, read := range c.reads { // known only now: a function may read what is assigned below it
+	for _, read := range c.reads { // known only now: a function may read what is assigned after it
 		if !c.assigned[read.name] {
-			c.unknown(read)
+			c.reportUnknown(read)
 		}
 	}
 	return c
 }
 
-// checker walks a script.
+// checker walks the syntax tree of a script and collects findings.
 type checker struct {
-	m         *machine
-	functions map[string]*pb.RunnerFunction
-	assigned  map[string]bool // globals that the script itself makes
-	reads     []read
-	words     *tokens
-	uses      []use
-	requires  bool             // it has modules
-	callee    *ast.AttrGetExpr // the function of the call that is looked at
-	found     []*pb.RunnerFinding
+	m              *machine
+	functions      map[string]*pb.RunnerFunction
+	assigned       map[string]bool // globals that the script itself makes
+	reads          []globalRead
+	columns        *columnIndex
+	uses           []use
+	requires       bool             // the script uses require
+	calledFunction *ast.AttrGetExpr // the function of the call that is being checked
+	found          []*pb.RunnerFinding
 }
 
-// read is a name that is no local variable.
-type read struct {
+// globalRead is a use of a name that is no local variable.
+type globalRead struct {
 	name         string
 	line, column int
 }
 
-// scope are the local variables of a block.
+// scope holds the local variables of a block.
 type scope struct {
 	outer *scope
 	names map[string]bool
@@ -116,19 +116,19 @@ func (s *scope) has(name string) bool {
 	return false
 }
 
-func (c *checker) find(line, column int, format string, args ...any) {
-	c.found = append(c.found, &pb.RunnerFinding{Line: uint32(max(line, 0)), Column: uint32(column), Message: valid(fmt.Sprintf(format, args...))})
+func (c *checker) report(line, column int, format string, args ...any) {
+	c.found = append(c.found, &pb.RunnerFinding{Line: uint32(max(line, 0)), Column: uint32(column), Message: toValidText(fmt.Sprintf(format, args...))})
 }
 
-func (c *checker) unknown(r read) {
+func (c *checker) reportUnknown(r globalRead) {
 	text := fmt.Sprintf("%s is not known", r.name)
 	var names []string
 	c.m.L.G.Global.ForEach(func(k, _ glua.LValue) { names = append(names, k.String()) })
 	sort.Strings(names)
-	if other := suggest.Word(r.name, names); other != "" {
+	if other := suggest.Closest(r.name, names); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
-	c.find(r.line, r.column, "%s", text)
+	c.report(r.line, r.column, "%s", text)
 }
 
 func (c *checker) block(list []ast.Stmt, s *scope) {
@@ -190,7 +190,7 @@ func (c *checker) funcDef(n *ast.FuncDefStmt, s *scope) {
 	c.expr(n.Func, s)
 }
 
-// assign notes a global that the script makes. One that it only forgot to make local is seen by everything it requires.
+// assign notes an assignment to a global. All modules see such a global, also where only the word local was forgotten.
 func (c *checker) assign(left ast.Expr, s *scope) {
 	ident, ok := left.(*ast.IdentExpr)
 	if !ok {
@@ -200,11 +200,11 @@ func (c *checker) assign(left ast.Expr, s *scope) {
 	if s.has(ident.Value) {
 		return
 	}
-	column := c.words.column("assign", ident.Line(), ident.Value)
+	column := c.columns.column("assign", ident.Line(), ident.Value)
 	if c.m.L.GetGlobal(ident.Value) != glua.LNil {
-		c.find(ident.Line(), column, "%s is the language's own, and is replaced here", ident.Value)
+		c.report(ident.Line(), column, "%s is the language's own, and is replaced here", ident.Value)
 	} else if !c.assigned[ident.Value] {
-		c.find(ident.Line(), column, "%s becomes a global: is local missing?", ident.Value)
+		c.report(ident.Line(), column, "%s becomes a global: is local missing?", ident.Value)
 	}
 	c.assigned[ident.Value] = true
 }
@@ -219,8 +219,8 @@ func (c *checker) expr(e ast.Expr, s *scope) {
 	switch n := e.(type) {
 	case *ast.IdentExpr:
 		c.ident(n, s)
-		if !s.has(n.Value) && c.isRoom(n.Value) { // a room that is given away may be used for anything
-			c.uses = append(c.uses, use{name: n.Value + ".", line: n.Line(), vague: true})
+		if !s.has(n.Value) && c.isRoom(n.Value) { // a room that is passed on may be used for anything
+			c.addMention(n.Value+".", n.Line(), 0)
 		}
 	case *ast.AttrGetExpr:
 		c.attr(n, s)
@@ -250,18 +250,19 @@ func (c *checker) expr(e ast.Expr, s *scope) {
 	}
 }
 
-// ident notes a name that nothing explains yet.
+// ident notes the use of a name that is no local variable.
 func (c *checker) ident(n *ast.IdentExpr, s *scope) {
 	if s.has(n.Value) {
 		return
 	}
 	c.requires = c.requires || n.Value == "require"
 	if c.m.L.GetGlobal(n.Value) == glua.LNil {
-		c.reads = append(c.reads, read{n.Value, n.Line(), c.words.column("read", n.Line(), n.Value)})
+		c.reads = append(c.reads, globalRead{n.Value, n.Line(), c.columns.column("read", n.Line(), n.Value)})
 	}
 }
 
-// builtinName is room.function where an expression says it and no local variable hides the room.
+// builtinName returns room.function where an expression is that and no local variable hides the room; else an empty
+// string.
 func builtinName(e ast.Expr, s *scope) string {
 	attr, ok := e.(*ast.AttrGetExpr)
 	if !ok {
@@ -275,7 +276,7 @@ func builtinName(e ast.Expr, s *scope) string {
 	return room.Value + "." + key.Value
 }
 
-// attr holds room.function against what there is.
+// attr checks that room.function exists.
 func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
 	name := builtinName(n, s)
 	room, function, ok := strings.Cut(name, ".")
@@ -284,17 +285,17 @@ func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
 		return
 	}
 	c.ident(n.Object.(*ast.IdentExpr), s)
-	column := c.words.column("attr", n.Line(), room, ".", function)
-	if c.functions[name] != nil && c.callee != n {
-		c.uses = append(c.uses, use{name: name, line: n.Line(), column: column, vague: true})
+	column := c.columns.column("attr", n.Line(), room, ".", function)
+	if c.functions[name] != nil && c.calledFunction != n {
+		c.addMention(name, n.Line(), column)
 	}
 	if c.functions[name] != nil || c.assigned[room] {
 		return
 	}
 	for _, missing := range c.m.start.GetUnsupported() {
 		if missing == room || missing == name {
-			c.uses = append(c.uses, use{name: name, line: n.Line(), column: column, vague: true})
-			c.find(n.Line(), column, "%s: this agent does not have it", name)
+			c.addMention(name, n.Line(), column)
+			c.report(n.Line(), column, "%s: this agent does not have it", name)
 			return
 		}
 	}
@@ -303,38 +304,38 @@ func (c *checker) attr(n *ast.AttrGetExpr, s *scope) {
 		return
 	}
 	text := fmt.Sprintf("%s has no function %s", room, function)
-	if other := suggest.Word(function, functionsOf(t)); other != "" {
+	if other := suggest.Closest(function, functionNames(t)); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
-	c.find(n.Line(), column, "%s", text)
+	c.report(n.Line(), column, "%s", text)
 }
 
-// call looks at a call, and holds the arguments of a builtin against what it takes, as far as the text shows them.
+// call checks a call, and the arguments of a builtin as far as the text shows them.
 func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
-	name, outer := builtinName(n.Func, s), c.callee
+	name, outer := builtinName(n.Func, s), c.calledFunction
 	f := c.functions[name]
 	column := 0
 	if f != nil {
 		room, function, _ := strings.Cut(name, ".")
-		column = c.words.column("call", n.Func.Line(), room, ".", function)
-		c.callee = n.Func.(*ast.AttrGetExpr)
-		c.used(f, n.Args, n.Func.Line(), column)
+		column = c.columns.column("call", n.Func.Line(), room, ".", function)
+		c.calledFunction = n.Func.(*ast.AttrGetExpr)
+		c.addCall(f, n.Args, n.Func.Line(), column)
 	}
 	c.exprs([]ast.Expr{n.Func, n.Receiver}, s)
-	c.callee = outer
+	c.calledFunction = outer
 	c.exprs(n.Args, s)
 	if f != nil {
-		c.counted(n, f, column)
+		c.checkArguments(n, f, column)
 	}
 }
 
-// counted counts the arguments of a call.
-func (c *checker) counted(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
+// checkArguments checks the number of arguments of a call.
+func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
 	args, most := n.Args, len(f.GetArgs())
 	if len(args) > 0 {
 		switch args[len(args)-1].(type) {
 		case *ast.FuncCallExpr, *ast.Comma3Expr:
-			return // nobody knows how many these are
+			return // their number is not known
 		}
 	}
 	least := most - int(f.GetOptional())
@@ -343,16 +344,17 @@ func (c *checker) counted(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int)
 	}
 	switch {
 	case len(args) < least:
-		c.find(n.Line(), column, "%s: argument %d (%s) is missing", f.GetName(), len(args)+1, f.GetArgs()[len(args)])
+		c.report(n.Line(), column, "%s: argument %d (%s) is missing", f.GetName(), len(args)+1, f.GetArgs()[len(args)])
 	case len(args) > most:
-		c.find(n.Line(), column, "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
+		c.report(n.Line(), column, "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
 	case len(args) > least && len(f.GetOptions()) > 0:
-		c.options(f, args)
+		c.checkOptions(f, args)
 	}
 }
 
-// options looks at a table of options that is written out: the last argument, where no list or map belongs.
-func (c *checker) options(f *pb.RunnerFunction, args []ast.Expr) {
+// checkOptions checks the names in a table of options that is written out: the last argument, where no positional one
+// belongs.
+func (c *checker) checkOptions(f *pb.RunnerFunction, args []ast.Expr) {
 	t, ok := args[len(args)-1].(*ast.TableExpr)
 	if !ok || len(args) <= len(f.GetArgs()) {
 		return
@@ -363,9 +365,9 @@ func (c *checker) options(f *pb.RunnerFunction, args []ast.Expr) {
 			continue
 		}
 		text := fmt.Sprintf("%s: unknown option %s", f.GetName(), key.Value)
-		if other := suggest.Word(key.Value, f.GetOptions()); other != "" {
+		if other := suggest.Closest(key.Value, f.GetOptions()); other != "" {
 			text += fmt.Sprintf(", did you mean %s?", other)
 		}
-		c.find(key.Line(), c.words.column("option", key.Line(), key.Value), "%s", text)
+		c.report(key.Line(), c.columns.column("option", key.Line(), key.Value), "%s", text)
 	}
 }

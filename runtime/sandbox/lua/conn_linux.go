@@ -8,14 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connection is descriptor 3, where the agent put it, with plain blocking calls: twice as fast as the runtime's poller.
-type connection struct{}
+// agentConn is the connection to the agent, on connFD. It uses plain blocking calls, which are twice as fast as the
+// runtime's poller.
+type agentConn struct{}
 
-const descriptor = 3
+// connFD is the descriptor that the agent passes to a runner.
+const connFD = 3
 
-func (connection) Read(b []byte) (int, error) {
+func (agentConn) Read(b []byte) (int, error) {
 	for {
-		n, err := unix.Read(descriptor, b)
+		n, err := unix.Read(connFD, b)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
@@ -28,9 +30,9 @@ func (connection) Read(b []byte) (int, error) {
 	}
 }
 
-func (connection) Write(b []byte) (int, error) {
+func (agentConn) Write(b []byte) (int, error) {
 	for done := 0; done < len(b); {
-		n, err := unix.Write(descriptor, b[done:])
+		n, err := unix.Write(connFD, b[done:])
 		if err == unix.EINTR {
 			continue
 		}
@@ -42,5 +44,5 @@ func (connection) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// interruption is the signal by which the agent asks for an end.
-var interruption os.Signal = syscall.SIGUSR1
+// interruptSignal is the signal by which the agent asks a runner to stop its script.
+var interruptSignal os.Signal = syscall.SIGUSR1

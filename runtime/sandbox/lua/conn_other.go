@@ -7,10 +7,11 @@ import (
 	"os"
 )
 
-// connection is nothing where runners are not supported.
-type connection struct{}
+// agentConn fails on systems without runners.
+type agentConn struct{}
 
-func (connection) Read([]byte) (int, error)  { return 0, errors.ErrUnsupported }
-func (connection) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }
+func (agentConn) Read([]byte) (int, error)  { return 0, errors.ErrUnsupported }
+func (agentConn) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
-var interruption os.Signal
+// interruptSignal is nil: there is no such signal.
+var interruptSignal os.Signal

@@ -14,21 +14,21 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// script is the function that a declaration calls. It only keeps the table.
+// script is the Lua function that a declaration calls. It only keeps the table.
 func (m *machine) script(L *glua.LState) int {
 	if !m.declaring || m.declared != nil {
 		L.RaiseError("return script {…} must be the last statement of a script")
 	}
 	m.declared = L.CheckTable(1)
-	m.declaredAt = m.here()
+	m.declaredAt = m.currentPosition()
 	L.SetTop(1)
 	return 1
 }
 
-// runDeclared has the script declare itself, and then runs its run function with checked parameters.
+// runDeclared reads the script's declaration, and then calls its run function with checked parameters.
 func (m *machine) runDeclared(main *glua.LFunction) (*pb.RunnerDone, error) {
 	m.declaring = true
-	value, err := m.protected(main)
+	value, err := m.callProtected(main)
 	if err != nil {
 		return nil, err
 	}
@@ -47,10 +47,10 @@ func (m *machine) runDeclared(main *glua.LFunction) (*pb.RunnerDone, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.finish(m.declared.RawGetString("run").(*glua.LFunction), params)
+	return m.callMain(m.declared.RawGetString("run").(*glua.LFunction), params)
 }
 
-// declarationFault tells all that is wrong with a declaration.
+// declarationFault returns an error with all faults of a declaration.
 func (m *machine) declarationFault(faults []string) error {
 	at := m.declaredAt
 	if at.script == "" {
@@ -66,18 +66,18 @@ var (
 	scriptName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 )
 
-// reader collects what is wrong with a table while it takes values out of it.
-type reader struct {
+// tableReader reads fields of a table and collects faults.
+type tableReader struct {
 	t      *glua.LTable
 	faults []string
 }
 
-func (r *reader) fault(format string, args ...any) {
+func (r *tableReader) fault(format string, args ...any) {
 	r.faults = append(r.faults, fmt.Sprintf(format, args...))
 }
 
-// only refuses fields that nobody knows, sorted, with the name that was probably meant.
-func (r *reader) only(what string, known []string) {
+// rejectUnknown reports fields that are not known, sorted, with the name that was probably meant.
+func (r *tableReader) rejectUnknown(what string, known []string) {
 	var unknown []string
 	for k, _ := r.t.Next(glua.LNil); k != glua.LNil; k, _ = r.t.Next(k) {
 		name := k.String()
@@ -85,7 +85,7 @@ func (r *reader) only(what string, known []string) {
 			continue
 		}
 		text := fmt.Sprintf("unknown %s %s", what, name)
-		if other := suggest.Word(name, known); other != "" {
+		if other := suggest.Closest(name, known); other != "" {
 			text += fmt.Sprintf(", did you mean %s?", other)
 		}
 		unknown = append(unknown, text)
@@ -103,7 +103,7 @@ func contains(list []string, word string) bool {
 	return false
 }
 
-func (r *reader) text(name string) string {
+func (r *tableReader) text(name string) string {
 	switch v := r.t.RawGetString(name).(type) {
 	case *glua.LNilType:
 	case glua.LString:
@@ -114,7 +114,7 @@ func (r *reader) text(name string) string {
 	return ""
 }
 
-func (r *reader) flag(name string) bool {
+func (r *tableReader) boolean(name string) bool {
 	switch v := r.t.RawGetString(name).(type) {
 	case *glua.LNilType:
 	case glua.LBool:
@@ -125,8 +125,8 @@ func (r *reader) flag(name string) bool {
 	return false
 }
 
-// seconds takes a number of seconds, or text such as "90s" or "5m"; nil where it is not given.
-func (r *reader) seconds(name string) *float64 {
+// seconds reads a number of seconds, or text such as "90s" or "5m"; nil where the field is missing.
+func (r *tableReader) seconds(name string) *float64 {
 	var s float64
 	switch v := r.t.RawGetString(name).(type) {
 	case *glua.LNilType:
@@ -151,8 +151,8 @@ func (r *reader) seconds(name string) *float64 {
 	return &s
 }
 
-// number takes a number; nil where it is not given.
-func (r *reader) number(name string) *float64 {
+// number reads a number; nil where the field is missing.
+func (r *tableReader) number(name string) *float64 {
 	switch v := r.t.RawGetString(name).(type) {
 	case *glua.LNilType:
 	case glua.LNumber:
@@ -166,7 +166,7 @@ func (r *reader) number(name string) *float64 {
 	return nil
 }
 
-func (r *reader) texts(name string) []string {
+func (r *tableReader) strings(name string) []string {
 	v := r.t.RawGetString(name)
 	if v == glua.LNil {
 		return nil
@@ -184,18 +184,18 @@ func (r *reader) texts(name string) []string {
 			r.fault("%s must be a list of strings", name)
 			return nil
 		}
-		out = append(out, valid(string(s)))
+		out = append(out, toValidText(string(s)))
 	}
 	return out
 }
 
-// readDeclaration holds a declaration against what one may say, and tells all faults at once.
-func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*spec, error) {
-	r := &reader{t: t}
-	r.only("field", declarationFields)
+// readDeclaration checks a declaration and returns it with its parameters. The error has all faults at once.
+func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*paramSpec, error) {
+	r := &tableReader{t: t}
+	r.rejectUnknown("field", declarationFields)
 	d := &pb.ScriptDeclaration{
-		Name: valid(r.text("name")), Version: valid(r.text("version")), Description: valid(r.text("description")),
-		Needs: r.texts("needs"), Readonly: r.flag("readonly"), Confirm: r.seconds("confirm"),
+		Name: toValidText(r.text("name")), Version: toValidText(r.text("version")), Description: toValidText(r.text("description")),
+		Needs: r.strings("needs"), Readonly: r.boolean("readonly"), Confirm: r.seconds("confirm"),
 	}
 	if list, ok := t.RawGetString("needs").(*glua.LTable); ok && list.Len() == 0 {
 		r.fault("needs is empty, which would limit nothing: leave it out, or say what the script needs")

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// differences are where ours is not as Lua 5.1 on purpose, or because the interpreter's core has it so.
-var differences = []struct{ source, ours, why string }{
+// intendedDifferences are where this package differs from Lua 5.1, on purpose or because the interpreter's core does.
+var intendedDifferences = []struct{ source, ours, why string }{
 	{`tonumber("inf")`, "nil", "words are no numbers"},
 	{`tonumber("nan")`, "nil", "words are no numbers"},
 	{`tonumber("0x1p4")`, "nil", "the manual has whole hexadecimal numbers only"},
@@ -43,21 +43,21 @@ var differences = []struct{ source, ours, why string }{
 
 func TestDifferencesFromLua51(t *testing.T) {
 	m := prepared(t)
-	for _, d := range differences {
-		if got := m.give(d.source); got != d.ours {
+	for _, d := range intendedDifferences {
+		if got := m.evaluate(d.source); got != d.ours {
 			t.Errorf("%s gives %s, want %s", d.source, got, d.ours)
 		}
 	}
 }
 
-// TestDifferencesDiffer: what Lua 5.1 does as we do is no difference.
+// TestDifferencesDiffer: Lua 5.1 does differ in each case.
 func TestDifferencesDiffer(t *testing.T) {
 	if _, err := exec.LookPath("lua5.1"); err != nil {
 		t.Skip("needs Debian's lua5.1: apt-get install lua5.1")
 	}
 	path := filepath.Join(t.TempDir(), "cases")
 	var sources []string
-	for _, d := range differences {
+	for _, d := range intendedDifferences {
 		sources = append(sources, d.source)
 	}
 	record(t, path, sources)
@@ -66,10 +66,10 @@ func TestDifferencesDiffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, line := range strings.Split(strings.TrimSuffix(string(recorded), "\n"), "\n") {
-		if _, theirs, _ := strings.Cut(line, "\t=>\t"); theirs == differences[i].ours {
-			t.Errorf("%s gives %s in Lua 5.1 as well", differences[i].source, theirs)
+		if _, theirs, _ := strings.Cut(line, "\t=>\t"); theirs == intendedDifferences[i].ours {
+			t.Errorf("%s gives %s in Lua 5.1 as well", intendedDifferences[i].source, theirs)
 		} else {
-			t.Logf("%s: %s, Lua 5.1: %s", differences[i].source, differences[i].ours, theirs)
+			t.Logf("%s: %s, Lua 5.1: %s", intendedDifferences[i].source, intendedDifferences[i].ours, theirs)
 		}
 	}
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-var update = flag.Bool("update", false, "ask lua5.1 what the cases give, and write testdata/*.cases")
+var update = flag.Bool("update", false, "ask lua5.1 for the results of the cases, and write testdata/*.cases")
 
-// TestAsLua51 holds our libraries against what Debian's lua5.1 gave for the same expressions: some written by hand, most
-// made up. go test -update makes and asks them anew.
+// TestAsLua51 compares the libraries with what Debian's lua5.1 returned for the same expressions: some written by hand, most
+// generated. go test -update generates and records them again.
 func TestAsLua51(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -53,7 +53,7 @@ func TestAsLua51(t *testing.T) {
 			m := prepared(t)
 			for _, line := range lines {
 				source, want, _ := strings.Cut(line, "\t=>\t")
-				if got := m.give(source); !same(got, want) {
+				if got := m.evaluate(source); !same(got, want) {
 					t.Errorf("%s gives\n%s, want\n%s", source, got, want)
 				}
 			}
@@ -61,7 +61,7 @@ func TestAsLua51(t *testing.T) {
 	}
 }
 
-// record asks Lua 5.1.
+// record writes the results of Lua 5.1.
 func record(t *testing.T, path string, cases []string) {
 	t.Helper()
 	seen := map[string]bool{}
@@ -82,7 +82,7 @@ func record(t *testing.T, path string, cases []string) {
 	}
 }
 
-// prepared is a machine that knows what the cases use.
+// prepared returns a machine with the functions that the cases use.
 func prepared(t testing.TB) *machine {
 	t.Helper()
 	m := newMachine(&pb.RunnerStart{Name: "case"}, nil, newStopper())
@@ -93,7 +93,7 @@ func prepared(t testing.TB) *machine {
 	}
 	f, _, err := m.compile("prelude", prelude)
 	if err == nil {
-		_, err = m.protected(f)
+		_, err = m.callProtected(f)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -101,8 +101,8 @@ func prepared(t testing.TB) *machine {
 	return m
 }
 
-// give is what an expression gives, in the words of record.lua.
-func (m *machine) give(source string) string {
+// evaluate returns the values of an expression, formatted as in record.lua.
+func (m *machine) evaluate(source string) string {
 	f, _, err := m.compile("case", []byte("return "+source))
 	if err != nil {
 		return "syntax: " + err.Error()
@@ -110,18 +110,18 @@ func (m *machine) give(source string) string {
 	top := m.L.GetTop()
 	m.L.Push(f)
 	if err := m.L.PCall(0, glua.MultRet, nil); err != nil {
-		_, message := m.splitPlace(err.(*glua.ApiError).Object.String())
-		return "error " + shown(glua.LString(message))
+		_, message := m.splitPosition(err.(*glua.ApiError).Object.String())
+		return "error " + formatValue(glua.LString(message))
 	}
 	var parts []string
 	for i := top + 1; i <= m.L.GetTop(); i++ {
-		parts = append(parts, shown(m.L.Get(i)))
+		parts = append(parts, formatValue(m.L.Get(i)))
 	}
 	m.L.SetTop(top)
 	return strings.Join(parts, "\t")
 }
 
-func shown(v glua.LValue) string {
+func formatValue(v glua.LValue) string {
 	switch v := v.(type) {
 	case glua.LString:
 		var out strings.Builder
@@ -144,8 +144,8 @@ func shown(v glua.LValue) string {
 	return v.Type().String()
 }
 
-// same compares numbers as such. The words of an error count but for what it says of types, which the interpreter words
-// in its own way where it is its error.
+// same compares numbers as numbers. Texts of errors must be equal but for what they say of types, which the interpreter
+// words differently in its own errors.
 func same(got, want string) bool {
 	if strings.HasPrefix(want, "error ") {
 		return strings.HasPrefix(got, gist(want))
@@ -162,7 +162,7 @@ func same(got, want string) bool {
 	return true
 }
 
-// gist is what an error must begin with.
+// gist returns what an error must begin with.
 func gist(want string) string {
 	switch {
 	case strings.HasPrefix(want, "error s:attempt to compare"):
@@ -185,8 +185,8 @@ func number(s string) float64 {
 	return f
 }
 
-// quoted is a string as both read it in source.
-func quoted(s string) string { return shown(glua.LString(s))[2:] }
+// quoted returns a string as both read it in source.
+func quoted(s string) string { return formatValue(glua.LString(s))[2:] }
 
 func literal(s string) string {
 	return `"` + strings.NewReplacer(`\\`, `\\`, `"`, `\"`).Replace(strings.ReplaceAll(quotedRaw(s), "\t", `\009`)) + `"`

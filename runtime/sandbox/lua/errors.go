@@ -10,33 +10,33 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// failure is an error that knows what it is.
+// failure is an error with a kind and a position.
 type failure struct {
 	kind, message string
-	at            place
+	at            position
 	column        int
 }
 
 func (f *failure) Error() string { return f.message }
 
-// failure makes the last word of an error, whatever it is.
+// failure returns the message to the agent about an error that ended the script.
 func (m *machine) failure(err error) *pb.RunnerFailure {
-	out := m.described(err)
-	if m.stop.over() { // whatever the script made of it
+	out := m.describeError(err)
+	if m.stopper.stopped() { // whatever the script made of the error
 		out = &pb.RunnerFailure{
-			Kind: m.stop.kind, Message: m.stop.message, Traceback: out.GetTraceback(), Script: out.GetScript(), Line: out.GetLine(),
+			Kind: m.stopper.kind, Message: m.stopper.message, Traceback: out.GetTraceback(), Script: out.GetScript(), Line: out.GetLine(),
 		}
-		if m.stop.seen {
-			out.Script, out.Line = m.stop.at.script, uint32(max(m.stop.at.line, 0))
+		if m.stopper.located {
+			out.Script, out.Line = m.stopper.stoppedAt.script, uint32(max(m.stopper.stoppedAt.line, 0))
 		}
 	}
-	out.Message, out.Script = valid(out.Message), valid(out.Script)
-	out.Op, out.Code, out.Object, out.Hint = valid(out.Op), valid(out.Code), valid(out.Object), valid(out.Hint)
-	out.Traceback = valid(out.Traceback)
+	out.Message, out.Script = toValidText(out.Message), toValidText(out.Script)
+	out.Op, out.Code, out.Object, out.Hint = toValidText(out.Op), toValidText(out.Code), toValidText(out.Object), toValidText(out.Hint)
+	out.Traceback = toValidText(out.Traceback)
 	return out
 }
 
-func (m *machine) described(err error) *pb.RunnerFailure {
+func (m *machine) describeError(err error) *pb.RunnerFailure {
 	var own *failure
 	if errors.As(err, &own) {
 		return &pb.RunnerFailure{
@@ -51,26 +51,26 @@ func (m *machine) described(err error) *pb.RunnerFailure {
 	out := &pb.RunnerFailure{Kind: "runtime", Traceback: strings.TrimPrefix(raised.StackTrace, "stack traceback:\n")}
 	switch object := raised.Object.(type) {
 	case *glua.LTable:
-		m.describeTable(out, object)
+		m.describeErrorTable(out, object)
 	case glua.LString:
-		at, message := m.splitPlace(string(object))
+		at, message := m.splitPosition(string(object))
 		out.Message, out.Script, out.Line = message, at.script, uint32(at.line)
 		if strings.HasSuffix(message, "stack overflow") || strings.HasSuffix(message, "registry overflow") {
 			out.Kind = "depth"
 			out.Message = "functions call one another too deeply"
 		}
 	default:
-		out.Message = m.lastWords(raised.Object)
+		out.Message = m.uncaughtText(raised.Object)
 	}
 	if out.Script == "" {
-		at := placeOfTrace(raised.StackTrace, m)
+		at := tracebackPosition(raised.StackTrace, m)
 		out.Script, out.Line = at.script, uint32(at.line)
 	}
 	return out
 }
 
-// describeTable takes what an error table says. Ours says all; a script's own says what it likes.
-func (m *machine) describeTable(out *pb.RunnerFailure, t *glua.LTable) {
+// describeErrorTable takes over the fields of an error table: one of a builtin, or a script's own.
+func (m *machine) describeErrorTable(out *pb.RunnerFailure, t *glua.LTable) {
 	field := func(name string) string {
 		if s, ok := t.RawGetString(name).(glua.LString); ok {
 			return string(s)
@@ -78,8 +78,8 @@ func (m *machine) describeTable(out *pb.RunnerFailure, t *glua.LTable) {
 		return ""
 	}
 	out.Op, out.Code, out.Object, out.Hint = field("op"), field("code"), field("object"), field("hint")
-	out.Message = m.lastWords(t)
-	if t.Metatable == m.errors {
+	out.Message = m.uncaughtText(t)
+	if t.Metatable == m.errorMetatable {
 		out.Kind = "builtin"
 		if out.Code == "unsupported" && field("kind") == "unsupported" {
 			out.Kind = "unsupported"
@@ -93,8 +93,8 @@ func (m *machine) describeTable(out *pb.RunnerFailure, t *glua.LTable) {
 	}
 }
 
-// splitPlace takes "motd.lua:3: " off a message.
-func (m *machine) splitPlace(message string) (place, string) {
+// splitPosition cuts a prefix such as "motd.lua:3: " off a message.
+func (m *machine) splitPosition(message string) (position, string) {
 	for name := range m.chunks {
 		rest, ok := strings.CutPrefix(message, name+":")
 		if !ok {
@@ -102,23 +102,23 @@ func (m *machine) splitPlace(message string) (place, string) {
 		}
 		number, text, ok := strings.Cut(rest, ":")
 		if line, err := strconv.Atoi(number); ok && err == nil {
-			return place{name, line}, strings.TrimPrefix(text, " ")
+			return position{name, line}, strings.TrimPrefix(text, " ")
 		}
 	}
-	return place{}, message
+	return position{}, message
 }
 
-// placeOfTrace is the innermost line of a traceback that belongs to a script.
-func placeOfTrace(trace string, m *machine) place {
+// tracebackPosition returns the innermost line of a traceback that belongs to a script.
+func tracebackPosition(trace string, m *machine) position {
 	for _, line := range strings.Split(trace, "\n") {
-		if at, rest := m.splitPlace(strings.TrimSpace(line)); rest != strings.TrimSpace(line) {
+		if at, rest := m.splitPosition(strings.TrimSpace(line)); rest != strings.TrimSpace(line) {
 			return at
 		}
 	}
-	return place{script: m.start.GetName()}
+	return position{script: m.start.GetName()}
 }
 
-// newError makes the error table that a script can catch: op, code, object, message, hint, and where it was raised.
+// newError returns an error table that a script can catch: op, code, object, message, hint, and where it was raised.
 func (m *machine) newError(e *pb.RunnerError) *glua.LTable {
 	t := m.L.NewTable()
 	for _, f := range []struct{ name, value string }{
@@ -128,10 +128,10 @@ func (m *machine) newError(e *pb.RunnerError) *glua.LTable {
 			t.RawSetString(f.name, glua.LString(f.value))
 		}
 	}
-	at := m.here()
+	at := m.currentPosition()
 	t.RawSetString("script", glua.LString(at.script))
 	t.RawSetString("line", glua.LNumber(at.line))
-	t.Metatable = m.errors
+	t.Metatable = m.errorMetatable
 	return t
 }
 
@@ -140,19 +140,19 @@ func (m *machine) raise(e *pb.RunnerError) {
 	m.L.Error(m.newError(e), 1)
 }
 
-// fail raises the error of one of our own functions, such as json.decode.
-func (m *machine) fail(op, code, message string) {
+// raiseError raises the error of a library function, such as json.decode. It does not return.
+func (m *machine) raiseError(op, code, message string) {
 	m.raise(&pb.RunnerError{Op: op, Code: code, Message: message})
 }
 
-// errorText prints an error table: "file.write /etc/motd: read-only file system".
+// errorText returns an error table as text: "file.write /etc/motd: read-only file system".
 func (m *machine) errorText(t *glua.LTable) string {
 	field := func(name string) string {
 		if v := t.RawGetString(name); v != glua.LNil {
 			if s, ok := v.(glua.LString); ok {
 				return string(s)
 			}
-			return m.plain(v)
+			return m.rawTostring(v)
 		}
 		return ""
 	}
@@ -166,8 +166,10 @@ func (m *machine) errorText(t *glua.LTable) string {
 	return head + ": " + message
 }
 
-// maxText is what is kept of a text that goes to the agent, in bytes; the agent keeps less.
-const maxText = 32 << 10
+// maxTextBytes is how much is sent of a text for people, in bytes; the agent keeps less.
+const maxTextBytes = 32 << 10
 
-// valid makes text fit for a message field that must be UTF-8 and short; the agent makes it readable where that matters.
-func valid(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxText)], "\uFFFD") }
+// toValidText returns text for a message field that must be UTF-8 and short. The agent escapes what must stay readable.
+func toValidText(s string) string {
+	return strings.ToValidUTF8(s[:min(len(s), maxTextBytes)], "\uFFFD")
+}

@@ -8,18 +8,18 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 )
 
-// format knows the conversions of the Lua manual and no others: those of Go would show addresses.
+// format is string.format, with the conversions of the Lua manual only: those of Go would show addresses.
 func format(a args) int {
 	text, arg := a.text(1), 1
 	out := builder{m: a.m}
 	for {
 		before, after, found := strings.Cut(text, "%")
-		out.add(before)
+		out.append(before)
 		if !found {
 			break
 		}
 		if strings.HasPrefix(after, "%") {
-			out.add("%")
+			out.append("%")
 			text = after[1:]
 			continue
 		}
@@ -35,28 +35,28 @@ func format(a args) int {
 	return 1
 }
 
-// convert prints one argument.
+// convert formats one argument.
 func (a args) convert(out *builder, spec numeral.Spec, arg int) {
 	if arg > a.L.GetTop() {
-		a.bad(arg, "no value")
+		a.argError(arg, "no value")
 	}
 	switch spec.Verb {
 	case 'd', 'i':
-		out.add(spec.Int(numeral.Int64(a.number(arg))))
+		out.append(spec.Int(numeral.Int64(a.number(arg))))
 	case 'u', 'x', 'X', 'o':
-		out.add(spec.Uint(bits(a.number(arg))))
+		out.append(spec.Uint(bits(a.number(arg))))
 	case 'c':
-		out.add(spec.Pad(string([]byte{byte(a.int(arg))})))
+		out.append(spec.Pad(string([]byte{byte(a.int(arg))})))
 	case 'e', 'E', 'f', 'g', 'G':
-		out.add(spec.Float(a.number(arg)))
+		out.append(spec.Float(a.number(arg)))
 	case 'q':
 		quote(out, a.text(arg))
 	case 's':
-		s := a.m.text(a.L.Get(arg))
+		s := a.m.tostring(a.L.Get(arg))
 		if spec.Precision >= 0 && spec.Precision < len(s) {
 			s = s[:spec.Precision]
 		}
-		out.add(spec.Pad(s))
+		out.append(spec.Pad(s))
 	case 0:
 		a.L.RaiseError("%s", "invalid option '%' to 'format'")
 	default:
@@ -64,7 +64,7 @@ func (a args) convert(out *builder, spec numeral.Spec, arg int) {
 	}
 }
 
-// bits are those of a whole number, negative ones in two's complement.
+// bits returns a whole number's bits, negative ones in two's complement.
 func bits(f float64) uint64 {
 	if f >= 1<<63 && f < 1<<64 {
 		return uint64(f)
@@ -79,34 +79,34 @@ func quote(out *builder, s string) {
 	for i := range len(s) {
 		switch c := s[i]; c {
 		case '"', '\\', '\n':
-			out.add(`\` + s[i:i+1])
+			out.append(`\` + s[i:i+1])
 		case '\r':
-			out.add(`\r`)
+			out.append(`\r`)
 		case 0:
-			out.add(`\000`)
+			out.append(`\000`)
 		default:
-			out.add(s[i : i+1])
+			out.append(s[i : i+1])
 		}
 	}
 	out.WriteByte('"')
 }
 
-// openArithmetic has strings in sums read as the manual has them read: the interpreter takes "010" for eight. Other
-// operands keep their own say.
+// openArithmetic makes arithmetic on strings follow the manual: the interpreter reads "010" as eight. Operands with
+// metamethods keep theirs.
 func (m *machine) openArithmetic(meta *glua.LTable) {
 	for event, compute := range operators {
 		meta.RawSetString(event, m.function(func(L *glua.LState) int {
 			left, right := L.Get(1), L.Get(2)
-			if event == "__unm" { // one operand, which may come alone
+			if event == "__unm" { // one operand, which may be the only argument
 				right = left
 			}
-			x, ok := numberOf(left)
-			y, also := numberOf(right)
+			x, ok := toNumber(left)
+			y, also := toNumber(right)
 			if ok && also {
 				L.Push(glua.LNumber(compute(x, y)))
 				return 1
 			}
-			if f, ok := other(L, event, left, right).(*glua.LFunction); ok {
+			if f, ok := operandMetamethod(L, event, left, right).(*glua.LFunction); ok {
 				L.Push(f)
 				L.Push(left)
 				L.Push(right)
@@ -117,14 +117,14 @@ func (m *machine) openArithmetic(meta *glua.LTable) {
 			if !ok {
 				wrong = left
 			}
-			L.RaiseError("%s", "attempt to perform arithmetic on a "+described(wrong))
+			L.RaiseError("%s", "attempt to perform arithmetic on a "+describeOperand(wrong))
 			return 0
 		}))
 	}
 }
 
-// other is what the operand that is no string has for an operation.
-func other(L *glua.LState, event string, left, right glua.LValue) glua.LValue {
+// operandMetamethod returns the metamethod of the operand that is not a string.
+func operandMetamethod(L *glua.LState, event string, left, right glua.LValue) glua.LValue {
 	for _, v := range []glua.LValue{left, right} {
 		if v.Type() != glua.LTString {
 			if f := L.GetMetaField(v, event); f != glua.LNil {
@@ -135,8 +135,8 @@ func other(L *glua.LState, event string, left, right glua.LValue) glua.LValue {
 	return glua.LNil
 }
 
-// described is a value's type, and for a string what it says.
-func described(v glua.LValue) string {
+// describeOperand returns a value's type, and for a string its text too.
+func describeOperand(v glua.LValue) string {
 	s, ok := v.(glua.LString)
 	if !ok {
 		return v.Type().String() + " value"

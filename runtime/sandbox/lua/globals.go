@@ -10,18 +10,18 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// withdrawn are the functions of the base library that reach files, compile, or see the interpreter itself.
-var withdrawn = [...]string{
+// removedGlobals are the functions of the base library that read files, compile code, or show the interpreter itself.
+var removedGlobals = [...]string{
 	"dofile", "load", "loadfile", "loadstring", "module", "getfenv", "setfenv", "newproxy", "_printregs",
 	"_GOPHER_LUA_VERSION",
 }
 
-// open gives the script its world.
-func (m *machine) open() {
+// openLibraries defines the globals of a script.
+func (m *machine) openLibraries() {
 	m.L.Push(m.L.NewFunction(glua.OpenBase))
 	m.L.Push(glua.LString(glua.BaseLibName))
 	m.L.Call(1, 0)
-	for _, name := range withdrawn {
+	for _, name := range removedGlobals {
 		m.L.SetGlobal(name, glua.LNil)
 	}
 	m.openBase()
@@ -40,7 +40,7 @@ func (m *machine) open() {
 	m.L.SetGlobal("require", m.function(m.require))
 }
 
-// function makes a Lua function of one that needs no interpreter given.
+// function returns a Lua function.
 func (m *machine) function(f func(L *glua.LState) int) *glua.LFunction { return m.L.NewFunction(f) }
 
 // library puts functions into a global table, which is made where it is missing.
@@ -59,11 +59,11 @@ func (m *machine) library(name string, functions map[string]glua.LGFunction) *gl
 func (m *machine) openBase() {
 	for name, f := range map[string]glua.LGFunction{
 		"collectgarbage": func(L *glua.LState) int { L.Push(glua.LNumber(0)); return 1 },
-		"setmetatable":   m.wrapped("setmetatable", setmetatable),
-		"tonumber":       m.wrapped("tonumber", tonumber),
-		"tostring":       m.wrapped("tostring", tostring),
+		"setmetatable":   m.wrap("setmetatable", setmetatable),
+		"tonumber":       m.wrap("tonumber", tonumber),
+		"tostring":       m.wrap("tostring", tostring),
 		"next":           m.next,
-		"print":          func(L *glua.LState) int { m.logLine("info", m.joined(1, "\t")); return 0 },
+		"print":          func(L *glua.LState) int { m.logLine("info", m.joinArguments(1, "\t")); return 0 },
 	} {
 		m.L.SetGlobal(name, m.L.NewFunction(f))
 	}
@@ -78,16 +78,16 @@ func (m *machine) openBase() {
 }
 
 func tostring(a args) int {
-	a.L.Push(glua.LString(a.m.text(a.any(1))))
+	a.L.Push(glua.LString(a.m.tostring(a.value(1))))
 	return 1
 }
 
-// setmetatable is for tables only: what strings and numbers do is not the script's to change.
+// setmetatable accepts tables only: a script must not change what strings and numbers do.
 func setmetatable(a args) int {
 	t := a.table(1)
 	meta := a.L.Get(2)
 	if _, ok := meta.(*glua.LTable); !ok && (meta != glua.LNil || a.L.GetTop() < 2) {
-		a.wanted(2, "nil or table")
+		a.typeError(2, "nil or table")
 	}
 	if old, ok := t.Metatable.(*glua.LTable); ok && old.RawGetString("__metatable") != glua.LNil {
 		a.L.RaiseError("cannot change a protected metatable")
@@ -97,7 +97,7 @@ func setmetatable(a args) int {
 	return 1
 }
 
-// next sees through read-only tables, which are empty themselves.
+// next iterates over what a read-only table shows; such a table is empty itself.
 func (m *machine) next(L *glua.LState) int {
 	t := m.backing(L.CheckTable(1))
 	var key glua.LValue = glua.LNil
@@ -113,7 +113,7 @@ func (m *machine) next(L *glua.LState) int {
 	return 2
 }
 
-// readOnly is a table that shows t and cannot be written to. The tables within t are the script's own.
+// readOnly returns a table that shows t and cannot be written to. Tables within t can be changed.
 func (m *machine) readOnly(name string, t *glua.LTable) *glua.LTable {
 	front, meta := m.L.NewTable(), m.L.NewTable()
 	meta.RawSetString("__index", t)
@@ -124,13 +124,13 @@ func (m *machine) readOnly(name string, t *glua.LTable) *glua.LTable {
 	meta.RawSetString("__len", m.function(func(L *glua.LState) int { L.Push(glua.LNumber(t.Len())); return 1 }))
 	meta.RawSetString("__metatable", glua.LFalse)
 	front.Metatable = meta
-	m.real[front] = t
+	m.readOnlyTables[front] = t
 	return front
 }
 
-// backing is what a read-only table shows, or the table itself.
+// backing returns the table that a read-only table shows; another table is its own.
 func (m *machine) backing(t *glua.LTable) *glua.LTable {
-	if real := m.real[t]; real != nil {
+	if real := m.readOnlyTables[t]; real != nil {
 		return real
 	}
 	return t
@@ -144,15 +144,15 @@ func (m *machine) secrets() *glua.LTable {
 	return m.readOnly("secrets", t)
 }
 
-// text is tostring: a __tostring is asked, and no address is shown.
-func (m *machine) text(v glua.LValue) string {
-	if t, ok := v.(*glua.LTable); ok && t.Metatable == m.errors {
+// tostring returns a value as text. It calls __tostring, and never shows an address.
+func (m *machine) tostring(v glua.LValue) string {
+	if t, ok := v.(*glua.LTable); ok && t.Metatable == m.errorMetatable {
 		return m.errorText(t)
 	}
 	meta := m.L.GetMetaField(v, "__tostring")
 	f, ok := meta.(*glua.LFunction)
 	if !ok {
-		return m.plain(v)
+		return m.rawTostring(v)
 	}
 	m.L.Push(f)
 	m.L.Push(v)
@@ -161,26 +161,26 @@ func (m *machine) text(v glua.LValue) string {
 	if s, ok := m.L.Get(-1).(glua.LString); ok {
 		return string(s)
 	}
-	return m.plain(m.L.Get(-1))
+	return m.rawTostring(m.L.Get(-1))
 }
 
-// lastWords is text for an error that nobody caught: a __tostring that fails is not asked further.
-func (m *machine) lastWords(v glua.LValue) (text string) {
+// uncaughtText returns the text of an error that was not caught. Where its __tostring fails too, that is the raw text.
+func (m *machine) uncaughtText(v glua.LValue) (text string) {
 	f := m.L.NewFunction(func(L *glua.LState) int {
-		text = m.text(L.Get(1))
+		text = m.tostring(L.Get(1))
 		return 0
 	})
 	m.L.Push(f)
 	m.L.Push(v)
 	if m.L.PCall(1, 0, nil) != nil {
-		return m.plain(v)
+		return m.rawTostring(v)
 	}
 	return text
 }
 
-// plain is text without metatables. Tables, functions and the like are numbered as they are first shown: the same run
-// prints the same.
-func (m *machine) plain(v glua.LValue) string {
+// rawTostring returns a value as text without metatables. Tables, functions and the like are numbered in the order in
+// which they are first shown, so that the same run prints the same.
+func (m *machine) rawTostring(v glua.LValue) string {
 	switch v := v.(type) {
 	case glua.LString:
 		return string(v)
@@ -189,68 +189,68 @@ func (m *machine) plain(v glua.LValue) string {
 	case glua.LBool, *glua.LNilType:
 		return v.String()
 	}
-	id := m.ids[v]
+	id := m.displayIDs[v]
 	if id == 0 {
-		id = len(m.ids) + 1
-		m.ids[v] = id
+		id = len(m.displayIDs) + 1
+		m.displayIDs[v] = id
 	}
 	return fmt.Sprintf("%s: %d", v.Type(), id)
 }
 
-// joined prints the arguments of the running function from first on.
-func (m *machine) joined(first int, separator string) string {
+// joinArguments returns the arguments of the running function, from first on, as text.
+func (m *machine) joinArguments(first int, separator string) string {
 	var parts []string
 	for i := first; i <= m.L.GetTop(); i++ {
-		parts = append(parts, m.text(m.L.Get(i)))
+		parts = append(parts, m.tostring(m.L.Get(i)))
 	}
 	return strings.Join(parts, separator)
 }
 
-// openErrors makes the metatable of error tables: they print, and join with text.
+// openErrors makes the metatable of error tables: they can be printed and concatenated.
 func (m *machine) openErrors() {
-	m.errors = m.L.NewTable()
-	m.errors.RawSetString("__tostring", m.function(func(L *glua.LState) int {
-		L.Push(glua.LString(m.text(L.CheckAny(1))))
+	m.errorMetatable = m.L.NewTable()
+	m.errorMetatable.RawSetString("__tostring", m.function(func(L *glua.LState) int {
+		L.Push(glua.LString(m.tostring(L.CheckAny(1))))
 		return 1
 	}))
-	m.errors.RawSetString("__concat", m.function(func(L *glua.LState) int {
-		L.Push(glua.LString(m.text(L.CheckAny(1)) + m.text(L.CheckAny(2))))
+	m.errorMetatable.RawSetString("__concat", m.function(func(L *glua.LState) int {
+		L.Push(glua.LString(m.tostring(L.CheckAny(1)) + m.tostring(L.CheckAny(2))))
 		return 1
 	}))
-	m.errors.RawSetString("__metatable", glua.LFalse)
+	m.errorMetatable.RawSetString("__metatable", glua.LFalse)
 }
 
-// maxLine is what is kept of one line of the log, in bytes.
-const maxLine = 16 << 10
+// maxLogLine is how much is kept of one line of the log, in bytes.
+const maxLogLine = 16 << 10
 
 func (m *machine) logLine(level, line string) {
-	if m.wire == nil || m.start.GetDescribe() {
+	if m.agent == nil || m.start.GetDescribe() {
 		return
 	}
-	if len(line) > maxLine {
-		line = fmt.Sprintf("%s… (%d bytes more)", line[:maxLine], len(line)-maxLine)
+	if len(line) > maxLogLine {
+		line = fmt.Sprintf("%s… (%d bytes more)", line[:maxLogLine], len(line)-maxLogLine)
 	}
-	m.wire.tell(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Log{Log: &pb.RunnerLog{Level: level, Message: []byte(line)}}})
+	m.agent.notify(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Log{Log: &pb.RunnerLog{Level: level, Message: []byte(line)}}})
 }
 
-// openLog makes log(…), log.warn(…) and the like, and progress.
+// openLog defines log(…), log.warn(…) and the like, and progress.
 func (m *machine) openLog() {
 	log, meta := m.L.NewTable(), m.L.NewTable()
 	for _, level := range []string{"debug", "info", "warn", "error"} {
-		log.RawSetString(level, m.function(func(*glua.LState) int { m.logLine(level, m.joined(1, " ")); return 0 }))
+		log.RawSetString(level, m.function(func(*glua.LState) int { m.logLine(level, m.joinArguments(1, " ")); return 0 }))
 	}
-	meta.RawSetString("__call", m.function(func(*glua.LState) int { m.logLine("info", m.joined(2, " ")); return 0 }))
+	meta.RawSetString("__call", m.function(func(*glua.LState) int { m.logLine("info", m.joinArguments(2, " ")); return 0 }))
 	meta.RawSetString("__metatable", glua.LFalse)
 	log.Metatable = meta
 	m.L.SetGlobal("log", log)
 	m.L.SetGlobal("progress", m.function(m.progress))
 }
 
-// progress(fraction[, step]): how far the script is, from 0 to 1; nil where it cannot tell.
+// progress(fraction[, step]) reports progress: fraction is from 0 to 1, or nil where it is not known.
 func (m *machine) progress(L *glua.LState) int {
-	m.notDeclaring("progress")
+	m.refuseWhileDeclaring("progress")
 	step := L.OptString(2, "")
-	p := &pb.RunnerProgress{Step: []byte(step[:min(len(step), maxLine)])}
+	p := &pb.RunnerProgress{Step: []byte(step[:min(len(step), maxLogLine)])}
 	if L.Get(1) != glua.LNil {
 		fraction := float64(L.CheckNumber(1))
 		if !(fraction >= 0 && fraction <= 1) {
@@ -258,6 +258,6 @@ func (m *machine) progress(L *glua.LState) int {
 		}
 		p.Fraction = &fraction
 	}
-	m.wire.tell(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Progress{Progress: p}})
+	m.agent.notify(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Progress{Progress: p}})
 	return 0
 }

@@ -15,15 +15,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// openJSON makes json.encode, decode, array and null, and base64.
+// openJSON defines json.encode, decode, array and null, and base64.
 func (m *machine) openJSON() {
-	m.lists = m.L.NewTable()
+	m.listMetatable = m.L.NewTable()
 	null, meta := m.L.NewUserData(), m.L.NewTable()
 	meta.RawSetString("__tostring", m.function(func(L *glua.LState) int { L.Push(glua.LString("null")); return 1 }))
 	meta.RawSetString("__metatable", glua.LFalse)
 	null.Metatable = meta
 	m.null = null
-	m.library("json", map[string]glua.LGFunction{"encode": m.encode, "decode": m.decode, "array": m.array}).
+	m.library("json", map[string]glua.LGFunction{"encode": m.encodeJSON, "decode": m.decodeJSON, "array": m.array}).
 		RawSetString("null", null)
 	m.library("base64", map[string]glua.LGFunction{
 		"encode": func(L *glua.LState) int {
@@ -33,7 +33,7 @@ func (m *machine) openJSON() {
 		"decode": func(L *glua.LState) int {
 			b, err := base64.StdEncoding.DecodeString(L.CheckString(1))
 			if err != nil {
-				m.fail("base64.decode", "invalid", "this is not base64")
+				m.raiseError("base64.decode", "invalid", "this is not base64")
 			}
 			L.Push(glua.LString(b))
 			return 1
@@ -41,25 +41,25 @@ func (m *machine) openJSON() {
 	})
 }
 
-// array(t) marks a table as a list, which an empty one does not show by itself; without t it makes one.
+// array(t) marks a table as a list, which cannot be seen from an empty one; without t it makes one.
 func (m *machine) array(L *glua.LState) int {
 	t := L.OptTable(1, nil)
 	if t == nil {
 		t = L.NewTable()
 	}
-	t.Metatable = m.lists
+	t.Metatable = m.listMetatable
 	L.Push(t)
 	return 1
 }
 
-func (m *machine) encode(L *glua.LState) int {
+func (m *machine) encodeJSON(L *glua.LState) int {
 	value, err := m.toValue(L.CheckAny(1))
 	var out strings.Builder
 	if err == nil {
 		err = writeJSON(&out, value)
 	}
 	if err != nil {
-		m.fail("json.encode", "invalid", "value"+err.Error())
+		m.raiseError("json.encode", "invalid", "value"+err.Error())
 	}
 	L.Push(glua.LString(out.String()))
 	return 1
@@ -85,7 +85,7 @@ func writeJSON(out *strings.Builder, v *pb.LuaValue) error {
 	return nil
 }
 
-// jsonFormat writes numbers that people meet without an exponent.
+// jsonFormat returns the format of a number: without an exponent for sizes that people use.
 func jsonFormat(f float64) byte {
 	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e21) {
 		return 'e'
@@ -141,7 +141,7 @@ func writeJSONTable(out *strings.Builder, t *pb.LuaTable) error {
 	return nil
 }
 
-func (m *machine) decode(L *glua.LState) int {
+func (m *machine) decodeJSON(L *glua.LState) int {
 	decoder := json.NewDecoder(strings.NewReader(L.CheckString(1)))
 	value, err := m.readJSON(decoder, 0)
 	if err == nil {
@@ -150,7 +150,7 @@ func (m *machine) decode(L *glua.LState) int {
 		}
 	}
 	if err != nil {
-		m.fail("json.decode", "invalid", fmt.Sprintf("byte %d: %v", decoder.InputOffset(), err))
+		m.raiseError("json.decode", "invalid", fmt.Sprintf("byte %d: %v", decoder.InputOffset(), err))
 	}
 	L.Push(value)
 	return 1
@@ -198,7 +198,7 @@ func (m *machine) readJSON(d *json.Decoder, depth int) (glua.LValue, error) {
 		}
 	}
 	if list && t.Len() == 0 {
-		t.Metatable = m.lists
+		t.Metatable = m.listMetatable
 	}
 	_, err = d.Token() // the end
 	return t, err

@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// FuzzGsub holds laws: what replaces each match by itself changes nothing, and what gmatch gives, gsub is given.
+// FuzzGsub checks laws: to replace each match by itself changes nothing, and gmatch returns the matches that gsub replaces.
 func FuzzGsub(f *testing.F) {
 	f.Add("THE (quick) fox", "%((%a+)%)")
 	f.Add("a,b,,c", "[^,]*")
@@ -22,19 +22,19 @@ func FuzzGsub(f *testing.F) {
 		m := prepared(t)
 		in, p := literal(text), literal(source)
 		for _, replacement := range []string{`"%0"`, "{}", "function() end"} {
-			got := m.give("(string.gsub(" + in + ", " + p + ", " + replacement + "))")
+			got := m.evaluate("(string.gsub(" + in + ", " + p + ", " + replacement + "))")
 			if want := "s:" + quoted(text); got != want && !strings.HasPrefix(got, "error ") {
 				t.Errorf("gsub(%s, %s, %s) gives %s", in, p, replacement, got)
 			}
 		}
-		found := m.give("(string.find(" + in + ", " + p + ") ~= nil) == (string.match(" + in + ", " + p + ") ~= nil)")
+		found := m.evaluate("(string.find(" + in + ", " + p + ") ~= nil) == (string.match(" + in + ", " + p + ") ~= nil)")
 		if found != "true" && !strings.HasPrefix(found, "error ") {
 			t.Errorf("find and match of %s in %s do not agree: %s", p, in, found)
 		}
 		if strings.HasPrefix(source, "^") {
 			return // which means something else to gmatch
 		}
-		counted := m.give("(collect(" + in + ", " + p + ")) == select(2, string.gsub(" + in + ", " + p + ", ''))")
+		counted := m.evaluate("(collect(" + in + ", " + p + ")) == select(2, string.gsub(" + in + ", " + p + ", ''))")
 		if strings.HasPrefix(counted, "error ") {
 			return
 		}
@@ -44,7 +44,7 @@ func FuzzGsub(f *testing.F) {
 	})
 }
 
-// TestStringsAreMethods: also behind the colon it is ours, and a script cannot change what strings are.
+// TestStringsAreMethods: methods of strings are this library too, and a script cannot change them.
 func TestStringsAreMethods(t *testing.T) {
 	m := prepared(t)
 	for source, want := range map[string]string{
@@ -58,7 +58,7 @@ func TestStringsAreMethods(t *testing.T) {
 		`setmetatable({}, {__add = swap}) + "10"`: "s:<table: 2,10>",
 		`-"0x10" .. ""`:                           "s:-16",
 	} {
-		got := m.give(source)
+		got := m.evaluate(source)
 		got = strings.NewReplacer("case:1: ", "", "table: 2", "table", "table: 1", "table").Replace(got)
 		want = strings.NewReplacer("table: 2", "table", "table: 1", "table").Replace(want)
 		if got != want {
@@ -67,7 +67,7 @@ func TestStringsAreMethods(t *testing.T) {
 	}
 }
 
-// TestStopEndsLibraryCalls: what takes long looks whether the script was stopped, and the error knows the line.
+// TestStopEndsLibraryCalls: calls that take long end when the script is stopped, and the error has the line.
 func TestStopEndsLibraryCalls(t *testing.T) {
 	for name, source := range map[string]string{
 		"find":   "string.find(('a'):rep(3000), '(a*)(a*)(a*)(a*)(a*)%1%2%3%4%5b')",
@@ -79,7 +79,7 @@ func TestStopEndsLibraryCalls(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			stop := newStopper()
-			timer := time.AfterFunc(100*time.Millisecond, func() { stop.now("cpu", "enough") })
+			timer := time.AfterFunc(100*time.Millisecond, func() { stop.stop("cpu", "enough") })
 			defer timer.Stop()
 			began := time.Now()
 			done := execute(&pb.RunnerStart{Name: "long", Source: []byte("\n\n" + source)}, nil, stop)
@@ -93,7 +93,7 @@ func TestStopEndsLibraryCalls(t *testing.T) {
 	}
 }
 
-// TestResultsWithinMemory: what would not fit is not begun.
+// TestResultsWithinMemory: a result that would not fit into memory ends the script before it is built.
 func TestResultsWithinMemory(t *testing.T) {
 	for name, source := range map[string]string{
 		"rep":     "return string.rep('x', 1e12)",
@@ -116,12 +116,12 @@ func TestResultsWithinMemory(t *testing.T) {
 	}
 }
 
-// TestReadOnlyTables: what a script cannot write to, the table library cannot either, and reads.
+// TestReadOnlyTables: the table library reads read-only tables and cannot write to them.
 func TestReadOnlyTables(t *testing.T) {
 	m := prepared(t)
 	list := m.L.NewTable()
 	for _, v := range []string{"b", "a"} {
-		put(list, list.Len()+1, glua.LString(v))
+		rawSet(list, list.Len()+1, glua.LString(v))
 	}
 	m.L.SetGlobal("fixed", m.readOnly("fixed", list))
 	for source, want := range map[string]string{
@@ -134,7 +134,7 @@ func TestReadOnlyTables(t *testing.T) {
 		`(pcall(table.sort, fixed))`:    "false",
 		`#fixed`:                        "n:2",
 	} {
-		if got := m.give(source); got != want {
+		if got := m.evaluate(source); got != want {
 			t.Errorf("%s gives %s, want %s", source, got, want)
 		}
 	}

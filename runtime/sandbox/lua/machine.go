@@ -15,55 +15,55 @@ import (
 
 // machine is one script and its interpreter.
 type machine struct {
-	L     *glua.LState
-	wire  *wire
-	start *pb.RunnerStart
-	stop  *stopper
-	// chunks are the names of what was compiled, which begin the messages of errors.
+	L       *glua.LState
+	agent   *client
+	start   *pb.RunnerStart
+	stopper *stopper
+	// chunks are the names of what was compiled. The messages of errors begin with one.
 	chunks map[string]bool
-	// declaring: the top level of a declared script runs, which may not do anything.
-	declaring  bool
-	declared   *glua.LTable
-	declaredAt place
-	modules    map[string]glua.LValue
-	loading    []string // modules that are being loaded, outermost first
-	real       map[*glua.LTable]*glua.LTable
-	ids        map[glua.LValue]int
-	lists      *glua.LTable // the metatable of json.array
-	null       *glua.LUserData
-	errors     *glua.LTable // the metatable of error tables
+	// declaring is set while the top level of a declared script runs, which must not call builtins.
+	declaring      bool
+	declared       *glua.LTable
+	declaredAt     position
+	modules        map[string]glua.LValue
+	loading        []string // modules that are being loaded, outermost first
+	readOnlyTables map[*glua.LTable]*glua.LTable
+	displayIDs     map[glua.LValue]int
+	listMetatable  *glua.LTable // the metatable of json.array
+	null           *glua.LUserData
+	errorMetatable *glua.LTable // the metatable of error tables
 }
 
-// place is a line of a script.
-type place struct {
+// position is a line of a script.
+type position struct {
 	script string
 	line   int
 }
 
-// Sizes of the interpreter: calls in one another unless the agent says otherwise, and values on its stack, which grows with
-// need.
-const usualDepth, stackFirst, stackEachCall, stackStep = 1024, 1024, 64, 1024
+// Sizes of the interpreter: nested calls, unless the agent sets another depth, and values on its stack, which grows when
+// needed.
+const defaultDepth, initialStack, maxStackPerCall, stackGrowth = 1024, 1024, 64, 1024
 
-func newMachine(start *pb.RunnerStart, w *wire, stop *stopper) *machine {
+func newMachine(start *pb.RunnerStart, w *client, stop *stopper) *machine {
 	m := &machine{
-		wire: w, start: start, stop: stop,
+		agent: w, start: start, stopper: stop,
 		L: glua.NewState(glua.Options{
 			SkipOpenLibs: true, CallStackSize: stop.depth,
-			RegistrySize: stackFirst, RegistryMaxSize: max(stackFirst, stackEachCall*stop.depth), RegistryGrowStep: stackStep,
+			RegistrySize: initialStack, RegistryMaxSize: max(initialStack, maxStackPerCall*stop.depth), RegistryGrowStep: stackGrowth,
 		}),
-		chunks:  map[string]bool{},
-		modules: map[string]glua.LValue{},
-		real:    map[*glua.LTable]*glua.LTable{},
-		ids:     map[glua.LValue]int{},
+		chunks:         map[string]bool{},
+		modules:        map[string]glua.LValue{},
+		readOnlyTables: map[*glua.LTable]*glua.LTable{},
+		displayIDs:     map[glua.LValue]int{},
 	}
-	stop.locate = m.here
+	stop.position = m.currentPosition
 	m.L.SetContext(stop)
-	m.open()
+	m.openLibraries()
 	return m
 }
 
-// execute runs a script and gives its last word.
-func execute(start *pb.RunnerStart, w *wire, stop *stopper) *pb.RunnerDone {
+// execute runs a script and returns the runner's last message.
+func execute(start *pb.RunnerStart, w *client, stop *stopper) *pb.RunnerDone {
 	if start.GetDescribeAll() {
 		return describeAll(start, w, stop)
 	}
@@ -76,15 +76,15 @@ func execute(start *pb.RunnerStart, w *wire, stop *stopper) *pb.RunnerDone {
 }
 
 // describeAll reads the declaration of each module, in an interpreter of its own.
-func describeAll(start *pb.RunnerStart, w *wire, stop *stopper) *pb.RunnerDone {
+func describeAll(start *pb.RunnerStart, w *client, stop *stopper) *pb.RunnerDone {
 	all := &pb.RunnerDone{Descriptions: map[string]*pb.RunnerDescription{}}
 	for name, source := range start.GetModules() {
 		one := &pb.RunnerStart{
 			Name: name, Source: source, Describe: true, Functions: start.GetFunctions(), Unsupported: start.GetUnsupported(),
 		}
 		done := execute(one, w, stop)
-		if stop.over() {
-			return done // and nothing is known of the others
+		if stop.stopped() {
+			return done // the others were not read
 		}
 		all.Descriptions[name] = &pb.RunnerDescription{Declaration: done.GetDeclaration(), Error: done.GetError()}
 	}
@@ -97,7 +97,7 @@ func (m *machine) run() (*pb.RunnerDone, error) {
 		return nil, err
 	}
 	if m.start.GetCheck() {
-		return m.checked(main, declares)
+		return m.check(main, declares)
 	}
 	if declares {
 		return m.runDeclared(main)
@@ -110,24 +110,24 @@ func (m *machine) run() (*pb.RunnerDone, error) {
 		return nil, err
 	}
 	m.L.SetGlobal("params", m.readOnly("params", params))
-	return m.finish(main)
+	return m.callMain(main)
 }
 
-// finish calls the function that is the script and takes its result.
-func (m *machine) finish(main *glua.LFunction, args ...glua.LValue) (*pb.RunnerDone, error) {
-	value, err := m.protected(main, args...)
+// callMain calls the function that is the script and returns its result.
+func (m *machine) callMain(main *glua.LFunction, args ...glua.LValue) (*pb.RunnerDone, error) {
+	value, err := m.callProtected(main, args...)
 	if err != nil {
 		return nil, err
 	}
 	result, err := m.toValue(value)
 	if err != nil {
-		return nil, &failure{kind: "result", message: "result" + err.Error(), at: place{script: m.start.GetName()}}
+		return nil, &failure{kind: "result", message: "result" + err.Error(), at: position{script: m.start.GetName()}}
 	}
 	return &pb.RunnerDone{Result: result}, nil
 }
 
-// protected calls a function and gives its first result.
-func (m *machine) protected(f *glua.LFunction, args ...glua.LValue) (glua.LValue, error) {
+// callProtected calls a function and returns its first result.
+func (m *machine) callProtected(f *glua.LFunction, args ...glua.LValue) (glua.LValue, error) {
 	if err := m.L.CallByParam(glua.P{Fn: f, NRet: 1, Protect: true}, args...); err != nil {
 		return nil, err
 	}
@@ -136,14 +136,14 @@ func (m *machine) protected(f *glua.LFunction, args ...glua.LValue) (glua.LValue
 	return value, nil
 }
 
-// compile makes a function of source, and says whether it declares itself: whether its last statement is
-// return script {…}.
+// compile compiles source. declares is whether the script declares itself: whether its last statement is return script
+// {…}.
 func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declares bool, err error) {
 	m.chunks[name] = true
 	if bytes.IndexByte(source, 0) >= 0 || bytes.HasPrefix(source, []byte("\x1b")) {
-		return nil, false, &failure{kind: "syntax", message: "a script is text, and this is not", at: place{name, 1}}
+		return nil, false, &failure{kind: "syntax", message: "a script is text, and this is not", at: position{name, 1}}
 	}
-	source = plainSource(source)
+	source = withoutPreamble(source)
 	chunk, err := parse.Parse(bytes.NewReader(source), name)
 	if err != nil {
 		return nil, false, syntaxError(err, name, source)
@@ -155,8 +155,8 @@ func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declar
 	return m.L.NewFunctionFromProto(proto), declaresItself(chunk), nil
 }
 
-// plainSource is source without what editors and shells put before it.
-func plainSource(source []byte) []byte {
+// withoutPreamble returns source without a byte order mark and a #! line.
+func withoutPreamble(source []byte) []byte {
 	source = bytes.TrimPrefix(source, []byte("\xef\xbb\xbf"))
 	if bytes.HasPrefix(source, []byte("#!")) { // the end of its line stays, so that lines keep their numbers
 		source = source[len(source)-len(bytes.TrimLeftFunc(source, func(r rune) bool { return r != '\n' })):]
@@ -181,9 +181,9 @@ func declaresItself(chunk []ast.Stmt) bool {
 	return ok && f.Value == "script" && table
 }
 
-// syntaxError says where and near what the parser gave up.
+// syntaxError returns the position at which the parser gave up, and the token there.
 func syntaxError(err error, name string, source []byte) error {
-	f := &failure{kind: "syntax", message: strings.TrimSpace(err.Error()), at: place{script: name}}
+	f := &failure{kind: "syntax", message: strings.TrimSpace(err.Error()), at: position{script: name}}
 	var p *parse.Error
 	var c *glua.CompileError
 	switch {
@@ -202,15 +202,15 @@ func syntaxError(err error, name string, source []byte) error {
 	return f
 }
 
-// here is the line that runs now: that of the innermost function that is Lua.
-func (m *machine) here() place {
+// currentPosition returns the line that is being run: that of the innermost function that is Lua.
+func (m *machine) currentPosition() position {
 	for level := 0; ; level++ {
 		frame, ok := m.L.GetStack(level)
 		if !ok {
-			return place{script: m.start.GetName()}
+			return position{script: m.start.GetName()}
 		}
 		if _, err := m.L.GetInfo("Sl", frame, nil); err == nil && frame.CurrentLine > 0 && frame.Source != "" {
-			return place{frame.Source, frame.CurrentLine}
+			return position{frame.Source, frame.CurrentLine}
 		}
 	}
 }

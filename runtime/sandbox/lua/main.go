@@ -2,11 +2,11 @@
 //
 //	Main: seal ──► READY ──► Start ──► parse, compile, run ──► Done
 //	                                       │   ▲
-//	                              RunnerCall   RunnerReply     each builtin is a question to the agent
+//	                              RunnerCall   RunnerReply     each builtin is a call to the agent
 //
-// It is the only place that knows Lua. Nothing here guards the agent: a script that breaks out of the interpreter has a
-// process without rights, and what the agent gets to hear it takes for hostile. What is here makes honest scripts work
-// and wrong ones fail with a message that helps.
+// It is the only package that knows Lua. Nothing here protects the agent: a script that breaks out of the interpreter is in
+// a process without privileges, and the agent trusts nothing that a runner sends. What is here makes honest scripts work and
+// wrong ones fail with a message that helps.
 //
 // Not here: what a builtin does, who may call it, and the limits that the agent enforces from outside.
 package lua
@@ -24,16 +24,16 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Main is the whole life of a runner, and gives its exit status. args are the program's, after the one that made it a
-// runner: bytes of heap, whole seconds of processor time, and depth of calls.
+// Main is the main function of a runner; it returns the exit status. args are those of the program after sandbox.Arg:
+// bytes of heap, whole seconds of processor time, and depth of calls.
 func Main(args []string) int {
-	l, err := limits(args)
+	l, err := parseLimits(args)
 	if err == nil {
-		err = live(newWire(), l)
+		err = runOne(newClient(), l)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "script runner:", err)
@@ -42,13 +42,13 @@ func Main(args []string) int {
 	return 0
 }
 
-// limited is what a runner holds itself to.
-type limited struct {
+// limits are what a runner imposes on itself.
+type limits struct {
 	memory, cpu uint64
 	depth       int
 }
 
-func limits(args []string) (l limited, err error) {
+func parseLimits(args []string) (l limits, err error) {
 	if len(args) != 3 {
 		return l, fmt.Errorf("this process is started by the agent only")
 	}
@@ -59,27 +59,27 @@ func limits(args []string) (l limited, err error) {
 	return l, errors.Join(err1, err2, err3)
 }
 
-// live seals the process, runs one script, and says how it went.
-func live(w *wire, l limited) error {
+// runOne seals the process, runs one script, and reports its result.
+func runOne(c *client, l limits) error {
 	memory := l.memory
 	stop := newStopper()
-	watch(stop)
-	// No list can be longer within the heap. The interpreter fills the lists of what is not longer up to the highest
-	// index, so that t[67108863] = 1 alone would take a gigabyte.
+	handleInterrupt(stop)
+	// No list within the heap can be longer. The interpreter allocates a list up to its highest index below this, so that
+	// t[67108863] = 1 alone would take a gigabyte.
 	glua.MaxArrayIndex = int(min(memory/valueSize, uint64(glua.MaxArrayIndex)))
 	warmUp()
 	debug.FreeOSMemory()
-	debug.SetMaxStack(l.depth * stackEach)
+	debug.SetMaxStack(l.depth * goStackPerCall)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
-	if err := confine.Seal(confine.Limits{AddressSpace: memory + arenas, CPU: l.cpu}); err != nil {
+	if err := confine.Seal(confine.Limits{AddressSpace: memory + addressSpaceOverhead, CPU: l.cpu}); err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
-	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}}); err != nil {
+	if err := c.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}}); err != nil {
 		return err
 	}
-	m, err := w.in.Read()
+	m, err := c.in.Read()
 	if err == io.EOF {
-		return nil // not needed after all
+		return nil // the agent did not need this runner
 	}
 	if err != nil {
 		return err
@@ -89,99 +89,99 @@ func live(w *wire, l limited) error {
 		return fmt.Errorf("the agent began with something else than a script")
 	}
 	stop.memory, stop.depth = memory, l.depth
-	go sample(stop, memory)
-	done := execute(start, w, stop)
-	if size := proto.Size(done); size > link.MaxBytes/2 { // far beyond what the agent takes for a result
+	go watchHeap(stop, memory)
+	done := execute(start, c, stop)
+	if size := proto.Size(done); size > framing.MaxBytes/2 { // far beyond what the agent takes for a result
 		done = &pb.RunnerDone{Error: &pb.RunnerFailure{
 			Kind: "result", Code: tooLarge, Message: fmt.Sprintf("result has %d bytes", size), Script: start.GetName(),
 		}}
 	}
-	if err := w.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: done}}); err != nil {
+	if err := c.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: done}}); err != nil {
 		return err
 	}
-	w.in.Read() //nolint:errcheck // the agent measures this process, and then kills it
+	c.in.Read() //nolint:errcheck // the agent measures this process, and then kills it
 	return nil
 }
 
-// tooLarge is the code of a failure that is about size alone.
+// tooLarge is the code of errors about size alone.
 const tooLarge = "too_large"
 
-// stackEach makes deep recursion in Go (the parser's, a pattern's) fatal before it is large: bytes for each call that may
-// wait for another.
-const stackEach = 64 << 10
+// goStackPerCall is how much Go stack the process may use for each nested call of the depth limit, in bytes. Deep
+// recursion in Go, of the parser or an encoder, is fatal before it takes much memory.
+const goStackPerCall = 64 << 10
 
-// arenas is address space beyond the heap limit: Go reserves it 64 MiB at a time, and stacks and tables of the runtime
-// take some too. Less would kill honest scripts.
-const arenas = 128 << 20
+// addressSpaceOverhead is address space beyond the heap limit, in bytes: Go reserves it 64 MiB at a time, and stacks
+// and tables of the runtime take some too. With less, honest scripts die.
+const addressSpaceOverhead = 128 << 20
 
-// watch stops the script when the agent asks for it.
-func watch(stop *stopper) {
-	if interruption == nil {
+// handleInterrupt stops the script when the agent asks for it.
+func handleInterrupt(stop *stopper) {
+	if interruptSignal == nil {
 		return
 	}
 	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, interruption)
+	signal.Notify(asked, interruptSignal)
 	go func() { // ends with the process
 		for range asked {
-			stop.now("cancelled", "the script was stopped")
+			stop.stop("cancelled", "the script was stopped")
 		}
 	}()
 }
 
-// warmUp does once what a script would otherwise wait for, and what a sealed process may no longer do.
+// warmUp does in advance what is slow the first time, and what a sealed process may no longer do.
 func warmUp() {
 	start := &pb.RunnerStart{
 		Name: "warm", Source: []byte(`return {1, a = json.decode(json.encode({b = string.format("%d", 1)}))}`),
 	}
 	done := execute(start, nil, newStopper())
 	m := &pb.RunnerMessage{Kind: &pb.RunnerMessage_Done{Done: done}}
-	if frame, err := link.Encode(m, link.FromRunner); err == nil {
-		proto.Unmarshal(frame[4:], &pb.RunnerMessage{}) //nolint:errcheck // only its tables count
+	if frame, err := framing.Encode(m, framing.MaxFromRunner); err == nil {
+		proto.Unmarshal(frame[4:], &pb.RunnerMessage{}) //nolint:errcheck // it is for the tables that this initializes
 	}
 }
 
-// wire is the connection to the agent. One message is on its way at a time.
-type wire struct {
-	in  *link.Reader
+// client sends messages to the agent. It has one call in flight at a time.
+type client struct {
+	in  *framing.Reader
 	out io.Writer
 }
 
-func newWire() *wire {
-	return &wire{in: link.NewReader(connection{}, link.ToRunner), out: connection{}}
+func newClient() *client {
+	return &client{in: framing.NewReader(agentConn{}, framing.MaxToRunner), out: agentConn{}}
 }
 
-func (w *wire) send(m *pb.RunnerMessage) error {
-	frame, err := link.Encode(m, link.FromRunner)
+func (c *client) send(m *pb.RunnerMessage) error {
+	frame, err := framing.Encode(m, framing.MaxFromRunner)
 	if err != nil {
 		return err
 	}
-	_, err = w.out.Write(frame)
+	_, err = c.out.Write(frame)
 	return err
 }
 
-// ask sends a call and waits for its reply. Only link.ErrTooLarge comes back as an error: without an agent there is
-// nothing left to live for.
-func (w *wire) ask(call *pb.RunnerCall) (*pb.RunnerReply, error) {
-	frame, err := link.Encode(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Call{Call: call}}, link.FromRunner)
+// call sends a call and waits for its reply. The only error is framing.ErrTooLarge: where the connection fails the
+// process exits.
+func (c *client) call(call *pb.RunnerCall) (*pb.RunnerReply, error) {
+	frame, err := framing.Encode(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Call{Call: call}}, framing.MaxFromRunner)
 	if err != nil {
 		return nil, err
 	}
-	if _, err = w.out.Write(frame); err == nil {
+	if _, err = c.out.Write(frame); err == nil {
 		var m *pb.RunnerMessage
-		if m, err = w.in.Read(); err == nil && m.GetReply() != nil {
+		if m, err = c.in.Read(); err == nil && m.GetReply() != nil {
 			return m.GetReply(), nil
 		}
 	}
-	os.Exit(orphaned)
+	os.Exit(exitAgentGone)
 	return nil, nil
 }
 
-// tell sends what needs no answer.
-func (w *wire) tell(m *pb.RunnerMessage) {
-	if err := w.send(m); err != nil {
-		os.Exit(orphaned)
+// notify sends a message that has no reply.
+func (c *client) notify(m *pb.RunnerMessage) {
+	if err := c.send(m); err != nil {
+		os.Exit(exitAgentGone)
 	}
 }
 
-// orphaned is the exit status of a runner whose agent is gone.
-const orphaned = 3
+// exitAgentGone is the exit status of a runner whose agent is gone.
+const exitAgentGone = 3

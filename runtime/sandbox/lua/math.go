@@ -11,8 +11,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 )
 
-// simple are the functions from one number to another.
-var simple = map[string]func(float64) float64{
+// unaryFunctions take one number and return one.
+var unaryFunctions = map[string]func(float64) float64{
 	"abs": math.Abs, "acos": math.Acos, "asin": math.Asin, "atan": math.Atan, "ceil": math.Ceil, "cos": math.Cos,
 	"cosh": math.Cosh, "exp": math.Exp, "floor": math.Floor, "log": math.Log, "log10": math.Log10, "sin": math.Sin,
 	"sinh": math.Sinh, "sqrt": math.Sqrt, "tan": math.Tan, "tanh": math.Tanh,
@@ -20,12 +20,12 @@ var simple = map[string]func(float64) float64{
 	"rad": func(f float64) float64 { return f * (math.Pi / 180) },
 }
 
-// double are those from two.
-var double = map[string]func(x, y float64) float64{
+// binaryFunctions take two numbers and return one.
+var binaryFunctions = map[string]func(x, y float64) float64{
 	"atan2": math.Atan2, "fmod": math.Mod, "mod": math.Mod, "pow": math.Pow,
 }
 
-// operators are what Lua computes with signs, by the names of their events.
+// operators are the arithmetic operators, by the names of their metamethods.
 var operators = map[string]func(x, y float64) float64{
 	"__add": func(x, y float64) float64 { return x + y },
 	"__sub": func(x, y float64) float64 { return x - y },
@@ -36,7 +36,7 @@ var operators = map[string]func(x, y float64) float64{
 	"__unm": func(x, _ float64) float64 { return -x },
 }
 
-// modulo has the sign of y, as the interpreter's own.
+// modulo returns a result with the sign of y, as the interpreter does.
 func modulo(x, y float64) float64 {
 	r := math.Mod(x, y)
 	if r*y < 0 {
@@ -45,26 +45,26 @@ func modulo(x, y float64) float64 {
 	return r
 }
 
-// openMath makes the mathematical library.
+// openMath defines the math library.
 func (m *machine) openMath() {
 	all := map[string]func(args) int{
 		"frexp": frexp, "modf": modf, "max": extreme(func(x, y float64) bool { return y > x }),
 		"min":   extreme(func(x, y float64) bool { return y < x }),
-		"ldexp": func(a args) int { return a.give(math.Ldexp(a.number(1), a.int(2))) },
+		"ldexp": func(a args) int { return a.pushNumbers(math.Ldexp(a.number(1), a.int(2))) },
 	}
-	for name, f := range simple {
-		all[name] = func(a args) int { return a.give(f(a.number(1))) }
+	for name, f := range unaryFunctions {
+		all[name] = func(a args) int { return a.pushNumbers(f(a.number(1))) }
 	}
-	for name, f := range double {
-		all[name] = func(a args) int { return a.give(f(a.number(1), a.number(2))) }
+	for name, f := range binaryFunctions {
+		all[name] = func(a args) int { return a.pushNumbers(f(a.number(1), a.number(2))) }
 	}
 	m.addRandom(all)
-	t := m.functions("math", all)
+	t := m.registerFunctions("math", all)
 	t.RawSetString("pi", glua.LNumber(math.Pi))
 	t.RawSetString("huge", glua.LNumber(math.Inf(1)))
 }
 
-func (a args) give(numbers ...float64) int {
+func (a args) pushNumbers(numbers ...float64) int {
 	for _, f := range numbers {
 		a.L.Push(glua.LNumber(f))
 	}
@@ -73,19 +73,19 @@ func (a args) give(numbers ...float64) int {
 
 func frexp(a args) int {
 	fraction, exponent := math.Frexp(a.number(1))
-	return a.give(fraction, float64(exponent))
+	return a.pushNumbers(fraction, float64(exponent))
 }
 
 func modf(a args) int {
 	f := a.number(1)
 	if math.IsInf(f, 0) {
-		return a.give(f, 0)
+		return a.pushNumbers(f, 0)
 	}
 	whole, fraction := math.Modf(f)
-	return a.give(whole, fraction)
+	return a.pushNumbers(whole, fraction)
 }
 
-// extreme gives the argument that no other beats.
+// extreme returns a function that returns the argument that no other beats.
 func extreme(beats func(x, y float64) bool) func(args) int {
 	return func(a args) int {
 		best := a.number(1)
@@ -94,11 +94,11 @@ func extreme(beats func(x, y float64) bool) func(args) int {
 				best = f
 			}
 		}
-		return a.give(best)
+		return a.pushNumbers(best)
 	}
 }
 
-// addRandom adds the random numbers of this run: different in each, but for scripts that give a seed.
+// addRandom adds the random numbers: different in each run, unless the script sets a seed.
 func (m *machine) addRandom(all map[string]func(args) int) {
 	var seed [16]byte
 	rand.Read(seed[:]) //nolint:errcheck // never fails
@@ -111,38 +111,38 @@ func (m *machine) addRandom(all map[string]func(args) int) {
 		low, high, last := 1.0, 0.0, min(a.L.GetTop(), 2)
 		switch last {
 		case 0:
-			return a.give(random.Float64())
+			return a.pushNumbers(random.Float64())
 		case 1:
 			high = float64(a.int(1))
 		default:
 			low, high = float64(a.int(1)), float64(a.int(2))
 		}
 		if low > high {
-			a.bad(last, "interval is empty")
+			a.argError(last, "interval is empty")
 		}
 		if high-low >= 1<<53 {
-			a.bad(last, "interval is too large")
+			a.argError(last, "interval is too large")
 		}
-		return a.give(low + float64(random.Int64N(int64(high-low)+1)))
+		return a.pushNumbers(low + float64(random.Int64N(int64(high-low)+1)))
 	}
 }
 
 // tonumber reads a number, or a whole one to a base.
 func tonumber(a args) int {
-	base := a.intOr(2, 10)
+	base := a.optInt(2, 10)
 	if base == 10 {
-		if f, ok := numberOf(a.any(1)); ok {
-			return a.give(f)
+		if f, ok := toNumber(a.value(1)); ok {
+			return a.pushNumbers(f)
 		}
 		a.L.Push(glua.LNil)
 		return 1
 	}
 	text := a.text(1)
 	if base < 2 || base > 36 {
-		a.bad(2, "base out of range")
+		a.argError(2, "base out of range")
 	}
 	if f, ok := numeral.ParseBase(text, base); ok {
-		return a.give(f)
+		return a.pushNumbers(f)
 	}
 	a.L.Push(glua.LNil)
 	return 1

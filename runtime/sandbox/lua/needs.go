@@ -12,177 +12,251 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// use is one call of a builtin, or another way to it.
+// use is one call of a builtin, or a mention of it that is not a call.
 type use struct {
 	name         string
 	line, column int
-	// paths and programs are those that the text shows; vague: there are others, or it is no call.
-	paths, programs []string
-	vague           bool
+	// own are the objects that needs of the function's room are limited to; commands are what a function of another room than
+	// that of commands runs.
+	own, commands objects
 }
 
-func (u *use) room() string { room, _, _ := strings.Cut(u.name, "."); return room }
+// objects are what a call acts on, as far as its text shows it: paths, programs or names.
+type objects struct {
+	shown []string
+	vague bool // there may be others
+}
+
+// room returns the room of the function.
+func (u *use) room() string { return roomOf(u.name) }
+
+func roomOf(function string) string { room, _, _ := strings.Cut(function, "."); return room }
 
 func (c *checker) isRoom(name string) bool {
+	return slices.ContainsFunc(c.m.start.GetFunctions(), func(f *pb.RunnerFunction) bool { return strings.HasPrefix(f.GetName(), name+".") })
+}
+
+// scope returns what a need of a room can be limited to.
+func (c *checker) scope(room string) pb.NeedScope {
 	for _, f := range c.m.start.GetFunctions() {
-		if strings.HasPrefix(f.GetName(), name+".") {
-			return true
+		if roomOf(f.GetName()) == room && f.GetScope() != pb.NeedScope_NEED_SCOPE_NONE {
+			return f.GetScope()
 		}
 	}
-	return false
+	return pb.NeedScope_NEED_SCOPE_NONE
 }
 
-// used notes a call with what its arguments show.
-func (c *checker) used(f *pb.RunnerFunction, args []ast.Expr, line, column int) {
-	u := use{name: f.GetName(), line: line, column: column}
-	for i, arg := range args {
-		if i < len(f.GetArgs()) {
-			u.shows(f, f.GetArgs()[i], arg)
-		} else {
-			u.options(f, arg)
-		}
-	}
-	c.uses = append(c.uses, u)
-}
-
-// options looks at what stands in the place of options.
-func (u *use) options(f *pb.RunnerFunction, arg ast.Expr) {
-	t, ok := arg.(*ast.TableExpr)
-	if !ok {
-		u.vague = true
-		return
-	}
-	for _, field := range t.Fields {
-		if key, ok := field.Key.(*ast.StringExpr); ok {
-			u.shows(f, key.Value, field.Value)
-		}
-	}
-}
-
-// shows takes an argument or option, where it is a path or a command. What touches names needs nothing.
-func (u *use) shows(f *pb.RunnerFunction, name string, arg ast.Expr) {
-	switch {
-	case slices.Contains(f.GetCommands(), name):
-		if program := firstOf(arg); program != "" && f.GetName() != "exec.sh" {
-			u.programs = append(u.programs, program)
-		} else {
-			u.vague = true
-		}
-	case slices.Contains(f.GetPaths(), name) && u.room() == "file":
-		if text, ok := arg.(*ast.StringExpr); ok && path.IsAbs(text.Value) && !strings.ContainsAny(text.Value, "*?[") {
-			u.paths = append(u.paths, path.Clean(text.Value))
-		} else {
-			u.vague = true
-		}
-	}
-}
-
-// firstOf is the first element of a list that is written out; empty where that is no text.
-func firstOf(e ast.Expr) string {
-	if t, ok := e.(*ast.TableExpr); ok && len(t.Fields) > 0 && t.Fields[0].Key == nil {
-		if text, ok := t.Fields[0].Value.(*ast.StringExpr); ok {
-			return text.Value
+// commandRoom returns the room whose needs are limited to programs; empty where there is none.
+func (c *checker) commandRoom() string {
+	for _, f := range c.m.start.GetFunctions() {
+		if f.GetScope() == pb.NeedScope_NEED_SCOPE_COMMANDS {
+			return roomOf(f.GetName())
 		}
 	}
 	return ""
 }
 
-// need is one word of needs.
-type need struct{ text, room, object string }
-
-func (n need) covers(name string) bool {
-	switch {
-	case n.object == "":
-		return true
-	case n.room == "exec":
-		return path.Base(n.object) == path.Base(name)
-	case strings.HasSuffix(n.object, "/"):
-		return name == path.Clean(n.object) || strings.HasPrefix(name, n.object)
+// addMention notes that a function, or with a name that ends in a dot a whole room, is used in another way than by a call: it
+// may then be called with anything.
+func (c *checker) addMention(name string, line, column int) {
+	u := use{name: name, line: line, column: column, own: objects{vague: true}}
+	for _, f := range c.m.start.GetFunctions() {
+		if f.GetName() == name || strings.HasSuffix(name, ".") && strings.HasPrefix(f.GetName(), name) {
+			u.commands.vague = u.commands.vague || len(f.GetCommands()) > 0
+		}
 	}
-	return name == path.Clean(n.object)
+	c.uses = append(c.uses, u)
 }
 
-// needed holds what a script declares to need against what its text calls. Whether links lead elsewhere is known only in
+// addCall notes a call with what its arguments show.
+func (c *checker) addCall(f *pb.RunnerFunction, args []ast.Expr, line, column int) {
+	u := use{name: f.GetName(), line: line, column: column}
+	scope := c.scope(u.room())
+	for i, arg := range args {
+		if i < len(f.GetArgs()) {
+			u.addArgument(f, scope, f.GetArgs()[i], arg)
+		} else {
+			u.addOptions(f, scope, arg)
+		}
+	}
+	c.uses = append(c.uses, u)
+}
+
+// addOptions notes what the table of options shows.
+func (u *use) addOptions(f *pb.RunnerFunction, scope pb.NeedScope, arg ast.Expr) {
+	t, ok := arg.(*ast.TableExpr)
+	if !ok {
+		u.own.vague = true
+		u.commands.vague = u.commands.vague || slices.ContainsFunc(f.GetOptions(), func(option string) bool { return slices.Contains(f.GetCommands(), option) })
+		return
+	}
+	for _, field := range t.Fields {
+		if key, ok := field.Key.(*ast.StringExpr); ok {
+			u.addArgument(f, scope, key.Value, field.Value)
+		}
+	}
+}
+
+// addArgument notes an argument or option where it is a command, or an object of the kind that the room's needs are limited
+// to.
+func (u *use) addArgument(f *pb.RunnerFunction, scope pb.NeedScope, name string, arg ast.Expr) {
+	switch {
+	case slices.Contains(f.GetCommands(), name) && scope == pb.NeedScope_NEED_SCOPE_COMMANDS:
+		u.own.addCommand(arg)
+	case slices.Contains(f.GetCommands(), name):
+		u.commands.addCommand(arg)
+	case slices.Contains(f.GetPaths(), name) && scope == pb.NeedScope_NEED_SCOPE_PATHS:
+		u.own.addPath(arg)
+	case slices.Contains(f.GetNames(), name) && scope == pb.NeedScope_NEED_SCOPE_NAMES:
+		u.own.addNames(arg)
+	}
+}
+
+// addCommand notes the program of a list that is written out. A text is a line of shell, which may run anything.
+func (o *objects) addCommand(arg ast.Expr) {
+	if list, ok := arg.(*ast.TableExpr); ok && len(list.Fields) > 0 && list.Fields[0].Key == nil {
+		if program, ok := list.Fields[0].Value.(*ast.StringExpr); ok && program.Value != "" {
+			o.shown = append(o.shown, program.Value)
+			return
+		}
+	}
+	o.vague = true
+}
+
+// addPath notes a path that is written out. A pattern may match anything below its directory.
+func (o *objects) addPath(arg ast.Expr) {
+	if text, ok := arg.(*ast.StringExpr); ok && path.IsAbs(text.Value) && !strings.ContainsAny(text.Value, "*?[") {
+		o.shown = append(o.shown, path.Clean(text.Value))
+		return
+	}
+	o.vague = true
+}
+
+// addNames notes a name that is written out, or a list of them.
+func (o *objects) addNames(arg ast.Expr) {
+	switch e := arg.(type) {
+	case *ast.StringExpr:
+		if e.Value != "" {
+			o.shown = append(o.shown, e.Value)
+			return
+		}
+	case *ast.TableExpr:
+		for _, f := range e.Fields {
+			if f.Key == nil {
+				o.addNames(f.Value)
+			} else {
+				o.vague = true
+			}
+		}
+		return
+	}
+	o.vague = true
+}
+
+// need is one element of needs. object is empty where it is not limited.
+type need struct {
+	text, room, object string
+	scope              pb.NeedScope
+}
+
+// covers reports whether the need admits an object of its room.
+func (n need) covers(object string) bool {
+	if n.object == "" {
+		return true
+	}
+	switch n.scope {
+	case pb.NeedScope_NEED_SCOPE_COMMANDS:
+		return path.Base(n.object) == path.Base(object)
+	case pb.NeedScope_NEED_SCOPE_PATHS:
+		return object == path.Clean(n.object) || strings.HasSuffix(n.object, "/") && strings.HasPrefix(object, n.object)
+	case pb.NeedScope_NEED_SCOPE_NAMES:
+		return object == n.object
+	}
+	return false
+}
+
+// checkNeeds compares what a script declares to need with what its text calls. Whether links lead elsewhere is known only in
 // the guest.
-func (c *checker) needed(words []string, chunk []ast.Stmt) {
-	if len(words) == 0 {
+func (c *checker) checkNeeds(declared []string, chunk []ast.Stmt) {
+	if len(declared) == 0 {
 		return // it may call all
 	}
 	var needs []need
-	for _, text := range words {
+	for _, text := range declared {
 		room, object, _ := strings.Cut(text, ":")
-		needs = append(needs, need{text, room, object})
+		needs = append(needs, need{text, room, object, c.scope(room)})
 	}
 	for _, u := range c.uses {
-		c.lacks(u, needs)
+		c.checkUse(u, needs)
 	}
 	for _, n := range needs {
-		if !c.isRoom(n.room) && !slices.ContainsFunc(c.m.start.GetUnsupported(), func(u string) bool { return u == n.room }) {
-			c.noRoom(n, c.lineOfNeed(chunk, n.text))
+		if !c.isRoom(n.room) && !slices.Contains(c.m.start.GetUnsupported(), n.room) {
+			c.reportNoRoom(n, c.lineOfNeed(chunk, n.text))
 			continue
 		}
 		if c.requires {
 			continue // modules call, too
 		}
-		if !slices.ContainsFunc(c.uses, func(u use) bool { return n.serves(u) }) {
+		if !slices.ContainsFunc(c.uses, func(u use) bool { return c.isUsed(n, u) }) {
 			line := c.lineOfNeed(chunk, n.text)
-			c.find(line, c.words.column("need", line, n.text), "nothing here needs %q", n.text)
+			c.report(line, c.columns.column("need", line, n.text), "nothing here needs %q", n.text)
 		}
 	}
 }
 
-func (c *checker) noRoom(n need, line int) {
+func (c *checker) reportNoRoom(n need, line int) {
 	var rooms []string
 	for _, f := range c.m.start.GetFunctions() {
-		room, _, _ := strings.Cut(f.GetName(), ".")
-		rooms = append(rooms, room)
+		rooms = append(rooms, roomOf(f.GetName()))
 	}
 	text := fmt.Sprintf("there is no room %q", n.room)
-	if other := suggest.Word(n.room, append(rooms, c.m.start.GetUnsupported()...)); other != "" {
+	if other := suggest.Closest(n.room, append(rooms, c.m.start.GetUnsupported()...)); other != "" {
 		text += fmt.Sprintf(", did you mean %s?", other)
 	}
-	c.find(line, c.words.column("need", line, n.text), "%s", text)
+	c.report(line, c.columns.column("need", line, n.text), "%s", text)
 }
 
-// lacks finds what a call needs and is not declared.
-func (c *checker) lacks(u use, needs []need) {
-	has := func(room, name string) bool {
-		return slices.ContainsFunc(needs, func(n need) bool { return n.room == room && (name == "" || n.covers(name)) })
+// checkUse reports what a call needs and the script does not declare.
+func (c *checker) checkUse(u use, needs []need) {
+	if missing := c.missing(u, needs); missing != "" {
+		c.report(u.line, u.column, "%s needs %q, which is not declared", strings.TrimSuffix(u.name, "."), missing)
 	}
-	missing := ""
-	if !has(u.room(), "") {
-		missing = u.room()
+}
+
+// missing returns the first need of a call that no declared one covers.
+func (c *checker) missing(u use, needs []need) string {
+	room, commandRoom := u.room(), c.commandRoom()
+	if !slices.ContainsFunc(needs, func(n need) bool { return n.room == room }) {
+		return room
 	}
-	for _, program := range u.programs {
-		if missing == "" && !has("exec", program) {
-			missing = "exec:" + program
+	covered := func(room, object string) bool {
+		return slices.ContainsFunc(needs, func(n need) bool { return n.room == room && n.covers(object) })
+	}
+	for _, object := range u.own.shown {
+		if !covered(room, object) {
+			return room + ":" + object
 		}
 	}
-	for _, name := range u.paths {
-		if missing == "" && !has("file", name) {
-			missing = "file:" + name
+	if commandRoom == "" {
+		return ""
+	}
+	for _, program := range u.commands.shown {
+		if !covered(commandRoom, program) {
+			return commandRoom + ":" + program
 		}
 	}
-	if missing != "" {
-		c.find(u.line, u.column, "%s needs %q, which is not declared", strings.TrimSuffix(u.name, "."), missing)
-	}
+	return ""
 }
 
-// serves says whether a call may be what a need is there for.
-func (n need) serves(u use) bool {
-	commands := n.room == "exec" && len(u.programs) > 0
-	switch {
-	case u.room() != n.room && !commands:
-		return false
-	case n.object == "" || u.vague:
-		return true
-	case n.room == "file":
-		return slices.ContainsFunc(u.paths, n.covers)
+// isUsed reports whether a call may be what a need is declared for.
+func (c *checker) isUsed(n need, u use) bool {
+	if u.room() == n.room {
+		return n.object == "" || u.own.vague || slices.ContainsFunc(u.own.shown, n.covers)
 	}
-	return slices.ContainsFunc(u.programs, n.covers)
+	return n.scope == pb.NeedScope_NEED_SCOPE_COMMANDS && (u.commands.vague || slices.ContainsFunc(u.commands.shown, n.covers))
 }
 
-// lineOfNeed is where a need is declared, or else the declaration.
+// lineOfNeed returns the line where a need is declared, or else the declaration.
 func (c *checker) lineOfNeed(chunk []ast.Stmt, text string) int {
 	end, _ := chunk[len(chunk)-1].(*ast.ReturnStmt)
 	if end == nil || len(end.Exprs) != 1 {

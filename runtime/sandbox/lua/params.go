@@ -16,31 +16,31 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// spec is one declared parameter.
-type spec struct {
-	name      string
-	typ       string
-	required  bool
-	secret    bool
-	def       glua.LValue
-	enum      []glua.LValue
-	pattern   string
-	min, max  *float64 // of a number its value, of a text its bytes, of a list its length
-	described *pb.LuaValue
+// paramSpec is one declared parameter.
+type paramSpec struct {
+	name         string
+	typ          string
+	required     bool
+	secret       bool
+	defaultValue glua.LValue
+	enum         []glua.LValue
+	pattern      string
+	min, max     *float64 // of a number its value, of a text its bytes, of a list its length
+	described    *pb.LuaValue
 }
 
 var specFields = []string{"type", "required", "default", "enum", "pattern", "min", "max", "secret", "description"}
 
-// typeNames are the types of parameters, in the order of the manual.
+// typeNames are the types of parameters, in the order of the guide.
 var typeNames = []string{
 	"string", "integer", "number", "boolean", "list", "map", "enum", "path", "ip", "cidr", "hostname",
 }
 
-// hostname is RFC 1123: labels of letters, digits and inner hyphens.
+// hostname matches a name of RFC 1123: labels of letters, digits and inner hyphens.
 var hostname = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 
 // readSpecs reads the params of a declaration; faults go to r.
-func (m *machine) readSpecs(r *reader) []*spec {
+func (m *machine) readSpecs(r *tableReader) []*paramSpec {
 	v := r.t.RawGetString("params")
 	if v == glua.LNil {
 		return nil
@@ -50,7 +50,7 @@ func (m *machine) readSpecs(r *reader) []*spec {
 		r.fault("params must be a table of names")
 		return nil
 	}
-	var specs []*spec
+	var specs []*paramSpec
 	for k, v := t.Next(glua.LNil); k != glua.LNil; k, v = t.Next(k) {
 		name, ok := k.(glua.LString)
 		table, isTable := v.(*glua.LTable)
@@ -64,12 +64,12 @@ func (m *machine) readSpecs(r *reader) []*spec {
 	return specs
 }
 
-func (m *machine) readSpec(outer *reader, name string, t *glua.LTable) *spec {
-	r := &reader{t: t}
-	r.only("field", specFields)
-	s := &spec{
-		name: name, typ: r.text("type"), required: r.flag("required"), secret: r.flag("secret"),
-		pattern: r.text("pattern"), def: t.RawGetString("default"),
+func (m *machine) readSpec(outer *tableReader, name string, t *glua.LTable) *paramSpec {
+	r := &tableReader{t: t}
+	r.rejectUnknown("field", specFields)
+	s := &paramSpec{
+		name: name, typ: r.text("type"), required: r.boolean("required"), secret: r.boolean("secret"),
+		pattern: r.text("pattern"), defaultValue: t.RawGetString("default"),
 	}
 	r.text("description")
 	s.min, s.max = r.number("min"), r.number("max")
@@ -92,8 +92,8 @@ func (m *machine) readSpec(outer *reader, name string, t *glua.LTable) *spec {
 	return s
 }
 
-// checkSpec finds what fits each by itself and not together.
-func (m *machine) checkSpec(r *reader, s *spec) {
+// checkSpec checks the fields of a parameter against one another.
+func (m *machine) checkSpec(r *tableReader, s *paramSpec) {
 	if s.typ == "enum" && len(s.enum) == 0 {
 		r.fault("an enum needs enum = {…}")
 	}
@@ -109,14 +109,14 @@ func (m *machine) checkSpec(r *reader, s *spec) {
 	case s.min != nil && s.max != nil && *s.min > *s.max:
 		r.fault("min is more than max")
 	}
-	if s.secret && s.def != glua.LNil {
+	if s.secret && s.defaultValue != glua.LNil {
 		r.fault("a secret has no default")
 	}
-	if s.def != glua.LNil && r.faults == nil {
+	if s.defaultValue != glua.LNil && r.faults == nil {
 		if s.required {
 			r.fault("a default is never used where a value is required")
 		}
-		if wrong := m.wrong(s, s.def); wrong != "" {
+		if wrong := m.valueFault(s, s.defaultValue); wrong != "" {
 			r.fault("default %s", wrong)
 		}
 	}
@@ -127,40 +127,41 @@ func (m *machine) checkSpec(r *reader, s *spec) {
 	s.described = described
 }
 
-// checkParams gives the run function its table: what was given, and defaults. All faults are told at once.
-func (m *machine) checkParams(specs []*spec) (*glua.LTable, error) {
+// checkParams returns the table for the run function: the parameters given, and defaults. The error has all faults at
+// once.
+func (m *machine) checkParams(specs []*paramSpec) (*glua.LTable, error) {
 	given, err := m.fromTable(m.start.GetParams())
 	if err != nil {
-		return nil, &failure{kind: "params", message: err.Error(), at: place{script: m.start.GetName()}}
+		return nil, &failure{kind: "params", message: err.Error(), at: position{script: m.start.GetName()}}
 	}
-	r := &reader{t: given}
+	r := &tableReader{t: given}
 	out := m.L.NewTable()
 	var names []string
 	for _, s := range specs {
 		if !s.secret {
 			names = append(names, s.name)
 		}
-		value := m.given(s, given)
+		value := m.paramValue(s, given)
 		if value == glua.LNil {
 			if s.required {
 				r.fault("%s is required", s.name)
 			}
 			continue
 		}
-		if wrong := m.wrong(s, value); wrong != "" {
+		if wrong := m.valueFault(s, value); wrong != "" {
 			r.fault("%s %s", s.name, wrong)
 		}
 		out.RawSetString(s.name, value)
 	}
-	r.only("parameter", append(names, m.misplaced(r, specs)...))
+	r.rejectUnknown("parameter", append(names, m.misplacedSecrets(r, specs)...))
 	if r.faults != nil {
 		return nil, &failure{kind: "params", message: strings.Join(r.faults, "; "), at: m.declaredAt}
 	}
 	return m.readOnly("a parameter", out), nil
 }
 
-// misplaced are the secrets that came as parameters, where they would be logged.
-func (m *machine) misplaced(r *reader, specs []*spec) (names []string) {
+// misplacedSecrets returns the secrets that came as parameters, where they would be logged.
+func (m *machine) misplacedSecrets(r *tableReader, specs []*paramSpec) (names []string) {
 	for _, s := range specs {
 		if s.secret && r.t.RawGetString(s.name) != glua.LNil {
 			r.fault("%s is secret, and belongs into secrets", s.name)
@@ -170,8 +171,8 @@ func (m *machine) misplaced(r *reader, specs []*spec) (names []string) {
 	return names
 }
 
-// given is the value of a parameter: from secrets where it is one.
-func (m *machine) given(s *spec, params *glua.LTable) glua.LValue {
+// paramValue returns the value of a parameter, for a secret one from secrets, or its default.
+func (m *machine) paramValue(s *paramSpec, params *glua.LTable) glua.LValue {
 	value := params.RawGetString(s.name)
 	if s.secret {
 		value = glua.LNil
@@ -180,32 +181,32 @@ func (m *machine) given(s *spec, params *glua.LTable) glua.LValue {
 		}
 	}
 	if value == glua.LNil {
-		return s.def
+		return s.defaultValue
 	}
 	return value
 }
 
-// wrong says what is wrong with a value; empty: nothing. A secret's value is not shown.
-func (m *machine) wrong(s *spec, value glua.LValue) string {
+// valueFault returns what is wrong with a value; empty: nothing. It does not show the value, which may be secret.
+func (m *machine) valueFault(s *paramSpec, value glua.LValue) string {
 	if text := typeFault(s.typ, value); text != "" {
 		return text
 	}
-	if len(s.enum) > 0 && !in(s.enum, value) {
+	if len(s.enum) > 0 && !containsValue(s.enum, value) {
 		var all []string
 		for _, v := range s.enum {
-			all = append(all, m.plain(v))
+			all = append(all, m.rawTostring(v))
 		}
 		text := "must be one of " + strings.Join(all, ", ")
-		if other := suggest.Word(m.plain(value), all); other != "" && !s.secret {
+		if other := suggest.Closest(m.rawTostring(value), all); other != "" && !s.secret {
 			text += fmt.Sprintf(" (did you mean %s?)", other)
 		}
 		return text
 	}
-	if text := s.outside(value); text != "" {
+	if text := s.rangeFault(value); text != "" {
 		return text
 	}
 	if s.pattern != "" {
-		matches, err := pm.Find(s.pattern, []byte(m.plain(value)), 0, 1)
+		matches, err := pm.Find(s.pattern, []byte(m.rawTostring(value)), 0, 1)
 		if err != nil || len(matches) == 0 {
 			return "must match " + s.pattern
 		}
@@ -213,8 +214,8 @@ func (m *machine) wrong(s *spec, value glua.LValue) string {
 	return ""
 }
 
-// outside says how a value is less than min or more than max; empty: it is neither.
-func (s *spec) outside(value glua.LValue) string {
+// rangeFault returns how a value is less than min or more than max; empty: it is neither.
+func (s *paramSpec) rangeFault(value glua.LValue) string {
 	var size float64
 	unit := ""
 	switch v := value.(type) {
@@ -237,7 +238,7 @@ func (s *spec) outside(value glua.LValue) string {
 	return ""
 }
 
-func in(list []glua.LValue, value glua.LValue) bool {
+func containsValue(list []glua.LValue, value glua.LValue) bool {
 	for _, v := range list {
 		if v == value {
 			return true
@@ -246,7 +247,7 @@ func in(list []glua.LValue, value glua.LValue) bool {
 	return false
 }
 
-// typeFault holds a value against a type.
+// typeFault returns how a value is not of a type; empty: it is.
 func typeFault(typ string, value glua.LValue) string {
 	number, isNumber := value.(glua.LNumber)
 	text, isText := value.(glua.LString)
@@ -264,7 +265,7 @@ func typeFault(typ string, value glua.LValue) string {
 	case "boolean":
 		_, ok = value.(glua.LBool)
 	case "list":
-		ok = isTable && names(table) == 0
+		ok = isTable && countNames(table) == 0
 	case "map":
 		ok = isTable && table.Len() == 0
 	case "enum":
@@ -291,8 +292,8 @@ func typeFault(typ string, value glua.LValue) string {
 	}
 }
 
-// names counts the keys that are no list index.
-func names(t *glua.LTable) int {
+// countNames returns how many keys are not list indexes.
+func countNames(t *glua.LTable) int {
 	n := 0
 	t.ForEach(func(k, _ glua.LValue) {
 		if _, index := k.(glua.LNumber); !index {

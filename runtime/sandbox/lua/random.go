@@ -7,10 +7,10 @@ import (
 	glua "github.com/yuin/gopher-lua"
 )
 
-// maxRandom is the most that random gives at once, in bytes: more than any key, and never a matter of memory.
+// maxRandom is how many bytes random returns at most: more than any key needs.
 const maxRandom = 4096
 
-// random(bytes) gives that many random bytes, fit for keys and passwords. math.random is for neither.
+// random(bytes) returns that many random bytes, fit for keys and passwords. math.random is fit for neither.
 func (m *machine) random(L *glua.LState) int {
 	n := float64(L.CheckNumber(1))
 	if !(n >= 1 && n <= maxRandom) || n != float64(int(n)) {

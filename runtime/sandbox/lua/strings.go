@@ -7,10 +7,10 @@ import (
 	glua "github.com/yuin/gopher-lua"
 )
 
-// openStrings makes the string library, written from the manual: that of the interpreter takes quadratic time for
-// honest work, or prints what Go knows of a value.
+// openStrings defines the string library, written from the manual: the interpreter's own takes quadratic time for
+// honest work, or prints Go's representation of a value.
 func (m *machine) openStrings() {
-	t := m.functions("string", map[string]func(args) int{
+	t := m.registerFunctions("string", map[string]func(args) int{
 		"byte": byteAt, "char": char, "find": find, "format": format, "gmatch": gmatch, "gfind": gmatch, "gsub": gsub,
 		"len": length, "lower": lower, "match": match, "rep": rep, "reverse": reverse, "sub": sub, "upper": upper,
 	})
@@ -21,8 +21,8 @@ func (m *machine) openStrings() {
 	m.L.SetMetatable(glua.LString(""), meta)
 }
 
-// fromEnd makes an index of one that may count from the end, at -1.
-func fromEnd(i, size int) int {
+// absoluteIndex converts an index that may count from the end, from -1.
+func absoluteIndex(i, size int) int {
 	if i >= 0 {
 		return i
 	}
@@ -36,8 +36,8 @@ func length(a args) int {
 
 func sub(a args) int {
 	s := a.text(1)
-	first := max(fromEnd(a.int(2), len(s)), 1)
-	last := min(fromEnd(a.intOr(3, -1), len(s)), len(s))
+	first := max(absoluteIndex(a.int(2), len(s)), 1)
+	last := min(absoluteIndex(a.optInt(3, -1), len(s)), len(s))
 	if first > last {
 		a.L.Push(glua.LString(""))
 	} else {
@@ -46,13 +46,13 @@ func sub(a args) int {
 	return 1
 }
 
-// maxResults is how many values a function gives at most, as in Lua 5.1.
+// maxResults is how many values a function returns at most, as in Lua 5.1.
 const maxResults = 8000
 
 func byteAt(a args) int {
 	s := a.text(1)
-	first := fromEnd(a.intOr(2, 1), len(s))
-	last := min(fromEnd(a.intOr(3, first), len(s)), len(s))
+	first := absoluteIndex(a.optInt(2, 1), len(s))
+	last := min(absoluteIndex(a.optInt(3, first), len(s)), len(s))
 	first = max(first, 1)
 	if last-first >= maxResults {
 		a.L.RaiseError("string slice too long")
@@ -68,7 +68,7 @@ func char(a args) int {
 	for i := range text {
 		n := a.int(i + 1)
 		if n < 0 || n > 255 {
-			a.bad(i+1, "invalid value")
+			a.argError(i+1, "invalid value")
 		}
 		text[i] = byte(n)
 	}
@@ -91,7 +91,7 @@ func rep(a args) int {
 }
 
 func upper(a args) int {
-	return mapped(a, func(c byte) byte {
+	return mapBytes(a, func(c byte) byte {
 		if c >= 'a' && c <= 'z' {
 			c -= 'a' - 'A'
 		}
@@ -100,7 +100,7 @@ func upper(a args) int {
 }
 
 func lower(a args) int {
-	return mapped(a, func(c byte) byte {
+	return mapBytes(a, func(c byte) byte {
 		if c >= 'A' && c <= 'Z' {
 			c += 'a' - 'A'
 		}
@@ -108,8 +108,8 @@ func lower(a args) int {
 	})
 }
 
-// mapped gives the first argument with each byte changed; bytes that are no ASCII letters mean nothing to Lua.
-func mapped(a args, change func(byte) byte) int {
+// mapBytes returns the first argument with each byte changed; bytes that are not ASCII letters mean nothing to Lua.
+func mapBytes(a args, change func(byte) byte) int {
 	s := a.text(1)
 	out := builder{m: a.m}
 	out.grow(len(s))

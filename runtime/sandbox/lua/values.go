@@ -6,20 +6,20 @@ import (
 
 	glua "github.com/yuin/gopher-lua"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// toValue makes a message of a Lua value, reading tables as they are, without their metatables. The text of an error
-// begins with the path to what is wrong, such as ".users[3]: a function cannot leave the script".
+// toValue encodes a Lua value for the agent. It reads tables without their metatables. The text of an error begins with
+// the path to what is wrong, such as ".users[3]: a function cannot leave the script".
 func (m *machine) toValue(v glua.LValue) (*pb.LuaValue, error) {
-	left := link.FromRunner - 64 // for what stands around it
-	return m.value(v, 0, &left)
+	left := framing.MaxFromRunner - 64 // for the message around it
+	return m.encodeValue(v, 0, &left)
 }
 
-func (m *machine) value(v glua.LValue, depth int, left *int) (*pb.LuaValue, error) {
+func (m *machine) encodeValue(v glua.LValue, depth int, left *int) (*pb.LuaValue, error) {
 	if *left--; *left < 0 {
-		return nil, fmt.Errorf(": more than %d values", link.FromRunner)
+		return nil, fmt.Errorf(": more than %d values", framing.MaxFromRunner)
 	}
 	switch v := v.(type) {
 	case *glua.LNilType:
@@ -31,10 +31,10 @@ func (m *machine) value(v glua.LValue, depth int, left *int) (*pb.LuaValue, erro
 	case glua.LString:
 		return &pb.LuaValue{Kind: &pb.LuaValue_String_{String_: []byte(v)}}, nil
 	case *glua.LTable:
-		if depth == link.MaxTables {
-			return nil, fmt.Errorf(": tables nested deeper than %d, or within themselves", link.MaxTables)
+		if depth == framing.MaxNesting {
+			return nil, fmt.Errorf(": tables nested deeper than %d, or within themselves", framing.MaxNesting)
 		}
-		t, err := m.table(m.backing(v), depth+1, left)
+		t, err := m.encodeTable(m.backing(v), depth+1, left)
 		return &pb.LuaValue{Kind: &pb.LuaValue_Table{Table: t}}, err
 	}
 	if v == m.null {
@@ -43,17 +43,17 @@ func (m *machine) value(v glua.LValue, depth int, left *int) (*pb.LuaValue, erro
 	return nil, fmt.Errorf(": a %s cannot leave the script", v.Type())
 }
 
-// table walks in the order of insertion, so that the same script sends the same message.
-func (m *machine) table(t *glua.LTable, depth int, left *int) (*pb.LuaTable, error) {
-	out := &pb.LuaTable{List: t.Metatable == m.lists}
+// encodeTable keeps the order of insertion, so that the same script sends the same message.
+func (m *machine) encodeTable(t *glua.LTable, depth int, left *int) (*pb.LuaTable, error) {
+	out := &pb.LuaTable{List: t.Metatable == m.listMetatable}
 	size := 0
 	for k, v := t.Next(glua.LNil); k != glua.LNil; k, v = t.Next(k) {
 		switch k := k.(type) {
 		case glua.LString:
 			if *left--; *left < 0 {
-				return nil, fmt.Errorf(": more than %d values", link.FromRunner)
+				return nil, fmt.Errorf(": more than %d values", framing.MaxFromRunner)
 			}
-			value, err := m.value(v, depth, left)
+			value, err := m.encodeValue(v, depth, left)
 			if err != nil {
 				return nil, fmt.Errorf(".%s%w", k, err)
 			}
@@ -72,7 +72,7 @@ func (m *machine) table(t *glua.LTable, depth int, left *int) (*pb.LuaTable, err
 		if v == glua.LNil {
 			return nil, fmt.Errorf("[%d]: missing, and later ones are there: a list has no holes", i)
 		}
-		value, err := m.value(v, depth, left)
+		value, err := m.encodeValue(v, depth, left)
 		if err != nil {
 			return nil, fmt.Errorf("[%d]%w", i, err)
 		}
@@ -81,13 +81,13 @@ func (m *machine) table(t *glua.LTable, depth int, left *int) (*pb.LuaTable, err
 	return out, nil
 }
 
-// fromValue makes a Lua value of a message.
-func (m *machine) fromValue(v *pb.LuaValue) (glua.LValue, error) { return m.lua(v, 0) }
+// fromValue decodes a value from the agent.
+func (m *machine) fromValue(v *pb.LuaValue) (glua.LValue, error) { return m.decodeValue(v, 0) }
 
-// fromTable makes a table of a message; nil is an empty one.
-func (m *machine) fromTable(t *pb.LuaTable) (*glua.LTable, error) { return m.luaTable(t, 1) }
+// fromTable decodes a table from the agent; nil is an empty one.
+func (m *machine) fromTable(t *pb.LuaTable) (*glua.LTable, error) { return m.decodeTable(t, 1) }
 
-func (m *machine) lua(v *pb.LuaValue, depth int) (glua.LValue, error) {
+func (m *machine) decodeValue(v *pb.LuaValue, depth int) (glua.LValue, error) {
 	switch v := v.GetKind().(type) {
 	case *pb.LuaValue_Boolean:
 		return glua.LBool(v.Boolean), nil
@@ -96,19 +96,20 @@ func (m *machine) lua(v *pb.LuaValue, depth int) (glua.LValue, error) {
 	case *pb.LuaValue_String_:
 		return glua.LString(v.String_), nil
 	case *pb.LuaValue_Table:
-		return m.luaTable(v.Table, depth+1)
+		return m.decodeTable(v.Table, depth+1)
 	}
 	return glua.LNil, nil
 }
 
-// luaTable keeps the place of a nil in a list with json.null; a nil in a field is no field.
-func (m *machine) luaTable(t *pb.LuaTable, depth int) (*glua.LTable, error) {
-	if depth > link.MaxTables {
-		return nil, fmt.Errorf("tables nested deeper than %d", link.MaxTables)
+// decodeTable decodes a nil in a list as json.null, so that the others keep their indexes; a nil in a field is no
+// field.
+func (m *machine) decodeTable(t *pb.LuaTable, depth int) (*glua.LTable, error) {
+	if depth > framing.MaxNesting {
+		return nil, fmt.Errorf("tables nested deeper than %d", framing.MaxNesting)
 	}
 	out := m.L.CreateTable(len(t.GetArray()), len(t.GetFields()))
 	for i, v := range t.GetArray() {
-		value, err := m.lua(v, depth)
+		value, err := m.decodeValue(v, depth)
 		if err != nil {
 			return nil, err
 		}
@@ -118,14 +119,14 @@ func (m *machine) luaTable(t *pb.LuaTable, depth int) (*glua.LTable, error) {
 		out.RawSetInt(i+1, value)
 	}
 	for _, f := range t.GetFields() {
-		value, err := m.lua(f.GetValue(), depth)
+		value, err := m.decodeValue(f.GetValue(), depth)
 		if err != nil {
 			return nil, err
 		}
 		out.RawSetString(string(f.GetKey()), value)
 	}
 	if t.GetList() && len(t.GetArray()) == 0 {
-		out.Metatable = m.lists
+		out.Metatable = m.listMetatable
 	}
 	return out, nil
 }

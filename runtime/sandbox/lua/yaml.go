@@ -12,25 +12,25 @@ import (
 	glua "github.com/yuin/gopher-lua"
 	"gopkg.in/yaml.v3"
 
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/link"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// maxYAML is the longest text that yaml.decode takes, in bytes: the parser needs some hundred bytes for each of them at
-// worst, and the rest of the memory limit is the script's.
+// maxYAML is the longest text that yaml.decode accepts, in bytes: the parser needs some hundred bytes for each of them
+// at worst, and the rest of the memory limit is the script's.
 const maxYAML = 1 << 20
 
-// openYAML makes yaml.encode and yaml.decode.
+// openYAML defines yaml.encode and yaml.decode.
 func (m *machine) openYAML() {
 	m.library("yaml", map[string]glua.LGFunction{"encode": m.encodeYAML, "decode": m.decodeYAML})
 }
 
-// decodeYAML gives the value of one document. It reads what configuration files hold, so each thing that would be lost or
-// mean something else in Lua is an error that names its line.
+// decodeYAML returns the value of one document. What would be lost or mean something else in Lua is an error that names
+// its line.
 func (m *machine) decodeYAML(L *glua.LState) int {
 	text := L.CheckString(1)
 	if len(text) > maxYAML {
-		m.fail("yaml.decode", tooLarge, fmt.Sprintf("the text has %d bytes, the limit is %d", len(text), maxYAML))
+		m.raiseError("yaml.decode", tooLarge, fmt.Sprintf("the text has %d bytes, the limit is %d", len(text), maxYAML))
 	}
 	decoder := yaml.NewDecoder(strings.NewReader(text))
 	var document, more yaml.Node
@@ -48,18 +48,18 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 	}
 	var value glua.LValue
 	if err == nil {
-		r := &yamlReader{m: m, left: link.FromRunner}
+		r := &yamlReader{m: m, left: framing.MaxFromRunner}
 		value, err = r.read(document.Content[0], 0)
 	}
 	if err != nil {
-		m.fail("yaml.decode", "invalid", strings.TrimPrefix(err.Error(), "yaml: "))
+		m.raiseError("yaml.decode", "invalid", strings.TrimPrefix(err.Error(), "yaml: "))
 	}
 	L.Push(value)
 	return 1
 }
 
-// yamlReader makes Lua values of a parsed document. Every node that it visits counts, also each time that an alias leads
-// there: a few lines of aliases can stand for billions of values.
+// yamlReader makes Lua values of a parsed document. Every node that it visits counts, also each time that an alias
+// leads there: a few lines of aliases can stand for billions of values.
 type yamlReader struct {
 	m    *machine
 	left int
@@ -67,10 +67,10 @@ type yamlReader struct {
 
 func (r *yamlReader) read(n *yaml.Node, depth int) (glua.LValue, error) {
 	if r.left--; r.left < 0 {
-		return nil, fmt.Errorf("line %d: more than %d values", n.Line, link.FromRunner)
+		return nil, fmt.Errorf("line %d: more than %d values", n.Line, framing.MaxFromRunner)
 	}
-	if depth > link.MaxTables {
-		return nil, fmt.Errorf("line %d: nested deeper than %d", n.Line, link.MaxTables)
+	if depth > framing.MaxNesting {
+		return nil, fmt.Errorf("line %d: nested deeper than %d", n.Line, framing.MaxNesting)
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
@@ -95,13 +95,13 @@ func (r *yamlReader) sequence(n *yaml.Node, depth int) (glua.LValue, error) {
 		t.RawSetInt(i+1, value)
 	}
 	if len(n.Content) == 0 {
-		t.Metatable = r.m.lists
+		t.Metatable = r.m.listMetatable
 	}
 	return t, nil
 }
 
-// mapping has the text of each key as its name, also where it looks like a number: a table with a number as its key would
-// be a list.
+// mapping uses the text of each key as a string, also where it looks like a number: a table with a number as a key
+// would be a list.
 func (r *yamlReader) mapping(n *yaml.Node, depth int) (glua.LValue, error) {
 	t := r.m.L.NewTable()
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -126,8 +126,8 @@ func (r *yamlReader) mapping(n *yaml.Node, depth int) (glua.LValue, error) {
 	return t, nil
 }
 
-// scalar reads numbers and truth values as YAML 1.2 has them, and 0644 as octal, which YAML 1.1 and most files mean by it.
-// A time stays text.
+// scalar reads numbers and booleans as YAML 1.2 does, and 0644 as octal, which YAML 1.1 and most files mean by it. A
+// time stays text.
 func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 	switch n.ShortTag() {
 	case "!!null":
@@ -173,7 +173,7 @@ func (m *machine) encodeYAML(L *glua.LState) int {
 		}
 	}
 	if err != nil {
-		m.fail("yaml.encode", "invalid", "value"+err.Error())
+		m.raiseError("yaml.encode", "invalid", "value"+err.Error())
 	}
 	L.Push(glua.LString(out.String()))
 	return 1
@@ -233,22 +233,23 @@ func yamlTable(t *pb.LuaTable) (*yaml.Node, error) {
 }
 
 var (
-	// yamlWord is text that no reader of YAML, be it of version 1.1 or 1.2, takes for anything but text.
+	// yamlWord matches text that every reader of YAML 1.1 and 1.2 takes for text, but for yamlAmbiguousWord.
 	yamlWord = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_./@+-]*( [A-Za-z0-9_/][A-Za-z0-9_./@+-]*)*$`)
-	// yamlNoWord is what looks like that and means a truth value or nothing to one of them.
-	yamlNoWord = regexp.MustCompile(`^(?i:y|n|yes|no|on|off|true|false|null)$`)
-	// yamlLines is text that reads well in lines of its own, and is the same there.
+	// yamlAmbiguousWord matches words that are a boolean or null to one of them.
+	yamlAmbiguousWord = regexp.MustCompile(`^(?i:y|n|yes|no|on|off|true|false|null)$`)
+	// yamlLines matches text that can be written as a literal block without a change.
 	yamlLines = regexp.MustCompile(`^([!-~]([ -~]*[!-~])?\n)+$`)
 )
 
-// yamlText writes text so that it stays text: in quotes where somebody might take it for something else.
+// yamlText returns text as a node that is text again when it is read: quoted where it could be taken for something
+// else.
 func yamlText(s []byte) (*yaml.Node, error) {
 	if !utf8.Valid(s) {
 		return nil, fmt.Errorf(": a string is not UTF-8; base64.encode it")
 	}
 	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: string(s)}
 	switch {
-	case yamlWord.Match(s) && !yamlNoWord.Match(s):
+	case yamlWord.Match(s) && !yamlAmbiguousWord.Match(s):
 	case yamlLines.Match(s):
 		n.Style = yaml.LiteralStyle
 	default:

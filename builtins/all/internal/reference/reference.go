@@ -1,4 +1,4 @@
-// Package reference tells what scripts can call, from the one description that the program itself is run by.
+// Package reference documents what scripts can call, from the same rows and messages that the program runs by.
 //
 //	rows of all rooms ─────────┐             ┌─► builtins/all/OPS.md               people
 //	comments of .proto files ──┼─► function ─┼─► scripts/stubs/quantix.lua         editors (LuaLS)
@@ -24,11 +24,11 @@ import (
 // function is one thing that a script can call.
 type function struct {
 	name, summary string
-	detail        string  // what the comment of its message says beyond that
+	detail        string  // the rest of the comment of its message
 	args          []field // by position
 	options       []field
 	result        field // its name is empty: nothing
-	marks         []string
+	notes         []string
 }
 
 // field is an argument, an option, or a field of a table.
@@ -46,12 +46,12 @@ type class struct {
 // description is all of it.
 type description struct {
 	functions   []function
-	tests       []function // what the test of a script calls
+	tests       []function // what a test of a script can call
 	classes     []class
 	unsupported []string
 }
 
-// Files gives the generated files by their paths from top, which is the top of the source.
+// Files returns the generated files by their paths relative to top, the root of the source tree.
 func Files(top string) (map[string][]byte, error) {
 	d, err := describe(filepath.Join(top, "wire/pb"))
 	if err != nil {
@@ -64,14 +64,22 @@ func Files(top string) (map[string][]byte, error) {
 	}, nil
 }
 
-// describe reads the rows, and the comments of their messages in the .proto files of a directory: the compiled ones have
-// lost them.
+// describe reads the rows, and the comments of their messages from all .proto files of a directory: the compiled descriptors have no
+// comments.
 func describe(protos string) (*description, error) {
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{protos}}),
 		SourceInfoMode: protocompile.SourceInfoStandard,
 	}
-	files, err := compiler.Compile(context.Background(), "ops.proto", "runner.proto", "trial.proto")
+	paths, err := filepath.Glob(filepath.Join(protos, "*.proto"))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, path := range paths {
+		names = append(names, filepath.Base(path))
+	}
+	files, err := compiler.Compile(context.Background(), names...)
 	if err != nil {
 		return nil, err
 	}
@@ -80,10 +88,10 @@ func describe(protos string) (*description, error) {
 		r.files = append(r.files, file)
 	}
 	d := &description{unsupported: all.Unsupported}
-	if d.functions, err = r.functions(all.New(all.Config{}).Ops()); err != nil {
+	if d.functions, err = r.functions(all.New(all.Config{}).List()...); err != nil {
 		return nil, err
 	}
-	if d.tests, err = r.functions(trial.Stage{}.Ops()); err != nil {
+	if d.tests, err = r.functions(trial.Stage{}.Room()); err != nil {
 		return nil, err
 	}
 	d.classes = r.classes
@@ -91,11 +99,8 @@ func describe(protos string) (*description, error) {
 }
 
 // functions describes the rows that scripts call, by name.
-func (r *reader) functions(ops []builtins.Op) (list []function, err error) {
-	for _, op := range builtins.NewTable(ops).Ops() {
-		if op.Script == nil || op.Inner {
-			continue
-		}
+func (r *reader) functions(rooms ...builtins.Room) (list []function, err error) {
+	for _, op := range builtins.NewTable(rooms...).Functions() {
 		f, err := r.function(op)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", op.Name, err)
@@ -105,7 +110,7 @@ func (r *reader) functions(ops []builtins.Op) (list []function, err error) {
 	return list, nil
 }
 
-// reader looks messages up, and collects the tables that are met.
+// reader finds messages, and collects those that are tables of arguments or results.
 type reader struct {
 	files   []protoreflect.FileDescriptor
 	classes []class
@@ -121,8 +126,8 @@ func (r *reader) message(name protoreflect.Name) (protoreflect.MessageDescriptor
 	return nil, fmt.Errorf("no message %s in the .proto files", name)
 }
 
-func (r *reader) function(op builtins.Op) (function, error) {
-	f := function{name: op.Name, summary: op.Summary, marks: marks(op)}
+func (r *reader) function(op *builtins.Op) (function, error) {
+	f := function{name: op.Name, summary: op.Summary, notes: notes(op)}
 	in, err := r.message(op.In.ProtoReflect().Descriptor().Name())
 	if err != nil {
 		return f, err
@@ -155,7 +160,7 @@ func (r *reader) function(op builtins.Op) (function, error) {
 	return f, nil
 }
 
-// detail is what the comment of a message of arguments says behind the names of its functions.
+// detail returns the comment of a message of arguments without the names of the functions that it begins with.
 func detail(name, comment string) string {
 	if !strings.HasPrefix(comment, room(name)+".") {
 		return ""
@@ -168,14 +173,14 @@ func detail(name, comment string) string {
 	return ""
 }
 
-func marks(op builtins.Op) (marks []string) {
+func notes(op *builtins.Op) (marks []string) {
 	switch {
-	case op.Mutates && op.Harmless != nil:
+	case op.Mutates && op.Readonly != nil:
 		marks = append(marks, "may change the guest")
 	case op.Mutates:
 		marks = append(marks, "changes the guest")
 	}
-	if op.Mutates && !op.Planned {
+	if op.Mutates && !op.Predictable {
 		marks = append(marks, "ends a dry run")
 	}
 	if op.Partial {
@@ -188,7 +193,7 @@ func (r *reader) field(f protoreflect.FieldDescriptor) field {
 	text := comment(f)
 	for _, name := range []protoreflect.Name{f.Parent().Name() + "." + f.Name(), f.Name()} {
 		if text == "" {
-			text = words[string(name)]
+			text = fieldDocs[string(name)]
 		}
 	}
 	return field{name: string(f.Name()), typ: r.typeOf(f), text: text, optional: f.HasOptionalKeyword()}
@@ -219,7 +224,7 @@ func (r *reader) single(f protoreflect.FieldDescriptor) string {
 	return "integer"
 }
 
-// class gives the name of a message's table and keeps its fields, once.
+// class returns the name of a message's table and keeps its fields, once.
 func (r *reader) class(m protoreflect.MessageDescriptor) string {
 	name := string(m.Name())
 	switch name {
@@ -239,7 +244,7 @@ func (r *reader) class(m protoreflect.MessageDescriptor) string {
 	return name
 }
 
-// comment is what stands before something in its file, in one line.
+// comment returns the comment before a declaration in its file, in one line.
 func comment(d protoreflect.Descriptor) string {
 	text := d.ParentFile().SourceLocations().ByDescriptor(d).LeadingComments
 	return strings.Join(strings.Fields(text), " ")

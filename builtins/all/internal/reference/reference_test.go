@@ -54,9 +54,9 @@ func TestReferenceTellsAll(t *testing.T) {
 			t.Errorf("the stubs lack %q", words)
 		}
 	}
-	for _, op := range builtins.NewTable(all.New(all.Config{}).Ops()).Ops() {
+	for _, op := range builtins.NewTable(all.New(all.Config{}).List()...).Ops() {
 		shown := strings.Contains(ops, "### "+op.Name+"(") && strings.Contains(stubs, "function "+op.Name+"(")
-		if wanted := op.Script != nil && !op.Inner; shown != wanted {
+		if wanted := op.Script != nil && !op.Internal; shown != wanted {
 			t.Errorf("%s: in the reference is %v, want %v", op.Name, shown, wanted)
 		}
 	}

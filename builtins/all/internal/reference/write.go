@@ -45,7 +45,7 @@ func (d *description) markdown() []byte {
 		"fails raises an error table (`op`, `code`, `object`, `message`, `hint`), and is taken back before. Whatever changes the guest\n" +
 		"and gives `changed` gives true only if it changed something.\n\n")
 	b.WriteString("| global | |\n|---|---|\n")
-	for _, w := range language {
+	for _, w := range luaGlobals {
 		if w.text != "" {
 			name := w.name
 			if w.call != "" {
@@ -81,7 +81,7 @@ func (f function) markdown(b *strings.Builder) {
 	if f.result.name != "" {
 		fmt.Fprintf(b, " Gives `%s` (%s).", f.result.name, cell(f.result.typ))
 	}
-	for _, mark := range f.marks {
+	for _, mark := range f.notes {
 		b.WriteString(" " + sentence(mark))
 	}
 	if f.detail != "" {
@@ -145,7 +145,7 @@ func (d *description) stub(b *strings.Builder, f function) {
 		d.fields(b, f.options)
 	}
 	fmt.Fprintf(b, "\n---%s\n", strings.TrimSpace(sentence(f.summary)+" "+f.detail))
-	for _, mark := range f.marks {
+	for _, mark := range f.notes {
 		fmt.Fprintf(b, "---%s\n", sentence(mark))
 	}
 	var names []string
@@ -178,7 +178,7 @@ func mark(optional bool) string {
 	return ""
 }
 
-// typ gives the tables of messages a name that no script has.
+// typ returns the tables of messages a name that no script has.
 func (d *description) typ(typ string) string {
 	for _, c := range d.classes {
 		if strings.TrimSuffix(typ, "[]") == c.name {
@@ -288,7 +288,7 @@ function base64.decode(text) end
 func (d *description) luacheck() []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "-- %s\n-- luacheck --config quantix.luacheckrc FILE.lua\nstd = \"quantix\"\nstds.quantix = {\n  read_globals = {\n", generated)
-	for _, w := range language {
+	for _, w := range luaGlobals {
 		global(&b, w.name, w.fields)
 	}
 	for _, name := range rooms(d.functions) {

@@ -1,12 +1,12 @@
-// Package frames is how records lie in a file: one behind the other, and behind the last one zeros.
+// Package frames encodes records in a file: one after the other, and zeros after the last one.
 //
 //	┌─────────┬──────────┬──────────┬─────────┐
 //	│ len u32 │ prev u32 │ crc  u32 │ payload │  little endian; crc is CRC-32C of len, prev and payload, begun with a
 //	└─────────┴──────────┴──────────┴─────────┘  value made of the file's name; prev is the crc of the record before
 //
-// A record is valid where its crc is right; it belongs where its prev is the crc of the one before it. So records of
-// another file are never taken for this one's, none can be missing in the middle, and a valid record is found again
-// behind damage: that tells a torn tail, which is no harm, from a journal that must not be believed.
+// A record is valid if its crc is right, and in sequence if its prev is the crc of the record before it. So records of
+// another file are never accepted, a missing one is noticed, and a valid record is recognized even after damage: that tells
+// a torn tail, which is harmless, from a damaged journal.
 //
 // Not here: what a record means, and files.
 package frames
@@ -18,26 +18,26 @@ import (
 	"io"
 )
 
-// Head is the length of what stands before a payload.
-const Head = 12
+// HeaderSize is the length in bytes of the header before a payload.
+const HeaderSize = 12
 
-// Max is the longest payload: a whole tree of small files fits in one record.
-const Max = 64 << 20
+// MaxPayload is the length in bytes of the longest payload: a whole tree of small files fits in one record.
+const MaxPayload = 64 << 20
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Chain is where a file of records continues.
+// Chain is the state of the checksum chain at the end of a file.
 type Chain struct{ salt, prev uint32 }
 
-// NewChain begins the file of that name.
+// NewChain returns the chain of an empty file of that name.
 func NewChain(name string) Chain {
 	salt := crc32.Checksum([]byte(name), castagnoli)
 	return Chain{salt, salt}
 }
 
-// Append gives the next record behind buffer.
+// Append appends the next record to buffer and returns the result.
 func (c *Chain) Append(buffer, payload []byte) []byte {
-	var head [Head]byte
+	var head [HeaderSize]byte
 	binary.LittleEndian.PutUint32(head[:], uint32(len(payload)))
 	binary.LittleEndian.PutUint32(head[4:], c.prev)
 	c.prev = c.sum(head[:8], payload)
@@ -49,12 +49,12 @@ func (c *Chain) sum(head, payload []byte) uint32 {
 	return crc32.Update(crc32.Update(c.salt, castagnoli, head), castagnoli, payload)
 }
 
-// ErrDamaged is the error for records that are bad although valid ones follow.
+// ErrDamaged is the error for a bad record that valid ones follow.
 var ErrDamaged = errors.New("a record is damaged, and valid ones follow it")
 
-// Read gives the payloads of data, the file of that name, and where the last record ends. Where that is not the end of
-// what was written, the tail is torn: not all of a record came to the disk, so nothing had been done yet that it speaks
-// of.
+// Read returns the payloads of data, the content of the file of that name, the chain to continue with, and where the last
+// record ends. If nonzero bytes follow, the tail is torn: a record was not completely written, so the change that it
+// announces had not begun.
 func Read(name string, data []byte) (payloads [][]byte, chain Chain, end int, err error) {
 	chain = NewChain(name)
 	for {
@@ -64,9 +64,9 @@ func Read(name string, data []byte) (payloads [][]byte, chain Chain, end int, er
 		}
 		payloads = append(payloads, payload)
 		chain.prev = crc
-		end += Head + len(payload)
+		end += HeaderSize + len(payload)
 	}
-	for i := end; i+Head <= len(data); i++ {
+	for i := end; i+HeaderSize <= len(data); i++ {
 		if _, _, ok := chain.at(data[i:]); ok {
 			return payloads, chain, end, ErrDamaged
 		}
@@ -74,22 +74,22 @@ func Read(name string, data []byte) (payloads [][]byte, chain Chain, end int, er
 	return payloads, chain, end, nil
 }
 
-// at reads the record that data begins with, whatever was before it.
+// at reads the record that data begins with, without checking its place in the chain.
 func (c *Chain) at(data []byte) (payload []byte, crc uint32, ok bool) {
-	if len(data) < Head {
+	if len(data) < HeaderSize {
 		return nil, 0, false
 	}
 	n := int(binary.LittleEndian.Uint32(data))
-	if n == 0 || n > Max || n > len(data)-Head {
+	if n == 0 || n > MaxPayload || n > len(data)-HeaderSize {
 		return nil, 0, false
 	}
-	payload = data[Head : Head+n]
+	payload = data[HeaderSize : HeaderSize+n]
 	crc = binary.LittleEndian.Uint32(data[8:])
 	return payload, crc, crc == c.sum(data[:8], payload)
 }
 
-// One reads a file that is a single record.
-func One(name string, data []byte) ([]byte, error) {
+// ReadOne returns the payload of a file that is a single record.
+func ReadOne(name string, data []byte) ([]byte, error) {
 	payloads, _, _, err := Read(name, data)
 	if err == nil && len(payloads) != 1 {
 		err = io.ErrUnexpectedEOF

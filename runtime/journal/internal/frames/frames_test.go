@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 func TestTornTail(t *testing.T) {
 	whole := file("a", "one", "two two", "three three three")
 	_, _, end, _ := Read("a", whole)
-	last := end - Head - len("three three three")
+	last := end - HeaderSize - len("three three three")
 	for n := last; n < end; n++ {
 		cut := append(bytes.Clone(whole[:n]), make([]byte, 300)...)
 		spoilt := bytes.Clone(whole)
@@ -48,7 +48,7 @@ func TestTornTail(t *testing.T) {
 // Any change of a byte before the last record is found.
 func TestDamage(t *testing.T) {
 	whole := file("a", "one", "two two", "three three three")
-	for n := range len(whole) - 100 - Head - len("three three three") {
+	for n := range len(whole) - 100 - HeaderSize - len("three three three") {
 		data := bytes.Clone(whole)
 		data[n] ^= 1
 		if payloads, _, _, err := Read("a", data); !errors.Is(err, ErrDamaged) || len(payloads) > 1 {
@@ -63,7 +63,7 @@ func TestForeign(t *testing.T) {
 		t.Errorf("of another file: %q, %v", payloads, err)
 	}
 	data := file("a", "one", "two")
-	first := Head + len("one")
+	first := HeaderSize + len("one")
 	swapped := append(append(bytes.Clone(data[first:2*first]), data[:first]...), make([]byte, 50)...)
 	if payloads, _, _, err := Read("a", swapped); len(payloads) != 0 || !errors.Is(err, ErrDamaged) {
 		t.Errorf("swapped: %q, %v", payloads, err)

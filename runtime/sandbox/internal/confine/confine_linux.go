@@ -11,22 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Seal closes the process off for good. Whatever the program needs to open must be open before.
+// Seal confines the process for good. Whatever the program needs to open must be open before.
 func Seal(limits Limits) error {
-	// Where the threads cannot all be told at once, seccomp must be asked for by the one that gave up its privileges.
+	// Where the flag cannot be set on all threads, seccomp must be installed by the thread that has it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	steps := []struct {
 		name string
 		do   func() error
 	}{
-		{"close descriptors", closeRest},
+		{"close descriptors", closeInheritedFDs},
 		{"dumpable", func() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }},
 		{"no new privileges", noNewPrivileges},
-		{"resource limits", func() error { return setLimits(limits) }},
-		{"landlock", denyFiles},
-		{"descriptor limit", noDescriptors},
-		{"seccomp", filterCalls},
+		{"resource limits", func() error { return setResourceLimits(limits) }},
+		{"landlock", applyLandlock},
+		{"descriptor limit", setDescriptorLimit},
+		{"seccomp", installSeccomp},
 	}
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -36,44 +36,45 @@ func Seal(limits Limits) error {
 	return nil
 }
 
-// All lists the walls of this machine.
-func All() []Wall {
-	return []Wall{
-		{"resource limits", ""}, {"landlock", missing(landlockMissing())}, {"seccomp", missing(seccompMissing())},
+// Layers returns the layers of confinement, with the reason for each that this machine lacks.
+func Layers() []Layer {
+	return []Layer{
+		{"resource limits", ""}, {"landlock", reason(landlockMissing())}, {"seccomp", reason(seccompMissing())},
 	}
 }
 
-func missing(err error) string {
+func reason(err error) string {
 	if err == nil {
 		return ""
 	}
 	return err.Error()
 }
 
-// first is the number of the first descriptor that a runner has no use for, after the standard ones and its connection.
-const first = 4
+// firstExtraFD is the first descriptor that a runner has no use for, after the standard ones and its connection.
+const firstExtraFD = 4
 
-// closeRest closes what the agent may have passed on by mistake. The runtime's own poller stays.
-func closeRest() error {
+// closeInheritedFDs closes the descriptors that the agent may have passed on by mistake. Those of the runtime's poller
+// stay.
+func closeInheritedFDs() error {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
 		fd, err := strconv.Atoi(entry.Name())
-		if err != nil || fd < first {
+		if err != nil || fd < firstExtraFD {
 			continue
 		}
 		target, err := os.Readlink("/proc/self/fd/" + entry.Name())
 		if err == nil && target != "anon_inode:[eventpoll]" && target != "anon_inode:[eventfd]" {
-			unix.Close(fd) //nolint:errcheck // it is gone either way
+			unix.Close(fd) //nolint:errcheck // it is closed either way
 		}
 	}
 	return nil
 }
 
-// noNewPrivileges holds for each thread by itself, so all are told; a program with C in it cannot, and then seccomp
-// does it, which takes the threads along.
+// noNewPrivileges sets the flag on all threads, since it holds for each by itself. A program with C code cannot do
+// that; there the seccomp filter sets it on all threads.
 func noNewPrivileges() error {
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno == unix.ENOTSUP {
@@ -89,8 +90,8 @@ func errnoError(errno syscall.Errno) error {
 	return errno
 }
 
-func setLimits(limits Limits) error {
-	size, err := addressSpace()
+func setResourceLimits(limits Limits) error {
+	size, err := currentAddressSpace()
 	if err != nil {
 		return err
 	}
@@ -98,14 +99,14 @@ func setLimits(limits Limits) error {
 		resource   int
 		soft, hard uint64
 	}{
-		// The kernel counts whole ticks here, and on a busy machine a tenth more than there was (measured): what stands behind
-		// the agent must not come before it.
+		// The kernel counts whole ticks here, and on a busy machine a tenth too much (measured): this limit must not be reached
+		// before the agent's own.
 		{unix.RLIMIT_CPU, 2*limits.CPU + 1, 2*limits.CPU + 2},
 		{unix.RLIMIT_CORE, 0, 0},
 		{unix.RLIMIT_FSIZE, 0, 0},
 		{unix.RLIMIT_MEMLOCK, 0, 0},
 		{unix.RLIMIT_MSGQUEUE, 0, 0},
-		{unix.RLIMIT_AS, size + limits.AddressSpace + slack, size + limits.AddressSpace + slack},
+		{unix.RLIMIT_AS, size + limits.AddressSpace + extraAddressSpace, size + limits.AddressSpace + extraAddressSpace},
 	} {
 		if err := unix.Setrlimit(l.resource, &unix.Rlimit{Cur: l.soft, Max: l.hard}); err != nil {
 			return fmt.Errorf("%d: %w", l.resource, err)
@@ -114,11 +115,11 @@ func setLimits(limits Limits) error {
 	return nil
 }
 
-// noDescriptors leaves what is open. It comes after Landlock, which takes one for a moment.
-func noDescriptors() error { return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{}) }
+// setDescriptorLimit forbids new descriptors; open ones stay. It comes after Landlock, which opens one for a moment.
+func setDescriptorLimit() error { return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{}) }
 
-// addressSpace is the size of the process now, in bytes.
-func addressSpace() (uint64, error) {
+// currentAddressSpace returns the size of the process now, in bytes.
+func currentAddressSpace() (uint64, error) {
 	statm, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
 		return 0, err

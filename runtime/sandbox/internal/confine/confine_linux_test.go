@@ -14,60 +14,60 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain makes this program one that puts up a single wall and runs against it.
+// TestMain makes this program one that applies a single layer to itself and then does what the layer forbids.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "wall" {
-		fmt.Println(against[os.Args[2]]())
+	if len(os.Args) > 2 && os.Args[1] == "attempt" {
+		fmt.Println(attempts[os.Args[2]]())
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
 
-// against puts up one wall each, and gives what the program meets at it.
-var against = map[string]func() error{
+// attempts apply one layer each, do what it forbids, and return the error of that.
+var attempts = map[string]func() error{
 	"landlock file": func() error {
-		if err := errors.Join(noNewPrivileges(), denyFiles()); err != nil {
+		if err := errors.Join(noNewPrivileges(), applyLandlock()); err != nil {
 			return err
 		}
 		_, err := os.Open("/etc/passwd")
 		return err
 	},
 	"landlock exec": func() error {
-		if err := errors.Join(noNewPrivileges(), denyFiles()); err != nil {
+		if err := errors.Join(noNewPrivileges(), applyLandlock()); err != nil {
 			return err
 		}
 		return syscall.Exec("/bin/true", []string{"true"}, nil)
 	},
 	"landlock tcp": func() error {
-		if err := errors.Join(noNewPrivileges(), denyFiles()); err != nil {
+		if err := errors.Join(noNewPrivileges(), applyLandlock()); err != nil {
 			return err
 		}
 		_, err := net.Dial("tcp", "127.0.0.1:1")
 		return err
 	},
 	"limits": func() error {
-		if err := setLimits(Limits{AddressSpace: 64 << 20, CPU: 5}); err != nil {
+		if err := setResourceLimits(Limits{AddressSpace: 64 << 20, CPU: 5}); err != nil {
 			return err
 		}
-		_, err := unix.Mmap(-1, 0, 64<<20+slack+1, unix.PROT_READ, unix.MAP_ANON|unix.MAP_PRIVATE)
+		_, err := unix.Mmap(-1, 0, 64<<20+extraAddressSpace+1, unix.PROT_READ, unix.MAP_ANON|unix.MAP_PRIVATE)
 		return err
 	},
 	"descriptors": func() error {
-		if err := noDescriptors(); err != nil {
+		if err := setDescriptorLimit(); err != nil {
 			return err
 		}
 		_, err := os.Open("/dev/null")
 		return err
 	},
 	"seccomp": func() error {
-		if err := errors.Join(noNewPrivileges(), filterCalls()); err != nil {
+		if err := errors.Join(noNewPrivileges(), installSeccomp()); err != nil {
 			return err
 		}
 		_, err := os.Open("/dev/null")
 		return err
 	},
 	"seccomp prctl": func() error {
-		if err := errors.Join(noNewPrivileges(), filterCalls()); err != nil {
+		if err := errors.Join(noNewPrivileges(), installSeccomp()); err != nil {
 			return err
 		}
 		return unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)
@@ -88,10 +88,10 @@ var against = map[string]func() error{
 	},
 }
 
-// meet runs this program against a wall.
-func meet(t *testing.T, wall string) (said string, state *os.ProcessState) {
+// attempt runs this program with an attempt, and returns its output.
+func attempt(t *testing.T, name string) (output string, state *os.ProcessState) {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe", "wall", wall)
+	cmd := exec.Command("/proc/self/exe", "attempt", name)
 	cmd.Env = []string{"GOMAXPROCS=2", "GODEBUG=updatemaxprocs=0,containermaxprocs=0"}
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -103,56 +103,56 @@ func meet(t *testing.T, wall string) (said string, state *os.ProcessState) {
 	return strings.TrimSpace(string(out)) + errs.String(), cmd.ProcessState
 }
 
-// needs skips where this machine lacks a wall.
-func needs(t *testing.T, name string) {
+// skipWithout skips a test on a machine that lacks a layer.
+func skipWithout(t *testing.T, name string) {
 	t.Helper()
-	for _, wall := range All() {
-		if wall.Name == name && wall.Missing != "" {
-			t.Skipf("%s: %s (for Landlock: CGO_ENABLED=0, and a kernel from 5.13 on with it)", name, wall.Missing)
+	for _, layer := range Layers() {
+		if layer.Name == name && layer.Missing != "" {
+			t.Skipf("%s: %s (for Landlock: CGO_ENABLED=0, and a kernel from 5.13 on with it)", name, layer.Missing)
 		}
 	}
 }
 
 func TestLandlockAlone(t *testing.T) {
-	needs(t, "landlock")
+	skipWithout(t, "landlock")
 	version, err := landlockVersion()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for wall, want := range map[string]string{
+	for name, want := range map[string]string{
 		"landlock file": "permission denied", "landlock exec": "permission denied", "landlock tcp": "permission denied",
 	} {
-		if wall == "landlock tcp" && version < 4 {
+		if name == "landlock tcp" && version < 4 {
 			continue
 		}
-		if said, _ := meet(t, wall); !strings.Contains(said, want) {
-			t.Errorf("%s: met %q, want %q", wall, said, want)
+		if output, _ := attempt(t, name); !strings.Contains(output, want) {
+			t.Errorf("%s: got %q, want %q", name, output, want)
 		}
 	}
 }
 
 func TestLimitsAlone(t *testing.T) {
-	if said, _ := meet(t, "limits"); !strings.Contains(said, "cannot allocate memory") {
-		t.Errorf("met %q", said)
+	if output, _ := attempt(t, "limits"); !strings.Contains(output, "cannot allocate memory") {
+		t.Errorf("got %q", output)
 	}
-	if said, _ := meet(t, "descriptors"); !strings.Contains(said, "too many open files") {
-		t.Errorf("met %q", said)
+	if output, _ := attempt(t, "descriptors"); !strings.Contains(output, "too many open files") {
+		t.Errorf("got %q", output)
 	}
 }
 
 func TestSeccompAlone(t *testing.T) {
-	needs(t, "seccomp")
-	said, state := meet(t, "seccomp")
+	skipWithout(t, "seccomp")
+	output, state := attempt(t, "seccomp")
 	if status := state.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGSYS {
-		t.Errorf("ended with %v, said %q, want SIGSYS", state, said)
+		t.Errorf("ended with %v, output %q, want SIGSYS", state, output)
 	}
-	if said, _ := meet(t, "seccomp prctl"); said != "invalid argument" {
-		t.Errorf("prctl gives %q", said)
+	if output, _ := attempt(t, "seccomp prctl"); output != "invalid argument" {
+		t.Errorf("prctl returns %q", output)
 	}
 }
 
 func TestSealedProgramLives(t *testing.T) {
-	if said, state := meet(t, "seccomp alive"); said != "alive" {
-		t.Errorf("said %q, ended with %v", said, state)
+	if output, state := attempt(t, "seccomp alive"); output != "alive" {
+		t.Errorf("output %q, ended with %v", output, state)
 	}
 }

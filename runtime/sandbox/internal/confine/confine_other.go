@@ -4,8 +4,8 @@ package confine
 
 import "errors"
 
-// Seal is for Linux.
+// Seal is supported on Linux only.
 func Seal(Limits) error { return errors.ErrUnsupported }
 
-// All is none: there are no runners here.
-func All() []Wall { return nil }
+// Layers returns nil: there are no runners here.
+func Layers() []Layer { return nil }

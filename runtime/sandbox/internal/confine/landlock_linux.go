@@ -17,10 +17,10 @@ const (
 	scopeRights = 1<<2 - 1
 )
 
-// ruleset is struct landlock_ruleset_attr.
-type ruleset struct{ files, tcp, scoped uint64 }
+// rulesetAttr is struct landlock_ruleset_attr.
+type rulesetAttr struct{ files, tcp, scoped uint64 }
 
-// landlockVersion is the interface of this kernel.
+// landlockVersion returns the version of the kernel's Landlock interface.
 func landlockVersion() (int, error) {
 	version, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
@@ -29,7 +29,8 @@ func landlockVersion() (int, error) {
 	return int(version), nil
 }
 
-// landlockMissing says why there is no Landlock. It binds threads one by one, which a program with C in it cannot do.
+// landlockMissing returns why Landlock cannot be used. It restricts threads one by one, which a program with C code
+// cannot do for all of them.
 func landlockMissing() error {
 	if _, err := landlockVersion(); err != nil {
 		return err
@@ -40,8 +41,8 @@ func landlockMissing() error {
 	return nil
 }
 
-// denyFiles takes every right that Landlock knows, by a set of rules without a rule.
-func denyFiles() error {
+// applyLandlock denies every right that Landlock knows, by a ruleset without a rule.
+func applyLandlock() error {
 	if landlockMissing() != nil {
 		return nil
 	}
@@ -49,7 +50,7 @@ func denyFiles() error {
 	if err != nil {
 		return err
 	}
-	rules := ruleset{files: fileRights[min(version, len(fileRights)-1)]}
+	rules := rulesetAttr{files: fileRights[min(version, len(fileRights)-1)]}
 	size := unsafe.Sizeof(rules.files)
 	if version >= 4 {
 		rules.tcp, size = tcpRights, size+unsafe.Sizeof(rules.tcp)

@@ -4,11 +4,11 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_AARCH64
 
-// allowedHere are calls that only this architecture has, or that its runtime prefers.
-var allowedHere = [...]uintptr{}
+// allowedArchCalls are system calls that only this architecture has, or that its runtime prefers.
+var allowedArchCalls = [...]uintptr{}
 
-// archTests has nothing to add: threads set their pointer without the kernel.
-func archTests(
+// archRules adds nothing: threads set their pointer without the kernel.
+func archRules(
 	func(uint16, uint32, ...unix.SockFilter) []unix.SockFilter, func(uint32) unix.SockFilter, func(uint32) unix.SockFilter,
 ) []unix.SockFilter {
 	return nil

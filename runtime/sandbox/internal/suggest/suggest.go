@@ -1,11 +1,11 @@
-// Package suggest finds the word that somebody probably meant.
+// Package suggest finds the word that was probably meant by a misspelt one.
 //
 // Not here: whether a word is right.
 package suggest
 
-// Word is the one of words that is nearest to the given one, by insertions, deletions and replacements of bytes; empty
-// where all are too far away to be a misspelling. The first of equals wins.
-func Word(given string, words []string) string {
+// Closest returns the word that is nearest to the given one, by insertions, deletions and replacements of bytes; empty
+// where none is near enough to be a misspelling. The first of equals wins.
+func Closest(given string, words []string) string {
 	if len(given) > 64 {
 		return ""
 	}
@@ -21,7 +21,7 @@ func Word(given string, words []string) string {
 	return best
 }
 
-// distance is Levenshtein's, row by row.
+// distance returns the Levenshtein distance, computed row by row.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

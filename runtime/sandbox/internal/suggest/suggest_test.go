@@ -7,7 +7,7 @@ func TestWord(t *testing.T) {
 	for given, want := range map[string]string{
 		"mod": "mode", "ower": "owner", "parent": "parents", "gruop": "group", "x": "", "zzzzz": "", "": "", "mode": "mode",
 	} {
-		if got := Word(given, words); got != want {
+		if got := Closest(given, words); got != want {
 			t.Errorf("Word(%q) is %q, want %q", given, got, want)
 		}
 	}

@@ -1,15 +1,18 @@
-// Gen compiles the .proto files of the directory above and writes their Go code beside them. It is the whole protocol
-// compiler: a Go program that needs nothing installed.
+// Gen compiles every .proto file of a directory and writes its Go code beside it. It is the whole protocol compiler: a Go
+// program that needs nothing installed.
 //
-// Run it with go generate in wire/pb. With -check it writes nothing and fails if a file would change.
+// Run it with go generate in wire/pb. Generated files whose .proto file is gone are removed. With -check nothing is written or
+// removed, and it fails if something would be.
 package main
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/bufbuild/protocompile"
 	"google.golang.org/protobuf/cmd/protoc-gen-go/internal_gengo"
@@ -21,33 +24,64 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// In the order of their imports.
-var files = []string{"script.proto", "ops.proto", "runner.proto", "trial.proto", "journal.proto", "agent.proto"}
-
 func main() {
-	check := flag.Bool("check", false, "fail if a generated file is out of date")
+	check := flag.Bool("check", false, "fail if a generated file is out of date or has no .proto file")
 	flag.Parse()
-	if err := run(*check); err != nil {
+	if err := run(".", *check); err != nil {
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
 }
 
-func run(check bool) error {
+// run brings the generated files of a directory up to date, or checks that they are.
+func run(dir string, check bool) error {
+	generated, err := generate(dir)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for name, content := range generated {
+		failed = append(failed, write(filepath.Join(dir, name), content, check))
+	}
+	present, err := filepath.Glob(filepath.Join(dir, "*.pb.go"))
+	if err != nil {
+		return err
+	}
+	for _, path := range present {
+		if generated[filepath.Base(path)] == nil {
+			failed = append(failed, remove(path, check))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// generate returns the Go code of all .proto files of a directory, by the names of the files to write.
+func generate(dir string) (map[string][]byte, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.proto"))
+	if err != nil {
+		return nil, err
+	}
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("no .proto file in %s", dir)
+	}
+	var files []string
+	for _, path := range paths {
+		files = append(files, filepath.Base(path))
+	}
 	compiler := protocompile.Compiler{
-		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{}),
+		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{dir}}),
 		SourceInfoMode: protocompile.SourceInfoStandard,
 	}
 	linked, err := compiler.Compile(context.Background(), files...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	request := &pluginpb.CodeGeneratorRequest{
 		FileToGenerate: files,
 		Parameter:      proto.String("paths=source_relative"),
 	}
 	seen := map[string]bool{}
-	var add func(protoreflect.FileDescriptor)
+	var add func(protoreflect.FileDescriptor) // imports come before what imports them
 	add = func(file protoreflect.FileDescriptor) {
 		if seen[file.Path()] {
 			return
@@ -63,7 +97,7 @@ func run(check bool) error {
 	}
 	plugin, err := protogen.Options{}.New(request)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, file := range plugin.Files {
 		if file.Generate {
@@ -72,14 +106,13 @@ func run(check bool) error {
 	}
 	response := plugin.Response()
 	if response.Error != nil {
-		return fmt.Errorf("%s", response.GetError())
+		return nil, errors.New(response.GetError())
 	}
+	generated := map[string][]byte{}
 	for _, file := range response.File {
-		if err := write(file.GetName(), []byte(file.GetContent()), check); err != nil {
-			return err
-		}
+		generated[file.GetName()] = []byte(file.GetContent())
 	}
-	return nil
+	return generated, nil
 }
 
 // describe keeps the comments, which protodesc alone would lose.
@@ -92,12 +125,19 @@ func describe(file protoreflect.FileDescriptor) *descriptorpb.FileDescriptorProt
 	return protodesc.ToFileDescriptorProto(file)
 }
 
-func write(name string, content []byte, check bool) error {
-	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, content) {
+func write(path string, content []byte, check bool) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
 	if check {
-		return fmt.Errorf("%s is out of date: run go generate ./wire/pb", name)
+		return fmt.Errorf("%s is out of date: run go generate ./wire/pb", path)
 	}
-	return os.WriteFile(name, content, 0o644)
+	return os.WriteFile(path, content, 0o644)
+}
+
+func remove(path string, check bool) error {
+	if check {
+		return fmt.Errorf("%s has no .proto file: run go generate ./wire/pb", path)
+	}
+	return os.Remove(path)
 }

@@ -1,5 +1,5 @@
-// Package numeral reads numbers from text and prints them, as chapters 2.2.1, 2.8 and 5.4 of the Lua 5.1 manual have it,
-// which leaves printing to C.
+// Package numeral parses and formats numbers as chapters 2.2.1, 2.8 and 5.4 of the Lua 5.1 manual say, which leave
+// formatting to C.
 //
 //	" 0x1F " ── Parse ──► 31        255 ── Spec{verb 'x', …}.Print ──► "ff"
 //
@@ -14,50 +14,50 @@ import (
 
 const spaces = " \t\n\v\f\r"
 
-// Parse reads a number as it stands in a script: decimal, or whole and hexadecimal after 0x; with spaces and a sign
-// around it. Words such as inf and nan are none.
+// Parse reads a number as it is written in a script: decimal, or whole and hexadecimal after 0x; with spaces and a sign
+// around it. It returns false for words such as inf and nan.
 func Parse(s string) (float64, bool) {
 	s = strings.Trim(s, spaces)
-	digits, negative := unsigned(s)
+	digits, negative := cutSign(s)
 	if digits == "" {
 		return 0, false
 	}
 	if len(digits) > 1 && digits[0] == '0' && digits[1]|0x20 == 'x' {
-		f, ok := whole(digits[2:], 16)
-		return signed(f, negative), ok
+		f, ok := parseDigits(digits[2:], 16)
+		return applySign(f, negative), ok
 	}
-	if !decimal(digits) {
+	if !isDecimal(digits) {
 		return 0, false
 	}
 	f, _ := strconv.ParseFloat(digits, 64) // what is too large is infinite
-	return signed(f, negative), true
+	return applySign(f, negative), true
 }
 
 // ParseBase reads a whole number to a base from 2 to 36.
 func ParseBase(s string, base int) (float64, bool) {
-	digits, negative := unsigned(strings.Trim(s, spaces))
+	digits, negative := cutSign(strings.Trim(s, spaces))
 	if base == 16 && len(digits) > 2 && digits[0] == '0' && digits[1]|0x20 == 'x' {
 		digits = digits[2:]
 	}
-	f, ok := whole(digits, base)
-	return signed(f, negative), ok
+	f, ok := parseDigits(digits, base)
+	return applySign(f, negative), ok
 }
 
-func unsigned(s string) (digits string, negative bool) {
+func cutSign(s string) (digits string, negative bool) {
 	if s != "" && (s[0] == '-' || s[0] == '+') {
 		return s[1:], s[0] == '-'
 	}
 	return s, false
 }
 
-func signed(f float64, negative bool) float64 {
+func applySign(f float64, negative bool) float64 {
 	if negative {
 		return -f
 	}
 	return f
 }
 
-func whole(digits string, base int) (float64, bool) {
+func parseDigits(digits string, base int) (float64, bool) {
 	var f float64
 	for i := range len(digits) {
 		d := 99
@@ -75,13 +75,13 @@ func whole(digits string, base int) (float64, bool) {
 	return f, digits != ""
 }
 
-// decimal holds text against digits[.digits][e[sign]digits], where digits stand on one side of the point at least.
-func decimal(s string) bool {
-	whole := run(s)
+// isDecimal reports whether text is digits[.digits][e[sign]digits], with digits on at least one side of the point.
+func isDecimal(s string) bool {
+	whole := countDigits(s)
 	s = s[whole:]
 	fraction := 0
 	if s != "" && s[0] == '.' {
-		fraction = run(s[1:])
+		fraction = countDigits(s[1:])
 		s = s[1+fraction:]
 	}
 	if whole+fraction == 0 {
@@ -93,14 +93,14 @@ func decimal(s string) bool {
 	if s[0]|0x20 != 'e' {
 		return false
 	}
-	exponent, _ := unsigned(s[1:])
-	return exponent != "" && run(exponent) == len(exponent)
+	exponent, _ := cutSign(s[1:])
+	return exponent != "" && countDigits(exponent) == len(exponent)
 }
 
-// run is how many digits text begins with.
-func run(s string) int { return len(s) - len(strings.TrimLeft(s, "0123456789")) }
+// countDigits returns how many digits text begins with.
+func countDigits(s string) int { return len(s) - len(strings.TrimLeft(s, "0123456789")) }
 
-// Text prints a number as tostring does: 14 digits, and whole numbers below 10^15 with all of theirs.
+// Text returns a number as tostring prints it: 14 digits, and whole numbers below 10^15 with all of theirs.
 func Text(f float64) string {
 	if f == math.Trunc(f) && math.Abs(f) < 1e15 {
 		return strconv.FormatInt(int64(f), 10)
@@ -108,7 +108,7 @@ func Text(f float64) string {
 	return Spec{Verb: 'g', Precision: 14}.Float(f)
 }
 
-// Int64 is a number without its fraction. What is too large is as large as can be, and what is none is 0.
+// Int64 returns a number without its fraction. One that is too large is the largest there is, and NaN is 0.
 func Int64(f float64) int64 {
 	switch {
 	case f >= 1<<63:

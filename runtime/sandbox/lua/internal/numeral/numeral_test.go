@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What C prints is in the recorded cases of package lua; here is what they leave out.
+// What C prints is covered by the recorded cases of package lua; here is what they leave out.
 func TestParse(t *testing.T) {
 	for text, want := range map[string]float64{"0x10": 16, " -5.5e1\n": -55, "1e400": math.Inf(1), "010": 10, "00x1": -1, "nan": -1, "infinity": -1, "0x1.8": -1, "1e5 5": -1, "0b1": -1, "1_0": -1} {
 		if f, ok := Parse(text); ok != (want != -1) || ok && f != want {
@@ -27,8 +27,8 @@ func TestInt64(t *testing.T) {
 	}
 }
 
-// FuzzNumbers holds the laws that what is printed with all digits is read as the same number, and that what is read here
-// Go reads as the same.
+// FuzzNumbers checks the laws that a number formatted with all digits is parsed as the same number, and that Go parses what
+// is parsed here as the same.
 func FuzzNumbers(f *testing.F) {
 	f.Add(0.1, "1e5")
 	f.Add(-1e300, " 0x1F")

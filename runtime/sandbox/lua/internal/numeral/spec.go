@@ -8,14 +8,18 @@ import (
 
 // Spec is one conversion of string.format.
 type Spec struct {
+	// The flags -, +, space, # and 0.
 	Left, Plus, Space, Alternate, Zero bool
-	Width                              int
-	Precision                          int // negative: not given
-	Verb                               byte
+	// Width is the least width, in bytes.
+	Width int
+	// Precision is negative where it is not given.
+	Precision int
+	// Verb is the letter, such as d; 0 where it is missing.
+	Verb byte
 }
 
-// ParseSpec takes what stands after a % up to and with the letter, and gives the rest. wrong says what is not as the
-// manual wants it; a letter that no conversion has is for the caller to find.
+// ParseSpec parses what follows a % up to and including the letter, and returns the rest. wrong is what violates the
+// manual; a letter that no conversion has is left to the caller.
 func ParseSpec(text string) (spec Spec, rest, wrong string) {
 	spec.Precision = -1
 	flags := len(text) - len(strings.TrimLeft(text, "-+ #0"))
@@ -40,7 +44,7 @@ func ParseSpec(text string) (spec Spec, rest, wrong string) {
 	if strings.HasPrefix(text, ".") {
 		spec.Precision, text = twoDigits(text[1:])
 	}
-	if run(text) > 0 {
+	if countDigits(text) > 0 {
 		return spec, text, "invalid format (width or precision too long)"
 	}
 	if text != "" {
@@ -50,18 +54,18 @@ func ParseSpec(text string) (spec Spec, rest, wrong string) {
 }
 
 func twoDigits(text string) (int, string) {
-	n := min(run(text), 2)
+	n := min(countDigits(text), 2)
 	number, _ := strconv.Atoi(text[:n]) // none is 0
 	return number, text[n:]
 }
 
-// Int prints a whole number for d and i.
+// Int formats a whole number for d and i.
 func (s Spec) Int(n int64) string {
 	sign, digits := s.sign(n < 0), strconv.FormatInt(n, 10)
-	return s.number(sign, strings.TrimPrefix(digits, "-"))
+	return s.padNumber(sign, strings.TrimPrefix(digits, "-"))
 }
 
-// Uint prints a whole number for u, o, x and X.
+// Uint formats a whole number for u, o, x and X.
 func (s Spec) Uint(n uint64) string {
 	switch s.Verb {
 	case 'o':
@@ -69,19 +73,19 @@ func (s Spec) Uint(n uint64) string {
 		if s.Alternate && n != 0 {
 			digits = "0" + digits
 		}
-		return s.number("", digits)
+		return s.padNumber("", digits)
 	case 'x', 'X':
 		prefix := ""
 		if s.Alternate && n != 0 {
 			prefix = "0x"
 		}
 		if digits := strconv.FormatUint(n, 16); s.Verb == 'x' {
-			return s.number(prefix, digits)
+			return s.padNumber(prefix, digits)
 		} else {
-			return s.number(strings.ToUpper(prefix), strings.ToUpper(digits))
+			return s.padNumber(strings.ToUpper(prefix), strings.ToUpper(digits))
 		}
 	}
-	return s.number("", strconv.FormatUint(n, 10))
+	return s.padNumber("", strconv.FormatUint(n, 10))
 }
 
 func (s Spec) sign(negative bool) string {
@@ -96,8 +100,8 @@ func (s Spec) sign(negative bool) string {
 	return ""
 }
 
-// number brings digits to the precision and the width.
-func (s Spec) number(prefix, digits string) string {
+// padNumber extends digits to the precision and the width.
+func (s Spec) padNumber(prefix, digits string) string {
 	if s.Precision >= 0 {
 		if s.Precision == 0 && digits == "0" {
 			digits = ""
@@ -108,11 +112,11 @@ func (s Spec) number(prefix, digits string) string {
 		digits = zeros(s.Precision-len(digits)) + digits
 		return s.Pad(prefix + digits)
 	}
-	return s.fill(prefix, digits)
+	return s.padZeros(prefix, digits)
 }
 
-// fill widens with zeros after the prefix where the flag says so.
-func (s Spec) fill(prefix, digits string) string {
+// padZeros extends digits to the width with zeros after the prefix, where the flag says so.
+func (s Spec) padZeros(prefix, digits string) string {
 	if s.Zero && !s.Left {
 		digits = zeros(s.Width-len(prefix)-len(digits)) + digits
 	}
@@ -121,7 +125,7 @@ func (s Spec) fill(prefix, digits string) string {
 
 func zeros(n int) string { return strings.Repeat("0", max(n, 0)) }
 
-// Pad widens text to the width, in bytes.
+// Pad extends text to the width, in bytes.
 func (s Spec) Pad(text string) string {
 	space := strings.Repeat(" ", max(s.Width-len(text), 0))
 	if s.Left {
@@ -130,7 +134,7 @@ func (s Spec) Pad(text string) string {
 	return space + text
 }
 
-// Float prints a number for e, E, f, g and G. What is no number is nan, whatever its sign.
+// Float formats a number for e, E, f, g and G. NaN is nan, whatever its sign.
 func (s Spec) Float(f float64) string {
 	sign := s.sign(math.Signbit(f) && f == f)
 	var digits string
@@ -148,10 +152,10 @@ func (s Spec) Float(f float64) string {
 	if digits[0] > '9' {
 		return s.Pad(sign + digits) // no zeros before words
 	}
-	return s.fill(sign, digits)
+	return s.padZeros(sign, digits)
 }
 
-// digits prints what is neither negative nor infinite, in small letters.
+// digits formats a number that is neither negative nor infinite, in small letters.
 func (s Spec) digits(f float64) string {
 	precision := s.Precision
 	if precision < 0 {
@@ -159,22 +163,22 @@ func (s Spec) digits(f float64) string {
 	}
 	switch verb := s.Verb | 0x20; {
 	case verb != 'g':
-		return s.withPoint(strconv.FormatFloat(f, verb, precision, 64))
+		return s.addPoint(strconv.FormatFloat(f, verb, precision, 64))
 	case !s.Alternate:
 		return strconv.FormatFloat(f, 'g', max(precision, 1), 64)
 	}
-	// With # the zeros at the end stay, so the choice between the two forms is ours.
+	// With # the zeros at the end stay, which FormatFloat's 'g' cannot do.
 	precision = max(precision, 1)
 	long := strconv.FormatFloat(f, 'e', precision-1, 64)
 	_, power, _ := strings.Cut(long, "e")
 	if exponent, _ := strconv.Atoi(power); exponent >= -4 && exponent < precision {
 		long = strconv.FormatFloat(f, 'f', precision-1-exponent, 64)
 	}
-	return s.withPoint(long)
+	return s.addPoint(long)
 }
 
-// withPoint adds the point that # asks for where there is none.
-func (s Spec) withPoint(digits string) string {
+// addPoint adds the point that # asks for where there is none.
+func (s Spec) addPoint(digits string) string {
 	if !s.Alternate || strings.Contains(digits, ".") {
 		return digits
 	}

@@ -5,44 +5,46 @@ import (
 	"strings"
 )
 
-// Matcher looks for one pattern in one text. It is for one goroutine.
+// Matcher searches one text for one pattern. It is for one goroutine.
 type Matcher struct {
-	// Check, where it is not nil, is called every so often; its error ends the search.
+	// Check, where it is not nil, is called every checkEvery steps; its error ends the search.
 	Check func() error
 
-	p          *Pattern
-	text       string
-	from, to   int // of the match
-	start, end [MaxCaptures]int
-	choices    []choice
-	work       int // since Check was asked
-	// What is known to lead nowhere: a bit for each row and place. It is kept once a search has cost so much that it pays.
-	failed  []uint64
-	keep    bool
-	cost    int
-	costing int
+	p               *Pattern
+	text            string
+	from, to        int // of the match
+	start, end      [MaxCaptures]int
+	choices         []choice
+	stepsSinceCheck int
+	// Which repeated items are known to lead to no match: a bit for each of them and each offset. They are recorded once a
+	// search has taken so many steps that it pays.
+	failed      []uint64
+	recording   bool
+	steps       int
+	recordAfter int
 }
 
-// choice is where a match can be continued in another way.
+// choice is an item that can be matched in another way.
 type choice struct {
 	item    int
-	low, at int // places from low on; at was tried last
+	low, at int // offsets from low on; at was tried last
 	high    int
 }
 
 const (
 	// checkEvery is how many steps pass between two calls of Check: some tenths of a millisecond.
 	checkEvery = 1 << 16
-	// maxFailed bounds the memory for what is known, in bits: 8 MiB. Longer texts are searched without.
+	// maxFailed bounds the memory for recorded failures, in bits: 8 MiB. Longer texts are searched without.
 	maxFailed = 64 << 20
 )
 
-// New makes a matcher.
+// New returns a matcher.
 func New(p *Pattern, text string) *Matcher {
-	return &Matcher{p: p, text: text, costing: 16 * (len(text) + 64)}
+	return &Matcher{p: p, text: text, recordAfter: 16 * (len(text) + 64)}
 }
 
-// Find looks for the first match that begins at from or later; at from alone where the pattern is anchored.
+// Find finds the first match that begins at from or later; at from only where the pattern is anchored. The error is
+// that of a wrong pattern, or of Check.
 func (m *Matcher) Find(from int) (found bool, err error) {
 	for at := from; ; at++ {
 		if !m.p.anchored {
@@ -64,7 +66,7 @@ func (m *Matcher) Find(from int) (found bool, err error) {
 	}
 }
 
-// skip is the first place from at on where a match may begin; negative where there is none.
+// skip returns the first offset from at on at which a match may begin; negative where there is none.
 func (m *Matcher) skip(at int) int {
 	switch {
 	case m.p.prefix != "":
@@ -84,18 +86,18 @@ func (m *Matcher) skip(at int) int {
 	return at
 }
 
-// Range is where the match lies: bytes from … to-1.
+// Range returns the match as bytes from … to-1.
 func (m *Matcher) Range() (from, to int) { return m.from, m.to }
 
-// Whole is the match.
+// Whole returns the text of the match.
 func (m *Matcher) Whole() string { return m.text[m.from:m.to] }
 
-// Captures is how many there are.
+// Captures returns how many captures the pattern has.
 func (m *Matcher) Captures() int { return m.p.captures }
 
-// Capture gives one of the match, counted from 0: its text, or its place counted from 1. Where the pattern has none,
-// capture 0 is the whole match.
-func (m *Matcher) Capture(i int) (text string, place int, err error) {
+// Capture returns capture i of the match, counted from 0: its text, or for a position capture its position, counted
+// from 1. Where the pattern has none, capture 0 is the whole match.
+func (m *Matcher) Capture(i int) (text string, position int, err error) {
 	switch {
 	case i == 0 && m.p.captures == 0:
 		return m.Whole(), 0, nil
@@ -109,13 +111,13 @@ func (m *Matcher) Capture(i int) (text string, place int, err error) {
 	return m.text[m.start[i]:m.end[i]], 0, nil
 }
 
-// match gives the end of the match that begins at a place; negative where there is none. What an item of the pattern
-// sets of the captures needs no undoing: whoever goes back to an earlier item sets it again before it is looked at.
+// match returns the end of the match that begins at an offset; negative where there is none. Captures are not restored
+// on backtracking: the items that set them set them again before they are read.
 func (m *Matcher) match(at int) (int, error) {
 	m.choices = m.choices[:0]
 	items, text := m.p.items, m.text
 	for i := 0; i < len(items); {
-		if m.work++; m.work >= checkEvery {
+		if m.stepsSinceCheck++; m.stepsSinceCheck >= checkEvery {
 			if err := m.check(); err != nil {
 				return 0, err
 			}
@@ -131,26 +133,26 @@ func (m *Matcher) match(at int) (int, error) {
 			if ok = at < len(text) && it.set.has(text[at]); ok {
 				at++
 			}
-		case opStar, opLazy, opOption:
-			if ok = !m.hopeless(it.n, at); ok {
-				at = m.choose(i, at)
+		case opStar, opLazy, opOptional:
+			if ok = !m.knownFailure(it.n, at); ok {
+				at = m.takeRepeated(i, at)
 			}
-		case opWrong:
+		case opError:
 			return 0, it.err
 		default:
-			at, ok = m.rare(it, at)
+			at, ok = m.matchRare(it, at)
 		}
 		if ok {
 			i++
-		} else if i, at = m.back(); i < 0 {
+		} else if i, at = m.backtrack(); i < 0 {
 			return -1, nil
 		}
 	}
 	return at, nil
 }
 
-// rare matches items that are not met often.
-func (m *Matcher) rare(it *item, at int) (int, bool) {
+// matchRare matches the kinds of items that are rare.
+func (m *Matcher) matchRare(it *item, at int) (int, bool) {
 	switch it.op {
 	case opOpen, opPosition:
 		m.start[it.n] = at
@@ -176,7 +178,7 @@ func (m *Matcher) rare(it *item, at int) (int, bool) {
 			return at, false
 		}
 		said := m.text[m.start[it.n]:m.end[it.n]]
-		m.spend(len(said) / 8)
+		m.addSteps(len(said) / 8)
 		return at + len(said), strings.HasPrefix(m.text[at:], said)
 	}
 }
@@ -190,28 +192,28 @@ func (m *Matcher) balance(it *item, at int) (int, bool) {
 		switch m.text[i] {
 		case it.b:
 			if depth--; depth == 0 {
-				m.spend(i - at)
+				m.addSteps(i - at)
 				return i + 1, true
 			}
 		case it.a:
 			depth++
 		}
 	}
-	m.spend(len(m.text) - at)
+	m.addSteps(len(m.text) - at)
 	return at, false
 }
 
-// choose takes a repeated item and notes what else could be taken.
-func (m *Matcher) choose(i, at int) int {
+// takeRepeated matches a repeated item and notes the choice.
+func (m *Matcher) takeRepeated(i, at int) int {
 	it := &m.p.items[i]
 	high := at
 	switch it.op {
 	case opStar:
-		for high < len(m.text) && it.set.has(m.text[high]) && !(m.keep && m.hopeless(it.n, high+1)) {
+		for high < len(m.text) && it.set.has(m.text[high]) && !(m.recording && m.knownFailure(it.n, high+1)) {
 			high++
 		}
-		m.spend((high - at) / 8)
-	case opOption:
+		m.addSteps((high - at) / 8)
+	case opOptional:
 		if at < len(m.text) && it.set.has(m.text[at]) {
 			high++
 		}
@@ -220,39 +222,40 @@ func (m *Matcher) choose(i, at int) int {
 	return high
 }
 
-// back goes to the last choice that leaves something to try: the item after it, and the place. Negative: there is none.
-func (m *Matcher) back() (next, at int) {
+// backtrack goes back to the last choice that has something left to try. It returns the item after it, and the offset;
+// negative: there is none.
+func (m *Matcher) backtrack() (next, at int) {
 	for len(m.choices) > 0 {
-		m.spend(1)
+		m.addSteps(1)
 		c := &m.choices[len(m.choices)-1]
 		it := &m.p.items[c.item]
 		switch {
 		case it.op != opLazy && c.at > c.low:
 			c.at--
 			return c.item + 1, c.at
-		case it.op == opLazy && c.at < len(m.text) && it.set.has(m.text[c.at]) && !m.hopeless(it.n, c.at+1):
+		case it.op == opLazy && c.at < len(m.text) && it.set.has(m.text[c.at]) && !m.knownFailure(it.n, c.at+1):
 			c.at++
 			c.high = c.at
 			return c.item + 1, c.at
 		}
-		if it.op == opOption {
-			c.high = c.low // from the place after it nothing was optional
+		if it.op == opOptional {
+			c.high = c.low // from the offset after it nothing was optional
 		}
-		m.giveUp(it.n, c.low, c.high)
+		m.recordFailure(it.n, c.low, c.high)
 		m.choices = m.choices[:len(m.choices)-1]
 	}
 	return -1, 0
 }
 
-// spend counts work that is more than one step.
-func (m *Matcher) spend(steps int) { m.work += steps }
+// addSteps counts work that is more than one step.
+func (m *Matcher) addSteps(steps int) { m.stepsSinceCheck += steps }
 
-// check asks whether to go on, and begins to keep what is hopeless once the search has become dear.
+// check calls Check, and begins to record failures once the search has taken many steps.
 func (m *Matcher) check() error {
-	m.cost += m.work
-	m.work = 0
-	if size := m.p.rows * (len(m.text) + 1); !m.keep && m.cost > m.costing && !m.p.refers && size <= maxFailed {
-		m.keep, m.failed = true, make([]uint64, (size+63)/64)
+	m.steps += m.stepsSinceCheck
+	m.stepsSinceCheck = 0
+	if size := m.p.repeats * (len(m.text) + 1); !m.recording && m.steps > m.recordAfter && !m.p.hasBackref && size <= maxFailed {
+		m.recording, m.failed = true, make([]uint64, (size+63)/64)
 	}
 	if m.Check == nil {
 		return nil
@@ -260,19 +263,19 @@ func (m *Matcher) check() error {
 	return m.Check()
 }
 
-// hopeless says whether a repeated item is known to lead nowhere from a place on.
-func (m *Matcher) hopeless(row, at int) bool {
-	if !m.keep {
+// knownFailure reports whether a repeated item is known to lead to no match from an offset on.
+func (m *Matcher) knownFailure(row, at int) bool {
+	if !m.recording {
 		return false
 	}
 	bit := row*(len(m.text)+1) + at
 	return m.failed[bit>>6]>>(bit&63)&1 != 0
 }
 
-// giveUp notes that a repeated item leads nowhere from these places on: whoever comes to it at one of them has no other
-// ways to go on than the one who came to it at the lowest.
-func (m *Matcher) giveUp(row, low, high int) {
-	if !m.keep {
+// recordFailure notes that a repeated item leads to no match from these offsets on: a search that comes to it at one of
+// them can only continue in ways that were tried from the lowest.
+func (m *Matcher) recordFailure(row, low, high int) {
+	if !m.recording {
 		return
 	}
 	for bit := row*(len(m.text)+1) + low; low <= high; low++ {

@@ -1,16 +1,16 @@
 // Package pattern finds Lua patterns in text, as chapter 5.4.1 of the Lua 5.1 manual describes them, and %f.
 //
-//	"^(%a+)=%d-$" ── Compile ──► items: one byte, a set with how often, a capture's ends, …
+//	"^(%a+)=%d-$" ── Compile ──► items: one byte, a repeated set, an end of a capture, …
 //	                                │
 //	New(pattern, text).Find(from) ──┴─► where it matches, and Capture(i)
 //
-// A pattern has no alternatives, so its items stand in a row, and there is at most one open choice for each item that
-// repeats: the matcher needs no recursion and no memory that grows with the text. What it has found not to lead to a
-// match it does not try again, so that a search takes time in proportion to items and text, where the usual way of
-// trying them all takes their product or worse. Patterns that refer back to a capture (%1) cannot have that, nor has
-// %b; for them Matcher.Check ends a search that takes too long.
+// A pattern has no alternatives, so its items form a list, and each repeated item has at most one open choice: the matcher
+// needs no recursion, and its choices take no memory that grows with the text. In a long search it records which repeated
+// items lead to no match from which offsets and does not try them again, so that the time is in proportion to repeated
+// items and text, where plain backtracking can take exponential time. A pattern that refers back to a capture (%1) cannot
+// do that, nor can %b; there Matcher.Check ends a search that takes too long.
 //
-// As in Lua, what is wrong with a pattern is an error only when the match comes to it.
+// As in Lua, a wrong pattern is an error only when a match comes to the wrong item.
 //
 // Not here: replacement, iteration, and Lua's values.
 package pattern
@@ -20,17 +20,17 @@ import "errors"
 // MaxCaptures is how many captures a pattern can have, as in Lua 5.1.
 const MaxCaptures = 32
 
-// Pattern is a compiled pattern. It does not change, and any number of matchers may use it.
+// Pattern is a compiled pattern. It does not change, and any number of matchers may use it at a time.
 type Pattern struct {
-	items    []item
-	anchored bool
-	captures int // how many are opened
-	open     [MaxCaptures]bool
-	position [MaxCaptures]bool
-	rows     int  // items that repeat
-	refers   bool // a capture is referred back to
-	prefix   string
-	first    *set // what the first byte must be one of; nil: no matter
+	items      []item
+	anchored   bool
+	captures   int // how many there are
+	open       [MaxCaptures]bool
+	position   [MaxCaptures]bool
+	repeats    int  // repeated items
+	hasBackref bool // it refers back to a capture
+	prefix     string
+	first      *set // of the first byte; nil: any
 }
 
 type op uint8
@@ -40,27 +40,28 @@ const (
 	opSet                // one byte of the set
 	opStar               // as many bytes of the set as there are, or fewer
 	opLazy               // as few bytes of the set as will do
-	opOption             // a byte of the set, or none
+	opOptional           // a byte of the set, or none
 	opOpen               // capture n begins
 	opClose              // capture n ends
 	opPosition           // capture n is the position
 	opEnd                // the end of the text
 	opBalance            // from a to the b that belongs to it
 	opFrontier           // from without the set to within
-	opRefer              // what capture n is
-	opWrong              // the pattern is wrong from here on
+	opBackref            // what capture n is
+	opError              // the pattern is wrong from here on
 )
 
 // item is one step of a match.
 type item struct {
 	op   op
 	a, b byte
-	n    int // a capture; for what repeats, its row
+	n    int // the capture, or the number of the repeated item
 	set  set
 	err  error
 }
 
-// Compile never fails: what is wrong comes up in a match. A pattern for iteration has no anchor: its ^ is a byte.
+// Compile compiles a pattern. It never fails: what is wrong with a pattern is an error of Find, once a match comes to
+// it. A pattern for iteration has no anchor: its ^ is a byte.
 func Compile(source string, iterate bool) *Pattern {
 	c := compiler{in: source, p: &Pattern{}}
 	if !iterate && source != "" && source[0] == '^' {
@@ -69,15 +70,15 @@ func Compile(source string, iterate bool) *Pattern {
 	}
 	for c.at < len(c.in) {
 		if err := c.item(); err != nil {
-			c.add(item{op: opWrong, err: err})
+			c.add(item{op: opError, err: err})
 			break
 		}
 	}
-	c.p.lookAhead()
+	c.p.findPrefix()
 	return c.p
 }
 
-// Plain says whether a pattern means just itself.
+// Plain reports whether a pattern matches only its own text.
 func Plain(source string) bool {
 	for i := range len(source) {
 		switch source[i] {
@@ -88,11 +89,11 @@ func Plain(source string) bool {
 	return true
 }
 
-// Anchored says whether the pattern begins with ^: it is then to be looked for at one place only.
+// Anchored reports whether the pattern begins with ^, so that it can match at one offset only.
 func (p *Pattern) Anchored() bool { return p.anchored }
 
-// lookAhead notes how a match must begin, so that a search can skip what does not.
-func (p *Pattern) lookAhead() {
+// findPrefix notes how a match must begin, so that a search can skip ahead.
+func (p *Pattern) findPrefix() {
 	var prefix []byte
 	for i := range p.items {
 		switch it := &p.items[i]; it.op {
@@ -119,17 +120,17 @@ type compiler struct {
 
 func (c *compiler) add(it item) { c.p.items = append(c.p.items, it) }
 
-// next is the byte at a distance, and whether there is one.
-func (c *compiler) next(n int) (byte, bool) {
+// peek returns the byte at a distance, and whether there is one.
+func (c *compiler) peek(n int) (byte, bool) {
 	if c.at+n < len(c.in) {
 		return c.in[c.at+n], true
 	}
 	return 0, false
 }
 
-// item takes the next one from the source.
+// item compiles the next item of the source.
 func (c *compiler) item() error {
-	switch b, _ := c.next(0); b {
+	switch b, _ := c.peek(0); b {
 	case '(':
 		return c.openCapture()
 	case ')':
@@ -141,13 +142,13 @@ func (c *compiler) item() error {
 			return nil
 		}
 	case '%':
-		switch b, _ := c.next(1); {
+		switch b, _ := c.peek(1); {
 		case b == 'b':
 			return c.balance()
 		case b == 'f':
 			return c.frontier()
 		case b >= '0' && b <= '9':
-			return c.refer(int(b) - '1')
+			return c.backref(int(b) - '1')
 		}
 	}
 	return c.single()
@@ -160,7 +161,7 @@ func (c *compiler) openCapture() error {
 	}
 	c.p.captures++
 	c.at++
-	if b, ok := c.next(0); ok && b == ')' {
+	if b, ok := c.peek(0); ok && b == ')' {
 		c.at++
 		c.p.position[n] = true
 		c.add(item{op: opPosition, n: n})
@@ -184,8 +185,8 @@ func (c *compiler) closeCapture() error {
 }
 
 func (c *compiler) balance() error {
-	a, _ := c.next(2)
-	b, ok := c.next(3)
+	a, _ := c.peek(2)
+	b, ok := c.peek(3)
 	if !ok {
 		return errors.New("unbalanced pattern")
 	}
@@ -195,7 +196,7 @@ func (c *compiler) balance() error {
 }
 
 func (c *compiler) frontier() error {
-	if b, ok := c.next(2); !ok || b != '[' {
+	if b, ok := c.peek(2); !ok || b != '[' {
 		return errors.New("missing '[' after '%f' in pattern")
 	}
 	c.at += 2
@@ -206,22 +207,22 @@ func (c *compiler) frontier() error {
 	return err
 }
 
-func (c *compiler) refer(n int) error {
+func (c *compiler) backref(n int) error {
 	if n < 0 || n >= c.p.captures || c.p.open[n] {
 		return errors.New("invalid capture index")
 	}
 	c.at += 2
-	c.p.refers = true
-	c.add(item{op: opRefer, n: n})
+	c.p.hasBackref = true
+	c.add(item{op: opBackref, n: n})
 	return nil
 }
 
-// single is what stands for one byte, and how often.
+// single compiles an item that matches one byte, and how often.
 func (c *compiler) single() error {
 	it := item{op: opSet}
 	switch b := c.in[c.at]; b {
 	case '%':
-		letter, ok := c.next(1)
+		letter, ok := c.peek(1)
 		if !ok {
 			return errors.New("malformed pattern (ends with '%')")
 		}
@@ -239,18 +240,18 @@ func (c *compiler) single() error {
 		it.set = s
 	case '.':
 		c.at++
-		it.set = anything
+		it.set = anyByte
 	default:
 		c.at++
 		it.op, it.a = opByte, b
 	}
-	c.repeated(it)
+	c.addRepeated(it)
 	return nil
 }
 
-// repeated adds an item as often as the sign after it says.
-func (c *compiler) repeated(it item) {
-	sign, _ := c.next(0)
+// addRepeated adds an item, repeated as the sign after it says.
+func (c *compiler) addRepeated(it item) {
+	sign, _ := c.peek(0)
 	again := it
 	if it.op == opByte {
 		again.set = set{}
@@ -262,7 +263,7 @@ func (c *compiler) repeated(it item) {
 	case '-':
 		again.op = opLazy
 	case '?':
-		again.op = opOption
+		again.op = opOptional
 	default:
 		c.add(it)
 		return
@@ -271,7 +272,7 @@ func (c *compiler) repeated(it item) {
 	if sign == '+' {
 		c.add(it)
 	}
-	again.n = c.p.rows
-	c.p.rows++
+	again.n = c.p.repeats
+	c.p.repeats++
 	c.add(again)
 }

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// slow is a matcher that follows the manual word by word: at each item it tries what there is to try, by recursion. It
-// has what the real one cannot be wrong in as well: no choices kept, nothing noted.
-type slow struct {
+// referenceMatcher follows the manual word by word: at each item it tries all possibilities, by recursion. It shares neither
+// choices nor recorded failures with the real one, which can be wrong in them.
+type referenceMatcher struct {
 	p          *Pattern
 	text       string
 	start, end [MaxCaptures]int
 	budget     int
 }
 
-func (s *slow) at(i, at int) (int, error) {
+func (s *referenceMatcher) at(i, at int) (int, error) {
 	if s.budget--; s.budget < 0 {
 		return 0, errBudget
 	}
@@ -32,7 +32,7 @@ func (s *slow) at(i, at int) (int, error) {
 			return -1, nil
 		}
 		return s.at(i+1, at+1)
-	case opStar, opOption, opLazy:
+	case opStar, opOptional, opLazy:
 		return s.repeat(i, at, fits)
 	case opOpen, opPosition:
 		old := s.start[it.n]
@@ -50,23 +50,23 @@ func (s *slow) at(i, at int) (int, error) {
 			s.end[it.n] = old
 		}
 		return end, err
-	case opWrong:
+	case opError:
 		return 0, it.err
 	}
 	m := &Matcher{p: s.p, text: s.text, start: s.start, end: s.end}
-	if at, ok := m.rare(it, at); ok {
+	if at, ok := m.matchRare(it, at); ok {
 		return s.at(i+1, at)
 	}
 	return -1, nil
 }
 
-// repeat takes one more and comes again, or goes on: which first depends on the item.
-func (s *slow) repeat(i, at int, fits bool) (int, error) {
+// repeat tries one repetition more, and the next item: which first depends on the item.
+func (s *referenceMatcher) repeat(i, at int, fits bool) (int, error) {
 	more := func() (int, error) {
 		switch {
 		case !fits:
 			return -1, nil
-		case s.p.items[i].op == opOption:
+		case s.p.items[i].op == opOptional:
 			return s.at(i+1, at+1)
 		}
 		return s.at(i, at+1)
@@ -84,17 +84,18 @@ func (s *slow) repeat(i, at int, fits bool) (int, error) {
 
 var errBudget = errors.New("too slow")
 
-// compare holds the matcher against the slow one at each place of the text, with what it notes from the first step on.
+// compare compares the matcher with the reference at each offset of the text, also with failures recorded from the first step
+// on.
 func compare(t *testing.T, source, text string) {
 	t.Helper()
 	p := Compile(source, false)
 	for _, keep := range []bool{false, true} {
 		m := New(p, text)
-		if keep && !p.refers {
-			m.keep, m.failed = true, make([]uint64, p.rows*(len(text)+1)/64+1)
+		if keep && !p.hasBackref {
+			m.recording, m.failed = true, make([]uint64, p.repeats*(len(text)+1)/64+1)
 		}
 		for at := 0; at <= len(text); at++ {
-			s := &slow{p: p, text: text, budget: 200_000}
+			s := &referenceMatcher{p: p, text: text, budget: 200_000}
 			want, wantErr := s.at(0, at)
 			if errors.Is(wantErr, errBudget) {
 				return
@@ -110,7 +111,7 @@ func compare(t *testing.T, source, text string) {
 	}
 }
 
-func compareCaptures(t *testing.T, p *Pattern, m *Matcher, s *slow) {
+func compareCaptures(t *testing.T, p *Pattern, m *Matcher, s *referenceMatcher) {
 	t.Helper()
 	for i := range p.captures {
 		if m.start[i] != s.start[i] || !p.position[i] && !p.open[i] && m.end[i] != s.end[i] {
@@ -119,14 +120,14 @@ func compareCaptures(t *testing.T, p *Pattern, m *Matcher, s *slow) {
 	}
 }
 
-var parts = []string{"a", "b", ".", "[ab]", "[^a]", "%w", "a*", "b*", ".*", ".-", "a-", "a?", "b?", ".?", "[ab]*", "[ab]-", "a+", "(", ")", "()", "%1", "%b()", "%f[a]", "$", "(a*)", "(.-)"}
+var patternParts = []string{"a", "b", ".", "[ab]", "[^a]", "%w", "a*", "b*", ".*", ".-", "a-", "a?", "b?", ".?", "[ab]*", "[ab]-", "a+", "(", ")", "()", "%1", "%b()", "%f[a]", "$", "(a*)", "(.-)"}
 
-func TestAsTheSlowOne(t *testing.T) {
+func TestAgainstReference(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 4000 {
 		var source, text strings.Builder
 		for range r.IntN(7) {
-			source.WriteString(parts[r.IntN(len(parts))])
+			source.WriteString(patternParts[r.IntN(len(patternParts))])
 		}
 		for range r.IntN(14) {
 			text.WriteByte("aaabbc()"[r.IntN(8)])
@@ -145,8 +146,8 @@ func FuzzMatch(f *testing.F) {
 	})
 }
 
-// TestTime: what makes a search that tries everything take years, or the square of the text, takes no time here.
-func TestTime(t *testing.T) {
+// TestSteps: patterns that take plain backtracking years, or the square of the text, take steps in proportion to it.
+func TestSteps(t *testing.T) {
 	long := strings.Repeat("a", 1<<20)
 	for _, c := range []struct{ source, text string }{
 		{".-b", long}, {".*b", long}, {"a-b", long}, {"(.-)(.-)(.-)b", long[:1<<17]}, {".*.*.*.*b", long[:1<<17]},
@@ -159,14 +160,14 @@ func TestTime(t *testing.T) {
 			t.Errorf("%s is found, %v", c.source, err)
 		}
 		// Steps, not time: machines differ.
-		if limit := 60 * len(c.text) * (m.p.rows + 1) / checkEvery; calls > limit+2 {
+		if limit := 60 * len(c.text) * (m.p.repeats + 1) / checkEvery; calls > limit+2 {
 			t.Errorf("%s takes %d steps for %d bytes", c.source, calls*checkEvery, len(c.text))
 		}
 		t.Logf("%.20s in %d bytes: %d checks, %v", c.source, len(c.text), calls, time.Since(began))
 	}
 }
 
-// TestCheckEndsASearch: a reference back makes it try everything.
+// TestCheckEndsASearch: with a back reference a search tries everything.
 func TestCheckEndsASearch(t *testing.T) {
 	stop := errors.New("enough")
 	calls := 0

@@ -8,7 +8,7 @@ type set [4]uint64
 func (s *set) add(b byte)      { s[b>>6] |= 1 << (b & 63) }
 func (s *set) has(b byte) bool { return s[b>>6]>>(b&63)&1 != 0 }
 
-func (s *set) join(other set) {
+func (s *set) union(other set) {
 	for i := range s {
 		s[i] |= other[i]
 	}
@@ -21,11 +21,10 @@ func (s set) complement() set {
 	return s
 }
 
-// anything is the set of the dot.
-var anything = set{}.complement()
+// anyByte is the set of the dot.
+var anyByte = set{}.complement()
 
-// classes are the letters that stand for sets after %. A script is read in the same way everywhere: what a letter is
-// does not depend on the guest's language.
+// classes are the sets that letters after % stand for. They do not depend on the guest's locale.
 var classes = func() map[byte]set {
 	all := map[byte]set{}
 	for letter, member := range map[byte]func(b byte) bool{
@@ -55,10 +54,10 @@ func between(b, low, high byte) bool { return b >= low && b <= high }
 
 func letterByte(b byte) bool { return between(b, 'a', 'z') || between(b, 'A', 'Z') }
 
-// set takes one in brackets. A ] that comes first stands for itself, and so does a - that does not stand between two.
+// set compiles a set in brackets. A ] that comes first is itself, and so is a - that is not between two bytes.
 func (c *compiler) set() (set, error) {
 	c.at++
-	b, ok := c.next(0)
+	b, ok := c.peek(0)
 	exclude := ok && b == '^'
 	if exclude {
 		c.at++
@@ -73,7 +72,7 @@ func (c *compiler) set() (set, error) {
 		switch {
 		case b == '%' && c.at+1 < end:
 			c.at += 2
-			s.join(classOrByte(c.in[c.at-1]))
+			s.union(classOrByte(c.in[c.at-1]))
 		case c.at+2 < end && c.in[c.at+1] == '-':
 			for member := int(b); member <= int(c.in[c.at+2]); member++ {
 				s.add(byte(member))
@@ -91,7 +90,7 @@ func (c *compiler) set() (set, error) {
 	return s, nil
 }
 
-// setEnd is where the set's closing bracket stands.
+// setEnd returns the offset of the set's closing bracket.
 func (c *compiler) setEnd() (int, bool) {
 	for i := c.at; i < len(c.in); i++ {
 		switch {

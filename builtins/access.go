@@ -1,0 +1,107 @@
+package builtins
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// Access is what one request reads, changes and runs. Policies, the needs of scripts, the lock of an open transaction and the
+// audit work on it alone. Paths are as the caller wrote them.
+type Access struct {
+	// Reads are paths whose content, or what stands there, the caller learns; Writes are paths that are changed.
+	Reads, Writes []string
+	// Trees are those of them that are taken with all that is below.
+	Trees []string
+	// Patterns are read as a shell reads *, ? and [a-z] in a path.
+	Patterns []string
+	// Commands are the programs that would run.
+	Commands []Command
+	// Objects are other things of the guest that are looked at or changed, by kind and name.
+	Objects []Object
+}
+
+// Command is a program that a request would run.
+type Command struct {
+	// Argv is the program and its arguments.
+	Argv []string
+	// Paths are the lists of directories, as in PATH, by one of which a program without a slash would be looked for.
+	Paths []string
+	// Env are the names of what the request puts into the environment.
+	Env []string
+	// Dir is where a relative program is looked for; empty: not known.
+	Dir string
+}
+
+// Object is a thing with a name, such as {unit, nginx.service} or {user, bob}.
+type Object struct{ Kind, Name string }
+
+// String returns the object as kind:name.
+func (o Object) String() string { return o.Kind + ":" + o.Name }
+
+// Roles tell which fields of a row's request come out of its Access as what. They are found by trying, not declared: a field
+// that Access passes on is of that role.
+type Roles struct {
+	// Paths, Commands and Objects are names of fields.
+	Paths, Commands, Objects []string
+}
+
+// mark is the text that probe puts into a field. It stays one word in a path, a command line and the name of a setting.
+const mark = "quantixprobe"
+
+// probe finds the roles of a row's fields: each in turn is the only one that says something.
+func probe(op *Op) (roles Roles, err error) {
+	fields := op.In.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		field := fields.Get(i)
+		in := op.In.ProtoReflect().New()
+		switch {
+		case field.Kind() != protoreflect.StringKind || field.IsMap():
+			continue
+		case field.IsList():
+			in.Mutable(field).List().Append(protoreflect.ValueOfString(mark))
+		default:
+			in.Set(field, protoreflect.ValueOfString(mark))
+		}
+		access, name := op.AccessOf(in.Interface()), string(field.Name())
+		if slices.ContainsFunc(access.Trees, marked) && !slices.ContainsFunc(slices.Concat(access.Reads, access.Writes), marked) {
+			return roles, fmt.Errorf("the tree %s is neither read nor changed", name)
+		}
+		if slices.ContainsFunc(slices.Concat(access.Reads, access.Writes, access.Trees, access.Patterns), marked) {
+			roles.Paths = append(roles.Paths, name)
+		}
+		if slices.ContainsFunc(access.Commands, func(c Command) bool { return slices.ContainsFunc(c.Argv, marked) }) {
+			roles.Commands = append(roles.Commands, name)
+		}
+		if slices.ContainsFunc(access.Objects, func(o Object) bool { return marked(o.Name) }) {
+			roles.Objects = append(roles.Objects, name)
+		}
+	}
+	return roles, nil
+}
+
+func marked(text string) bool { return strings.Contains(text, mark) }
+
+// ReadsPath is the Access of a request that reads what its field path names.
+func ReadsPath(in proto.Message) Access { return Access{Reads: pathOf(in)} }
+
+// WritesPath is the Access of a request that changes what its field path names, and does not tell what was there.
+func WritesPath(in proto.Message) Access { return Access{Writes: pathOf(in)} }
+
+func pathOf(in proto.Message) []string { return []string{in.(interface{ GetPath() string }).GetPath()} }
+
+// Static returns the directory that a pattern of a path certainly is in, and whether it has wildcards above its last element,
+// so that it walks through directories that it does not name.
+func Static(pattern string) (dir string, deep bool) {
+	pattern = fsys.Clean(pattern)
+	at := strings.IndexAny(pattern, `*?[\`)
+	if at < 0 {
+		return pattern, false
+	}
+	slash := strings.LastIndexByte(pattern[:at], '/')
+	return fsys.Join("/", pattern[:slash+1]), strings.Contains(pattern[at:], "/")
+}

@@ -1,0 +1,156 @@
+package all
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+)
+
+// Fields that several rows have.
+const (
+	dir   = "where a relative program is looked for: Command.Dir"
+	runs  = "who runs the command: the lists are of programs, whoever runs them"
+	mode  = "what others may do with the file, which the path is"
+	owner = "an account that is looked up and not changed"
+	plan  = "words for a dry run"
+)
+
+// free are the text fields of rows that change something which mean nothing to a policy, and why. Whoever adds a row or a field
+// decides: the row's Access tells of it, or it stands here, for that row.
+var free = map[string]map[string]string{
+	"exec_input": {
+		"exec_id": "a command that was allowed when it was started", "job_id": "a command that was allowed when it was started",
+		"signal": "for that command",
+	},
+	"exec_start": {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"execute":    {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"file_write": {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},
+
+	"exec.run":        {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"exec.sh":         {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"exec.undo":       {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"file.append":     {"mode": mode, "owner": owner, "group": owner},
+	"file.attributes": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"file.chmod":      {"mode": mode},
+	"file.chown":      {"owner": owner, "group": owner},
+	"file.line": {
+		"line": "content", "match": "a pattern of content", "after": "a pattern of content", "before": "a pattern of content",
+		"state": "present or absent", "mode": mode, "owner": owner, "group": owner,
+	},
+	"file.mkdir":     {"mode": mode, "owner": owner, "group": owner},
+	"file.replace":   {"pattern": "a pattern of content", "replacement": "content"},
+	"file.symlink":   {"target": "it is only written down: whoever follows the link is asked about where it leads"},
+	"file.template":  {"text": "content", "mode": mode, "owner": owner, "group": owner},
+	"file.write":     {"mode": mode, "owner": owner, "group": owner},
+	"host.hostname":  {"new": "the content of /etc/hostname, which the row names"},
+	"host.sysctl":    {"value": "the content of the setting"},
+	"host.timezone":  {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},
+	"tx.on_rollback": {"cwd": dir, "user": runs, "group": runs},
+}
+
+// unpredictable are the script rows that change something and end a dry run, by name.
+var unpredictable = []string{}
+
+func table() *builtins.Table { return builtins.NewTable(New(Config{}).List()...) }
+
+// roles are the names of the fields that the row's Access tells of.
+func roles(op *builtins.Op) []string {
+	return slices.Concat(op.Roles.Paths, op.Roles.Commands, op.Roles.Objects)
+}
+
+// Each text of a request that changes something is one that a policy sees, or one of which it was said that it need not.
+func TestEveryTextIsSeenOrFree(t *testing.T) {
+	used := map[string]bool{}
+	for _, op := range table().Ops() {
+		if !op.Mutates || op.Delegates {
+			continue
+		}
+		fields := op.In.ProtoReflect().Descriptor().Fields()
+		for i := range fields.Len() {
+			field := fields.Get(i)
+			name := string(field.Name())
+			if field.Kind() != protoreflect.StringKind || field.IsMap() {
+				continue
+			}
+			seen := slices.Contains(roles(&op), name)
+			why := free[op.Name][name]
+			switch {
+			case seen && why != "":
+				t.Errorf("%s of %s is seen by a policy, and said to mean nothing to one", name, op.Name)
+			case !seen && why == "":
+				t.Errorf("it is not said what %s of %s means to a policy", name, op.Name)
+			case !seen:
+				used[op.Name+" "+name] = true
+			}
+		}
+	}
+	for row, fields := range free {
+		for name := range maps.Keys(fields) {
+			if !used[row+" "+name] {
+				t.Errorf("%s of %s is nowhere", name, row)
+			}
+		}
+	}
+}
+
+// A row of a script that changes something is of a path, a command or an object, or else names its files itself: otherwise no
+// rule could be about it.
+func TestEveryChangeIsOfSomething(t *testing.T) {
+	for _, op := range table().Ops() {
+		if !op.Mutates || op.Delegates || op.Name == "exec_input" { // which goes on with a command that was allowed
+			continue
+		}
+		if op.Access == nil {
+			t.Errorf("%s changes something, and no rule could name it", op.Name)
+		}
+	}
+}
+
+func TestEveryChangeIsForetoldOrEndsADryRun(t *testing.T) {
+	var ending []string
+	for _, op := range table().Functions() {
+		if op.Mutates && !op.Predictable {
+			ending = append(ending, op.Name)
+		}
+		if !op.Mutates && (op.Predictable || op.Partial || op.Inverse != "" || op.Readonly != nil) {
+			t.Errorf("%s changes nothing, and says how it does so", op.Name)
+		}
+	}
+	if !slices.Equal(ending, unpredictable) {
+		t.Errorf("a dry run ends at %q, want %q", ending, unpredictable)
+	}
+}
+
+// What takes something back is an operation for that alone, or goes both ways; at early boot there are files and nothing else.
+func TestInverses(t *testing.T) {
+	table, scopes := table(), New(Config{}).List()
+	inverses := map[string]bool{}
+	for _, op := range table.Ops() {
+		if op.Inverse == "" {
+			continue
+		}
+		inverses[op.Inverse] = true
+		if inverse := table.Script(op.Inverse); !inverse.Internal && op.Inverse != op.Name {
+			t.Errorf("%s is taken back by %s, which scripts call as well", op.Name, op.Inverse)
+		}
+	}
+	for _, op := range table.Ops() {
+		if op.Internal && !inverses[op.Name] {
+			t.Errorf("%s takes nothing back", op.Name)
+		}
+		if !op.Early {
+			continue
+		}
+		if !op.Internal && op.Inverse != op.Name {
+			t.Errorf("%s is no inverse, so it cannot be early", op.Name)
+		}
+		scope := scopes[slices.IndexFunc(scopes, func(r builtins.Room) bool { return r.Name == op.Room() })].Scope
+		if scope != builtins.ScopePaths || len(op.Roles.Commands)+len(op.Roles.Objects) > 0 || len(op.Roles.Paths) == 0 {
+			t.Errorf("%s touches more than files: %+v", op.Name, op.Roles)
+		}
+	}
+}

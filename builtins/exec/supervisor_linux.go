@@ -1,0 +1,250 @@
+package exec
+
+import (
+	"context"
+	"encoding/gob"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	ossignal "os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// supervisorArg is the hidden first argument of this program for a supervisor.
+const supervisorArg = "exec-job"
+
+const jobsSupported = true
+
+// supervisorSpec is what a supervisor reads from its standard input.
+type supervisorSpec struct {
+	Dir       string
+	Job       []byte // pb.Job
+	Argv      []string
+	WorkDir   string
+	Env       []string
+	Root      string
+	User      *proc.User
+	Timeout   time.Duration
+	Name      string
+	JobCgroup string
+	Grace     time.Duration
+}
+
+// supervisorReply is what a supervisor writes to its standard output, once.
+type supervisorReply struct {
+	Job                       []byte // pb.Job; empty: nothing was started
+	Stage, Object, Text, Code string
+}
+
+// startSupervisor starts the supervisor of a job, and updates job from its reply.
+func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spec proc.Spec) error {
+	if !r.config.Commands.Reexec {
+		return fault.Unsupported("this program does not execute itself")
+	}
+	raw, err := proto.Marshal(job)
+	if err != nil {
+		return err
+	}
+	stdin, specWriter, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer specWriter.Close()
+	replyReader, stdout, err := os.Pipe()
+	if err != nil {
+		stdin.Close()
+		return err
+	}
+	defer replyReader.Close()
+	_, err = r.guest.Runner.SpawnOn(proc.Spec{Path: "/proc/self/exe", Argv: []string{os.Args[0], supervisorArg, job.Id},
+		Env: []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}}, stdin, stdout)
+	stdin.Close()
+	stdout.Close()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { specWriter.SetWriteDeadline(time.Now()); replyReader.SetReadDeadline(time.Now()) })
+	defer stop()
+	request := supervisorSpec{Dir: dir, Job: raw, Argv: spec.Argv, WorkDir: spec.Dir, Env: spec.Env, Root: spec.Root, User: spec.User,
+		Timeout: spec.Timeout, Name: r.config.Commands.Name, JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}
+	if err := gob.NewEncoder(specWriter).Encode(request); err != nil {
+		return &proc.StartError{Stage: "process", Err: fault.Cause(err)}
+	}
+	specWriter.Close()
+	var reply supervisorReply
+	if err := gob.NewDecoder(replyReader).Decode(&reply); err != nil {
+		return &proc.StartError{Stage: "process", Err: fmt.Errorf("no reply from the job's supervisor: %w", fault.Cause(err))}
+	}
+	if len(reply.Job) > 0 {
+		return proto.Unmarshal(reply.Job, job)
+	}
+	cause := fault.FromDetail(&pb.ErrorDetail{Code: reply.Code, Message: reply.Text})
+	if reply.Stage == "" {
+		return cause
+	}
+	return &proc.StartError{Stage: reply.Stage, Object: reply.Object, Err: cause}
+}
+
+// jobMain is the main function of the supervisor. It returns false if this process is none.
+func jobMain() bool {
+	if len(os.Args) < 2 || os.Args[1] != supervisorArg {
+		return false
+	}
+	ossignal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // the agent may be gone before the reply
+	var spec supervisorSpec
+	if err := gob.NewDecoder(os.Stdin).Decode(&spec); err != nil {
+		return true
+	}
+	os.Stdin.Close()
+	if err := spec.supervise(); err != nil {
+		sendReply(errorReply(err))
+	}
+	return true
+}
+
+func sendReply(reply supervisorReply) {
+	gob.NewEncoder(os.Stdout).Encode(reply) // fails if the agent is gone
+	os.Stdout.Close()
+}
+
+func errorReply(err error) supervisorReply {
+	reply := supervisorReply{Text: err.Error(), Code: fault.Code(err)}
+	var start *proc.StartError
+	if errors.As(err, &start) {
+		reply.Stage, reply.Object, reply.Text = start.Stage, start.Object, start.Err.Error()
+	}
+	return reply
+}
+
+// supervise runs the command to its end. The error is that of a command that did not start.
+func (p *supervisorSpec) supervise() error {
+	lock, err := os.OpenFile(filepath.Join(p.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // releases the lock, as the end of the process does
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil {
+		return err
+	}
+	job := &pb.Job{}
+	if err := proto.Unmarshal(p.Job, job); err != nil {
+		return err
+	}
+	return p.runCommand(job)
+}
+
+func (p *supervisorSpec) runCommand(job *pb.Job) error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	signals := make(chan os.Signal, 1)
+	ossignal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	go func() { // ends with the process
+		<-signals
+		cancel(errEnded)
+	}()
+	runner := proc.New(proc.Config{Name: p.Name, JobCgroup: p.JobCgroup, Grace: p.Grace, Reexec: true})
+	spools := [2]spool{{dir: p.Dir, name: "stdout"}, {dir: p.Dir, name: "stderr"}}
+	started := false
+	spec := proc.Spec{Argv: p.Argv, Dir: p.WorkDir, Env: p.Env, Root: p.Root, User: p.User, Timeout: p.Timeout}
+	result, err := runner.Serve(ctx, spec, proc.Serving{
+		Output: func(fd int, b []byte) bool { spools[fd-1].Write(b); return true },
+		Started: func(live *proc.Live) {
+			started = true
+			job.Pid, job.Started = uint32(live.PID()), timestamppb.Now()
+			raw, err := writeJob(p.Dir, job)
+			if err != nil { // no agent would find the job, so the command is ended
+				cancel(err)
+				sendReply(errorReply(err))
+				return
+			}
+			sendReply(supervisorReply{Job: raw})
+		}})
+	if !started {
+		return err
+	}
+	for i := range spools {
+		spools[i].close()
+	}
+	job.State, job.Ended, job.Exit = pb.JobState_JOB_STATE_ENDED, timestamppb.Now(), ended(result, err)
+	writeJob(p.Dir, job) // if that fails the job is lost
+	runner.Release()
+	return nil
+}
+
+// writeJob replaces the file of a job, and returns its content.
+func writeJob(dir string, job *pb.Job) ([]byte, error) {
+	raw, err := proto.Marshal(job)
+	if err != nil {
+		return nil, err
+	}
+	temp := filepath.Join(dir, jobFile+".new")
+	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = file.Write(raw)
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(temp, filepath.Join(dir, jobFile))
+	}
+	return raw, err
+}
+
+// supervisorAlive reports whether the supervisor of a job runs: it holds the lock.
+func supervisorAlive(dir string) bool {
+	file, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
+
+// signalProcess sends a signal to the command of a job. end: its supervisor ends it.
+func signalProcess(dir string, job *pb.Job, signal syscall.Signal, end bool) error {
+	if signal != 0 {
+		if err := unix.Kill(-int(job.Pid), signal); err != nil {
+			return asProcessDone(err)
+		}
+	}
+	if !end {
+		return nil
+	}
+	file, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, 32))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 1 || !supervisorAlive(dir) {
+		return os.ErrProcessDone
+	}
+	return asProcessDone(unix.Kill(pid, unix.SIGTERM))
+}
+
+func asProcessDone(err error) error {
+	if err == unix.ESRCH {
+		return os.ErrProcessDone
+	}
+	return err
+}

@@ -1,0 +1,77 @@
+package fsys
+
+import (
+	"context"
+	"os"
+)
+
+// fileSystem is what a Root acts on: a real file system, or an overlay of one.
+type fileSystem interface {
+	// resolve returns the entry that a checked path leads to.
+	resolve(path string, links follow) (*At, error)
+	// identify is Root.Identify of a checked path.
+	identify(path string) (Meta, error)
+	// syncAll is Root.SyncAll.
+	syncAll() error
+	// isHost says whether this is the file system that the agent itself lives in, where links may be traps.
+	isHost() bool
+	close() error
+}
+
+// directory is an open directory of a fileSystem. A name is one element of a path, not escaped, or "." for the
+// directory itself. A link is never followed, and an error does not name the path.
+type directory interface {
+	close() error
+	// dup opens the directory once more.
+	dup() (directory, error)
+
+	// names lists what is in the directory, but for "." and "..". After an error it returns what it has read.
+	names() ([]string, error)
+	// stat describes an object; its extended attributes may be missing.
+	stat(name string) (Meta, error)
+	// capture describes the complete state of an object.
+	capture(name string) (Meta, error)
+	// checkLink says why the link at name must not be followed; nil where it may be.
+	checkLink(name string) error
+	// checkWrite says why the agent could not write to an object. Writing to a directory is changing the names in it.
+	checkWrite(name string) error
+	// checkMounts refuses a directory below which a file system is mounted.
+	checkMounts(name string) error
+	// sameMount says whether names can be moved and linked between the two directories.
+	sameMount(other directory) (bool, error)
+	// pseudo says whether the directory is on a file system that keeps nothing.
+	pseudo() (bool, error)
+
+	// open opens a regular file.
+	open(name string, write bool) (*os.File, error)
+	// openDir opens a directory for reading.
+	openDir(name string) (directory, error)
+	// create makes a file of mode 0600 and opens it for reading and writing. closeNew ends that.
+	create(name string) (*os.File, error)
+	// closeNew makes durable the content of a file that create made, and closes it.
+	closeNew(file *os.File) error
+	// make makes a directory of mode 0700, a link, or a special file of mode 0600. Of meta it takes what that needs.
+	make(name string, meta Meta) error
+
+	// setAttr sets what attr says on an object, which is fault.ErrChanged if it is of another kind.
+	setAttr(name string, kind Kind, attr Attr) error
+	// apply is At.Apply.
+	apply(name string, meta Meta) error
+	// applyNew is apply for a file that create made and that is open still: the name may be another user's by now.
+	applyNew(name string, file *os.File, meta Meta) error
+	// copyAttrs gives a file that create made the attributes of the file old that it replaces, but for what attr says.
+	copyAttrs(name string, file *os.File, old Meta, attr Attr) error
+
+	// remove removes an empty directory, or anything else.
+	remove(name string, isDir bool) error
+	// removeAll removes a directory with all that is below it.
+	removeAll(ctx context.Context, name string) error
+	// rename is At.Rename.
+	rename(name string, to directory, toName string, replace bool) error
+	// link is At.Link.
+	link(name string, to directory, toName string) error
+	// sync makes an object durable: of a directory the names in it, of a file content and state.
+	sync(name string) error
+	// sweep removes temporary files that nobody has locked, and returns how many there were.
+	sweep() (int, error)
+}

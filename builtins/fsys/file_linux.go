@@ -1,0 +1,219 @@
+package fsys
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// unixTime converts through the standard library's function, since the fields' sizes differ between machines.
+func unixTime(t Time) unix.Timespec {
+	spec, err := unix.TimeToTimespec(t.Time())
+	if err != nil { // only where a C long is 32 bits
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	return spec
+}
+
+// openFile opens for reading, or for both. O_NONBLOCK guards against a fifo, a device or a leased file that took the
+// name since it was looked at.
+func openFile(dir handle, name string, write bool) (*os.File, error) {
+	flags := unix.O_RDONLY
+	if write {
+		flags = unix.O_RDWR
+	}
+	fd, err := unix.Openat(dir, name, flags|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func createAt(dir handle, name string) (*os.File, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// openDir opens a directory for reading.
+func openDir(dir handle, name string) (handle, error) {
+	return unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+}
+
+// namesIn reads a directory through a descriptor of its own, so that it can be read again.
+func namesIn(dir handle) ([]string, error) {
+	fd, err := openDir(dir, ".")
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), ".")
+	defer file.Close()
+	names, err := file.Readdirnames(-1)
+	return names, fault.Cause(err)
+}
+
+func lockFile(file *os.File) error { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+
+// holdLock keeps the lock of a file beyond its Close, whose error is wanted before the lock may go.
+func holdLock(file *os.File) (release func(), err error) {
+	fd, err := dupHandle(int(file.Fd()))
+	return func() { _ = unix.Close(fd) }, err
+}
+
+func mkdirAt(dir handle, name string) error { return unix.Mkdirat(dir, name, 0o700) }
+
+func symlinkAt(target string, dir handle, name string) error {
+	return unix.Symlinkat(target, dir, name)
+}
+
+func linkAt(fromDir handle, from string, toDir handle, to string) error {
+	return unix.Linkat(fromDir, from, toDir, to, 0)
+}
+
+func unlinkAt(dir handle, name string, isDir bool) error {
+	flags := 0
+	if isDir {
+		flags = unix.AT_REMOVEDIR
+	}
+	return unix.Unlinkat(dir, name, flags)
+}
+
+func renameAt(fromDir handle, from string, toDir handle, to string, replace bool) error {
+	if replace {
+		return unix.Renameat(fromDir, from, toDir, to)
+	}
+	err := unix.Renameat2(fromDir, from, toDir, to, unix.RENAME_NOREPLACE)
+	if err != unix.EINVAL {
+		return err
+	}
+	// The file system may not know the flag. Then nobody but us looks whether the name is free.
+	if _, err := statAt(toDir, to); err == nil {
+		return unix.EEXIST
+	}
+	return unix.Renameat(fromDir, from, toDir, to)
+}
+
+func syncDir(dir handle) error {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Fsync(fd)
+	return errors.Join(err, unix.Close(fd))
+}
+
+func makeAt(dir handle, name string, meta Meta) error {
+	switch meta.Kind {
+	case Directory:
+		return mkdirAt(dir, name)
+	case Symlink:
+		return symlinkAt(meta.Target, dir, name)
+	}
+	bits := map[Kind]uint32{
+		Fifo: unix.S_IFIFO, Socket: unix.S_IFSOCK, BlockDevice: unix.S_IFBLK, CharDevice: unix.S_IFCHR,
+	}[meta.Kind]
+	return unix.Mknodat(dir, name, bits|0o600, int(meta.Rdev))
+}
+
+// copyStep is how many bytes are copied between two looks at the context.
+const copyStep = 16 << 20
+
+// CopyFile copies the content of a regular file into an empty one. Blocks are shared where the file system can, else
+// holes stay holes. A file that shrinks meanwhile is fault.ErrChanged; one that grows is copied up to its size at the
+// beginning.
+func CopyFile(ctx context.Context, to, from *os.File) error {
+	return copyFile(ctx, to, from, func(*os.File, *os.File) error { return nil })
+}
+
+// copyFitting is CopyFile for what is not begun where there is no space for it now.
+func copyFitting(ctx context.Context, to, from *os.File) error {
+	return copyFile(ctx, to, from, checkSpace)
+}
+
+func copyFile(ctx context.Context, to, from *os.File, check func(to, from *os.File) error) error {
+	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return nil
+	}
+	info, err := from.Stat()
+	if err != nil {
+		return fault.Cause(err)
+	}
+	size := info.Size()
+	if size == 0 { // empty, or a file of /proc, which does not know its size
+		_, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<62))
+		return fault.Cause(err)
+	}
+	if err := check(to, from); err != nil {
+		return err
+	}
+	for offset := int64(0); offset < size; {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		data, end, err := nextData(from, offset, size)
+		if err != nil {
+			return err
+		}
+		if err := copyRange(to, from, data, end-data); err != nil {
+			return err
+		}
+		offset = end
+	}
+	return fault.Cause(to.Truncate(size))
+}
+
+// checkSpace refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed.
+// What must be restored is copied without it: a file system may have more space than it says, such as what it is about
+// to free.
+func checkSpace(to, from *os.File) error {
+	var stat unix.Stat_t
+	var disk unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(from.Fd()), &stat), unix.Fstatfs(int(to.Fd()), &disk)); err != nil {
+		return err
+	}
+	if disk.Blocks > 0 && uint64(stat.Blocks)*512 > disk.Bavail*uint64(disk.Bsize) { // 0: a tmpfs without a limit
+		return unix.ENOSPC
+	}
+	return nil
+}
+
+// nextData finds the next stretch of data from offset on, at most copyStep bytes of it; from size on there is none. A
+// file system that knows no holes is all data.
+func nextData(file *os.File, offset, size int64) (data, end int64, err error) {
+	data, err = unix.Seek(int(file.Fd()), offset, unix.SEEK_DATA)
+	switch {
+	case err == unix.ENXIO:
+		return size, size, nil
+	case err == unix.EINVAL || err == unix.EOPNOTSUPP:
+		return offset, min(offset+copyStep, size), nil
+	case err != nil:
+		return 0, 0, err
+	}
+	if end, err = unix.Seek(int(file.Fd()), data, unix.SEEK_HOLE); err != nil {
+		return 0, 0, err
+	}
+	return min(data, size), min(end, data+copyStep, size), nil
+}
+
+func copyRange(to, from *os.File, offset, length int64) error {
+	if length == 0 {
+		return nil
+	}
+	for _, file := range []*os.File{to, from} {
+		if _, err := file.Seek(offset, io.SeekStart); err != nil {
+			return fault.Cause(err)
+		}
+	}
+	_, err := io.CopyN(to, from, length) // in the kernel, where it can
+	if err == io.EOF {
+		return fault.ErrChanged
+	}
+	return fault.Cause(err)
+}

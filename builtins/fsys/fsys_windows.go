@@ -1,0 +1,286 @@
+package fsys
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// handle is the path of a directory: here an entry is a path and no open directory, so that it may lead to something
+// else in the next call. Owners, extended attributes and special files are unsupported.
+type handle = string
+
+const separator = string(os.PathSeparator)
+
+func unsupported(what string) error { return fault.Unsupported("%s: not on this system", what) }
+
+func openRoot(dir string) (*realRoot, error) {
+	host := dir == "" || dir == "/" || dir == separator
+	if !host {
+		if info, err := os.Stat(dir); err != nil {
+			return nil, fault.On(dir, err)
+		} else if !info.IsDir() {
+			return nil, fault.Invalid("%s: is not a directory", dir)
+		}
+	}
+	return &realRoot{dir: dir, host: host, handle: dir}, nil
+}
+
+func closeHandle(handle) error { return nil }
+
+func dupHandle(h handle) (handle, error) { return h, nil }
+
+func (r *realRoot) resolve(path string, links follow) (*At, error) {
+	clean := Clean(path)
+	if !r.host {
+		clean = filepath.Join(r.dir, filepath.Clean(separator+strings.TrimPrefix(clean, filepath.VolumeName(clean))))
+	}
+	dir, name := filepath.Dir(clean), filepath.Base(clean)
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	if links == followNone && resolved != dir {
+		return nil, fault.Wrapf(fault.ErrChanged, "a directory above it has become a link")
+	}
+	if target, err := filepath.EvalSymlinks(clean); links == followAll && err == nil {
+		resolved, name = filepath.Dir(target), filepath.Base(target)
+	}
+	if !r.host {
+		if err := r.inside(resolved); err != nil {
+			return nil, err
+		}
+	}
+	if name == separator {
+		name = "."
+	}
+	at := &At{Path: text.EscapePath(filepath.Join(resolved, name)), Name: name, dir: &realDir{r, resolved}}
+	if !r.host {
+		at.Path = text.EscapePath(r.relative(resolved, name))
+	}
+	return at, nil
+}
+
+func (r *realRoot) identify(string) (Meta, error) {
+	return Meta{}, unsupported("the identity of a path")
+}
+
+// syncAll has nothing to do: only an administrator may flush a volume, and files are synced one by one.
+func syncAll(handle) error { return nil }
+
+// inside refuses a link that leads out of the root: it cannot be read as one inside here.
+func (r *realRoot) inside(dir string) error {
+	base, err := filepath.EvalSymlinks(r.dir)
+	if err == nil && !Within(dir, base) && !Within(filepath.Dir(base), dir) {
+		err = fault.Refuse("a link leads out of the root")
+	}
+	return err
+}
+
+// relative returns the path of a name in a directory as it is in the root.
+func (r *realRoot) relative(dir, name string) string {
+	base, err := filepath.EvalSymlinks(r.dir)
+	if err != nil {
+		base = r.dir
+	}
+	rest, err := filepath.Rel(base, filepath.Join(dir, name))
+	if err != nil || rest == "." {
+		return separator
+	}
+	return separator + rest
+}
+
+func readLink(_ *realRoot, dir handle, name string) (string, bool, error) {
+	target, err := os.Readlink(filepath.Join(dir, name))
+	return target, err == nil, fault.Cause(err)
+}
+
+func statAt(dir handle, name string) (Meta, error) {
+	path := filepath.Join(dir, name)
+	info, err := os.Lstat(path)
+	if err != nil {
+		return Meta{}, fault.Cause(err)
+	}
+	meta := metaOf(info)
+	if meta.Kind == Symlink {
+		meta.Target, err = os.Readlink(path)
+	}
+	return meta, fault.Cause(err)
+}
+
+func statFile(file *os.File) (Meta, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return Meta{}, fault.Cause(err)
+	}
+	return metaOf(info), nil
+}
+
+func metaOf(info fs.FileInfo) Meta {
+	when := info.ModTime()
+	return Meta{
+		Kind: kindOf(info.Mode()), Mode: uint32(info.Mode().Perm()), Size: info.Size(),
+		Mtime: Time{when.Unix(), uint32(when.Nanosecond())}, Links: 1,
+	}
+}
+
+func captureAt(dir handle, name string) (Meta, error) { return statAt(dir, name) }
+
+func applyAt(dir handle, name string, meta Meta) error {
+	path := filepath.Join(dir, name)
+	if meta.Kind == Symlink {
+		return nil
+	}
+	if err := os.Chmod(path, fs.FileMode(meta.Mode&0o777)); err != nil {
+		return fault.Cause(err)
+	}
+	return fault.Cause(os.Chtimes(path, meta.Mtime.Time(), meta.Mtime.Time()))
+}
+
+func applyFile(file *os.File, meta Meta) error {
+	return applyAt(filepath.Dir(file.Name()), filepath.Base(file.Name()), meta)
+}
+
+func setAttr(dir handle, name string, _ Kind, attr Attr) error {
+	if attr.UID != nil || attr.GID != nil {
+		return unsupported("an owner")
+	}
+	if attr.Mode == nil {
+		return nil
+	}
+	return fault.Cause(os.Chmod(filepath.Join(dir, name), fs.FileMode(*attr.Mode&0o777)))
+}
+
+func copyAttrs(file *os.File, old Meta, attr Attr) error {
+	if attr.Mode == nil && old.Kind == File {
+		attr.Mode = &old.Mode
+	}
+	return setAttr(filepath.Dir(file.Name()), filepath.Base(file.Name()), File, attr)
+}
+
+func openFile(dir handle, name string, write bool) (*os.File, error) {
+	flags := os.O_RDONLY
+	if write {
+		flags = os.O_RDWR
+	}
+	file, err := os.OpenFile(filepath.Join(dir, name), flags, 0)
+	return file, fault.Cause(err)
+}
+
+func createAt(dir handle, name string) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	return file, fault.Cause(err)
+}
+
+func openDir(dir handle, name string) (handle, error) {
+	path := filepath.Join(dir, name)
+	info, err := os.Lstat(path)
+	if err == nil && !info.IsDir() {
+		err = syscall.ENOTDIR
+	}
+	return path, fault.Cause(err)
+}
+
+func namesIn(dir handle) ([]string, error) {
+	file, err := os.Open(dir)
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	defer file.Close()
+	names, err := file.Readdirnames(-1)
+	return names, fault.Cause(err)
+}
+
+// lockFile does nothing: a file that is open cannot be removed on Windows anyway.
+func lockFile(*os.File) error { return nil }
+
+func holdLock(*os.File) (release func(), err error) { return func() {}, nil }
+
+func mkdirAt(dir handle, name string) error {
+	return fault.Cause(os.Mkdir(filepath.Join(dir, name), 0o700))
+}
+
+func symlinkAt(target string, dir handle, name string) error {
+	return fault.Cause(os.Symlink(target, filepath.Join(dir, name)))
+}
+
+func linkAt(fromDir handle, from string, toDir handle, to string) error {
+	return fault.Cause(os.Link(filepath.Join(fromDir, from), filepath.Join(toDir, to)))
+}
+
+func unlinkAt(dir handle, name string, _ bool) error {
+	return fault.Cause(os.Remove(filepath.Join(dir, name)))
+}
+
+func renameAt(fromDir handle, from string, toDir handle, to string, replace bool) error {
+	target := filepath.Join(toDir, to)
+	if !replace {
+		if _, err := os.Lstat(target); err == nil {
+			return fs.ErrExist
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fault.Cause(err)
+		}
+	}
+	return fault.Cause(os.Rename(filepath.Join(fromDir, from), target))
+}
+
+// syncDir has nothing to do: a directory cannot be synced on Windows, whose file systems log their names.
+func syncDir(handle) error { return nil }
+
+func makeAt(dir handle, name string, meta Meta) error {
+	switch meta.Kind {
+	case Directory:
+		return mkdirAt(dir, name)
+	case Symlink:
+		return symlinkAt(meta.Target, dir, name)
+	}
+	return unsupported("a " + string(meta.Kind))
+}
+
+// sameMount takes a volume for a mount.
+func sameMount(a, b handle) (bool, error) {
+	return strings.EqualFold(filepath.VolumeName(a), filepath.VolumeName(b)), nil
+}
+
+func pseudo(handle) (bool, error) { return false, nil }
+
+func noMountsBelow(handle, string) error { return nil }
+
+func removeTree(ctx context.Context, dir handle, name string) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return fault.Cause(os.RemoveAll(filepath.Join(dir, name)))
+}
+
+// copyStep is how many bytes are copied between two looks at the context.
+const copyStep = 16 << 20
+
+// nextData takes all for data.
+func nextData(_ *os.File, offset, size int64) (data, end int64, err error) {
+	return offset, min(offset+copyStep, size), nil
+}
+
+// copyFitting is CopyFile.
+func copyFitting(ctx context.Context, to, from *os.File) error { return CopyFile(ctx, to, from) }
+
+// CopyFile copies the content of a regular file into an empty one.
+func CopyFile(ctx context.Context, to, from *os.File) error {
+	for offset := int64(0); ; offset += copyStep {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		n, err := io.Copy(to, io.NewSectionReader(from, offset, copyStep))
+		if err != nil || n < copyStep {
+			return fault.Cause(err)
+		}
+	}
+}

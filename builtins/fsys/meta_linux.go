@@ -1,0 +1,292 @@
+package fsys
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
+
+func statAt(dir handle, name string) (Meta, error) {
+	var x unix.Statx_t
+	if err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, &x); err != nil {
+		return Meta{}, err
+	}
+	meta := metaOf(&x)
+	if meta.Kind == Symlink {
+		target, err := readlinkat(dir, name)
+		if err != nil {
+			return Meta{}, err
+		}
+		meta.Target = target
+	}
+	return meta, nil
+}
+
+func statFile(file *os.File) (Meta, error) { return descriptor{int(file.Fd())}.stat() }
+
+func metaOf(x *unix.Statx_t) Meta {
+	meta := Meta{
+		Kind: kindOfMode(x.Mode), Mode: uint32(x.Mode) & 0o7777, UID: x.Uid, GID: x.Gid, Size: int64(x.Size),
+		Mtime: Time{x.Mtime.Sec, x.Mtime.Nsec},
+		Dev:   unix.Mkdev(x.Dev_major, x.Dev_minor), Ino: x.Ino, Links: x.Nlink,
+		Mounted: x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
+	}
+	if x.Mask&unix.STATX_BTIME != 0 {
+		meta.Born = Time{x.Btime.Sec, x.Btime.Nsec}
+	}
+	if meta.Kind == BlockDevice || meta.Kind == CharDevice {
+		meta.Rdev = unix.Mkdev(x.Rdev_major, x.Rdev_minor)
+	}
+	return meta
+}
+
+func kindOfMode(mode uint16) Kind {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return File
+	case unix.S_IFDIR:
+		return Directory
+	case unix.S_IFLNK:
+		return Symlink
+	case unix.S_IFIFO:
+		return Fifo
+	case unix.S_IFSOCK:
+		return Socket
+	case unix.S_IFCHR:
+		return CharDevice
+	}
+	return BlockDevice
+}
+
+// descriptor stands for an object, O_PATH or not, which is looked at and changed itself: never what it links to.
+type descriptor struct{ fd int }
+
+func openDescriptor(dir handle, name string) (descriptor, error) {
+	fd, err := unix.Openat(dir, name, pathOnly, 0)
+	return descriptor{fd}, err
+}
+
+func (o descriptor) close() { _ = unix.Close(o.fd) }
+
+// path returns a path of the object, for calls that take no O_PATH descriptor. The kernel goes straight to the object
+// and follows nothing behind it, also where it is a link.
+func (o descriptor) path() string { return "/proc/self/fd/" + strconv.Itoa(o.fd) }
+
+func (o descriptor) stat() (Meta, error) {
+	var x unix.Statx_t
+	if err := unix.Statx(o.fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, statMask, &x); err != nil {
+		return Meta{}, err
+	}
+	return metaOf(&x), nil
+}
+
+func captureAt(dir handle, name string) (Meta, error) {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return Meta{}, err
+	}
+	defer o.close()
+	return o.capture()
+}
+
+func (o descriptor) capture() (Meta, error) {
+	meta, err := o.stat()
+	if err != nil {
+		return Meta{}, err
+	}
+	if meta.Kind == Symlink {
+		if meta.Target, err = readlinkat(o.fd, ""); err != nil {
+			return Meta{}, err
+		}
+	}
+	meta.Xattrs, err = o.xattrs()
+	return meta, err
+}
+
+// xattrs reads all extended attributes; nil where the file system has none.
+func (o descriptor) xattrs() (map[string][]byte, error) {
+	list, err := readSized(func(buffer []byte) (int, error) { return unix.Listxattr(o.path(), buffer) })
+	if errors.Is(err, unix.EOPNOTSUPP) || err == nil && len(list) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	all := map[string][]byte{}
+	for name := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
+		value, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(o.path(), name, buffer) })
+		if errors.Is(err, unix.ENODATA) {
+			continue // gone between the two calls
+		}
+		if err != nil {
+			return nil, fault.On("attribute "+name, err)
+		}
+		all[name] = value
+	}
+	return all, nil
+}
+
+// readSized calls a function that says how big a buffer it needs, until the buffer is big enough.
+func readSized(read func([]byte) (int, error)) ([]byte, error) {
+	for {
+		n, err := read(nil)
+		if err != nil || n == 0 {
+			return []byte{}, err
+		}
+		buffer := make([]byte, n)
+		n, err = read(buffer)
+		if !errors.Is(err, unix.ERANGE) {
+			return buffer[:max(n, 0)], err
+		}
+	}
+}
+
+func applyAt(dir handle, name string, meta Meta) error {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	return o.apply(meta)
+}
+
+func applyFile(file *os.File, meta Meta) error {
+	return descriptor{int(file.Fd())}.apply(meta)
+}
+
+// apply sets owner, xattrs, mode and mtime in this order, since setting one may change a later one: a new owner drops
+// setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime.
+func (o descriptor) apply(meta Meta) error {
+	now, err := o.stat()
+	if err != nil {
+		return err
+	}
+	if now.Kind != meta.Kind {
+		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", now.Kind, meta.Kind)
+	}
+	if err := o.chown(now, meta.UID, meta.GID); err != nil {
+		return err
+	}
+	if err := o.setXattrs(meta.Xattrs); err != nil {
+		return err
+	}
+	if err := o.chmod(meta.Mode); err != nil {
+		return err
+	}
+	if now.Mtime == meta.Mtime {
+		return nil
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unixTime(meta.Mtime)}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, o.path(), times, 0)
+}
+
+func (o descriptor) chown(now Meta, uid, gid uint32) error {
+	if now.UID == uid && now.GID == gid {
+		return nil
+	}
+	return unix.Fchownat(o.fd, "", int(uid), int(gid), unix.AT_EMPTY_PATH)
+}
+
+// chmod looks again at the mode that is there, since a change of owner or ACL may have changed it.
+func (o descriptor) chmod(mode uint32) error {
+	now, err := o.stat()
+	if err != nil || now.Mode == mode || now.Kind == Symlink {
+		return err
+	}
+	if err := unix.Chmod(o.path(), mode); err != nil {
+		return err
+	}
+	// The kernel silently drops setgid where the caller is not in the group.
+	if now, err = o.stat(); err == nil && now.Mode != mode {
+		err = fault.Wrapf(os.ErrPermission, "the mode became %04o instead of %04o", now.Mode, mode)
+	}
+	return err
+}
+
+func (o descriptor) setXattrs(want map[string][]byte) error {
+	have, err := o.xattrs()
+	if err != nil {
+		return err
+	}
+	for name := range have {
+		if _, wanted := want[name]; wanted {
+			continue
+		}
+		if err := unix.Removexattr(o.path(), name); err != nil && !errors.Is(err, unix.ENODATA) {
+			return fault.On("attribute "+name, err)
+		}
+	}
+	for name, value := range want {
+		if old, ok := have[name]; ok && bytes.Equal(old, value) {
+			continue
+		}
+		if err := unix.Setxattr(o.path(), name, value, 0); err != nil {
+			return fault.On("attribute "+name, err)
+		}
+	}
+	return nil
+}
+
+func setAttr(dir handle, name string, kind Kind, attr Attr) error {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	now, err := o.stat()
+	if err != nil {
+		return err
+	}
+	if now.Kind != kind {
+		return fault.ErrChanged
+	}
+	return o.setAttr(now, attr)
+}
+
+func (o descriptor) setAttr(now Meta, attr Attr) error {
+	if err := o.chown(now, valueOr(attr.UID, now.UID), valueOr(attr.GID, now.GID)); err != nil {
+		return err
+	}
+	if attr.Mode == nil {
+		return nil
+	}
+	return o.chmod(*attr.Mode)
+}
+
+// copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says.
+func copyAttrs(file *os.File, old Meta, attr Attr) error {
+	o := descriptor{int(file.Fd())}
+	now, err := o.stat()
+	if err != nil {
+		return err
+	}
+	mode := uint32(0o644)
+	if old.Kind == File {
+		mode = old.Mode
+		if err := o.setOwner(old.UID, old.GID, attr); err != nil {
+			return err
+		}
+		if err := o.setXattrs(keptXattrs(old.Xattrs)); err != nil {
+			return err
+		}
+	} else if err := o.setOwner(now.UID, now.GID, attr); err != nil {
+		return err
+	}
+	return o.chmod(valueOr(attr.Mode, mode))
+}
+
+func (o descriptor) setOwner(uid, gid uint32, attr Attr) error {
+	now, err := o.stat()
+	if err != nil {
+		return err
+	}
+	return o.chown(now, valueOr(attr.UID, uid), valueOr(attr.GID, gid))
+}

@@ -1,0 +1,6 @@
+package fsys
+
+func isSeparator(c byte) bool { return c == '/' }
+
+// fold returns the form of a path in which equal paths are equal texts, with slashes of one kind.
+func fold(path string) string { return path }

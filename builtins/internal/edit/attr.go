@@ -1,0 +1,129 @@
+package edit
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// Inverse is the operation that a change of attributes names for its undo where before-images would cost too much. Rows whose
+// functions use Put with Attr, or SetAttr, declare it.
+const Inverse = "file.attributes"
+
+// Differs says whether an object has to be changed to have the attributes.
+func Differs(have fsys.Meta, want fsys.Attr) bool {
+	return want.Mode != nil && *want.Mode != have.Mode || want.UID != nil && *want.UID != have.UID || want.GID != nil && *want.GID != have.GID
+}
+
+// SetAttr changes nothing but attributes. They are put back where one of them cannot be set.
+func (c *Change) SetAttr(ctx context.Context, attr fsys.Attr) (changed bool, err error) {
+	keep, sync := c.Prepare, c.Durable()
+	if c.Old.Kind == fsys.File && c.Old.Size > maxKept && c.Call.Tx != nil {
+		keep, sync = c.keepAttr, true // a commit does not know the path
+	}
+	if err := keep(ctx); err != nil {
+		return false, err
+	}
+	if err := c.At.SetAttr(attr); err != nil {
+		return false, errors.Join(err, c.At.Apply(c.Old))
+	}
+	if sync {
+		if err := forced(c.At); err != nil {
+			return false, err
+		}
+	}
+	c.Report("modified", nil)
+	return true, nil
+}
+
+// maxKept is the size of the largest file whose content is kept, too, where only its attributes change: to copy a large
+// one would cost time and space that nobody expects of a chmod.
+const maxKept = 1 << 20
+
+// keepAttr keeps the attributes of a file alone.
+func (c *Change) keepAttr(ctx context.Context, _ ...string) error {
+	was := &pb.JournalObject{Path: c.Path, State: &pb.JournalState{Mode: c.Old.Mode, Uid: c.Old.UID, Gid: c.Old.GID}}
+	for name, value := range c.Old.Xattrs {
+		was.State.Xattrs = append(was.State.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
+	}
+	return c.Call.Tx.Undo(ctx, Inverse, was)
+}
+
+// RestoreAttr is the operation Inverse: it sets the attributes that SetAttr kept. A file that somebody removed needs none.
+func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
+	at, err := e.Guest.Files.Exact(in.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &pb.Changed{}, nil
+	}
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	if err != nil || meta.Kind != fsys.File {
+		return &pb.Changed{}, fault.On(in.Path, err)
+	}
+	meta.Mode, meta.UID, meta.GID, meta.Xattrs = in.State.GetMode(), in.State.GetUid(), in.State.GetGid(), map[string][]byte{}
+	for _, x := range in.State.GetXattrs() {
+		meta.Xattrs[string(x.Name)] = x.Value
+	}
+	if err = at.Apply(meta); err == nil {
+		err = forced(at)
+	}
+	return &pb.Changed{Changed: true}, fault.On(in.Path, err)
+}
+
+// forced makes the attributes of what is at a place durable, unless its mode forbids opening it.
+func forced(at *fsys.At) error {
+	if err := at.Sync(); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+// Link is a symbolic link that shall be.
+type Link struct {
+	// Op is the operation, for the list of changes; Path is where the link stands, and Target where it leads, byte for byte.
+	// Required.
+	Op, Path, Target string
+	// Same says whether a target is as good as Target. Nil: only the same text is.
+	Same func(target string) bool
+}
+
+// Symlink makes a link, or replaces the one that is there, and returns whether that changed anything.
+func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (changed bool, err error) {
+	c, err := e.Begin(call, w.Op, w.Path, How{})
+	if err != nil {
+		return false, fault.On(w.Path, err)
+	}
+	defer c.End(&err)
+	same := w.Same
+	if same == nil {
+		same = func(target string) bool { return target == w.Target }
+	}
+	switch {
+	case w.Target == "":
+		return false, fault.Invalid("the target is empty")
+	case c.Old.Kind == fsys.Symlink && same(c.Old.Target):
+		return false, nil
+	case c.Old.Kind != fsys.Symlink && !c.Absent():
+		return false, fs.ErrExist
+	}
+	if err := c.Prepare(ctx); err != nil {
+		return false, err
+	}
+	if err := c.At.Symlink(w.Target); err != nil {
+		return false, err
+	}
+	if err := c.SyncDir(c.At); err != nil {
+		return false, err
+	}
+	c.Report(c.PutAction(), &Content{link: text.EscapePath(w.Target)})
+	return true, nil
+}

@@ -1,0 +1,241 @@
+// Package edit is how rooms change a file as a part of a transaction, one object after the other:
+//
+//	Begin (look) ► nothing to do, or: Prepare (keep, make parents) ► do it ► Report ► End
+//	Put: the same for what a file shall hold
+//
+// A dry run goes the same way over files that are an overlay, so what it reports is what would be.
+//
+// Not here: which paths may be changed (Editor.Guard is injected), and what an operation makes of a file.
+package edit
+
+import (
+	"context"
+	"io/fs"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/diff"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Editor changes files of one guest.
+type Editor struct {
+	// Guest is what it acts on. Required.
+	Guest *guest.Guest
+	// Guard refuses paths, each a resolved one; whole says that what is below goes too. Nil: none is refused.
+	Guard func(path string, whole bool) error
+}
+
+// Change is one object on its way from what it is to what it shall be.
+type Change struct {
+	// Call and Op are whose change it is, and Root the file system that it is made in.
+	Call *builtins.Call
+	Op   string
+	Root *fsys.Root
+	// Path is the resolved path.
+	Path string
+	// At is the place; nil as long as a directory above is missing.
+	At *fsys.At
+	// Old is what is there, complete.
+	Old fsys.Meta
+	// Made are the directories above that were made.
+	Made []string
+
+	editor  *Editor
+	missing []string // the directories above that Prepare makes
+}
+
+// How says how the object of a change is found.
+type How struct {
+	Follow  bool // through a link that is there
+	Parents bool // with missing directories above it
+	Whole   bool // the change takes away what is below, too
+	Source  bool // it is only read
+}
+
+// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error.
+func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, error) {
+	c := &Change{editor: e, Root: e.Guest.Of(call), Call: call, Op: op, Old: fsys.Meta{Kind: fsys.Absent}}
+	var err error
+	if how.Parents {
+		if c.missing, err = c.Root.Missing(path); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.missing) > 0 {
+		c.Path, err = c.Root.Resolve(path, false)
+	} else {
+		err = c.look(path, how.Follow)
+	}
+	if err == nil && !how.Source && e.Guard != nil {
+		err = e.Guard(c.Path, how.Whole)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Change) look(path string, follow bool) (err error) {
+	resolve := c.Root.At
+	if follow {
+		resolve = c.Root.Follow
+	}
+	if c.At, err = resolve(path); err != nil {
+		return err
+	}
+	c.Path = c.At.Path
+	c.Old, err = c.At.Capture()
+	return err
+}
+
+// Absent says whether nothing is there.
+func (c *Change) Absent() bool { return c.Old.Kind == fsys.Absent }
+
+// Prepare keeps what is there, and at other paths that the change touches, and makes the missing directories.
+func (c *Change) Prepare(ctx context.Context, others ...string) (err error) {
+	paths := append(append(append([]string{}, c.missing...), c.Path), others...)
+	if err := c.Call.Before(ctx, paths...); err != nil {
+		return err
+	}
+	return c.MakeParents()
+}
+
+// MakeParents makes the missing directories above.
+func (c *Change) MakeParents() (err error) {
+	if len(c.missing) == 0 {
+		return nil
+	}
+	if c.Made, err = c.Root.MakeParents(c.Path, c.Durable()); err != nil {
+		return err
+	}
+	c.At, err = c.Root.At(c.Path)
+	return err
+}
+
+// SyncDir makes names durable, but in a transaction, whose commit does it once for all.
+func (c *Change) SyncDir(at *fsys.At) error {
+	if c.Call.Tx != nil {
+		return nil
+	}
+	return at.SyncDir()
+}
+
+// Durable says whether a replaced file's name must be made durable at once.
+func (c *Change) Durable() bool { return c.Call.Tx == nil }
+
+// End frees the change, takes back the directories that were made if it failed, and names the object in the error.
+func (c *Change) End(err *error) {
+	c.Close()
+	if *err != nil {
+		c.Root.RemoveEmpty(c.Made)
+		*err = fault.On(c.Path, *err)
+	}
+}
+
+// Close frees a change that is only looked at.
+func (c *Change) Close() {
+	if c.At != nil {
+		_ = c.At.Close()
+	}
+}
+
+// Report tells of the change, and of the directories above that were made.
+func (c *Change) Report(action string, content *Content) {
+	for _, dir := range c.missing {
+		c.tell(&pb.Change{Target: dir, Action: "created"})
+	}
+	told := &pb.Change{Target: c.Path, Action: action}
+	if content != nil {
+		content.fill(told)
+	}
+	c.tell(told)
+}
+
+func (c *Change) tell(told *pb.Change) {
+	told.Op = c.Op
+	c.Call.ReportApplied(told)
+}
+
+// PutAction is "created" or "modified", whichever a new content is here.
+func (c *Change) PutAction() string {
+	if c.Absent() {
+		return "created"
+	}
+	return "modified"
+}
+
+// Content is what a change list shows of a file's content.
+type Content struct {
+	old, new []byte // nil: not there
+	long     bool   // one of them was too long to be compared
+	hidden   bool   // one of them is not for everybody
+	link     string // the target of a link instead
+}
+
+// OldContent prepares to show the old content, as it is now, if all users may read it.
+func (c *Change) OldContent() *Content {
+	s := &Content{}
+	if c.Old.Kind != fsys.File {
+		s.hidden = !c.public()
+		return s
+	}
+	s.hidden = !c.public() || !worldReadable(c.Old.Mode)
+	s.long = c.Old.Size > diff.MaxText
+	if s.hidden || s.long {
+		return s
+	}
+	old, err := c.At.ReadFile(diff.MaxText)
+	if err != nil {
+		s.long = true // it grew, or cannot be read; the change itself will say why
+	}
+	s.old = old
+	return s
+}
+
+// public says whether users other than the owner get to the object at all. New directories are open to all.
+func (c *Change) public() bool {
+	if c.At != nil {
+		return c.At.Public
+	}
+	at, err := c.Root.At(c.missing[0])
+	if err != nil {
+		return false
+	}
+	defer at.Close()
+	return at.Public
+}
+
+// With adds that another file's old content comes in: what is not shown of it is not shown here.
+func (s *Content) With(source *Content, mode uint32) *Content {
+	s.hidden, s.long = s.hidden || source.hidden, s.long || source.long
+	return s.Becomes(source.old, mode)
+}
+
+// Becomes sets the new content and the mode that it will have.
+func (s *Content) Becomes(content []byte, mode uint32) *Content {
+	s.new = content
+	if content == nil {
+		s.new = []byte{}
+	}
+	s.hidden = s.hidden || !worldReadable(mode)
+	return s
+}
+
+func (s *Content) fill(told *pb.Change) {
+	switch {
+	case s.link != "":
+		told.Diff = "-> " + s.link + "\n"
+	case s.hidden || !diff.IsText(s.old) || !diff.IsText(s.new):
+		told.ContentHidden = true
+	case s.long:
+		told.DiffTruncated = true
+	default:
+		told.Diff, told.DiffTruncated = diff.Unified(told.Target, s.old, s.new)
+	}
+}
+
+func worldReadable(mode uint32) bool { return fs.FileMode(mode)&0o004 != 0 }

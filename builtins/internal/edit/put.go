@@ -1,0 +1,280 @@
+package edit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/diff"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// File is what a file shall be.
+type File struct {
+	// Op is the operation, for the list of changes, and Path the file. Required.
+	Op, Path string
+	// Attr are the owner, group and mode; what is not said stays as it is.
+	Attr fsys.Attr
+	// Parents makes missing directories above, Backup keeps the old file as Path.bak, InPlace writes into the file that is there
+	// instead of replacing it, Follow goes through a safe link, Append puts Content behind what is there.
+	Parents, Backup, InPlace, Follow, Append bool
+	// Content is what the file, or what is added to it, shall be.
+	Content []byte
+	// Edit makes the content of what is there; a file that is not there is nil, and a result that is nil too asks for none. It
+	// is used instead of Content. Optional.
+	Edit func(old []byte) ([]byte, error)
+	// Same says whether a content is as good as Content. Nil: only the same bytes are.
+	Same func(have []byte) bool
+}
+
+// MaxContent is the most bytes that are rewritten in place, or edited, at once: what one message can hold.
+const MaxContent = 16 << 20
+
+// Put makes a file what it shall be, and returns whether that changed anything.
+func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed bool, err error) {
+	c, err := e.Begin(call, w.Op, w.Path, How{Follow: w.Follow, Parents: w.Parents})
+	if err != nil {
+		return false, fault.On(w.Path, err)
+	}
+	defer c.End(&err)
+	if w.Edit != nil {
+		if w.Content, err = c.edited(w.Edit); err != nil {
+			return false, err
+		}
+		if w.Content == nil && c.Absent() { // nothing is to be made
+			return false, nil
+		}
+	}
+	if same, err := c.has(w); err != nil || same && !Differs(c.Old, w.Attr) {
+		return false, err
+	} else if same {
+		return c.SetAttr(ctx, w.Attr)
+	}
+	if err := c.writable(w); err != nil {
+		return false, err
+	}
+	content := c.OldContent()
+	c.show(content, w)
+	if err := c.putContent(ctx, w); err != nil {
+		return false, err
+	}
+	c.Report(c.PutAction(), content)
+	return true, nil
+}
+
+// edited is what an edit makes of the file that is there.
+func (c *Change) edited(edit func(old []byte) ([]byte, error)) ([]byte, error) {
+	if c.Absent() {
+		return edit(nil)
+	}
+	if c.Old.Kind != fsys.File {
+		return nil, c.writable(File{}) // which says what is wrong with it
+	}
+	old, err := c.At.ReadFile(MaxContent)
+	if err != nil {
+		return nil, err
+	}
+	return edit(append([]byte{}, old...))
+}
+
+// has says whether the content is there already.
+func (c *Change) has(w File) (bool, error) {
+	if c.Old.Kind != fsys.File {
+		return false, nil
+	}
+	if w.Append {
+		return len(w.Content) == 0, nil
+	}
+	if w.Same != nil {
+		have, err := c.At.ReadFile(MaxContent)
+		return err == nil && w.Same(have), err
+	}
+	if c.Old.Size != int64(len(w.Content)) && c.Old.Size != 0 { // a file of /proc has size 0
+		return false, nil
+	}
+	have, err := c.At.ReadFile(int64(len(w.Content)))
+	if errors.Is(err, fault.ErrTooLarge) {
+		return false, nil
+	}
+	return bytes.Equal(have, w.Content), err
+}
+
+// writable refuses early what the write itself would refuse after something else was done.
+func (c *Change) writable(w File) error {
+	switch {
+	case c.At == nil:
+		return nil
+	case !w.InPlace || c.Absent():
+		return c.At.CanReplace()
+	case c.Old.Kind == fsys.Directory:
+		return syscall.EISDIR
+	case c.Old.Kind != fsys.File:
+		return fault.Refuse("is a %s, not a regular file", strings.ReplaceAll(string(c.Old.Kind), "_", " "))
+	case !w.Append && c.Old.Size > MaxContent:
+		return fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes, too many to be kept while it is written in place", MaxContent)
+	}
+	return nil
+}
+
+func (c *Change) show(content *Content, w File) {
+	mode := uint32(0o644)
+	if c.Old.Kind == fsys.File {
+		mode = c.Old.Mode
+	}
+	if w.Attr.Mode != nil {
+		mode = *w.Attr.Mode
+	}
+	text := w.Content
+	if w.Append {
+		text = append(append([]byte{}, content.old...), text...)
+	}
+	content.Becomes(text, mode)
+	content.long = content.long || len(text) > diff.MaxText
+}
+
+// putContent does it: what was there is kept, and the new content is complete beside it, before anything is touched.
+func (c *Change) putContent(ctx context.Context, w File) error {
+	backup := w.Backup && !c.Absent()
+	var others []string
+	if backup {
+		others = append(others, c.Path+BackupSuffix)
+	}
+	if err := c.Prepare(ctx, others...); err != nil {
+		return err
+	}
+	if w.InPlace && !c.Absent() {
+		if backup {
+			if err := c.backup(ctx); err != nil {
+				return err
+			}
+		}
+		return c.rewrite(ctx, w)
+	}
+	staged, err := c.stage(ctx, w)
+	if err != nil {
+		return err
+	}
+	if backup {
+		if err := c.backup(ctx); err != nil {
+			return errors.Join(err, staged.Discard())
+		}
+	}
+	return staged.Commit(w.Attr, c.Durable())
+}
+
+func (c *Change) stage(ctx context.Context, w File) (*fsys.Staged, error) {
+	staged, err := c.At.Stage()
+	if err != nil {
+		return nil, err
+	}
+	if w.Append && !c.Absent() {
+		err = c.CopyOld(ctx, staged.File)
+	}
+	if err == nil {
+		_, err = staged.File.Write(w.Content)
+	}
+	if err != nil {
+		return nil, errors.Join(fault.Cause(err), staged.Discard())
+	}
+	return staged, nil
+}
+
+// CopyOld puts the content that is there into a new file, and leaves it at its end.
+func (c *Change) CopyOld(ctx context.Context, to *os.File) error {
+	from, err := c.At.Open()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if err := fsys.CopyFile(ctx, to, from); err != nil {
+		return err
+	}
+	_, err = to.Seek(0, io.SeekEnd)
+	return err
+}
+
+// rewrite changes the file that is there. Where that fails it gets its old content back.
+func (c *Change) rewrite(ctx context.Context, w File) (err error) {
+	file, err := c.At.OpenInPlace()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, fault.Cause(file.Close())) }()
+	at := c.Old.Size // what is before it stays
+	var old []byte
+	if !w.Append {
+		at = 0
+		if old, err = c.At.ReadFile(MaxContent); err != nil {
+			return err
+		}
+	}
+	err = fill(file, at, w.Content)
+	if err == nil {
+		err = c.At.SetAttr(w.Attr)
+	}
+	if err != nil {
+		return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
+	}
+	return nil
+}
+
+// fill makes content the end of a file, from a place on, and durable.
+func fill(file *os.File, at int64, content []byte) error {
+	if _, err := file.Seek(at, io.SeekStart); err != nil {
+		return fault.Cause(err)
+	}
+	if _, err := file.Write(content); err != nil {
+		return fault.Cause(err)
+	}
+	if err := file.Truncate(at + int64(len(content))); err != nil {
+		return fault.Cause(err)
+	}
+	if err := file.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) { // a file of /proc has nothing to sync
+		return fault.Cause(err)
+	}
+	return nil
+}
+
+// BackupSuffix is what a backup has behind the name of its file.
+const BackupSuffix = ".bak"
+
+// backup keeps what is there as a second file.
+func (c *Change) backup(ctx context.Context) (err error) {
+	b, err := c.editor.Begin(c.Call, c.Op, c.Path+BackupSuffix, How{})
+	if err != nil {
+		return err
+	}
+	defer b.End(&err)
+	if c.Old.Kind == fsys.Symlink {
+		if err = b.At.Symlink(c.Old.Target); err == nil {
+			err = b.SyncDir(b.At)
+		}
+	} else {
+		err = c.Duplicate(ctx, b)
+	}
+	if err == nil {
+		b.Report(b.PutAction(), nil)
+	}
+	return err
+}
+
+// Duplicate makes the place of another change an exact copy of the file that is here.
+func (c *Change) Duplicate(ctx context.Context, to *Change) error {
+	if err := to.At.CanReplace(); err != nil {
+		return err
+	}
+	staged, err := to.At.Stage()
+	if err != nil {
+		return err
+	}
+	if err := c.CopyOld(ctx, staged.File); err != nil {
+		return errors.Join(err, staged.Discard())
+	}
+	return staged.Restore(c.Old, to.Durable())
+}

@@ -1,0 +1,4 @@
+package facts
+
+// BootID is not known on Windows.
+func BootID() string { return "" }

@@ -1,0 +1,80 @@
+// Package guest is what every room is given of the machine that it acts on: its files, a way to run commands, and whether it
+// is the running machine or a tree that is not booted.
+//
+// Not here: what a command means to a transaction (the room that runs it says so), and streamed or detached commands, which
+// are the exec room's alone.
+package guest
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Guest is one machine, or one tree. It is safe for concurrent use.
+type Guest struct {
+	// Files is its file system; nil in a program that only lists the rooms. It stays the caller's.
+	Files *fsys.Root
+	// Dir is the directory of the agent's own file system that is "/" here; empty: "/".
+	Dir string
+	// Live says that it is the running machine that the agent is a process of, and not a tree that is not booted.
+	Live bool
+	// Runner runs commands. Nil: none can be run.
+	Runner *proc.Runner
+	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
+	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
+}
+
+// Command is a command of a script, and what it says of itself.
+type Command struct {
+	// Line is the command as a shell would read it.
+	Line string
+	// Undo says that a rollback runs it.
+	Undo bool
+	// Readonly, Touches and Irreversible are what it does to the guest.
+	Readonly, Irreversible bool
+	Touches                []string
+}
+
+// Root is Dir, never empty.
+func (g *Guest) Root() string {
+	if g.Dir == "" {
+		return "/"
+	}
+	return g.Dir
+}
+
+// Of returns the file system that a call acts on: the guest's, or what a dry run pretends it to be.
+func (g *Guest) Of(call *builtins.Call) *fsys.Root {
+	if call.DryRun != nil {
+		return call.DryRun.Files
+	}
+	return g.Files
+}
+
+// Run runs a command of a script to its end as spec says, or has it answered.
+func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc.Result, error) {
+	if g.Answer != nil {
+		answer, err := g.Answer(ctx, command)
+		if err != nil {
+			return nil, err
+		}
+		return &proc.Result{Code: int(answer.GetCode()), Stdout: answer.GetStdout(), Stderr: answer.GetStderr(), Tail: answer.GetStderr()}, nil
+	}
+	if g.Runner == nil {
+		return nil, fault.Unsupported("no commands are run here")
+	}
+	return g.Runner.Run(ctx, spec)
+}
+
+// CommandAccess is what a command would be to a policy: its program, where that is looked for, and what is put into its
+// environment.
+func CommandAccess(argv []string, env map[string]string, dir string) builtins.Command {
+	return builtins.Command{Argv: argv, Paths: proc.SearchPaths(env), Env: slices.Sorted(maps.Keys(env)), Dir: dir}
+}

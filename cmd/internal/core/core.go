@@ -1,0 +1,208 @@
+// Package core is the inside of an agent, wired once and straight down:
+//
+//	files ─► rooms ─► table ─► executor ─► journal ─► scripts ─► table ─► executor
+//	                  of rooms             (undoes by            with      (what hosts
+//	                                        the first)           scripts    call)
+//
+// The service, the recovery at early boot and the tests of scripts differ in their Config alone.
+//
+// Not here: flags, configuration files, logging, and channels.
+package core
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/policy"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Config is what an agent's inside is made of.
+type Config struct {
+	// Root is the directory whose files are acted on. Required; "/" is the running system.
+	Root string
+	// State is the directory for what must survive a crash. It is made, with mode 0700. Required.
+	State string
+	// Rooms are the settings of rooms; Files and Dir are filled in here.
+	Rooms all.Config
+	// Pool runs scripts, and Library finds them by name. Without a pool there are none.
+	Pool    *sandbox.Pool
+	Library *script.Library
+	// Disabled keeps scripts from hosts; what one left unfinished is recovered all the same.
+	Disabled bool
+	// Policy is asked before each call. Nil: everything is allowed.
+	Policy *policy.Current
+	// Audit is told of each call, and Panicked of a panic in one. Optional.
+	Audit    func(call.Entry)
+	Panicked func(op *builtins.Op, value any, stack []byte)
+	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
+	MachineID, BootID func() string
+	// Key keys the fingerprints of requests. Nil: one that is kept in State.
+	Key []byte
+	// LockWait is how long a journal that another process has open is waited for; 0: not at all.
+	LockWait time.Duration
+}
+
+// Core is the inside of an agent.
+type Core struct {
+	// Files is the file system that is acted on.
+	Files *fsys.Root
+	// Rooms are the rooms.
+	Rooms *all.Rooms
+	// Journal is where transactions are.
+	Journal *journal.Journal
+	// Scripts runs scripts; nil without a pool.
+	Scripts *script.Manager
+	// Calls runs what hosts ask for.
+	Calls *call.Executor
+
+	table *builtins.Table // of the rooms
+}
+
+// Open wires everything. The caller closes what it returns.
+func Open(c Config) (*Core, error) {
+	if err := os.MkdirAll(c.State, 0o700); err != nil {
+		return nil, fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
+	}
+	files, err := fsys.Open(c.Root)
+	if err != nil {
+		return nil, err
+	}
+	c.Rooms.Files, c.Rooms.Dir = files, c.Root
+	core := &Core{Files: files, Rooms: all.New(c.Rooms)}
+	if err := core.open(c); err != nil {
+		return nil, errors.Join(err, core.Close())
+	}
+	return core, nil
+}
+
+func (core *Core) open(c Config) (err error) {
+	core.table = builtins.NewTable(core.Rooms.List()...)
+	config := call.Config{Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked}
+	if c.Policy != nil {
+		config.Policy = c.Policy
+	}
+	inverses := call.New(config)
+	if c.MachineID == nil {
+		c.MachineID = core.Rooms.MachineID
+	}
+	if c.BootID == nil {
+		c.BootID = core.Rooms.BootID
+	}
+	core.Journal, err = openJournal(journal.Config{
+		Dir: filepath.Join(c.State, "tx"), Root: core.Files, Version: c.Rooms.Version,
+		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo,
+	}, c.LockWait)
+	if err != nil {
+		return err
+	}
+	core.Calls = inverses.With(core.Journal, core.table)
+	if c.Pool == nil {
+		return nil
+	}
+	if c.Key == nil {
+		if c.Key, err = key(c.State); err != nil {
+			return err
+		}
+	}
+	overlays := filepath.Join(c.State, "overlays")
+	if err := os.RemoveAll(overlays); err != nil { // those of an agent that was killed
+		return err
+	}
+	core.Scripts = script.New(script.Config{
+		Pool: c.Pool, Library: c.Library, Journal: core.Journal, Calls: core.Calls, Secret: c.Key, Files: core.Files, Unsupported: all.Unsupported,
+		Overlay: func() (*fsys.Root, error) { return core.Files.Overlay(filepath.Join(overlays, rand.Text())) },
+	})
+	if c.Disabled {
+		return nil
+	}
+	core.Calls = inverses.With(core.Journal, builtins.NewTable(slices.Concat(core.Rooms.List(), []builtins.Room{core.Scripts.Room()})...))
+	return nil
+}
+
+// Close ends what is running. A transaction that is open stays as it is on disk.
+func (core *Core) Close() (err error) {
+	if core.Journal != nil {
+		err = core.Journal.Close()
+	}
+	return errors.Join(err, core.Rooms.Close(), core.Files.Close())
+}
+
+// openJournal waits for a journal that seems to be in use: a runner that is just being started has its lock too, from the
+// fork to the exec.
+func openJournal(c journal.Config, wait time.Duration) (*journal.Journal, error) {
+	for deadline := time.Now().Add(wait); ; time.Sleep(2 * time.Millisecond) {
+		j, err := journal.Open(c)
+		if !errors.Is(err, fault.ErrBusy) || !time.Now().Before(deadline) {
+			return j, err
+		}
+	}
+}
+
+// Recover ends what an earlier agent left unfinished, and what its scripts left running before. Each transaction that it
+// found gives an event for the host.
+func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
+	if err := core.Rooms.Sweep(ctx); err != nil {
+		return nil, err
+	}
+	scripts := core.Scripts
+	if scripts == nil { // what an earlier agent left is taken back by one that runs none, too
+		scripts = script.New(script.Config{Journal: core.Journal})
+	}
+	return scripts.Recover(ctx)
+}
+
+// RecoverEarly takes back what needs nothing but the file system, while nothing else is there. What it restored is told to
+// the rooms within restored, which has the time for it.
+func (core *Core) RecoverEarly(ctx, restored context.Context) ([]journal.Recovered, error) {
+	found, err := core.Journal.Recover(ctx, func(name string) (later bool) {
+		op := core.table.Script(name)
+		return op == nil || !op.Early
+	})
+	var paths []string
+	for _, r := range found {
+		for _, step := range r.Report.Steps {
+			if step.Target != "" && step.Err == nil {
+				paths = append(paths, step.Target)
+			}
+		}
+	}
+	return found, errors.Join(err, core.Rooms.Restored(restored, paths))
+}
+
+// key reads the random key of a state directory, or makes one that stays the same as long as the directory does.
+func key(dir string) ([]byte, error) {
+	path := filepath.Join(dir, "key")
+	key, err := os.ReadFile(path)
+	if err == nil && len(key) == 32 {
+		return key, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	key = make([]byte, 32)
+	rand.Read(key)
+	temp, err := os.CreateTemp(dir, ".key-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.Write(key)
+	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
+		return nil, err
+	}
+	return key, os.Rename(temp.Name(), path)
+}

@@ -1,0 +1,77 @@
+package core
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// What an agent left that died in the middle is taken back by the next, also by one that runs no scripts, and what was to come
+// after its commit is done.
+func TestRecoveryNeedsNoScripts(t *testing.T) {
+	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	open := func() *Core {
+		t.Helper()
+		core, err := Open(Config{Root: root, State: state, BootID: func() string { return "boot" }, MachineID: func() string { return "machine" }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return core
+	}
+	leaves := func(name string, end func(context.Context, *journal.Tx) error) {
+		t.Helper()
+		core := open()
+		tx, err := core.Journal.Begin(t.Context(), journal.Header{MessageID: name})
+		if err == nil {
+			err = tx.Before(t.Context(), "/"+name)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(root, name), []byte("new"), 0o644)
+		}
+		if err == nil {
+			err = end(t.Context(), tx)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := core.Close(); err != nil { // as the death of the agent: the transaction stays open
+			t.Fatal(err)
+		}
+	}
+	left := func() []string {
+		t.Helper()
+		core := open()
+		events, err := core.Recover(t.Context())
+		if err != nil || len(events) != 1 || events[0].Severity != pb.ErrorSeverity_ERROR_SEVERITY_WARNING {
+			t.Errorf("%v, %v", events, err)
+		}
+		if err := core.Close(); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	leaves("open", func(context.Context, *journal.Tx) error { return nil })
+	if got := left(); len(got) > 0 {
+		t.Errorf("of an open transaction stays %q", got)
+	}
+	leaves("done", func(ctx context.Context, tx *journal.Tx) error {
+		reply := &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED}
+		return tx.Commit(ctx, reply, journal.Action{Op: "file.move", Args: &pb.FromToArgs{From: "/done", To: "/after"}})
+	})
+	if got := left(); !slices.Equal(got, []string{"after"}) {
+		t.Errorf("of a transaction that committed stays %q", got)
+	}
+}

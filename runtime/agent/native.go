@@ -1,0 +1,207 @@
+package agent
+
+import (
+	"context"
+	"io"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// nativeSession is a session of the native protocol.
+type nativeSession struct {
+	*Session
+	conn *wire.Conn
+}
+
+// serveNative is the native protocol: the frames of wire.
+func serveNative(ctx context.Context, channel io.ReadWriteCloser, s *Session) error {
+	n := &nativeSession{Session: s}
+	n.conn = wire.NewConn(channel, n.config())
+	s.Observe(Vitals{Heard: n.conn.Heard, Busy: n.conn.Busy, Framing: func() string { return n.conn.Framing().String() }})
+	serving, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	unhook := context.AfterFunc(ctx, func() { // no call runs any more, but replies may wait to be written
+		limited, cancel := context.WithTimeout(serving, flushTimeout)
+		defer cancel()
+		n.conn.Flush(limited)
+		stop(context.Cause(ctx))
+	})
+	defer unhook()
+	reports, end := context.WithCancel(serving)
+	var reporter sync.WaitGroup
+	reporter.Go(func() { n.report(reports) })
+	err := n.conn.Serve(serving)
+	end()
+	reporter.Wait()
+	s.HostLeft()
+	n.conn.Wait(ctx)
+	return err
+}
+
+func (n *nativeSession) config() wire.Config {
+	a := n.agent
+	return wire.Config{
+		Framing: a.config.Ports.Framing, Session: a.nonce, Calls: &a.calls,
+		Urgent: a.urgent,
+		Handle: n.handle,
+		Refuse: a.refusal,
+		Mutates: func(request proto.Message) bool {
+			op := a.native(request)
+			return op != nil && op.Mutates
+		},
+		Order: func(request proto.Message) string {
+			if op := a.native(request); op != nil && op.Order != nil {
+				return op.Order(request)
+			}
+			return ""
+		},
+		Transient: func(request proto.Message) bool {
+			op := a.native(request)
+			return op != nil && op.Transient
+		},
+		Vital: func(request proto.Message) bool {
+			switch request := request.(type) {
+			case *pb.PingRequest:
+				return len(request.Awaiting) == 0
+			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
+				return true
+			}
+			return false
+		},
+		Greet: func(ctx context.Context, _ *wire.Conn) { n.greet(ctx) },
+		Warn:  n.Warn,
+	}
+}
+
+// urgent answers what must not wait for anything.
+func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool) {
+	switch request := request.(type) {
+	case *pb.PingRequest:
+		if request.Sequence == 1 || len(request.Awaiting) > 0 {
+			return nil, false // asks for telemetry first, or for an answer that overtakes no reply
+		}
+		return a.pong(request), true
+	case *pb.CancelRequest:
+		return a.cancel(request), true
+	}
+	return nil, false
+}
+
+// handle serves one request.
+func (n *nativeSession) handle(ctx context.Context, _ *wire.Conn, id string, request proto.Message) (proto.Message, error) {
+	switch request := request.(type) {
+	case *pb.PingRequest:
+		if request.Sequence == 1 {
+			n.reportFirst(ctx)
+		}
+		pong := n.agent.pong(request)
+		pong.Unknown = n.unknown(request.Awaiting)
+		return pong, nil
+	case *pb.GetCapabilitiesRequest:
+		n.ready(ctx) // a change of hosts is not always seen, so a host that asks who is there is greeted
+	}
+	return n.agent.dispatch(ctx, &builtins.Call{
+		ID: id, Port: n.Port(), Session: n.ID(), Event: n.send,
+		Scratch: func(size int) []byte { return n.conn.Scratch(id, size) },
+	}, request)
+}
+
+// unknown returns those of the ids for which nothing more will be sent to this host.
+func (n *nativeSession) unknown(ids []string) []string {
+	return slices.DeleteFunc(n.conn.Unknown(ids), func(id string) bool {
+		return n.agent.config.Hooks.HasStream(n.Port(), n.ID(), id)
+	})
+}
+
+// send sends an event, and reports whether it was queued.
+func (n *nativeSession) send(event proto.Message) bool { return n.conn.Send(newID(), event) }
+
+// greet sends what a host hears first.
+func (n *nativeSession) greet(ctx context.Context) {
+	n.ready(ctx)
+	if err := n.agent.config.Refusing; err != nil {
+		n.send(&pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "configuration", Message: err.Error()})
+	}
+	for _, event := range n.agent.config.Hooks.Notices() {
+		n.send(event)
+	}
+	n.sendTelemetry(ctx)
+}
+
+// ready sends agent_ready.
+func (n *nativeSession) ready(ctx context.Context) {
+	config := &n.agent.config
+	event := guarded(config.Log, "agent_ready", func() *pb.AgentReadyEvent { return config.Guest.Ready(ctx) })
+	if event == nil {
+		event = &pb.AgentReadyEvent{}
+	}
+	event.Version, event.Capabilities = config.Identity.Version, n.agent.capabilities(n.Port())
+	n.send(event)
+}
+
+// report sends telemetry and agent_ready on time, for as long as the host is there. A tick that is late is not made up.
+func (n *nativeSession) report(ctx context.Context) {
+	every, changed := n.agent.config.Guest.TelemetryEvery.get()
+	telemetry, ready := time.NewTicker(every), time.NewTicker(readyEvery)
+	defer telemetry.Stop()
+	defer ready.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			every, changed = n.agent.config.Guest.TelemetryEvery.get()
+			telemetry.Reset(every)
+		case <-telemetry.C:
+			n.sendTelemetry(ctx)
+		case <-ready.C:
+			n.ready(ctx)
+		}
+	}
+}
+
+func (n *nativeSession) sendTelemetry(ctx context.Context) {
+	if report := n.agent.measure(ctx); report != nil {
+		n.send(report)
+	}
+}
+
+// reportFirst sends telemetry, or gives up when measuring takes long: the pong must not.
+func (n *nativeSession) reportFirst(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, pingTelemetry)
+	defer cancel()
+	measured := make(chan *pb.TelemetryReport, 1)
+	go func() { measured <- n.agent.measure(limited) }()
+	select {
+	case report := <-measured:
+		if report != nil {
+			n.conn.SendUrgent(newID(), report)
+		}
+	case <-limited.Done():
+	}
+}
+
+// measure returns a report; nil where there is none.
+func (a *Agent) measure(ctx context.Context) *pb.TelemetryReport {
+	return guarded(a.config.Log, "telemetry", func() *pb.TelemetryReport { return a.config.Guest.Telemetry(ctx) })
+}
+
+// guarded returns what f does, or nil where it panics: what a host is told without asking must not cost the agent its life.
+func guarded[T any](log *zap.Logger, name string, f func() *T) (result *T) {
+	defer func() {
+		if value := recover(); value != nil {
+			log.Error("panic in "+name, zap.Any("panic", value), zap.ByteString("stack", debug.Stack()))
+			result = nil
+		}
+	}()
+	return f()
+}

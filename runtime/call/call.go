@@ -1,0 +1,233 @@
+// Package call is the executor behind every way in: what hosts, scripts and the journal ask for runs through it, and what is
+// refused, foretold, undone and audited is decided in one place.
+//
+//	native request ─► Executor.Execute ─┐
+//	script's call ──► Run.Call ─────────┼─► refuse? ─► dry run, transaction or as it is ─► Op ─► audit
+//	journal ────────► Executor.Undo ────┘   policy, rights, readonly,   (mark, revert,
+//	                                        an open transaction         commit, roll back)
+//
+// Not here: what an operation does, how a policy decides, and how a transaction is kept.
+package call
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Policy says who may do what. policy.Current is one.
+type Policy interface {
+	// Check says why a request from a host on a port is refused; nil: it is not.
+	Check(port string, op *builtins.Op, in proto.Message, access builtins.Access) error
+	// Denies says whether every request to a row is refused on a port, so that nothing announces it there.
+	Denies(port string, op *builtins.Op) bool
+}
+
+// Config is what an executor is made of.
+type Config struct {
+	// Table is what there is to call. Required.
+	Table *builtins.Table
+	// Files is the file system that calls act on, by which paths are compared. Nil: no rule is about paths.
+	Files *fsys.Root
+	// Policy is asked before each call but those that take something back. Nil: it allows everything.
+	Policy Policy
+	// Audit is told of each call after it ended, but for Routine ones that succeeded. Nil: nobody asks.
+	Audit func(Entry)
+	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Nil: nobody asks.
+	Panicked func(op *builtins.Op, value any, stack []byte)
+}
+
+// Executor runs operations. It is safe for concurrent use.
+type Executor struct {
+	config  Config
+	journal *journal.Journal // nil: there are no transactions
+}
+
+// New makes an executor without a journal. Its Undo is what a journal runs inverses by.
+func New(config Config) *Executor { return &Executor{config: config} }
+
+// With returns an executor that has a journal, and other operations in its table, and is else the same.
+func (x *Executor) With(j *journal.Journal, table *builtins.Table) *Executor {
+	with := &Executor{config: x.config, journal: j}
+	with.config.Table = table
+	return with
+}
+
+// Native returns the row for a request of a host; nil where nothing serves it.
+func (x *Executor) Native(in proto.Message) *builtins.Op { return x.config.Table.Native(in) }
+
+// Table is what there is to call.
+func (x *Executor) Table() *builtins.Table { return x.config.Table }
+
+// Capabilities are what the native rows that are not denied on a port announce, each once, sorted.
+func (x *Executor) Capabilities(port string) []string {
+	return x.config.Table.Capabilities(func(op *builtins.Op) bool {
+		return x.config.Policy != nil && x.config.Policy.Denies(port, op)
+	})
+}
+
+// Execute runs a native row for a host. A row with a transaction of its own has ended it when this returns: it committed, or
+// all is as it was and the error says why. An error names the operation, as in "file_write /etc/motd: read-only file system".
+func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) (proto.Message, error) {
+	own := *call
+	if x.journal != nil {
+		own.Writer = x.journal.Lock
+	}
+	d := &decision{Executor: x, call: &own, op: op, in: in}
+	return d.audited(func() (proto.Message, error) {
+		if err := d.refused(ctx); err != nil {
+			return nil, d.because(err)
+		}
+		if op.Transaction && op.Changes(in) {
+			return d.inTransaction(ctx)
+		}
+		return d.run(ctx)
+	})
+}
+
+// Undo runs an internal row, or one that scripts call, by its name: an inverse in a rollback, or an action after a commit. No
+// policy is asked: what is taken back was allowed when it was done, and a rollback must not depend on a configuration.
+func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) error {
+	op := x.config.Table.Script(name)
+	if op == nil {
+		return fault.Unsupported("%s is not supported by this agent", name)
+	}
+	d := &decision{Executor: x, call: &builtins.Call{ID: "journal", Undo: true}, op: op, in: args}
+	_, err := d.audited(func() (proto.Message, error) {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		return d.run(ctx)
+	})
+	return err
+}
+
+// decision is one call on its way.
+type decision struct {
+	*Executor
+	call   *builtins.Call
+	op     *builtins.Op
+	in     proto.Message   // nil as long as it is not made
+	access builtins.Access // of in
+	tx     string          // the transaction that it is in; empty: none
+	cause  string          // why the executor refused it; empty: it did not
+
+	routine bool // it only goes on with what was audited
+}
+
+// because takes note of why the call is refused, for the audit.
+func (d *decision) because(err error) error {
+	d.cause = err.Error()
+	return err
+}
+
+// refused says why the call may not run.
+func (d *decision) refused(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if d.config.Policy != nil {
+		if err := d.config.Policy.Check(d.call.Port, d.op, d.in, d.access); err != nil {
+			return err
+		}
+	}
+	return d.kept()
+}
+
+// kept refuses a native change of what an open transaction has kept: it would be lost, or in its way. A row with a transaction
+// of its own waits for the open one instead.
+func (d *decision) kept() error {
+	if d.journal == nil || d.config.Files == nil || d.op.Script != nil || d.op.Transaction || !d.op.Changes(d.in) {
+		return nil
+	}
+	for _, text := range d.access.Writes {
+		path, err := d.config.Files.Resolve(text, false)
+		if err != nil {
+			continue // the operation itself will say so
+		}
+		if id, owned := d.journal.Owns(path); owned {
+			return &fault.Error{
+				Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
+				Details: map[string]string{"transaction_id": id},
+			}
+		}
+	}
+	return nil
+}
+
+// run runs the operation. A panic in it becomes an internal error.
+func (d *decision) run(ctx context.Context) (proto.Message, error) {
+	return d.guarded(func() (proto.Message, error) { return d.op.Call(ctx, d.call, d.in) })
+}
+
+// guarded returns what f does; a panic in it becomes an internal error.
+func (d *decision) guarded(f func() (proto.Message, error)) (out proto.Message, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			if d.config.Panicked != nil {
+				d.config.Panicked(d.op, value, debug.Stack())
+			}
+			out, err = nil, fault.Wrapf(fault.ErrInternal, "internal error: %v", value)
+		}
+	}()
+	return f()
+}
+
+// audited runs f once it is known what the request is about, names the operation in its error, and tells the audit of it.
+// What a row computes of a request may panic as well as what it does.
+func (d *decision) audited(f func() (proto.Message, error)) (proto.Message, error) {
+	start := time.Now()
+	out, err := d.guarded(func() (proto.Message, error) {
+		if err := d.look(); err != nil {
+			return nil, err
+		}
+		return f()
+	})
+	err = named(d.op.Name, err)
+	if d.config.Audit != nil && (err != nil || !d.routine) {
+		d.config.Audit(d.entry(out, err, time.Since(start)))
+	}
+	return out, err
+}
+
+// look finds out what the request is about, if there is one already.
+func (d *decision) look() error {
+	if d.in == nil {
+		return nil
+	}
+	if is, want := d.in.ProtoReflect().Descriptor(), d.op.In.ProtoReflect().Descriptor(); is != want {
+		return fault.Invalid("the request is a %s, not a %s", is.Name(), want.Name())
+	}
+	d.access, d.routine = d.op.AccessOf(d.in), d.op.Routine != nil && d.op.Routine(d.in)
+	return nil
+}
+
+// named puts the operation's name on an error that does not have one.
+func named(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var f *fault.Error
+	if !errors.As(err, &f) {
+		return &fault.Error{Op: op, Err: err}
+	}
+	if f.Op != "" {
+		return err
+	}
+	with := *f
+	with.Op = op
+	if error(f) != err { // words around it stay
+		with.Err = fmt.Errorf("%w", err)
+		with.Object = ""
+	}
+	return &with
+}

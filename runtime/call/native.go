@@ -1,0 +1,126 @@
+package call
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// RollbackTime bounds a rollback; what is left is taken back when the agent starts again.
+const RollbackTime = 5 * time.Minute
+
+// inTransaction runs a native row in a transaction of its own, and ends that one way or the other.
+func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
+	if d.journal == nil {
+		return nil, fault.Unsupported("there is no journal")
+	}
+	ref := &pb.ScriptRef{Name: d.op.Name}
+	tx, err := d.journal.Begin(ctx, journal.Header{MessageID: d.call.ID, Script: ref})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Close(context.WithoutCancel(ctx), nil) }() // which does something after a panic alone
+	d.tx = tx.ID()
+	scope := &scope{tx: tx, op: d.op, table: d.config.Table}
+	run := &Run{executor: d.Executor, made: []made{{}}} // whose one call this is
+	d.call.Tx, d.call.Deferred, d.call.Changed = scope, scope.deferred, run.changed
+	out, err := d.run(ctx)
+	if err == nil {
+		err = tx.Err()
+	}
+	reply := &pb.RunScriptResponse{TransactionId: tx.ID(), Script: ref, Stats: &pb.ScriptStats{Calls: 1}, Changes: run.Changes()}
+	if err == nil {
+		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+		err = tx.Commit(ctx, reply, scope.after...)
+	}
+	// The end of a transaction must not depend on whether somebody still waits for it.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), RollbackTime)
+	defer cancel()
+	if err != nil {
+		out, err = nil, run.rollBack(end, tx, reply, err)
+	} else {
+		reply.AfterCommit = tx.After(end)
+	}
+	closed := tx.Close(end, proto.Clone(reply).(*pb.RunScriptResponse)) // it is stored while the caller goes on
+	if err != nil && closed != nil {
+		err = fmt.Errorf("%w; the end of transaction %s could not be stored: %w", err, tx.ID(), closed)
+	}
+	return out, err
+}
+
+// rollBack takes back what a native row did, and returns its error with what could not be taken back.
+func (r *Run) rollBack(ctx context.Context, tx *journal.Tx, reply *pb.RunScriptResponse, cause error) error {
+	report := tx.Rollback(ctx)
+	reply.Status, reply.NotUndone = report.Status(), append(report.NotUndone(), r.Undone(report)...)
+	reply.Error = &pb.ScriptError{Kind: builtins.ErrorKind(cause), Message: cause.Error(), Code: fault.Code(cause)}
+	switch {
+	case report.Err != nil:
+		return fmt.Errorf("%w; transaction %s could not be taken back whole: %w", cause, tx.ID(), report.Err)
+	case len(reply.NotUndone) > 0:
+		return fmt.Errorf("%w; of transaction %s was not taken back: %s %s", cause, tx.ID(), reply.NotUndone[0].Op, reply.NotUndone[0].Target)
+	}
+	return cause
+}
+
+// scope is what an operation sees of the transaction that it runs in.
+type scope struct {
+	tx    *journal.Tx
+	op    *builtins.Op
+	table *builtins.Table
+	hide  func(string) string // takes secrets out of a text; nil: there are none
+	after []journal.Action
+}
+
+var _ builtins.Tx = (*scope)(nil)
+
+func (s *scope) Before(ctx context.Context, paths ...string) error { return s.tx.Before(ctx, paths...) }
+func (s *scope) Take(ctx context.Context, path string) error       { return s.tx.Take(ctx, path) }
+func (s *scope) NotBegun()                                         { s.tx.NotBegun() }
+
+func (s *scope) BeforeTree(ctx context.Context, paths ...string) error {
+	return s.tx.BeforeTree(ctx, paths...)
+}
+
+func (s *scope) BeforeTouch(ctx context.Context, paths ...string) error {
+	return s.tx.BeforeTouch(ctx, paths...)
+}
+
+func (s *scope) UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error) {
+	return s.tx.UndeclaredChanges(ctx, op)
+}
+
+// Undo holds the inverse against what the row declares: it is what a recovery will look for.
+func (s *scope) Undo(ctx context.Context, op string, args proto.Message) error {
+	if op == "" || op != s.op.Inverse {
+		return fault.Wrapf(fault.ErrInternal, "the inverse %s is not the one that %s declares", op, s.op.Name)
+	}
+	return s.tx.Undo(ctx, op, args)
+}
+
+// Irreversible keeps secrets out of what a later rollback would tell.
+func (s *scope) Irreversible(ctx context.Context, change *pb.Change) error {
+	if s.hide != nil {
+		change = proto.Clone(change).(*pb.Change)
+		change.Target = s.hide(change.Target)
+	}
+	return s.tx.Irreversible(ctx, change)
+}
+
+func (s *scope) deferred(action builtins.Action) error {
+	if action.Op == "" || action.Args == nil {
+		return fault.Wrapf(fault.ErrInternal, "an action after the commit names no operation")
+	}
+	row := s.table.Script(action.Op)
+	if row == nil || row.In.ProtoReflect().Descriptor() != action.Args.ProtoReflect().Descriptor() {
+		return fault.Wrapf(fault.ErrInternal, "no operation %s takes a %s, so it cannot come after the commit", action.Op, action.Args.ProtoReflect().Descriptor().Name())
+	}
+	s.after = append(s.after, journal.Action(action))
+	return nil
+}

@@ -1,0 +1,201 @@
+package call
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/policy"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Run is one run of a script: what its calls may do, and the transaction or the dry run that they share. Its calls come one at
+// a time.
+type Run struct {
+	executor *Executor
+	config   RunConfig
+	made     []made           // calls that may have changed something, in their order
+	after    []journal.Action // that they want done after the commit
+
+	mu      sync.Mutex
+	changes []*pb.Change
+}
+
+// RunConfig is what a run is made of.
+type RunConfig struct {
+	// Call is the request that began the run: its id, port and session are those of each call. Required.
+	Call *builtins.Call
+	// Attachments are the files that came with the script.
+	Attachments map[string][]byte
+	// Rights are the bounds within all of which each call must be.
+	Rights []*policy.Rights
+	// Readonly refuses every call that changes something.
+	Readonly bool
+	// Tx is the transaction. DryRun is what is changed instead of the guest. Without both, nothing takes a change back.
+	Tx     *journal.Tx
+	DryRun *builtins.DryRun
+	// Hide takes secrets out of a text that is stored. Nil: there are none.
+	Hide func(string) string
+}
+
+// made is a call: the steps behind the mark and the changes from a number on are its own, up to those of the next call.
+type made struct {
+	mark  journal.Mark
+	first int
+}
+
+// Begin begins a run.
+func (x *Executor) Begin(config RunConfig) *Run {
+	return &Run{executor: x, config: config}
+}
+
+// Call runs a script row by its name; bind makes the request. An error names the operation.
+func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (proto.Message, error)) (*builtins.Op, proto.Message, error) {
+	op := r.executor.config.Table.Script(name)
+	if op == nil || op.Internal {
+		d := r.decide(&builtins.Op{Name: name[:min(len(name), longestName)]})
+		_, err := d.audited(func() (proto.Message, error) {
+			return nil, d.because(fault.Unsupported("%s is not supported by this agent", name))
+		})
+		return nil, nil, err
+	}
+	d := r.decide(op)
+	out, err := d.audited(func() (out proto.Message, err error) {
+		if d.in, err = bind(op); err != nil {
+			return nil, err
+		}
+		if err := d.look(); err != nil {
+			return nil, err
+		}
+		if err := r.refused(ctx, d); err != nil {
+			return nil, d.because(err)
+		}
+		switch {
+		case r.config.DryRun != nil:
+			return r.predict(ctx, d)
+		case r.config.Tx != nil && op.Changes(d.in):
+			return r.change(ctx, d)
+		}
+		return d.run(ctx)
+	})
+	return op, out, err
+}
+
+// longestName is how much of a name that is no row's is told: a runner may make up any.
+const longestName = 64
+
+// decide begins a call of the run.
+func (r *Run) decide(op *builtins.Op) *decision {
+	d := &decision{Executor: r.executor, call: r.newCall(), op: op}
+	if r.config.Tx != nil {
+		d.tx = r.config.Tx.ID()
+	}
+	return d
+}
+
+// newCall is what one call knows of the run.
+func (r *Run) newCall() *builtins.Call {
+	from := r.config.Call
+	call := &builtins.Call{
+		ID: from.ID, Port: from.Port, Session: from.Session, Attachments: r.config.Attachments, DryRun: r.config.DryRun,
+		Changed: r.changed, Changes: r.Changes,
+	}
+	if r.config.Tx == nil && r.config.DryRun == nil && r.executor.journal != nil {
+		call.Writer = r.executor.journal.Lock
+	}
+	return call
+}
+
+// refused says why the script may not make a call: by its own word, by the rights that it has, or by the policy.
+func (r *Run) refused(ctx context.Context, d *decision) error {
+	if r.config.Readonly && d.op.Changes(d.in) {
+		return fault.Refuse("the script is declared readonly")
+	}
+	for _, rights := range r.config.Rights {
+		if err := rights.Check(r.files(), d.op, d.access); err != nil {
+			return err
+		}
+	}
+	return d.refused(ctx)
+}
+
+// files is the file system that calls act on.
+func (r *Run) files() *fsys.Root {
+	if r.config.DryRun != nil {
+		return r.config.DryRun.Files
+	}
+	return r.executor.config.Files
+}
+
+// predict serves one call of a dry run.
+func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
+	dry := r.config.DryRun
+	if dry.Ended != nil {
+		return nil, d.because(dry.Ended)
+	}
+	if d.op.Changes(d.in) && !d.op.Predictable {
+		return nil, d.because(dry.End(d.call, &pb.Change{Op: d.op.Name, Action: "ran"}))
+	}
+	before := len(r.changes)
+	out, err := d.run(ctx)
+	if err != nil && !d.op.Partial && dry.Ended == nil {
+		r.forget(before) // as a run takes it back
+	}
+	dry.Changed = dry.Changed || len(r.changes) > before
+	return out, err
+}
+
+// change serves one call that may change something, in the transaction. One that fails is taken back before the script sees
+// the error, but for what is Partial.
+func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
+	tx := r.config.Tx
+	if err := tx.Err(); err != nil {
+		return nil, fault.Wrapf(fault.ErrInternal, "the undo journal has failed: %v", err)
+	}
+	scope := &scope{tx: tx, op: d.op, table: d.config.Table, hide: r.config.Hide}
+	d.call.Tx, d.call.Deferred = scope, scope.deferred
+	mark, before := tx.Mark(), len(r.changes)
+	r.made = append(r.made, made{mark, before})
+	out, err := d.run(ctx)
+	if err != nil && !d.op.Partial {
+		if undo := tx.Revert(context.WithoutCancel(ctx), mark); undo == nil {
+			r.forget(before)
+		}
+		return out, err
+	}
+	r.after = append(r.after, scope.after...)
+	return out, err
+}
+
+// After are the actions that calls want done after the commit.
+func (r *Run) After() []journal.Action { return r.after }
+
+// Changes are those that were made so far, not to be written to.
+func (r *Run) Changes() []*pb.Change {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.changes)
+}
+
+func (r *Run) changed(change *pb.Change) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = append(r.changes, change)
+}
+
+// forget drops the changes of a call that was taken back.
+func (r *Run) forget(from int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = r.changes[:from]
+}
+
+// Refused says whether an error is of what a policy or the rights of the script refused.
+func Refused(err error) bool { return errors.Is(err, builtins.ErrPolicy) }

@@ -1,0 +1,64 @@
+package config
+
+import (
+	"path"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/wire/port"
+)
+
+// What device specifications, and the names of the ports that they open, begin with; as port.Open has it. All else is the
+// path of a device.
+const (
+	unixPrefix        = "unix:"
+	unixConnectPrefix = "unix-connect:"
+	vsockPrefix       = "vsock:"
+)
+
+// Protocol is what hosts speak on a port.
+type Protocol string
+
+// Native is the protocol of PROTOCOL.md.
+const Native Protocol = "native"
+
+// portNames is which names a port can have, by how they begin, and what is spoken there: the one list of both.
+var portNames = []struct {
+	prefix   string // more follows
+	protocol Protocol
+}{
+	{port.NamePrefix, Native},
+	{port.LegacyNamePrefix, Native},
+	{unixPrefix, Native},
+	{unixConnectPrefix, Native},
+	{vsockPrefix, Native},
+	{"/", Native}, // the path of a device
+}
+
+// ProtocolOf returns what is spoken on a port: Native where its name is not a listed one, as that of a device whose path is
+// not absolute.
+func ProtocolOf(portName string) Protocol {
+	for _, known := range portNames {
+		if begins(portName, known.prefix) {
+			return known.protocol
+		}
+	}
+	return Native
+}
+
+// isPortPattern reports whether a text can match the name of a port: one that cannot would restrict nobody.
+func isPortPattern(text string) bool {
+	if _, err := path.Match(text, ""); err != nil {
+		return false
+	}
+	for _, known := range portNames {
+		if begins(text, known.prefix) {
+			return true
+		}
+	}
+	return text == "*"
+}
+
+// begins reports whether more follows a prefix in a text.
+func begins(text, prefix string) bool {
+	return strings.HasPrefix(text, prefix) && len(text) > len(prefix)
+}

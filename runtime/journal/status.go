@@ -1,0 +1,42 @@
+package journal
+
+import (
+	"os"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Info returns the description of a stored transaction, with its reply.
+func Info(e *pb.JournalEntry) *pb.TransactionInfo {
+	i := info(e.Begin, e)
+	i.Reply = e.Reply
+	return i
+}
+
+// Status returns the open transaction, the error that keeps others from beginning, and the directories in kept as they
+// were when the last transaction began or ended. It does not read the disk.
+func (j *Journal) Status() *pb.JournalStatus {
+	j.mu.Lock()
+	t, err, s := j.current, j.broken, &pb.JournalStatus{Kept: j.kept}
+	j.mu.Unlock()
+	if err != nil {
+		s.Error = err.Error()
+	}
+	if t != nil {
+		s.Open = t.info()
+	}
+	return s
+}
+
+// refreshKept lists the directories in kept again: an administrator may have removed some.
+func (j *Journal) refreshKept() error {
+	entries, err := os.ReadDir(j.dir("kept"))
+	var kept []string
+	for _, e := range entries {
+		kept = append(kept, j.dir("kept", e.Name()))
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.kept = kept
+	return err
+}

@@ -1,0 +1,207 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// A confined command that declares the paths it changes can still create, remove and rename other names in the same
+// directories. Those names get no before-image, since somebody else may change them meanwhile; such changes are reported.
+
+// BeforeTouch implements builtins.Tx.
+func (t *Tx) BeforeTouch(ctx context.Context, paths ...string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ensureStarted(); err != nil || len(paths) == 0 {
+		return err
+	}
+	dirs, err := t.journal.neighboursOf(paths)
+	if err != nil {
+		return err
+	}
+	return t.snapshotLocked(ctx, true, paths, dirs)
+}
+
+// UndeclaredChanges implements builtins.Tx.
+func (t *Tx) UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.steps) == 0 {
+		return nil, nil
+	}
+	last := t.steps[len(t.steps)-1]
+	list, err := t.journal.undeclaredChanges(last.record.GetKeep())
+	if err != nil {
+		return nil, err
+	}
+	last.checked = true
+	t.unloggedChecked = append(t.unloggedChecked, last.number)
+	for _, change := range list {
+		change.Op, change.State = op, pb.ChangeState_CHANGE_STATE_APPLIED
+		if err := t.irreversible(change); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// undeclaredChanges returns the undeclared changes of a step after which the agent died before it could check.
+func (p *undoPass) undeclaredChanges(s *step, keep *pb.JournalKeep) []Undone {
+	if s.checked || len(keep.Beside) == 0 {
+		return nil
+	}
+	list, err := p.tx.journal.undeclaredChanges(keep)
+	if err != nil {
+		return []Undone{{Step: s.number, Op: "look", Target: keep.Beside[0].Path, Err: err}}
+	}
+	var undone []Undone
+	for _, change := range list {
+		change.Op = "restore"
+		undone = append(undone, Undone{Step: s.number, Op: "restore", Target: change.Target, Irreversible: change})
+	}
+	return undone
+}
+
+// neighboursOf lists the directories in which a command that declares the paths could change other names as well, with
+// these names. A directory that others than the agent may write to, such as /tmp or a home, is left out.
+func (j *Journal) neighboursOf(declared []string) ([]*pb.JournalBeside, error) {
+	var trees, dirs []string
+	for _, p := range declared {
+		first, err := j.config.Root.Resolve(p, false)
+		if err != nil {
+			return nil, fault.On(p, err)
+		}
+		missing, err := j.config.Root.Missing(p)
+		if err != nil {
+			return nil, fault.On(p, err)
+		}
+		if len(missing) > 0 {
+			first = missing[0]
+		}
+		trees = append(trees, first)
+		dirs = append(dirs, path.Dir(first))
+	}
+	slices.Sort(dirs)
+	var list []*pb.JournalBeside
+	for _, dir := range slices.Compact(dirs) {
+		if slices.ContainsFunc(trees, func(tree string) bool { return fsys.Within(dir, tree) }) {
+			continue // all that is there is kept
+		}
+		private, err := j.isPrivateDir(dir)
+		if err != nil {
+			return nil, fault.On(dir, err)
+		}
+		if !private {
+			continue
+		}
+		neighbours, err := j.readNeighbours(dir)
+		if err != nil {
+			return nil, fault.On(dir, err)
+		}
+		neighbours = slices.DeleteFunc(neighbours, func(n *pb.JournalNeighbour) bool { return slices.Contains(trees, joinEscaped(dir, n.Name)) })
+		list = append(list, &pb.JournalBeside{Path: dir, Neighbours: neighbours})
+	}
+	return list, nil
+}
+
+// isPrivateDir reports whether nobody but root and the agent's user may change what is in a directory.
+func (j *Journal) isPrivateDir(dir string) (bool, error) {
+	at, err := j.config.Root.Exact(dir)
+	if err != nil {
+		return false, err
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	const others = 0o022
+	return meta.Mode&others == 0 && (meta.UID == 0 || int(meta.UID) == os.Geteuid()), err
+}
+
+// readNeighbours lists what is in a directory, as far as it tells one object from another under the same name.
+func (j *Journal) readNeighbours(path string) ([]*pb.JournalNeighbour, error) {
+	at, err := j.config.Root.Exact(path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	dir, err := at.OpenDir()
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Names()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*pb.JournalNeighbour, 0, len(names))
+	for _, name := range names {
+		meta, err := dir.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		n := &pb.JournalNeighbour{Name: text.EscapePath(name)}
+		if meta.Kind != fsys.File {
+			n.Kind = string(meta.Kind)
+		}
+		if meta.Kind != fsys.File && meta.Kind != fsys.Directory {
+			n.Ino, n.Target = meta.Ino, []byte(meta.Target)
+		}
+		list = append(list, n)
+	}
+	return list, nil
+}
+
+// undeclaredChanges lists the neighbours that changed since the record, sorted by path.
+func (j *Journal) undeclaredChanges(keep *pb.JournalKeep) ([]*pb.Change, error) {
+	kept := map[string]bool{}
+	for _, o := range keep.GetObjects() {
+		kept[o.Path] = true
+	}
+	var list []*pb.Change
+	for _, b := range keep.GetBeside() {
+		after, err := j.readNeighbours(b.Path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.On(b.Path, err)
+		}
+		report := func(name, action string) {
+			list = append(list, &pb.Change{Target: joinEscaped(b.Path, name), Action: action})
+		}
+		before := map[string]*pb.JournalNeighbour{}
+		for _, n := range b.Neighbours {
+			before[n.Name] = n
+		}
+		for _, n := range after {
+			old := before[n.Name]
+			delete(before, n.Name)
+			switch {
+			case kept[joinEscaped(b.Path, n.Name)], fsys.IsTemp(n.Name), proto.Equal(old, n): // a rollback before this one may have left such a file
+			case old == nil:
+				report(n.Name, "created")
+			default:
+				report(n.Name, "modified")
+			}
+		}
+		for name := range before {
+			report(name, "deleted")
+		}
+	}
+	slices.SortFunc(list, func(a, b *pb.Change) int { return strings.Compare(a.Target, b.Target) })
+	return list, nil
+}
+
+// joinEscaped joins a resolved directory and an escaped name.
+func joinEscaped(dir, name string) string { return strings.TrimSuffix(dir, "/") + "/" + name }

@@ -1,0 +1,339 @@
+package script_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/call"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// site is a manager with a journal, of rows that are made up.
+type site struct {
+	t       *testing.T
+	dir     string
+	journal *journal.Journal
+	calls   *call.Executor
+	manager *script.Manager
+	overlay error // why there is none
+	ids     int
+	entries []call.Entry
+	done    []string // by test.undo
+}
+
+func newSite(t *testing.T) *site {
+	s := &site{t: t, dir: t.TempDir()}
+	files, err := fsys.Open(s.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { files.Close() })
+	inverses := call.New(call.Config{Table: builtins.NewTable(s.room()), Files: files, Audit: func(e call.Entry) { s.entries = append(s.entries, e) }})
+	if s.journal, err = journal.Open(journal.Config{Dir: filepath.Join(t.TempDir(), "tx"), Root: files, Run: inverses.Undo}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.journal.Close() })
+	pool := sandbox.New(sandbox.Config{})
+	t.Cleanup(pool.Close)
+	overlays := t.TempDir()
+	s.manager = script.New(script.Config{
+		Pool: pool, Library: script.NewLibrary(1 << 10), Journal: s.journal, Secret: []byte("key"), Files: files,
+		Calls: inverses.With(s.journal, inverses.Table()), Unsupported: []string{"netplan"},
+		Overlay: func() (*fsys.Root, error) {
+			if s.overlay != nil {
+				return nil, s.overlay
+			}
+			s.ids++
+			return files.Overlay(filepath.Join(overlays, string(rune('a'+s.ids))))
+		},
+	})
+	s.calls = inverses.With(s.journal, builtins.NewTable(s.room(), s.manager.Room()))
+	return s
+}
+
+// room has test.change, which makes a file, test.blind, which no dry run knows, and test.later, which comes after the commit.
+func (s *site) room() builtins.Room {
+	change := func(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Changed, error) {
+		if call.DryRun == nil {
+			if err := errors.Join(call.Before(ctx, in.Path), os.WriteFile(filepath.Join(s.dir, in.Path), nil, 0o644)); err != nil {
+				return nil, err
+			}
+		}
+		call.ReportApplied(&pb.Change{Op: "test.change", Target: in.Path, Action: "created"})
+		return &pb.Changed{Changed: true}, nil
+	}
+	later := func(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Changed, error) {
+		return &pb.Changed{}, call.AfterCommit(builtins.Action{Op: "test.undo", Args: in, Target: in.Path})
+	}
+	undo := func(_ context.Context, _ *builtins.Call, in *pb.PathArgs) (*pb.Changed, error) {
+		s.done = append(s.done, in.Path)
+		return &pb.Changed{}, nil
+	}
+	panics := func(context.Context, *builtins.Call, *pb.PathArgs) (*pb.Changed, error) { panic("oops") }
+	look := func(context.Context, *builtins.Call, *pb.PathArgs) (*pb.Changed, error) { return &pb.Changed{}, nil }
+	row := func(name string, h builtins.Handler, f func(*builtins.Op)) builtins.Op {
+		op := builtins.Op{
+			Name: name, Usage: "(path) changed", Summary: "for the test", Handler: h, Mutates: true, Predictable: true, Access: builtins.WritesPath,
+		}
+		if f != nil {
+			f(&op)
+		}
+		return op
+	}
+	return builtins.Room{Name: "test", Scope: builtins.ScopePaths, Ops: []builtins.Op{
+		row("test.change", builtins.Handle(change), nil),
+		row("test.blind", builtins.Handle(change), func(op *builtins.Op) { op.Predictable = false }),
+		row("test.later", builtins.Handle(later), nil),
+		row("test.panics", builtins.Handle(panics), nil),
+		row("test.look", builtins.Handle(look), func(op *builtins.Op) { op.Mutates, op.Access = false, builtins.ReadsPath }),
+		row("test.undo", builtins.Handle(undo), func(op *builtins.Op) { op.Internal = true }),
+	}}
+}
+
+func (s *site) run(id string, request *pb.RunScriptRequest) *pb.RunScriptResponse {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	reply, err := s.calls.Execute(ctx, &builtins.Call{ID: id, Port: "port"}, s.calls.Native(request), request)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply.(*pb.RunScriptResponse)
+}
+
+func source(text string) *pb.RunScriptRequest { return &pb.RunScriptRequest{Source: []byte(text)} }
+
+func (s *site) there(path string) bool {
+	_, err := os.Lstat(filepath.Join(s.dir, path))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// transactions are those that are stored.
+func (s *site) transactions() int {
+	s.t.Helper()
+	list, _, err := s.journal.List("", 100)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return len(list)
+}
+
+func TestHowARunEnds(t *testing.T) {
+	s := newSite(t)
+	const committed, rolledBack, refused = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, pb.ScriptStatus_SCRIPT_STATUS_REFUSED
+	for name, c := range map[string]struct {
+		request *pb.RunScriptRequest
+		status  pb.ScriptStatus
+		kind    string
+		stays   bool // what it changed
+		known   bool // it has the id of a transaction
+	}{
+		"well":                 {source(`return test.change("/well")`), committed, "", true, true},
+		"error":                {source(`test.change("/error") error("x")`), rolledBack, "runtime", false, true},
+		"syntax":               {source(`this is none`), refused, "syntax", false, false},
+		"params":               {&pb.RunScriptRequest{Source: []byte("return 1"), Params: number(math.NaN())}, refused, "params", false, false},
+		"readonly":             {source(`return script {name = "a", readonly = true, run = function() return test.look("/x") end}`), committed, "", false, false},
+		"readonly params":      {&pb.RunScriptRequest{Source: []byte(`return script {name = "a", readonly = true, run = function() end}`), Params: number(math.NaN())}, refused, "params", false, false},
+		"readonly change":      {source(`return script {name = "a", readonly = true, run = function() test.change("/readonly change") end}`), rolledBack, "builtin", false, false},
+		"panic":                {source(`test.change("/panic") test.panics("/x")`), rolledBack, "builtin", false, true},
+		"internal":             {source(`test.change("/internal") test.undo("/x")`), rolledBack, "", false, true},
+		"confirm":              {source(`return script {name = "a", confirm = 5, run = function() end}`), refused, "unsupported", false, false},
+		"needs nothing known":  {source(`return script {name = "a", needs = {"nothing"}, run = function() end}`), refused, "source", false, false},
+		"allows nothing known": {&pb.RunScriptRequest{Source: []byte("return 1"), Allow: []string{"nothing"}}, refused, "params", false, false},
+		"allows another path":  {&pb.RunScriptRequest{Source: []byte(`test.change("/allows another path")`), Allow: []string{"test:/other"}}, rolledBack, "policy", false, true},
+		"caught":               {&pb.RunScriptRequest{Source: []byte(`test.change("/caught") pcall(test.change, "/x")`), Allow: []string{"test:/caught"}}, committed, "", true, true},
+	} {
+		reply := s.run("id "+name, c.request)
+		if reply.Status != c.status || c.kind != "" && reply.GetError().GetKind() != c.kind || (reply.Error == nil) != (c.status == committed) ||
+			(reply.TransactionId != "") != c.known || s.there("/"+name) != c.stays || reply.Script == nil {
+			t.Errorf("%s: %v", name, reply)
+		}
+		for _, change := range reply.Changes {
+			if want := map[bool]pb.ChangeState{true: pb.ChangeState_CHANGE_STATE_APPLIED, false: pb.ChangeState_CHANGE_STATE_UNDONE}[c.stays]; change.State != want {
+				t.Errorf("%s: %v", name, change)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	release, err := s.journal.Lock(ctx)
+	if err != nil {
+		t.Fatal("one of them is the writer still: ", err)
+	}
+	release()
+	if s.there("/x") {
+		t.Error("what was refused was done")
+	}
+}
+
+func number(n float64) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{"n": structpb.NewNumberValue(n)}}
+}
+
+func TestHowADryRunEnds(t *testing.T) {
+	s := newSite(t)
+	const would, unknown = pb.ChangeState_CHANGE_STATE_WOULD, pb.ChangeState_CHANGE_STATE_UNKNOWN
+	for name, c := range map[string]struct {
+		text   string
+		status pb.ScriptStatus
+		kind   string
+		states []pb.ChangeState
+		result bool
+	}{
+		"well":    {`return test.change("/x")`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "", []pb.ChangeState{would}, true},
+		"error":   {`test.change("/x") error("x")`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "runtime", []pb.ChangeState{would}, false},
+		"ends":    {`test.change("/x") test.blind("/y") return 1`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "", []pb.ChangeState{would, unknown}, false},
+		"caught":  {`pcall(test.blind, "/y") test.change("/x") return 1`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "", []pb.ChangeState{unknown}, false},
+		"later":   {`test.later("/x") return 1`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "", nil, true},
+		"syntax":  {`this is none`, pb.ScriptStatus_SCRIPT_STATUS_REFUSED, "syntax", nil, false},
+		"unknown": {`nothing.at_all()`, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, "runtime", nil, false},
+	} {
+		request := source(c.text)
+		request.DryRun = true
+		reply := s.run("id", request) // always the same: nothing of it is known by a key
+		var states []pb.ChangeState
+		for _, change := range reply.Changes {
+			states = append(states, change.State)
+		}
+		if reply.Status != c.status || reply.GetError().GetKind() != c.kind || !slices.Equal(states, c.states) || reply.TransactionId != "" ||
+			reply.Replayed || (reply.Result != nil) != c.result {
+			t.Errorf("%s: %v", name, reply)
+		}
+	}
+	request := source("return 1")
+	request.DryRun, request.Params = true, number(math.Inf(1))
+	if reply := s.run("id", request); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || reply.GetError().GetKind() != "params" {
+		t.Error(reply)
+	}
+	s.overlay = fault.Unsupported("no overlays here")
+	if reply := s.run("id", request); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || reply.GetError().GetKind() != "unsupported" {
+		t.Error(reply)
+	}
+	if s.there("/x") || s.there("/y") || s.transactions() > 0 || len(s.done) > 0 {
+		t.Error("a dry run did something")
+	}
+	for _, e := range s.entries {
+		if !e.DryRun || e.Transaction != "" {
+			t.Errorf("audited as %s %+v", e.Operation, e)
+		}
+	}
+}
+
+// A request is done once: its key, or else its id, names it from then on.
+func TestARequestIsDoneOnce(t *testing.T) {
+	s := newSite(t)
+	with := func(key, text string) *pb.RunScriptRequest {
+		request := source(text)
+		request.Key = key
+		return request
+	}
+	const well, fails = `return test.change("/x")`, `test.change("/y") error("x")`
+	for i, c := range []struct {
+		id      string
+		request *pb.RunScriptRequest
+		want    string
+		stored  int // transactions afterwards
+	}{
+		{"1", source(well), "COMMITTED", 1},
+		{"1", source(well), "replayed COMMITTED", 1},
+		{"1", source(well + " "), "key_conflict", 1},
+		{"2", with("1", well), "replayed COMMITTED", 1},
+		{"3", with("key", fails), "ROLLED_BACK", 2},
+		{"3", with("key", fails), "replayed ROLLED_BACK", 2},
+		{"3", with("key", well), "key_conflict", 2},
+		{"4", with("key", fails), "ROLLED_BACK", 3},
+		{"5", with("syntax", "this is none"), "syntax", 3},
+		{"5", with("syntax", well), "COMMITTED", 4}, // what was refused has used no key
+	} {
+		reply := s.run(c.id, c.request)
+		words := strings.TrimPrefix(reply.Status.String(), "SCRIPT_STATUS_")
+		if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED {
+			words = reply.GetError().GetKind()
+		}
+		if reply.Replayed {
+			words = "replayed " + words
+		}
+		if words != c.want || s.transactions() != c.stored {
+			t.Errorf("%d: %q, %d transactions, want %q, %d: %v", i, words, s.transactions(), c.want, c.stored, reply)
+		}
+	}
+}
+
+// What comes after the commit is named in the reply, and stored with it.
+func TestWhatComesAfterTheCommitOfAScript(t *testing.T) {
+	s := newSite(t)
+	reply := s.run("1", source(`test.later("/x") pcall(function() test.later("/y") error("x") end)`))
+	if len(reply.AfterCommit) != 2 || !slices.Equal(s.done, []string{"/x", "/y"}) {
+		t.Errorf("%q was done: %v", s.done, reply)
+	}
+	s.done = nil
+	if reply := s.run("2", source(`test.later("/x") error("x")`)); len(reply.AfterCommit) > 0 || len(s.done) > 0 {
+		t.Errorf("%q was done: %v", s.done, reply)
+	}
+	request := &pb.TransactionsRequest{}
+	out, err := s.calls.Execute(t.Context(), &builtins.Call{}, s.calls.Native(request), request)
+	if list := out.(*pb.TransactionsResponse).GetTransactions(); err != nil || len(list) != 2 {
+		t.Fatal(list, err)
+	}
+	request.TransactionId = "none"
+	if _, err := s.calls.Execute(t.Context(), &builtins.Call{}, s.calls.Native(request), request); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// Each call of a script is audited with the transaction, and the run with what came of it.
+func TestTheAuditOfAScript(t *testing.T) {
+	s := newSite(t)
+	request := source(`test.look("/x") test.change("/y") pcall(test.change, "/z") pcall(test.change)`)
+	request.Allow = []string{"test:/x", "test:/y"}
+	reply := s.run("id", request)
+	var got []string
+	for _, e := range s.entries {
+		got = append(got, strings.Join([]string{e.Operation, strings.Join(e.Paths, " "), e.Outcome}, ","))
+		if e.Transaction != reply.TransactionId || e.ID != "id" || e.Port != "port" || (e.Cause != "") != (e.Outcome == "refused") {
+			t.Errorf("%+v", e)
+		}
+	}
+	want := []string{"test.look,/x,ok", "test.change,/y,ok", "test.change,/z,refused", "test.change,,invalid", "run_script,,ok"}
+	if reply.Error != nil || !slices.Equal(got, want) {
+		t.Errorf("%q, want %q: %v", got, want, reply)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	s := newSite(t)
+	if s.manager.Cancel(&pb.CancelRequest{Key: "key"}) || s.manager.Cancel(&pb.CancelRequest{}) {
+		t.Error("cancelled what does not run")
+	}
+	release, err := s.journal.Lock(t.Context()) // so that the run waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := source("return 1")
+	request.Key = "key"
+	replies := make(chan *pb.RunScriptResponse)
+	go func() { replies <- s.run("id", request) }()
+	for !s.manager.Cancel(&pb.CancelRequest{Key: "key"}) {
+		time.Sleep(time.Millisecond)
+	}
+	if reply := <-replies; reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || reply.GetError().GetKind() != "cancelled" {
+		t.Error(reply)
+	}
+	release()
+}

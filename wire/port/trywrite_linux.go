@@ -1,0 +1,74 @@
+package port
+
+import (
+	"io"
+	"io/fs"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// TryWrite is that of trackedSession. The port takes a piece of up to 32 KiB whole or not at all.
+func (s *virtioSession) TryWrite(p []byte) (n int, err error) {
+	rawErr := s.port.raw.Write(func(fd uintptr) bool {
+		n, err = s.tryWrite(fd, p)
+		return true
+	})
+	if err == nil {
+		err = rawErr
+	}
+	if err == unix.EAGAIN || err == io.ErrClosedPipe { // Write finds out whether the host is gone for good
+		return 0, nil
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "write", Path: s.port.name, Err: err}
+	}
+	return n, nil
+}
+
+// tryWrite writes once without waiting. A port takes nothing while no host is connected; it is polled only where it takes nothing.
+func (s *virtioSession) tryWrite(fd uintptr, p []byte) (n int, err error) {
+	if s.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	if n, err = writeNonblock(fd, p); err == unix.EAGAIN {
+		switch gone, pollErr := hostGone(fd); {
+		case pollErr != nil:
+			return 0, pollErr
+		case gone:
+			return 0, io.ErrClosedPipe
+		}
+	}
+	return n, err
+}
+
+// unixSession is a connected unix socket.
+type unixSession struct {
+	*net.UnixConn
+	raw syscall.RawConn
+}
+
+// newUnixSession returns the session of a connection.
+func newUnixSession(conn *net.UnixConn) io.ReadWriteCloser {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return conn
+	}
+	return &unixSession{conn, raw}
+}
+
+// TryWrite is that of trackedSession.
+func (s *unixSession) TryWrite(p []byte) (n int, err error) {
+	rawErr := s.raw.Write(func(fd uintptr) bool {
+		n, err = writeNonblock(fd, p)
+		return true
+	})
+	switch {
+	case err == unix.EAGAIN:
+		return 0, nil
+	case err == nil:
+		err = rawErr
+	}
+	return n, err
+}

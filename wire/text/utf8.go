@@ -1,0 +1,79 @@
+package text
+
+import (
+	"math"
+	"strings"
+	"unicode/utf8"
+)
+
+const lowerHex = "0123456789abcdef"
+
+// ellipsis marks what Truncate cut.
+const ellipsis = "…"
+
+// ToValidUTF8 returns s with \xNN, in lower case, in place of each byte that is not part of valid UTF-8. Unlike
+// strings.ToValidUTF8 it keeps the value of each byte.
+func ToValidUTF8(s string) string {
+	out, _ := ToValidUTF8Max(s, math.MaxInt)
+	return out
+}
+
+// ToValidUTF8Max is ToValidUTF8 with a result of at most limit bytes. It cuts neither within a rune nor within a \xNN; truncated
+// tells whether it cut.
+func ToValidUTF8Max(s string, limit int) (out string, truncated bool) {
+	if len(s) <= limit && utf8.ValidString(s) {
+		return s, false
+	}
+	var b strings.Builder
+	b.Grow(min(len(s)+len(s)/8, max(limit, 0)))
+	for i := 0; i < len(s); {
+		r, size := utf8.DecodeRuneInString(s[i:])
+		invalid := r == utf8.RuneError && size == 1
+		width := size
+		if invalid {
+			width = len(`\xNN`)
+		}
+		if width > limit-b.Len() {
+			return b.String(), true
+		}
+		if invalid {
+			b.Write([]byte{'\\', 'x', lowerHex[s[i]>>4], lowerHex[s[i]&15]})
+		} else {
+			b.WriteString(s[i : i+size])
+		}
+		i += size
+	}
+	return b.String(), false
+}
+
+// TrimPartialRune returns s without the bytes at its end that begin a rune and do not complete it. It is for text that was cut
+// at some byte, in which they are no sign of another encoding.
+func TrimPartialRune(s string) string {
+	for n := 1; n < utf8.UTFMax && n <= len(s); n++ {
+		end := s[len(s)-n:]
+		if !utf8.RuneStart(end[0]) {
+			continue
+		}
+		if utf8.FullRuneInString(end) {
+			return s
+		}
+		return s[:len(s)-n]
+	}
+	return s
+}
+
+// Truncate returns s, or what of it fits into limit bytes together with an ellipsis behind it. It does not cut within a rune.
+// A limit below the three bytes of an ellipsis leaves nothing.
+func Truncate(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	end := limit - len(ellipsis)
+	if end < 0 {
+		return ""
+	}
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + ellipsis
+}
