@@ -40,13 +40,16 @@ func shellAccess(in *pb.ShellArgs) builtins.Access { return scriptAccess(shellLi
 
 func scriptAccess(argv []string, in interface {
 	GetUndo() []string
+	GetUndoIf() []string
 	GetTouches() []string
 	GetEnv() map[string]string
 	GetCwd() string
 }) builtins.Access {
 	a := builtins.Access{Writes: in.GetTouches(), Commands: []builtins.Command{guest.CommandAccess(argv, in.GetEnv(), in.GetCwd())}}
-	if undo := in.GetUndo(); len(undo) > 0 {
-		a.Commands = append(a.Commands, guest.CommandAccess(undo, in.GetEnv(), in.GetCwd()))
+	for _, argv := range [][]string{in.GetUndo(), in.GetUndoIf()} {
+		if len(argv) > 0 {
+			a.Commands = append(a.Commands, guest.CommandAccess(argv, in.GetEnv(), in.GetCwd()))
+		}
 	}
 	return a
 }

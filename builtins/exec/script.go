@@ -3,6 +3,7 @@ package exec
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +37,8 @@ func (r *Room) shell(ctx context.Context, call *builtins.Call, in *pb.ShellArgs)
 	return r.declared(ctx, call, "exec.sh", in.GetCommand(), &pb.RunArgs{Argv: shellLine(in.GetCommand()), Cwd: in.GetCwd(),
 		Env: in.GetEnv(), Stdin: in.GetStdin(), Timeout: in.GetTimeout(), User: in.GetUser(), Group: in.GetGroup(),
 		Check: in.Check, MaxOutput: in.GetMaxOutput(), Readonly: in.GetReadonly(), Undo: in.GetUndo(), Touches: in.GetTouches(),
-		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Plan: in.GetPlan()})
+		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Plan: in.GetPlan(),
+		UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
 }
 
 // declared runs a command as what it says it is. target names it in the list of changes.
@@ -113,10 +115,15 @@ func checkDeclared(in *pb.RunArgs) error {
 		return fault.Invalid("unconfined goes with touches")
 	case len(in.GetUndo()) > 0 && in.GetUndo()[0] == "":
 		return fault.Invalid("undo has no program")
+	case len(in.GetUndo()) == 0 && len(in.GetUndoOk())+len(in.GetUndoIf()) > 0:
+		return fault.Invalid("undo_ok and undo_if go with undo")
 	case in.GetTimeout() < 0:
 		return fault.Invalid("timeout is negative")
 	}
-	if err := noNUL(append([]string{in.GetCwd()}, in.GetArgv()...)); err != nil {
+	if err := guest.CheckUndo(in.GetUndoOk(), in.GetUndoIf()); err != nil {
+		return err
+	}
+	if err := noNUL(slices.Concat([]string{in.GetCwd()}, in.GetArgv(), in.GetUndo())); err != nil {
 		return err
 	}
 	for _, p := range in.GetTouches() {
@@ -152,7 +159,7 @@ func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.Run
 	case call.Tx == nil:
 	case len(in.GetUndo()) > 0:
 		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
-			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout()})
+			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout(), UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
 	case confinable(in):
 		return call.Tx.BeforeTouch(ctx, touched(in)...)
 	case len(in.GetTouches()) > 0:
@@ -232,22 +239,6 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 		return nil, failed
 	}
 	return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil
-}
-
-// undo is exec.undo: it takes back what a command of a transaction did, or might have done.
-func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
-	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
-		return nil, fault.Invalid("no command")
-	}
-	spec, err := r.scriptSpec(in)
-	if err != nil {
-		return nil, onCommand(in, err)
-	}
-	if spec.Timeout == 0 {
-		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
-	}
-	result, err := r.guest.Run(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true}, spec)
-	return finish(in, false, result, err)
 }
 
 // onCommand names the program that an error is about.

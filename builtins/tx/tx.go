@@ -32,9 +32,13 @@ func Room() builtins.Room {
 	}}
 }
 
-// onRollbackAccess is the command of a request to tx.on_rollback.
+// onRollbackAccess is the commands of a request to tx.on_rollback.
 func onRollbackAccess(in *pb.OnRollbackArgs) builtins.Access {
-	return builtins.Access{Commands: []builtins.Command{guest.CommandAccess(in.Argv, in.Env, in.Cwd)}}
+	a := builtins.Access{Commands: []builtins.Command{guest.CommandAccess(in.Argv, in.Env, in.Cwd)}}
+	if len(in.UndoIf) > 0 {
+		a.Commands = append(a.Commands, guest.CommandAccess(in.UndoIf, in.Env, in.Cwd))
+	}
+	return a
 }
 
 // onRollback changes nothing, so nothing is reported: it only makes a promise of the journal.
@@ -44,6 +48,9 @@ func onRollback(ctx context.Context, call *builtins.Call, in *pb.OnRollbackArgs)
 		return nil, fault.Invalid("no command")
 	case in.Timeout < 0:
 		return nil, fault.Invalid("timeout is negative")
+	}
+	if err := guest.CheckUndo(in.UndoOk, in.UndoIf); err != nil {
+		return nil, err
 	}
 	for _, text := range append([]string{in.Cwd}, in.Argv...) {
 		if strings.Contains(text, "\x00") {
@@ -58,6 +65,7 @@ func onRollback(ctx context.Context, call *builtins.Call, in *pb.OnRollbackArgs)
 	}
 	return &pb.Nothing{}, call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{
 		Argv: in.Argv, Cwd: in.Cwd, Env: in.Env, User: in.User, Group: in.Group, Timeout: in.Timeout,
+		UndoOk: in.UndoOk, UndoIf: in.UndoIf,
 	})
 }
 

@@ -34,15 +34,16 @@ func do(c *builtins.Call, name string, in proto.Message) (proto.Message, error) 
 func TestOnRollbackIsAPromise(t *testing.T) {
 	kept := &promises{}
 	call := &builtins.Call{Tx: kept, Changed: func(c *pb.Change) { t.Error("told of", c) }}
-	in := &pb.OnRollbackArgs{Argv: []string{"systemctl", "start", "web"}, User: "web", Timeout: 3}
+	in := &pb.OnRollbackArgs{Argv: []string{"systemctl", "start", "web"}, User: "web", Timeout: 3, UndoOk: []int32{5}, UndoIf: []string{"test", "-e", "/x"}}
 	if _, err := do(call, "tx.on_rollback", in); err != nil {
 		t.Fatal(err)
 	}
-	if want := (&pb.RunArgs{Argv: in.Argv, User: "web", Timeout: 3}); kept.op != "exec.undo" || !proto.Equal(kept.args, want) {
+	if want := (&pb.RunArgs{Argv: in.Argv, User: "web", Timeout: 3, UndoOk: in.UndoOk, UndoIf: in.UndoIf}); kept.op != "exec.undo" || !proto.Equal(kept.args, want) {
 		t.Errorf("promised is %s %v, want %v", kept.op, kept.args, want)
 	}
 	for words, wrong := range map[string]*pb.OnRollbackArgs{
 		"no command": {}, "negative": {Argv: []string{"x"}, Timeout: -1}, "NUL": {Argv: []string{"x", "\x00"}},
+		"undo_ok": {Argv: []string{"x"}, UndoOk: []int32{0}}, "undo_if": {Argv: []string{"x"}, UndoIf: []string{""}},
 	} {
 		kept.op = ""
 		if _, err := do(call, "tx.on_rollback", wrong); err == nil || !strings.Contains(err.Error(), words) || kept.op != "" {

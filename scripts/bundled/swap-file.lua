@@ -32,8 +32,10 @@ return script {
       used = used or string.match(line, "^%S+") == p.path
     end
     if not used then
-      local off = {"sh", "-c", "swapoff " .. p.path .. " 2>/dev/null || true"}
-      exec.run({"swapon", p.path}, {undo = off, plan = "use " .. p.path .. " as swap"})
+      exec.run({"swapon", p.path}, {
+        undo = {"swapoff", p.path}, undo_if = {"grep", "-q", "^" .. string.gsub(p.path, "%.", "\\.") .. " ", "/proc/swaps"},
+        plan = "use " .. p.path .. " as swap",
+      })
     end
     return {changed = made or changed or not used, path = p.path}
   end,

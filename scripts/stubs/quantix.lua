@@ -108,6 +108,8 @@ exec = {}
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
 ---@field unconfined? boolean With touches: do not confine the command to them.
 ---@field plan? string With a dry run: what the command would do.
+---@field undo_ok? integer[] With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
+---@field undo_if? string[] With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125 it does not; any other end fails the rollback.
 
 ---Run a program that says what it does to the guest. One of readonly, undo, touches, irreversible says what the command does to the guest.
 ---May change the guest.
@@ -132,6 +134,8 @@ function exec.run(argv, options) end
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
 ---@field unconfined? boolean With touches: do not confine the command to them.
 ---@field plan? string With a dry run: what the command would do.
+---@field undo_ok? integer[] As of exec.run.
+---@field undo_if? string[] As of exec.run.
 
 ---Run a line of shell that says what it does to the guest. As exec.run, with a line for the shell.
 ---May change the guest.
@@ -376,6 +380,8 @@ function tx.changes() end
 ---@field user? string Who runs it, by name or number.
 ---@field group? string Its group, where that is not the user's.
 ---@field timeout? number Seconds; 0: as long as a command of the host may take.
+---@field undo_ok? integer[] The exit codes that mean that there was nothing to undo.
+---@field undo_if? string[] A command that changes nothing and says whether there is anything to undo. On exit code 0 argv runs, on 1 to 125 it does not; any other end fails the rollback.
 
 ---Have a rollback run a command when it comes to this point. A command that a rollback runs in its turn. It must be idempotent.
 ---Changes the guest.

@@ -108,7 +108,12 @@ type RunArgs struct {
 	// With touches: do not confine the command to them.
 	Unconfined bool `protobuf:"varint,14,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
 	// With a dry run: what the command would do.
-	Plan          string `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
+	Plan string `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
+	// With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
+	UndoOk []int32 `protobuf:"varint,16,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
+	// With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125
+	// it does not; any other end fails the rollback.
+	UndoIf        []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -248,24 +253,42 @@ func (x *RunArgs) GetPlan() string {
 	return ""
 }
 
+func (x *RunArgs) GetUndoOk() []int32 {
+	if x != nil {
+		return x.UndoOk
+	}
+	return nil
+}
+
+func (x *RunArgs) GetUndoIf() []string {
+	if x != nil {
+		return x.UndoIf
+	}
+	return nil
+}
+
 // exec.sh: as exec.run, with a line for the shell.
 type ShellArgs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Command       string                 `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
-	Cwd           string                 `protobuf:"bytes,2,opt,name=cwd,proto3" json:"cwd,omitempty"`
-	Env           map[string]string      `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Stdin         []byte                 `protobuf:"bytes,4,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Timeout       float64                `protobuf:"fixed64,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
-	Group         string                 `protobuf:"bytes,7,opt,name=group,proto3" json:"group,omitempty"`
-	Check         *bool                  `protobuf:"varint,8,opt,name=check,proto3,oneof" json:"check,omitempty"`
-	MaxOutput     uint64                 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
-	Readonly      bool                   `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	Undo          []string               `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`
-	Touches       []string               `protobuf:"bytes,12,rep,name=touches,proto3" json:"touches,omitempty"`
-	Irreversible  bool                   `protobuf:"varint,13,opt,name=irreversible,proto3" json:"irreversible,omitempty"`
-	Unconfined    bool                   `protobuf:"varint,14,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
-	Plan          string                 `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Command      string                 `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	Cwd          string                 `protobuf:"bytes,2,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	Env          map[string]string      `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Stdin        []byte                 `protobuf:"bytes,4,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Timeout      float64                `protobuf:"fixed64,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	User         string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	Group        string                 `protobuf:"bytes,7,opt,name=group,proto3" json:"group,omitempty"`
+	Check        *bool                  `protobuf:"varint,8,opt,name=check,proto3,oneof" json:"check,omitempty"`
+	MaxOutput    uint64                 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
+	Readonly     bool                   `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	Undo         []string               `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`
+	Touches      []string               `protobuf:"bytes,12,rep,name=touches,proto3" json:"touches,omitempty"`
+	Irreversible bool                   `protobuf:"varint,13,opt,name=irreversible,proto3" json:"irreversible,omitempty"`
+	Unconfined   bool                   `protobuf:"varint,14,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
+	Plan         string                 `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
+	// As of exec.run.
+	UndoOk []int32 `protobuf:"varint,16,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
+	// As of exec.run.
+	UndoIf        []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,6 +426,20 @@ func (x *ShellArgs) GetPlan() string {
 		return x.Plan
 	}
 	return ""
+}
+
+func (x *ShellArgs) GetUndoOk() []int32 {
+	if x != nil {
+		return x.UndoOk
+	}
+	return nil
+}
+
+func (x *ShellArgs) GetUndoIf() []string {
+	if x != nil {
+		return x.UndoIf
+	}
+	return nil
 }
 
 // What a command gave.
@@ -1416,7 +1453,7 @@ var File_exec_proto protoreflect.FileDescriptor
 const file_exec_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x03\n" +
+	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x04\n" +
 	"\aRunArgs\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x128\n" +
@@ -1436,11 +1473,13 @@ const file_exec_proto_rawDesc = "" +
 	"\n" +
 	"unconfined\x18\x0e \x01(\bR\n" +
 	"unconfined\x12\x12\n" +
-	"\x04plan\x18\x0f \x01(\tR\x04plan\x1a6\n" +
+	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
+	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
+	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_check\"\xeb\x03\n" +
+	"\x06_check\"\x9d\x04\n" +
 	"\tShellArgs\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12:\n" +
@@ -1460,7 +1499,9 @@ const file_exec_proto_rawDesc = "" +
 	"\n" +
 	"unconfined\x18\x0e \x01(\bR\n" +
 	"unconfined\x12\x12\n" +
-	"\x04plan\x18\x0f \x01(\tR\x04plan\x1a6\n" +
+	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
+	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
+	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +

@@ -35,7 +35,12 @@ type OnRollbackArgs struct {
 	User  string            `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	Group string            `protobuf:"bytes,5,opt,name=group,proto3" json:"group,omitempty"`
 	// Seconds; 0: as long as a command of the host may take.
-	Timeout       float64 `protobuf:"fixed64,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout float64 `protobuf:"fixed64,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// The exit codes that mean that there was nothing to undo.
+	UndoOk []int32 `protobuf:"varint,7,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
+	// A command that changes nothing and says whether there is anything to undo. On exit code 0 argv runs, on 1 to 125 it does
+	// not; any other end fails the rollback.
+	UndoIf        []string `protobuf:"bytes,8,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -110,6 +115,20 @@ func (x *OnRollbackArgs) GetTimeout() float64 {
 		return x.Timeout
 	}
 	return 0
+}
+
+func (x *OnRollbackArgs) GetUndoOk() []int32 {
+	if x != nil {
+		return x.UndoOk
+	}
+	return nil
+}
+
+func (x *OnRollbackArgs) GetUndoIf() []string {
+	if x != nil {
+		return x.UndoIf
+	}
+	return nil
 }
 
 // tx.changes: in the order in which they were made.
@@ -233,14 +252,16 @@ var File_tx_proto protoreflect.FileDescriptor
 
 const file_tx_proto_rawDesc = "" +
 	"\n" +
-	"\btx.proto\x12\x14limiquantix.agent.v1\"\xf3\x01\n" +
+	"\btx.proto\x12\x14limiquantix.agent.v1\"\xa5\x02\n" +
 	"\x0eOnRollbackArgs\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12?\n" +
 	"\x03env\x18\x03 \x03(\v2-.limiquantix.agent.v1.OnRollbackArgs.EnvEntryR\x03env\x12\x12\n" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x14\n" +
 	"\x05group\x18\x05 \x01(\tR\x05group\x12\x18\n" +
-	"\atimeout\x18\x06 \x01(\x01R\atimeout\x1a6\n" +
+	"\atimeout\x18\x06 \x01(\x01R\atimeout\x12\x17\n" +
+	"\aundo_ok\x18\a \x03(\x05R\x06undoOk\x12\x17\n" +
+	"\aundo_if\x18\b \x03(\tR\x06undoIf\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"M\n" +

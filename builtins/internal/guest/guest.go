@@ -9,6 +9,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -77,4 +78,22 @@ func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc
 // environment.
 func CommandAccess(argv []string, env map[string]string, dir string) builtins.Command {
 	return builtins.Command{Argv: argv, Paths: proc.SearchPaths(env), Env: slices.Sorted(maps.Keys(env)), Dir: dir}
+}
+
+// CheckUndo refuses exit codes and a test of an undo that cannot be meant.
+func CheckUndo(codes []int32, test []string) error {
+	for _, code := range codes {
+		if code < 1 || code > 255 {
+			return fault.Invalid("undo_ok: %d is not an exit code between 1 and 255", code)
+		}
+	}
+	if len(test) > 0 && test[0] == "" {
+		return fault.Invalid("undo_if has no program")
+	}
+	for _, arg := range test {
+		if strings.Contains(arg, "\x00") {
+			return fault.Invalid("a NUL byte in undo_if")
+		}
+	}
+	return nil
 }

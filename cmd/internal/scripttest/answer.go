@@ -97,9 +97,9 @@ func (a *answers) may(c all.Command, name string) error {
 		within = within || fsys.Within(path.Clean(name), path.Clean(p))
 	}
 	switch {
-	case c.Undo:
 	case c.Readonly:
 		return fault.Refuse("the answer to %q changes %s, and the command is readonly", c.Line, name)
+	case c.Undo:
 	case len(c.Touches) > 0 && !within:
 		return fault.Refuse("the answer to %q changes %s, which the command does not name in touches", c.Line, name)
 	case c.Irreversible:
