@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"runtime"
 	"strings"
 	"syscall"
@@ -79,6 +80,44 @@ func TestRunnerIsClosedOff(t *testing.T) {
 	}
 }
 
+// ownerOf returns the real user id of a process.
+func ownerOf(t *testing.T, pid int) (id uint32) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(status), "\nUid:")
+	if _, err := fmt.Sscan(line, &id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A runner that somebody kills did not run out of memory, and no two runners are the same user.
+func TestKilledRunnerIsToldAsKilled(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	owners := map[uint32]bool{}
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		job := hostileJob()
+		job.Start.Source = []byte("file.read('/x')")
+		job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+			for _, pid := range children(t) {
+				owners[ownerOf(t, pid)] = true
+				syscall.Kill(pid, signal)
+			}
+			return nil
+		}
+		e := pool.Run(t.Context(), job).Error
+		if want := fmt.Sprintf("killed by signal %d", int(signal)); e.GetKind() != "sandbox" || !strings.Contains(e.GetMessage(), want) {
+			t.Errorf("%v: %v", signal, e)
+		}
+	}
+	if os.Geteuid() == 0 && len(owners) < 2 {
+		t.Errorf("all runners are the same user: %v", owners)
+	}
+}
+
 // checkClosedOff checks a runner's isolation from outside.
 func checkClosedOff(t *testing.T, pid int) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -88,8 +127,12 @@ func checkClosedOff(t *testing.T, pid int) {
 	}
 	want := []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
 	if os.Geteuid() == 0 {
-		want = append(want, "Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "Groups:\t \n",
-			"CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n")
+		id := ownerOf(t, pid)
+		if _, err := user.LookupId(fmt.Sprint(id)); err == nil || id == 0 || id == 65534 {
+			t.Errorf("the runner's user %d is somebody else's, too", id)
+		}
+		want = append(want, fmt.Sprintf("Uid:\t%d\t%[1]d\t%[1]d\t%[1]d\n", id), fmt.Sprintf("Gid:\t%d\t%[1]d\t%[1]d\t%[1]d\n", id),
+			"Groups:\t \n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n")
 	}
 	for _, line := range want {
 		if !strings.Contains(string(status), line) {

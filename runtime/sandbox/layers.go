@@ -19,6 +19,8 @@ func Layers() []Layer {
 	user := Layer{Name: "user of its own"}
 	if os.Geteuid() != 0 {
 		user.Missing = "the agent is not root"
+	} else if _, err := freeUserID(); err != nil {
+		user.Missing = err.Error()
 	}
 	memory := Layer{Name: "memory of a cgroup"}
 	if err := cgroupMissing(); err != nil {

@@ -73,13 +73,10 @@ func (s *run) exitError() *pb.ScriptError {
 		return stoppedError(errCPU, s.limits)
 	case signal == sigSys:
 		return &pb.ScriptError{Kind: "sandbox", Message: "the script's process did what no script may do, and was killed"}
-	case s.runner.cgroup.outOfMemory():
+	case signal == sigKill && s.runner.outOfMemory():
 		return memoryError(s.limits)
-	case signal == sigKill:
-		// The agent did not kill it, so the kernel did, which kills what takes the last of the memory.
-		e := memoryError(s.limits)
-		e.Message = "the kernel killed the script's process, probably for want of memory"
-		return e
+	case signal != 0:
+		return &pb.ScriptError{Kind: "sandbox", Message: fmt.Sprintf("the script's process was killed by signal %d (%v)", int(signal), signal)}
 	default:
 		message := fmt.Sprintf("the script's process died: %v", s.runner.cmd.ProcessState)
 		if stderr != "" {

@@ -34,8 +34,6 @@ func New(cfg Config) *Pool {
 	if cfg.Args == nil {
 		cfg.Args = []string{Arg}
 	}
-	setDefault(&cfg.UID, 65534)
-	setDefault(&cfg.GID, 65534)
 	return &Pool{cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func())}
 }
 

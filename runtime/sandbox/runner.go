@@ -19,6 +19,7 @@ type runner struct {
 	messages *framing.Reader
 	stderr   headBuffer
 	cgroup   *cgroup
+	oomKills uint64        // of the machine before it was started
 	exited   chan struct{} // closed once the process is reaped and its stderr read
 
 	mu     sync.Mutex
@@ -35,9 +36,9 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	cmd.Env = append([]string{
 		"GOMAXPROCS=1", "GOTRACEBACK=none", "GODEBUG=updatemaxprocs=0,containermaxprocs=0,disablethp=1", "LANG=C", "MALLOC_ARENA_MAX=1",
 	}, cfg.Env...)
-	r := &runner{cmd: cmd, exited: make(chan struct{})}
+	r := &runner{cmd: cmd, oomKills: oomKills(), exited: make(chan struct{})}
 	cmd.Stderr = &r.stderr
-	child, err := r.newConn(cfg)
+	child, err := r.newConn()
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +101,11 @@ func (r *runner) exitedWithin(within time.Duration) bool {
 // cpuUsed returns the processor time of a process that has ended.
 func (r *runner) cpuUsed() time.Duration {
 	return r.cmd.ProcessState.UserTime() + r.cmd.ProcessState.SystemTime()
+}
+
+// outOfMemory reports whether the kernel killed the process for want of memory: its group's or the machine's.
+func (r *runner) outOfMemory() bool {
+	return r.cgroup.outOfMemory() || r.cgroup == nil && oomKills() != r.oomKills
 }
 
 // stderrText returns what the runner wrote to stderr, as valid UTF-8.

@@ -16,8 +16,16 @@ import (
 func lockThread() { runtime.LockOSThread() }
 
 // newConn makes the socketpair and sets how the process is started: killed with its parent, in a process group of its
-// own, and without privileges where the agent is root.
-func (r *runner) newConn(cfg Config) (child *os.File, err error) {
+// own, and as a user that nobody else is where the agent is root.
+func (r *runner) newConn() (child *os.File, err error) {
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if os.Geteuid() == 0 {
+		id, err := freeUserID()
+		if err != nil {
+			return nil, err
+		}
+		r.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: id, Gid: id}
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -29,10 +37,6 @@ func (r *runner) newConn(cfg Config) (child *os.File, err error) {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
 	r.conn = os.NewFile(uintptr(fds[0]), "runner")
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if os.Geteuid() == 0 {
-		r.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: cfg.UID, Gid: cfg.GID}
-	}
 	return os.NewFile(uintptr(fds[1]), "agent"), nil
 }
 
@@ -83,3 +87,15 @@ const (
 	sigKill = syscall.SIGKILL
 	sigXCPU = syscall.SIGXCPU
 )
+
+// oomKills returns how many processes of the machine the kernel has killed for want of memory since its boot.
+func oomKills() uint64 {
+	text, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	_, after, _ := bytes.Cut(text, []byte("\noom_kill "))
+	digits, _, _ := bytes.Cut(after, []byte("\n"))
+	n, _ := strconv.ParseUint(string(digits), 10, 64) // without the line it stays 0
+	return n
+}

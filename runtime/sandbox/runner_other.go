@@ -12,7 +12,7 @@ import (
 
 func lockThread() {}
 
-func (r *runner) newConn(Config) (*os.File, error) {
+func (r *runner) newConn() (*os.File, error) {
 	return nil, fmt.Errorf("script runners are %w on this system", errors.ErrUnsupported)
 }
 
@@ -21,6 +21,10 @@ func (r *runner) interrupt() {}
 func (r *runner) cpuTime() (time.Duration, bool) { return 0, false }
 
 func (r *runner) peakMemory() uint64 { return 0 }
+
+func oomKills() uint64 { return 0 }
+
+func freeUserID() (uint32, error) { return 0, errors.ErrUnsupported }
 
 func (r *runner) exitStatus() (int, syscall.Signal) { return r.cmd.ProcessState.ExitCode(), 0 }
 

@@ -83,9 +83,6 @@ type Config struct {
 	Args []string
 	// Env is added to the runner's clean environment. For tests.
 	Env []string
-	// UID and GID are the user and group of the runners where the agent is root; default 65534, which owns nothing. An
-	// agent that is not root runs them as itself.
-	UID, GID uint32
 	// Limits bound each run.
 	Limits Limits
 }
