@@ -172,6 +172,14 @@ func (j *jobs) read(in *pb.ListJobsRequest) (out *pb.ListJobsResponse, ready boo
 	if err == nil {
 		out.Stderr, out.StderrOffset, err = readSpool(dir, "stderr", in.GetStderrOffset(), limit)
 	}
+	if job.State == pb.JobState_JOB_STATE_ENDED { // a gap at the end: nothing is stored behind it
+		if len(out.Stdout) == 0 {
+			out.StdoutOffset = max(out.StdoutOffset, job.StdoutBytes)
+		}
+		if len(out.Stderr) == 0 {
+			out.StderrOffset = max(out.StderrOffset, job.StderrBytes)
+		}
+	}
 	return out, ready || len(out.Stdout)+len(out.Stderr) > 0, err
 }
 
@@ -209,7 +217,8 @@ func (j *jobs) load(id string) (*pb.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	job.StdoutBytes, job.StderrBytes = spoolSize(dir, "stdout"), spoolSize(dir, "stderr")
+	// The file of a job that ended also counts what was lost at the end.
+	job.StdoutBytes, job.StderrBytes = max(job.StdoutBytes, spoolSize(dir, "stdout")), max(job.StderrBytes, spoolSize(dir, "stderr"))
 	return job, nil
 }
 
@@ -282,6 +291,8 @@ type segment struct {
 	begin, end uint64
 }
 
+func (s *segment) size() uint64 { return s.end - s.begin }
+
 func segmentsOf(dir, name string) []segment {
 	entries, _ := os.ReadDir(dir)
 	var list []segment
@@ -307,7 +318,7 @@ func spoolSize(dir, name string) uint64 {
 }
 
 // readSpool returns at most limit bytes from an offset on, and the offset where they begin, which is later if the output at
-// offset was dropped.
+// offset was dropped, or never stored because the disk was full.
 func readSpool(dir, name string, offset uint64, limit int) (data []byte, begin uint64, err error) {
 	begin = offset
 	for _, s := range segmentsOf(dir, name) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -181,5 +182,39 @@ func TestSpoolKeepsTail(t *testing.T) {
 	data, begin, err = readSpool(dir, "stdout", 3*segmentBytes-10, 20)
 	if err != nil || begin != 3*segmentBytes-10 || !bytes.Equal(data, all.Bytes()[begin:begin+20]) {
 		t.Errorf("%q from %d, %v", data, begin, err)
+	}
+}
+
+// What a job wrote before the disk was full stays, what it wrote meanwhile is a gap that shows, and its end is known.
+func TestJobOutputOnFullDisk(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
+		t.Skip(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	_, table := room(t, Config{Jobs: dir + "/jobs"})
+	out := mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "cd " + dir + `
+		fill() { dd if=/dev/zero of=fill bs=4k 2>/dev/null; }
+		full() { for i in 1 2 3; do head -c 5000 /dev/zero; sleep 0.1; done; }
+		echo first; sleep 0.3; fill; full; rm fill; echo second; sleep 0.3; fill; full`})
+	job := jobOf(t, table, out.JobId, 20)
+	if job.State != pb.JobState_JOB_STATE_ENDED || job.Exit.GetError() != "" || job.StdoutBytes != 6+15000+7+15000 {
+		t.Errorf("%v", job)
+	}
+	var texts []string
+	for offset := uint64(0); ; {
+		part := mustInvoke[*pb.ListJobsResponse](t, table, &pb.ListJobsRequest{JobId: out.JobId, MaxBytes: 100_000, StdoutOffset: offset})
+		offset = part.StdoutOffset + uint64(len(part.Stdout))
+		if len(part.Stdout) == 0 {
+			if offset != job.StdoutBytes {
+				t.Errorf("the gap at the end is not told: %d", offset)
+			}
+			break
+		}
+		texts = append(texts, strings.Trim(string(part.Stdout), "\x00"))
+	}
+	if got := strings.Join(texts, ""); got != "first\nsecond\n" {
+		t.Errorf("%q", texts)
 	}
 }

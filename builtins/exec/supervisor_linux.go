@@ -168,6 +168,9 @@ func (p *supervisorSpec) runCommand(job *pb.Job) error {
 			started = true
 			job.Pid, job.Started = uint32(live.PID()), timestamppb.Now()
 			raw, err := writeJob(p.Dir, job)
+			if err == nil {
+				err = reserveJob(p.Dir)
+			}
 			if err != nil { // no agent would find the job, so the command is ended
 				cancel(err)
 				sendReply(errorReply(err))
@@ -181,10 +184,22 @@ func (p *supervisorSpec) runCommand(job *pb.Job) error {
 	for i := range spools {
 		spools[i].close()
 	}
+	job.StdoutBytes, job.StderrBytes = spools[0].total, spools[1].total
 	job.State, job.Ended, job.Exit = pb.JobState_JOB_STATE_ENDED, timestamppb.Now(), ended(result, err)
 	writeJob(p.Dir, job) // if that fails the job is lost
 	runner.Release()
 	return nil
+}
+
+// jobNew is the file beside jobFile that takes its place.
+const jobNew = jobFile + ".new"
+
+// jobRoom is the size of the file that is kept ready for the end of a job: more than a job takes, whose texts are bounded.
+const jobRoom = 16 << 10
+
+// reserveJob makes the file that writeJob will use, so that the end of a job can be written to a full disk.
+func reserveJob(dir string) error {
+	return os.WriteFile(filepath.Join(dir, jobNew), make([]byte, jobRoom), 0o600)
 }
 
 // writeJob replaces the file of a job, and returns its content.
@@ -193,13 +208,13 @@ func writeJob(dir string, job *pb.Job) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	temp := filepath.Join(dir, jobFile+".new")
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	temp := filepath.Join(dir, jobNew)
+	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE, 0o600) // not O_TRUNC: it would give the room away
 	if err != nil {
 		return nil, err
 	}
 	_, err = file.Write(raw)
-	err = errors.Join(err, file.Sync(), file.Close())
+	err = errors.Join(err, file.Truncate(int64(len(raw))), file.Sync(), file.Close())
 	if err == nil {
 		err = os.Rename(temp, filepath.Join(dir, jobFile))
 	}

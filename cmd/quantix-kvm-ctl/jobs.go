@@ -118,7 +118,7 @@ func (a *app) jobsLogsCommand() *cobra.Command {
 		Use:   "logs ID",
 		Short: "show what a job wrote",
 		Long: `logs prints what a job wrote to its output and, on stderr, to its error output. With --follow it goes on until the job ends.
-Where the oldest output is no longer kept, a note says how much is missing. It goes on when the connection is lost or the
+Where output is no longer kept, or was written while the disk was full, a note says how much is missing. It goes on when the connection is lost or the
 agent is restarted.`,
 		Example: "  quantix-kvm-ctl jobs logs -f 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
@@ -146,7 +146,7 @@ func (a *app) jobsLogs(s *session, link *client.Link, id string, follow bool) er
 		}
 		missing := reply.StdoutOffset - request.StdoutOffset + reply.StderrOffset - request.StderrOffset
 		if missing > 0 {
-			a.note("jobs: %s of the output are no longer kept", size(missing))
+			a.note("jobs: %s of the output are missing here: too old, or written while the disk was full", size(missing))
 		}
 		if _, err := a.stdout.Write(reply.Stdout); err != nil {
 			return err

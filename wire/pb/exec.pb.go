@@ -1228,7 +1228,8 @@ func (x *ListJobsRequest) GetStderrOffset() uint64 {
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Jobs  []*Job                 `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// Output, and where in the stream it begins: later than was asked for where the oldest of it is no longer kept.
+	// Output, and where in the stream it begins: later than was asked for where the oldest of it is no longer kept,
+	// or where the disk was full.
 	Stdout        []byte `protobuf:"bytes,2,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	StdoutOffset  uint64 `protobuf:"varint,3,opt,name=stdout_offset,json=stdoutOffset,proto3" json:"stdout_offset,omitempty"`
 	Stderr        []byte `protobuf:"bytes,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
