@@ -236,6 +236,9 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 		if confined && strings.Contains(string(result.Tail), "Read-only file system") {
 			failed.Hint = "the command may write only what touches names, and files under $TMPDIR"
 		}
+		if confined && strings.Contains(string(result.Tail), "Operation not permitted") {
+			failed.Hint = "a command that is readonly or held to what it touches may not mount, make devices or look into other processes"
+		}
 		return nil, failed
 	}
 	return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil

@@ -21,7 +21,33 @@ import (
 //	├── srv/www      Writable: /srv/www: writable as a tree
 //	└── run/quantix-kvm-tmp   a private tmpfs (TMPDIR), gone with the command
 //
-// It stops mistakes; it does not contain root, who may mount again, write to a block device, or ask a daemon to act.
+// Of root's capabilities it has none by which it could leave: see deniedCapabilities. It stays root, though: it may write to a
+// block device, signal and configure what is not a file, and ask a daemon to act (systemd over D-Bus, a container engine).
+
+// deniedCapabilities are those by which root could leave the confinement: by mounting again or entering another namespace, by
+// /proc/PID/root, a debugger or a descriptor of another process, which the kernel allows only to who has all capabilities of
+// that process or CAP_SYS_PTRACE, by a device node of its own, and by the kernel itself.
+var deniedCapabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_MKNOD, unix.CAP_SYS_RAWIO, unix.CAP_SYS_MODULE,
+	unix.CAP_SYS_BOOT, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_CHECKPOINT_RESTORE, unix.CAP_MAC_ADMIN, unix.CAP_MAC_OVERRIDE}
+
+// dropCapabilities takes from this process what the program that it executes must not get, also not by a set-user-ID program.
+func dropCapabilities() error {
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return err
+	}
+	for _, c := range deniedCapabilities {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL { // an older kernel does not know it
+			return err
+		}
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return err
+	}
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	return unix.Capset(&header, &sets[0])
+}
 
 // maxSiblings bounds how many entries beside a writable file are made read-only; in a larger directory they stay writable.
 const maxSiblings = 4096

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +42,33 @@ func TestConfinedCommandCannotWrite(t *testing.T) {
 		}
 		if entries, _ := os.ReadDir(scratchDir); len(entries) > 0 {
 			t.Errorf("the scratch of the command shows outside: %v", entries)
+		}
+	})
+}
+
+// A confined root has no way out by what the kernel lets only root do.
+func TestConfinedRootCannotLeave(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		dir := t.TempDir()
+		outside := exec.Command("sleep", "60") // root with all capabilities, in the agent's mount namespace
+		if err := outside.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer outside.Wait()
+		defer outside.Process.Kill()
+		pid := strconv.Itoa(outside.Process.Pid)
+		for _, way := range []string{
+			"echo x >/proc/" + pid + "/root" + dir + "/x", "echo x >/proc/" + pid + "/cwd" + dir + "/x", "echo x >/proc/1/root" + dir + "/x",
+			"nsenter -t " + pid + " -m touch " + dir + "/x", "mount -o remount,rw,bind / && touch " + dir + "/x",
+			"mount -t tmpfs tmpfs /mnt", "cat /proc/" + pid + "/environ | grep -q .", "unshare -m true", "mknod $TMPDIR/d b 254 0",
+			"unshare -rm sh -c 'mount -o remount,rw,bind / && touch " + dir + "/x'",
+		} {
+			if result := run(t, r, Spec{Argv: sh(way), Confine: with(), Tied: true}); result.Code == 0 {
+				t.Errorf("%s works", way)
+			}
+		}
+		if entries, _ := os.ReadDir(dir); len(entries) > 0 {
+			t.Errorf("written outside: %v", entries)
 		}
 	})
 }

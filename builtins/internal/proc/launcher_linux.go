@@ -231,6 +231,11 @@ func (p *launchSpec) setUpAndExec() error {
 	if err := p.setUpMounts(); err != nil {
 		return &StartError{Stage: "confinement", Err: err}
 	}
+	if p.Confined {
+		if err := dropCapabilities(); err != nil {
+			return &StartError{Stage: "confinement", Err: err}
+		}
+	}
 	if p.Probe {
 		return nil
 	}

@@ -727,3 +727,19 @@ func BenchmarkRun(b *testing.B) {
 		}
 	})
 }
+
+// A process without an environment is told apart from one in the middle of an exec, which has none yet and may carry the mark.
+func TestEmptyEnvironmentIsSure(t *testing.T) {
+	cmd := exec.Command("/bin/sleep", "60")
+	cmd.Env = []string{} // nil would be that of the test
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	tree := &sessionTree{mark: markName + "none"}
+	poll(time.Second, func() bool { _, sure := tree.hasMark(cmd.Process.Pid); return sure })
+	if member, sure := tree.hasMark(cmd.Process.Pid); member || !sure {
+		t.Errorf("member %v, sure %v", member, sure)
+	}
+}

@@ -279,7 +279,7 @@ func (s *sessionTree) members() []int {
 	return pids
 }
 
-// scan returns the members, and the processes that may be some: one in the middle of an exec shows no environment.
+// scan returns the members, and the processes that may be some: in the middle of an exec none has an environment.
 func (s *sessionTree) scan() (pids, unsure []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range names {
@@ -302,7 +302,8 @@ func (s *sessionTree) scan() (pids, unsure []int) {
 	return pids, unsure
 }
 
-// hasMark reports whether a process carries the mark; sure is false if it shows no environment.
+// hasMark reports whether a process carries the mark; sure is false if it has no environment yet, or, at its end, no longer. That
+// is told apart from an empty environment, as after "env -i".
 func (s *sessionTree) hasMark(pid int) (member, sure bool) {
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -313,11 +314,15 @@ func (s *sessionTree) hasMark(pid int) (member, sure bool) {
 			return s.exceptTag == "" || !bytes.HasPrefix(rest, []byte(s.exceptTag+".")), true
 		}
 	}
-	return false, len(environ) > 0
+	if len(environ) > 0 {
+		return false, true
+	}
+	stat, ok := readStat(pid) // again, and after the look: it may have begun to exec since the first time
+	return false, !ok || stat.emptyEnv
 }
 
-// empty scans twice: a process that dies during a scan may have forked one with a PID that the scan had passed. A process
-// that shows no environment gets the time of an exec to show one; if it still has none it runs without, as after "env -i".
+// empty scans twice: a process that dies during a scan may have forked one with a PID that the scan had passed. A process in
+// the middle of an exec is looked at again until that is over.
 func (s *sessionTree) empty() bool {
 	for range 2 {
 		pids, unsure := s.scan()
@@ -334,8 +339,8 @@ func (s *sessionTree) empty() bool {
 	return true
 }
 
-// execTime is how long a process may be in the middle of an exec.
-const execTime = 50 * time.Millisecond
+// execTime is how long a process may be in the middle of an exec: it waits for the disk, and for its turn.
+const execTime = 5 * time.Second
 
 // kill stops all members before it kills them, so that none forks meanwhile.
 func (s *sessionTree) kill() {
@@ -353,6 +358,7 @@ type procStat struct {
 	group, session int
 	kernel         bool   // a kernel thread, which has no environment
 	start          uint64 // clock ticks since boot
+	emptyEnv       bool   // it has an environment, with nothing in it
 }
 
 func readStat(pid int) (procStat, bool) {
@@ -371,8 +377,13 @@ func readStat(pid int) (procStat, bool) {
 	flags, _ := strconv.ParseUint(fields[6], 10, 64)
 	s.kernel = flags&kernelThread != 0
 	s.start, _ = strconv.ParseUint(fields[19], 10, 64)
+	s.emptyEnv = len(fields) > envEnd && fields[envEnd] != "0" && fields[envEnd] == fields[envEnd-1]
 	return s, true
 }
+
+// envEnd is the index of env_end, the 51st field of proc(5), behind the name; env_start is the one before. Both are 0 in the
+// middle of an exec: the kernel sets them at its end.
+const envEnd = 51 - 3
 
 // kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.
 const kernelThread = 0x00200000
