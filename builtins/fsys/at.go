@@ -212,7 +212,7 @@ func (a *At) CopyContent(ctx context.Context, to *At) (err error) {
 			err = errors.Join(err, to.dir.remove(to.Name, false))
 		}
 	}()
-	if err := copyFitting(ctx, file, from); err != nil {
+	if err := CopyFitting(ctx, file, from); err != nil {
 		_ = file.Close()
 		return err
 	}

@@ -125,15 +125,19 @@ func makeAt(dir handle, name string, meta Meta) error {
 // copyStep is how many bytes are copied between two looks at the context.
 const copyStep = 16 << 20
 
+// maxSizeless bounds the copy of a file whose size says nothing, in bytes: such a file may be endless.
+const maxSizeless = 16 << 20
+
 // CopyFile copies the content of a regular file into an empty one. Blocks are shared where the file system can, else
 // holes stay holes. A file that shrinks meanwhile is fault.ErrChanged; one that grows is copied up to its size at the
-// beginning.
+// beginning. A file whose size says nothing, as those of /proc, is copied up to 16 MiB, beyond which it is
+// fault.ErrTooLarge.
 func CopyFile(ctx context.Context, to, from *os.File) error {
 	return copyFile(ctx, to, from, func(*os.File, *os.File) error { return nil })
 }
 
-// copyFitting is CopyFile for what is not begun where there is no space for it now.
-func copyFitting(ctx context.Context, to, from *os.File) error {
+// CopyFitting is CopyFile for what is not begun where there is no space for it now.
+func CopyFitting(ctx context.Context, to, from *os.File) error {
 	return copyFile(ctx, to, from, checkSpace)
 }
 
@@ -146,9 +150,12 @@ func copyFile(ctx context.Context, to, from *os.File, check func(to, from *os.Fi
 		return fault.Cause(err)
 	}
 	size := info.Size()
-	if size == 0 { // empty, or a file of /proc, which does not know its size
-		_, err := io.Copy(to, io.NewSectionReader(from, 0, 1<<62))
-		return fault.Cause(err)
+	sizeless, err := pseudo(int(from.Fd()))
+	if err != nil {
+		return err
+	}
+	if sizeless || size == 0 {
+		return copySizeless(ctx, to, from)
 	}
 	if err := check(to, from); err != nil {
 		return err
@@ -167,6 +174,23 @@ func copyFile(ctx context.Context, to, from *os.File, check func(to, from *os.Fi
 		offset = end
 	}
 	return fault.Cause(to.Truncate(size))
+}
+
+// copySizeless copies what a file returns when it is read to its end.
+func copySizeless(ctx context.Context, to, from *os.File) error {
+	const step = 64 << 10 // what the kernel makes up while it is read may be slow
+	for offset := int64(0); ; offset += step {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if offset > maxSizeless {
+			return fault.Wrapf(fault.ErrTooLarge, "the file does not say its size, and has more than %d bytes", maxSizeless)
+		}
+		n, err := io.Copy(to, io.NewSectionReader(from, offset, step))
+		if err != nil || n < step {
+			return fault.Cause(err)
+		}
+	}
 }
 
 // checkSpace refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed.

@@ -269,8 +269,8 @@ func nextData(_ *os.File, offset, size int64) (data, end int64, err error) {
 	return offset, min(offset+copyStep, size), nil
 }
 
-// copyFitting is CopyFile.
-func copyFitting(ctx context.Context, to, from *os.File) error { return CopyFile(ctx, to, from) }
+// CopyFitting is CopyFile.
+func CopyFitting(ctx context.Context, to, from *os.File) error { return CopyFile(ctx, to, from) }
 
 // CopyFile copies the content of a regular file into an empty one.
 func CopyFile(ctx context.Context, to, from *os.File) error {

@@ -192,7 +192,7 @@ func (c *Change) CopyOld(ctx context.Context, to *os.File) error {
 		return err
 	}
 	defer from.Close()
-	if err := fsys.CopyFile(ctx, to, from); err != nil {
+	if err := fsys.CopyFitting(ctx, to, from); err != nil {
 		return err
 	}
 	_, err = to.Seek(0, io.SeekEnd)
