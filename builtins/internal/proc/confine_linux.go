@@ -49,7 +49,8 @@ func dropCapabilities() error {
 	return unix.Capset(&header, &sets[0])
 }
 
-// maxSiblings bounds how many entries beside a writable file are made read-only; in a larger directory they stay writable.
+// maxSiblings bounds how many entries beside a writable one are made read-only, each by a mount; in a larger directory the
+// command is not started.
 const maxSiblings = 4096
 
 // setUpMounts changes the root, and makes the file system read-only for a confined command.
@@ -210,14 +211,15 @@ func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) erro
 	if err != nil {
 		return fault.On(o.dir, err)
 	}
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool {
+		return slices.Contains(o.entries, e.Name()) || !e.IsDir() && !e.Type().IsRegular() || filepath.Join(o.dir, e.Name()) == scratchDir
+	})
 	if len(entries) > maxSiblings {
-		return nil
+		return fault.Refuse("%s has %d files and directories beside what is touched, and at most %d are made read-only; "+
+			"touch the directory as a whole, or keep what is touched in one of its own", o.dir, len(entries), maxSiblings)
 	}
 	for _, e := range entries {
 		path := filepath.Join(o.dir, e.Name())
-		if slices.Contains(o.entries, e.Name()) || !e.IsDir() && !e.Type().IsRegular() || path == scratchDir {
-			continue
-		}
 		err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, "")
 		if err == nil {
 			err = makeReadOnly(path, mounts, perMount)

@@ -106,6 +106,30 @@ func TestWritable(t *testing.T) {
 	})
 }
 
+// What cannot be made read-only is no reason to leave it writable.
+func TestWritableInADirectoryWithTooManyEntries(t *testing.T) {
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	if how := r.Confinement(); how != "mount-namespace" {
+		t.Skipf("%s: run as root, where mount namespaces may be made", how)
+	}
+	dir := t.TempDir()
+	for n := range maxSiblings + 2 {
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(n)), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := Spec{Argv: sh("echo x >" + dir + "/1"), Confine: &Confine{Writable: []string{dir + "/0"}}, Tied: true}
+	_, err := r.Run(t.Context(), spec)
+	var start *StartError
+	if !errors.As(err, &start) || start.Stage != "confinement" || !strings.Contains(err.Error(), dir) {
+		t.Errorf("%v", err)
+	}
+	spec.Confine.Writable = []string{dir}
+	if result := run(t, r, spec); result.Code != 0 {
+		t.Errorf("the directory as a whole: %d %s", result.Code, result.Stderr)
+	}
+}
+
 func TestConfinedCommandUser(t *testing.T) {
 	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
 		user := &User{Name: "guest", UID: 54321, GID: 54322, Groups: []uint32{54400}}
