@@ -487,6 +487,31 @@ func TestRunTouchesWhatItSays(t *testing.T) {
 	}
 }
 
+// No before-image can be kept of what keeps the before-images.
+func TestRunDoesNotTouchTheAgentsOwnFiles(t *testing.T) {
+	r, table := room(t, Config{})
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(dir+"/state/tx", 0o755), os.Symlink("state", dir+"/link"), os.Mkdir(dir+"/bound", 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r.guest.Protected = []string{dir + "/state"}
+	places := []string{"/state", "/state/tx", "/state/new", "/link", "/link/tx", "/state/tx/../key"}
+	if os.Getuid() == 0 && syscall.Mount(dir+"/state/tx", dir+"/bound", "", syscall.MS_BIND, "") == nil {
+		defer syscall.Unmount(dir+"/bound", syscall.MNT_DETACH)
+		r.guest.Protected = append(r.guest.Protected, dir+"/state/tx")
+		places = append(places, "/bound/open")
+	}
+	for _, place := range places {
+		for _, unconfined := range []bool{false, true} {
+			c := &calling{table: table, tx: &tx{}}
+			_, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"true"}, Touches: []string{dir + place}, Unconfined: unconfined})
+			if fault.Code(err) != "refused" || len(c.tx.before) > 0 {
+				t.Errorf("%s: %v, kept %v", place, err, c.tx.before)
+			}
+		}
+	}
+}
+
 func TestRunReadonlyIsNoChange(t *testing.T) {
 	r, table := room(t, Config{})
 	dir := t.TempDir()

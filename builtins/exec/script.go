@@ -46,6 +46,9 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := checkDeclared(in); err != nil {
 		return nil, onCommand(in, err)
 	}
+	if err := r.guarded(in); err != nil {
+		return nil, onCommand(in, err)
+	}
 	spec, err := r.scriptSpec(in)
 	if err != nil {
 		return nil, onCommand(in, err)
@@ -129,6 +132,25 @@ func checkDeclared(in *pb.RunArgs) error {
 	for _, p := range in.GetTouches() {
 		if !fsys.IsAbs(p) || fsys.Clean(p) == "/" || strings.Contains(p, "\x00") {
 			return fault.Invalid("touches: %q is not an absolute path below /", p)
+		}
+	}
+	return nil
+}
+
+// guarded refuses a command that touches what is the agent's own: no before-image can be kept of what keeps them.
+func (r *Room) guarded(in *pb.RunArgs) error {
+	for _, p := range touched(in) {
+		for _, follow := range []bool{false, true} {
+			place, err := r.guest.Files.Resolve(p, follow)
+			if err != nil && follow {
+				continue // a link that is not followed, which the command may be able to write through only where it may anyway
+			}
+			if err == nil {
+				err = r.guest.Guard(place, false)
+			}
+			if err != nil {
+				return fault.On("touches "+p, err)
+			}
 		}
 	}
 	return nil

@@ -12,23 +12,16 @@
 package file
 
 import (
-	"errors"
-	"io/fs"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/crc32c"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // Config is what the room needs to know. The zero value works.
 type Config struct {
-	// Protected are paths of the agent's own: neither they nor what is below them is changed, nor are directories above
-	// them removed or moved. Optional.
-	Protected []string
 	// UploadIdle is how long an upload may wait for its next chunk before it is dropped; 0: 5 minutes.
 	UploadIdle time.Duration
 	// MaxUploads is how many uploads may be under way at once; 0: 64.
@@ -37,13 +30,12 @@ type Config struct {
 
 // Room holds the operations on files. It is safe for concurrent use.
 type Room struct {
-	guest     *guest.Guest
-	edit      *edit.Editor
-	protected []string
-	uploads   *uploads
-	readers   readers
-	held      held
-	crc       crc32c.Sum
+	guest   *guest.Guest
+	edit    *edit.Editor
+	uploads *uploads
+	readers readers
+	held    held
+	crc     crc32c.Sum
 }
 
 // New makes the room for the files of a guest, which stay the caller's. The caller closes the room before them.
@@ -55,10 +47,10 @@ func New(g *guest.Guest, config Config) *Room {
 		config.MaxUploads = 64
 	}
 	r := &Room{
-		guest: g, protected: config.Protected, crc: crc32c.New(),
+		guest: g, crc: crc32c.New(),
 		uploads: &uploads{root: g.Files, open: map[uploadKey]*upload{}, idle: config.UploadIdle, max: config.MaxUploads},
 	}
-	r.edit = &edit.Editor{Guest: g, Guard: r.guard}
+	r.edit = &edit.Editor{Guest: g, Guard: g.Guard}
 	return r
 }
 
@@ -66,23 +58,6 @@ func New(g *guest.Guest, config Config) *Room {
 func (r *Room) close() error {
 	r.held.close()
 	return r.uploads.close()
-}
-
-// guard refuses to change what is the agent's own. path is a resolved one; whole says that what is below goes too.
-func (r *Room) guard(path string, whole bool) error {
-	for _, own := range r.protected {
-		resolved, err := r.guest.Files.Resolve(own, true)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if fsys.Within(path, resolved) || whole && fsys.Within(resolved, path) {
-			return fault.Refuse("%s is the agent's own", resolved)
-		}
-	}
-	return nil
 }
 
 // change is an object of the file system on its way from what it is to what it shall be.

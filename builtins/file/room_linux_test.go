@@ -25,6 +25,7 @@ import (
 // table.
 type guest struct {
 	t     *testing.T
+	of    *guestof.Guest
 	dir   string
 	room  builtins.Room
 	table *builtins.Table
@@ -46,12 +47,13 @@ func guestAt(t *testing.T, dir string, config file.Config) *guest {
 	t.Helper()
 	root, err := fsys.Open(dir)
 	must(t, err)
-	room := file.New(&guestof.Guest{Files: root}, config).Room()
+	of := &guestof.Guest{Files: root}
+	room := file.New(of, config).Room()
 	t.Cleanup(func() {
 		must(t, room.Close())
 		must(t, root.Close())
 	})
-	g := &guest{t: t, dir: dir, room: room, table: builtins.NewTable(room)}
+	g := &guest{t: t, of: of, dir: dir, room: room, table: builtins.NewTable(room)}
 	g.calls = call.New(call.Config{Table: g.table})
 	g.call = &builtins.Call{Port: "0", Changed: func(c *pb.Change) { g.changes = append(g.changes, c) }}
 	return g
@@ -252,7 +254,8 @@ func TestAnErrorNamesOperationObjectAndCause(t *testing.T) {
 }
 
 func TestTheAgentsOwnFilesAreLeftAlone(t *testing.T) {
-	g := newGuest(t, file.Config{Protected: []string{"/etc/quantix-kvm", "/usr/bin/agent", "/not/there"}})
+	g := newGuest(t, file.Config{})
+	g.of.Protected = []string{"/etc/quantix-kvm", "/usr/bin/agent", "/not/there"}
 	g.mkdir("/etc/quantix-kvm")
 	g.mkdir("/usr/bin")
 	g.write("/etc/quantix-kvm/agent.yaml", "own")

@@ -7,6 +7,8 @@ package guest
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -28,6 +30,9 @@ type Guest struct {
 	Live bool
 	// Runner runs commands. Nil: none can be run.
 	Runner *proc.Runner
+	// Protected are paths of the agent's own: neither they nor what is below them is changed, nor are directories above
+	// them removed or moved. Optional.
+	Protected []string
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
 	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
 }
@@ -57,6 +62,40 @@ func (g *Guest) Of(call *builtins.Call) *fsys.Root {
 		return call.DryRun.Files
 	}
 	return g.Files
+}
+
+// Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved one;
+// whole says that what is below goes too.
+func (g *Guest) Guard(path string, whole bool) error {
+	for _, text := range g.Protected {
+		own, err := g.Files.Resolve(text, true)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if fsys.Within(path, own) || whole && fsys.Within(own, path) || g.within(path, own) || whole && g.within(own, path) {
+			return fault.Refuse("%s is the agent's own", own)
+		}
+	}
+	return nil
+}
+
+// within says whether what stands at a path, or at a directory above it, is the object that stands at dir.
+func (g *Guest) within(path, dir string) bool {
+	want, err := g.Files.Identify(dir)
+	if err != nil || want.Ino == 0 {
+		return false
+	}
+	for ; ; path = fsys.Parent(path) {
+		if have, err := g.Files.Identify(path); err == nil && have.Same(want) {
+			return true
+		}
+		if fsys.IsRoot(path) || path == "." {
+			return false
+		}
+	}
 }
 
 // Run runs a command of a script to its end as spec says, or has it answered.
