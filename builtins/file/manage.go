@@ -24,6 +24,9 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 		return nil, fault.On(in.Path, err)
 	}
 	defer c.End(&err)
+	if err := c.trustedDir(attr); err != nil {
+		return nil, err
+	}
 	switch {
 	case c.Old.Kind == fsys.Directory && !edit.Differs(c.Old, attr):
 		return &pb.Changed{}, nil
@@ -43,6 +46,19 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 	}
 	c.Report("created", nil)
 	return &pb.Changed{Changed: true}, nil
+}
+
+// trustedDir refuses a directory that another user made first where others can make one, as in /tmp: he would change what
+// is put into it.
+func (c *change) trustedDir(attr fsys.Attr) error {
+	if c.At == nil || c.Old.Kind != fsys.Directory {
+		return nil
+	}
+	trusted, err := c.At.Trusted(c.Old, attr.UID)
+	if err == nil && !trusted {
+		return fault.Refuse("it belongs to user %d, and others can put something into the directory above", c.Old.UID)
+	}
+	return nil
 }
 
 func (r *Room) chmod(ctx context.Context, call *builtins.Call, in *pb.ChmodArgs) (*pb.Changed, error) {
@@ -167,14 +183,18 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 		return nil, fault.On(in.To, err)
 	}
 	defer to.End(&err)
-	if same, err := sameContent(ctx, from, to); same || err != nil {
+	trusted, err := to.At.Trusted(to.Old, nil)
+	if err != nil {
+		return nil, err
+	}
+	if same, err := sameContent(ctx, from, to); same && trusted || err != nil {
 		return &pb.Changed{}, err
 	}
 	if err := to.At.CanReplace(); err != nil {
 		return nil, err
 	}
 	attr := fsys.Attr{}
-	if to.Old.Kind != fsys.File {
+	if to.Old.Kind != fsys.File || !trusted {
 		attr.Mode = new(from.Old.Mode & 0o777)
 	}
 	mode := to.Old.Mode

@@ -150,6 +150,9 @@ func (r *Room) createDirectory(ctx context.Context, call *builtins.Call, in *pb.
 		return nil, fault.On(in.Path, err)
 	}
 	defer c.End(&err)
+	if err := c.trustedDir(attr); err != nil {
+		return nil, err
+	}
 	switch c.Old.Kind {
 	case fsys.Directory:
 		return &pb.CreateDirectoryResponse{Success: true}, nil

@@ -290,6 +290,9 @@ func (r *Room) appendStaged(ctx context.Context, u *upload, path string) error {
 	if err != nil {
 		return err
 	}
+	if trusted, err := at.Trusted(old, u.attr.UID); err != nil || !trusted {
+		return errors.Join(err, fault.Refuse("it belongs to user %d, and others can put files into the directory", old.UID))
+	}
 	whole, err := at.Stage()
 	if err != nil {
 		return err

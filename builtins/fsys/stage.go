@@ -103,13 +103,20 @@ func (a *At) checkReplace(old Meta) error {
 }
 
 // Commit gives the file its name. The file takes owner, mode, ACLs, label and other extended attributes of the file
-// that it replaces, unless attr says otherwise, and mode 0644 if it replaces none. Its content is durable before the
+// that it replaces, unless attr says otherwise, and mode 0644 if it replaces none, or one that is not Trusted. Its content is durable before the
 // rename, and its name is durable too if syncDir is set. File capabilities and integrity hashes are not kept: they
 // spoke of the old content. On an error before the rename nothing has changed. The staging is over either way.
 func (s *Staged) Commit(attr Attr, syncDir bool) error {
 	return s.finish(syncDir, func(old Meta) error {
 		if err := s.at.checkReplace(old); err != nil {
 			return err
+		}
+		trusted, err := s.at.Trusted(old, attr.UID)
+		if err != nil {
+			return err
+		}
+		if !trusted {
+			old = Meta{Kind: Absent}
 		}
 		return s.at.dir.copyAttrs(s.temp, s.File, old, attr)
 	})

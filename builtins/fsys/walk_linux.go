@@ -1,7 +1,6 @@
 package fsys
 
 import (
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -188,9 +187,6 @@ func checkLinkOwner(r *realRoot, dir handle, name string, link *unix.Stat_t) err
 	}
 	return nil
 }
-
-// trustedUser says whether a user can do what the agent can anyway.
-func trustedUser(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
 
 // checkMagicLink refuses the links of /proc that lead to an object and not to a path, such as /proc/1/root: their text
 // is not where they lead.

@@ -107,10 +107,11 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 	if same == nil {
 		same = func(target string) bool { return target == w.Target }
 	}
+	trusted, _ := c.At.Trusted(c.Old, nil) // another user's link is replaced by one of the agent's own
 	switch {
 	case w.Target == "":
 		return false, fault.Invalid("the target is empty")
-	case c.Old.Kind == fsys.Symlink && same(c.Old.Target):
+	case c.Old.Kind == fsys.Symlink && trusted && same(c.Old.Target):
 		return false, nil
 	case c.Old.Kind != fsys.Symlink && !c.Absent():
 		return false, fs.ErrExist

@@ -43,8 +43,9 @@ type Change struct {
 	// Made are the directories above that were made.
 	Made []string
 
-	editor  *Editor
-	missing []string // the directories above that Prepare makes
+	editor    *Editor
+	untrusted bool     // what is there may be another user's trap, see fsys.At.Trusted
+	missing   []string // the directories above that Prepare makes
 }
 
 // How says how the object of a change is found.

@@ -43,6 +43,9 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 		return false, fault.On(w.Path, err)
 	}
 	defer c.End(&err)
+	if err := c.trust(w); err != nil {
+		return false, err
+	}
 	if w.Edit != nil {
 		if w.Content, err = c.edited(w.Edit); err != nil {
 			return false, err
@@ -68,6 +71,23 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 	return true, nil
 }
 
+// trust finds out whether what is there may be another user's trap. Then nothing is made of its content, which is his, and
+// nothing is written into it, which he may have open.
+func (c *Change) trust(w File) (err error) {
+	if c.At == nil {
+		return nil
+	}
+	trusted, err := c.At.Trusted(c.Old, w.Attr.UID)
+	if err == nil && !trusted && (w.InPlace || w.Append || w.Edit != nil) {
+		err = &fault.Error{
+			Err:  fault.Refuse("it belongs to user %d, and others can put files into the directory", c.Old.UID),
+			Hint: "write the whole file, or say that it shall be his: the owner",
+		}
+	}
+	c.untrusted = !trusted
+	return err
+}
+
 // edited is what an edit makes of the file that is there.
 func (c *Change) edited(edit func(old []byte) ([]byte, error)) ([]byte, error) {
 	if c.Absent() {
@@ -85,7 +105,7 @@ func (c *Change) edited(edit func(old []byte) ([]byte, error)) ([]byte, error) {
 
 // has says whether the content is there already.
 func (c *Change) has(w File) (bool, error) {
-	if c.Old.Kind != fsys.File {
+	if c.Old.Kind != fsys.File || c.untrusted {
 		return false, nil
 	}
 	if w.Append {
@@ -124,7 +144,7 @@ func (c *Change) writable(w File) error {
 
 func (c *Change) show(content *Content, w File) {
 	mode := uint32(0o644)
-	if c.Old.Kind == fsys.File {
+	if c.Old.Kind == fsys.File && !c.untrusted {
 		mode = c.Old.Mode
 	}
 	if w.Attr.Mode != nil {
@@ -192,10 +212,25 @@ func (c *Change) CopyOld(ctx context.Context, to *os.File) error {
 		return err
 	}
 	defer from.Close()
+	if err := c.still(from); err != nil {
+		return err
+	}
 	if err := fsys.CopyFitting(ctx, to, from); err != nil {
 		return err
 	}
 	_, err = to.Seek(0, io.SeekEnd)
+	return err
+}
+
+// still refuses an open file that is not the one that was looked at. In a dry run nobody else changes what is pretended.
+func (c *Change) still(file *os.File) error {
+	if c.Call != nil && c.Call.DryRun != nil {
+		return nil
+	}
+	meta, err := fsys.StatFile(file)
+	if err == nil && !meta.Same(c.Old) {
+		err = fault.Wrapf(fault.ErrChanged, "another file took its place meanwhile")
+	}
 	return err
 }
 
@@ -206,6 +241,9 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, fault.Cause(file.Close())) }()
+	if err := c.still(file); err != nil {
+		return err
+	}
 	at := c.Old.Size // what is before it stays
 	var old []byte
 	if !w.Append {
@@ -264,7 +302,8 @@ func (c *Change) backup(ctx context.Context) (err error) {
 	return err
 }
 
-// Duplicate makes the place of another change an exact copy of the file that is here.
+// Duplicate makes the place of another change an exact copy of the file that is here. The copy of one that is another
+// user's trap is for the agent's user alone.
 func (c *Change) Duplicate(ctx context.Context, to *Change) error {
 	if err := to.At.CanReplace(); err != nil {
 		return err
@@ -275,6 +314,9 @@ func (c *Change) Duplicate(ctx context.Context, to *Change) error {
 	}
 	if err := c.CopyOld(ctx, staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
+	}
+	if c.untrusted {
+		return staged.Commit(fsys.Attr{Mode: new(uint32(0o600)), UID: new(uint32(os.Geteuid()))}, to.Durable())
 	}
 	return staged.Restore(c.Old, to.Durable())
 }
