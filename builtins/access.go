@@ -23,6 +23,10 @@ type Access struct {
 	Commands []Command
 	// Objects are other things of the guest that are looked at or changed, by kind and name.
 	Objects []Object
+
+	// Judged is where its paths are looked up, so that the operation acts on what was looked at. The executor sets it; nil:
+	// each rule looks for itself.
+	Judged *fsys.Judged
 }
 
 // Command is a program that a request would run.

@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -33,6 +34,8 @@ type Call struct {
 	Undo bool
 	// Attachments are the files that came with the script.
 	Attachments map[string][]byte
+	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
+	Judged *fsys.Judged
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
 	DryRun *DryRun
 	// Scratch returns n bytes for the reply, which are used for others once that has been sent. Nil: make them. See Buffer.

@@ -21,8 +21,8 @@ import (
 // maxListing is the most bytes of a listing: a frame of the protocol holds 16 MiB, with its envelope.
 const maxListing = 15 << 20
 
-func (r *Room) listDirectory(ctx context.Context, _ *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
-	dir, err := openDir(r.guest.Files, in.Path)
+func (r *Room) listDirectory(ctx context.Context, call *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
+	dir, err := openDir(r.guest.Of(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -116,8 +116,8 @@ func stamp(t fsys.Time) *timestamppb.Timestamp {
 	return &timestamppb.Timestamp{Seconds: t.Sec, Nanos: int32(t.Nsec)}
 }
 
-func (r *Room) fileStat(_ context.Context, _ *builtins.Call, in *pb.FileStatRequest) (*pb.FileStatResponse, error) {
-	at, err := r.guest.Files.At(in.Path)
+func (r *Room) fileStat(_ context.Context, call *builtins.Call, in *pb.FileStatRequest) (*pb.FileStatResponse, error) {
+	at, err := r.guest.Of(call).At(in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

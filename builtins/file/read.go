@@ -32,7 +32,7 @@ func (r *Room) fileRead(_ context.Context, call *builtins.Call, in *pb.FileReadR
 
 // readAnew finds the file by its path, and keeps it open for the next chunk unless this was the last.
 func (r *Room) readAnew(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
-	at, err := r.guest.Files.Follow(in.Path)
+	at, err := r.guest.Of(call).Follow(in.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (r *Room) readOn(call *builtins.Call, in *pb.FileReadRequest) (*pb.FileRead
 	if file == nil {
 		return nil, errNotHeld
 	}
-	meta, err := r.guest.Files.Identify(in.Path)
+	meta, err := r.guest.Of(call).Identify(in.Path)
 	if err != nil || !meta.Same(before) || meta.Born != before.Born {
 		r.held.drop(key)
 		return nil, errNotHeld

@@ -127,7 +127,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 	}
 	if err == nil {
 		u.merge(attr)
-		err = r.take(ctx, u, c, in)
+		err = r.take(ctx, call, u, c, in)
 	}
 	if err != nil {
 		r.uploads.forget(key, u)
@@ -242,7 +242,7 @@ func (u *upload) merge(attr fsys.Attr) {
 }
 
 // take adds a chunk to the staged file, and puts that in its place with the last one.
-func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteRequest) error {
+func (r *Room) take(ctx context.Context, call *builtins.Call, u *upload, c chunk, in *pb.FileWriteRequest) error {
 	if _, err := u.staged.File.Write(in.Data); err != nil {
 		return fault.Cause(err)
 	}
@@ -256,7 +256,7 @@ func (r *Room) take(ctx context.Context, u *upload, c chunk, in *pb.FileWriteReq
 	}
 	finish := func() error { return u.staged.Commit(u.attr, true) }
 	if u.append {
-		finish = func() error { return r.appendStaged(ctx, u, in.Path) }
+		finish = func() error { return r.appendStaged(ctx, call, u, in.Path) }
 	}
 	err := finish()
 	if err == nil || !u.append {
@@ -280,8 +280,8 @@ func (u *upload) verify(ctx context.Context, want string) error {
 }
 
 // appendStaged puts the content of an upload behind what is in its target by now.
-func (r *Room) appendStaged(ctx context.Context, u *upload, path string) error {
-	at, err := r.guest.Files.Follow(path)
+func (r *Room) appendStaged(ctx context.Context, call *builtins.Call, u *upload, path string) error {
+	at, err := r.guest.Of(call).Follow(path)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,8 @@ type At struct {
 	Public bool
 
 	dir     directory
-	dirOnly bool // the path ends with a slash, and nothing is here: only a directory may be made
+	judged  *Found // what must be here; nil: anything
+	dirOnly bool   // the path ends with a slash, and nothing is here: only a directory may be made
 }
 
 // requireDir is for a path that ends with a slash: it names a directory, or one that is still to be made. A link is
@@ -57,7 +58,13 @@ func (a *At) Close() error { return a.dir.close() }
 func (a *At) IsRoot() bool { return a.Name == "." }
 
 // Stat describes what is here; extended attributes may be missing. The error is fs.ErrNotExist where nothing is.
-func (a *At) Stat() (Meta, error) { return a.dir.stat(a.Name) }
+func (a *At) Stat() (Meta, error) {
+	meta, err := a.dir.stat(a.Name)
+	if err == nil {
+		err = a.held(meta)
+	}
+	return meta, err
+}
 
 // StatFile describes an open file, except for its extended attributes.
 func StatFile(file *os.File) (Meta, error) { return statFile(file) }
@@ -67,6 +74,9 @@ func (a *At) Capture() (Meta, error) {
 	meta, err := a.dir.capture(a.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Meta{Kind: Absent}, nil
+	}
+	if err == nil {
+		err = a.held(meta)
 	}
 	return meta, err
 }
@@ -90,7 +100,11 @@ func (a *At) open(write bool) (*os.File, error) {
 	if meta.Kind != File {
 		return nil, notRegular(meta.Kind)
 	}
-	return a.dir.open(a.Name, write)
+	file, err := a.dir.open(a.Name, write)
+	if err != nil {
+		return nil, err
+	}
+	return file, a.heldOpen(file)
 }
 
 // ReadFile reads the regular file here, and returns fault.ErrTooLarge for one of more than limit bytes.
@@ -117,6 +131,14 @@ func (a *At) OpenDir() (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
+	meta, err := dir.stat(".")
+	if err == nil {
+		err = a.held(meta)
+	}
+	if err != nil {
+		_ = dir.close()
+		return nil, err
+	}
 	return &Dir{dir}, nil
 }
 
@@ -141,6 +163,7 @@ func (a *At) Mkdir(attr Attr) error {
 	if err := a.dir.make(a.Name, Meta{Kind: Directory}); err != nil {
 		return err
 	}
+	a.changed()
 	if err := a.dir.setAttr(a.Name, Directory, attr); err != nil {
 		return errors.Join(err, a.dir.remove(a.Name, true))
 	}
@@ -158,6 +181,7 @@ func (a *At) Symlink(target string) error {
 		return err
 	}
 	link := Meta{Kind: Symlink, Target: target}
+	defer a.changed()
 	switch old.Kind {
 	case Absent:
 		return a.dir.make(a.Name, link)
@@ -184,6 +208,7 @@ func (a *At) Make(meta Meta) error {
 	if err := a.dir.make(temp, meta); err != nil {
 		return err
 	}
+	a.changed()
 	err := a.dir.apply(temp, meta)
 	if err == nil {
 		err = a.dir.rename(temp, a.dir, a.Name, false)
@@ -225,6 +250,7 @@ func (a *At) Remove() error {
 	if err != nil {
 		return err
 	}
+	a.changed()
 	return a.dir.remove(a.Name, meta.Kind == Directory)
 }
 
@@ -266,7 +292,12 @@ func (a *At) Rename(to *At, replace bool) error {
 			return errors.Join(err, errSlash)
 		}
 	}
-	return a.dir.rename(a.Name, to.dir, to.Name, replace)
+	err := a.dir.rename(a.Name, to.dir, to.Name, replace)
+	if err == nil {
+		a.changed()
+		to.changed()
+	}
+	return err
 }
 
 // Link gives the object here, which is no directory, another name. Where something is already the error is fs.ErrExist.
@@ -287,13 +318,19 @@ func (a *At) SetAttr(attr Attr) error {
 	if err != nil {
 		return err
 	}
+	attr.of = &meta
 	return a.dir.setAttr(a.Name, meta.Kind, attr)
 }
 
 // Apply gives the object here, which must be of the same kind, the owner, extended attributes, mode and time of
 // modification of meta; what is so already is not touched, so that it can be done again. It neither changes content nor
 // makes anything durable.
-func (a *At) Apply(meta Meta) error { return a.dir.apply(a.Name, meta) }
+func (a *At) Apply(meta Meta) error {
+	if a.judged != nil && !a.judged.made {
+		meta.of = &a.judged.Meta
+	}
+	return a.dir.apply(a.Name, meta)
+}
 
 // SyncDir makes durable the names in the directory of the entry.
 func (a *At) SyncDir() error { return a.dir.sync(".") }

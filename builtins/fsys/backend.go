@@ -44,6 +44,8 @@ type directory interface {
 
 	// open opens a regular file.
 	open(name string, write bool) (*os.File, error)
+	// pretended says whether the content of a file is an overlay's own.
+	pretended(name string) bool
 	// openDir opens a directory for reading.
 	openDir(name string) (directory, error)
 	// create makes a file of mode 0600 and opens it for reading and writing. closeNew ends that.

@@ -79,6 +79,8 @@ type Meta struct {
 	Mounted bool
 	// Born is when the object was made; zero where the file system does not know.
 	Born Time
+
+	of *Meta // the object that it is to be applied to; nil: any
 }
 
 // Time is a point in time as file systems keep it.
@@ -99,11 +101,16 @@ func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == othe
 type Attr struct {
 	Mode     *uint32
 	UID, GID *uint32
+
+	of *Meta // the object that it is for; nil: any
 }
 
 // Root is a file system that the agent acts on. It is safe for concurrent use.
 // An overlay is for one goroutine at a time.
-type Root struct{ fs fileSystem }
+type Root struct {
+	fs     fileSystem
+	judged *Judged // what paths are held against; nil: nothing
+}
 
 // Open opens the file system below the directory dir of the agent's own; "" and "/" are that file system itself.
 func Open(dir string) (*Root, error) {
@@ -111,7 +118,7 @@ func Open(dir string) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Root{real}, nil
+	return &Root{fs: real}, nil
 }
 
 // Close frees the root. Entries that were resolved before stay usable; those of an overlay do not.
@@ -136,7 +143,13 @@ func (r *Root) Identify(path string) (Meta, error) {
 	if err != nil {
 		return Meta{}, err
 	}
-	return r.fs.identify(raw)
+	meta, err := r.fs.identify(raw)
+	if err == nil && r.judged != nil {
+		if found := r.judged.found[look{path, true}]; found != nil && (found.err != nil || !meta.Same(found.Meta)) {
+			return Meta{}, errJudged
+		}
+	}
+	return meta, err
 }
 
 // SyncAll makes durable all of the file system that the root directory is on, also what others wrote. Mounts below it
@@ -170,7 +183,15 @@ func (r *Root) find(path string, links follow) (*At, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.fs.resolve(raw, links)
+	at, err := r.fs.resolve(raw, links)
+	if err != nil || r.judged == nil {
+		return at, err
+	}
+	if err := r.judged.hold(at, path, links); err != nil {
+		at.Close()
+		return nil, err
+	}
+	return at, nil
 }
 
 // checkPath returns the bytes that an escaped path stands for, or says why it is no path.

@@ -172,6 +172,9 @@ func (o descriptor) apply(meta Meta) error {
 	if now.Kind != meta.Kind {
 		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", now.Kind, meta.Kind)
 	}
+	if meta.of != nil && !now.Same(*meta.of) {
+		return fault.ErrChanged
+	}
 	if err := o.chown(now, meta.UID, meta.GID); err != nil {
 		return err
 	}
@@ -245,7 +248,7 @@ func setAttr(dir handle, name string, kind Kind, attr Attr) error {
 	if err != nil {
 		return err
 	}
-	if now.Kind != kind {
+	if now.Kind != kind || attr.of != nil && !now.Same(*attr.of) {
 		return fault.ErrChanged
 	}
 	return o.setAttr(now, attr)

@@ -77,7 +77,7 @@ func (r *Root) Overlay(scratch string) (*Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Root{&overlay{real: r, scratch: scratch, top: &overlayNode{meta: meta, realPath: "/"}}}, nil
+	return &Root{fs: &overlay{real: r, scratch: scratch, top: &overlayNode{meta: meta, realPath: "/"}}}, nil
 }
 
 func (o *overlay) isHost() bool { return o.real.fs.isHost() }
@@ -354,6 +354,7 @@ func (o *overlay) openReal(node *overlayNode) (*os.File, error) {
 		return nil, err
 	}
 	defer at.Close()
+	at.judged = &Found{Meta: node.meta}
 	return at.Open()
 }
 

@@ -111,6 +111,11 @@ func (d *overlayDir) pseudo() (bool, error) {
 	return at.Pseudo()
 }
 
+func (d *overlayDir) pretended(name string) bool {
+	node, err := d.child(name)
+	return err == nil && node.content != ""
+}
+
 // open opens the content of a file. One that is to be written gets a content in the scratch directory first.
 func (d *overlayDir) open(name string, write bool) (*os.File, error) {
 	node, err := d.child(name)

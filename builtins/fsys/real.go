@@ -86,6 +86,8 @@ func (d *realDir) open(name string, write bool) (*os.File, error) {
 	return file, nil
 }
 
+func (d *realDir) pretended(string) bool { return false }
+
 func (d *realDir) openDir(name string) (directory, error) {
 	h, err := openDir(d.handle, name)
 	if err != nil {

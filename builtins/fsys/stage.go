@@ -38,7 +38,7 @@ func (a *At) Stage() (*Staged, error) {
 		_ = dir.close()
 		return nil, err
 	}
-	return &Staged{File: file, at: &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir}, temp: temp}, nil
+	return &Staged{File: file, at: &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir, judged: a.judged}, temp: temp}, nil
 }
 
 // createTemp makes a file and locks it, which tells Sweep that its agent lives. A Sweep that comes between the two may
@@ -141,7 +141,10 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 		}
 		_ = s.at.Close()
 	}()
-	old, err := s.at.Capture()
+	old, err := s.at.dir.capture(s.at.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = Meta{Kind: Absent}, nil
+	}
 	if err == nil {
 		err = prepare(old)
 	}
@@ -161,6 +164,7 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 		return err
 	}
 	renamed = true
+	s.at.changed()
 	if syncDir {
 		return s.at.SyncDir()
 	}

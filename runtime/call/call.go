@@ -82,7 +82,7 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 	if x.journal != nil {
 		own.Writer = x.journal.Lock
 	}
-	d := &decision{Executor: x, call: &own, op: op, in: in}
+	d := &decision{Executor: x, call: &own, op: op, in: in, files: x.config.Files}
 	return d.audited(func() (proto.Message, error) {
 		if err := d.refused(ctx); err != nil {
 			return nil, d.because(err)
@@ -116,6 +116,7 @@ type decision struct {
 	*Executor
 	call   *builtins.Call
 	op     *builtins.Op
+	files  *fsys.Root      // in which rules look paths up; nil: none is judged
 	in     proto.Message   // nil as long as it is not made
 	access builtins.Access // of in
 	tx     string          // the transaction that it is in; empty: none
@@ -128,6 +129,14 @@ type decision struct {
 func (d *decision) because(err error) error {
 	d.cause = err.Error()
 	return err
+}
+
+// judge has rules look paths up once, for the operation too.
+func (d *decision) judge() {
+	if d.files != nil && len(d.access.Reads)+len(d.access.Writes)+len(d.access.Patterns) > 0 {
+		d.access.Judged = d.files.Judge()
+		d.call.Judged = d.access.Judged
+	}
 }
 
 // refused says why the call may not run.
@@ -208,6 +217,7 @@ func (d *decision) look() error {
 		return fault.Invalid("the request is a %s, not a %s", is.Name(), want.Name())
 	}
 	d.access, d.routine = d.op.AccessOf(d.in), d.op.Routine != nil && d.op.Routine(d.in)
+	d.judge()
 	return nil
 }
 

@@ -143,7 +143,7 @@ func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 		}
 	}
 	for _, program := range found {
-		at, err := g.look(program)
+		at, err := g.look(program, nil)
 		if err != nil {
 			return false, err
 		}

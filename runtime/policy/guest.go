@@ -30,34 +30,48 @@ type object struct {
 type identity struct{ dev, ino uint64 }
 
 // look finds out what a path is. A path of which not even the place can be told is an error; the operation would meet it
-// too.
-func (g *Guest) look(text string) (object, error) {
-	own, err := g.Files.Resolve(text, false)
+// too. What it finds in judged, nil for the path of a rule, is what the operation will act on.
+func (g *Guest) look(text string, judged *fsys.Judged) (object, error) {
+	if judged == nil {
+		judged = g.Files.Judge()
+	}
+	own, err := judged.Look(text, false)
 	if err != nil {
 		return object{}, err
 	}
-	o := object{places: []string{own}}
-	if behind, err := g.Files.Resolve(text, true); err == nil && behind != own {
-		o.places = append(o.places, behind)
+	found := []fsys.Found{own}
+	switch behind, err := judged.Look(text, true); {
+	case err != nil: // it leads nowhere
+	case behind.Path != own.Path:
+		found = append(found, behind)
+	case !behind.Meta.Same(own.Meta) || !behind.Dir.Same(own.Dir):
+		return object{}, fault.Wrapf(fault.ErrChanged, "the path led to two objects while it was looked at")
 	}
-	for _, place := range o.places {
-		if err := g.identify(place, &o); err != nil {
+	var o object
+	for _, f := range found {
+		o.places = append(o.places, f.Path)
+		if err := g.identify(f, &o); err != nil {
 			return object{}, err
 		}
 	}
 	return o, nil
 }
 
-// identify adds what stands at a resolved place and at all directories above it: a bind mount gives them other names.
-func (g *Guest) identify(place string, o *object) error {
-	for at := place; ; at = fsys.Parent(at) {
+// identify adds what stands at a place and at all directories above it: a bind mount gives them other names.
+func (g *Guest) identify(f fsys.Found, o *object) error {
+	for _, meta := range []fsys.Meta{f.Meta, f.Dir} {
+		if meta.Kind != fsys.Absent {
+			o.ids = append(o.ids, identity{meta.Dev, meta.Ino})
+		}
+	}
+	if f.Meta.Kind == fsys.File {
+		o.file, o.names = f.Meta, f.Meta.Links
+	}
+	for at := fsys.Parent(f.Path); ; at = fsys.Parent(at) {
 		meta, err := g.Files.Identify(at)
 		switch {
 		case err == nil:
 			o.ids = append(o.ids, identity{meta.Dev, meta.Ino})
-			if at == place && meta.Kind == fsys.File {
-				o.file, o.names = meta, meta.Links
-			}
 		case !gone(err):
 			return err
 		}
@@ -87,7 +101,7 @@ func (g *Guest) fixed(text string) []string {
 
 // covers says whether an object is what stands at a path, or below it; with tree, also whether it is above it.
 func (g *Guest) covers(text string, o object, tree bool) (bool, error) {
-	rule, err := g.look(text)
+	rule, err := g.look(text, nil)
 	if err != nil {
 		return false, err
 	}

@@ -8,8 +8,8 @@
 // resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
 // is no way around. Where something cannot be looked at the answer is no.
 //
-// Between the look and the use of a path somebody may change it. For links the resolver itself prevents that: it follows
-// none that others could change.
+// Between the look and the use of a path somebody may change it. What was looked at is remembered (fsys.Judged), and the
+// operation acts on that or fails.
 //
 // A list of forbidden programs is no boundary: what is not on it can do the same. It refuses what names a program that is on
 // it, also behind env, sh -c and the like. A list of allowed programs is a boundary as far as those programs are one.
@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -174,13 +175,13 @@ func (p *Policy) paths(a builtins.Access) error {
 	}
 	if len(p.security.DeniedReadPaths) > 0 {
 		for _, text := range a.Reads {
-			if err := p.readable(text, trees[text]); err != nil {
+			if err := p.readable(text, trees[text], a.Judged); err != nil {
 				return err
 			}
 		}
 		// A change in place needs no reading, but what is moved or removed whole could be read elsewhere later.
 		for _, text := range a.Trees {
-			if err := p.readable(text, true); err != nil {
+			if err := p.readable(text, true, a.Judged); err != nil {
 				return err
 			}
 		}
@@ -189,14 +190,14 @@ func (p *Policy) paths(a builtins.Access) error {
 			if deep {
 				return p.refuse("deny_file_read_paths", p.security.DeniedReadPaths[0].Line, text+": a wildcard may stand in the last element alone")
 			}
-			if err := p.readable(dir, false); err != nil {
+			if err := p.readable(dir, false, a.Judged); err != nil {
 				return err
 			}
 		}
 	}
 	if len(p.security.AllowedWritePaths) > 0 {
 		for _, text := range a.Writes {
-			if err := p.writes(text); err != nil {
+			if err := p.writes(text, a.Judged); err != nil {
 				return err
 			}
 		}
@@ -205,8 +206,8 @@ func (p *Policy) paths(a builtins.Access) error {
 }
 
 // readable holds a path against what must not be read.
-func (p *Policy) readable(text string, tree bool) error {
-	o, err := p.guest.look(text)
+func (p *Policy) readable(text string, tree bool, judged *fsys.Judged) error {
+	o, err := p.guest.look(text, judged)
 	if err != nil {
 		return fault.On(text, err)
 	}
@@ -231,8 +232,8 @@ func (p *Policy) readable(text string, tree bool) error {
 }
 
 // writes holds a path against what may be changed: the place itself, and what it leads to.
-func (p *Policy) writes(text string) error {
-	o, err := p.guest.look(text)
+func (p *Policy) writes(text string, judged *fsys.Judged) error {
+	o, err := p.guest.look(text, judged)
 	if err != nil {
 		return fault.On(text, err)
 	}

@@ -148,7 +148,7 @@ func whole(needs []need) bool {
 // paths holds the paths of a request against the needs of its room.
 func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	for _, text := range slices.Concat(access.Reads, access.Writes) {
-		if err := r.path(g, own, text); err != nil {
+		if err := r.path(g, own, text, access.Judged); err != nil {
 			return err
 		}
 	}
@@ -157,7 +157,7 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.Contains(n.places, "/") }) {
 			return r.beyond(own[0].room + ":/") // links that the wildcards go through may lead anywhere
 		}
-		if err := r.path(g, own, dir); err != nil {
+		if err := r.path(g, own, dir, access.Judged); err != nil {
 			return err
 		}
 	}
@@ -165,12 +165,15 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 }
 
 // path holds a path, and what it leads to, against the needs.
-func (r *Rights) path(g *Guest, own []need, text string) error {
+func (r *Rights) path(g *Guest, own []need, text string, judged *fsys.Judged) error {
+	if judged == nil {
+		judged = g.Files.Judge()
+	}
 	var places []string
 	for _, follow := range []bool{false, true} {
-		resolved, err := g.Files.Resolve(text, follow)
+		found, err := judged.Look(text, follow)
 		if err == nil {
-			places = append(places, resolved)
+			places = append(places, found.Path)
 		} else if !follow {
 			return fault.On(text, err)
 		}

@@ -56,12 +56,17 @@ func (g *Guest) Root() string {
 	return g.Dir
 }
 
-// Of returns the file system that a call acts on: the guest's, or what a dry run pretends it to be.
+// Of returns the file system that a call acts on: the guest's, or what a dry run pretends it to be. What a path of the
+// request led to when rules were held against it is what it leads to there, or the call fails.
 func (g *Guest) Of(call *builtins.Call) *fsys.Root {
+	files := g.Files
 	if call.DryRun != nil {
-		return call.DryRun.Files
+		files = call.DryRun.Files
 	}
-	return g.Files
+	if files == nil {
+		return nil
+	}
+	return files.As(call.Judged)
 }
 
 // Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved one;
