@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/manual"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 )
@@ -63,10 +64,11 @@ func (f flags) stateDir() string {
 	if f.state != "" {
 		return f.state
 	}
-	return filepath.Join(f.root, strings.TrimPrefix(config.StateDir, filepath.VolumeName(config.StateDir)))
+	return config.StateDir
 }
 
-// absolute returns the flags with paths that do not depend on the working directory.
+// absolute returns the flags with paths that do not depend on the working directory, nor, below another root, on where its
+// links lead.
 func (f flags) absolute() (flags, error) {
 	for _, path := range []*string{&f.config, &f.root, &f.state, &f.control} {
 		if *path == "" {
@@ -78,7 +80,20 @@ func (f flags) absolute() (flags, error) {
 		}
 		*path = abs
 	}
-	return f, nil
+	if f.root == "" || f.root == rootDir {
+		return f, nil
+	}
+	dir := strings.TrimPrefix(config.StateDir, filepath.VolumeName(config.StateDir))
+	if f.state != "" {
+		below := f.below(f.state)
+		if len(below) == 0 {
+			return f, nil
+		}
+		dir = below[0]
+	}
+	var err error
+	f.state, err = core.StateBelow(f.root, dir)
+	return f, err
 }
 
 // groupName returns what the names of the commands' control groups begin with. It depends on the state directory: an agent

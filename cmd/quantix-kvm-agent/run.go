@@ -18,6 +18,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
@@ -172,7 +173,7 @@ func limits(s config.Script) sandbox.Limits {
 func library(root string, limit int) *script.Library {
 	var places []script.Place
 	for _, dir := range scriptDirs {
-		places = append(places, script.Place{Name: dir, FS: os.DirFS(filepath.Join(root, dir))})
+		places = append(places, script.Place{Name: dir, FS: fsys.DirFS(root, dir)})
 	}
 	return script.NewLibrary(limit, append(places, script.Place{Name: "bundled:", FS: scripts.Bundled()})...)
 }
