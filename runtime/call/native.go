@@ -81,8 +81,12 @@ type scope struct {
 var _ builtins.Tx = (*scope)(nil)
 
 func (s *scope) Before(ctx context.Context, paths ...string) error { return s.tx.Before(ctx, paths...) }
-func (s *scope) Take(ctx context.Context, path string) error       { return s.tx.Take(ctx, path) }
-func (s *scope) NotBegun()                                         { s.tx.NotBegun() }
+func (s *scope) BeforeAppend(ctx context.Context, path string) error {
+	return s.tx.BeforeAppend(ctx, path)
+}
+
+func (s *scope) Take(ctx context.Context, path string) error { return s.tx.Take(ctx, path) }
+func (s *scope) NotBegun()                                   { s.tx.NotBegun() }
 
 func (s *scope) BeforeTree(ctx context.Context, paths ...string) error {
 	return s.tx.BeforeTree(ctx, paths...)

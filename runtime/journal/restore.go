@@ -66,6 +66,9 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 func (r *restorer) do(step string, act func() error) error { return r.pass.tx.journal.do(step, act) }
 
 func (r *restorer) restoreObject(after *pb.JournalState) error {
+	if len(r.object.Tail) > 0 {
+		return r.cutBack(after != nil && !unchanged(after, r.is))
+	}
 	done, err := r.restoreAttributes()
 	if done || err != nil {
 		return err
@@ -401,6 +404,13 @@ func (r *restorer) rewrite() error {
 func (r *restorer) contentEqual() (bool, error) {
 	if r.is.Kind != fsys.File {
 		return false, nil
+	}
+	if len(r.object.Tail) > 0 {
+		if r.is.Size != r.was.Size {
+			return false, nil
+		}
+		tail, err := tailOf(r.at, r.was.Size)
+		return bytes.Equal(tail, r.object.Tail), err
 	}
 	if r.object.Image == "" && r.is.Size != int64(len(r.object.Content)) && r.object.State.Mtime != nil {
 		return false, nil

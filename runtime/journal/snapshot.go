@@ -22,6 +22,7 @@ type snapshotter struct {
 	ctx         context.Context
 	step        uint64
 	tree        bool
+	grows       bool // something is appended to the objects, and nothing else is changed
 	seen        map[string]bool
 	objects     []*pb.JournalObject
 	wroteFiles  bool  // a file was put into the transaction's directory
@@ -187,6 +188,10 @@ func (j *Journal) mtime(dir string) (*pb.JournalTime, error) {
 func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObject, setting bool) (err error) {
 	if setting {
 		o.Content, err = at.ReadFile(maxInlineTotal)
+		return err
+	}
+	if s.grows && meta.Size > maxInlineFile {
+		o.Tail, err = tailOf(at, meta.Size)
 		return err
 	}
 	if meta.Links > 1 {

@@ -119,7 +119,12 @@ func (t *Tx) snapshot(ctx context.Context, tree bool, paths []string) error {
 }
 
 func (t *Tx) snapshotLocked(ctx context.Context, tree bool, paths []string, neighbours []*pb.JournalBeside) error {
-	s := &snapshotter{tx: t, ctx: ctx, step: t.nextStep(), tree: tree, seen: map[string]bool{}}
+	return t.keep(&snapshotter{tx: t, ctx: ctx, tree: tree}, paths, neighbours)
+}
+
+// keep takes the before-images of paths as the next step.
+func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside) error {
+	s.step, s.seen = t.nextStep(), map[string]bool{}
 	for _, path := range paths {
 		if err := s.add(path); err != nil {
 			_ = t.fail(s.diskErr)

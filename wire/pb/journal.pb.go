@@ -592,7 +592,10 @@ type JournalObject struct {
 	// The file of the transaction's directory that is another name of the file; empty: there is none.
 	Link string `protobuf:"bytes,7,opt,name=link,proto3" json:"link,omitempty"`
 	// All that is below this directory, or comes to be at this path, and is not in the same record is new.
-	Tree          bool `protobuf:"varint,8,opt,name=tree,proto3" json:"tree,omitempty"`
+	Tree bool `protobuf:"varint,8,opt,name=tree,proto3" json:"tree,omitempty"`
+	// Of a large file to which something is only appended: the SHA-256 of the end of its content, up to 64 KiB. The content is
+	// not kept, and a rollback cuts the file back to state.size.
+	Tail          []byte `protobuf:"bytes,9,opt,name=tail,proto3" json:"tail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +684,13 @@ func (x *JournalObject) GetTree() bool {
 		return x.Tree
 	}
 	return false
+}
+
+func (x *JournalObject) GetTail() []byte {
+	if x != nil {
+		return x.Tail
+	}
+	return nil
 }
 
 // The state of an object but for its content.
@@ -1760,7 +1770,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\fR\x06target\x12\x10\n" +
-	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xa9\x02\n" +
+	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xbd\x02\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -1769,7 +1779,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x05image\x18\x05 \x01(\tR\x05image\x12\x1b\n" +
 	"\timage_ino\x18\x06 \x01(\x04R\bimageIno\x12\x12\n" +
 	"\x04link\x18\a \x01(\tR\x04link\x12\x12\n" +
-	"\x04tree\x18\b \x01(\bR\x04treeB\n" +
+	"\x04tree\x18\b \x01(\bR\x04tree\x12\x12\n" +
+	"\x04tail\x18\t \x01(\fR\x04tailB\n" +
 	"\n" +
 	"\b_content\"\xb7\x02\n" +
 	"\fJournalState\x12\x12\n" +

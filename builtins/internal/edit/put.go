@@ -160,6 +160,12 @@ func (c *Change) show(content *Content, w File) {
 
 // putContent does it: what was there is kept, and the new content is complete beside it, before anything is touched.
 func (c *Change) putContent(ctx context.Context, w File) error {
+	if c.appendable(w) {
+		if err := c.Call.Tx.BeforeAppend(ctx, c.Path); err != nil {
+			return err
+		}
+		return c.rewrite(ctx, w)
+	}
 	backup := w.Backup && !c.Absent()
 	var others []string
 	if backup {
@@ -186,6 +192,23 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		}
 	}
 	return staged.Commit(w.Attr, c.Durable())
+}
+
+// appendable says whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a large
+// file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is replaced.
+func (c *Change) appendable(w File) bool {
+	if !w.Append || w.Backup || c.Call.Tx == nil || c.Old.Kind != fsys.File || c.Old.Size <= maxKept {
+		return false
+	}
+	if pseudo, err := c.At.Pseudo(); err != nil || pseudo {
+		return false
+	}
+	file, err := c.At.OpenInPlace()
+	if err != nil {
+		return false
+	}
+	_ = file.Close()
+	return true
 }
 
 func (c *Change) stage(ctx context.Context, w File) (*fsys.Staged, error) {
@@ -243,6 +266,9 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 	defer func() { err = errors.Join(err, fault.Cause(file.Close())) }()
 	if err := c.still(file); err != nil {
 		return err
+	}
+	if info, err := file.Stat(); err == nil && w.Append && info.Size() != c.Old.Size {
+		return fault.Wrapf(fault.ErrChanged, "others write to it at the same time")
 	}
 	at := c.Old.Size // what is before it stays
 	var old []byte

@@ -1,0 +1,104 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// A file that only grows needs no copy: cut back to its old length it is as it was. What is before that is trusted to be the
+// same if its end is.
+
+// maxTail is how much of the end of a file is summed, in bytes.
+const maxTail = 64 << 10
+
+// BeforeAppend implements builtins.Tx.
+func (t *Tx) BeforeAppend(ctx context.Context, path string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.ensureStarted(); err != nil {
+		return err
+	}
+	return t.keep(&snapshotter{tx: t, ctx: ctx, grows: true}, []string{path}, nil)
+}
+
+// tailOf sums the end of the content that a file had when it had this size.
+func tailOf(at *fsys.At, size int64) ([]byte, error) {
+	file, err := at.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	sum := sha256.New()
+	n := min(size, maxTail)
+	switch read, err := io.Copy(sum, io.NewSectionReader(file, size-n, n)); {
+	case err != nil:
+		return nil, fault.Cause(err)
+	case read < n:
+		return nil, fault.Wrapf(fault.ErrChanged, "the file has become shorter")
+	}
+	return sum.Sum(nil), nil
+}
+
+// cutBack restores a file to which something was appended. grown: others have changed it since the step.
+func (r *restorer) cutBack(grown bool) error {
+	if r.is.Kind != fsys.File || r.is.Size < r.was.Size {
+		return fault.Wrapf(fault.ErrChanged, "what was appended is not undone: it is not the file any more that it was")
+	}
+	tail, err := tailOf(r.at, r.was.Size)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(tail, r.object.Tail) {
+		return fault.Wrapf(fault.ErrChanged, "what was appended is not undone: what is before it has changed")
+	}
+	if r.is.Size > r.was.Size {
+		if grown {
+			if err := r.withConflictName(r.copyTail, false); err != nil {
+				return err
+			}
+		}
+		if err := r.do("restore.cut", r.cut); err != nil {
+			return err
+		}
+	}
+	return r.captureAndApply()
+}
+
+func (r *restorer) cut() error {
+	file, err := r.at.OpenInPlace()
+	if err != nil {
+		return err
+	}
+	err = fault.Cause(file.Truncate(r.was.Size))
+	if err == nil {
+		err = fault.Cause(file.Sync())
+	}
+	return errors.Join(err, fault.Cause(file.Close()))
+}
+
+// copyTail saves what is behind the old end, in which there is something of others, as a file of its own.
+func (r *restorer) copyTail(to *fsys.At) error {
+	if _, err := to.Stat(); err == nil {
+		return os.ErrExist
+	}
+	from, err := r.at.Open()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	staged, err := to.Stage()
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(staged.File, io.NewSectionReader(from, r.was.Size, r.is.Size-r.was.Size)); err != nil {
+		return errors.Join(fault.Cause(err), staged.Discard())
+	}
+	return r.do("restore.aside", func() error { return staged.Restore(r.is, true) })
+}
