@@ -51,7 +51,7 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
 	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or agent.sock in another state directory)")
 	c.Flags().StringVar(&f.config, "config", config.DefaultFile, "configuration `file`; one that does not exist means defaults")
-	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID (default device_path of the configuration)")
+	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID[:unprivileged] (default device_path of the configuration)")
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
 	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
 	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")

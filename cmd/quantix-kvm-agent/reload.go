@@ -69,6 +69,7 @@ func settings(live func(name string) func(config.Config)) []setting {
 		{name: "transport", of: func(c config.Config) any { return c.Transport }},
 		{name: "vsock_port", of: func(c config.Config) any { return c.VsockPort }},
 		{name: "vsock_allow_cids", of: func(c config.Config) any { return c.VsockCIDs }},
+		{name: "vsock_unprivileged", of: func(c config.Config) any { return c.VsockUnprivileged }},
 		{name: "device_path", of: func(c config.Config) any { return c.Device }},
 		{name: "framing", of: func(c config.Config) any { return c.Framing }},
 		{name: "pre_freeze_script_dir", of: func(c config.Config) any { return c.PreFreezeDir }},

@@ -39,6 +39,7 @@ type Config struct {
 	Transport         string        // transport: auto is what device_path says; virtio-serial, unix or vsock hold it to that
 	VsockPort         uint32        // vsock_port: 9443, for transport vsock
 	VsockCIDs         []uint32      // vsock_allow_cids: who may connect, for transport vsock; 2, the host, unless it is said
+	VsockUnprivileged bool          // vsock_unprivileged: false; peers may connect from ports that are not root's
 	Framing           wire.Framing  // framing: auto, plain or qtx1
 	PreFreezeDir      string        // pre_freeze_script_dir
 	PostThawDir       string        // post_thaw_script_dir
@@ -122,7 +123,8 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 // channelAndLog returns the defaults, but for the keys that say how to reach the host and the log.
 func (c Config) channelAndLog() Config {
 	d := Default()
-	d.Device, d.Framing, d.Transport, d.VsockPort, d.VsockCIDs = c.Device, c.Framing, c.Transport, c.VsockPort, c.VsockCIDs
+	d.Device, d.Framing, d.Transport = c.Device, c.Framing, c.Transport
+	d.VsockPort, d.VsockCIDs, d.VsockUnprivileged = c.VsockPort, c.VsockCIDs, c.VsockUnprivileged
 	if d.checkTransport() != nil {
 		d.Transport = "auto"
 	}
@@ -154,7 +156,11 @@ func (c Config) Channel() string {
 	for i, cid := range c.VsockCIDs {
 		cids[i] = strconv.FormatUint(uint64(cid), 10)
 	}
-	return fmt.Sprintf(vsockPrefix+"%d:%s", c.VsockPort, strings.Join(cids, ","))
+	spec := fmt.Sprintf(vsockPrefix+"%d:%s", c.VsockPort, strings.Join(cids, ","))
+	if c.VsockUnprivileged {
+		spec += ":unprivileged"
+	}
+	return spec
 }
 
 // parser reads one document.
@@ -253,6 +259,7 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"transport":               readText(func(c *Config) *string { return &c.Transport }, "auto", "virtio-serial", "unix", "vsock"),
 	"vsock_port":              readNumber(1, math.MaxUint32-1, func(c *Config, n int64) { c.VsockPort = uint32(n) }),
 	"vsock_allow_cids":        readCIDs,
+	"vsock_unprivileged":      readBool(func(c *Config, on bool) { c.VsockUnprivileged = on }),
 	"device_path":             readText(func(c *Config) *string { return &c.Device }),
 	"framing": func(c *Config, node *yaml.Node) error {
 		f, err := wire.ParseFraming(node.Value)

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/mdlayher/vsock"
-
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
@@ -21,7 +19,8 @@ const vsockPort = 9443
 
 // Dial connects to a unix socket, as QEMU makes one for a virtio-serial port, or to vsock:CID:NUMBER, the vsock port of the
 // guest with that context id; without a number it is 9443. A file whose name begins with vsock: is reached as ./vsock:….
-// The guest of a vsock has to answer before ctx ends, or within the kernel's two seconds.
+// The guest of a vsock has to answer before ctx ends, or within the kernel's two seconds. A caller with the right to do so
+// connects from a port below 1024: an agent accepts no other unless its configuration says so.
 func Dial(ctx context.Context, path string, options Options) (*Client, error) {
 	channel, err := dial(ctx, path)
 	if errors.Is(err, syscall.EAGAIN) {
@@ -47,7 +46,7 @@ func dial(ctx context.Context, path string) (io.ReadWriteCloser, error) {
 	if cidErr != nil || portErr != nil {
 		return nil, fault.Wrapf(fs.ErrInvalid, "it is vsock:CID:NUMBER, both of them numbers below 2^32")
 	}
-	return vsock.DialContext(ctx, uint32(c), uint32(n), nil)
+	return dialVsock(ctx, uint32(c), uint32(n))
 }
 
 func unwrapNet(err error) error {

@@ -57,6 +57,7 @@ var ErrGone = errors.New("the port is gone")
 //	unix-connect:PATH      a unix socket to connect to, again and again
 //	vsock:NUMBER           a vsock port to listen on for the host, VsockPort where it is empty
 //	vsock:NUMBER:CID,CID…  and for no others than these
+//	…:unprivileged         also from ports of 1024 and above, which any user of their machine can use
 //
 // A port for which isOpen returns true, by its name, is left out. The ports that could be opened are returned also together with an
 // error about others. auto without any port is fs.ErrNotExist.

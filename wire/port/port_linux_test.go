@@ -201,7 +201,10 @@ func TestVsockServesWhomItIsToldTo(t *testing.T) {
 	for _, c := range []struct {
 		spec string
 		in   bool
-	}{{"vsock:19443:1", true}, {"vsock:19443", false}, {"vsock:19443:2,77", false}} {
+	}{
+		{"vsock:19443:1:unprivileged", true}, {"vsock:19443:1", false}, {"vsock:19443", false},
+		{"vsock:19443:2,77:unprivileged", false},
+	} {
 		p := open(t, c.spec)
 		if p.Name() != "vsock:19443" {
 			t.Error(p.Name())
@@ -230,8 +233,27 @@ func TestVsockServesWhomItIsToldTo(t *testing.T) {
 	}
 }
 
+// A peer that is allowed connects from a port that only root can bind, unless it is said otherwise.
+func TestVsockPeersArePrivileged(t *testing.T) {
+	for _, c := range []struct {
+		listener *vsockListener
+		peer     vsock.Addr
+		want     bool
+	}{
+		{&vsockListener{allow: []uint32{2}}, vsock.Addr{ContextID: 2, Port: 1023}, true},
+		{&vsockListener{allow: []uint32{2}}, vsock.Addr{ContextID: 2, Port: 1024}, false},
+		{&vsockListener{allow: []uint32{2}}, vsock.Addr{ContextID: 3, Port: 1023}, false},
+		{&vsockListener{allow: []uint32{2}, unprivileged: true}, vsock.Addr{ContextID: 2, Port: 1024}, true},
+		{&vsockListener{allow: []uint32{2}, unprivileged: true}, vsock.Addr{ContextID: 3, Port: 1}, false},
+	} {
+		if got := c.listener.allowed(&c.peer); got != c.want {
+			t.Errorf("allow %v, unprivileged %v: %v allowed: %v", c.listener.allow, c.listener.unprivileged, c.peer, got)
+		}
+	}
+}
+
 func TestVsockSpecifications(t *testing.T) {
-	for _, spec := range []string{"vsock:x", "vsock:1:", "vsock:1:2,", "vsock:99999999999"} {
+	for _, spec := range []string{"vsock:x", "vsock:1:", "vsock:1::unprivileged", "vsock:1:2:else", "vsock:1:2,", "vsock:99999999999"} {
 		if _, err := Open(spec, noneOpen); err == nil || !strings.Contains(err.Error(), "vsock:") {
 			t.Errorf("%s: %v", spec, err)
 		}

@@ -21,18 +21,25 @@ const VsockPort = 9443
 // hostCID is the address of the hypervisor's machine, VMADDR_CID_HOST of linux/vm_sockets.h.
 const hostCID = 2
 
+// firstUnprivileged is the first port number that any user of a machine may connect from, behind LAST_RESERVED_PORT of
+// net/vmw_vsock/af_vsock.c.
+const firstUnprivileged = 1024
+
 // vsockListener is a vsock port that the host, or who else is allowed, connects to.
 type vsockListener struct {
-	port     uint32
-	allow    []uint32
-	l        *vsock.Listener
-	sessions atomic.Int32
+	port         uint32
+	allow        []uint32
+	unprivileged bool // peers may connect from any port: an ordinary user of the host can
+	l            *vsock.Listener
+	sessions     atomic.Int32
 }
 
-// listenVsock listens on NUMBER or NUMBER:CID,CID…: the port, and the context ids that may connect; by default the host's alone.
+// listenVsock listens on NUMBER, NUMBER:CID,CID… or NUMBER:CID,CID…:unprivileged: the port, the context ids that may connect,
+// by default the host's alone, and whether they may do so from any port; by default only from those that root alone can bind.
 func listenVsock(spec string) (Port, error) {
 	number, cids, listed := strings.Cut(spec, ":")
 	v := &vsockListener{port: VsockPort, allow: []uint32{hostCID}}
+	cids, v.unprivileged = strings.CutSuffix(cids, ":unprivileged")
 	if number != "" {
 		n, err := strconv.ParseUint(number, 10, 32)
 		if err != nil {
@@ -60,6 +67,11 @@ func listenVsock(spec string) (Port, error) {
 func (v *vsockListener) Name() string { return "vsock:" + strconv.FormatUint(uint64(v.port), 10) }
 func (v *vsockListener) Close() error { return v.l.Close() }
 
+// allowed reports whether a peer may connect.
+func (v *vsockListener) allowed(peer *vsock.Addr) bool {
+	return slices.Contains(v.allow, peer.ContextID) && (v.unprivileged || peer.Port < firstUnprivileged)
+}
+
 // Accept closes connections of peers that are not allowed.
 func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err := v.l.SetDeadline(time.Time{}); err != nil {
@@ -81,7 +93,7 @@ func (v *vsockListener) Accept(ctx context.Context) (io.ReadWriteCloser, error) 
 			return nil, err
 		}
 		peer, ok := conn.RemoteAddr().(*vsock.Addr)
-		if !ok || !slices.Contains(v.allow, peer.ContextID) || v.sessions.Load() >= maxSessions {
+		if !ok || !v.allowed(peer) || v.sessions.Load() >= maxSessions {
 			conn.Close()
 			continue
 		}
