@@ -20,6 +20,9 @@ type Call struct {
 	Session string
 	// Tx is the transaction; nil for a native request that has none, which is not undone.
 	Tx Tx
+	// Sees says whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The executor
+	// sets it.
+	Sees func(port string) bool
 	// Writer is how Lock becomes the one writer; nil: the call is, or nobody else could be. The executor sets it.
 	Writer func(ctx context.Context) (release func(), err error)
 	// Deferred is how AfterCommit is told; nil: there is no transaction. The executor sets it.
@@ -110,6 +113,9 @@ func (c *Call) Lock(ctx context.Context) (release func(), err error) {
 	}
 	return c.Writer(ctx)
 }
+
+// MaySee says whether the caller may see, and end, what the hosts on a port began.
+func (c *Call) MaySee(port string) bool { return c.Sees == nil || c.Sees(port) }
 
 // Buffer returns n bytes for the reply, of any content, that nobody may keep.
 func (c *Call) Buffer(n int) []byte {

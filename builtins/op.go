@@ -60,6 +60,8 @@ type Op struct {
 	Partial bool
 	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
 	Transaction bool
+	// Own says that the operation only ends what its caller began, so that a list of allowed operations need not name it.
+	Own bool
 	// Delegates says that the row changes the guest through other rows alone, each of which is decided on by itself.
 	Delegates bool
 	// Internal rows are called by the journal alone, to take something back.

@@ -2,6 +2,7 @@ package builtins
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 
@@ -58,6 +59,13 @@ func (t *Table) add(op *Op) {
 	} else {
 		t.native[op.In.ProtoReflect().Descriptor().FullName()] = op
 	}
+}
+
+// With returns a table that has the rows of one more room.
+func (t *Table) With(room Room) *Table {
+	with := NewTable(Room{Ops: slices.Clone(t.ops)}, room)
+	maps.Copy(with.scopes, t.scopes)
+	return with
 }
 
 // Ops are all rows by name. The slice is the table's own.

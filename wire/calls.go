@@ -16,18 +16,21 @@ type Calls struct {
 	idle    chan struct{} // closed when nothing runs any more; set by Shutdown
 }
 
-type running struct{ cancel context.CancelCauseFunc }
+type running struct {
+	owner  string
+	cancel context.CancelCauseFunc
+}
 
-// Start registers a call under its message id. Its context ends with parent, and when Cancel is called for the id; done must be
-// called when the call is over. After Shutdown no call starts: the error is ErrBusy.
-func (c *Calls) Start(parent context.Context, id string) (ctx context.Context, done func(), err error) {
+// Start registers a call under its message id and its owner, the port that it came by. Its context ends with parent, and when
+// Cancel is called for the id; done must be called when the call is over. After Shutdown no call starts: the error is ErrBusy.
+func (c *Calls) Start(parent context.Context, owner, id string) (ctx context.Context, done func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, nil, fault.Wrapf(fault.ErrBusy, "the agent is stopping")
 	}
 	ctx, cancel := context.WithCancelCause(parent)
-	call := &running{cancel}
+	call := &running{owner, cancel}
 	if c.running == nil {
 		c.running = map[string][]*running{}
 	}
@@ -59,15 +62,18 @@ func (c *Calls) end(id string, call *running) {
 // errCancelRequested is the cause of a call that a host cancelled.
 var errCancelRequested = fault.Wrapf(context.Canceled, "a host asked for it")
 
-// Cancel ends the contexts of the calls with a message id, with a cause that is context.Canceled. It reports whether there was
-// one, and does not wait for its end.
-func (c *Calls) Cancel(id string) bool {
+// Cancel ends the contexts of the calls with a message id whose owner is of those that sees reports true for, with a cause that
+// is context.Canceled. It reports whether there was one, and does not wait for its end.
+func (c *Calls) Cancel(id string, sees func(owner string) bool) (found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, call := range c.running[id] {
-		call.cancel(errCancelRequested)
+		if sees(call.owner) {
+			call.cancel(errCancelRequested)
+			found = true
+		}
 	}
-	return len(c.running[id]) > 0
+	return found
 }
 
 // Len returns how many calls are being served.

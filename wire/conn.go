@@ -61,6 +61,8 @@ type Config struct {
 	Session string
 	// Calls holds the calls that are being served. Required.
 	Calls *Calls
+	// Port is the name of the port, which owns the calls of this connection. Optional.
+	Port string
 	// Urgent answers a request that must not wait for others; false: it is not of that kind. It runs on the reader and must not
 	// block. Required.
 	Urgent func(c *Conn, request proto.Message) (reply proto.Message, urgent bool)

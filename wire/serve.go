@@ -101,7 +101,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		}
 		return
 	}
-	call, done, err := c.config.Calls.Start(parent, m.MessageId)
+	call, done, err := c.config.Calls.Start(parent, c.config.Port, m.MessageId)
 	if err != nil {
 		leave()
 		c.refuse(m.MessageId, request, err)

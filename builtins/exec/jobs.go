@@ -50,6 +50,8 @@ const (
 	lockName = "lock"
 )
 
+var errNoJob = fault.Wrapf(fs.ErrNotExist, "there is no such job")
+
 // jobs are the detached commands of a room.
 type jobs struct {
 	dir string // empty: there are none
@@ -101,7 +103,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxRunningJobs)
 	}
 	job := &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line), Directory: printable(spec.Dir),
-		User: user, RequestId: call.ID}
+		User: user, RequestId: call.ID, Port: call.Port}
 	dir := filepath.Join(r.jobs.dir, job.Id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -133,18 +135,19 @@ func validJobID(id string) bool {
 	})
 }
 
-// listJobs serves list_jobs.
-func (r *Room) listJobs(ctx context.Context, _ *builtins.Call, in *pb.ListJobsRequest) (*pb.ListJobsResponse, error) {
+// listJobs serves list_jobs: of what the caller's port began, and what else it may see.
+func (r *Room) listJobs(ctx context.Context, call *builtins.Call, in *pb.ListJobsRequest) (*pb.ListJobsResponse, error) {
 	if !r.jobs.kept() {
 		return nil, fault.Unsupported("this agent keeps no jobs")
 	}
 	if in.GetJobId() == "" {
 		list, err := r.jobs.list()
-		return &pb.ListJobsResponse{Jobs: r.jobs.prune(list, time.Now())}, err
+		list = slices.DeleteFunc(r.jobs.prune(list, time.Now()), func(job *pb.Job) bool { return !call.MaySee(job.Port) })
+		return &pb.ListJobsResponse{Jobs: list}, err
 	}
 	deadline := time.Now().Add(min(time.Duration(in.GetWaitSeconds())*time.Second, maxJobWait))
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
-		out, ready, err := r.jobs.read(in)
+		out, ready, err := r.jobs.read(call, in)
 		if err != nil || ready || !time.Now().Before(deadline) {
 			return out, fault.On(in.GetJobId(), err)
 		}
@@ -157,8 +160,8 @@ func (r *Room) listJobs(ctx context.Context, _ *builtins.Call, in *pb.ListJobsRe
 }
 
 // read returns one job and its output. ready: the job has ended, or there is output.
-func (j *jobs) read(in *pb.ListJobsRequest) (out *pb.ListJobsResponse, ready bool, err error) {
-	job, err := j.load(in.GetJobId()) // before the output, which is then complete if the job has ended
+func (j *jobs) read(call *builtins.Call, in *pb.ListJobsRequest) (out *pb.ListJobsResponse, ready bool, err error) {
+	job, err := j.seen(call, in.GetJobId()) // before the output, which is then complete if the job has ended
 	if err != nil {
 		return nil, false, err
 	}
@@ -201,7 +204,7 @@ func (j *jobs) list() ([]*pb.Job, error) {
 // load reads one job. The error wraps fs.ErrNotExist if there is none of that id.
 func (j *jobs) load(id string) (*pb.Job, error) {
 	if !validJobID(id) {
-		return nil, fault.Wrapf(fs.ErrNotExist, "there is no such job")
+		return nil, errNoJob
 	}
 	dir := filepath.Join(j.dir, id)
 	job, err := readJob(dir)
@@ -212,7 +215,7 @@ func (j *jobs) load(id string) (*pb.Job, error) {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Wrapf(fs.ErrNotExist, "there is no such job")
+		return nil, errNoJob
 	}
 	if err != nil {
 		return nil, err
@@ -220,6 +223,15 @@ func (j *jobs) load(id string) (*pb.Job, error) {
 	// The file of a job that ended also counts what was lost at the end.
 	job.StdoutBytes, job.StderrBytes = max(job.StdoutBytes, spoolSize(dir, "stdout")), max(job.StderrBytes, spoolSize(dir, "stderr"))
 	return job, nil
+}
+
+// seen reads one job that the caller may see; any other is not there.
+func (j *jobs) seen(call *builtins.Call, id string) (*pb.Job, error) {
+	job, err := j.load(id)
+	if err == nil && !call.MaySee(job.Port) {
+		return nil, errNoJob
+	}
+	return job, err
 }
 
 func readJob(dir string) (*pb.Job, error) {
@@ -260,7 +272,7 @@ func (j *jobs) prune(list []*pb.Job, now time.Time) []*pb.Job {
 }
 
 // signalJob serves exec_input for a job.
-func (r *Room) signalJob(in *pb.ExecInputRequest) error {
+func (r *Room) signalJob(call *builtins.Call, in *pb.ExecInputRequest) error {
 	if len(in.GetData()) > 0 || in.GetCloseStdin() || in.GetRows()+in.GetCols() > 0 || in.GetExecId() != "" {
 		return fault.Invalid("a job takes only signal and end")
 	}
@@ -271,7 +283,7 @@ func (r *Room) signalJob(in *pb.ExecInputRequest) error {
 	if !r.jobs.kept() {
 		return fault.Unsupported("this agent keeps no jobs")
 	}
-	job, err := r.jobs.load(in.GetJobId())
+	job, err := r.jobs.seen(call, in.GetJobId())
 	if err != nil {
 		return err
 	}

@@ -218,3 +218,31 @@ func TestJobOutputOnFullDisk(t *testing.T) {
 		t.Errorf("%q", texts)
 	}
 }
+
+// A job is its port's: others do not see it, nor can they end it.
+func TestJobsBelongToTheirPort(t *testing.T) {
+	_, table := room(t, Config{Jobs: filepath.Join(t.TempDir(), "jobs")})
+	invoke := func(port string, in proto.Message) (proto.Message, error) {
+		call := &builtins.Call{ID: "request", Port: port, Sees: func(owner string) bool { return owner == port }}
+		return table.Invoke(context.Background(), call, table.Native(in), in)
+	}
+	started, err := invoke("a", &pb.ExecStartRequest{Detach: true, Command: "sleep 60"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := started.(*pb.ExecStartResponse).JobId
+	end := &pb.ExecInputRequest{JobId: id, End: true}
+	for _, in := range []proto.Message{&pb.ListJobsRequest{JobId: id, MaxBytes: 10}, end} {
+		if _, err := invoke("b", in); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("another port: %T: %v", in, err)
+		}
+	}
+	for port, want := range map[string]int{"a": 1, "b": 0} {
+		if list, err := invoke(port, &pb.ListJobsRequest{}); err != nil || len(list.(*pb.ListJobsResponse).Jobs) != want {
+			t.Errorf("%s: %v, %v", port, list, err)
+		}
+	}
+	if _, err := invoke("a", end); err != nil {
+		t.Error(err)
+	}
+}

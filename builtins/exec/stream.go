@@ -263,7 +263,7 @@ func (s *streamed) send(e *pb.ExecOutputEvent) bool {
 // execInput is the native operation.
 func (r *Room) execInput(ctx context.Context, call *builtins.Call, in *pb.ExecInputRequest) (*pb.ExecInputResponse, error) {
 	if in.GetJobId() != "" {
-		return &pb.ExecInputResponse{}, fault.On("job "+in.GetJobId(), r.signalJob(in))
+		return &pb.ExecInputResponse{}, fault.On("job "+in.GetJobId(), r.signalJob(call, in))
 	}
 	s := r.streams.get(streamKey{call.Port, call.Session, in.GetExecId()})
 	if s == nil {

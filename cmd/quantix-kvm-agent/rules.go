@@ -1,10 +1,13 @@
 package main
 
 import (
+	"slices"
+
 	"go.uber.org/zap"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
+	"github.com/quantix-kvm/guest-agent/runtime/agent"
 	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/policy"
@@ -24,7 +27,8 @@ func newRules(log, audit *zap.Logger) *rules { return &rules{log: log, audit: au
 
 // of says what the rules are about.
 func (r *rules) of(f flags, inside *core.Core) {
-	r.guest, r.ops = &policy.Guest{Files: inside.Files}, inside.Calls.Table().Ops()
+	r.guest = &policy.Guest{Files: inside.Files}
+	r.ops = slices.Concat(inside.Calls.Table().Ops(), agent.Ops())
 	if own := f.below(f.stateDir()); len(own) > 0 {
 		r.guest.State = own[0]
 	}

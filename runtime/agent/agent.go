@@ -56,6 +56,7 @@ func New(config Config) *Agent {
 		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, debug.FreeOSMemory),
 		tracker: newTracker(config.Control.Changed),
 	}
+	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})
 	return a
 }
 

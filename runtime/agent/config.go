@@ -90,9 +90,9 @@ type Hooks struct {
 	Gate func(ctx context.Context) error
 	// Notices returns events that every host is sent after agent_ready. Optional; default: none.
 	Notices func() []*pb.ErrorEvent
-	// Cancel stops what a key or a transaction id names, and reports whether there was something. Optional; default: there
-	// never is.
-	Cancel func(request *pb.CancelRequest) bool
+	// Cancel stops what a key or a transaction id names, as far as sees reports true for the port that began it, and reports
+	// whether there was something. Optional; default: there never is.
+	Cancel func(request *pb.CancelRequest, sees func(port string) bool) bool
 	// SessionClosed is called when the host of a session has left, and once more when the last request of the session has
 	// ended, where its protocol tells the two apart: what only that host could finish is dropped. Optional; default: nothing.
 	SessionClosed func(port, session string)
@@ -171,7 +171,7 @@ func (h Hooks) withDefaults() Hooks {
 		h.Notices = func() []*pb.ErrorEvent { return nil }
 	}
 	if h.Cancel == nil {
-		h.Cancel = func(*pb.CancelRequest) bool { return false }
+		h.Cancel = func(*pb.CancelRequest, func(string) bool) bool { return false }
 	}
 	if h.SessionClosed == nil {
 		h.SessionClosed = func(string, string) {}

@@ -21,7 +21,7 @@ func (a *Agent) dispatch(ctx context.Context, call *builtins.Call, request proto
 	case *pb.PingRequest:
 		return a.pong(request), nil
 	case *pb.CancelRequest:
-		return a.cancel(request), nil
+		return a.cancel(call, request)
 	case *pb.GetCapabilitiesRequest:
 		return a.describe(call.Port), nil
 	case *pb.GetStatusRequest:
@@ -67,20 +67,44 @@ func (a *Agent) pong(request *pb.PingRequest) *pb.PongResponse {
 	}
 }
 
-func (a *Agent) cancel(request *pb.CancelRequest) proto.Message {
+// Ops returns the rows of what the agent serves itself and a policy may deny, for who reads the names in one.
+func Ops() []builtins.Op { return new(Agent).ops() }
+
+func (a *Agent) ops() []builtins.Op {
+	return []builtins.Op{{
+		Name: "cancel", Summary: "end a request or a script that the caller's port began", Own: true,
+		Routine: func(proto.Message) bool { return true }, Handler: builtins.Handle(a.end),
+	}}
+}
+
+// cancel serves a request to end another one. It waits for nothing. An error comes together with the reply that says so.
+func (a *Agent) cancel(call *builtins.Call, request *pb.CancelRequest) (proto.Message, error) {
+	if a.config.Refusing != nil { // there is nothing to end, and no policy
+		return &pb.CancelResponse{}, nil
+	}
+	op := a.native(request)
+	reply, err := a.config.Calls.Execute(context.Background(), call, op, request)
+	if err != nil {
+		return op.ErrorReply(err), err
+	}
+	return reply, nil
+}
+
+// end ends what a request names, where the caller's port began it or may see what others did.
+func (a *Agent) end(_ context.Context, call *builtins.Call, request *pb.CancelRequest) (*pb.CancelResponse, error) {
 	named := 0
 	for _, name := range []string{request.MessageId, request.Key, request.TransactionId} {
 		if name != "" {
 			named++
 		}
 	}
-	if named != 1 {
-		return &pb.CancelResponse{Error: &pb.ScriptError{Kind: "params", Message: "name one of message_id, key, transaction_id"}}
+	switch {
+	case named != 1:
+		return nil, fault.Invalid("name one of message_id, key, transaction_id")
+	case request.MessageId != "":
+		return &pb.CancelResponse{Cancelled: a.calls.Cancel(request.MessageId, call.MaySee)}, nil
 	}
-	if request.MessageId != "" {
-		return &pb.CancelResponse{Cancelled: a.calls.Cancel(request.MessageId)}
-	}
-	return &pb.CancelResponse{Cancelled: a.config.Hooks.Cancel(request)}
+	return &pb.CancelResponse{Cancelled: a.config.Hooks.Cancel(request, call.MaySee)}, nil
 }
 
 // describe returns the reply to get_capabilities on a port; the name is empty for the control port.

@@ -51,7 +51,7 @@ func (n *nativeSession) config() wire.Config {
 	a := n.agent
 	return wire.Config{
 		Framing: a.config.Ports.Framing, Session: a.nonce, Calls: &a.calls,
-		Urgent: a.urgent,
+		Urgent: n.urgent, Port: n.Port(),
 		Handle: n.handle,
 		Refuse: a.refusal,
 		Mutates: func(request proto.Message) bool {
@@ -82,18 +82,22 @@ func (n *nativeSession) config() wire.Config {
 	}
 }
 
-// urgent answers what must not wait for anything.
+// urgent answers a ping that waits for nothing.
 func (a *Agent) urgent(_ *wire.Conn, request proto.Message) (proto.Message, bool) {
-	switch request := request.(type) {
-	case *pb.PingRequest:
-		if request.Sequence == 1 || len(request.Awaiting) > 0 {
-			return nil, false // asks for telemetry first, or for an answer that overtakes no reply
-		}
-		return a.pong(request), true
-	case *pb.CancelRequest:
-		return a.cancel(request), true
+	ping, ok := request.(*pb.PingRequest)
+	if !ok || ping.Sequence == 1 || len(ping.Awaiting) > 0 {
+		return nil, false // asks for telemetry first, or for an answer that overtakes no reply
 	}
-	return nil, false
+	return a.pong(ping), true
+}
+
+// urgent answers what must not wait for anything.
+func (n *nativeSession) urgent(c *wire.Conn, request proto.Message) (proto.Message, bool) {
+	if request, ok := request.(*pb.CancelRequest); ok {
+		reply, _ := n.agent.cancel(&builtins.Call{Port: n.Port(), Session: n.ID()}, request)
+		return reply, true
+	}
+	return n.agent.urgent(c, request)
 }
 
 // handle serves one request.

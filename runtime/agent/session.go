@@ -105,7 +105,7 @@ func (s *Session) Warn(text string, err error) { s.port.limiter.warn(text, err) 
 // tell it meanwhile and reports whether it went out; nil: the host hears none. A stopping agent cancels ctx of the operation
 // with ErrStopping and waits for it; after that no call starts.
 func (s *Session) Call(ctx context.Context, id string, request proto.Message, event func(proto.Message) bool) (proto.Message, error) {
-	ctx, done, err := s.agent.calls.Start(ctx, id)
+	ctx, done, err := s.agent.calls.Start(ctx, s.Port(), id)
 	if err != nil {
 		return s.agent.refusal(request, err), err
 	}

@@ -194,7 +194,7 @@ func TestStopClosesSessions(t *testing.T) {
 func TestNoCallAfterStop(t *testing.T) {
 	a := New(Config{})
 	a.drain()
-	reply, err := (&Session{agent: a}).Call(t.Context(), "late", &pb.ExecuteRequest{}, nil)
+	reply, err := (&Session{agent: a, port: &openPort{Port: newPipes("lines.0")}}).Call(t.Context(), "late", &pb.ExecuteRequest{}, nil)
 	if fault.Code(err) != "busy" || reply == nil {
 		t.Error(reply, err)
 	}

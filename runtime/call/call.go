@@ -30,6 +30,8 @@ type Policy interface {
 	Check(port string, op *builtins.Op, in proto.Message, access builtins.Access) error
 	// Denies says whether every request to a row is refused on a port, so that nothing announces it there.
 	Denies(port string, op *builtins.Op) bool
+	// Sees says whether hosts on a port may see, and end, what those on another began.
+	Sees(port, owner string) bool
 }
 
 // Config is what an executor is made of.
@@ -62,6 +64,13 @@ func (x *Executor) With(j *journal.Journal, table *builtins.Table) *Executor {
 	return with
 }
 
+// Plus returns an executor that has the operations of one more room, and is else the same.
+func (x *Executor) Plus(room builtins.Room) *Executor {
+	with := *x
+	with.config.Table = x.config.Table.With(room)
+	return &with
+}
+
 // Native returns the row for a request of a host; nil where nothing serves it.
 func (x *Executor) Native(in proto.Message) *builtins.Op { return x.config.Table.Native(in) }
 
@@ -79,6 +88,9 @@ func (x *Executor) Capabilities(port string) []string {
 // all is as it was and the error says why. An error names the operation, as in "file_write /etc/motd: read-only file system".
 func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) (proto.Message, error) {
 	own := *call
+	if x.config.Policy != nil {
+		own.Sees = func(owner string) bool { return x.config.Policy.Sees(call.Port, owner) }
+	}
 	if x.journal != nil {
 		own.Writer = x.journal.Lock
 	}

@@ -22,7 +22,7 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 		return nil, fault.Unsupported("there is no journal")
 	}
 	ref := &pb.ScriptRef{Name: d.op.Name}
-	tx, err := d.journal.Begin(ctx, journal.Header{MessageID: d.call.ID, Script: ref})
+	tx, err := d.journal.Begin(ctx, journal.Header{MessageID: d.call.ID, Port: d.call.Port, Script: ref})
 	if err != nil {
 		return nil, err
 	}

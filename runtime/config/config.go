@@ -114,6 +114,9 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 			p.fault(p.transport, "transport", "%v", err)
 		}
 	}
+	if other := p.config.Security.OtherPorts; len(other) > 0 {
+		p.faults = append(p.faults, fmt.Errorf("line %d: security.other_ports: is for the sections of ports alone", other[0].Line))
+	}
 	if err := errors.Join(p.faults...); err != nil {
 		return p.config.channelAndLog(), p.warnings, err
 	}

@@ -53,6 +53,8 @@ func TestFaultsAreNamedWithLineAndKey(t *testing.T) {
 		"telemetry_interval_secs: 0\n":                               "line 1: telemetry_interval_secs: 0 is not between 1 and 86400",
 		"telemetry_interval_secs: five\n":                            `line 1: telemetry_interval_secs: "five" is not a whole number`,
 		"health:\n  interval_secs: 0\n":                              "line 2: health.interval_secs: 0 is not between",
+		"security:\n  other_ports: ['*']\n":                          "line 2: security.other_ports: is for the sections of ports alone",
+		"security:\n  ports:\n    '*': {other_ports: [a]}\n":         `line 3: security.ports.*.other_ports: line 3: "a" is no name of a port`,
 		"security:\n\tcommand_allowlist: [a]\n":                      "line 2",
 		"security:\n  command_blocklist: [rm -rf]\n":                 `line 2: security.command_blocklist: line 2: "rm -rf" is no program`,
 		"security:\n  command_allowlist: rm\n":                       "line 2: security.command_allowlist: is no list",

@@ -25,13 +25,25 @@ const Native Protocol = "native"
 var portNames = []struct {
 	prefix   string // more follows
 	protocol Protocol
+	only     bool // it is what device_path or transport names, and no other port is served beside it
 }{
-	{port.NamePrefix, Native},
-	{port.LegacyNamePrefix, Native},
-	{unixPrefix, Native},
-	{unixConnectPrefix, Native},
-	{vsockPrefix, Native},
-	{"/", Native}, // the path of a device
+	{port.NamePrefix, Native, false},
+	{port.LegacyNamePrefix, Native, false},
+	{unixPrefix, Native, true},
+	{unixConnectPrefix, Native, true},
+	{vsockPrefix, Native, true},
+	{"/", Native, true}, // the path of a device
+}
+
+// IsOnlyPort reports whether an agent that serves a port of that name serves no other: all that its hosts began is that
+// port's, whatever it was called before.
+func IsOnlyPort(portName string) bool {
+	for _, known := range portNames {
+		if begins(portName, known.prefix) {
+			return known.only
+		}
+	}
+	return false
 }
 
 // ProtocolOf returns what is spoken on a port: Native where its name is not a listed one, as that of a device whose path is

@@ -11,6 +11,9 @@ func TestPortNames(t *testing.T) {
 			t.Errorf("%s: %v, %s", name, isPortPattern(name), ProtocolOf(name))
 		}
 	}
+	if !IsOnlyPort("unix:/run/x") || !IsOnlyPort("/dev/vport0p1") || IsOnlyPort("org.quantix.agent.0") || IsOnlyPort("org.qemu.guest_agent.0") {
+		t.Error("which port is the only one of its agent is not told")
+	}
 	for _, name := range []string{"", "org.quantix.agent.", "org.quantix.agent1", "unix:", "vport0p1", "unix:[", "org.qemu.guest_agent.0"} {
 		if isPortPattern(name) {
 			t.Errorf("%s can be restricted, but is no port's name", name)

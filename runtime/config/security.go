@@ -26,10 +26,12 @@ type Security struct {
 	ReadOnly          Switch // read_only
 	Audit             Switch // audit_logging
 	Ports             []PortSecurity
+	OtherPorts        []Rule // other_ports: ports whose jobs and transactions those of a section of ports see and end, too
 }
 
 // PortSecurity is what holds beside the general section for the hosts on some ports: an element of ports. It can forbid
-// what the general section allows, and never allow what that forbids.
+// what the general section allows, and never allow what that forbids. OtherPorts stands here
+// alone.
 type PortSecurity struct {
 	Port     string // the name of a port as status has it, * for any text
 	Line     int
@@ -94,6 +96,7 @@ var securityKeys = map[string]func(*Config, *yaml.Node) error{
 	"security.max_commands_per_minute": readLimit(func(c *Config) *Limit { return &c.Security.CommandsPerMinute }),
 	"security.max_file_ops_per_second": readLimit(func(c *Config) *Limit { return &c.Security.FileOpsPerSecond }),
 	"security.read_only":               readSwitch(func(c *Config) *Switch { return &c.Security.ReadOnly }),
+	"security.other_ports":             readRules(func(c *Config) *[]Rule { return &c.Security.OtherPorts }, checkPort),
 	"security.audit_logging":           readSwitch(func(c *Config) *Switch { return &c.Security.Audit }),
 }
 
@@ -175,6 +178,14 @@ func checkPath(text string) error {
 		return errors.New("has a wildcard, which this list does not know; a directory stands for all that is below it")
 	case slices.Contains(strings.Split(text, "/"), ".."):
 		return errors.New("has .. in it")
+	}
+	return nil
+}
+
+// checkPort checks an element of a list of ports.
+func checkPort(text string) error {
+	if !isPortPattern(text) {
+		return errors.New("is no name of a port, such as org.quantix.agent.0, or * for any")
 	}
 	return nil
 }

@@ -161,6 +161,8 @@ func (j *Journal) do(step string, act func() error) error {
 type Header struct {
 	// MessageID is the request's; Key names the run, so that it is not done twice.
 	MessageID, Key string
+	// Port is the name of the port that the request came by. It owns the transaction.
+	Port string
 	// Fingerprint is the request's, as pb.JournalBegin describes it.
 	Fingerprint []byte
 	// Script is the script that runs.
@@ -183,7 +185,7 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	t := &Tx{journal: j, begin: &pb.JournalBegin{
 		Version: formatVersion, TransactionId: newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
 		Script: header.Script, MachineId: j.config.MachineID(), BootId: j.config.BootID(), AgentVersion: j.config.Version,
-		Started: now(),
+		Started: now(), Port: header.Port,
 	}}
 	j.current = t
 	return t, nil

@@ -39,6 +39,9 @@ func mustPopulate(t *testing.T, p testDirs) map[string]string {
 	return mustDescribeTree(t, p.files)
 }
 
+// anyPort has what any port began.
+func anyPort(string) bool { return true }
+
 // What somebody else made of an object meanwhile is kept under a conflict name; a mere change of time or mode is not.
 func TestConflict(t *testing.T) {
 	for name, recovery := range map[string]bool{"live": false, "recovery": true} {
@@ -261,7 +264,7 @@ func TestAwait(t *testing.T) {
 		if r.Tx == nil || r.Until != until {
 			t.Fatalf("%+v", r)
 		}
-		if list, _, _ := g.journal.List("", 10); len(list) != 1 || list[0].Phase != "awaiting_confirm" {
+		if list, _, _ := g.journal.List("", 10, anyPort); len(list) != 1 || list[0].Phase != "awaiting_confirm" {
 			t.Errorf("%v", list)
 		}
 		if err := errors.Join(r.Tx.Commit(t.Context(), committedReply()), r.Tx.Close(t.Context(), nil)); err != nil {
@@ -584,7 +587,7 @@ func TestClonedMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkTree(t, before, p.files)
-	if list, _, err := g.journal.List("", 10); err != nil || len(list) != 0 {
+	if list, _, err := g.journal.List("", 10, anyPort); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
 	}
 }
@@ -595,7 +598,7 @@ func TestStore(t *testing.T) {
 	g := newGuest(t, p, func(c *Config) { c.Entries = 5 })
 	var ids []string
 	for i := range 8 {
-		tx, err := g.journal.Begin(t.Context(), Header{MessageID: "m" + string(rune('0'+i)), Key: "k" + string(rune('0'+i)), Fingerprint: []byte{byte(i)}})
+		tx, err := g.journal.Begin(t.Context(), Header{Port: "p" + string(rune('0'+i)), MessageID: "m" + string(rune('0'+i)), Key: "k" + string(rune('0'+i)), Fingerprint: []byte{byte(i)}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -607,13 +610,17 @@ func TestStore(t *testing.T) {
 			continue
 		}
 	}
-	first, next, err := g.journal.List("", 3)
+	first, next, err := g.journal.List("", 3, anyPort)
 	if err != nil || len(first) != 3 || first[0].TransactionId != ids[0] {
 		t.Fatalf("%v, %v", first, err)
 	}
-	second, next, err := g.journal.List(next, 3)
+	second, next, err := g.journal.List(next, 3, anyPort)
 	if err != nil || len(second) != 2 || second[1].TransactionId != ids[4] || next != "" {
 		t.Fatalf("%v, %q, %v", second, next, err)
+	}
+	mine, next, err := g.journal.List("", 1, func(port string) bool { return port == "p5" })
+	if err != nil || len(mine) != 1 || mine[0].Port != "p5" || next != "" {
+		t.Errorf("of one owner: %v, %q, %v", mine, next, err)
 	}
 	if e, err := g.journal.Stored(Ref{Key: "k6"}); err != nil || string(e.Begin.Fingerprint) != "\x06" || e.Begin.MessageId != "m6" {
 		t.Errorf("%v, %v", e, err)
@@ -628,7 +635,7 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	g = newGuest(t, p, func(c *Config) { c.Expiry = time.Nanosecond })
-	if list, _, err := g.journal.List("", 10); err != nil || len(list) != 0 {
+	if list, _, err := g.journal.List("", 10, anyPort); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
 	}
 	if files, err := os.ReadDir(filepath.Join(p.state, "done")); err != nil || len(files) > 0 {

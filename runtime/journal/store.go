@@ -297,8 +297,8 @@ func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
 }
 
 // List returns at most n transactions, newest first and the open one included: those older than the one with the id after,
-// or the newest if after is empty. next is the id to continue with; empty at the end.
-func (j *Journal) List(after string, n int) (list []*pb.TransactionInfo, next string, err error) {
+// or the newest if after is empty, of owners that sees reports true for. next is the id to continue with; empty at the end.
+func (j *Journal) List(after string, n int, sees func(port string) bool) (list []*pb.TransactionInfo, next string, err error) {
 	j.mu.Lock()
 	t := j.current
 	if err := j.loadStore(); err != nil {
@@ -309,11 +309,11 @@ func (j *Journal) List(after string, n int) (list []*pb.TransactionInfo, next st
 	entries := slices.Clone(j.store.entries)
 	j.mu.Unlock()
 	slices.SortStableFunc(entries, func(a, b *pb.JournalEntry) int { return strings.Compare(a.Begin.TransactionId, b.Begin.TransactionId) })
-	if t != nil && after == "" {
+	if t != nil && after == "" && sees(t.begin.Port) {
 		list = append(list, t.info())
 	}
 	for _, e := range slices.Backward(entries) {
-		if after != "" && e.Begin.TransactionId >= after {
+		if after != "" && e.Begin.TransactionId >= after || !sees(e.Begin.Port) {
 			continue
 		}
 		if len(list) >= n {
@@ -327,7 +327,7 @@ func (j *Journal) List(after string, n int) (list []*pb.TransactionInfo, next st
 func info(b *pb.JournalBegin, e *pb.JournalEntry) *pb.TransactionInfo {
 	return &pb.TransactionInfo{
 		TransactionId: b.TransactionId, Status: e.GetReply().GetStatus(), Script: b.Script, Key: b.Key, MessageId: b.MessageId,
-		Started: b.Started, Finished: e.GetFinished(), Phase: e.GetPhase(), Changes: uint32(len(e.GetReply().GetChanges())),
+		Started: b.Started, Port: b.Port, Finished: e.GetFinished(), Phase: e.GetPhase(), Changes: uint32(len(e.GetReply().GetChanges())),
 	}
 }
 

@@ -144,7 +144,7 @@ func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
 		matched, _ := path.Match(rule.Value, op.Name)
 		allowed = allowed || matched
 	}
-	if !allowed {
+	if !allowed && !op.Own {
 		return p.refuse("allow_operations", p.security.AllowedOperations[0].Line, op.Name+" is not listed")
 	}
 	if p.security.ReadOnly.On && changes(op, in) {
@@ -299,6 +299,21 @@ func (c *Current) Check(port string, op *builtins.Op, in proto.Message, access b
 func (c *Current) Denies(port string, op *builtins.Op) bool {
 	p := c.policy.Load()
 	return p == nil || slices.ContainsFunc(p.of(port), func(section *Policy) bool { return section.denies(op) })
+}
+
+// Sees says whether hosts on a channel may see, and end, what those on another began: their own, what nobody is known to have
+// begun, all where there is no other channel, and what a section of theirs says.
+func (c *Current) Sees(port, owner string) bool {
+	if owner == port || owner == "" || config.IsOnlyPort(port) {
+		return true
+	}
+	p := c.policy.Load()
+	if p == nil {
+		return false
+	}
+	return slices.ContainsFunc(p.of(port), func(section *Policy) bool {
+		return slices.ContainsFunc(section.security.OtherPorts, func(rule config.Rule) bool { return matches(rule.Value, owner) })
+	})
 }
 
 // Security is what the policy in force was made of.

@@ -364,6 +364,33 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// What the hosts on a channel began is theirs; others see it where a section of theirs says so.
+func TestOtherPortsAreSeenWhereASectionSaysSo(t *testing.T) {
+	k := newKit(t, tree(t), `  ports:
+    org.quantix.agent.1: {other_ports: [org.quantix.agent.0]}
+    org.quantix.agent.3: {other_ports: ["*"]}
+`)
+	for _, c := range []struct {
+		port, owner string
+		want        bool
+	}{
+		{"org.quantix.agent.0", "org.quantix.agent.0", true},
+		{"org.quantix.agent.0", "org.quantix.agent.1", false},
+		{"org.quantix.agent.0", "", true},
+		{"org.quantix.agent.1", "org.quantix.agent.0", true},
+		{"org.quantix.agent.1", "org.quantix.agent.2", false},
+		{"org.quantix.agent.3", "org.quantix.agent.0", true},
+		{"unix:/run/a/b.sock", "unix:/run/another.sock", true},
+	} {
+		if got := k.now.Sees(c.port, c.owner); got != c.want {
+			t.Errorf("%s sees what %q began: %v", c.port, c.owner, got)
+		}
+	}
+	if none := (&Current{}); none.Sees("a", "b") || !none.Sees("a", "a") {
+		t.Error("without a policy it is not each its own")
+	}
+}
+
 // No policy at all lets nothing through.
 func TestNoPolicy(t *testing.T) {
 	k := newKit(t, tree(t), "  deny_operations: ['*']\n")

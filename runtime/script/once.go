@@ -139,7 +139,7 @@ func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
 	switch {
 	case reply == nil:
 		return nil
-	case !hmac.Equal(stored.Begin.GetFingerprint(), r.print):
+	case !hmac.Equal(stored.Begin.GetFingerprint(), r.print) || !r.call.MaySee(stored.Begin.GetPort()):
 		return conflict()
 	case reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && stored.Begin.GetMessageId() != r.call.ID:
 		return nil
@@ -154,7 +154,7 @@ func conflict() *pb.RunScriptResponse {
 
 // attach waits for a run that is under way.
 func (r *run) attach(ctx context.Context, other *run) *pb.RunScriptResponse {
-	if !hmac.Equal(other.print, r.print) {
+	if !hmac.Equal(other.print, r.print) || !r.call.MaySee(other.call.Port) {
 		return conflict()
 	}
 	select {

@@ -84,13 +84,15 @@ func (m *Manager) Room() builtins.Room {
 	}}
 }
 
-// Cancel stops the runs that a key or a transaction id names. It tells whether there were any.
-func (m *Manager) Cancel(request *pb.CancelRequest) bool {
+// Cancel stops the runs that a key or a transaction id names, of owners that sees reports true for. It tells whether there were
+// any.
+func (m *Manager) Cancel(request *pb.CancelRequest, sees func(port string) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	found := false
 	for r, cancel := range m.running {
-		if request.Key != "" && r.request.Key == request.Key || request.TransactionId != "" && r.id == request.TransactionId {
+		named := request.Key != "" && r.request.Key == request.Key || request.TransactionId != "" && r.id == request.TransactionId
+		if named && sees(r.call.Port) {
 			cancel(context.Canceled)
 			found = true
 		}

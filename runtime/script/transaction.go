@@ -17,7 +17,9 @@ import (
 // transact runs the script in a transaction and ends that one way or the other.
 func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.RunScriptResponse {
 	// The journal stores its header while the caller goes on with the reply, which holds the reference, too.
-	header := journal.Header{MessageID: r.call.ID, Key: r.key, Fingerprint: r.print, Script: proto.Clone(ref).(*pb.ScriptRef)}
+	header := journal.Header{
+		MessageID: r.call.ID, Key: r.key, Port: r.call.Port, Fingerprint: r.print, Script: proto.Clone(ref).(*pb.ScriptRef),
+	}
 	tx, err := r.manager.config.Journal.Begin(ctx, header)
 	if err != nil {
 		return refused(builtins.ErrorKind(err), err.Error())
@@ -86,11 +88,11 @@ func (r *run) nothingRan(reply *pb.RunScriptResponse) bool {
 	return refusedKinds[reply.Error.Kind] && reply.Stats.GetCalls() == 0 && len(reply.Changes) == 0
 }
 
-// transactions lists what the journal knows, or shows one.
-func (m *Manager) transactions(_ context.Context, _ *builtins.Call, request *pb.TransactionsRequest) (*pb.TransactionsResponse, error) {
+// transactions lists what the journal knows, or shows one: what the caller's port began, and what else it may see.
+func (m *Manager) transactions(_ context.Context, call *builtins.Call, request *pb.TransactionsRequest) (*pb.TransactionsResponse, error) {
 	if id := request.TransactionId; id != "" {
 		entry, err := m.config.Journal.Stored(journal.Ref{ID: id})
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !call.MaySee(entry.Begin.GetPort()) {
 			return nil, fault.Wrapf(fs.ErrNotExist, "no transaction %s", id)
 		}
 		if err != nil {
@@ -102,7 +104,7 @@ func (m *Manager) transactions(_ context.Context, _ *builtins.Call, request *pb.
 	if n <= 0 || n > 100 {
 		n = 100
 	}
-	list, next, err := m.config.Journal.List(request.ContinuationToken, n)
+	list, next, err := m.config.Journal.List(request.ContinuationToken, n, call.MaySee)
 	if err != nil {
 		return nil, err
 	}

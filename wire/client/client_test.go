@@ -31,7 +31,7 @@ func agent(t *testing.T, handle func(ctx context.Context, request proto.Message)
 			case *pb.PingRequest:
 				return &pb.PongResponse{Sequence: request.Sequence}, true
 			case *pb.CancelRequest:
-				return &pb.CancelResponse{Cancelled: calls.Cancel(request.MessageId)}, true
+				return &pb.CancelResponse{Cancelled: calls.Cancel(request.MessageId, func(string) bool { return true })}, true
 			}
 			return nil, false
 		},

@@ -1330,7 +1330,9 @@ type Job struct {
 	StdoutBytes uint64 `protobuf:"varint,10,opt,name=stdout_bytes,json=stdoutBytes,proto3" json:"stdout_bytes,omitempty"`
 	StderrBytes uint64 `protobuf:"varint,11,opt,name=stderr_bytes,json=stderrBytes,proto3" json:"stderr_bytes,omitempty"`
 	// The request that started it.
-	RequestId     string `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The name of the port that the request came by, which owns the job. Empty for jobs of older agents.
+	Port          string `protobuf:"bytes,13,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1445,6 +1447,13 @@ func (x *Job) GetStderrBytes() uint64 {
 func (x *Job) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Job) GetPort() string {
+	if x != nil {
+		return x.Port
 	}
 	return ""
 }
@@ -1581,7 +1590,7 @@ const file_exec_proto_rawDesc = "" +
 	"\rstdout_offset\x18\x03 \x01(\x04R\fstdoutOffset\x12\x16\n" +
 	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12#\n" +
 	"\rstderr_offset\x18\x05 \x01(\x04R\fstderrOffset\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xa9\x03\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xbd\x03\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.limiquantix.agent.v1.JobStateR\x05state\x12\x18\n" +
@@ -1596,7 +1605,8 @@ const file_exec_proto_rawDesc = "" +
 	" \x01(\x04R\vstdoutBytes\x12!\n" +
 	"\fstderr_bytes\x18\v \x01(\x04R\vstderrBytes\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\f \x01(\tR\trequestId*e\n" +
+	"request_id\x18\f \x01(\tR\trequestId\x12\x12\n" +
+	"\x04port\x18\r \x01(\tR\x04port*e\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11JOB_STATE_RUNNING\x10\x01\x12\x13\n" +

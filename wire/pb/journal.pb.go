@@ -274,12 +274,14 @@ type JournalBegin struct {
 	MessageId     string `protobuf:"bytes,3,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
 	// Of the request, to tell a repeated one from another one under the same key.
-	Fingerprint   []byte                 `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	Script        *ScriptRef             `protobuf:"bytes,6,opt,name=script,proto3" json:"script,omitempty"`
-	MachineId     string                 `protobuf:"bytes,7,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
-	BootId        string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	AgentVersion  string                 `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
-	Started       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started,proto3" json:"started,omitempty"`
+	Fingerprint  []byte                 `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Script       *ScriptRef             `protobuf:"bytes,6,opt,name=script,proto3" json:"script,omitempty"`
+	MachineId    string                 `protobuf:"bytes,7,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	BootId       string                 `protobuf:"bytes,8,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	AgentVersion string                 `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Started      *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started,proto3" json:"started,omitempty"`
+	// The name of the port that the request came by, which owns the transaction. Empty in records of older agents.
+	Port          string `protobuf:"bytes,11,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -382,6 +384,13 @@ func (x *JournalBegin) GetStarted() *timestamppb.Timestamp {
 		return x.Started
 	}
 	return nil
+}
+
+func (x *JournalBegin) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
 }
 
 // One step: these objects may be changed from now on. Taken back from the last to the first.
@@ -1742,7 +1751,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
 	"\achecked\x18\r \x03(\x04R\acheckedB\b\n" +
-	"\x06record\"\xee\x02\n" +
+	"\x06record\"\x82\x03\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0etransaction_id\x18\x02 \x01(\tR\rtransactionId\x12\x1d\n" +
@@ -1756,7 +1765,8 @@ const file_journal_proto_rawDesc = "" +
 	"\aboot_id\x18\b \x01(\tR\x06bootId\x12#\n" +
 	"\ragent_version\x18\t \x01(\tR\fagentVersion\x124\n" +
 	"\astarted\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\x9d\x01\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
+	"\x04port\x18\v \x01(\tR\x04port\"\x9d\x01\n" +
 	"\vJournalKeep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12=\n" +
 	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\x12;\n" +

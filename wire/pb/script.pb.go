@@ -1564,7 +1564,9 @@ type TransactionInfo struct {
 	Changes uint32             `protobuf:"varint,9,opt,name=changes,proto3" json:"changes,omitempty"`
 	Reply   *RunScriptResponse `protobuf:"bytes,10,opt,name=reply,proto3" json:"reply,omitempty"`
 	// Bytes that its journal holds.
-	JournalBytes  uint64 `protobuf:"varint,11,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	JournalBytes uint64 `protobuf:"varint,11,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
+	// The name of the port that began it. Empty: an older agent did.
+	Port          string `protobuf:"bytes,12,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1674,6 +1676,13 @@ func (x *TransactionInfo) GetJournalBytes() uint64 {
 		return x.JournalBytes
 	}
 	return 0
+}
+
+func (x *TransactionInfo) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
 }
 
 // What a running script says; the event has a message id of its own.
@@ -1891,7 +1900,7 @@ const file_script_proto_rawDesc = "" +
 	"\x14TransactionsResponse\x12I\n" +
 	"\ftransactions\x18\x01 \x03(\v2%.limiquantix.agent.v1.TransactionInfoR\ftransactions\x12-\n" +
 	"\x12continuation_token\x18\x02 \x01(\tR\x11continuationToken\x127\n" +
-	"\x05error\x18\x03 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xe0\x03\n" +
+	"\x05error\x18\x03 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xf4\x03\n" +
 	"\x0fTransactionInfo\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12:\n" +
 	"\x06status\x18\x02 \x01(\x0e2\".limiquantix.agent.v1.ScriptStatusR\x06status\x127\n" +
@@ -1905,7 +1914,8 @@ const file_script_proto_rawDesc = "" +
 	"\achanges\x18\t \x01(\rR\achanges\x12=\n" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
-	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\"\xcb\x01\n" +
+	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\x12\x12\n" +
+	"\x04port\x18\f \x01(\tR\x04port\"\xcb\x01\n" +
 	"\vScriptEvent\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12/\n" +
