@@ -35,7 +35,7 @@ type Command struct {
 	Argv []string
 	// Paths are the lists of directories, as in PATH, by one of which a program without a slash would be looked for.
 	Paths []string
-	// Env are the names of what the request puts into the environment.
+	// Env is what the request puts into the environment, as NAME=VALUE.
 	Env []string
 	// Dir is where a relative program is looked for; empty: not known.
 	Dir string

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
@@ -143,10 +144,10 @@ func (r *Room) isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-// checkEnv refuses names that would come out as others.
+// checkEnv refuses names that would come out as others, also to what reads them line by line.
 func checkEnv(env map[string]string) error {
 	for name, value := range env {
-		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+		if name == "" || strings.ContainsRune(name, '=') || strings.ContainsFunc(name, unicode.IsControl) || strings.Contains(value, "\x00") {
 			return fault.Invalid("environment variable %q cannot be set", name)
 		}
 	}

@@ -235,7 +235,7 @@ func TestShippedPolicy(t *testing.T) {
 	}
 	c, _, err := config.Parse([]byte(text))
 	s := c.Security
-	if err != nil || len(s.AllowedCommands) != 2 || len(s.DeniedCommands) != 2 || len(s.AllowedWritePaths) != 2 || len(s.DeniedReadPaths) != 2 || len(s.DeniedOperations) != 2 {
+	if err != nil || len(s.AllowedCommands) != 3 || len(s.AllowedVariables) != 1 || len(s.DeniedCommands) != 2 || len(s.AllowedWritePaths) != 2 || len(s.DeniedReadPaths) != 2 || len(s.DeniedOperations) != 2 {
 		t.Fatalf("%v\n%+v", err, s)
 	}
 	root, err := fsys.Open(t.TempDir())

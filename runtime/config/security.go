@@ -15,7 +15,8 @@ import (
 // what is allowed is no restriction either.
 type Security struct {
 	File              string // the name of the file, for answers; empty: none was read
-	AllowedCommands   []Rule // command_allowlist: programs, by name or path
+	AllowedCommands   []Rule // command_allowlist: programs, by name or path, alone or with all their arguments, * for one
+	AllowedVariables  []Rule // command_environment: what may be set beside what is known as harmless, under an allowlist
 	DeniedCommands    []Rule // command_blocklist: programs, by name or path
 	AllowedWritePaths []Rule // allow_file_write_paths: absolute paths, and what is below
 	DeniedReadPaths   []Rule // deny_file_read_paths: absolute paths, and what is below
@@ -87,7 +88,8 @@ func (s Security) warnings() (list []string) {
 
 // securityKeys are the keys under security.
 var securityKeys = map[string]func(*Config, *yaml.Node) error{
-	"security.command_allowlist":       readRules(func(c *Config) *[]Rule { return &c.Security.AllowedCommands }, checkProgram),
+	"security.command_allowlist":       readRules(func(c *Config) *[]Rule { return &c.Security.AllowedCommands }, checkCommand),
+	"security.command_environment":     readRules(func(c *Config) *[]Rule { return &c.Security.AllowedVariables }, checkVariable),
 	"security.command_blocklist":       readRules(func(c *Config) *[]Rule { return &c.Security.DeniedCommands }, checkProgram),
 	"security.allow_file_write_paths":  readRules(func(c *Config) *[]Rule { return &c.Security.AllowedWritePaths }, checkPath),
 	"security.deny_file_read_paths":    readRules(func(c *Config) *[]Rule { return &c.Security.DeniedReadPaths }, checkPath),
@@ -165,6 +167,30 @@ func checkProgram(text string) error {
 		return errors.New("has a wildcard, which this list does not know")
 	case strings.Contains(text, "/") && !fsys.IsAbs(text):
 		return errors.New("is neither a name nor an absolute path")
+	}
+	return nil
+}
+
+// checkCommand checks an element of a list of commands that may have arguments.
+func checkCommand(text string) error {
+	words := strings.Fields(text)
+	if len(words) == 0 || strings.Join(words, " ") != text {
+		return errors.New("is no program, alone or with its arguments, each behind one blank")
+	}
+	for _, word := range words[1:] {
+		if word != "*" && strings.ContainsAny(word, "*?[\x00") {
+			return errors.New("has a wildcard in an argument: * stands for a whole one")
+		}
+	}
+	return checkProgram(words[0])
+}
+
+// checkVariable checks an element of a list of environment variables.
+func checkVariable(text string) error {
+	if text == "" || strings.ContainsFunc(text, func(c rune) bool {
+		return c != '_' && (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z')
+	}) {
+		return errors.New("is no name of an environment variable")
 	}
 	return nil
 }

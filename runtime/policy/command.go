@@ -24,16 +24,6 @@ var wrappers = []string{
 // several are programs that are many, by the name that they are called by.
 var several = []string{"busybox", "toybox", "coreutils"}
 
-// injects names a variable by which any program, or any shell, runs other code than its own.
-func injects(env []string) string {
-	for _, name := range env {
-		if strings.HasPrefix(name, "LD_") || slices.Contains([]string{"GCONV_PATH", "LOCPATH", "BASH_ENV", "ENV"}, name) || strings.HasPrefix(name, "BASH_FUNC_") {
-			return name
-		}
-	}
-	return ""
-}
-
 // command holds a command against the lists of programs.
 func (p *Policy) command(c builtins.Command) error {
 	if len(p.security.AllowedCommands)+len(p.security.DeniedCommands) == 0 || len(c.Argv) == 0 || c.Argv[0] == "" {
@@ -44,11 +34,12 @@ func (p *Policy) command(c builtins.Command) error {
 		return fault.On(c.Argv[0], err)
 	}
 	if len(p.security.AllowedCommands) > 0 {
-		if name := injects(c.Env); name != "" {
-			return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, "the environment variable "+name+" brings other code into a program")
+		if name := unlisted(c.Env, p.security.AllowedVariables); name != "" {
+			return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, "the environment variable "+name+
+				" may bring other code into a program; command_environment says which may be set")
 		}
 		for _, program := range found {
-			if err := p.listed(program); err != nil {
+			if err := p.listed(program, c.Argv[1:]); err != nil {
 				return err
 			}
 		}
@@ -59,19 +50,32 @@ func (p *Policy) command(c builtins.Command) error {
 	return p.blocked(c, found)
 }
 
-// listed says why a program may not run under a list of allowed ones. What counts is the place where it lies: a program
-// that goes by many names is only what it is called.
-func (p *Policy) listed(program string) error {
+// listed says why a program may not run with some arguments under a list of allowed ones. What counts is the place where it
+// lies: a program that goes by many names is only what it is called.
+func (p *Policy) listed(program string, args []string) error {
 	place, err := p.guest.Files.Resolve(program, false)
 	if err != nil {
 		return fault.On(program, err)
 	}
+	line, why := p.security.AllowedCommands[0].Line, place+" is not listed"
 	for _, rule := range p.security.AllowedCommands {
-		if p.guest.isProgram(rule.Value, place) {
+		words := strings.Fields(rule.Value)
+		switch {
+		case !p.guest.isProgram(words[0], place):
+		case len(words) == 1 || haveForm(args, words[1:]):
 			return nil
+		default:
+			line, why = rule.Line, place+" is not listed with these arguments"
 		}
 	}
-	return p.refuse("command_allowlist", p.security.AllowedCommands[0].Line, place+" is not listed")
+	return p.refuse("command_allowlist", line, why)
+}
+
+// haveForm reports whether arguments are those of a rule: each the same word, or any that is no option where the rule has *.
+func haveForm(args, form []string) bool {
+	return slices.EqualFunc(args, form, func(arg, word string) bool {
+		return arg == word || word == "*" && arg != "" && !strings.HasPrefix(arg, "-")
+	})
 }
 
 // isProgram says whether the program that a rule names lies at a resolved place.

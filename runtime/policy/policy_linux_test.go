@@ -295,6 +295,39 @@ func TestAllowedCommands(t *testing.T) {
 	k.refused("command_blocklist", "", execute("ls", "x"))
 }
 
+// Under a list of programs the environment is a list of names, and arguments are as the list has them.
+func TestAllowedEnvironmentAndArguments(t *testing.T) {
+	k := newKit(t, bin(t), "  command_allowlist: [ls, vi restart nginx, vi show *]\n  command_environment: [APP_MODE]\n")
+	const why = "refused by security.command_allowlist (agent.yaml line 2): "
+	for _, name := range []string{
+		"PERL5OPT", "TAR_OPTIONS", "GIT_SSH_COMMAND", "EDITOR", "PAGER", "PYTHONSTARTUP", "HOME", "PATH", "IFS", "http_proxy",
+		"APP_MODE2", "app_mode", "LANGUAGE",
+	} {
+		env := map[string]string{name: "x", "LANG": "C"}
+		k.refused(why+"the environment variable "+name+" ", "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Env: env})
+		k.refused(why, "tx.on_rollback", &pb.OnRollbackArgs{Argv: []string{"ls"}, Env: env})
+		k.refused(why, "", &pb.ExecStartRequest{Command: "ls", Args: []string{"x"}, Environment: env})
+	}
+	for setting, fine := range map[string]bool{
+		"LC_ALL=de_DE.UTF-8": true, "TZ=Europe/Berlin": true, "DEBIAN_FRONTEND=noninteractive": true, "APP_MODE=/x": true,
+		"TZ=:/etc/shadow": false, "LANG=../../tmp/x": false, "DEBIAN_FRONTEND=dialog;exec": false,
+	} {
+		name, value, _ := strings.Cut(setting, "=")
+		in := &pb.RunArgs{Argv: []string{"ls", "any", "argument"}, Env: map[string]string{name: value}}
+		if err := k.ask("exec.run", in); (err == nil) != fine {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
+	for _, args := range []string{"restart nginx", "show a", "show a;b"} {
+		k.fine("exec.run", &pb.RunArgs{Argv: append([]string{"/bin/vi"}, strings.Fields(args)...)})
+	}
+	for _, args := range []string{"", "restart", "restart nginx x", "restart sshd", "show", "show -x", "show a b", "edit"} {
+		argv := append([]string{"vi"}, strings.Fields(args)...)
+		k.refused(why+"/usr/bin/vi is not listed with these arguments", "exec.run", &pb.RunArgs{Argv: argv})
+		k.refused(why, "exec.run", &pb.RunArgs{Argv: []string{"ls"}, Undo: argv})
+	}
+}
+
 // Read-only refuses whatever changes the guest, and commands, which could.
 func TestReadOnlyAndOperations(t *testing.T) {
 	k := newKit(t, tree(t), "  read_only: true\n")

@@ -232,9 +232,6 @@ func (r *Rights) command(g *Guest, own []need, c builtins.Command) error {
 	if len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil
 	}
-	if injects(c.Env) != "" {
-		return r.beyond(r.runs) // it would be another program
-	}
 	found, err := g.programs(c.Argv[0], c.Paths, c.Dir)
 	if err != nil {
 		return fault.On(c.Argv[0], err)
@@ -254,6 +251,9 @@ func (r *Rights) command(g *Guest, own []need, c builtins.Command) error {
 		if !slices.ContainsFunc(own, func(n need) bool { return g.isProgram(n.object, at) }) {
 			return r.beyond(r.runs + ":" + name)
 		}
+	}
+	if unlisted(c.Env, nil) != "" {
+		return r.beyond(r.runs) // it may run another program then
 	}
 	return nil
 }

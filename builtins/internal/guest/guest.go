@@ -121,7 +121,11 @@ func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc
 // CommandAccess is what a command would be to a policy: its program, where that is looked for, and what is put into its
 // environment.
 func CommandAccess(argv []string, env map[string]string, dir string) builtins.Command {
-	return builtins.Command{Argv: argv, Paths: proc.SearchPaths(env), Env: slices.Sorted(maps.Keys(env)), Dir: dir}
+	c := builtins.Command{Argv: argv, Paths: proc.SearchPaths(env), Dir: dir}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		c.Env = append(c.Env, name+"="+env[name])
+	}
+	return c
 }
 
 // CheckUndo refuses exit codes and a test of an undo that cannot be meant.
