@@ -61,6 +61,14 @@ func (d *decision) entry(out proto.Message, err error, took time.Duration) Entry
 	if d.op.Delegates {
 		e.delegated(d.in, out)
 	}
+	if d.hide != nil {
+		for _, list := range [][]string{e.Paths, e.Programs, e.Objects} {
+			for i, text := range list {
+				list[i] = d.hide(text)
+			}
+		}
+		e.Cause = d.hide(e.Cause)
+	}
 	return e
 }
 

@@ -128,11 +128,12 @@ type decision struct {
 	*Executor
 	call   *builtins.Call
 	op     *builtins.Op
-	files  *fsys.Root      // in which rules look paths up; nil: none is judged
-	in     proto.Message   // nil as long as it is not made
-	access builtins.Access // of in
-	tx     string          // the transaction that it is in; empty: none
-	cause  string          // why the executor refused it; empty: it did not
+	files  *fsys.Root          // in which rules look paths up; nil: none is judged
+	in     proto.Message       // nil as long as it is not made
+	access builtins.Access     // of in
+	tx     string              // the transaction that it is in; empty: none
+	cause  string              // why the executor refused it; empty: it did not
+	hide   func(string) string // takes secrets out of what is audited; nil: there are none
 
 	routine bool // it only goes on with what was audited
 }

@@ -93,7 +93,7 @@ const longestName = 64
 
 // decide begins a call of the run.
 func (r *Run) decide(op *builtins.Op) *decision {
-	d := &decision{Executor: r.executor, call: r.newCall(), op: op, files: r.files()}
+	d := &decision{Executor: r.executor, call: r.newCall(), op: op, files: r.files(), hide: r.config.Hide}
 	if r.config.Tx != nil {
 		d.tx = r.config.Tx.ID()
 	}

@@ -106,7 +106,7 @@ func (t *Tx) runAction(ctx context.Context, action *pb.JournalAction) error {
 	if err != nil {
 		return err
 	}
-	return t.journal.do("after.run", func() error { return t.journal.config.Run(ctx, action.Op, args) })
+	return t.withoutSecrets(t.journal.do("after.run", func() error { return t.journal.config.Run(ctx, action.Op, args) }))
 }
 
 // Deadline is the end of the time for a confirmation.

@@ -167,6 +167,9 @@ type Header struct {
 	Fingerprint []byte
 	// Script is the script that runs.
 	Script *pb.ScriptRef
+	// Hide takes the secrets of the request out of a text; nil: it has none. What an operation says that takes something back
+	// is told and recorded without them, and not at all by a recovery, which does not know them.
+	Hide func(string) string
 }
 
 // Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile the error is
@@ -185,8 +188,8 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	t := &Tx{journal: j, begin: &pb.JournalBegin{
 		Version: formatVersion, TransactionId: newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
 		Script: header.Script, MachineId: j.config.MachineID(), BootId: j.config.BootID(), AgentVersion: j.config.Version,
-		Started: now(), Port: header.Port,
-	}}
+		Started: now(), Port: header.Port, Secrets: header.Hide != nil,
+	}, hide: header.Hide}
 	j.current = t
 	return t, nil
 }

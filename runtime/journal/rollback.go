@@ -264,7 +264,7 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) e
 	if err != nil {
 		return err
 	}
-	return p.tx.journal.do("undo.run", func() error { return p.tx.journal.config.Run(ctx, inverse.Op, args) })
+	return p.tx.withoutSecrets(p.tx.journal.do("undo.run", func() error { return p.tx.journal.config.Run(ctx, inverse.Op, args) }))
 }
 
 // restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.

@@ -21,6 +21,7 @@ import (
 // Tx is a transaction: what it changed can be undone until it commits. It is safe for concurrent use, but the caller must
 // keep the order of Before, the change, and the next Before.
 type Tx struct {
+	hide    func(string) string // takes secrets out of a text; nil: there are none, or they are not known any more
 	journal *Journal
 	begin   *pb.JournalBegin
 

@@ -1,12 +1,16 @@
 package script
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -50,5 +54,61 @@ func TestSecretsAreHidden(t *testing.T) {
 	}
 	if r := newRedactor(nil); r.text("nothing to hide") != "nothing to hide" {
 		t.Error("a text without secrets was changed")
+	}
+}
+
+// A part of a secret is hidden as well: where a text was cut, or broken into lines. What is left of it is shorter than a piece.
+func TestPartsOfSecretsAreHidden(t *testing.T) {
+	const secret = "Tr0ub4dor-and-3-correct horse battery staple-0123456789-abcdefghij-KLMNOPQRST-größe"
+	r := newRedactor(map[string]string{"p": secret, "other": "short"})
+	lines := func(s string, n int, sep string) (out string) {
+		for len(s) > n {
+			out, s = out+s[:n]+sep, s[n:]
+		}
+		return out + s
+	}
+	encoded := base64.StdEncoding.EncodeToString([]byte("user:" + secret + secret))
+	for _, text := range []string{
+		secret[3:], "usage " + secret[:40], secret[9:35] + "…", lines(encoded, 76, "\n"), "+" + lines(encoded, 76, "\n+"),
+		encoded[9:50], lines(secret, 20, "\r\n"), hex.EncodeToString([]byte(secret))[5:60], fmt.Sprintf("%X", secret),
+		lines(fmt.Sprintf("%x", secret), 32, "\n"), "a" + lines(encoded, 64, "\n-") + "z", secret[len(secret)-10:],
+	} {
+		told := r.text(text)
+		if !strings.Contains(told, hidden) || !utf8.ValidString(told) {
+			t.Errorf("%q is told as %q", text, told)
+		}
+		for _, form := range []string{secret, encoded, hex.EncodeToString([]byte(secret)), fmt.Sprintf("%X", secret)} {
+			form, _ := squeeze(form)
+			squeezed, _ := squeeze(strings.ReplaceAll(told, hidden, "\x00"))
+			for at := range len(form) - 11 {
+				if bytes.Contains(squeezed, form[at:at+11]) { // of base64 what hangs on its neighbours is no form of the secret
+					t.Fatalf("%q is told as %q, with %q", text, told, form[at:at+11])
+				}
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"a short one": "a [secret] one", "before " + secret + " after": "before [secret] after", "low battery, KLMN": "low battery, KLMN",
+		"ä-größ, b": "ä-größ, b",
+	} {
+		if told := r.text(text); told != want {
+			t.Errorf("%q is told as %q", text, told)
+		}
+	}
+}
+
+// A large secret costs little, and is hidden all the same.
+func TestLargeSecret(t *testing.T) {
+	var lines []string
+	for i := range 20_000 {
+		lines = append(lines, fmt.Sprintf("%x", sha256.Sum256([]byte{byte(i), byte(i >> 8)})))
+	}
+	secret := strings.Join(lines, "\n")
+	r := newRedactor(map[string]string{"p": secret})
+	if len(r.pieces) > 30*mostPieces {
+		t.Error(len(r.pieces), "pieces")
+	}
+	if told := r.text("x " + secret[100_000:102_000] + " y"); !strings.HasPrefix(told, hidden) && !strings.HasPrefix(told, "x") || len(told) > 1000 {
+		t.Errorf("%d bytes are left: %.200q", len(told), told)
 	}
 }

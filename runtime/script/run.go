@@ -132,7 +132,7 @@ func (r *run) timeout() time.Duration {
 func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 	r.calls = r.manager.config.Calls.Begin(call.RunConfig{
 		Call: r.call, Attachments: r.attachments(), Rights: r.rights, Readonly: r.declared.GetReadonly(),
-		Tx: r.tx, DryRun: r.dry, Hide: r.hide.text,
+		Tx: r.tx, DryRun: r.dry, Hide: r.hide.function(),
 	})
 	params, err := sandbox.FromStruct(r.request.Params)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.RunScriptResponse {
 	// The journal stores its header while the caller goes on with the reply, which holds the reference, too.
 	header := journal.Header{
-		MessageID: r.call.ID, Key: r.key, Port: r.call.Port, Fingerprint: r.print, Script: proto.Clone(ref).(*pb.ScriptRef),
+		Hide: r.hide.function(), MessageID: r.call.ID, Key: r.key, Port: r.call.Port, Fingerprint: r.print, Script: proto.Clone(ref).(*pb.ScriptRef),
 	}
 	tx, err := r.manager.config.Journal.Begin(ctx, header)
 	if err != nil {
@@ -50,6 +50,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	} else {
 		reply.AfterCommit = tx.After(end)
 	}
+	r.hide.reply(reply)                                        // also what a rollback says
 	stored := proto.Clone(reply).(*pb.RunScriptResponse)       // it is stored while the caller goes on with the reply
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED { // nothing of it is kept, so it has no name
 		stored, reply.TransactionId = nil, ""

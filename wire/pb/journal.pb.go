@@ -281,7 +281,9 @@ type JournalBegin struct {
 	AgentVersion string                 `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	Started      *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started,proto3" json:"started,omitempty"`
 	// The name of the port that the request came by, which owns the transaction. Empty in records of older agents.
-	Port          string `protobuf:"bytes,11,opt,name=port,proto3" json:"port,omitempty"`
+	Port string `protobuf:"bytes,11,opt,name=port,proto3" json:"port,omitempty"`
+	// The request had secrets, which are not stored: what operations of a recovery say is not told.
+	Secrets       bool `protobuf:"varint,12,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -391,6 +393,13 @@ func (x *JournalBegin) GetPort() string {
 		return x.Port
 	}
 	return ""
+}
+
+func (x *JournalBegin) GetSecrets() bool {
+	if x != nil {
+		return x.Secrets
+	}
+	return false
 }
 
 // One step: these objects may be changed from now on. Taken back from the last to the first.
@@ -1751,7 +1760,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
 	"\achecked\x18\r \x03(\x04R\acheckedB\b\n" +
-	"\x06record\"\x82\x03\n" +
+	"\x06record\"\x9c\x03\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0etransaction_id\x18\x02 \x01(\tR\rtransactionId\x12\x1d\n" +
@@ -1766,7 +1775,8 @@ const file_journal_proto_rawDesc = "" +
 	"\ragent_version\x18\t \x01(\tR\fagentVersion\x124\n" +
 	"\astarted\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
-	"\x04port\x18\v \x01(\tR\x04port\"\x9d\x01\n" +
+	"\x04port\x18\v \x01(\tR\x04port\x12\x18\n" +
+	"\asecrets\x18\f \x01(\bR\asecrets\"\x9d\x01\n" +
 	"\vJournalKeep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12=\n" +
 	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\x12;\n" +

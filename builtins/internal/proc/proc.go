@@ -139,6 +139,7 @@ const (
 	defaultOutput    = 1 << 20
 	killWait         = 10 * time.Second // what outlives SIGKILL for that long hangs in the kernel
 	tailSize         = 512
+	shortWord        = 128 // bytes
 )
 
 // Runner runs commands. It is safe for concurrent use; Release ends its use.

@@ -63,8 +63,12 @@ func (s *stream) discard() {
 // onlyReader hides the file's WriteTo, so that io.Copy uses one bounded buffer.
 type onlyReader struct{ io.Reader }
 
-// tailText returns the end of an output for an error: valid UTF-8 without surrounding space, and no part of a rune.
+// tailText returns the end of an output for an error: valid UTF-8 without surrounding space, no part of a rune, and of a
+// longer output no short part of a word, by which a secret would not be recognised.
 func tailText(tail []byte) string {
+	if space := bytes.IndexAny(tail, " \t\r\n"); len(tail) == tailSize && space >= 0 && space < shortWord {
+		tail = tail[space:]
+	}
 	for i := 0; i < utf8.UTFMax && len(tail) == tailSize && i < len(tail); i++ {
 		if utf8.RuneStart(tail[i]) {
 			tail = tail[i:]
