@@ -1,8 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"runtime"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/buffer"
@@ -33,6 +37,9 @@ func newLog(c config.Config, level string) (*logger, error) {
 	}
 	sink, toJournal := zapcore.Lock(os.Stderr), false
 	if c.LogFile != "" {
+		if err := checkLogFile(c.LogFile); err != nil {
+			return nil, err
+		}
 		sink = zapcore.AddSync(&lumberjack.Logger{
 			Filename: c.LogFile, MaxBackups: c.LogMaxFiles,
 			MaxSize: int(max(1, c.LogMaxSize>>20)), // in MiB
@@ -45,6 +52,27 @@ func newLog(c config.Config, level string) (*logger, error) {
 	l.Logger = zap.New(core)
 	l.audit = zap.New(zapcore.NewCore(newEncoder(false, toJournal), sink, zapcore.InfoLevel))
 	return l, nil
+}
+
+// checkLogFile refuses a log file that is none, and a directory where any user could put something else in its place.
+func checkLogFile(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fmt.Errorf("log_file: %w", err)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("log_file %s: not a regular file", path)
+	}
+	dir, err := os.Stat(filepath.Dir(path))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it will be made
+	case err != nil:
+		return fmt.Errorf("log_file: %w", err)
+	case runtime.GOOS != "windows" && dir.Mode().Perm()&0o002 != 0:
+		return fmt.Errorf("log_file %s: any user can write to its directory, and could plant a link there", path)
+	}
+	return nil
 }
 
 // newEncoder returns what makes lines. For the journal of systemd they begin with their priority; in the console form they then lack

@@ -24,6 +24,9 @@ const (
 	pingTimeout    = 60 * time.Second // after which the guest counts as gone
 	// cancelWait is how long exec and run wait for the reply of what they cancelled.
 	cancelWait = 60 * time.Second
+	// timeoutGrace is how much later than the guest's own timeout they give up; the reply of what they then cancel they await for
+	// client.TimeoutWait.
+	timeoutGrace = 5 * time.Second
 	// interruptGrace is how long other requests may take to notice an interrupt.
 	interruptGrace = 2 * time.Second
 )
@@ -132,7 +135,7 @@ func (a *app) with(ctx context.Context, limit time.Duration, do func(*session) e
 func (a *app) withCancelWait(ctx context.Context, do func(*session) error) error {
 	limit := a.timeout
 	if limit > 0 {
-		limit += cancelWait / 4 // the guest's own timeout comes first
+		limit += timeoutGrace // the guest's own timeout comes first
 	}
 	s, err := a.connect(ctx, limit, cancelWait+interruptGrace)
 	if err != nil {

@@ -79,7 +79,7 @@ func (a *app) listOne(s *session, path string, all bool) (entries []*pb.Director
 func (a *app) printEntries(entries []*pb.DirectoryEntry, long bool) error {
 	if !long {
 		for _, e := range entries {
-			fmt.Fprintln(a.stdout, printable(text.UnescapePath(e.Name)))
+			fmt.Fprintln(a.stdout, printableLine(text.UnescapePath(e.Name)))
 		}
 		return nil
 	}

@@ -84,7 +84,7 @@ func table(w io.Writer, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, row := range rows {
 		for i := range row {
-			row[i] = strings.NewReplacer("\t", " ", "\n", " ").Replace(printable(row[i]))
+			row[i] = printableLine(row[i])
 		}
 		fmt.Fprintln(t, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
@@ -109,6 +109,11 @@ func printable(s string) string {
 		s = s[n:]
 	}
 	return b.String()
+}
+
+// printableLine returns printable text that stays in its line and column.
+func printableLine(s string) string {
+	return strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(printable(s))
 }
 
 func unprintable(r rune) bool { return r != '\n' && r != '\t' && r != ' ' && !unicode.IsPrint(r) }

@@ -47,7 +47,8 @@ SECRETS
 
 TIME
   --timeout bounds waiting for other scripts and running, in whole seconds; without it, what the script declares holds, else
-  the agent's 300 seconds. Ctrl-C cancels the script and waits until it is undone.
+  the agent's 300 seconds. A guest that has given no reply 10 seconds after that is not waited for. Ctrl-C cancels the script
+  and waits until it is undone.
 
 CONNECTION
   When the connection is lost, run connects again and asks for the same run: the agent gives its reply, waits for its end, or

@@ -63,22 +63,38 @@ func (l *Library) Find(name string) (Script, error) {
 	return Script{}, fault.Wrapf(fs.ErrNotExist, "no script is named %s", name)
 }
 
+// read reads a regular file; anything else is not opened, since that may wait for ever.
 func read(from fs.FS, name string, limit int64) ([]byte, error) {
+	info, err := fs.Stat(from, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := readable(info, limit); err != nil {
+		return nil, err
+	}
 	f, err := from.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
+	if info, err = f.Stat(); err != nil {
 		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fault.Invalid("not a regular file")
-	case info.Size() > limit:
-		return nil, fault.Wrapf(fault.ErrTooLarge, "larger than %d bytes", limit)
+	}
+	if err := readable(info, limit); err != nil {
+		return nil, err
 	}
 	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// readable returns why a file is no script.
+func readable(info fs.FileInfo, limit int64) error {
+	switch {
+	case !info.Mode().IsRegular():
+		return fault.Invalid("not a regular file")
+	case info.Size() > limit:
+		return fault.Wrapf(fault.ErrTooLarge, "larger than %d bytes", limit)
+	}
+	return nil
 }
 
 // names lists what can be found, each once, sorted.
@@ -172,9 +188,11 @@ func (m *Manager) descriptions(ctx context.Context, list []Script) (map[string]s
 			}
 		}
 		if len(batch) > 1 {
-			outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: &pb.RunnerStart{
+			limited, cancel := context.WithTimeout(ctx, describeTime)
+			outcome := m.config.Pool.Run(limited, sandbox.Job{Start: &pb.RunnerStart{
 				Name: "list_scripts", DescribeAll: true, Modules: batch, Functions: m.functions(), Unsupported: m.config.Unsupported,
 			}, Call: noCall})
+			cancel()
 			maps.Copy(told, outcome.Descriptions)
 		}
 		for _, s := range list[:n] {

@@ -3,7 +3,9 @@ package script_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -92,5 +94,36 @@ func TestListingOutlivesAScript(t *testing.T) {
 		case s.Name == "plain" && s.Error != "", strings.HasPrefix(s.Name, "s") && (s.Version != s.Name || s.Error != ""):
 			t.Errorf("%.200v", s)
 		}
+	}
+}
+
+// A pipe, and a script that never says what it is, keep nobody from the others; a key has a bound.
+func TestListingIsNotHeldUp(t *testing.T) {
+	dir := t.TempDir()
+	for name, source := range map[string]string{"a": `return script {name = "a", run = function() end}`, "spins": "while true do end return script {}"} {
+		if err := os.WriteFile(filepath.Join(dir, name+".lua"), []byte(source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe.lua"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pool := sandbox.New(sandbox.Config{})
+	defer pool.Close()
+	_, calls := scripts(pool, script.NewLibrary(1<<10, script.Place{Name: dir, FS: os.DirFS(dir)}))
+	request := &pb.ListScriptsRequest{}
+	start := time.Now()
+	reply, err := calls.Execute(t.Context(), &builtins.Call{}, calls.Native(request), request)
+	list := reply.(*pb.ListScriptsResponse).GetScripts()
+	if err != nil || len(list) != 3 || list[0].Error != "" || !strings.Contains(list[1].Error, "not a regular file") || list[2].Error == "" {
+		t.Errorf("%v, %v", list, err)
+	}
+	if took := time.Since(start); took > 20*time.Second {
+		t.Error("it took", took)
+	}
+	run := &pb.RunScriptRequest{Source: []byte("return 1"), Key: strings.Repeat("k", 900<<10)}
+	got, err := calls.Execute(t.Context(), &builtins.Call{}, calls.Native(run), run)
+	if refused := got.(*pb.RunScriptResponse); err != nil || refused.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || !strings.Contains(refused.Error.Message, "key has 921600 bytes") {
+		t.Error(got, err)
 	}
 }

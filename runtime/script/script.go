@@ -166,12 +166,18 @@ func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptR
 	return s, nil
 }
 
+// maxKey bounds the key of a run, which is stored with it, in bytes.
+const maxKey = 256
+
 // unusable names what in a request cannot be met.
 func unusable(request *pb.RunScriptRequest, limits sandbox.Limits) string {
 	if n := request.MemoryLimitBytes; n > limits.Memory {
 		return fmt.Sprintf("memory_limit_bytes %d is more than the agent allows, %d", n, limits.Memory)
 	} else if n > 0 && n < 16<<20 {
 		return fmt.Sprintf("memory_limit_bytes %d is less than 16 MiB", n)
+	}
+	if len(request.Key) > maxKey {
+		return fmt.Sprintf("the key has %d bytes; it may have %d", len(request.Key), maxKey)
 	}
 	seen := map[string]bool{}
 	for _, a := range request.Attachments {
@@ -191,12 +197,17 @@ func digest(source []byte) string {
 // declares says whether a script may be a declared one, which names the function script; only a runner can tell for sure.
 func declares(source []byte) bool { return bytes.Contains(source, []byte("script")) }
 
+// describeTime is how long scripts may take to say what they are: it is but a table.
+const describeTime = 5 * time.Second
+
 // declaration asks a runner what a script says of itself. Nil for a plain one.
 func (m *Manager) declaration(ctx context.Context, s Script, modules map[string][]byte) (*pb.ScriptDeclaration, *pb.ScriptError) {
 	if !declares(s.Source) {
 		return nil, nil
 	}
 	start := &pb.RunnerStart{Name: s.Name, Source: s.Source, Describe: true, Modules: modules, Functions: m.functions(), Unsupported: m.config.Unsupported}
+	ctx, cancel := context.WithTimeout(ctx, describeTime)
+	defer cancel()
 	outcome := m.config.Pool.Run(ctx, sandbox.Job{Start: start, Call: noCall})
 	return outcome.Declaration, outcome.Error
 }

@@ -13,8 +13,12 @@ import (
 // cancelRetryInterval is the pause before a cancel is sent again for a request that the agent did not know yet.
 const cancelRetryInterval = 100 * time.Millisecond
 
+// TimeoutWait bounds the wait of CallWait where ctx has ended because of its deadline.
+const TimeoutWait = 5 * time.Second
+
 // CallWait is CallID for a request whose reply matters also after ctx has ended, such as the outcome of a script: the
-// agent is then asked to cancel it, and the reply is awaited for at most wait.
+// agent is then asked to cancel it, and the reply is awaited for at most wait, after a
+// deadline for at most TimeoutWait.
 func CallWait[Out proto.Message](ctx context.Context, c *Client, wait time.Duration, id string, request proto.Message) (Out, error) {
 	var none Out
 	if ctx.Err() != nil {
@@ -43,6 +47,9 @@ func CallWait[Out proto.Message](ctx context.Context, c *Client, wait time.Durat
 func (c *Client) awaitCancelled(ctx context.Context, cause error, wait time.Duration, id string, ended <-chan struct{}) {
 	if errors.Is(cause, ErrNoAnswer) {
 		return
+	}
+	if errors.Is(cause, context.DeadlineExceeded) { // the time that the caller had for all of it is over
+		wait = min(wait, TimeoutWait)
 	}
 	ctx, stop := context.WithTimeout(ctx, wait)
 	defer stop()

@@ -77,6 +77,9 @@ func Open(c Config) (*Core, error) {
 	if err := os.MkdirAll(c.State, 0o700); err != nil {
 		return nil, fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
 	}
+	if err := checkOwners(c.State, c.Root); err != nil {
+		return nil, err
+	}
 	files, err := fsys.Open(c.Root)
 	if err != nil {
 		return nil, err
