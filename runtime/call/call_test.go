@@ -53,6 +53,8 @@ func (k *kit) Check(_ string, op *builtins.Op, _ proto.Message, access builtins.
 	return k.deny
 }
 
+func (k *kit) Sees(port, owner string) bool { return port == owner }
+
 func (k *kit) Denies(port string, op *builtins.Op) bool { return port == "denied" && op.Mutates }
 
 // at is the access of the rows: a path that panics does.

@@ -127,7 +127,7 @@ func (s *site) there(path string) bool {
 // transactions are those that are stored.
 func (s *site) transactions() int {
 	s.t.Helper()
-	list, _, err := s.journal.List("", 100)
+	list, _, err := s.journal.List("", 100, func(string) bool { return true })
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -318,7 +318,7 @@ func TestTheAuditOfAScript(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	s := newSite(t)
-	if s.manager.Cancel(&pb.CancelRequest{Key: "key"}) || s.manager.Cancel(&pb.CancelRequest{}) {
+	if s.manager.Cancel(&pb.CancelRequest{Key: "key"}, func(string) bool { return true }) || s.manager.Cancel(&pb.CancelRequest{}, func(string) bool { return true }) {
 		t.Error("cancelled what does not run")
 	}
 	release, err := s.journal.Lock(t.Context()) // so that the run waits
@@ -329,7 +329,7 @@ func TestCancel(t *testing.T) {
 	request.Key = "key"
 	replies := make(chan *pb.RunScriptResponse)
 	go func() { replies <- s.run("id", request) }()
-	for !s.manager.Cancel(&pb.CancelRequest{Key: "key"}) {
+	for !s.manager.Cancel(&pb.CancelRequest{Key: "key"}, func(string) bool { return true }) {
 		time.Sleep(time.Millisecond)
 	}
 	if reply := <-replies; reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || reply.GetError().GetKind() != "cancelled" {
