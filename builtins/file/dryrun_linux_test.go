@@ -227,3 +227,29 @@ func TestADryRunKnowsTheUsersThatItMakes(t *testing.T) {
 	}
 	g.refused("invalid", "file.write", &pb.WriteFileArgs{Path: "/f", Owner: "nobody-of-that-name"})
 }
+
+// What it costs to keep a large file is told before.
+func TestADryRunTellsWhatIsCopied(t *testing.T) {
+	g := guestAt(t, tmpfs(t, "size=16m"), file.Config{}) // which shares no blocks with what is elsewhere
+	g.write("/large", strings.Repeat("x", 2<<20))
+	g.write("/small", "x")
+	defer g.pretending()()
+	for name, c := range map[string]struct {
+		in   proto.Message
+		kept uint64
+	}{
+		"file.append": {&pb.WriteFileArgs{Path: "/large", Content: []byte("y")}, 0},
+		"file.chmod":  {&pb.ChmodArgs{Path: "/large", Mode: "0600"}, 0},
+		"file.write":  {&pb.WriteFileArgs{Path: "/small", Content: []byte("y")}, 0},
+	} {
+		g.changed(name, c.in)
+		if last := g.changes[len(g.changes)-1]; last.KeptBytes != c.kept {
+			t.Errorf("%s: %v", name, last)
+		}
+	}
+	g.write("/other", strings.Repeat("x", 2<<20))
+	g.changed("file.write", &pb.WriteFileArgs{Path: "/other", Content: []byte("y")})
+	if last := g.changes[len(g.changes)-1]; last.KeptBytes != 2<<20 {
+		t.Errorf("a large file that is replaced: %v", last)
+	}
+}

@@ -210,6 +210,9 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 }
 
 func (c *change) copyFrom(ctx context.Context, from *change, attr fsys.Attr) error {
+	if err := c.ForetellCost(); err != nil {
+		return err
+	}
 	if err := c.Prepare(ctx); err != nil {
 		return err
 	}

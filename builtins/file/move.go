@@ -115,6 +115,9 @@ func (c *change) moveTo(ctx context.Context, to *change) error {
 		}
 		return c.rename(ctx, to, false)
 	}
+	if err := to.ForetellCost(); err != nil {
+		return err
+	}
 	if err := to.Prepare(ctx, c.Path); err != nil {
 		return err
 	}

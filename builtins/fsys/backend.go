@@ -44,6 +44,8 @@ type directory interface {
 
 	// open opens a regular file.
 	open(name string, write bool) (*os.File, error)
+	// copyCost is At.CopyCost.
+	copyCost(name string) (int64, error)
 	// pretended says whether the content of a file is an overlay's own.
 	pretended(name string) bool
 	// openDir opens a directory for reading.

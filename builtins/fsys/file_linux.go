@@ -193,6 +193,17 @@ func copySizeless(ctx context.Context, to, from *os.File) error {
 	}
 }
 
+// sharesBlocks says whether a copy of a file in a directory would share its blocks. It tries that with a file that has no
+// name, and is gone at once.
+func sharesBlocks(file *os.File, dir string) bool {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.IoctlFileClone(fd, int(file.Fd())) == nil
+}
+
 // checkSpace refuses a copy for which there is no space now: it would fill the disk, for others too, before it failed.
 // What must be restored is copied without it: a file system may have more space than it says, such as what it is about
 // to free.

@@ -340,7 +340,7 @@ func (o *overlay) copyUp(node *overlayNode) error {
 	if err != nil {
 		return err
 	}
-	err = CopyFile(context.Background(), content, real)
+	err = CopyFitting(context.Background(), content, real)
 	if err = errors.Join(err, fault.Cause(content.Close())); err != nil {
 		return err
 	}

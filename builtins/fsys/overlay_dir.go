@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -109,6 +110,22 @@ func (d *overlayDir) pseudo() (bool, error) {
 	}
 	defer at.Close()
 	return at.Pseudo()
+}
+
+func (d *overlayDir) copyCost(name string) (int64, error) {
+	node, err := d.child(name)
+	if err != nil || node.content != "" || node.realPath == "" {
+		return 0, err
+	}
+	file, err := d.overlay.openReal(node)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	if sharesBlocks(file, filepath.Dir(filepath.Dir(d.overlay.scratch))) {
+		return 0, nil
+	}
+	return node.meta.Size, nil
 }
 
 func (d *overlayDir) pretended(name string) bool {

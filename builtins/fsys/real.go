@@ -86,6 +86,10 @@ func (d *realDir) open(name string, write bool) (*os.File, error) {
 	return file, nil
 }
 
+func (d *realDir) copyCost(string) (int64, error) {
+	return 0, fault.Unsupported("the cost of a copy that is not pretended")
+}
+
 func (d *realDir) pretended(string) bool { return false }
 
 func (d *realDir) openDir(name string) (directory, error) {

@@ -141,6 +141,9 @@ func changeLine(c *pb.Change) string {
 	if c.ContentHidden {
 		words += ", content hidden"
 	}
+	if c.KeptBytes > 0 {
+		words += ", keeps a copy of " + size(c.KeptBytes)
+	}
 	return strings.ReplaceAll(printable(words+")"), "\n", " ")
 }
 

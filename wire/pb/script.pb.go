@@ -713,6 +713,9 @@ type Change struct {
 	DiffTruncated bool        `protobuf:"varint,7,opt,name=diff_truncated,json=diffTruncated,proto3" json:"diff_truncated,omitempty"`
 	// Content that not everybody may read gets no diff.
 	ContentHidden bool `protobuf:"varint,8,opt,name=content_hidden,json=contentHidden,proto3" json:"content_hidden,omitempty"`
+	// In a dry run: how many bytes of a large file would be copied to keep what was there, since the file system shares no
+	// blocks with where that is kept.
+	KeptBytes     uint64 `protobuf:"varint,9,opt,name=kept_bytes,json=keptBytes,proto3" json:"kept_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,6 +804,13 @@ func (x *Change) GetContentHidden() bool {
 		return x.ContentHidden
 	}
 	return false
+}
+
+func (x *Change) GetKeptBytes() uint64 {
+	if x != nil {
+		return x.KeptBytes
+	}
+	return 0
 }
 
 // A line that a script logged.
@@ -1835,7 +1845,7 @@ const file_script_proto_rawDesc = "" +
 	"\x06object\x18\t \x01(\tR\x06object\x12\x14\n" +
 	"\x05limit\x18\n" +
 	" \x01(\tR\x05limit\x12\x12\n" +
-	"\x04hint\x18\v \x01(\tR\x04hint\"\x83\x02\n" +
+	"\x04hint\x18\v \x01(\tR\x04hint\"\xa2\x02\n" +
 	"\x06Change\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
@@ -1846,7 +1856,9 @@ const file_script_proto_rawDesc = "" +
 	"reversible\x127\n" +
 	"\x05state\x18\x06 \x01(\x0e2!.limiquantix.agent.v1.ChangeStateR\x05state\x12%\n" +
 	"\x0ediff_truncated\x18\a \x01(\bR\rdiffTruncated\x12%\n" +
-	"\x0econtent_hidden\x18\b \x01(\bR\rcontentHidden\"e\n" +
+	"\x0econtent_hidden\x18\b \x01(\bR\rcontentHidden\x12\x1d\n" +
+	"\n" +
+	"kept_bytes\x18\t \x01(\x04R\tkeptBytes\"e\n" +
 	"\aLogLine\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +

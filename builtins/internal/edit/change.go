@@ -45,6 +45,7 @@ type Change struct {
 
 	editor    *Editor
 	untrusted bool     // what is there may be another user's trap, see fsys.At.Trusted
+	cost      uint64   // bytes that are copied to keep a large file, as far as a dry run tells
 	missing   []string // the directories above that Prepare makes
 }
 
@@ -90,6 +91,16 @@ func (c *Change) look(path string, follow bool) (err error) {
 	}
 	c.Path = c.At.Path
 	c.Old, err = c.At.Capture()
+	return err
+}
+
+// ForetellCost finds out, in a dry run, what keeping a large file would cost.
+func (c *Change) ForetellCost() error {
+	if c.Call.DryRun == nil || c.Old.Kind != fsys.File || c.Old.Size <= maxKept {
+		return nil
+	}
+	cost, err := c.At.CopyCost()
+	c.cost = uint64(cost)
 	return err
 }
 
@@ -149,7 +160,7 @@ func (c *Change) Report(action string, content *Content) {
 	for _, dir := range c.missing {
 		c.tell(&pb.Change{Target: dir, Action: "created"})
 	}
-	told := &pb.Change{Target: c.Path, Action: action}
+	told := &pb.Change{Target: c.Path, Action: action, KeptBytes: c.cost}
 	if content != nil {
 		content.fill(told)
 	}

@@ -166,6 +166,11 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		}
 		return c.rewrite(ctx, w)
 	}
+	if !c.grows(w) {
+		if err := c.ForetellCost(); err != nil {
+			return err
+		}
+	}
 	backup := w.Backup && !c.Absent()
 	var others []string
 	if backup {
@@ -194,10 +199,15 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 	return staged.Commit(w.Attr, c.Durable())
 }
 
+// grows says whether a large file gets no more than something behind it.
+func (c *Change) grows(w File) bool {
+	return w.Append && !w.Backup && c.Old.Kind == fsys.File && c.Old.Size > maxKept
+}
+
 // appendable says whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a large
 // file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is replaced.
 func (c *Change) appendable(w File) bool {
-	if !w.Append || w.Backup || c.Call.Tx == nil || c.Old.Kind != fsys.File || c.Old.Size <= maxKept {
+	if c.Call.Tx == nil || !c.grows(w) {
 		return false
 	}
 	if pseudo, err := c.At.Pseudo(); err != nil || pseudo {
