@@ -19,6 +19,9 @@ func (a *At) Trusted(old Meta, owner *uint32) (bool, error) {
 	if old.Kind == Absent || trustedUser(old.UID) || owner != nil && *owner == old.UID {
 		return true, nil
 	}
+	if pseudo, err := a.dir.pseudo(); pseudo || err != nil {
+		return true, err // the kernel makes what is there, as in /proc/PID
+	}
 	dir, err := a.dir.stat(".")
 	switch {
 	case err != nil:

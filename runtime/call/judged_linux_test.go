@@ -168,3 +168,26 @@ func TestNothingElseIsWrittenWhilePathsAreExchanged(t *testing.T) {
 		t.Error("nothing was written: the test tests nothing")
 	}
 }
+
+// A dry run is judged in what it pretends: a link that it pretends to have made leads to what is denied all the same.
+func TestADryRunReadsNothingDenied(t *testing.T) {
+	s := newSwapped(t, "  deny_file_read_paths: [/etc, /away]\n")
+	overlay, err := s.files.Overlay(t.TempDir() + "/plan")
+	s.do(err)
+	defer overlay.Close()
+	run := s.calls.Begin(call.RunConfig{Call: &builtins.Call{Port: "0"}, DryRun: &builtins.DryRun{Files: overlay}})
+	do := func(name string, in proto.Message) (proto.Message, error) {
+		_, out, err := run.Call(t.Context(), name, func(*builtins.Op) (proto.Message, error) { return in, nil })
+		return out, err
+	}
+	_, err = do("file.symlink", &pb.SymlinkArgs{Target: "/etc/shadow", Path: "/srv/pretended"})
+	s.do(err)
+	if out, err := do("file.read", &pb.ReadFileArgs{Path: "/srv/pretended"}); err == nil {
+		t.Errorf("read %v", out)
+	}
+	_, err = do("file.write", &pb.WriteFileArgs{Path: "/srv/f", Content: []byte("new")})
+	s.do(err)
+	if out, err := do("file.read", &pb.ReadFileArgs{Path: "/srv/f"}); err != nil || string(out.(*pb.Content).Content) != "new" {
+		t.Errorf("what is pretended: %v, %v", out, err)
+	}
+}

@@ -1,0 +1,59 @@
+package fsys_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+)
+
+func TestTrusted(t *testing.T) {
+	needRoot(t, "it makes files of another user's")
+	dir := scratch(t)
+	sleep := exec.Command("sleep", "60")
+	sleep.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: other}}
+	must(t, sleep.Start())
+	defer func() { _, _ = sleep.Process.Kill(), sleep.Wait() }()
+	own, his := uint32(0), uint32(other)
+	const yes, no, refused = "true <nil>", "false <nil>", "refused"
+	for _, c := range []struct {
+		dirOwner int
+		dirMode  os.FileMode
+		owner    int
+		want     [3]string // nobody, root and the user himself was asked for
+	}{
+		{0, 0o755, other, [3]string{yes, yes, yes}},
+		{0, 0o777 | os.ModeSticky, other, [3]string{no, no, yes}},
+		{0, 0o777 | os.ModeSticky, 0, [3]string{yes, yes, yes}},
+		{0, 0o775, other, [3]string{no, no, yes}},
+		{other, 0o755, other, [3]string{refused, no, yes}},
+		{other, 0o755, 0, [3]string{yes, yes, yes}},
+	} {
+		must(t, os.RemoveAll(dir+"/d"))
+		must(t, os.Mkdir(dir+"/d", 0o755))
+		must(t, os.WriteFile(dir+"/d/f", nil, 0o644))
+		must(t, os.Chown(dir+"/d/f", c.owner, -1))
+		must(t, os.Chown(dir+"/d", c.dirOwner, -1))
+		must(t, os.Chmod(dir+"/d", c.dirMode))
+		trusted(t, dir+"/d/f", [3]*uint32{nil, &own, &his}, c.want)
+	}
+	trusted(t, fmt.Sprintf("/proc/%d/oom_score_adj", sleep.Process.Pid), [3]*uint32{nil, &own, &his}, [3]string{yes, yes, yes})
+}
+
+func trusted(t *testing.T, path string, owners [3]*uint32, want [3]string) {
+	t.Helper()
+	entry := at(t, host(t), path)
+	old, err := entry.Stat()
+	must(t, err)
+	for i, owner := range owners {
+		ok, err := entry.Trusted(old, owner)
+		got := fmt.Sprint(ok, err)
+		if err != nil {
+			got = "refused"
+		}
+		if got != want[i] {
+			t.Errorf("%s, owner %d: %v, %v; want %s", path, old.UID, ok, err, want[i])
+		}
+	}
+}
