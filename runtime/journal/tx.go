@@ -188,7 +188,7 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	if err := t.ensureStarted(); err != nil {
 		return err
 	}
-	at, err := t.journal.config.Root.At(path)
+	at, err := t.journal.config.Root.Exact(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
