@@ -24,8 +24,8 @@ type Access struct {
 	// Objects are other things of the guest that are looked at or changed, by kind and name.
 	Objects []Object
 
-	// Judged is where its paths are looked up, so that the operation acts on what was looked at. The executor sets it; nil:
-	// each rule looks for itself.
+	// Judged is where its paths are looked up, so that the operation acts on what was looked at. The executor sets it;
+	// nil: each rule looks for itself.
 	Judged *fsys.Judged
 }
 

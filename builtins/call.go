@@ -51,8 +51,8 @@ type Tx interface {
 	// Before keeps what is at each path now, whatever it is, also nothing at all. For a path that an operation
 	// replaces or whose metadata it changes. The last element of a path is not followed.
 	Before(ctx context.Context, paths ...string) error
-	// BeforeAppend keeps the length of the file at path, and what tells that the content up to there is still the same: for
-	// an operation that appends to it in place, and changes its attributes at most.
+	// BeforeAppend keeps the length of the file at path, and what tells that the content up to there is still the same:
+	// for an operation that appends to it in place, and changes its attributes at most.
 	BeforeAppend(ctx context.Context, path string) error
 	// BeforeTree keeps all that is below each path as well, for what a command may change there.
 	BeforeTree(ctx context.Context, paths ...string) error

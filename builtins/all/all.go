@@ -36,7 +36,8 @@ type Config struct {
 	Reexec bool
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
 	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
-	// Protected are paths of the agent's own, which no operation on files changes and no command may say to touch. Optional.
+	// Protected are paths of the agent's own, which no operation on files changes and no command may say to touch.
+	// Optional.
 	Protected []string
 	// MaxTimeout bounds a native command; 0: 300 s.
 	MaxTimeout time.Duration
@@ -65,7 +66,9 @@ type Rooms struct {
 func New(c Config) *Rooms {
 	commands := proc.Config{Name: c.Name, Reexec: c.Reexec}
 	live := c.Dir == "" || c.Dir == "/"
-	g := &guest.Guest{Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(commands), Answer: c.Answer, Protected: c.Protected}
+	g := &guest.Guest{
+		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(commands), Answer: c.Answer, Protected: c.Protected,
+	}
 	about := host.New(g, c.Version)
 	return &Rooms{
 		host: about, telemetry: telemetry.New(),

@@ -491,7 +491,8 @@ func TestRunTouchesWhatItSays(t *testing.T) {
 func TestRunDoesNotTouchTheAgentsOwnFiles(t *testing.T) {
 	r, table := room(t, Config{})
 	dir := t.TempDir()
-	if err := errors.Join(os.MkdirAll(dir+"/state/tx", 0o755), os.Symlink("state", dir+"/link"), os.Mkdir(dir+"/bound", 0o755)); err != nil {
+	err := errors.Join(os.MkdirAll(dir+"/state/tx", 0o755), os.Symlink("state", dir+"/link"), os.Mkdir(dir+"/bound", 0o755))
+	if err != nil {
 		t.Fatal(err)
 	}
 	r.guest.Protected = []string{dir + "/state"}
@@ -504,7 +505,8 @@ func TestRunDoesNotTouchTheAgentsOwnFiles(t *testing.T) {
 	for _, place := range places {
 		for _, unconfined := range []bool{false, true} {
 			c := &calling{table: table, tx: &tx{}}
-			_, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"true"}, Touches: []string{dir + place}, Unconfined: unconfined})
+			in := &pb.RunArgs{Argv: []string{"true"}, Touches: []string{dir + place}, Unconfined: unconfined}
+			_, err := c.invoke("exec.run", in)
 			if fault.Code(err) != "refused" || len(c.tx.before) > 0 {
 				t.Errorf("%s: %v, kept %v", place, err, c.tx.before)
 			}

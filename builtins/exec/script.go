@@ -143,7 +143,7 @@ func (r *Room) guarded(in *pb.RunArgs) error {
 		for _, follow := range []bool{false, true} {
 			place, err := r.guest.Files.Resolve(p, follow)
 			if err != nil && follow {
-				continue // a link that is not followed, which the command may be able to write through only where it may anyway
+				continue // a link that leads nowhere, or that nothing here follows
 			}
 			if err == nil {
 				err = r.guest.Guard(place, false)

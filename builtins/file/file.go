@@ -4,11 +4,11 @@
 //	                                                    ├──► one core ─┼── Call.Before, Take, Undo: what it was
 //	script  file.write  file.read  file.list       …  ──┘              └── Call.Report: what became of it
 //
-// A file is replaced whole or not at all: written beside its place, made durable, renamed; what a transaction appends to a
-// large one is written in place, and cut off again. What another user may have put there is not taken over. Every
-// function of a script that changes something looks first, and where the guest is as it is wanted it touches nothing and
-// says so. The host's rows do what the contract says, and refuse where it would do harm. Owners are looked up in the files
-// of the root.
+// A file is replaced whole or not at all: written beside its place, made durable, renamed; what a transaction appends
+// to a large one is written in place, and cut off again. What another user may have put there first is not taken over.
+// Every function of a script that changes something looks first, and where the guest is as it is wanted it touches
+// nothing and says so. The host's rows do what the contract says, and refuse where it would do harm. Owners are looked
+// up in the files of the root.
 //
 // Not here: who may touch which path, how a change is undone, and Lua.
 package file

@@ -48,8 +48,8 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 	return &pb.Changed{Changed: true}, nil
 }
 
-// trustedDir refuses a directory that another user made first where others can make one, as in /tmp: he would change what
-// is put into it.
+// trustedDir refuses a directory that another user made first where others can make one, as in /tmp: he would change
+// what is put into it.
 func (c *change) trustedDir(attr fsys.Attr) error {
 	if c.At == nil || c.Old.Kind != fsys.Directory {
 		return nil

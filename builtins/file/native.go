@@ -21,7 +21,9 @@ import (
 // maxListing is the most bytes of a listing: a frame of the protocol holds 16 MiB, with its envelope.
 const maxListing = 15 << 20
 
-func (r *Room) listDirectory(ctx context.Context, call *builtins.Call, in *pb.ListDirectoryRequest) (*pb.ListDirectoryResponse, error) {
+func (r *Room) listDirectory(
+	ctx context.Context, call *builtins.Call, in *pb.ListDirectoryRequest,
+) (*pb.ListDirectoryResponse, error) {
 	dir, err := openDir(r.guest.Of(call), in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)

@@ -291,7 +291,7 @@ func (r *Room) appendStaged(ctx context.Context, call *builtins.Call, u *upload,
 		return err
 	}
 	if trusted, err := at.Trusted(old, u.attr.UID); err != nil || !trusted {
-		return errors.Join(err, fault.Refuse("it belongs to user %d, and others can put files into the directory", old.UID))
+		return errors.Join(err, fault.Refuse("it belongs to user %d, and others can write to the directory", old.UID))
 	}
 	whole, err := at.Stage()
 	if err != nil {

@@ -244,8 +244,8 @@ func (a *At) CopyContent(ctx context.Context, to *At) (err error) {
 	return to.dir.closeNew(file)
 }
 
-// CopyCost returns how many bytes a copy of the file here into the agent's state directory, where the scratch directory of
-// the overlay is, would write: none where the two share blocks. It is unsupported but on an overlay.
+// CopyCost returns how many bytes a copy of the file here into the agent's state directory, where the scratch directory
+// of the overlay is, would write: none where the two share blocks. It is unsupported but on an overlay.
 func (a *At) CopyCost() (int64, error) { return a.dir.copyCost(a.Name) }
 
 // Remove removes a file, a link or an empty directory. The root and a mount point are refused.

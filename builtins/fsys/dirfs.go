@@ -7,8 +7,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// DirFS returns the directory dir of the file system below root, for reading regular files and listing directories. Each
-// path is resolved as by Root.Follow: links stay below root.
+// DirFS returns the directory dir of the file system below root, for reading regular files and listing directories.
+// Each path is resolved as by Root.Follow: links stay below root.
 func DirFS(root, dir string) fs.FS { return dirFS{root, dir} }
 
 type dirFS struct{ root, dir string }

@@ -184,7 +184,7 @@ func copySizeless(ctx context.Context, to, from *os.File) error {
 			return err
 		}
 		if offset > maxSizeless {
-			return fault.Wrapf(fault.ErrTooLarge, "the file does not say its size, and has more than %d bytes", maxSizeless)
+			return fault.Wrapf(fault.ErrTooLarge, "the file says no size, and has more than %d bytes", maxSizeless)
 		}
 		n, err := io.Copy(to, io.NewSectionReader(from, offset, step))
 		if err != nil || n < step {
@@ -193,8 +193,8 @@ func copySizeless(ctx context.Context, to, from *os.File) error {
 	}
 }
 
-// sharesBlocks says whether a copy of a file in a directory would share its blocks. It tries that with a file that has no
-// name, and is gone at once.
+// sharesBlocks says whether a copy of a file in a directory would share its blocks. It tries that with a file that has
+// no name, and is gone at once.
 func sharesBlocks(file *os.File, dir string) bool {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {

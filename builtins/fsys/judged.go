@@ -12,11 +12,11 @@ import (
 //
 //	policy ──Look──► Judged ◄──check── Root.As(judged) ◄── the operation
 //
-// Between the two somebody may exchange a directory, a link or a file. So each path that was looked at is held, when the
-// operation gets to it, against what was found then, the directory that it is in by the open descriptor and the object by
-// the one that is read or written. What is another one now is fault.ErrChanged. A path that nobody looked at is not held
-// against anything. Of what the operation itself puts in the place of an object nothing is said, and of a file system that
-// only the kernel writes neither: it forgets the numbers of its objects.
+// Between the two somebody may exchange a directory, a link or a file. So each path that was looked at is held, when
+// the operation gets to it, against what was found then, the directory that it is in by the open descriptor and the
+// object by the one that is read or written. What is another one now is fault.ErrChanged. A path that nobody looked at
+// is not held against anything. Of what the operation itself puts in the place of an object nothing is said, and of a
+// file system that only the kernel writes neither: it forgets the numbers of its objects.
 //
 // It belongs to one request, and is for one goroutine at a time.
 type Judged struct {
@@ -46,8 +46,8 @@ type Found struct {
 // Judge begins a request that acts on r.
 func (r *Root) Judge() *Judged { return &Judged{root: r} }
 
-// Look returns what a path leads to, the first time it is asked. Of a link that is the link, or with follow what is behind
-// it. What is not there does not count as an error.
+// Look returns what a path leads to, the first time it is asked. Of a link that is the link, or with follow what is
+// behind it. What is not there does not count as an error.
 func (j *Judged) Look(path string, follow bool) (Found, error) {
 	key := look{path, follow}
 	if found := j.found[key]; found != nil {
@@ -90,8 +90,8 @@ func (f *Found) fill(root *Root, path string, follow bool) error {
 	return err
 }
 
-// As returns the root for an operation on what was judged; nil: nothing was. It shares everything with r, which alone is
-// closed.
+// As returns the root for an operation on what was judged; nil: nothing was. It shares everything with r, which alone
+// is closed.
 func (r *Root) As(judged *Judged) *Root {
 	if judged == nil || len(judged.found) == 0 {
 		return r

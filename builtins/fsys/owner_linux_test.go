@@ -38,7 +38,8 @@ func TestTrusted(t *testing.T) {
 		must(t, os.Chmod(dir+"/d", c.dirMode))
 		trusted(t, dir+"/d/f", [3]*uint32{nil, &own, &his}, c.want)
 	}
-	trusted(t, fmt.Sprintf("/proc/%d/oom_score_adj", sleep.Process.Pid), [3]*uint32{nil, &own, &his}, [3]string{yes, yes, yes})
+	setting := fmt.Sprintf("/proc/%d/oom_score_adj", sleep.Process.Pid)
+	trusted(t, setting, [3]*uint32{nil, &own, &his}, [3]string{yes, yes, yes})
 }
 
 func trusted(t *testing.T, path string, owners [3]*uint32, want [3]string) {

@@ -38,7 +38,8 @@ func (a *At) Stage() (*Staged, error) {
 		_ = dir.close()
 		return nil, err
 	}
-	return &Staged{File: file, at: &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir, judged: a.judged}, temp: temp}, nil
+	own := &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir, judged: a.judged}
+	return &Staged{File: file, at: own, temp: temp}, nil
 }
 
 // createTemp makes a file and locks it, which tells Sweep that its agent lives. A Sweep that comes between the two may
@@ -103,9 +104,10 @@ func (a *At) checkReplace(old Meta) error {
 }
 
 // Commit gives the file its name. The file takes owner, mode, ACLs, label and other extended attributes of the file
-// that it replaces, unless attr says otherwise, and mode 0644 if it replaces none, or one that is not Trusted. Its content is durable before the
-// rename, and its name is durable too if syncDir is set. File capabilities and integrity hashes are not kept: they
-// spoke of the old content. On an error before the rename nothing has changed. The staging is over either way.
+// that it replaces, unless attr says otherwise, and mode 0644 if it replaces none, or one that is not Trusted. Its
+// content is durable before the rename, and its name is durable too if syncDir is set. File capabilities and integrity
+// hashes are not kept: they spoke of the old content. On an error before the rename nothing has changed. The staging is
+// over either way.
 func (s *Staged) Commit(attr Attr, syncDir bool) error {
 	return s.finish(syncDir, func(old Meta) error {
 		if err := s.at.checkReplace(old); err != nil {

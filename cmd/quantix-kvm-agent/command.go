@@ -67,8 +67,8 @@ func (f flags) stateDir() string {
 	return config.StateDir
 }
 
-// absolute returns the flags with paths that do not depend on the working directory, nor, below another root, on where its
-// links lead.
+// absolute returns the flags with paths that do not depend on the working directory, nor, below another root, on where
+// its links lead.
 func (f flags) absolute() (flags, error) {
 	for _, path := range []*string{&f.config, &f.root, &f.state, &f.control} {
 		if *path == "" {

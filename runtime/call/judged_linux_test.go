@@ -3,7 +3,6 @@ package call_test
 import (
 	"errors"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,7 +19,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// swapped is an agent's table under a policy, over a tree in which somebody exchanges what a path leads to all the time.
+// swapped is an agent's table under a policy, over a tree in which somebody exchanges what a path leads to all the
+// time.
 type swapped struct {
 	t     *testing.T
 	dir   string
@@ -30,12 +30,16 @@ type swapped struct {
 
 func newSwapped(t *testing.T, security string) *swapped {
 	s := &swapped{t: t, dir: t.TempDir()}
-	for path, content := range map[string]string{"/etc/shadow": "secret", "/srv/x/f": "open", "/away/f": "secret", "/srv/f": "open"} {
-		s.do(os.MkdirAll(s.dir+path[:strings.LastIndex(path, "/")], 0o755), os.WriteFile(s.dir+path, []byte(content), 0o644))
+	for _, dir := range []string{"/etc", "/srv", "/srv/x", "/srv/list", "/away", "/empty"} {
+		s.do(os.Mkdir(s.dir+dir, 0o755))
+	}
+	for path, content := range map[string]string{
+		"/etc/shadow": "secret", "/srv/x/f": "open", "/away/f": "secret", "/srv/f": "open",
+	} {
+		s.do(os.WriteFile(s.dir+path, []byte(content), 0o644))
 	}
 	s.do(
-		os.Link(s.dir+"/etc/shadow", s.dir+"/srv/hard"), os.Symlink("/etc/shadow", s.dir+"/srv/soft"),
-		os.Symlink("/away", s.dir+"/srv/y"), os.Mkdir(s.dir+"/empty", 0o755), os.Symlink("/etc", s.dir+"/srv/z"), os.Mkdir(s.dir+"/srv/list", 0o755),
+		os.Link(s.dir+"/etc/shadow", s.dir+"/srv/hard"), os.Symlink("/away", s.dir+"/srv/y"), os.Symlink("/etc", s.dir+"/srv/z"),
 	)
 	files, err := fsys.Open(s.dir)
 	s.do(err)
@@ -83,7 +87,8 @@ func (s *swapped) run(name string, in proto.Message) (proto.Message, error) {
 	if name == "" {
 		return s.calls.Execute(s.t.Context(), from, s.calls.Native(in), in)
 	}
-	_, out, err := s.calls.Begin(call.RunConfig{Call: from}).Call(s.t.Context(), name, func(op *builtins.Op) (proto.Message, error) { return in, nil })
+	bind := func(*builtins.Op) (proto.Message, error) { return in, nil }
+	_, out, err := s.calls.Begin(call.RunConfig{Call: from}).Call(s.t.Context(), name, bind)
 	return out, err
 }
 
@@ -97,7 +102,9 @@ func TestNoDeniedFileIsReadWhilePathsAreExchanged(t *testing.T) {
 	for end := time.Now().Add(400 * time.Millisecond); time.Now().Before(end); {
 		for _, path := range []string{"/srv/f", "/srv/x/f"} {
 			for name, in := range map[string]proto.Message{
-				"": &pb.FileReadRequest{Path: path}, "file.read": &pb.ReadFileArgs{Path: path}, "file.copy": &pb.FromToArgs{From: path, To: "/empty/copy"},
+				"":          &pb.FileReadRequest{Path: path},
+				"file.read": &pb.ReadFileArgs{Path: path},
+				"file.copy": &pb.FromToArgs{From: path, To: "/empty/copy"},
 			} {
 				out, err := s.run(name, in)
 				switch out := out.(type) {
@@ -116,7 +123,8 @@ func TestNoDeniedFileIsReadWhilePathsAreExchanged(t *testing.T) {
 				}
 			}
 		}
-		if out, err := s.run("", &pb.ListDirectoryRequest{Path: "/srv/list"}); err == nil && len(out.(*pb.ListDirectoryResponse).Entries) > 0 {
+		out, err := s.run("", &pb.ListDirectoryRequest{Path: "/srv/list"})
+		if err == nil && len(out.(*pb.ListDirectoryResponse).Entries) > 0 {
 			t.Fatal("a denied directory was listed")
 		}
 	}
@@ -187,7 +195,8 @@ func TestADryRunReadsNothingDenied(t *testing.T) {
 	}
 	_, err = do("file.write", &pb.WriteFileArgs{Path: "/srv/f", Content: []byte("new")})
 	s.do(err)
-	if out, err := do("file.read", &pb.ReadFileArgs{Path: "/srv/f"}); err != nil || string(out.(*pb.Content).Content) != "new" {
+	out, err := do("file.read", &pb.ReadFileArgs{Path: "/srv/f"})
+	if err != nil || string(out.(*pb.Content).Content) != "new" {
 		t.Errorf("what is pretended: %v, %v", out, err)
 	}
 }

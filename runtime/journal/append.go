@@ -12,8 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// A file that only grows needs no copy: cut back to its old length it is as it was. What is before that is trusted to be the
-// same if its end is.
+// A file that only grows needs no copy: cut back to its old length it is as it was. What is before that is trusted to
+// be the same if its end is.
 
 // maxTail is how much of the end of a file is summed, in bytes.
 const maxTail = 64 << 10

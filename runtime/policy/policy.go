@@ -8,8 +8,8 @@
 // resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
 // is no way around. Where something cannot be looked at the answer is no.
 //
-// Between the look and the use of a path somebody may change it. What was looked at is remembered (fsys.Judged), and the
-// operation acts on that or fails.
+// Between the look and the use of a path somebody may change it. What was looked at is remembered (fsys.Judged), and
+// the operation acts on that or fails.
 //
 // A list of forbidden programs is no boundary: what is not on it can do the same. It refuses what names a program that is on
 // it, also behind env, sh -c and the like. A list of allowed programs is a boundary as far as those programs are one.

@@ -44,7 +44,7 @@ type Change struct {
 	Made []string
 
 	editor    *Editor
-	untrusted bool     // what is there may be another user's trap, see fsys.At.Trusted
+	untrusted bool     // what is there is not fsys.At.Trusted
 	cost      uint64   // bytes that are copied to keep a large file, as far as a dry run tells
 	missing   []string // the directories above that Prepare makes
 }

@@ -71,8 +71,8 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 	return true, nil
 }
 
-// trust finds out whether what is there may be another user's trap. Then nothing is made of its content, which is his, and
-// nothing is written into it, which he may have open.
+// trust finds out whether what is there may have been put there by another user. Then nothing is made of its content,
+// which is his, and nothing is written into it, which he may have open.
 func (c *Change) trust(w File) (err error) {
 	if c.At == nil {
 		return nil
@@ -204,8 +204,9 @@ func (c *Change) grows(w File) bool {
 	return w.Append && !w.Backup && c.Old.Kind == fsys.File && c.Old.Size > maxKept
 }
 
-// appendable says whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a large
-// file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is replaced.
+// appendable says whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a
+// large file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is
+// replaced.
 func (c *Change) appendable(w File) bool {
 	if c.Call.Tx == nil || !c.grows(w) {
 		return false
@@ -255,7 +256,8 @@ func (c *Change) CopyOld(ctx context.Context, to *os.File) error {
 	return err
 }
 
-// still refuses an open file that is not the one that was looked at. In a dry run nobody else changes what is pretended.
+// still refuses an open file that is not the one that was looked at. In a dry run nobody else changes what is
+// pretended.
 func (c *Change) still(file *os.File) error {
 	if c.Call != nil && c.Call.DryRun != nil {
 		return nil
@@ -338,8 +340,8 @@ func (c *Change) backup(ctx context.Context) (err error) {
 	return err
 }
 
-// Duplicate makes the place of another change an exact copy of the file that is here. The copy of one that is another
-// user's trap is for the agent's user alone.
+// Duplicate makes the place of another change an exact copy of the file that is here. The copy of one that is not
+// trusted is for the agent's user alone.
 func (c *Change) Duplicate(ctx context.Context, to *Change) error {
 	if err := to.At.CanReplace(); err != nil {
 		return err

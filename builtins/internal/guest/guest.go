@@ -69,8 +69,8 @@ func (g *Guest) Of(call *builtins.Call) *fsys.Root {
 	return files.As(call.Judged)
 }
 
-// Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved one;
-// whole says that what is below goes too.
+// Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved
+// one; whole says that what is below goes too.
 func (g *Guest) Guard(path string, whole bool) error {
 	for _, text := range g.Protected {
 		own, err := g.Files.Resolve(text, true)
@@ -80,15 +80,18 @@ func (g *Guest) Guard(path string, whole bool) error {
 		if err != nil {
 			return err
 		}
-		if fsys.Within(path, own) || whole && fsys.Within(own, path) || g.within(path, own) || whole && g.within(own, path) {
+		if g.within(path, own) || whole && g.within(own, path) {
 			return fault.Refuse("%s is the agent's own", own)
 		}
 	}
 	return nil
 }
 
-// within says whether what stands at a path, or at a directory above it, is the object that stands at dir.
+// within says whether a path is dir or below it, or what stands there is the object that stands at dir or below that.
 func (g *Guest) within(path, dir string) bool {
+	if fsys.Within(path, dir) {
+		return true
+	}
 	want, err := g.Files.Identify(dir)
 	if err != nil || want.Ino == 0 {
 		return false

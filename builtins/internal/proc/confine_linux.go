@@ -49,8 +49,8 @@ func dropCapabilities() error {
 	return unix.Capset(&header, &sets[0])
 }
 
-// maxSiblings bounds how many entries beside a writable one are made read-only, each by a mount; in a larger directory the
-// command is not started.
+// maxSiblings bounds how many entries beside a writable one are made read-only, each by a mount; in a larger directory
+// the command is not started.
 const maxSiblings = 4096
 
 // setUpMounts changes the root, and makes the file system read-only for a confined command.
@@ -212,10 +212,11 @@ func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) erro
 		return fault.On(o.dir, err)
 	}
 	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool {
-		return slices.Contains(o.entries, e.Name()) || !e.IsDir() && !e.Type().IsRegular() || filepath.Join(o.dir, e.Name()) == scratchDir
+		mountable := e.IsDir() || e.Type().IsRegular()
+		return !mountable || slices.Contains(o.entries, e.Name()) || filepath.Join(o.dir, e.Name()) == scratchDir
 	})
 	if len(entries) > maxSiblings {
-		return fault.Refuse("%s has %d files and directories beside what is touched, and at most %d are made read-only; "+
+		return fault.Refuse("%s has %d entries beside what is touched, and at most %d are made read-only; "+
 			"touch the directory as a whole, or keep what is touched in one of its own", o.dir, len(entries), maxSiblings)
 	}
 	for _, e := range entries {

@@ -10,9 +10,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// StateBelow returns where the directory dir of the tree below root lies in the agent's own file system. Links in the tree
-// lead where they would if it were booted, and never out of it. A state directory that is there already is refused if
-// anything in it is a link where the agent keeps something of its own, since the kernel would follow that from outside.
+// StateBelow returns where the directory dir of the tree below root lies in the agent's own file system. Links in the
+// tree lead where they would if it were booted, and never out of it. A state directory that is there already is refused
+// if anything in it is a link where the agent keeps something of its own, since the kernel would follow that from
+// outside.
 func StateBelow(root, dir string) (string, error) {
 	files, err := fsys.Open(root)
 	if err != nil {
@@ -21,14 +22,14 @@ func StateBelow(root, dir string) (string, error) {
 	defer files.Close()
 	resolved, err := files.Resolve(dir, true)
 	if err != nil {
-		return "", fault.Wrapf(err, "find the state directory %s below %s (choose another with --state): %v", dir, root, err)
+		return "", fault.Wrapf(err, "state directory %s below %s (choose another with --state): %v", dir, root, err)
 	}
 	place := filepath.Join(root, text.UnescapePath(resolved))
 	return place, checkState(place)
 }
 
-// images are the directories of transactions for what they keep of others: a link there is kept as what it is, and never
-// followed.
+// images are the directories of transactions for what they keep of others: a link there is kept as what it is, and
+// never followed.
 var images = filepath.Join("tx", "*", "*", "u")
 
 // checkState refuses what is neither a file nor a directory nor a socket in a state directory.

@@ -24,7 +24,8 @@ func TestTheStateOfAnImageStaysInTheImage(t *testing.T) {
 			if err := os.Mkdir(root+"/host", 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := errors.Join(os.MkdirAll(filepath.Join(root, filepath.Dir(link[1])), 0o755), os.Symlink(link[0], filepath.Join(root, link[1]))); err != nil {
+			place := filepath.Join(root, link[1])
+			if err := errors.Join(os.MkdirAll(filepath.Dir(place), 0o755), os.Symlink(link[0], place)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -42,7 +43,9 @@ func TestTheStateOfAnImageStaysInTheImage(t *testing.T) {
 }
 
 func TestAStateDirectoryWithLinksIsRefused(t *testing.T) {
-	for _, name := range []string{"tx", "key", "jobs", "overlays", "tx/open", "tx/spare", "tx/open/1/journal", "tx/open/1/u", "tx/done/1", "jobs/1/job"} {
+	for _, name := range []string{
+		"tx", "key", "jobs", "overlays", "tx/open", "tx/spare", "tx/open/1/journal", "tx/open/1/u", "tx/done/1", "jobs/1/job",
+	} {
 		root := t.TempDir()
 		path := filepath.Join(root, "state", name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink("/host", path)); err != nil {
