@@ -491,8 +491,8 @@ func TestRunTouchesWhatItSays(t *testing.T) {
 func TestRunDoesNotTouchTheAgentsOwnFiles(t *testing.T) {
 	r, table := room(t, Config{})
 	dir := t.TempDir()
-	err := errors.Join(os.MkdirAll(dir+"/state/tx", 0o755), os.Symlink("state", dir+"/link"), os.Mkdir(dir+"/bound", 0o755))
-	if err != nil {
+	err := errors.Join(os.MkdirAll(dir+"/state/tx", 0o755), os.Mkdir(dir+"/bound", 0o755))
+	if err = errors.Join(err, os.Symlink("state", dir+"/link")); err != nil {
 		t.Fatal(err)
 	}
 	r.guest.Protected = []string{dir + "/state"}

@@ -39,7 +39,8 @@ func newSwapped(t *testing.T, security string) *swapped {
 		s.do(os.WriteFile(s.dir+path, []byte(content), 0o644))
 	}
 	s.do(
-		os.Link(s.dir+"/etc/shadow", s.dir+"/srv/hard"), os.Symlink("/away", s.dir+"/srv/y"), os.Symlink("/etc", s.dir+"/srv/z"),
+		os.Link(s.dir+"/etc/shadow", s.dir+"/srv/hard"), os.Symlink("/away", s.dir+"/srv/y"),
+		os.Symlink("/etc", s.dir+"/srv/z"),
 	)
 	files, err := fsys.Open(s.dir)
 	s.do(err)

@@ -71,6 +71,15 @@ func (r *restorer) cutBack(grown bool) error {
 	return r.captureAndApply()
 }
 
+// tailEqual says whether a file has the length and the end that it had.
+func (r *restorer) tailEqual() (bool, error) {
+	if r.is.Size != r.was.Size {
+		return false, nil
+	}
+	tail, err := tailOf(r.at, r.was.Size)
+	return bytes.Equal(tail, r.object.Tail), err
+}
+
 func (r *restorer) cut() error {
 	file, err := r.at.OpenInPlace()
 	if err != nil {

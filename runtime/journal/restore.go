@@ -406,11 +406,7 @@ func (r *restorer) contentEqual() (bool, error) {
 		return false, nil
 	}
 	if len(r.object.Tail) > 0 {
-		if r.is.Size != r.was.Size {
-			return false, nil
-		}
-		tail, err := tailOf(r.at, r.was.Size)
-		return bytes.Equal(tail, r.object.Tail), err
+		return r.tailEqual()
 	}
 	if r.object.Image == "" && r.is.Size != int64(len(r.object.Content)) && r.object.State.Mtime != nil {
 		return false, nil

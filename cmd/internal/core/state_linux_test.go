@@ -44,7 +44,8 @@ func TestTheStateOfAnImageStaysInTheImage(t *testing.T) {
 
 func TestAStateDirectoryWithLinksIsRefused(t *testing.T) {
 	for _, name := range []string{
-		"tx", "key", "jobs", "overlays", "tx/open", "tx/spare", "tx/open/1/journal", "tx/open/1/u", "tx/done/1", "jobs/1/job",
+		"tx", "key", "jobs", "overlays", "tx/open", "tx/spare", "tx/open/1/journal", "tx/open/1/u",
+		"tx/done/1", "jobs/1/job",
 	} {
 		root := t.TempDir()
 		path := filepath.Join(root, "state", name)
