@@ -47,6 +47,8 @@ type Config struct {
 	FreezeFile string
 	// Thawed is told in words when a file system was thawed because its time was up. Nil: nobody asks.
 	Thawed func(words string)
+	// Frozen is told when a file system was found frozen, and with false when none is any more. Nil: nobody asks.
+	Frozen func(bool)
 }
 
 // Command is a command of a script that is to be answered.
@@ -60,27 +62,37 @@ type Rooms struct {
 	list      []builtins.Room
 	host      *host.Room
 	telemetry *telemetry.Sampler
+	commands  *exec.Room
 }
 
 // New opens the rooms.
 func New(c Config) *Rooms {
-	commands := proc.Config{Name: c.Name, Reexec: c.Reexec}
+	processes := proc.Config{Name: c.Name, Reexec: c.Reexec}
 	live := c.Dir == "" || c.Dir == "/"
 	g := &guest.Guest{
-		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(commands), Answer: c.Answer, Protected: c.Protected,
+		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,
 	}
 	about := host.New(g, c.Version)
+	commands := exec.New(g, exec.Config{
+		Commands: processes, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, FreezeFile: c.FreezeFile, Thawed: c.Thawed, Frozen: c.Frozen,
+	})
 	return &Rooms{
-		host: about, telemetry: telemetry.New(),
+		commands: commands, host: about, telemetry: telemetry.New(),
 		list: []builtins.Room{
 			file.New(g, file.Config{}).Room(),
-			exec.New(g, exec.Config{
-				Commands: commands, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, FreezeFile: c.FreezeFile, Thawed: c.Thawed,
-			}).Room(),
+			commands.Room(),
 			about.Room(),
 			tx.Room(),
 		},
 	}
+}
+
+// HasRemotes reports whether a file system is mounted whose server may not answer.
+func (r *Rooms) HasRemotes() bool { return r.commands.HasRemotes() }
+
+// CheckRemotes returns an error, of cause fault.ErrBusy, if a request would meet a file system whose server does not answer.
+func (r *Rooms) CheckRemotes(ctx context.Context, access builtins.Access) error {
+	return r.commands.CheckRemotes(ctx, access)
 }
 
 // List are the rooms. The slice is Rooms' own.

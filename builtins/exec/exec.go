@@ -36,12 +36,15 @@ type Config struct {
 	Commands proc.Config
 	// Jobs is the directory where detached commands are kept; empty: there are none.
 	Jobs string
-	// FreezeLimit is how long a file system stays frozen that a command froze with fsfreeze; 0: 60 s.
+	// FreezeLimit is how long a file system stays frozen that a command froze; 0: 60 s.
 	FreezeLimit time.Duration
 	// FreezeFile is where ThawLeft of a later agent finds what is frozen, gone with the guest's next boot; empty: nowhere.
 	FreezeFile string
 	// Thawed is told in words when that time was up. Nil: nobody asks.
 	Thawed func(words string)
+	// Frozen is told when a file system was found frozen, and with false when none is any more. It must not block. Nil: nobody
+	// asks.
+	Frozen func(bool)
 }
 
 // Room holds the operations.
@@ -51,6 +54,7 @@ type Room struct {
 	streams streams
 	jobs    jobs
 	freezes freezes
+	remotes remotes
 }
 
 // New makes the room for the commands of a guest, which share its Runner. It starts nothing.
@@ -63,7 +67,8 @@ func New(g *guest.Guest, config Config) *Room {
 	}
 	return &Room{
 		config: config, guest: g, jobs: jobs{dir: config.Jobs},
-		freezes: freezes{file: config.FreezeFile, armed: map[string]*due{}},
+		freezes: freezes{note: &freezeNote{path: config.FreezeFile}, known: map[string]*freeze{}},
+		remotes: remotes{hung: map[string]bool{}},
 	}
 }
 
@@ -138,7 +143,8 @@ func (r *Room) sweep(ctx context.Context) error { return r.guest.Runner.Sweep(ct
 // and their output is read by a process of its own. Commands that exec_start started are ended, but for jobs; what a command
 // froze is thawed. Scripts' commands must have been ended by their ctx before. It waits until no call is left.
 func (r *Room) release() error {
-	r.freezes.release()
+	r.thawAll()
+	r.remotes.table.close()
 	r.streams.stop()
 	return r.guest.Runner.Release()
 }
@@ -148,6 +154,6 @@ func (r *Room) hasStream(port, session, id string) bool {
 	return r.streams.get(streamKey{port, session, id}) != nil
 }
 
-// ChildMain serves the hidden sub-commands exec-confined, exec-drain and exec-job, by which the program calls itself. main
+// ChildMain serves the hidden sub-commands exec-confined, exec-drain, exec-job and exec-probe, by which the program calls itself. main
 // calls it before anything else, flags too, and ends where it returns true.
-func ChildMain() bool { return proc.ChildMain() || jobMain() }
+func ChildMain() bool { return proc.ChildMain() || jobMain() || probeMain() }

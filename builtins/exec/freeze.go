@@ -1,11 +1,8 @@
 package exec
 
 import (
+	"context"
 	"fmt"
-	"os"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -13,201 +10,208 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Some hosts freeze file systems by the command fsfreeze instead of the quiesce request. If the thaw is lost the guest hangs.
-// The kernel does not tell whether a file system is frozen, except by a write that blocks. So such commands are recognized
-// by their text, and each freeze gets a timer that thaws; a thaw of a file system that is not frozen does nothing.
+// Some hosts freeze file systems by a command instead of the quiesce request. If the thaw is lost the guest hangs. So the
+// agent looks before and after each command that could freeze something: a file system that is frozen afterwards and was not
+// before is thawed when its time is up, whatever the command was.
+//
+// The kernel does not tell whether a file system is frozen, except by a change that waits for the thaw. The probe is a process
+// of this program that makes such a change, the removal of a directory that does not exist: it changes nothing, and waits where
+// nothing can end it, which must not be a thread of the agent. It also tells when the wait is over, and so of the thaw. Who froze
+// a file system is not known: one that somebody else freezes while a command runs is taken for the command's.
 
 // defaultFreeze is how long such a freeze may last: the default of the quiesce request.
 const defaultFreeze = 60 * time.Second
 
-// freezePattern matches the uses of fsfreeze in a command: its option and its path.
-var freezePattern = regexp.MustCompile(`(?:^|[\s;&|(/])fsfreeze\s+(-f|--freeze|-u|--unfreeze)\s+("[^"]*"|'[^']*'|[^\s;&|()]+)`)
+const (
+	lookTime  = 300 * time.Millisecond // what a file system takes for the change at most, else it counts as frozen
+	lookEvery = 15 * time.Second       // while a command runs
+)
 
-// freezes are the armed thaw timers.
+// freezes are the file systems that are known to be frozen.
 type freezes struct {
-	// file lists their paths for the agent that follows a killed one. It is written before a freeze and removed after the
-	// last thaw. It must be on a tmpfs: a write to a frozen file system would block. Empty: no file.
-	file  string
-	mu    sync.Mutex
-	armed map[string]*due
+	note    *freezeNote
+	looking sync.Mutex // held by the one that looks
+	probe   *probe     // waits for the next look; nil: none. Guarded by looking
+
+	mu      sync.Mutex
+	running int                // commands that may freeze something
+	known   map[string]*freeze // by mount point
+	closed  bool               // all is thawed, and the agent stops
 }
 
-// due is one thaw timer, with the target that it thaws.
-type due struct {
+// freeze is one frozen file system. Without a timer somebody else froze it, who also thaws it.
+type freeze struct {
 	timer  *time.Timer
 	target *thawTarget
 }
 
-// frozenBy returns which paths a command leaves frozen (true) or thawed (false). alone: it does nothing else.
-func frozenBy(text string) (paths map[string]bool, alone bool) {
-	found := freezePattern.FindAllStringSubmatchIndex(text, -1)
-	for _, at := range found {
-		if paths == nil {
-			paths = map[string]bool{}
-		}
-		paths[strings.Trim(text[at[4]:at[5]], `"'`)] = strings.HasSuffix(text[at[2]:at[3]], "-f") || text[at[2]:at[3]] == "--freeze"
+// watchFreezes looks for file systems that a command leaves frozen, from now on until after is called at its end.
+func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
+	if !r.guest.Live || r.guest.Answer != nil || !r.config.Commands.Reexec || !mayFreeze() {
+		return func() {}
 	}
-	return paths, len(found) == 1 && !strings.ContainsAny(text, ";&|\n")
-}
-
-// beforeFreeze arms the thaw timers of a command before it runs: afterwards the agent might block. The caller passes the
-// command's exit code to after.
-func (r *Room) beforeFreeze(call *builtins.Call, argv []string) (after func(code int)) {
-	text := Quote(argv)
-	if len(argv) == 3 && argv[1] == "-c" {
-		text = argv[2]
-	}
-	paths, alone := frozenBy(text)
-	if len(paths) == 0 || !r.guest.Live {
-		return func(int) {}
-	}
-	armed := map[string]bool{}
-	for path, frozen := range paths {
-		if frozen && !r.freezes.has(path) {
-			armed[path] = true
-			r.armThaw(call, path)
-		}
-	}
-	return func(code int) {
-		for path, frozen := range paths {
-			switch {
-			case frozen && code == 0 && !armed[path]: // somebody else thawed it meanwhile, and it is frozen anew
-				r.armThaw(call, path)
-			case frozen && code != 0 && alone && armed[path]: // not frozen, or by somebody else, who thaws it
-				r.freezes.disarm(path)
-			case !frozen && code == 0:
-				r.freezes.disarm(path)
+	r.look(call)
+	r.freezes.mu.Lock()
+	r.freezes.running++
+	r.freezes.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(lookEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r.look(call)
+			case <-ended:
+				return
 			}
 		}
-	}
-}
-
-// armThaw arms the thaw timer of a path. When it fires it reports that to the log and to the host that sent the command.
-func (r *Room) armThaw(call *builtins.Call, path string) {
-	target, err := openThawTarget(path) // now: on a frozen file system the path may not be found any more
-	if err != nil {
-		return // fsfreeze will fail, too
-	}
-	limit := r.config.FreezeLimit
-	r.freezes.disarm(path)
-	r.freezes.mu.Lock()
-	defer r.freezes.mu.Unlock()
-	d := &due{target: target}
-	d.timer = time.AfterFunc(limit, func() {
-		if !r.freezes.claim(path, d) {
-			return
-		}
-		defer target.close()
-		thawed, err := target.thaw()
-		if !thawed && err == nil {
-			return
-		}
-		message := fmt.Sprintf("%s was frozen by a command and not thawed within %v; it is thawed now", path, limit)
-		if err != nil {
-			message = fmt.Sprintf("%s was frozen by a command and cannot be thawed: %v", path, err)
-		}
-		if r.config.Thawed != nil {
-			r.config.Thawed(message)
-		}
-		if call.Event != nil {
-			call.Event(&pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "thawed", Message: message})
-		}
+	}()
+	return sync.OnceFunc(func() {
+		close(ended)
+		r.look(call)
+		r.freezes.mu.Lock()
+		r.freezes.running--
+		r.freezes.mu.Unlock()
 	})
-	r.freezes.armed[path] = d
-	r.freezes.writeFile()
 }
 
-// writeFile writes the paths to file. The caller holds mu. If it fails the timers still thaw, unless the agent is killed.
-func (f *freezes) writeFile() {
-	if f.file == "" {
+// look finds out which file systems are frozen that were not. Those are thawed in time if a command runs.
+func (r *Room) look(call *builtins.Call) {
+	f := &r.freezes
+	f.looking.Lock()
+	defer f.looking.Unlock()
+	points := f.unknown(freezable())
+	if len(points) == 0 {
 		return
 	}
-	var text strings.Builder
-	for path := range f.armed {
-		fmt.Fprintf(&text, "%q\n", path)
-	}
-	_ = os.WriteFile(f.file, []byte(text.String()), 0o600)
-}
-
-// removeFile removes the file if no timer is armed. The caller holds mu.
-func (f *freezes) removeFile() {
-	if f.file != "" && len(f.armed) == 0 {
-		_ = os.Remove(f.file)
-	}
-}
-
-// ThawLeft thaws what commands of a killed agent left frozen, as listed in file, its Config.FreezeFile. It returns a message
-// for each file system that was frozen. It must be called before anything is written to a disk.
-func ThawLeft(file string) (messages []string) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil
-	}
-	for line := range strings.Lines(string(text)) {
-		path, err := strconv.Unquote(strings.TrimSpace(line))
+	if f.probe == nil || !f.probe.reserve() {
+		p, err := r.startProbe()
 		if err != nil {
-			continue
+			return // as for want of memory; the next command looks again
 		}
-		target, err := openThawTarget(path)
-		if err != nil {
-			continue
-		}
-		thawed, err := target.thaw()
-		target.close()
-		switch {
-		case err != nil:
-			messages = append(messages, fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
-		case thawed:
-			messages = append(messages, path+" was frozen when an agent was killed; it is thawed now")
-		}
+		f.probe = p
 	}
-	_ = os.Remove(file)
-	return messages
+	waiting := f.probe.ask(context.Background(), probeRequest{Paths: points}, lookTime)
+	if len(waiting) == 0 {
+		f.probe.rest()
+		return
+	}
+	for i, opened := range waiting {
+		r.found(call, points[i], opened)
+	}
+	go f.probe.follow(points, waiting, func(point string) { r.forget(point) })
+	f.probe = nil
 }
 
-// claim removes a timer that fired. It returns false if another one replaced it meanwhile.
-func (f *freezes) claim(path string, d *due) bool {
+func (f *freezes) stopped() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.armed[path] != d {
-		return false
-	}
-	delete(f.armed, path)
-	f.removeFile()
-	return true
+	return f.closed
 }
 
-func (f *freezes) has(path string) bool {
+// unknown returns the mount points that are not known to be frozen; none when the agent stops.
+func (f *freezes) unknown(points []string) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.armed[path] != nil
+	var list []string
+	for _, point := range points {
+		if f.known[point] == nil && !f.closed {
+			list = append(list, point)
+		}
+	}
+	return list
 }
 
-func (f *freezes) disarm(path string) {
+// found notes a file system that is frozen, or hangs. opened: its root could be opened, so it can be thawed.
+func (r *Room) found(call *builtins.Call, point string, opened bool) {
+	f := &r.freezes
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if d := f.armed[path]; d != nil {
-		d.timer.Stop()
-		d.target.close()
-		delete(f.armed, path)
-		f.removeFile()
+	frozen := &freeze{}
+	if opened && f.running > 0 {
+		if target, err := openThawTarget(point); err == nil {
+			frozen.target = target
+			frozen.timer = time.AfterFunc(r.config.FreezeLimit, func() { r.thaw(call, point, frozen) })
+		}
 	}
+	f.known[point] = frozen
+	f.note.write(f.known)
+	r.tellFrozen()
 }
 
-// release thaws everything at once, since no timer fires after the end of the agent.
-func (f *freezes) release() {
+// thaw thaws a file system whose time is up, and tells the log and the host that sent the command.
+func (r *Room) thaw(call *builtins.Call, point string, frozen *freeze) {
+	f := &r.freezes
 	f.mu.Lock()
-	armed := f.armed
-	f.armed = map[string]*due{}
+	if f.known[point] != frozen {
+		f.mu.Unlock()
+		return
+	}
+	f.known[point] = &freeze{} // until the probe sees the thaw
 	f.mu.Unlock()
-	for _, d := range armed {
-		d.timer.Stop()
-		d.target.thaw() // the later thaw of the command's sender fails, which is harmless
-		d.target.close()
+	thawed, err := frozen.target.thaw()
+	frozen.target.close()
+	if !thawed && err == nil {
+		return
+	}
+	message := fmt.Sprintf("%s was frozen by a command and not thawed within %v; it is thawed now", point, r.config.FreezeLimit)
+	if err != nil {
+		message = fmt.Sprintf("%s was frozen by a command and cannot be thawed: %v", point, err)
+	}
+	if r.config.Thawed != nil {
+		r.config.Thawed(message)
+	}
+	if call.Event != nil {
+		call.Event(&pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "thawed", Message: message})
+	}
+}
+
+// forget drops a file system that is no longer frozen.
+func (r *Room) forget(point string) {
+	f := &r.freezes
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	frozen := f.known[point]
+	if frozen == nil {
+		return
+	}
+	if frozen.timer != nil {
+		frozen.timer.Stop()
+		frozen.target.close()
+	}
+	delete(f.known, point)
+	f.note.write(f.known)
+	r.tellFrozen()
+}
+
+// tellFrozen tells whether something is frozen. The caller holds mu.
+func (r *Room) tellFrozen() {
+	if r.config.Frozen != nil {
+		r.config.Frozen(len(r.freezes.known) > 0)
+	}
+}
+
+// thawAll thaws what commands froze, since no timer fires after the end of the agent.
+func (r *Room) thawAll() {
+	f := &r.freezes
+	f.looking.Lock() // a look that is under way may find something
+	defer f.looking.Unlock()
+	if f.probe != nil {
+		f.probe.end()
+		f.probe = nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(armed) > 0 {
-		f.removeFile()
+	f.closed = true
+	for point, frozen := range f.known {
+		if frozen.timer != nil {
+			frozen.timer.Stop()
+			frozen.target.thaw() // the later thaw of the command's sender fails, which is harmless
+			frozen.target.close()
+			delete(f.known, point)
+		}
 	}
+	f.note.write(f.known)
+	r.tellFrozen()
 }

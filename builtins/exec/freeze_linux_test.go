@@ -1,14 +1,14 @@
 package exec
 
 import (
+	"context"
 	"os"
+	osexec "os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"context"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -16,31 +16,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
-
-func TestFrozenBy(t *testing.T) {
-	for text, want := range map[string]string{
-		"fsfreeze --freeze /":                          "/ true alone",
-		"fsfreeze --unfreeze /":                        "/ false alone",
-		"/usr/sbin/fsfreeze -f '/mnt/a b'":             "/mnt/a b true alone",
-		"sync; fsfreeze -f /data && sleep 1":           "/data true",
-		"fsfreeze -f /data; snap; fsfreeze -u /data":   "/data false",
-		"echo notfsfreeze -f /":                        "",
-		"exec fsfreeze -f /":                           "/ true alone",
-		"cat /usr/share/man/man8/fsfreeze.8.gz -f /x ": "",
-	} {
-		paths, alone := frozenBy(text)
-		got := ""
-		for path, frozen := range paths {
-			got = path + map[bool]string{true: " true", false: " false"}[frozen]
-			if alone {
-				got += " alone"
-			}
-		}
-		if got != want {
-			t.Errorf("%s: %q, want %q", text, got, want)
-		}
-	}
-}
 
 // newFreezableDisk mounts a file system that may be frozen, and returns its mount point.
 func newFreezableDisk(t *testing.T, table *table) string {
@@ -120,12 +95,13 @@ func TestThawLeft(t *testing.T) {
 	if reply := native(t, table, &pb.ExecuteRequest{Command: "fsfreeze --freeze " + point, WaitForExit: true}); reply.ExitCode != 0 {
 		t.Fatal(reply)
 	}
-	r.freezes.mu.Lock()
-	for _, d := range r.freezes.armed { // as if the agent were killed
-		d.timer.Stop()
-		d.target.close()
+	if words := ThawLeft(note); len(words) != 0 || canWrite(t, table, point) {
+		t.Errorf("another agent is started by mistake, and thaws: %q", words)
 	}
-	clear(r.freezes.armed)
+	r.freezes.mu.Lock()
+	r.freezes.known[point].timer.Stop() // as if the agent were killed
+	r.freezes.note.file.Close()
+	r.freezes.note.file = nil
 	r.freezes.mu.Unlock()
 	if words := ThawLeft(note); len(words) != 1 || !strings.Contains(words[0], point) {
 		t.Errorf("%q", words)
@@ -148,7 +124,7 @@ func TestThawDisarms(t *testing.T) {
 			t.Fatalf("%s: %v", command, reply)
 		}
 	}
-	armed := func() int { r.freezes.mu.Lock(); defer r.freezes.mu.Unlock(); return len(r.freezes.armed) }
+	armed := func() int { r.freezes.mu.Lock(); defer r.freezes.mu.Unlock(); return len(r.freezes.known) }
 	run("fsfreeze --freeze " + point)
 	if armed() != 1 {
 		t.Error("a freeze is not watched")
@@ -160,9 +136,7 @@ func TestThawDisarms(t *testing.T) {
 		t.Error("a freeze that failed disarmed the one that did not")
 	}
 	run("fsfreeze --unfreeze " + point)
-	if armed() != 0 {
-		t.Error("a thaw does not disarm")
-	}
+	eventually(t, "a thaw disarms", func() bool { return armed() == 0 })
 	run("fsfreeze --freeze " + point)
 	if err := r.release(); err != nil {
 		t.Fatal(err)
@@ -174,5 +148,65 @@ func TestThawDisarms(t *testing.T) {
 	defer target.close()
 	if thawed, err := target.thaw(); thawed || err != nil {
 		t.Errorf("after the agent it is still frozen: %v, %v", thawed, err)
+	}
+}
+
+// What counts is that the file system is frozen, and not how the command was spelled, who ran it and which kind it is.
+func TestFreezeHoweverSpelled(t *testing.T) {
+	r, table := room(t, Config{FreezeLimit: time.Hour, Jobs: filepath.Join(t.TempDir(), "jobs")})
+	point := newFreezableDisk(t, table)
+	for name, freeze := range map[string]func(){
+		"the option behind the path": func() {
+			native(t, table, &pb.ExecuteRequest{Command: "fsfreeze", Args: []string{point, "--freeze"}, WaitForExit: true})
+		},
+		"a relative path": func() {
+			native(t, table, &pb.ExecuteRequest{Command: "cd " + filepath.Dir(point) + "; for m in m; do fsfreeze -f $m; done", WaitForExit: true})
+		},
+		"a script": func() {
+			c := &calling{table: table, tx: &tx{}}
+			if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"fsfreeze", "-f", point}, Irreversible: true}); err != nil {
+				t.Error(err)
+			}
+		},
+		"a job": func() {
+			mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "fsfreeze " + point + " -f"})
+		},
+	} {
+		known := func() bool { r.freezes.mu.Lock(); defer r.freezes.mu.Unlock(); return r.freezes.known[point] != nil }
+		freeze()
+		eventually(t, name+" is watched", known)
+		r.freezes.mu.Lock()
+		armed := r.freezes.known[point].timer != nil
+		r.freezes.mu.Unlock()
+		target, err := openThawTarget(point)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if thawed, err := target.thaw(); !armed || !thawed || err != nil {
+			t.Errorf("%s: armed %v, frozen %v, %v", name, armed, thawed, err)
+		}
+		target.close()
+		eventually(t, name+" is no longer watched", func() bool { return !known() })
+	}
+}
+
+// What somebody else froze before a command is not thawed by the agent.
+func TestFreezeOfSomebodyElse(t *testing.T) {
+	r, table := room(t, Config{FreezeLimit: 10 * time.Millisecond})
+	point := newFreezableDisk(t, table)
+	if out, err := osexec.Command("fsfreeze", "-f", point).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	native(t, table, &pb.ExecuteRequest{Command: "sleep 0.3", WaitForExit: true})
+	if err := r.release(); err != nil {
+		t.Error(err)
+	}
+	target, err := openThawTarget(point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.close()
+	if thawed, err := target.thaw(); !thawed {
+		t.Errorf("the agent thawed it, %v", err)
 	}
 }

@@ -42,6 +42,7 @@ const (
 	supervisorTimeout = 30 * time.Second    // for the start of a supervisor
 	minPoll           = 20 * time.Millisecond
 	maxPoll           = 250 * time.Millisecond
+	maxJobPause       = 2 * time.Second // between looks whether a job has ended that nobody waits for
 )
 
 // The names of the files in the directory of a job.
@@ -73,7 +74,6 @@ func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStart
 	if err != nil {
 		return nil, onStart(err)
 	}
-	r.beforeFreeze(call, spec.Argv)
 	line := in.GetCommand()
 	if len(in.GetArgs()) > 0 || in.GetProgram() {
 		line = Quote(spec.Argv)
@@ -110,11 +110,25 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), supervisorTimeout)
 	defer cancel()
+	after := r.watchFreezes(call)
 	if err := r.startSupervisor(ctx, dir, job, spec); err != nil {
+		after()
 		os.RemoveAll(dir)
 		return nil, err
 	}
+	go r.afterJob(job.Id, after)
 	return job, nil
+}
+
+// afterJob calls after when a job has ended, or the agent stops.
+func (r *Room) afterJob(id string, after func()) {
+	defer after()
+	for pause := minPoll; !r.freezes.stopped(); pause = min(2*pause, maxJobPause) {
+		if job, err := r.jobs.load(id); err != nil || job.State != pb.JobState_JOB_STATE_RUNNING {
+			return
+		}
+		time.Sleep(pause)
+	}
 }
 
 // printable returns a text as valid UTF-8, of at most 4096 bytes.

@@ -27,7 +27,6 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	if err != nil {
 		return nil, onStart(err)
 	}
-	after := r.beforeFreeze(call, spec.Argv)
 	if !in.GetWaitForExit() {
 		return r.leaveAlone(ctx, call, spec, in)
 	}
@@ -38,12 +37,12 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	}
 	ctx, done := outlive(ctx)
 	defer done()
+	after := r.watchFreezes(call)
 	result, err := r.guest.Runner.Run(ctx, spec)
+	after()
 	if result == nil {
-		after(-1)
 		return nil, onStart(err)
 	}
-	after(result.Code)
 	return r.reply(result, err, asked), nil
 }
 

@@ -62,9 +62,14 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err := r.makeUndoable(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
 	}
+	after := func() {}
+	if spec.Confine == nil { // a confined one may not freeze
+		after = r.watchFreezes(call)
+	}
 	result, err := r.guest.Run(ctx, guest.Command{
 		Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches(),
 	}, spec)
+	after()
 	switch {
 	case in.GetReadonly():
 	case result != nil: // it was started, so it may have changed something, however it ended

@@ -96,7 +96,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	if err := r.streams.enter(s); err != nil {
 		return nil, err
 	}
-	after := r.beforeFreeze(call, spec.Argv)
+	after := r.watchFreezes(call)
 	failed := make(chan error, 1)
 	go func() {
 		defer r.streams.leave(s)
@@ -106,11 +106,11 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 		}
 		result, err := r.guest.Runner.Serve(s.ctx, spec, serving)
 		if result == nil {
-			after(-1)
+			after()
 			failed <- err
 			return
 		}
-		after(result.Code)
+		after()
 		s.send(&pb.ExecOutputEvent{End: ended(result, err)})
 	}()
 	select {

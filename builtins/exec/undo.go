@@ -13,7 +13,7 @@ import (
 
 // undo is exec.undo: it takes back what a command of a transaction did, or might have done. Where undo_if says that there is
 // nothing to undo, it does nothing.
-func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
+func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")
 	}
@@ -22,7 +22,9 @@ func (r *Room) undo(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.
 			return &pb.RunResult{}, err
 		}
 	}
+	after := r.watchFreezes(call)
 	result, err := r.runUndo(ctx, in)
+	after()
 	if err == nil && exited(result) && slices.Contains(in.GetUndoOk(), int32(result.Code)) {
 		return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil
 	}

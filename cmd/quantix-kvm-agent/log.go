@@ -23,6 +23,7 @@ type logger struct {
 	pinned bool // the level is the command line's, and stays
 	recent *recentLog
 	audit  *zap.Logger // writes whatever the level is
+	out    *logQueue
 }
 
 // newLog returns the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
@@ -47,6 +48,8 @@ func newLog(c config.Config, level string) (*logger, error) {
 	} else {
 		toJournal = stderrIsJournal()
 	}
+	l.out = newLogQueue(sink)
+	sink = l.out
 	encoder := newEncoder(c.LogFormat == "pretty" && c.LogFile == "", toJournal)
 	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &recentCore{to: l.recent})
 	l.Logger = zap.New(core)

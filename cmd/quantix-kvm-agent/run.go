@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/signal"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -45,7 +47,7 @@ func run(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	log := logs.Logger
-	defer log.Sync()
+	defer logs.out.close()
 	for _, warning := range warnings {
 		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
 	}
@@ -56,7 +58,9 @@ func run(ctx context.Context, f flags) (err error) {
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
 	rules := newRules(log, logs.audit)
-	inside, err := core.Open(coreConfig(f, conf, rules, pool, log))
+	inner := coreConfig(f, conf, rules, pool, logs)
+	inner.Halt = stopInTime(ctx)
+	inside, err := core.Open(inner)
 	if err != nil {
 		return err
 	}
@@ -104,6 +108,26 @@ func run(ctx context.Context, f flags) (err error) {
 	return serve(ctx, a, tell, again, hangups, recovery, log)
 }
 
+// The unit waits 90 s for the end of the agent and then kills it.
+const (
+	haltAfter = 50 * time.Second // a rollback may go on for that long
+	exitAfter = 85 * time.Second // what hangs then, hangs in the kernel
+)
+
+// stopInTime returns a channel that is closed when rollbacks must stop, some time after ctx ended. Later it ends the process, if
+// that has not ended: an operation may hang on a file system.
+func stopInTime(ctx context.Context) <-chan struct{} {
+	halt := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(haltAfter, func() { close(halt) })
+		time.AfterFunc(exitAfter, func() {
+			fmt.Fprintln(os.Stderr, "quantix-kvm-agent: an operation does not end; its next start takes back what is unfinished")
+			os.Exit(1)
+		})
+	})
+	return halt
+}
+
 // serve runs the agent, and beside it what listens to the service manager and speaks to it. That goes on until the last
 // call has ended: a rollback may take longer than a watchdog waits.
 func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader, hangups <-chan os.Signal, recovery *recovery, log *zap.Logger) error {
@@ -139,12 +163,13 @@ func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
 }
 
 // coreConfig is that of the service.
-func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, log *zap.Logger) core.Config {
+func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, logs *logger) core.Config {
 	c := core.Config{
 		Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
 		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
 	}
-	c.Rooms.Thawed = func(words string) { log.Warn(words) }
+	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
+	c.Rooms.Frozen = logs.out.hold
 	return c
 }
 

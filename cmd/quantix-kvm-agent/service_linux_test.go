@@ -317,6 +317,7 @@ func TestLogIsRotated(t *testing.T) {
 	for range 10_000 {
 		log.Info(text)
 	}
+	log.out.close()
 	used := func() (total int64, files int) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {

@@ -34,6 +34,14 @@ type Policy interface {
 	Sees(port, owner string) bool
 }
 
+// Remotes are the file systems of the network and of user space, which may hang.
+type Remotes interface {
+	// HasRemotes reports whether one is mounted.
+	HasRemotes() bool
+	// CheckRemotes returns an error if a request would meet one that does not answer.
+	CheckRemotes(ctx context.Context, access builtins.Access) error
+}
+
 // Config is what an executor is made of.
 type Config struct {
 	// Table is what there is to call. Required.
@@ -42,6 +50,10 @@ type Config struct {
 	Files *fsys.Root
 	// Policy is asked before each call but those that take something back. Nil: it allows everything.
 	Policy Policy
+	// Halt is closed when rollbacks must stop since the agent does: its next start goes on with them. Nil: never.
+	Halt <-chan struct{}
+	// Remotes knows the file systems whose servers may not answer. Nil: none is looked for.
+	Remotes Remotes
 	// Audit is told of each call after it ended, but for Routine ones that succeeded. Nil: nobody asks.
 	Audit func(Entry)
 	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Nil: nobody asks.
@@ -96,6 +108,9 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 	}
 	d := &decision{Executor: x, call: &own, op: op, in: in, files: x.config.Files}
 	return d.audited(func() (proto.Message, error) {
+		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
+			return nil, err
+		}
 		if err := d.refused(ctx); err != nil {
 			return nil, d.because(err)
 		}
@@ -188,20 +203,30 @@ func (d *decision) kept() error {
 
 // run runs the operation. A panic in it becomes an internal error.
 func (d *decision) run(ctx context.Context) (proto.Message, error) {
-	return d.guarded(func() (proto.Message, error) { return d.op.Call(ctx, d.call, d.in) })
+	return d.guarded(func() (proto.Message, error) {
+		if d.config.Remotes != nil && !d.op.Changes(d.in) && !d.op.Transient && d.config.Remotes.HasRemotes() {
+			return d.runDetached(ctx)
+		}
+		return d.op.Call(ctx, d.call, d.in)
+	})
 }
 
 // guarded returns what f does; a panic in it becomes an internal error.
 func (d *decision) guarded(f func() (proto.Message, error)) (out proto.Message, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			if d.config.Panicked != nil {
-				d.config.Panicked(d.op, value, debug.Stack())
-			}
-			out, err = nil, fault.Wrapf(fault.ErrInternal, "internal error: %v", value)
+			out, err = nil, d.panicked(value, debug.Stack())
 		}
 	}()
 	return f()
+}
+
+// panicked tells of a panic in the operation, and returns its error.
+func (d *decision) panicked(value any, stack []byte) error {
+	if d.config.Panicked != nil {
+		d.config.Panicked(d.op, value, stack)
+	}
+	return fault.Wrapf(fault.ErrInternal, "internal error: %v", value)
 }
 
 // audited runs f once it is known what the request is about, names the operation in its error, and tells the audit of it.

@@ -16,6 +16,23 @@ import (
 // RollbackTime bounds a rollback; what is left is taken back when the agent starts again.
 const RollbackTime = 5 * time.Minute
 
+// Ending returns the context for the end of a transaction, which must not depend on whether somebody still waits for it: only on
+// RollbackTime, and on the agent's own end.
+func (x *Executor) Ending(ctx context.Context) (context.Context, context.CancelFunc) {
+	halted, halt := context.WithCancelCause(context.WithoutCancel(ctx))
+	end, cancel := context.WithTimeout(halted, RollbackTime)
+	if x.config.Halt != nil {
+		go func() {
+			select {
+			case <-x.config.Halt:
+				halt(builtins.ErrStopping)
+			case <-end.Done():
+			}
+		}()
+	}
+	return end, func() { cancel(); halt(nil) }
+}
+
 // inTransaction runs a native row in a transaction of its own, and ends that one way or the other.
 func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 	if d.journal == nil {
@@ -40,8 +57,7 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
 		err = tx.Commit(ctx, reply, scope.after...)
 	}
-	// The end of a transaction must not depend on whether somebody still waits for it.
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), RollbackTime)
+	end, cancel := d.Ending(ctx)
 	defer cancel()
 	if err != nil {
 		out, err = nil, run.rollBack(end, tx, reply, err)

@@ -74,6 +74,9 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 		if err := d.look(); err != nil {
 			return nil, err
 		}
+		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
+			return nil, err
+		}
 		if err := r.refused(ctx, d); err != nil {
 			return nil, d.because(err)
 		}
@@ -165,7 +168,9 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 	r.made = append(r.made, made{mark, before})
 	out, err := d.run(ctx)
 	if err != nil && !d.op.Partial {
-		if undo := tx.Revert(context.WithoutCancel(ctx), mark); undo == nil {
+		end, cancel := r.executor.Ending(ctx)
+		defer cancel()
+		if undo := tx.Revert(end, mark); undo == nil {
 			r.forget(before)
 		}
 		return out, err

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -33,8 +32,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		reply.Error = journalFailed(err)
 	}
 	r.hide.reply(reply)
-	// The end of a transaction must not depend on whether somebody still waits for it.
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), call.RollbackTime)
+	end, cancel := r.manager.config.Calls.Ending(ctx)
 	defer cancel()
 	if reply.Error == nil {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED

@@ -253,9 +253,27 @@ func makeReadOnly(path string, mounts []mountInfo, perMount bool) error {
 	return nil
 }
 
+// Mounts returns the mounts that can be seen: those that another one hides are left out.
+func Mounts() ([]Mount, error) {
+	all, err := readMounts()
+	if err != nil {
+		return nil, err
+	}
+	var seen []Mount
+	for i, m := range all {
+		hidden := slices.ContainsFunc(all[i+1:], func(later mountInfo) bool {
+			return m.point == later.point || strings.HasPrefix(m.point, strings.TrimSuffix(later.point, "/")+"/")
+		})
+		if !hidden {
+			seen = append(seen, Mount{m.device, m.point, m.fstype})
+		}
+	}
+	return seen, nil
+}
+
 // mountInfo is one line of /proc/self/mountinfo.
 type mountInfo struct {
-	root, point, options, fstype string
+	device, root, point, options, fstype string
 }
 
 func readMounts() ([]mountInfo, error) {
@@ -270,7 +288,8 @@ func readMounts() ([]mountInfo, error) {
 		if dash < 6 || len(fields) < dash+2 {
 			continue
 		}
-		mounts = append(mounts, mountInfo{root: unescapeMountPath(fields[3]), point: unescapeMountPath(fields[4]), options: fields[5], fstype: fields[dash+1]})
+		mounts = append(mounts, mountInfo{device: fields[2], root: unescapeMountPath(fields[3]), point: unescapeMountPath(fields[4]),
+			options: fields[5], fstype: fields[dash+1]})
 	}
 	return mounts, nil
 }

@@ -48,6 +48,8 @@ type Config struct {
 	// Audit is told of each call, and Panicked of a panic in one. Optional.
 	Audit    func(call.Entry)
 	Panicked func(op *builtins.Op, value any, stack []byte)
+	// Halt is closed when rollbacks must stop since the agent does: its next start goes on with them. Nil: never.
+	Halt <-chan struct{}
 	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
 	MachineID, BootID func() string
 	// Key keys the fingerprints of requests. Nil: one that is kept in State.
@@ -94,7 +96,7 @@ func Open(c Config) (*Core, error) {
 
 func (core *Core) open(c Config) (err error) {
 	core.table = builtins.NewTable(core.Rooms.List()...)
-	config := call.Config{Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked}
+	config := call.Config{Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked, Remotes: core.Rooms, Halt: c.Halt}
 	if c.Policy != nil {
 		config.Policy = c.Policy
 	}

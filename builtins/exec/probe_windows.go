@@ -1,0 +1,36 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+)
+
+// probe does not exist on Windows: no command freezes a file system there.
+type probe struct{}
+
+func mayFreeze() bool { return false }
+
+func freezable() []string { return nil }
+
+func (r *Room) startProbe() (*probe, error) { return nil, errors.ErrUnsupported }
+
+type probeRequest struct {
+	Paths []string
+	Stat  bool
+}
+
+func (*probe) ask(context.Context, probeRequest, time.Duration) map[int]bool { return nil }
+
+func (*probe) follow([]string, map[int]bool, func(string)) {}
+
+func (*probe) rest() {}
+
+func (*probe) reserve() bool { return false }
+
+func (*probe) end() {}
+
+func probeMain() bool { return false }
+
+func lockFile(*os.File) bool { return true }
