@@ -52,7 +52,7 @@ func roomIn(t *testing.T, dir string, config Config) (*Room, *table) {
 		}
 	})
 	rows := builtins.NewTable(r.Room())
-	return r, &table{rows, call.New(call.Config{Table: rows})}
+	return r, &table{rows, call.New(call.Config{Table: rows, Remotes: r})}
 }
 
 // table is the rows of the room, and the way to them.

@@ -3,6 +3,7 @@ package exec
 import (
 	"cmp"
 	"context"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -126,7 +127,17 @@ func pathsToAsk(access builtins.Access, mounts []proc.Mount) []string {
 		trees = append(slices.Clip(trees), dir)
 	}
 	var paths []string
-	for _, path := range slices.Concat(access.Reads, access.Writes, trees) {
+	wanted := slices.Concat(access.Reads, access.Writes, trees)
+	for _, c := range access.Commands { // a start looks at the directory and for the program
+		wanted = append(wanted, c.Dir)
+		if len(c.Argv) > 0 {
+			wanted = append(wanted, c.Argv[0])
+		}
+		for _, list := range c.Paths {
+			wanted = append(wanted, filepath.SplitList(list)...)
+		}
+	}
+	for _, path := range wanted {
 		if fsys.IsAbs(path) && !strings.Contains(path, "\x00") {
 			paths = append(paths, fsys.Clean(path))
 		}

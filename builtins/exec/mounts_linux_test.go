@@ -13,6 +13,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // newHungMount mounts a file system whose server never answers, until revive.
@@ -38,7 +39,7 @@ func newHungMount(t *testing.T) (point string, revive func()) {
 
 // What hangs is named by its path and its mount; what does not need it goes on.
 func TestHungFileSystemIsNamed(t *testing.T) {
-	r, _ := room(t, Config{})
+	r, table := room(t, Config{})
 	if r.HasRemotes() {
 		t.Log("there are others already")
 	}
@@ -69,6 +70,15 @@ func TestHungFileSystemIsNamed(t *testing.T) {
 	}
 	if err := check(builtins.Access{Reads: []string{"/etc/hostname"}, Writes: []string{filepath.Dir(point) + "/other"}}); err != nil {
 		t.Errorf("beside it: %v", err)
+	}
+	reply := native(t, table, &pb.ExecuteRequest{Command: "true", WorkingDirectory: point, WaitForExit: true})
+	if reply.ExitCode != -1 || !strings.Contains(reply.Error, point) {
+		t.Errorf("a command there: %v", reply)
+	}
+	c := &calling{table: table, tx: &tx{}}
+	in := &pb.RunArgs{Argv: []string{"true"}, Touches: []string{filepath.Dir(point)}}
+	if _, err := c.invoke("exec.run", in); !errors.Is(err, fault.ErrBusy) {
+		t.Errorf("a command that touches a tree with it: %v", err)
 	}
 	revive() // its calls fail now, which the operation finds out
 	eventually(t, "it is asked again", func() bool { return check(builtins.Access{Reads: []string{point + "/x"}}) == nil })

@@ -139,6 +139,9 @@ func (r *Room) isDir(path string) bool {
 	if !r.guest.Live {
 		return false // what its links mean is not seen from here
 	}
+	if r.CheckRemotes(context.Background(), builtins.Access{Reads: []string{path}}) != nil {
+		return false // a home on a server that does not answer
+	}
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
 }

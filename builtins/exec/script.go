@@ -182,6 +182,9 @@ func (r *Room) confines() bool { return r.guest.Runner.Confinement() == proc.Con
 
 // makeUndoable keeps what takes a command back before it runs.
 func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
+	if err := r.CheckRemotes(ctx, builtins.Access{Trees: in.GetTouches()}); err != nil { // all of them is read
+		return err
+	}
 	switch {
 	case call.Tx == nil:
 	case len(in.GetUndo()) > 0:

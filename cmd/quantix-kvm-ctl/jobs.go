@@ -118,8 +118,8 @@ func (a *app) jobsLogsCommand() *cobra.Command {
 		Use:   "logs ID",
 		Short: "show what a job wrote",
 		Long: `logs prints what a job wrote to its output and, on stderr, to its error output. With --follow it goes on until the job ends.
-Where output is no longer kept, or was written while the disk was full, a note says how much is missing. It goes on when the connection is lost or the
-agent is restarted.`,
+Where output is missing, since it is too old or was written while the disk was full, a note says how much. It goes on when the
+connection is lost or the agent is restarted.`,
 		Example: "  quantix-kvm-ctl jobs logs -f 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {

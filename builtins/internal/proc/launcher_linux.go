@@ -164,7 +164,7 @@ func launch(cmd *exec.Cmd, p *launchSpec) error {
 	err = sendSpec(specWrite, errorRead, p)
 	if err != nil {
 		cmd.Process.Kill()
-		cmd.Wait()
+		go cmd.Wait() // it may hang on a file system, where not even that ends it
 	}
 	return err
 }
