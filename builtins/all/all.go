@@ -90,7 +90,8 @@ func New(c Config) *Rooms {
 // HasRemotes reports whether a file system is mounted whose server may not answer.
 func (r *Rooms) HasRemotes() bool { return r.commands.HasRemotes() }
 
-// CheckRemotes returns an error, of cause fault.ErrBusy, if a request would meet a file system whose server does not answer.
+// CheckRemotes returns an error, of cause fault.ErrBusy, if a request would meet a file system whose server does not
+// answer.
 func (r *Rooms) CheckRemotes(ctx context.Context, access builtins.Access) error {
 	return r.commands.CheckRemotes(ctx, access)
 }

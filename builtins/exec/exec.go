@@ -42,8 +42,8 @@ type Config struct {
 	FreezeFile string
 	// Thawed is told in words when that time was up. Nil: nobody asks.
 	Thawed func(words string)
-	// Frozen is told when a file system was found frozen, and with false when none is any more. It must not block. Nil: nobody
-	// asks.
+	// Frozen is told when a file system was found frozen, and with false when none is any more. It must not block. Nil:
+	// nobody asks.
 	Frozen func(bool)
 }
 
@@ -154,6 +154,6 @@ func (r *Room) hasStream(port, session, id string) bool {
 	return r.streams.get(streamKey{port, session, id}) != nil
 }
 
-// ChildMain serves the hidden sub-commands exec-confined, exec-drain, exec-job and exec-probe, by which the program calls itself. main
-// calls it before anything else, flags too, and ends where it returns true.
+// ChildMain serves the hidden sub-commands exec-confined, exec-drain, exec-job and exec-probe, by which the program
+// calls itself. main calls it before anything else, flags too, and ends where it returns true.
 func ChildMain() bool { return proc.ChildMain() || jobMain() || probeMain() }

@@ -10,14 +10,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Some hosts freeze file systems by a command instead of the quiesce request. If the thaw is lost the guest hangs. So the
-// agent looks before and after each command that could freeze something: a file system that is frozen afterwards and was not
-// before is thawed when its time is up, whatever the command was.
+// Some hosts freeze file systems by a command instead of the quiesce request. If the thaw is lost the guest hangs. So
+// the agent looks before and after each command that could freeze something: a file system that is frozen afterwards
+// and was not before is thawed when its time is up, whatever the command was.
 //
-// The kernel does not tell whether a file system is frozen, except by a change that waits for the thaw. The probe is a process
-// of this program that makes such a change, the removal of a directory that does not exist: it changes nothing, and waits where
-// nothing can end it, which must not be a thread of the agent. It also tells when the wait is over, and so of the thaw. Who froze
-// a file system is not known: one that somebody else freezes while a command runs is taken for the command's.
+// The kernel does not tell whether a file system is frozen, except by a change that waits for the thaw. The probe is a
+// process of this program that makes such a change, the removal of a directory that does not exist: it changes nothing,
+// and waits where nothing can end it, which must not be a thread of the agent. It also tells when the wait is over, and
+// so of the thaw. Who froze a file system is not known: one that somebody else freezes while a command runs is taken
+// for the command's.
 
 // defaultFreeze is how long such a freeze may last: the default of the quiesce request.
 const defaultFreeze = 60 * time.Second

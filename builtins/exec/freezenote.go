@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// freezeNote is the file in which an agent notes what commands froze, for the agent that follows a killed one. It must be on a
-// tmpfs: a write to a frozen file system would block. While something is noted the agent has it locked, so that another one that
-// is started by mistake leaves it alone.
+// freezeNote is the file in which an agent notes what commands froze, for the agent that follows a killed one. It must
+// be on a tmpfs: a write to a frozen file system would block. While something is noted the agent has it locked, so that
+// another one that is started by mistake leaves it alone.
 type freezeNote struct {
 	path string // empty: there is none
 	file *os.File
@@ -46,9 +46,9 @@ func (n *freezeNote) write(known map[string]*freeze) {
 	}
 }
 
-// ThawLeft thaws what commands of a killed agent left frozen, as noted in file, its Config.FreezeFile. It returns a message
-// for each file system that was frozen; none while the agent that noted it lives. It must be called before anything is written
-// to a disk.
+// ThawLeft thaws what commands of a killed agent left frozen, as noted in file, its Config.FreezeFile. It returns a
+// message for each file system that was frozen; none while the agent that noted it lives. It must be called before
+// anything is written to a disk.
 func ThawLeft(file string) (messages []string) {
 	note, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {
@@ -75,7 +75,8 @@ func ThawLeft(file string) (messages []string) {
 		target.close()
 		switch {
 		case err != nil:
-			messages = append(messages, fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
+			messages = append(messages,
+				fmt.Sprintf("%s was frozen when an agent was killed, and cannot be thawed: %v", path, err))
 		case thawed:
 			messages = append(messages, path+" was frozen when an agent was killed; it is thawed now")
 		}

@@ -235,7 +235,8 @@ func (j *jobs) load(id string) (*pb.Job, error) {
 		return nil, err
 	}
 	// The file of a job that ended also counts what was lost at the end.
-	job.StdoutBytes, job.StderrBytes = max(job.StdoutBytes, spoolSize(dir, "stdout")), max(job.StderrBytes, spoolSize(dir, "stderr"))
+	job.StdoutBytes = max(job.StdoutBytes, spoolSize(dir, "stdout"))
+	job.StderrBytes = max(job.StderrBytes, spoolSize(dir, "stderr"))
 	return job, nil
 }
 
@@ -316,8 +317,6 @@ type segment struct {
 	path       string
 	begin, end uint64
 }
-
-func (s *segment) size() uint64 { return s.end - s.begin }
 
 func segmentsOf(dir, name string) []segment {
 	entries, _ := os.ReadDir(dir)

@@ -15,8 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// A file system whose server does not answer, of the network or in user space, keeps a thread that asks it where nothing can end
-// that, not even SIGKILL. So a probe asks it before an operation does.
+// A file system whose server does not answer, of the network or in user space, keeps a thread that asks it where
+// nothing can end that, not even SIGKILL. So a probe asks it before an operation does.
 
 // answerTime is what a remote file system takes for an answer at most, else it counts as hung.
 const answerTime = 2 * time.Second
@@ -27,17 +27,9 @@ type remotes struct {
 
 	mu    sync.Mutex
 	probe *probe // waits for the next request; nil: none
-	// hung are the mount points, and the paths that lead to one by a link, until the probe that waits there has its answer.
+	// hung are the mount points, and the paths that lead to one by a link, until the probe that waits there has its
+	// answer.
 	hung map[string]bool
-}
-
-// isRemote reports whether a file system of a type has a server. Not autofs: nearly each guest has one, for what is local.
-func isRemote(kind string) bool {
-	switch kind {
-	case "nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "lustre", "ocfs2", "gfs2", "orangefs", "coda", "beegfs":
-		return true
-	}
-	return kind == "fuse" || kind == "fuseblk" || strings.HasPrefix(kind, "fuse.")
 }
 
 // HasRemotes reports whether a file system is mounted that may hang.
@@ -50,8 +42,8 @@ func (r *Room) remoteMounts() []proc.Mount {
 	return r.remotes.table.remote()
 }
 
-// CheckRemotes returns an error of cause fault.ErrBusy if a request would meet a remote file system that does not answer. It
-// names the path and the mount.
+// CheckRemotes returns an error of cause fault.ErrBusy if a request would meet a remote file system that does not
+// answer. It names the path and the mount.
 func (r *Room) CheckRemotes(ctx context.Context, access builtins.Access) error {
 	mounts := r.remoteMounts()
 	if len(mounts) == 0 {
@@ -105,7 +97,8 @@ func hangs(path string, m proc.Mount) error {
 	if m.Point == "" {
 		return &fault.Error{Object: path, Err: fault.Wrapf(fault.ErrBusy, "the file system that it leads to does not answer")}
 	}
-	return &fault.Error{Object: path, Err: fault.Wrapf(fault.ErrBusy, "the file system of type %s at %s does not answer", m.Type, m.Point)}
+	cause := fault.Wrapf(fault.ErrBusy, "the file system of type %s at %s does not answer", m.Type, m.Point)
+	return &fault.Error{Object: path, Err: cause}
 }
 
 // keep leaves a probe to the next request.

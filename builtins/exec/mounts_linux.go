@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -8,7 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 )
 
-// mountTable knows which remote file systems are mounted. It is read again only when the kernel says that it has changed.
+// mountTable knows which remote file systems are mounted. It is read again only when the kernel says that it has
+// changed.
 type mountTable struct {
 	mu     sync.Mutex
 	open   bool
@@ -40,6 +42,17 @@ func (t *mountTable) remote() []proc.Mount {
 		}
 	}
 	return t.mounts
+}
+
+// isRemote reports whether a file system of a type has a server. Not autofs: nearly each guest has one, for what is
+// local.
+func isRemote(kind string) bool {
+	switch kind {
+	case "nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "lustre", "ocfs2", "gfs2", "orangefs", "coda",
+		"beegfs":
+		return true
+	}
+	return kind == "fuse" || kind == "fuseblk" || strings.HasPrefix(kind, "fuse.")
 }
 
 // changed reports whether the table of mounts has changed since it was opened, or the last call, by proc(5).

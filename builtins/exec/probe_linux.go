@@ -102,8 +102,8 @@ func (r *Room) startProbe() (*probe, error) {
 	return p, nil
 }
 
-// ask has a request done. It returns the paths that did not answer in time, or until ctx ends, by index, and whether they were
-// opened.
+// ask has a request done. It returns the paths that did not answer in time, or until ctx ends, by index, and whether
+// they were opened.
 func (p *probe) ask(ctx context.Context, request probeRequest, within time.Duration) map[int]bool {
 	if p.requests.Encode(request) != nil {
 		return nil
@@ -193,7 +193,8 @@ func probeMain() bool {
 					_, _ = os.Stat(path)
 				} else if fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 					answer(probeAnswer{i, true})
-					// The kernel begins the change, which waits for a thaw, before it finds that there is no such directory.
+					// The kernel begins the change, which waits for a thaw, before it finds that there is no such
+					// directory.
 					_ = unix.Unlinkat(fd, probeName, unix.AT_REMOVEDIR)
 					unix.Close(fd)
 				}

@@ -189,7 +189,8 @@ func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.Run
 	case call.Tx == nil:
 	case len(in.GetUndo()) > 0:
 		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
-			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout(), UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
+			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout(),
+			UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
 	case confinable(in):
 		return call.Tx.BeforeTouch(ctx, touched(in)...)
 	case len(in.GetTouches()) > 0:
@@ -267,11 +268,15 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 			failed.Hint = "the command may write only what touches names, and files under $TMPDIR"
 		}
 		if confined && strings.Contains(string(result.Tail), "Operation not permitted") {
-			failed.Hint = "a command that is readonly or held to what it touches may not mount, make devices or look into other processes"
+			failed.Hint = "a command that is readonly or has touches may not mount, make devices or look into other processes"
 		}
 		return nil, failed
 	}
-	return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil
+	return runResult(result), nil
+}
+
+func runResult(r *proc.Result) *pb.RunResult {
+	return &pb.RunResult{Code: int32(r.Code), Stdout: r.Stdout, Stderr: r.Stderr, Truncated: r.Truncated}
 }
 
 // onCommand names the program that an error is about.

@@ -6,8 +6,8 @@ import (
 	"strconv"
 )
 
-// segmentBytes is the size of a segment of a job's output. A segment is named after the offset where it begins, so that a gap
-// between two shows. The last segments are kept that have at least this size together, and one more.
+// segmentBytes is the size of a segment of a job's output. A segment is named after the offset where it begins, so that
+// a gap between two shows. The last segments are kept that have at least this size together, and one more.
 const segmentBytes = 2 << 20
 
 // maxSegments bounds the segments of a stream, which are small where the disk is full again and again.
@@ -55,6 +55,9 @@ func (s *spool) store(p []byte) int {
 	s.dropOld()
 	return n
 }
+
+// size is how many bytes a segment has.
+func (s *segment) size() uint64 { return s.end - s.begin }
 
 func (s *spool) last() *segment { return &s.segments[len(s.segments)-1] }
 

@@ -194,7 +194,8 @@ func (p *supervisorSpec) runCommand(job *pb.Job) error {
 // jobNew is the file beside jobFile that takes its place.
 const jobNew = jobFile + ".new"
 
-// jobRoom is the size of the file that is kept ready for the end of a job: more than a job takes, whose texts are bounded.
+// jobRoom is the size of the file that is kept ready for the end of a job: more than a job takes, whose texts are
+// bounded.
 const jobRoom = 16 << 10
 
 // reserveJob makes the file that writeJob will use, so that the end of a job can be written to a full disk.

@@ -11,8 +11,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// undo is exec.undo: it takes back what a command of a transaction did, or might have done. Where undo_if says that there is
-// nothing to undo, it does nothing.
+// undo is exec.undo: it takes back what a command of a transaction did, or might have done. Where undo_if says that
+// there is nothing to undo, it does nothing.
 func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")
@@ -26,13 +26,13 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*
 	result, err := r.runUndo(ctx, in)
 	after()
 	if err == nil && exited(result) && slices.Contains(in.GetUndoOk(), int32(result.Code)) {
-		return &pb.RunResult{Code: int32(result.Code), Stdout: result.Stdout, Stderr: result.Stderr, Truncated: result.Truncated}, nil
+		return runResult(result), nil
 	}
 	return finish(in, false, result, err)
 }
 
-// maxNo is the largest exit code by which undo_if says no: a shell uses 126 and 127 for a program that cannot be executed or
-// is missing, which says nothing about the guest.
+// maxNo is the largest exit code by which undo_if says no: a shell uses 126 and 127 for a program that cannot be
+// executed or is missing, which says nothing about the guest.
 const maxNo = 125
 
 // undoNeeded runs undo_if, which is held to changing nothing where the kernel can do that.

@@ -14,8 +14,9 @@ const (
 	logSyncTime  = time.Second // that the end of the agent waits for the log
 )
 
-// logQueue writes lines in the background, so that nobody who logs waits for a disk. While a file system is frozen it only keeps
-// them: the log, or the journal behind it, may be on that, and a write would hang where not even SIGKILL ends it.
+// logQueue writes lines in the background, so that nobody who logs waits for a disk. While a file system is frozen it
+// only keeps them: the log, or the journal behind it, may be on that, and a write would hang where not even SIGKILL
+// ends it.
 type logQueue struct {
 	to   zapcore.WriteSyncer
 	done chan struct{}

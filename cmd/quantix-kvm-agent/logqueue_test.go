@@ -10,7 +10,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// Nobody who logs waits: neither while the log is held, nor while a write hangs; nothing but what is over the bound is lost.
+// Nobody who logs waits: neither while the log is held, nor while a write hangs; nothing but what is over the bound is
+// lost.
 func TestLogIsKeptWhileFrozen(t *testing.T) {
 	read, write, err := os.Pipe()
 	if err != nil {

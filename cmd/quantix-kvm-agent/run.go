@@ -114,14 +114,14 @@ const (
 	exitAfter = 85 * time.Second // what hangs then, hangs in the kernel
 )
 
-// stopInTime returns a channel that is closed when rollbacks must stop, some time after ctx ended. Later it ends the process, if
-// that has not ended: an operation may hang on a file system.
+// stopInTime returns a channel that is closed when rollbacks must stop, some time after ctx ended. Later it ends the
+// process, if that has not ended: an operation may hang on a file system.
 func stopInTime(ctx context.Context) <-chan struct{} {
 	halt := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		time.AfterFunc(haltAfter, func() { close(halt) })
 		time.AfterFunc(exitAfter, func() {
-			fmt.Fprintln(os.Stderr, "quantix-kvm-agent: an operation does not end; its next start takes back what is unfinished")
+			fmt.Fprintln(os.Stderr, "quantix-kvm-agent: an operation hangs; the next start takes back what is unfinished")
 			os.Exit(1)
 		})
 	})

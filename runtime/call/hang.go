@@ -21,9 +21,9 @@ func (d *decision) hangs(ctx context.Context) error {
 	return d.config.Remotes.CheckRemotes(ctx, d.access)
 }
 
-// runDetached runs an operation that changes nothing, and leaves it behind if it hangs beyond its time: a file system may stop to
-// answer in the middle. Its thread waits for as long as that does not answer. One that changes something is waited for, since it
-// might go on behind a rollback.
+// runDetached runs an operation that changes nothing, and leaves it behind if it hangs beyond its time: a file system
+// may stop to answer in the middle. Its thread waits for as long as that does not answer. One that changes something is
+// waited for, since it might go on behind a rollback.
 func (d *decision) runDetached(ctx context.Context) (proto.Message, error) {
 	type result struct {
 		out proto.Message

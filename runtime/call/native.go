@@ -16,8 +16,8 @@ import (
 // RollbackTime bounds a rollback; what is left is taken back when the agent starts again.
 const RollbackTime = 5 * time.Minute
 
-// Ending returns the context for the end of a transaction, which must not depend on whether somebody still waits for it: only on
-// RollbackTime, and on the agent's own end.
+// Ending returns the context for the end of a transaction, which must not depend on whether somebody still waits for
+// it: only on RollbackTime, and on the agent's own end.
 func (x *Executor) Ending(ctx context.Context) (context.Context, context.CancelFunc) {
 	halted, halt := context.WithCancelCause(context.WithoutCancel(ctx))
 	end, cancel := context.WithTimeout(halted, RollbackTime)

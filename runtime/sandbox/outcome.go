@@ -76,7 +76,8 @@ func (s *run) exitError() *pb.ScriptError {
 	case signal == sigKill && s.runner.outOfMemory():
 		return memoryError(s.limits)
 	case signal != 0:
-		return &pb.ScriptError{Kind: "sandbox", Message: fmt.Sprintf("the script's process was killed by signal %d (%v)", int(signal), signal)}
+		message := fmt.Sprintf("the script's process was killed by signal %d (%v)", int(signal), signal)
+		return &pb.ScriptError{Kind: "sandbox", Message: message}
 	default:
 		message := fmt.Sprintf("the script's process died: %v", s.runner.cmd.ProcessState)
 		if stderr != "" {

@@ -15,13 +15,14 @@ import (
 // idRange are user ids, first and last included.
 type idRange struct{ first, last uint32 }
 
-// freeIDs are the ids that runners get, best first. The first range is in nobody's use: it is above what systemd, containers
-// and directory services (sssd up to 2000200000) give away, and below the ids that systemd keeps for foreign images. The second
-// one is for an agent in a user namespace that has only 16 bits of ids: there it is systemd's for dynamic users.
+// freeIDs are the ids that runners get, best first. The first range is in nobody's use: it is above what systemd,
+// containers and directory services (sssd up to 2000200000) give away, and below the ids that systemd keeps for foreign
+// images. The second one is for an agent in a user namespace that has only 16 bits of ids: there it is systemd's for
+// dynamic users.
 var freeIDs = []idRange{{2013265920, 2146435071}, {61184, 65519}}
 
-// freeUserID returns a user and group id that no account, no subordinate range and no process has. Each runner gets another
-// one, so that only root may send it a signal, and a limit on processes counts no other's.
+// freeUserID returns a user and group id that no account, no subordinate range and no process has. Each runner gets
+// another one, so that only root may send it a signal, and a limit on processes counts no other's.
 func freeUserID() (uint32, error) {
 	mapped := intersect(freeIDs, readIDMap("/proc/self/uid_map"))
 	mapped = intersect(mapped, readIDMap("/proc/self/gid_map"))
@@ -40,7 +41,8 @@ func freeUserID() (uint32, error) {
 	return 0, errors.New("no user id is free")
 }
 
-// readIDMap returns the ids that exist in this user namespace, by user_namespaces(7); without the file there is no namespace.
+// readIDMap returns the ids that exist in this user namespace, by user_namespaces(7); without the file there is no
+// namespace.
 func readIDMap(path string) []idRange {
 	text, err := os.ReadFile(path)
 	if err != nil {

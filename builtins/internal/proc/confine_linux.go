@@ -21,22 +21,27 @@ import (
 //	├── srv/www      Writable: /srv/www: writable as a tree
 //	└── run/quantix-kvm-tmp   a private tmpfs (TMPDIR), gone with the command
 //
-// Of root's capabilities it has none by which it could leave: see deniedCapabilities. It stays root, though: it may write to a
-// block device, signal and configure what is not a file, and ask a daemon to act (systemd over D-Bus, a container engine).
+// Of root's capabilities it has none by which it could leave: see deniedCapabilities. It stays root, though: it may
+// write to a block device, signal and configure what is not a file, and ask a daemon to act (systemd over D-Bus, a
+// container engine).
 
-// deniedCapabilities are those by which root could leave the confinement: by mounting again or entering another namespace, by
-// /proc/PID/root, a debugger or a descriptor of another process, which the kernel allows only to who has all capabilities of
-// that process or CAP_SYS_PTRACE, by a device node of its own, and by the kernel itself.
-var deniedCapabilities = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_MKNOD, unix.CAP_SYS_RAWIO, unix.CAP_SYS_MODULE,
-	unix.CAP_SYS_BOOT, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_CHECKPOINT_RESTORE, unix.CAP_MAC_ADMIN, unix.CAP_MAC_OVERRIDE}
+// deniedCapabilities are those by which root could leave the confinement: by mounting again or entering another
+// namespace, by /proc/PID/root, a debugger or a descriptor of another process, which the kernel allows only to who has
+// all capabilities of that process or CAP_SYS_PTRACE, by a device node of its own, and by the kernel itself.
+var deniedCapabilities = []uintptr{
+	unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_MKNOD, unix.CAP_SYS_RAWIO, unix.CAP_SYS_MODULE, unix.CAP_SYS_BOOT,
+	unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_CHECKPOINT_RESTORE, unix.CAP_MAC_ADMIN, unix.CAP_MAC_OVERRIDE,
+}
 
-// dropCapabilities takes from this process what the program that it executes must not get, also not by a set-user-ID program.
+// dropCapabilities takes from this process what the program that it executes must not get, also not by a set-user-ID
+// program.
 func dropCapabilities() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return err
 	}
 	for _, c := range deniedCapabilities {
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL { // an older kernel does not know it
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if err != nil && err != unix.EINVAL { // an older kernel does not know it
 			return err
 		}
 	}

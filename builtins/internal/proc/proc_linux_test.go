@@ -728,7 +728,8 @@ func BenchmarkRun(b *testing.B) {
 	})
 }
 
-// A process without an environment is told apart from one in the middle of an exec, which has none yet and may carry the mark.
+// A process without an environment is told apart from one in the middle of an exec, which has none yet and may carry
+// the mark.
 func TestEmptyEnvironmentIsSure(t *testing.T) {
 	cmd := exec.Command("/bin/sleep", "60")
 	cmd.Env = []string{} // nil would be that of the test

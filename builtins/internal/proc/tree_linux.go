@@ -302,8 +302,8 @@ func (s *sessionTree) scan() (pids, unsure []int) {
 	return pids, unsure
 }
 
-// hasMark reports whether a process carries the mark; sure is false if it has no environment yet, or, at its end, no longer. That
-// is told apart from an empty environment, as after "env -i".
+// hasMark reports whether a process carries the mark; sure is false if it has no environment yet, or, at its end, no
+// longer. That is told apart from an empty environment, as after "env -i".
 func (s *sessionTree) hasMark(pid int) (member, sure bool) {
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -321,8 +321,8 @@ func (s *sessionTree) hasMark(pid int) (member, sure bool) {
 	return false, !ok || stat.emptyEnv
 }
 
-// empty scans twice: a process that dies during a scan may have forked one with a PID that the scan had passed. A process in
-// the middle of an exec is looked at again until that is over.
+// empty scans twice: a process that dies during a scan may have forked one with a PID that the scan had passed. A
+// process in the middle of an exec is looked at again until that is over.
 func (s *sessionTree) empty() bool {
 	for range 2 {
 		pids, unsure := s.scan()
@@ -381,8 +381,8 @@ func readStat(pid int) (procStat, bool) {
 	return s, true
 }
 
-// envEnd is the index of env_end, the 51st field of proc(5), behind the name; env_start is the one before. Both are 0 in the
-// middle of an exec: the kernel sets them at its end.
+// envEnd is the index of env_end, the 51st field of proc(5), behind the name; env_start is the one before. Both are 0
+// in the middle of an exec: the kernel sets them at its end.
 const envEnd = 51 - 3
 
 // kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.

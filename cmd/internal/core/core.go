@@ -96,7 +96,9 @@ func Open(c Config) (*Core, error) {
 
 func (core *Core) open(c Config) (err error) {
 	core.table = builtins.NewTable(core.Rooms.List()...)
-	config := call.Config{Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked, Remotes: core.Rooms, Halt: c.Halt}
+	config := call.Config{
+		Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked, Remotes: core.Rooms, Halt: c.Halt,
+	}
 	if c.Policy != nil {
 		config.Policy = c.Policy
 	}
