@@ -17,6 +17,8 @@ type Access struct {
 	Reads, Writes []string
 	// Trees are those of them that are taken with all that is below.
 	Trees []string
+	// Siblings are files that are written beside what their paths lead to, links followed.
+	Siblings []Sibling
 	// Patterns are read as a shell reads *, ? and [a-z] in a path.
 	Patterns []string
 	// Commands are the programs that would run.
@@ -28,6 +30,9 @@ type Access struct {
 	// nil: each rule looks for itself.
 	Judged *fsys.Judged
 }
+
+// Sibling is a file that is named like another one, with more behind, such as a backup.
+type Sibling struct{ Path, Suffix string }
 
 // Command is a program that a request would run.
 type Command struct {

@@ -173,6 +173,7 @@ func rewrites(in proto.Message) builtins.Access {
 	a := builtins.Access{Reads: []string{pathOf(in)}, Writes: []string{pathOf(in)}}
 	if with, ok := in.(interface{ GetBackup() bool }); ok && with.GetBackup() {
 		a.Writes = append(a.Writes, pathOf(in)+edit.BackupSuffix)
+		a.Siblings = []builtins.Sibling{{Path: pathOf(in), Suffix: edit.BackupSuffix}} // a link is followed
 	}
 	return a
 }

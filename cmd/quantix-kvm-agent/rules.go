@@ -27,7 +27,7 @@ func newRules(log, audit *zap.Logger) *rules { return &rules{log: log, audit: au
 
 // of says what the rules are about.
 func (r *rules) of(f flags, inside *core.Core) {
-	r.guest = &policy.Guest{Files: inside.Files}
+	r.guest = &policy.Guest{Files: inside.Files, Dir: f.root}
 	r.ops = slices.Concat(inside.Calls.Table().Ops(), agent.Ops())
 	if own := f.below(f.stateDir()); len(own) > 0 {
 		r.guest.State = own[0]

@@ -14,6 +14,8 @@ import (
 type Guest struct {
 	// Files is the file system. Required.
 	Files *fsys.Root
+	// Dir is where Files lies on this machine, for its mounts; empty: /.
+	Dir string
 	// State is the directory where the agent keeps copies of files, below Files; empty: it lies elsewhere.
 	State string
 }
@@ -111,6 +113,9 @@ func (g *Guest) covers(text string, o object, tree bool) (bool, error) {
 				return true, nil
 			}
 		}
+	}
+	if covers, err := g.mountCovers(rule.places, o.places, tree); covers || err != nil {
+		return covers, err
 	}
 	meta, err := g.Files.Identify(text)
 	if err != nil {

@@ -44,6 +44,7 @@ type Policy struct {
 	section  string // where its keys stand, as in "security."
 	port     string // whose section it is, * for any text; empty: it is the general one
 	ports    []*Policy
+	through  map[string][]*builtins.Op // rows by which others act, by the name of these
 }
 
 // New makes a policy. It fails where a rule names no operation among ops, or cannot be held to on this system.
@@ -79,10 +80,29 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 			}
 		}
 	}
+	p.through = actThrough(ops)
 	for _, rule := range security.AllowedWritePaths {
 		p.writable = append(p.writable, guest.fixed(rule.Value))
 	}
 	return p, nil
+}
+
+// actThrough returns the rows of scripts that have commands run by another room, as tx.on_rollback has by exec, and what of that
+// room runs commands.
+func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
+	through := map[string][]*builtins.Op{}
+	for i := range ops {
+		room, _, _ := strings.Cut(ops[i].Inverse, ".")
+		if len(ops[i].Roles.Commands) == 0 || room == "" || room == ops[i].Room() {
+			continue
+		}
+		for j := range ops {
+			if other := &ops[j]; other.Room() == room && len(other.Roles.Commands) > 0 && !other.Internal {
+				through[ops[i].Name] = append(through[ops[i].Name], other)
+			}
+		}
+	}
+	return through
 }
 
 // namesOne says whether a rule is about any row.
@@ -132,8 +152,23 @@ func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access
 // denies says whether a row is refused whatever the request is.
 func (p *Policy) denies(op *builtins.Op) bool { return !op.Internal && p.operation(op, nil) != nil }
 
-// operation holds a row against what may be done at all. Without a request it tells of any request.
+// operation holds a row against what may be done at all. Without a request it tells of any request. A row that acts through
+// those of another room may do so where one of these may.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
+	if err := p.row(op, in); err != nil {
+		return err
+	}
+	var refusal error
+	for _, other := range p.through[op.Name] {
+		if refusal = p.row(other, nil); refusal == nil {
+			return nil
+		}
+	}
+	return refusal
+}
+
+// row holds a row by itself against what may be done.
+func (p *Policy) row(op *builtins.Op, in proto.Message) error {
 	for _, rule := range p.security.DeniedOperations {
 		if matched, _ := path.Match(rule.Value, op.Name); matched {
 			return p.refuse("deny_operations", rule.Line, op.Name)
@@ -198,6 +233,15 @@ func (p *Policy) paths(a builtins.Access) error {
 	if len(p.security.AllowedWritePaths) > 0 {
 		for _, text := range a.Writes {
 			if err := p.writes(text, a.Judged); err != nil {
+				return err
+			}
+		}
+		for _, s := range a.Siblings {
+			at, err := p.guest.Files.Resolve(s.Path, true)
+			if err != nil {
+				continue // there is nothing to be beside of; the path itself was looked at
+			}
+			if err := p.writes(at + s.Suffix); err != nil {
 				return err
 			}
 		}

@@ -152,6 +152,13 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 			return err
 		}
 	}
+	for _, s := range access.Siblings {
+		if at, err := g.Files.Resolve(s.Path, true); err == nil {
+			if err := r.path(g, own, at+s.Suffix); err != nil {
+				return err
+			}
+		}
+	}
 	for _, text := range access.Patterns {
 		dir, deep := builtins.Static(text)
 		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.Contains(n.places, "/") }) {

@@ -1,0 +1,124 @@
+package policy
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// samples are requests of rows whose fields alone do not make one, or that change what their fields do not name.
+var samples = map[string]proto.Message{
+	"host.hostname": &pb.HostnameArgs{New: "a"},
+	"host.timezone": &pb.TimezoneArgs{New: "UTC"},
+	"host.sysctl":   &pb.SysctlArgs{Name: "vm.swappiness", Value: proto.String("1")},
+	"exec_input":    &pb.ExecInputRequest{ExecId: "a", End: true}, // ends what the same port began, and names nothing
+}
+
+// request returns one in which every path leads to where nothing may be done, and every command is one that may not run.
+func request(op *builtins.Op) proto.Message {
+	if in := samples[op.Name]; in != nil {
+		return in
+	}
+	in := op.In.ProtoReflect().New()
+	fill := func(names []string, text string) {
+		for _, name := range names {
+			field := in.Descriptor().Fields().ByName(protoreflect.Name(name))
+			if field.IsList() {
+				in.Mutable(field).List().Append(protoreflect.ValueOfString(text))
+				continue
+			}
+			in.Set(field, protoreflect.ValueOfString(text))
+		}
+	}
+	fill(op.Roles.Paths, "/secret/file")
+	fill(op.Roles.Commands, "/bin/program")
+	if field := in.Descriptor().Fields().ByName("backup"); field != nil {
+		in.Set(field, protoreflect.ValueOfBool(true))
+	}
+	return in.Interface()
+}
+
+// Every row that changes something is refused by every kind of rule that is about what it does: a new row is held to the rules
+// by what its access computes, and one of which that says nothing is found here.
+func TestEveryChangeByEveryRule(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "bin"), 0o755), os.MkdirAll(filepath.Join(dir, "secret"), 0o755),
+		os.WriteFile(filepath.Join(dir, "bin/program"), nil, 0o755), os.WriteFile(filepath.Join(dir, "secret/file"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := fsys.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	k := &kit{t: t, guest: &Guest{Files: root}, table: builtins.NewTable(all.New(all.Config{}).List()...)}
+	for i := range k.table.Ops() {
+		op := &k.table.Ops()[i]
+		if !op.Mutates || op.Internal {
+			continue
+		}
+		in := request(op)
+		access := op.AccessOf(in)
+		commands, writes := len(access.Commands) > 0, len(access.Writes) > 0
+		if !commands && !writes && len(access.Objects) == 0 && samples[op.Name] == nil {
+			t.Errorf("%s changes something, and its access says nothing of it", op.Name)
+		}
+		for rule, concerned := range map[string]bool{
+			"deny_operations: ['" + op.Name + "']":  true,
+			"deny_operations: ['*']":                true,
+			"allow_operations: [file.glob]":         true,
+			"read_only: true":                       true,
+			"allow_file_write_paths: [/free]":       writes,
+			"deny_file_read_paths: [/secret]":       slices.Contains(slices.Concat(access.Reads, access.Trees), "/secret/file"),
+			"command_allowlist: [other]":            commands,
+			"command_blocklist: [program]":          commands,
+			"command_blocklist: [sh]":               op.Name == "exec.sh",
+			"deny_operations: ['exec.*']":           commands && op.Script != nil,
+			"deny_operations: [exec.run, exec.sh]":  commands && op.Script != nil,
+			"allow_operations: ['" + op.Name + "']": commands && op.Script != nil && op.Room() != "exec",
+		} {
+			k.set("  " + rule + "\n")
+			err := k.now.Check("", op, in, access)
+			key, _, _ := strings.Cut(rule, ":")
+			switch {
+			case concerned && (!errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), key)):
+				t.Errorf("%s is not refused by %s: %v", op.Name, rule, err)
+			case !concerned && err != nil:
+				t.Errorf("%s is refused by %s: %v", op.Name, rule, err)
+			}
+		}
+	}
+}
+
+// A backup is written beside what a link leads to, and must be allowed there.
+func TestBackupThroughALink(t *testing.T) {
+	dir := tree(t)
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "srv/target"), nil, 0o644), os.Symlink("/srv/target", filepath.Join(dir, "tmp/way"))); err != nil {
+		t.Fatal(err)
+	}
+	k := newKit(t, dir, "  allow_file_write_paths: [/tmp, /srv/target]\n")
+	in := &pb.LineArgs{Path: "/tmp/way"}
+	k.fine("file.line", in)
+	in.Backup = true
+	k.refused("allow_file_write_paths (agent.yaml line 2): /srv/target.bak is not below", "file.line", in)
+	rights, err := NewRights(k.guest.Files, "x", []string{"file:/tmp/", "file:/srv/target"}, rooms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := k.table.Script("file.line")
+	if err := rights.Check(k.guest.Files, op, op.AccessOf(in)); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), "file:/srv/target.bak") {
+		t.Error(err)
+	}
+}
