@@ -20,8 +20,8 @@ type Call struct {
 	Session string
 	// Tx is the transaction; nil for a native request that has none, which is not undone.
 	Tx Tx
-	// Sees says whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The executor
-	// sets it.
+	// Sees says whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The
+	// executor sets it.
 	Sees func(port string) bool
 	// Writer is how Lock becomes the one writer; nil: the call is, or nobody else could be. The executor sets it.
 	Writer func(ctx context.Context) (release func(), err error)

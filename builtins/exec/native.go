@@ -149,7 +149,8 @@ func (r *Room) isDir(path string) bool {
 // checkEnv refuses names that would come out as others, also to what reads them line by line.
 func checkEnv(env map[string]string) error {
 	for name, value := range env {
-		if name == "" || strings.ContainsRune(name, '=') || strings.ContainsFunc(name, unicode.IsControl) || strings.Contains(value, "\x00") {
+		plain := name != "" && !strings.ContainsRune(name, '=') && !strings.ContainsFunc(name, unicode.IsControl)
+		if !plain || strings.Contains(value, "\x00") {
 			return fault.Invalid("environment variable %q cannot be set", name)
 		}
 	}

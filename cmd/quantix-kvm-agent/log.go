@@ -38,9 +38,6 @@ func newLog(c config.Config, level string) (*logger, error) {
 	}
 	sink, toJournal := zapcore.Lock(os.Stderr), false
 	if c.LogFile != "" {
-		if err := checkLogFile(c.LogFile); err != nil {
-			return nil, err
-		}
 		sink = zapcore.AddSync(&lumberjack.Logger{
 			Filename: c.LogFile, MaxBackups: c.LogMaxFiles,
 			MaxSize: int(max(1, c.LogMaxSize>>20)), // in MiB
@@ -57,8 +54,12 @@ func newLog(c config.Config, level string) (*logger, error) {
 	return l, nil
 }
 
-// checkLogFile refuses a log file that is none, and a directory where any user could put something else in its place.
+// checkLogFile refuses a log file that is none, as a link, and a directory where any user could put something else in its
+// place.
 func checkLogFile(path string) error {
+	if path == "" {
+		return nil
+	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -42,6 +42,9 @@ func run(ctx context.Context, f flags) (err error) {
 	tuneMemory()
 	thawed := exec.ThawLeft(f.freezeFile())
 	conf, warnings, faulty := config.Load(f.config)
+	if err := checkLogFile(conf.LogFile); err != nil {
+		faulty, conf.LogFile = errors.Join(faulty, err), ""
+	}
 	logs, err := newLog(conf, f.logLevel)
 	if err != nil {
 		return err

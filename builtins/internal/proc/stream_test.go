@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The end of a longer output does not begin with a part of a word: of a secret that is cut a redactor would know nothing.
+// The end of a longer output does not begin with a part of a word: a secret that is cut would not be known again.
 func TestTailBeginsWithAWholeWord(t *testing.T) {
 	usage := strings.Repeat("usage ", 100)
 	for output, want := range map[string]string{

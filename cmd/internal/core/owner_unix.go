@@ -15,8 +15,8 @@ import (
 )
 
 // checkOwners returns an error where another user than root and the agent's own could exchange what lies in the state
-// directory: what the journal there says is run by the agent. The directories that lead to it count, below a root from that on;
-// in a sticky one, as /tmp, what root or the agent made is safe.
+// directory: what the journal there says is run by the agent. The directories that lead to it count, below a root from that
+// on; in a sticky one, as /tmp, what root or the agent made is safe.
 func checkOwners(state, root string) error {
 	if !below(state, root) {
 		root = "/"
@@ -56,8 +56,8 @@ func below(path, dir string) bool {
 	return err == nil && filepath.IsLocal(relative)
 }
 
-// checkPath checks each directory and link from a root on that leads to a path, and the path itself. It fails with what is
-// wrong with one.
+// checkPath checks each directory and link from a root on that leads to a path, and the path itself. It fails with what
+// is wrong with one.
 func checkPath(path, root string) error {
 	at, links := "/", 0
 	rest := elements(path)
