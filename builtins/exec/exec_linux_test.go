@@ -151,6 +151,8 @@ func TestExecute(t *testing.T) {
 		{"no command", &pb.ExecuteRequest{}, &pb.ExecuteResponse{ExitCode: -1, Error: "execute: no command"}},
 		{"bad environment", &pb.ExecuteRequest{Command: "true", Environment: map[string]string{"A=B": ""}},
 			&pb.ExecuteResponse{ExitCode: -1, Error: `execute: environment variable "A=B" cannot be set`}},
+		{"environment of two lines", &pb.ExecuteRequest{Command: "true", Environment: map[string]string{"A\nB": ""}},
+			&pb.ExecuteResponse{ExitCode: -1, Error: `execute: environment variable "A\nB" cannot be set`}},
 	} {
 		c.in.WaitForExit = true
 		got := native(t, table, c.in)

@@ -171,7 +171,11 @@ func TestAudit(t *testing.T) {
 	_, _ = client.Call[*pb.FileWriteResponse](ctx, c, &pb.FileWriteRequest{Path: "/x", Data: []byte("topsecret"), Eof: true})
 	_, _ = client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "rm", Args: []string{"topsecret"}, WaitForExit: true})
 	_, _ = client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(`file.read("/x")`)})
-	a.AwaitLog(t, `"op":"run_script"`, 1)
+	_, _ = client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{
+		Secrets: map[string]string{"pw": "topsecret"}, // a large file's attributes are an operation of their own to take back
+		Source:  []byte(`local p = "/of-" .. secrets.pw file.write(p, string.rep("x", 2000000)) file.chmod(p, "600") error("no")`),
+	})
+	a.AwaitLog(t, `"op":"run_script"`, 2)
 	found := map[string]string{}
 	for line := range strings.Lines(a.Log()) {
 		var entry struct {
@@ -182,12 +186,12 @@ func TestAudit(t *testing.T) {
 		if json.Unmarshal([]byte(line), &entry) != nil || entry.Msg != "audit" {
 			continue
 		}
-		if entry.Port == "" || entry.Seconds == nil {
+		if entry.Port == "" && entry.Op != "file.attributes" || entry.Seconds == nil {
 			t.Error(line)
 		}
 		found[entry.Op] = strings.Join(append(append(entry.Paths, entry.Programs...), entry.Outcome), " ")
 	}
-	for op, want := range map[string]string{"file_write": "/x ok", "execute": "rm refused", "file.read": "/x ok", "run_script": "ok"} {
+	for op, want := range map[string]string{"file_write": "/x ok", "execute": "rm refused", "file.read": "/x ok", "file.write": "/of-[secret] ok", "run_script": "runtime"} {
 		if found[op] != want {
 			t.Errorf("%s: %q, want %q", op, found[op], want)
 		}

@@ -1,6 +1,7 @@
 package call
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -88,6 +89,20 @@ func (e *Entry) delegated(in, out proto.Message) {
 			e.Cause = reply.Error.Message
 		}
 	}
+}
+
+// hideKey is the key of a context's function that takes secrets out of a text.
+type hideKey struct{}
+
+// WithHide returns a context for the end of a run: what takes something back within it is audited without the secrets that
+// hide takes out of a text. Nil: there are none.
+func WithHide(ctx context.Context, hide func(string) string) context.Context {
+	return context.WithValue(ctx, hideKey{}, hide)
+}
+
+func hideOf(ctx context.Context) func(string) string {
+	hide, _ := ctx.Value(hideKey{}).(func(string) string)
+	return hide
 }
 
 // unique returns a list without what stands in it again.

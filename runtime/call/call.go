@@ -129,6 +129,7 @@ func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) er
 		return fault.Unsupported("%s is not supported by this agent", name)
 	}
 	d := &decision{Executor: x, call: &builtins.Call{ID: "journal", Undo: true}, op: op, in: args}
+	d.hide = hideOf(ctx)
 	_, err := d.audited(func() (proto.Message, error) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err

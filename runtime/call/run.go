@@ -168,7 +168,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 	r.made = append(r.made, made{mark, before})
 	out, err := d.run(ctx)
 	if err != nil && !d.op.Partial {
-		end, cancel := r.executor.Ending(ctx)
+		end, cancel := r.executor.Ending(WithHide(ctx, r.config.Hide))
 		defer cancel()
 		if undo := tx.Revert(end, mark); undo == nil {
 			r.forget(before)

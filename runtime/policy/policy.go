@@ -241,7 +241,7 @@ func (p *Policy) paths(a builtins.Access) error {
 			if err != nil {
 				continue // there is nothing to be beside of; the path itself was looked at
 			}
-			if err := p.writes(at + s.Suffix); err != nil {
+			if err := p.writes(at+s.Suffix, a.Judged); err != nil {
 				return err
 			}
 		}

@@ -154,7 +154,7 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	}
 	for _, s := range access.Siblings {
 		if at, err := g.Files.Resolve(s.Path, true); err == nil {
-			if err := r.path(g, own, at+s.Suffix); err != nil {
+			if err := r.path(g, own, at+s.Suffix, access.Judged); err != nil {
 				return err
 			}
 		}

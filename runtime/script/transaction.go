@@ -32,7 +32,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		reply.Error = journalFailed(err)
 	}
 	r.hide.reply(reply)
-	end, cancel := r.manager.config.Calls.Ending(ctx)
+	end, cancel := r.manager.config.Calls.Ending(call.WithHide(ctx, r.hide.function()))
 	defer cancel()
 	if reply.Error == nil {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED

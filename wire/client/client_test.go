@@ -127,6 +127,22 @@ func TestCallWaitReturnsTheReplyAfterCancel(t *testing.T) {
 	}
 }
 
+// After a deadline nobody waits as long as after an interrupt: the time for all of it is over.
+func TestCallWaitAfterADeadline(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	c, _ := agent(t, func(context.Context, proto.Message) (proto.Message, error) {
+		<-release
+		return &pb.RunScriptResponse{}, nil
+	})
+	defer close(release)
+	begin := time.Now()
+	_, err := CallWait[*pb.RunScriptResponse](within(t, 20*time.Millisecond), c, time.Minute, "id", &pb.RunScriptRequest{})
+	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > 4*TimeoutWait {
+		t.Errorf("%v after %v", err, took)
+	}
+}
+
 // Patience ends, with the reason why ctx ended.
 func TestCallWaitIsBounded(t *testing.T) {
 	release := make(chan struct{})
