@@ -16,6 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/host"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/process"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -82,6 +83,7 @@ func New(c Config) *Rooms {
 			file.New(g, file.Config{}).Room(),
 			commands.Room(),
 			about.Room(),
+			process.New(g).Room(),
 			tx.Room(),
 		},
 	}

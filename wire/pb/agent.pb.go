@@ -4822,14 +4822,23 @@ func (x *ClipboardChangedEvent) GetMimeType() string {
 	return ""
 }
 
-// filter is a part of the name, any case; max_entries 0 means all.
+// Lists processes.
 type ListProcessesRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Filter         string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	IncludeThreads bool                   `protobuf:"varint,2,opt,name=include_threads,json=includeThreads,proto3" json:"include_threads,omitempty"`
-	MaxEntries     uint32                 `protobuf:"varint,3,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A part of the name, in any case.
+	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Entries for the threads of those processes as well, but for the first of each, which the process stands for.
+	IncludeThreads bool `protobuf:"varint,2,opt,name=include_threads,json=includeThreads,proto3" json:"include_threads,omitempty"`
+	// 0: all. The list is sorted before it is cut.
+	MaxEntries uint32 `protobuf:"varint,3,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
+	// pid, name or started, each ascending, or cpu or memory, each with the largest first. Empty: pid.
+	Sort string `protobuf:"bytes,200,opt,name=sort,proto3" json:"sort,omitempty"`
+	// The other way round.
+	Reverse bool `protobuf:"varint,201,opt,name=reverse,proto3" json:"reverse,omitempty"`
+	// Leave the arguments out of command_line: they may hold secrets.
+	OmitArguments bool `protobuf:"varint,202,opt,name=omit_arguments,json=omitArguments,proto3" json:"omit_arguments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListProcessesRequest) Reset() {
@@ -4883,7 +4892,28 @@ func (x *ListProcessesRequest) GetMaxEntries() uint32 {
 	return 0
 }
 
-// Processes by pid.
+func (x *ListProcessesRequest) GetSort() string {
+	if x != nil {
+		return x.Sort
+	}
+	return ""
+}
+
+func (x *ListProcessesRequest) GetReverse() bool {
+	if x != nil {
+		return x.Reverse
+	}
+	return false
+}
+
+func (x *ListProcessesRequest) GetOmitArguments() bool {
+	if x != nil {
+		return x.OmitArguments
+	}
+	return false
+}
+
+// Answers list_processes.
 type ListProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
@@ -4944,22 +4974,38 @@ func (x *ListProcessesResponse) GetError() string {
 	return ""
 }
 
-// One process.
+// One process, or one of its threads.
 type ProcessInfo struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Pid              uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Ppid             uint32                 `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
-	Name             string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	CommandLine      string                 `protobuf:"bytes,4,opt,name=command_line,json=commandLine,proto3" json:"command_line,omitempty"`
-	User             string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
-	CpuPercent       float64                `protobuf:"fixed64,6,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
-	MemoryBytes      uint64                 `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	State            string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
-	StartedAt        *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	ThreadCount      uint32                 `protobuf:"varint,10,opt,name=thread_count,json=threadCount,proto3" json:"thread_count,omitempty"`
-	WorkingDirectory string                 `protobuf:"bytes,11,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Ppid  uint32                 `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
+	// In it, and in command_line, what is not printable is escaped as \n, \x1b, \u202e and the like.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Quoted as for a shell, and cut where it is long, with … at its end. Empty: a thread, a kernel thread or a zombie.
+	CommandLine string `protobuf:"bytes,4,opt,name=command_line,json=commandLine,proto3" json:"command_line,omitempty"`
+	// The effective user by name, by number where there is no name.
+	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	// Present use in percent of one processor: over the time since the last listing where that was 0.2 to 10 s ago, else
+	// over 0.2 s. That of a process is its threads' together.
+	CpuPercent float64 `protobuf:"fixed64,6,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
+	// What is resident.
+	MemoryBytes uint64 `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// running, sleeping, stopped, zombie, idle, dead or unknown.
+	State string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
+	// By the present clock of the guest: it changes with that. start_ticks does not.
+	StartedAt   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	ThreadCount uint32                 `protobuf:"varint,10,opt,name=thread_count,json=threadCount,proto3" json:"thread_count,omitempty"`
+	// Empty where it cannot be read.
+	WorkingDirectory string `protobuf:"bytes,11,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
+	// Clock ticks (1/100 s) from the boot of the guest to the start. No two processes of one boot have both this and the pid
+	// in common.
+	StartTicks uint64 `protobuf:"varint,200,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	// Of a thread: the process that it belongs to. 0: this is a process.
+	ThreadOf uint32 `protobuf:"varint,201,opt,name=thread_of,json=threadOf,proto3" json:"thread_of,omitempty"`
+	// The state as the kernel has it: R running, S sleeping, D waiting for a device, T and t stopped, Z, X, I.
+	StateCode     string `protobuf:"bytes,202,opt,name=state_code,json=stateCode,proto3" json:"state_code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProcessInfo) Reset() {
@@ -5069,11 +5115,38 @@ func (x *ProcessInfo) GetWorkingDirectory() string {
 	return ""
 }
 
-// Sends exactly this signal; 0 means TERM.
+func (x *ProcessInfo) GetStartTicks() uint64 {
+	if x != nil {
+		return x.StartTicks
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetThreadOf() uint32 {
+	if x != nil {
+		return x.ThreadOf
+	}
+	return 0
+}
+
+func (x *ProcessInfo) GetStateCode() string {
+	if x != nil {
+		return x.StateCode
+	}
+	return ""
+}
+
+// Sends exactly the signal that is asked for.
 type KillProcessRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	Signal        int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// By its number in the guest; 0: TERM, unless signal_name is set.
+	Signal int32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	// ProcessInfo.start_ticks of the process that is meant: another one that has its pid by now gets no signal. 0: whichever
+	// has the pid.
+	StartTicks uint64 `protobuf:"varint,200,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
+	// USR1, SIGUSR1 or a number, in place of signal. "0" sends nothing, and succeeds if a signal could be sent.
+	SignalName    string `protobuf:"bytes,201,opt,name=signal_name,json=signalName,proto3" json:"signal_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5120,6 +5193,20 @@ func (x *KillProcessRequest) GetSignal() int32 {
 		return x.Signal
 	}
 	return 0
+}
+
+func (x *KillProcessRequest) GetStartTicks() uint64 {
+	if x != nil {
+		return x.StartTicks
+	}
+	return 0
+}
+
+func (x *KillProcessRequest) GetSignalName() string {
+	if x != nil {
+		return x.SignalName
+	}
+	return ""
 }
 
 // Answers kill_process.
@@ -7384,16 +7471,19 @@ const file_agent_proto_rawDesc = "" +
 	"\x15ClipboardChangedEvent\x127\n" +
 	"\x04type\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\x04type\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1b\n" +
-	"\tmime_type\x18\x03 \x01(\tR\bmimeType\"x\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType\"\xd0\x01\n" +
 	"\x14ListProcessesRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12'\n" +
 	"\x0finclude_threads\x18\x02 \x01(\bR\x0eincludeThreads\x12\x1f\n" +
 	"\vmax_entries\x18\x03 \x01(\rR\n" +
-	"maxEntries\"\x88\x01\n" +
+	"maxEntries\x12\x13\n" +
+	"\x04sort\x18\xc8\x01 \x01(\tR\x04sort\x12\x19\n" +
+	"\areverse\x18\xc9\x01 \x01(\bR\areverse\x12&\n" +
+	"\x0eomit_arguments\x18\xca\x01 \x01(\bR\romitArguments\"\x88\x01\n" +
 	"\x15ListProcessesResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12?\n" +
 	"\tprocesses\x18\x02 \x03(\v2!.limiquantix.agent.v1.ProcessInfoR\tprocesses\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xe3\x02\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\xc3\x03\n" +
 	"\vProcessInfo\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x12\n" +
 	"\x04ppid\x18\x02 \x01(\rR\x04ppid\x12\x12\n" +
@@ -7408,10 +7498,19 @@ const file_agent_proto_rawDesc = "" +
 	"started_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12!\n" +
 	"\fthread_count\x18\n" +
 	" \x01(\rR\vthreadCount\x12+\n" +
-	"\x11working_directory\x18\v \x01(\tR\x10workingDirectory\">\n" +
+	"\x11working_directory\x18\v \x01(\tR\x10workingDirectory\x12 \n" +
+	"\vstart_ticks\x18\xc8\x01 \x01(\x04R\n" +
+	"startTicks\x12\x1c\n" +
+	"\tthread_of\x18\xc9\x01 \x01(\rR\bthreadOf\x12\x1e\n" +
+	"\n" +
+	"state_code\x18\xca\x01 \x01(\tR\tstateCode\"\x82\x01\n" +
 	"\x12KillProcessRequest\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"E\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12 \n" +
+	"\vstart_ticks\x18\xc8\x01 \x01(\x04R\n" +
+	"startTicks\x12 \n" +
+	"\vsignal_name\x18\xc9\x01 \x01(\tR\n" +
+	"signalName\"E\n" +
 	"\x13KillProcessResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\"P\n" +

@@ -1,0 +1,113 @@
+package process
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// maxSignal is the highest number of a signal, SIGRTMAX.
+const maxSignal = 64
+
+// canKill says whether the kernel has what keeps a signal from another process that gets the same pid.
+func canKill() bool {
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// signalNumber knows signals by their names, SIGTERM and the like; 0: there is none.
+func signalNumber(name string) syscall.Signal { return unix.SignalNum(name) }
+
+// send sends a signal to the process pid, if it started at start ticks after boot; 0: whenever it did. 0 as a signal only
+// looks whether it could.
+//
+// The pidfd stands for the process that had the pid when it was opened. Should that have ended since, then what is read of
+// the pid may be another's, but the signal reaches nobody.
+func send(pid uint32, start uint64, signal syscall.Signal) error {
+	switch {
+	case pid == 0:
+		return fault.Refuse("pid 0 stands for a group of processes")
+	case pid == 1:
+		return fault.Refuse("pid 1 runs the guest")
+	case pid == uint32(os.Getpid()):
+		return fault.Refuse("it is this agent")
+	case pid > math.MaxInt32:
+		return errGone
+	}
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if err != nil {
+		return notOpened(pid, err)
+	}
+	defer unix.Close(fd)
+	if err := allowed(pid, start); err != nil {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil {
+		return gone(err)
+	}
+	return nil
+}
+
+// allowed says why a process gets no signal.
+func allowed(pid uint32, start uint64) error {
+	proc, err := openProc()
+	if err != nil {
+		return err
+	}
+	defer proc.close()
+	e := proc.entry(task{pid: int(pid), tid: int(pid)})
+	switch {
+	case e == nil:
+		return errGone
+	case start != 0 && e.start != start:
+		return fault.Wrapf(fs.ErrNotExist, "no such process: the one that has the pid now started at tick %d, not %d", e.start, start)
+	case e.kernel:
+		return fault.Refuse("it is the kernel thread %s", printable(e.name))
+	}
+	return nil
+}
+
+// errGone is unix.ESRCH as an error that a host can ask for.
+var errGone = fault.Wrapf(fs.ErrNotExist, "no such process")
+
+// notOpened says why there is no pidfd. The kernel has none for threads that are not the first of their process.
+func notOpened(pid uint32, err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		if of := processOf(pid); of != "" && of != strconv.FormatUint(uint64(pid), 10) {
+			return fault.Invalid("it is a thread of process %s", of)
+		}
+		return errGone
+	}
+	return gone(err)
+}
+
+// processOf returns the pid of the process that a thread belongs to; empty: there is none.
+func processOf(tid uint32) string {
+	proc, err := openProc()
+	if err != nil {
+		return ""
+	}
+	defer proc.close()
+	_, rest, _ := strings.Cut(string(proc.read(strconv.FormatUint(uint64(tid), 10)+"/status")), "\nTgid:\t")
+	of, _, _ := strings.Cut(rest, "\n")
+	return of
+}
+
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return errGone
+	}
+	return err
+}

@@ -1,0 +1,135 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// canList says whether processes can be read here.
+func canList() bool {
+	fs, err := openProc()
+	if err != nil {
+		return false
+	}
+	defer fs.close()
+	return len(fs.read("self/stat")) > 0
+}
+
+// available says why a request cannot be served on this system.
+func available(string) error { return nil }
+
+// read lists the processes that are asked for. One that ends meanwhile is left out.
+func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) ([]*pb.ProcessInfo, error) {
+	fs, err := openProc()
+	if err != nil {
+		return nil, err
+	}
+	defer fs.close()
+	which := &r.processes
+	if in.IncludeThreads {
+		which = &r.threads
+	}
+	before, now, err := which.take(ctx, fs)
+	if err != nil {
+		return nil, err
+	}
+	list := sortAndCut(fs.entries(before, now, in.Filter), by, in.MaxEntries)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	var accounts *fsys.Accounts
+	if r.guest.Files != nil {
+		accounts, _ = r.guest.Files.Accounts() // what cannot be read is told by number
+	}
+	d := details{procfs: fs, accounts: accounts, bare: in.OmitArguments, limit: textLimit(len(list)), booted: time.Now().Add(-sinceBoot())}
+	infos := make([]*pb.ProcessInfo, len(list))
+	for i, e := range list {
+		infos[i] = d.info(e)
+	}
+	return infos, nil
+}
+
+// entries reads those whose name has filter in it, in any case, and the threads of such a process.
+func (p *procfs) entries(before, now *sample, filter string) []*entry {
+	filter = strings.ToLower(filter)
+	list := make([]*entry, 0, len(now.tasks))
+	matching := 0 // the last process that matches
+	for _, t := range now.tasks {
+		if t.tid != t.pid && t.pid != matching {
+			continue
+		}
+		e := p.entry(t)
+		if e == nil {
+			continue
+		}
+		if t.tid == t.pid {
+			p.completeName(e)
+			if filter != "" && !strings.Contains(strings.ToLower(e.name), filter) {
+				continue
+			}
+			matching = t.pid
+		}
+		e.cpu = share(before, now, t, e.start)
+		list = append(list, e)
+	}
+	return list
+}
+
+// maxName is how long a name in stat can be; the kernel cuts what is longer.
+const maxName = 15
+
+// completeName finds the rest of a name that the kernel has cut: it begins the name of the program, or, of a script, that of
+// the first argument.
+func (p *procfs) completeName(e *entry) {
+	if len(e.name) != maxName || e.kernel {
+		return
+	}
+	raw, _ := p.arguments(e.pid)
+	program, rest, _ := bytes.Cut(raw, []byte{0})
+	first, _, _ := bytes.Cut(rest, []byte{0})
+	for _, path := range [][]byte{program, first} {
+		base := path[bytes.LastIndexByte(path, '/')+1:]
+		if bytes.HasPrefix(base, []byte(e.name)) && len(base) <= 255 { // the longest name of a file
+			e.name = string(base)
+			return
+		}
+	}
+}
+
+// details reads what is told of the entries that remain.
+type details struct {
+	*procfs
+	accounts *fsys.Accounts
+	bare     bool // without arguments
+	limit    int  // of each text, in bytes
+	booted   time.Time
+}
+
+func (d *details) info(e *entry) *pb.ProcessInfo {
+	info := &pb.ProcessInfo{
+		Pid: uint32(e.tid), Ppid: uint32(e.ppid), Name: text.Truncate(printable(e.name), d.limit), CpuPercent: e.cpu, MemoryBytes: e.resident,
+		State: stateName(e.state), StateCode: printable(string(rune(e.state))), ThreadCount: uint32(e.threads), StartTicks: e.start,
+		StartedAt: timestamppb.New(d.booted.Add(time.Duration(e.start) * tick).Round(tick)),
+	}
+	if uid, ok := d.owner(e.pid); ok {
+		info.User = printable(d.accounts.UserName(uid))
+	}
+	if e.tid != e.pid {
+		info.ThreadOf, info.ThreadCount = uint32(e.pid), 1
+		return info
+	}
+	if !e.kernel {
+		raw, more := d.arguments(e.pid)
+		info.CommandLine = commandLine(raw, more, d.bare, d.limit)
+		info.WorkingDirectory = text.Truncate(text.EscapePath(d.workingDirectory(e.pid)), d.limit)
+	}
+	return info
+}

@@ -1,0 +1,111 @@
+// Package process lists the processes of the guest and sends them signals.
+//
+//	/proc, twice: processor time of each ─► share ─┐
+//	/proc/PID: stat ─► filter, sort, cut ──────────┴─► cmdline, cwd, user ─► list_processes
+//	pidfd of PID ─► is it what was meant? ─► the signal ──────────────────► kill_process
+//
+// Not here: commands that the agent itself runs (exec), and how many processes there are (telemetry).
+package process
+
+import (
+	"context"
+	"strconv"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// kind is that of the objects in Access: their names are pids, and what a list is filtered by.
+const kind = "process"
+
+// Room holds the operations. It is safe for concurrent use.
+type Room struct {
+	guest     *guest.Guest
+	processes sampler // without threads
+	threads   sampler // with them
+}
+
+// New makes the room. A tree that is not booted has no processes.
+func New(g *guest.Guest) *Room { return &Room{guest: g, threads: sampler{threads: true}} }
+
+// Room is what the table, the executor and the agent know of the room.
+func (r *Room) Room() builtins.Room {
+	list, kill := "", ""
+	if r.guest.Live && canList() {
+		list = "process_list"
+	}
+	if r.guest.Live && canKill() {
+		kill = "process_kill"
+	}
+	room := builtins.Room{Name: "process", Ops: []builtins.Op{
+		{
+			Name: "list_processes", Capability: list, Summary: "the processes with their present use of processors",
+			Access: builtins.Of(listAccess), Handler: builtins.Handle(r.list),
+		},
+		{
+			Name: "kill_process", Capability: kill, Summary: "send a signal to a process",
+			Mutates: true, Readonly: builtins.Of(sendsNothing),
+			Access: builtins.Of(killAccess), Handler: builtins.Handle(r.kill),
+		},
+	}}
+	if kill != "" {
+		room.Features = features
+	}
+	return room
+}
+
+// features tells a host that this agent sends the signal that it is asked for, and which fields of a request it knows.
+func features() map[string]string { return map[string]string{"process_kill": "signal_name,start_ticks"} }
+
+func listAccess(in *pb.ListProcessesRequest) (access builtins.Access) {
+	if in.Filter != "" {
+		access.Objects = []builtins.Object{{Kind: kind, Name: in.Filter}}
+	}
+	return access
+}
+
+func killAccess(in *pb.KillProcessRequest) builtins.Access {
+	return builtins.Access{Objects: []builtins.Object{{Kind: kind, Name: strconv.FormatUint(uint64(in.Pid), 10)}}}
+}
+
+// served says why a request cannot be served here.
+func (r *Room) served(request proto.Message) error {
+	name := string(request.ProtoReflect().Descriptor().Name())
+	if !r.guest.Live {
+		return fault.Unsupported("%s: there are no processes in a tree that is not booted", name)
+	}
+	return available(name)
+}
+
+func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListProcessesRequest) (*pb.ListProcessesResponse, error) {
+	if err := r.served(in); err != nil {
+		return nil, err
+	}
+	order, err := orderOf(in)
+	if err != nil {
+		return nil, err
+	}
+	list, err := r.read(ctx, in, order)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListProcessesResponse{Success: true, Processes: list}, nil
+}
+
+func (r *Room) kill(_ context.Context, _ *builtins.Call, in *pb.KillProcessRequest) (*pb.KillProcessResponse, error) {
+	if err := r.served(in); err != nil {
+		return nil, err
+	}
+	number, err := signalOf(in)
+	if err != nil {
+		return nil, err
+	}
+	if err := send(in.Pid, in.StartTicks, number); err != nil {
+		return nil, fault.On(strconv.FormatUint(uint64(in.Pid), 10), err)
+	}
+	return &pb.KillProcessResponse{Success: true}, nil
+}

@@ -1,0 +1,31 @@
+package process
+
+import (
+	"context"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// maxSignal is the highest number of a signal in the contract.
+const maxSignal = 64
+
+// sampler measures nothing.
+type sampler struct{ threads bool }
+
+func canList() bool { return false }
+func canKill() bool { return false }
+
+// available says why a request cannot be served on this system.
+func available(request string) error {
+	return fault.Unsupported("%s is not supported on Windows", request)
+}
+
+func signalNumber(string) syscall.Signal { return 0 }
+
+func (r *Room) read(context.Context, *pb.ListProcessesRequest, order) ([]*pb.ProcessInfo, error) {
+	return nil, available("ListProcessesRequest")
+}
+
+func send(uint32, uint64, syscall.Signal) error { return available("KillProcessRequest") }

@@ -1,0 +1,114 @@
+package process
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// maxText bounds what a list has of one command line, or of one path, in bytes. Of many processes each has less, down to
+// minText, so that the texts of all have maxTexts and the reply fits into a frame.
+const (
+	maxText  = 4096
+	minText  = 64
+	maxTexts = 8 << 20
+)
+
+// textLimit is the most bytes that each of n processes has of a text.
+func textLimit(n int) int { return min(maxText, max(minText, maxTexts/max(n, 1))) }
+
+// special says whether a rune is escaped: what is not printable could move the cursor, or look like other text.
+func special(r rune) bool { return !unicode.IsPrint(r) }
+
+// printable returns text of a process with escapes, such as \n, \x1b and \u202e, in place of what is not printable and of
+// bytes that are not UTF-8.
+func printable(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, special) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && size == 1 || special(r) {
+			quoted := strconv.Quote(s[:size])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteString(s[:size])
+		}
+		s = s[size:]
+	}
+	return b.String()
+}
+
+// commandLine returns a /proc/PID/cmdline, in which a NUL is behind each argument, as a shell would read it, in at most limit
+// bytes. cut says that it goes on behind raw. bare leaves out the arguments.
+func commandLine(raw []byte, cut, bare bool, limit int) string {
+	if len(raw) == 0 {
+		return ""
+	}
+	if cut {
+		raw = []byte(text.TrimPartialRune(string(raw)))
+	}
+	title, ok := titleOf(raw)
+	switch {
+	case ok && bare:
+		title, _, _ = strings.Cut(title, " ")
+		return text.Truncate(printable(title), limit)
+	case ok:
+		return ending(printable(title), cut, limit)
+	case bare:
+		program, _, _ := bytes.Cut(raw, []byte{0})
+		return text.Truncate(quote(string(program)), limit)
+	}
+	var b strings.Builder
+	for arg := range strings.SplitSeq(strings.TrimSuffix(string(raw), "\x00"), "\x00") {
+		if b.Len() > limit {
+			break
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(quote(arg))
+	}
+	return ending(b.String(), cut, limit)
+}
+
+// ending returns a line in at most limit bytes, with … at its end where it goes on.
+func ending(line string, more bool, limit int) string {
+	const mark = "…"
+	if !more {
+		return text.Truncate(line, limit)
+	}
+	return strings.TrimSuffix(text.Truncate(line, limit-len(mark)), mark) + mark
+}
+
+// titleOf recognizes a process that has written a title over its arguments, such as "nginx: worker process": it is one text
+// with a blank, or with more than an empty argument behind it, since what remains of the arguments is zeroed.
+func titleOf(raw []byte) (title string, ok bool) {
+	first, rest, _ := bytes.Cut(raw, []byte{0})
+	if len(first) == 0 || len(bytes.Trim(rest, "\x00")) > 0 {
+		return "", false
+	}
+	return string(first), bytes.IndexByte(first, ' ') >= 0 || len(rest) > 1
+}
+
+// quote returns an argument as a shell would read it. What is not printable makes it $'…', which bash and zsh read.
+func quote(arg string) string {
+	switch escaped := printable(arg); {
+	case escaped != arg:
+		return "$'" + strings.ReplaceAll(printable(strings.ReplaceAll(arg, `\`, `\\`)), "'", `\'`) + "'"
+	case arg == "" || strings.ContainsFunc(arg, shellSpecial):
+		return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+	}
+	return arg
+}
+
+// shellSpecial says whether a character means more than itself to a shell.
+func shellSpecial(r rune) bool {
+	plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=,+@%", r) || r > 0x7f
+	return !plain
+}
