@@ -30,53 +30,65 @@ func canKill() bool {
 // signalNumber knows signals by their names, SIGTERM and the like; 0: there is none.
 func signalNumber(name string) syscall.Signal { return unix.SignalNum(name) }
 
-// send sends a signal to the process pid, if it started at start ticks after boot; 0: whenever it did. 0 as a signal only
-// looks whether it could.
+// target is a process that may get a signal.
 //
-// The pidfd stands for the process that had the pid when it was opened. Should that have ended since, then what is read of
-// the pid may be another's, but the signal reaches nobody.
-func send(pid uint32, start uint64, signal syscall.Signal) error {
+// Its pidfd stands for the process that had the pid when it was opened. Should that have ended since, then what was read of
+// the pid may be another's, but a signal reaches nobody.
+type target struct {
+	name  string // any bytes
+	pidfd int
+}
+
+// reach finds the process pid, if it started at start ticks after boot; 0: whenever it did. What must not get a signal is
+// refused.
+func reach(pid uint32, start uint64) (*target, error) {
 	switch {
 	case pid == 0:
-		return fault.Refuse("pid 0 stands for a group of processes")
+		return nil, fault.Refuse("pid 0 stands for a group of processes")
 	case pid == 1:
-		return fault.Refuse("pid 1 runs the guest")
+		return nil, fault.Refuse("pid 1 runs the guest")
 	case pid == uint32(os.Getpid()):
-		return fault.Refuse("it is this agent")
+		return nil, fault.Refuse("it is this agent")
 	case pid > math.MaxInt32:
-		return errGone
+		return nil, errGone
 	}
 	fd, err := unix.PidfdOpen(int(pid), 0)
 	if err != nil {
-		return notOpened(pid, err)
+		return nil, notOpened(pid, err)
 	}
-	defer unix.Close(fd)
-	if err := allowed(pid, start); err != nil {
-		return err
+	t := &target{pidfd: fd}
+	if t.name, err = identify(int(pid), start); err != nil {
+		t.close()
+		return nil, err
 	}
-	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil {
-		return gone(err)
-	}
-	return nil
+	return t, nil
 }
 
-// allowed says why a process gets no signal.
-func allowed(pid uint32, start uint64) error {
+func (t *target) close() { unix.Close(t.pidfd) }
+
+// send sends a signal; 0 only looks whether one could be sent.
+func (t *target) send(signal syscall.Signal) error {
+	return gone(unix.PidfdSendSignal(t.pidfd, signal, nil, 0))
+}
+
+// identify returns the name of the process pid, and why it gets no signal.
+func identify(pid int, start uint64) (name string, err error) {
 	proc, err := openProc()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer proc.close()
-	e := proc.entry(task{pid: int(pid), tid: int(pid)})
+	e := proc.entry(task{pid: pid, tid: pid})
 	switch {
 	case e == nil:
-		return errGone
+		return "", errGone
 	case start != 0 && e.start != start:
-		return fault.Wrapf(fs.ErrNotExist, "no such process: the one that has the pid now started at tick %d, not %d", e.start, start)
+		return "", fault.Wrapf(fs.ErrNotExist,
+			"no such process: the one that has the pid now started at tick %d, not %d", e.start, start)
 	case e.kernel:
-		return fault.Refuse("it is the kernel thread %s", printable(e.name))
+		return "", fault.Refuse("it is the kernel thread %s", printable(e.name))
 	}
-	return nil
+	return e.name, nil
 }
 
 // errGone is unix.ESRCH as an error that a host can ask for.
@@ -105,6 +117,7 @@ func processOf(tid uint32) string {
 	return of
 }
 
+// gone returns errGone for the kernel's word for it, and any other error, or none, as it is.
 func gone(err error) error {
 	if errors.Is(err, unix.ESRCH) {
 		return errGone

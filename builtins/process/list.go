@@ -25,8 +25,6 @@ type entry struct {
 	resident uint64 // bytes
 	kernel   bool
 	cpu      float64 // percent of one processor
-	// arguments is the command line where it was read for the name; nil: it was not.
-	arguments []byte
 }
 
 // order compares entries; nil is that of /proc, by pid.
@@ -69,8 +67,8 @@ func sortAndCut(list []*entry, by order, most uint32) []*entry {
 // stateNames are the words of the contract for the states of the kernel, see proc_pid_stat(5). A process that waits for a
 // device sleeps, in those words.
 var stateNames = map[byte]string{
-	'R': "running", 'S': "sleeping", 'D': "sleeping", 'T': "stopped", 't': "stopped", 'Z': "zombie", 'X': "dead", 'x': "dead",
-	'I': "idle", 'P': "idle",
+	'R': "running", 'S': "sleeping", 'D': "sleeping", 'T': "stopped", 't': "stopped", 'Z': "zombie",
+	'X': "dead", 'x': "dead", 'I': "idle", 'P': "idle",
 }
 
 // stateName returns the word for a state of the kernel.

@@ -49,7 +49,10 @@ func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) 
 	if r.guest.Files != nil {
 		accounts, _ = r.guest.Files.Accounts() // what cannot be read is told by number
 	}
-	d := details{procfs: fs, accounts: accounts, bare: in.OmitArguments, limit: textLimit(len(list)), booted: time.Now().Add(-sinceBoot())}
+	d := details{
+		procfs: fs, accounts: accounts, bare: in.OmitArguments, limit: textLimit(len(list)),
+		booted: time.Now().Add(-sinceBoot()),
+	}
 	infos := make([]*pb.ProcessInfo, len(list))
 	for i, e := range list {
 		infos[i] = d.info(e)
@@ -115,9 +118,10 @@ type details struct {
 
 func (d *details) info(e *entry) *pb.ProcessInfo {
 	info := &pb.ProcessInfo{
-		Pid: uint32(e.tid), Ppid: uint32(e.ppid), Name: text.Truncate(printable(e.name), d.limit), CpuPercent: e.cpu, MemoryBytes: e.resident,
-		State: stateName(e.state), StateCode: printable(string(rune(e.state))), ThreadCount: uint32(e.threads), StartTicks: e.start,
-		StartedAt: timestamppb.New(d.booted.Add(time.Duration(e.start) * tick).Round(tick)),
+		Pid: uint32(e.tid), Ppid: uint32(e.ppid), Name: text.Truncate(printable(e.name), d.limit),
+		CpuPercent: e.cpu, MemoryBytes: e.resident, ThreadCount: uint32(e.threads),
+		State: stateName(e.state), StateCode: printable(string(rune(e.state))),
+		StartTicks: e.start, StartedAt: timestamppb.New(d.booted.Add(time.Duration(e.start) * tick).Round(tick)),
 	}
 	if uid, ok := d.owner(e.pid); ok {
 		info.User = printable(d.accounts.UserName(uid))

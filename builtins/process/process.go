@@ -4,6 +4,8 @@
 //	/proc/PID: stat ─► filter, sort, cut ──────────┴─► cmdline, cwd, user ─► list_processes
 //	pidfd of PID ─► is it what was meant? ─► the signal ──────────────────► kill_process
 //
+// Scripts call both as process.list and process.kill.
+//
 // Not here: commands that the agent itself runs (exec), and how many processes there are (telemetry).
 package process
 
@@ -41,7 +43,7 @@ func (r *Room) Room() builtins.Room {
 	if r.guest.Live && canKill() {
 		kill = "process_kill"
 	}
-	room := builtins.Room{Name: "process", Ops: []builtins.Op{
+	room := builtins.Room{Name: "process", Ops: append(r.scriptRows(), []builtins.Op{
 		{
 			Name: "list_processes", Capability: list, Summary: "the processes with their present use of processors",
 			Access: builtins.Of(listAccess), Handler: builtins.Handle(r.list),
@@ -51,7 +53,7 @@ func (r *Room) Room() builtins.Room {
 			Mutates: true, Readonly: builtins.Of(sendsNothing),
 			Access: builtins.Of(killAccess), Handler: builtins.Handle(r.kill),
 		},
-	}}
+	}...)}
 	if kill != "" {
 		room.Features = features
 	}
@@ -59,7 +61,9 @@ func (r *Room) Room() builtins.Room {
 }
 
 // features tells a host that this agent sends the signal that it is asked for, and which fields of a request it knows.
-func features() map[string]string { return map[string]string{"process_kill": "signal_name,start_ticks"} }
+func features() map[string]string {
+	return map[string]string{"process_kill": "signal_name,start_ticks"}
+}
 
 func listAccess(in *pb.ListProcessesRequest) (access builtins.Access) {
 	if in.Filter != "" {
@@ -74,14 +78,15 @@ func killAccess(in *pb.KillProcessRequest) builtins.Access {
 
 // served says why a request cannot be served here.
 func (r *Room) served(request proto.Message) error {
-	name := string(request.ProtoReflect().Descriptor().Name())
 	if !r.guest.Live {
-		return fault.Unsupported("%s: there are no processes in a tree that is not booted", name)
+		return fault.Unsupported("there are no processes in a tree that is not booted")
 	}
-	return available(name)
+	return available(string(request.ProtoReflect().Descriptor().Name()))
 }
 
-func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListProcessesRequest) (*pb.ListProcessesResponse, error) {
+func (r *Room) list(
+	ctx context.Context, _ *builtins.Call, in *pb.ListProcessesRequest,
+) (*pb.ListProcessesResponse, error) {
 	if err := r.served(in); err != nil {
 		return nil, err
 	}
@@ -102,10 +107,18 @@ func (r *Room) kill(_ context.Context, _ *builtins.Call, in *pb.KillProcessReque
 	}
 	number, err := signalOf(in)
 	if err != nil {
-		return nil, err
+		return nil, onPID(in.Pid, err)
 	}
-	if err := send(in.Pid, in.StartTicks, number); err != nil {
-		return nil, fault.On(strconv.FormatUint(uint64(in.Pid), 10), err)
+	to, err := reach(in.Pid, in.StartTicks)
+	if err != nil {
+		return nil, onPID(in.Pid, err)
+	}
+	defer to.close()
+	if err := to.send(number); err != nil {
+		return nil, onPID(in.Pid, err)
 	}
 	return &pb.KillProcessResponse{Success: true}, nil
 }
+
+// onPID adds the pid to an error.
+func onPID(pid uint32, err error) error { return fault.On(strconv.FormatUint(uint64(pid), 10), err) }

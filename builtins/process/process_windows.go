@@ -28,4 +28,10 @@ func (r *Room) read(context.Context, *pb.ListProcessesRequest, order) ([]*pb.Pro
 	return nil, available("ListProcessesRequest")
 }
 
-func send(uint32, uint64, syscall.Signal) error { return available("KillProcessRequest") }
+// target is no process.
+type target struct{ name string }
+
+func reach(uint32, uint64) (*target, error) { return nil, available("KillProcessRequest") }
+
+func (*target) close()                    {}
+func (*target) send(syscall.Signal) error { return available("KillProcessRequest") }

@@ -12,10 +12,9 @@ import (
 
 // procfs reads /proc. It is for one call: its buffer is used again by each read.
 type procfs struct {
-	dir  *os.File
-	fd   int
-	buf  []byte
-	path []byte
+	dir *os.File
+	fd  int
+	buf []byte
 }
 
 // maxArguments is how much of a command line is read, in bytes.
@@ -131,14 +130,14 @@ func (p *procfs) entry(t task) *entry {
 // pageSize is the unit of the resident memory in stat.
 var pageSize = uint64(os.Getpagesize())
 
-// The places of fields in a stat file behind the name, see proc_pid_stat(5), where state is field 3.
+// The places of fields in a stat file behind the name: the numbers of proc_pid_stat(5) less 3, since state is field 3 there.
 const (
-	fieldState    = 3 - 3
-	fieldPPID     = 4 - 3
-	fieldFlags    = 9 - 3
-	fieldThreads  = 20 - 3
-	fieldStart    = 22 - 3
-	fieldResident = 24 - 3
+	fieldState    = 0
+	fieldPPID     = 1
+	fieldFlags    = 6
+	fieldThreads  = 17
+	fieldStart    = 19
+	fieldResident = 21
 )
 
 // kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.

@@ -79,11 +79,10 @@ func commandLine(raw []byte, cut, bare bool, limit int) string {
 
 // ending returns a line in at most limit bytes, with … at its end where it goes on.
 func ending(line string, more bool, limit int) string {
-	const mark = "…"
-	if !more {
-		return text.Truncate(line, limit)
+	if more {
+		line += "…"
 	}
-	return strings.TrimSuffix(text.Truncate(line, limit-len(mark)), mark) + mark
+	return text.Truncate(line, limit)
 }
 
 // titleOf recognizes a process that has written a title over its arguments, such as "nginx: worker process": it is one text
@@ -109,6 +108,6 @@ func quote(arg string) string {
 
 // shellSpecial says whether a character means more than itself to a shell.
 func shellSpecial(r rune) bool {
-	plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=,+@%", r) || r > 0x7f
-	return !plain
+	plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r > 0x7f
+	return !plain && !strings.ContainsRune("-_./:=,+@%", r)
 }

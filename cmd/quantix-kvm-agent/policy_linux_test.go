@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
@@ -297,6 +299,48 @@ func TestRightsOfScripts(t *testing.T) {
 	for name, want := range map[string]bool{"etc/app/a": true, "etc/b": false, "etc/c": true, "etc/d": false} {
 		if _, err := os.Stat(filepath.Join(root, name)); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A policy and the audit see which process was to get a signal, from a host and from a script.
+func TestAuditOfSignals(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{Args: []string{"--log-level", "error"}, Config: "security:\n  audit_logging: true\n  read_only: true\n"})
+	c := a.Client(t, client.Options{})
+	ctx := ctxFor(t, time.Minute)
+	self := uint32(os.Getpid())
+	if err := c.Kill(ctx, &pb.KillProcessRequest{Pid: self, Signal: 9}); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "security.read_only") {
+		t.Error(err)
+	}
+	if list, err := c.Processes(ctx, &pb.ListProcessesRequest{Filter: "policy-test", MaxEntries: 1}); err != nil {
+		t.Error(list, err)
+	}
+	source := "process.kill(params.pid, 'KILL')"
+	params, err := structpb.NewStruct(map[string]any{"pid": float64(self)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(source), Params: params})
+	if reply.GetError().GetKind() != "policy" {
+		t.Error(reply, err)
+	}
+	a.AwaitLog(t, `"op":"run_script"`, 1)
+	seen := map[string]string{}
+	for line := range strings.Lines(a.Log()) {
+		var entry struct {
+			Msg, Op, Outcome string
+			Objects          []string
+		}
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "audit" {
+			seen[entry.Op] = strings.Join(append(entry.Objects, entry.Outcome), " ")
+		}
+	}
+	process := fmt.Sprint("process:", self)
+	for op, want := range map[string]string{
+		"kill_process": process + " refused", "process.kill": process + " refused", "list_processes": "process:policy-test ok",
+	} {
+		if seen[op] != want {
+			t.Errorf("%s: %q, want %q", op, seen[op], want)
 		}
 	}
 }

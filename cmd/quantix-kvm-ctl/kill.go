@@ -45,10 +45,13 @@ EXIT STATUS
 			if start != 0 && len(pids) > 1 {
 				return usage("--start-ticks is that of one process, and there are %d", len(pids))
 			}
-			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.kill(s, pids, signal, start) })
+			return a.with(c.Context(), requestTimeout, func(s *session) error {
+				return a.kill(s, pids, signal, start)
+			})
 		},
 	}
-	c.Flags().StringVar(&signal, "signal", "TERM", "send the signal of this `name` or number; 0: only look whether one could be sent")
+	c.Flags().StringVar(&signal, "signal", "TERM",
+		"send the signal of this `name` or number; 0: only look whether one could be sent")
 	c.Flags().Uint64Var(&start, "start-ticks", 0, "only if the process started at this `tick` after the boot of the guest")
 	return c
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // sortKeys are what lists of processes can be sorted by.
-var sortKeys = []string{"pid", "name", "started", "cpu", "memory"}
+func sortKeys() []string { return []string{"pid", "name", "started", "cpu", "memory"} }
 
 func (a *app) psCommand() *cobra.Command {
 	request := &pb.ListProcessesRequest{}
@@ -46,10 +46,12 @@ With --json: an array of ProcessInfo. A pid and its start_ticks name a process u
 // listFlags adds the flags that ps and top have in common.
 func listFlags(c *cobra.Command, request *pb.ListProcessesRequest, sort string) {
 	f := c.Flags()
-	f.StringVar(&request.Sort, "sort", sort, "sort by `key`: pid, name, started, cpu or memory, these two with the largest first")
+	f.StringVar(&request.Sort, "sort", sort,
+		"sort by `key`: pid, name, started, cpu or memory, these two with the largest first")
 	f.BoolVar(&request.Reverse, "reverse", false, "sort the other way round")
 	f.BoolVar(&request.OmitArguments, "no-args", false, "leave out the arguments of commands, which may hold secrets")
-	if err := c.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(sortKeys, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+	complete := cobra.FixedCompletions(sortKeys(), cobra.ShellCompDirectiveNoFileComp)
+	if err := c.RegisterFlagCompletionFunc("sort", complete); err != nil {
 		panic(err) // the flag is the one above
 	}
 }

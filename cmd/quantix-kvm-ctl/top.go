@@ -81,7 +81,8 @@ func (a *app) top(s *session, request *pb.ListProcessesRequest, every time.Durat
 // lookAt asks the guest for a view.
 func (a *app) lookAt(s *session, request *pb.ListProcessesRequest) (v view, err error) {
 	asked := &pb.ListProcessesRequest{
-		Filter: request.Filter, Sort: request.Sort, Reverse: request.Reverse, OmitArguments: request.OmitArguments, MaxEntries: request.MaxEntries,
+		Filter: request.Filter, Sort: request.Sort, Reverse: request.Reverse, MaxEntries: request.MaxEntries,
+		OmitArguments: request.OmitArguments,
 	}
 	if rows, _ := a.screen(); rows > 0 && !a.json && asked.MaxEntries == 0 {
 		asked.MaxEntries = uint32(max(rows-topHeader, 1))

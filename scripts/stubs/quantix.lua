@@ -60,6 +60,22 @@
 ---@field swap_total integer Bytes.
 ---@field swap_free integer Bytes.
 
+---One process, or one of its threads.
+---@class quantix.Process
+---@field pid integer Of a thread, the number of the thread.
+---@field ppid integer The pid of the parent.
+---@field name string In it, and in command_line, what is not printable is escaped.
+---@field command_line string Quoted as for a shell, and cut where it is long; empty for a kernel thread, a zombie or a thread.
+---@field user string The effective user, by number where there is no name.
+---@field cpu_percent number Present use in percent of one processor, over 0.2 s or the time since the last list.
+---@field memory_bytes integer What is resident.
+---@field state string running, sleeping, stopped, zombie, idle, dead or unknown
+---@field started number Seconds since 1970.
+---@field threads integer How many it has.
+---@field working_directory string Empty where it cannot be read.
+---@field start_ticks integer Clock ticks (1/100 s) from the boot of the guest to the start.
+---@field thread_of integer Of a thread: the pid of its process; 0: this is a process.
+
 ---One thing that the script changed so far.
 ---@class quantix.ScriptChange
 ---@field op string The function, such as file.write.
@@ -366,6 +382,32 @@ function host.timezone(new) end
 ---The seconds since the guest started.
 ---@return number seconds
 function host.uptime() end
+
+---@class (exact) quantix.room.process
+process = {}
+
+---@class (exact) process.kill.options
+---@field start_ticks? integer start_ticks of the process that is meant: another one that has its pid by now gets no signal. 0: whichever has the pid.
+
+---Send a signal to a process, which nothing takes back.
+---May change the guest.
+---@param pid integer Whom; 0, 1, kernel threads and the agent itself are refused.
+---@param signal? string USR1, SIGUSR1 or a number; TERM unless said otherwise. "0" sends nothing, and raises unless a signal could be sent.
+---@param options? process.kill.options
+function process.kill(pid, signal, options) end
+
+---@class (exact) process.list.options
+---@field sort? string pid, name or started, each ascending, or cpu or memory, each with the largest first; pid unless said otherwise.
+---@field reverse? boolean The other way round.
+---@field max? integer List at most so many, the first in order; 0: all.
+---@field threads? boolean Threads as well.
+---@field omit_arguments? boolean Leave the arguments out of command_line: they may hold secrets.
+
+---The processes with their present use of processors.
+---@param filter? string A part of the name, in any case; without it, all are listed.
+---@param options? process.list.options
+---@return quantix.Process[] processes
+function process.list(filter, options) end
 
 ---@class (exact) quantix.room.tx
 tx = {}

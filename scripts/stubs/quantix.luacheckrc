@@ -40,6 +40,7 @@ stds.quantix = {
     exec = {fields = {"run", "sh"}},
     file = {fields = {"append", "attachment", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
     host = {fields = {"disks", "hostname", "info", "interfaces", "memory", "sysctl", "timezone", "uptime"}},
+    process = {fields = {"kill", "list"}},
     tx = {fields = {"changes", "on_rollback"}},
   },
 }

@@ -33,7 +33,7 @@ func (c *Client) Kill(ctx context.Context, request *pb.KillProcessRequest) error
 			return err
 		}
 		if can.Features["process_kill"] == "" {
-			return fault.Unsupported("the agent in the guest knows the signals HUP, INT, QUIT, KILL and TERM alone, and no start_ticks")
+			return fault.Unsupported("the agent in the guest knows HUP, INT, QUIT, KILL and TERM alone, and no start_ticks")
 		}
 	}
 	_, err := Call[*pb.KillProcessResponse](ctx, c, request)
