@@ -73,7 +73,7 @@ func (t *target) send(signal syscall.Signal) error {
 
 // identify returns the name of the process pid, and why it gets no signal.
 func identify(pid int, start uint64) (name string, err error) {
-	proc, err := openProc()
+	proc, err := openProc(procDir)
 	if err != nil {
 		return "", err
 	}
@@ -107,7 +107,7 @@ func notOpened(pid uint32, err error) error {
 
 // processOf returns the pid of the process that a thread belongs to; empty: there is none.
 func processOf(tid uint32) string {
-	proc, err := openProc()
+	proc, err := openProc(procDir)
 	if err != nil {
 		return ""
 	}

@@ -15,7 +15,7 @@ import (
 
 // canList says whether processes can be read here.
 func canList() bool {
-	fs, err := openProc()
+	fs, err := openProc(procDir)
 	if err != nil {
 		return false
 	}
@@ -26,13 +26,10 @@ func canList() bool {
 // available says why a request cannot be served on this system.
 func available(string) error { return nil }
 
-// read lists the processes that are asked for. One that ends meanwhile is left out.
-func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) ([]*pb.ProcessInfo, error) {
-	fs, err := openProc()
-	if err != nil {
-		return nil, err
-	}
-	defer fs.close()
+// readAll reads the processes that are asked for. One that ends meanwhile is left out.
+func (r *Room) readAll(
+	ctx context.Context, fs *procfs, in *pb.ListProcessesRequest, by order,
+) ([]*pb.ProcessInfo, error) {
 	which := &r.processes
 	if in.IncludeThreads {
 		which = &r.threads
@@ -95,7 +92,7 @@ func (p *procfs) completeName(e *entry) {
 	if len(e.name) != maxName || e.kernel {
 		return
 	}
-	raw, _ := p.arguments(e.pid)
+	raw, _ := p.arguments(e)
 	program, rest, _ := bytes.Cut(raw, []byte{0})
 	first, _, _ := bytes.Cut(rest, []byte{0})
 	for _, path := range [][]byte{program, first} {
@@ -131,7 +128,7 @@ func (d *details) info(e *entry) *pb.ProcessInfo {
 		return info
 	}
 	if !e.kernel {
-		raw, more := d.arguments(e.pid)
+		raw, more := d.arguments(e)
 		info.CommandLine = commandLine(raw, more, d.bare, d.limit)
 		info.WorkingDirectory = text.Truncate(text.EscapePath(d.workingDirectory(e.pid)), d.limit)
 	}

@@ -29,6 +29,7 @@ type Room struct {
 	guest     *guest.Guest
 	processes sampler // without threads
 	threads   sampler // with them
+	hung      hung
 }
 
 // New makes the room. A tree that is not booted has no processes.

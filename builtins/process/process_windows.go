@@ -14,6 +14,9 @@ const maxSignal = 64
 // sampler measures nothing.
 type sampler struct{ threads bool }
 
+// hung is nobody.
+type hung struct{}
+
 func canList() bool { return false }
 func canKill() bool { return false }
 

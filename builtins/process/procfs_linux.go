@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,13 +16,19 @@ type procfs struct {
 	dir *os.File
 	fd  int
 	buf []byte
+
+	hung    *hung        // those whose command lines are not read; nil: nobody's
+	reading atomic.Int64 // the pid whose command line is being read; 0: none is
 }
 
 // maxArguments is how much of a command line is read, in bytes.
 const maxArguments = maxText
 
-func openProc() (*procfs, error) {
-	dir, err := os.Open("/proc")
+// procDir is where processes are read.
+const procDir = "/proc"
+
+func openProc(path string) (*procfs, error) {
+	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +100,7 @@ func (p *procfs) sample(threads bool) (*sample, error) {
 // threads reads the processor times of the threads of a process but the first. The clocks of other processes' threads cannot
 // be read; schedstat has the same in nanoseconds.
 func (p *procfs) threads(pid int) (list []task) {
-	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/task")
+	dir, err := os.Open(p.dir.Name() + "/" + strconv.Itoa(pid) + "/task")
 	if err != nil {
 		return nil
 	}
@@ -187,8 +194,13 @@ func number(field []byte) (n uint64) {
 }
 
 // arguments returns the beginning of a process's command line, until the next read, and whether it goes on.
-func (p *procfs) arguments(pid int) (raw []byte, more bool) {
-	raw = p.read(strconv.Itoa(pid) + "/cmdline")
+func (p *procfs) arguments(e *entry) (raw []byte, more bool) {
+	if p.hung != nil && p.hung.has(e) {
+		return nil, false
+	}
+	p.reading.Store(int64(e.pid))
+	raw = p.read(strconv.Itoa(e.pid) + "/cmdline")
+	p.reading.Store(0)
 	if len(raw) > maxArguments {
 		return raw[:maxArguments], true
 	}

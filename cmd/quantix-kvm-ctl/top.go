@@ -27,7 +27,8 @@ func (a *app) topCommand() *cobra.Command {
 		Use:   "top [NAME]",
 		Short: "watch the processes of the guest",
 		Long: `top shows how busy the guest is and its busiest processes, or of those whose name has NAME in it, again and again until it is
-interrupted. Columns are as those of ps. On a terminal it shows as many processes as fit; elsewhere all, without moving the cursor.
+interrupted. Columns are as those of ps. On a terminal it shows as many processes as fit; elsewhere all, without moving the
+cursor.
 
 With --json: {"telemetry": TelemetryReport, "processes": [ProcessInfo, ...]}, one in each line.`,
 		Example: `  quantix-kvm-ctl top

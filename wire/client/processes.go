@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -15,7 +16,7 @@ func (c *Client) Processes(ctx context.Context, request *pb.ListProcessesRequest
 	return reply.GetProcesses(), err
 }
 
-// knownSignals are those that every agent sends as they are. Their numbers are the same on all Linux guests.
+// knownSignals are those that every agent sends as they are, by name and by number, which is the same on all Linux guests.
 var knownSignals = map[string]int32{
 	"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "TERM": 15, "1": 1, "2": 2, "3": 3, "9": 9, "15": 15,
 }
@@ -24,7 +25,8 @@ var knownSignals = map[string]int32{
 // start_ticks, is not asked: the error is then errors.ErrUnsupported.
 func (c *Client) Kill(ctx context.Context, request *pb.KillProcessRequest) error {
 	request = proto.CloneOf(request)
-	if number, ok := knownSignals[request.SignalName]; ok && request.Signal == 0 {
+	name := strings.TrimPrefix(strings.ToUpper(request.SignalName), "SIG")
+	if number, ok := knownSignals[name]; ok && request.Signal == 0 {
 		request.Signal, request.SignalName = number, ""
 	}
 	if request.SignalName != "" || request.StartTicks != 0 {

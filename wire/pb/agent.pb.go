@@ -4981,7 +4981,8 @@ type ProcessInfo struct {
 	Ppid  uint32                 `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
 	// In it, and in command_line, what is not printable is escaped as \n, \x1b, \u202e and the like.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// Quoted as for a shell, and cut where it is long, with … at its end. Empty: a thread, a kernel thread or a zombie.
+	// Quoted as for a shell, and cut where it is long, with … at its end. Empty: a thread, a kernel thread, a zombie, or a
+	// process that hangs.
 	CommandLine string `protobuf:"bytes,4,opt,name=command_line,json=commandLine,proto3" json:"command_line,omitempty"`
 	// The effective user by name, by number where there is no name.
 	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
