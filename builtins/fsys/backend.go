@@ -39,6 +39,10 @@ type directory interface {
 	checkMounts(name string) error
 	// sameMount says whether names can be moved and linked between the two directories.
 	sameMount(other directory) (bool, error)
+	// mountNumber returns the number of the mount of what is at name, else of the directory; 0 where mounts have none.
+	mountNumber(name string) (uint64, error)
+	// mount describes that mount.
+	mount(name string) (Mount, error)
 	// pseudo says whether the directory is on a file system that keeps nothing.
 	pseudo() (bool, error)
 

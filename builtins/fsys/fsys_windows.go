@@ -254,6 +254,14 @@ func pseudo(handle) (bool, error) { return false, nil }
 
 func noMountsBelow(handle, string) error { return nil }
 
+func (d *realDir) mountNumber(string) (uint64, error) { return 0, nil }
+
+func (d *realDir) mount(string) (Mount, error) { return Mount{}, nil }
+
+func isMounted(string) (bool, error) { return false, nil }
+
+func watchMounts(context.Context) (<-chan struct{}, error) { return nil, nil }
+
 func removeTree(ctx context.Context, dir handle, name string) error {
 	if err := context.Cause(ctx); err != nil {
 		return err

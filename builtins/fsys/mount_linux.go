@@ -1,9 +1,15 @@
 package fsys
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -60,17 +66,13 @@ func noMountsBelow(dir handle, name string) error {
 	if err != nil {
 		return fault.Cause(err)
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := readMounts()
 	if err != nil {
-		return fault.Cause(err)
+		return err
 	}
-	for line := range strings.Lines(string(mounts)) {
-		fields := strings.SplitN(line, " ", 6)
-		if len(fields) < 6 {
-			continue
-		}
-		if point := unescapeMount(fields[4]); point != path && Within(point, path) {
-			return fault.Refuse("a file system is mounted on %s", text.EscapePath(point))
+	for _, m := range mounts {
+		if m.point != path && Within(m.point, path) {
+			return fault.Refuse("a file system is mounted on %s", text.EscapePath(m.point))
 		}
 	}
 	return nil
@@ -90,4 +92,202 @@ func unescapeMount(text string) string {
 		b.WriteByte(text[i])
 	}
 	return b.String()
+}
+
+// mountLine is a line of the kernel's list of mounts.
+type mountLine struct {
+	number                           uint64
+	device, dir, point, kind, source string
+}
+
+// readMounts reads the kernel's list of mounts; see proc_pid_mountinfo(5).
+func readMounts() ([]mountLine, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	var list []mountLine
+	for line := range strings.Lines(string(data)) {
+		first, second, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
+		fields, more := strings.Fields(first), strings.Split(second, " ")
+		if !ok || len(fields) < 6 || len(more) < 2 {
+			continue
+		}
+		number, err := strconv.ParseUint(fields[0], 10, 64)
+		if err != nil {
+			continue
+		}
+		list = append(list, mountLine{number, fields[2], unescapeMount(fields[3]), unescapeMount(fields[4]), more[0], unescapeMount(more[1])})
+	}
+	return list, nil
+}
+
+func isMounted(device string) (bool, error) {
+	mounts, err := readMounts()
+	for _, m := range mounts {
+		if m.device == device {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// mountNumber returns the number of the mount that an object is on; that of the directory where nothing has the name.
+func (d *realDir) mountNumber(name string) (uint64, error) {
+	number, err := mountID(d.handle, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return mountID(d.handle, "")
+	}
+	return number, err
+}
+
+func (d *realDir) mount(name string) (Mount, error) {
+	number, err := d.mountNumber(name)
+	if err != nil {
+		return Mount{}, err
+	}
+	root, err := os.Readlink(descriptor{d.root.handle}.path())
+	if err != nil {
+		return Mount{}, fault.Cause(err)
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return Mount{}, err
+	}
+	m := Mount{Point: "/", Number: number} // a mount that the agent's own root directory hides is not in the list
+	source := ""
+	for _, line := range mounts {
+		if line.number != number {
+			continue
+		}
+		if line.point != root && Within(line.point, root) {
+			m.Point = "/" + text.EscapePath(strings.TrimPrefix(strings.TrimPrefix(line.point, root), "/"))
+		}
+		source = line.source
+		m.Dir, m.Type, m.Source, m.Device = text.EscapePath(line.dir), line.kind, text.EscapePath(line.source), line.device
+	}
+	m.ID, m.Volatile, err = fileSystemID(d.handle, name, source)
+	return m, err
+}
+
+// File systems whose f_fsid of statfs(2) is made from what is on the disk, and not of the device's number.
+const (
+	btrfsMagic    = 0x9123683e
+	zfsMagic      = 0x2fc12fc1
+	bcachefsMagic = 0xca451a4e
+)
+
+// fileSystemID returns the ID of the file system that an object is on, if it has one, and whether it is volatile. It asks
+// nothing that a server must answer, but for statfs.
+func fileSystemID(dir handle, name, source string) (id string, volatile bool, err error) {
+	fd, err := unix.Openat(dir, name, pathOnly, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		fd, err = dupHandle(dir)
+	}
+	if err != nil {
+		return "", false, err
+	}
+	defer unix.Close(fd)
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(fd, &stat); err != nil {
+		return "", false, err
+	}
+	kind := uint32(stat.Type)
+	switch kind {
+	case unix.EXT4_SUPER_MAGIC, btrfsMagic, zfsMagic, bcachefsMagic, unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
+		if stat.Fsid != (unix.Fsid{}) { // a tmpfs has one since Linux 5.13
+			id = fmt.Sprintf("%08x%08x", uint32(stat.Fsid.Val[1]), uint32(stat.Fsid.Val[0]))
+		}
+	case unix.XFS_SUPER_MAGIC:
+		if id, err = xfsID(fd); err != nil {
+			return "", false, err
+		}
+	default:
+		id = diskID(source)
+	}
+	return id, kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || kind == unix.HUGETLBFS_MAGIC, nil
+}
+
+// xfsGeometry is xfs_fsop_geom_v1 of the kernel's xfs_fs.h, as far as it matters.
+type xfsGeometry struct {
+	_    [64]byte
+	uuid [16]byte
+	_    [32]byte
+}
+
+// xfsGetGeometry is XFS_IOC_FSGEOMETRY_V1: _IOR('X', 100, struct xfs_fsop_geom_v1).
+const xfsGetGeometry = 2<<30 | uint(unsafe.Sizeof(xfsGeometry{}))<<16 | 'X'<<8 | 100
+
+// xfsID asks for the UUID, since the f_fsid of xfs is the number of its device.
+func xfsID(fd handle) (string, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return "", err
+	}
+	path := descriptor{fd}.path()
+	if stat.Mode&unix.S_IFMT != unix.S_IFDIR { // a fifo would wait, a device would act
+		var err error
+		if path, err = os.Readlink(path); err != nil {
+			return "", fault.Cause(err)
+		}
+		path = filepath.Dir(path)
+	}
+	open, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(open)
+	var geometry xfsGeometry
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(open), uintptr(xfsGetGeometry), uintptr(unsafe.Pointer(&geometry)))
+	if errno != 0 {
+		return "", errno
+	}
+	return fmt.Sprintf("%x", geometry.uuid), nil
+}
+
+// diskID returns the UUID under which udev lists the disk that a file system is on; empty: there is none.
+func diskID(source string) string {
+	var disk, other unix.Stat_t
+	if unix.Stat(source, &disk) != nil || disk.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return ""
+	}
+	const dir = "/dev/disk/by-uuid"
+	list, _ := os.ReadDir(dir)
+	for _, link := range list {
+		if unix.Stat(filepath.Join(dir, link.Name()), &other) == nil && other.Rdev == disk.Rdev {
+			return text.EscapePath(link.Name())
+		}
+	}
+	return ""
+}
+
+// watchMounts polls the kernel's list, which has an exceptional condition after each change.
+func watchMounts(ctx context.Context) (<-chan struct{}, error) {
+	list, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return nil, errors.Join(err, list.Close())
+	}
+	changed := make(chan struct{}, 1)
+	context.AfterFunc(ctx, func() { _ = unix.Close(pipe[1]) })
+	go func() {
+		defer list.Close()
+		defer unix.Close(pipe[0])
+		for ctx.Err() == nil {
+			fds := []unix.PollFd{{Fd: int32(list.Fd()), Events: unix.POLLPRI}, {Fd: int32(pipe[0]), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+				return
+			}
+			if fds[0].Revents&unix.POLLPRI != 0 {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return changed, nil
 }

@@ -96,8 +96,14 @@ func (d *overlayDir) checkMounts(name string) error {
 }
 
 func (d *overlayDir) sameMount(directory) (bool, error) {
-	return false, fault.Unsupported("the mounts of an overlay")
+	return false, errOverlayMounts
 }
+
+func (d *overlayDir) mountNumber(string) (uint64, error) { return 0, errOverlayMounts }
+
+func (d *overlayDir) mount(string) (Mount, error) { return Mount{}, errOverlayMounts }
+
+var errOverlayMounts = fault.Unsupported("the mounts of an overlay")
 
 // pseudo asks the real directory. One that exists in the overlay alone was not made below /proc, which refuses it.
 func (d *overlayDir) pseudo() (bool, error) {

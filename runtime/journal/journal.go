@@ -73,11 +73,20 @@ type Journal struct {
 	writer   chan struct{} // holds one token: whoever has it may change the guest
 	cleanups sync.WaitGroup
 
-	mu      sync.Mutex
-	current *Tx
-	broken  error // why no transaction may begin
-	kept    []string
-	store   store
+	unrecovered chan struct{} // see Unrecovered
+
+	mu         sync.Mutex
+	current    *Tx
+	unfinished map[string]unfinished // by id
+	broken     error                 // why no transaction may begin
+	kept       []string
+	store      store
+}
+
+// unfinished is what is known of a transaction whose rollback halted.
+type unfinished struct {
+	status *txStatus
+	reply  *pb.RunScriptResponse // of the run; nil after a restart
 }
 
 // Open opens the journal. If another process has it open the error is fault.ErrBusy. If it holds unfinished transactions,
@@ -95,7 +104,7 @@ func Open(config Config) (*Journal, error) {
 	if config.Entries == 0 {
 		config.Entries = 1000
 	}
-	j := &Journal{config: config, writer: make(chan struct{}, 1)}
+	j := &Journal{config: config, writer: make(chan struct{}, 1), unrecovered: make(chan struct{}, 1), unfinished: map[string]unfinished{}}
 	if err := j.open(); err != nil {
 		return nil, fault.On("journal "+config.Dir, err)
 	}
@@ -175,6 +184,9 @@ type Header struct {
 // Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile the error is
 // fault.ErrBusy. Nothing is written before the first step. The caller ends the transaction with Close.
 func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
+	if err := j.brokenError(); err != nil { // not after a recovery, which may wait for a mount
+		return nil, err
+	}
 	if err := j.acquireWriter(ctx); err != nil {
 		return nil, err
 	}
@@ -214,6 +226,9 @@ func (j *Journal) acquireWriter(ctx context.Context) error {
 // Lock makes the caller the only writer without a transaction, for changes that are not undone. It waits and fails as Begin
 // does. The caller calls release when it is done; another call of release does nothing.
 func (j *Journal) Lock(ctx context.Context) (release func(), err error) {
+	if err := j.brokenError(); err != nil {
+		return nil, err
+	}
 	if err := j.acquireWriter(ctx); err != nil {
 		return nil, err
 	}
@@ -226,16 +241,48 @@ func (j *Journal) Lock(ctx context.Context) (release func(), err error) {
 	return sync.OnceFunc(func() { j.writer <- struct{}{} }), nil
 }
 
-// Owns returns the id of the open transaction if that has a before-image of the object at a resolved path, or of one below
-// it: a rollback would overwrite a change by others.
+// Owns returns the id of the open transaction, or of one whose rollback has halted, if that has a before-image of the object
+// at a resolved path, or of one below it: a rollback would overwrite a change by others.
 func (j *Journal) Owns(path string) (id string, owned bool) {
 	j.mu.Lock()
-	t := j.current
-	j.mu.Unlock()
-	if t == nil || !t.owns(path) {
-		return "", false
+	defer j.mu.Unlock()
+	if t := j.current; t != nil && t.status.owns(path) {
+		return t.ID(), true
 	}
-	return t.ID(), true
+	for id, u := range j.unfinished {
+		if u.status.owns(path) {
+			return id, true
+		}
+	}
+	return "", false
+}
+
+// noteUnfinished remembers a transaction whose rollback has not ended. reply is that of the run; nil keeps what is known.
+func (j *Journal) noteUnfinished(t *Tx, reply *pb.RunScriptResponse) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if reply == nil {
+		reply = j.unfinished[t.ID()].reply
+	}
+	j.unfinished[t.ID()] = unfinished{&t.status, reply}
+}
+
+// Unrecovered receives a value when a transaction was left to Recover by this process: its rollback, or its actions after
+// the commit, took longer than the caller's time, or wait for a mount.
+func (j *Journal) Unrecovered() <-chan struct{} { return j.unrecovered }
+
+func (j *Journal) askForRecovery() {
+	select {
+	case j.unrecovered <- struct{}{}:
+	default:
+	}
+}
+
+// brokenError returns why no transaction may begin; nil if one may.
+func (j *Journal) brokenError() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.broken
 }
 
 // setBroken refuses all further transactions: the next start of the agent must recover first.

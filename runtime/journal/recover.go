@@ -30,9 +30,10 @@ type Recovered struct {
 	Err error
 }
 
-// Recover ends the transactions that a former agent left: it finishes those that committed and rolls back all others. It
-// may be interrupted anywhere and called again. deferOp, if not nil, reports which operations cannot run yet, at early
-// boot: they, and the end of their transaction, are left to the next call. No transaction may be open.
+// Recover ends the transactions that a former agent left, or this one when its time was over: it finishes those that committed
+// and rolls back all others. It may be interrupted anywhere and called again; a rollback that waits for a mount (see
+// Report.Waiting) must be. deferOp, if not nil, reports which operations cannot run yet, at early boot: they, and all older
+// steps, are left to the next call. While a transaction is open it waits.
 func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]Recovered, error) {
 	if err := j.acquireWriter(ctx); err != nil {
 		return nil, err
@@ -44,26 +45,33 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 		return nil, fault.Cause(err)
 	}
 	var list []Recovered
-	open := false
+	var broken error
 	for _, name := range slices.Backward(names) {
 		r := j.recover(ctx, name.Name(), deferOp)
 		if r == nil {
 			continue
 		}
-		open = open || r.Report.Halted
+		if r.Report.Halted && (broken == nil || r.Report.Waiting != "") {
+			broken = notRecovered(r.Report)
+		}
 		list = append(list, *r)
 		if r.Tx != nil {
 			release = func() {} // the open transaction is the writer
 		}
 	}
 	j.mu.Lock()
-	j.broken = nil
-	if open {
-		j.broken = errUnrecovered
-	}
+	j.broken = broken
 	j.mu.Unlock()
 	release()
 	return list, context.Cause(ctx)
+}
+
+// notRecovered returns why no transaction may begin after a rollback that halted.
+func notRecovered(r Report) error {
+	if r.Waiting != "" {
+		return fault.Wrapf(fault.ErrBusy, "busy: recovering: waiting for %s", r.Waiting)
+	}
+	return errUnrecovered
 }
 
 // loadedJournal is the content of a journal file.
@@ -181,6 +189,7 @@ func (l *loadedJournal) addRecord(record *pb.JournalRecord, first bool) error {
 
 // rollBack rolls back an interrupted transaction.
 func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool) *Recovered {
+	j.noteUnfinished(t, nil)
 	t.mu.Lock()
 	report := t.rollback(ctx, deferOp)
 	reached := t.phase
@@ -190,8 +199,7 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	}
 	reply := &pb.RunScriptResponse{
 		Status: report.Status(), TransactionId: t.ID(), Script: t.begin.Script, NotUndone: report.NotUndone(),
-		Changes: t.interruptedChanges(report),
-		Error:   &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()},
+		Changes: t.interruptedChanges(report), Error: j.interruption(t),
 	}
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
 		if err := j.moveToKept(t.ID()); err != nil {
@@ -199,6 +207,18 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 		}
 	}
 	return j.finalize(t, reply, report, reached == rollbackFailed)
+}
+
+// interruption returns the error of a run that a recovery rolled back: that of the run itself if its rollback only took too long.
+func (j *Journal) interruption(t *Tx) *pb.ScriptError {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if e := j.unfinished[t.ID()].reply.GetError(); e != nil {
+		e = proto.Clone(e).(*pb.ScriptError)
+		e.Hint = ""
+		return e
+	}
+	return &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()}
 }
 
 // finishCommit runs the actions that were left after a commit.
@@ -230,6 +250,7 @@ func (j *Journal) finalize(t *Tx, reply *pb.RunScriptResponse, report Report, ke
 	t.setPhase(closed)
 	entry := &pb.JournalEntry{Begin: t.begin, Reply: reply, Finished: now(), Phase: "done"}
 	j.mu.Lock()
+	delete(j.unfinished, t.ID())
 	j.store.add(entry)
 	j.mu.Unlock()
 	_ = j.clean(t, entry, keep) // the next Recover does it again
@@ -268,6 +289,7 @@ func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered 
 		return r
 	}
 	j.mu.Lock()
+	delete(j.unfinished, id)
 	j.store.add(r.Entry)
 	j.mu.Unlock()
 	r.Err = errors.Join(r.Err, j.saveEntry(r.Entry))

@@ -20,8 +20,10 @@ type Report struct {
 	Steps []Undone
 	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error
-	// Halted: the rollback is incomplete; the next Recover continues it.
+	// Halted: the rollback is incomplete; the next Recover goes on with it.
 	Halted bool
+	// Waiting is the mount that Recover waits for, since the next step changed something on it; empty: it waits for none.
+	Waiting string
 }
 
 // Undone is the outcome of undoing one object or operation.
@@ -114,58 +116,88 @@ func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report 
 		t.setPhase(rolledBack)
 		return report
 	}
-	if err := context.Cause(ctx); err != nil { // before the attempt is counted
-		t.setPhase(halted)
-		report.Err, report.Halted = err, true
-		return report
-	}
 	p := t.newPass()
 	p.compareAfter = !t.wasInterrupted // a half restored object matches no state, and is nobody else's
-	// The record tells the next rollback that objects may be half restored. This one goes on without it.
-	_ = t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
-		BootId: t.journal.config.BootID(), At: now(), Early: deferOp != nil}}}, true)
-	deferred := false
-	for _, s := range slices.Backward(t.steps) {
-		if s.reverted {
-			continue
-		}
-		if err := context.Cause(ctx); err != nil {
-			t.setPhase(halted)
-			report.Err, report.Halted = err, true
-			return report
-		}
-		if deferOp != nil && s.record.GetInverse() != nil && deferOp(s.record.GetInverse().Op) {
-			deferred = true
-			continue
-		}
-		undone := p.undoStep(ctx, s)
-		failed := failures(undone)
-		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
-			t.setPhase(halted)
-			report.Err, report.Halted = err, true
-			return report
-		}
-		for _, u := range undone {
-			report.add(u)
-		}
-		p.compareAfter = true
-		if report.Err == nil && !deferred && s.record.GetIrreversible() == nil { // an irreversible step is reported each time
-			report.Err = p.logUndone(s, failed)
-		}
+	if err := p.undoSteps(ctx, deferOp, &report); err != nil {
+		t.setPhase(halted)
+		report.halt(err)
+		return report
 	}
 	if report.Err == nil {
 		report.Err = p.flush()
 	}
-	switch {
-	case deferred:
-		t.setPhase(halted)
-		report.Halted = true
-	case report.Status() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED:
+	if report.Status() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
 		t.setPhase(rollbackFailed)
-	default:
+	} else {
 		t.setPhase(rolledBack)
 	}
 	return report
+}
+
+// halt notes why a rollback stopped before its end.
+func (r *Report) halt(err error) {
+	var wait *waitingError
+	if errors.As(err, &wait) {
+		r.Waiting = wait.mount
+	}
+	if r.Halted = true; err != errDeferred {
+		r.Err = err
+	}
+}
+
+// errDeferred stops a rollback at early boot before an inverse that needs more of the guest.
+var errDeferred = errors.New("left to the agent")
+
+// undoSteps undoes the steps, newest first. It stops with an error before the first one that must wait: an older step is
+// never undone before a newer one, which may depend on what is there. What failed for good is in the report instead.
+func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, report *Report) error {
+	attempted := false
+	for _, s := range slices.Backward(p.tx.steps) {
+		if s.reverted {
+			continue
+		}
+		if err := p.mustWait(ctx, s, deferOp); err != nil {
+			return err
+		}
+		irreversible := s.record.GetIrreversible() != nil // reported each time
+		if !attempted && !irreversible {
+			p.logAttempt(deferOp != nil)
+			attempted = true
+		}
+		undone := p.undoStep(ctx, s)
+		failed := failures(undone)
+		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
+			return err
+		}
+		for _, u := range undone {
+			report.add(u)
+		}
+		if irreversible {
+			continue
+		}
+		p.compareAfter = true
+		if report.Err == nil {
+			report.Err = p.logUndone(s, failed)
+		}
+	}
+	return nil
+}
+
+// mustWait returns why a step is not undone now; nil if it is.
+func (p *undoPass) mustWait(ctx context.Context, s *step, deferOp func(op string) bool) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if inverse := s.record.GetInverse(); inverse != nil && deferOp != nil && deferOp(inverse.Op) {
+		return errDeferred
+	}
+	return p.tx.checkMounts(s)
+}
+
+// logAttempt tells the next rollback that objects may be half restored. This one goes on without the record.
+func (p *undoPass) logAttempt(early bool) {
+	_ = p.tx.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
+		BootId: p.tx.journal.config.BootID(), At: now(), Early: early}}}, true)
 }
 
 // failures returns the records of what could not be undone.
@@ -207,6 +239,8 @@ type undoPass struct {
 	tempFilesRemoved map[string]bool
 	dirty            map[string]bool // paths to be made durable, with the directories that they are in
 	syncAll          bool            // operations ran: the paths are not known
+	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
+	ended func(path string) bool
 }
 
 func (t *Tx) newPass() *undoPass {
@@ -241,8 +275,12 @@ func (p *undoPass) undoFirstError(ctx context.Context, s *step) Undone {
 func (p *undoPass) undoStep(ctx context.Context, s *step) []Undone {
 	switch r := s.record.Record.(type) {
 	case *pb.JournalRecord_Keep:
+		p.ended = p.tx.ended(s)
 		return append(p.undeclaredChanges(s, r.Keep), p.restoreObjects(ctx, s, r.Keep)...)
 	case *pb.JournalRecord_Take:
+		if p.tx.ended(s)(r.Take.Path) {
+			return []Undone{{Step: s.number, Op: "restore", Target: r.Take.Path}}
+		}
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
 		u.Conflict, u.Err = p.restoreMoved(ctx, r.Take)
 		return []Undone{u}
@@ -271,7 +309,7 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) e
 func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
 	var list []Undone
 	for _, o := range keep.Objects {
-		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory && p.notDirectory(o.Path) {
+		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory && p.notDirectory(o.Path) && !p.ended(o.Path) {
 			_, _ = p.restore(ctx, o, nil) // repeated below, where its error counts
 		}
 	}
@@ -282,6 +320,10 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 			after = s.after[uint32(i)]
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
+		if p.ended(o.Path) {
+			list = append(list, u)
+			continue
+		}
 		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory {
 			u.Err = p.prune(ctx, o.Path, children[o.Path])
 		}

@@ -25,9 +25,10 @@ type snapshotter struct {
 	grows       bool // something is appended to the objects, and nothing else is changed
 	seen        map[string]bool
 	objects     []*pb.JournalObject
-	wroteFiles  bool  // a file was put into the transaction's directory
-	inlineBytes int   // of contents in the record
-	diskErr     error // why something could not be kept, once it was known what
+	mounts      mountList // that they are on
+	wroteFiles  bool      // a file was put into the transaction's directory
+	inlineBytes int       // of contents in the record
+	diskErr     error     // why something could not be kept, once it was known what
 }
 
 // maxInlineTotal bounds the contents in one record, in bytes; further contents go into files.
@@ -105,6 +106,9 @@ func (s *snapshotter) addPlace(at *fsys.At) error {
 		return err
 	}
 	meta, err := at.Capture()
+	if err == nil {
+		err = s.mounts.add(at)
+	}
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abort
 	case last == halted:
 		clean = nil
 		j.setBroken(errUnrecovered)
+		j.noteUnfinished(t, reply)
 	case last == committed && len(t.actions) > 0: // the next Recover runs them
 		clean = nil
 	case abortErr != nil: // the log has no abort record, so the directory must leave open
@@ -58,6 +59,9 @@ func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abort
 			_ = t.log.close()
 		}
 		j.writer <- struct{}{}
+		if last == halted || last == committed && len(t.actions) > 0 {
+			j.askForRecovery()
+		}
 	})
 }
 
@@ -83,6 +87,9 @@ func (t *Tx) removeFiles() error {
 	j := t.journal
 	for _, s := range t.steps {
 		if take := s.record.GetTake(); take != nil && take.Spool != "" {
+			if err := t.checkMounts(s); err != nil {
+				return err
+			}
 			if err := t.removeSpool(take); err != nil {
 				return err
 			}

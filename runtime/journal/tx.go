@@ -77,7 +77,7 @@ const (
 	committed
 	rolledBack
 	rollbackFailed // something could not be undone
-	halted         // the rollback is incomplete; the next Recover continues it
+	halted         // the rollback is incomplete; the next Recover goes on with it
 	closed
 )
 
@@ -140,7 +140,11 @@ func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside
 	if err := t.syncPending(s.ownedPaths()); err != nil {
 		return t.fail(err)
 	}
-	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}}})
+	mounts, err := s.mounts.record(t.journal)
+	if err != nil {
+		return err
+	}
+	return t.appendStep(&pb.JournalRecord{Mounts: mounts, Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}}})
 }
 
 // Undo implements builtins.Tx.
@@ -203,24 +207,40 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	if meta.Mounted || at.IsRoot() {
 		return fault.Refuse("a file system is mounted here")
 	}
-	take := &pb.JournalTake{Step: t.nextStep(), Path: at.Path, State: toState(meta)}
-	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err == nil {
-		err = t.chooseSpool(at, take)
-	}
+	record, err := t.newTake(at, meta)
 	if err != nil {
 		return fault.Cause(err)
 	}
 	if err := t.syncPending([]ownedPath{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
 		return t.fail(err)
 	}
-	if err := t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}); err != nil {
+	if err := t.appendStep(record); err != nil {
 		return err
 	}
-	err = t.moveAway(at, take)
+	err = t.moveAway(at, record.GetTake())
 	if errors.Is(err, syscall.EXDEV) { // a lower layer of overlayfs, a subvolume, or the quota of another project
 		err = t.copyAndRemove(ctx, at)
 	}
 	return fault.Cause(err)
+}
+
+// newTake returns the record of a step that moves away the tree at an entry.
+func (t *Tx) newTake(at *fsys.At, meta fsys.Meta) (*pb.JournalRecord, error) {
+	take := &pb.JournalTake{Step: t.nextStep(), Path: at.Path, State: toState(meta)}
+	var err error
+	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err != nil {
+		return nil, err
+	}
+	if err := t.chooseSpool(at, take); err != nil {
+		return nil, err
+	}
+	var mounts mountList
+	if err := mounts.add(at); err != nil {
+		return nil, err
+	}
+	record := &pb.JournalRecord{Record: &pb.JournalRecord_Take{Take: take}}
+	record.Mounts, err = mounts.record(t.journal)
+	return record, err
 }
 
 // copyAndRemove takes a tree that the file system does not rename although it is on the same mount.
@@ -425,6 +445,9 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		if s.reverted {
 			continue
 		}
+		if err := t.checkMounts(s); err != nil {
+			return t.fail(err)
+		}
 		if done := p.undoFirstError(ctx, s); done.Err != nil {
 			return t.fail(fault.On(done.Target, done.Err))
 		}
@@ -442,10 +465,10 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 }
 
 // owns reports whether a path is that of an object with a before-image, above one, or in a tree of them.
-func (t *Tx) owns(path string) bool {
-	t.status.mu.Lock()
-	defer t.status.mu.Unlock()
-	return slices.ContainsFunc(t.status.paths, func(o ownedPath) bool {
+func (v *txStatus) owns(path string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.ContainsFunc(v.paths, func(o ownedPath) bool {
 		return fsys.Within(o.path, path) || o.tree && fsys.Within(path, o.path)
 	})
 }

@@ -62,7 +62,13 @@ func (p *undoPass) undeclaredChanges(s *step, keep *pb.JournalKeep) []Undone {
 	if s.checked || len(keep.Beside) == 0 {
 		return nil
 	}
-	list, err := p.tx.journal.undeclaredChanges(keep)
+	there := &pb.JournalKeep{Step: keep.Step, Objects: keep.Objects}
+	for _, b := range keep.Beside {
+		if !p.ended(b.Path) {
+			there.Beside = append(there.Beside, b)
+		}
+	}
+	list, err := p.tx.journal.undeclaredChanges(there)
 	if err != nil {
 		return []Undone{{Step: s.number, Op: "look", Target: keep.Beside[0].Path, Err: err}}
 	}

@@ -48,7 +48,10 @@ type JournalRecord struct {
 	// Earlier steps that were taken back already, durably, as far as no earlier record said so.
 	Reverted []uint64 `protobuf:"varint,15,rep,packed,name=reverted,proto3" json:"reverted,omitempty"`
 	// Earlier steps whose beside was looked at when they had ended, as far as no earlier record said so.
-	Checked       []uint64 `protobuf:"varint,13,rep,packed,name=checked,proto3" json:"checked,omitempty"`
+	Checked []uint64 `protobuf:"varint,13,rep,packed,name=checked,proto3" json:"checked,omitempty"`
+	// Of a step: the mounts that its objects, and the directories that they are in, were on. Of those at or above a path the
+	// longest counts. None: written by an agent that did not record them, or where there are no mounts.
+	Mounts        []*JournalMount `protobuf:"bytes,12,rep,name=mounts,proto3" json:"mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +204,13 @@ func (x *JournalRecord) GetChecked() []uint64 {
 	return nil
 }
 
+func (x *JournalRecord) GetMounts() []*JournalMount {
+	if x != nil {
+		return x.Mounts
+	}
+	return nil
+}
+
 type isJournalRecord_Record interface {
 	isJournalRecord_Record()
 }
@@ -265,6 +275,113 @@ func (*JournalRecord_Abort) isJournalRecord_Record() {}
 
 func (*JournalRecord_Undone) isJournalRecord_Record() {}
 
+// A mounted file system, by what it is known by after another boot.
+type JournalMount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The resolved and escaped path, from the root on, that it was mounted at.
+	Point string `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
+	// The directory of the file system that was seen there. This and the next two are as the kernel lists them, escaped.
+	Dir    string `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`
+	Type   string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// What tells the file system from all others; empty: nothing but source does.
+	Id string `protobuf:"bytes,5,opt,name=id,proto3" json:"id,omitempty"`
+	// The journal's own directory was on the same mount.
+	Own bool `protobuf:"varint,6,opt,name=own,proto3" json:"own,omitempty"`
+	// What was on it ended with it, at the latest with the boot.
+	Volatile bool `protobuf:"varint,7,opt,name=volatile,proto3" json:"volatile,omitempty"`
+	// What the kernel called the file system as long as it was mounted, major:minor.
+	Device        string `protobuf:"bytes,8,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalMount) Reset() {
+	*x = JournalMount{}
+	mi := &file_journal_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalMount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalMount) ProtoMessage() {}
+
+func (x *JournalMount) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalMount.ProtoReflect.Descriptor instead.
+func (*JournalMount) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *JournalMount) GetPoint() string {
+	if x != nil {
+		return x.Point
+	}
+	return ""
+}
+
+func (x *JournalMount) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *JournalMount) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *JournalMount) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *JournalMount) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JournalMount) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
+func (x *JournalMount) GetVolatile() bool {
+	if x != nil {
+		return x.Volatile
+	}
+	return false
+}
+
+func (x *JournalMount) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
 // The first record: which transaction this is.
 type JournalBegin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -290,7 +407,7 @@ type JournalBegin struct {
 
 func (x *JournalBegin) Reset() {
 	*x = JournalBegin{}
-	mi := &file_journal_proto_msgTypes[1]
+	mi := &file_journal_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +419,7 @@ func (x *JournalBegin) String() string {
 func (*JournalBegin) ProtoMessage() {}
 
 func (x *JournalBegin) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[1]
+	mi := &file_journal_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +432,7 @@ func (x *JournalBegin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBegin.ProtoReflect.Descriptor instead.
 func (*JournalBegin) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{1}
+	return file_journal_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *JournalBegin) GetVersion() uint32 {
@@ -416,7 +533,7 @@ type JournalKeep struct {
 
 func (x *JournalKeep) Reset() {
 	*x = JournalKeep{}
-	mi := &file_journal_proto_msgTypes[2]
+	mi := &file_journal_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +545,7 @@ func (x *JournalKeep) String() string {
 func (*JournalKeep) ProtoMessage() {}
 
 func (x *JournalKeep) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[2]
+	mi := &file_journal_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +558,7 @@ func (x *JournalKeep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalKeep.ProtoReflect.Descriptor instead.
 func (*JournalKeep) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{2}
+	return file_journal_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JournalKeep) GetStep() uint64 {
@@ -478,7 +595,7 @@ type JournalBeside struct {
 
 func (x *JournalBeside) Reset() {
 	*x = JournalBeside{}
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +607,7 @@ func (x *JournalBeside) String() string {
 func (*JournalBeside) ProtoMessage() {}
 
 func (x *JournalBeside) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +620,7 @@ func (x *JournalBeside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBeside.ProtoReflect.Descriptor instead.
 func (*JournalBeside) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{3}
+	return file_journal_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JournalBeside) GetPath() string {
@@ -537,7 +654,7 @@ type JournalNeighbour struct {
 
 func (x *JournalNeighbour) Reset() {
 	*x = JournalNeighbour{}
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +666,7 @@ func (x *JournalNeighbour) String() string {
 func (*JournalNeighbour) ProtoMessage() {}
 
 func (x *JournalNeighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +679,7 @@ func (x *JournalNeighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalNeighbour.ProtoReflect.Descriptor instead.
 func (*JournalNeighbour) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{4}
+	return file_journal_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JournalNeighbour) GetName() string {
@@ -620,7 +737,7 @@ type JournalObject struct {
 
 func (x *JournalObject) Reset() {
 	*x = JournalObject{}
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +749,7 @@ func (x *JournalObject) String() string {
 func (*JournalObject) ProtoMessage() {}
 
 func (x *JournalObject) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +762,7 @@ func (x *JournalObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalObject.ProtoReflect.Descriptor instead.
 func (*JournalObject) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{5}
+	return file_journal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JournalObject) GetPath() string {
@@ -735,7 +852,7 @@ type JournalState struct {
 
 func (x *JournalState) Reset() {
 	*x = JournalState{}
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +864,7 @@ func (x *JournalState) String() string {
 func (*JournalState) ProtoMessage() {}
 
 func (x *JournalState) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +877,7 @@ func (x *JournalState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalState.ProtoReflect.Descriptor instead.
 func (*JournalState) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{6}
+	return file_journal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JournalState) GetKind() string {
@@ -851,7 +968,7 @@ type JournalTime struct {
 
 func (x *JournalTime) Reset() {
 	*x = JournalTime{}
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +980,7 @@ func (x *JournalTime) String() string {
 func (*JournalTime) ProtoMessage() {}
 
 func (x *JournalTime) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +993,7 @@ func (x *JournalTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTime.ProtoReflect.Descriptor instead.
 func (*JournalTime) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{7}
+	return file_journal_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JournalTime) GetSeconds() int64 {
@@ -904,7 +1021,7 @@ type JournalXattr struct {
 
 func (x *JournalXattr) Reset() {
 	*x = JournalXattr{}
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1033,7 @@ func (x *JournalXattr) String() string {
 func (*JournalXattr) ProtoMessage() {}
 
 func (x *JournalXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1046,7 @@ func (x *JournalXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalXattr.ProtoReflect.Descriptor instead.
 func (*JournalXattr) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{8}
+	return file_journal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JournalXattr) GetName() []byte {
@@ -963,7 +1080,7 @@ type JournalTake struct {
 
 func (x *JournalTake) Reset() {
 	*x = JournalTake{}
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1092,7 @@ func (x *JournalTake) String() string {
 func (*JournalTake) ProtoMessage() {}
 
 func (x *JournalTake) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1105,7 @@ func (x *JournalTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTake.ProtoReflect.Descriptor instead.
 func (*JournalTake) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{9}
+	return file_journal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JournalTake) GetStep() uint64 {
@@ -1045,7 +1162,7 @@ type JournalInverse struct {
 
 func (x *JournalInverse) Reset() {
 	*x = JournalInverse{}
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1174,7 @@ func (x *JournalInverse) String() string {
 func (*JournalInverse) ProtoMessage() {}
 
 func (x *JournalInverse) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1187,7 @@ func (x *JournalInverse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalInverse.ProtoReflect.Descriptor instead.
 func (*JournalInverse) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{10}
+	return file_journal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JournalInverse) GetStep() uint64 {
@@ -1105,7 +1222,7 @@ type JournalIrreversible struct {
 
 func (x *JournalIrreversible) Reset() {
 	*x = JournalIrreversible{}
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1234,7 @@ func (x *JournalIrreversible) String() string {
 func (*JournalIrreversible) ProtoMessage() {}
 
 func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1247,7 @@ func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalIrreversible.ProtoReflect.Descriptor instead.
 func (*JournalIrreversible) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{11}
+	return file_journal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JournalIrreversible) GetStep() uint64 {
@@ -1160,7 +1277,7 @@ type JournalAttempt struct {
 
 func (x *JournalAttempt) Reset() {
 	*x = JournalAttempt{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1289,7 @@ func (x *JournalAttempt) String() string {
 func (*JournalAttempt) ProtoMessage() {}
 
 func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1302,7 @@ func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAttempt.ProtoReflect.Descriptor instead.
 func (*JournalAttempt) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalAttempt) GetBootId() string {
@@ -1220,7 +1337,7 @@ type JournalUndone struct {
 
 func (x *JournalUndone) Reset() {
 	*x = JournalUndone{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1349,7 @@ func (x *JournalUndone) String() string {
 func (*JournalUndone) ProtoMessage() {}
 
 func (x *JournalUndone) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1362,7 @@ func (x *JournalUndone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalUndone.ProtoReflect.Descriptor instead.
 func (*JournalUndone) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalUndone) GetFailed() []*JournalFailed {
@@ -1272,7 +1389,7 @@ type JournalFailed struct {
 
 func (x *JournalFailed) Reset() {
 	*x = JournalFailed{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1401,7 @@ func (x *JournalFailed) String() string {
 func (*JournalFailed) ProtoMessage() {}
 
 func (x *JournalFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1414,7 @@ func (x *JournalFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalFailed.ProtoReflect.Descriptor instead.
 func (*JournalFailed) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalFailed) GetStep() uint64 {
@@ -1350,7 +1467,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1479,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1492,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1419,7 +1536,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1548,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1561,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1490,7 +1607,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1619,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1632,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{17}
+	return file_journal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1559,7 +1676,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1688,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1701,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{18}
+	return file_journal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1621,7 +1738,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1750,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1763,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{19}
+	return file_journal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1684,7 +1801,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1813,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1826,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{20}
+	return file_journal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -1744,7 +1861,7 @@ var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xff\x05\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xbb\x06\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -1759,8 +1876,18 @@ const file_journal_proto_rawDesc = "" +
 	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
-	"\achecked\x18\r \x03(\x04R\acheckedB\b\n" +
-	"\x06record\"\x9c\x03\n" +
+	"\achecked\x18\r \x03(\x04R\achecked\x12:\n" +
+	"\x06mounts\x18\f \x03(\v2\".limiquantix.agent.v1.JournalMountR\x06mountsB\b\n" +
+	"\x06record\"\xb8\x01\n" +
+	"\fJournalMount\x12\x14\n" +
+	"\x05point\x18\x01 \x01(\tR\x05point\x12\x10\n" +
+	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x0e\n" +
+	"\x02id\x18\x05 \x01(\tR\x02id\x12\x10\n" +
+	"\x03own\x18\x06 \x01(\bR\x03own\x12\x1a\n" +
+	"\bvolatile\x18\a \x01(\bR\bvolatile\x12\x16\n" +
+	"\x06device\x18\b \x01(\tR\x06device\"\x9c\x03\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0etransaction_id\x18\x02 \x01(\tR\rtransactionId\x12\x1d\n" +
@@ -1889,81 +2016,83 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
-	(*JournalBegin)(nil),          // 1: limiquantix.agent.v1.JournalBegin
-	(*JournalKeep)(nil),           // 2: limiquantix.agent.v1.JournalKeep
-	(*JournalBeside)(nil),         // 3: limiquantix.agent.v1.JournalBeside
-	(*JournalNeighbour)(nil),      // 4: limiquantix.agent.v1.JournalNeighbour
-	(*JournalObject)(nil),         // 5: limiquantix.agent.v1.JournalObject
-	(*JournalState)(nil),          // 6: limiquantix.agent.v1.JournalState
-	(*JournalTime)(nil),           // 7: limiquantix.agent.v1.JournalTime
-	(*JournalXattr)(nil),          // 8: limiquantix.agent.v1.JournalXattr
-	(*JournalTake)(nil),           // 9: limiquantix.agent.v1.JournalTake
-	(*JournalInverse)(nil),        // 10: limiquantix.agent.v1.JournalInverse
-	(*JournalIrreversible)(nil),   // 11: limiquantix.agent.v1.JournalIrreversible
-	(*JournalAttempt)(nil),        // 12: limiquantix.agent.v1.JournalAttempt
-	(*JournalUndone)(nil),         // 13: limiquantix.agent.v1.JournalUndone
-	(*JournalFailed)(nil),         // 14: limiquantix.agent.v1.JournalFailed
-	(*JournalAwait)(nil),          // 15: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 16: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 17: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 18: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 19: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 20: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 21: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 23: google.protobuf.Any
-	(*Change)(nil),                // 24: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 25: limiquantix.agent.v1.RunScriptResponse
+	(*JournalMount)(nil),          // 1: limiquantix.agent.v1.JournalMount
+	(*JournalBegin)(nil),          // 2: limiquantix.agent.v1.JournalBegin
+	(*JournalKeep)(nil),           // 3: limiquantix.agent.v1.JournalKeep
+	(*JournalBeside)(nil),         // 4: limiquantix.agent.v1.JournalBeside
+	(*JournalNeighbour)(nil),      // 5: limiquantix.agent.v1.JournalNeighbour
+	(*JournalObject)(nil),         // 6: limiquantix.agent.v1.JournalObject
+	(*JournalState)(nil),          // 7: limiquantix.agent.v1.JournalState
+	(*JournalTime)(nil),           // 8: limiquantix.agent.v1.JournalTime
+	(*JournalXattr)(nil),          // 9: limiquantix.agent.v1.JournalXattr
+	(*JournalTake)(nil),           // 10: limiquantix.agent.v1.JournalTake
+	(*JournalInverse)(nil),        // 11: limiquantix.agent.v1.JournalInverse
+	(*JournalIrreversible)(nil),   // 12: limiquantix.agent.v1.JournalIrreversible
+	(*JournalAttempt)(nil),        // 13: limiquantix.agent.v1.JournalAttempt
+	(*JournalUndone)(nil),         // 14: limiquantix.agent.v1.JournalUndone
+	(*JournalFailed)(nil),         // 15: limiquantix.agent.v1.JournalFailed
+	(*JournalAwait)(nil),          // 16: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 17: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 18: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 19: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 20: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 21: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 22: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 24: google.protobuf.Any
+	(*Change)(nil),                // 25: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 26: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
-	1,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	2,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
-	9,  // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
-	10, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
-	11, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
-	12, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	15, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	16, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	18, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
-	13, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
-	19, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	21, // 11: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	22, // 12: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	5,  // 13: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	3,  // 14: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	4,  // 15: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	6,  // 16: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	7,  // 17: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	7,  // 18: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 19: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	6,  // 20: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	7,  // 21: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	7,  // 22: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	23, // 23: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	24, // 24: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	22, // 25: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	14, // 26: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	24, // 27: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	25, // 28: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	22, // 29: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	25, // 30: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	17, // 31: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	22, // 32: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	23, // 33: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	25, // 34: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	22, // 35: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	6,  // 36: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	1,  // 37: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	25, // 38: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	22, // 39: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	2,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	3,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
+	10, // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
+	11, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
+	12, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
+	13, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
+	16, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	17, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	19, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	14, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
+	20, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	1,  // 11: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
+	22, // 12: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	23, // 13: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	6,  // 14: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	4,  // 15: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	5,  // 16: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	7,  // 17: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 18: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 19: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 20: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	7,  // 21: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 22: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 23: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	24, // 24: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	25, // 25: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	23, // 26: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	15, // 27: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	25, // 28: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	26, // 29: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	23, // 30: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	26, // 31: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	18, // 32: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	23, // 33: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	24, // 34: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	26, // 35: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	23, // 36: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	7,  // 37: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	2,  // 38: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	26, // 39: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	23, // 40: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	41, // [41:41] is the sub-list for method output_type
+	41, // [41:41] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -1984,14 +2113,14 @@ func file_journal_proto_init() {
 		(*JournalRecord_Abort)(nil),
 		(*JournalRecord_Undone)(nil),
 	}
-	file_journal_proto_msgTypes[5].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

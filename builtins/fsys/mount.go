@@ -1,0 +1,80 @@
+package fsys
+
+import (
+	"context"
+	"fmt"
+)
+
+// Mount is a mounted file system, by what it is known by after another boot.
+type Mount struct {
+	// Point is the resolved path where it is mounted, escaped; "/" for the one that the root directory is on.
+	Point string
+	// Dir is the directory of the file system that is seen there, escaped: a bind mount and a subvolume have one.
+	Dir string
+	// Type and Source are what the kernel calls the file system, escaped.
+	Type, Source string
+	// ID tells the file system from all others; empty where nothing but Source does.
+	ID string
+	// Volatile: what is on the file system ends with it, at the latest with the boot.
+	Volatile bool
+	// Device names the file system while it is mounted, and Number the mount. Both are used again.
+	Device string
+	Number uint64
+}
+
+// Same reports whether the same directory of the same file system is mounted at the same place.
+func (m Mount) Same(now Mount) bool {
+	if m.Point != now.Point || m.Dir != now.Dir || m.Type != now.Type {
+		return false
+	}
+	if m.ID != "" {
+		return m.ID == now.ID
+	}
+	return m.Source == now.Source
+}
+
+// String names the mount for people, as mount(8) does.
+func (m Mount) String() string {
+	id := ""
+	if m.ID != "" {
+		id = " " + m.ID
+	}
+	return fmt.Sprintf("%s (%s on %s%s)", m.Point, m.Type, m.Source, id)
+}
+
+// MountCache looks up the mounts of entries, each mount once. The zero value works. It is for a moment in which nobody
+// mounts: the numbers of mounts are used again.
+type MountCache struct{ known map[uint64]Mount }
+
+// Of returns the mount of the directory that an entry is in, and that of what is there if it is another one. On Windows
+// there are none. It is unsupported on an overlay.
+func (c *MountCache) Of(a *At) ([]Mount, error) {
+	var list []Mount
+	for _, name := range []string{".", a.Name} {
+		number, err := a.dir.mountNumber(name)
+		if err != nil {
+			return nil, err
+		}
+		if number == 0 || len(list) > 0 && list[0].Number == number {
+			continue
+		}
+		m, ok := c.known[number]
+		if !ok {
+			if m, err = a.dir.mount(name); err != nil {
+				return nil, err
+			}
+			if c.known == nil {
+				c.known = map[uint64]Mount{}
+			}
+			c.known[number] = m
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// IsMounted reports whether the file system with this Mount.Device is mounted anywhere.
+func IsMounted(device string) (bool, error) { return isMounted(device) }
+
+// WatchMounts sends a value after file systems were mounted or unmounted, until ctx ends. On Windows it never does.
+func WatchMounts(ctx context.Context) (<-chan struct{}, error) { return watchMounts(ctx) }

@@ -1,0 +1,258 @@
+package journal
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/runtime/journal/internal/frames"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// mountedGuest is a guest with a mount point /srv, whose file system is a directory outside.
+type mountedGuest struct {
+	testDirs
+	point, disk string
+}
+
+func newMountedGuest(t *testing.T) *mountedGuest {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: run as root")
+	}
+	p := newTestDirs(t)
+	m := &mountedGuest{p, filepath.Join(p.files, "srv"), t.TempDir()}
+	if err := errors.Join(os.Mkdir(m.point, 0o755), populate(m.disk)); err != nil {
+		t.Fatal(err)
+	}
+	m.mount(t, m.disk)
+	return m
+}
+
+func (m *mountedGuest) mount(t *testing.T, disk string) {
+	t.Helper()
+	if err := unix.Mount(disk, m.point, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("cannot mount here (run as root of the machine): %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(m.point, unix.MNT_DETACH) })
+}
+
+func (m *mountedGuest) unmount(t *testing.T) {
+	t.Helper()
+	if err := unix.Unmount(m.point, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// callsAt returns the sample transaction on another directory than the root.
+func callsAt(dir string) []call {
+	list := sampleCalls()
+	for _, c := range list {
+		m := c.in.ProtoReflect()
+		for _, name := range []string{"path", "from", "to"} {
+			if f := m.Descriptor().Fields().ByName(protoreflect.Name(name)); f != nil && m.Get(f).String() != "" {
+				m.Set(f, protoreflect.ValueOfString(dir+m.Get(f).String()))
+			}
+		}
+	}
+	return list
+}
+
+// A recovery waits as long as the file system of a step is not mounted where it was, whatever is there instead. It changes
+// nothing meanwhile, says what it waits for, and is never given up.
+func TestRecoveryWaitsForMount(t *testing.T) {
+	for name, instead := range map[string]func(t *testing.T, m *mountedGuest){
+		"nothing mounted":     func(*testing.T, *mountedGuest) {},
+		"no mount point":      func(t *testing.T, m *mountedGuest) { mustDo(t, os.Remove(m.point)) },
+		"another file system": func(t *testing.T, m *mountedGuest) { m.mount(t, t.TempDir()) },
+		"a tmpfs":             func(t *testing.T, m *mountedGuest) { mustDo(t, unix.Mount("any", m.point, "tmpfs", 0, "")) },
+		"hidden by a mount":   func(t *testing.T, m *mountedGuest) { m.mount(t, m.disk); m.mount(t, t.TempDir()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMountedGuest(t)
+			before := mustDescribeTree(t, m.disk)
+			abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+				for _, c := range callsAt("/srv") {
+					g.mustCall(t, tx, c.op, c.in)
+				}
+			})
+			after := mustDescribeTree(t, m.disk)
+			m.unmount(t)
+			instead(t, m)
+			there := mustDescribeTree(t, m.files)
+			g := newGuest(t, m.testDirs, nil)
+			for range maxAttempts + 1 {
+				list, err := g.journal.Recover(t.Context(), nil)
+				if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Report.Waiting, "/srv (") {
+					t.Fatalf("%+v, %v", list, err)
+				}
+			}
+			if _, err := g.journal.Begin(t.Context(), Header{}); !errors.Is(err, fault.ErrBusy) || !strings.Contains(err.Error(), "waiting for /srv") {
+				t.Errorf("begun: %v", err)
+			}
+			if _, owned := g.journal.Owns("/srv/etc/small"); !owned {
+				t.Error("others may change what is still to be restored")
+			}
+			checkTree(t, there, m.files)
+			checkTree(t, after, m.disk)
+			for unix.Unmount(m.point, 0) == nil {
+			}
+			mustDo(t, os.MkdirAll(m.point, 0o755))
+			m.mount(t, m.disk)
+			list, err := g.journal.Recover(t.Context(), nil)
+			if err != nil || len(list) != 1 || list[0].Entry.GetReply().GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			checkTree(t, before, m.disk)
+			g.begin(t)
+		})
+	}
+}
+
+func mustDo(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What was changed in a directory before something was mounted on it is not restored into that.
+func TestRecoveryWaitsForUnmount(t *testing.T) {
+	m := newMountedGuest(t)
+	m.unmount(t)
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/srv/new", Content: []byte("x")})
+	})
+	m.mount(t, m.disk)
+	g := newGuest(t, m.testDirs, nil)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Report.Waiting, "/ (") || !strings.Contains(list[0].Report.Waiting, "which /srv (") {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	m.unmount(t)
+	if _, err := g.journal.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(m.point, "new")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// A rollback waits as well when the file system goes while the script runs, and a later recovery ends it with the script's own
+// error. Newer steps on other file systems are undone at once, older ones are not.
+func TestRollbackWaitsForMount(t *testing.T) {
+	m := newMountedGuest(t)
+	before := mustDescribeTree(t, m.disk)
+	g := newGuest(t, m.testDirs, nil)
+	tx := g.begin(t)
+	for _, path := range []string{"/older", "/srv/new", "/newer"} {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: path, Content: []byte("x")})
+	}
+	tx.Mark()
+	m.unmount(t)
+	report := tx.Rollback(t.Context())
+	if !report.Halted || report.Waiting == "" || report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
+		t.Fatalf("%+v", report)
+	}
+	mustDo(t, tx.Close(t.Context(), &pb.RunScriptResponse{Error: &pb.ScriptError{Kind: "runtime", Message: "mine"}}))
+	<-g.journal.Unrecovered()
+	_, older := os.Stat(filepath.Join(m.files, "older"))
+	_, newer := os.Stat(filepath.Join(m.files, "newer"))
+	if older != nil || !errors.Is(newer, os.ErrNotExist) {
+		t.Errorf("older: %v, newer: %v", older, newer)
+	}
+	m.mount(t, m.disk)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Entry.GetReply().GetError().GetMessage() != "mine" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	checkTree(t, before, m.disk)
+}
+
+// Trees that a committed script moved away on a file system are removed once that is mounted.
+func TestSpoolWaitsForMount(t *testing.T) {
+	m := newMountedGuest(t)
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/srv/etc/app.d", Recursive: true})
+		mustDo(t, tx.Commit(t.Context(), committedReply()))
+	})
+	m.unmount(t)
+	for _, left := range []int{1, 0} {
+		g, err := openGuest(m.testDirs, nil)
+		mustDo(t, err)
+		_, err = g.journal.Recover(t.Context(), nil)
+		mustDo(t, errors.Join(err, g.close()))
+		spools, _ := filepath.Glob(filepath.Join(m.disk, ".quantix-tx-*"))
+		if len(spools) != left {
+			t.Errorf("%d spools", len(spools))
+		}
+		m.mount(t, m.disk)
+	}
+}
+
+// What was changed on a file system in memory has ended with the boot: its files are not made anew.
+func TestVolatileMountEnds(t *testing.T) {
+	m := newMountedGuest(t)
+	m.unmount(t)
+	mount := func() { mustDo(t, unix.Mount("any", m.point, "tmpfs", 0, "")) }
+	mount()
+	mustDo(t, os.WriteFile(filepath.Join(m.point, "small"), []byte("x"), 0o600))
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/older", Content: []byte("x")})
+		g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/srv/small"})
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/srv/small", Content: []byte("y")})
+	})
+	m.unmount(t)
+	mount()
+	g := newGuest(t, m.testDirs, func(c *Config) { c.BootID = func() string { return "another" } })
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Entry.GetReply().GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if names, _ := filepath.Glob(filepath.Join(m.point, "*")); len(names) > 0 {
+		t.Error(names)
+	}
+	if _, err := os.Stat(filepath.Join(m.files, "older")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// A journal of an agent that recorded no mounts is recovered at once.
+func TestRecordsWithoutMounts(t *testing.T) {
+	m := newMountedGuest(t)
+	before := mustDescribeTree(t, m.disk)
+	id := ""
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		id = tx.ID()
+		for _, c := range callsAt("/srv") {
+			g.mustCall(t, tx, c.op, c.in)
+		}
+	})
+	path := filepath.Join(m.state, "open", id, "journal")
+	data, err := os.ReadFile(path)
+	mustDo(t, err)
+	payloads, _, _, err := frames.Read(id, data)
+	mustDo(t, err)
+	chain, rewritten := frames.NewChain(id), []byte(nil)
+	for _, payload := range payloads {
+		record := &pb.JournalRecord{}
+		mustDo(t, proto.Unmarshal(payload, record))
+		record.Mounts = nil
+		payload, err = proto.Marshal(record)
+		mustDo(t, err)
+		rewritten = chain.Append(rewritten, payload)
+	}
+	mustDo(t, os.WriteFile(path, rewritten, 0o600))
+	g := newGuest(t, m.testDirs, nil)
+	if list, err := g.journal.Recover(t.Context(), nil); err != nil || len(list) != 1 || list[0].Report.Halted {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	checkTree(t, before, m.disk)
+}
