@@ -32,8 +32,8 @@ func recoverCommand(f *flags) *cobra.Command {
 		Short: "take back at boot what an interrupted script changed, before the network starts",
 		Long: `recover --early takes back what scripts had changed that were interrupted by a loss of power or a crash: files and links
 only, while nothing but the disk is there. It runs once at boot, before the network is configured, so that a half-written
-configuration is never used. What needs running services is left to the agent. It gives up after 20
-seconds; where units or the network must be read again after that, systemd has 45 seconds for it.
+configuration is never used. What needs running services, or a file system that is not mounted yet, is left to the agent, and all that is older
+with it. It gives up after 20 seconds; where units or the network must be read again after that, systemd has 45 seconds for it.
 
 It does nothing, and says so, while an agent runs.`,
 		Args: cobra.NoArgs,
@@ -75,6 +75,8 @@ func tellRecovered(w io.Writer, found []journal.Recovered) {
 	for _, r := range found {
 		words := "taken back"
 		switch {
+		case r.Report.Waiting != "":
+			words = "left to the agent: waiting for " + r.Report.Waiting
 		case r.Report.Halted:
 			words = "left to the agent, as far as it needs services"
 		case r.Err != nil:

@@ -2,53 +2,130 @@ package main
 
 import (
 	"context"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// recovery takes back what an earlier agent left, while ping is answered already. All else is refused until it is done.
+// recovery takes back what an earlier agent left, and later what a script left whose rollback took too long or waits for a
+// mount. Ping is answered meanwhile, and all else once the gate is open; the journal refuses what needs a transaction.
 type recovery struct {
-	done   chan struct{} // closed when it is
-	events []*pb.ErrorEvent
+	gateOpen chan struct{} // closed after the first pass, or when that takes long
+	open     func()
+	done     chan struct{} // closed after the first pass
+	changed  func()        // is told when the state may have changed
+
+	mu     sync.Mutex
+	events []*pb.ErrorEvent // the last of each transaction
 	ended  time.Time
 }
 
-// patience is how long a request waits for a recovery, which mostly has nothing to do.
-const patience = time.Second
+const (
+	patience  = time.Second            // how long a request waits for the gate: mostly there is nothing to recover
+	gateTime  = 5 * time.Second        // how long the gate is closed: what takes longer goes on in the background
+	retryTime = time.Minute            // a disk may get a name, or a server come back, without a change of the mounts
+	calmTime  = 100 * time.Millisecond // between two passes, since some guests mount all the time
+)
 
-func newRecovery() *recovery { return &recovery{done: make(chan struct{})} }
+// newRecovery returns a recovery that has not begun. changed is told of what it comes to.
+func newRecovery(changed func()) *recovery {
+	r := &recovery{gateOpen: make(chan struct{}), done: make(chan struct{}), changed: changed}
+	r.open = sync.OnceFunc(func() { close(r.gateOpen) })
+	return r
+}
 
+// run recovers now, and again when there is more to do, until ctx ends.
 func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) {
-	events, err := inside.Recover(ctx)
-	for _, e := range events {
-		log.Warn(e.Message, zap.Any("details", e.Details))
+	late := time.AfterFunc(gateTime, r.open)
+	r.pass(ctx, inside.Recover, log)
+	late.Stop()
+	r.open()
+	close(r.done)
+	r.changed()
+	for r.await(ctx, inside, log) {
+		r.pass(ctx, inside.RecoverAgain, log)
+		r.changed()
 	}
+}
+
+// pass recovers once.
+func (r *recovery) pass(ctx context.Context, recover func(context.Context) ([]*pb.ErrorEvent, error), log *zap.Logger) {
+	events, err := recover(ctx)
 	if err != nil && ctx.Err() != nil {
 		log.Info("the recovery was stopped; the next start goes on with it")
 	} else if err != nil {
 		log.Error("recovery failed", zap.Error(err))
 		events = append(events, &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "recovery", Message: err.Error()})
 	}
-	r.events, r.ended = events, time.Now()
-	close(r.done)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = time.Now()
+	for _, e := range events {
+		about := func(old *pb.ErrorEvent) bool {
+			return old.Code == e.Code && old.Details["transaction_id"] == e.Details["transaction_id"]
+		}
+		if i := slices.IndexFunc(r.events, about); i < 0 || r.events[i].Message != e.Message {
+			log.Warn(e.Message, zap.Any("details", e.Details))
+		}
+		r.events = append(slices.DeleteFunc(r.events, about), e)
+	}
+	r.events = r.events[max(len(r.events)-maxEvents, 0):]
 }
 
-// gate refuses requests until the recovery is done.
+// maxEvents bounds what a host is told of recoveries when it comes.
+const maxEvents = 100
+
+// await waits until another pass may get further; false: ctx has ended.
+func (r *recovery) await(ctx context.Context, inside *core.Core, log *zap.Logger) bool {
+	var mounts <-chan struct{}
+	var retry <-chan time.Time
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	if inside.Journal.Status().Error != "" {
+		var err error
+		if mounts, err = fsys.WatchMounts(waiting); err != nil {
+			log.Warn("cannot watch mounts; the recovery is tried again from time to time", zap.Error(err))
+		}
+		calm := time.NewTimer(calmTime)
+		defer calm.Stop()
+		select {
+		case <-calm.C:
+		case <-ctx.Done():
+			return false
+		}
+		timer := time.NewTimer(retryTime)
+		defer timer.Stop()
+		retry = timer.C
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-inside.Journal.Unrecovered():
+	case <-mounts:
+	case <-retry:
+	}
+	return true
+}
+
+// gate refuses requests until the recovery is done, or goes on in the background.
 func (r *recovery) gate(ctx context.Context) error {
 	select {
-	case <-r.done: // as nearly always: a timer would cost more than all the rest of this
+	case <-r.gateOpen: // as nearly always: a timer would cost more than all the rest of this
 		return nil
 	default:
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
-	case <-r.done:
+	case <-r.gateOpen:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -59,16 +136,24 @@ func (r *recovery) gate(ctx context.Context) error {
 
 // notices are what hosts are told of it.
 func (r *recovery) notices() []*pb.ErrorEvent {
-	events, _ := r.result()
-	return events
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.events)
 }
 
-// result is what became of it, if it is done.
-func (r *recovery) result() (events []*pb.ErrorEvent, done bool) {
+// describe adds to a status what became of it. The journal's error is there already.
+func (r *recovery) describe(s *pb.GetStatusResponse) {
 	select {
 	case <-r.done:
-		return r.events, true
+		if s.Journal.Error != "" {
+			s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, strings.TrimPrefix(s.Journal.Error, "busy: recovering: ")
+		}
 	default:
-		return nil, false
+		s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, "taking back what an interruption left"
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		s.Journal.Recovered = append(s.Journal.Recovered, statusLine(r.ended, e))
 	}
 }

@@ -73,7 +73,7 @@ func run(ctx context.Context, f flags) (err error) {
 		faulty = rules.start(conf)
 		logFaults(log, faulty)
 	}
-	recovery := newRecovery()
+	recovery := newRecovery(tell.change)
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })
@@ -108,7 +108,7 @@ func run(ctx context.Context, f flags) (err error) {
 			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
 		},
 	})
-	return serve(ctx, a, tell, again, hangups, recovery, log)
+	return serve(ctx, a, tell, again, hangups, log)
 }
 
 // The unit waits 90 s for the end of the agent and then kills it.
@@ -133,20 +133,13 @@ func stopInTime(ctx context.Context) <-chan struct{} {
 
 // serve runs the agent, and beside it what listens to the service manager and speaks to it. That goes on until the last
 // call has ended: a rollback may take longer than a watchdog waits.
-func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader, hangups <-chan os.Signal, recovery *recovery, log *zap.Logger) error {
+func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader, hangups <-chan os.Signal, log *zap.Logger) error {
 	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
 	work.Go(func() { tell.run(beside, a, log) })
 	work.Go(func() { again.serve(beside, hangups, tell) })
-	work.Go(func() {
-		select {
-		case <-recovery.done:
-			tell.change()
-		case <-beside.Done():
-		}
-	})
 	unhook := context.AfterFunc(ctx, func() {
 		if err := tell.stopping(); err != nil {
 			log.Warn("sd_notify failed", zap.Error(err))

@@ -73,23 +73,22 @@ func statusDetails(recovery *recovery, undo *journal.Journal, reload *reloader, 
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
 		s.Journal = undo.Status()
-		events, done := recovery.result()
-		if !done {
-			s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, "taking back what an interruption left"
-		}
-		for _, e := range events {
-			level := "warn"
-			if e.Severity == pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL {
-				level = "error"
-			}
-			s.Journal.Recovered = append(s.Journal.Recovered, &pb.StatusLine{At: timestamppb.New(recovery.ended), Level: level, Message: e.Message})
-		}
+		recovery.describe(s)
 		for _, layer := range layers {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})
 		}
 		s.Config = reload.status()
 		s.Errors = recent.list()
 	}
+}
+
+// statusLine returns what a status says of an event.
+func statusLine(at time.Time, e *pb.ErrorEvent) *pb.StatusLine {
+	level := "warn"
+	if e.Severity == pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL {
+		level = "error"
+	}
+	return &pb.StatusLine{At: timestamppb.New(at), Level: level, Message: e.Message}
 }
 
 func statusCommand(f *flags) *cobra.Command {

@@ -13,14 +13,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// RollbackTime bounds a rollback; what is left is taken back when the agent starts again.
-const RollbackTime = 5 * time.Minute
+// rollbackTime is how long the caller waits for the end of a transaction.
+const rollbackTime = 5 * time.Minute
 
-// Ending returns the context for the end of a transaction, which must not depend on whether somebody still waits for
-// it: only on RollbackTime, and on the agent's own end.
+// Ending returns the context for the end of a transaction, which must not depend on whether somebody still waits for it: only
+// on the time for it, and on the agent's own end. What is left when it ends is left to journal.Recover.
 func (x *Executor) Ending(ctx context.Context) (context.Context, context.CancelFunc) {
 	halted, halt := context.WithCancelCause(context.WithoutCancel(ctx))
-	end, cancel := context.WithTimeout(halted, RollbackTime)
+	late := fmt.Errorf("it takes longer than %v and goes on in the background", rollbackTime)
+	end, cancel := context.WithTimeoutCause(halted, rollbackTime, late)
 	if x.config.Halt != nil {
 		go func() {
 			select {

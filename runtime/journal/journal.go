@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,7 @@ type Journal struct {
 // unfinished is what is known of a transaction whose rollback halted.
 type unfinished struct {
 	status *txStatus
+	info   *pb.TransactionInfo
 	reply  *pb.RunScriptResponse // of the run; nil after a restart
 }
 
@@ -259,12 +262,24 @@ func (j *Journal) Owns(path string) (id string, owned bool) {
 
 // noteUnfinished remembers a transaction whose rollback has not ended. reply is that of the run; nil keeps what is known.
 func (j *Journal) noteUnfinished(t *Tx, reply *pb.RunScriptResponse) {
+	info := t.info()
+	info.Phase = "rolling_back"
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if reply == nil {
 		reply = j.unfinished[t.ID()].reply
 	}
-	j.unfinished[t.ID()] = unfinished{&t.status, reply}
+	j.unfinished[t.ID()] = unfinished{&t.status, info, reply}
+}
+
+// unfinishedInfos describes the transactions whose rollback has not ended. The caller holds mu.
+func (j *Journal) unfinishedInfos() []*pb.TransactionInfo {
+	var list []*pb.TransactionInfo
+	for _, u := range j.unfinished {
+		list = append(list, proto.Clone(u.info).(*pb.TransactionInfo))
+	}
+	slices.SortFunc(list, func(a, b *pb.TransactionInfo) int { return strings.Compare(b.TransactionId, a.TransactionId) })
+	return list
 }
 
 // Unrecovered receives a value when a transaction was left to Recover by this process: its rollback, or its actions after

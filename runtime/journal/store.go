@@ -303,7 +303,7 @@ func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
 	return nil, fs.ErrNotExist
 }
 
-// List returns at most n transactions, newest first and the open one included: those older than the one with the id after,
+// List returns at most n transactions, newest first and those that have not ended included: those older than the one with the id after,
 // or the newest if after is empty, of owners that sees reports true for. next is the id to continue with; empty at the end.
 func (j *Journal) List(after string, n int, sees func(port string) bool) (list []*pb.TransactionInfo, next string, err error) {
 	j.mu.Lock()
@@ -313,11 +313,14 @@ func (j *Journal) List(after string, n int, sees func(port string) bool) (list [
 		return nil, "", err
 	}
 	j.trim()
-	entries := slices.Clone(j.store.entries)
+	entries, unfinished := slices.Clone(j.store.entries), j.unfinishedInfos()
 	j.mu.Unlock()
 	slices.SortStableFunc(entries, func(a, b *pb.JournalEntry) int { return strings.Compare(a.Begin.TransactionId, b.Begin.TransactionId) })
 	if t != nil && after == "" && sees(t.begin.Port) {
 		list = append(list, t.info())
+	}
+	if after == "" {
+		list = append(list, unfinished...)
 	}
 	for _, e := range slices.Backward(entries) {
 		if after != "" && e.Begin.TransactionId >= after || !sees(e.Begin.Port) {

@@ -111,7 +111,8 @@ func (m *Manager) transactions(_ context.Context, call *builtins.Call, request *
 	return &pb.TransactionsResponse{Transactions: list, ContinuationToken: next}, nil
 }
 
-// Recover ends what an earlier agent left unfinished. Each transaction that it found gives an event for the host.
+// Recover ends what an earlier agent, or this one, left unfinished. It returns an event for the host for each transaction that
+// it found.
 func (m *Manager) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	found, err := m.config.Journal.Recover(ctx, nil)
 	var events []*pb.ErrorEvent
@@ -131,8 +132,14 @@ func (m *Manager) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 func interrupted(r journal.Recovered) *pb.ErrorEvent {
 	e := &pb.ErrorEvent{
 		Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "transaction_interrupted",
-		Message: "transaction " + r.ID + " was interrupted, and ended when the agent started",
+		Message: "transaction " + r.ID + " was interrupted, and ended by the recovery",
 		Details: map[string]string{"transaction_id": r.ID, "status": r.Entry.GetReply().GetStatus().String(), "script": r.Entry.GetBegin().GetScript().GetName()},
+	}
+	if r.Report.Waiting != "" {
+		e.Severity = pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL
+		e.Message = "transaction " + r.ID + " is not rolled back yet: waiting for " + r.Report.Waiting
+		e.Details["waiting_for"] = r.Report.Waiting
+		return e
 	}
 	if r.Err != nil || r.Report.Halted || r.Entry.GetReply().GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
 		e.Severity = pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL

@@ -165,6 +165,11 @@ func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	if err := core.Rooms.Sweep(ctx); err != nil {
 		return nil, err
 	}
+	return core.RecoverAgain(ctx)
+}
+
+// RecoverAgain ends what this agent had to leave unfinished: a rollback that took too long, or that waits for a mount.
+func (core *Core) RecoverAgain(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	scripts := core.Scripts
 	if scripts == nil { // what an earlier agent left is taken back by one that runs none, too
 		scripts = script.New(script.Config{Journal: core.Journal})

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// While a file system that a script had changed is not mounted, the agent serves all that needs no transaction, and says in
+// replies, status and events what it waits for. When it is mounted all is taken back, without a restart.
+func TestRecoveryWaitsForMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: run as root")
+	}
+	dir, disk, state := t.TempDir(), t.TempDir(), t.TempDir()
+	point := filepath.Join(dir, "srv")
+	mount := func() {
+		if err := errors.Join(os.MkdirAll(point, 0o755), unix.Mount(disk, point, "", unix.MS_BIND, "")); err != nil {
+			t.Skipf("cannot mount here (run as root of the machine): %v", err)
+		}
+	}
+	mount()
+	t.Cleanup(func() { _ = unix.Unmount(point, unix.MNT_DETACH) })
+	a := agenttest.Start(t, agenttest.Options{State: state})
+	c := a.Client(t, client.Options{})
+	source := strings.ReplaceAll(`file.write("$/new", "half") exec.run({"sleep", "60"}, {readonly = true})`, "$", point)
+	go func() {
+		_, _ = client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(source)})
+	}()
+	eventually(t, "the file", func() bool { _, err := os.Stat(filepath.Join(disk, "new")); return err == nil })
+	a.Kill()
+	if err := unix.Unmount(point, 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := tool(t, "recover", "--early", "--state", state); err != nil || !strings.Contains(out, "waiting for "+point+" (") {
+		t.Error(out, err)
+	}
+	told := make(chan *pb.ErrorEvent, 10)
+	b := agenttest.Start(t, agenttest.Options{State: state})
+	awaitRecovered(t, b.Client(t, client.Options{}))
+	d := b.Client(t, client.Options{Event: eventsTo(told)})
+	if reply := runIn(t, d, dir, `file.write("$/other", "x")`); !strings.Contains(reply.GetError().GetMessage(), "waiting for "+point+" (") {
+		t.Error(reply)
+	}
+	if reply := runIn(t, d, dir, `return script {name = "look", readonly = true, run = function() return file.exists("$/srv") end}`); reply.GetError() != nil {
+		t.Error(reply)
+	}
+	s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), d, &pb.GetStatusRequest{})
+	if err != nil || s.State != pb.AgentState_AGENT_STATE_RECOVERING || !strings.HasPrefix(s.Reason, "waiting for "+point+" (") {
+		t.Error(s, err)
+	}
+	if e := <-told; !strings.Contains(e.Message, "waiting for "+point+" (") {
+		t.Error(e)
+	}
+	mount()
+	eventually(t, "the rollback", func() bool {
+		return runIn(t, d, dir, `file.write("$/other", "x")`).Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	})
+	if _, err := os.Stat(filepath.Join(disk, "new")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// A rollback that takes longer than its caller waits goes on in the background; then scripts run again.
+func TestRollbackGoesOnInBackground(t *testing.T) {
+	root := scratch(t)
+	pool := sandbox.New(sandbox.Config{})
+	defer pool.Close()
+	inside, err := core.Open(core.Config{Root: root, State: t.TempDir(), Rooms: all.Config{}, Pool: pool, Library: script.NewLibrary(1 << 20)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inside.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	changed := make(chan struct{}, 10)
+	r, ended := newRecovery(func() { changed <- struct{}{} }), make(chan struct{})
+	go func() { r.run(ctx, inside, zap.NewNop()); close(ended) }()
+	defer func() { stop(); <-ended }()
+	<-changed
+	tx, err := inside.Journal.Begin(ctx, journal.Header{})
+	if err == nil {
+		err = tx.Before(ctx, "/etc/new")
+	}
+	if err = errors.Join(err, os.WriteFile(filepath.Join(root, "etc/new"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(ctx)
+	cancel()
+	if report := tx.Rollback(over); !report.Halted {
+		t.Fatalf("%+v", report)
+	}
+	if err := tx.Close(ctx, &pb.RunScriptResponse{Error: &pb.ScriptError{Kind: "runtime", Message: "mine"}}); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	if _, err := os.Stat(filepath.Join(root, "etc/new")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	next, err := inside.Journal.Begin(ctx, journal.Header{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Close(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	entry, err := inside.Journal.Stored(journal.Ref{ID: tx.ID()})
+	if err != nil || entry.Reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || entry.Reply.GetError().GetMessage() != "mine" {
+		t.Error(entry, err)
+	}
+}
+
+// A recovery that takes long, such as by commands, closes the gate for a moment alone.
+func TestGateOpensBeforeALongRecoveryEnds(t *testing.T) {
+	r := newRecovery(func() {})
+	if err := r.gate(t.Context()); !errors.Is(err, fault.ErrBusy) {
+		t.Error(err)
+	}
+	r.open()
+	if err := r.gate(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
