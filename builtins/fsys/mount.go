@@ -3,6 +3,8 @@ package fsys
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
 // Mount is a mounted file system, by what it is known by after another boot.
@@ -78,3 +80,19 @@ func IsMounted(device string) (bool, error) { return isMounted(device) }
 
 // WatchMounts sends a value after file systems were mounted or unmounted, until ctx ends. On Windows it never does.
 func WatchMounts(ctx context.Context) (<-chan struct{}, error) { return watchMounts(ctx) }
+
+// UnescapeMount decodes the octal escapes that mountinfo and fstab have for blanks.
+func UnescapeMount(text string) string {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '\\' && i+3 < len(text) {
+			if code, err := strconv.ParseUint(text[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(code))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
+}

@@ -78,22 +78,6 @@ func noMountsBelow(dir handle, name string) error {
 	return nil
 }
 
-// unescapeMount decodes the octal escapes that mountinfo has for blanks.
-func unescapeMount(text string) string {
-	var b strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '\\' && i+3 < len(text) {
-			if code, err := strconv.ParseUint(text[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(code))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(text[i])
-	}
-	return b.String()
-}
-
 // mountLine is a line of the kernel's list of mounts.
 type mountLine struct {
 	number                           uint64
@@ -117,7 +101,7 @@ func readMounts() ([]mountLine, error) {
 		if err != nil {
 			continue
 		}
-		list = append(list, mountLine{number, fields[2], unescapeMount(fields[3]), unescapeMount(fields[4]), more[0], unescapeMount(more[1])})
+		list = append(list, mountLine{number, fields[2], UnescapeMount(fields[3]), UnescapeMount(fields[4]), more[0], UnescapeMount(more[1])})
 	}
 	return list, nil
 }

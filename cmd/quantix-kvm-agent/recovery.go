@@ -11,6 +11,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -18,6 +19,7 @@ import (
 // recovery takes back what an earlier agent left, and later what a script left whose rollback took too long or waits for a
 // mount. Ping is answered meanwhile, and all else once the gate is open; the journal refuses what needs a transaction.
 type recovery struct {
+	journal  *journal.Journal
 	gateOpen chan struct{} // closed after the first pass, or when that takes long
 	open     func()
 	done     chan struct{} // closed after the first pass
@@ -30,17 +32,31 @@ type recovery struct {
 
 const (
 	patience  = time.Second            // how long a request waits for the gate: mostly there is nothing to recover
-	gateTime  = 5 * time.Second        // how long the gate is closed: what takes longer goes on in the background
+	gateTime  = 2 * time.Second        // how long the gate is closed: what takes longer goes on in the background
 	retryTime = time.Minute            // a disk may get a name, or a server come back, without a change of the mounts
 	calmTime  = 100 * time.Millisecond // between two passes, since some guests mount all the time
 )
 
 // newRecovery returns a recovery that has not begun. changed is told of what it comes to.
-func newRecovery(changed func()) *recovery {
-	r := &recovery{gateOpen: make(chan struct{}), done: make(chan struct{}), changed: changed}
+func newRecovery(j *journal.Journal, changed func()) *recovery {
+	r := &recovery{journal: j, gateOpen: make(chan struct{}), done: make(chan struct{}), changed: changed}
 	r.open = sync.OnceFunc(func() { close(r.gateOpen) })
+	if e := r.unusable(); e != nil {
+		r.events = append(r.events, e)
+	}
 	return r
 }
+
+// unusable returns an event that says why the state directory cannot be used; nil if it can.
+func (r *recovery) unusable() *pb.ErrorEvent {
+	err := r.journal.Unusable()
+	if err == nil {
+		return nil
+	}
+	return &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: stateCode, Message: err.Error()}
+}
+
+const stateCode = "state" // of the event that unusable returns
 
 // run recovers now, and again when there is more to do, until ctx ends.
 func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) {
@@ -50,7 +66,7 @@ func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) 
 	r.open()
 	close(r.done)
 	r.changed()
-	for r.await(ctx, inside, log) {
+	for r.await(ctx, log) {
 		r.pass(ctx, inside.RecoverAgain, log)
 		r.changed()
 	}
@@ -68,6 +84,12 @@ func (r *recovery) pass(ctx context.Context, recover func(context.Context) ([]*p
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended = time.Now()
+	if e := r.unusable(); e != nil {
+		events = append(events, e)
+	} else if i := slices.IndexFunc(r.events, func(e *pb.ErrorEvent) bool { return e.Code == stateCode }); i >= 0 {
+		log.Info("the state directory can be used again")
+		r.events = slices.Delete(r.events, i, i+1)
+	}
 	for _, e := range events {
 		about := func(old *pb.ErrorEvent) bool {
 			return old.Code == e.Code && old.Details["transaction_id"] == e.Details["transaction_id"]
@@ -84,12 +106,12 @@ func (r *recovery) pass(ctx context.Context, recover func(context.Context) ([]*p
 const maxEvents = 100
 
 // await waits until another pass may get further; false: ctx has ended.
-func (r *recovery) await(ctx context.Context, inside *core.Core, log *zap.Logger) bool {
+func (r *recovery) await(ctx context.Context, log *zap.Logger) bool {
 	var mounts <-chan struct{}
 	var retry <-chan time.Time
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
-	if inside.Journal.Status().Error != "" {
+	if r.journal.Status().Error != "" {
 		var err error
 		if mounts, err = fsys.WatchMounts(waiting); err != nil {
 			log.Warn("cannot watch mounts; the recovery is tried again from time to time", zap.Error(err))
@@ -108,7 +130,7 @@ func (r *recovery) await(ctx context.Context, inside *core.Core, log *zap.Logger
 	select {
 	case <-ctx.Done():
 		return false
-	case <-inside.Journal.Unrecovered():
+	case <-r.journal.Unrecovered():
 	case <-mounts:
 	case <-retry:
 	}
@@ -143,9 +165,12 @@ func (r *recovery) notices() []*pb.ErrorEvent {
 
 // describe adds to a status what became of it. The journal's error is there already.
 func (r *recovery) describe(s *pb.GetStatusResponse) {
+	err := r.journal.Unusable()
 	select {
 	case <-r.done:
-		if s.Journal.Error != "" {
+		if err != nil {
+			s.State, s.Reason = pb.AgentState_AGENT_STATE_REFUSING, err.Error()
+		} else if s.Journal.Error != "" {
 			s.State, s.Reason = pb.AgentState_AGENT_STATE_RECOVERING, strings.TrimPrefix(s.Journal.Error, "busy: recovering: ")
 		}
 	default:

@@ -90,7 +90,7 @@ func TestRollbackGoesOnInBackground(t *testing.T) {
 	defer inside.Close()
 	ctx, stop := context.WithCancel(t.Context())
 	changed := make(chan struct{}, 10)
-	r, ended := newRecovery(func() { changed <- struct{}{} }), make(chan struct{})
+	r, ended := newRecovery(inside.Journal, func() { changed <- struct{}{} }), make(chan struct{})
 	go func() { r.run(ctx, inside, zap.NewNop()); close(ended) }()
 	defer func() { stop(); <-ended }()
 	<-changed
@@ -128,7 +128,7 @@ func TestRollbackGoesOnInBackground(t *testing.T) {
 
 // A recovery that takes long, such as by commands, closes the gate for a moment alone.
 func TestGateOpensBeforeALongRecoveryEnds(t *testing.T) {
-	r := newRecovery(func() {})
+	r := newRecovery(&journal.Journal{}, func() {})
 	if err := r.gate(t.Context()); !errors.Is(err, fault.ErrBusy) {
 		t.Error(err)
 	}
@@ -136,4 +136,52 @@ func TestGateOpensBeforeALongRecoveryEnds(t *testing.T) {
 	if err := r.gate(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A state directory that cannot be written keeps the agent from nothing but what changes files: commands and reads are served,
+// the reason is told in replies, status and events, and it ends without a restart.
+func TestReadOnlyState(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts a file system: run as root")
+	}
+	disk, state, dir := t.TempDir(), t.TempDir(), t.TempDir()
+	if err := unix.Mount(disk, state, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("cannot mount here (run as root of the machine): %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(state, unix.MNT_DETACH) })
+	remount := func(flags uintptr) {
+		if err := unix.Mount("", state, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	told := make(chan *pb.ErrorEvent, 10)
+	c := agenttest.Start(t, agenttest.Options{State: state}).Client(t, client.Options{Event: eventsTo(told)})
+	const why = "the state directory cannot be used: "
+	if e := <-told; !strings.Contains(e.Message, why) || !strings.Contains(e.Message, "read-only file system") {
+		t.Error(e)
+	}
+	awaitRecovered(t, c)
+	ran, err := client.Call[*pb.ExecuteResponse](ctxFor(t, 20*time.Second), c, &pb.ExecuteRequest{Command: "echo", Args: []string{"served"}, WaitForExit: true})
+	if err != nil || string(ran.Stdout) != "served\n" {
+		t.Error(ran, err)
+	}
+	_, err = client.Call[*pb.FileWriteResponse](ctxFor(t, 20*time.Second), c, &pb.FileWriteRequest{Path: filepath.Join(dir, "pushed"), Data: []byte("x"), Eof: true})
+	if !errors.Is(err, fault.ErrRefused) {
+		t.Error(err)
+	}
+	if reply := runIn(t, c, dir, `file.write("$/new", "x")`); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || !strings.Contains(reply.GetError().GetMessage(), why) {
+		t.Error(reply)
+	}
+	if reply := runIn(t, c, dir, `return script {name = "look", readonly = true, run = function() return file.exists("$") end}`); reply.GetError() != nil {
+		t.Error(reply)
+	}
+	s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), c, &pb.GetStatusRequest{})
+	if err != nil || s.State != pb.AgentState_AGENT_STATE_REFUSING || !strings.Contains(s.Reason, why) {
+		t.Error(s, err)
+	}
+	remount(0)
+	eventually(t, "the end of it", func() bool {
+		return runIn(t, c, dir, `file.write("$/new", "x")`).Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	})
 }

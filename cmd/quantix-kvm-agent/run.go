@@ -68,12 +68,15 @@ func run(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, inside.Close()) }()
+	if err := inside.Journal.Unusable(); err != nil {
+		log.Error("scripts and changes of files are refused", zap.Error(err))
+	}
 	rules.of(f, inside)
 	if faulty == nil {
 		faulty = rules.start(conf)
 		logFaults(log, faulty)
 	}
-	recovery := newRecovery(tell.change)
+	recovery := newRecovery(inside.Journal, tell.change)
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })
@@ -161,7 +164,7 @@ func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
 // coreConfig is that of the service.
 func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, logs *logger) core.Config {
 	c := core.Config{
-		Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
+		Root: f.root, State: f.stateDir(), Tolerant: true, Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
 		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
 	}
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }

@@ -187,6 +187,9 @@ func (d *decision) kept() error {
 	if d.journal == nil || d.config.Files == nil || d.op.Script != nil || d.op.Transaction || !d.op.Changes(d.in) {
 		return nil
 	}
+	if err := d.journal.Unusable(); err != nil && len(d.access.Writes) > 0 && len(d.access.Commands) == 0 {
+		return err // a command may be what repairs it
+	}
 	for _, text := range d.access.Writes {
 		path, err := d.config.Files.Resolve(text, false)
 		if err != nil {

@@ -35,6 +35,11 @@ import (
 type Config struct {
 	// Dir is the directory of the journal's files. Open makes it, with mode 0700. Required.
 	Dir string
+	// Prepare is called before the files of Dir are opened, each time that is tried. Optional.
+	Prepare func() error
+	// Tolerant: a Dir that cannot be used, such as on a disk that is read-only, does not fail Open. No transaction may begin
+	// until a Recover finds that it can be used.
+	Tolerant bool
 	// Root is the file system that the changes are made in. Required; it stays the caller's.
 	Root *fsys.Root
 	// Run runs an operation by name: an inverse on a rollback, an action after a commit. It may be called again for one that
@@ -81,6 +86,7 @@ type Journal struct {
 	current    *Tx
 	unfinished map[string]unfinished // by id
 	broken     error                 // why no transaction may begin
+	unusable   error                 // why Dir cannot be used
 	kept       []string
 	store      store
 }
@@ -109,12 +115,51 @@ func Open(config Config) (*Journal, error) {
 	}
 	j := &Journal{config: config, writer: make(chan struct{}, 1), unrecovered: make(chan struct{}, 1), unfinished: map[string]unfinished{}}
 	if err := j.open(); err != nil {
-		return nil, fault.On("journal "+config.Dir, err)
+		if !config.Tolerant || errors.Is(err, fault.ErrBusy) {
+			return nil, fault.On("journal "+config.Dir, err)
+		}
+		j.setUnusable(err)
 	}
+	j.writer <- struct{}{}
 	return j, nil
 }
 
+// setUnusable refuses all transactions until Dir can be used.
+func (j *Journal) setUnusable(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.unusable = fault.Refuse("the state directory cannot be used: %v", fault.On(j.config.Dir, err))
+	j.broken, j.store = j.unusable, store{loaded: true}
+}
+
+// Unusable returns why the journal's directory cannot be used; nil if it can. See Config.Tolerant.
+func (j *Journal) Unusable() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.unusable
+}
+
+// reopen tries to open a directory again that could not be used. The caller is the writer.
+func (j *Journal) reopen() error {
+	if j.Unusable() == nil {
+		return nil
+	}
+	if err := j.open(); err != nil {
+		j.setUnusable(err)
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.unusable, j.store = nil, store{}
+	return nil
+}
+
 func (j *Journal) open() (err error) {
+	if j.config.Prepare != nil {
+		if err := j.config.Prepare(); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{j.config.Dir, j.dir("open"), j.dir("done"), j.dir("kept")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fault.Cause(err)
@@ -135,12 +180,13 @@ func (j *Journal) open() (err error) {
 		return errors.Join(err, j.lock.Close())
 	}
 	left, err := os.ReadDir(j.dir("open"))
-	err = errors.Join(err, j.refreshKept())
-	if err == nil && len(left) > 0 {
+	if err = errors.Join(err, j.refreshKept()); err != nil {
+		return errors.Join(fault.Cause(err), j.state.Close(), j.lock.Close())
+	}
+	if len(left) > 0 {
 		j.broken = errUnrecovered
 	}
-	j.writer <- struct{}{}
-	return fault.Cause(err)
+	return nil
 }
 
 var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transaction is not rolled back yet")
@@ -149,6 +195,9 @@ var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transactio
 // stays on disk for the next Recover.
 func (j *Journal) Close() error {
 	j.cleanups.Wait()
+	if j.Unusable() != nil {
+		return nil
+	}
 	return errors.Join(j.state.Close(), fault.Cause(j.lock.Close()))
 }
 

@@ -39,6 +39,10 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 		return nil, err
 	}
 	release := func() { j.writer <- struct{}{} }
+	if j.reopen() != nil { // Unusable tells
+		release()
+		return nil, nil
+	}
 	names, err := os.ReadDir(j.dir("open"))
 	if err != nil {
 		release()
@@ -112,7 +116,7 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 		if deferOp != nil {
 			return &Recovered{ID: id, Report: Report{Halted: true}, Err: t.log.close()}
 		}
-		return j.reopen(t, l.await)
+		return j.resumeAwait(t, l.await)
 	case l.interruptedAttempts >= maxAttempts:
 		return j.quarantine(id, l, fault.Wrapf(fault.ErrInternal, "%d rollbacks were interrupted", l.interruptedAttempts))
 	}
@@ -258,8 +262,8 @@ func (j *Journal) finalize(t *Tx, reply *pb.RunScriptResponse, report Report, ke
 	return &Recovered{ID: t.ID(), Entry: entry, Report: report}
 }
 
-// reopen lets a transaction await its confirmation again.
-func (j *Journal) reopen(t *Tx, await *pb.JournalAwait) *Recovered {
+// resumeAwait lets a transaction await its confirmation again.
+func (j *Journal) resumeAwait(t *Tx, await *pb.JournalAwait) *Recovered {
 	t.setPhase(awaiting)
 	t.reply, t.markedSteps = await.Reply, len(t.steps)
 	j.mu.Lock()

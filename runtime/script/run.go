@@ -62,7 +62,7 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	if r.key = r.request.Key; r.key == "" {
 		r.key = r.call.ID
 	}
-	r.print, r.ended = fingerprint(r.manager.config.Secret, s, r.request), make(chan struct{})
+	r.print, r.ended = fingerprint(r.manager.config.Secret(), s, r.request), make(chan struct{})
 	earlier, leave := r.earlier(ctx)
 	if earlier != nil {
 		return earlier

@@ -37,7 +37,7 @@ type Config struct {
 	// Journal makes a run a transaction. Required.
 	Journal *journal.Journal
 	// Secret keys the fingerprints of requests; it must be the same from start to start. Required.
-	Secret []byte
+	Secret func() []byte
 	// Calls runs what scripts call. Required.
 	Calls *call.Executor
 	// Overlay returns the file system that a dry run changes instead of the guest's. The manager closes it. Required.

@@ -13,9 +13,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -36,6 +37,9 @@ type Config struct {
 	Root string
 	// State is the directory for what must survive a crash. It is made, with mode 0700. Required.
 	State string
+	// Tolerant: a State that cannot be used keeps nothing from starting; what needs it is refused until a recovery finds that
+	// it can be used.
+	Tolerant bool
 	// Rooms are the settings of rooms; Files and Dir are filled in here.
 	Rooms all.Config
 	// Pool runs scripts, and Library finds them by name. Without a pool there are none.
@@ -72,14 +76,12 @@ type Core struct {
 	Calls *call.Executor
 
 	table *builtins.Table // of the rooms
+	key   atomic.Pointer[[]byte]
 }
 
 // Open wires everything. The caller closes what it returns.
 func Open(c Config) (*Core, error) {
-	if err := os.MkdirAll(c.State, 0o700); err != nil {
-		return nil, fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
-	}
-	if err := checkOwners(c.State, c.Root); err != nil {
+	if err := checkOwners(c.State, c.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	files, err := fsys.Open(c.Root)
@@ -112,6 +114,7 @@ func (core *Core) open(c Config) (err error) {
 	core.Journal, err = openJournal(journal.Config{
 		Dir: filepath.Join(c.State, "tx"), Root: core.Files, Version: c.Rooms.Version,
 		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo,
+		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) },
 	}, c.LockWait)
 	if err != nil {
 		return err
@@ -120,18 +123,9 @@ func (core *Core) open(c Config) (err error) {
 	if c.Pool == nil {
 		return nil
 	}
-	if c.Key == nil {
-		if c.Key, err = key(c.State); err != nil {
-			return err
-		}
-	}
-	overlays := filepath.Join(c.State, "overlays")
-	if err := os.RemoveAll(overlays); err != nil { // those of an agent that was killed
-		return err
-	}
 	core.Scripts = script.New(script.Config{
-		Pool: c.Pool, Library: c.Library, Journal: core.Journal, Calls: core.Calls, Secret: c.Key, Files: core.Files, Unsupported: all.Unsupported,
-		Overlay: func() (*fsys.Root, error) { return core.Files.Overlay(filepath.Join(overlays, rand.Text())) },
+		Pool: c.Pool, Library: c.Library, Journal: core.Journal, Calls: core.Calls, Secret: core.secret, Files: core.Files, Unsupported: all.Unsupported,
+		Overlay: func() (*fsys.Root, error) { return core.Files.Overlay(filepath.Join(c.overlays(), rand.Text())) },
 	})
 	if c.Disabled {
 		return nil
@@ -193,28 +187,4 @@ func (core *Core) RecoverEarly(ctx, restored context.Context) ([]journal.Recover
 		}
 	}
 	return found, errors.Join(err, core.Rooms.Restored(restored, paths))
-}
-
-// key reads the random key of a state directory, or makes one that stays the same as long as the directory does.
-func key(dir string) ([]byte, error) {
-	path := filepath.Join(dir, "key")
-	key, err := os.ReadFile(path)
-	if err == nil && len(key) == 32 {
-		return key, nil
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	key = make([]byte, 32)
-	rand.Read(key)
-	temp, err := os.CreateTemp(dir, ".key-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(key)
-	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return nil, err
-	}
-	return key, os.Rename(temp.Name(), path)
 }

@@ -1,56 +1,109 @@
 package core
 
 import (
+	"bufio"
+	"crypto/rand"
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
-	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// StateBelow returns where the directory dir of the tree below root lies in the agent's own file system. Links in the
-// tree lead where they would if it were booted, and never out of it. A state directory that is there already is refused
-// if anything in it is a link where the agent keeps something of its own, since the kernel would follow that from
-// outside.
-func StateBelow(root, dir string) (string, error) {
-	files, err := fsys.Open(root)
-	if err != nil {
-		return "", err
+// prepareState makes the state directory and what the core has in it beside the journal.
+func (core *Core) prepareState(c Config) error {
+	fstab, err := os.ReadFile("/etc/fstab")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault.Cause(err)
 	}
-	defer files.Close()
-	resolved, err := files.Resolve(dir, true)
-	if err != nil {
-		return "", fault.Wrapf(err, "state directory %s below %s (choose another with --state): %v", dir, root, err)
+	if point := unmounted(string(fstab), c.State, isMountPoint); point != "" {
+		return fault.Wrapf(fs.ErrNotExist, "waiting for %s, which /etc/fstab mounts", point)
 	}
-	place := filepath.Join(root, text.UnescapePath(resolved))
-	return place, checkState(place)
-}
-
-// images are the directories of transactions for what they keep of others: a link there is kept as what it is, and
-// never followed.
-var images = filepath.Join("tx", "*", "*", "u")
-
-// checkState refuses what is neither a file nor a directory nor a socket in a state directory.
-func checkState(dir string) error {
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir():
-			below, err := filepath.Rel(dir, path)
-			if kept, _ := filepath.Match(images, below); kept {
-				return fs.SkipDir
-			}
-			return err
-		case entry.Type().IsRegular() || entry.Type() == fs.ModeSocket:
-			return nil
-		}
-		return fault.On(path, fault.Refuse("is neither a file nor a directory, and the agent made no such thing"))
-	})
-	if errors.Is(err, fs.ErrNotExist) {
+	if err := os.MkdirAll(c.State, 0o700); err != nil {
+		return fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
+	}
+	if err := checkOwners(c.State, c.Root); err != nil { // it may be new, and what leads to it another's
+		return err
+	}
+	if c.Pool == nil {
 		return nil
 	}
-	return err
+	if err := os.RemoveAll(c.overlays()); err != nil { // those of an agent that was killed
+		return fault.Cause(err)
+	}
+	key := c.Key
+	if key == nil {
+		if key, err = readKey(c.State); err != nil {
+			return err
+		}
+	}
+	core.key.Store(&key)
+	return nil
+}
+
+// overlays is the directory for the overlays of dry runs.
+func (c Config) overlays() string { return filepath.Join(c.State, "overlays") }
+
+// secret keys the fingerprints of requests. Without a state directory none is stored, and so any value will do.
+func (core *Core) secret() []byte {
+	if key := core.key.Load(); key != nil {
+		return *key
+	}
+	return nil
+}
+
+// unmounted returns the mount point of fstab(5) that a directory is below and that nothing is mounted on: what is there then
+// is not the state directory, and may even be empty; "" if there is none. What is mounted by hand alone is not waited for.
+func unmounted(fstab, dir string, mounted func(point string) bool) string {
+	lines := bufio.NewScanner(strings.NewReader(fstab))
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || strings.HasPrefix(fields[0], "#") || slices.Contains(strings.Split(fields[3], ","), "noauto") {
+			continue
+		}
+		point := fsys.UnescapeMount(fields[1])
+		if filepath.IsAbs(point) && point != "/" && fsys.Within(dir, filepath.Clean(point)) && !mounted(point) {
+			return point
+		}
+	}
+	return ""
+}
+
+// isMountPoint reports whether a file system is mounted on a directory of the agent's own file system.
+func isMountPoint(point string) bool {
+	files, err := fsys.Open("/")
+	if err != nil {
+		return false
+	}
+	defer files.Close()
+	meta, err := files.Identify(point)
+	return err == nil && meta.Mounted
+}
+
+// readKey reads the random key of a state directory, or makes one that stays the same as long as the directory does.
+func readKey(dir string) ([]byte, error) {
+	path := filepath.Join(dir, "key")
+	key, err := os.ReadFile(path)
+	if err == nil && len(key) == 32 {
+		return key, nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	key = make([]byte, 32)
+	rand.Read(key)
+	temp, err := os.CreateTemp(dir, ".key-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.Write(key)
+	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
+		return nil, err
+	}
+	return key, os.Rename(temp.Name(), path)
 }
