@@ -54,17 +54,18 @@ func TestRecoveryWaitsForMount(t *testing.T) {
 	}
 	told := make(chan *pb.ErrorEvent, 10)
 	b := agenttest.Start(t, agenttest.Options{State: state})
-	awaitRecovered(t, b.Client(t, client.Options{}))
+	early := b.Client(t, client.Options{})
+	eventually(t, "the status", func() bool {
+		s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), early, &pb.GetStatusRequest{})
+		return err == nil && s.State == pb.AgentState_AGENT_STATE_RECOVERING && strings.HasPrefix(s.Reason, "waiting for "+point+" (")
+	})
+	awaitRecovered(t, early)
 	d := b.Client(t, client.Options{Event: eventsTo(told)})
 	if reply := runIn(t, d, dir, `file.write("$/other", "x")`); !strings.Contains(reply.GetError().GetMessage(), "waiting for "+point+" (") {
 		t.Error(reply)
 	}
 	if reply := runIn(t, d, dir, `return script {name = "look", readonly = true, run = function() return file.exists("$/srv") end}`); reply.GetError() != nil {
 		t.Error(reply)
-	}
-	s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), d, &pb.GetStatusRequest{})
-	if err != nil || s.State != pb.AgentState_AGENT_STATE_RECOVERING || !strings.HasPrefix(s.Reason, "waiting for "+point+" (") {
-		t.Error(s, err)
 	}
 	if e := <-told; !strings.Contains(e.Message, "waiting for "+point+" (") {
 		t.Error(e)

@@ -43,7 +43,8 @@ func (l *mountList) record(j *Journal) ([]*pb.JournalMount, error) {
 	var list []*pb.JournalMount
 	for _, m := range l.list {
 		list = append(list, &pb.JournalMount{
-			Point: m.Point, Dir: m.Dir, Type: m.Type, Source: m.Source, Id: m.ID, Own: m.Number == own, Volatile: m.Volatile, Device: m.Device,
+			Point: m.Point, Dir: m.Dir, Type: m.Type, Source: m.Source, Id: m.ID,
+			Own: m.Number == own, Volatile: m.Volatile, Device: m.Device,
 		})
 	}
 	return list, nil
@@ -203,7 +204,9 @@ func longestMount(mounts []*pb.JournalMount, path string) (longest *pb.JournalMo
 }
 
 func fromMount(m *pb.JournalMount) fsys.Mount {
-	return fsys.Mount{Point: m.Point, Dir: m.Dir, Type: m.Type, Source: m.Source, ID: m.Id, Volatile: m.Volatile, Device: m.Device}
+	return fsys.Mount{
+		Point: m.Point, Dir: m.Dir, Type: m.Type, Source: m.Source, ID: m.Id, Volatile: m.Volatile, Device: m.Device,
+	}
 }
 
 // waitingError is why a step cannot be undone yet.

@@ -7,88 +7,10 @@ import (
 	"os"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
-
-// Report is the outcome of a rollback.
-type Report struct {
-	// Steps are the outcomes of the steps, newest first.
-	Steps []Undone
-	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
-	Err error
-	// Halted: the rollback is incomplete; the next Recover goes on with it.
-	Halted bool
-	// Waiting is the mount that Recover waits for, since the next step changed something on it; empty: it waits for none.
-	Waiting string
-}
-
-// Undone is the outcome of undoing one object or operation.
-type Undone struct {
-	// Step counts from 1.
-	Step uint64
-	// Op is the inverse that ran, or "restore" for an object of the file system.
-	Op string
-	// Target is a path; empty for an operation.
-	Target string
-	// Conflict is where somebody else's version of the object was put; empty: there was none.
-	Conflict string
-	// Err is why it could not be undone.
-	Err error
-	// Irreversible is a change that was declared irreversible, or an undeclared one; nil for all else.
-	Irreversible *pb.Change
-}
-
-// add appends a step. If it moved a directory aside, the conflicts that were put into that directory moved with it.
-func (r *Report) add(u Undone) {
-	for i := range r.Steps {
-		if old := &r.Steps[i].Conflict; u.Conflict != "" && *old != "" && fsys.Within(*old, u.Target) {
-			*old = u.Conflict + (*old)[len(u.Target):]
-		}
-	}
-	r.Steps = append(r.Steps, u)
-}
-
-// Status returns the script's status for the reply.
-func (r Report) Status() pb.ScriptStatus {
-	if r.Err != nil || slices.ContainsFunc(r.Steps, func(u Undone) bool { return u.Err != nil }) {
-		return pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED
-	}
-	if slices.ContainsFunc(r.Steps, func(u Undone) bool { return u.Irreversible != nil }) {
-		return pb.ScriptStatus_SCRIPT_STATUS_PARTIAL
-	}
-	return pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
-}
-
-// NotUndone lists for the reply what could not be undone. Each target is followed by the reason.
-func (r Report) NotUndone() []*pb.Change {
-	var list []*pb.Change
-	for _, u := range r.Steps {
-		switch {
-		case u.Irreversible != nil:
-			c := proto.Clone(u.Irreversible).(*pb.Change)
-			c.State, c.Reversible = pb.ChangeState_CHANGE_STATE_NOT_UNDONE, false
-			list = append(list, c)
-		case u.Err != nil:
-			list = append(list, &pb.Change{Op: u.Op, Target: fault.On(u.Target, u.Err).Error(), Action: "restore", State: pb.ChangeState_CHANGE_STATE_NOT_UNDONE})
-		}
-	}
-	return list
-}
-
-// Conflicts lists the paths where other people's versions of restored objects were put.
-func (r Report) Conflicts() []string {
-	var list []string
-	for _, u := range r.Steps {
-		if u.Conflict != "" {
-			list = append(list, u.Conflict)
-		}
-	}
-	return list
-}
 
 // Rollback undoes all steps, newest first, and verifies each. It continues with the others if one fails. If ctx ends it
 // stops, and the next Recover undoes the rest. The caller passes the reply to Close.
@@ -132,17 +54,6 @@ func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report 
 		t.setPhase(rolledBack)
 	}
 	return report
-}
-
-// halt notes why a rollback stopped before its end.
-func (r *Report) halt(err error) {
-	var wait *waitingError
-	if errors.As(err, &wait) {
-		r.Waiting = wait.mount
-	}
-	if r.Halted = true; err != errDeferred {
-		r.Err = err
-	}
 }
 
 // errDeferred stops a rollback at early boot before an inverse that needs more of the guest.
