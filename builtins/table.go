@@ -20,8 +20,11 @@ type Table struct {
 
 // NewTable holds the rows of rooms together. It panics where a row contradicts its messages, stands twice, is another
 // room's, or has an inverse that is not there: that is a programmer's mistake, and start-up is the time for it.
-func NewTable(rooms ...Room) *Table {
-	t := &Table{native: map[protoreflect.FullName]*Op{}, script: map[string]*Op{}, scopes: map[string]Scope{}}
+func NewTable(rooms ...Room) *Table { return newTable(nil, nil, rooms) }
+
+func newTable(ops []Op, scopes map[string]Scope, rooms []Room) *Table {
+	t := &Table{ops: slices.Clone(ops), native: map[protoreflect.FullName]*Op{}, script: map[string]*Op{}, scopes: map[string]Scope{}}
+	maps.Copy(t.scopes, scopes)
 	for _, room := range rooms {
 		if _, twice := t.scopes[room.Name]; twice {
 			panic("room " + room.Name + " stands twice")
@@ -62,11 +65,7 @@ func (t *Table) add(op *Op) {
 }
 
 // With returns a table that has the rows of one more room.
-func (t *Table) With(room Room) *Table {
-	with := NewTable(Room{Ops: slices.Clone(t.ops)}, room)
-	maps.Copy(with.scopes, t.scopes)
-	return with
-}
+func (t *Table) With(room Room) *Table { return newTable(t.ops, t.scopes, []Room{room}) }
 
 // Ops are all rows by name. The slice is the table's own.
 func (t *Table) Ops() []Op { return t.ops }

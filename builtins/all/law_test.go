@@ -17,6 +17,8 @@ const (
 	mode  = "what others may do with the file, which the path is"
 	owner = "an account that is looked up and not changed"
 	plan  = "words for a dry run"
+
+	signal = "what is sent to the processes, which the row names"
 )
 
 // free are the text fields of rows that change something which mean nothing to a policy, and why. Whoever adds a row or a field
@@ -28,6 +30,7 @@ var free = map[string]map[string]string{
 	},
 	"exec_start": {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
 	"execute":    {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"kill_process": {"signal_name": signal},
 	"file_write": {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},
 
 	"exec.run":        {"cwd": dir, "user": runs, "group": runs, "plan": plan},
@@ -49,6 +52,7 @@ var free = map[string]map[string]string{
 	"host.hostname":  {"new": "the content of /etc/hostname, which the row names"},
 	"host.sysctl":    {"value": "the content of the setting"},
 	"host.timezone":  {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},
+	"process.kill":   {"signal": signal},
 	"tx.on_rollback": {"cwd": dir, "user": runs, "group": runs},
 }
 

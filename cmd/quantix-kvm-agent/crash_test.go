@@ -208,6 +208,41 @@ func TestOnceByKey(t *testing.T) {
 	}
 }
 
+// A script that is named may be another one, or none, when its request is sent again: that runs nothing all the same.
+func TestOnceOfAScriptThatChangesItself(t *testing.T) {
+	root := scratch(t)
+	dir := filepath.Join(root, "etc/quantix-kvm/scripts.d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]string{
+		"remove":  `file.remove("/etc/quantix-kvm/scripts.d/remove.lua")`,
+		"replace": `file.write("/etc/quantix-kvm/scripts.d/replace.lua", "return 2")`,
+	} {
+		source := []byte(change + ` file.append("/etc/app.conf", "line\n") return 1`)
+		if err := os.WriteFile(filepath.Join(dir, name+".lua"), source, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root})
+	c := a.Client(t, client.Options{})
+	for _, name := range []string{"remove", "replace"} {
+		for _, replayed := range []bool{false, true} {
+			reply, err := client.CallID[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, name, &pb.RunScriptRequest{Name: name})
+			if err != nil || reply.Replayed != replayed || reply.Result.GetNumberValue() != 1 {
+				t.Errorf("%s, sent again %v: %v, %v", name, replayed, reply, err)
+			}
+		}
+		reply, err := client.CallID[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, name, &pb.RunScriptRequest{Name: name, ExpectSha256: "00"})
+		if err != nil || reply.GetError().GetKind() != "policy" {
+			t.Errorf("%s, another digest expected: %v, %v", name, reply, err)
+		}
+	}
+	if content, _ := os.ReadFile(filepath.Join(root, "etc/app.conf")); string(content) != "old\nline\nline\n" {
+		t.Errorf("%q", content)
+	}
+}
+
 // A builtin that fails is taken back before the script sees the error; a script that goes on keeps the rest.
 func TestFailedCallLeavesNothing(t *testing.T) {
 	root := scratch(t)

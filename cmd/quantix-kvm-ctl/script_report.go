@@ -120,6 +120,9 @@ func (a *app) printChanges(reply *pb.RunScriptResponse) {
 	for _, c := range reply.AfterCommit {
 		fmt.Fprintf(a.stderr, "after the commit: %s\n", changeLine(c))
 	}
+	if reply.ChangesDropped > 0 {
+		a.note("%s more than the reply holds", plural(int(reply.ChangesDropped), "change"))
+	}
 }
 
 func changeLine(c *pb.Change) string {
@@ -187,6 +190,9 @@ func (a *app) printStatus(reply *pb.RunScriptResponse) {
 	}
 	if reply.Replayed {
 		details = append(details, "the stored reply")
+	}
+	if reply.Shortened {
+		details = append(details, "its result, log and changes are not stored any more")
 	}
 	fmt.Fprintf(a.stderr, "%s: %s\n", words, printable(strings.Join(details, ", ")))
 }

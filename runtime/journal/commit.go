@@ -29,14 +29,15 @@ type Action struct {
 	Target string
 }
 
-// Commit makes all changes durable and then writes the commit record, which holds the reply and the actions to run. If it
-// returns nil the changes are permanent; on an error the caller rolls back.
+// Commit makes all changes durable and then writes the commit record, which holds the reply, cut by LimitReply, and the
+// actions to run. If it returns nil the changes are permanent; on an error the caller rolls back.
 func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...Action) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.checkOpen(ctx); err != nil {
 		return err
 	}
+	LimitReply(reply)
 	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID()}
 	for _, action := range after {
 		args, err := anypb.New(action.Args)
@@ -136,6 +137,7 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 			return t.fail(err)
 		}
 	}
+	LimitReply(reply)
 	record := &pb.JournalAwait{Reply: reply, BootId: t.journal.config.BootID(),
 		UntilBoottimeMs: uint64(max(until.Boottime, 0).Milliseconds()), Until: timestamppb.New(until.Wall)}
 	if err := t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
@@ -306,6 +308,7 @@ func (t *Tx) Close(ctx context.Context, reply *pb.RunScriptResponse) error {
 	if reply == nil {
 		reply = t.reply
 	}
+	LimitReply(reply)
 	last, err := t.phase, error(nil)
 	if last == rolledBack || last == rollbackFailed {
 		err = t.abort(reply, last == rollbackFailed)
@@ -328,23 +331,3 @@ func (t *Tx) abort(reply *pb.RunScriptResponse, failed bool) error {
 	}
 	return err
 }
-
-// shortReply returns the part of a reply that fits into the space reserved for the last record.
-func shortReply(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
-	if reply == nil {
-		return nil
-	}
-	short := &pb.RunScriptResponse{
-		Status: reply.Status, Stats: reply.Stats, TransactionId: reply.TransactionId, Script: reply.Script,
-		LogDropped: reply.LogDropped + uint32(len(reply.Log)),
-	}
-	if e := reply.Error; e != nil {
-		short.Error = &pb.ScriptError{Kind: e.Kind, Message: truncateText(e.Message), Line: e.Line, Op: e.Op, Code: e.Code}
-	}
-	for _, change := range reply.NotUndone[:min(len(reply.NotUndone), 8)] {
-		short.NotUndone = append(short.NotUndone, &pb.Change{Op: change.Op, Target: truncateText(change.Target), Action: change.Action, State: change.State})
-	}
-	return short
-}
-
-func truncateText(text string) string { return text[:min(len(text), 1024)] }

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,4 +36,11 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// uptime returns the time since boot, suspends included.
+func uptime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // never fails: the clock is older than any supported kernel
+	return time.Duration(t.Nano())
 }

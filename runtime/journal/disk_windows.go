@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/windows"
 
@@ -29,3 +30,5 @@ func dataSync(file *os.File) error { return file.Sync() }
 
 // syncDir does nothing: NTFS journals its directory entries.
 func syncDir(string) error { return nil }
+
+func uptime() time.Duration { return windows.DurationSinceBoot() }

@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -49,10 +50,15 @@ type Config struct {
 	MachineID, BootID func() string
 	// Version is the agent's, for the records. Optional.
 	Version string
-	// Expiry is how long the reply of a transaction is stored. Optional; 0: 30 days.
+	// Uptime returns the time since the guest booted, suspends included. Optional.
+	Uptime func() time.Duration
+	// Expiry is how long the reply of a transaction is stored, in time that the guest ran. Optional; 0: 30 days.
 	Expiry time.Duration
 	// Entries is the number of replies that are stored. Optional; 0: 1000.
 	Entries int
+	// Bytes is the size of all stored replies together. Over it the oldest are shortened: they lose their result, log and
+	// changes. Optional; 0: 64 MiB.
+	Bytes int64
 	// Step is for tests: it is called with the name of each action on the disk before the action runs. An error makes the
 	// action fail; ErrSkip leaves it out as if it had succeeded. Optional.
 	Step func(name string) error
@@ -88,7 +94,8 @@ type Journal struct {
 	broken     error                 // why no transaction may begin
 	unusable   error                 // why Dir cannot be used
 	kept       []string
-	store      store
+	lastID     int64 // the time in the newest id
+	store      store // has a lock of its own
 }
 
 // unfinished is what is known of a transaction whose rollback halted.
@@ -106,6 +113,12 @@ func Open(config Config) (*Journal, error) {
 	}
 	if config.BootID == nil {
 		config.BootID = func() string { return "" }
+	}
+	if config.Uptime == nil {
+		config.Uptime = uptime
+	}
+	if config.Bytes == 0 {
+		config.Bytes = 64 << 20
 	}
 	if config.Expiry == 0 {
 		config.Expiry = 30 * 24 * time.Hour
@@ -179,12 +192,18 @@ func (j *Journal) open() (err error) {
 	if j.state, err = fsys.Open(j.config.Dir); err != nil {
 		return errors.Join(err, j.lock.Close())
 	}
-	left, err := os.ReadDir(j.dir("open"))
+	for _, dir := range []string{"open", "done", "kept"} {
+		names, e := os.ReadDir(j.dir(dir))
+		err = errors.Join(err, e)
+		for _, name := range names {
+			j.lastID = max(j.lastID, idTime(name.Name()))
+		}
+		if dir == "open" && len(names) > 0 {
+			j.broken = errUnrecovered
+		}
+	}
 	if err = errors.Join(err, j.refreshKept()); err != nil {
 		return errors.Join(fault.Cause(err), j.state.Close(), j.lock.Close())
-	}
-	if len(left) > 0 {
-		j.broken = errUnrecovered
 	}
 	return nil
 }
@@ -250,7 +269,7 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 		return nil, j.broken
 	}
 	t := &Tx{journal: j, begin: &pb.JournalBegin{
-		Version: formatVersion, TransactionId: newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
+		Version: formatVersion, TransactionId: j.newID(), MessageId: header.MessageID, Key: header.Key, Fingerprint: header.Fingerprint,
 		Script: header.Script, MachineId: j.config.MachineID(), BootId: j.config.BootID(), AgentVersion: j.config.Version,
 		Started: now(), Port: header.Port, Secrets: header.Hide != nil,
 	}, hide: header.Hide}
@@ -358,11 +377,24 @@ func (j *Journal) setBroken(err error) {
 	}
 }
 
-// newID returns an id that sorts by time.
-func newID() string {
-	var id [16]byte
-	_, _ = rand.Read(id[6:]) // never fails: the runtime ends the process instead
-	return fmt.Sprintf("%012x", time.Now().UnixMilli()&(1<<48-1)) + hex.EncodeToString(id[6:])
+// newID returns an id that sorts behind all others here, and by time if nobody sets the clock back. The caller holds mu.
+func (j *Journal) newID() string {
+	var id [10]byte
+	_, _ = rand.Read(id[:]) // never fails: the runtime ends the process instead
+	j.lastID = max(time.Now().UnixMilli()&maxIDTime, j.lastID+1)
+	return fmt.Sprintf("%012x", j.lastID) + hex.EncodeToString(id[:])
+}
+
+// maxIDTime is the latest time in an id, in the year 10889.
+const maxIDTime = 1<<48 - 1
+
+// idTime returns the time in an id, in milliseconds; 0 if it is no id.
+func idTime(id string) int64 {
+	n, err := strconv.ParseInt(id[:min(len(id), 12)], 16, 64)
+	if err != nil || len(id) < 32 {
+		return 0
+	}
+	return n
 }
 
 var _ builtins.Tx = (*Tx)(nil)

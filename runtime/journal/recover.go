@@ -252,11 +252,11 @@ func (j *Journal) finishCommit(ctx context.Context, t *Tx, commit *pb.JournalCom
 // finalize stores the outcome and removes the transaction's files. keep: they move to the directory kept instead.
 func (j *Journal) finalize(t *Tx, reply *pb.RunScriptResponse, report Report, keep bool) *Recovered {
 	t.setPhase(closed)
-	entry := &pb.JournalEntry{Begin: t.begin, Reply: reply, Finished: now(), Phase: "done"}
+	entry := j.newEntry(t.begin, reply, "done")
 	j.mu.Lock()
 	delete(j.unfinished, t.ID())
-	j.store.add(entry)
 	j.mu.Unlock()
+	j.store.add(entry)
 	_ = j.clean(t, entry, keep) // the next Recover does it again
 	_ = t.log.close()
 	return &Recovered{ID: t.ID(), Entry: entry, Report: report}
@@ -279,11 +279,11 @@ func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered 
 	if l != nil && l.tx.begin != nil {
 		begin = l.tx.begin
 	}
-	r.Entry = &pb.JournalEntry{Begin: begin, Finished: now(), Phase: "quarantined", Reply: &pb.RunScriptResponse{
+	r.Entry = j.newEntry(begin, &pb.RunScriptResponse{
 		Status: pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED, TransactionId: id, Script: begin.Script,
 		Error:     &pb.ScriptError{Kind: "interrupted", Message: r.Err.Error()},
 		NotUndone: l.possibleChanges(),
-	}}
+	}, "quarantined")
 	if l != nil && l.tx.log != nil {
 		_ = l.tx.log.close()
 	}
@@ -294,8 +294,8 @@ func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered 
 	}
 	j.mu.Lock()
 	delete(j.unfinished, id)
-	j.store.add(r.Entry)
 	j.mu.Unlock()
+	j.store.add(r.Entry)
 	r.Err = errors.Join(r.Err, j.saveEntry(r.Entry))
 	return r
 }

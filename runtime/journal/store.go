@@ -3,10 +3,12 @@ package journal
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -16,17 +18,30 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// store is the index of the transactions that ended. Their replies are on disk, in a file each.
+// store is the index of the transactions that ended. Their replies are on disk, in a file each, and are read when they are
+// asked for. It has a lock of its own: to read the index may take as long as the disk does.
 type store struct {
+	mu      sync.Mutex
 	loaded  bool
-	entries []*pb.JournalEntry          // oldest first; of a reply only the status and the number of changes
+	entries []*storedEntry              // oldest first
 	unsaved map[string]*pb.JournalEntry // complete entries that are not on disk yet
 }
+
+// storedEntry is what the index knows of an entry.
+type storedEntry struct {
+	*pb.JournalEntry       // of the reply only the status
+	size, headSize   int64 // of the file and of its first record; the latter as far as known
+	short            bool  // the whole reply is not stored any more
+	// finished is when the transaction ended, on the clock that counts from this boot on: negative in an earlier one.
+	finished time.Duration
+}
+
+func (e *storedEntry) id() string { return e.Begin.TransactionId }
 
 // finishTx adds a transaction that ended to the store, and removes its files in the background. last is the phase that it
 // reached before it was closed.
 func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abortErr error) {
-	entry := &pb.JournalEntry{Begin: t.begin, Reply: reply, Finished: now(), Phase: "done"}
+	entry := j.newEntry(t.begin, reply, "done")
 	keep := last == rollbackFailed
 	clean := func() error { return j.clean(t, entry, keep) }
 	switch {
@@ -45,11 +60,11 @@ func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abort
 			return j.saveEntry(entry)
 		}
 	}
-	j.mu.Lock()
-	j.current = nil
-	if last != halted && reply != nil { // without a reply nothing ran
+	if last != halted {
 		j.store.add(entry)
 	}
+	j.mu.Lock()
+	j.current = nil
 	j.mu.Unlock()
 	j.cleanups.Go(func() {
 		if clean != nil {
@@ -145,18 +160,33 @@ func (j *Journal) moveToKept(id string) error {
 	return err
 }
 
+// newEntry describes a transaction that ends now.
+func (j *Journal) newEntry(begin *pb.JournalBegin, reply *pb.RunScriptResponse, phase string) *pb.JournalEntry {
+	LimitReply(reply)
+	return &pb.JournalEntry{Begin: begin, Reply: reply, Finished: now(), Phase: phase, BootId: j.config.BootID(),
+		UptimeMs: uint64(j.config.Uptime().Milliseconds()), Changes: uint32(len(reply.GetChanges()))}
+}
+
 // tempSuffix marks the name of a file that is being written.
 const tempSuffix = ".new"
 
-// saveEntry writes an entry under a temporary name, and renames it.
+// saveEntry writes an entry under a temporary name, and renames it. The file has two records: a head that is small, and the
+// reply. So the index is read without the replies, and a file is made smaller by cutting off the reply.
 func (j *Journal) saveEntry(entry *pb.JournalEntry) error {
 	id := entry.Begin.TransactionId
-	payload, err := proto.Marshal(entry)
+	head, err := proto.Marshal(headOf(entry))
 	if err != nil {
 		return err
 	}
 	chain := frames.NewChain(id)
-	data := chain.Append(nil, payload)
+	data := chain.Append(nil, head)
+	if !entry.Head {
+		reply, err := proto.Marshal(entry.Reply)
+		if err != nil {
+			return err
+		}
+		data = chain.Append(data, reply)
+	}
 	temp := j.dir("done", id+tempSuffix)
 	err = j.do("save.write", func() error {
 		file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -178,79 +208,107 @@ func (j *Journal) saveEntry(entry *pb.JournalEntry) error {
 	if err != nil {
 		return err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.store.mu.Lock()
+	defer j.store.mu.Unlock()
 	delete(j.store.unsaved, id)
 	return nil
 }
 
-// add appends an entry; one without a reply is ignored.
+// headOf returns an entry with a short reply.
+func headOf(entry *pb.JournalEntry) *pb.JournalEntry {
+	head := proto.CloneOf(entry)
+	if !head.Head {
+		head.Head, head.Reply = true, shortReply(entry.Reply)
+	}
+	return head
+}
+
+// add appends an entry; one without a reply is ignored, since nothing ran.
 func (s *store) add(entry *pb.JournalEntry) {
 	if entry.Reply == nil {
 		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.unsaved == nil {
 		s.unsaved = map[string]*pb.JournalEntry{}
 	}
 	id := entry.Begin.TransactionId
 	s.unsaved[id] = entry
-	s.entries = slices.DeleteFunc(s.entries, func(e *pb.JournalEntry) bool { return e.Begin.TransactionId == id })
-	s.entries = append(s.entries, withoutReply(entry))
+	s.entries = slices.DeleteFunc(s.entries, func(e *storedEntry) bool { return e.id() == id })
+	s.entries = append(s.entries, indexed(entry, int64(proto.Size(entry)), time.Duration(entry.UptimeMs)*time.Millisecond))
 }
 
-// withoutReply returns an entry without the large parts of the reply.
-func withoutReply(entry *pb.JournalEntry) *pb.JournalEntry {
-	short := &pb.JournalEntry{Begin: entry.Begin, Finished: entry.Finished, Phase: entry.Phase}
-	if entry.Reply != nil {
-		short.Reply = &pb.RunScriptResponse{Status: entry.Reply.Status, Changes: make([]*pb.Change, len(entry.Reply.Changes))}
-	}
-	return short
+// indexed returns what the index holds of an entry.
+func indexed(entry *pb.JournalEntry, size int64, finished time.Duration) *storedEntry {
+	small := &pb.JournalEntry{Begin: entry.Begin, Finished: entry.Finished, Phase: entry.Phase, BootId: entry.BootId,
+		UptimeMs: entry.UptimeMs, Head: entry.Head, Changes: entry.Changes,
+		Reply: &pb.RunScriptResponse{Status: entry.GetReply().GetStatus()}}
+	return &storedEntry{JournalEntry: small, size: size, finished: finished}
 }
 
-// loadStore reads the stored entries, once. It removes those that are damaged, too old or of another machine.
+// loadStore reads the heads of the stored entries, once. It removes those that are damaged or of another machine.
 func (j *Journal) loadStore() error {
 	if j.store.loaded {
 		return nil
 	}
-	names, err := os.ReadDir(j.dir("done"))
+	names, err := os.ReadDir(j.dir("done")) // sorted, and so by time
 	if err != nil {
 		return fault.Cause(err)
 	}
-	var list []*pb.JournalEntry
+	known := map[string]bool{} // ended since the start
+	for _, e := range j.store.entries {
+		known[e.id()], known[e.id()+tempSuffix] = true, true
+	}
+	var list []*storedEntry
 	for _, name := range names {
-		if strings.HasSuffix(name.Name(), tempSuffix) && j.store.unsaved[strings.TrimSuffix(name.Name(), tempSuffix)] != nil {
-			continue // being written
+		if known[name.Name()] {
+			continue
 		}
-		entry, err := j.readEntry(name.Name())
-		if err != nil || !j.isCurrent(entry) {
+		entry, err := j.readHead(name.Name())
+		if err != nil || entry.Begin.MachineId != j.config.MachineID() {
 			if err := os.Remove(j.dir("done", name.Name())); err != nil {
 				return fault.Cause(err)
 			}
 			continue
 		}
-		list = append(list, withoutReply(entry))
+		list = append(list, entry)
 	}
-	slices.SortStableFunc(list, func(a, b *pb.JournalEntry) int { return strings.Compare(a.Begin.TransactionId, b.Begin.TransactionId) })
-	for _, e := range j.store.entries { // ended since the start
-		id := e.Begin.TransactionId
-		list = slices.DeleteFunc(list, func(e *pb.JournalEntry) bool { return e.Begin.TransactionId == id })
-		list = append(list, e)
-	}
-	j.store.entries, j.store.loaded = list, true
+	j.store.entries, j.store.loaded = append(list, j.store.entries...), true
+	j.setTimes(list)
 	return nil
 }
 
-// isCurrent reports whether an entry is this machine's and not expired. A clock that jumped back expires nothing.
-func (j *Journal) isCurrent(entry *pb.JournalEntry) bool {
-	return entry.Begin.MachineId == j.config.MachineID() && time.Since(entry.Finished.AsTime()) < j.config.Expiry
+// setTimes computes when the entries were finished, on the clock of this boot. Between two boots it counts no time: how long
+// the guest was off only the wall clock tells, which may be wrong by years. So an entry may look younger than it is. One of
+// an older agent, which says nothing of its boot, counts as new.
+func (j *Journal) setTimes(list []*storedEntry) {
+	boot, start := j.config.BootID(), time.Duration(0)
+	for _, e := range slices.Backward(list) {
+		up := time.Duration(e.UptimeMs) * time.Millisecond
+		if e.UptimeMs == 0 {
+			e.finished = j.config.Uptime()
+			continue
+		}
+		if e.BootId != boot {
+			boot, start = e.BootId, start-up
+		}
+		e.finished = start + up
+	}
 }
 
-func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
-	data, err := os.ReadFile(j.dir("done", id))
+// readHead reads what the index holds of an entry.
+func (j *Journal) readHead(id string) (*storedEntry, error) {
+	file, err := os.Open(j.dir("done", id))
 	if err != nil {
 		return nil, fault.Cause(err)
 	}
-	payload, err := frames.ReadOne(id, data)
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	payload, err := frames.ReadFirst(id, io.NewSectionReader(file, 0, info.Size()))
 	if err != nil {
 		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
@@ -258,21 +316,105 @@ func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
 	if err := proto.Unmarshal(payload, entry); err != nil {
 		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
+	if !entry.Head { // of an older agent
+		entry.Changes = uint32(len(entry.Reply.GetChanges()))
+	}
+	e := indexed(entry, info.Size(), 0)
+	e.headSize = int64(frames.HeaderSize + len(payload))
+	e.short = entry.Head && e.size == e.headSize
+	return e, nil
+}
+
+// readEntry reads an entry with its whole reply, or with the short one if that is all that is left.
+func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
+	data, err := os.ReadFile(j.dir("done", id))
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	payloads, _, _, err := frames.Read(id, data)
+	if err == nil && len(payloads) == 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	entry := &pb.JournalEntry{}
+	if err == nil {
+		err = proto.Unmarshal(payloads[0], entry)
+	}
+	if !entry.Head { // of an older agent
+		entry.Changes = uint32(len(entry.GetReply().GetChanges()))
+	}
+	if err == nil && entry.Head && len(payloads) > 1 {
+		entry.Head, entry.Reply = false, &pb.RunScriptResponse{}
+		err = proto.Unmarshal(payloads[1], entry.Reply)
+	}
+	if err != nil {
+		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
+	}
+	LimitReply(entry.Reply) // older agents stored more
 	return entry, nil
 }
 
-// trim removes entries that are expired or beyond Config.Entries.
+// trim removes entries of another machine, expired ones and those beyond Config.Entries, and shortens the oldest replies until
+// all are within Config.Bytes: a request that is sent again must not run again only because others had long replies.
 func (j *Journal) trim() {
-	over := len(j.store.entries) - j.config.Entries
-	j.store.entries = slices.DeleteFunc(j.store.entries, func(e *pb.JournalEntry) bool {
+	over, size := len(j.store.entries)-j.config.Entries, int64(0)
+	j.store.entries = slices.DeleteFunc(j.store.entries, func(e *storedEntry) bool {
 		over--
-		if over < 0 && j.isCurrent(e) {
+		if over < 0 && e.Begin.MachineId == j.config.MachineID() && j.config.Uptime()-e.finished < j.config.Expiry {
+			size += e.size
 			return false
 		}
-		delete(j.store.unsaved, e.Begin.TransactionId)
-		_ = os.Remove(j.dir("done", e.Begin.TransactionId)) // else the next start removes it
+		delete(j.store.unsaved, e.id())
+		_ = os.Remove(j.dir("done", e.id())) // else the next start removes it
 		return true
 	})
+	for _, e := range j.store.entries {
+		if size <= j.config.Bytes {
+			return
+		}
+		if !e.short {
+			size -= j.shorten(e)
+		}
+	}
+}
+
+// shorten removes the whole reply of an entry, and returns how many bytes that saves.
+func (j *Journal) shorten(e *storedEntry) int64 {
+	e.short = true // also if it fails: the next start tries again
+	was := e.size
+	if whole, ok := j.store.unsaved[e.id()]; ok {
+		j.store.unsaved[e.id()] = headOf(whole)
+		e.size = int64(proto.Size(j.store.unsaved[e.id()]))
+		return was - e.size
+	}
+	head, err := j.readHead(e.id())
+	switch {
+	case err != nil:
+		return 0
+	case head.Head:
+		e.size = head.headSize
+		err = os.Truncate(j.dir("done", e.id()), e.size)
+	default: // of an older agent
+		e.size, err = j.rewriteShort(e.id())
+	}
+	if err != nil {
+		return 0
+	}
+	return was - e.size
+}
+
+// rewriteShort replaces the file of an older agent by one with the head alone, and returns its size.
+func (j *Journal) rewriteShort(id string) (int64, error) {
+	whole, err := j.readEntry(id)
+	if err != nil {
+		return 0, err
+	}
+	head, err := proto.Marshal(headOf(whole))
+	if err != nil {
+		return 0, err
+	}
+	path, chain := j.dir("done", id), frames.NewChain(id)
+	data := chain.Append(nil, head)
+	return int64(len(data)), errors.Join(os.WriteFile(path+tempSuffix, data, 0o600), os.Rename(path+tempSuffix, path))
 }
 
 // Ref selects a stored transaction: all fields that are set must match.
@@ -285,8 +427,8 @@ func (r Ref) matches(b *pb.JournalBegin) bool {
 // Stored returns the latest transaction that ended and matches ref, with its reply. The error is fs.ErrNotExist if there
 // is none.
 func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.store.mu.Lock()
+	defer j.store.mu.Unlock()
 	if err := j.loadStore(); err != nil {
 		return nil, err
 	}
@@ -295,41 +437,50 @@ func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
 		if !ref.matches(e.Begin) {
 			continue
 		}
-		if whole, ok := j.store.unsaved[e.Begin.TransactionId]; ok {
-			return proto.Clone(whole).(*pb.JournalEntry), nil
+		if whole, ok := j.store.unsaved[e.id()]; ok {
+			return proto.CloneOf(whole), nil
 		}
-		return j.readEntry(e.Begin.TransactionId)
+		return j.readEntry(e.id())
 	}
 	return nil, fs.ErrNotExist
 }
 
-// List returns at most n transactions, newest first and those that have not ended included: those older than the one with the id after,
-// or the newest if after is empty, of owners that sees reports true for. next is the id to continue with; empty at the end.
+// maxPage bounds a page of List in bytes, so that it can be sent.
+const maxPage = 1 << 20
+
+// List returns at most n transactions of the ports that sees reports true for, newest first and those that have not ended
+// included: those older than the one with the id after, or the newest if after is empty. next is the id to continue with;
+// empty at the end.
 func (j *Journal) List(after string, n int, sees func(port string) bool) (list []*pb.TransactionInfo, next string, err error) {
 	j.mu.Lock()
-	t := j.current
+	t, unfinished := j.current, j.unfinishedInfos()
+	j.mu.Unlock()
+	j.store.mu.Lock()
 	if err := j.loadStore(); err != nil {
-		j.mu.Unlock()
+		j.store.mu.Unlock()
 		return nil, "", err
 	}
 	j.trim()
-	entries, unfinished := slices.Clone(j.store.entries), j.unfinishedInfos()
-	j.mu.Unlock()
-	slices.SortStableFunc(entries, func(a, b *pb.JournalEntry) int { return strings.Compare(a.Begin.TransactionId, b.Begin.TransactionId) })
-	if t != nil && after == "" && sees(t.begin.Port) {
-		list = append(list, t.info())
-	}
+	entries := slices.Clone(j.store.entries)
+	j.store.mu.Unlock()
+	slices.SortStableFunc(entries, func(a, b *storedEntry) int { return strings.Compare(a.id(), b.id()) })
+	ended := t != nil && slices.ContainsFunc(entries, func(e *storedEntry) bool { return e.id() == t.ID() })
 	if after == "" {
-		list = append(list, unfinished...)
+		if t != nil && !ended && sees(t.begin.Port) {
+			list = append(list, t.info())
+		}
+		list = append(list, slices.DeleteFunc(unfinished, func(i *pb.TransactionInfo) bool { return !sees(i.Port) })...)
 	}
+	size := 0
 	for _, e := range slices.Backward(entries) {
-		if after != "" && e.Begin.TransactionId >= after || !sees(e.Begin.Port) {
+		if after != "" && e.id() >= after || !sees(e.Begin.Port) {
 			continue
 		}
-		if len(list) >= n {
+		if len(list) >= n || size > maxPage {
 			return list, list[len(list)-1].TransactionId, nil
 		}
-		list = append(list, info(e.Begin, e))
+		list = append(list, info(e.Begin, e.JournalEntry))
+		size += proto.Size(list[len(list)-1])
 	}
 	return list, "", nil
 }
@@ -337,7 +488,7 @@ func (j *Journal) List(after string, n int, sees func(port string) bool) (list [
 func info(b *pb.JournalBegin, e *pb.JournalEntry) *pb.TransactionInfo {
 	return &pb.TransactionInfo{
 		TransactionId: b.TransactionId, Status: e.GetReply().GetStatus(), Script: b.Script, Key: b.Key, MessageId: b.MessageId,
-		Started: b.Started, Port: b.Port, Finished: e.GetFinished(), Phase: e.GetPhase(), Changes: uint32(len(e.GetReply().GetChanges())),
+		Started: b.Started, Port: b.Port, Finished: e.GetFinished(), Phase: e.GetPhase(), Changes: e.GetChanges(),
 	}
 }
 

@@ -20,11 +20,34 @@ import (
 )
 
 // fingerprint tells one request from another under the same key. It is over a canonical form, since the encoding of a
-// map differs from call to call, and keyed, since it is stored and secrets are part of it.
-func fingerprint(key []byte, s Script, request *pb.RunScriptRequest) []byte {
+// map differs from call to call, and keyed, since it is stored and secrets are part of it. What a script is by its name is
+// no part of the request: the script may have changed or removed itself when the request comes again.
+func fingerprint(key []byte, request *pb.RunScriptRequest) []byte {
 	c := canonical{hmac.New(sha256.New, key)}
-	c.text(s.Name)
-	c.text(s.SHA256)
+	c.text("request")
+	c.text(request.Name)
+	c.text(sentDigest(request))
+	return c.rest(request)
+}
+
+// formerFingerprint returns the fingerprint that agents before 0.3 stored: it had the digest of a script that was named.
+func formerFingerprint(key []byte, request *pb.RunScriptRequest, digest string) []byte {
+	c := canonical{hmac.New(sha256.New, key)}
+	c.text(scriptName(request))
+	c.text(digest)
+	return c.rest(request)
+}
+
+// sentDigest returns the digest of the source in a request; empty: it names a script.
+func sentDigest(request *pb.RunScriptRequest) string {
+	if len(request.Source) == 0 {
+		return ""
+	}
+	return digest(request.Source)
+}
+
+// rest adds what else tells a request from another, and returns the sum.
+func (c canonical) rest(request *pb.RunScriptRequest) []byte {
 	c.structure(request.Params)
 	pairs(c, request.Secrets, func(v string) { c.text(v) })
 	c.number(uint64(len(request.Attachments)))
@@ -98,7 +121,7 @@ func (c canonical) value(v *structpb.Value) {
 	}
 }
 
-// earlier gives the reply of a run under the same key: of one that still runs, which it waits for, or of one whose end is
+// earlier returns the reply of a run under the same key: of one that still runs, which it waits for, or of one whose end is
 // stored. Nil: the script is to be run. Otherwise r is entered as the run under its key, and leave must be called.
 func (r *run) earlier(ctx context.Context) (reply *pb.RunScriptResponse, leave func()) {
 	m := r.manager
@@ -133,19 +156,34 @@ func (r *run) earlier(ctx context.Context) (reply *pb.RunScriptResponse, leave f
 	return nil, leave
 }
 
-// replay gives a stored reply where it counts for this request: after a rollback, only for the same message id.
+// replay returns a stored reply if it counts for this request: after a rollback, only for the same message id.
 func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
 	reply := stored.GetReply()
 	switch {
 	case reply == nil:
 		return nil
-	case !hmac.Equal(stored.Begin.GetFingerprint(), r.print) || !r.call.MaySee(stored.Begin.GetPort()):
+	case !r.sameRequest(stored.Begin) || !r.call.MaySee(stored.Begin.GetPort()):
 		return conflict()
 	case reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && stored.Begin.GetMessageId() != r.call.ID:
 		return nil
 	}
+	if refusal := unexpected(r.request, stored.Begin.GetScript().GetSha256()); refusal != nil {
+		return refusal
+	}
 	reply.Replayed = true
 	return reply
+}
+
+// sameRequest reports whether a transaction was begun by a request like this one.
+func (r *run) sameRequest(begin *pb.JournalBegin) bool {
+	if hmac.Equal(begin.GetFingerprint(), r.print) {
+		return true
+	}
+	digest := sentDigest(r.request)
+	if digest == "" {
+		digest = begin.GetScript().GetSha256()
+	}
+	return hmac.Equal(begin.GetFingerprint(), formerFingerprint(r.manager.config.Secret(), r.request, digest))
 }
 
 func conflict() *pb.RunScriptResponse {

@@ -15,9 +15,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Bounds of a reply; what is over them is cut and counted.
-const allDiffs = 512 << 10 // bytes of all diffs of a reply together
-
 // run is one run of one script.
 type run struct {
 	manager  *Manager
@@ -42,9 +39,27 @@ type run struct {
 	dropped uint32 // events since the last one that went out
 }
 
-// do runs the script, or gives the reply of an earlier run under the same key.
+// do runs the script, or returns the reply of an earlier run under the same key: that needs no source.
 func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	r.hide = newRedactor(r.request.Secrets)
+	if r.request.DryRun { // nothing of it is known by a key
+		return r.identified(ctx)
+	}
+	if r.key = r.request.Key; r.key == "" {
+		r.key = r.call.ID
+	}
+	r.print, r.ended = fingerprint(r.manager.config.Secret(), r.request), make(chan struct{})
+	earlier, leave := r.earlier(ctx)
+	if earlier != nil {
+		return earlier
+	}
+	defer leave()
+	r.reply = r.identified(ctx)
+	return r.reply
+}
+
+// identified finds the source and runs it. The reply has no secrets and is within its limits.
+func (r *run) identified(ctx context.Context) *pb.RunScriptResponse {
 	s, refusal := r.manager.identify(r.request)
 	if refusal == nil && later(r.request) != "" {
 		refusal = refused("unsupported", later(r.request)+" is not supported by this agent")
@@ -52,27 +67,12 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	if refusal != nil {
 		return refusal
 	}
-	if r.request.DryRun { // nothing of it is known by a key
-		ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
-		reply := r.prepared(ctx, s, ref)
-		reply.Script = ref
-		r.hide.reply(reply)
-		return reply
-	}
-	if r.key = r.request.Key; r.key == "" {
-		r.key = r.call.ID
-	}
-	r.print, r.ended = fingerprint(r.manager.config.Secret(), s, r.request), make(chan struct{})
-	earlier, leave := r.earlier(ctx)
-	if earlier != nil {
-		return earlier
-	}
-	defer leave()
 	ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
-	r.reply = r.prepared(ctx, s, ref)
-	r.reply.Script = ref
-	r.hide.reply(r.reply)
-	return r.reply
+	reply := r.prepared(ctx, s, ref)
+	reply.Script = ref
+	r.hide.reply(reply)
+	journal.LimitReply(reply)
+	return reply
 }
 
 // prepared reads the declaration and runs.
@@ -155,22 +155,11 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 		}
 	}
 	r.explain(reply.Error)
-	cutDiffs(reply.Changes)
 	return reply
 }
 
 // refusedKinds are the errors of a script of which no line ran.
 var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true}
-
-func cutDiffs(changes []*pb.Change) {
-	left := allDiffs
-	for _, change := range changes {
-		if len(change.Diff) > left {
-			change.Diff, change.DiffTruncated = "", true
-		}
-		left -= len(change.Diff)
-	}
-}
 
 // builtin serves one call of the script.
 func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {

@@ -152,18 +152,28 @@ func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptR
 		}
 		s = found
 	default:
-		s = Script{Name: request.Name, Source: request.Source, SHA256: digest(request.Source)}
-		if s.Name == "" {
-			s.Name = "script.lua"
-		}
+		s = Script{Name: scriptName(request), Source: request.Source, SHA256: digest(request.Source)}
 	}
 	if why := unusable(request, m.config.Pool.Limits()); why != "" {
 		return s, refused("params", why)
 	}
-	if want := request.ExpectSha256; want != "" && !strings.EqualFold(want, s.SHA256) {
-		return s, refused("policy", "the script's SHA-256 is "+s.SHA256+", not "+want)
+	return s, unexpected(request, s.SHA256)
+}
+
+// scriptName returns what a script is called in messages.
+func scriptName(request *pb.RunScriptRequest) string {
+	if request.Name == "" {
+		return "script.lua"
 	}
-	return s, nil
+	return request.Name
+}
+
+// unexpected refuses a script that is not the one that the request expects; nil: it is.
+func unexpected(request *pb.RunScriptRequest, sha256 string) *pb.RunScriptResponse {
+	if want := request.ExpectSha256; want != "" && !strings.EqualFold(want, sha256) {
+		return refused("policy", "the script's SHA-256 is "+sha256+", not "+want)
+	}
+	return nil
 }
 
 // maxKey bounds the key of a run, which is stored with it, in bytes.

@@ -50,6 +50,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		reply.AfterCommit = tx.After(end)
 	}
 	r.hide.reply(reply)                                        // also what a rollback says
+	journal.LimitReply(reply)
 	stored := proto.Clone(reply).(*pb.RunScriptResponse)       // it is stored while the caller goes on with the reply
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED { // nothing of it is kept, so it has no name
 		stored, reply.TransactionId = nil, ""

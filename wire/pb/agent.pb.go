@@ -428,6 +428,7 @@ type AgentMessage struct {
 	//	*AgentMessage_ExecInput
 	//	*AgentMessage_ListJobs
 	//	*AgentMessage_GetStatus
+	//	*AgentMessage_CleanTransactions
 	//	*AgentMessage_RunScriptResponse
 	//	*AgentMessage_CancelResponse
 	//	*AgentMessage_ListScriptsResponse
@@ -437,6 +438,7 @@ type AgentMessage struct {
 	//	*AgentMessage_ExecInputResponse
 	//	*AgentMessage_ListJobsResponse
 	//	*AgentMessage_GetStatusResponse
+	//	*AgentMessage_CleanTransactionsResponse
 	//	*AgentMessage_ScriptEvent
 	//	*AgentMessage_ExecOutput
 	Payload       isAgentMessage_Payload `protobuf_oneof:"payload"`
@@ -1090,6 +1092,15 @@ func (x *AgentMessage) GetGetStatus() *GetStatusRequest {
 	return nil
 }
 
+func (x *AgentMessage) GetCleanTransactions() *CleanTransactionsRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_CleanTransactions); ok {
+			return x.CleanTransactions
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetRunScriptResponse() *RunScriptResponse {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_RunScriptResponse); ok {
@@ -1166,6 +1177,15 @@ func (x *AgentMessage) GetGetStatusResponse() *GetStatusResponse {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_GetStatusResponse); ok {
 			return x.GetStatusResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetCleanTransactionsResponse() *CleanTransactionsResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_CleanTransactionsResponse); ok {
+			return x.CleanTransactionsResponse
 		}
 	}
 	return nil
@@ -1445,6 +1465,10 @@ type AgentMessage_GetStatus struct {
 	GetStatus *GetStatusRequest `protobuf:"bytes,209,opt,name=get_status,json=getStatus,proto3,oneof"`
 }
 
+type AgentMessage_CleanTransactions struct {
+	CleanTransactions *CleanTransactionsRequest `protobuf:"bytes,210,opt,name=clean_transactions,json=cleanTransactions,proto3,oneof"`
+}
+
 type AgentMessage_RunScriptResponse struct {
 	RunScriptResponse *RunScriptResponse `protobuf:"bytes,220,opt,name=run_script_response,json=runScriptResponse,proto3,oneof"`
 }
@@ -1479,6 +1503,10 @@ type AgentMessage_ListJobsResponse struct {
 
 type AgentMessage_GetStatusResponse struct {
 	GetStatusResponse *GetStatusResponse `protobuf:"bytes,229,opt,name=get_status_response,json=getStatusResponse,proto3,oneof"`
+}
+
+type AgentMessage_CleanTransactionsResponse struct {
+	CleanTransactionsResponse *CleanTransactionsResponse `protobuf:"bytes,230,opt,name=clean_transactions_response,json=cleanTransactionsResponse,proto3,oneof"`
 }
 
 type AgentMessage_ScriptEvent struct {
@@ -1615,6 +1643,8 @@ func (*AgentMessage_ListJobs) isAgentMessage_Payload() {}
 
 func (*AgentMessage_GetStatus) isAgentMessage_Payload() {}
 
+func (*AgentMessage_CleanTransactions) isAgentMessage_Payload() {}
+
 func (*AgentMessage_RunScriptResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CancelResponse) isAgentMessage_Payload() {}
@@ -1632,6 +1662,8 @@ func (*AgentMessage_ExecInputResponse) isAgentMessage_Payload() {}
 func (*AgentMessage_ListJobsResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_GetStatusResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_CleanTransactionsResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_ScriptEvent) isAgentMessage_Payload() {}
 
@@ -7088,7 +7120,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xf63\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7168,7 +7200,8 @@ const file_agent_proto_rawDesc = "" +
 	"exec_input\x18\xce\x01 \x01(\v2&.limiquantix.agent.v1.ExecInputRequestH\x00R\texecInput\x12E\n" +
 	"\tlist_jobs\x18\xcf\x01 \x01(\v2%.limiquantix.agent.v1.ListJobsRequestH\x00R\blistJobs\x12H\n" +
 	"\n" +
-	"get_status\x18\xd1\x01 \x01(\v2&.limiquantix.agent.v1.GetStatusRequestH\x00R\tgetStatus\x12Z\n" +
+	"get_status\x18\xd1\x01 \x01(\v2&.limiquantix.agent.v1.GetStatusRequestH\x00R\tgetStatus\x12`\n" +
+	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12Z\n" +
 	"\x13run_script_response\x18\xdc\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseH\x00R\x11runScriptResponse\x12P\n" +
 	"\x0fcancel_response\x18\xdd\x01 \x01(\v2$.limiquantix.agent.v1.CancelResponseH\x00R\x0ecancelResponse\x12`\n" +
 	"\x15list_scripts_response\x18\xde\x01 \x01(\v2).limiquantix.agent.v1.ListScriptsResponseH\x00R\x13listScriptsResponse\x12S\n" +
@@ -7177,7 +7210,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x13exec_start_response\x18\xe1\x01 \x01(\v2'.limiquantix.agent.v1.ExecStartResponseH\x00R\x11execStartResponse\x12Z\n" +
 	"\x13exec_input_response\x18\xe2\x01 \x01(\v2'.limiquantix.agent.v1.ExecInputResponseH\x00R\x11execInputResponse\x12W\n" +
 	"\x12list_jobs_response\x18\xe3\x01 \x01(\v2&.limiquantix.agent.v1.ListJobsResponseH\x00R\x10listJobsResponse\x12Z\n" +
-	"\x13get_status_response\x18\xe5\x01 \x01(\v2'.limiquantix.agent.v1.GetStatusResponseH\x00R\x11getStatusResponse\x12G\n" +
+	"\x13get_status_response\x18\xe5\x01 \x01(\v2'.limiquantix.agent.v1.GetStatusResponseH\x00R\x11getStatusResponse\x12r\n" +
+	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12G\n" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
 	"\vexec_output\x18\xf1\x01 \x01(\v2%.limiquantix.agent.v1.ExecOutputEventH\x00R\n" +
 	"execOutputB\t\n" +
@@ -7829,17 +7863,19 @@ var file_agent_proto_goTypes = []any{
 	(*ExecInputRequest)(nil),              // 88: limiquantix.agent.v1.ExecInputRequest
 	(*ListJobsRequest)(nil),               // 89: limiquantix.agent.v1.ListJobsRequest
 	(*GetStatusRequest)(nil),              // 90: limiquantix.agent.v1.GetStatusRequest
-	(*RunScriptResponse)(nil),             // 91: limiquantix.agent.v1.RunScriptResponse
-	(*CancelResponse)(nil),                // 92: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsResponse)(nil),           // 93: limiquantix.agent.v1.ListScriptsResponse
-	(*ConfirmResponse)(nil),               // 94: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsResponse)(nil),          // 95: limiquantix.agent.v1.TransactionsResponse
-	(*ExecStartResponse)(nil),             // 96: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputResponse)(nil),             // 97: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsResponse)(nil),              // 98: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusResponse)(nil),             // 99: limiquantix.agent.v1.GetStatusResponse
-	(*ScriptEvent)(nil),                   // 100: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),               // 101: limiquantix.agent.v1.ExecOutputEvent
+	(*CleanTransactionsRequest)(nil),      // 91: limiquantix.agent.v1.CleanTransactionsRequest
+	(*RunScriptResponse)(nil),             // 92: limiquantix.agent.v1.RunScriptResponse
+	(*CancelResponse)(nil),                // 93: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsResponse)(nil),           // 94: limiquantix.agent.v1.ListScriptsResponse
+	(*ConfirmResponse)(nil),               // 95: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsResponse)(nil),          // 96: limiquantix.agent.v1.TransactionsResponse
+	(*ExecStartResponse)(nil),             // 97: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputResponse)(nil),             // 98: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsResponse)(nil),              // 99: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusResponse)(nil),             // 100: limiquantix.agent.v1.GetStatusResponse
+	(*CleanTransactionsResponse)(nil),     // 101: limiquantix.agent.v1.CleanTransactionsResponse
+	(*ScriptEvent)(nil),                   // 102: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),               // 103: limiquantix.agent.v1.ExecOutputEvent
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -7907,61 +7943,63 @@ var file_agent_proto_depIdxs = []int32{
 	88,  // 62: limiquantix.agent.v1.AgentMessage.exec_input:type_name -> limiquantix.agent.v1.ExecInputRequest
 	89,  // 63: limiquantix.agent.v1.AgentMessage.list_jobs:type_name -> limiquantix.agent.v1.ListJobsRequest
 	90,  // 64: limiquantix.agent.v1.AgentMessage.get_status:type_name -> limiquantix.agent.v1.GetStatusRequest
-	91,  // 65: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
-	92,  // 66: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
-	93,  // 67: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
-	94,  // 68: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
-	95,  // 69: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
-	96,  // 70: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
-	97,  // 71: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
-	98,  // 72: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
-	99,  // 73: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
-	100, // 74: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
-	101, // 75: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
-	10,  // 76: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
-	11,  // 77: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	0,   // 78: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 79: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 80: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 81: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	2,   // 82: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 83: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 84: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 85: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 86: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 87: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	35,  // 88: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 89: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 90: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 91: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 92: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 93: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 94: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 95: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 96: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 97: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 98: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 99: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	61,  // 100: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 101: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 102: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 103: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 104: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 105: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 106: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 107: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	65,  // 108: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 109: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 110: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 111: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 112: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 113: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 114: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	115, // [115:115] is the sub-list for method output_type
-	115, // [115:115] is the sub-list for method input_type
-	115, // [115:115] is the sub-list for extension type_name
-	115, // [115:115] is the sub-list for extension extendee
-	0,   // [0:115] is the sub-list for field type_name
+	91,  // 65: limiquantix.agent.v1.AgentMessage.clean_transactions:type_name -> limiquantix.agent.v1.CleanTransactionsRequest
+	92,  // 66: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
+	93,  // 67: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
+	94,  // 68: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
+	95,  // 69: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
+	96,  // 70: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
+	97,  // 71: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
+	98,  // 72: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
+	99,  // 73: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
+	100, // 74: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
+	101, // 75: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
+	102, // 76: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
+	103, // 77: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
+	10,  // 78: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
+	11,  // 79: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
+	0,   // 80: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 81: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 82: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 83: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	2,   // 84: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 85: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 86: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 87: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	80,  // 88: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 89: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	35,  // 90: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 91: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 92: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 93: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 94: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 95: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 96: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 97: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 98: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 99: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 100: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 101: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	61,  // 102: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 103: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 104: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 105: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 106: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 107: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 108: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 109: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	65,  // 110: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 111: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 112: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 113: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 114: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 115: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 116: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	117, // [117:117] is the sub-list for method output_type
+	117, // [117:117] is the sub-list for method input_type
+	117, // [117:117] is the sub-list for extension type_name
+	117, // [117:117] is the sub-list for extension extendee
+	0,   // [0:117] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8037,6 +8075,7 @@ func file_agent_proto_init() {
 		(*AgentMessage_ExecInput)(nil),
 		(*AgentMessage_ListJobs)(nil),
 		(*AgentMessage_GetStatus)(nil),
+		(*AgentMessage_CleanTransactions)(nil),
 		(*AgentMessage_RunScriptResponse)(nil),
 		(*AgentMessage_CancelResponse)(nil),
 		(*AgentMessage_ListScriptsResponse)(nil),
@@ -8046,6 +8085,7 @@ func file_agent_proto_init() {
 		(*AgentMessage_ExecInputResponse)(nil),
 		(*AgentMessage_ListJobsResponse)(nil),
 		(*AgentMessage_GetStatusResponse)(nil),
+		(*AgentMessage_CleanTransactionsResponse)(nil),
 		(*AgentMessage_ScriptEvent)(nil),
 		(*AgentMessage_ExecOutput)(nil),
 	}

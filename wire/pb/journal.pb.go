@@ -42,6 +42,7 @@ type JournalRecord struct {
 	//	*JournalRecord_Commit
 	//	*JournalRecord_Abort
 	//	*JournalRecord_Undone
+	//	*JournalRecord_Spool
 	Record isJournalRecord_Record `protobuf_oneof:"record"`
 	// What earlier steps left behind, as far as no earlier record said so.
 	Left []*JournalLeft `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
@@ -183,6 +184,15 @@ func (x *JournalRecord) GetUndone() *JournalUndone {
 	return nil
 }
 
+func (x *JournalRecord) GetSpool() *JournalSpool {
+	if x != nil {
+		if x, ok := x.Record.(*JournalRecord_Spool); ok {
+			return x.Spool
+		}
+	}
+	return nil
+}
+
 func (x *JournalRecord) GetLeft() []*JournalLeft {
 	if x != nil {
 		return x.Left
@@ -255,6 +265,10 @@ type JournalRecord_Undone struct {
 	Undone *JournalUndone `protobuf:"bytes,10,opt,name=undone,proto3,oneof"`
 }
 
+type JournalRecord_Spool struct {
+	Spool *JournalSpool `protobuf:"bytes,11,opt,name=spool,proto3,oneof"`
+}
+
 func (*JournalRecord_Begin) isJournalRecord_Record() {}
 
 func (*JournalRecord_Keep) isJournalRecord_Record() {}
@@ -274,6 +288,8 @@ func (*JournalRecord_Commit) isJournalRecord_Record() {}
 func (*JournalRecord_Abort) isJournalRecord_Record() {}
 
 func (*JournalRecord_Undone) isJournalRecord_Record() {}
+
+func (*JournalRecord_Spool) isJournalRecord_Record() {}
 
 // A mounted file system, by what it is known by after another boot.
 type JournalMount struct {
@@ -1150,6 +1166,60 @@ func (x *JournalTake) GetSpoolParentMtime() *JournalTime {
 	return nil
 }
 
+// The spool of earlier take records was made. A tree is moved there only after this.
+type JournalSpool struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// As it was made: a directory that is not this one is another user's.
+	State         *JournalState `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalSpool) Reset() {
+	*x = JournalSpool{}
+	mi := &file_journal_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalSpool) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalSpool) ProtoMessage() {}
+
+func (x *JournalSpool) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalSpool.ProtoReflect.Descriptor instead.
+func (*JournalSpool) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *JournalSpool) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *JournalSpool) GetState() *JournalState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
 // One step: what this operation takes back may be done from now on.
 type JournalInverse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1162,7 +1232,7 @@ type JournalInverse struct {
 
 func (x *JournalInverse) Reset() {
 	*x = JournalInverse{}
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1244,7 @@ func (x *JournalInverse) String() string {
 func (*JournalInverse) ProtoMessage() {}
 
 func (x *JournalInverse) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1257,7 @@ func (x *JournalInverse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalInverse.ProtoReflect.Descriptor instead.
 func (*JournalInverse) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{11}
+	return file_journal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JournalInverse) GetStep() uint64 {
@@ -1222,7 +1292,7 @@ type JournalIrreversible struct {
 
 func (x *JournalIrreversible) Reset() {
 	*x = JournalIrreversible{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1304,7 @@ func (x *JournalIrreversible) String() string {
 func (*JournalIrreversible) ProtoMessage() {}
 
 func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1317,7 @@ func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalIrreversible.ProtoReflect.Descriptor instead.
 func (*JournalIrreversible) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalIrreversible) GetStep() uint64 {
@@ -1277,7 +1347,7 @@ type JournalAttempt struct {
 
 func (x *JournalAttempt) Reset() {
 	*x = JournalAttempt{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1359,7 @@ func (x *JournalAttempt) String() string {
 func (*JournalAttempt) ProtoMessage() {}
 
 func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1372,7 @@ func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAttempt.ProtoReflect.Descriptor instead.
 func (*JournalAttempt) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalAttempt) GetBootId() string {
@@ -1337,7 +1407,7 @@ type JournalUndone struct {
 
 func (x *JournalUndone) Reset() {
 	*x = JournalUndone{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1419,7 @@ func (x *JournalUndone) String() string {
 func (*JournalUndone) ProtoMessage() {}
 
 func (x *JournalUndone) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1432,7 @@ func (x *JournalUndone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalUndone.ProtoReflect.Descriptor instead.
 func (*JournalUndone) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalUndone) GetFailed() []*JournalFailed {
@@ -1389,7 +1459,7 @@ type JournalFailed struct {
 
 func (x *JournalFailed) Reset() {
 	*x = JournalFailed{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1471,7 @@ func (x *JournalFailed) String() string {
 func (*JournalFailed) ProtoMessage() {}
 
 func (x *JournalFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1484,7 @@ func (x *JournalFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalFailed.ProtoReflect.Descriptor instead.
 func (*JournalFailed) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalFailed) GetStep() uint64 {
@@ -1467,7 +1537,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1549,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1562,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1536,7 +1606,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1618,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1631,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{17}
+	return file_journal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1607,7 +1677,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1689,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1702,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{18}
+	return file_journal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1676,7 +1746,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1758,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1771,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{19}
+	return file_journal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1738,7 +1808,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +1820,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +1833,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{20}
+	return file_journal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1794,14 +1864,23 @@ type JournalEntry struct {
 	Reply    *RunScriptResponse     `protobuf:"bytes,2,opt,name=reply,proto3" json:"reply,omitempty"`
 	Finished *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=finished,proto3" json:"finished,omitempty"`
 	// done, or quarantined: the journal could not be read or not be worked through.
-	Phase         string `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	Phase string `protobuf:"bytes,4,opt,name=phase,proto3" json:"phase,omitempty"`
+	// The boot in which it ended, and how long the guest had been up by then: its age must not depend on a clock that can be
+	// set. Unset by older agents.
+	BootId   string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	UptimeMs uint64 `protobuf:"varint,6,opt,name=uptime_ms,json=uptimeMs,proto3" json:"uptime_ms,omitempty"`
+	// The whole reply is the next record of the file, unless that was dropped to save space; the one here is short. Older
+	// agents stored the whole reply here.
+	Head bool `protobuf:"varint,7,opt,name=head,proto3" json:"head,omitempty"`
+	// How many changes the whole reply has.
+	Changes       uint32 `protobuf:"varint,8,opt,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1892,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +1905,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{21}
+	return file_journal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -1857,11 +1936,39 @@ func (x *JournalEntry) GetPhase() string {
 	return ""
 }
 
+func (x *JournalEntry) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *JournalEntry) GetUptimeMs() uint64 {
+	if x != nil {
+		return x.UptimeMs
+	}
+	return 0
+}
+
+func (x *JournalEntry) GetHead() bool {
+	if x != nil {
+		return x.Head
+	}
+	return false
+}
+
+func (x *JournalEntry) GetChanges() uint32 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
 var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xbb\x06\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xf7\x06\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -1873,7 +1980,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x06commit\x18\b \x01(\v2#.limiquantix.agent.v1.JournalCommitH\x00R\x06commit\x12:\n" +
 	"\x05abort\x18\t \x01(\v2\".limiquantix.agent.v1.JournalAbortH\x00R\x05abort\x12=\n" +
 	"\x06undone\x18\n" +
-	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x125\n" +
+	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x12:\n" +
+	"\x05spool\x18\v \x01(\v2\".limiquantix.agent.v1.JournalSpoolH\x00R\x05spool\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
 	"\achecked\x18\r \x03(\x04R\achecked\x12:\n" +
@@ -1955,7 +2063,10 @@ const file_journal_proto_rawDesc = "" +
 	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
 	"\fparent_mtime\x18\x04 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\vparentMtime\x12\x14\n" +
 	"\x05spool\x18\x05 \x01(\tR\x05spool\x12O\n" +
-	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\"^\n" +
+	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\"\\\n" +
+	"\fJournalSpool\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
+	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"^\n" +
 	"\x0eJournalInverse\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12(\n" +
@@ -1997,12 +2108,16 @@ const file_journal_proto_rawDesc = "" +
 	"\vJournalLeft\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\rR\x06object\x128\n" +
-	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\xd5\x01\n" +
+	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\xb9\x02\n" +
 	"\fJournalEntry\x128\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginR\x05begin\x12=\n" +
 	"\x05reply\x18\x02 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x126\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bfinished\x12\x14\n" +
-	"\x05phase\x18\x04 \x01(\tR\x05phaseB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\x05phase\x18\x04 \x01(\tR\x05phase\x12\x17\n" +
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\x12\x1b\n" +
+	"\tuptime_ms\x18\x06 \x01(\x04R\buptimeMs\x12\x12\n" +
+	"\x04head\x18\a \x01(\bR\x04head\x12\x18\n" +
+	"\achanges\x18\b \x01(\rR\achangesB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_journal_proto_rawDescOnce sync.Once
@@ -2016,7 +2131,7 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalMount)(nil),          // 1: limiquantix.agent.v1.JournalMount
@@ -2029,70 +2144,73 @@ var file_journal_proto_goTypes = []any{
 	(*JournalTime)(nil),           // 8: limiquantix.agent.v1.JournalTime
 	(*JournalXattr)(nil),          // 9: limiquantix.agent.v1.JournalXattr
 	(*JournalTake)(nil),           // 10: limiquantix.agent.v1.JournalTake
-	(*JournalInverse)(nil),        // 11: limiquantix.agent.v1.JournalInverse
-	(*JournalIrreversible)(nil),   // 12: limiquantix.agent.v1.JournalIrreversible
-	(*JournalAttempt)(nil),        // 13: limiquantix.agent.v1.JournalAttempt
-	(*JournalUndone)(nil),         // 14: limiquantix.agent.v1.JournalUndone
-	(*JournalFailed)(nil),         // 15: limiquantix.agent.v1.JournalFailed
-	(*JournalAwait)(nil),          // 16: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 17: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 18: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 19: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 20: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 21: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 22: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 24: google.protobuf.Any
-	(*Change)(nil),                // 25: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 26: limiquantix.agent.v1.RunScriptResponse
+	(*JournalSpool)(nil),          // 11: limiquantix.agent.v1.JournalSpool
+	(*JournalInverse)(nil),        // 12: limiquantix.agent.v1.JournalInverse
+	(*JournalIrreversible)(nil),   // 13: limiquantix.agent.v1.JournalIrreversible
+	(*JournalAttempt)(nil),        // 14: limiquantix.agent.v1.JournalAttempt
+	(*JournalUndone)(nil),         // 15: limiquantix.agent.v1.JournalUndone
+	(*JournalFailed)(nil),         // 16: limiquantix.agent.v1.JournalFailed
+	(*JournalAwait)(nil),          // 17: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 18: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 19: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 20: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 21: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 22: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 23: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 25: google.protobuf.Any
+	(*Change)(nil),                // 26: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 27: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
 	2,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
 	3,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
 	10, // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
-	11, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
-	12, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
-	13, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	16, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	17, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	19, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
-	14, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
-	20, // 10: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	1,  // 11: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
-	22, // 12: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	23, // 13: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	6,  // 14: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	4,  // 15: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	5,  // 16: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	7,  // 17: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 18: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 19: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 20: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	7,  // 21: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 22: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 23: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	24, // 24: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	25, // 25: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	23, // 26: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	15, // 27: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	25, // 28: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	26, // 29: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	23, // 30: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	26, // 31: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	18, // 32: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	23, // 33: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	24, // 34: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	26, // 35: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	23, // 36: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	7,  // 37: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	2,  // 38: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	26, // 39: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	23, // 40: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	12, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
+	13, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
+	14, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
+	17, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	18, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	20, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	15, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
+	11, // 10: limiquantix.agent.v1.JournalRecord.spool:type_name -> limiquantix.agent.v1.JournalSpool
+	21, // 11: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	1,  // 12: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
+	23, // 13: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	24, // 14: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	6,  // 15: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	4,  // 16: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	5,  // 17: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	7,  // 18: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 19: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 20: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 21: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	7,  // 22: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 23: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 24: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	7,  // 25: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	25, // 26: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	26, // 27: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	24, // 28: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	16, // 29: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	26, // 30: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	27, // 31: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 32: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	27, // 33: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 34: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	24, // 35: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	25, // 36: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	27, // 37: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 38: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	7,  // 39: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	2,  // 40: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	27, // 41: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 42: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -2112,6 +2230,7 @@ func file_journal_proto_init() {
 		(*JournalRecord_Commit)(nil),
 		(*JournalRecord_Abort)(nil),
 		(*JournalRecord_Undone)(nil),
+		(*JournalRecord_Spool)(nil),
 	}
 	file_journal_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
@@ -2120,7 +2239,7 @@ func file_journal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -88,14 +88,25 @@ func (c *Chain) at(data []byte) (payload []byte, crc uint32, ok bool) {
 	return payload, crc, crc == c.sum(data[:8], payload)
 }
 
-// ReadOne returns the payload of a file that is a single record.
-func ReadOne(name string, data []byte) ([]byte, error) {
-	payloads, _, _, err := Read(name, data)
-	if err == nil && len(payloads) != 1 {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
+// ReadFirst reads the first payload of the file of that name, and nothing behind it. The error is io.ErrUnexpectedEOF if
+// there is no valid one.
+func ReadFirst(name string, from *io.SectionReader) ([]byte, error) {
+	var head [HeaderSize]byte
+	if _, err := io.ReadFull(from, head[:]); err != nil {
 		return nil, err
 	}
-	return payloads[0], nil
+	n := int64(binary.LittleEndian.Uint32(head[:]))
+	if n == 0 || n > min(MaxPayload, from.Size()-HeaderSize) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	data := make([]byte, HeaderSize+n)
+	if _, err := from.ReadAt(data, 0); err != nil {
+		return nil, err
+	}
+	chain := NewChain(name)
+	payload, _, ok := chain.at(data)
+	if !ok || binary.LittleEndian.Uint32(data[4:]) != chain.prev {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return payload, nil
 }
