@@ -28,10 +28,10 @@ var free = map[string]map[string]string{
 		"exec_id": "a command that was allowed when it was started", "job_id": "a command that was allowed when it was started",
 		"signal": "for that command",
 	},
-	"exec_start": {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
-	"execute":    {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"exec_start":   {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"execute":      {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
 	"kill_process": {"signal_name": signal},
-	"file_write": {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},
+	"file_write":   {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},
 
 	"exec.run":        {"cwd": dir, "user": runs, "group": runs, "plan": plan},
 	"exec.sh":         {"cwd": dir, "user": runs, "group": runs, "plan": plan},

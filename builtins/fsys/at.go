@@ -316,6 +316,13 @@ func SameMount(a, b *At) (bool, error) { return a.dir.sameMount(b.dir) }
 // setting of the kernel, and times mean nothing.
 func (a *At) Pseudo() (bool, error) { return a.dir.pseudo() }
 
+// StableInodes says whether the file system is known to give an object the same inode number as long as it exists, also
+// after another mount: else the number does not tell one object from another.
+func (a *At) StableInodes() (bool, error) { return a.dir.stableInodes() }
+
+// StatDir describes the directory that the entry is in, as it was opened.
+func (a *At) StatDir() (Meta, error) { return a.dir.stat(".") }
+
 // SetAttr sets what attr says on the object here, of kind File, Directory or a special file.
 func (a *At) SetAttr(attr Attr) error {
 	meta, err := a.Stat()

@@ -45,6 +45,8 @@ type directory interface {
 	mount(name string) (Mount, error)
 	// pseudo says whether the directory is on a file system that keeps nothing.
 	pseudo() (bool, error)
+	// stableInodes is At.StableInodes.
+	stableInodes() (bool, error)
 
 	// open opens a regular file.
 	open(name string, write bool) (*os.File, error)

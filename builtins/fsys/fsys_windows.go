@@ -252,6 +252,8 @@ func sameMount(a, b handle) (bool, error) {
 
 func pseudo(handle) (bool, error) { return false, nil }
 
+func stableInodes(handle) (bool, error) { return false, nil }
+
 func noMountsBelow(handle, string) error { return nil }
 
 func (d *realDir) mountNumber(string) (uint64, error) { return 0, nil }

@@ -39,6 +39,20 @@ func pseudo(dir handle) (bool, error) {
 	return false, nil
 }
 
+// stableInodes knows the file systems that keep an object's inode number. FAT and many network file systems make one up
+// whenever they read the object anew, and overlayfs may change it with the first write.
+func stableInodes(dir handle) (bool, error) {
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(dir, &stat); err != nil {
+		return false, err
+	}
+	switch int64(stat.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true, nil
+	}
+	return false, nil
+}
+
 // configfs is CONFIGFS_MAGIC of the kernel's fs/configfs/mount.c.
 const configfs = 0x62656570
 

@@ -139,6 +139,8 @@ func (d *overlayDir) pretended(name string) bool {
 	return err == nil && node.content != ""
 }
 
+func (d *overlayDir) stableInodes() (bool, error) { return false, nil }
+
 // open opens the content of a file. One that is to be written gets a content in the scratch directory first.
 func (d *overlayDir) open(name string, write bool) (*os.File, error) {
 	node, err := d.child(name)

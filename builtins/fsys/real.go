@@ -74,6 +74,8 @@ var errMixed = fault.Unsupported("between an overlay and another file system")
 
 func (d *realDir) pseudo() (bool, error) { return pseudo(d.handle) }
 
+func (d *realDir) stableInodes() (bool, error) { return stableInodes(d.handle) }
+
 func (d *realDir) open(name string, write bool) (*os.File, error) {
 	file, err := openFile(d.handle, name, write)
 	if err != nil {

@@ -175,6 +175,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 		}
 		return out, err
 	}
+	tx.Mark() // what others change from now on is theirs
 	r.after = append(r.after, scope.after...)
 	return out, err
 }

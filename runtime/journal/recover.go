@@ -203,7 +203,7 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	}
 	reply := &pb.RunScriptResponse{
 		Status: report.Status(), TransactionId: t.ID(), Script: t.begin.Script, NotUndone: report.NotUndone(),
-		Changes: t.interruptedChanges(report), Error: j.interruption(t),
+		Changes: t.interruptedChanges(report), Error: j.interruption(t, report),
 	}
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
 		if err := j.moveToKept(t.ID()); err != nil {
@@ -214,15 +214,16 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 }
 
 // interruption returns the error of a run that a recovery rolled back: that of the run itself if its rollback only took too long.
-func (j *Journal) interruption(t *Tx) *pb.ScriptError {
+func (j *Journal) interruption(t *Tx, report Report) *pb.ScriptError {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if e := j.unfinished[t.ID()].reply.GetError(); e != nil {
 		e = proto.Clone(e).(*pb.ScriptError)
-		e.Hint = ""
+		e.Hint = report.Hint()
 		return e
 	}
-	return &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName()}
+	return &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName(),
+		Hint: report.Hint()}
 }
 
 // finishCommit runs the actions that were left after a commit.

@@ -33,6 +33,8 @@ type Undone struct {
 	Target string
 	// Conflict is where somebody else's version of the object was put; empty: there was none.
 	Conflict string
+	// Reset are attributes that others had set, and the transaction, too: they are as before again.
+	Reset []string
 	// Err is why it could not be undone.
 	Err error
 	// Irreversible is a change that was declared irreversible, or an undeclared one; nil for all else.

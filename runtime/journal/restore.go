@@ -24,48 +24,54 @@ type restorer struct {
 	at     *fsys.At
 	was    fsys.Meta
 	is     fsys.Meta
-	// conflict is where somebody else's version of the object was put.
+	// conflict is where somebody else's version of the object was put, and reset what they set that is as before again.
 	conflict string
+	reset    []string
 	// unreadable: the content cannot be compared, since the mode forbids to read it.
 	unreadable bool
 }
 
 // restore restores an object from its before-image. after is the state in which the step left it; nil: unknown.
-func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.JournalState) (conflict string, err error) {
+func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.JournalState) (c conflict, err error) {
 	if untouched(o.State, after) {
-		return "", nil // the transaction did not change it, so it keeps what others made of it since
+		return c, nil // the transaction did not change it, so it keeps what others made of it since
 	}
 	at, err := p.tx.journal.config.Root.Exact(o.Path)
 	if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) && fsys.Kind(o.State.Kind) == fsys.Absent {
-		return "", nil // its directory is not there either
+		return c, nil // its directory is not there either
 	}
 	if err != nil {
-		return "", err
+		return c, err
 	}
 	defer at.Close()
 	if err := p.removeTempFiles(parent(o.Path)); err != nil {
-		return "", err
+		return c, err
 	}
 	r := &restorer{pass: p, ctx: ctx, object: o, at: at, was: fromState(o.State)}
 	if r.is, err = at.Capture(); err != nil {
-		return "", err
+		return c, err
 	}
 	if o.State.Mtime == nil {
-		return "", r.restoreKernelSetting()
+		return c, r.restoreKernelSetting()
 	}
-	if err := r.restoreObject(after); err != nil {
-		return r.conflict, err
+	err = r.restoreObject(after)
+	c = conflict{r.conflict, r.reset}
+	if err != nil {
+		return c, err
 	}
 	p.markDirty(o.Path)
 	if err := p.tx.journal.setMtime(parent(o.Path), o.ParentMtime); err != nil {
-		return r.conflict, err
+		return c, err
 	}
-	return r.conflict, r.verify()
+	return c, r.verify()
 }
 
 func (r *restorer) do(step string, act func() error) error { return r.pass.tx.journal.do(step, act) }
 
 func (r *restorer) restoreObject(after *pb.JournalState) error {
+	if after != nil {
+		r.was, r.reset = mergeAttributes(r.was, fromState(after), r.is, unchanged(after, r.is))
+	}
 	if len(r.object.Tail) > 0 {
 		return r.cutBack(after != nil && !unchanged(after, r.is))
 	}
@@ -76,6 +82,9 @@ func (r *restorer) restoreObject(after *pb.JournalState) error {
 	if after != nil && !unchanged(after, r.is) {
 		if err := r.keepConflict(); err != nil {
 			return err
+		}
+		if r.conflict != "" {
+			r.reset = nil // theirs is kept whole
 		}
 	}
 	switch r.was.Kind {

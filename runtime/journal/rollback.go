@@ -239,7 +239,9 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 			u.Err = p.prune(ctx, o.Path, children[o.Path])
 		}
 		if u.Err == nil {
-			u.Conflict, u.Err = p.restore(ctx, o, after)
+			var c conflict
+			c, u.Err = p.restore(ctx, o, after)
+			u.Conflict, u.Reset = c.put, c.reset
 		}
 		list = append(list, u)
 	}
@@ -312,15 +314,18 @@ func (j *Journal) readDirNames(path string) ([]string, error) {
 func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conflict string, err error) {
 	from, err := p.tx.openSpooled(take, false)
 	if errors.Is(err, fs.ErrNotExist) && take.Spool != "" {
-		return "", nil // the directory was never made
+		return "", p.finishMoved(take) // the directory was never made, or is removed already
 	}
 	if err != nil {
 		return "", err
 	}
 	defer from.Close()
-	_, err = from.Stat()
-	if errors.Is(err, fs.ErrNotExist) {
+	spooled, err := from.Capture()
+	if err == nil && spooled.Kind == fsys.Absent {
 		return "", p.finishMoved(take)
+	}
+	if err == nil {
+		err = checkMoved(take, from, spooled)
 	}
 	if err != nil {
 		return "", err
@@ -369,6 +374,9 @@ func (p *undoPass) finishMoved(take *pb.JournalTake) error {
 	if is.Kind == fsys.Absent {
 		return fault.Wrapf(fault.ErrCorrupt, "the moved tree is missing")
 	}
+	if err := checkMoved(take, at, is); err != nil {
+		return err
+	}
 	if is.Kind == fsys.Directory { // on some file systems a move changes the directory's own time
 		if was := fromState(take.State); is.Ino == was.Ino && is.Mtime != was.Mtime {
 			if err := p.tx.journal.setMtime(take.Path, take.State.Mtime); err != nil {
@@ -377,29 +385,15 @@ func (p *undoPass) finishMoved(take *pb.JournalTake) error {
 		}
 	}
 	if take.Spool != "" {
-		if err := p.removeEmptySpool(take); err != nil {
+		removed, err := p.tx.removeEmptySpool("restore.spool", take, take.SpoolParentMtime)
+		if err != nil {
 			return err
+		}
+		if removed {
+			p.markDirty(take.Spool)
 		}
 	}
 	return p.tx.journal.setMtime(parent(take.Path), take.ParentMtime)
-}
-
-// removeEmptySpool removes the spool on another mount once its last tree is moved back.
-func (p *undoPass) removeEmptySpool(take *pb.JournalTake) error {
-	at, err := p.tx.journal.config.Root.Exact(take.Spool)
-	if err != nil {
-		return ignoreNotExist(err)
-	}
-	defer at.Close()
-	err = p.tx.journal.do("restore.spool", at.Remove)
-	if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) { // ENOTEMPTY is the former
-		return nil
-	}
-	if err == nil {
-		p.markDirty(take.Spool)
-		err = p.tx.journal.setMtime(parent(take.Spool), take.SpoolParentMtime)
-	}
-	return err
 }
 
 // removeTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass.

@@ -138,6 +138,48 @@ func TestUntouchedIsNoConflict(t *testing.T) {
 	}
 }
 
+// Attributes that the transaction did not change keep what others made of them. Those that it changed are restored, and the
+// report names what others had set.
+func TestAttributesOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("changes owners: run as root")
+	}
+	p := newTestDirs(t)
+	mustPopulate(t, p)
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	if err := tx.Before(t.Context(), "/etc/app.d"); err != nil {
+		t.Fatal(err)
+	}
+	tx.Mark()
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("ours")})
+	g.mustCall(t, tx, "file.chmod", &pb.ChmodArgs{Path: "/etc/program", Mode: "0700"})
+	g.mustCall(t, tx, "file.symlink", &pb.SymlinkArgs{Path: "/etc/link", Target: "large"})
+	tx.Mark()
+	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+	err := errors.Join(os.Chmod(at("app.d"), 0o700), os.Chown(at("app.d"), 1, 1), os.Chmod(at("small"), 0o600),
+		os.Chown(at("program"), 1, 1), os.Chmod(at("program"), 0o711), os.Lchown(at("link"), 1, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := tx.Rollback(t.Context())
+	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !strings.Contains(report.Hint(), "mode 0711 of /etc/program") {
+		t.Errorf("%+v, %s", report, report.Hint())
+	}
+	now := mustDescribeTree(t, p.files)
+	for name, want := range map[string]string{
+		"app.d": "mode 40700 owner 1:1", "small": "mode 100600 owner 1234:4321", "program": "mode 100755 owner 1:1",
+		"link": "mode 120777 owner 1:1",
+	} {
+		if !strings.HasPrefix(now["etc/"+name], want+" ") {
+			t.Errorf("%s is %s, want %s", name, now["etc/"+name], want)
+		}
+	}
+	if !strings.Contains(now["etc/small"], " 6 bytes") || !strings.Contains(now["etc/link"], " to small") {
+		t.Error(now["etc/small"], now["etc/link"])
+	}
+}
+
 // Inverses run in order with the other steps, newest first. One that fails is reported, and all else is undone.
 func TestInverses(t *testing.T) {
 	p := newTestDirs(t)

@@ -2,8 +2,10 @@ package journal
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io/fs"
+	"os"
 	"strconv"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -12,7 +14,7 @@ import (
 )
 
 // chooseSpool sets where a tree is moved to: the transaction's directory if that is on the same mount, else a directory at
-// the root of the tree's own mount.
+// the root of the tree's own mount. Others may be able to write there, so its name cannot be guessed.
 func (t *Tx) chooseSpool(at *fsys.At, take *pb.JournalTake) error {
 	own, err := t.journal.state.At(txFilePath(t.ID(), spoolEntry(take)))
 	if err != nil {
@@ -27,7 +29,12 @@ func (t *Tx) chooseSpool(at *fsys.At, take *pb.JournalTake) error {
 	if err != nil {
 		return err
 	}
-	take.Spool = childPath(dir, t.spoolDirName())
+	take.Spool = childPath(dir, ".quantix-tx-"+rand.Text())
+	for path := range t.spools {
+		if parent(path) == dir {
+			take.Spool = path
+		}
+	}
 	take.SpoolParentMtime, err = t.journal.mtime(dir)
 	return err
 }
@@ -53,20 +60,33 @@ func (j *Journal) mountRoot(dir string) (string, error) {
 // spoolEntry returns the name of a tree in the spool.
 func spoolEntry(take *pb.JournalTake) string { return strconv.FormatUint(take.Step, 10) }
 
-// openSpooled returns the place of a tree in the spool. create: the spool's directory is made if needed.
+// openSpooled returns the place of a tree in the spool. create: the spool's directory is made if needed. The error is
+// fault.ErrChanged if another directory is in the place of the spool.
 func (t *Tx) openSpooled(take *pb.JournalTake, create bool) (*fsys.At, error) {
 	if take.Spool == "" {
 		return t.journal.state.At(txFilePath(t.ID(), spoolEntry(take)))
 	}
-	if create {
+	if create && t.spools[take.Spool] == nil {
 		if err := t.makeSpool(take); err != nil {
 			return nil, err
 		}
 	}
-	return t.journal.config.Root.Exact(take.Spool + "/" + spoolEntry(take))
+	at, err := t.journal.config.Root.Exact(take.Spool + "/" + spoolEntry(take))
+	if err != nil {
+		return nil, err
+	}
+	dir, err := at.StatDir() // of the directory that is used, whatever its name leads to by now
+	if err == nil {
+		err = t.checkSpool(take.Spool, at, dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, at.Close())
+	}
+	return at, nil
 }
 
-// makeSpool makes a spool on another mount, and restores the time of its parent directory.
+// makeSpool makes a spool on another mount, restores the time of its parent directory, and logs what it made: nothing is
+// moved there before that is durable.
 func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	at, err := t.journal.config.Root.Exact(take.Spool)
 	if err != nil {
@@ -74,21 +94,90 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	}
 	defer at.Close()
 	err = t.journal.do("spool.mkdir", func() error { return at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}) })
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
 	if err == nil {
 		err = t.journal.do("spool.syncdir", at.SyncDir)
 	}
 	if err == nil {
 		err = t.journal.setMtime(parent(take.Spool), take.SpoolParentMtime)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	meta, err := at.Stat()
+	if err == nil {
+		err = t.checkSpool(take.Spool, at, meta)
+	}
+	if err != nil {
+		return err
+	}
+	record := &pb.JournalRecord{Record: &pb.JournalRecord_Spool{Spool: &pb.JournalSpool{Path: take.Spool, State: toState(meta)}}}
+	if err := t.appendRecord(record, false); err != nil {
+		return err
+	}
+	t.noteSpool(record.GetSpool())
+	return nil
 }
 
-// removeSpool removes a transaction's spool on another mount with all that is in it.
-func (t *Tx) removeSpool(take *pb.JournalTake) error {
-	at, err := t.journal.config.Root.Exact(take.Spool)
+func (t *Tx) noteSpool(spool *pb.JournalSpool) {
+	if t.spools == nil {
+		t.spools = map[string]*pb.JournalState{}
+	}
+	t.spools[spool.Path] = spool.State
+}
+
+// checkSpool refuses a directory that is not the spool that was made at a path. at is the directory, or an entry in it. Of
+// a spool of which nothing is logged, as by an older agent, the owner and the mode must do.
+func (t *Tx) checkSpool(path string, at *fsys.At, is fsys.Meta) error {
+	was := fsys.Meta{Kind: fsys.Directory, UID: is.UID, GID: is.GID, Mode: is.Mode, Ino: is.Ino}
+	if state := t.spools[path]; state != nil {
+		was = fromState(state)
+	} else if uid := os.Geteuid(); uid >= 0 {
+		was.UID = uint32(uid)
+	}
+	same, err := sameInode(at, was, is)
+	if err != nil {
+		return err
+	}
+	if !same || is.Kind != fsys.Directory || is.UID != was.UID || is.GID != was.GID || is.Mode != was.Mode {
+		return fault.Wrapf(fault.ErrChanged, "%s is not the directory that the transaction made", path)
+	}
+	return nil
+}
+
+// sameInode reports whether two states have one inode number; true if the file system is not known to keep them.
+func sameInode(at *fsys.At, was, is fsys.Meta) (bool, error) {
+	if was.Ino == is.Ino {
+		return true, nil
+	}
+	stable, err := at.StableInodes()
+	return !stable, err
+}
+
+// checkMoved refuses an object that is not the one that was moved away. Its content, and of a directory the time, may have
+// been changed by those who had it open.
+func checkMoved(take *pb.JournalTake, at *fsys.At, is fsys.Meta) error {
+	was := fromState(take.State)
+	same, err := sameInode(at, was, is)
+	if err != nil {
+		return err
+	}
+	if same && was.Ino != is.Ino { // the number says nothing
+		is.Mtime = was.Mtime
+		same = firstDifference(was, is) == ""
+	}
+	if !same || was.Kind != is.Kind {
+		return fault.Wrapf(fault.ErrChanged, "%s is not the %s that was moved away", at.Path, was.Kind)
+	}
+	return nil
+}
+
+// removeSpooled removes a tree from a spool on another mount, and the spool if it is empty then. A directory that is not the
+// spool is not touched.
+func (t *Tx) removeSpooled(take *pb.JournalTake) error {
+	at, err := t.openSpooled(take, false)
+	if errors.Is(err, fault.ErrChanged) {
+		return nil
+	}
 	if err != nil {
 		return ignoreNotExist(err)
 	}
@@ -98,10 +187,35 @@ func (t *Tx) removeSpool(take *pb.JournalTake) error {
 		return err
 	}
 	err = t.journal.do("clean.spool", func() error { return at.RemoveAll(context.Background()) })
-	if err != nil {
-		return ignoreNotExist(err)
+	if err = ignoreNotExist(err); err != nil {
+		return err
 	}
-	return t.journal.setMtime(parent(take.Spool), mtime)
+	_, err = t.removeEmptySpool("clean.spool", take, mtime)
+	return err
+}
+
+// removeEmptySpool removes a spool on another mount if it is empty, and restores the time of its parent directory.
+func (t *Tx) removeEmptySpool(step string, take *pb.JournalTake, mtime *pb.JournalTime) (removed bool, err error) {
+	at, err := t.journal.config.Root.Exact(take.Spool)
+	if err != nil {
+		return false, ignoreNotExist(err)
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	if err == nil {
+		err = t.checkSpool(take.Spool, at, meta)
+	}
+	if err == nil {
+		err = t.journal.do(step, at.Remove)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fault.ErrChanged), errors.Is(err, fs.ErrExist): // ENOTEMPTY is the last
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	delete(t.spools, take.Spool)
+	return true, t.journal.setMtime(parent(take.Spool), mtime)
 }
 
 // ignoreNotExist returns nil for fs.ErrNotExist.

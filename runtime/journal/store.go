@@ -105,7 +105,7 @@ func (t *Tx) removeFiles() error {
 			if err := t.checkMounts(s); err != nil {
 				return err
 			}
-			if err := t.removeSpool(take); err != nil {
+			if err := t.removeSpooled(take); err != nil {
 				return err
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -36,6 +35,7 @@ type Tx struct {
 	unloggedChecked  []uint64
 	markedSteps      int // how many of steps belong to calls that ended
 	pending          pendingSyncs
+	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
 
 	reply           *pb.RunScriptResponse
 	actions         []*pb.JournalAction
@@ -180,9 +180,14 @@ func (t *Tx) NotBegun() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := len(t.steps); t.phase == running && n > 0 && !t.steps[n-1].reverted {
-		t.steps[n-1].reverted = true
-		t.unloggedReverted = append(t.unloggedReverted, t.steps[n-1].number)
+		t.markReverted(t.steps[n-1])
 	}
+}
+
+// markReverted notes that a step needs no undo any more.
+func (t *Tx) markReverted(s *step) {
+	s.reverted = true
+	t.unloggedReverted = append(t.unloggedReverted, s.number)
 }
 
 // Take implements builtins.Tx. If nothing is at the path it does nothing.
@@ -219,6 +224,7 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	}
 	err = t.moveAway(at, record.GetTake())
 	if errors.Is(err, syscall.EXDEV) { // a lower layer of overlayfs, a subvolume, or the quota of another project
+		t.markReverted(t.steps[len(t.steps)-1]) // what is there again after a rollback is a copy
 		err = t.copyAndRemove(ctx, at)
 	}
 	return fault.Cause(err)
@@ -358,6 +364,9 @@ func (t *Tx) applyRecord(record *pb.JournalRecord) {
 		}
 		t.earlierFailures = append(t.earlierFailures, u)
 	}
+	if spool := record.GetSpool(); spool != nil {
+		t.noteSpool(spool)
+	}
 	s := &step{record: record, after: map[uint32]*pb.JournalState{}}
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Keep:
@@ -457,8 +466,7 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		return t.fail(err)
 	}
 	for _, s := range reverted {
-		s.reverted = true
-		t.unloggedReverted = append(t.unloggedReverted, s.number)
+		t.markReverted(s)
 	}
 	t.markedSteps = len(t.steps)
 	return nil
@@ -475,6 +483,3 @@ func (v *txStatus) owns(path string) bool {
 
 // conflictSuffix returns the end of the name that somebody else's version of a restored object gets.
 func (t *Tx) conflictSuffix() string { return ".quantix-conflict-" + t.ID() }
-
-// spoolDirName returns the name of a transaction's spool on another mount.
-func (t *Tx) spoolDirName() string { return ".quantix-tx-" + strings.ToLower(t.ID()) }

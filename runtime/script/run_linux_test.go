@@ -53,7 +53,7 @@ func newSite(t *testing.T) *site {
 	t.Cleanup(pool.Close)
 	overlays := t.TempDir()
 	s.manager = script.New(script.Config{
-		Pool: pool, Library: script.NewLibrary(1 << 10), Journal: s.journal, Secret: []byte("key"), Files: files,
+		Pool: pool, Library: script.NewLibrary(1 << 10), Journal: s.journal, Secret: func() []byte { return []byte("key") }, Files: files,
 		Calls: inverses.With(s.journal, inverses.Table()), Unsupported: []string{"netplan"},
 		Overlay: func() (*fsys.Root, error) {
 			if s.overlay != nil {

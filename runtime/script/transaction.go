@@ -49,7 +49,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	} else {
 		reply.AfterCommit = tx.After(end)
 	}
-	r.hide.reply(reply)                                        // also what a rollback says
+	r.hide.reply(reply) // also what a rollback says
 	journal.LimitReply(reply)
 	stored := proto.Clone(reply).(*pb.RunScriptResponse)       // it is stored while the caller goes on with the reply
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED { // nothing of it is kept, so it has no name
@@ -79,8 +79,8 @@ func (r *run) rollBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	}
 	if report.Err != nil {
 		reply.Error.Hint = "the rollback is not complete: " + report.Err.Error()
-	} else if at := report.Conflicts(); len(at) > 0 {
-		reply.Error.Hint = "others had changed some of it meanwhile; theirs was kept as " + at[0]
+	} else if hint := report.Hint(); hint != "" {
+		reply.Error.Hint = hint
 	}
 }
 

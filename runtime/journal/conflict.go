@@ -1,0 +1,87 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// conflict is what others did meanwhile to an object that was restored.
+type conflict struct {
+	put   string   // where their version is now; empty: there is none
+	reset []string // attributes that they set, and that are as before again
+}
+
+// mergeAttributes returns the attributes that a rollback restores, of an object that others may have changed since. What
+// the step did not change keeps what they made of it, unless keep is false: it may be another object by now. What is
+// restored although they changed it is lost, and named by reset.
+func mergeAttributes(was, after, is fsys.Meta, keep bool) (want fsys.Meta, reset []string) {
+	want = was
+	if was.Kind != after.Kind || was.Kind != is.Kind || was.Kind == fsys.Absent {
+		return want, nil
+	}
+	theirs := func(changed, ours bool, lost string) bool {
+		if changed && (ours || !keep) {
+			reset = append(reset, lost)
+		}
+		return changed && !ours && keep
+	}
+	if was.Kind != fsys.Symlink && theirs(is.Mode != after.Mode && is.Mode != was.Mode, after.Mode != was.Mode,
+		fmt.Sprintf("mode %04o", is.Mode)) {
+		want.Mode = is.Mode
+	}
+	owned := func(a, b fsys.Meta) bool { return a.UID == b.UID && a.GID == b.GID }
+	if theirs(!owned(is, after) && !owned(is, was), !owned(after, was), fmt.Sprintf("owner %d:%d", is.UID, is.GID)) {
+		want.UID, want.GID = is.UID, is.GID
+	}
+	want.Xattrs = map[string][]byte{}
+	for _, name := range xattrNames(was, after, is) {
+		from := was
+		if theirs(!sameXattr(name, is, after) && !sameXattr(name, is, was), !sameXattr(name, after, was),
+			"attribute "+text.ToValidUTF8(name)) {
+			from = is
+		}
+		if value, ok := from.Xattrs[name]; ok {
+			want.Xattrs[name] = value
+		}
+	}
+	return want, reset
+}
+
+func sameXattr(name string, a, b fsys.Meta) bool {
+	one, has := a.Xattrs[name]
+	other, hasToo := b.Xattrs[name]
+	return has == hasToo && bytes.Equal(one, other)
+}
+
+// xattrNames returns the names of all extended attributes, each once, sorted.
+func xattrNames(of ...fsys.Meta) []string {
+	var names []string
+	for _, meta := range of {
+		for name := range meta.Xattrs {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Hint returns in words what others had changed meanwhile; empty: nothing.
+func (r Report) Hint() string {
+	var hints []string
+	if at := r.Conflicts(); len(at) > 0 {
+		hints = append(hints, "others had changed some of it meanwhile; theirs was kept as "+at[0])
+	}
+	for _, u := range r.Steps {
+		if len(u.Reset) > 0 {
+			hints = append(hints, fmt.Sprintf("others had set %s of %s meanwhile, which is as before again",
+				strings.Join(u.Reset, ", "), u.Target))
+			break // one shows what it is about
+		}
+	}
+	return strings.Join(hints, "; ")
+}

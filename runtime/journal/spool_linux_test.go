@@ -1,0 +1,121 @@
+package journal
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// takeOnOtherMount removes a tree on a mount whose root everybody can write, and returns the path of the spool.
+func takeOnOtherMount(t *testing.T, p testDirs, g *guest, tx *Tx) string {
+	t.Helper()
+	if err := os.Chmod(p.files, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/app.d", Recursive: true})
+	list, err := filepath.Glob(filepath.Join(p.files, ".quantix-tx-*"))
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	return list[0]
+}
+
+// newSpoolGuest returns a guest whose files are the root of a mount of their own.
+func newSpoolGuest(t *testing.T) (testDirs, *guest) {
+	t.Helper()
+	there, p := newMountedDirs(t, "tmpfs", "size=20m"), newTestDirs(t)
+	p.files = filepath.Dir(there.files)
+	if err := populate(p.files); err != nil {
+		t.Fatal(err)
+	}
+	return p, newGuest(t, p, nil)
+}
+
+// A directory that others put in the place of a spool is neither moved back nor removed, and that is told.
+func TestSpoolTakenOver(t *testing.T) {
+	for _, end := range []string{"rollback", "commit", "recovery"} {
+		t.Run(end, func(t *testing.T) {
+			p, g := newSpoolGuest(t)
+			tx := g.begin(t)
+			spool := takeOnOtherMount(t, p, g, tx)
+			if strings.Contains(spool, tx.ID()) {
+				t.Error("the name can be guessed from the transaction's id")
+			}
+			g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/small"})
+			theirs := filepath.Join(spool, "1")
+			err := errors.Join(os.Rename(spool, spool+"-stolen"), os.MkdirAll(theirs, 0o777), os.Chmod(spool, 0o700),
+				os.WriteFile(filepath.Join(theirs, "one"), []byte("theirs"), 0o666), os.Chown(theirs, 65534, 65534))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var report Report
+			switch end {
+			case "rollback":
+				report = tx.Rollback(t.Context())
+			case "commit":
+				if err := errors.Join(tx.Commit(t.Context(), committedReply()), tx.Close(t.Context(), nil)); err != nil {
+					t.Fatal(err)
+				}
+			case "recovery":
+				if err := g.close(); err != nil {
+					t.Fatal(err)
+				}
+				g = newGuest(t, p, nil)
+				list, err := g.journal.Recover(t.Context(), nil)
+				if err != nil || len(list) != 1 {
+					t.Fatal(list, err)
+				}
+				report = list[0].Report
+			}
+			if failed := report.Status() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED; failed != (end != "commit") {
+				t.Errorf("%+v", report)
+			}
+			g.journal.cleanups.Wait()
+			if _, err := os.Stat(filepath.Join(p.files, "etc/app.d")); err == nil {
+				t.Error("their tree was moved back")
+			}
+			if _, err := os.Stat(filepath.Join(theirs, "one")); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(filepath.Join(spool+"-stolen", "1/one")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A spool serves all trees of its mount, and is gone with the last one.
+func TestSpoolIsRemoved(t *testing.T) {
+	for _, commit := range []bool{false, true} {
+		p, g := newSpoolGuest(t)
+		if err := os.Chmod(p.files, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		before := mustDescribeTree(t, p.files)
+		tx := g.begin(t)
+		takeOnOtherMount(t, p, g, tx)
+		for _, path := range []string{"/etc/small", "/etc/link"} {
+			g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: path})
+		}
+		if commit {
+			if err := tx.Commit(t.Context(), committedReply()); err != nil {
+				t.Fatal(err)
+			}
+		} else if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatalf("%+v", report)
+		}
+		if err := tx.Close(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		g.journal.cleanups.Wait()
+		if !commit {
+			checkTree(t, before, p.files)
+		} else if list, _ := filepath.Glob(filepath.Join(p.files, ".quantix-tx-*")); len(list) > 0 {
+			t.Error(list)
+		}
+	}
+}
