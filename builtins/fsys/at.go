@@ -89,6 +89,10 @@ func (a *At) Open() (*os.File, error) { return a.open(false) }
 // by all names of the file at once, and torn by a crash.
 func (a *At) OpenInPlace() (*os.File, error) { return a.open(true) }
 
+// OpenLeased is OpenInPlace of a file on which others may hold a lease, for which the other functions return
+// syscall.EAGAIN. It waits until they give the lease up, or the kernel takes it from them: within 45 s by default.
+func (a *At) OpenLeased() (*os.File, error) { return a.dir.openLeased(a.Name) }
+
 func (a *At) open(write bool) (*os.File, error) {
 	meta, err := a.Stat()
 	if err != nil {

@@ -54,6 +54,8 @@ type directory interface {
 	copyCost(name string) (int64, error)
 	// pretended says whether the content of a file is an overlay's own.
 	pretended(name string) bool
+	// openLeased is At.OpenLeased.
+	openLeased(name string) (*os.File, error)
 	// openDir opens a directory for reading.
 	openDir(name string) (directory, error)
 	// create makes a file of mode 0600 and opens it for reading and writing. closeNew ends that.

@@ -34,6 +34,32 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// openLeased opens without O_NONBLOCK, through a descriptor of what was looked at, so that it is no fifo or device by then.
+// While the kernel waits for the lease to end it lets nobody take another one.
+func openLeased(dir handle, name string) (*os.File, error) {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	defer o.close()
+	meta, err := o.stat()
+	if err == nil && meta.Kind != File {
+		err = notRegular(meta.Kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for {
+		fd, err := unix.Open(o.path(), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		if err != unix.EINTR {
+			return nil, err
+		}
+	}
+}
+
 func createAt(dir handle, name string) (*os.File, error) {
 	fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {

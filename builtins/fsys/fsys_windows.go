@@ -175,6 +175,8 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 	return file, fault.Cause(err)
 }
 
+func openLeased(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
+
 func createAt(dir handle, name string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return file, fault.Cause(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -94,6 +95,8 @@ func (d *realDir) copyCost(string) (int64, error) {
 
 func (d *realDir) pretended(string) bool { return false }
 
+func (d *realDir) openLeased(name string) (*os.File, error) { return openLeased(d.handle, name) }
+
 func (d *realDir) openDir(name string) (directory, error) {
 	h, err := openDir(d.handle, name)
 	if err != nil {
@@ -166,6 +169,9 @@ func (d *realDir) sync(name string) error {
 		return errors.Join(syncDir(dir), closeHandle(dir))
 	case File:
 		file, err := d.open(name, false)
+		if errors.Is(err, syscall.EAGAIN) { // a lease of others, which any owner of a file can take
+			return syncAll(d.handle)
+		}
 		if err != nil {
 			return err
 		}
@@ -201,6 +207,9 @@ func (d *realDir) sweepFile(name string) (removed bool, err error) {
 	file, err := openFile(d.handle, name, true)
 	if errors.Is(err, fs.ErrPermission) { // it has its last mode already, which may forbid its owner to write
 		file, err = openFile(d.handle, name, false)
+	}
+	if errors.Is(err, syscall.EAGAIN) { // a lease: somebody has it open
+		return false, nil
 	}
 	if err != nil {
 		return false, err

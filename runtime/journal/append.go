@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -82,6 +83,9 @@ func (r *restorer) tailEqual() (bool, error) {
 
 func (r *restorer) cut() error {
 	file, err := r.at.OpenInPlace()
+	if errors.Is(err, syscall.EAGAIN) { // it cannot be replaced instead
+		file, err = r.at.OpenLeased()
+	}
 	if err != nil {
 		return err
 	}

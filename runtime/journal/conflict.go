@@ -2,9 +2,14 @@ package journal
 
 import (
 	"bytes"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -68,6 +73,74 @@ func xattrNames(of ...fsys.Meta) []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// keepConflict saves what somebody else put in the place of the object, or wrote into it, under a conflict name.
+func (r *restorer) keepConflict() error {
+	if r.is.Kind == fsys.Absent || r.is.Kind == fsys.Directory && r.was.Kind == fsys.Directory {
+		return nil
+	}
+	if r.is.Kind == fsys.File && r.is.Ino == r.was.Ino {
+		err := r.copyAside()
+		if !errors.Is(err, syscall.EAGAIN) || r.is.Links > 1 {
+			return err
+		}
+	}
+	return r.moveAside()
+}
+
+func (r *restorer) moveAside() error {
+	return r.withConflictName(func(to *fsys.At) error {
+		return r.do("restore.aside", func() error { return r.at.Rename(to, false) })
+	}, true)
+}
+
+func (r *restorer) copyAside() error {
+	return r.withConflictName(func(to *fsys.At) error {
+		return r.do("restore.aside", func() error {
+			if err := r.at.CopyContent(r.ctx, to); err != nil {
+				return err
+			}
+			return to.Apply(r.is)
+		})
+	}, false)
+}
+
+// withConflictName calls put with a free name beside the object. moved: put moves the object.
+func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error {
+	const maxSuffix = 27 // of what is behind it where the name is taken
+	suffix := r.pass.tx.conflictSuffix()
+	base := r.at.Name
+	if len(base)+len(suffix)+maxSuffix > 255 {
+		base = base[:255-len(suffix)-maxSuffix]
+	}
+	for n := 1; n < 1000; n++ {
+		candidate := base + suffix
+		switch {
+		case n > 10: // somebody takes all that can be guessed
+			candidate += "-" + rand.Text()
+		case n > 1:
+			candidate += "-" + strconv.Itoa(n)
+		}
+		path := childPath(parent(r.object.Path), candidate)
+		to, err := r.pass.tx.journal.config.Root.Exact(path)
+		if err != nil {
+			return err
+		}
+		err = errors.Join(put(to), to.Close())
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			r.conflict = path
+			r.pass.markDirty(path)
+			if moved {
+				r.is = fsys.Meta{Kind: fsys.Absent}
+			}
+		}
+		return err
+	}
+	return fs.ErrExist
 }
 
 // Hint returns in words what others had changed meanwhile; empty: nothing.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strconv"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -27,7 +26,7 @@ type restorer struct {
 	// conflict is where somebody else's version of the object was put, and reset what they set that is as before again.
 	conflict string
 	reset    []string
-	// unreadable: the content cannot be compared, since the mode forbids to read it.
+	// unreadable: the content cannot be compared, since the mode or a lease forbids to read it.
 	unreadable bool
 }
 
@@ -37,16 +36,14 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return c, nil // the transaction did not change it, so it keeps what others made of it since
 	}
 	at, err := p.tx.journal.config.Root.Exact(o.Path)
-	if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) && fsys.Kind(o.State.Kind) == fsys.Absent {
+	if err != nil && ignoreGone(err) == nil && fsys.Kind(o.State.Kind) == fsys.Absent {
 		return c, nil // its directory is not there either
 	}
 	if err != nil {
 		return c, err
 	}
 	defer at.Close()
-	if err := p.removeTempFiles(parent(o.Path)); err != nil {
-		return c, err
-	}
+	p.sweepTempFiles(parent(o.Path))
 	r := &restorer{pass: p, ctx: ctx, object: o, at: at, was: fromState(o.State)}
 	if r.is, err = at.Capture(); err != nil {
 		return c, err
@@ -176,67 +173,6 @@ func (r *restorer) replace() error {
 		return err
 	}
 	return r.do("restore.make", func() error { return r.at.Make(r.was) })
-}
-
-// keepConflict saves what somebody else put in the place of the object, or wrote into it, under a conflict name.
-func (r *restorer) keepConflict() error {
-	if r.is.Kind == fsys.Absent || r.is.Kind == fsys.Directory && r.was.Kind == fsys.Directory {
-		return nil
-	}
-	if r.is.Kind == fsys.File && r.is.Ino == r.was.Ino {
-		return r.copyAside()
-	}
-	return r.moveAside()
-}
-
-func (r *restorer) moveAside() error {
-	return r.withConflictName(func(to *fsys.At) error {
-		return r.do("restore.aside", func() error { return r.at.Rename(to, false) })
-	}, true)
-}
-
-func (r *restorer) copyAside() error {
-	return r.withConflictName(func(to *fsys.At) error {
-		return r.do("restore.aside", func() error {
-			if err := r.at.CopyContent(r.ctx, to); err != nil {
-				return err
-			}
-			return to.Apply(r.is)
-		})
-	}, false)
-}
-
-// withConflictName calls put with a free name beside the object. moved: put moves the object.
-func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error {
-	suffix := r.pass.tx.conflictSuffix()
-	base := r.at.Name
-	if len(base)+len(suffix)+4 > 255 {
-		base = base[:255-len(suffix)-4]
-	}
-	for n := 1; n < 1000; n++ {
-		candidate := base + suffix
-		if n > 1 {
-			candidate += "-" + strconv.Itoa(n)
-		}
-		path := childPath(parent(r.object.Path), candidate)
-		to, err := r.pass.tx.journal.config.Root.Exact(path)
-		if err != nil {
-			return err
-		}
-		err = errors.Join(put(to), to.Close())
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err == nil {
-			r.conflict = path
-			r.pass.markDirty(path)
-			if moved {
-				r.is = fsys.Meta{Kind: fsys.Absent}
-			}
-		}
-		return err
-	}
-	return fs.ErrExist
 }
 
 // restoreFile restores a file. If the inode is still the same its content is written in place, for its other names and for
@@ -395,7 +331,7 @@ func (r *restorer) openImage() (*os.File, error) {
 
 // rewrite writes the content of the before-image into the file that is there.
 func (r *restorer) rewrite() error {
-	file, err := r.at.OpenInPlace()
+	file, err := r.openInPlace()
 	if err != nil {
 		return err
 	}
@@ -420,8 +356,8 @@ func (r *restorer) contentEqual() (bool, error) {
 	if r.object.Image == "" && r.is.Size != int64(len(r.object.Content)) && r.object.State.Mtime != nil {
 		return false, nil
 	}
-	have, err := r.at.Open()
-	if errors.Is(err, os.ErrPermission) {
+	have, err := r.open()
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EAGAIN) {
 		r.unreadable = true
 		return false, nil // it is replaced
 	}

@@ -1,11 +1,13 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -151,11 +153,12 @@ type undoPass struct {
 	dirty            map[string]bool // paths to be made durable, with the directories that they are in
 	syncAll          bool            // operations ran: the paths are not known
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
-	ended func(path string) bool
+	ended    func(path string) bool
+	patience time.Duration // what is left for others who are in the way
 }
 
 func (t *Tx) newPass() *undoPass {
-	return &undoPass{tx: t, tempFilesRemoved: map[string]bool{}, dirty: map[string]bool{}}
+	return &undoPass{tx: t, tempFilesRemoved: map[string]bool{}, dirty: map[string]bool{}, patience: maxPatience}
 }
 
 func (p *undoPass) markDirty(path string) { p.dirty[path] = true }
@@ -193,7 +196,11 @@ func (p *undoPass) undoStep(ctx context.Context, s *step) []Undone {
 			return []Undone{{Step: s.number, Op: "restore", Target: r.Take.Path}}
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
-		u.Conflict, u.Err = p.restoreMoved(ctx, r.Take)
+		u.Err = p.retry(ctx, func() error {
+			c, err := p.restoreMoved(ctx, r.Take)
+			u.Conflict = cmp.Or(u.Conflict, c)
+			return err
+		})
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
 		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: p.runInverse(ctx, r.Inverse)}}
@@ -239,9 +246,12 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 			u.Err = p.prune(ctx, o.Path, children[o.Path])
 		}
 		if u.Err == nil {
-			var c conflict
-			c, u.Err = p.restore(ctx, o, after)
-			u.Conflict, u.Reset = c.put, c.reset
+			u.Err = p.retry(ctx, func() error {
+				c, err := p.restore(ctx, o, after)
+				u.Conflict, u.Reset = cmp.Or(u.Conflict, c.put), append(u.Reset, c.reset...)
+				after = nil // it may be half restored
+				return err
+			})
 		}
 		list = append(list, u)
 	}
@@ -394,44 +404,6 @@ func (p *undoPass) finishMoved(take *pb.JournalTake) error {
 		}
 	}
 	return p.tx.journal.setMtime(parent(take.Path), take.ParentMtime)
-}
-
-// removeTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass.
-func (p *undoPass) removeTempFiles(dir string) error {
-	if dir == "" || p.tempFilesRemoved[dir] {
-		return nil
-	}
-	p.tempFilesRemoved[dir] = true
-	names, err := p.tx.journal.readDirNames(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if !fsys.IsTemp(name) {
-			continue
-		}
-		if err := p.removeTempFile(childPath(dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *undoPass) removeTempFile(path string) error {
-	at, err := p.tx.journal.config.Root.Exact(path)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	meta, err := at.Stat()
-	if err != nil {
-		return ignoreNotExist(err)
-	}
-	if meta.Kind == fsys.File { // Sweep spares the file of an upload in progress, which holds a lock on it
-		_, err = at.Sweep()
-		return err
-	}
-	return ignoreNotExist(p.tx.journal.do("restore.sweep", at.Remove))
 }
 
 // flush makes durable what was restored.

@@ -1,0 +1,93 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+)
+
+// Who may write to a directory can put things in the way of a rollback there, by accident or on purpose: names, leases,
+// another object at the very moment. That may delay it, and must not make it fail.
+
+const (
+	// maxPatience is how long one rollback waits altogether for others who are in the way.
+	maxPatience = 10 * time.Second
+	patienceFor = 20 * time.Millisecond // between two attempts
+	maxTries    = 25                    // of one object
+)
+
+// retry repeats what others may have been in the way of, as long as there is patience.
+func (p *undoPass) retry(ctx context.Context, act func() error) error {
+	err := act()
+	for n := 1; n < maxTries && contended(err) && p.patience > 0 && context.Cause(ctx) == nil; n++ {
+		time.Sleep(patienceFor)
+		p.patience -= patienceFor
+		err = act()
+	}
+	return err
+}
+
+// contended reports whether an error may be gone with the next attempt: something took a name or left it in between, or
+// somebody holds a lease.
+func contended(err error) bool {
+	return errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
+		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN)
+}
+
+// open opens the object for reading. A lease on it is waited for a moment: those who take one to serve the file to others
+// give it up at once.
+func (r *restorer) open() (file *os.File, err error) {
+	for n := 0; ; n++ {
+		file, err = r.at.Open()
+		if !errors.Is(err, syscall.EAGAIN) || n == 5 || r.pass.patience <= 0 {
+			return file, err
+		}
+		time.Sleep(patienceFor)
+		r.pass.patience -= patienceFor
+	}
+}
+
+// openInPlace opens the object for writing. Only a file with other names is worth waiting for those who hold a lease on it:
+// any other one is replaced.
+func (r *restorer) openInPlace() (*os.File, error) {
+	file, err := r.at.OpenInPlace()
+	if errors.Is(err, syscall.EAGAIN) && r.is.Links > 1 {
+		return r.at.OpenLeased()
+	}
+	return file, err
+}
+
+// sweepTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass. What cannot
+// be removed stays, without an error: it may be another user's, made to be in the way.
+func (p *undoPass) sweepTempFiles(dir string) {
+	if dir == "" || p.tempFilesRemoved[dir] {
+		return
+	}
+	p.tempFilesRemoved[dir] = true
+	names, _ := p.tx.journal.readDirNames(dir)
+	swept := false
+	for _, name := range names {
+		if !fsys.IsTemp(name) {
+			continue
+		}
+		at, err := p.tx.journal.config.Root.Exact(childPath(dir, name))
+		if err != nil {
+			continue
+		}
+		meta, err := at.Stat()
+		switch {
+		case err != nil:
+		case meta.Kind != fsys.File: // of a directory only an empty one, as the agent makes them
+			_ = p.tx.journal.do("restore.sweep", at.Remove)
+		case !swept: // spares the file of an upload in progress, which holds a lock on it
+			_, _ = at.Sweep()
+			swept = true
+		}
+		_ = at.Close()
+	}
+}
