@@ -181,6 +181,42 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
+func TestCleanTransactions(t *testing.T) {
+	socket := fakeAgent(t, func(_ *wire.Conn, _ string, request proto.Message) (proto.Message, error) {
+		switch r := request.(type) {
+		case *pb.GetStatusRequest:
+			return &pb.GetStatusResponse{Journal: &pb.JournalStatus{Kept: []string{"/state/tx/kept/tx1"}}}, nil
+		case *pb.CleanTransactionsRequest:
+			if r.All != (len(r.TransactionIds) == 0) {
+				return nil, errors.New("neither or both")
+			}
+			reply := &pb.CleanTransactionsResponse{TransactionIds: []string{"tx1"}}
+			if len(r.TransactionIds) > 1 {
+				reply.Error = &pb.ScriptError{Kind: "not_found", Message: "nothing is left of a transaction tx2"}
+			}
+			return reply, nil
+		}
+		return nil, errors.New("another request")
+	})
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"tx", "clean", "--all"}, 0, `removed what was left of tx1`},
+		{[]string{"--json", "tx", "clean", "tx1"}, 0, `^{"removed":\["tx1"\]}\n$`},
+		{[]string{"tx", "clean", "tx1", "tx2"}, 1, `(?s)left of tx1.*nothing is left of a transaction tx2`},
+		{[]string{"tx", "clean"}, 2, `needs one of ID and --all`},
+		{[]string{"tx", "clean", "--all", "tx1"}, 2, `needs one of ID and --all`},
+		{[]string{"__complete", "tx", "clean", ""}, 0, `(?m)^tx1$`},
+	} {
+		code, stdout, stderr := ctl(t, append([]string{"-s", socket}, c.args...)...)
+		if code != c.code || !regexp.MustCompile(c.want).MatchString(stdout+stderr) {
+			t.Errorf("%q: %d %q %q", c.args, code, stdout, stderr)
+		}
+	}
+}
+
 // Agents of others answer with fewer words.
 func TestForeignAgent(t *testing.T) {
 	socket := fakeAgent(t, func(_ *wire.Conn, _ string, request proto.Message) (proto.Message, error) {

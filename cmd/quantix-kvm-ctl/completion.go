@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -92,6 +93,15 @@ func transactionIDs(s *session) (words []string, err error) {
 	list, err := s.Transactions(s.ctx, 20)
 	for _, t := range list {
 		words = append(words, t.TransactionId+"\t"+strings.TrimSpace(t.Script.GetName()+" "+statusName(t.Status)))
+	}
+	return words, err
+}
+
+// keptIDs returns the ids of the transactions of which something is left, as completions.
+func keptIDs(s *session) (words []string, err error) {
+	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
+	for _, dir := range reply.GetJournal().GetKept() {
+		words = append(words, path.Base(strings.ReplaceAll(dir, `\\`, "/")))
 	}
 	return words, err
 }

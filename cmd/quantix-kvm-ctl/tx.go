@@ -12,14 +12,14 @@ import (
 func (a *app) txCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "tx",
-		Short: "show the transactions of the guest's scripts",
+		Short: "show the transactions of the guest's scripts, and clean up after them",
 		Long:  "tx shows the transactions that the agent keeps: each script that changed something, or tried to, is one.",
 		Example: `  quantix-kvm-ctl tx list
   quantix-kvm-ctl tx show 6f1c`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return usage("tx needs list or show") },
+		RunE: func(*cobra.Command, []string) error { return usage("tx needs list, show or clean") },
 	}
-	c.AddCommand(a.txListCommand(), a.txShowCommand())
+	c.AddCommand(a.txListCommand(), a.txShowCommand(), a.txCleanCommand())
 	return c
 }
 
@@ -74,6 +74,47 @@ With --json: a TransactionInfo.`,
 			})
 		},
 	}
+}
+
+func (a *app) txCleanCommand() *cobra.Command {
+	var all bool
+	c := &cobra.Command{
+		Use:   "clean ID... | --all",
+		Short: "remove what is left of transactions that could not be undone",
+		Long: `clean removes what the agent kept of transactions that it could not roll back completely: the former content of what they
+changed. status lists them, tx show tells what was not undone. Look at them first, in the guest: what is removed here
+cannot be restored any more. Their entries in tx list stay.
+
+The transactions are independent of each other: one that fails does not keep the others.
+
+With --json: {"removed": [ID...]}.`,
+		Example: `  quantix-kvm-ctl tx clean 01a2077db00b8a7213684abd1156b6cb
+  quantix-kvm-ctl tx clean --all`,
+		ValidArgsFunction: a.complete(false, keptIDs),
+		RunE: func(c *cobra.Command, ids []string) error {
+			if all != (len(ids) == 0) {
+				return usage("tx clean needs one of ID and --all")
+			}
+			request := &pb.CleanTransactionsRequest{TransactionIds: ids, All: all}
+			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.cleanTransactions(s, request) })
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "remove what is left of all of them")
+	return c
+}
+
+func (a *app) cleanTransactions(s *session, request *pb.CleanTransactionsRequest) error {
+	removed, err := s.CleanTransactions(s.ctx, request)
+	if a.json {
+		if err := a.printJSON(map[string][]string{"removed": append([]string{}, removed...)}); err != nil {
+			return err
+		}
+	} else {
+		for _, id := range removed {
+			a.note("removed what was left of %s", id)
+		}
+	}
+	return err
 }
 
 func (a *app) printTransactions(list []*pb.TransactionInfo) error {

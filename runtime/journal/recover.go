@@ -93,7 +93,7 @@ type loadedJournal struct {
 
 // recover ends one transaction. It returns nil if that had not begun.
 func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) bool) *Recovered {
-	l, err := j.loadJournal(id)
+	l, err := j.loadJournal("open", id)
 	if err == nil && l.empty {
 		err = j.do("recover.removedir", func() error { return os.RemoveAll(j.dir("open", id)) })
 		if err == nil {
@@ -123,9 +123,9 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 	return j.rollBack(ctx, t, deferOp)
 }
 
-// loadJournal reads a journal file.
-func (j *Journal) loadJournal(id string) (*loadedJournal, error) {
-	data, err := os.ReadFile(j.dir("open", id, "journal"))
+// loadJournal reads the journal file of a transaction in open or kept.
+func (j *Journal) loadJournal(place, id string) (*loadedJournal, error) {
+	data, err := os.ReadFile(j.dir(place, id, "journal"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fault.Cause(err)
 	}
@@ -135,7 +135,7 @@ func (j *Journal) loadJournal(id string) (*loadedJournal, error) {
 	}
 	l := &loadedJournal{tx: &Tx{journal: j}, chain: chain, end: end, data: data}
 	if len(payloads) == 0 {
-		kept, err := os.ReadDir(j.dir("open", id, "u"))
+		kept, err := os.ReadDir(j.dir(place, id, "u"))
 		if len(kept) > 0 {
 			return nil, fault.Wrapf(fault.ErrCorrupt, "the journal is empty, but before-images exist")
 		}
@@ -154,7 +154,7 @@ func (j *Journal) loadJournal(id string) (*loadedJournal, error) {
 			return l, err
 		}
 	}
-	if _, err := os.Stat(j.dir("open", id, abortMark)); err == nil {
+	if _, err := os.Stat(j.dir(place, id, abortMark)); err == nil {
 		l.commit = nil
 	}
 	return l, nil

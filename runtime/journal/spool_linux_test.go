@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,5 +118,47 @@ func TestSpoolIsRemoved(t *testing.T) {
 		} else if list, _ := filepath.Glob(filepath.Join(p.files, ".quantix-tx-*")); len(list) > 0 {
 			t.Error(list)
 		}
+	}
+}
+
+// What is left of a transaction that could not be rolled back is removed by its id, with its spool, and nothing else is.
+func TestRemoveKept(t *testing.T) {
+	p, g := newSpoolGuest(t)
+	tx := g.begin(t)
+	spool := takeOnOtherMount(t, p, g, tx)
+	if err := errors.Join(os.Rename(filepath.Join(spool, "1"), filepath.Join(spool, "hidden")), os.Mkdir(filepath.Join(spool, "1"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
+		t.Fatalf("%+v", report)
+	}
+	if err := errors.Join(tx.Close(t.Context(), nil), os.Remove(filepath.Join(spool, "1")),
+		os.Rename(filepath.Join(spool, "hidden"), filepath.Join(spool, "1"))); err != nil {
+		t.Fatal(err)
+	}
+	g.journal.cleanups.Wait()
+	if kept := g.journal.Kept(); len(kept) != 1 || kept[0] != tx.ID() {
+		t.Fatal(kept)
+	}
+	for _, id := range []string{"", ".", "..", "../open", "../kept/" + tx.ID(), "0"} {
+		if err := g.journal.RemoveKept(t.Context(), id, anyPort); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	others := func(port string) bool { return port == "another" }
+	if err := g.journal.RemoveKept(t.Context(), tx.ID(), others); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := g.journal.RemoveKept(t.Context(), tx.ID(), anyPort); err != nil {
+		t.Fatal(err)
+	}
+	if kept := g.journal.Status().Kept; len(kept) > 0 {
+		t.Error(kept)
+	}
+	if _, err := os.Stat(spool); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := g.journal.RemoveKept(t.Context(), tx.ID(), anyPort); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }

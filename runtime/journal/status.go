@@ -1,8 +1,6 @@
 package journal
 
 import (
-	"os"
-
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -29,17 +27,4 @@ func (j *Journal) Status() *pb.JournalStatus {
 		s.Open = t.info()
 	}
 	return s
-}
-
-// refreshKept lists the directories in kept again: an administrator may have removed some.
-func (j *Journal) refreshKept() error {
-	entries, err := os.ReadDir(j.dir("kept"))
-	var kept []string
-	for _, e := range entries {
-		kept = append(kept, j.dir("kept", e.Name()))
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.kept = kept
-	return err
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -12,6 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -150,6 +153,7 @@ func canonicalText(s *structpb.Struct) string {
 
 // After a commit the stored reply counts for everybody under the key, after a rollback for the same message alone.
 func TestReplay(t *testing.T) {
+	m := New(Config{Secret: func() []byte { return []byte("key") }})
 	committed, rolledBack := pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
 	for _, c := range []struct {
 		print, id string
@@ -164,7 +168,7 @@ func TestReplay(t *testing.T) {
 		{"other", "new", &pb.RunScriptResponse{Status: rolledBack}, "key_conflict"},
 		{"print", "id", nil, ""},
 	} {
-		r := &run{call: &builtins.Call{ID: "id"}, print: []byte("print")}
+		r := &run{manager: m, request: &pb.RunScriptRequest{}, call: &builtins.Call{ID: "id"}, print: []byte("print")}
 		got := r.replay(&pb.JournalEntry{Begin: &pb.JournalBegin{MessageId: c.id, Fingerprint: []byte(c.print)}, Reply: c.reply})
 		words := got.GetError().GetKind()
 		if got.GetReplayed() {
@@ -179,7 +183,7 @@ func TestReplay(t *testing.T) {
 // A second request under a key waits for the first, gets its own copy of the reply, and gives up in its own time.
 func TestAttach(t *testing.T) {
 	m := New(Config{})
-	first := &run{manager: m, key: "key", print: []byte("print"), ended: make(chan struct{})}
+	first := &run{manager: m, call: &builtins.Call{ID: "1"}, key: "key", print: []byte("print"), ended: make(chan struct{})}
 	m.keys["key"] = first
 	second := func(print string) *run {
 		return &run{manager: m, call: &builtins.Call{ID: "2"}, key: "key", print: []byte(print)}
@@ -212,7 +216,17 @@ func TestAttach(t *testing.T) {
 func TestWhatIsRefused(t *testing.T) {
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
-	m := New(Config{Pool: pool, Library: NewLibrary(100)})
+	files, err := fsys.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.Close()
+	stored, err := journal.Open(journal.Config{Dir: filepath.Join(t.TempDir(), "tx"), Root: files})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stored.Close()
+	m := New(Config{Pool: pool, Library: NewLibrary(100), Secret: func() []byte { return []byte("key") }, Journal: stored, Files: files})
 	for words, request := range map[string]*pb.RunScriptRequest{
 		"params: give a script's name or its source":      {},
 		"not_found: no script is named x":                 {Name: "x"},

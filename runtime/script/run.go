@@ -2,6 +2,7 @@ package script
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -42,6 +43,9 @@ type run struct {
 // do runs the script, or returns the reply of an earlier run under the same key: that needs no source.
 func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 	r.hide = newRedactor(r.request.Secrets)
+	if len(r.request.Key) > maxKey {
+		return refused("params", fmt.Sprintf("the key has %d bytes; it may have %d", len(r.request.Key), maxKey))
+	}
 	if r.request.DryRun { // nothing of it is known by a key
 		return r.identified(ctx)
 	}

@@ -81,6 +81,11 @@ func (m *Manager) Room() builtins.Room {
 			Name: "transactions", Summary: "list or show transactions", Capability: "transactions",
 			Handler: builtins.Handle(m.transactions),
 		},
+		{
+			Name: "clean_transactions", Summary: "remove what is left of transactions that could not be rolled back completely",
+			Capability: "clean_transactions", Mutates: true, Access: builtins.Of(cleanAccess),
+			Handler: builtins.Handle(m.cleanTransactions),
+		},
 	}}
 }
 
@@ -185,9 +190,6 @@ func unusable(request *pb.RunScriptRequest, limits sandbox.Limits) string {
 		return fmt.Sprintf("memory_limit_bytes %d is more than the agent allows, %d", n, limits.Memory)
 	} else if n > 0 && n < 16<<20 {
 		return fmt.Sprintf("memory_limit_bytes %d is less than 16 MiB", n)
-	}
-	if len(request.Key) > maxKey {
-		return fmt.Sprintf("the key has %d bytes; it may have %d", len(request.Key), maxKey)
 	}
 	seen := map[string]bool{}
 	for _, a := range request.Attachments {

@@ -112,6 +112,40 @@ func (m *Manager) transactions(_ context.Context, call *builtins.Call, request *
 	return &pb.TransactionsResponse{Transactions: list, ContinuationToken: next}, nil
 }
 
+// cleanAccess names the transactions of a request, and all of them by a star.
+func cleanAccess(request *pb.CleanTransactionsRequest) (access builtins.Access) {
+	for _, id := range request.TransactionIds {
+		access.Objects = append(access.Objects, builtins.Object{Kind: "transaction", Name: id})
+	}
+	if request.All {
+		access.Objects = append(access.Objects, builtins.Object{Kind: "transaction", Name: "*"})
+	}
+	return access
+}
+
+// cleanTransactions removes what is left of transactions: those that it can, if others fail.
+func (m *Manager) cleanTransactions(ctx context.Context, call *builtins.Call, request *pb.CleanTransactionsRequest) (*pb.CleanTransactionsResponse, error) {
+	ids := request.TransactionIds
+	switch {
+	case request.All && len(ids) > 0:
+		return nil, fault.Invalid("transaction_ids and all exclude each other")
+	case request.All:
+		ids = m.config.Journal.Kept()
+	case len(ids) == 0:
+		return nil, fault.Invalid("no transaction is named")
+	}
+	reply := &pb.CleanTransactionsResponse{}
+	for _, id := range ids {
+		err := m.config.Journal.RemoveKept(ctx, id, call.MaySee)
+		if err == nil {
+			reply.TransactionIds = append(reply.TransactionIds, id)
+		} else if reply.Error == nil && !(request.All && errors.Is(err, fs.ErrNotExist)) { // others' are not among all
+			reply.Error = &pb.ScriptError{Kind: builtins.ErrorKind(err), Message: err.Error(), Object: id, Code: fault.Code(err)}
+		}
+	}
+	return reply, nil
+}
+
 // Recover ends what an earlier agent, or this one, left unfinished. It returns an event for the host for each transaction that
 // it found.
 func (m *Manager) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {

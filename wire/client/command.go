@@ -147,6 +147,13 @@ func (c *Client) Transaction(ctx context.Context, id string) (*pb.TransactionInf
 	return reply.Transactions[0], nil
 }
 
+// CleanTransactions removes what is left of transactions that could not be rolled back completely. It returns which were
+// cleaned, also with an error.
+func (c *Client) CleanTransactions(ctx context.Context, request *pb.CleanTransactionsRequest) ([]string, error) {
+	reply, err := Call[*pb.CleanTransactionsResponse](ctx, c, request)
+	return reply.GetTransactionIds(), replyError(reply.GetError(), err)
+}
+
 // Scripts returns the scripts that can be run by name.
 func (c *Client) Scripts(ctx context.Context) ([]*pb.ScriptInfo, error) {
 	reply, err := Call[*pb.ListScriptsResponse](ctx, c, &pb.ListScriptsRequest{})

@@ -457,7 +457,7 @@ type JournalStatus struct {
 	// The transactions that this agent found interrupted when it started, and what became of them.
 	Recovered []*StatusLine `protobuf:"bytes,3,rep,name=recovered,proto3" json:"recovered,omitempty"`
 	// Directories of the guest with what is left of transactions that could not be taken back whole. They are for people to look
-	// at and remove; the agent never does.
+	// at; clean_transactions removes them, the agent by itself never does.
 	Kept          []string `protobuf:"bytes,4,rep,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

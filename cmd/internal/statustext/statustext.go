@@ -90,7 +90,7 @@ func journalRows(j *pb.JournalStatus) [][]string {
 		rows = append(rows, []string{"transaction", fmt.Sprintf("%s: %s, %s", open.TransactionId, strings.ReplaceAll(open.Phase, "_", " "), open.Script.GetName())})
 	}
 	for _, dir := range j.GetKept() {
-		rows = append(rows, []string{"not undone", dir + " has what is left; look at it, then remove it"})
+		rows = append(rows, []string{"not undone", dir + " has what is left; look at it, then remove it (ctl tx clean)"})
 	}
 	return append(rows, lineRows("recovered", j.GetRecovered())...)
 }
