@@ -34,8 +34,8 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// openLeased opens without O_NONBLOCK, through a descriptor of what was looked at, so that it is no fifo or device by then.
-// While the kernel waits for the lease to end it lets nobody take another one.
+// openLeased opens without O_NONBLOCK, through a descriptor of what was looked at, so that it is no fifo or device by
+// then. While the kernel waits for the lease to end it lets nobody take another one.
 func openLeased(dir handle, name string) (*os.File, error) {
 	o, err := openDescriptor(dir, name)
 	if err != nil {

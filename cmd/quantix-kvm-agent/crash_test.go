@@ -226,14 +226,17 @@ func TestOnceOfAScriptThatChangesItself(t *testing.T) {
 	}
 	a := agenttest.Start(t, agenttest.Options{Root: root})
 	c := a.Client(t, client.Options{})
+	run := func(id string, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
+		return client.CallID[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, id, request)
+	}
 	for _, name := range []string{"remove", "replace"} {
 		for _, replayed := range []bool{false, true} {
-			reply, err := client.CallID[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, name, &pb.RunScriptRequest{Name: name})
+			reply, err := run(name, &pb.RunScriptRequest{Name: name})
 			if err != nil || reply.Replayed != replayed || reply.Result.GetNumberValue() != 1 {
 				t.Errorf("%s, sent again %v: %v, %v", name, replayed, reply, err)
 			}
 		}
-		reply, err := client.CallID[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, name, &pb.RunScriptRequest{Name: name, ExpectSha256: "00"})
+		reply, err := run(name, &pb.RunScriptRequest{Name: name, ExpectSha256: "00"})
 		if err != nil || reply.GetError().GetKind() != "policy" {
 			t.Errorf("%s, another digest expected: %v, %v", name, reply, err)
 		}

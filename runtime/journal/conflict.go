@@ -21,9 +21,9 @@ type conflict struct {
 	reset []string // attributes that they set, and that are as before again
 }
 
-// mergeAttributes returns the attributes that a rollback restores, of an object that others may have changed since. What
-// the step did not change keeps what they made of it, unless keep is false: it may be another object by now. What is
-// restored although they changed it is lost, and named by reset.
+// mergeAttributes returns the attributes that a rollback restores, of an object that others may have changed since.
+// What the step did not change keeps what they made of it, unless keep is false: it may be another object by now. What
+// is restored although they changed it is lost, and named by reset.
 func mergeAttributes(was, after, is fsys.Meta, keep bool) (want fsys.Meta, reset []string) {
 	want = was
 	if was.Kind != after.Kind || was.Kind != is.Kind || was.Kind == fsys.Absent {

@@ -39,8 +39,8 @@ func contended(err error) bool {
 		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN)
 }
 
-// open opens the object for reading. A lease on it is waited for a moment: those who take one to serve the file to others
-// give it up at once.
+// open opens the object for reading. A lease on it is waited for a moment: those who take one to serve the file to
+// others give it up at once.
 func (r *restorer) open() (file *os.File, err error) {
 	for n := 0; ; n++ {
 		file, err = r.at.Open()
@@ -52,18 +52,18 @@ func (r *restorer) open() (file *os.File, err error) {
 	}
 }
 
-// openInPlace opens the object for writing. Only a file with other names is worth waiting for those who hold a lease on it:
-// any other one is replaced.
+// openInPlace opens the object for writing. Only a file that had other names before is worth waiting for those who hold
+// a lease on it: any other one is replaced.
 func (r *restorer) openInPlace() (*os.File, error) {
 	file, err := r.at.OpenInPlace()
-	if errors.Is(err, syscall.EAGAIN) && r.is.Links > 1 {
+	if errors.Is(err, syscall.EAGAIN) && r.is.Links > 1 && r.was.Links > 1 {
 		return r.at.OpenLeased()
 	}
 	return file, err
 }
 
-// sweepTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass. What cannot
-// be removed stays, without an error: it may be another user's, made to be in the way.
+// sweepTempFiles removes the temporary files that an interrupted operation left in a directory, once per pass. What
+// cannot be removed stays, without an error: it may be another user's, made to be in the way.
 func (p *undoPass) sweepTempFiles(dir string) {
 	if dir == "" || p.tempFilesRemoved[dir] {
 		return

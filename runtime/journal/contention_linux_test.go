@@ -44,6 +44,9 @@ func TestLeases(t *testing.T) {
 	if err := os.WriteFile(at("empty"), []byte("theirs, longer"), 0); err != nil { // a conflict with a lease
 		t.Fatal(err)
 	}
+	if err := os.Link(at("large"), filepath.Join(filepath.Dir(p.files), "theirs")); err != nil { // no reason to wait
+		t.Fatal(err)
+	}
 	for _, name := range []string{"small", "large", "empty", "new"} {
 		lease(t, at(name))
 	}
@@ -74,8 +77,8 @@ func TestNamesAreTaken(t *testing.T) {
 	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("ours")})
 	tx.Mark()
 	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
-	err := errors.Join(os.MkdirAll(at(".quantix-kvm-0.tmp/x"), 0o755), os.Remove(at("small")), os.MkdirAll(at("small/x"), 0o755),
-		os.WriteFile(at(".quantix-kvm-1.tmp"), nil, 0o644))
+	err := errors.Join(os.MkdirAll(at(".quantix-kvm-0.tmp/x"), 0o755),
+		os.Remove(at("small")), os.MkdirAll(at("small/x"), 0o755), os.WriteFile(at(".quantix-kvm-1.tmp"), nil, 0o644))
 	for _, n := range []string{"", "-2", "-3", "-4", "-5", "-6", "-7", "-8", "-9", "-10"} {
 		err = errors.Join(err, os.MkdirAll(at("small"+tx.conflictSuffix()+n+"/x"), 0o755))
 	}

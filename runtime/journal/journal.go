@@ -56,8 +56,8 @@ type Config struct {
 	Expiry time.Duration
 	// Entries is the number of replies that are stored. Optional; 0: 1000.
 	Entries int
-	// Bytes is the size of all stored replies together. Over it the oldest are shortened: they lose their result, log and
-	// changes. Optional; 0: 64 MiB.
+	// Bytes is the size of all stored replies together. Over it the oldest are shortened: they lose their result, log
+	// and changes. Optional; 0: 64 MiB.
 	Bytes int64
 	// Step is for tests: it is called with the name of each action on the disk before the action runs. An error makes the
 	// action fail; ErrSkip leaves it out as if it had succeeded. Optional.
@@ -377,7 +377,8 @@ func (j *Journal) setBroken(err error) {
 	}
 }
 
-// newID returns an id that sorts behind all others here, and by time if nobody sets the clock back. The caller holds mu.
+// newID returns an id that sorts behind all others here, and by time if nobody sets the clock back. The caller holds
+// mu.
 func (j *Journal) newID() string {
 	var id [10]byte
 	_, _ = rand.Read(id[:]) // never fails: the runtime ends the process instead

@@ -22,8 +22,8 @@ const (
 	maxOthers    = 256 << 10 // bytes of each of the other lists of changes
 )
 
-// LimitReply cuts each field of a reply to its limit, in place: a reply that can be stored can be sent, too. What is over a
-// limit is counted in the reply. Another call cuts nothing more.
+// LimitReply cuts each field of a reply to its limit, in place: a reply that can be stored can be sent, too. What is
+// over a limit is counted in the reply. Another call cuts nothing more.
 func LimitReply(reply *pb.RunScriptResponse) {
 	if reply == nil {
 		return
@@ -101,8 +101,8 @@ func limitChanges(changes []*pb.Change, limit int, diffs *int) (kept int) {
 	return len(changes)
 }
 
-// shortReply returns the part of a reply that is kept when there is no space for the whole one: at most some 40 KiB, which
-// fit into the space reserved for the last record.
+// shortReply returns the part of a reply that is kept when there is no space for the whole one: at most some 40 KiB,
+// which fit into the space reserved for the last record.
 func shortReply(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
 	if reply == nil {
 		return nil
@@ -114,15 +114,19 @@ func shortReply(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
 			uint32(len(reply.Changes)+len(reply.NotUndone)+len(reply.AfterCommit)),
 	}
 	if s := reply.Script; s != nil {
-		short.Script = &pb.ScriptRef{Name: truncateText(s.Name), Version: truncateText(s.Version), Sha256: truncateText(s.Sha256)}
+		short.Script = &pb.ScriptRef{
+			Name: truncateText(s.Name), Version: truncateText(s.Version), Sha256: truncateText(s.Sha256),
+		}
 	}
 	if e := reply.Error; e != nil {
 		short.Error = &pb.ScriptError{Kind: truncateText(e.Kind), Message: truncateText(e.Message), Line: e.Line,
 			Op: truncateText(e.Op), Code: truncateText(e.Code)}
 	}
 	for _, change := range reply.NotUndone[:min(len(reply.NotUndone), 8)] {
-		short.NotUndone = append(short.NotUndone, &pb.Change{Op: truncateText(change.Op), Target: truncateText(change.Target),
-			Action: truncateText(change.Action), State: change.State})
+		short.NotUndone = append(short.NotUndone, &pb.Change{
+			Op: truncateText(change.Op), Target: truncateText(change.Target), Action: truncateText(change.Action),
+			State: change.State,
+		})
 		short.ChangesDropped--
 	}
 	return short

@@ -200,7 +200,7 @@ func (r *restorer) restoreFile() error {
 		return err
 	} else if !equal {
 		err := r.do("restore.rewrite", r.rewrite)
-		if err != nil && r.is.Links <= 1 { // a running program cannot be written
+		if err != nil && (r.is.Links <= 1 || errors.Is(err, syscall.EAGAIN)) { // a running program cannot be written
 			return r.retryWithFreedSpace(r.recreate)
 		}
 		if err != nil {

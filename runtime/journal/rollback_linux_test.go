@@ -138,8 +138,8 @@ func TestUntouchedIsNoConflict(t *testing.T) {
 	}
 }
 
-// Attributes that the transaction did not change keep what others made of them. Those that it changed are restored, and the
-// report names what others had set.
+// Attributes that the transaction did not change keep what others made of them. Those that it changed are restored, and
+// the report names what others had set.
 func TestAttributesOfOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("changes owners: run as root")

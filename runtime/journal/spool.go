@@ -85,8 +85,8 @@ func (t *Tx) openSpooled(take *pb.JournalTake, create bool) (*fsys.At, error) {
 	return at, nil
 }
 
-// makeSpool makes a spool on another mount, restores the time of its parent directory, and logs what it made: nothing is
-// moved there before that is durable.
+// makeSpool makes a spool on another mount, restores the time of its parent directory, and logs what it made: nothing
+// is moved there before that is durable.
 func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	at, err := t.journal.config.Root.Exact(take.Spool)
 	if err != nil {
@@ -110,11 +110,11 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	if err != nil {
 		return err
 	}
-	record := &pb.JournalRecord{Record: &pb.JournalRecord_Spool{Spool: &pb.JournalSpool{Path: take.Spool, State: toState(meta)}}}
-	if err := t.appendRecord(record, false); err != nil {
+	spool := &pb.JournalSpool{Path: take.Spool, State: toState(meta)}
+	if err := t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Spool{Spool: spool}}, false); err != nil {
 		return err
 	}
-	t.noteSpool(record.GetSpool())
+	t.noteSpool(spool)
 	return nil
 }
 
@@ -125,8 +125,8 @@ func (t *Tx) noteSpool(spool *pb.JournalSpool) {
 	t.spools[spool.Path] = spool.State
 }
 
-// checkSpool refuses a directory that is not the spool that was made at a path. at is the directory, or an entry in it. Of
-// a spool of which nothing is logged, as by an older agent, the owner and the mode must do.
+// checkSpool refuses a directory that is not the spool that was made at a path. at is the directory, or an entry in it.
+// Of a spool of which nothing is logged, as by an older agent, the owner and the mode must do.
 func (t *Tx) checkSpool(path string, at *fsys.At, is fsys.Meta) error {
 	was := fsys.Meta{Kind: fsys.Directory, UID: is.UID, GID: is.GID, Mode: is.Mode, Ino: is.Ino}
 	if state := t.spools[path]; state != nil {
@@ -153,8 +153,8 @@ func sameInode(at *fsys.At, was, is fsys.Meta) (bool, error) {
 	return !stable, err
 }
 
-// checkMoved refuses an object that is not the one that was moved away. Its content, and of a directory the time, may have
-// been changed by those who had it open.
+// checkMoved refuses an object that is not the one that was moved away. Its content, and of a directory the time, may
+// have been changed by those who had it open.
 func checkMoved(take *pb.JournalTake, at *fsys.At, is fsys.Meta) error {
 	was := fromState(take.State)
 	same, err := sameInode(at, was, is)
@@ -171,8 +171,8 @@ func checkMoved(take *pb.JournalTake, at *fsys.At, is fsys.Meta) error {
 	return nil
 }
 
-// removeSpooled removes a tree from a spool on another mount, and the spool if it is empty then. A directory that is not the
-// spool is not touched.
+// removeSpooled removes a tree from a spool on another mount, and the spool if it is empty then. A directory that is
+// not the spool is not touched.
 func (t *Tx) removeSpooled(take *pb.JournalTake) error {
 	at, err := t.openSpooled(take, false)
 	if errors.Is(err, fault.ErrChanged) {
@@ -209,7 +209,9 @@ func (t *Tx) removeEmptySpool(step string, take *pb.JournalTake, mtime *pb.Journ
 		err = t.journal.do(step, at.Remove)
 	}
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fault.ErrChanged), errors.Is(err, fs.ErrExist): // ENOTEMPTY is the last
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fault.ErrChanged):
+		return false, nil
+	case errors.Is(err, fs.ErrExist): // ENOTEMPTY is that, too
 		return false, nil
 	case err != nil:
 		return false, err

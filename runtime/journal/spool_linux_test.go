@@ -121,19 +121,20 @@ func TestSpoolIsRemoved(t *testing.T) {
 	}
 }
 
-// What is left of a transaction that could not be rolled back is removed by its id, with its spool, and nothing else is.
+// What is left of a transaction that could not be rolled back is removed by its id, with its spool, and nothing else
+// is.
 func TestRemoveKept(t *testing.T) {
 	p, g := newSpoolGuest(t)
 	tx := g.begin(t)
 	spool := takeOnOtherMount(t, p, g, tx)
-	if err := errors.Join(os.Rename(filepath.Join(spool, "1"), filepath.Join(spool, "hidden")), os.Mkdir(filepath.Join(spool, "1"), 0o700)); err != nil {
+	tree, hidden := filepath.Join(spool, "1"), filepath.Join(spool, "hidden")
+	if err := errors.Join(os.Rename(tree, hidden), os.Mkdir(tree, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
 		t.Fatalf("%+v", report)
 	}
-	if err := errors.Join(tx.Close(t.Context(), nil), os.Remove(filepath.Join(spool, "1")),
-		os.Rename(filepath.Join(spool, "hidden"), filepath.Join(spool, "1"))); err != nil {
+	if err := errors.Join(tx.Close(t.Context(), nil), os.Remove(tree), os.Rename(hidden, tree)); err != nil {
 		t.Fatal(err)
 	}
 	g.journal.cleanups.Wait()

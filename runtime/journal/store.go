@@ -18,8 +18,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// store is the index of the transactions that ended. Their replies are on disk, in a file each, and are read when they are
-// asked for. It has a lock of its own: to read the index may take as long as the disk does.
+// store is the index of the transactions that ended. Their replies are on disk, in a file each, and are read when they
+// are asked for. It has a lock of its own: to read the index may take as long as the disk does.
 type store struct {
 	mu      sync.Mutex
 	loaded  bool
@@ -170,8 +170,8 @@ func (j *Journal) newEntry(begin *pb.JournalBegin, reply *pb.RunScriptResponse, 
 // tempSuffix marks the name of a file that is being written.
 const tempSuffix = ".new"
 
-// saveEntry writes an entry under a temporary name, and renames it. The file has two records: a head that is small, and the
-// reply. So the index is read without the replies, and a file is made smaller by cutting off the reply.
+// saveEntry writes an entry under a temporary name, and renames it. The file has two records: a head that is small, and
+// the reply. So the index is read without the replies, and a file is made smaller by cutting off the reply.
 func (j *Journal) saveEntry(entry *pb.JournalEntry) error {
 	id := entry.Begin.TransactionId
 	head, err := proto.Marshal(headOf(entry))
@@ -236,7 +236,8 @@ func (s *store) add(entry *pb.JournalEntry) {
 	id := entry.Begin.TransactionId
 	s.unsaved[id] = entry
 	s.entries = slices.DeleteFunc(s.entries, func(e *storedEntry) bool { return e.id() == id })
-	s.entries = append(s.entries, indexed(entry, int64(proto.Size(entry)), time.Duration(entry.UptimeMs)*time.Millisecond))
+	finished := time.Duration(entry.UptimeMs) * time.Millisecond
+	s.entries = append(s.entries, indexed(entry, int64(proto.Size(entry)), finished))
 }
 
 // indexed returns what the index holds of an entry.
@@ -279,9 +280,9 @@ func (j *Journal) loadStore() error {
 	return nil
 }
 
-// setTimes computes when the entries were finished, on the clock of this boot. Between two boots it counts no time: how long
-// the guest was off only the wall clock tells, which may be wrong by years. So an entry may look younger than it is. One of
-// an older agent, which says nothing of its boot, counts as new.
+// setTimes computes when the entries were finished, on the clock of this boot. Between two boots it counts no time: how
+// long the guest was off only the wall clock tells, which may be wrong by years. So an entry may look younger than it
+// is. One of an older agent, which says nothing of its boot, counts as new.
 func (j *Journal) setTimes(list []*storedEntry) {
 	boot, start := j.config.BootID(), time.Duration(0)
 	for _, e := range slices.Backward(list) {
@@ -353,8 +354,9 @@ func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
 	return entry, nil
 }
 
-// trim removes entries of another machine, expired ones and those beyond Config.Entries, and shortens the oldest replies until
-// all are within Config.Bytes: a request that is sent again must not run again only because others had long replies.
+// trim removes entries of another machine, expired ones and those beyond Config.Entries, and shortens the oldest
+// replies until all are within Config.Bytes: a request that is sent again must not run again only because others had
+// long replies.
 func (j *Journal) trim() {
 	over, size := len(j.store.entries)-j.config.Entries, int64(0)
 	j.store.entries = slices.DeleteFunc(j.store.entries, func(e *storedEntry) bool {

@@ -20,8 +20,8 @@ import (
 )
 
 // fingerprint tells one request from another under the same key. It is over a canonical form, since the encoding of a
-// map differs from call to call, and keyed, since it is stored and secrets are part of it. What a script is by its name is
-// no part of the request: the script may have changed or removed itself when the request comes again.
+// map differs from call to call, and keyed, since it is stored and secrets are part of it. What a script is by its name
+// is no part of the request: the script may have changed or removed itself when the request comes again.
 func fingerprint(key []byte, request *pb.RunScriptRequest) []byte {
 	c := canonical{hmac.New(sha256.New, key)}
 	c.text("request")
@@ -30,7 +30,8 @@ func fingerprint(key []byte, request *pb.RunScriptRequest) []byte {
 	return c.rest(request)
 }
 
-// formerFingerprint returns the fingerprint that agents before 0.3 stored: it had the digest of a script that was named.
+// formerFingerprint returns the fingerprint that agents before 0.3 stored: it had the digest of a script that was
+// named.
 func formerFingerprint(key []byte, request *pb.RunScriptRequest, digest string) []byte {
 	c := canonical{hmac.New(sha256.New, key)}
 	c.text(scriptName(request))
@@ -121,8 +122,9 @@ func (c canonical) value(v *structpb.Value) {
 	}
 }
 
-// earlier returns the reply of a run under the same key: of one that still runs, which it waits for, or of one whose end is
-// stored. Nil: the script is to be run. Otherwise r is entered as the run under its key, and leave must be called.
+// earlier returns the reply of a run under the same key: of one that still runs, which it waits for, or of one whose
+// end is stored. Nil: the script is to be run. Otherwise r is entered as the run under its key, and leave must be
+// called.
 func (r *run) earlier(ctx context.Context) (reply *pb.RunScriptResponse, leave func()) {
 	m := r.manager
 	m.mu.Lock()

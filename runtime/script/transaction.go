@@ -124,7 +124,9 @@ func cleanAccess(request *pb.CleanTransactionsRequest) (access builtins.Access) 
 }
 
 // cleanTransactions removes what is left of transactions: those that it can, if others fail.
-func (m *Manager) cleanTransactions(ctx context.Context, call *builtins.Call, request *pb.CleanTransactionsRequest) (*pb.CleanTransactionsResponse, error) {
+func (m *Manager) cleanTransactions(
+	ctx context.Context, call *builtins.Call, request *pb.CleanTransactionsRequest,
+) (*pb.CleanTransactionsResponse, error) {
 	ids := request.TransactionIds
 	switch {
 	case request.All && len(ids) > 0:

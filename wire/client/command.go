@@ -147,8 +147,8 @@ func (c *Client) Transaction(ctx context.Context, id string) (*pb.TransactionInf
 	return reply.Transactions[0], nil
 }
 
-// CleanTransactions removes what is left of transactions that could not be rolled back completely. It returns which were
-// cleaned, also with an error.
+// CleanTransactions removes what is left of transactions that could not be rolled back completely. It returns which
+// were cleaned, also with an error.
 func (c *Client) CleanTransactions(ctx context.Context, request *pb.CleanTransactionsRequest) ([]string, error) {
 	reply, err := Call[*pb.CleanTransactionsResponse](ctx, c, request)
 	return reply.GetTransactionIds(), replyError(reply.GetError(), err)

@@ -88,8 +88,8 @@ func (c *Chain) at(data []byte) (payload []byte, crc uint32, ok bool) {
 	return payload, crc, crc == c.sum(data[:8], payload)
 }
 
-// ReadFirst reads the first payload of the file of that name, and nothing behind it. The error is io.ErrUnexpectedEOF if
-// there is no valid one.
+// ReadFirst reads the first payload of the file of that name, and nothing behind it. The error is io.ErrUnexpectedEOF
+// if there is no valid one.
 func ReadFirst(name string, from *io.SectionReader) ([]byte, error) {
 	var head [HeaderSize]byte
 	if _, err := io.ReadFull(from, head[:]); err != nil {
