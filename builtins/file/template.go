@@ -1,11 +1,13 @@
 package file
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"sort"
 	"strings"
 	"unicode/utf8"
@@ -17,7 +19,7 @@ import (
 )
 
 func (r *Room) template(ctx context.Context, call *builtins.Call, in *pb.TemplateArgs) (*pb.Changed, error) {
-	text, err := expand(in.Text, in.Vars)
+	text, err := expand(ctx, in.Text, in.Vars)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -26,81 +28,146 @@ func (r *Room) template(ctx context.Context, call *builtins.Call, in *pb.Templat
 		return nil, fault.On(in.Path, err)
 	}
 	return r.put(ctx, call, edit.File{
-		Op: "file.template", Path: in.Path, Attr: attr, Content: []byte(text), Parents: in.Parents, Backup: in.Backup,
+		Op: "file.template", Path: in.Path, Attr: attr, Content: text, Parents: in.Parents, Backup: in.Backup,
 	})
 }
 
 // expand puts the value of each {{name}} or {{name|filter}} in its place; blanks inside the braces do not count. Two
 // literal braces are written {{"{{"}}; a pair of closing ones that belongs to nothing stays. A name without a value, a value
 // without use and a brace without an end are errors that name the line: each is most likely a slip.
-func expand(text string, vars map[string]string) (string, error) {
-	var b strings.Builder
+func expand(ctx context.Context, text string, vars map[string]string) ([]byte, error) {
+	var to expanded
+	line, counted := 1, 0 // of the text before counted
 	used := map[string]bool{}
 	rest := text
 	for {
 		before, after, found := strings.Cut(rest, "{{")
-		b.WriteString(before)
+		if _, err := io.WriteString(&to, before); err != nil {
+			return nil, err
+		}
 		if !found {
 			break
 		}
-		line := 1 + strings.Count(text[:len(text)-len(after)], "\n")
-		if tail, ok := strings.CutPrefix(after, `"{{"}}`); ok {
-			b.WriteString("{{")
-			rest = tail
-			continue
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
 		}
-		inside, tail, ok := strings.Cut(after, "}}")
-		name, filter, _ := strings.Cut(inside, "|")
-		name, filter = strings.TrimSpace(name), strings.TrimSpace(filter)
-		if !ok || strings.ContainsAny(inside, "{}\n") {
-			return "", fault.Invalid(`line %d: {{ has no }} behind its name; write {{"{{"}} for two braces`, line)
+		at := len(text) - len(after)
+		line, counted = line+strings.Count(text[counted:at], "\n"), at
+		var err error
+		if rest, err = place(&to, after, vars, used); errors.Is(err, errEdited) {
+			return nil, err
+		} else if err != nil {
+			return nil, fault.Invalid("line %d: %v", line, err)
 		}
-		value, ok := vars[name]
-		if !ok {
-			return "", fault.Invalid("line %d: there is no value for {{%s}}; there are %s", line, name, list(vars))
-		}
-		used[name] = true
-		write, known := filters[filter]
-		if !known {
-			return "", fault.Invalid("line %d: there is no filter %s; there are json, raw, shell, xml, yaml", line, filter)
-		}
-		text, err := write(value)
-		if err != nil {
-			return "", fault.Invalid("line %d: {{%s}}: %v", line, name, err)
-		}
-		b.WriteString(text)
-		rest = tail
 	}
 	for _, name := range sorted(vars) {
 		if !used[name] {
-			return "", fault.Invalid("the value %s is not used: there is no {{%s}} in the text", name, name)
+			return nil, fault.Invalid("the value %s is not used: there is no {{%s}} in the text", name, name)
 		}
 	}
-	return b.String(), nil
+	return to.text, nil
+}
+
+// place writes what comes in the place of two braces and what is behind them, and returns the text behind.
+func place(to io.Writer, after string, vars map[string]string, used map[string]bool) (rest string, err error) {
+	if tail, ok := strings.CutPrefix(after, `"{{"}}`); ok {
+		_, err := io.WriteString(to, "{{")
+		return tail, err
+	}
+	inside, tail, ok := strings.Cut(after, "}}")
+	name, filter, _ := strings.Cut(inside, "|")
+	name, filter = strings.TrimSpace(name), strings.TrimSpace(filter)
+	if !ok || strings.ContainsAny(inside, "{}\n") {
+		return "", errors.New(`{{ has no }} behind its name; write {{"{{"}} for two braces`)
+	}
+	value, ok := vars[name]
+	if !ok {
+		return "", fmt.Errorf("there is no value for {{%s}}; there are %s", name, list(vars))
+	}
+	used[name] = true
+	write, known := filters[filter]
+	if !known {
+		return "", fmt.Errorf("there is no filter %s; there are json, raw, shell, xml, yaml", filter)
+	}
+	if err := write(to, value); err != nil {
+		return "", fmt.Errorf("{{%s}}: %w", name, err)
+	}
+	return tail, nil
+}
+
+// expanded is what a template has become so far.
+type expanded struct{ text []byte }
+
+// Write implements io.Writer, within what a file may become.
+func (e *expanded) Write(p []byte) (int, error) {
+	if len(e.text)+len(p) > edit.MaxEdit {
+		return 0, errEdited
+	}
+	e.text = append(e.text, p...)
+	return len(p), nil
 }
 
 // filters write a value so that it stays one thing where it comes to stand.
-var filters = map[string]func(string) (string, error){
+var filters = map[string]func(to io.Writer, value string) error{
 	"":    oneLine,
-	"raw": func(value string) (string, error) { return value, nil },
-	"shell": func(value string) (string, error) {
-		return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'", noNUL(value)
+	"raw": raw,
+	"shell": func(to io.Writer, value string) error {
+		if err := noNUL(value); err != nil {
+			return err
+		}
+		return between("'", to, value, func(s string) []byte { return []byte(strings.ReplaceAll(s, "'", `'\''`)) })
 	},
 	"json": quoted,
 	"yaml": quoted, // a double-quoted scalar of YAML is a string of JSON
-	"xml": func(value string) (string, error) {
-		var b strings.Builder
-		err := xml.EscapeText(&b, []byte(value))
-		return b.String(), err
+	"xml": func(to io.Writer, value string) error {
+		return inPieces(to, value, func(s string) []byte {
+			var b bytes.Buffer
+			_ = xml.EscapeText(&b, []byte(s)) // a buffer takes everything
+			return b.Bytes()
+		})
 	},
 }
 
-// oneLine keeps a value from becoming a line of its own in a file of configuration.
-func oneLine(value string) (string, error) {
-	if at := strings.IndexFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f || c == '\u2028' || c == '\u2029' }); at >= 0 {
-		return "", fmt.Errorf("the value has more than one line or a control character; {{name|raw}} writes it as it is")
+// pieceSize is how much of a value is escaped at a time, in bytes: it may become six times as long.
+const pieceSize = 64 << 10
+
+// inPieces writes what escape makes of a value, piece by piece of whole characters.
+func inPieces(to io.Writer, value string, escape func(string) []byte) error {
+	for len(value) > 0 {
+		n := min(len(value), pieceSize)
+		for n < len(value) && n > pieceSize-utf8.UTFMax && !utf8.RuneStart(value[n]) {
+			n--
+		}
+		if _, err := to.Write(escape(value[:n])); err != nil {
+			return err
+		}
+		value = value[n:]
 	}
-	return value, nil
+	return nil
+}
+
+// between is inPieces with a mark before and behind the whole.
+func between(mark string, to io.Writer, value string, escape func(string) []byte) error {
+	if _, err := io.WriteString(to, mark); err != nil {
+		return err
+	}
+	if err := inPieces(to, value, escape); err != nil {
+		return err
+	}
+	_, err := io.WriteString(to, mark)
+	return err
+}
+
+func raw(to io.Writer, value string) error {
+	return inPieces(to, value, func(s string) []byte { return []byte(s) })
+}
+
+// oneLine keeps a value from becoming a line of its own in a file of configuration.
+func oneLine(to io.Writer, value string) error {
+	if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f || c == '\u2028' || c == '\u2029' }) {
+		return errors.New("the value has more than one line or a control character; {{name|raw}} writes it as it is")
+	}
+	return raw(to, value)
 }
 
 func noNUL(value string) error {
@@ -110,15 +177,17 @@ func noNUL(value string) error {
 	return nil
 }
 
-func quoted(value string) (string, error) {
+func quoted(to io.Writer, value string) error {
 	if !utf8.ValidString(value) {
-		return "", errors.New("the value is not UTF-8")
+		return errors.New("the value is not UTF-8")
 	}
-	var b strings.Builder
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	err := encoder.Encode(value)
-	return strings.TrimSuffix(b.String(), "\n"), err
+	return between(`"`, to, value, func(s string) []byte {
+		var b bytes.Buffer
+		encoder := json.NewEncoder(&b)
+		encoder.SetEscapeHTML(false)
+		_ = encoder.Encode(s) // a text can be encoded
+		return bytes.TrimSuffix(bytes.TrimPrefix(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte(`"`)), []byte(`"`))
+	})
 }
 
 func list(vars map[string]string) string {

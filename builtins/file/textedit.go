@@ -2,10 +2,12 @@ package file
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"io/fs"
-	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
@@ -33,7 +35,7 @@ func (r *Room) line(ctx context.Context, call *builtins.Call, in *pb.LineArgs) (
 type wish struct {
 	line                 string
 	absent               bool
-	match, after, before *regexp.Regexp
+	match, after, before *pattern
 }
 
 func newWish(in *pb.LineArgs) (*wish, error) {
@@ -56,12 +58,12 @@ func newWish(in *pb.LineArgs) (*wish, error) {
 	}
 	for _, p := range []struct {
 		text string
-		to   **regexp.Regexp
+		to   **pattern
 	}{{in.Match, &w.match}, {in.After, &w.after}, {in.Before, &w.before}} {
 		if p.text == "" {
 			continue
 		}
-		compiled, err := compile(p.text)
+		compiled, err := compile(p.text, false)
 		if err != nil {
 			return nil, err
 		}
@@ -70,90 +72,129 @@ func newWish(in *pb.LineArgs) (*wish, error) {
 	return w, nil
 }
 
-func compile(pattern string) (*regexp.Regexp, error) {
-	compiled, err := regexp.Compile(pattern)
-	if err != nil {
-		return nil, fault.Invalid("%s", strings.TrimPrefix(err.Error(), "error parsing regexp: "))
-	}
-	return compiled, nil
-}
-
-// edit makes the new content. Lines keep their ends; the line that is put in has that of the others.
-func (w *wish) edit(old []byte) ([]byte, error) {
+// edit makes the new content, out of the memory of the old one where it can. Lines keep their ends; the line that is put in
+// has that of the others.
+func (w *wish) edit(ctx context.Context, old []byte) ([]byte, error) {
 	if old == nil && w.absent {
 		return nil, nil
 	}
-	lines := bytes.SplitAfter(old, []byte("\n"))
-	if last := len(lines) - 1; len(lines[last]) == 0 {
-		lines = lines[:last]
-	}
-	end := "\n"
-	if len(lines) > 0 && bytes.HasSuffix(lines[0], []byte("\r\n")) {
-		end = "\r\n"
-	}
 	if w.absent {
-		return w.without(lines), nil
+		return w.without(ctx, old)
 	}
-	return w.with(lines, end), nil
+	return w.with(ctx, old)
+}
+
+// eachLine calls f for each line of a text: it is text[from:to] without its end, and the next one begins at next.
+func eachLine(ctx context.Context, text []byte, f func(from, to, next int) error) error {
+	for from, n := 0, 0; from < len(text); n++ {
+		if n%checkEvery == 0 {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+		}
+		next := len(text)
+		if at := bytes.IndexByte(text[from:], '\n'); at >= 0 {
+			next = from + at + 1
+		}
+		if err := f(from, from+len(bare(text[from:next])), next); err != nil {
+			return err
+		}
+		from = next
+	}
+	return nil
 }
 
 func bare(line []byte) []byte { return bytes.TrimRight(line, "\r\n") }
 
-func (w *wish) without(lines [][]byte) []byte {
-	kept := []byte{}
-	for _, line := range lines {
-		if w.match != nil && w.match.Match(bare(line)) || w.match == nil && string(bare(line)) == w.line {
-			continue
+// without moves the lines that stay together.
+func (w *wish) without(ctx context.Context, text []byte) ([]byte, error) {
+	kept := text[:0]
+	err := eachLine(ctx, text, func(from, to, next int) error {
+		goes := w.match == nil && string(text[from:to]) == w.line
+		if w.match != nil {
+			var err error
+			if goes, err = w.match.matches(ctx, text[from:to]); err != nil {
+				return err
+			}
 		}
-		kept = append(kept, line...)
-	}
-	return kept
+		if !goes {
+			kept = append(kept, text[from:next]...)
+		}
+		return nil
+	})
+	return kept, err
 }
 
-func (w *wish) with(lines [][]byte, end string) []byte {
-	at, found := w.place(lines)
-	switch {
-	case found && at < 0: // it stands there
-	case found:
-		own := lines[at][len(bare(lines[at])):]
-		lines[at] = append([]byte(w.line), own...)
-	default:
-		if at > 0 && !bytes.HasSuffix(lines[at-1], []byte("\n")) { // the last line has no end
-			lines[at-1] = append(append([]byte{}, lines[at-1]...), end...)
-		}
-		rest := append([][]byte{[]byte(w.line + end)}, lines[at:]...)
-		lines = append(lines[:at:at], rest...)
+func (w *wish) with(ctx context.Context, old []byte) ([]byte, error) {
+	at, err := w.place(ctx, old)
+	if err != nil || at == nil {
+		return old, err
 	}
-	return append([]byte{}, bytes.Join(lines, nil)...)
+	line := w.line
+	if at.isNew {
+		end := "\n"
+		if first := bytes.IndexByte(old, '\n'); first > 0 && old[first-1] == '\r' {
+			end = "\r\n"
+		}
+		if at.from > 0 && old[at.from-1] != '\n' { // the last line has no end
+			line = end + line
+		}
+		line += end
+	}
+	edited := make([]byte, 0, len(old)-(at.to-at.from)+len(line))
+	return append(append(append(edited, old[:at.from]...), line...), old[at.to:]...), nil
 }
 
-// place says which line is replaced (found), that the line stands there (found, and at -1), or before which one it comes.
-func (w *wish) place(lines [][]byte) (at int, found bool) {
-	last, after, before := -1, -1, -1
-	for i, line := range lines {
-		text := bare(line)
+// errStands ends the search for the place of a line.
+var errStands = errors.New("the line stands there")
+
+// span is the line that is replaced, without its end, or the place where a new one comes.
+type span struct {
+	from, to int
+	isNew    bool
+}
+
+// place returns where the line comes; nil: it stands there.
+func (w *wish) place(ctx context.Context, old []byte) (*span, error) {
+	var last, after, before *span
+	err := eachLine(ctx, old, func(from, to, next int) error {
+		text := old[from:to]
+		found := func(p *pattern) (found bool, err error) {
+			if p == nil {
+				return false, nil
+			}
+			return p.matches(ctx, text)
+		}
+		replaced, err := found(w.match)
 		switch {
-		case w.match != nil && w.match.Match(text):
-			last = i
+		case err != nil:
+			return err
+		case replaced:
+			last = &span{from: from, to: to}
 		case string(text) == w.line: // it is not one of those to be replaced, so it is what became of one
-			return -1, true
+			return errStands
 		}
-		if w.after != nil && w.after.Match(text) {
-			after = i + 1
+		if ok, err := found(w.after); err != nil {
+			return err
+		} else if ok {
+			after = &span{next, next, true}
 		}
-		if w.before != nil && before < 0 && w.before.Match(text) {
-			before = i
+		if before == nil {
+			ok, err := found(w.before)
+			if ok {
+				before = &span{from, from, true}
+			}
+			return err
 		}
-	}
+		return nil
+	})
 	switch {
-	case last >= 0:
-		return last, true
-	case after >= 0:
-		return after, false
-	case before >= 0:
-		return before, false
+	case errors.Is(err, errStands):
+		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	return len(lines), false
+	return cmp.Or(last, after, before, &span{len(old), len(old), true}), nil
 }
 
 // replace replaces all that matches.
@@ -166,30 +207,35 @@ func (r *Room) replace(ctx context.Context, call *builtins.Call, in *pb.ReplaceA
 }
 
 // replacing makes the edit. One that would change its own result is most likely a slip: each run would change more.
-func replacing(in *pb.ReplaceArgs) (func([]byte) ([]byte, error), error) {
+func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error), error) {
 	if in.Pattern == "" {
 		return nil, fault.Invalid("the pattern is empty")
 	}
-	once := func(old []byte) ([]byte, error) { return replaceText(old, []byte(in.Pattern), []byte(in.Replacement)) }
+	once := func(_ context.Context, old []byte) ([]byte, error) {
+		return replaceText(old, []byte(in.Pattern), []byte(in.Replacement))
+	}
 	if !in.Literal {
-		pattern, err := compile("(?m)" + in.Pattern) // what is edited consists of lines
+		pattern, err := compile(in.Pattern, true) // what is edited consists of lines
 		if err != nil {
 			return nil, err
 		}
-		if pattern.NumSubexp() > maxGroups {
-			return nil, fault.Wrapf(fault.ErrTooLarge, "the pattern has more than %d groups", maxGroups)
+		once = func(ctx context.Context, old []byte) ([]byte, error) {
+			return pattern.replaceAll(ctx, old, []byte(in.Replacement))
 		}
-		once = func(old []byte) ([]byte, error) { return replaceMatches(old, pattern, []byte(in.Replacement)) }
 	}
-	return func(old []byte) ([]byte, error) {
+	return func(ctx context.Context, old []byte) ([]byte, error) {
 		if old == nil {
 			return nil, fs.ErrNotExist
 		}
-		edited, err := once(old)
+		edited, err := once(ctx, old)
 		if err != nil || in.Again || bytes.Equal(edited, old) {
 			return edited, err
 		}
-		if again, err := once(edited); err != nil || !bytes.Equal(again, edited) {
+		again, err := once(ctx, edited)
+		if ended := context.Cause(ctx); ended != nil {
+			return nil, ended
+		}
+		if err != nil || !bytes.Equal(again, edited) {
 			return nil, &fault.Error{
 				Err:  fault.Invalid("a second run would change it again: the pattern matches what comes in its place"),
 				Hint: `make the pattern match only what is to be replaced, as with ^ and $, the ends of a line; or say again = true`,
@@ -199,39 +245,62 @@ func replacing(in *pb.ReplaceArgs) (func([]byte) ([]byte, error), error) {
 	}, nil
 }
 
-// Bounds of an edit, so that no pattern costs the agent its memory.
-const (
-	maxGroups  = 20
-	maxMatches = 100_000
-)
-
-var errEdited = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", edit.MaxContent)
+var errEdited = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", edit.MaxEdit)
 
 func replaceText(old, text, by []byte) ([]byte, error) {
-	if n := int64(bytes.Count(old, text)); n > 0 && int64(len(old))+n*int64(len(by)-len(text)) > edit.MaxContent {
+	if n := int64(bytes.Count(old, text)); n > 0 && int64(len(old))+n*int64(len(by)-len(text)) > edit.MaxEdit {
 		return nil, errEdited
 	}
-	return append([]byte{}, bytes.ReplaceAll(old, text, by)...), nil
+	return bytes.ReplaceAll(old, text, by), nil
 }
 
-func replaceMatches(old []byte, pattern *regexp.Regexp, by []byte) ([]byte, error) {
-	found := pattern.FindAllSubmatchIndex(old, maxMatches+1)
-	if len(found) > maxMatches {
-		return nil, fault.Wrapf(fault.ErrTooLarge, "more than %d places match", maxMatches)
-	}
-	references := bytes.Count(by, []byte("$"))
-	edited, from := []byte{}, 0
-	for _, at := range found {
-		edited = append(edited, old[from:at[0]]...)
-		if len(edited)+len(by)+references*(at[1]-at[0]) > 4*edit.MaxContent { // the most that it can become
-			return nil, errEdited
+// replaceAll does what ReplaceAll of package regexp does, within bounds of time and memory.
+func (p *pattern) replaceAll(ctx context.Context, old, by []byte) ([]byte, error) {
+	edited, from := make([]byte, 0, len(old)+len(by)), 0
+	for pos, last := 0, -1; pos <= len(old); {
+		at, err := p.find(ctx, old, pos)
+		if err != nil {
+			return nil, err
 		}
-		edited = pattern.Expand(edited, by, old, at)
+		if at == nil {
+			break
+		}
+		counts := at[1] > pos || at[0] != last // an empty match right behind another one does not
+		if pos, last = at[1], at[1]; at[0] == at[1] {
+			_, width := utf8.DecodeRune(old[pos:])
+			pos += max(width, 1)
+		}
+		if !counts {
+			continue
+		}
+		edited = append(edited, old[from:at[0]]...)
+		if edited, err = p.expand(edited, by, old, at); err != nil {
+			return nil, err
+		}
 		from = at[1]
 	}
 	edited = append(edited, old[from:]...)
-	if len(edited) > edit.MaxContent {
+	if len(edited) > edit.MaxEdit {
 		return nil, errEdited
+	}
+	return edited, nil
+}
+
+// expand appends a replacement, in whose references the groups of a match come, reference by reference: each may be long.
+func (p *pattern) expand(edited, by, old []byte, at []int) ([]byte, error) {
+	for len(by) > 0 {
+		n := len(by)
+		if next := bytes.IndexByte(by[1:], '$'); next >= 0 {
+			n = 1 + next
+		}
+		if by[0] == '$' && n == 1 && len(by) > 1 { // $$ is one
+			n = 2
+		}
+		edited = p.alone.Expand(edited, by[:n], old, at)
+		if len(edited) > edit.MaxEdit {
+			return nil, errEdited
+		}
+		by = by[n:]
 	}
 	return edited, nil
 }

@@ -1,6 +1,7 @@
 package fsys
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -119,14 +120,17 @@ func (a *At) ReadFile(limit int64) ([]byte, error) {
 	}
 	defer file.Close()
 	// A file of /proc has size 0, and a log grows: so the size decides nothing. Reads at an offset never wait.
-	data, err := io.ReadAll(io.NewSectionReader(file, 0, limit+1))
-	if err != nil {
+	var data bytes.Buffer
+	if info, err := file.Stat(); err == nil { // the size saves memory: a buffer that grows is copied
+		data.Grow(int(min(info.Size(), limit)) + bytes.MinRead)
+	}
+	if _, err := data.ReadFrom(io.NewSectionReader(file, 0, limit+1)); err != nil {
 		return nil, fault.Cause(err)
 	}
-	if int64(len(data)) > limit {
+	if int64(data.Len()) > limit {
 		return nil, fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes", limit)
 	}
-	return data, nil
+	return data.Bytes(), nil
 }
 
 // OpenDir opens the directory here. The caller closes it.

@@ -17,15 +17,21 @@ const (
 	Max = 64 << 10
 	// MaxText is the maximum length of each text in bytes: it bounds time and memory.
 	MaxText = 1 << 20
+	// MaxLines is the maximum number of lines of each text: a comparison takes some 200 bytes for each.
+	MaxLines = 20_000
 )
 
 // IsText reports whether content can be shown: it is UTF-8 without NUL bytes.
 func IsText(content []byte) bool { return utf8.Valid(content) && bytes.IndexByte(content, 0) < 0 }
 
+func tooLong(text []byte) bool {
+	return len(text) > MaxText || bytes.Count(text, []byte("\n")) > MaxLines
+}
+
 // Unified returns the difference of two texts in the unified format, with name for both and no times in the header. A nil
-// text stands for a file that does not exist. truncated: the diff is incomplete, or empty since a text exceeds MaxText.
+// text stands for a file that does not exist. truncated: the diff is incomplete, or empty since a text exceeds MaxText or MaxLines.
 func Unified(name string, old, new []byte) (text string, truncated bool) {
-	if len(old) > MaxText || len(new) > MaxText {
+	if tooLong(old) || tooLong(new) {
 		return "", true
 	}
 	from, to := "a"+name, "b"+name

@@ -27,14 +27,17 @@ type File struct {
 	// Content is what the file, or what is added to it, shall be.
 	Content []byte
 	// Edit makes the content of what is there; a file that is not there is nil, and a result that is nil too asks for none. It
-	// is used instead of Content. Optional.
-	Edit func(old []byte) ([]byte, error)
+	// is used instead of Content. The old content is its own: it may become the new one. Optional.
+	Edit func(ctx context.Context, old []byte) ([]byte, error)
 	// Same says whether a content is as good as Content. Nil: only the same bytes are.
 	Same func(have []byte) bool
 }
 
 // MaxContent is the most bytes that are rewritten in place, or edited, at once: what one message can hold.
 const MaxContent = 16 << 20
+
+// MaxEdit is the most bytes that a file has before and after an Edit: it is in memory with what it becomes.
+const MaxEdit = 8 << 20
 
 // Put makes a file what it shall be, and returns whether that changed anything.
 func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed bool, err error) {
@@ -47,7 +50,7 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 		return false, err
 	}
 	if w.Edit != nil {
-		if w.Content, err = c.edited(w.Edit); err != nil {
+		if w.Content, err = c.edited(ctx, w.Edit); err != nil {
 			return false, err
 		}
 		if w.Content == nil && c.Absent() { // nothing is to be made
@@ -89,18 +92,18 @@ func (c *Change) trust(w File) (err error) {
 }
 
 // edited is what an edit makes of the file that is there.
-func (c *Change) edited(edit func(old []byte) ([]byte, error)) ([]byte, error) {
+func (c *Change) edited(ctx context.Context, edit func(context.Context, []byte) ([]byte, error)) ([]byte, error) {
 	if c.Absent() {
-		return edit(nil)
+		return edit(ctx, nil)
 	}
 	if c.Old.Kind != fsys.File {
 		return nil, c.writable(File{}) // which says what is wrong with it
 	}
-	old, err := c.At.ReadFile(MaxContent)
+	old, err := c.At.ReadFile(MaxEdit)
 	if err != nil {
 		return nil, err
 	}
-	return edit(append([]byte{}, old...))
+	return edit(ctx, old)
 }
 
 // has says whether the content is there already.
@@ -151,7 +154,7 @@ func (c *Change) show(content *Content, w File) {
 		mode = *w.Attr.Mode
 	}
 	text := w.Content
-	if w.Append {
+	if w.Append && !content.hidden && !content.long {
 		text = append(append([]byte{}, content.old...), text...)
 	}
 	content.Becomes(text, mode)
