@@ -16,8 +16,11 @@ type Pool struct {
 	cfg     Config
 	closing chan struct{} // closed by Close: ends runs and the spawner thread
 	spawns  chan func()   // what the spawner thread is to call
-	running sync.WaitGroup
-	spawner sync.WaitGroup
+	// A runner has a place in one of these: those that run a script, and those that only read one, which are quick and must not
+	// wait for the others.
+	runs, reads chan struct{}
+	running     sync.WaitGroup
+	spawner     sync.WaitGroup
 
 	mu            sync.Mutex
 	limits        Limits
@@ -34,7 +37,11 @@ func New(cfg Config) *Pool {
 	if cfg.Args == nil {
 		cfg.Args = []string{Arg}
 	}
-	return &Pool{cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func())}
+	setDefault(&cfg.Runners, 4)
+	return &Pool{
+		cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func()),
+		runs: make(chan struct{}, cfg.Runners), reads: make(chan struct{}, cfg.Runners),
+	}
 }
 
 // Limits returns the limits of each run, with the defaults filled in.
@@ -90,12 +97,31 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 	release := p.onClose(func() { stop(ErrClosed) })
 	defer release()
 
+	places := p.runs
+	if s := job.Start; s.GetDescribe() || s.GetDescribeAll() || s.GetCheck() {
+		places = p.reads
+	}
+	select {
+	case places <- struct{}{}:
+	case <-ctx.Done():
+		return p.crowded(ctx, limits)
+	}
+	defer func() { <-places }()
 	out, retryable := p.runOnce(ctx, job, start, limits, true)
 	if retryable { // the standby was dead: nothing of the script has run
 		out, _ = p.runOnce(ctx, job, start, limits, false)
 	}
 	p.ensureStandby()
 	return out
+}
+
+// crowded returns the outcome of a run that got no place.
+func (p *Pool) crowded(ctx context.Context, limits Limits) Outcome {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, errTimeout) || errors.Is(cause, context.DeadlineExceeded) {
+		return refusedOutcome("busy", fmt.Sprintf("busy: %d scripts are running, and none of them ended in time", p.cfg.Runners), "")
+	}
+	return startFailedOutcome(ctx, cause, limits)
 }
 
 // runOnce runs the job in one runner: the standby if warm is set and there is one, else a new one. retryable is true

@@ -85,6 +85,8 @@ type Config struct {
 	Env []string
 	// Limits bound each run.
 	Limits Limits
+	// Runners is how many scripts run at a time, each with the memory of its limit; default 4. Others wait within their time.
+	Runners int
 }
 
 // Job is one run. Its functions are called from Run's goroutine, one at a time, and never after Run returned.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
@@ -109,5 +110,38 @@ func TestRunsBesideOneAnother(t *testing.T) {
 			}
 		})
 	}
+	runs.Wait()
+}
+
+// No more scripts than Runners run at a time. One more waits within its time; one that is only read does not wait for them.
+func TestRunnersAreBounded(t *testing.T) {
+	pool := newPool(t, sandbox.Config{Runners: 1})
+	began, end := make(chan struct{}), make(chan struct{})
+	job := script("file.read('x')")
+	job.Start.Functions = functions("file.read")
+	job.Call = func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
+		close(began)
+		<-end
+		return &pb.RunnerReply{}
+	}
+	var runs sync.WaitGroup
+	runs.Go(func() {
+		if out := pool.Run(t.Context(), job); out.Error != nil {
+			t.Error(out.Error)
+		}
+	})
+	<-began
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if out := pool.Run(ctx, script("return 1")); out.Error.GetKind() != "busy" {
+		t.Errorf("one more script: %v, %v", out.Result, out.Error)
+	}
+	read := script(`return script {name = "x", run = function() end}`)
+	read.Start.Describe = true
+	if out := pool.Run(t.Context(), read); out.Error != nil || out.Declaration.GetName() != "x" {
+		t.Errorf("one that is only read: %v, %v", out.Declaration, out.Error)
+	}
+	runs.Go(func() { mustRun(t, pool, script("return 1")) })
+	close(end)
 	runs.Wait()
 }
