@@ -10,6 +10,10 @@ import (
 // startTime is how long after its start the agent drops what only the start needed.
 const startTime = 3 * time.Second
 
+// memoryTarget is how much memory the agent may take before what is not used any more is collected at once, in bytes. Without it
+// the collector lets a request of some MiB leave several times as much. It is above what hosts and scripts can make the agent hold.
+const memoryTarget = 64 << 20
+
 // tuneMemory keeps the agent small and its own code on one processor, unless the administrator's GOMAXPROCS says otherwise.
 // The agent has nothing to compute; the guest has. With several processors each chunk of a transfer wakes another thread on
 // another processor, which spins before it sleeps: with one a transfer is twice as fast in an emulated guest, and a third
@@ -21,6 +25,9 @@ const startTime = 3 * time.Second
 func tuneMemory() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryTarget)
 	}
 	time.AfterFunc(startTime, func() {
 		debug.FreeOSMemory()

@@ -46,7 +46,7 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 	}
 	defer func() { _ = tx.Close(context.WithoutCancel(ctx), nil) }() // which does something after a panic alone
 	d.tx = tx.ID()
-	scope := &scope{tx: tx, op: d.op, table: d.config.Table}
+	scope := &scope{tx: tx, op: d.op, table: d.config.Table, room: maxHeld}
 	run := &Run{executor: d.Executor, made: []made{{}}} // whose one call this is
 	d.call.Tx, d.call.Deferred, d.call.Changed = scope, scope.deferred, run.changed
 	out, err := d.run(ctx)
@@ -93,6 +93,8 @@ type scope struct {
 	table *builtins.Table
 	hide  func(string) string // takes secrets out of a text; nil: there are none
 	after []journal.Action
+	bytes int // that after takes
+	room  int // the most that it may
 }
 
 var _ builtins.Tx = (*scope)(nil)
@@ -142,6 +144,11 @@ func (s *scope) deferred(action builtins.Action) error {
 	if row == nil || row.In.ProtoReflect().Descriptor() != action.Args.ProtoReflect().Descriptor() {
 		return fault.Wrapf(fault.ErrInternal, "no operation %s takes a %s, so it cannot come after the commit", action.Op, action.Args.ProtoReflect().Descriptor().Name())
 	}
+	n := proto.Size(action.Args) + len(action.Op) + len(action.Target) + perItem
+	if s.bytes+n > s.room {
+		return errHeld
+	}
+	s.bytes += n
 	s.after = append(s.after, journal.Action(action))
 	return nil
 }

@@ -26,6 +26,7 @@ type Run struct {
 
 	mu      sync.Mutex
 	changes []*pb.Change
+	held    held // of changes and after
 }
 
 // RunConfig is what a run is made of.
@@ -70,6 +71,9 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 	out, err := d.audited(func() (out proto.Message, err error) {
 		if d.in, err = bind(op); err != nil {
 			return nil, err
+		}
+		if op.Changes(d.in) && r.full() {
+			return nil, d.because(errHeld)
 		}
 		if err := d.look(); err != nil {
 			return nil, err
@@ -162,7 +166,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 	if err := tx.Err(); err != nil {
 		return nil, fault.Wrapf(fault.ErrInternal, "the undo journal has failed: %v", err)
 	}
-	scope := &scope{tx: tx, op: d.op, table: d.config.Table, hide: r.config.Hide}
+	scope := &scope{tx: tx, op: d.op, table: d.config.Table, hide: r.config.Hide, room: r.room()}
 	d.call.Tx, d.call.Deferred = scope, scope.deferred
 	mark, before := tx.Mark(), len(r.changes)
 	r.made = append(r.made, made{mark, before})
@@ -177,6 +181,9 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 	}
 	tx.Mark() // what others change from now on is theirs
 	r.after = append(r.after, scope.after...)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.bytes += scope.bytes
 	return out, err
 }
 
@@ -193,6 +200,7 @@ func (r *Run) Changes() []*pb.Change {
 func (r *Run) changed(change *pb.Change) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.held.add(change)
 	r.changes = append(r.changes, change)
 }
 
@@ -200,6 +208,9 @@ func (r *Run) changed(change *pb.Change) {
 func (r *Run) forget(from int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, change := range r.changes[from:] {
+		r.held.remove(change)
+	}
 	r.changes = r.changes[:from]
 }
 

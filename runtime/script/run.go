@@ -163,7 +163,7 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 }
 
 // refusedKinds are the errors of a script of which no line ran.
-var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true}
+var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true, "busy": true}
 
 // builtin serves one call of the script.
 func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {

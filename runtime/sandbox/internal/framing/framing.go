@@ -11,7 +11,6 @@ package framing
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -104,16 +103,20 @@ func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrMalformed, fmt.Errorf(format, args...))
 }
 
-// payload reads a payload into memory that grows with what arrives, not with the announced size.
+// payload reads a payload. Memory of the announced size is taken when an eighth of it has arrived.
 func (r *Reader) payload(size int64) ([]byte, error) {
 	if size <= 64<<10 {
 		b := make([]byte, size)
 		_, err := io.ReadFull(r.r, b)
 		return b, unexpectedEOF(err)
 	}
-	var b bytes.Buffer
-	_, err := io.CopyN(&b, r.r, size)
-	return b.Bytes(), unexpectedEOF(err)
+	begun := make([]byte, size/8)
+	if _, err := io.ReadFull(r.r, begun); err != nil {
+		return nil, unexpectedEOF(err)
+	}
+	b := make([]byte, size)
+	_, err := io.ReadFull(r.r, b[copy(b, begun):])
+	return b, unexpectedEOF(err)
 }
 
 func unexpectedEOF(err error) error {
