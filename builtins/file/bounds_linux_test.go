@@ -62,6 +62,7 @@ func TestEditsAreBounded(t *testing.T) {
 		"many matches":           {lines, "file.replace", "too_large", &pb.ReplaceArgs{Path: "/f", Pattern: "^", Replacement: "xx"}},
 		"many references": {letters, "file.replace", "too_large",
 			&pb.ReplaceArgs{Path: "/f", Pattern: "(?s).*", Replacement: strings.Repeat("$0", 1<<20)}},
+		"a deep path": {"", "file.mkdir", "too_large", &pb.MkdirArgs{Path: strings.Repeat("/x", 2000), Parents: true}},
 		"a value that comes often": {"", "file.template", "too_large",
 			&pb.TemplateArgs{Path: "/f", Text: strings.Repeat("{{a|raw}}", 2000), Vars: map[string]string{"a": strings.Repeat("x", 4000000)}}},
 		"a value that grows": {"", "file.template", "too_large",

@@ -213,7 +213,11 @@ func checkPath(path string) (string, error) {
 // maxPath is the kernel's PATH_MAX without its terminator.
 const maxPath = 4095
 
-// Missing lists the directories above path that do not exist, the outermost first, as resolved paths.
+// maxMissing bounds the directories that are made for one path: the work of keeping, making and syncing them grows with the
+// square of their number.
+const maxMissing = 64
+
+// Missing lists the directories above path that do not exist, the outermost first, as resolved paths. There are at most 64.
 func (r *Root) Missing(path string) ([]string, error) {
 	at, err := r.find(path, followDirs)
 	if err == nil {
@@ -229,6 +233,9 @@ func (r *Root) Missing(path string) ([]string, error) {
 	missing, err := r.Missing(parent)
 	if err != nil {
 		return nil, err
+	}
+	if len(missing) >= maxMissing {
+		return nil, fault.Wrapf(fault.ErrTooLarge, "more than %d directories above it are missing", maxMissing)
 	}
 	resolved, err := r.resolveBelow(missing, parent)
 	if err != nil {
