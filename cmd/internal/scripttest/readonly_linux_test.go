@@ -48,6 +48,8 @@ func arguments(op builtins.Op) string {
 			list = append(list, `{"/x"}`)
 		case field.IsMap(), field.Kind() == protoreflect.MessageKind:
 			list = append(list, "{}")
+		case field.Kind() != protoreflect.StringKind:
+			list = append(list, "2147483646") // no process has this number
 		default:
 			list = append(list, `"/x"`)
 		}
