@@ -42,6 +42,15 @@ func (h *hung) add(proc *procfs, pid int) {
 	}
 }
 
+// reader is what is known from list to list.
+type reader struct {
+	processes sampler // without threads
+	threads   sampler // with them
+	hung      hung
+}
+
+func newReader() reader { return reader{threads: sampler{threads: true}} }
+
 // read lists the processes that are asked for. It does not hang with a process that does: that one is listed without its
 // command line. The goroutine that reads it ends when the kernel lets it; nothing ends it earlier.
 func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) ([]*pb.ProcessInfo, error) {

@@ -26,14 +26,12 @@ const kind = "process"
 
 // Room holds the operations. It is safe for concurrent use.
 type Room struct {
-	guest     *guest.Guest
-	processes sampler // without threads
-	threads   sampler // with them
-	hung      hung
+	guest *guest.Guest
+	reader
 }
 
 // New makes the room. A tree that is not booted has no processes.
-func New(g *guest.Guest) *Room { return &Room{guest: g, threads: sampler{threads: true}} }
+func New(g *guest.Guest) *Room { return &Room{guest: g, reader: newReader()} }
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
