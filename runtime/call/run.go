@@ -72,11 +72,11 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 		if d.in, err = bind(op); err != nil {
 			return nil, err
 		}
-		if op.Changes(d.in) && r.full() {
-			return nil, d.because(errHeld)
-		}
 		if err := d.look(); err != nil {
 			return nil, err
+		}
+		if op.Changes(d.in) && r.full() {
+			return nil, d.because(errHeld)
 		}
 		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
 			return nil, err

@@ -30,12 +30,7 @@ func (t *Tx) BeforeAppend(ctx context.Context, path string) error {
 }
 
 // tailOf sums the end of the content that a file had when it had this size.
-func tailOf(at *fsys.At, size int64) ([]byte, error) {
-	file, err := at.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
+func tailOf(file *os.File, size int64) ([]byte, error) {
 	sum := sha256.New()
 	n := min(size, maxTail)
 	switch read, err := io.Copy(sum, io.NewSectionReader(file, size-n, n)); {
@@ -47,12 +42,22 @@ func tailOf(at *fsys.At, size int64) ([]byte, error) {
 	return sum.Sum(nil), nil
 }
 
+// tailAt sums the end of the content of a file that has this size.
+func tailAt(at *fsys.At, size int64) ([]byte, error) {
+	file, err := at.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return tailOf(file, size)
+}
+
 // cutBack restores a file to which something was appended. grown: others have changed it since the step.
 func (r *restorer) cutBack(grown bool) error {
 	if r.is.Kind != fsys.File || r.is.Size < r.was.Size {
 		return fault.Wrapf(fault.ErrChanged, "what was appended is not undone: it is not the file any more that it was")
 	}
-	tail, err := tailOf(r.at, r.was.Size)
+	tail, err := r.tail()
 	if err != nil {
 		return err
 	}
@@ -77,8 +82,27 @@ func (r *restorer) tailEqual() (bool, error) {
 	if r.is.Size != r.was.Size {
 		return false, nil
 	}
-	tail, err := tailOf(r.at, r.was.Size)
+	tail, err := r.tail()
 	return bytes.Equal(tail, r.object.Tail), err
+}
+
+// tail sums the end of what the content was.
+func (r *restorer) tail() ([]byte, error) {
+	file, err := r.openLeased()
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return tailOf(file, r.was.Size)
+}
+
+// openLeased opens the object for reading, and waits for whoever holds a lease on it: it cannot be replaced instead.
+func (r *restorer) openLeased() (*os.File, error) {
+	file, err := r.open()
+	if errors.Is(err, syscall.EAGAIN) {
+		return r.at.OpenLeased()
+	}
+	return file, err
 }
 
 func (r *restorer) cut() error {
@@ -101,7 +125,7 @@ func (r *restorer) copyTail(to *fsys.At) error {
 	if _, err := to.Stat(); err == nil {
 		return os.ErrExist
 	}
-	from, err := r.at.Open()
+	from, err := r.openLeased()
 	if err != nil {
 		return err
 	}

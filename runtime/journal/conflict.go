@@ -19,6 +19,7 @@ import (
 type conflict struct {
 	put   string   // where their version is now; empty: there is none
 	reset []string // attributes that they set, and that are as before again
+	began bool     // the object may be half restored
 }
 
 // mergeAttributes returns the attributes that a rollback restores, of an object that others may have changed since.

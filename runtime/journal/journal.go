@@ -139,10 +139,11 @@ func Open(config Config) (*Journal, error) {
 
 // setUnusable refuses all transactions until Dir can be used.
 func (j *Journal) setUnusable(err error) {
+	j.store.reset(true)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.unusable = fault.Refuse("the state directory cannot be used: %v", fault.On(j.config.Dir, err))
-	j.broken, j.store = j.unusable, store{loaded: true}
+	j.broken = j.unusable
 }
 
 // Unusable returns why the journal's directory cannot be used; nil if it can. See Config.Tolerant.
@@ -161,13 +162,14 @@ func (j *Journal) reopen() error {
 		j.setUnusable(err)
 		return err
 	}
+	j.store.reset(false)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.unusable, j.store = nil, store{}
+	j.unusable = nil
 	return nil
 }
 
-func (j *Journal) open() (err error) {
+func (j *Journal) open() error {
 	if j.config.Prepare != nil {
 		if err := j.config.Prepare(); err != nil {
 			return err
@@ -181,29 +183,36 @@ func (j *Journal) open() (err error) {
 	if err := os.Chmod(j.config.Dir, 0o700); err != nil {
 		return fault.Cause(err)
 	}
-	if j.lock, err = lockFile(j.dir("lock")); err != nil {
+	lock, err := lockFile(j.dir("lock"))
+	if err != nil {
 		return err
 	}
 	for _, dir := range []string{j.config.Dir, filepath.Dir(j.config.Dir)} {
 		if err := j.do("open.syncdir", func() error { return syncDir(dir) }); err != nil {
-			return errors.Join(err, j.lock.Close())
+			return errors.Join(err, lock.Close())
 		}
 	}
-	if j.state, err = fsys.Open(j.config.Dir); err != nil {
-		return errors.Join(err, j.lock.Close())
+	state, err := fsys.Open(j.config.Dir)
+	if err != nil {
+		return errors.Join(err, lock.Close())
 	}
+	newest, unrecovered := int64(0), false
 	for _, dir := range []string{"open", "done", "kept"} {
 		names, e := os.ReadDir(j.dir(dir))
 		err = errors.Join(err, e)
 		for _, name := range names {
-			j.lastID = max(j.lastID, idTime(name.Name()))
+			newest = max(newest, idTime(name.Name()))
 		}
-		if dir == "open" && len(names) > 0 {
-			j.broken = errUnrecovered
-		}
+		unrecovered = unrecovered || dir == "open" && len(names) > 0
 	}
 	if err = errors.Join(err, j.refreshKept()); err != nil {
-		return errors.Join(fault.Cause(err), j.state.Close(), j.lock.Close())
+		return errors.Join(fault.Cause(err), state.Close(), lock.Close())
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lock, j.state, j.lastID = lock, state, max(j.lastID, newest)
+	if unrecovered {
+		j.broken = errUnrecovered
 	}
 	return nil
 }

@@ -26,6 +26,9 @@ func (j *Journal) Kept() []string {
 // RemoveKept removes what is left of a transaction that could not be rolled back completely, with its spools on other
 // mounts. The error is fs.ErrNotExist if nothing is left of one of a port that sees reports true for.
 func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port string) bool) error {
+	if err := j.Unusable(); err != nil {
+		return err
+	}
 	absent := fault.Wrapf(fs.ErrNotExist, "nothing is left of a transaction %s", id)
 	if !slices.Contains(j.Kept(), id) { // which is also the check that it is a name
 		return absent
@@ -37,6 +40,9 @@ func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port stri
 	if err == nil { // of a damaged one the spools are not known
 		for _, s := range l.tx.steps {
 			if take := s.record.GetTake(); take != nil && take.Spool != "" {
+				if err := l.tx.checkMounts(s); err != nil {
+					return fault.On(take.Spool, err)
+				}
 				if err := l.tx.removeSpooled(take); err != nil {
 					return fault.On(take.Spool, err)
 				}

@@ -26,6 +26,8 @@ type restorer struct {
 	// conflict is where somebody else's version of the object was put, and reset what they set that is as before again.
 	conflict string
 	reset    []string
+	// began: the object may be half restored.
+	began bool
 	// unreadable: the content cannot be compared, since the mode or a lease forbids to read it.
 	unreadable bool
 }
@@ -52,7 +54,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return c, r.restoreKernelSetting()
 	}
 	err = r.restoreObject(after)
-	c = conflict{r.conflict, r.reset}
+	c = conflict{r.conflict, r.reset, r.began}
 	if err != nil {
 		return c, err
 	}
@@ -63,7 +65,10 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	return c, r.verify()
 }
 
-func (r *restorer) do(step string, act func() error) error { return r.pass.tx.journal.do(step, act) }
+func (r *restorer) do(step string, act func() error) error {
+	r.began = r.began || step != "restore.aside" // which leaves the object whole
+	return r.pass.tx.journal.do(step, act)
+}
 
 func (r *restorer) restoreObject(after *pb.JournalState) error {
 	if after != nil {

@@ -248,8 +248,13 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 		if u.Err == nil {
 			u.Err = p.retry(ctx, func() error {
 				c, err := p.restore(ctx, o, after)
-				u.Conflict, u.Reset = cmp.Or(u.Conflict, c.put), append(u.Reset, c.reset...)
-				after = nil // it may be half restored
+				u.Conflict = cmp.Or(u.Conflict, c.put)
+				if len(c.reset) > 0 {
+					u.Reset = c.reset
+				}
+				if c.began || c.put != "" { // a half restored object matches no state
+					after = nil
+				}
 				return err
 			})
 		}

@@ -195,7 +195,7 @@ func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObjec
 		return err
 	}
 	if s.grows && meta.Size > maxInlineFile {
-		o.Tail, err = tailOf(at, meta.Size)
+		o.Tail, err = tailAt(at, meta.Size)
 		return err
 	}
 	if meta.Links > 1 {

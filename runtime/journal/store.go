@@ -38,6 +38,13 @@ type storedEntry struct {
 
 func (e *storedEntry) id() string { return e.Begin.TransactionId }
 
+// reset forgets the index. loaded: there is none to be read.
+func (s *store) reset(loaded bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loaded, s.entries, s.unsaved = loaded, nil, nil
+}
+
 // finishTx adds a transaction that ended to the store, and removes its files in the background. last is the phase that it
 // reached before it was closed.
 func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abortErr error) {

@@ -5,9 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"hash"
-	"io/fs"
 	"math"
 	"slices"
 
@@ -15,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -142,18 +139,9 @@ func (r *run) earlier(ctx context.Context) (reply *pb.RunScriptResponse, leave f
 		delete(m.keys, r.key)
 		close(r.ended)
 	}
-	stored, err := m.config.Journal.Stored(journal.Ref{Key: r.key})
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, leave
-	case err != nil:
+	if stored := r.storedReply(); stored != nil {
 		leave()
-		return refused("internal", "the stored reply of an earlier run cannot be read: "+err.Error()), nil
-	}
-	replayed := r.replay(stored)
-	if replayed != nil {
-		leave()
-		return replayed, nil
+		return stored, nil
 	}
 	return nil, leave
 }

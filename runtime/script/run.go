@@ -73,7 +73,9 @@ func (r *run) identified(ctx context.Context) *pb.RunScriptResponse {
 	}
 	ref := &pb.ScriptRef{Name: s.Name, Sha256: s.SHA256}
 	reply := r.prepared(ctx, s, ref)
-	reply.Script = ref
+	if !reply.Replayed {
+		reply.Script = ref
+	}
 	r.hide.reply(reply)
 	journal.LimitReply(reply)
 	return reply

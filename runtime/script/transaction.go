@@ -25,6 +25,9 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		return refused(builtins.ErrorKind(err), err.Error())
 	}
 	defer func() { _ = tx.Close(context.WithoutCancel(ctx), nil) }() // which does something after a panic alone
+	if reply := r.storedReply(); reply != nil {
+		return reply
+	}
 	r.tx = tx
 	r.name(tx.ID())
 	reply := r.execute(ctx, s)
@@ -59,6 +62,19 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		reply.Error.Hint = "the end of the transaction could not be stored: " + err.Error()
 	}
 	return reply
+}
+
+// storedReply returns the reply of a run under the same key that ended; nil: there is none. It is asked for again when this run
+// has begun: a recovery may have stored one since the first look.
+func (r *run) storedReply() *pb.RunScriptResponse {
+	stored, err := r.manager.config.Journal.Stored(journal.Ref{Key: r.key})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return refused("internal", "the stored reply of an earlier run cannot be read: "+err.Error())
+	}
+	return r.replay(stored)
 }
 
 func journalFailed(err error) *pb.ScriptError {
