@@ -25,7 +25,7 @@ type Call struct {
 	Sees func(port string) bool
 	// Writer is how Lock becomes the one writer; nil: the call is, or nobody else could be. The executor sets it.
 	Writer func(ctx context.Context) (release func(), err error)
-	// Deferred is how AfterCommit is told; nil: there is no transaction. The executor sets it.
+	// Deferred receives what AfterCommit is given; nil: there is no transaction. The executor sets it.
 	Deferred func(Action) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
@@ -132,7 +132,7 @@ func (c *Call) Report(change *pb.Change) {
 	}
 }
 
-// ReportApplied tells of a change that was made: in a transaction it is reversible, and in a dry run it would be made.
+// ReportApplied reports a change that was made: in a transaction it is reversible, and in a dry run it would be made.
 func (c *Call) ReportApplied(change *pb.Change) {
 	change.State, change.Reversible = pb.ChangeState_CHANGE_STATE_APPLIED, c.Tx != nil
 	if c.DryRun != nil {

@@ -22,7 +22,7 @@ type Room struct {
 	Sweep func(ctx context.Context) error
 	// Restored is told which paths a recovery at early boot has restored, so that whoever read them before reads them again.
 	Restored func(ctx context.Context, paths []string) error
-	// Release lets go of what outlives the agent, so that the calls that wait for it return.
+	// Release releases what outlives the agent, so that the calls that wait for it return.
 	Release func() error
 	// Close ends what the room has running. No call comes after it.
 	Close func() error

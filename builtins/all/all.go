@@ -46,9 +46,9 @@ type Config struct {
 	Jobs string
 	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere.
 	FreezeFile string
-	// Thawed is told in words when a file system was thawed because its time was up. Nil: nobody asks.
+	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
 	Thawed func(words string)
-	// Frozen is told when a file system was found frozen, and with false when none is any more. Nil: nobody asks.
+	// Frozen is called with true when a file system was found frozen, and with false when none is any more. Optional.
 	Frozen func(bool)
 }
 
@@ -173,7 +173,7 @@ func (r *Rooms) Restored(ctx context.Context, paths []string) (err error) {
 	return err
 }
 
-// Release lets go of what outlives the agent, so that the calls that wait for it return.
+// Release releases what outlives the agent, so that the calls that wait for it return.
 func (r *Rooms) Release() (err error) {
 	for _, room := range r.list {
 		if room.Release != nil {

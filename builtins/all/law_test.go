@@ -22,7 +22,7 @@ const (
 )
 
 // free are the text fields of rows that change something which mean nothing to a policy, and why. Whoever adds a row or a field
-// decides: the row's Access tells of it, or it stands here, for that row.
+// decides: the row's Access covers it, or it is listed here, for that row.
 var free = map[string]map[string]string{
 	"exec_input": {
 		"exec_id": "a command that was allowed when it was started", "job_id": "a command that was allowed when it was started",
@@ -61,7 +61,7 @@ var unpredictable = []string{}
 
 func table() *builtins.Table { return builtins.NewTable(New(Config{}).List()...) }
 
-// roles are the names of the fields that the row's Access tells of.
+// roles returns the names of the fields that the row's Access covers.
 func roles(op *builtins.Op) []string {
 	return slices.Concat(op.Roles.Paths, op.Roles.Commands, op.Roles.Objects)
 }

@@ -40,10 +40,9 @@ type Config struct {
 	FreezeLimit time.Duration
 	// FreezeFile is where ThawLeft of a later agent finds what is frozen, gone with the guest's next boot; empty: nowhere.
 	FreezeFile string
-	// Thawed is told in words when that time was up. Nil: nobody asks.
+	// Thawed is called with a message when that time was up. Optional.
 	Thawed func(words string)
-	// Frozen is told when a file system was found frozen, and with false when none is any more. It must not block. Nil:
-	// nobody asks.
+	// Frozen is called with true when a file system was found frozen, and with false when none is any more. It must not block. Optional.
 	Frozen func(bool)
 }
 

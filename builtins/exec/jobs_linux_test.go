@@ -190,7 +190,7 @@ func TestJobOutputOnFullDisk(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
-		t.Skip(err)
+		t.Skip("needs a tmpfs: ", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	_, table := room(t, Config{Jobs: dir + "/jobs"})

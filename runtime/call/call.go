@@ -54,9 +54,9 @@ type Config struct {
 	Halt <-chan struct{}
 	// Remotes knows the file systems whose servers may not answer. Nil: none is looked for.
 	Remotes Remotes
-	// Audit is told of each call after it ended, but for Routine ones that succeeded. Nil: nobody asks.
+	// Audit is told of each call after it ended, but for Routine ones that succeeded. Optional.
 	Audit func(Entry)
-	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Nil: nobody asks.
+	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Optional.
 	Panicked func(op *builtins.Op, value any, stack []byte)
 }
 
