@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -112,10 +113,16 @@ func pidIn(t *testing.T, path string) (pid int) {
 	return pid
 }
 
-// alive says whether a process runs; one that its parent has not yet taken note of does not.
+// alive says whether a process runs code of its own: not a zombie, and not one that is exiting
+// (PF_EXITING, 4, of the flags in /proc/PID/stat; proc(5)).
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(stat), ") Z ")
+	if err != nil {
+		return false
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && fields[0] != "Z" && flags&4 == 0
 }
 
 func TestExecute(t *testing.T) {
