@@ -153,20 +153,17 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 func (t *Tx) syncChanges() error {
 	paths, all := map[string]bool{}, false
 	for _, s := range t.steps {
-		switch r := s.record.Record.(type) {
-		case *pb.JournalRecord_Keep:
-			for _, o := range r.Keep.Objects {
-				if o.State.Mtime != nil || o.ParentMtime != nil { // a kernel setting is on no disk
-					paths[o.Path] = paths[o.Path] || o.Tree
-				}
-			}
-		case *pb.JournalRecord_Take:
-			paths[r.Take.Path] = false
-			if r.Take.Spool != "" {
-				paths[r.Take.Spool] = false
-			}
-		default:
-			all = true
+		all = all || s.inverse != "" || s.irreversible
+		if s.moved != "" {
+			paths[s.moved] = false
+		}
+		if s.spool != "" {
+			paths[s.spool] = false
+		}
+	}
+	for _, o := range t.status.paths { // which nobody changes but under t.mu
+		if o.disk { // a kernel setting is on none
+			paths[o.path] = paths[o.path] || o.tree
 		}
 	}
 	if all { // the paths that an operation changed are unknown

@@ -34,19 +34,13 @@ func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port stri
 		return absent
 	}
 	l, err := j.loadJournal("kept", id)
+	defer l.close()
 	if !sees(l.port()) {
 		return absent
 	}
 	if err == nil { // of a damaged one the spools are not known
-		for _, s := range l.tx.steps {
-			if take := s.record.GetTake(); take != nil && take.Spool != "" {
-				if err := l.tx.checkMounts(s); err != nil {
-					return fault.On(take.Spool, err)
-				}
-				if err := l.tx.removeSpooled(take); err != nil {
-					return fault.On(take.Spool, err)
-				}
-			}
+		if err := l.tx.removeSpools(); err != nil {
+			return err
 		}
 	}
 	at, err := j.state.Exact("/kept/" + id)
@@ -67,9 +61,6 @@ func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port stri
 
 // port returns what began the transaction; empty: that is not known.
 func (l *loadedJournal) port() string {
-	if l == nil || l.tx == nil {
-		return ""
-	}
 	return l.tx.begin.GetPort()
 }
 

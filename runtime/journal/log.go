@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"bufio"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -56,23 +58,52 @@ func errNotCreated(file *os.File) error {
 	return nil
 }
 
-// openLog opens a file that another process left. Its first end bytes are valid records; the rest is zeroed.
-func openLog(j *Journal, path string, chain frames.Chain, end int, data []byte) (*log, error) {
+// openLog opens a file that another process left. scan comes next.
+func openLog(j *Journal, path, id string) (*log, error) {
 	file, err := os.OpenFile(path, os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fault.Cause(err)
 	}
-	l := &log{journal: j, file: file, chain: chain, end: int64(end), size: int64(len(data))}
-	for _, b := range data[end:] {
-		if b != 0 {
-			err = l.zero(l.end, l.size)
-			break
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(fault.Cause(err), file.Close())
+	}
+	return &log{journal: j, file: file, chain: frames.NewChain(id), size: info.Size()}, nil
+}
+
+// scan calls record for each record of a file that another process left, with its offset.
+func (l *log) scan(id string, record func(payload []byte, at int64) error) (err error) {
+	l.chain, l.end, err = frames.Scan(id, l.file, l.size, record)
+	if errors.Is(err, frames.ErrDamaged) {
+		return fault.Wrapf(fault.ErrCorrupt, "%v", err)
+	}
+	return fault.Cause(err)
+}
+
+// zeroTail removes the rest of a torn record behind the last one.
+func (l *log) zeroTail() error {
+	rest := bufio.NewReader(io.NewSectionReader(l.file, l.end, l.size-l.end))
+	for {
+		b, err := rest.ReadByte()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fault.Cause(err)
+		case b != 0:
+			return l.zero(l.end, l.size)
 		}
 	}
+}
+
+// read returns the record that begins at an offset.
+func (l *log) read(at int64) (*pb.JournalRecord, error) {
+	payload, err := l.chain.ReadAt(l.file, at, l.size)
 	if err != nil {
-		return nil, errors.Join(err, file.Close())
+		return nil, fault.Cause(err)
 	}
-	return l, nil
+	record := &pb.JournalRecord{}
+	return record, proto.Unmarshal(payload, record)
 }
 
 // grow extends the file to at least that size.
@@ -109,14 +140,15 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 	if l.err != nil {
 		return l.err
 	}
-	payload, err := proto.Marshal(record)
+	size := proto.Size(record)
+	if size > frames.MaxPayload {
+		return fault.Wrapf(fault.ErrTooLarge, "the record exceeds %d bytes", frames.MaxPayload)
+	}
+	framed, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(make([]byte, frames.HeaderSize, frames.HeaderSize+size), record)
 	if err != nil {
 		return err
 	}
-	if len(payload) > frames.MaxPayload {
-		return fault.Wrapf(fault.ErrTooLarge, "the step's record exceeds %d bytes", frames.MaxPayload)
-	}
-	end := l.end + frames.HeaderSize + int64(len(payload))
+	end := l.end + int64(len(framed))
 	need := end
 	if !last {
 		need += lastRecordReserve
@@ -125,7 +157,7 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 		return err
 	}
 	chain := l.chain
-	framed := chain.Append(nil, payload)
+	chain.Seal(framed)
 	err = l.journal.do("log.write", func() error {
 		_, err := l.file.WriteAt(framed, l.end)
 		return err

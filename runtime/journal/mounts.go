@@ -74,25 +74,26 @@ type mountCheck struct {
 	now      fsys.MountCache
 }
 
-// newMountCheck returns nil for a step of an agent that recorded no mounts.
-func (t *Tx) newMountCheck(s *step) (*mountCheck, error) {
-	if len(s.record.Mounts) == 0 {
+// newMountCheck takes the record of a step. It returns nil for that of an agent that recorded no mounts.
+func (t *Tx) newMountCheck(record *pb.JournalRecord) (*mountCheck, error) {
+	if len(record.GetMounts()) == 0 {
 		return nil, nil
 	}
 	own, err := t.journal.ownMount()
 	return &mountCheck{
-		journal: t.journal, was: s.record.Mounts, sameBoot: t.begin.BootId == t.journal.config.BootID(), own: own,
+		journal: t.journal, was: record.Mounts, sameBoot: t.begin.BootId == t.journal.config.BootID(), own: own,
 	}, err
 }
 
-// checkMounts returns a waitingError if a mount must come, or come back, before a step can be undone.
-func (t *Tx) checkMounts(s *step) error {
-	c, err := t.newMountCheck(s)
+// checkMounts takes the record of a step. It returns a waitingError if a mount must come, or come back, before the step can
+// be undone.
+func (t *Tx) checkMounts(record *pb.JournalRecord) error {
+	c, err := t.newMountCheck(record)
 	if c == nil || err != nil {
 		return err
 	}
 	dirs := map[string]bool{"": true} // that were checked
-	for _, path := range stepPaths(s.record) {
+	for _, path := range stepPaths(record) {
 		if up := parent(path); !dirs[up] {
 			dirs[up] = true
 			if err := c.check(up); err != nil {
@@ -181,9 +182,9 @@ func (c *mountCheck) ended(was *pb.JournalMount) (bool, error) {
 
 // ended returns a function that reports whether a path of a step, which waits for no mount, was on a file system that is
 // gone for good: then there is nothing to restore.
-func (t *Tx) ended(s *step) func(path string) bool {
-	c, err := t.newMountCheck(s)
-	volatile := slices.ContainsFunc(s.record.Mounts, func(m *pb.JournalMount) bool { return m.Volatile })
+func (t *Tx) ended(record *pb.JournalRecord) func(path string) bool {
+	c, err := t.newMountCheck(record)
+	volatile := slices.ContainsFunc(record.Mounts, func(m *pb.JournalMount) bool { return m.Volatile })
 	return func(path string) bool {
 		if !volatile || err != nil {
 			return false

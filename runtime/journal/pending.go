@@ -13,6 +13,17 @@ type pendingSyncs struct {
 	opsRan      bool            // operations ran, which may have changed anything
 	opsRanSince bool            // one ran since the last popRelated
 	syncedDirs  map[string]bool // since the last operation
+	inTrees     map[string]bool // those of paths that are in a tree: they stay
+}
+
+// cost returns about how many bytes of memory the objects of a step take for as long as the transaction lasts.
+func (p *pendingSyncs) cost(keep *pb.JournalKeep) (bytes int64) {
+	for _, o := range keep.GetObjects() {
+		if o.Tree && !p.inTrees[o.Path] {
+			bytes += int64(len(o.Path)) + perObject/3
+		}
+	}
+	return bytes
 }
 
 // note adds the objects of a record that was written: they may be changed from now on.
@@ -20,9 +31,16 @@ func (p *pendingSyncs) note(record *pb.JournalRecord) {
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Keep:
 		for _, o := range r.Keep.Objects {
-			if o.State.Mtime != nil { // a kernel setting is on no disk
-				p.paths = append(p.paths, ownedPath{o.Path, o.Tree})
+			if o.State.Mtime == nil || p.inTrees[o.Path] { // a kernel setting is on no disk
+				continue
 			}
+			if o.Tree {
+				if p.inTrees == nil {
+					p.inTrees = map[string]bool{}
+				}
+				p.inTrees[o.Path] = true
+			}
+			p.paths = append(p.paths, ownedPath{path: o.Path, tree: o.Tree})
 		}
 	case *pb.JournalRecord_Take:
 		p.paths = append(p.paths, ownedPath{path: r.Take.Path})
@@ -91,13 +109,12 @@ func (t *Tx) syncPendingSpools(paths map[string]bool) error {
 	spools := map[string]bool{}
 	own := false
 	for _, s := range t.steps {
-		take := s.record.GetTake()
 		switch {
-		case take == nil || s.reverted || !paths[take.Path]:
-		case take.Spool == "":
+		case s.moved == "" || s.reverted || !paths[s.moved]:
+		case s.spool == "":
 			own = true
 		default:
-			spools[take.Spool] = true
+			spools[s.spool] = true
 		}
 	}
 	if own {

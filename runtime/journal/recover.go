@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/quantix-kvm/guest-agent/runtime/journal/internal/frames"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -85,9 +84,6 @@ type loadedJournal struct {
 	await               *pb.JournalAwait
 	commit              *pb.JournalCommit
 	abort               *pb.JournalAbort
-	chain               frames.Chain
-	end                 int
-	data                []byte
 	empty               bool // no step was begun
 }
 
@@ -95,13 +91,14 @@ type loadedJournal struct {
 func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) bool) *Recovered {
 	l, err := j.loadJournal("open", id)
 	if err == nil && l.empty {
+		l.close()
 		err = j.do("recover.removedir", func() error { return os.RemoveAll(j.dir("open", id)) })
 		if err == nil {
 			return nil
 		}
 	}
 	if err == nil {
-		l.tx.log, err = openLog(j, j.dir("open", id, "journal"), l.chain, l.end, l.data)
+		err = l.tx.log.zeroTail()
 	}
 	if err != nil {
 		return j.quarantine(id, l, err)
@@ -123,21 +120,34 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 	return j.rollBack(ctx, t, deferOp)
 }
 
-// loadJournal reads the journal file of a transaction in open or kept.
+// close closes the log.
+func (l *loadedJournal) close() {
+	if l.tx.log != nil {
+		_ = l.tx.log.close()
+	}
+}
+
+// loadJournal reads the journal file of a transaction in open or kept. It never returns nil, and leaves the log open.
 func (j *Journal) loadJournal(place, id string) (*loadedJournal, error) {
-	data, err := os.ReadFile(j.dir(place, id, "journal"))
+	l := &loadedJournal{tx: &Tx{journal: j}}
+	log, err := openLog(j, j.dir(place, id, "journal"), id)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fault.Cause(err)
+		return l, err
 	}
-	payloads, chain, end, err := frames.Read(id, data)
-	if err != nil {
-		return nil, fault.Wrapf(fault.ErrCorrupt, "%v", err)
+	records := 0
+	if l.tx.log = log; log != nil {
+		err = log.scan(id, func(payload []byte, at int64) error {
+			records++
+			return l.addPayload(payload, records, at)
+		})
+		if err != nil {
+			return l, err
+		}
 	}
-	l := &loadedJournal{tx: &Tx{journal: j}, chain: chain, end: end, data: data}
-	if len(payloads) == 0 {
+	if records == 0 {
 		kept, err := os.ReadDir(j.dir(place, id, "u"))
 		if len(kept) > 0 {
-			return nil, fault.Wrapf(fault.ErrCorrupt, "the journal is empty, but before-images exist")
+			return l, fault.Wrapf(fault.ErrCorrupt, "the journal is empty, but before-images exist")
 		}
 		if errors.Is(err, os.ErrNotExist) {
 			err = nil
@@ -145,24 +155,19 @@ func (j *Journal) loadJournal(place, id string) (*loadedJournal, error) {
 		l.empty = true
 		return l, fault.Cause(err)
 	}
-	for i, payload := range payloads {
-		record := &pb.JournalRecord{}
-		if err := proto.Unmarshal(payload, record); err != nil {
-			return nil, fault.Wrapf(fault.ErrCorrupt, "record %d: %v", i, err)
-		}
-		if err := l.addRecord(record, i == 0); err != nil {
-			return l, err
-		}
-	}
 	if _, err := os.Stat(j.dir(place, id, abortMark)); err == nil {
 		l.commit = nil
 	}
 	return l, nil
 }
 
-// addRecord adds a record to what was loaded.
-func (l *loadedJournal) addRecord(record *pb.JournalRecord, first bool) error {
-	if b := record.GetBegin(); first != (b != nil) {
+// addPayload adds a record, which begins at an offset, to what was loaded. number counts from 1.
+func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
+	record := &pb.JournalRecord{}
+	if err := proto.Unmarshal(payload, record); err != nil {
+		return fault.Wrapf(fault.ErrCorrupt, "record %d: %v", number, err)
+	}
+	if b := record.GetBegin(); (number == 1) != (b != nil) {
 		return fault.Wrapf(fault.ErrCorrupt, "the begin record is missing, or not the first one")
 	}
 	switch r := record.Record.(type) {
@@ -187,7 +192,7 @@ func (l *loadedJournal) addRecord(record *pb.JournalRecord, first bool) error {
 	case nil:
 		return fault.Unsupported("the journal has a record of an unknown type")
 	}
-	l.tx.applyRecord(record)
+	l.tx.applyRecord(record, at)
 	return nil
 }
 
@@ -277,17 +282,15 @@ func (j *Journal) resumeAwait(t *Tx, await *pb.JournalAwait) *Recovered {
 func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered {
 	r := &Recovered{ID: id, Err: fmt.Errorf("transaction %s cannot be rolled back: %w", id, why)}
 	begin := &pb.JournalBegin{TransactionId: id, MachineId: j.config.MachineID()}
-	if l != nil && l.tx.begin != nil {
+	if l.tx.begin != nil {
 		begin = l.tx.begin
 	}
 	r.Entry = j.newEntry(begin, &pb.RunScriptResponse{
 		Status: pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED, TransactionId: id, Script: begin.Script,
 		Error:     &pb.ScriptError{Kind: "interrupted", Message: r.Err.Error()},
-		NotUndone: l.possibleChanges(),
+		NotUndone: l.tx.announcedChanges(pb.ChangeState_CHANGE_STATE_UNKNOWN),
 	}, "quarantined")
-	if l != nil && l.tx.log != nil {
-		_ = l.tx.log.close()
-	}
+	l.close()
 	if err := j.moveToKept(id); err != nil {
 		r.Err = errors.Join(r.Err, err)
 		r.Report.Halted = true
@@ -301,14 +304,6 @@ func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered 
 	return r
 }
 
-// possibleChanges lists what a quarantined transaction may have changed.
-func (l *loadedJournal) possibleChanges() []*pb.Change {
-	if l == nil {
-		return nil
-	}
-	return l.tx.announcedChanges(pb.ChangeState_CHANGE_STATE_UNKNOWN)
-}
-
 // interruptedChanges lists what an interrupted transaction may have changed, and whether it was restored.
 func (t *Tx) interruptedChanges(report Report) []*pb.Change {
 	list := t.announcedChanges(pb.ChangeState_CHANGE_STATE_UNDONE)
@@ -319,6 +314,9 @@ func (t *Tx) interruptedChanges(report Report) []*pb.Change {
 	}
 	return list
 }
+
+// maxAnnounced is how many changes an interrupted transaction lists.
+const maxAnnounced = 1000
 
 // announcedChanges lists what the steps of a transaction may have changed, each object once.
 func (t *Tx) announcedChanges(state pb.ChangeState) []*pb.Change {
@@ -331,15 +329,22 @@ func (t *Tx) announcedChanges(state pb.ChangeState) []*pb.Change {
 		seen[target] = true
 	}
 	for _, s := range t.steps {
-		for _, o := range s.record.GetKeep().GetObjects() {
-			add("restore", o.Path)
-		}
-		if take := s.record.GetTake(); take != nil {
-			add("restore", take.Path)
-		}
-		if inverse := s.record.GetInverse(); inverse != nil {
-			add(inverse.Op, "")
+		switch {
+		case len(list) >= maxAnnounced:
+			return list[:maxAnnounced]
+		case s.moved != "":
+			add("restore", s.moved)
+		case s.inverse != "":
+			add(s.inverse, "")
+		case !s.irreversible:
+			record, err := t.record(s)
+			if err != nil {
+				add("restore", "")
+			}
+			for _, o := range record.GetKeep().GetObjects() {
+				add("restore", o.Path)
+			}
 		}
 	}
-	return list[:min(len(list), 1000)]
+	return list[:min(len(list), maxAnnounced)]
 }

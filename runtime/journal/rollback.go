@@ -69,15 +69,18 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		if s.reverted {
 			continue
 		}
-		if err := p.mustWait(ctx, s, deferOp); err != nil {
+		record, unreadable := p.tx.record(s)
+		if err := p.mustWait(ctx, s, record, deferOp); err != nil {
 			return err
 		}
-		irreversible := s.record.GetIrreversible() != nil // reported each time
-		if !attempted && !irreversible {
+		if !attempted && !s.irreversible { // which is reported each time
 			p.logAttempt(deferOp != nil)
 			attempted = true
 		}
-		undone := p.undoStep(ctx, s)
+		undone := p.undoStep(ctx, s, record)
+		if unreadable != nil {
+			undone = []Undone{{Step: s.number, Op: cmp.Or(s.inverse, "restore"), Target: s.moved, Err: unreadable}}
+		}
 		failed := failures(undone)
 		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
 			return err
@@ -85,7 +88,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		for _, u := range undone {
 			report.add(u)
 		}
-		if irreversible {
+		if s.irreversible {
 			continue
 		}
 		p.compareAfter = true
@@ -96,15 +99,15 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 	return nil
 }
 
-// mustWait returns why a step is not undone now; nil if it is.
-func (p *undoPass) mustWait(ctx context.Context, s *step, deferOp func(op string) bool) error {
+// mustWait returns why a step is not undone now; nil if it is, or if its record could not be read.
+func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalRecord, deferOp func(op string) bool) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	if inverse := s.record.GetInverse(); inverse != nil && deferOp != nil && deferOp(inverse.Op) {
+	if s.inverse != "" && deferOp != nil && deferOp(s.inverse) {
 		return errDeferred
 	}
-	return p.tx.checkMounts(s)
+	return p.tx.checkMounts(record)
 }
 
 // logAttempt tells the next rollback that objects may be half restored. This one goes on without the record.
@@ -175,9 +178,9 @@ func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed) error {
 }
 
 // undoFirstError undoes a step and returns its first failure, or its last success.
-func (p *undoPass) undoFirstError(ctx context.Context, s *step) Undone {
+func (p *undoPass) undoFirstError(ctx context.Context, s *step, record *pb.JournalRecord) Undone {
 	last := Undone{}
-	for _, u := range p.undoStep(ctx, s) {
+	for _, u := range p.undoStep(ctx, s, record) {
 		if u.Err != nil || u.Irreversible != nil {
 			return u
 		}
@@ -186,13 +189,14 @@ func (p *undoPass) undoFirstError(ctx context.Context, s *step) Undone {
 	return last
 }
 
-func (p *undoPass) undoStep(ctx context.Context, s *step) []Undone {
-	switch r := s.record.Record.(type) {
+// undoStep undoes a step by its record.
+func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalRecord) []Undone {
+	switch r := record.GetRecord().(type) {
 	case *pb.JournalRecord_Keep:
-		p.ended = p.tx.ended(s)
+		p.ended = p.tx.ended(record)
 		return append(p.undeclaredChanges(s, r.Keep), p.restoreObjects(ctx, s, r.Keep)...)
 	case *pb.JournalRecord_Take:
-		if p.tx.ended(s)(r.Take.Path) {
+		if p.tx.ended(record)(r.Take.Path) {
 			return []Undone{{Step: s.number, Op: "restore", Target: r.Take.Path}}
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
@@ -235,7 +239,7 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 	for i, o := range slices.Backward(keep.Objects) {
 		var after *pb.JournalState
 		if p.compareAfter {
-			after = s.after[uint32(i)]
+			after = s.stateAfter(uint32(i))
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
 		if p.ended(o.Path) {

@@ -26,7 +26,7 @@ type snapshotter struct {
 	seen        map[string]bool
 	objects     []*pb.JournalObject
 	mounts      mountList // that they are on
-	wroteFiles  bool      // a file was put into the transaction's directory
+	files       []string  // that were put into the transaction's directory
 	inlineBytes int       // of contents in the record
 	diskErr     error     // why something could not be kept, once it was known what
 }
@@ -89,7 +89,7 @@ func (s *snapshotter) ownedPaths() []ownedPath {
 		if o.State.Mtime == nil || s.tree && len(list) > 0 && fsys.Within(o.Path, list[len(list)-1].path) {
 			continue
 		}
-		list = append(list, ownedPath{o.Path, s.tree})
+		list = append(list, ownedPath{path: o.Path, tree: s.tree})
 	}
 	return list
 }
@@ -220,10 +220,10 @@ func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObjec
 		return err
 	}
 	defer image.Close()
-	s.wroteFiles = true
 	if err := s.tx.journal.do("image.copy", func() error { return at.CopyContent(s.ctx, image) }); err != nil {
 		return s.noteDiskError(err)
 	}
+	s.files = append(s.files, o.Image)
 	made, err := image.Stat()
 	o.ImageIno = made.Ino
 	return s.noteDiskError(err)
@@ -256,8 +256,18 @@ func (s *snapshotter) addLink(at *fsys.At, o *pb.JournalObject) error {
 	case err != nil:
 		return s.noteDiskError(err)
 	}
-	o.Link, s.wroteFiles = name, true
+	o.Link, s.files = name, append(s.files, name)
 	return nil
+}
+
+// removeFiles removes what was put into the transaction's directory.
+func (s *snapshotter) removeFiles() {
+	for _, name := range s.files {
+		if at, err := s.fileAt(name); err == nil {
+			_ = s.tx.journal.do("image.remove", at.Remove) // else the next step of that number fails
+			_ = at.Close()
+		}
+	}
 }
 
 // fileAt returns a place in the transaction's directory.

@@ -171,6 +171,26 @@ func checkMoved(take *pb.JournalTake, at *fsys.At, is fsys.Meta) error {
 	return nil
 }
 
+// removeSpools removes all that was moved to spools on other mounts.
+func (t *Tx) removeSpools() error {
+	for _, s := range t.steps {
+		if s.spool == "" {
+			continue
+		}
+		record, err := t.record(s)
+		if err == nil {
+			err = t.checkMounts(record)
+		}
+		if err == nil {
+			err = t.removeSpooled(record.GetTake())
+		}
+		if err != nil {
+			return fault.On(s.spool, err)
+		}
+	}
+	return nil
+}
+
 // removeSpooled removes a tree from a spool on another mount, and the spool if it is empty then. A directory that is
 // not the spool is not touched.
 func (t *Tx) removeSpooled(take *pb.JournalTake) error {

@@ -107,15 +107,8 @@ func (j *Journal) clean(t *Tx, entry *pb.JournalEntry, keep bool) error {
 // damage.
 func (t *Tx) removeFiles() error {
 	j := t.journal
-	for _, s := range t.steps {
-		if take := s.record.GetTake(); take != nil && take.Spool != "" {
-			if err := t.checkMounts(s); err != nil {
-				return err
-			}
-			if err := t.removeSpooled(take); err != nil {
-				return err
-			}
-		}
+	if err := t.removeSpools(); err != nil {
+		return err
 	}
 	kept, err := os.ReadDir(t.dir("u"))
 	if ignoreNotExist(err) != nil {

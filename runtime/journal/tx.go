@@ -36,6 +36,7 @@ type Tx struct {
 	markedSteps      int // how many of steps belong to calls that ended
 	pending          pendingSyncs
 	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
+	index, inverses  int64                       // bytes, see reserve
 
 	reply           *pb.RunScriptResponse
 	actions         []*pb.JournalAction
@@ -58,6 +59,7 @@ type txStatus struct {
 type ownedPath struct {
 	path string
 	tree bool
+	disk bool // what is there, or the directory that it is in, is on a disk
 }
 
 // setPhase is the only function that changes the phase.
@@ -80,15 +82,6 @@ const (
 	halted         // the rollback is incomplete; the next Recover goes on with it
 	closed
 )
-
-// step is a record that a rollback undoes.
-type step struct {
-	number   uint64
-	record   *pb.JournalRecord
-	after    map[uint32]*pb.JournalState
-	reverted bool
-	checked  bool // its undeclared changes are known
-}
 
 // ID names the transaction.
 func (t *Tx) ID() string { return t.begin.TransactionId }
@@ -124,15 +117,20 @@ func (t *Tx) snapshotLocked(ctx context.Context, tree bool, paths []string, neig
 }
 
 // keep takes the before-images of paths as the next step.
-func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside) error {
+func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside) (err error) {
 	s.step, s.seen = t.nextStep(), map[string]bool{}
+	defer func() {
+		if err != nil && t.err == nil { // no record names them, and the next step has the same number
+			s.removeFiles()
+		}
+	}()
 	for _, path := range paths {
 		if err := s.add(path); err != nil {
 			_ = t.fail(s.diskErr)
 			return fault.On(path, err)
 		}
 	}
-	if s.wroteFiles {
+	if len(s.files) > 0 {
 		if err := t.journal.do("image.syncdir", func() error { return syncDir(t.dir("u")) }); err != nil {
 			return t.fail(err)
 		}
@@ -172,6 +170,9 @@ func (t *Tx) Irreversible(ctx context.Context, change *pb.Change) error {
 }
 
 func (t *Tx) irreversible(change *pb.Change) error {
+	change = proto.CloneOf(change)
+	limitTexts(change.ProtoReflect()) // as in the reply
+	change.Diff = ""
 	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.nextStep(), Change: change}}})
 }
 
@@ -216,7 +217,7 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	if err != nil {
 		return fault.Cause(err)
 	}
-	if err := t.syncPending([]ownedPath{{at.Path, meta.Kind == fsys.Directory}}); err != nil {
+	if err := t.syncPending([]ownedPath{{path: at.Path, tree: meta.Kind == fsys.Directory}}); err != nil {
 		return t.fail(err)
 	}
 	if err := t.appendStep(record); err != nil {
@@ -324,13 +325,17 @@ func (t *Tx) appendRecord(record *pb.JournalRecord, last bool) error {
 
 // appendStep appends the record of a step.
 func (t *Tx) appendStep(record *pb.JournalRecord) error {
+	if err := t.reserve(record); err != nil {
+		return err
+	}
+	at := t.log.end
 	if err := t.appendRecord(record, false); err != nil {
 		if errors.Is(err, fault.ErrTooLarge) { // nothing was written
 			return err
 		}
 		return t.fail(fault.On("journal", err))
 	}
-	t.applyRecord(record)
+	t.applyRecord(record, at)
 	t.pending.note(record)
 	t.status.mu.Lock()
 	defer t.status.mu.Unlock()
@@ -338,24 +343,22 @@ func (t *Tx) appendStep(record *pb.JournalRecord) error {
 	return nil
 }
 
-// applyRecord updates the state in memory by a record that was appended or read.
-func (t *Tx) applyRecord(record *pb.JournalRecord) {
-	byNumber := func(number uint64) *step {
-		for _, s := range t.steps {
-			if s.number == number {
-				return s
-			}
-		}
-		return &step{after: map[uint32]*pb.JournalState{}}
-	}
+// applyRecord updates the state in memory by a record that was appended, or read, at an offset of the log.
+func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 	for _, left := range record.Left {
-		byNumber(left.Step).after[left.Object] = left.State
+		if s := t.stepByNumber(left.Step); s != nil {
+			s.setAfter(left.Object, left.State)
+		}
 	}
 	for _, number := range record.Reverted {
-		byNumber(number).reverted = true
+		if s := t.stepByNumber(number); s != nil {
+			s.reverted = true
+		}
 	}
 	for _, number := range record.Checked {
-		byNumber(number).checked = true
+		if s := t.stepByNumber(number); s != nil {
+			s.checked = true
+		}
 	}
 	for _, f := range record.GetUndone().GetFailed() {
 		u := Undone{Step: f.Step, Op: f.Op, Target: f.Target, Irreversible: f.Stays}
@@ -367,16 +370,16 @@ func (t *Tx) applyRecord(record *pb.JournalRecord) {
 	if spool := record.GetSpool(); spool != nil {
 		t.noteSpool(spool)
 	}
-	s := &step{record: record, after: map[uint32]*pb.JournalState{}}
+	s := &step{at: at}
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Keep:
 		s.number = r.Keep.Step
 	case *pb.JournalRecord_Take:
-		s.number = r.Take.Step
+		s.number, s.moved, s.spool = r.Take.Step, r.Take.Path, r.Take.Spool
 	case *pb.JournalRecord_Inverse:
-		s.number = r.Inverse.Step
+		s.number, s.inverse = r.Inverse.Step, r.Inverse.Op
 	case *pb.JournalRecord_Irreversible:
-		s.number = r.Irreversible.Step
+		s.number, s.irreversible = r.Irreversible.Step, true
 	default:
 		return
 	}
@@ -387,11 +390,9 @@ func (t *Tx) applyRecord(record *pb.JournalRecord) {
 func (v *txStatus) add(record *pb.JournalRecord) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, o := range record.GetKeep().GetObjects() {
-		v.paths = append(v.paths, ownedPath{o.Path, o.Tree})
-	}
+	v.paths = append(v.paths, keptPaths(record.GetKeep())...)
 	if take := record.GetTake(); take != nil {
-		v.paths = append(v.paths, ownedPath{take.Path, true})
+		v.paths = append(v.paths, ownedPath{path: take.Path, tree: true})
 	}
 }
 
@@ -404,16 +405,19 @@ func (t *Tx) Mark() Mark {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range t.steps[t.markedSteps:] {
-		keep := s.record.GetKeep()
-		if keep == nil || s.reverted {
+		if s.reverted || s.moved != "" || s.inverse != "" || s.irreversible {
 			continue
 		}
-		for i, o := range keep.Objects {
+		record, err := t.record(s)
+		if err != nil { // without the states a rollback takes what it finds for the script's own
+			continue
+		}
+		for i, o := range record.GetKeep().GetObjects() {
 			if o.Tree {
 				continue
 			}
 			if state := t.journal.currentState(o); state != nil {
-				s.after[uint32(i)] = state
+				s.setAfter(uint32(i), state)
 				t.unloggedAfter = append(t.unloggedAfter, &pb.JournalLeft{Step: s.number, Object: uint32(i), State: state})
 			}
 		}
@@ -454,10 +458,14 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		if s.reverted {
 			continue
 		}
-		if err := t.checkMounts(s); err != nil {
+		record, err := t.record(s)
+		if err == nil {
+			err = t.checkMounts(record)
+		}
+		if err != nil {
 			return t.fail(err)
 		}
-		if done := p.undoFirstError(ctx, s); done.Err != nil {
+		if done := p.undoFirstError(ctx, s, record); done.Err != nil {
 			return t.fail(fault.On(done.Target, done.Err))
 		}
 		reverted = append(reverted, s)

@@ -42,7 +42,11 @@ func (t *Tx) UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, er
 		return nil, nil
 	}
 	last := t.steps[len(t.steps)-1]
-	list, err := t.journal.undeclaredChanges(last.record.GetKeep())
+	record, err := t.record(last)
+	if err != nil {
+		return nil, t.fail(err)
+	}
+	list, err := t.journal.undeclaredChanges(record.GetKeep())
 	if err != nil {
 		return nil, err
 	}
