@@ -26,13 +26,34 @@ func (r *Room) script(ctx context.Context, call *builtins.Call, in *pb.RunArgs) 
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")
 	}
+	if err := fitting(in.GetArgv()); err != nil {
+		return nil, onCommand(in, err)
+	}
 	return r.declared(ctx, call, "exec.run", Quote(in.GetArgv()), in)
+}
+
+// maxLine is the length of the longest command line in bytes: the kernel takes no longer one, whatever the limits.
+const maxLine = 6 << 20
+
+// fitting refuses a command line that no kernel takes, before it is copied for whoever is told of it.
+func fitting(argv []string) error {
+	n := 0
+	for _, arg := range argv {
+		n += len(arg) + 1
+	}
+	if n > maxLine {
+		return fault.Wrapf(fault.ErrTooLarge, "the command line has %d bytes; it may have %d", n, maxLine)
+	}
+	return nil
 }
 
 // shell is exec.sh.
 func (r *Room) shell(ctx context.Context, call *builtins.Call, in *pb.ShellArgs) (*pb.RunResult, error) {
 	if in.GetCommand() == "" {
 		return nil, fault.Invalid("no command")
+	}
+	if err := fitting(shellLine(in.GetCommand())); err != nil {
+		return nil, err
 	}
 	return r.declared(ctx, call, "exec.sh", in.GetCommand(), &pb.RunArgs{Argv: shellLine(in.GetCommand()), Cwd: in.GetCwd(),
 		Env: in.GetEnv(), Stdin: in.GetStdin(), Timeout: in.GetTimeout(), User: in.GetUser(), Group: in.GetGroup(),

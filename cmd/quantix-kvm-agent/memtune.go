@@ -12,7 +12,7 @@ const startTime = 3 * time.Second
 
 // memoryTarget is how much memory the agent may take before what is not used any more is collected at once, in bytes. Without it
 // the collector lets a request of some MiB leave several times as much. It is above what hosts and scripts can make the agent hold.
-const memoryTarget = 36 << 20
+const memoryTarget = 32 << 20
 
 // tuneMemory keeps the agent small and its own code on one processor, unless the administrator's GOMAXPROCS says otherwise.
 // The agent has nothing to compute; the guest has. With several processors each chunk of a transfer wakes another thread on
