@@ -176,6 +176,41 @@ func TestRollbackWaitsForMount(t *testing.T) {
 	checkTree(t, before, m.disk)
 }
 
+// What others change while a rollback waits is kept as a conflict, also when another agent ends it.
+func TestOthersChangeWhileRollbackWaits(t *testing.T) {
+	m := newMountedGuest(t)
+	small := filepath.Join(m.disk, "etc", "small")
+	g := newGuest(t, m.testDirs, nil)
+	tx := g.begin(t)
+	for _, path := range []string{"/srv/etc/small", "/newer"} {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: path, Content: []byte("x")})
+		tx.Mark()
+	}
+	m.unmount(t)
+	if report := tx.Rollback(t.Context()); report.Waiting == "" {
+		t.Fatalf("%+v", report)
+	}
+	mustDo(t, tx.Close(t.Context(), &pb.RunScriptResponse{Error: &pb.ScriptError{Kind: "runtime", Message: "mine"}}))
+	<-g.journal.Unrecovered()
+	mustDo(t, g.close())
+	mustDo(t, os.WriteFile(small, []byte("theirs"), 0o640))
+	m.mount(t, m.disk)
+	g = newGuest(t, m.testDirs, nil)
+	if _, err := g.journal.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(small); string(data) != "small\n" {
+		t.Errorf("restored: %q, %v", data, err)
+	}
+	kept, _ := filepath.Glob(small + ".quantix-conflict-*")
+	if len(kept) != 1 {
+		t.Fatalf("conflicts: %v", kept)
+	}
+	if data, err := os.ReadFile(kept[0]); string(data) != "theirs" {
+		t.Errorf("kept: %q, %v", data, err)
+	}
+}
+
 // Trees that a committed script moved away on a file system are removed once that is mounted.
 func TestSpoolWaitsForMount(t *testing.T) {
 	m := newMountedGuest(t)

@@ -183,6 +183,7 @@ func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
 		}
 	case *pb.JournalRecord_Undone: // an attempt with progress does not count
 		l.interruptedAttempts = 0
+		l.tx.wasInterrupted = l.tx.wasInterrupted && !r.Undone.Halted
 	case *pb.JournalRecord_Await:
 		l.await = r.Await
 	case *pb.JournalRecord_Commit:

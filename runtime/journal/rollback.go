@@ -71,6 +71,9 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		}
 		record, unreadable := p.tx.record(s)
 		if err := p.mustWait(ctx, s, record, deferOp); err != nil {
+			if attempted && report.Err == nil && !p.unlogged {
+				p.logHalted()
+			}
 			return err
 		}
 		if !attempted && !s.irreversible { // which is reported each time
@@ -116,6 +119,12 @@ func (p *undoPass) logAttempt(early bool) {
 		BootId: p.tx.journal.config.BootID(), At: now(), Early: early}}}, true)
 }
 
+// logHalted tells the next rollback that this one stopped between two steps, so that it compares the first object with what
+// the step left, too. Without the record it does not, as after an interruption.
+func (p *undoPass) logHalted() {
+	_ = p.tx.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Halted: true}}}, true)
+}
+
 // failures returns the records of what could not be undone.
 func failures(undone []Undone) []*pb.JournalFailed {
 	var list []*pb.JournalFailed
@@ -155,6 +164,7 @@ type undoPass struct {
 	tempFilesRemoved map[string]bool
 	dirty            map[string]bool // paths to be made durable, with the directories that they are in
 	syncAll          bool            // operations ran: the paths are not known
+	unlogged         bool            // a step was undone, and its record could not be written
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
 	patience time.Duration // what is left for others who are in the way
@@ -172,8 +182,9 @@ func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
-	_ = p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number},
+	err := p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number},
 		Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Failed: failed}}}, true)
+	p.unlogged = p.unlogged || err != nil
 	return nil
 }
 

@@ -1400,7 +1400,9 @@ func (x *JournalAttempt) GetEarly() bool {
 type JournalUndone struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which of these steps could not be taken back: a rollback after this one says so again.
-	Failed        []*JournalFailed `protobuf:"bytes,1,rep,name=failed,proto3" json:"failed,omitempty"`
+	Failed []*JournalFailed `protobuf:"bytes,1,rep,name=failed,proto3" json:"failed,omitempty"`
+	// The rollback stopped here, before the next step: no object is half restored.
+	Halted        bool `protobuf:"varint,2,opt,name=halted,proto3" json:"halted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,6 +1442,13 @@ func (x *JournalUndone) GetFailed() []*JournalFailed {
 		return x.Failed
 	}
 	return nil
+}
+
+func (x *JournalUndone) GetHalted() bool {
+	if x != nil {
+		return x.Halted
+	}
+	return false
 }
 
 // What a rollback could not take back.
@@ -2077,9 +2086,10 @@ const file_journal_proto_rawDesc = "" +
 	"\x0eJournalAttempt\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
-	"\x05early\x18\x03 \x01(\bR\x05early\"L\n" +
+	"\x05early\x18\x03 \x01(\bR\x05early\"d\n" +
 	"\rJournalUndone\x12;\n" +
-	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\"\x99\x01\n" +
+	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\x12\x16\n" +
+	"\x06halted\x18\x02 \x01(\bR\x06halted\"\x99\x01\n" +
 	"\rJournalFailed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
