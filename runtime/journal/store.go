@@ -5,9 +5,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -450,9 +450,9 @@ func (j *Journal) Stored(ref Ref) (*pb.JournalEntry, error) {
 // maxPage bounds a page of List in bytes, so that it can be sent.
 const maxPage = 1 << 20
 
-// List returns at most n transactions of the ports that sees reports true for, newest first and those that have not ended
-// included: those older than the one with the id after, or the newest if after is empty. next is the id to continue with;
-// empty at the end.
+// List returns at most n transactions of the ports that sees reports true for, newest first by their ids and those that have
+// not ended among them: those older than the one with the id after, or the newest if after is empty. next is the id to continue
+// with; empty at the end.
 func (j *Journal) List(after string, n int, sees func(port string) bool) (list []*pb.TransactionInfo, next string, err error) {
 	j.mu.Lock()
 	t, unfinished := j.current, j.unfinishedInfos()
@@ -465,24 +465,31 @@ func (j *Journal) List(after string, n int, sees func(port string) bool) (list [
 	j.trim()
 	entries := slices.Clone(j.store.entries)
 	j.store.mu.Unlock()
-	slices.SortStableFunc(entries, func(a, b *storedEntry) int { return strings.Compare(a.id(), b.id()) })
-	ended := t != nil && slices.ContainsFunc(entries, func(e *storedEntry) bool { return e.id() == t.ID() })
-	if after == "" {
-		if t != nil && !ended && sees(t.begin.Port) {
-			list = append(list, t.info())
-		}
-		list = append(list, slices.DeleteFunc(unfinished, func(i *pb.TransactionInfo) bool { return !sees(i.Port) })...)
+	if t != nil {
+		unfinished = append(unfinished, t.info())
+	}
+	known := map[string]*pb.TransactionInfo{} // nil: it is made of the entry
+	for _, i := range unfinished {
+		known[i.TransactionId] = i
+	}
+	ended := map[string]*storedEntry{}
+	for _, e := range entries { // one that has ended meanwhile counts as such
+		known[e.id()], ended[e.id()] = nil, e
 	}
 	size := 0
-	for _, e := range slices.Backward(entries) {
-		if after != "" && e.id() >= after || !sees(e.Begin.Port) {
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(known))) {
+		i := known[id]
+		if after != "" && id >= after || i != nil && !sees(i.Port) || i == nil && !sees(ended[id].Begin.Port) {
 			continue
 		}
 		if len(list) >= n || size > maxPage {
 			return list, list[len(list)-1].TransactionId, nil
 		}
-		list = append(list, info(e.Begin, e.JournalEntry))
-		size += proto.Size(list[len(list)-1])
+		if i == nil {
+			i = info(ended[id].Begin, ended[id].JournalEntry)
+		}
+		list = append(list, i)
+		size += proto.Size(i)
 	}
 	return list, "", nil
 }

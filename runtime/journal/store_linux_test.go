@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,42 @@ func fill(m protoreflect.Message) {
 			fill(m.Mutable(field).Message())
 		case field.Kind() == protoreflect.StringKind:
 			m.Set(field, long)
+		}
+	}
+}
+
+// A page ends with the oldest that it lists, whether that has ended or not, so that the next one leaves none out.
+func TestPagesLeaveNoneOut(t *testing.T) {
+	g := newGuest(t, newTestDirs(t), nil)
+	var ids []string
+	for range 5 {
+		tx := g.begin(t)
+		ids = append(ids, tx.ID())
+		mustDo(t, tx.Commit(t.Context(), committedReply()))
+		mustDo(t, tx.Close(t.Context(), nil))
+		if len(ids) == 2 {
+			g.awaitCleaning(t)
+			g.journal.mu.Lock()
+			waiting := &Tx{begin: &pb.JournalBegin{TransactionId: g.journal.newID()}, phase: rollingBack}
+			g.journal.mu.Unlock()
+			g.journal.noteUnfinished(waiting, nil)
+			ids = append(ids, waiting.ID())
+		}
+	}
+	for _, n := range []int{1, 2, 4} {
+		var listed []string
+		for after := ""; ; {
+			page, next, err := g.journal.List(after, n, anyPort)
+			mustDo(t, err)
+			for _, i := range page {
+				listed = append([]string{i.TransactionId}, listed...)
+			}
+			if after = next; after == "" {
+				break
+			}
+		}
+		if !slices.Equal(listed, ids) {
+			t.Errorf("pages of %d: %v, not %v", n, listed, ids)
 		}
 	}
 }

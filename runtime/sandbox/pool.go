@@ -16,11 +16,11 @@ type Pool struct {
 	cfg     Config
 	closing chan struct{} // closed by Close: ends runs and the spawner thread
 	spawns  chan func()   // what the spawner thread is to call
-	// A runner has a place in one of these: those that run a script, and those that only read one, which are quick and must not
-	// wait for the others.
-	runs, reads chan struct{}
-	running     sync.WaitGroup
-	spawner     sync.WaitGroup
+	// A runner has a place in one of these: those that run a script, one that changes the guest, which must not wait while it
+	// keeps all other writers waiting, and those that only read a script, which are quick.
+	runs, writes, reads chan struct{}
+	running             sync.WaitGroup
+	spawner             sync.WaitGroup
 
 	mu            sync.Mutex
 	limits        Limits
@@ -40,7 +40,8 @@ func New(cfg Config) *Pool {
 	setDefault(&cfg.Runners, 4)
 	return &Pool{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func()),
-		runs: make(chan struct{}, cfg.Runners), reads: make(chan struct{}, cfg.Runners),
+		runs: make(chan struct{}, max(cfg.Runners-1, 1)), writes: make(chan struct{}, 1),
+		reads: make(chan struct{}, cfg.Runners),
 	}
 }
 
@@ -100,6 +101,8 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 	places := p.runs
 	if s := job.Start; s.GetDescribe() || s.GetDescribeAll() || s.GetCheck() {
 		places = p.reads
+	} else if job.Writer {
+		places = p.writes
 	}
 	select {
 	case places <- struct{}{}:
@@ -119,7 +122,7 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 func (p *Pool) crowded(ctx context.Context, limits Limits) Outcome {
 	cause := context.Cause(ctx)
 	if errors.Is(cause, errTimeout) || errors.Is(cause, context.DeadlineExceeded) {
-		return refusedOutcome("busy", fmt.Sprintf("busy: %d scripts are running, and none of them ended in time", p.cfg.Runners), "")
+		return refusedOutcome("busy", "busy: as many scripts are running as may, and none of them ended in time", "")
 	}
 	return startFailedOutcome(ctx, cause, limits)
 }

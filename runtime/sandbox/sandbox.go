@@ -85,7 +85,8 @@ type Config struct {
 	Env []string
 	// Limits bound each run.
 	Limits Limits
-	// Runners is how many scripts run at a time, each with the memory of its limit; default 4. Others wait within their time.
+	// Runners is how many scripts run at a time, each with the memory of its limit; default 4. One of them is a Job.Writer, and
+	// nothing else takes its place; there is always one place for others. Others wait within their time.
 	Runners int
 }
 
@@ -94,6 +95,8 @@ type Job struct {
 	// Start is what the runner gets. Its MemoryLimit, where it is not 0, replaces Limits.Memory. Only its Functions may
 	// be called. It is not changed.
 	Start *pb.RunnerStart
+	// Writer says that the script may change the guest. The caller runs one such job at a time, which never waits for others.
+	Writer bool
 	// Call answers a builtin; required where Start has functions. It must return soon after ctx ends.
 	Call func(ctx context.Context, call *pb.RunnerCall) *pb.RunnerReply
 	// Log and Progress receive what the script reports, within the limits; nil: it is dropped. A fraction lies in 0..1.

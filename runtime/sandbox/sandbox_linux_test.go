@@ -113,7 +113,8 @@ func TestRunsBesideOneAnother(t *testing.T) {
 	runs.Wait()
 }
 
-// No more scripts than Runners run at a time. One more waits within its time; one that is only read does not wait for them.
+// No more scripts than Runners run at a time. One more waits within its time; one that changes the guest, or is only
+// read, does not wait for them.
 func TestRunnersAreBounded(t *testing.T) {
 	pool := newPool(t, sandbox.Config{Runners: 1})
 	began, end := make(chan struct{}), make(chan struct{})
@@ -135,6 +136,11 @@ func TestRunnersAreBounded(t *testing.T) {
 	defer cancel()
 	if out := pool.Run(ctx, script("return 1")); out.Error.GetKind() != "busy" {
 		t.Errorf("one more script: %v, %v", out.Result, out.Error)
+	}
+	writer := script("return 1")
+	writer.Writer = true
+	if out := pool.Run(t.Context(), writer); out.Error != nil {
+		t.Errorf("the one that changes the guest: %v", out.Error)
 	}
 	read := script(`return script {name = "x", run = function() end}`)
 	read.Start.Describe = true

@@ -150,7 +150,7 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 			Functions: r.manager.functions(), Unsupported: r.manager.config.Unsupported,
 			MemoryLimit: r.request.MemoryLimitBytes,
 		},
-		Call: r.builtin, Log: r.logged, Progress: r.progressed,
+		Writer: r.tx != nil, Call: r.builtin, Log: r.logged, Progress: r.progressed,
 	})
 	reply := &pb.RunScriptResponse{
 		Error: outcome.Error, Stats: outcome.Stats, LogDropped: outcome.LogDropped, Log: r.log, Changes: r.calls.Changes(),
