@@ -77,13 +77,17 @@ With --json: a TransactionInfo.`,
 }
 
 func (a *app) txCleanCommand() *cobra.Command {
-	var all bool
+	var all, abandon bool
 	c := &cobra.Command{
-		Use:   "clean ID... | --all",
+		Use:   "clean [--abandon] ID... | --all",
 		Short: "remove what is left of transactions that could not be undone",
 		Long: `clean removes what the agent kept of transactions that it could not roll back completely: the former content of what they
 changed. status lists them, tx show tells what was not undone. Look at them first, in the guest: what is removed here
 cannot be restored any more. Their entries in tx list stay.
+
+Where a disk is gone for good, --abandon ends what would wait for it for ever: a rollback that has not ended takes back all
+else, the transaction counts as one that could not be rolled back, and so others can begin. What it had changed on that disk
+is never restored, also if the disk comes back.
 
 The transactions are independent of each other: one that fails does not keep the others.
 
@@ -95,11 +99,15 @@ With --json: {"removed": [ID...]}.`,
 			if all != (len(ids) == 0) {
 				return usage("tx clean needs one of ID and --all")
 			}
-			request := &pb.CleanTransactionsRequest{TransactionIds: ids, All: all}
+			if all && abandon {
+				return usage("--abandon needs the ID of each transaction")
+			}
+			request := &pb.CleanTransactionsRequest{TransactionIds: ids, All: all, Abandon: abandon}
 			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.cleanTransactions(s, request) })
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "remove what is left of all of them")
+	c.Flags().BoolVar(&abandon, "abandon", false, "wait for no mount: what was changed on a disk that is gone is given up for ever")
 	return c
 }
 

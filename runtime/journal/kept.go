@@ -23,12 +23,75 @@ func (j *Journal) Kept() []string {
 	return ids
 }
 
+// Abandon does as RemoveKept, and waits for no mount any more: a rollback that does, ends now, without what was changed on
+// mounts that are not there; spools on them stay. That cannot be made good later.
+func (j *Journal) Abandon(ctx context.Context, id string, sees func(port string) bool) error {
+	if err := j.Unusable(); err != nil {
+		return err
+	}
+	if err := j.endWaiting(ctx, id, sees); err != nil {
+		return err
+	}
+	return j.removeKept(ctx, id, sees, true)
+}
+
+// endWaiting rolls back a transaction that waits for a mount, without what was changed there. It does nothing if that has
+// no unfinished rollback.
+func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port string) bool) error {
+	waits := func() bool {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		u, found := j.unfinished[id]
+		return found && sees(u.info.Port)
+	}
+	if !waits() {
+		return nil
+	}
+	if err := j.acquireWriter(ctx); err != nil {
+		return err
+	}
+	defer func() { j.writer <- struct{}{} }()
+	if !waits() { // a recovery has ended it meanwhile
+		return nil
+	}
+	l, err := j.loadJournal("open", id)
+	if err == nil && l.tx.log == nil {
+		err = fault.Wrapf(fs.ErrNotExist, "the journal of transaction %s is missing", id)
+	}
+	if err == nil {
+		err = l.tx.log.zeroTail()
+	}
+	if err != nil {
+		l.close()
+		return err
+	}
+	l.tx.abandoned = true
+	r := j.rollBack(ctx, l.tx, nil)
+	if r.Report.Halted {
+		return errors.Join(r.Report.Err, r.Err, context.Cause(ctx))
+	}
+	j.mu.Lock()
+	none := len(j.unfinished) == 0
+	if none && errors.Is(j.broken, fault.ErrBusy) {
+		j.broken = nil
+	}
+	j.mu.Unlock()
+	if !none {
+		j.askForRecovery() // it finds out what is waited for now
+	}
+	return r.Err
+}
+
 // RemoveKept removes what is left of a transaction that could not be rolled back completely, with its spools on other
 // mounts. The error is fs.ErrNotExist if nothing is left of one of a port that sees reports true for.
 func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port string) bool) error {
 	if err := j.Unusable(); err != nil {
 		return err
 	}
+	return j.removeKept(ctx, id, sees, false)
+}
+
+func (j *Journal) removeKept(ctx context.Context, id string, sees func(port string) bool, abandoned bool) error {
 	absent := fault.Wrapf(fs.ErrNotExist, "nothing is left of a transaction %s", id)
 	if !slices.Contains(j.Kept(), id) { // which is also the check that it is a name
 		return absent
@@ -39,6 +102,7 @@ func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port stri
 		return absent
 	}
 	if err == nil { // of a damaged one the spools are not known
+		l.tx.abandoned = abandoned
 		if err := l.tx.removeSpools(); err != nil {
 			return err
 		}

@@ -211,6 +211,44 @@ func TestOthersChangeWhileRollbackWaits(t *testing.T) {
 	}
 }
 
+// A rollback that waits for a file system that never comes back can be given up by name: all else is undone, and others begin.
+func TestAbandon(t *testing.T) {
+	m := newMountedGuest(t)
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/older", Content: []byte("x")})
+		g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/srv/etc/app.d", Recursive: true})
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/srv/etc/small", Content: []byte("x")})
+	})
+	after := mustDescribeTree(t, m.disk)
+	m.unmount(t)
+	g := newGuest(t, m.testDirs, nil)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Report.Waiting == "" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	id := list[0].ID
+	if err := g.journal.RemoveKept(t.Context(), id, anyPort); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without being told to: %v", err)
+	}
+	if err := g.journal.Abandon(t.Context(), id, func(string) bool { return false }); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of another port: %v", err)
+	}
+	mustDo(t, g.journal.Abandon(t.Context(), id, anyPort))
+	if _, err := os.Stat(filepath.Join(m.files, "older")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("older: %v", err)
+	}
+	checkTree(t, after, m.disk)
+	entry, err := g.journal.Stored(Ref{ID: id})
+	if err != nil || entry.Reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED || len(entry.Reply.NotUndone) != 2 ||
+		!strings.Contains(entry.Reply.NotUndone[0].Target, "it was on /srv (") {
+		t.Errorf("%v, %v", entry, err)
+	}
+	if kept := g.journal.Kept(); len(kept) > 0 {
+		t.Errorf("kept: %v", kept)
+	}
+	g.begin(t)
+}
+
 // Trees that a committed script moved away on a file system are removed once that is mounted.
 func TestSpoolWaitsForMount(t *testing.T) {
 	m := newMountedGuest(t)

@@ -69,8 +69,12 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		if s.reverted {
 			continue
 		}
-		record, unreadable := p.tx.record(s)
-		if err := p.mustWait(ctx, s, record, deferOp); err != nil {
+		record, lost := p.tx.record(s)
+		err := p.mustWait(ctx, s, record, deferOp)
+		if waiting := (*waitingError)(nil); p.tx.abandoned && errors.As(err, &waiting) {
+			lost, err = fault.Wrapf(fault.ErrBusy, "it was on %s, which is not there", waiting.mount), nil
+		}
+		if err != nil {
 			if attempted && report.Err == nil && !p.unlogged {
 				p.logHalted()
 			}
@@ -80,9 +84,11 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			p.logAttempt(deferOp != nil)
 			attempted = true
 		}
-		undone := p.undoStep(ctx, s, record)
-		if unreadable != nil {
-			undone = []Undone{{Step: s.number, Op: cmp.Or(s.inverse, "restore"), Target: s.moved, Err: unreadable}}
+		var undone []Undone
+		if lost == nil {
+			undone = p.undoStep(ctx, s, record)
+		} else {
+			undone = lostStep(s, record, lost)
 		}
 		failed := failures(undone)
 		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
@@ -100,6 +106,18 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		}
 	}
 	return nil
+}
+
+// lostStep returns the outcomes of a step that cannot be undone.
+func lostStep(s *step, record *pb.JournalRecord, why error) []Undone {
+	var list []Undone
+	for _, o := range record.GetKeep().GetObjects() {
+		list = append(list, Undone{Step: s.number, Op: "restore", Target: o.Path, Err: why})
+	}
+	if list == nil {
+		list = []Undone{{Step: s.number, Op: cmp.Or(s.inverse, "restore"), Target: s.moved, Err: why}}
+	}
+	return list
 }
 
 // mustWait returns why a step is not undone now; nil if it is, or if its record could not be read.

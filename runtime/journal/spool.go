@@ -181,6 +181,9 @@ func (t *Tx) removeSpools() error {
 		if err == nil {
 			err = t.checkMounts(record)
 		}
+		if waiting := (*waitingError)(nil); t.abandoned && errors.As(err, &waiting) {
+			continue
+		}
 		if err == nil {
 			err = t.removeSpooled(record.GetTake())
 		}

@@ -42,6 +42,7 @@ type Tx struct {
 	actions         []*pb.JournalAction
 	wasInterrupted  bool     // an earlier rollback began
 	earlierFailures []Undone // of that rollback
+	abandoned       bool     // mounts that are not there are not waited for
 	commitUncertain bool     // the commit record may be on disk although Commit failed
 
 	status txStatus

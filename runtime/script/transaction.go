@@ -145,6 +145,8 @@ func (m *Manager) cleanTransactions(
 ) (*pb.CleanTransactionsResponse, error) {
 	ids := request.TransactionIds
 	switch {
+	case request.All && request.Abandon:
+		return nil, fault.Invalid("abandon needs the ids of transactions")
 	case request.All && len(ids) > 0:
 		return nil, fault.Invalid("transaction_ids and all exclude each other")
 	case request.All:
@@ -152,9 +154,13 @@ func (m *Manager) cleanTransactions(
 	case len(ids) == 0:
 		return nil, fault.Invalid("no transaction is named")
 	}
+	remove := m.config.Journal.RemoveKept
+	if request.Abandon {
+		remove = m.config.Journal.Abandon
+	}
 	reply := &pb.CleanTransactionsResponse{}
 	for _, id := range ids {
-		err := m.config.Journal.RemoveKept(ctx, id, call.MaySee)
+		err := remove(ctx, id, call.MaySee)
 		if err == nil {
 			reply.TransactionIds = append(reply.TransactionIds, id)
 		} else if reply.Error == nil && !(request.All && errors.Is(err, fs.ErrNotExist)) { // others' are not among all

@@ -1719,7 +1719,10 @@ type CleanTransactionsRequest struct {
 	// Those transactions; one that has no remains is an error.
 	TransactionIds []string `protobuf:"bytes,1,rep,name=transaction_ids,json=transactionIds,proto3" json:"transaction_ids,omitempty"`
 	// All of them instead.
-	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	// Mounts that are not there are not waited for any more: a rollback that does ends without what was changed on them, and
+	// what was moved away on them stays there. Not with all.
+	Abandon       bool `protobuf:"varint,3,opt,name=abandon,proto3" json:"abandon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1764,6 +1767,13 @@ func (x *CleanTransactionsRequest) GetTransactionIds() []string {
 func (x *CleanTransactionsRequest) GetAll() bool {
 	if x != nil {
 		return x.All
+	}
+	return false
+}
+
+func (x *CleanTransactionsRequest) GetAbandon() bool {
+	if x != nil {
+		return x.Abandon
 	}
 	return false
 }
@@ -2055,10 +2065,11 @@ const file_script_proto_rawDesc = "" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
 	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\x12\x12\n" +
-	"\x04port\x18\f \x01(\tR\x04port\"U\n" +
+	"\x04port\x18\f \x01(\tR\x04port\"o\n" +
 	"\x18CleanTransactionsRequest\x12'\n" +
 	"\x0ftransaction_ids\x18\x01 \x03(\tR\x0etransactionIds\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"}\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x18\n" +
+	"\aabandon\x18\x03 \x01(\bR\aabandon\"}\n" +
 	"\x19CleanTransactionsResponse\x12'\n" +
 	"\x0ftransaction_ids\x18\x01 \x03(\tR\x0etransactionIds\x127\n" +
 	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xcb\x01\n" +
