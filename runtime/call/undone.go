@@ -10,10 +10,12 @@ import (
 // Undone sets the state of each change of the run by what a rollback says became of its steps, and returns those that the
 // rollback did not come to: one that halted left the oldest steps as the script made them, until the next start.
 func (r *Run) Undone(report journal.Report) (notReached []*pb.Change) {
-	reached := ^uint64(0)
+	reached := report.Reached
+	if reached == 0 {
+		reached = ^uint64(0)
+	}
 	var stays []journal.Undone
 	for _, u := range report.Steps {
-		reached = min(reached, u.Step)
 		if u.Err != nil || u.Irreversible != nil {
 			stays = append(stays, u)
 		}

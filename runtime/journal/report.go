@@ -13,14 +13,19 @@ import (
 
 // Report is the outcome of a rollback.
 type Report struct {
-	// Steps are the outcomes of the steps, newest first.
+	// Steps are the outcomes of the steps, newest first. Of a target that several steps restored, and of which there is nothing
+	// else to tell, there is one.
 	Steps []Undone
+	// Reached is the number of the oldest step that the rollback came to; 0: none.
+	Reached uint64
 	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error
 	// Halted: the rollback is incomplete; the next Recover goes on with it.
 	Halted bool
 	// Waiting is the mount that Recover waits for, since the next step changed something on it; empty: it waits for none.
 	Waiting string
+
+	restored map[string]bool // the targets in Steps of which there is nothing else to tell
 }
 
 // Undone is the outcome of undoing one object or operation.
@@ -47,6 +52,16 @@ func (r *Report) add(u Undone) {
 		if old := &r.Steps[i].Conflict; u.Conflict != "" && *old != "" && fsys.Within(*old, u.Target) {
 			*old = u.Conflict + (*old)[len(u.Target):]
 		}
+	}
+	r.Reached = u.Step
+	if u.Err == nil && u.Conflict == "" && len(u.Reset) == 0 && u.Irreversible == nil {
+		if r.restored[u.Target] {
+			return
+		}
+		if r.restored == nil {
+			r.restored = map[string]bool{}
+		}
+		r.restored[u.Target] = true
 	}
 	r.Steps = append(r.Steps, u)
 }
