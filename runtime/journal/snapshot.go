@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -28,6 +30,7 @@ type snapshotter struct {
 	mounts      mountList // that they are on
 	files       []string  // that were put into the transaction's directory
 	inlineBytes int       // of contents in the record
+	size        int       // of the objects in the record, in bytes
 	diskErr     error     // why something could not be kept, once it was known what
 }
 
@@ -79,6 +82,7 @@ func (s *snapshotter) addObject(o *pb.JournalObject) {
 	if !s.seen[o.Path] {
 		s.seen[o.Path] = true
 		s.objects = append(s.objects, o)
+		s.size += proto.Size(o)
 	}
 }
 
@@ -101,6 +105,9 @@ func (s *snapshotter) addPlace(at *fsys.At) error {
 	}
 	if len(s.objects) >= maxObjects {
 		return fault.Wrapf(fault.ErrTooLarge, "more than %d objects in one step", maxObjects)
+	}
+	if s.size > maxRecord {
+		return fault.Wrapf(fault.ErrTooLarge, "the step's record has more than %d bytes", maxRecord)
 	}
 	if err := context.Cause(s.ctx); err != nil {
 		return err
