@@ -45,8 +45,15 @@ type objectAfter struct {
 	state  []byte // encoded JournalState
 }
 
+// maxLatest is the size of the largest record that stays in memory until the next step, in bytes: when the call ends it is
+// looked at once more.
+const maxLatest = 64 << 10
+
 // record reads the record of a step from the log.
 func (t *Tx) record(s *step) (*pb.JournalRecord, error) {
+	if n := len(t.steps); t.latest != nil && n > 0 && t.steps[n-1] == s {
+		return t.latest, nil
+	}
 	record, err := t.log.read(s.at)
 	if err != nil {
 		return nil, fault.On("journal", err)
@@ -131,6 +138,6 @@ func (t *Tx) reserve(record *pb.JournalRecord) error {
 	if t.inverses+inverses > maxInverses {
 		return fault.Wrapf(fault.ErrTooLarge, "what undoes the transaction's operations has more than %d bytes", maxInverses)
 	}
-	t.index, t.inverses = t.index+index, t.inverses+inverses
+	t.index, t.inverses, t.latest = t.index+index, t.inverses+inverses, nil
 	return nil
 }

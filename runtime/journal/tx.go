@@ -37,6 +37,7 @@ type Tx struct {
 	pending          pendingSyncs
 	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
 	index, inverses  int64                       // bytes, see reserve
+	latest           *pb.JournalRecord           // of the last step, if it is small; nil: it is in the log alone
 
 	reply           *pb.RunScriptResponse
 	actions         []*pb.JournalAction
@@ -337,6 +338,9 @@ func (t *Tx) appendStep(record *pb.JournalRecord) error {
 		return t.fail(fault.On("journal", err))
 	}
 	t.applyRecord(record, at)
+	if t.log.end-at <= maxLatest {
+		t.latest = record
+	}
 	t.pending.note(record)
 	t.status.mu.Lock()
 	defer t.status.mu.Unlock()
