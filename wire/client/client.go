@@ -49,6 +49,8 @@ type Client struct {
 	ready    *pb.AgentReadyEvent
 	readySet chan struct{} // closed when ready is set
 	received bool          // a message came
+	check    *time.Timer   // runs while requests are awaited: asks the agent about those that are long
+	checking bool          // check is set
 	err      error
 	done     chan struct{} // closed when the reader has ended
 }
@@ -60,7 +62,7 @@ const readSize = 64 << 10
 var ErrNoAnswer = errors.New("no answer")
 
 // ErrLost is the error of a request that the agent does not know, and whose reply never came: whether it was carried out is
-// not known. It is found by Client.Watch alone.
+// not known. The client finds it out after lostInterval to twice as long, and Client.Watch sooner.
 var ErrLost = errors.New("the request or its reply was lost on the way")
 
 // New returns a client over a channel, which it owns.
@@ -73,6 +75,8 @@ func New(channel io.ReadWriteCloser, options Options) *Client {
 		pending: map[string]*pending{}, host: newHost(),
 		readySet: make(chan struct{}), done: make(chan struct{}),
 	}
+	c.check = time.AfterFunc(time.Hour, c.askForLost)
+	c.check.Stop()
 	go c.read()
 	return c
 }
@@ -198,6 +202,8 @@ type pending struct {
 	c    *Client
 	id   string
 	sent bool // all of it; guarded by the client's lock
+	asks bool // it is a ping of askForLost; guarded likewise
+	long bool // it was awaited when that ran last; guarded likewise
 	wait chan *pb.AgentMessage
 }
 
@@ -306,6 +312,7 @@ func (c *Client) register(id string) (*pending, error) {
 	}
 	p := &pending{c: c, id: id, wait: make(chan *pb.AgentMessage, 1)}
 	c.pending[id] = p
+	c.scheduleCheck()
 	return p, nil
 }
 
@@ -349,6 +356,7 @@ func (c *Client) read() {
 	err := c.receive()
 	c.mu.Lock()
 	c.err = err
+	c.check.Stop()
 	c.mu.Unlock()
 	close(c.done)
 }
@@ -409,7 +417,11 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 		c.streams[output.ExecId].put(output)
 		payload = nil
 	}
+	asks := p != nil && p.asks
 	c.mu.Unlock()
+	if pong, ok := payload.(*pb.PongResponse); ok && asks {
+		c.failUnknown(pong.Unknown)
+	}
 	if p == nil && payload != nil && c.options.Event != nil {
 		c.options.Event(m.MessageId, payload)
 	}

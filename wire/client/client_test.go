@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -270,6 +272,56 @@ func TestWatchFailsLostRequests(t *testing.T) {
 	if err := <-kept; err != nil {
 		t.Error(err)
 	}
+}
+
+// A request ends also without a watch where its reply was lost, as when it was written to a port whose host was another one by
+// then. One that the agent still serves goes on.
+func TestLostRepliesAreFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guest, host := net.Pipe()
+		defer guest.Close()
+		served := make(chan string, 1)
+		go func() {
+			dec := wire.Decoder{}
+			known := ""
+			for buf := make([]byte, 1<<16); ; {
+				n, err := guest.Read(buf)
+				if err != nil {
+					return
+				}
+				dec.Feed(buf[:n])
+				for frame, ok := dec.Next(); ok; frame, ok = dec.Next() {
+					m := &pb.AgentMessage{}
+					if err := proto.Unmarshal(frame.Payload, m); err != nil {
+						t.Error(err)
+					}
+					switch request := wire.Payload(m).(type) {
+					case *pb.FileStatRequest:
+						if request.Path == "/served" {
+							known = m.MessageId
+							served <- known
+						}
+					case *pb.PingRequest:
+						pong := &pb.PongResponse{Unknown: slices.DeleteFunc(request.Awaiting, func(id string) bool { return id == known })}
+						wire.WriteMessage(guest, wire.Plain, wire.Wrap(m.MessageId, pong))
+					}
+				}
+			}
+		}()
+		c := New(host, Options{})
+		defer c.Close()
+		kept := make(chan error, 1)
+		go func() { _, err := c.Stat(t.Context(), "/served"); kept <- err }()
+		id := <-served
+		if _, err := c.Stat(t.Context(), "/lost"); !errors.Is(err, ErrLost) || !Gone(err) {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		wire.WriteMessage(guest, wire.Plain, wire.Wrap(id, &pb.FileStatResponse{Success: true}))
+		if err := <-kept; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestCommandRequests(t *testing.T) {

@@ -153,7 +153,7 @@ func (c *Client) awaiting() (ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, p := range c.pending {
-		if p.sent {
+		if p.sent && !p.asks {
 			ids = append(ids, id)
 		}
 	}
@@ -163,6 +163,61 @@ func (c *Client) awaiting() (ids []string) {
 		}
 	}
 	return ids
+}
+
+// lostInterval is how often the agent is asked about requests that are awaited for at least as long.
+const lostInterval = 5 * time.Second
+
+// scheduleCheck has askForLost run after a while, unless it will. The caller holds the lock.
+func (c *Client) scheduleCheck() {
+	if !c.checking {
+		c.checking = true
+		c.check.Reset(lostInterval)
+	}
+}
+
+// askForLost asks the agent about the requests that were awaited already when it ran last, if there are any, with a ping as Watch
+// sends it. The reply of a request may have been lost, and its caller would wait for as long as its context lets it. The ping
+// also wakes up an agent that missed the request.
+func (c *Client) askForLost() {
+	ids := c.awaiting()
+	c.mu.Lock()
+	c.checking = false
+	long, asking := false, false
+	for id, p := range c.pending {
+		switch {
+		case p.asks && p.sent:
+			delete(c.pending, id) // another one follows
+		case p.asks:
+			asking = true // the channel takes nothing
+		default:
+			long = long || p.long
+			p.long = true
+		}
+	}
+	if c.err != nil || len(c.pending) == 0 && len(ids) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	c.scheduleCheck()
+	for _, id := range ids {
+		long = long || c.pending[id] == nil // a command that runs
+	}
+	if !long || asking || len(ids) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	ping := &pending{c: c, id: NewID(), asks: true, wait: make(chan *pb.AgentMessage, 1)}
+	c.pending[ping.id] = ping
+	c.mu.Unlock()
+	sent := c.writer.spawn(func() { // as long as the channel takes nothing
+		if ping.send(context.Background(), &pb.PingRequest{Sequence: pingSequence, Awaiting: ids}) != nil {
+			c.unregister(ping.id)
+		}
+	})
+	if !sent {
+		c.unregister(ping.id)
+	}
 }
 
 // failUnknown fails the requests and streams that the agent does not know. Everything that it sent before its pong has been received,
