@@ -53,6 +53,8 @@ type virtioPort struct {
 	file *os.File
 	raw  syscall.RawConn
 
+	reading, writing sync.Mutex // held by whoever waits to read or to write
+
 	mu            sync.Mutex
 	lastSession   *trackedSession
 	unread        []byte // what a session put back with Unread; it is read first
@@ -91,19 +93,29 @@ func (v *virtioPort) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	if err := waitClosed(ctx, last); err != nil {
 		return nil, err
 	}
+	// A read or write that the end of the last session has interrupted would go on if its deadline were gone before it runs.
+	v.reading.Lock()
+	v.writing.Lock()
 	v.file.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { v.file.SetWriteDeadline(time.Unix(1, 0)) })
+	v.writing.Unlock()
+	v.reading.Unlock()
+	stop := context.AfterFunc(ctx, func() { v.file.SetWriteDeadline(interrupt) })
 	defer stop()
 	var pollErr error
 	waited := false
-	err := v.raw.Write(func(fd uintptr) bool {
+	connected := func(fd uintptr) bool {
 		var gone bool
-		if gone, pollErr = hostGone(fd); gone && pollErr == nil {
+		if gone, _, pollErr = v.poll(fd); gone && pollErr == nil {
 			pollErr = unplugged(fd)
 		}
 		waited = waited || gone
 		return pollErr != nil || !gone
-	})
+	}
+	err := v.raw.Write(connected)
+	for errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil { // by the end of the last session
+		v.file.SetWriteDeadline(time.Time{})
+		err = v.raw.Write(connected)
+	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -136,9 +148,13 @@ type persistentChannel interface {
 	Unread(p []byte)
 }
 
-// hostGone asks the kernel whether a host has its end open. A port that was unplugged is an error.
-func hostGone(fd uintptr) (bool, error) {
-	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+// poll asks the kernel whether a host has its end open, and whether the port takes a write. A port that was unplugged is an error.
+//
+// For each poll the kernel fetches what the host has sent and what it has taken, whatever the caller asked for. The interrupts
+// for these would have woken up a reader and a writer, and are then dropped. So who polls has to act for both: the caller is the
+// writer or wakes it, and the reader is woken here.
+func (v *virtioPort) poll(fd uintptr) (gone, writable bool, err error) {
+	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT | unix.POLLIN}}
 	for {
 		_, err := unix.Poll(set, 0)
 		if err == unix.EINTR {
@@ -147,7 +163,25 @@ func hostGone(fd uintptr) (bool, error) {
 		if err == nil && set[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
 			err = unix.ENODEV
 		}
-		return set[0].Revents&unix.POLLHUP != 0, err
+		if set[0].Revents&unix.POLLIN != 0 {
+			v.file.SetReadDeadline(interrupt)
+		}
+		gone = set[0].Revents&unix.POLLHUP != 0
+		return gone, !gone && set[0].Revents&unix.POLLOUT != 0, err
+	}
+}
+
+// interrupt is a deadline that has passed: a read or write that waits ends, and is tried once more unless its session is closed.
+var interrupt = time.Unix(1, 0)
+
+// retry makes calls of a raw connection until one was not interrupted while the session is open.
+func (s *virtioSession) retry(call func(func(fd uintptr) bool) error, try func(fd uintptr) bool, clear func(time.Time) error) error {
+	for {
+		err := call(try)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
+			return err
+		}
+		clear(time.Time{})
 	}
 }
 
@@ -178,13 +212,16 @@ func (s *virtioSession) Backlog() bool { return s.backlog.Load() }
 
 // Read returns io.EOF when no host is connected and all that was sent is read.
 func (s *virtioSession) Read(p []byte) (n int, err error) {
+	s.port.reading.Lock()
+	defer s.port.reading.Unlock()
 	waited := false
-	rawErr := s.port.raw.Read(func(fd uintptr) bool {
+	try := func(fd uintptr) bool {
 		if n, err = s.tryRead(fd, p); err == unix.EAGAIN {
 			waited = true
 		}
 		return err != unix.EAGAIN
-	})
+	}
+	rawErr := s.retry(s.port.raw.Read, try, s.port.file.SetReadDeadline)
 	if waited {
 		s.backlog.Store(false) // the port was empty
 	}
@@ -237,11 +274,12 @@ func (s *virtioSession) AwaitHost() bool {
 	for start := time.Now(); !s.closed.Load(); time.Sleep(hostPollInterval) {
 		var gone bool
 		var pollErr error
-		err := s.port.raw.Control(func(fd uintptr) { gone, pollErr = hostGone(fd) })
+		err := s.port.raw.Control(func(fd uintptr) { gone, _, pollErr = s.port.poll(fd) })
 		if err != nil || pollErr != nil || gone && time.Since(start) > hostReturnTimeout {
 			return false
 		}
 		if !gone {
+			s.port.file.SetWriteDeadline(interrupt)
 			return true
 		}
 	}
@@ -251,13 +289,15 @@ func (s *virtioSession) AwaitHost() bool {
 // Write takes all of p, or fails when the host leaves: what is not written by then must not reach the next one. It does not
 // begin while no host is connected, and fails when none connects again at once.
 func (s *virtioSession) Write(p []byte) (done int, err error) {
+	s.port.writing.Lock()
+	defer s.port.writing.Unlock()
 	for done < len(p) {
 		var n int
-		rawErr := s.port.raw.Write(func(fd uintptr) bool {
+		rawErr := s.retry(s.port.raw.Write, func(fd uintptr) bool {
 			n, err = s.tryWrite(fd, p[done:])
 			return err != unix.EAGAIN
-		})
-		if err == nil {
+		}, s.port.file.SetWriteDeadline)
+		if err == nil || err == unix.EAGAIN {
 			err = rawErr
 		}
 		if err == io.ErrClosedPipe && done == 0 && s.AwaitHost() {
@@ -276,7 +316,7 @@ func (s *virtioSession) Close() error {
 	s.port.mu.Lock() // a read that is under way still succeeds
 	s.closed.Store(true)
 	s.port.mu.Unlock()
-	return s.port.file.SetDeadline(time.Unix(1, 0))
+	return s.port.file.SetDeadline(interrupt)
 }
 
 // listenPrivate creates the socket with mode 0600 from the first moment: in a private directory, from where it is renamed.

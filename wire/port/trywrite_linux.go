@@ -11,10 +11,12 @@ import (
 
 // TryWrite is that of trackedSession. The port takes a piece of up to 32 KiB whole or not at all.
 func (s *virtioSession) TryWrite(p []byte) (n int, err error) {
-	rawErr := s.port.raw.Write(func(fd uintptr) bool {
+	s.port.writing.Lock()
+	defer s.port.writing.Unlock()
+	rawErr := s.retry(s.port.raw.Write, func(fd uintptr) bool {
 		n, err = s.tryWrite(fd, p)
 		return true
-	})
+	}, s.port.file.SetWriteDeadline)
 	if err == nil {
 		err = rawErr
 	}
@@ -29,18 +31,22 @@ func (s *virtioSession) TryWrite(p []byte) (n int, err error) {
 
 // tryWrite writes once without waiting. A port takes nothing while no host is connected; it is polled only where it takes nothing.
 func (s *virtioSession) tryWrite(fd uintptr, p []byte) (n int, err error) {
-	if s.closed.Load() {
-		return 0, net.ErrClosed
-	}
-	if n, err = writeNonblock(fd, p); err == unix.EAGAIN {
-		switch gone, pollErr := hostGone(fd); {
+	for {
+		if s.closed.Load() {
+			return 0, net.ErrClosed
+		}
+		if n, err = writeNonblock(fd, p); err != unix.EAGAIN {
+			return n, err
+		}
+		switch gone, writable, pollErr := s.port.poll(fd); {
 		case pollErr != nil:
 			return 0, pollErr
 		case gone:
 			return 0, io.ErrClosedPipe
+		case !writable: // there will be an interrupt when it is
+			return 0, unix.EAGAIN
 		}
 	}
-	return n, err
 }
 
 // unixSession is a connected unix socket.
