@@ -5,7 +5,7 @@
 //	bytes ◄─ writer ◄─ two lanes: urgent (pongs, refusals), then bulk ◄───┘
 //
 // A connection never blocks its reader on a handler, answers every request exactly once while its host is there, and
-// bounds everything: sizes, elements, requests in flight, queued bytes.
+// bounds everything: sizes, elements, requests in flight, queued bytes, and, with all others, memory.
 //
 // Not here: what an operation means, how the channel is opened (wire/port), the host's side (wire/client).
 package wire
@@ -37,8 +37,11 @@ const (
 	// than the time between two requests of a transfer, and short enough that a host which never echoes and never pauses is
 	// served in the end.
 	echoWindow = 10 * time.Second
-	// MaxInFlight bounds the requests that one connection serves at a time.
+	// MaxInFlight bounds the requests that one connection serves at a time. More of them wait.
 	MaxInFlight = 64
+	// maxWaiting bounds the requests of a connection that wait, in bytes, with waitingSize more for each.
+	maxWaiting  = 1 << 20
+	waitingSize = 4 << 10
 	// unsolicitedBudget is what may be written before the host has sent a frame: a host that knows only QTX1
 	// gives up a channel after 65,536 bytes without a magic.
 	unsolicitedBudget = 48 << 10
@@ -63,6 +66,8 @@ type Config struct {
 	Calls *Calls
 	// Port is the name of the port, which owns the calls of this connection. Optional.
 	Port string
+	// Memory is shared by all connections of an agent. Nil: what hosts send is not bounded.
+	Memory *Memory
 	// Urgent answers a request that must not wait for others; false: it is not of that kind. It runs on the reader and must not
 	// block. Required.
 	Urgent func(c *Conn, request proto.Message) (reply proto.Message, urgent bool)
@@ -96,9 +101,13 @@ type Conn struct {
 	channel     io.ReadWriteCloser
 	queue       *queue
 	decoder     Decoder   // the reader's
+	reserved    int       // the reader's: bytes of Config.Memory for the decoder's buffer; 0: it is the small one
+	spare       []byte    // the reader's: the small buffer, while the decoder has a larger one
+	salvaging   bool      // the reader's: frames lie within the buffer of one that is given up
 	peer        peer      // the reader's
 	piecePool   sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
-	largePool   sync.Pool // of *[]byte of any capacity, in which large frames came
+	smallPool   sync.Pool // of *[]byte of up to freeBuffer, in which frames came
+	largePool   sync.Pool // of *[]byte of up to maxReusedBuffer, in which frames came that did not fit into those
 	workers     chan func()
 	idleWorkers atomic.Int32 // goroutines that wait for one of them
 
@@ -111,8 +120,12 @@ type Conn struct {
 
 	replies sync.WaitGroup // requests whose reply is not queued yet
 
-	inFlightMu sync.Mutex
-	inFlight   map[string]*[]byte // ids of the requests being served, and the Scratch of each
+	inFlightMu   sync.Mutex
+	inFlight     map[string]*[]byte // ids of the requests being served or waiting, and the Scratch of each
+	serving      int                // requests that are being served, without vital ones
+	vital        int                // vital requests that are being served
+	waiting      []*waitingRequest  // oldest first
+	waitingBytes int
 
 	orderMu sync.Mutex
 	order   map[string]chan struct{} // closed when the last request of that name is served
@@ -149,6 +162,7 @@ func (c *Conn) Serve(ctx context.Context) error {
 	work.Go(c.write)
 	c.greet(session, &work)
 	err := c.read(ctx, session, &work)
+	c.dropBuffer()
 	leave(ErrHostGone)
 	c.queue.close(ErrHostGone)
 	if errors.Is(err, errPeerChanged) {
@@ -201,29 +215,37 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 					return nil
 				}
 				waited = 0
-				switch err := c.frame(ctx, session, work, frame, old); err {
+				err := c.frame(ctx, session, work, frame, old)
+				switch err {
 				case nil:
 				case errNotDecoded:
 					decoder.Resync()
 				default:
 					return err
 				}
+				if !c.salvaging {
+					c.dropBuffer()
+				}
 			}
 		}
 		if took >= PayloadTimeout || waited >= maxPayloadWait {
 			came := bytes.Clone(space[:n]) // behind what is salvaged now
-			take(decoder.Salvage)          // where no frame is at a boundary
-			waited = 0
+			c.salvaging = true
+			take(decoder.Salvage) // where no frame is at a boundary
+			c.salvaging, waited = false, 0
 			if took >= PayloadTimeout {
 				decoder.Silence()
 				c.lastEcho = time.Time{}
 			}
+			c.dropBuffer()
 			decoder.Feed(came)
 		} else {
 			decoder.Add(n)
 		}
-		if err := take(decoder.Next); err != nil {
-			return err
+		for again := true; again; again = c.reserveBuffer(ctx, session, work) {
+			if err := take(decoder.Next); err != nil {
+				return err
+			}
 		}
 		if now := decoder.Skipped(); now != skipped {
 			c.warn("skipped bytes that belong to no frame", nil)
@@ -244,21 +266,18 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 	id, err := Inspect(frame.Payload)
 	var message *pb.AgentMessage
 	var content *largeField
-	if err == nil {
+	switch {
+	case err != nil:
+	case c.ownsBuffer():
+		message, err = decodeInPlace(frame.Payload)
+	default:
 		message, content, err = decodeSplit(frame.Payload)
 	}
 	if err == nil && frame.Aligned && c.peerChanged(message) {
 		c.unreadFrame(frame)
 		return errPeerChanged
 	}
-	c.lastFrame.Store(time.Now().UnixNano())
-	first := !c.received.Swap(true)
-	if c.config.Framing == Auto && (frame.Aligned || first) { // a frame found by scanning may not be the host's
-		c.writeFraming.Store(int32(frame.Framing))
-	}
-	if first {
-		c.greet(session, work)
-	}
+	c.noteFrame(session, work, frame)
 	if err == nil {
 		c.dispatch(ctx, session, frame, message, content, old)
 		return nil
@@ -275,6 +294,18 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 		return errNotDecoded
 	}
 	return nil
+}
+
+// noteFrame records that a frame has come.
+func (c *Conn) noteFrame(session context.Context, work *sync.WaitGroup, frame Frame) {
+	c.lastFrame.Store(time.Now().UnixNano())
+	first := !c.received.Swap(true)
+	if c.config.Framing == Auto && (frame.Aligned || first) { // a frame found by scanning may not be the host's
+		c.writeFraming.Store(int32(frame.Framing))
+	}
+	if first {
+		c.greet(session, work)
+	}
 }
 
 // Flush waits until the replies to all requests are queued, and all that is queued has been written. No call may start any

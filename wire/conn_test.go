@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -280,28 +281,81 @@ func TestReplyOverTheBound(t *testing.T) {
 	}
 }
 
-func TestTooManyRequestsGetPromptReplies(t *testing.T) {
-	h, calls := guest(t, nil)
+// Of the requests on one connection some are served, others wait until those have ended, and what is more than may wait is refused.
+func TestManyRequestsWait(t *testing.T) {
+	var most, now atomic.Int64
+	h, calls := guest(t, func(c *Config) {
+		c.Handle = func(ctx context.Context, _ *Conn, _ string, _ proto.Message) (proto.Message, error) {
+			for n := now.Add(1); n > most.Load(); {
+				most.Store(n)
+			}
+			defer now.Add(-1)
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+	})
+	request := func(i int) []byte {
+		return frameOf(Plain, envelopeOf(t, fmt.Sprint("read-", i), &pb.FileReadRequest{}))
+	}
+	const waiting, over = 200, 20
+	accepted := MaxInFlight + waiting
 	go func() {
-		for i := range MaxInFlight + 20 {
-			h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprintf("read-%d", i), &pb.FileReadRequest{})))
+		for i := range accepted {
+			h.conn.Write(request(i))
+		}
+		huge := &pb.FileReadRequest{Path: strings.Repeat("x", maxWaiting-waiting*waitingSize)}
+		for i := range over {
+			h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprint("over-", i), huge)))
 		}
 	}()
-	for range 20 {
-		m, _ := h.next()
-		if m.ErrorDetail.GetCode() != "busy" || !m.ErrorDetail.Retryable {
+	for i := range over {
+		if m := h.answer(fmt.Sprint("over-", i)); m.ErrorDetail.GetCode() != "busy" || !m.ErrorDetail.Retryable {
 			t.Fatal(m)
 		}
 	}
-	if calls.Len() != MaxInFlight {
-		t.Error(calls.Len(), "calls")
+	if calls.Len() != accepted || now.Load() != MaxInFlight {
+		t.Error(calls.Len(), "calls,", now.Load(), "of them are served")
 	}
-	for i := range MaxInFlight {
-		calls.Cancel(fmt.Sprintf("read-%d", i), anyPort)
-	}
-	for range MaxInFlight {
-		if m, _ := h.next(); m.ErrorDetail.GetCode() != "cancelled" {
+	for i := accepted - 1; i >= 0; i-- { // those that wait first: they get their replies at once
+		id := fmt.Sprint("read-", i)
+		if !calls.Cancel(id, anyPort) {
+			t.Fatal("no call ", id)
+		}
+		if m := h.answer(id); m.ErrorDetail.GetCode() != "cancelled" {
 			t.Fatal(m)
+		}
+	}
+	if n := most.Load(); n != MaxInFlight {
+		t.Errorf("%d were served at a time", n)
+	}
+}
+
+// Requests that wait are served in the order in which they came, when those before them have ended.
+func TestWaitingRequestsAreServedInOrder(t *testing.T) {
+	const requests = 200
+	turn := make(chan struct{})
+	served := make(chan string, requests)
+	h, calls := guest(t, func(c *Config) {
+		c.Handle = func(_ context.Context, _ *Conn, id string, _ proto.Message) (proto.Message, error) {
+			<-turn
+			served <- id
+			return nil, nil
+		}
+	})
+	for i := range requests {
+		h.write(frameOf(Plain, envelopeOf(t, fmt.Sprint(i), &pb.ExecuteRequest{})))
+	}
+	for calls.Len() < requests {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range requests {
+		turn <- struct{}{}
+		id := <-served
+		if m := h.answer(id); m.ErrorDetail != nil {
+			t.Fatal(m)
+		}
+		if n, err := strconv.Atoi(id); err != nil || n > i+MaxInFlight {
+			t.Fatalf("%s was served after %d", id, i)
 		}
 	}
 }

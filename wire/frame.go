@@ -75,6 +75,7 @@ type Decoder struct {
 	unaligned bool // there was a scan since the last silence
 	salvaging bool
 	skipped   uint64 // bytes that belonged to no frame
+	discard   int    // bytes that are still to come of a frame that Discard gave up
 }
 
 // Feed appends bytes of the stream.
@@ -115,8 +116,36 @@ func (d *Decoder) Detach(spare []byte) (given []byte) {
 	return given
 }
 
+// Grow has the decoder go on in an empty buffer, with the bytes that it has, and returns the former one.
+func (d *Decoder) Grow(buf []byte) (former []byte) {
+	former = d.buf
+	d.buf, d.head = append(buf[:0], d.buf[d.head:]...), 0
+	return former
+}
+
+// Incomplete returns the frame that has begun and is not complete, after Next returned false: as much of its payload as there is,
+// and its size with its header. The size is 0 where there is none or its header is not complete.
+func (d *Decoder) Incomplete() (begun Frame, size int) {
+	rest := d.buf[d.head:]
+	framing, header, length, verdict := d.header(rest)
+	if d.discard > 0 || verdict != possible {
+		return Frame{}, 0
+	}
+	return Frame{Payload: rest[header:], Framing: framing, Aligned: !d.unaligned}, header + length
+}
+
+// Discard gives up the frame that Incomplete returned with this size: what has come of it, and what comes until its end or until a
+// silence.
+func (d *Decoder) Discard(size int) { d.discard = size }
+
+// NotAFrame makes the decoder scan behind the first byte of the frame that Incomplete returned, whose header is found to be none.
+func (d *Decoder) NotAFrame() {
+	d.scanning, d.unaligned = true, true
+	d.drop(1)
+}
+
 // Pending reports whether there is the beginning of a frame that is not complete.
-func (d *Decoder) Pending() bool { return d.head < len(d.buf) }
+func (d *Decoder) Pending() bool { return d.head < len(d.buf) || d.discard > 0 }
 
 // Rest returns the bytes behind the frame that Next returned last. They are valid until the next call.
 func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
@@ -127,7 +156,10 @@ func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
 func (d *Decoder) Salvage() (Frame, bool) {
 	if d.Pending() && !d.salvaging {
 		d.scanning, d.unaligned, d.salvaging = true, true, true
-		d.drop(1)
+		if d.discard == 0 {
+			d.drop(1)
+		}
+		d.discard = 0
 	}
 	for d.Pending() {
 		if frame, ok := d.Next(); ok {
@@ -146,7 +178,7 @@ func (d *Decoder) Salvage() (Frame, bool) {
 // PayloadTimeout, or the peer is known to be a new one.
 func (d *Decoder) Silence() {
 	d.skipped += uint64(len(d.buf) - d.head)
-	d.buf, d.head = nil, 0
+	d.buf, d.head, d.discard = nil, 0, 0
 	d.scanning, d.unaligned, d.salvaging = false, false, false
 }
 
@@ -158,6 +190,10 @@ func (d *Decoder) Skipped() uint64 { return d.skipped }
 
 // Next returns the next complete frame; false means that more bytes are needed.
 func (d *Decoder) Next() (Frame, bool) {
+	if d.discard > 0 {
+		n := min(d.discard, len(d.buf)-d.head)
+		d.head, d.discard = d.head+n, d.discard-n
+	}
 	for {
 		rest := d.buf[d.head:]
 		framing, header, length, verdict := d.header(rest)

@@ -4,6 +4,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/runtime/protoiface"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -103,3 +105,28 @@ func decode(payload []byte) (*pb.AgentMessage, error) {
 	}
 	return message, nil
 }
+
+// decodeInPlace is decode where the bytes fields of the message are those of the payload, and no copies.
+func decodeInPlace(payload []byte) (*pb.AgentMessage, error) {
+	message := &pb.AgentMessage{}
+	m := message.ProtoReflect()
+	_, err := m.ProtoMethods().Unmarshal(protoiface.UnmarshalInput{
+		Message: m, Buf: payload, Flags: protoiface.UnmarshalAliasBuffer | protoiface.UnmarshalDiscardUnknown,
+		Resolver: protoregistry.GlobalTypes, Depth: maxDepth + 10,
+	})
+	if err != nil {
+		return nil, fault.Invalid("the request cannot be decoded: %v", err)
+	}
+	return message, nil
+}
+
+// beginningID returns the message id at the beginning of a payload, of which maxHead bytes or all have come; empty where there is none.
+func beginningID(payload []byte) string {
+	if beginsEnvelope(payload, len(payload)) != possible {
+		return ""
+	}
+	return string(payload[2 : 2+int(payload[1])])
+}
+
+// maxHead is the size of a message id with its tag and length, at most, in bytes.
+const maxHead = 2 + 127

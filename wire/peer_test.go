@@ -20,6 +20,7 @@ type line struct {
 	net.Conn
 	here   atomic.Bool
 	unread bytes.Buffer
+	ended  atomic.Bool // Unread was called, and unread may be read when the session is over
 }
 
 func (l *line) Read(p []byte) (int, error) {
@@ -31,7 +32,7 @@ func (l *line) Read(p []byte) (int, error) {
 }
 
 func (l *line) AwaitHost() bool { return l.here.Load() }
-func (l *line) Unread(p []byte) { l.unread.Write(p) }
+func (l *line) Unread(p []byte) { l.unread.Write(p); l.ended.Store(true) }
 
 // absence stands for an end of file, as one write.
 var absence = []byte("nobody is here")
@@ -184,6 +185,9 @@ func TestFrameUnderWayIsFinishedForTheNextHost(t *testing.T) {
 	h.write(named(t, "second", 7, &pb.ExecuteRequest{Command: "y"}))
 	next := named(t, "hello", 8, &pb.PingRequest{})
 	h.write(next)
+	for !l.ended.Load() { // else what is queued could begin before the request is seen
+		time.Sleep(10 * time.Millisecond)
+	}
 	h.dec.Feed(begin)
 	if m := h.answer("long"); len(m.GetExecuteResponse().GetStdout()) != size {
 		t.Errorf("%d bytes", len(m.GetExecuteResponse().GetStdout()))

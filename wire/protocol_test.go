@@ -37,6 +37,7 @@ func TestProtocolConstants(t *testing.T) {
 		"wire.maxDepth": maxDepth, "wire.MaxInFlight": MaxInFlight, "wire.maxUrgent": maxUrgent, "wire.maxBulk": maxBulk,
 		"wire.pieceSize": pieceSize, "wire.unsolicitedBudget": unsolicitedBudget, "wire.PayloadTimeout": PayloadTimeout,
 		"wire.maxPayloadWait": maxPayloadWait, "wire.StaleAfter": StaleAfter, "wire.echoWindow": echoWindow,
+		"wire.maxWaiting": maxWaiting, "wire.waitingSize": waitingSize, "wire.memoryWait": memoryWait, "wire.freeRequest": freeRequest,
 	}
 	for _, row := range tables(t) {
 		name := strings.Trim(row[0], "`")

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -37,30 +38,47 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 			return
 		}
 	}
-	c.start(ctx, session, message, request, c.attachLargeField(message, request, content))
+	size := len(frame.Payload)
+	release, ok := c.keepFrame(ctx, frame, message, request, content)
+	if !ok {
+		c.refuse(id, request, errMemory)
+		return
+	}
+	c.start(ctx, session, message, request, size, release)
 }
 
-// attachLargeField sets the large field of a request: as it lies in its frame, whose buffer release returns to the pool, or to a copy
-// of it.
-func (c *Conn) attachLargeField(m *pb.AgentMessage, request proto.Message, content *largeField) (release func()) {
+// keepFrame has a request keep what it needs of its frame until release is called: the buffer, where it has one of its own or its
+// content may lie in it, or copies. ok is false where there is no memory for it.
+func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, request proto.Message, content *largeField) (release func(), ok bool) {
+	transient := c.config.Transient != nil && c.config.Transient(request)
+	if c.ownsBuffer() {
+		n := c.reserved
+		buf := c.detachBuffer()
+		return func() {
+			if transient {
+				c.reuse(buf)
+			}
+			buf = nil
+			c.config.Memory.reclaim(n)
+		}, true
+	}
+	n := len(f.Payload)
+	if n <= freeRequest {
+		n = 0
+	} else if !c.config.Memory.take(ctx, n) {
+		return nil, false
+	}
+	release = func() { c.config.Memory.give(n) }
 	switch {
 	case content == nil:
-	case c.config.Transient == nil || !c.config.Transient(request):
+	case !transient || c.salvaging:
 		content.set(m, bytes.Clone(content.content))
 	default:
 		content.set(m, content.content)
-		var spare []byte
-		if kept, ok := c.largePool.Get().(*[]byte); ok {
-			spare = *kept
-		}
-		buf := c.decoder.Detach(spare)
-		return func() {
-			if cap(buf) <= maxReusedBuffer {
-				c.largePool.Put(&buf)
-			}
-		}
+		buf := c.decoder.Detach(reusable(&c.smallPool, minReadSize))
+		return func() { c.reuse(buf); c.config.Memory.give(n) }, true
 	}
-	return func() {}
+	return release, true
 }
 
 // checkTrust returns why a request that changes the guest must not be served, or nil.
@@ -86,26 +104,31 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 	c.reply(id, c.config.Refuse(request, err), err, true, noop)
 }
 
-// start serves a request on a goroutine of its own. A request that was sent twice is served once: the reply is for both.
-// release is called when the request is not used any more.
-func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, release func()) {
-	parent, vital := session, c.config.Vital != nil && c.config.Vital(request)
+// start serves a request on a goroutine of its own, now or when those before it leave room. A request that was sent twice is served
+// once: the reply is for both. size is that of its frame; release is called when that is not used any more.
+func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, size int, release func()) {
+	id, parent, vital := m.MessageId, session, c.config.Vital != nil && c.config.Vital(request)
 	if c.config.Mutates(request) {
 		parent = ctx
 	}
-	leave, duplicate := c.admit(m.MessageId, vital)
-	if leave == nil {
+	size += waitingSize
+	place := c.admit(id, vital, size)
+	if place == placeNone || place == placeDuplicate {
 		release()
-		if !duplicate {
-			c.refuse(m.MessageId, request, fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection", MaxInFlight))
+		if place == placeNone {
+			c.refuse(id, request, errTooMany)
 		}
 		return
 	}
-	call, done, err := c.config.Calls.Start(parent, c.config.Port, m.MessageId)
+	leave := func() { c.leave(session, id, vital) }
+	call, done, err := c.config.Calls.Start(parent, c.config.Port, id)
 	if err != nil {
-		leave()
-		c.refuse(m.MessageId, request, err)
 		release()
+		if place == placeWaiting {
+			leave = func() { c.leaveWaiting(id, size) }
+		}
+		leave()
+		c.refuse(id, request, err)
 		return
 	}
 	stop := func() {}
@@ -114,15 +137,26 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	}
 	before, orderDone := c.acquireOrder(request)
 	c.replies.Add(1)
-	c.spawn(session, func() {
+	serve := func() {
 		defer c.replies.Done()
-		reply, err := c.handleInOrder(call, m.MessageId, request, before, orderDone)
+		reply, err := c.handleInOrder(call, id, request, before, orderDone)
 		stop()
-		done() // the call is over; the reply may have to wait for a host that reads
-		c.reply(m.MessageId, reply, err, vital, leave)
+		done()        // the call is over; the reply may have to wait for a host that reads
+		request = nil // else it would be held as long
 		release()
-	})
+		c.reply(id, reply, err, vital, leave)
+	}
+	if place == placeServed {
+		c.spawn(session, serve)
+		return
+	}
+	w := &waitingRequest{size: size, serve: serve}
+	c.wait(session, w)
+	context.AfterFunc(call, func() { c.serveCancelled(session, w) })
 }
+
+// errTooMany is why a request is refused that would have to wait with too many others.
+var errTooMany = fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection, and as many as may be wait", MaxInFlight)
 
 // spawn runs f on a goroutine of its own, an idle one if there is any: its stack has already grown to what requests need.
 func (c *Conn) spawn(session context.Context, f func()) {
@@ -148,7 +182,8 @@ func (c *Conn) spawn(session context.Context, f func()) {
 	}()
 }
 
-// handleInOrder waits for before, handles the request, and calls done for the next request of the same order.
+// handleInOrder waits for before, handles the request, and calls done for the next request of the same order. A request whose
+// context has ended by then is not handled.
 func (c *Conn) handleInOrder(ctx context.Context, id string, request proto.Message, before <-chan struct{}, done func()) (proto.Message, error) {
 	if before != nil {
 		select {
@@ -160,29 +195,105 @@ func (c *Conn) handleInOrder(ctx context.Context, id string, request proto.Messa
 		}
 	}
 	defer done()
+	if err := context.Cause(ctx); err != nil {
+		return c.config.Refuse(request, err), err
+	}
 	return c.config.Handle(ctx, c, id, request)
 }
 
-// admit adds a request to those in flight; leave removes it. A nil leave means the request was not admitted: a request of the same
-// id is being served (duplicate), or too many are.
-func (c *Conn) admit(id string, vital bool) (leave func(), duplicate bool) {
+// place is what a connection has for a request.
+type place int
+
+const (
+	placeServed    place = iota
+	placeWaiting         // until one that is being served has ended
+	placeDuplicate       // a request of the same id is in flight
+	placeNone            // too many are
+)
+
+// waitingRequest is a request that waits until one before it has ended.
+type waitingRequest struct {
+	size  int
+	serve func()
+}
+
+// admit adds a request of a size to those in flight, where there is a place for it. leave, or leaveWaiting, removes it.
+func (c *Conn) admit(id string, vital bool, size int) place {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	if _, ok := c.inFlight[id]; ok {
-		return nil, true
+		return placeDuplicate
 	}
-	if n := len(c.inFlight); n >= MaxInFlight && (!vital || n >= 4*MaxInFlight) {
-		return nil, false
+	p := placeServed
+	switch {
+	case vital && c.vital < 3*MaxInFlight:
+		c.vital++
+	case vital:
+		return placeNone
+	case c.serving < MaxInFlight && c.waitingBytes == 0: // what waits goes first
+		c.serving++
+	case c.waitingBytes+size > maxWaiting:
+		return placeNone
+	default:
+		c.waitingBytes += size
+		p = placeWaiting
 	}
 	c.inFlight[id] = nil
-	return func() {
-		c.inFlightMu.Lock()
-		defer c.inFlightMu.Unlock()
-		if scratch := c.inFlight[id]; scratch != nil {
-			c.piecePool.Put(scratch)
-		}
-		delete(c.inFlight, id)
-	}, false
+	return p
+}
+
+// leave removes a request that was served from those in flight. The next one that waits is served.
+func (c *Conn) leave(session context.Context, id string, vital bool) {
+	c.inFlightMu.Lock()
+	defer c.inFlightMu.Unlock()
+	if scratch := c.inFlight[id]; scratch != nil {
+		c.piecePool.Put(scratch)
+	}
+	delete(c.inFlight, id)
+	if vital {
+		c.vital--
+		return
+	}
+	c.serving--
+	if len(c.waiting) > 0 && c.serving < MaxInFlight {
+		c.serveWaiting(session, 0)
+	}
+}
+
+// leaveWaiting removes a request that was admitted to wait, and will not.
+func (c *Conn) leaveWaiting(id string, size int) {
+	c.inFlightMu.Lock()
+	defer c.inFlightMu.Unlock()
+	delete(c.inFlight, id)
+	c.waitingBytes -= size
+}
+
+// wait has a request wait, or be served where there is room by now.
+func (c *Conn) wait(session context.Context, w *waitingRequest) {
+	c.inFlightMu.Lock()
+	defer c.inFlightMu.Unlock()
+	c.waiting = append(c.waiting, w)
+	if c.serving < MaxInFlight {
+		c.serveWaiting(session, 0)
+	}
+}
+
+// serveCancelled serves a request at once whose context has ended, if it still waits: it gets its reply.
+func (c *Conn) serveCancelled(session context.Context, w *waitingRequest) {
+	c.inFlightMu.Lock()
+	defer c.inFlightMu.Unlock()
+	if i := slices.Index(c.waiting, w); i >= 0 {
+		c.serveWaiting(session, i)
+	}
+}
+
+// serveWaiting serves a request that waits. The caller holds inFlightMu.
+func (c *Conn) serveWaiting(session context.Context, i int) {
+	w := c.waiting[i]
+	c.waiting = slices.Delete(c.waiting, i, i+1)
+	c.waitingBytes -= w.size
+	c.serving++
+	c.spawn(session, w.serve)
 }
 
 // Scratch returns a buffer for n bytes of the reply to a request that is being served. The buffer is reused once that reply is

@@ -11,7 +11,8 @@ import (
 const startTime = 3 * time.Second
 
 // memoryTarget is how much memory the agent may take before what is not used any more is collected at once, in bytes. Without it
-// the collector lets a request of some MiB leave several times as much. It is above what hosts and scripts can make the agent hold.
+// the collector lets a request of some MiB leave several times as much. It is above agent.requestMemory, which is what hosts can
+// make the agent hold for requests, and what the agent has at rest, by little.
 const memoryTarget = 32 << 20
 
 // tuneMemory keeps the agent small and its own code on one processor, unless the administrator's GOMAXPROCS says otherwise.

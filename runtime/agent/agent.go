@@ -41,6 +41,7 @@ type Agent struct {
 
 	// What changes; each locks itself.
 	calls   wire.Calls
+	memory  *wire.Memory // of all connections
 	tracker *tracker
 }
 
@@ -54,7 +55,7 @@ func New(config Config) *Agent {
 	rand.Read(nonce[:])
 	a := &Agent{
 		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, debug.FreeOSMemory),
-		tracker: newTracker(config.Control.Changed),
+		memory: wire.NewMemory(requestMemory), tracker: newTracker(config.Control.Changed),
 	}
 	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})
 	return a

@@ -112,6 +112,7 @@ const (
 	defaultStop    = 60 * time.Second
 	flushTimeout   = 500 * time.Millisecond // within which a session writes its last replies when the agent stops
 	trimAfter      = time.Second            // what a large request left behind is returned to the system
+	requestMemory  = 20 << 20               // bytes, of all requests: one of the largest, and some others beside it
 )
 
 // withDefaults returns the configuration with every optional field filled in.

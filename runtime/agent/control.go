@@ -99,7 +99,7 @@ func exchange(host net.Conn) error {
 // could be stuck.
 func (a *Agent) selfConfig() wire.Config {
 	return wire.Config{
-		Framing: wire.Plain, Session: a.nonce, Calls: &a.calls,
+		Framing: wire.Plain, Session: a.nonce, Calls: &a.calls, Memory: a.memory,
 		Urgent: a.urgent,
 		Handle: func(_ context.Context, _ *wire.Conn, _ string, request proto.Message) (proto.Message, error) {
 			return a.pong(request.(*pb.PingRequest)), nil

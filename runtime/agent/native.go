@@ -50,7 +50,7 @@ func serveNative(ctx context.Context, channel io.ReadWriteCloser, s *Session) er
 func (n *nativeSession) config() wire.Config {
 	a := n.agent
 	return wire.Config{
-		Framing: a.config.Ports.Framing, Session: a.nonce, Calls: &a.calls,
+		Framing: a.config.Ports.Framing, Session: a.nonce, Calls: &a.calls, Memory: a.memory,
 		Urgent: n.urgent, Port: n.Port(),
 		Handle: n.handle,
 		Refuse: a.refusal,
@@ -74,6 +74,8 @@ func (n *nativeSession) config() wire.Config {
 				return len(request.Awaiting) == 0
 			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
 				return true
+			case *pb.ExecInputRequest: // input may wait for output to be consumed, which this says
+				return len(request.Data) == 0
 			}
 			return false
 		},

@@ -13,7 +13,9 @@ func TestProtocolConstants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]any{"defaultReports": defaultReports, "readyEvery": readyEvery, "pingTelemetry": pingTelemetry} {
+	for name, value := range map[string]any{
+		"defaultReports": defaultReports, "readyEvery": readyEvery, "pingTelemetry": pingTelemetry, "requestMemory": requestMemory,
+	} {
 		if want := fmt.Sprintf("| `agent.%s` | %v | ", name, value); !strings.Contains(string(page), want) {
 			t.Errorf("the page does not say %s", want)
 		}

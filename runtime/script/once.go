@@ -51,9 +51,9 @@ func (c canonical) rest(request *pb.RunScriptRequest) []byte {
 	c.number(uint64(len(request.Attachments)))
 	for _, a := range request.Attachments {
 		c.text(a.Name)
-		c.text(string(a.Data))
+		c.bytes(a.Data)
 	}
-	pairs(c, request.Modules, func(v []byte) { c.text(string(v)) })
+	pairs(c, request.Modules, c.bytes)
 	c.number(uint64(request.MemoryLimitBytes))
 	c.number(uint64(len(request.Allow)))
 	for _, a := range request.Allow {
@@ -71,9 +71,11 @@ func (c canonical) number(n uint64) {
 	c.h.Write(b[:])
 }
 
-func (c canonical) text(s string) {
-	c.number(uint64(len(s)))
-	c.h.Write([]byte(s))
+func (c canonical) text(s string) { c.bytes([]byte(s)) }
+
+func (c canonical) bytes(b []byte) {
+	c.number(uint64(len(b)))
+	c.h.Write(b)
 }
 
 func pairs[V any](c canonical, m map[string]V, value func(V)) {

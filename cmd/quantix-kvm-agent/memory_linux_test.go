@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
+	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// peakRSS returns how large the agent was, at most, while f ran.
+func peakRSS(a *agenttest.Agent, f func()) int64 {
+	most := int64(0)
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	for {
+		select {
+		case <-done:
+			return most
+		case <-time.After(2 * time.Millisecond):
+			most = max(most, a.RSS())
+		}
+	}
+}
+
+// Hosts do not make the agent hold more than 32 MiB above its rest: the frames that come and the requests that are served or wait
+// share one budget, whatever connection they come by. Each request is answered, and pings come through meanwhile.
+func TestHostsDoNotFillTheAgent(t *testing.T) {
+	if agenttest.Race {
+		t.Skip("the race detector multiplies memory")
+	}
+	const most = 32 << 20
+	const connections, requests = 28, 62
+	for name, attack := range map[string]func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest){
+		"slow frames": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
+			var work sync.WaitGroup
+			defer work.Wait()
+			for i := range connections {
+				p := newPeer(t, a)
+				work.Go(func() {
+					whole := frame(t, wire.Plain, fmt.Sprint("slow-", i), large)
+					p.conn.SetWriteDeadline(time.Now().Add(4 * time.Second))
+					for at := 0; at < len(whole); at += 1 << 20 {
+						if _, err := p.conn.Write(whole[at:min(at+1<<20, len(whole)-1)]); err != nil {
+							return
+						}
+						time.Sleep(100 * time.Millisecond)
+					}
+				})
+			}
+			work.Go(func() { newPeer(t, a).alive("beside") })
+		},
+		"requests that wait": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
+			c := a.Client(t, client.Options{})
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			var work sync.WaitGroup
+			for range requests {
+				work.Go(func() {
+					_, err := client.Call[*pb.RunScriptResponse](ctx, c, large)
+					if err != nil && ctx.Err() != nil {
+						t.Error("a request is not answered: ", err)
+					}
+				})
+			}
+			for range 20 {
+				if _, _, err := c.Ping(ctx); err != nil {
+					t.Error(err)
+				}
+			}
+			work.Wait()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := agenttest.Start(t, agenttest.Options{Config: "telemetry_interval_secs: 3600\nlog_level: error\n"})
+			c := a.Client(t, client.Options{})
+			large := &pb.RunScriptRequest{Source: []byte(`exec.run({"sleep", "1"}, {readonly = true})`)}
+			if _, err := client.Call[*pb.RunScriptResponse](t.Context(), c, large); err != nil {
+				t.Fatal(err)
+			}
+			large.Attachments = []*pb.Attachment{{Name: "a", Data: make([]byte, 15_000_000)}}
+			rest := a.RSS()
+			rise := peakRSS(a, func() { attack(t, a, large) }) - rest
+			if t.Logf("%d MiB above %d MiB", rise>>20, rest>>20); rise > most {
+				t.Errorf("the agent grew by %d MiB", rise>>20)
+			}
+			if _, _, err := c.Ping(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

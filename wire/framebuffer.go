@@ -1,0 +1,78 @@
+package wire
+
+import (
+	"context"
+	"sync"
+)
+
+// The reader has a small buffer of its own. A frame that does not fit into it gets one for itself alone, which is counted in
+// Config.Memory from its header on, and stays with its request:
+//
+//	header ─► memory ─► a buffer ─► complete ─► request ─► served ─► memory given back
+//	             └► none within memoryWait ─► refused by its id at once, and skipped
+
+// ownsBuffer reports whether the frame that is taken has a buffer of its own.
+func (c *Conn) ownsBuffer() bool { return c.reserved > 0 && !c.salvaging }
+
+// reserveBuffer provides the buffer for the frame that has begun, or refuses and skips it. It reports whether there may be frames
+// in what has been read.
+func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup) (again bool) {
+	begun, size := c.decoder.Incomplete()
+	n := size + minReadSize
+	if n <= freeBuffer || n <= c.reserved || len(begun.Payload) < maxHead {
+		return false
+	}
+	id := beginningID(begun.Payload)
+	switch {
+	case c.reserved == 0 && c.config.Memory.take(ctx, n):
+		buf := reusable(&c.largePool, n)
+		if cap(buf) < n {
+			buf = make([]byte, 0, n)
+		}
+		c.spare, c.reserved = c.decoder.Grow(buf[:0:n]), n
+		return false
+	case id == "": // bytes that look like a header are none, if no id follows
+		c.decoder.NotAFrame()
+	default:
+		c.noteFrame(session, work, begun)
+		c.warn("request refused", errMemory)
+		c.reply(id, nil, errMemory, true, noop)
+		c.decoder.Discard(size)
+	}
+	return true
+}
+
+// detachBuffer returns the buffer of the frame that was taken, which is the caller's from now on, as its memory is. The reader goes on
+// in its small one.
+func (c *Conn) detachBuffer() []byte {
+	buf := c.decoder.Detach(c.spare)
+	c.spare, c.reserved = nil, 0
+	return buf
+}
+
+// dropBuffer gives a buffer back that nothing refers to any more.
+func (c *Conn) dropBuffer() {
+	if n := c.reserved; n > 0 {
+		c.reuse(c.detachBuffer())
+		c.config.Memory.reclaim(n)
+	}
+}
+
+// reuse keeps a buffer for another frame, unless it is large.
+func (c *Conn) reuse(buf []byte) {
+	switch {
+	case cap(buf) == 0 || cap(buf) > maxReusedBuffer:
+	case cap(buf) > freeBuffer:
+		c.largePool.Put(&buf)
+	default:
+		c.smallPool.Put(&buf)
+	}
+}
+
+// reusable returns a buffer that was kept, of n bytes at least; nil where there is none.
+func reusable(pool *sync.Pool, n int) []byte {
+	if kept, ok := pool.Get().(*[]byte); ok && cap(*kept) >= n {
+		return *kept
+	}
+	return nil
+}

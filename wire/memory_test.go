@@ -1,0 +1,179 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+func write(t *testing.T, id string, n int) []byte {
+	t.Helper()
+	return frameOf(QTX1, envelopeOf(t, id, &pb.FileWriteRequest{Path: "/f", Data: make([]byte, n)}))
+}
+
+// idle fails the test unless all memory is given back soon.
+func idle(t *testing.T, m *Memory, n int) {
+	t.Helper()
+	for range 2000 {
+		m.mu.Lock()
+		left := m.left
+		m.mu.Unlock()
+		if left == n {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d bytes of %d are left when all is answered", m.left, n)
+}
+
+// Connections share the memory for requests. A frame that finds none is refused by its id before its end has come, and skipped; pings
+// behind it and on other connections are answered. What its host does not go on with is given back.
+func TestConnectionsShareMemory(t *testing.T) {
+	const all = 10 << 20
+	memory := NewMemory(all)
+	one, _ := guest(t, func(c *Config) { c.Memory = memory })
+	other, _ := guest(t, func(c *Config) { c.Memory = memory })
+	one.write(write(t, "first", 7<<20)[:1<<20])
+	for i := range 3 {
+		id := fmt.Sprint("second-", i)
+		frame := write(t, id, 4<<20)
+		other.write(frame[:1<<20])
+		if m := other.answer(id); m.ErrorDetail.GetCode() != "busy" || !m.ErrorDetail.Retryable {
+			t.Fatal(m)
+		}
+		other.write(frame[1<<20:])
+		other.send(QTX1, "ping", &pb.PingRequest{Sequence: 7})
+		if m := other.answer("ping"); m.GetPong().GetSequence() != 7 {
+			t.Fatal(m)
+		}
+	}
+	other.write(write(t, "small", 2<<20)) // there is room for it
+	if m := other.answer("small"); m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error(m)
+	}
+	one.conn.Close()
+	idle(t, memory, all)
+	other.write(write(t, "second", 8<<20))
+	if m := other.answer("second"); m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error(m)
+	}
+	idle(t, memory, all)
+}
+
+// A frame waits a little for memory that others are about to give back.
+func TestFramesWaitForMemory(t *testing.T) {
+	const all = 10 << 20
+	memory := NewMemory(all)
+	one, _ := guest(t, func(c *Config) { c.Memory = memory })
+	if _, taken := memory.tryTake(all); !taken {
+		t.Fatal("not taken")
+	}
+	time.AfterFunc(memoryWait/10, func() { memory.give(all) })
+	one.write(write(t, "waits", 4<<20))
+	if m := one.answer("waits"); m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error(m)
+	}
+	idle(t, memory, all)
+}
+
+// A host that sends a frame ever more slowly, or stops, does not keep others from the memory for ever.
+func TestSlowFramesGiveMemoryBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const all = 20 << 20
+		memory := NewMemory(all)
+		one, _ := guest(t, func(c *Config) { c.Memory = memory })
+		frame := write(t, "slow", 16<<20-100)
+		begun := time.Now()
+		one.write(frame[:1<<20])
+		for at := 1 << 20; ; at++ {
+			one.write(frame[at : at+1])
+			time.Sleep(PayloadTimeout * 3 / 4)
+			if _, taken := memory.tryTake(all); taken {
+				break
+			}
+			if time.Since(begun) > time.Minute {
+				t.Fatal("the memory is still taken")
+			}
+		}
+		memory.give(all)
+		one.conn.Close()
+	})
+}
+
+// What requests take is given back when they are answered, however they end; also what they take that wait.
+func TestRequestsGiveMemoryBack(t *testing.T) {
+	const all, n = 10 << 20, 12
+	memory := NewMemory(all)
+	h, calls := guest(t, func(c *Config) { c.Memory = memory })
+	go func() {
+		for i := range n {
+			h.conn.Write(frameOf(Plain, envelopeOf(t, fmt.Sprint("read-", i), &pb.FileReadRequest{Path: string(make([]byte, 1000<<10))})))
+		}
+		h.conn.Write(frameOf(Plain, envelopeOf(t, "bomb", &pb.ExecuteRequest{Args: make([]string, 1<<20)})))
+		h.conn.Write(frameOf(Plain, envelopeOf(t, "unknown", &pb.FileReadResponse{Data: make([]byte, 100<<10)})))
+		h.conn.Write(frameOf(Plain, envelopeOf(t, "end", &pb.PingRequest{})))
+	}()
+	refused := 0
+	for id := ""; id != "end"; {
+		m, _ := h.next()
+		id = m.MessageId
+		switch m.ErrorDetail.GetCode() {
+		case "busy":
+			refused++
+		case "", "too_large":
+		default:
+			t.Fatal(m)
+		}
+	}
+	if refused == 0 {
+		t.Error("all requests found memory")
+	}
+	for i := range n {
+		if calls.Cancel(fmt.Sprint("read-", i), anyPort) {
+			h.answer(fmt.Sprint("read-", i))
+		}
+	}
+	idle(t, memory, all)
+}
+
+// The bytes of a request that stay in its frame are its own while it is served, whatever comes meanwhile.
+func TestRequestsKeepTheirFrames(t *testing.T) {
+	const requests = 5
+
+	handled, proceed := make(chan struct{}, requests), make(chan struct{})
+	h, _ := guest(t, func(c *Config) {
+		c.Memory = NewMemory(20 << 20)
+		c.Transient = func(proto.Message) bool { return true }
+		c.Handle = func(_ context.Context, _ *Conn, _ string, request proto.Message) (proto.Message, error) {
+			handled <- struct{}{}
+			<-proceed
+			data := request.(*pb.FileWriteRequest).Data
+			for _, b := range data {
+				if b != data[0] {
+					return &pb.FileWriteResponse{BytesWritten: 99}, nil
+				}
+			}
+			return &pb.FileWriteResponse{BytesWritten: uint64(data[0])}, nil
+		}
+	})
+	for i := range requests {
+		data := make([]byte, 200<<10)
+		for k := range data {
+			data[k] = byte(i)
+		}
+		h.write(frameOf(Plain, envelopeOf(t, fmt.Sprint(i), &pb.FileWriteRequest{Path: fmt.Sprint(i), Data: data})))
+		<-handled
+	}
+	close(proceed)
+	for i := range requests {
+		if m := h.answer(fmt.Sprint(i)); m.GetFileWriteResponse().GetBytesWritten() != uint64(i) {
+			t.Error(m)
+		}
+	}
+}
