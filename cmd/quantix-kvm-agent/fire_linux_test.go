@@ -293,7 +293,7 @@ func TestHostThatReadsNothing(t *testing.T) {
 	for seen := 0; seen < commands; {
 		if m, _ := p.next(); m.GetExecuteResponse() != nil {
 			if seen++; len(m.GetExecuteResponse().Stdout) != 1_000_000 {
-				t.Fatal("a reply was cut")
+				t.Fatal("a reply was cut: ", len(m.GetExecuteResponse().Stdout), " bytes, ", m.ErrorDetail)
 			}
 		}
 	}
