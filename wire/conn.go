@@ -266,11 +266,7 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 	id, err := Inspect(frame.Payload)
 	var message *pb.AgentMessage
 	var content *largeField
-	switch {
-	case err != nil:
-	case c.ownsBuffer():
-		message, err = decodeInPlace(frame.Payload)
-	default:
+	if err == nil {
 		message, content, err = decodeSplit(frame.Payload)
 	}
 	if err == nil && frame.Aligned && c.peerChanged(message) {

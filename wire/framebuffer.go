@@ -18,7 +18,7 @@ func (c *Conn) ownsBuffer() bool { return c.reserved > 0 && !c.salvaging }
 // in what has been read.
 func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup) (again bool) {
 	begun, size := c.decoder.Incomplete()
-	n := size + minReadSize
+	n := (size + 2*minReadSize - 1) &^ (minReadSize - 1) // rounded up, so that buffers fit for frames of about the same size
 	if n <= freeBuffer || n <= c.reserved || len(begun.Payload) < maxHead {
 		return false
 	}

@@ -4,8 +4,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
-	"google.golang.org/protobuf/runtime/protoiface"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -102,20 +100,6 @@ func decode(payload []byte) (*pb.AgentMessage, error) {
 	message := &pb.AgentMessage{}
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth + 10}).Unmarshal(payload, message); err != nil {
 		return nil, fault.Invalid("the request cannot be decoded: %v", err) // its bytes are an envelope: Inspect has seen that
-	}
-	return message, nil
-}
-
-// decodeInPlace is decode where the bytes fields of the message are those of the payload, and no copies.
-func decodeInPlace(payload []byte) (*pb.AgentMessage, error) {
-	message := &pb.AgentMessage{}
-	m := message.ProtoReflect()
-	_, err := m.ProtoMethods().Unmarshal(protoiface.UnmarshalInput{
-		Message: m, Buf: payload, Flags: protoiface.UnmarshalAliasBuffer | protoiface.UnmarshalDiscardUnknown,
-		Resolver: protoregistry.GlobalTypes, Depth: maxDepth + 10,
-	})
-	if err != nil {
-		return nil, fault.Invalid("the request cannot be decoded: %v", err)
 	}
 	return message, nil
 }

@@ -52,6 +52,9 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, request proto.Message, content *largeField) (release func(), ok bool) {
 	transient := c.config.Transient != nil && c.config.Transient(request)
 	if c.ownsBuffer() {
+		if content != nil {
+			content.set(m, content.content)
+		}
 		n := c.reserved
 		buf := c.detachBuffer()
 		return func() {
