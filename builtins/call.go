@@ -2,6 +2,7 @@ package builtins
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -33,6 +34,12 @@ type Call struct {
 	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
+	// AfterReply calls f, on a goroutine of its own, when the reply to the request that this belongs to has left, or cannot.
+	// Nil: nobody knows when that is. See OnceReplied.
+	AfterReply func(f func())
+	// Sent is when the request was sent, by the clock of its sender; the zero time: it does not say. Received is when it had
+	// come, with a reading of the monotonic clock; the zero time: not known.
+	Sent, Received time.Time
 	// Undo: the journal calls, to take back what was allowed when it was done, or to do what a commit decided.
 	Undo bool
 	// Attachments are the files that came with the script.
@@ -103,6 +110,16 @@ func (c *Call) AfterCommit(action Action) error {
 		return fault.Refuse("there is no transaction")
 	}
 	return c.Deferred(action)
+}
+
+// OnceReplied calls f, on a goroutine of its own, when the reply has left: for what would keep it from that, such as a
+// shutdown. Where nobody knows when that is f is called at once.
+func (c *Call) OnceReplied(f func()) {
+	if c.AfterReply == nil {
+		go f()
+		return
+	}
+	c.AfterReply(f)
 }
 
 // Lock makes the caller the one writer, for changes that no transaction takes back but that must not meet one. It waits

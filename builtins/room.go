@@ -14,6 +14,9 @@ type Room struct {
 
 	// Features are details for get_capabilities, by name.
 	Features func() map[string]string
+	// Start begins what the room does by itself in an agent that serves hosts, such as what an earlier process of the agent was
+	// about to do. It is called once, before the first call, and does not wait.
+	Start func()
 	// SessionClosed is told that a connection has ended: what only that could finish is dropped. It does not wait.
 	SessionClosed func(port, session string)
 	// HasStream says whether a connection will get more events under the id of a request that was answered.

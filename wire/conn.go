@@ -113,7 +113,8 @@ type Conn struct {
 
 	received     atomic.Bool  // a frame has come
 	lastFrame    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
-	busySince    atomic.Int64 // since when the reader deals with what it read, likewise; 0: it reads
+	began        time.Time    // of the connection, for busySince: a step of the clock must not look like a reader that is stuck
+	busySince    atomic.Int64 // since when the reader deals with what it read, in ns since began; 0: it reads
 	lastEcho     time.Time    // the reader's: when a frame last carried the session; zero: not since the last silence
 	writeFraming atomic.Int32 // the Framing to write
 	unsolicited  atomic.Int64 // bytes queued before received is set
@@ -143,7 +144,7 @@ type tryWriter interface {
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
 	c := &Conn{
 		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()),
-		inFlight: map[string]*[]byte{}, order: map[string]chan struct{}{},
+		inFlight: map[string]*[]byte{}, order: map[string]chan struct{}{}, began: time.Now(),
 	}
 	c.writeFraming.Store(int32(Plain))
 	if config.Framing == QTX1 {
@@ -201,7 +202,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 		space := decoder.Space(minReadSize)
 		c.busySince.Store(0)
 		n, err := c.channel.Read(space)
-		c.busySince.Store(time.Now().UnixNano())
+		c.busySince.Store(max(1, int64(time.Since(c.began))))
 		took := time.Since(start)
 		if waited += took; !pending {
 			waited = 0

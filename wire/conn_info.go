@@ -21,7 +21,7 @@ func (c *Conn) Busy() time.Duration {
 	if since == 0 || c.queue.isFull() {
 		return 0
 	}
-	return max(0, time.Since(time.Unix(0, since)))
+	return max(0, time.Since(c.began)-time.Duration(since))
 }
 
 // isFull reports whether a sender would have to wait, in either lane.

@@ -134,6 +134,11 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		c.refuse(id, request, err)
 		return
 	}
+	var exchange *Exchange
+	if c.config.Transient == nil || !c.config.Transient(request) { // of those there are many, and none asks for it
+		exchange = newExchange(m)
+		call = context.WithValue(call, exchangeKey{}, exchange)
+	}
 	stop := func() {}
 	if m.TimeoutMs > 0 {
 		call, stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
@@ -147,7 +152,12 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		done()        // the call is over; the reply may have to wait for a host that reads
 		request = nil // else it would be held as long
 		release()
-		c.reply(id, reply, err, vital, leave)
+		send := func() { c.reply(id, reply, err, vital, leave) }
+		if exchange == nil {
+			send()
+		} else {
+			exchange.end(c.queue, send)
+		}
 	}
 	if place == placeServed {
 		c.spawn(session, serve)

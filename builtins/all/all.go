@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/clock"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
@@ -48,6 +50,14 @@ type Config struct {
 	FreezeFile string
 	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
 	Thawed func(words string)
+	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock it may set.
+	Machine bool
+	// ShutdownFile is where a later agent finds what shutdown is pending; empty: nowhere.
+	ShutdownFile string
+	// Lock makes the caller the one writer, as a journal's does, and OpenTransaction returns the transaction that is open;
+	// nil: there are no transactions.
+	Lock            func(ctx context.Context) (release func(), err error)
+	OpenTransaction func() *pb.TransactionInfo
 	// Frozen is called with true when a file system was found frozen, and with false when none is any more. Optional.
 	Frozen func(bool)
 }
@@ -56,7 +66,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"account", "clipboard", "host.mount", "netplan", "package", "power", "service", "tx.notify", "tx.on_commit"}
+var Unsupported = []string{"account", "clipboard", "host.mount", "netplan", "package", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -64,6 +74,7 @@ type Rooms struct {
 	host      *host.Room
 	telemetry *telemetry.Sampler
 	commands  *exec.Room
+	power     *power.Room
 }
 
 // New opens the rooms.
@@ -77,13 +88,18 @@ func New(c Config) *Rooms {
 	commands := exec.New(g, exec.Config{
 		Commands: processes, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, FreezeFile: c.FreezeFile, Thawed: c.Thawed, Frozen: c.Frozen,
 	})
+	down := power.New(g, power.Config{
+		Machine: c.Machine, Note: c.ShutdownFile, BootID: about.BootID, Lock: c.Lock, Open: c.OpenTransaction,
+	})
 	return &Rooms{
-		commands: commands, host: about, telemetry: telemetry.New(),
+		commands: commands, host: about, telemetry: telemetry.New(), power: down,
 		list: []builtins.Room{
 			file.New(g, file.Config{}).Room(),
 			commands.Room(),
 			about.Room(),
 			process.New(g).Room(),
+			down.Room(),
+			clock.New(g, clock.Config{Machine: c.Machine}).Room(),
 			tx.Room(),
 		},
 	}
@@ -112,7 +128,25 @@ func (r *Rooms) Named(name string) builtins.Room {
 }
 
 // Ready tells of the guest, for agent_ready.
-func (r *Rooms) Ready(ctx context.Context) *pb.AgentReadyEvent { return r.host.Ready(ctx) }
+func (r *Rooms) Ready(ctx context.Context) *pb.AgentReadyEvent {
+	ready := r.host.Ready(ctx)
+	if pending := r.power.Pending(); pending.GetError() == "" { // what failed is for get_status
+		ready.PendingShutdown = pending
+	}
+	return ready
+}
+
+// PendingShutdown returns the shutdown that is pending, or the last one that failed; nil: there is none.
+func (r *Rooms) PendingShutdown() *pb.PendingShutdown { return r.power.Pending() }
+
+// Start begins what rooms do by themselves in an agent that serves hosts.
+func (r *Rooms) Start() {
+	for _, room := range r.list {
+		if room.Start != nil {
+			room.Start()
+		}
+	}
+}
 
 // Telemetry measures the guest.
 func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }

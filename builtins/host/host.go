@@ -1,8 +1,8 @@
 // Package host tells scripts, and the host at the beginning of a session, what guest this is, and sets its name, its time
-// zone and settings of its kernel.
+// zone, locale and keyboard, and settings of its kernel.
 //
 //	host.info, host.interfaces, host.disks … ──► internal/facts ◄── Ready (agent_ready)
-//	host.hostname, host.timezone, host.sysctl ─► files: kept by the transaction, then written
+//	host.hostname, host.timezone, host.sysctl … ► files: kept by the transaction, then written
 //
 // All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse.
 //
@@ -74,6 +74,19 @@ func (r *Room) setting() []builtins.Op {
 			Mutates: true, Predictable: true,
 			Readonly: builtins.Of(func(in *pb.TimezoneArgs) bool { return in.New == "" }),
 			Access:   builtins.Of(timezoneAccess), Handler: builtins.Handle(r.timezone),
+		},
+		{
+			Name: "host.locale", Usage: "([new])", Summary: "the locale; with a new one, whether that changed it",
+			Mutates: true, Predictable: true,
+			Readonly: builtins.Of(func(in *pb.LocaleArgs) bool { return in.New == "" }),
+			Access:   builtins.Of(localeAccess), Handler: builtins.Handle(r.locale),
+		},
+		{
+			Name: "host.keymap", Usage: "([new])",
+			Summary: "the layout of the console's keyboard; with a new one, whether that changed it",
+			Mutates: true, Predictable: true,
+			Readonly: builtins.Of(func(in *pb.KeymapArgs) bool { return in.New == "" }),
+			Access:   builtins.Of(keymapAccess), Handler: builtins.Handle(r.keymap),
 		},
 		{
 			Name: "host.sysctl", Usage: "(name, [value])",

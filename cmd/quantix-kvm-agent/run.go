@@ -76,6 +76,7 @@ func run(ctx context.Context, f flags) (err error) {
 		faulty = rules.start(conf)
 		logFaults(log, faulty)
 	}
+	inside.Rooms.Start()
 	recovery := newRecovery(inside.Journal, tell.change)
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
@@ -104,7 +105,7 @@ func run(ctx context.Context, f flags) (err error) {
 			Features: func() map[string]string { return features(inside, rules) },
 		},
 		Control: agent.ControlConfig{
-			Port: openControl(f, log), Status: statusDetails(recovery, inside.Journal, again, logs.recent), Changed: tell.change,
+			Port: openControl(f, log), Status: statusDetails(recovery, inside, again, logs.recent), Changed: tell.change,
 		},
 		Hooks: agent.Hooks{
 			Gate: recovery.gate, Notices: recovery.notices, Cancel: inside.Scripts.Cancel,
@@ -176,6 +177,7 @@ func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
 		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
 		Protected: f.below(f.config, f.stateDir(), executable()), FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
+		Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
 	}
 }
 

@@ -18,9 +18,9 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/statustext"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
-	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -39,15 +39,25 @@ func (f flags) controlPath() string {
 	return filepath.Join(f.stateDir(), "agent.sock")
 }
 
-// freezeFile returns where an agent notes which file systems it froze: beside its control socket, where that is in memory;
+// freezeFile returns where an agent notes which file systems it froze.
+func (f flags) freezeFile() string { return f.noteFile("frozen") }
+
+// shutdownFile returns where an agent notes which shutdown is pending.
+func (f flags) shutdownFile() string { return f.noteFile("shutdown") }
+
+// noteFile returns where an agent notes what is forgotten at the next boot: beside its control socket, where that is in memory;
 // else nowhere.
-func (f flags) freezeFile() string {
+func (f flags) noteFile(name string) string {
 	dir := filepath.Dir(f.controlPath())
 	if !inMemory(dir) {
 		return ""
 	}
-	return filepath.Join(dir, "frozen")
+	return filepath.Join(dir, name)
 }
+
+// ofMachine says whether the agent is the one that the running machine is installed with. One that is started with a state
+// directory of its own, as a second one or for a test, is not: it shuts nothing down and sets no clock.
+func (f flags) ofMachine() bool { return f.root == rootDir && f.stateDir() == config.StateDir }
 
 // openControl opens the control socket; nil where it cannot, since the agent works without one.
 func openControl(f flags, log *zap.Logger) port.Port {
@@ -67,12 +77,13 @@ func openControl(f flags, log *zap.Logger) port.Port {
 }
 
 // statusDetails returns what adds to get_status what runtime/agent does not know.
-func statusDetails(recovery *recovery, undo *journal.Journal, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
-	layers := sandbox.Layers()
+func statusDetails(recovery *recovery, inside *core.Core, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
+	layers, boot := sandbox.Layers(), inside.Rooms.BootID()
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
-		s.Journal = undo.Status()
+		s.Journal = inside.Journal.Status()
+		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
 		recovery.describe(s)
 		for _, layer := range layers {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})

@@ -72,7 +72,7 @@ func (n *nativeSession) config() wire.Config {
 			switch request := request.(type) {
 			case *pb.PingRequest:
 				return len(request.Awaiting) == 0
-			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest:
+			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest, *pb.ShutdownRequest:
 				return true
 			case *pb.ExecInputRequest: // input may wait for output to be consumed, which this says
 				return len(request.Data) == 0
@@ -115,10 +115,14 @@ func (n *nativeSession) handle(ctx context.Context, _ *wire.Conn, id string, req
 	case *pb.GetCapabilitiesRequest:
 		n.ready(ctx) // a change of hosts is not always seen, so a host that asks who is there is greeted
 	}
-	return n.agent.dispatch(ctx, &builtins.Call{
+	call := &builtins.Call{
 		ID: id, Port: n.Port(), Session: n.ID(), Event: n.send,
 		Scratch: func(size int) []byte { return n.conn.Scratch(id, size) },
-	}, request)
+	}
+	if exchange := wire.ExchangeOf(ctx); exchange != nil {
+		call.AfterReply, call.Sent, call.Received = exchange.AfterReply, exchange.Sent, exchange.Received
+	}
+	return n.agent.dispatch(ctx, call, request)
 }
 
 // unknown returns those of the ids for which nothing more will be sent to this host.

@@ -112,7 +112,7 @@ func (r *Run) newCall() *builtins.Call {
 	from := r.config.Call
 	call := &builtins.Call{
 		ID: from.ID, Port: from.Port, Session: from.Session, Attachments: r.config.Attachments, DryRun: r.config.DryRun,
-		Changed: r.changed, Changes: r.Changes,
+		Changed: r.changed, Changes: r.Changes, AfterReply: from.AfterReply,
 	}
 	if r.config.Tx == nil && r.config.DryRun == nil && r.executor.journal != nil {
 		call.Writer = r.executor.journal.Lock

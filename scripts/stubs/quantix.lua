@@ -362,6 +362,18 @@ function host.info() end
 ---@return quantix.NetInterface[] interfaces
 function host.interfaces() end
 
+---The layout of the console's keyboard; with a new one, whether that changed it.
+---May change the guest.
+---@param new? string A keyboard layout of the console, such as de; without it, the one that is set is told.
+---@return any value
+function host.keymap(new) end
+
+---The locale; with a new one, whether that changed it.
+---May change the guest.
+---@param new? string A locale of the guest, such as de_AT.UTF-8; without it, the one that is set is told.
+---@return any value
+function host.locale(new) end
+
 ---The memory in bytes.
 ---@return quantix.Memory result
 function host.memory() end
@@ -382,6 +394,27 @@ function host.timezone(new) end
 ---The seconds since the guest started.
 ---@return number seconds
 function host.uptime() end
+
+---@class (exact) quantix.room.power
+power = {}
+
+---@class (exact) power.poweroff.options
+---@field message? string What the users who are logged in are told.
+
+---Switch the guest off, after the commit.
+---Changes the guest.
+---@param delay? integer Seconds from the commit to the shutdown; 0: at once.
+---@param options? power.poweroff.options
+function power.poweroff(delay, options) end
+
+---@class (exact) power.reboot.options
+---@field message? string What the users who are logged in are told.
+
+---Boot the guest again, after the commit.
+---Changes the guest.
+---@param delay? integer Seconds from the commit to the shutdown; 0: at once.
+---@param options? power.reboot.options
+function power.reboot(delay, options) end
 
 ---@class (exact) quantix.room.process
 process = {}

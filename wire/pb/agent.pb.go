@@ -2812,10 +2812,12 @@ func (x *FileReadResponse) GetCrc32C() uint32 {
 
 // Stops, restarts or halts the guest.
 type ShutdownRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          ShutdownType           `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ShutdownType" json:"type,omitempty"`
-	DelaySeconds  uint32                 `protobuf:"varint,2,opt,name=delay_seconds,json=delaySeconds,proto3" json:"delay_seconds,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Type         ShutdownType           `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ShutdownType" json:"type,omitempty"`
+	DelaySeconds uint32                 `protobuf:"varint,2,opt,name=delay_seconds,json=delaySeconds,proto3" json:"delay_seconds,omitempty"`
+	Message      string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// Drop the shutdown that is pending; the other fields but message are not looked at.
+	Cancel        bool `protobuf:"varint,200,opt,name=cancel,proto3" json:"cancel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2871,11 +2873,22 @@ func (x *ShutdownRequest) GetMessage() string {
 	return ""
 }
 
+func (x *ShutdownRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
 // Sent before the guest goes down.
 type ShutdownResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Accepted bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	Error    string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// What is pending now; unset after a cancel.
+	Pending *PendingShutdown `protobuf:"bytes,200,opt,name=pending,proto3" json:"pending,omitempty"`
+	// What was pending before, and was replaced or cancelled.
+	Replaced      *PendingShutdown `protobuf:"bytes,201,opt,name=replaced,proto3" json:"replaced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2922,6 +2935,20 @@ func (x *ShutdownResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ShutdownResponse) GetPending() *PendingShutdown {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *ShutdownResponse) GetReplaced() *PendingShutdown {
+	if x != nil {
+		return x.Replaced
+	}
+	return nil
 }
 
 // Sets the password of a local user.
@@ -3156,10 +3183,12 @@ type AgentReadyEvent struct {
 	IpAddresses   []string               `protobuf:"bytes,7,rep,name=ip_addresses,json=ipAddresses,proto3" json:"ip_addresses,omitempty"`
 	Capabilities  []string               `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// What SMBIOS calls the machine, as the hypervisor set it, and the installation's own name; empty where there is none.
-	ProductUuid   string `protobuf:"bytes,200,opt,name=product_uuid,json=productUuid,proto3" json:"product_uuid,omitempty"`
-	MachineId     string `protobuf:"bytes,201,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ProductUuid string `protobuf:"bytes,200,opt,name=product_uuid,json=productUuid,proto3" json:"product_uuid,omitempty"`
+	MachineId   string `protobuf:"bytes,201,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	// A shutdown that was accepted and is not done yet.
+	PendingShutdown *PendingShutdown `protobuf:"bytes,202,opt,name=pending_shutdown,json=pendingShutdown,proto3" json:"pending_shutdown,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AgentReadyEvent) Reset() {
@@ -3260,6 +3289,13 @@ func (x *AgentReadyEvent) GetMachineId() string {
 		return x.MachineId
 	}
 	return ""
+}
+
+func (x *AgentReadyEvent) GetPendingShutdown() *PendingShutdown {
+	if x != nil {
+		return x.PendingShutdown
+	}
+	return nil
 }
 
 // Something the host should know that belongs to no request.
@@ -3694,9 +3730,11 @@ func (x *ThawFilesystemsResponse) GetFrozenDurationMs() uint64 {
 
 // Sets the clock to set_time, or asks the time service of the guest.
 type SyncTimeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Force         bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"`
-	SetTime       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=set_time,json=setTime,proto3" json:"set_time,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Force   bool                   `protobuf:"varint,1,opt,name=force,proto3" json:"force,omitempty"`
+	SetTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=set_time,json=setTime,proto3" json:"set_time,omitempty"`
+	// Measure the offset and correct nothing.
+	Measure       bool `protobuf:"varint,200,opt,name=measure,proto3" json:"measure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3745,6 +3783,13 @@ func (x *SyncTimeRequest) GetSetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SyncTimeRequest) GetMeasure() bool {
+	if x != nil {
+		return x.Measure
+	}
+	return false
+}
+
 // Answers sync_time; offset_seconds is target minus clock.
 type SyncTimeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3753,6 +3798,13 @@ type SyncTimeResponse struct {
 	CurrentTime   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=current_time,json=currentTime,proto3" json:"current_time,omitempty"`
 	TimeSource    string                 `protobuf:"bytes,4,opt,name=time_source,json=timeSource,proto3" json:"time_source,omitempty"`
 	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	// How the clock was corrected.
+	Method ClockMethod `protobuf:"varint,200,opt,name=method,proto3,enum=limiquantix.agent.v1.ClockMethod" json:"method,omitempty"`
+	// Target minus clock afterwards; of a slew that has begun, what is left of it.
+	RemainingSeconds float64 `protobuf:"fixed64,201,opt,name=remaining_seconds,json=remainingSeconds,proto3" json:"remaining_seconds,omitempty"`
+	// Whether the hardware clock was set as well, and why not; both empty: there is none.
+	RtcWritten    bool   `protobuf:"varint,202,opt,name=rtc_written,json=rtcWritten,proto3" json:"rtc_written,omitempty"`
+	RtcError      string `protobuf:"bytes,203,opt,name=rtc_error,json=rtcError,proto3" json:"rtc_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3818,6 +3870,34 @@ func (x *SyncTimeResponse) GetTimeSource() string {
 func (x *SyncTimeResponse) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *SyncTimeResponse) GetMethod() ClockMethod {
+	if x != nil {
+		return x.Method
+	}
+	return ClockMethod_CLOCK_METHOD_NONE
+}
+
+func (x *SyncTimeResponse) GetRemainingSeconds() float64 {
+	if x != nil {
+		return x.RemainingSeconds
+	}
+	return 0
+}
+
+func (x *SyncTimeResponse) GetRtcWritten() bool {
+	if x != nil {
+		return x.RtcWritten
+	}
+	return false
+}
+
+func (x *SyncTimeResponse) GetRtcError() string {
+	if x != nil {
+		return x.RtcError
 	}
 	return ""
 }
@@ -7119,8 +7199,8 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
+	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7345,14 +7425,17 @@ const file_agent_proto_rawDesc = "" +
 	"generation\x18\xc8\x01 \x01(\tR\n" +
 	"generation\x12\x1c\n" +
 	"\x06crc32c\x18\xc9\x01 \x01(\rH\x00R\x06crc32c\x88\x01\x01B\t\n" +
-	"\a_crc32c\"\x88\x01\n" +
+	"\a_crc32c\"\xa1\x01\n" +
 	"\x0fShutdownRequest\x126\n" +
 	"\x04type\x18\x01 \x01(\x0e2\".limiquantix.agent.v1.ShutdownTypeR\x04type\x12#\n" +
 	"\rdelay_seconds\x18\x02 \x01(\rR\fdelaySeconds\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"D\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x17\n" +
+	"\x06cancel\x18\xc8\x01 \x01(\bR\x06cancel\"\xca\x01\n" +
 	"\x10ShutdownResponse\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"m\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12@\n" +
+	"\apending\x18\xc8\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\apending\x12B\n" +
+	"\breplaced\x18\xc9\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\breplaced\"m\n" +
 	"\x14ResetPasswordRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12!\n" +
 	"\fnew_password\x18\x02 \x01(\tR\vnewPassword\x12\x16\n" +
@@ -7365,7 +7448,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\"J\n" +
 	"\x18ConfigureNetworkResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xd5\x02\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xa8\x03\n" +
 	"\x0fAgentReadyEvent\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\aos_name\x18\x02 \x01(\tR\x06osName\x12\x1d\n" +
@@ -7378,7 +7461,8 @@ const file_agent_proto_rawDesc = "" +
 	"\fcapabilities\x18\b \x03(\tR\fcapabilities\x12\"\n" +
 	"\fproduct_uuid\x18\xc8\x01 \x01(\tR\vproductUuid\x12\x1e\n" +
 	"\n" +
-	"machine_id\x18\xc9\x01 \x01(\tR\tmachineId\"\x80\x02\n" +
+	"machine_id\x18\xc9\x01 \x01(\tR\tmachineId\x12Q\n" +
+	"\x10pending_shutdown\x18\xca\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\x0fpendingShutdown\"\x80\x02\n" +
 	"\n" +
 	"ErrorEvent\x12?\n" +
 	"\bseverity\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ErrorSeverityR\bseverity\x12\x12\n" +
@@ -7418,17 +7502,23 @@ const file_agent_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12.\n" +
 	"\x13thawed_mount_points\x18\x02 \x03(\tR\x11thawedMountPoints\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12,\n" +
-	"\x12frozen_duration_ms\x18\x04 \x01(\x04R\x10frozenDurationMs\"^\n" +
+	"\x12frozen_duration_ms\x18\x04 \x01(\x04R\x10frozenDurationMs\"y\n" +
 	"\x0fSyncTimeRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x125\n" +
-	"\bset_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\asetTime\"\xc9\x01\n" +
+	"\bset_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\asetTime\x12\x19\n" +
+	"\ameasure\x18\xc8\x01 \x01(\bR\ameasure\"\xf3\x02\n" +
 	"\x10SyncTimeResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12%\n" +
 	"\x0eoffset_seconds\x18\x02 \x01(\x01R\roffsetSeconds\x12=\n" +
 	"\fcurrent_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vcurrentTime\x12\x1f\n" +
 	"\vtime_source\x18\x04 \x01(\tR\n" +
 	"timeSource\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\xa1\x01\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12:\n" +
+	"\x06method\x18\xc8\x01 \x01(\x0e2!.limiquantix.agent.v1.ClockMethodR\x06method\x12,\n" +
+	"\x11remaining_seconds\x18\xc9\x01 \x01(\x01R\x10remainingSeconds\x12 \n" +
+	"\vrtc_written\x18\xca\x01 \x01(\bR\n" +
+	"rtcWritten\x12\x1c\n" +
+	"\trtc_error\x18\xcb\x01 \x01(\tR\brtcError\"\xa1\x01\n" +
 	"\x14ListDirectoryRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12%\n" +
 	"\x0einclude_hidden\x18\x02 \x01(\bR\rincludeHidden\x12\x1f\n" +
@@ -7876,6 +7966,8 @@ var file_agent_proto_goTypes = []any{
 	(*CleanTransactionsResponse)(nil),     // 101: limiquantix.agent.v1.CleanTransactionsResponse
 	(*ScriptEvent)(nil),                   // 102: limiquantix.agent.v1.ScriptEvent
 	(*ExecOutputEvent)(nil),               // 103: limiquantix.agent.v1.ExecOutputEvent
+	(*PendingShutdown)(nil),               // 104: limiquantix.agent.v1.PendingShutdown
+	(ClockMethod)(0),                      // 105: limiquantix.agent.v1.ClockMethod
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -7962,44 +8054,48 @@ var file_agent_proto_depIdxs = []int32{
 	77,  // 81: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
 	80,  // 82: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
 	1,   // 83: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	2,   // 84: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 85: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 86: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 87: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 88: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 89: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	35,  // 90: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 91: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 92: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 93: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 94: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 95: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 96: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 97: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 98: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 99: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 100: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 101: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	61,  // 102: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 103: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 104: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 105: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 106: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 107: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 108: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 109: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	65,  // 110: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 111: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 112: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 113: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 114: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 115: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 116: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	117, // [117:117] is the sub-list for method output_type
-	117, // [117:117] is the sub-list for method input_type
-	117, // [117:117] is the sub-list for extension type_name
-	117, // [117:117] is the sub-list for extension extendee
-	0,   // [0:117] is the sub-list for field type_name
+	104, // 84: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	104, // 85: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	104, // 86: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	2,   // 87: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 88: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 89: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 90: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	80,  // 91: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 92: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	105, // 93: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 94: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 95: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 96: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 97: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 98: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 99: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 100: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 101: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 102: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 103: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 104: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 105: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	61,  // 106: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 107: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 108: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 109: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 110: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 111: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 112: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 113: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	65,  // 114: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 115: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 116: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 117: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 118: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 119: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 120: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	121, // [121:121] is the sub-list for method output_type
+	121, // [121:121] is the sub-list for method input_type
+	121, // [121:121] is the sub-list for extension type_name
+	121, // [121:121] is the sub-list for extension extendee
+	0,   // [0:121] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8007,8 +8103,10 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
+	file_clock_proto_init()
 	file_common_proto_init()
 	file_exec_proto_init()
+	file_power_proto_init()
 	file_script_proto_init()
 	file_status_proto_init()
 	file_agent_proto_msgTypes[0].OneofWrappers = []any{

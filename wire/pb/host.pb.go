@@ -296,6 +296,98 @@ func (x *TimezoneArgs) GetNew() string {
 	return ""
 }
 
+// host.locale
+type LocaleArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A locale of the guest, such as de_AT.UTF-8; without it, the one that is set is told.
+	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocaleArgs) Reset() {
+	*x = LocaleArgs{}
+	mi := &file_host_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocaleArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocaleArgs) ProtoMessage() {}
+
+func (x *LocaleArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocaleArgs.ProtoReflect.Descriptor instead.
+func (*LocaleArgs) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LocaleArgs) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
+// host.keymap
+type KeymapArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A keyboard layout of the console, such as de; without it, the one that is set is told.
+	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeymapArgs) Reset() {
+	*x = KeymapArgs{}
+	mi := &file_host_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeymapArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeymapArgs) ProtoMessage() {}
+
+func (x *KeymapArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeymapArgs.ProtoReflect.Descriptor instead.
+func (*KeymapArgs) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *KeymapArgs) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
 // host.sysctl
 type SysctlArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -309,7 +401,7 @@ type SysctlArgs struct {
 
 func (x *SysctlArgs) Reset() {
 	*x = SysctlArgs{}
-	mi := &file_host_proto_msgTypes[4]
+	mi := &file_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +413,7 @@ func (x *SysctlArgs) String() string {
 func (*SysctlArgs) ProtoMessage() {}
 
 func (x *SysctlArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[4]
+	mi := &file_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +426,7 @@ func (x *SysctlArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SysctlArgs.ProtoReflect.Descriptor instead.
 func (*SysctlArgs) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{4}
+	return file_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SysctlArgs) GetName() string {
@@ -361,7 +453,7 @@ type Interfaces struct {
 
 func (x *Interfaces) Reset() {
 	*x = Interfaces{}
-	mi := &file_host_proto_msgTypes[5]
+	mi := &file_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +465,7 @@ func (x *Interfaces) String() string {
 func (*Interfaces) ProtoMessage() {}
 
 func (x *Interfaces) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[5]
+	mi := &file_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +478,7 @@ func (x *Interfaces) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interfaces.ProtoReflect.Descriptor instead.
 func (*Interfaces) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{5}
+	return file_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Interfaces) GetInterfaces() []*NetInterface {
@@ -412,7 +504,7 @@ type NetInterface struct {
 
 func (x *NetInterface) Reset() {
 	*x = NetInterface{}
-	mi := &file_host_proto_msgTypes[6]
+	mi := &file_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +516,7 @@ func (x *NetInterface) String() string {
 func (*NetInterface) ProtoMessage() {}
 
 func (x *NetInterface) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[6]
+	mi := &file_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +529,7 @@ func (x *NetInterface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetInterface.ProtoReflect.Descriptor instead.
 func (*NetInterface) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{6}
+	return file_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NetInterface) GetName() string {
@@ -493,7 +585,7 @@ type Uptime struct {
 
 func (x *Uptime) Reset() {
 	*x = Uptime{}
-	mi := &file_host_proto_msgTypes[7]
+	mi := &file_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +597,7 @@ func (x *Uptime) String() string {
 func (*Uptime) ProtoMessage() {}
 
 func (x *Uptime) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[7]
+	mi := &file_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +610,7 @@ func (x *Uptime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Uptime.ProtoReflect.Descriptor instead.
 func (*Uptime) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{7}
+	return file_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Uptime) GetSeconds() float64 {
@@ -541,7 +633,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_host_proto_msgTypes[8]
+	mi := &file_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +645,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[8]
+	mi := &file_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +658,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{8}
+	return file_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Memory) GetTotal() uint64 {
@@ -607,7 +699,7 @@ type Disks struct {
 
 func (x *Disks) Reset() {
 	*x = Disks{}
-	mi := &file_host_proto_msgTypes[9]
+	mi := &file_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -619,7 +711,7 @@ func (x *Disks) String() string {
 func (*Disks) ProtoMessage() {}
 
 func (x *Disks) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[9]
+	mi := &file_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -632,7 +724,7 @@ func (x *Disks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disks.ProtoReflect.Descriptor instead.
 func (*Disks) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{9}
+	return file_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Disks) GetDisks() []*Disk {
@@ -657,7 +749,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_host_proto_msgTypes[10]
+	mi := &file_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +761,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_host_proto_msgTypes[10]
+	mi := &file_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +774,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_host_proto_rawDescGZIP(), []int{10}
+	return file_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Disk) GetMount() string {
@@ -754,6 +846,12 @@ const file_host_proto_rawDesc = "" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x18\n" +
 	"\achanged\x18\x02 \x01(\bR\achanged\" \n" +
 	"\fTimezoneArgs\x12\x10\n" +
+	"\x03new\x18\x01 \x01(\tR\x03new\"\x1e\n" +
+	"\n" +
+	"LocaleArgs\x12\x10\n" +
+	"\x03new\x18\x01 \x01(\tR\x03new\"\x1e\n" +
+	"\n" +
+	"KeymapArgs\x12\x10\n" +
 	"\x03new\x18\x01 \x01(\tR\x03new\"E\n" +
 	"\n" +
 	"SysctlArgs\x12\x12\n" +
@@ -802,23 +900,25 @@ func file_host_proto_rawDescGZIP() []byte {
 	return file_host_proto_rawDescData
 }
 
-var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_host_proto_goTypes = []any{
 	(*HostInfo)(nil),       // 0: limiquantix.agent.v1.HostInfo
 	(*HostnameArgs)(nil),   // 1: limiquantix.agent.v1.HostnameArgs
 	(*HostnameResult)(nil), // 2: limiquantix.agent.v1.HostnameResult
 	(*TimezoneArgs)(nil),   // 3: limiquantix.agent.v1.TimezoneArgs
-	(*SysctlArgs)(nil),     // 4: limiquantix.agent.v1.SysctlArgs
-	(*Interfaces)(nil),     // 5: limiquantix.agent.v1.Interfaces
-	(*NetInterface)(nil),   // 6: limiquantix.agent.v1.NetInterface
-	(*Uptime)(nil),         // 7: limiquantix.agent.v1.Uptime
-	(*Memory)(nil),         // 8: limiquantix.agent.v1.Memory
-	(*Disks)(nil),          // 9: limiquantix.agent.v1.Disks
-	(*Disk)(nil),           // 10: limiquantix.agent.v1.Disk
+	(*LocaleArgs)(nil),     // 4: limiquantix.agent.v1.LocaleArgs
+	(*KeymapArgs)(nil),     // 5: limiquantix.agent.v1.KeymapArgs
+	(*SysctlArgs)(nil),     // 6: limiquantix.agent.v1.SysctlArgs
+	(*Interfaces)(nil),     // 7: limiquantix.agent.v1.Interfaces
+	(*NetInterface)(nil),   // 8: limiquantix.agent.v1.NetInterface
+	(*Uptime)(nil),         // 9: limiquantix.agent.v1.Uptime
+	(*Memory)(nil),         // 10: limiquantix.agent.v1.Memory
+	(*Disks)(nil),          // 11: limiquantix.agent.v1.Disks
+	(*Disk)(nil),           // 12: limiquantix.agent.v1.Disk
 }
 var file_host_proto_depIdxs = []int32{
-	6,  // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
-	10, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
+	8,  // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
+	12, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
 	2,  // [2:2] is the sub-list for method output_type
 	2,  // [2:2] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
@@ -831,14 +931,14 @@ func file_host_proto_init() {
 	if File_host_proto != nil {
 		return
 	}
-	file_host_proto_msgTypes[4].OneofWrappers = []any{}
+	file_host_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_proto_rawDesc), len(file_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -154,7 +154,11 @@ type GetStatusResponse struct {
 	// Of the agent process alone; 0: not known.
 	ResidentBytes uint64 `protobuf:"varint,18,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
 	// What the process has used of a processor.
-	CpuMs         uint64 `protobuf:"varint,19,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
+	CpuMs uint64 `protobuf:"varint,19,opt,name=cpu_ms,json=cpuMs,proto3" json:"cpu_ms,omitempty"`
+	// A shutdown that was accepted and is not done yet, or the last one that failed.
+	PendingShutdown *PendingShutdown `protobuf:"bytes,20,opt,name=pending_shutdown,json=pendingShutdown,proto3" json:"pending_shutdown,omitempty"`
+	// Tells this boot of the guest from the next; empty: not known.
+	BootId        string `protobuf:"bytes,21,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +324,20 @@ func (x *GetStatusResponse) GetCpuMs() uint64 {
 		return x.CpuMs
 	}
 	return 0
+}
+
+func (x *GetStatusResponse) GetPendingShutdown() *PendingShutdown {
+	if x != nil {
+		return x.PendingShutdown
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
 }
 
 // One channel and who is on it.
@@ -729,8 +747,8 @@ var File_status_proto protoreflect.FileDescriptor
 
 const file_status_proto_rawDesc = "" +
 	"\n" +
-	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xa3\x06\n" +
+	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\fscript.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\x8e\a\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x14\n" +
@@ -752,7 +770,9 @@ const file_status_proto_rawDesc = "" +
 	"\x06errors\x18\x10 \x03(\v2 .limiquantix.agent.v1.StatusLineR\x06errors\x12,\n" +
 	"\x03now\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12%\n" +
 	"\x0eresident_bytes\x18\x12 \x01(\x04R\rresidentBytes\x12\x15\n" +
-	"\x06cpu_ms\x18\x13 \x01(\x04R\x05cpuMs\"\x88\x01\n" +
+	"\x06cpu_ms\x18\x13 \x01(\x04R\x05cpuMs\x12P\n" +
+	"\x10pending_shutdown\x18\x14 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\x0fpendingShutdown\x12\x17\n" +
+	"\aboot_id\x18\x15 \x01(\tR\x06bootId\"\x88\x01\n" +
 	"\n" +
 	"PortStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12?\n" +
@@ -819,7 +839,8 @@ var file_status_proto_goTypes = []any{
 	(*ConfigStatus)(nil),          // 7: limiquantix.agent.v1.ConfigStatus
 	(*StatusLine)(nil),            // 8: limiquantix.agent.v1.StatusLine
 	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*TransactionInfo)(nil),       // 10: limiquantix.agent.v1.TransactionInfo
+	(*PendingShutdown)(nil),       // 10: limiquantix.agent.v1.PendingShutdown
+	(*TransactionInfo)(nil),       // 11: limiquantix.agent.v1.TransactionInfo
 }
 var file_status_proto_depIdxs = []int32{
 	9,  // 0: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
@@ -831,18 +852,19 @@ var file_status_proto_depIdxs = []int32{
 	7,  // 6: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
 	8,  // 7: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
 	9,  // 8: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
-	4,  // 9: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	9,  // 10: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	9,  // 11: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	10, // 12: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	8,  // 13: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	9,  // 14: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	9,  // 15: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 9: limiquantix.agent.v1.GetStatusResponse.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	4,  // 10: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	9,  // 11: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	9,  // 12: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	11, // 13: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	8,  // 14: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	9,  // 15: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	9,  // 16: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_status_proto_init() }
@@ -850,6 +872,7 @@ func file_status_proto_init() {
 	if File_status_proto != nil {
 		return
 	}
+	file_power_proto_init()
 	file_script_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

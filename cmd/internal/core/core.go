@@ -40,7 +40,7 @@ type Config struct {
 	// Tolerant: a State that cannot be used keeps nothing from starting; what needs it is refused until a recovery finds that
 	// it can be used.
 	Tolerant bool
-	// Rooms are the settings of rooms; Files and Dir are filled in here.
+	// Rooms are the settings of rooms; Files, Dir, Lock and OpenTransaction are filled in here.
 	Rooms all.Config
 	// Pool runs scripts, and Library finds them by name. Without a pool there are none.
 	Pool    *sandbox.Pool
@@ -88,8 +88,11 @@ func Open(c Config) (*Core, error) {
 	if err != nil {
 		return nil, err
 	}
+	core := &Core{Files: files}
 	c.Rooms.Files, c.Rooms.Dir = files, c.Root
-	core := &Core{Files: files, Rooms: all.New(c.Rooms)}
+	c.Rooms.Lock = func(ctx context.Context) (func(), error) { return core.Journal.Lock(ctx) } // which is there before a call is
+	c.Rooms.OpenTransaction = func() *pb.TransactionInfo { return core.Journal.Status().Open }
+	core.Rooms = all.New(c.Rooms)
 	if err := core.open(c); err != nil {
 		return nil, errors.Join(err, core.Close())
 	}

@@ -138,7 +138,7 @@ func TestFaultsThatAreFoundByThemselves(t *testing.T) {
 		},
 		"a failing script":  {script: `error("no")`, want: "site.lua:1: no"},
 		"a parameter":       {script: `return script {name = "site", params = {a = {type = "ip", required = true}}, run = function() end}`, want: "it requires a, so it needs a test file, site_test.lua"},
-		"what is not there": {script: `power.reboot()`, want: "this agent does not have it"},
+		"what is not there": {script: `netplan.apply()`, want: "this agent does not have it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.run == "" {

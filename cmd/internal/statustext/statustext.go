@@ -57,6 +57,7 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 		{"last heard", age(s.Now, s.LastHeard)},
 		{"requests", fmt.Sprint(s.InFlight, " under way")},
 	}
+	rows = append(rows, shutdownRows(s.PendingShutdown)...)
 	rows = append(rows, portRows(s)...)
 	rows = append(rows, journalRows(s.Journal)...)
 	for _, layer := range s.Sandbox {
@@ -68,6 +69,23 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 	}
 	rows = append(rows, configRows(s)...)
 	return append(rows, lineRows("log", s.Errors)...)
+}
+
+func shutdownRows(p *pb.PendingShutdown) [][]string {
+	switch {
+	case p == nil:
+		return nil
+	case p.Error != "":
+		return [][]string{{"shutdown", p.Type + " failed: " + p.Error}}
+	}
+	words := p.Type + " under way"
+	if p.RemainingMs > 0 {
+		words = fmt.Sprintf("%s in %v", p.Type, (time.Duration(p.RemainingMs) * time.Millisecond).Round(time.Second))
+	}
+	if p.WaitingFor != "" {
+		words += ", waiting for " + p.WaitingFor
+	}
+	return [][]string{{"shutdown", words}}
 }
 
 func portRows(s *pb.GetStatusResponse) (rows [][]string) {
