@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/account"
 	"github.com/quantix-kvm/guest-agent/builtins/clock"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
@@ -66,7 +67,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"account", "clipboard", "host.mount", "netplan", "package", "service", "tx.notify", "tx.on_commit"}
+var Unsupported = []string{"clipboard", "host.mount", "netplan", "package", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -100,6 +101,7 @@ func New(c Config) *Rooms {
 			process.New(g).Room(),
 			down.Room(),
 			clock.New(g, clock.Config{Machine: c.Machine}).Room(),
+			account.New(g).Room(),
 			tx.Room(),
 		},
 	}

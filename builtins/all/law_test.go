@@ -18,13 +18,22 @@ const (
 	owner = "an account that is looked up and not changed"
 	plan  = "words for a dry run"
 
-	told   = "words for the users who are logged in"
+	told    = "words for the users who are logged in"
+	login   = "what a login of the user runs, as the user"
+	comment = "words about the user"
+
 	signal = "what is sent to the processes, which the row names"
 )
 
 // free are the text fields of rows that change something which mean nothing to a policy, and why. Whoever adds a row or a field
 // decides: the row's Access covers it, or it is listed here, for that row.
 var free = map[string]map[string]string{
+	"account.create":    {"shell": login, "comment": comment},
+	"account.modify":    {"shell": login, "comment": comment},
+	"account.take_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"account.ssh_keys":  {"keys": "the content of a file below the home directory, which the row names"},
+	"reset_password":    {"new_password": "a secret: no rule may speak of it"},
+
 	"exec_input": {
 		"exec_id": "a command that was allowed when it was started", "job_id": "a command that was allowed when it was started",
 		"signal": "for that command",

@@ -341,6 +341,19 @@ func (a *At) SetAttr(attr Attr) error {
 	return a.dir.setAttr(a.Name, meta.Kind, attr)
 }
 
+// SetAttrOf is SetAttr of the object that was described as old; another one in its place is fault.ErrChanged.
+func (a *At) SetAttrOf(old Meta, attr Attr) error {
+	meta, err := a.Stat()
+	if err == nil {
+		err = a.sameAs(meta, old)
+	}
+	if err != nil {
+		return err
+	}
+	attr.of = &meta
+	return a.dir.setAttr(a.Name, meta.Kind, attr)
+}
+
 // Apply gives the object here, which must be of the same kind, the owner, extended attributes, mode and time of
 // modification of meta; what is so already is not touched, so that it can be done again. It neither changes content nor
 // makes anything durable.

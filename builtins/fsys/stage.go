@@ -173,6 +173,24 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 	return nil
 }
 
+// Create makes a file of mode 0600 with this content at once, under its own name, as files are made that are locks. Where
+// something is already the error is fs.ErrExist. Nothing of it is durable.
+func (a *At) Create(content []byte) error {
+	if err := a.checkSlash(); err != nil {
+		return err
+	}
+	file, err := a.dir.create(a.Name)
+	if err != nil {
+		return err
+	}
+	a.changed()
+	_, err = file.Write(content)
+	if err = errors.Join(fault.Cause(err), fault.Cause(file.Close())); err != nil {
+		return errors.Join(err, a.dir.remove(a.Name, false))
+	}
+	return nil
+}
+
 // Discard ends the staging and removes the file.
 func (s *Staged) Discard() error {
 	err := errors.Join(fault.Cause(s.File.Close()), removeTemp(s.at.dir, s.temp))

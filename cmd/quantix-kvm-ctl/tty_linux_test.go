@@ -208,3 +208,50 @@ func TestTerminalIsRestored(t *testing.T) {
 		})
 	}
 }
+
+// A password is asked for twice, and not shown; an interrupt brings the terminal back.
+func TestPasswordAtATerminal(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	t.Cleanup(func() { a.Stop() })
+	d := newDesk(t)
+	before := d.mode()
+	hidden := func() {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); d.mode().Lflag&unix.ECHO != 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("what is typed is shown")
+			}
+		}
+	}
+	for second, want := range map[string]struct {
+		code int
+		says string
+	}{"to look for": {1, "there is no such user"}, "another": {2, "not the same"}} {
+		cmd := d.ctl("--socket", a.Socket, "passwd", "no-such-user-here")
+		d.sees("New password for no-such-user-here: ")
+		hidden()
+		d.types("to look for\r")
+		d.sees("Once more: ")
+		hidden()
+		d.types(second + "\r")
+		d.sees(want.says)
+		if code := ends(t, cmd); code != want.code {
+			t.Errorf("exit code %d", code)
+		}
+	}
+	cmd := d.ctl("--socket", a.Socket, "passwd", "no-such-user-here")
+	d.sees("New password for no-such-user-here: ")
+	hidden()
+	d.types("to look\x03")
+	if code := ends(t, cmd); code != exitInterrupted {
+		t.Errorf("exit code %d", code)
+	}
+	if d.mode() != before {
+		t.Error("the terminal is not as it was")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if strings.Contains(d.seen, "to look") {
+		t.Errorf("the password is shown: %q", d.seen)
+	}
+}

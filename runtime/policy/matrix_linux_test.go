@@ -20,10 +20,12 @@ import (
 
 // samples are requests of rows whose fields alone do not make one, or that change what their fields do not name.
 var samples = map[string]proto.Message{
-	"host.hostname": &pb.HostnameArgs{New: "a"},
-	"host.timezone": &pb.TimezoneArgs{New: "UTC"},
-	"host.sysctl":   &pb.SysctlArgs{Name: "vm.swappiness", Value: proto.String("1")},
-	"exec_input":    &pb.ExecInputRequest{ExecId: "a", End: true}, // ends what the same port began, and names nothing
+	"host.hostname":    &pb.HostnameArgs{New: "a"},
+	"host.timezone":    &pb.TimezoneArgs{New: "UTC"},
+	"host.sysctl":      &pb.SysctlArgs{Name: "vm.swappiness", Value: proto.String("1")},
+	"account.groups":   &pb.AccountGroupsArgs{Name: "a", Groups: []string{"b"}},
+	"account.ssh_keys": &pb.AccountKeysArgs{Name: "a", Keys: []string{"ssh-ed25519 AAAA"}},
+	"exec_input":       &pb.ExecInputRequest{ExecId: "a", End: true}, // ends what the same port began, and names nothing
 }
 
 // request returns one in which every path leads to where nothing may be done, and every command is one that may not run.

@@ -2,6 +2,18 @@
 -- Generated from the rows of the rooms and wire/pb by go generate ./builtins/all. Not to be edited.
 -- luacheck: ignore
 
+---account.get: a user.
+---@class quantix.Account
+---@field name string The name that was asked for.
+---@field uid integer The number.
+---@field gid integer Of the primary group.
+---@field group string The name of the primary group; its number where there is no such group.
+---@field groups string[] The names of the supplementary groups in /etc/group.
+---@field home string The home directory, which need not be there.
+---@field shell string The login shell; empty: /bin/sh.
+---@field comment string The GECOS field.
+---@field local boolean Of /etc/passwd; false: of a directory service, which this agent does not change.
+
 ---What a command gave.
 ---@class quantix.RunResult
 ---@field code integer The exit status; 128 and the number of a signal that ended it.
@@ -105,6 +117,110 @@
 ---@field changes quantix.TrialChange[] In the order in which they were made.
 ---@field commands string[] The commands that ran, in their order, as a shell would read them. Those of a rollback begin with "undo: ".
 ---@field log string[] Its lines.
+
+---@class (exact) quantix.room.account
+account = {}
+
+---@class (exact) account.create.options
+---@field uid? integer The number; the next free one unless said otherwise.
+---@field gid? integer The number of the primary group. Where no group has it, a group with the name of the user gets it.
+---@field group? string The name of the primary group, which must be there; instead of gid.
+---@field groups? string[] Supplementary groups, which must be there. The user stays in others as well.
+---@field home? string The home directory. Unless said otherwise: the name, below HOME of /etc/default/useradd.
+---@field shell? string The login shell; SHELL of /etc/default/useradd unless said otherwise.
+---@field comment? string The GECOS field, which holds the real name.
+---@field system? boolean A number of those for the system, no expiry of the password, and no home directory unless home is given.
+---@field create_home? boolean Make the home directory where there is none, with what is in /etc/skel; false: do not.
+---@field non_unique? boolean Take a uid also where another user has it.
+---@field force? boolean Change the uid or gid of a user also while processes of the user run.
+
+---Make a user, or make one that is there what is said.
+---Changes the guest.
+---@param name string The name of the user.
+---@param options? account.create.options
+---@return boolean changed
+function account.create(name, options) end
+
+---Whether there is a user, also of a directory service.
+---@param name string The name of a user.
+---@return boolean exists
+function account.exists(name) end
+
+---A user, also of a directory service.
+---@param name string The name of a user.
+---@return quantix.Account result
+function account.get(name) end
+
+---@class (exact) account.groups.options
+---@field exclusive? boolean Take the user out of all others; the primary group is none of these.
+
+---The supplementary groups of a user; with groups, or exclusive, whether setting them changed anything.
+---May change the guest.
+---@param name string The name of the user.
+---@param groups? string[] Groups that the user is to be in; they must be there.
+---@param options? account.groups.options
+---@return any value
+function account.groups(name, groups, options) end
+
+---@class (exact) account.list.options
+---@field system? boolean Only users below UID_MIN of /etc/login.defs; false: only the others. Without it: both.
+
+---The users of /etc/passwd.
+---@param options? account.list.options
+---@return quantix.Account[] accounts
+function account.list(options) end
+
+---@class (exact) account.modify.options
+---@field uid? integer Another number. What belongs to the user in the home directory goes with it, at most 1,000 files.
+---@field gid? integer The number of another primary group, which must be there.
+---@field group? string Its name, instead of gid.
+---@field groups? string[] Groups that the user is to be in as well.
+---@field home? string Another home directory. Nothing is moved, and none is made.
+---@field shell? string Another login shell.
+---@field comment? string Another GECOS field.
+---@field non_unique? boolean Take a uid also where another user has it.
+---@field force? boolean Change the uid or gid also while processes of the user run.
+
+---Change a user. What is not given stays as it is.
+---Changes the guest.
+---@param name string The name of the user, which must be there.
+---@param options? account.modify.options
+---@return boolean changed
+function account.modify(name, options) end
+
+---@class (exact) account.password.options
+---@field crypted? boolean The password is a hash as crypt(3) makes it, or ! or * for none that fits.
+---@field expire? boolean The user must choose another password at the next login; false: need not.
+
+---Set the password of a user.
+---Changes the guest.
+---@param name string The name of the user.
+---@param password string The password. It appears in no list of changes, no log and no audit.
+---@param options? account.password.options
+---@return boolean changed
+function account.password(name, password, options) end
+
+---@class (exact) account.remove.options
+---@field home? boolean Remove the home directory and the mail spool as well, if they belong to the user.
+---@field force? boolean Also while processes of the user run.
+
+---Remove a user.
+---Changes the guest.
+---@param name string The name of the user. Where there is none nothing changes.
+---@param options? account.remove.options
+---@return boolean changed
+function account.remove(name, options) end
+
+---@class (exact) account.ssh_keys.options
+---@field exclusive? boolean Remove all other keys.
+
+---The keys by which a user may log in; with keys, or exclusive, whether setting them changed anything.
+---May change the guest.
+---@param name string The name of the user.
+---@param keys? string[] Lines as in authorized_keys: [options] type base64 [comment]. A key that is there keeps its line, unless the line that is given has other options.
+---@param options? account.ssh_keys.options
+---@return any value
+function account.ssh_keys(name, keys, options) end
 
 ---@class (exact) quantix.room.exec
 exec = {}

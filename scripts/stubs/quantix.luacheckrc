@@ -37,6 +37,7 @@ stds.quantix = {
     math = {fields = {"abs", "acos", "asin", "atan", "atan2", "ceil", "cos", "cosh", "deg", "exp", "floor", "fmod", "frexp", "huge", "ldexp", "log", "log10", "max", "min", "mod", "modf", "pi", "pow", "rad", "random", "randomseed", "sin", "sinh", "sqrt", "tan", "tanh"}},
     string = {fields = {"byte", "char", "find", "format", "gfind", "gmatch", "gsub", "len", "lower", "match", "rep", "reverse", "sub", "upper"}},
     table = {fields = {"concat", "getn", "insert", "maxn", "remove", "sort"}},
+    account = {fields = {"create", "exists", "get", "groups", "list", "modify", "password", "remove", "ssh_keys"}},
     exec = {fields = {"run", "sh"}},
     file = {fields = {"append", "attachment", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
     host = {fields = {"disks", "hostname", "info", "interfaces", "keymap", "locale", "memory", "sysctl", "timezone", "uptime"}},

@@ -2953,10 +2953,12 @@ func (x *ShutdownResponse) GetReplaced() *PendingShutdown {
 
 // Sets the password of a local user.
 type ResetPasswordRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Username      string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
-	NewPassword   string                 `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
-	Expire        bool                   `protobuf:"varint,3,opt,name=expire,proto3" json:"expire,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Username    string                 `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	NewPassword string                 `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
+	Expire      bool                   `protobuf:"varint,3,opt,name=expire,proto3" json:"expire,omitempty"`
+	// new_password is a hash as crypt(3) makes it, or ! or * for none that fits, and is stored as it is.
+	Crypted       bool `protobuf:"varint,200,opt,name=crypted,proto3" json:"crypted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3012,11 +3014,20 @@ func (x *ResetPasswordRequest) GetExpire() bool {
 	return false
 }
 
+func (x *ResetPasswordRequest) GetCrypted() bool {
+	if x != nil {
+		return x.Crypted
+	}
+	return false
+}
+
 // Answers reset_password.
 type ResetPasswordResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Success bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Error   string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// The user must choose another password at the next login, as it is stored now.
+	MustChange    bool `protobuf:"varint,200,opt,name=must_change,json=mustChange,proto3" json:"must_change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3063,6 +3074,13 @@ func (x *ResetPasswordResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ResetPasswordResponse) GetMustChange() bool {
+	if x != nil {
+		return x.MustChange
+	}
+	return false
 }
 
 // Netplan YAML to install, and whether to apply it now.
@@ -7435,14 +7453,17 @@ const file_agent_proto_rawDesc = "" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12@\n" +
 	"\apending\x18\xc8\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\apending\x12B\n" +
-	"\breplaced\x18\xc9\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\breplaced\"m\n" +
+	"\breplaced\x18\xc9\x01 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\breplaced\"\x88\x01\n" +
 	"\x14ResetPasswordRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12!\n" +
 	"\fnew_password\x18\x02 \x01(\tR\vnewPassword\x12\x16\n" +
-	"\x06expire\x18\x03 \x01(\bR\x06expire\"G\n" +
+	"\x06expire\x18\x03 \x01(\bR\x06expire\x12\x19\n" +
+	"\acrypted\x18\xc8\x01 \x01(\bR\acrypted\"i\n" +
 	"\x15ResetPasswordResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"]\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12 \n" +
+	"\vmust_change\x18\xc8\x01 \x01(\bR\n" +
+	"mustChange\"]\n" +
 	"\x17ConfigureNetworkRequest\x12%\n" +
 	"\x0enetplan_config\x18\x01 \x01(\tR\rnetplanConfig\x12\x1b\n" +
 	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\"J\n" +

@@ -30,7 +30,7 @@ func (c *Change) SetAttr(ctx context.Context, attr fsys.Attr) (changed bool, err
 	if err := keep(ctx); err != nil {
 		return false, err
 	}
-	if err := c.At.SetAttr(attr); err != nil {
+	if err := c.At.SetAttrOf(c.Old, attr); err != nil {
 		return false, errors.Join(err, c.At.Apply(c.Old))
 	}
 	if sync {

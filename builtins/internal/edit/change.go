@@ -188,6 +188,9 @@ type Content struct {
 	link     string // the target of a link instead
 }
 
+// Hidden shows nothing of a content, whoever may read the file.
+func Hidden() *Content { return &Content{hidden: true} }
+
 // OldContent prepares to show the old content, as it is now, if all users may read it.
 func (c *Change) OldContent() *Content {
 	s := &Content{}

@@ -19,6 +19,9 @@ picture() { (cd "$work/root" && find . -printf '%p %y %m %l %T@ %s\n' | sort && 
 mkdir -p "$work/root/etc/app" "$work/root/srv"
 printf 'listen = 80\n' >"$work/root/etc/app/app.conf"
 printf '127.0.0.1 localhost\n' >"$work/root/etc/hosts"
+printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"
+printf 'root:x:0:\n' >"$work/root/etc/group"
+(umask 077 && printf 'root:*:19000:0:99999:7:::\n' >"$work/root/etc/shadow" && printf 'root:*::\n' >"$work/root/etc/gshadow")
 
 say 'the agent, on a private socket, acting on a scratch tree'
 "$bin/quantix-kvm-agent" --device "unix:$work/agent.sock" --root "$work/root" --state "$work/state" \

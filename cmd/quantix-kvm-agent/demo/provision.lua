@@ -7,12 +7,14 @@ return script {
   run = function(p)
     progress(0.2, "configuration")
     file.write("/etc/app/app.conf", "site = " .. p.site .. "\nlisten = " .. p.port .. "\n", { mode = "0640", backup = true })
+    account.create("app", { system = true, comment = "runs " .. p.site, home = "/srv/app", create_home = false })
     progress(0.5, "unit")
     file.template("/etc/systemd/system/app.service", [[
 [Unit]
 Description=demo application for {{site}}
 
 [Service]
+User=app
 ExecStart=/usr/bin/app --config /etc/app/app.conf
 
 [Install]

@@ -1,0 +1,83 @@
+package account
+
+import (
+	"context"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// inverse is the operation that takes back what before-images do not: that caches know a user, and the owner of a large file.
+const inverse = "account.take_back"
+
+// caches are the daemons that keep what they have read of the files, by what shows that they run, and what makes them forget.
+var caches = []struct {
+	socket   string
+	commands [][]string
+}{
+	{"/run/nscd/socket", [][]string{{"nscd", "--invalidate=passwd"}, {"nscd", "--invalidate=group"}}},
+	{"/var/lib/sss/pipes/nss", [][]string{{"sss_cache", "--users", "--groups"}}},
+}
+
+// toFlush are the commands for the caches that this guest has.
+func (r *Room) toFlush() (commands [][]string) {
+	if !r.guest.Live || r.guest.Answer != nil || r.guest.Runner == nil {
+		return nil
+	}
+	for _, c := range caches {
+		if _, there, err := isThere(r.guest.Files, c.socket); err == nil && there {
+			commands = append(commands, c.commands...)
+		}
+	}
+	return commands
+}
+
+// announceFlush has a rollback flush the caches. It is the first that is announced, so it is the last that is done.
+func (w *writing) announceFlush(ctx context.Context) error {
+	if w.call.Tx == nil || len(w.toFlush()) == 0 {
+		return nil
+	}
+	return w.call.Tx.Undo(ctx, inverse, &pb.JournalObject{})
+}
+
+// afterwards has the caches forget what was changed. Those that cannot be told have it wrong for some minutes, and no more.
+func (w *writing) afterwards(ctx context.Context) error {
+	if w.call.DryRun != nil {
+		return nil
+	}
+	w.flush(ctx)
+	if w.plan.home != nil {
+		w.relabel(ctx, w.call, w.plan.home.path)
+	}
+	return nil
+}
+
+// selinux is there where the kernel has labels.
+const selinux = "/sys/fs/selinux/enforce"
+
+// relabel gives what was made the labels that the guest's policy has for it: those of a home directory are not those of the
+// directory that it is in. What cannot be labelled keeps the label that it was made with.
+func (r *Room) relabel(ctx context.Context, call *builtins.Call, path string) {
+	if call.DryRun != nil || !r.guest.Live || r.guest.Answer != nil || r.guest.Runner == nil {
+		return
+	}
+	if _, there, err := isThere(r.guest.Files, selinux); err == nil && there {
+		_, _ = r.guest.Runner.Run(ctx, proc.Spec{Argv: []string{"restorecon", "-R", path}, Tied: true, Timeout: nssTimeout})
+	}
+}
+
+func (r *Room) flush(ctx context.Context) {
+	for _, argv := range r.toFlush() {
+		_, _ = r.guest.Runner.Run(ctx, proc.Spec{Argv: argv, Tied: true, Timeout: nssTimeout})
+	}
+}
+
+// takeBack restores the attributes of an object that has a path, and has the caches forget what they know where it has none.
+func (r *Room) takeBack(ctx context.Context, call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
+	if in.Path != "" {
+		return r.edit.RestoreAttr(ctx, call, in)
+	}
+	r.flush(ctx)
+	return &pb.Changed{Changed: true}, nil
+}

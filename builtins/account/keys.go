@@ -1,0 +1,368 @@
+package account
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"io"
+	"io/fs"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+const (
+	keysDir  = ".ssh"
+	keysFile = keysDir + "/authorized_keys"
+	maxKeys  = 1 << 20   // bytes of the file
+	maxKey   = 16 << 10  // bytes of a line: a key of RSA with 16,384 bits has 3 KiB
+	minRSA   = 1024 / 8  // bytes of the modulus that sshd takes
+	maxRSA   = 16384 / 8 // the same
+)
+
+// keyTypes are the types of keys, by how many fields the blob has behind the type.
+var keyTypes = map[string]int{
+	"ssh-ed25519": 1, "ssh-rsa": 2,
+	"ecdsa-sha2-nistp256": 2, "ecdsa-sha2-nistp384": 2, "ecdsa-sha2-nistp521": 2,
+	"sk-ssh-ed25519@openssh.com": 2, "sk-ecdsa-sha2-nistp256@openssh.com": 3,
+}
+
+// key is a line of authorized_keys.
+type key struct{ options, kind, blob, comment string }
+
+func (k *key) line() string {
+	return strings.TrimSpace(strings.Join([]string{k.options, k.kind, k.blob, k.comment}, " "))
+}
+
+// parseKey reads a line; nil where it is empty or a comment.
+func parseKey(line string) (*key, error) {
+	line = strings.Trim(line, " \t\r\n")
+	switch {
+	case line == "" || line[0] == '#':
+		return nil, nil
+	case len(line) > maxKey:
+		return nil, fault.Wrapf(fault.ErrTooLarge, "the key has more than %d bytes", maxKey)
+	case !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }):
+		return nil, fault.Invalid("the key has a control character, or what is not UTF-8")
+	}
+	k := &key{}
+	first, rest := word(line)
+	if _, known := keyTypes[first]; !known {
+		if k.options, rest = options(line); rest == "" {
+			return nil, fault.Invalid("%.40q is neither the type of a key nor its options", first)
+		}
+		first, rest = word(rest)
+	}
+	k.kind = first
+	k.blob, k.comment = word(rest)
+	fields, known := keyTypes[k.kind]
+	if !known {
+		return nil, fault.Invalid("%.40q is no type of a key", k.kind)
+	}
+	return k, checkBlob(k.kind, k.blob, fields)
+}
+
+// word cuts the first word off a line.
+func word(line string) (first, rest string) {
+	at := strings.IndexAny(line, " \t")
+	if at < 0 {
+		return line, ""
+	}
+	return line[:at], strings.TrimLeft(line[at:], " \t")
+}
+
+// options cuts the options off a line, in whose quotes there may be blanks.
+func options(line string) (first, rest string) {
+	quoted := false
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; {
+		case c == '\\' && quoted && i+1 < len(line) && line[i+1] == '"':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ' ' || c == '\t'):
+			return line[:i], strings.TrimLeft(line[i:], " \t")
+		}
+	}
+	return line, ""
+}
+
+// checkBlob refuses what is not the key that its type says: sshd would skip the line, and nobody would know why.
+func checkBlob(kind, text string, count int) error {
+	blob, err := base64.StdEncoding.Strict().DecodeString(text)
+	if err != nil {
+		return fault.Invalid("the key of type %s is not base64", kind)
+	}
+	var fields [][]byte
+	for len(blob) >= 4 {
+		n := binary.BigEndian.Uint32(blob)
+		if uint64(n) > uint64(len(blob)-4) {
+			break
+		}
+		fields, blob = append(fields, blob[4:4+n]), blob[4+n:]
+	}
+	wrong := fault.Invalid("the base64 of a key of type %s is not such a key, or not all of it", kind)
+	if len(blob) != 0 || len(fields) != count+1 || string(fields[0]) != kind {
+		return wrong
+	}
+	switch last := fields[len(fields)-1]; {
+	case kind == "ssh-ed25519" && len(last) != 32, strings.HasPrefix(kind, "sk-ssh-ed25519") && len(fields[1]) != 32:
+		return wrong
+	case kind == "ssh-rsa":
+		if n := len(bytes.TrimLeft(last, "\x00")); n < minRSA || n > maxRSA || len(fields[1]) == 0 {
+			return fault.Invalid("a key of RSA has %d bits, and must have %d to %d", n*8, minRSA*8, maxRSA*8)
+		}
+	case strings.Contains(kind, "ecdsa"):
+		curve := kind[strings.LastIndex(kind, "nistp"):]
+		if curve, _, _ = strings.Cut(curve, "@"); string(fields[1]) != curve || len(fields[2]) < 65 || fields[2][0] != 4 {
+			return wrong
+		}
+	}
+	return nil
+}
+
+// merge makes the content of an authorized_keys of what is there and what is wished.
+func merge(old []byte, wished []*key, exclusive bool) []byte {
+	var out []string
+	have := map[string]bool{}
+	for line := range strings.Lines(string(old)) {
+		k, err := parseKey(line)
+		switch want := wishedFor(wished, k); {
+		case err == nil && k == nil, err != nil && !exclusive: // a comment, or what sshd may know and this does not
+			out = append(out, line)
+		case err != nil || exclusive && (want == nil || have[k.blob]):
+		case want != nil && want.options != "" && want.options != k.options && !have[k.blob]:
+			have[k.blob] = true
+			out = append(out, want.line()+"\n")
+		default:
+			have[k.blob] = true
+			out = append(out, line)
+		}
+	}
+	for _, k := range wished {
+		if have[k.blob] {
+			continue
+		}
+		have[k.blob] = true
+		if n := len(out); n > 0 && !strings.HasSuffix(out[n-1], "\n") {
+			out[n-1] += "\n"
+		}
+		out = append(out, k.line()+"\n")
+	}
+	return []byte(strings.Join(out, ""))
+}
+
+func wishedFor(wished []*key, k *key) *key {
+	if k == nil {
+		return nil
+	}
+	if i := slices.IndexFunc(wished, func(w *key) bool { return w.blob == k.blob }); i >= 0 {
+		return wished[i]
+	}
+	return nil
+}
+
+func (r *Room) keys(ctx context.Context, call *builtins.Call, in *pb.AccountKeysArgs) (*pb.LuaValue, error) {
+	if err := checkName(in.Name); err != nil {
+		return nil, fault.On(printable(in.Name), err)
+	}
+	var wished []*key
+	for _, line := range in.Keys {
+		k, err := parseKey(line)
+		if err == nil && k == nil {
+			err = fault.Invalid("a key is empty or a comment")
+		}
+		if err != nil {
+			return nil, fault.On(in.Name, err)
+		}
+		wished = append(wished, k)
+	}
+	db, root, err := r.read(call)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{db: db, names: r.names(ctx, root)}
+	u, err := p.existing(in.Name)
+	if err != nil {
+		return nil, fault.On(in.Name, err)
+	}
+	if len(wished) == 0 && !in.Exclusive {
+		lines, err := keysOf(root, u)
+		return texts(lines), fault.On(in.Name, err)
+	}
+	home, err := homeFor(root, u)
+	if err != nil {
+		return nil, fault.On(in.Name, err)
+	}
+	changed, err := r.setKeys(ctx, call, home, u, wished, in.Exclusive)
+	if err != nil {
+		return nil, on(in.Name, err)
+	}
+	return yes(changed), nil
+}
+
+// homeFor is the home directory of a user, if it is one that keys can be put into.
+func homeFor(root *fsys.Root, u *user) (string, error) {
+	if err := checkPath("home", u.home); err != nil {
+		return "", fault.Refuse("there is no home directory: %v", err)
+	}
+	home, err := root.Resolve(u.home, true)
+	if err != nil {
+		return "", err
+	}
+	meta, there, err := isThere(root, home)
+	switch {
+	case err != nil:
+		return "", err
+	case !there || meta.Kind != fsys.Directory:
+		return "", fault.Wrapf(fs.ErrNotExist, "there is no home directory %s", home)
+	case meta.UID != u.uid:
+		return "", fault.Refuse("the home directory %s belongs to user %d, and the user is %d", home, meta.UID, u.uid)
+	}
+	return home, nil
+}
+
+// keysOf are the lines with keys in the file of a user; none where there is no such file.
+func keysOf(root *fsys.Root, u *user) (lines []string, err error) {
+	home, err := homeFor(root, u)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	at, err := root.At(fsys.Join(home, keysFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	content, _, err := ownFile(at, u)
+	for line := range strings.Lines(string(content)) {
+		if k, err := parseKey(line); err != nil || k != nil {
+			lines = append(lines, strings.TrimRight(line, "\r\n"))
+		}
+	}
+	return lines, err
+}
+
+// ownFile reads a file that must be the user's own. In a directory that the user controls any other file could have been put
+// in its place, such as one that root alone may read.
+func ownFile(at *fsys.At, u *user) (content []byte, there bool, err error) {
+	file, err := at.Open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fault.On(at.Path, err)
+	}
+	defer file.Close()
+	meta, err := fsys.StatFile(file)
+	switch {
+	case err != nil:
+		return nil, false, fault.On(at.Path, err)
+	case meta.UID != u.uid || meta.Links > 1:
+		wrong := fault.Refuse("the file belongs to user %d and has %d names, and the user is %d", meta.UID, meta.Links, u.uid)
+		return nil, false, fault.On(at.Path, wrong)
+	case meta.Size > maxKeys:
+		return nil, false, fault.On(at.Path, fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes", maxKeys))
+	}
+	content, err = io.ReadAll(io.LimitReader(file, maxKeys))
+	return content, true, fault.Cause(err)
+}
+
+// setKeys changes the file of a user, which is the user's, as is the directory that it is in. Neither may be a link: the user
+// could have it lead anywhere.
+func (r *Room) setKeys(
+	ctx context.Context, call *builtins.Call, home string, u *user, wished []*key, exclusive bool,
+) (changed bool, err error) {
+	dirChanged, err := r.ownDirectory(ctx, call, fsys.Join(home, keysDir), u, len(wished) > 0)
+	if err != nil {
+		return false, err
+	}
+	c, err := r.edit.Begin(call, "account.ssh_keys", fsys.Join(home, keysFile), edit.How{})
+	if errors.Is(err, fs.ErrNotExist) && len(wished) == 0 {
+		return dirChanged, nil // there is no directory, so there are no keys
+	}
+	if err != nil {
+		return false, err
+	}
+	defer c.End(&err)
+	old, there, err := ownFile(c.At, u)
+	if err != nil {
+		return false, err
+	}
+	attr := fsys.Attr{Mode: new(uint32(0o600)), UID: &u.uid, GID: &u.gid}
+	content := merge(old, wished, exclusive)
+	switch same := bytes.Equal(content, old); {
+	case !there && len(content) == 0, same && !edit.Differs(c.Old, attr):
+		return dirChanged, nil
+	case same:
+		return c.SetAttr(ctx, fsys.Attr{Mode: attr.Mode, GID: attr.GID}) // it is the user's: ownFile has seen it
+	}
+	if err := c.At.CanReplace(); err != nil {
+		return false, err
+	}
+	shown := c.OldContent().Becomes(content, *attr.Mode)
+	if err := c.Prepare(ctx); err != nil {
+		return false, err
+	}
+	staged, err := c.At.Stage()
+	if err != nil {
+		return false, err
+	}
+	if _, err := staged.File.Write(content); err != nil {
+		return false, errors.Join(fault.Cause(err), staged.Discard())
+	}
+	if err := staged.Commit(attr, c.Durable()); err != nil {
+		return false, err
+	}
+	c.Report(c.PutAction(), shown)
+	if dirChanged {
+		r.relabel(ctx, call, fsys.Join(home, keysDir))
+	}
+	return true, nil
+}
+
+// ownDirectory makes a directory the user's alone. One that is another's is refused: the user could have put it there.
+func (r *Room) ownDirectory(
+	ctx context.Context, call *builtins.Call, path string, u *user, make bool,
+) (changed bool, err error) {
+	c, err := r.edit.Begin(call, "account.ssh_keys", path, edit.How{})
+	if err != nil {
+		return false, err
+	}
+	defer c.End(&err)
+	attr := fsys.Attr{Mode: new(uint32(0o700)), UID: &u.uid, GID: &u.gid}
+	switch {
+	case c.Absent() && !make:
+		return false, nil
+	case c.Absent():
+		if err := c.Prepare(ctx); err != nil {
+			return false, err
+		}
+		if err := c.At.Mkdir(attr); err != nil {
+			return false, err
+		}
+		c.Report("created", nil)
+		return true, c.SyncDir(c.At)
+	case c.Old.Kind != fsys.Directory:
+		return false, fault.Refuse("it is a %s and no directory", strings.ReplaceAll(string(c.Old.Kind), "_", " "))
+	case c.Old.UID != u.uid: // as it stays: a root's directory that came here meanwhile must not become the user's
+		return false, fault.Refuse("the directory belongs to user %d, and the user is %d", c.Old.UID, u.uid)
+	case !edit.Differs(c.Old, attr):
+		return false, nil
+	}
+	return c.SetAttr(ctx, attr)
+}

@@ -1,0 +1,151 @@
+package account
+
+import (
+	"encoding/base64"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// wireKey is a public key of these fields.
+func wireKey(fields ...string) string {
+	var blob []byte
+	for _, f := range fields {
+		blob = append(blob, 0, 0, byte(len(f)>>8), byte(len(f)))
+		blob = append(blob, f...)
+	}
+	return fields[0] + " " + base64.StdEncoding.EncodeToString(blob)
+}
+
+var (
+	ed25519a = wireKey("ssh-ed25519", strings.Repeat("a", 32)) + " a@host"
+	ed25519b = wireKey("ssh-ed25519", strings.Repeat("b", 32)) + " b@host"
+	rsa2048  = wireKey("ssh-rsa", "\x01\x00\x01", "\x00"+strings.Repeat("\xf1", 256))
+	ecdsa256 = wireKey("ecdsa-sha2-nistp256", "nistp256", "\x04"+strings.Repeat("c", 64))
+	skKey    = wireKey("sk-ssh-ed25519@openssh.com", strings.Repeat("d", 32), "ssh:")
+)
+
+const bobKeys = "/home/bob/.ssh/authorized_keys"
+
+func TestKeys(t *testing.T) {
+	g := newTree(t, debian)
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a, rsa2048, ed25519a}})
+	if got := g.read(bobKeys); got != ed25519a+"\n"+rsa2048+"\n" {
+		t.Error(got)
+	}
+	g.owned("/home/bob/.ssh", 0o700, 1000, 1000)
+	g.owned(bobKeys, 0o600, 1000, 1000)
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{"restrict,command=\"echo \\\"a b\\\"\" " + ed25519b, ecdsa256, skKey}})
+	value, err := g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob"})
+	if list := value.(*pb.LuaValue).GetTable().GetArray(); err != nil || len(list) != 5 || string(list[2].GetString_()) != "restrict,command=\"echo \\\"a b\\\"\" "+ed25519b {
+		t.Error(value, err)
+	}
+	// Comments and what is not known stay, and a key that is there keeps its line with its options.
+	own := "# mine\nfrom=\"10.0.0.1\" " + ed25519a + "\n\nssh-future AAAA x\n" + ed25519b // without an end
+	g.put(bobKeys, own)
+	if err := errors.Join(os.Chown(g.path(bobKeys), 1000, 1000), os.Chmod(g.path(bobKeys), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}}) // the mode
+	g.owned(bobKeys, 0o600, 1000, 1000)
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a, rsa2048}})
+	if got := g.read(bobKeys); got != own+"\n"+rsa2048+"\n" {
+		t.Error(got)
+	}
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{"restrict " + ed25519a, rsa2048}, Exclusive: true})
+	if got := g.read(bobKeys); got != "# mine\nrestrict "+ed25519a+"\n\n"+rsa2048+"\n" {
+		t.Error(got)
+	}
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Exclusive: true})
+	if got := g.read(bobKeys); got != "# mine\n\n" {
+		t.Error(got)
+	}
+	if keygen, err := exec.LookPath("ssh-keygen"); err == nil {
+		for _, args := range [][]string{{"-t", "ed25519"}, {"-t", "rsa", "-b", "1024"}, {"-t", "rsa", "-b", "4096"}, {"-t", "ecdsa", "-b", "256"}, {"-t", "ecdsa", "-b", "384"}, {"-t", "ecdsa", "-b", "521"}} {
+			file := filepath.Join(t.TempDir(), "key")
+			if out, err := exec.Command(keygen, append(args, "-q", "-N", "", "-f", file)...).CombinedOutput(); err != nil {
+				t.Fatal(err, string(out))
+			}
+			public, err := os.ReadFile(file + ".pub")
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{string(public)}})
+		}
+	}
+}
+
+func TestKeysThatAreNone(t *testing.T) {
+	g := newTree(t, debian)
+	short := wireKey("ssh-ed25519", "short")
+	for _, line := range []string{
+		"", "# comment", "ssh-ed25519", "ssh-ed25519 !!!", short, "ssh-rsa " + strings.Fields(ed25519a)[1], "ssh-ed25519 " + strings.Fields(rsa2048)[1],
+		ed25519a + "\n" + ed25519b, "options only", "-----BEGIN OPENSSH PRIVATE KEY-----", wireKey("ssh-rsa", "\x01\x00\x01", strings.Repeat("x", 64)),
+		wireKey("ssh-dss", "a", "b", "c", "d"), wireKey("ecdsa-sha2-nistp256", "nistp384", "\x04"+strings.Repeat("c", 64)), "x\x00 " + ed25519a, "\xff " + ed25519a,
+		strings.Replace(ed25519a, " a@host", "=", 1), wireKey("ssh-ed25519", strings.Repeat("a", 32), "more"), "command=\"x " + ed25519a,
+		ed25519a + strings.Repeat("x", maxKey),
+	} {
+		before := g.picture()
+		_, err := g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519b, line}})
+		if code := fault.Code(err); code != "invalid" && code != "too_large" || g.picture() != before {
+			t.Errorf("%.80q: %v", line, err)
+		}
+	}
+}
+
+// In a home directory the user makes what he likes. None of it leads the agent to another's file, also not in a tree, where
+// links are followed.
+func TestKeysAndTraps(t *testing.T) {
+	in := &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}}
+	for name, trap := range map[string]func(g *tree) error{
+		"the directory is a link": func(g *tree) error { return link(g, "/root/.ssh", "/home/bob/.ssh") },
+		"a link within the tree":  func(g *tree) error { return link(g, "../../root/.ssh", "/home/bob/.ssh") },
+		"the file is a link":      func(g *tree) error { return errors.Join(g.own("/home/bob/.ssh"), link(g, "/etc/shadow", bobKeys)) },
+		"the file is a hard link": func(g *tree) error {
+			return errors.Join(g.own("/home/bob/.ssh"), os.Link(g.path(shadowFile), g.path(bobKeys)))
+		},
+		"root's own directory": func(g *tree) error { return os.Mkdir(g.path("/home/bob/.ssh"), 0o755) },
+		"root's own file": func(g *tree) error {
+			return errors.Join(g.own("/home/bob/.ssh"), os.WriteFile(g.path(bobKeys), []byte("secret"), 0o600))
+		},
+		"a directory for the file": func(g *tree) error { return errors.Join(g.own("/home/bob/.ssh"), os.Mkdir(g.path(bobKeys), 0o755)) },
+		"a file for the directory": func(g *tree) error { return os.WriteFile(g.path("/home/bob/.ssh"), nil, 0o644) },
+		"another's home directory": func(g *tree) error { return os.Chown(g.path("/home/bob"), 33, 33) },
+		"a large file": func(g *tree) error {
+			return errors.Join(g.own("/home/bob/.ssh"), os.WriteFile(g.path(bobKeys), make([]byte, maxKeys+1), 0o600), os.Chown(g.path(bobKeys), 1000, 1000))
+		},
+	} {
+		g := newTree(t, debian)
+		if err := errors.Join(os.MkdirAll(g.path("/root/.ssh"), 0o700), trap(g)); err != nil {
+			t.Fatal(name, err)
+		}
+		before := g.picture()
+		_, err := g.do("account.ssh_keys", in)
+		if code := fault.Code(err); code != "refused" && code != "is_directory" && code != "too_large" || g.picture() != before {
+			t.Errorf("%s: %v\n%s", name, err, g.picture())
+		}
+		_, err = g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob"})
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	g := newTree(t, debian)
+	g.refuses("account.ssh_keys", &pb.AccountKeysArgs{Name: "www-data", Keys: in.Keys}, "not_found", "no home directory")
+	g.put("/var/www/x", "")
+	g.refuses("account.ssh_keys", &pb.AccountKeysArgs{Name: "www-data", Keys: in.Keys}, "refused", "belongs to user 0")
+}
+
+func link(g *tree, target, path string) error {
+	return errors.Join(os.Symlink(target, g.path(path)), os.Lchown(g.path(path), 1000, 1000))
+}
+
+// own makes a directory of bob's.
+func (g *tree) own(path string) error {
+	return errors.Join(os.Mkdir(g.path(path), 0o700), os.Chown(g.path(path), 1000, 1000))
+}
