@@ -11,6 +11,8 @@ import (
 type DryRun struct {
 	// Files is the file system with all that was changed so far. Required.
 	Files *fsys.Root
+	// Pretended is what a room pretends beside files, under the room's name and of a type of its own; nil at first.
+	Pretended map[string]any
 	// Changed: something was pretended, so what really is no longer is what the script believes.
 	Changed bool
 	// Ended is why nothing can be predicted any more; nil as long as it can.

@@ -18,6 +18,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/host"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/inventory"
+	"github.com/quantix-kvm/guest-agent/builtins/pkg"
 	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
@@ -67,7 +69,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"clipboard", "host.mount", "netplan", "package", "service", "tx.notify", "tx.on_commit"}
+var Unsupported = []string{"clipboard", "host.mount", "netplan", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -102,6 +104,8 @@ func New(c Config) *Rooms {
 			down.Room(),
 			clock.New(g, clock.Config{Machine: c.Machine}).Room(),
 			account.New(g).Room(),
+			inventory.New(g).Room(),
+			pkg.New(g).Room(),
 			tx.Room(),
 		},
 	}

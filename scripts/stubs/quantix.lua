@@ -511,6 +511,56 @@ function host.timezone(new) end
 ---@return number seconds
 function host.uptime() end
 
+---@class (exact) quantix.room.package
+package = {}
+
+---@class (exact) package.install.options
+---@field refresh? boolean Read the lists of what is available anew first; else those that are there are used. Nothing is read where nothing is missing.
+---@field timeout? number Seconds for all of it, waiting for locks included; 300 unless said otherwise.
+---@field recommended? boolean Install what the packages recommend as well, as far as the package manager knows recommendations.
+
+---Have packages installed, which nothing takes back.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param names string[] Names of packages, each with =version behind it where one version is meant.
+---@param options? package.install.options
+---@return boolean changed
+function package.install(names, options) end
+
+---Whether a package of that name is installed.
+---@param name string The name of one package; on dpkg it may end in :architecture, on rpm in .architecture.
+---@return boolean installed
+function package.installed(name) end
+
+---@class (exact) package.remove.options
+---@field purge? boolean Remove their configuration files as well, as far as the package manager keeps those.
+---@field timeout? number Seconds for all of it, waiting for locks included; 300 unless said otherwise.
+
+---Have packages not installed, which nothing takes back.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param names string[] Names of packages. What depends on them is removed as well, and listed among the changes.
+---@param options? package.remove.options
+---@return boolean changed
+function package.remove(names, options) end
+
+---@class (exact) package.update.options
+---@field refresh? boolean false: use the lists of what is available that are there; else they are read anew first.
+---@field timeout? number Seconds for all of it, waiting for locks included; 300 unless said otherwise.
+
+---Bring packages, or all, to the newest version, which nothing takes back.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param names? string[] Names of packages, which must be installed; without any, all that are.
+---@param options? package.update.options
+---@return boolean changed
+function package.update(names, options) end
+
+---The version of an installed package.
+---@param name string The name of one package; on dpkg it may end in :architecture, on rpm in .architecture.
+---@return string version
+function package.version(name) end
+
 ---@class (exact) quantix.room.power
 power = {}
 

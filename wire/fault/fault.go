@@ -58,6 +58,7 @@ var table = []struct {
 	{"corrupt", ErrCorrupt, true},
 	{"changed", ErrChanged, true},
 	{"command_failed", ErrOutput, false},
+	{"unreachable", syscall.ENETUNREACH, true},
 	{"invalid", fs.ErrInvalid, false},
 	{"internal", ErrInternal, false},
 }

@@ -5714,12 +5714,15 @@ func (x *ServiceControlResponse) GetError() string {
 	return ""
 }
 
-// Which details to include.
+// Which details to include; all else is always there.
 type GetHardwareInfoRequest struct {
-	state                 protoimpl.MessageState `protogen:"open.v1"`
-	IncludeCpuDetails     bool                   `protobuf:"varint,1,opt,name=include_cpu_details,json=includeCpuDetails,proto3" json:"include_cpu_details,omitempty"`
-	IncludeDiskDetails    bool                   `protobuf:"varint,2,opt,name=include_disk_details,json=includeDiskDetails,proto3" json:"include_disk_details,omitempty"`
-	IncludeNetworkDetails bool                   `protobuf:"varint,3,opt,name=include_network_details,json=includeNetworkDetails,proto3" json:"include_network_details,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The flags and the sizes of the caches.
+	IncludeCpuDetails bool `protobuf:"varint,1,opt,name=include_cpu_details,json=includeCpuDetails,proto3" json:"include_cpu_details,omitempty"`
+	// The partitions, with what is mounted and used of them.
+	IncludeDiskDetails bool `protobuf:"varint,2,opt,name=include_disk_details,json=includeDiskDetails,proto3" json:"include_disk_details,omitempty"`
+	// Speed, driver and PCI address.
+	IncludeNetworkDetails bool `protobuf:"varint,3,opt,name=include_network_details,json=includeNetworkDetails,proto3" json:"include_network_details,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -5929,20 +5932,25 @@ func (x *HardwareInfo) GetGpus() []*GpuInfo {
 	return nil
 }
 
-// The processors.
+// The processors that are online. What is not known is 0 or empty.
 type CpuInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Model         string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	Cores         uint32                 `protobuf:"varint,2,opt,name=cores,proto3" json:"cores,omitempty"`
-	Threads       uint32                 `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
-	FrequencyMhz  float64                `protobuf:"fixed64,4,opt,name=frequency_mhz,json=frequencyMhz,proto3" json:"frequency_mhz,omitempty"`
-	Architecture  string                 `protobuf:"bytes,5,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	Flags         []string               `protobuf:"bytes,6,rep,name=flags,proto3" json:"flags,omitempty"`
-	Vendor        string                 `protobuf:"bytes,7,opt,name=vendor,proto3" json:"vendor,omitempty"`
-	Sockets       uint32                 `protobuf:"varint,8,opt,name=sockets,proto3" json:"sockets,omitempty"`
-	L1CacheBytes  uint64                 `protobuf:"varint,9,opt,name=l1_cache_bytes,json=l1CacheBytes,proto3" json:"l1_cache_bytes,omitempty"`
-	L2CacheBytes  uint64                 `protobuf:"varint,10,opt,name=l2_cache_bytes,json=l2CacheBytes,proto3" json:"l2_cache_bytes,omitempty"`
-	L3CacheBytes  uint64                 `protobuf:"varint,11,opt,name=l3_cache_bytes,json=l3CacheBytes,proto3" json:"l3_cache_bytes,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Model string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Of all sockets together.
+	Cores uint32 `protobuf:"varint,2,opt,name=cores,proto3" json:"cores,omitempty"`
+	// Of all cores together.
+	Threads uint32 `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
+	// The highest that is known: the nominal one where the kernel tells it, else the present one.
+	FrequencyMhz float64 `protobuf:"fixed64,4,opt,name=frequency_mhz,json=frequencyMhz,proto3" json:"frequency_mhz,omitempty"`
+	// As uname writes it.
+	Architecture string   `protobuf:"bytes,5,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	Flags        []string `protobuf:"bytes,6,rep,name=flags,proto3" json:"flags,omitempty"`
+	Vendor       string   `protobuf:"bytes,7,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Sockets      uint32   `protobuf:"varint,8,opt,name=sockets,proto3" json:"sockets,omitempty"`
+	// The sum of all caches of that level, for data and instructions, each counted once.
+	L1CacheBytes  uint64 `protobuf:"varint,9,opt,name=l1_cache_bytes,json=l1CacheBytes,proto3" json:"l1_cache_bytes,omitempty"`
+	L2CacheBytes  uint64 `protobuf:"varint,10,opt,name=l2_cache_bytes,json=l2CacheBytes,proto3" json:"l2_cache_bytes,omitempty"`
+	L3CacheBytes  uint64 `protobuf:"varint,11,opt,name=l3_cache_bytes,json=l3CacheBytes,proto3" json:"l3_cache_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6054,14 +6062,21 @@ func (x *CpuInfo) GetL3CacheBytes() uint64 {
 	return 0
 }
 
-// The memory.
+// The memory. All but total_bytes and available_bytes is what SMBIOS tells.
 type MemoryInfo struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	TotalBytes     uint64                 `protobuf:"varint,1,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
-	AvailableBytes uint64                 `protobuf:"varint,2,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
-	MemoryType     string                 `protobuf:"bytes,3,opt,name=memory_type,json=memoryType,proto3" json:"memory_type,omitempty"`
-	SpeedMhz       uint32                 `protobuf:"varint,4,opt,name=speed_mhz,json=speedMhz,proto3" json:"speed_mhz,omitempty"`
-	DimmCount      uint32                 `protobuf:"varint,5,opt,name=dimm_count,json=dimmCount,proto3" json:"dimm_count,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the kernel has to give: less than the modules have.
+	TotalBytes     uint64 `protobuf:"varint,1,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	AvailableBytes uint64 `protobuf:"varint,2,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	// That of the modules, such as DDR4; in a virtual machine mostly RAM.
+	MemoryType string `protobuf:"bytes,3,opt,name=memory_type,json=memoryType,proto3" json:"memory_type,omitempty"`
+	// MT/s of the slowest module; 0: not known.
+	SpeedMhz uint32 `protobuf:"varint,4,opt,name=speed_mhz,json=speedMhz,proto3" json:"speed_mhz,omitempty"`
+	// Modules, without empty slots.
+	DimmCount uint32 `protobuf:"varint,5,opt,name=dimm_count,json=dimmCount,proto3" json:"dimm_count,omitempty"`
+	// What the modules have together; 0: not known.
+	InstalledBytes uint64          `protobuf:"varint,200,opt,name=installed_bytes,json=installedBytes,proto3" json:"installed_bytes,omitempty"`
+	Modules        []*MemoryModule `protobuf:"bytes,201,rep,name=modules,proto3" json:"modules,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -6131,17 +6146,36 @@ func (x *MemoryInfo) GetDimmCount() uint32 {
 	return 0
 }
 
-// One block device.
+func (x *MemoryInfo) GetInstalledBytes() uint64 {
+	if x != nil {
+		return x.InstalledBytes
+	}
+	return 0
+}
+
+func (x *MemoryInfo) GetModules() []*MemoryModule {
+	if x != nil {
+		return x.Modules
+	}
+	return nil
+}
+
+// One block device, with or without partitions: not those in memory or of a file, nor one without a medium.
 type DiskInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	Model         string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
-	SizeBytes     uint64                 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	DiskType      string                 `protobuf:"bytes,5,opt,name=disk_type,json=diskType,proto3" json:"disk_type,omitempty"`
-	Interface     string                 `protobuf:"bytes,6,opt,name=interface,proto3" json:"interface,omitempty"`
-	IsVirtual     bool                   `protobuf:"varint,7,opt,name=is_virtual,json=isVirtual,proto3" json:"is_virtual,omitempty"`
-	Partitions    []*PartitionInfo       `protobuf:"bytes,8,rep,name=partitions,proto3" json:"partitions,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Device    string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Model     string                 `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Serial    string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	SizeBytes uint64                 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// SSD, HDD, Optical; LVM, Crypt, Multipath, RAID or Mapped for what is made of other devices; Unknown where the guest is not
+	// told what a virtual disk is kept on.
+	DiskType string `protobuf:"bytes,5,opt,name=disk_type,json=diskType,proto3" json:"disk_type,omitempty"`
+	// virtio, nvme, scsi, sata, usb, xen, mmc or ide; empty: not known.
+	Interface string `protobuf:"bytes,6,opt,name=interface,proto3" json:"interface,omitempty"`
+	// A device of a hypervisor, or one that is made of others.
+	IsVirtual bool `protobuf:"varint,7,opt,name=is_virtual,json=isVirtual,proto3" json:"is_virtual,omitempty"`
+	// A disk that holds a file system itself is the one partition of itself.
+	Partitions    []*PartitionInfo `protobuf:"bytes,8,rep,name=partitions,proto3" json:"partitions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6234,13 +6268,17 @@ func (x *DiskInfo) GetPartitions() []*PartitionInfo {
 
 // One partition of a block device.
 type PartitionInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
-	MountPoint    string                 `protobuf:"bytes,2,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
-	Filesystem    string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
-	SizeBytes     uint64                 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	UsedBytes     uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
-	Label         string                 `protobuf:"bytes,6,opt,name=label,proto3" json:"label,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Device string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	// The first place where it is mounted; empty: it is not.
+	MountPoint string `protobuf:"bytes,2,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	// Of what is not mounted it is known where udev runs.
+	Filesystem string `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	// Of the partition.
+	SizeBytes uint64 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Of the file system; 0 where it is not mounted.
+	UsedBytes     uint64 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	Label         string `protobuf:"bytes,6,opt,name=label,proto3" json:"label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6317,16 +6355,19 @@ func (x *PartitionInfo) GetLabel() string {
 	return ""
 }
 
-// One network adapter.
+// One network adapter other than loopback.
 type NetworkAdapterInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	MacAddress    string                 `protobuf:"bytes,2,opt,name=mac_address,json=macAddress,proto3" json:"mac_address,omitempty"`
-	AdapterType   string                 `protobuf:"bytes,3,opt,name=adapter_type,json=adapterType,proto3" json:"adapter_type,omitempty"`
-	SpeedMbps     uint32                 `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
-	IsVirtual     bool                   `protobuf:"varint,5,opt,name=is_virtual,json=isVirtual,proto3" json:"is_virtual,omitempty"`
-	Driver        string                 `protobuf:"bytes,6,opt,name=driver,proto3" json:"driver,omitempty"`
-	PciAddress    string                 `protobuf:"bytes,7,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	MacAddress string                 `protobuf:"bytes,2,opt,name=mac_address,json=macAddress,proto3" json:"mac_address,omitempty"`
+	// ethernet, wifi, infiniband, or the kernel's kind of what is no hardware: bridge, bond, vlan, veth, tun…
+	AdapterType string `protobuf:"bytes,3,opt,name=adapter_type,json=adapterType,proto3" json:"adapter_type,omitempty"`
+	// 0: not known.
+	SpeedMbps uint32 `protobuf:"varint,4,opt,name=speed_mbps,json=speedMbps,proto3" json:"speed_mbps,omitempty"`
+	// A device of a hypervisor, or no hardware at all.
+	IsVirtual     bool   `protobuf:"varint,5,opt,name=is_virtual,json=isVirtual,proto3" json:"is_virtual,omitempty"`
+	Driver        string `protobuf:"bytes,6,opt,name=driver,proto3" json:"driver,omitempty"`
+	PciAddress    string `protobuf:"bytes,7,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6614,12 +6655,16 @@ func (x *OsInfo) GetDomain() string {
 
 // One graphics adapter.
 type GpuInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Vendor        string                 `protobuf:"bytes,2,opt,name=vendor,proto3" json:"vendor,omitempty"`
-	DriverVersion string                 `protobuf:"bytes,3,opt,name=driver_version,json=driverVersion,proto3" json:"driver_version,omitempty"`
-	VramBytes     uint64                 `protobuf:"varint,4,opt,name=vram_bytes,json=vramBytes,proto3" json:"vram_bytes,omitempty"`
-	PciAddress    string                 `protobuf:"bytes,5,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the list of PCI devices that the guest has, else the numbers of vendor and device.
+	Name   string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Vendor string `protobuf:"bytes,2,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	// Empty for a driver that is a part of the kernel.
+	DriverVersion string `protobuf:"bytes,3,opt,name=driver_version,json=driverVersion,proto3" json:"driver_version,omitempty"`
+	// 0: not known.
+	VramBytes     uint64 `protobuf:"varint,4,opt,name=vram_bytes,json=vramBytes,proto3" json:"vram_bytes,omitempty"`
+	PciAddress    string `protobuf:"bytes,5,opt,name=pci_address,json=pciAddress,proto3" json:"pci_address,omitempty"`
+	Driver        string `protobuf:"bytes,200,opt,name=driver,proto3" json:"driver,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6689,11 +6734,24 @@ func (x *GpuInfo) GetPciAddress() string {
 	return ""
 }
 
-// filter is a part of the name; max_entries 0 means all.
+func (x *GpuInfo) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+// filter is a part of the name, in any case; max_entries 0 means all. The list is sorted by name, type, architecture and version.
 type ListInstalledSoftwareRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filter        string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	MaxEntries    uint32                 `protobuf:"varint,2,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Filter     string                 `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	MaxEntries uint32                 `protobuf:"varint,2,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
+	// How many to leave out at the beginning: next_offset of the page before.
+	Offset uint32 `protobuf:"varint,200,opt,name=offset,proto3" json:"offset,omitempty"`
+	// deb, rpm, apk, pacman, flatpak or snap; empty: all.
+	PackageType string `protobuf:"bytes,201,opt,name=package_type,json=packageType,proto3" json:"package_type,omitempty"`
+	// Packages too that are not, or no more, wholly installed: see state.
+	AllStates     bool `protobuf:"varint,202,opt,name=all_states,json=allStates,proto3" json:"all_states,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6742,13 +6800,38 @@ func (x *ListInstalledSoftwareRequest) GetMaxEntries() uint32 {
 	return 0
 }
 
+func (x *ListInstalledSoftwareRequest) GetOffset() uint32 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ListInstalledSoftwareRequest) GetPackageType() string {
+	if x != nil {
+		return x.PackageType
+	}
+	return ""
+}
+
+func (x *ListInstalledSoftwareRequest) GetAllStates() bool {
+	if x != nil {
+		return x.AllStates
+	}
+	return false
+}
+
 // Installed packages; total_count counts beyond the page.
 type ListInstalledSoftwareResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	Software      []*InstalledSoftware   `protobuf:"bytes,2,rep,name=software,proto3" json:"software,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
-	TotalCount    uint32                 `protobuf:"varint,4,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Success    bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Software   []*InstalledSoftware   `protobuf:"bytes,2,rep,name=software,proto3" json:"software,omitempty"`
+	Error      string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	TotalCount uint32                 `protobuf:"varint,4,opt,name=total_count,json=totalCount,proto3" json:"total_count,omitempty"`
+	// The offset of the next page, where more follow; 0: the list ends here. A page without max_entries ends at about 8 MiB.
+	NextOffset uint32 `protobuf:"varint,200,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	// Databases, and parts of them, that could not be read: what is listed is true, and not complete.
+	Warnings      []string `protobuf:"bytes,201,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6811,16 +6894,37 @@ func (x *ListInstalledSoftwareResponse) GetTotalCount() uint32 {
 	return 0
 }
 
-// One installed package.
+func (x *ListInstalledSoftwareResponse) GetNextOffset() uint32 {
+	if x != nil {
+		return x.NextOffset
+	}
+	return 0
+}
+
+func (x *ListInstalledSoftwareResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// One installed package. What its database does not tell is empty or 0.
 type InstalledSoftware struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Publisher     string                 `protobuf:"bytes,3,opt,name=publisher,proto3" json:"publisher,omitempty"`
-	InstallDate   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=install_date,json=installDate,proto3" json:"install_date,omitempty"`
-	SizeBytes     uint64                 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	PackageType   string                 `protobuf:"bytes,6,opt,name=package_type,json=packageType,proto3" json:"package_type,omitempty"`
-	Architecture  string                 `protobuf:"bytes,7,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Who made the package: maintainer, vendor, packager or developer.
+	Publisher string `protobuf:"bytes,3,opt,name=publisher,proto3" json:"publisher,omitempty"`
+	// When this version was installed.
+	InstallDate *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=install_date,json=installDate,proto3" json:"install_date,omitempty"`
+	// What it takes when it is installed.
+	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// deb, rpm, apk, pacman, flatpak or snap
+	PackageType  string `protobuf:"bytes,6,opt,name=package_type,json=packageType,proto3" json:"package_type,omitempty"`
+	Architecture string `protobuf:"bytes,7,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	// installed, or the state that dpkg has it in, such as config-files or half-configured.
+	State         string `protobuf:"bytes,200,opt,name=state,proto3" json:"state,omitempty"`
+	Summary       string `protobuf:"bytes,201,opt,name=summary,proto3" json:"summary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6900,6 +7004,20 @@ func (x *InstalledSoftware) GetPackageType() string {
 func (x *InstalledSoftware) GetArchitecture() string {
 	if x != nil {
 		return x.Architecture
+	}
+	return ""
+}
+
+func (x *InstalledSoftware) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *InstalledSoftware) GetSummary() string {
+	if x != nil {
+		return x.Summary
 	}
 	return ""
 }
@@ -7218,7 +7336,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7711,7 +7829,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x0el1_cache_bytes\x18\t \x01(\x04R\fl1CacheBytes\x12$\n" +
 	"\x0el2_cache_bytes\x18\n" +
 	" \x01(\x04R\fl2CacheBytes\x12$\n" +
-	"\x0el3_cache_bytes\x18\v \x01(\x04R\fl3CacheBytes\"\xb3\x01\n" +
+	"\x0el3_cache_bytes\x18\v \x01(\x04R\fl3CacheBytes\"\x9c\x02\n" +
 	"\n" +
 	"MemoryInfo\x12\x1f\n" +
 	"\vtotal_bytes\x18\x01 \x01(\x04R\n" +
@@ -7721,7 +7839,9 @@ const file_agent_proto_rawDesc = "" +
 	"memoryType\x12\x1b\n" +
 	"\tspeed_mhz\x18\x04 \x01(\rR\bspeedMhz\x12\x1d\n" +
 	"\n" +
-	"dimm_count\x18\x05 \x01(\rR\tdimmCount\"\x8e\x02\n" +
+	"dimm_count\x18\x05 \x01(\rR\tdimmCount\x12(\n" +
+	"\x0finstalled_bytes\x18\xc8\x01 \x01(\x04R\x0einstalledBytes\x12=\n" +
+	"\amodules\x18\xc9\x01 \x03(\v2\".limiquantix.agent.v1.MemoryModuleR\amodules\"\x8e\x02\n" +
 	"\bDiskInfo\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -7777,7 +7897,7 @@ const file_agent_proto_rawDesc = "" +
 	"\finstall_date\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vinstallDate\x127\n" +
 	"\tlast_boot\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\blastBoot\x12\x1a\n" +
 	"\bhostname\x18\b \x01(\tR\bhostname\x12\x16\n" +
-	"\x06domain\x18\t \x01(\tR\x06domain\"\x9c\x01\n" +
+	"\x06domain\x18\t \x01(\tR\x06domain\"\xb5\x01\n" +
 	"\aGpuInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12%\n" +
@@ -7785,17 +7905,25 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"vram_bytes\x18\x04 \x01(\x04R\tvramBytes\x12\x1f\n" +
 	"\vpci_address\x18\x05 \x01(\tR\n" +
-	"pciAddress\"W\n" +
+	"pciAddress\x12\x17\n" +
+	"\x06driver\x18\xc8\x01 \x01(\tR\x06driver\"\xb4\x01\n" +
 	"\x1cListInstalledSoftwareRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12\x1f\n" +
 	"\vmax_entries\x18\x02 \x01(\rR\n" +
-	"maxEntries\"\xb5\x01\n" +
+	"maxEntries\x12\x17\n" +
+	"\x06offset\x18\xc8\x01 \x01(\rR\x06offset\x12\"\n" +
+	"\fpackage_type\x18\xc9\x01 \x01(\tR\vpackageType\x12\x1e\n" +
+	"\n" +
+	"all_states\x18\xca\x01 \x01(\bR\tallStates\"\xf4\x01\n" +
 	"\x1dListInstalledSoftwareResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12C\n" +
 	"\bsoftware\x18\x02 \x03(\v2'.limiquantix.agent.v1.InstalledSoftwareR\bsoftware\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1f\n" +
 	"\vtotal_count\x18\x04 \x01(\rR\n" +
-	"totalCount\"\x84\x02\n" +
+	"totalCount\x12 \n" +
+	"\vnext_offset\x18\xc8\x01 \x01(\rR\n" +
+	"nextOffset\x12\x1b\n" +
+	"\bwarnings\x18\xc9\x01 \x03(\tR\bwarnings\"\xb6\x02\n" +
 	"\x11InstalledSoftware\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
@@ -7804,7 +7932,9 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x05 \x01(\x04R\tsizeBytes\x12!\n" +
 	"\fpackage_type\x18\x06 \x01(\tR\vpackageType\x12\"\n" +
-	"\farchitecture\x18\a \x01(\tR\farchitecture\"\x8a\x02\n" +
+	"\farchitecture\x18\a \x01(\tR\farchitecture\x12\x15\n" +
+	"\x05state\x18\xc8\x01 \x01(\tR\x05state\x12\x19\n" +
+	"\asummary\x18\xc9\x01 \x01(\tR\asummary\"\x8a\x02\n" +
 	"\x12AgentUpdateRequest\x12%\n" +
 	"\x0etarget_version\x18\x01 \x01(\tR\rtargetVersion\x12\x1f\n" +
 	"\vbinary_data\x18\x02 \x01(\fR\n" +
@@ -7989,6 +8119,7 @@ var file_agent_proto_goTypes = []any{
 	(*ExecOutputEvent)(nil),               // 103: limiquantix.agent.v1.ExecOutputEvent
 	(*PendingShutdown)(nil),               // 104: limiquantix.agent.v1.PendingShutdown
 	(ClockMethod)(0),                      // 105: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 106: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8105,18 +8236,19 @@ var file_agent_proto_depIdxs = []int32{
 	67,  // 111: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
 	68,  // 112: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
 	69,  // 113: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	65,  // 114: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 115: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 116: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 117: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 118: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 119: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 120: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	121, // [121:121] is the sub-list for method output_type
-	121, // [121:121] is the sub-list for method input_type
-	121, // [121:121] is the sub-list for extension type_name
-	121, // [121:121] is the sub-list for extension extendee
-	0,   // [0:121] is the sub-list for field type_name
+	106, // 114: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 115: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 116: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 117: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 118: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 119: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 120: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 121: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	122, // [122:122] is the sub-list for method output_type
+	122, // [122:122] is the sub-list for method input_type
+	122, // [122:122] is the sub-list for extension type_name
+	122, // [122:122] is the sub-list for extension extendee
+	0,   // [0:122] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8128,6 +8260,7 @@ func file_agent_proto_init() {
 	file_common_proto_init()
 	file_exec_proto_init()
 	file_power_proto_init()
+	file_inventory_proto_init()
 	file_script_proto_init()
 	file_status_proto_init()
 	file_agent_proto_msgTypes[0].OneofWrappers = []any{

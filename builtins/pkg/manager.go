@@ -1,0 +1,232 @@
+package pkg
+
+import (
+	"slices"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/packages"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// action is what is done with packages.
+type action int
+
+const (
+	install action = iota
+	remove
+	update
+)
+
+// request is what a manager is told.
+type request struct {
+	action      action
+	wishes      []wish // none: update all
+	refresh     bool   // read the lists anew first
+	recommended bool
+	purge       bool
+}
+
+// pinned says whether a version is asked for, which may be older than the one that is there.
+func (q request) pinned() bool {
+	return slices.ContainsFunc(q.wishes, func(w wish) bool { return w.version != "" })
+}
+
+// targets are the names, with versions behind a sign.
+func (q request) targets(sign string) (list []string) {
+	for _, w := range q.wishes {
+		if w.version != "" {
+			list = append(list, w.name+sign+w.version)
+		} else {
+			list = append(list, w.name)
+		}
+	}
+	return list
+}
+
+// manager is one package manager.
+type manager struct {
+	// name is the program's, and paths are where it may be.
+	name  string
+	paths []string
+	// kind is the type of its packages.
+	kind string
+	// command returns the arguments for a request, or for its simulation.
+	command func(q request, simulate bool) []string
+	// refresh are those that read the lists anew.
+	refresh []string
+	// plan reads what a simulation prints.
+	plan func(out string) []step
+	// good are the exit codes other than 0 that mean success, and simulated those of a simulation.
+	good, simulated []int
+	// exact says that the simulation must name each package that is asked for: else the manager would take the name for
+	// something else, such as a pattern.
+	exact bool
+}
+
+// managers are in the order in which they are looked for.
+func managers() []manager {
+	return []manager{
+		{
+			name: "apt-get", paths: []string{"/usr/bin/apt-get"}, kind: packages.Deb,
+			command: aptCommand, refresh: aptArgs("-o", "APT::Update::Error-Mode=any", "update"), plan: aptPlan, exact: true,
+		},
+		{
+			name: "zypper", paths: []string{"/usr/bin/zypper"}, kind: packages.RPM,
+			command: zypperCommand, refresh: []string{"zypper", "--non-interactive", "refresh"}, plan: zypperPlan,
+			good: []int{102, 103}, // restart or reboot needed
+		},
+		{
+			name: "dnf", paths: []string{"/usr/bin/dnf"}, kind: packages.RPM,
+			command: dnfCommand, refresh: []string{"dnf", "-y", "--refresh", "makecache"}, plan: dnfPlan, simulated: []int{1},
+		},
+		{
+			name: "apk", paths: []string{"/sbin/apk", "/usr/sbin/apk", "/usr/bin/apk"}, kind: packages.APK,
+			command: apkCommand, refresh: []string{"apk", "update"}, plan: apkPlan,
+		},
+		{
+			name: "pacman", paths: []string{"/usr/bin/pacman"}, kind: packages.Pacman,
+			command: pacmanCommand, refresh: []string{"pacman", "--noconfirm", "-Sy"}, plan: pacmanPlan,
+		},
+	}
+}
+
+// manager finds the package manager of what a call acts on: one whose program is there, and whose packages are.
+func (r *Room) manager(call *builtins.Call) (*manager, error) {
+	files := r.guest.Of(call)
+	if files == nil {
+		return nil, fault.Unsupported("there is no file system to look for packages in")
+	}
+	known := packages.Of(r.guest, call).Known()
+	for _, m := range managers() {
+		if !slices.Contains(known, m.kind) {
+			continue
+		}
+		for _, path := range m.paths {
+			if at, err := files.Follow(path); err == nil {
+				_, err = at.Stat()
+				at.Close()
+				if err == nil {
+					return &m, nil
+				}
+			}
+		}
+	}
+	return nil, fault.Unsupported("there is no package manager: apt, zypper, dnf, apk or pacman, with its database")
+}
+
+// aptArgs begin a command of apt: it asks nothing, and keeps configuration files that were changed.
+func aptArgs(args ...string) []string {
+	return append([]string{
+		"apt-get", "-q", "-y", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold",
+		"-o", "Dpkg::Use-Pty=0",
+	}, args...)
+}
+
+func aptCommand(q request, simulate bool) []string {
+	args := aptArgs()
+	if simulate {
+		args = append(args, "-s")
+	}
+	if !q.recommended {
+		args = append(args, "--no-install-recommends")
+	}
+	switch q.action {
+	case remove:
+		args = append(args, map[bool]string{false: "remove", true: "purge"}[q.purge])
+	case update:
+		if len(q.wishes) == 0 {
+			return append(args, "--with-new-pkgs", "upgrade")
+		}
+		args = append(args, "--only-upgrade", "install")
+	default:
+		if q.pinned() {
+			args = append(args, "--allow-downgrades")
+		}
+		args = append(args, "install")
+	}
+	return append(append(args, "--"), q.targets("=")...)
+}
+
+func zypperCommand(q request, simulate bool) []string {
+	args := []string{"zypper", "--non-interactive"}
+	if simulate {
+		args = append(args, "--xmlout")
+	}
+	if simulate || !q.refresh {
+		args = append(args, "--no-refresh")
+	}
+	switch q.action {
+	case remove:
+		args = append(args, "remove")
+	case update:
+		args = append(args, "update", "--auto-agree-with-licenses")
+	default:
+		args = append(args, "install", "--auto-agree-with-licenses")
+		if q.pinned() {
+			args = append(args, "--oldpackage")
+		}
+	}
+	if q.action != remove && !q.recommended {
+		args = append(args, "--no-recommends")
+	}
+	if simulate {
+		args = append(args, "--dry-run")
+	}
+	return append(append(args, "--"), q.targets("=")...)
+}
+
+// dnfCommand has nothing that dnf 4 and dnf 5 call by different names.
+func dnfCommand(q request, simulate bool) []string {
+	args := []string{"dnf", map[bool]string{false: "-y", true: "--assumeno"}[simulate]}
+	if !q.recommended {
+		args = append(args, "--setopt=install_weak_deps=False")
+	}
+	switch q.action {
+	case remove:
+		args = append(args, "--setopt=clean_requirements_on_remove=False", "remove")
+	case update:
+		args = append(args, "upgrade")
+	default:
+		args = append(args, "install")
+	}
+	return append(args, q.targets("-")...)
+}
+
+func apkCommand(q request, simulate bool) []string {
+	args := []string{"apk", "--no-progress"}
+	if simulate {
+		args = append(args, "--simulate")
+	}
+	switch q.action {
+	case remove:
+		args = append(args, "del")
+		if q.purge {
+			args = append(args, "--purge")
+		}
+	case update:
+		args = append(args, "upgrade")
+	default:
+		args = append(args, "add")
+	}
+	return append(args, q.targets("=")...)
+}
+
+func pacmanCommand(q request, simulate bool) []string {
+	args := []string{"pacman", "--noconfirm"}
+	if simulate {
+		args = append(args, "--print", "--print-format", "%n %v")
+	} else {
+		args = append(args, "--noprogressbar")
+	}
+	switch {
+	case q.action == remove && q.purge:
+		args = append(args, "-Rcn")
+	case q.action == remove:
+		args = append(args, "-Rc")
+	case q.action == update && len(q.wishes) == 0:
+		return append(args, "-Su")
+	default:
+		args = append(args, "-S", "--needed")
+	}
+	return append(append(args, "--"), q.targets("=")...)
+}
