@@ -69,7 +69,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"clipboard", "host.mount", "netplan", "service", "tx.notify", "tx.on_commit"}
+var Unsupported = []string{"clipboard", "netplan", "service", "tx.notify", "tx.on_commit"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -157,6 +157,12 @@ func (r *Rooms) Start() {
 // Telemetry measures the guest.
 func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }
 
+// Watch tells when what Telemetry tells of links, addresses and disks has changed, and of processes that the kernel killed since
+// memory was short, until ctx ends.
+func (r *Rooms) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
+	return r.telemetry.Watch(ctx)
+}
+
 // MachineID and BootID tell this guest from its clone, and this boot from the next; empty where that is not known.
 func (r *Rooms) MachineID() string { return r.host.MachineID() }
 
@@ -230,5 +236,5 @@ func (r *Rooms) Close() (err error) {
 			err = errors.Join(err, room.Close())
 		}
 	}
-	return err
+	return errors.Join(err, r.telemetry.Close())
 }

@@ -1,17 +1,20 @@
 // Package host tells scripts, and the host at the beginning of a session, what guest this is, and sets its name, its time
-// zone, locale and keyboard, and settings of its kernel.
+// zone, locale and keyboard, settings of its kernel, and what is mounted.
 //
 //	host.info, host.interfaces, host.disks … ──► internal/facts ◄── Ready (agent_ready)
 //	host.hostname, host.timezone, host.sysctl … ► files: kept by the transaction, then written
+//	host.mount, host.unmount ─► fstab, and what is mounted now, undone together
 //
-// All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse.
+// All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse. What is mounted
+// has an inverse of its own.
 //
-// Not here: reports over time (telemetry), and mounts.
+// Not here: reports over time (telemetry).
 package host
 
 import (
 	"context"
 	"runtime"
+	"slices"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
@@ -36,7 +39,7 @@ func New(g *guest.Guest, version string) *Room {
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
-	return builtins.Room{Name: "host", Ops: append(r.looking(), r.setting()...), Restored: r.restored}
+	return builtins.Room{Name: "host", Ops: slices.Concat(r.looking(), r.setting(), r.mounting()), Restored: r.restored}
 }
 
 // looking are the rows that change nothing.
@@ -142,7 +145,7 @@ func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Inte
 	}
 	out := &pb.Interfaces{}
 	for _, l := range links {
-		link := &pb.NetInterface{Name: l.Name, Mac: l.MAC, Mtu: l.MTU, Up: l.Up, Loopback: l.Loopback}
+		link := &pb.NetInterface{Name: l.Name, Mac: l.MAC, Mtu: l.MTU, Up: l.Up, Loopback: l.Loopback, Kind: l.Kind}
 		for _, prefix := range l.Prefixes {
 			link.Addresses = append(link.Addresses, prefix.String())
 		}
@@ -168,7 +171,8 @@ func (r *Room) mounted(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb
 	}
 	out := &pb.Disks{}
 	for _, d := range disks {
-		out.Disks = append(out.Disks, &pb.Disk{Mount: d.Mount, Device: d.Device, Type: d.Type, Total: d.Total, Used: d.Used, Available: d.Available})
+		out.Disks = append(out.Disks, &pb.Disk{Mount: d.Mount, Device: d.Device, Type: d.Type, Total: d.Total, Used: d.Used, Available: d.Available,
+			InodesTotal: d.Inodes, InodesUsed: d.InodesUsed})
 	}
 	return out, nil
 }

@@ -19,7 +19,7 @@ func (r *Room) restored(ctx context.Context, paths []string) error {
 		return slices.ContainsFunc(paths, func(path string) bool { return strings.HasPrefix(path, dir) })
 	}
 	netplan := below("/etc/netplan/")
-	if _, err := os.Stat("/run/systemd/system"); err != nil || !r.guest.Live || !netplan && !below("/etc/systemd/") {
+	if _, err := os.Stat("/run/systemd/system"); err != nil || !r.guest.Live || !netplan && !below("/etc/systemd/") && !below(fstabFile) {
 		return nil
 	}
 	if err := r.systemctl(ctx, "daemon-reload"); err != nil {

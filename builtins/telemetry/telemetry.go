@@ -1,11 +1,13 @@
-// Package telemetry takes the periodic reports on the running guest.
+// Package telemetry takes the reports on the running guest, and tells when one is due before its time.
 //
 //	/proc/stat, before and now ─┐
 //	memory, load, links, disks ─┴─► Sampler.Report ──► TelemetryReport
+//	rtnetlink, mountinfo, uevents ─► Sampler.Watch ─┬► something that hosts see has changed
+//	the kernel's log, its counter ──────────────────┴► ErrorEvent oom_kill
 //
-// A report never waits for a file system, a name server or another process.
+// A report never waits for a file system, a name server or another process. While nobody watches nothing runs.
 //
-// Not here: when reports are sent, and inventory.
+// Not here: the period of reports, and inventory.
 package telemetry
 
 import (
@@ -25,7 +27,10 @@ const minimumSpan = 200 * time.Millisecond
 
 // Sampler takes reports. Processor usage is that since the report before. It is safe for concurrent use.
 type Sampler struct {
-	disks facts.Disks
+	disks     facts.Disks
+	container string // what runs the container that the guest is; empty: it is a machine
+	cgroup    string // of the container
+	watch     watcher
 
 	mu   sync.Mutex
 	last times     // the sample before
@@ -38,15 +43,31 @@ type times struct{ busy, idle float64 }
 
 // New returns a Sampler that has taken its first sample: the first report covers the time since New.
 func New() *Sampler {
-	s := &Sampler{at: time.Now()}
+	s := &Sampler{at: time.Now(), container: facts.ContainerKind()}
 	s.last, _ = readTimes(context.Background())
+	if s.container != "" {
+		s.cgroup = facts.GuestCgroup()
+	}
+	s.watch.init(s.container != "", s.cgroup)
 	return s
+}
+
+// Close frees what New opened. No report and no watch comes after it.
+func (s *Sampler) Close() error { return s.watch.close() }
+
+// Watch tells, until ctx ends, when what a report says of addresses, links, disks or the host name has changed since the call:
+// changed then has a value, at most once a second, and within a second of the change. events are processes that the kernel
+// killed since New because memory was short, those among them that came while nobody watched. Both channels are only
+// for the caller, who reads them soon, else events are dropped; they are not closed. On Windows there are no values.
+func (s *Sampler) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
+	return s.watch.subscribe(ctx)
 }
 
 // Report describes the guest now. A value that cannot be read is 0, and a list is then empty; load averages are 0 on
 // Windows, which has none. Links that only serve containers are left out, and so is loopback. Of a file system that hangs
 // the last values are reported for a minute, then none.
 func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
+	s.watch.countKills()
 	report := &pb.TelemetryReport{CpuUsagePercent: s.usage(ctx), Hostname: facts.Hostname("/")}
 	if m, err := facts.ReadMemory(ctx); err == nil {
 		// The host shows Total less Used as available, so the two must add up.
@@ -67,10 +88,34 @@ func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 		for _, d := range disks {
 			report.Disks = append(report.Disks, &pb.DiskUsage{MountPoint: d.Mount, Filesystem: d.Type, Device: d.Device,
 				TotalBytes: d.Total, UsedBytes: d.Used, AvailableBytes: d.Available,
-				UsagePercent: 100 * float64(d.Used) / float64(d.Total)})
+				UsagePercent: 100 * float64(d.Used) / float64(d.Total), InodesTotal: d.Inodes, InodesUsed: d.InodesUsed})
+		}
+	}
+	for _, d := range facts.BlockDevices() {
+		report.BlockDevices = append(report.BlockDevices,
+			&pb.BlockDevice{Name: d.Name, SizeBytes: d.Size, ReadOnly: d.ReadOnly, Removable: d.Removable})
+	}
+	report.Pressure = pressure(facts.ReadPressure(s.cgroup))
+	if s.container != "" {
+		l := facts.ReadLimits(s.cgroup)
+		report.Container = &pb.ContainerInfo{
+			Kind: s.container, MemoryLimitBytes: l.Memory, MemoryUsedBytes: l.MemoryUsed, CpuLimit: l.CPUs,
 		}
 	}
 	return report
+}
+
+func pressure(p *facts.Pressure) *pb.Pressure {
+	if p == nil {
+		return nil
+	}
+	stall := func(s facts.Stall) *pb.PressureStall {
+		return &pb.PressureStall{
+			SomeAvg10: s.Some.Avg10, SomeAvg60: s.Some.Avg60, SomeAvg300: s.Some.Avg300, SomeTotalUs: s.Some.TotalMicroseconds,
+			FullAvg10: s.Full.Avg10, FullAvg60: s.Full.Avg60, FullAvg300: s.Full.Avg300, FullTotalUs: s.Full.TotalMicroseconds,
+		}
+	}
+	return &pb.Pressure{Cpu: stall(p.CPU), Memory: stall(p.Memory), Io: stall(p.IO)}
 }
 
 // usage returns how busy the processors were since the sample before, in percent of all of them.
@@ -104,12 +149,19 @@ func readTimes(ctx context.Context) (times, error) {
 // interfaces converts links. Addresses have no prefix length, since the host shows them as they are.
 func interfaces(links []facts.Link) []*pb.InterfaceInfo {
 	var list []*pb.InterfaceInfo
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Index] = l.Name
+	}
 	for _, l := range links {
 		if l.Loopback || l.Plumbing {
 			continue
 		}
 		info := &pb.InterfaceInfo{Name: l.Name, MacAddress: l.MAC, State: pb.InterfaceState_INTERFACE_STATE_DOWN, Mtu: l.MTU,
-			RxBytes: l.RxBytes, TxBytes: l.TxBytes, RxPackets: l.RxPackets, TxPackets: l.TxPackets}
+			RxBytes: l.RxBytes, TxBytes: l.TxBytes, RxPackets: l.RxPackets, TxPackets: l.TxPackets, Kind: l.Kind}
+		if l.Master != 0 {
+			info.Master = names[l.Master]
+		}
 		if l.Up {
 			info.State = pb.InterfaceState_INTERFACE_STATE_UP
 		}

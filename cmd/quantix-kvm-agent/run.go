@@ -102,6 +102,7 @@ func run(ctx context.Context, f flags) (err error) {
 		},
 		Guest: agent.GuestConfig{
 			Ready: inside.Rooms.Ready, Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
+			Watch:    inside.Rooms.Watch,
 			Features: func() map[string]string { return features(inside, rules) },
 		},
 		Control: agent.ControlConfig{

@@ -18,7 +18,11 @@ func (a *app) telemetryCommand() *cobra.Command {
 		Use:   "telemetry",
 		Short: "show how busy and how full the guest is",
 		Long: `telemetry asks the agent for a fresh report and shows it. With --watch it shows each report that the agent sends by itself,
-a line each, until interrupted; how often is the agent's configuration (telemetry_interval_secs, 5 seconds).
+a line each, until interrupted; how often is the agent's configuration (telemetry_interval_secs, 5 seconds). A change of an
+address, a link or a disk is reported at once; a process that the guest's kernel killed since memory was short is told on stderr.
+
+PRESSURE is the share of the last 10 seconds in which some tasks waited for processors, memory or disks. KIND of an interface is
+what the kernel says: physical, bridge, bond, vlan, tun, wireguard and so on.
 
 With --json: a TelemetryReport; with --watch as well, one in each line.`,
 		Example: `  quantix-kvm-ctl telemetry
@@ -76,6 +80,9 @@ func (a *app) watchTelemetry(s *session) error {
 	var last *pb.TelemetryReport
 	for lines := 0; ; {
 		for _, event := range s.events.take() {
+			if told, ok := event.(*pb.ErrorEvent); ok && told.Code == oomKill {
+				fmt.Fprintln(a.stderr, printable(told.Message))
+			}
 			report, ok := event.(*pb.TelemetryReport)
 			if !ok || proto.Equal(report, last) { // a host that has just connected gets the same report more than once
 				continue
@@ -93,6 +100,9 @@ func (a *app) watchTelemetry(s *session) error {
 		}
 	}
 }
+
+// oomKill is the code of an event of a process that the guest's kernel killed.
+const oomKill = "oom_kill"
 
 // headerInterval is how many lines a watch prints under one header.
 const headerInterval = 20
@@ -119,18 +129,33 @@ func (a *app) printReport(r *pb.TelemetryReport) error {
 		{"memory", fmt.Sprintf("%s of %s used, %s available", size(r.MemoryUsedBytes), size(r.MemoryTotalBytes), size(r.MemoryAvailableBytes))},
 		{"swap", fmt.Sprintf("%s of %s used", size(r.SwapUsedBytes), size(r.SwapTotalBytes))},
 	}
+	if p := r.Pressure; p != nil {
+		rows = append(rows, []string{"pressure", pressure(p)})
+	}
+	if c := r.Container; c != nil {
+		rows = append(rows, []string{"container", container(c)})
+	}
 	if err := table(a.stdout, rows); err != nil {
 		return err
 	}
-	disks := [][]string{{"MOUNT", "TYPE", "DEVICE", "SIZE", "USED", "FREE", "USE"}}
+	devices := [][]string{{"DISK", "SIZE", "ATTRIBUTES"}}
+	for _, d := range r.BlockDevices {
+		devices = append(devices, []string{d.Name, size(d.SizeBytes), deviceAttributes(d)})
+	}
+	disks := [][]string{{"MOUNT", "TYPE", "DEVICE", "SIZE", "USED", "FREE", "USE", "INODES"}}
 	for _, d := range r.Disks {
-		disks = append(disks, []string{d.MountPoint, d.Filesystem, d.Device, size(d.TotalBytes), size(d.UsedBytes), size(d.AvailableBytes), fmt.Sprintf("%.0f%%", d.UsagePercent)})
+		disks = append(disks, []string{
+			d.MountPoint, d.Filesystem, d.Device, size(d.TotalBytes), size(d.UsedBytes), size(d.AvailableBytes),
+			fmt.Sprintf("%.0f%%", d.UsagePercent), inodes(d),
+		})
 	}
-	links := [][]string{{"INTERFACE", "STATE", "MAC", "ADDRESSES", "RECEIVED", "SENT"}}
+	links := [][]string{{"INTERFACE", "KIND", "STATE", "MAC", "ADDRESSES", "RECEIVED", "SENT"}}
 	for _, i := range r.Interfaces {
-		links = append(links, []string{i.Name, linkState(i.State), i.MacAddress, strings.Join(addresses(i), ", "), size(i.RxBytes), size(i.TxBytes)})
+		links = append(links, []string{
+			i.Name, linkKind(i), linkState(i.State), i.MacAddress, strings.Join(addresses(i), ", "), size(i.RxBytes), size(i.TxBytes),
+		})
 	}
-	for _, rows := range [][][]string{disks, links} {
+	for _, rows := range [][][]string{devices, disks, links} {
 		if len(rows) == 1 {
 			continue
 		}
@@ -140,6 +165,58 @@ func (a *app) printReport(r *pb.TelemetryReport) error {
 		}
 	}
 	return nil
+}
+
+// pressure says how long some tasks waited in the last ten seconds.
+func pressure(p *pb.Pressure) string {
+	return fmt.Sprintf("cpu %.1f%%, memory %.1f%%, io %.1f%%", p.GetCpu().GetSomeAvg10(), p.GetMemory().GetSomeAvg10(),
+		p.GetIo().GetSomeAvg10())
+}
+
+// container says what the guest is, and its limits.
+func container(c *pb.ContainerInfo) string {
+	text := c.Kind
+	if c.MemoryLimitBytes > 0 {
+		text += fmt.Sprintf(", memory %s of %s used", size(c.MemoryUsedBytes), size(c.MemoryLimitBytes))
+	}
+	if c.CpuLimit > 0 {
+		text += fmt.Sprintf(", %.4g processors", c.CpuLimit)
+	}
+	return text
+}
+
+func deviceAttributes(d *pb.BlockDevice) string {
+	var words []string
+	if d.ReadOnly {
+		words = append(words, "read-only")
+	}
+	if d.Removable {
+		words = append(words, "removable")
+	}
+	return orDash(strings.Join(words, ", "))
+}
+
+// inodes says how many of the files that a file system can hold there are; a dash where it has no fixed number.
+func inodes(d *pb.DiskUsage) string {
+	if d.InodesTotal == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", 100*float64(d.InodesUsed)/float64(d.InodesTotal))
+}
+
+// linkKind is what an interface is, and what it is a port of.
+func linkKind(i *pb.InterfaceInfo) string {
+	if i.Master != "" {
+		return orDash(i.Kind) + " in " + i.Master
+	}
+	return orDash(i.Kind)
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
 }
 
 func linkState(s pb.InterfaceState) string {

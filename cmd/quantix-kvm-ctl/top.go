@@ -140,12 +140,16 @@ func (a *app) printView(v view) error {
 
 // printSummary prints how busy and how full the guest is, in four lines, the last of them blank.
 func printSummary(w io.Writer, r *pb.TelemetryReport, width int) {
+	waiting := ""
+	if r.Pressure != nil {
+		waiting = "  pressure " + pressure(r.Pressure)
+	}
 	for _, line := range []string{
 		fmt.Sprintf("%s  up %s  %d processes  load %.2f %.2f %.2f", r.Hostname, ago(r.UptimeSeconds), r.ProcessCount,
 			r.LoadAvg_1, r.LoadAvg_5, r.LoadAvg_15),
 		fmt.Sprintf("cpu %.1f%%  memory %s of %s used, %s available", r.CpuUsagePercent, size(r.MemoryUsedBytes),
 			size(r.MemoryTotalBytes), size(r.MemoryAvailableBytes)),
-		fmt.Sprintf("swap %s of %s used", size(r.SwapUsedBytes), size(r.SwapTotalBytes)),
+		fmt.Sprintf("swap %s of %s used%s", size(r.SwapUsedBytes), size(r.SwapTotalBytes), waiting),
 		"",
 	} {
 		io.WriteString(w, cutLine(printable(line)+"\n", width))

@@ -67,6 +67,9 @@ type GuestConfig struct {
 	Telemetry func(ctx context.Context) *pb.TelemetryReport
 	// TelemetryEvery is the period of telemetry, which the caller may change. Optional; default: 5 s.
 	TelemetryEvery *Interval
+	// Watch tells, until ctx ends, when Telemetry would return something that a host must hear of at once, and of events in the
+	// guest. It is called for each session of the native protocol. Optional; default: nothing is told before the period ends.
+	Watch func(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent)
 	// Features returns the details of get_capabilities. Optional; default: none.
 	Features func() map[string]string
 }
@@ -157,6 +160,9 @@ func (c GuestConfig) withDefaults() GuestConfig {
 	}
 	if c.TelemetryEvery == nil {
 		c.TelemetryEvery = NewInterval(defaultReports)
+	}
+	if c.Watch == nil {
+		c.Watch = func(context.Context) (<-chan struct{}, <-chan *pb.ErrorEvent) { return nil, nil }
 	}
 	if c.Features == nil {
 		c.Features = func() map[string]string { return nil }

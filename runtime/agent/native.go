@@ -38,7 +38,8 @@ func serveNative(ctx context.Context, channel io.ReadWriteCloser, s *Session) er
 	defer unhook()
 	reports, end := context.WithCancel(serving)
 	var reporter sync.WaitGroup
-	reporter.Go(func() { n.report(reports) })
+	news, events := n.agent.config.Guest.Watch(reports) // before the first report: what changes from then on is not missed
+	reporter.Go(func() { n.report(reports, news, events) })
 	err := n.conn.Serve(serving)
 	end()
 	reporter.Wait()
@@ -158,8 +159,9 @@ func (n *nativeSession) ready(ctx context.Context) {
 	n.send(event)
 }
 
-// report sends telemetry and agent_ready on time, for as long as the host is there. A tick that is late is not made up.
-func (n *nativeSession) report(ctx context.Context) {
+// report sends telemetry and agent_ready on time, telemetry also when there is news, and events, for as long as the host is there.
+// A tick that is late is not made up.
+func (n *nativeSession) report(ctx context.Context, news <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	every, changed := n.agent.config.Guest.TelemetryEvery.get()
 	telemetry, ready := time.NewTicker(every), time.NewTicker(readyEvery)
 	defer telemetry.Stop()
@@ -173,6 +175,11 @@ func (n *nativeSession) report(ctx context.Context) {
 			telemetry.Reset(every)
 		case <-telemetry.C:
 			n.sendTelemetry(ctx)
+		case <-news:
+			n.sendTelemetry(ctx)
+			telemetry.Reset(every)
+		case event := <-events:
+			n.send(event)
 		case <-ready.C:
 			n.ready(ctx)
 		}

@@ -41,6 +41,8 @@
 ---@field total integer Bytes.
 ---@field used integer Bytes.
 ---@field available integer Bytes.
+---@field inodes_total integer How many files it can hold; 0 where that is not a fixed number.
+---@field inodes_used integer How many files it holds.
 
 ---host.info
 ---@class quantix.HostInfo
@@ -64,6 +66,7 @@
 ---@field up boolean It is switched on.
 ---@field loopback boolean It leads to the guest itself.
 ---@field addresses string[] With prefix length, such as 192.0.2.7/24.
+---@field kind string physical for hardware, loopback, or the driver's name: bridge, bond, vlan, veth, tun, wireguard, …
 
 ---host.memory, in bytes.
 ---@class quantix.Memory
@@ -494,6 +497,20 @@ function host.locale(new) end
 ---@return quantix.Memory result
 function host.memory() end
 
+---@class (exact) host.mount.options
+---@field source? string What is mounted: a device, UUID=…, LABEL=…, PARTUUID=…, PARTLABEL=…, server:/path, a directory for options = "bind", or the file system's name, such as tmpfs.
+---@field target? string The directory that it is mounted on; it is made if it is missing.
+---@field fstype? string The type of the file system, such as ext4, xfs, nfs4, tmpfs; none for a bind mount.
+---@field options? string As in fstab, with commas; default: defaults.
+---@field dump? integer The fifth field of fstab: whether dump(8) saves it; default: 0.
+---@field pass? integer The sixth field of fstab: in which round fsck(8) checks it; default: 0, never.
+
+---Mount a file system at a directory, now and at each boot (fstab); undone together.
+---Changes the guest.
+---@param options? host.mount.options
+---@return boolean changed
+function host.mount(options) end
+
 ---A setting of the kernel; with a value, whether that changed it.
 ---May change the guest.
 ---@param name string A setting of the kernel, such as net.ipv4.ip_forward.
@@ -506,6 +523,12 @@ function host.sysctl(name, value) end
 ---@param new? string A name of the time zone database, such as Europe/Vienna; without it, the one that is set is told.
 ---@return any value
 function host.timezone(new) end
+
+---Unmount what is mounted at a directory, and take it out of fstab; undone together.
+---Changes the guest.
+---@param target string The directory that something is mounted on.
+---@return boolean changed
+function host.unmount(target) end
 
 ---The seconds since the guest started.
 ---@return number seconds

@@ -1810,8 +1810,14 @@ type TelemetryReport struct {
 	ProcessCount         uint32                 `protobuf:"varint,12,opt,name=process_count,json=processCount,proto3" json:"process_count,omitempty"`
 	UptimeSeconds        uint64                 `protobuf:"varint,13,opt,name=uptime_seconds,json=uptimeSeconds,proto3" json:"uptime_seconds,omitempty"`
 	Hostname             string                 `protobuf:"bytes,14,opt,name=hostname,proto3" json:"hostname,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// How long work waited for processors, memory and disks; absent where the kernel does not tell (PSI).
+	Pressure *Pressure `protobuf:"bytes,200,opt,name=pressure,proto3" json:"pressure,omitempty"`
+	// The disks that the guest has, also those without a file system, by name.
+	BlockDevices []*BlockDevice `protobuf:"bytes,201,rep,name=block_devices,json=blockDevices,proto3" json:"block_devices,omitempty"`
+	// Set where the guest is a container, with the limits that it was given. The totals above are those of its machine.
+	Container     *ContainerInfo `protobuf:"bytes,202,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TelemetryReport) Reset() {
@@ -1942,6 +1948,27 @@ func (x *TelemetryReport) GetHostname() string {
 	return ""
 }
 
+func (x *TelemetryReport) GetPressure() *Pressure {
+	if x != nil {
+		return x.Pressure
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetBlockDevices() []*BlockDevice {
+	if x != nil {
+		return x.BlockDevices
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetContainer() *ContainerInfo {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
 // One mounted file system. usage_percent is used/total, 0 to 100.
 type DiskUsage struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1952,8 +1979,11 @@ type DiskUsage struct {
 	UsedBytes      uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	AvailableBytes uint64                 `protobuf:"varint,6,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
 	UsagePercent   float64                `protobuf:"fixed64,7,opt,name=usage_percent,json=usagePercent,proto3" json:"usage_percent,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How many files it can hold, and how many it holds; 0 where the file system has no fixed number, such as btrfs.
+	InodesTotal   uint64 `protobuf:"varint,200,opt,name=inodes_total,json=inodesTotal,proto3" json:"inodes_total,omitempty"`
+	InodesUsed    uint64 `protobuf:"varint,201,opt,name=inodes_used,json=inodesUsed,proto3" json:"inodes_used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiskUsage) Reset() {
@@ -2035,6 +2065,20 @@ func (x *DiskUsage) GetUsagePercent() float64 {
 	return 0
 }
 
+func (x *DiskUsage) GetInodesTotal() uint64 {
+	if x != nil {
+		return x.InodesTotal
+	}
+	return 0
+}
+
+func (x *DiskUsage) GetInodesUsed() uint64 {
+	if x != nil {
+		return x.InodesUsed
+	}
+	return 0
+}
+
 // One network interface. Addresses are plain, without a prefix length; prefixes holds the lengths, IPv4 first, then IPv6.
 type InterfaceInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2049,7 +2093,12 @@ type InterfaceInfo struct {
 	RxPackets     uint64                 `protobuf:"varint,9,opt,name=rx_packets,json=rxPackets,proto3" json:"rx_packets,omitempty"`
 	TxPackets     uint64                 `protobuf:"varint,10,opt,name=tx_packets,json=txPackets,proto3" json:"tx_packets,omitempty"`
 	// Prefix lengths of ipv4_addresses and then of ipv6_addresses, in order.
-	Prefixes      []uint32 `protobuf:"varint,200,rep,packed,name=prefixes,proto3" json:"prefixes,omitempty"`
+	Prefixes []uint32 `protobuf:"varint,200,rep,packed,name=prefixes,proto3" json:"prefixes,omitempty"`
+	// What it is, as the kernel says: physical for hardware, else the driver's name, such as bridge, bond, vlan, tun, wireguard,
+	// macvlan; empty where that is not known.
+	Kind string `protobuf:"bytes,201,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The bridge or bond that it is a port of; empty: none.
+	Master        string `protobuf:"bytes,202,opt,name=master,proto3" json:"master,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2159,6 +2208,20 @@ func (x *InterfaceInfo) GetPrefixes() []uint32 {
 		return x.Prefixes
 	}
 	return nil
+}
+
+func (x *InterfaceInfo) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *InterfaceInfo) GetMaster() string {
+	if x != nil {
+		return x.Master
+	}
+	return ""
 }
 
 // Runs a command. Without args, command is a line for the shell; with args it is a program, run directly.
@@ -7336,7 +7399,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\"\xcc5\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xcc5\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7439,7 +7502,7 @@ const file_agent_proto_rawDesc = "" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
 	"\x0euptime_seconds\x18\x03 \x01(\x04R\ruptimeSeconds\x12\x19\n" +
-	"\aunknown\x18\xc8\x01 \x03(\tR\aunknown\"\xdf\x04\n" +
+	"\aunknown\x18\xc8\x01 \x03(\tR\aunknown\"\xa9\x06\n" +
 	"\x0fTelemetryReport\x12*\n" +
 	"\x11cpu_usage_percent\x18\x01 \x01(\x01R\x0fcpuUsagePercent\x12,\n" +
 	"\x12memory_total_bytes\x18\x02 \x01(\x04R\x10memoryTotalBytes\x12*\n" +
@@ -7459,7 +7522,10 @@ const file_agent_proto_rawDesc = "" +
 	"\vload_avg_15\x18\v \x01(\x01R\tloadAvg15\x12#\n" +
 	"\rprocess_count\x18\f \x01(\rR\fprocessCount\x12%\n" +
 	"\x0euptime_seconds\x18\r \x01(\x04R\ruptimeSeconds\x12\x1a\n" +
-	"\bhostname\x18\x0e \x01(\tR\bhostname\"\xf2\x01\n" +
+	"\bhostname\x18\x0e \x01(\tR\bhostname\x12;\n" +
+	"\bpressure\x18\xc8\x01 \x01(\v2\x1e.limiquantix.agent.v1.PressureR\bpressure\x12G\n" +
+	"\rblock_devices\x18\xc9\x01 \x03(\v2!.limiquantix.agent.v1.BlockDeviceR\fblockDevices\x12B\n" +
+	"\tcontainer\x18\xca\x01 \x01(\v2#.limiquantix.agent.v1.ContainerInfoR\tcontainer\"\xb8\x02\n" +
 	"\tDiskUsage\x12\x1f\n" +
 	"\vmount_point\x18\x01 \x01(\tR\n" +
 	"mountPoint\x12\x1e\n" +
@@ -7472,7 +7538,10 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12'\n" +
 	"\x0favailable_bytes\x18\x06 \x01(\x04R\x0eavailableBytes\x12#\n" +
-	"\rusage_percent\x18\a \x01(\x01R\fusagePercent\"\xf1\x02\n" +
+	"\rusage_percent\x18\a \x01(\x01R\fusagePercent\x12\"\n" +
+	"\finodes_total\x18\xc8\x01 \x01(\x04R\vinodesTotal\x12 \n" +
+	"\vinodes_used\x18\xc9\x01 \x01(\x04R\n" +
+	"inodesUsed\"\x9f\x03\n" +
 	"\rInterfaceInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vmac_address\x18\x02 \x01(\tR\n" +
@@ -7488,7 +7557,9 @@ const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"tx_packets\x18\n" +
 	" \x01(\x04R\ttxPackets\x12\x1b\n" +
-	"\bprefixes\x18\xc8\x01 \x03(\rR\bprefixes\"\xff\x03\n" +
+	"\bprefixes\x18\xc8\x01 \x03(\rR\bprefixes\x12\x13\n" +
+	"\x04kind\x18\xc9\x01 \x01(\tR\x04kind\x12\x17\n" +
+	"\x06master\x18\xca\x01 \x01(\tR\x06master\"\xff\x03\n" +
 	"\x0eExecuteRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -8117,9 +8188,12 @@ var file_agent_proto_goTypes = []any{
 	(*CleanTransactionsResponse)(nil),     // 101: limiquantix.agent.v1.CleanTransactionsResponse
 	(*ScriptEvent)(nil),                   // 102: limiquantix.agent.v1.ScriptEvent
 	(*ExecOutputEvent)(nil),               // 103: limiquantix.agent.v1.ExecOutputEvent
-	(*PendingShutdown)(nil),               // 104: limiquantix.agent.v1.PendingShutdown
-	(ClockMethod)(0),                      // 105: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 106: limiquantix.agent.v1.MemoryModule
+	(*Pressure)(nil),                      // 104: limiquantix.agent.v1.Pressure
+	(*BlockDevice)(nil),                   // 105: limiquantix.agent.v1.BlockDevice
+	(*ContainerInfo)(nil),                 // 106: limiquantix.agent.v1.ContainerInfo
+	(*PendingShutdown)(nil),               // 107: limiquantix.agent.v1.PendingShutdown
+	(ClockMethod)(0),                      // 108: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 109: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8202,53 +8276,56 @@ var file_agent_proto_depIdxs = []int32{
 	103, // 77: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
 	10,  // 78: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
 	11,  // 79: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	0,   // 80: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 81: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 82: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 83: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	104, // 84: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
-	104, // 85: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	104, // 86: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	2,   // 87: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 88: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 89: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 90: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 91: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 92: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	105, // 93: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 94: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 95: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 96: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 97: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 98: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 99: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 100: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 101: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 102: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 103: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 104: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 105: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	61,  // 106: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 107: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 108: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 109: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 110: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 111: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 112: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 113: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	106, // 114: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 115: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 116: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 117: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 118: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 119: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 120: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 121: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	122, // [122:122] is the sub-list for method output_type
-	122, // [122:122] is the sub-list for method input_type
-	122, // [122:122] is the sub-list for extension type_name
-	122, // [122:122] is the sub-list for extension extendee
-	0,   // [0:122] is the sub-list for field type_name
+	104, // 80: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
+	105, // 81: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
+	106, // 82: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
+	0,   // 83: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 84: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 85: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 86: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	107, // 87: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	107, // 88: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	107, // 89: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	2,   // 90: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 91: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 92: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 93: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	80,  // 94: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 95: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	108, // 96: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 97: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 98: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 99: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 100: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 101: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 102: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 103: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 104: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 105: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 106: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 107: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 108: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	61,  // 109: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 110: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 111: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 112: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 113: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 114: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 115: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 116: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	109, // 117: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 118: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 119: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 120: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 121: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 122: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 123: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 124: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	125, // [125:125] is the sub-list for method output_type
+	125, // [125:125] is the sub-list for method input_type
+	125, // [125:125] is the sub-list for extension type_name
+	125, // [125:125] is the sub-list for extension extendee
+	0,   // [0:125] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8263,6 +8340,7 @@ func file_agent_proto_init() {
 	file_inventory_proto_init()
 	file_script_proto_init()
 	file_status_proto_init()
+	file_telemetry_proto_init()
 	file_agent_proto_msgTypes[0].OneofWrappers = []any{
 		(*AgentMessage_Ping)(nil),
 		(*AgentMessage_Execute)(nil),

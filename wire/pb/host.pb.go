@@ -24,6 +24,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What is to be done.
+type MountUndo_Action int32
+
+const (
+	MountUndo_ACTION_UNSPECIFIED MountUndo_Action = 0
+	// Unmount what host.mount mounted, and remove the directories that it made.
+	MountUndo_ACTION_UNMOUNT MountUndo_Action = 1
+	// Mount again what host.unmount unmounted.
+	MountUndo_ACTION_MOUNT MountUndo_Action = 2
+	// Have the service manager read fstab again.
+	MountUndo_ACTION_RELOAD MountUndo_Action = 3
+)
+
+// Enum value maps for MountUndo_Action.
+var (
+	MountUndo_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_UNMOUNT",
+		2: "ACTION_MOUNT",
+		3: "ACTION_RELOAD",
+	}
+	MountUndo_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_UNMOUNT":     1,
+		"ACTION_MOUNT":       2,
+		"ACTION_RELOAD":      3,
+	}
+)
+
+func (x MountUndo_Action) Enum() *MountUndo_Action {
+	p := new(MountUndo_Action)
+	*p = x
+	return p
+}
+
+func (x MountUndo_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MountUndo_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_host_proto_enumTypes[0].Descriptor()
+}
+
+func (MountUndo_Action) Type() protoreflect.EnumType {
+	return &file_host_proto_enumTypes[0]
+}
+
+func (x MountUndo_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MountUndo_Action.Descriptor instead.
+func (MountUndo_Action) EnumDescriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{15, 0}
+}
+
 // host.info
 type HostInfo struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -497,7 +553,9 @@ type NetInterface struct {
 	Up       bool                   `protobuf:"varint,4,opt,name=up,proto3" json:"up,omitempty"`
 	Loopback bool                   `protobuf:"varint,5,opt,name=loopback,proto3" json:"loopback,omitempty"`
 	// With prefix length, such as 192.0.2.7/24.
-	Addresses     []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// physical for hardware, loopback, or the driver's name: bridge, bond, vlan, veth, tun, wireguard, …
+	Kind          string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +630,13 @@ func (x *NetInterface) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *NetInterface) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
 }
 
 // host.uptime
@@ -736,13 +801,17 @@ func (x *Disks) GetDisks() []*Disk {
 
 // One mounted file system, in bytes.
 type Disk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mount         string                 `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
-	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
-	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
-	Used          uint64                 `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
-	Available     uint64                 `protobuf:"varint,6,opt,name=available,proto3" json:"available,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Mount     string                 `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	Device    string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Type      string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	Total     uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	Used      uint64                 `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
+	Available uint64                 `protobuf:"varint,6,opt,name=available,proto3" json:"available,omitempty"`
+	// How many files it can hold; 0 where that is not a fixed number.
+	InodesTotal uint64 `protobuf:"varint,7,opt,name=inodes_total,json=inodesTotal,proto3" json:"inodes_total,omitempty"`
+	// How many files it holds.
+	InodesUsed    uint64 `protobuf:"varint,8,opt,name=inodes_used,json=inodesUsed,proto3" json:"inodes_used,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -819,6 +888,262 @@ func (x *Disk) GetAvailable() uint64 {
 	return 0
 }
 
+func (x *Disk) GetInodesTotal() uint64 {
+	if x != nil {
+		return x.InodesTotal
+	}
+	return 0
+}
+
+func (x *Disk) GetInodesUsed() uint64 {
+	if x != nil {
+		return x.InodesUsed
+	}
+	return 0
+}
+
+// host.mount
+type MountArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is mounted: a device, UUID=…, LABEL=…, PARTUUID=…, PARTLABEL=…, server:/path, a directory for options = "bind", or the
+	// file system's name, such as tmpfs.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// The directory that it is mounted on; it is made if it is missing.
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// The type of the file system, such as ext4, xfs, nfs4, tmpfs; none for a bind mount.
+	Fstype string `protobuf:"bytes,3,opt,name=fstype,proto3" json:"fstype,omitempty"`
+	// As in fstab, with commas; default: defaults.
+	Options string `protobuf:"bytes,4,opt,name=options,proto3" json:"options,omitempty"`
+	// The fifth field of fstab: whether dump(8) saves it; default: 0.
+	Dump uint32 `protobuf:"varint,5,opt,name=dump,proto3" json:"dump,omitempty"`
+	// The sixth field of fstab: in which round fsck(8) checks it; default: 0, never.
+	Pass          uint32 `protobuf:"varint,6,opt,name=pass,proto3" json:"pass,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountArgs) Reset() {
+	*x = MountArgs{}
+	mi := &file_host_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountArgs) ProtoMessage() {}
+
+func (x *MountArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountArgs.ProtoReflect.Descriptor instead.
+func (*MountArgs) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *MountArgs) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *MountArgs) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MountArgs) GetFstype() string {
+	if x != nil {
+		return x.Fstype
+	}
+	return ""
+}
+
+func (x *MountArgs) GetOptions() string {
+	if x != nil {
+		return x.Options
+	}
+	return ""
+}
+
+func (x *MountArgs) GetDump() uint32 {
+	if x != nil {
+		return x.Dump
+	}
+	return 0
+}
+
+func (x *MountArgs) GetPass() uint32 {
+	if x != nil {
+		return x.Pass
+	}
+	return 0
+}
+
+// host.unmount
+type UnmountArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The directory that something is mounted on.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountArgs) Reset() {
+	*x = UnmountArgs{}
+	mi := &file_host_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountArgs) ProtoMessage() {}
+
+func (x *UnmountArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountArgs.ProtoReflect.Descriptor instead.
+func (*UnmountArgs) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UnmountArgs) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+// How a rollback goes back to what was mounted.
+type MountUndo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The resolved path.
+	Target string           `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Action MountUndo_Action `protobuf:"varint,2,opt,name=action,proto3,enum=limiquantix.agent.v1.MountUndo_Action" json:"action,omitempty"`
+	// Of ACTION_UNMOUNT: the directories that were missing, the outermost first, and when the one that they are in was changed.
+	Made            []string `protobuf:"bytes,3,rep,name=made,proto3" json:"made,omitempty"`
+	ParentMtimeSec  int64    `protobuf:"varint,4,opt,name=parent_mtime_sec,json=parentMtimeSec,proto3" json:"parent_mtime_sec,omitempty"`
+	ParentMtimeNsec uint32   `protobuf:"varint,5,opt,name=parent_mtime_nsec,json=parentMtimeNsec,proto3" json:"parent_mtime_nsec,omitempty"`
+	// Of ACTION_MOUNT: what was mounted; without a source, what fstab says.
+	Source        string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Fstype        string `protobuf:"bytes,7,opt,name=fstype,proto3" json:"fstype,omitempty"`
+	Options       string `protobuf:"bytes,8,opt,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MountUndo) Reset() {
+	*x = MountUndo{}
+	mi := &file_host_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MountUndo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MountUndo) ProtoMessage() {}
+
+func (x *MountUndo) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MountUndo.ProtoReflect.Descriptor instead.
+func (*MountUndo) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *MountUndo) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *MountUndo) GetAction() MountUndo_Action {
+	if x != nil {
+		return x.Action
+	}
+	return MountUndo_ACTION_UNSPECIFIED
+}
+
+func (x *MountUndo) GetMade() []string {
+	if x != nil {
+		return x.Made
+	}
+	return nil
+}
+
+func (x *MountUndo) GetParentMtimeSec() int64 {
+	if x != nil {
+		return x.ParentMtimeSec
+	}
+	return 0
+}
+
+func (x *MountUndo) GetParentMtimeNsec() uint32 {
+	if x != nil {
+		return x.ParentMtimeNsec
+	}
+	return 0
+}
+
+func (x *MountUndo) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *MountUndo) GetFstype() string {
+	if x != nil {
+		return x.Fstype
+	}
+	return ""
+}
+
+func (x *MountUndo) GetOptions() string {
+	if x != nil {
+		return x.Options
+	}
+	return ""
+}
+
 var File_host_proto protoreflect.FileDescriptor
 
 const file_host_proto_rawDesc = "" +
@@ -862,14 +1187,15 @@ const file_host_proto_rawDesc = "" +
 	"Interfaces\x12B\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\".limiquantix.agent.v1.NetInterfaceR\n" +
-	"interfaces\"\x90\x01\n" +
+	"interfaces\"\xa4\x01\n" +
 	"\fNetInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x0e\n" +
 	"\x02up\x18\x04 \x01(\bR\x02up\x12\x1a\n" +
 	"\bloopback\x18\x05 \x01(\bR\bloopback\x12\x1c\n" +
-	"\taddresses\x18\x06 \x03(\tR\taddresses\"\"\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\"\"\n" +
 	"\x06Uptime\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x01R\aseconds\"x\n" +
 	"\x06Memory\x12\x14\n" +
@@ -879,14 +1205,40 @@ const file_host_proto_rawDesc = "" +
 	"swap_total\x18\x03 \x01(\x04R\tswapTotal\x12\x1b\n" +
 	"\tswap_free\x18\x04 \x01(\x04R\bswapFree\"9\n" +
 	"\x05Disks\x120\n" +
-	"\x05disks\x18\x01 \x03(\v2\x1a.limiquantix.agent.v1.DiskR\x05disks\"\x90\x01\n" +
+	"\x05disks\x18\x01 \x03(\v2\x1a.limiquantix.agent.v1.DiskR\x05disks\"\xd4\x01\n" +
 	"\x04Disk\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\tR\x05mount\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\tR\x06device\x12\x12\n" +
 	"\x04type\x18\x03 \x01(\tR\x04type\x12\x14\n" +
 	"\x05total\x18\x04 \x01(\x04R\x05total\x12\x12\n" +
 	"\x04used\x18\x05 \x01(\x04R\x04used\x12\x1c\n" +
-	"\tavailable\x18\x06 \x01(\x04R\tavailableB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\tavailable\x18\x06 \x01(\x04R\tavailable\x12!\n" +
+	"\finodes_total\x18\a \x01(\x04R\vinodesTotal\x12\x1f\n" +
+	"\vinodes_used\x18\b \x01(\x04R\n" +
+	"inodesUsed\"\x95\x01\n" +
+	"\tMountArgs\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
+	"\x06fstype\x18\x03 \x01(\tR\x06fstype\x12\x18\n" +
+	"\aoptions\x18\x04 \x01(\tR\aoptions\x12\x12\n" +
+	"\x04dump\x18\x05 \x01(\rR\x04dump\x12\x12\n" +
+	"\x04pass\x18\x06 \x01(\rR\x04pass\"%\n" +
+	"\vUnmountArgs\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\xf2\x02\n" +
+	"\tMountUndo\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12>\n" +
+	"\x06action\x18\x02 \x01(\x0e2&.limiquantix.agent.v1.MountUndo.ActionR\x06action\x12\x12\n" +
+	"\x04made\x18\x03 \x03(\tR\x04made\x12(\n" +
+	"\x10parent_mtime_sec\x18\x04 \x01(\x03R\x0eparentMtimeSec\x12*\n" +
+	"\x11parent_mtime_nsec\x18\x05 \x01(\rR\x0fparentMtimeNsec\x12\x16\n" +
+	"\x06source\x18\x06 \x01(\tR\x06source\x12\x16\n" +
+	"\x06fstype\x18\a \x01(\tR\x06fstype\x12\x18\n" +
+	"\aoptions\x18\b \x01(\tR\aoptions\"Y\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eACTION_UNMOUNT\x10\x01\x12\x10\n" +
+	"\fACTION_MOUNT\x10\x02\x12\x11\n" +
+	"\rACTION_RELOAD\x10\x03B,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_host_proto_rawDescOnce sync.Once
@@ -900,30 +1252,36 @@ func file_host_proto_rawDescGZIP() []byte {
 	return file_host_proto_rawDescData
 }
 
-var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_host_proto_goTypes = []any{
-	(*HostInfo)(nil),       // 0: limiquantix.agent.v1.HostInfo
-	(*HostnameArgs)(nil),   // 1: limiquantix.agent.v1.HostnameArgs
-	(*HostnameResult)(nil), // 2: limiquantix.agent.v1.HostnameResult
-	(*TimezoneArgs)(nil),   // 3: limiquantix.agent.v1.TimezoneArgs
-	(*LocaleArgs)(nil),     // 4: limiquantix.agent.v1.LocaleArgs
-	(*KeymapArgs)(nil),     // 5: limiquantix.agent.v1.KeymapArgs
-	(*SysctlArgs)(nil),     // 6: limiquantix.agent.v1.SysctlArgs
-	(*Interfaces)(nil),     // 7: limiquantix.agent.v1.Interfaces
-	(*NetInterface)(nil),   // 8: limiquantix.agent.v1.NetInterface
-	(*Uptime)(nil),         // 9: limiquantix.agent.v1.Uptime
-	(*Memory)(nil),         // 10: limiquantix.agent.v1.Memory
-	(*Disks)(nil),          // 11: limiquantix.agent.v1.Disks
-	(*Disk)(nil),           // 12: limiquantix.agent.v1.Disk
+	(MountUndo_Action)(0),  // 0: limiquantix.agent.v1.MountUndo.Action
+	(*HostInfo)(nil),       // 1: limiquantix.agent.v1.HostInfo
+	(*HostnameArgs)(nil),   // 2: limiquantix.agent.v1.HostnameArgs
+	(*HostnameResult)(nil), // 3: limiquantix.agent.v1.HostnameResult
+	(*TimezoneArgs)(nil),   // 4: limiquantix.agent.v1.TimezoneArgs
+	(*LocaleArgs)(nil),     // 5: limiquantix.agent.v1.LocaleArgs
+	(*KeymapArgs)(nil),     // 6: limiquantix.agent.v1.KeymapArgs
+	(*SysctlArgs)(nil),     // 7: limiquantix.agent.v1.SysctlArgs
+	(*Interfaces)(nil),     // 8: limiquantix.agent.v1.Interfaces
+	(*NetInterface)(nil),   // 9: limiquantix.agent.v1.NetInterface
+	(*Uptime)(nil),         // 10: limiquantix.agent.v1.Uptime
+	(*Memory)(nil),         // 11: limiquantix.agent.v1.Memory
+	(*Disks)(nil),          // 12: limiquantix.agent.v1.Disks
+	(*Disk)(nil),           // 13: limiquantix.agent.v1.Disk
+	(*MountArgs)(nil),      // 14: limiquantix.agent.v1.MountArgs
+	(*UnmountArgs)(nil),    // 15: limiquantix.agent.v1.UnmountArgs
+	(*MountUndo)(nil),      // 16: limiquantix.agent.v1.MountUndo
 }
 var file_host_proto_depIdxs = []int32{
-	8,  // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
-	12, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
-	2,  // [2:2] is the sub-list for method output_type
-	2,  // [2:2] is the sub-list for method input_type
-	2,  // [2:2] is the sub-list for extension type_name
-	2,  // [2:2] is the sub-list for extension extendee
-	0,  // [0:2] is the sub-list for field type_name
+	9,  // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
+	13, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
+	0,  // 2: limiquantix.agent.v1.MountUndo.action:type_name -> limiquantix.agent.v1.MountUndo.Action
+	3,  // [3:3] is the sub-list for method output_type
+	3,  // [3:3] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_host_proto_init() }
@@ -937,13 +1295,14 @@ func file_host_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_proto_rawDesc), len(file_host_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      1,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_host_proto_goTypes,
 		DependencyIndexes: file_host_proto_depIdxs,
+		EnumInfos:         file_host_proto_enumTypes,
 		MessageInfos:      file_host_proto_msgTypes,
 	}.Build()
 	File_host_proto = out.File

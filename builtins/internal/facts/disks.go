@@ -15,6 +15,8 @@ import (
 type Disk struct {
 	Mount, Device, Type    string
 	Total, Used, Available uint64
+	// How many files it can hold and holds; 0 where it has no fixed number.
+	Inodes, InodesUsed uint64
 }
 
 const (
@@ -94,7 +96,8 @@ func (d *Disks) query(m Disk) chan struct{} {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if p.valid = err == nil; p.valid {
-			p.last, p.at = Disk{Mount: m.Mount, Device: m.Device, Type: m.Type, Total: u.Total, Used: u.Used, Available: u.Free}, time.Now()
+			p.last, p.at = Disk{Mount: m.Mount, Device: m.Device, Type: m.Type, Total: u.Total, Used: u.Used, Available: u.Free,
+				Inodes: u.InodesTotal, InodesUsed: u.InodesUsed}, time.Now()
 		}
 		p.inFlight = nil
 		close(done)
@@ -125,6 +128,9 @@ func (d *Disks) collect(mounts []Disk) []Disk {
 	}
 	return list
 }
+
+// Mounts lists the file systems that Read would list, without their sizes, and without touching them.
+func Mounts(ctx context.Context) ([]Disk, error) { return dataMounts(ctx) }
 
 // dataMounts lists the mounts that hold data, without touching them.
 func dataMounts(ctx context.Context) ([]Disk, error) {

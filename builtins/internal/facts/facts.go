@@ -42,18 +42,46 @@ type Link struct {
 	Index    int
 	MAC      string
 	MTU      uint32
-	Kind     string // the driver's name: veth, bridge, bond…; empty for hardware
+	Kind     string // loopback, physical for hardware, or the driver's name: veth, bridge, bond…; empty: not known
 	Enabled  bool   // administratively up
 	Up       bool   // enabled, with a carrier
 	Loopback bool
 	// Plumbing marks a link that only serves containers or virtual machines in the guest: a veth, or a bridge without a
-	// port to the outside. It is recognized by kind, not by name.
+	// port to the outside. It is recognized by kind, not by name. In a container a veth may
+	// lead outside.
 	Plumbing bool
 	Prefixes []netip.Prefix // addresses with the length of their network
 
 	Master int // the index of the bridge or bond that it is a port of; 0: none
 
+	Away bool // the other end is in another network namespace
+
 	RxBytes, TxBytes, RxPackets, TxPackets uint64
+}
+
+// Pressure is how long tasks waited for what they had not enough of.
+type Pressure struct{ CPU, Memory, IO Stall }
+
+// Stall tells of some tasks that waited, and of all that had something to do.
+type Stall struct{ Some, Full StallShare }
+
+// StallShare is in percent, over the last 10, 60 and 300 seconds, and the time since boot.
+type StallShare struct {
+	Avg10, Avg60, Avg300 float64
+	TotalMicroseconds    uint64
+}
+
+// Limits are those of a control group: bytes and processors; 0: there is none.
+type Limits struct {
+	Memory, MemoryUsed uint64
+	CPUs               float64
+}
+
+// BlockDevice is a disk of the guest; Size is in bytes.
+type BlockDevice struct {
+	Name                string
+	Size                uint64
+	ReadOnly, Removable bool
 }
 
 // ReadMemory reads the memory of the guest.

@@ -24,7 +24,7 @@ func Links() ([]Link, error) {
 	if err := readAddresses(links); err != nil {
 		return nil, err
 	}
-	markPlumbing(links)
+	markPlumbing(links, slices.ContainsFunc(links, func(l Link) bool { return l.Kind == "veth" }) && ContainerKind() != "")
 	return links, nil
 }
 
@@ -47,6 +47,12 @@ func readLinks() ([]Link, error) {
 			Enabled: flags&unix.IFF_UP != 0, Up: flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0}
 		for _, a := range attributes {
 			link.set(a.Attr.Type&typeMask, a.Value)
+		}
+		switch {
+		case link.Loopback:
+			link.Kind = "loopback"
+		case link.Kind == "": // hardware has no IFLA_LINKINFO
+			link.Kind = "physical"
 		}
 		links = append(links, link)
 	}
@@ -73,6 +79,8 @@ func (l *Link) set(kind uint16, value []byte) {
 		l.MTU = number()
 	case unix.IFLA_MASTER:
 		l.Master = int(number())
+	case unix.IFLA_LINK_NETNSID:
+		l.Away = true
 	case unix.IFLA_LINKINFO:
 		l.Kind = infoKind(value)
 	case unix.IFLA_STATS64:
@@ -134,8 +142,8 @@ func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Pref
 }
 
 // markPlumbing marks the links that do not lead outside. A bridge with a hardware port is how a guest is reached; Docker's
-// has virtual ports or none.
-func markPlumbing(links []Link) {
+// has virtual ports or none. Of a container the link that leads outside is a veth, too.
+func markPlumbing(links []Link, container bool) {
 	virtual := []string{"veth", "tun", "vxlan", "bridge"}
 	outside := map[int]bool{}
 	for _, l := range links {
@@ -145,7 +153,7 @@ func markPlumbing(links []Link) {
 	}
 	for i := range links {
 		l := &links[i]
-		l.Plumbing = l.Kind == "veth" || l.Kind == "bridge" && !outside[l.Index]
+		l.Plumbing = l.Kind == "veth" && !(container && l.Away && l.Master == 0) || l.Kind == "bridge" && !outside[l.Index]
 	}
 }
 

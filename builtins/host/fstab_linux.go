@@ -1,0 +1,154 @@
+package host
+
+import (
+	"bytes"
+	"math"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	wiretext "github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// fstabEntry is a line of fstab(5), its escapes decoded.
+type fstabEntry struct {
+	source, target, fstype, options string
+	dump, pass                      uint64
+}
+
+var fstypeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+,-]*$`)
+
+// newEntry checks what a caller wants, for a target that was resolved.
+func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
+	e := fstabEntry{
+		source: wiretext.UnescapePath(in.Source), target: wiretext.UnescapePath(target), fstype: in.Fstype, options: in.Options,
+		dump: uint64(in.Dump), pass: uint64(in.Pass),
+	}
+	if e.options == "" {
+		e.options = "defaults"
+	}
+	switch {
+	case e.source == "":
+		return e, fault.Invalid("source is not said")
+	case e.fstype == "" && !isBind(e.options):
+		return e, fault.Invalid("fstype is not said")
+	case e.fstype == "":
+		e.fstype = "none"
+	case e.fstype == "swap":
+		return e, fault.Invalid("swap is not mounted; the script swap-file makes some")
+	case !fstypeName.MatchString(e.fstype):
+		return e, fault.Invalid("%q is no type of a file system", e.fstype)
+	case e.dump > 9 || e.pass > 9:
+		return e, fault.Invalid("dump and pass are numbers of one digit")
+	}
+	name, value, tagged := strings.Cut(e.source, "=")
+	if tagged && tags[name] != "" && (value == "" || strings.ContainsAny(value, `/"'`)) {
+		return e, fault.Invalid("%q names no file system", e.source)
+	}
+	for name, field := range map[string]string{"source": e.source, "target": e.target, "options": e.options} {
+		if strings.ContainsFunc(field, unicode.IsControl) {
+			return e, fault.Invalid("%s holds a control character, such as the end of a line", name)
+		}
+	}
+	for option := range strings.SplitSeq(e.options, ",") {
+		switch option {
+		case "":
+			return e, fault.Invalid("options hold an empty one")
+		case "remount", "move":
+			return e, fault.Invalid("%s is no option of a file system that is mounted anew", option)
+		}
+	}
+	return e, nil
+}
+
+// tags are what a source may begin with in place of a path, each with the directory in which udev lists the disks by it.
+var tags = map[string]string{
+	"UUID": "/dev/disk/by-uuid", "LABEL": "/dev/disk/by-label", "PARTUUID": "/dev/disk/by-partuuid",
+	"PARTLABEL": "/dev/disk/by-partlabel", "ID": "/dev/disk/by-id",
+}
+
+// String is the line.
+func (e fstabEntry) String() string {
+	fields := []string{e.source, e.target, e.fstype, e.options}
+	for i := range fields {
+		fields[i] = escapeField(fields[i])
+	}
+	return strings.Join(append(fields, strconv.FormatUint(e.dump, 10), strconv.FormatUint(e.pass, 10)), " ")
+}
+
+// escapeField escapes what separates fields, begins a comment or begins an escape.
+func escapeField(field string) string {
+	var b strings.Builder
+	for i := range len(field) {
+		switch c := field[i]; {
+		case c == ' ' || c == '\t' || c == '\\' || c == '#' && i == 0:
+			b.WriteByte('\\')
+			octal := strconv.FormatUint(uint64(c), 8)
+			b.WriteString("000"[len(octal):] + octal)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// parseEntry reads a line; false: it is a comment, blank, or no entry.
+func parseEntry(line string) (e fstabEntry, ok bool) {
+	fields := strings.Fields(line)
+	if len(fields) < 3 || strings.HasPrefix(fields[0], "#") {
+		return e, false
+	}
+	e = fstabEntry{
+		source: fsys.UnescapeMount(fields[0]), target: fsys.UnescapeMount(fields[1]), fstype: fsys.UnescapeMount(fields[2]),
+		options: "defaults",
+	}
+	if len(fields) > 3 {
+		e.options = fsys.UnescapeMount(fields[3])
+	}
+	for i, number := range []*uint64{&e.dump, &e.pass} {
+		if len(fields) > 4+i {
+			n, err := strconv.ParseUint(fields[4+i], 10, 32)
+			if err != nil {
+				*number = math.MaxUint64 // what is no number is nobody's wish
+				return e, true
+			}
+			*number = n
+		}
+	}
+	return e, true
+}
+
+// editFstab returns fstab with the entry for a target; nil: with none. All other lines stay as they are, and so does an entry
+// that says the same.
+func editFstab(old []byte, target string, want *fstabEntry) (content []byte, was *fstabEntry, err error) {
+	lines := bytes.SplitAfter(old, []byte("\n"))
+	at := -1
+	for i, line := range lines {
+		e, ok := parseEntry(string(line))
+		if e.target = path.Clean(e.target); !ok || e.target != target || e.fstype == "swap" {
+			continue
+		}
+		if was != nil {
+			return nil, nil, fault.Refuse("lines %d and %d are both of %s", at+1, i+1, target)
+		}
+		at, was = i, &e
+	}
+	switch {
+	case was != nil && want != nil && *was == *want, was == nil && want == nil:
+		return old, was, nil
+	case want == nil:
+		return bytes.Join(append(lines[:at:at], lines[at+1:]...), nil), was, nil
+	case was != nil:
+		lines[at] = []byte(want.String() + "\n")
+		return bytes.Join(lines, nil), was, nil
+	}
+	if len(old) > 0 && old[len(old)-1] != '\n' {
+		old = append(bytes.Clone(old), '\n')
+	}
+	return append(bytes.Clone(old), want.String()+"\n"...), nil, nil
+}

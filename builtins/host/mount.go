@@ -1,0 +1,66 @@
+package host
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+const (
+	fstabFile = "/etc/fstab"
+	mountUndo = "host.mount_undo"
+)
+
+// mounting are the rows that change what is mounted, now and at boot.
+func (r *Room) mounting() []builtins.Op {
+	return []builtins.Op{
+		{
+			Name: "host.mount", Usage: "() changed",
+			Summary: "mount a file system at a directory, now and at each boot (fstab); undone together",
+			Mutates: true, Predictable: true, Inverse: mountUndo,
+			Access: builtins.Of(mountAccess), Handler: builtins.Handle(r.mount),
+		},
+		{
+			Name: "host.unmount", Usage: "(target) changed",
+			Summary: "unmount what is mounted at a directory, and take it out of fstab; undone together",
+			Mutates: true, Predictable: true, Inverse: mountUndo,
+			Access: builtins.Of(unmountAccess), Handler: builtins.Handle(r.unmount),
+		},
+		{
+			Name: mountUndo, Usage: "(target) changed", Summary: "go back to what was mounted",
+			Mutates: true, Internal: true, Access: builtins.Of(undoAccess), Handler: builtins.Handle(r.undoMount),
+		},
+	}
+}
+
+// mountAccess has what is mounted among what is read and changed: by the new path both may happen to it.
+func mountAccess(in *pb.MountArgs) builtins.Access {
+	a := builtins.Access{
+		Reads: []string{fstabFile}, Writes: []string{fstabFile, in.Target},
+		Objects: []builtins.Object{{Kind: "mount", Name: in.Source}},
+	}
+	if fsys.IsAbs(in.Source) {
+		a.Reads, a.Writes = append(a.Reads, in.Source), append(a.Writes, in.Source)
+		if isBind(in.Options) {
+			a.Trees = []string{in.Source}
+		}
+	}
+	return a
+}
+
+func unmountAccess(in *pb.UnmountArgs) builtins.Access {
+	return builtins.Access{Reads: []string{fstabFile}, Writes: []string{fstabFile, in.Target}}
+}
+
+func undoAccess(in *pb.MountUndo) builtins.Access {
+	return builtins.Access{Writes: append([]string{in.Target}, in.Made...)}
+}
+
+// isBind says whether options make a mount one of a directory.
+func isBind(options string) bool {
+	list := strings.Split(options, ",")
+	return slices.Contains(list, "bind") || slices.Contains(list, "rbind")
+}

@@ -1,0 +1,161 @@
+package telemetry
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+const (
+	settle     = 100 * time.Millisecond // changes come in bursts: a link that comes up gets its addresses, too
+	minimumGap = time.Second            // between two changes that are told
+	eventRoom  = 32                     // events that wait for a watcher; more are dropped
+)
+
+// watcher tells those who watch. Its sources run while there are any.
+type watcher struct {
+	kills killCounter
+
+	mu    sync.Mutex
+	subs  map[*subscription]bool
+	end   context.CancelFunc // ends the sources
+	ended chan struct{}      // closed when they have ended
+}
+
+// subscription is one who watches.
+type subscription struct {
+	changed chan struct{}
+	events  chan *pb.ErrorEvent
+}
+
+func (w *watcher) init(container bool, cgroup string) { w.kills.init(container, cgroup) }
+
+func (w *watcher) close() error { return w.kills.close() }
+
+func (w *watcher) subscribe(ctx context.Context) (<-chan struct{}, <-chan *pb.ErrorEvent) {
+	sub := &subscription{changed: make(chan struct{}, 1), events: make(chan *pb.ErrorEvent, eventRoom)}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.subs == nil {
+		w.subs = map[*subscription]bool{}
+	}
+	w.subs[sub] = true
+	if len(w.subs) == 1 {
+		w.start()
+	}
+	context.AfterFunc(ctx, func() { w.leave(sub) })
+	return sub.changed, sub.events
+}
+
+// leave ends a subscription, and with the last one the sources.
+func (w *watcher) leave(sub *subscription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.subs, sub)
+	if len(w.subs) == 0 {
+		w.end()
+	}
+}
+
+// start starts the sources, once those of an earlier start have ended. The sources listen before the state is noted that a
+// change is held against.
+func (w *watcher) start() {
+	before := w.ended
+	ctx, end := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	w.end, w.ended = end, ended
+	touched := make(chan struct{}, 1)
+	var sources sync.WaitGroup
+	listen(ctx, &sources, touched)
+	was := fingerprint(ctx)
+	sources.Go(func() { w.compare(ctx, touched, was) })
+	sources.Go(func() {
+		if before != nil {
+			<-before // it may still be reading the kernel's log
+		}
+		w.kills.follow(ctx, w.tell)
+	})
+	go func() { sources.Wait(); close(ended) }()
+}
+
+// compare looks what has become of what reports tell when a source says that it may have changed.
+func (w *watcher) compare(ctx context.Context, touched <-chan struct{}, was uint64) {
+	var told time.Time
+	for {
+		select {
+		case <-touched:
+		case <-ctx.Done():
+			return
+		}
+		wait := time.NewTimer(max(settle, minimumGap-time.Since(told)))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return
+		}
+		select {
+		case <-touched: // it is in what is looked at now
+		default:
+		}
+		told = time.Now() // looking costs as well
+		if is := fingerprint(ctx); is != was {
+			was = is
+			w.tellChange()
+		}
+	}
+}
+
+func (w *watcher) tellChange() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for sub := range w.subs {
+		select {
+		case sub.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// tell sends an event to all who watch; false: nobody does.
+func (w *watcher) tell(event *pb.ErrorEvent) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for sub := range w.subs {
+		select {
+		case sub.events <- event:
+		default:
+		}
+	}
+	return len(w.subs) > 0
+}
+
+// countKills tells of kills that the kernel counted and nobody told.
+func (w *watcher) countKills() { w.kills.count(w.tell) }
+
+// fingerprint sums up what a change is told of at once: not what is measured.
+func fingerprint(ctx context.Context) uint64 {
+	sum := fnv.New64a()
+	fmt.Fprintf(sum, "%q", facts.Hostname("/"))
+	if links, err := facts.Links(); err == nil {
+		for _, l := range links {
+			if !l.Loopback && !l.Plumbing {
+				fmt.Fprintf(sum, "\n%q %q %d %s %t %d %v", l.Name, l.MAC, l.MTU, l.Kind, l.Up, l.Master, l.Prefixes)
+			}
+		}
+	}
+	if mounts, err := facts.Mounts(ctx); err == nil {
+		for _, m := range mounts {
+			fmt.Fprintf(sum, "\n%q %q %q", m.Mount, m.Device, m.Type)
+		}
+	}
+	for _, d := range facts.BlockDevices() {
+		fmt.Fprintf(sum, "\n%q %d %t", d.Name, d.Size, d.ReadOnly)
+	}
+	return sum.Sum64()
+}
