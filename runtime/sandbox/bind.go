@@ -219,8 +219,11 @@ func textValue(field protoreflect.FieldDescriptor, text []byte) protoreflect.Val
 
 // numberText returns a number as Lua's tostring prints it.
 func numberText(f float64) string {
-	if f == math.Trunc(f) && math.Abs(f) < 1e15 {
-		return strconv.FormatInt(int64(f), 10)
+	if f == 0 {
+		return "0" // also -0
+	}
+	if f == math.Trunc(f) && math.Abs(f) < 1e21 {
+		return strconv.FormatFloat(f, 'f', 0, 64)
 	}
 	return strconv.FormatFloat(f, 'g', 14, 64)
 }

@@ -142,7 +142,12 @@ func writeJSONTable(out *strings.Builder, t *pb.LuaTable) error {
 }
 
 func (m *machine) decodeJSON(L *glua.LState) int {
-	decoder := json.NewDecoder(strings.NewReader(L.CheckString(1)))
+	text := L.CheckString(1)
+	if !utf8.ValidString(text) {
+		m.raiseError("json.decode", "invalid", "the text is not UTF-8")
+	}
+	decoder := json.NewDecoder(strings.NewReader(text))
+	decoder.UseNumber()
 	value, err := m.readJSON(decoder, 0)
 	if err == nil {
 		if _, more := decoder.Token(); more != io.EOF {
@@ -173,8 +178,9 @@ func (m *machine) readJSON(d *json.Decoder, depth int) (glua.LValue, error) {
 		return m.null, nil
 	case bool:
 		return glua.LBool(token), nil
-	case float64:
-		return glua.LNumber(token), nil
+	case json.Number:
+		f, err := exactNumber(token.String())
+		return glua.LNumber(f), err
 	case string:
 		return glua.LString(token), nil
 	}
@@ -202,4 +208,15 @@ func (m *machine) readJSON(d *json.Decoder, depth int) (glua.LValue, error) {
 	}
 	_, err = d.Token() // the end
 	return t, err
+}
+
+// exactNumber returns the number of a JSON text. A whole one that no Lua number is equal to is an error, as is one that is
+// too large.
+func exactNumber(text string) (float64, error) {
+	f, err := strconv.ParseFloat(text, 64)
+	whole, ok := wholeNumber(strings.TrimPrefix(text, "-"))
+	if err != nil || ok && !isExact(whole, math.Abs(f)) {
+		return 0, fmt.Errorf("a number in Lua cannot be %s exactly; make it text, with quotes", text)
+	}
+	return f, nil
 }

@@ -148,11 +148,28 @@ func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declar
 	if err != nil {
 		return nil, false, syntaxError(err, name, source)
 	}
-	proto, err := glua.Compile(chunk, name)
+	proto, err := compileTree(chunk, name)
 	if err != nil {
 		return nil, false, syntaxError(err, name, source)
 	}
 	return m.L.NewFunctionFromProto(proto), declaresItself(chunk), nil
+}
+
+// compileTree compiles a syntax tree to what it says, or refuses it.
+func compileTree(chunk []ast.Stmt, name string) (proto *glua.FunctionProto, err error) {
+	loops, err := checkTree(chunk, name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if wrong := recover(); wrong != nil { // the compiler gave up on its own mistake
+			proto, err = nil, &failure{kind: "syntax", message: "the script is too large for the interpreter", at: position{script: name}}
+		}
+	}()
+	if proto, err = glua.Compile(chunk, name); err != nil {
+		return nil, err
+	}
+	return proto, correct(proto, loops)
 }
 
 // withoutPreamble returns source without a byte order mark and a #! line.
@@ -183,6 +200,10 @@ func declaresItself(chunk []ast.Stmt) bool {
 
 // syntaxError returns the position at which the parser gave up, and the token there.
 func syntaxError(err error, name string, source []byte) error {
+	var own *failure
+	if errors.As(err, &own) {
+		return own
+	}
 	f := &failure{kind: "syntax", message: strings.TrimSpace(err.Error()), at: position{script: name}}
 	var p *parse.Error
 	var c *glua.CompileError

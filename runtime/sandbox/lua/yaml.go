@@ -147,6 +147,9 @@ func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 		if err := n.Decode(&f); err != nil {
 			return nil, fmt.Errorf("line %d: %s is no number", n.Line, n.Value)
 		}
+		if whole, ok := wholeNumber(strings.ReplaceAll(strings.TrimLeft(n.Value, "+-"), "_", "")); ok && !isExact(whole, math.Abs(f)) {
+			return nil, fmt.Errorf("line %d: a number in Lua cannot be %s exactly; make it text, with quotes", n.Line, n.Value)
+		}
 		return glua.LNumber(f), nil
 	case "!!binary":
 		var s string
@@ -189,11 +192,11 @@ func yamlNode(v *pb.LuaValue) (*yaml.Node, error) {
 		if math.IsNaN(v.Number) || math.IsInf(v.Number, 0) {
 			return nil, fmt.Errorf(": %v is no number for a file", v.Number)
 		}
-		tag := "!!float"
-		if v.Number == math.Trunc(v.Number) && math.Abs(v.Number) < 1e15 {
-			tag = "!!int"
+		text := strconv.FormatFloat(v.Number, jsonFormat(v.Number), -1, 64)
+		if mantissa, exponent, ok := strings.Cut(text, "e"); ok && !strings.Contains(mantissa, ".") {
+			text = mantissa + ".0e" + exponent // without a point it is text to readers of YAML 1.1
 		}
-		return plain(tag, strconv.FormatFloat(v.Number, jsonFormat(v.Number), -1, 64)), nil
+		return &yaml.Node{Kind: yaml.ScalarNode, Value: text}, nil // without a tag, which would be written for some numbers
 	case *pb.LuaValue_String_:
 		return yamlText(v.String_)
 	case *pb.LuaValue_Table:

@@ -100,10 +100,13 @@ func isDecimal(s string) bool {
 // countDigits returns how many digits text begins with.
 func countDigits(s string) int { return len(s) - len(strings.TrimLeft(s, "0123456789")) }
 
-// Text returns a number as tostring prints it: 14 digits, and whole numbers below 10^15 with all of theirs.
+// Text returns a number as tostring prints it: 14 digits, and whole numbers below 10^21 with all of theirs.
 func Text(f float64) string {
-	if f == math.Trunc(f) && math.Abs(f) < 1e15 {
-		return strconv.FormatInt(int64(f), 10)
+	if f == 0 {
+		return "0" // also -0
+	}
+	if f == math.Trunc(f) && math.Abs(f) < 1e21 {
+		return strconv.FormatFloat(f, 'f', 0, 64)
 	}
 	return Spec{Verb: 'g', Precision: 14}.Float(f)
 }

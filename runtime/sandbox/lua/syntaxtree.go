@@ -1,0 +1,215 @@
+package lua
+
+import (
+	"fmt"
+	"math"
+	"math/big"
+	"strconv"
+
+	"github.com/yuin/gopher-lua/ast"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
+)
+
+// treeChecker looks at the syntax tree of a script before it is compiled. It refuses what the interpreter would compile
+// to something else without a word, and makes its numbers those of the Lua manual.
+type treeChecker struct {
+	name string // of the script
+	// loops are the functions that have a loop or a goto, by the line on which they begin.
+	loops map[int]bool
+	// begins is the line of the function that is being checked, and jumps at least the number of its jump targets.
+	begins, jumps int
+	err           *failure // the first
+}
+
+// checkTree checks a script. It returns the functions that have loops, as correct needs them.
+func checkTree(chunk []ast.Stmt, name string) (loops map[int]bool, err error) {
+	c := &treeChecker{name: name, loops: map[int]bool{}}
+	visitAll(c, chunk)
+	if c.err != nil {
+		return nil, c.err
+	}
+	return c.loops, nil
+}
+
+func (c *treeChecker) refuse(line int, format string, args ...any) {
+	if c.err == nil {
+		c.err = &failure{kind: "syntax", message: fmt.Sprintf(format, args...), at: position{c.name, line}}
+	}
+}
+
+func visitAll[T any](c *treeChecker, nodes []T) {
+	for _, n := range nodes {
+		c.visit(n)
+	}
+}
+
+// atOnce refuses a list of more values than a function has registers.
+func (c *treeChecker) atOnce(n ast.PositionHolder, count int) {
+	if count > maxRegister {
+		c.refuse(n.Line(), "%d values at once, the limit is %d", count, maxRegister)
+	}
+}
+
+// jump counts jump targets.
+func (c *treeChecker) jump(n ast.PositionHolder, count int) {
+	if c.jumps += count; c.jumps > maxJump {
+		c.refuse(n.Line(), "a function has too many conditions, split it")
+	}
+}
+
+// visit checks a node, which may be nil, and those below it, until something is refused.
+func (c *treeChecker) visit(node any) {
+	if c.err != nil {
+		return
+	}
+	switch n := node.(type) {
+	case *ast.AssignStmt:
+		c.atOnce(n, len(n.Lhs))
+		c.atOnce(n, len(n.Rhs))
+		visitAll(c, n.Lhs)
+		visitAll(c, n.Rhs)
+	case *ast.LocalAssignStmt:
+		c.atOnce(n, len(n.Names))
+		c.atOnce(n, len(n.Exprs))
+		visitAll(c, n.Exprs)
+	case *ast.FuncCallStmt:
+		c.visit(n.Expr)
+	case *ast.DoBlockStmt:
+		visitAll(c, n.Stmts)
+	case *ast.WhileStmt:
+		c.loop(n)
+		c.visit(n.Condition)
+		visitAll(c, n.Stmts)
+	case *ast.RepeatStmt:
+		c.loop(n)
+		visitAll(c, n.Stmts)
+		c.visit(n.Condition)
+	case *ast.IfStmt:
+		c.jump(n, 3)
+		c.visit(n.Condition)
+		visitAll(c, n.Then)
+		visitAll(c, n.Else)
+	case *ast.NumberForStmt:
+		c.loop(n)
+		visitAll(c, []ast.Expr{n.Init, n.Limit, n.Step})
+		visitAll(c, n.Stmts)
+	case *ast.GenericForStmt:
+		c.loop(n)
+		c.atOnce(n, len(n.Exprs))
+		visitAll(c, n.Exprs)
+		visitAll(c, n.Stmts)
+	case *ast.GotoStmt:
+		c.loop(n)
+	case *ast.LabelStmt:
+		c.jump(n, 1)
+	case *ast.FuncDefStmt:
+		if n.Name.Func != nil {
+			c.visit(n.Name.Func)
+		}
+		c.visit(n.Name.Receiver)
+		c.visit(n.Func)
+	case *ast.ReturnStmt:
+		c.atOnce(n, len(n.Exprs))
+		visitAll(c, n.Exprs)
+	default:
+		c.visitExpr(node)
+	}
+}
+
+func (c *treeChecker) visitExpr(node any) {
+	switch n := node.(type) {
+	case *ast.NumberExpr:
+		c.number(n)
+	case *ast.AttrGetExpr:
+		visitAll(c, []ast.Expr{n.Object, n.Key})
+	case *ast.TableExpr:
+		for _, f := range n.Fields {
+			visitAll(c, []ast.Expr{f.Key, f.Value})
+			if f.Key != nil {
+				oneValue(f.Value)
+			}
+		}
+	case *ast.FuncCallExpr:
+		c.atOnce(n, len(n.Args))
+		visitAll(c, []ast.Expr{n.Func, n.Receiver})
+		visitAll(c, n.Args)
+	case *ast.FunctionExpr:
+		begins, jumps := c.begins, c.jumps
+		c.begins, c.jumps = n.Line(), 0
+		visitAll(c, n.Stmts)
+		c.begins, c.jumps = begins, jumps
+	case *ast.LogicalOpExpr:
+		c.jump(n, 4)
+		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
+	case *ast.RelationalOpExpr:
+		c.jump(n, 1)
+		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
+	case *ast.StringConcatOpExpr:
+		count := 2
+		for right, ok := n.Rhs.(*ast.StringConcatOpExpr); ok; right, ok = right.Rhs.(*ast.StringConcatOpExpr) {
+			count++
+		}
+		c.atOnce(n, count)
+		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
+	case *ast.ArithmeticOpExpr:
+		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
+	case *ast.UnaryMinusOpExpr:
+		c.visit(n.Expr)
+	case *ast.UnaryNotOpExpr:
+		c.visit(n.Expr)
+	case *ast.UnaryLenOpExpr:
+		c.visit(n.Expr)
+	}
+}
+
+// oneValue puts an expression in parentheses. Where a table ends in NAME = f() the compiler takes it for {…, f()}.
+func oneValue(e ast.Expr) {
+	switch e := e.(type) {
+	case *ast.FuncCallExpr:
+		e.AdjustRet = true
+	case *ast.Comma3Expr:
+		e.AdjustRet = true
+	}
+}
+
+func (c *treeChecker) loop(n ast.PositionHolder) {
+	c.loops[c.begins] = true
+	c.jump(n, 3)
+}
+
+// number makes a number in the script what the manual says: the compiler takes 00644 for octal, and what it cannot read
+// for nan. A whole number that no Lua number is equal to is refused: the script would work with another one.
+func (c *treeChecker) number(n *ast.NumberExpr) {
+	f, ok := numeral.Parse(n.Value)
+	if !ok {
+		c.refuse(n.Line(), "malformed number %s", n.Value)
+		return
+	}
+	if whole, ok := wholeNumber(n.Value); ok && !isExact(whole, f) {
+		c.refuse(n.Line(), "a number in Lua cannot be %s exactly; make it text, with quotes", n.Value)
+	}
+	n.Value = strconv.FormatFloat(f, 'g', -1, 64)
+	if math.IsInf(f, 0) {
+		n.Value = "inf"
+	}
+}
+
+// wholeNumber returns the number that digits stand for, decimal or after 0x hexadecimal, with all of them; false: there
+// is something else than digits.
+func wholeNumber(text string) (*big.Int, bool) {
+	digits, base := text, 10
+	if len(text) > 2 && text[0] == '0' && text[1]|0x20 == 'x' {
+		digits, base = text[2:], 16
+	}
+	return new(big.Int).SetString(digits, base)
+}
+
+// isExact reports whether a number is a whole one, without a difference.
+func isExact(whole *big.Int, f float64) bool {
+	if math.IsInf(f, 0) || f != f {
+		return false
+	}
+	exact, accuracy := new(big.Float).SetFloat64(f).Int(nil)
+	return accuracy == big.Exact && exact.Cmp(whole) == 0
+}
