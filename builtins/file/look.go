@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -137,12 +138,36 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 // child puts a name behind the path of a directory as the caller wrote it.
 func child(dir, name string) string { return strings.TrimRight(dir, "/") + "/" + name }
 
+var (
+	// negatedClass turns the negated class of a shell into that of package path; what is behind a backslash is itself.
+	negatedClass = strings.NewReplacer(`\\`, `\\`, `\[`, `\[`, "[!", "[^")
+	// namedClass matches a class such as [[:digit:]].
+	namedClass = regexp.MustCompile(`\[[^]]*\[[:.=]`)
+)
+
+// unknownInGlob returns why a pattern that a shell knows is none here; empty: it has nothing of the kind. A brace or a
+// bracket behind a backslash is itself.
+func unknownInGlob(pattern string) string {
+	plain := strings.NewReplacer(`\\`, "", `\{`, "", `\[`, "").Replace(pattern)
+	switch {
+	case strings.Contains(plain, "{"):
+		return `braces are not known in a pattern; write \{ for the character`
+	case namedClass.MatchString(plain):
+		return "named classes are not known in a pattern; write a range, such as [0-9]"
+	}
+	return ""
+}
+
 // glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone. What cannot be
 // looked into is left out, as is what is behind a link that is not safe.
 func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
 	if !strings.HasPrefix(in.Pattern, "/") {
 		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
 	}
+	if why := unknownInGlob(in.Pattern); why != "" {
+		return nil, fault.On(in.Pattern, fault.Invalid("%s", why))
+	}
+	in.Pattern = negatedClass.Replace(in.Pattern)
 	if _, err := fsys.Match(in.Pattern, ""); err != nil {
 		return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
 	}

@@ -29,3 +29,34 @@ func TestReplaceAllIsThatOfRegexp(t *testing.T) {
 		}
 	}
 }
+
+// TestReferencesToGroups: a replacement refers to groups that the pattern has.
+func TestReferencesToGroups(t *testing.T) {
+	p, err := compile(`(user) (?P<name>\w+)`, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for by, good := range map[string]bool{
+		"$1": true, "${1}_name": true, "$0 $2": true, "$name": true, "${name}s": true, "$$1_x": true, "5 $": true, "a$ b": true, "": true,
+		"$1_name": false, "$3": false, "${3}": false, "$names": false, "$USER": false, "$01x": false,
+	} {
+		if err := p.checkReferences(by); (err == nil) != good {
+			t.Errorf("%q: %v", by, err)
+		}
+	}
+}
+
+// TestGlobOfShells: what a shell knows and a pattern here does not is refused.
+func TestGlobOfShells(t *testing.T) {
+	for pattern, good := range map[string]bool{
+		"/a/*.conf": true, "/[!a]*": true, "/[a-z]?": true, "/[.]x": true, `/\{a\}`: true, `/\[:x`: true,
+		"/*.{conf,cfg}": false, "/[[:digit:]]": false, "/[![:space:]]*": false, "/[[.a.]]": false, "/[[=a=]]": false,
+	} {
+		if got := negatedClass.Replace(pattern); pattern == "/[!a]*" && got != "/[^a]*" || pattern[1] == '\\' && got != pattern {
+			t.Errorf("%s becomes %s", pattern, got)
+		}
+		if why := unknownInGlob(pattern); (why == "") != good {
+			t.Errorf("%s: %s", pattern, why)
+		}
+	}
+}

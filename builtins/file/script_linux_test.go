@@ -398,6 +398,8 @@ func TestGlobMatchesElementByElement(t *testing.T) {
 		"/b/not":            "",
 		"/not/*":            "",
 		"/[.]hidden/x.conf": "",
+		"/[!b]1/x.conf":     "/a1/x.conf",
+		"/[!a]1/x.conf":     "",
 		"/\\b":              "/b",
 	} {
 		out, err := run[*pb.Paths](g, "file.glob", &pb.GlobArgs{Pattern: pattern})

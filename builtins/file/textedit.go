@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"regexp"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -219,6 +221,9 @@ func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error
 		if err != nil {
 			return nil, err
 		}
+		if err := pattern.checkReferences(in.Replacement); err != nil {
+			return nil, err
+		}
 		once = func(ctx context.Context, old []byte) ([]byte, error) {
 			return pattern.replaceAll(ctx, old, []byte(in.Replacement))
 		}
@@ -284,6 +289,26 @@ func (p *pattern) replaceAll(ctx context.Context, old, by []byte) ([]byte, error
 		return nil, errEdited
 	}
 	return edited, nil
+}
+
+// reference matches what stands for a group in a replacement, and $$.
+var reference = regexp.MustCompile(`\$(?:\$|\{(\w+)\}|(\w+))`)
+
+// checkReferences refuses a replacement with a reference to a group that the pattern does not have: it would stand for
+// nothing.
+func (p *pattern) checkReferences(by string) error {
+	for {
+		found := reference.FindStringSubmatch(by)
+		if found == nil {
+			return nil
+		}
+		by = by[strings.Index(by, found[0])+len(found[0]):]
+		name := found[1] + found[2]
+		number, err := strconv.Atoi(name)
+		if name != "" && !(err == nil && number <= p.alone.NumSubexp()) && p.alone.SubexpIndex(name) < 0 {
+			return fault.Invalid("the pattern has no group %s for %s; write ${1}_ for a group before text, and $$ for $", name, found[0])
+		}
+	}
 }
 
 // expand appends a replacement, in whose references the groups of a match come, reference by reference: each may be long.

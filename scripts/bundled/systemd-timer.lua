@@ -84,7 +84,7 @@ return script {
 
   run = function(p)
     local service, timer = DIR .. p.name .. ".service", p.name .. ".timer"
-    local description = p.description or p.name
+    local description = (p.description or p.name):gsub("%%", "%%%%") -- systemd reads % as a specifier
     local units = {
       {service, string.format(SERVICE, description, p.user, p.command)},
       {DIR .. timer, string.format(TIMER, description, p.on_calendar, tostring(p.persistent))},

@@ -27,6 +27,13 @@ return {
     assert(file.read("/etc/systemd/system/backup.timer"):find("\nOnCalendar=daily\n", 1, true))
   end,
 
+  percent_in_a_description_is_text = function()
+    test.run(params({description = "warn at 90% full"}))
+    for _, unit in ipairs({"service", "timer"}) do
+      assert(file.read("/etc/systemd/system/backup." .. unit):find("warn at 90%% full\n", 1, true), unit)
+    end
+  end,
+
   is_started_again_at_another_time = function()
     test.run(params())
     local run = test.run(params({on_calendar = "weekly"}))
