@@ -127,6 +127,9 @@ func (m *machine) builtin(name string) *glua.LFunction {
 	})
 }
 
+// standardLibraries are the libraries of Lua 5.1 that a script has. A module of the same name goes first.
+var standardLibraries = map[string]bool{"string": true, "table": true, "math": true}
+
 // require(name) returns a module's value. Modules come with the run; each is loaded once.
 func (m *machine) require(L *glua.LState) int {
 	name := L.CheckString(1)
@@ -140,6 +143,10 @@ func (m *machine) require(L *glua.LState) int {
 		}
 	}
 	source, ok := m.start.GetModules()[name]
+	if library, isTable := m.L.GetGlobal(name).(*glua.LTable); !ok && isTable && standardLibraries[name] {
+		L.Push(library)
+		return 1
+	}
 	if !ok {
 		m.raiseError("require", "not_found", fmt.Sprintf("there is no module %s: modules are bundled or sent with the script", name))
 	}

@@ -229,11 +229,12 @@ func TestNumbersOfDocuments(t *testing.T) {
 		}
 	}
 	for source, want := range map[string]string{
-		`return yaml.encode({a = 1732871234567890})`:                        "a: 1732871234567890\n",
-		`return yaml.encode({a = 1e-7})`:                                    "a: 1.0e-07\n",
-		`return yaml.encode({a = 2.5e30})`:                                  "a: 2.5e+30\n",
-		`return yaml.encode({a = 1e30})`:                                    "a: 1.0e+30\n",
-		`return tostring(select(2, pcall(json.decode, '{"a":"caf\233"}')))`: "json.decode: the text is not UTF-8",
+		`return require("string").upper("a") .. require("math").floor(1.5) .. type(require("table"))`: "A1table",
+		`return yaml.encode({a = 1732871234567890})`:                                                  "a: 1732871234567890\n",
+		`return yaml.encode({a = 1e-7})`:                                                              "a: 1.0e-07\n",
+		`return yaml.encode({a = 2.5e30})`:                                                            "a: 2.5e+30\n",
+		`return yaml.encode({a = 1e30})`:                                                              "a: 1.0e+30\n",
+		`return tostring(select(2, pcall(json.decode, '{"a":"caf\233"}')))`:                           "json.decode: the text is not UTF-8",
 	} {
 		if got := runSource(source); got != want {
 			t.Errorf("%s gives %s, want %s", source, got, want)
