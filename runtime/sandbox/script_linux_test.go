@@ -163,7 +163,7 @@ func TestLibraries(t *testing.T) {
 	pool := newPool(t, sandbox.Config{})
 	for source, want := range map[string]string{
 		`return string.format("%5d|%-5s|%05.1f|%x|%g|%q|%c%%|%.2s|%5s|%i", 42, "ab", 3.14159, 255, 1e20, 'a"\n', 65, "xyz", "ü", 7)`: "   42|ab   |003.1|ff|1e+20|\"a\\\"\\\n\"|A%|xy|   ü|7",
-		`return string.format("%g %g %s %d", 0.1, 100000, 1e15, -3)`:                                                                 "0.1 100000 1e+15 -3",
+		`return string.format("%g %g %s %d", 0.1, 100000, 1e15, -3)`:                                                                 "0.1 100000 1000000000000000 -3",
 		`return tostring(select(2, pcall(string.format, "%p", {})))`:                                                                 "test.lua:1: invalid option '%p' to 'format'",
 		`return ("x"):rep(3) .. ("ab"):format()`:                                                                                     "xxxab",
 		`return getmetatable("")`:                                                                                                    "locked",
