@@ -22,6 +22,10 @@ import (
 var samples = map[string]proto.Message{
 	"host.hostname":    &pb.HostnameArgs{New: "a"},
 	"host.timezone":    &pb.TimezoneArgs{New: "UTC"},
+	"host.locale":      &pb.LocaleArgs{New: "C.UTF-8"},
+	"host.keymap":      &pb.KeymapArgs{New: "us"},
+	"package.install":  &pb.PackageInstallArgs{Names: []string{"a"}},
+	"package.remove":   &pb.PackageRemoveArgs{Names: []string{"a"}},
 	"host.sysctl":      &pb.SysctlArgs{Name: "vm.swappiness", Value: proto.String("1")},
 	"account.groups":   &pb.AccountGroupsArgs{Name: "a", Groups: []string{"b"}},
 	"account.ssh_keys": &pb.AccountKeysArgs{Name: "a", Keys: []string{"ssh-ed25519 AAAA"}},
