@@ -63,6 +63,8 @@ func (m *machine) openBase() {
 		"tonumber":       m.wrap("tonumber", tonumber),
 		"tostring":       m.wrap("tostring", tostring),
 		"next":           m.next,
+		"pcall":          m.pcall,
+		"xpcall":         m.xpcall,
 		"print":          func(L *glua.LState) int { m.logLine("info", m.joinArguments(1, "\t")); return 0 },
 	} {
 		m.L.SetGlobal(name, m.L.NewFunction(f))
@@ -172,7 +174,7 @@ func (m *machine) uncaughtText(v glua.LValue) (text string) {
 	})
 	m.L.Push(f)
 	m.L.Push(v)
-	if m.L.PCall(1, 0, nil) != nil {
+	if m.protect(1, 0) != nil {
 		return m.rawTostring(v)
 	}
 	return text

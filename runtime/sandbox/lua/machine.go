@@ -128,7 +128,11 @@ func (m *machine) callMain(main *glua.LFunction, args ...glua.LValue) (*pb.Runne
 
 // callProtected calls a function and returns its first result.
 func (m *machine) callProtected(f *glua.LFunction, args ...glua.LValue) (glua.LValue, error) {
-	if err := m.L.CallByParam(glua.P{Fn: f, NRet: 1, Protect: true}, args...); err != nil {
+	m.L.Push(f)
+	for _, a := range args {
+		m.L.Push(a)
+	}
+	if err := m.protect(len(args), 1); err != nil {
 		return nil, err
 	}
 	value := m.L.Get(-1)

@@ -38,9 +38,20 @@ func (c *treeChecker) refuse(line int, format string, args ...any) {
 	}
 }
 
+// visitAll checks nodes, and rewrites the statements among them that the compiler would not understand.
 func visitAll[T any](c *treeChecker, nodes []T) {
-	for _, n := range nodes {
-		c.visit(n)
+	for i := range nodes {
+		c.visit(nodes[i])
+		if stmt, ok := any(&nodes[i]).(*ast.Stmt); ok {
+			switch n := (*stmt).(type) {
+			case *ast.AssignStmt:
+				*stmt = separateAssignment(n)
+			case *ast.BreakStmt:
+				if i == 0 {
+					*stmt = breakLate(n)
+				}
+			}
+		}
 	}
 }
 
@@ -81,13 +92,18 @@ func (c *treeChecker) visit(node any) {
 		c.loop(n)
 		c.visit(n.Condition)
 		visitAll(c, n.Stmts)
+		if _, endless := n.Condition.(*ast.TrueExpr); !endless {
+			n.Condition = condition(n.Condition)
+		}
 	case *ast.RepeatStmt:
 		c.loop(n)
 		visitAll(c, n.Stmts)
 		c.visit(n.Condition)
+		n.Condition = condition(n.Condition)
 	case *ast.IfStmt:
 		c.jump(n, 3)
 		c.visit(n.Condition)
+		n.Condition = condition(n.Condition)
 		visitAll(c, n.Then)
 		visitAll(c, n.Else)
 	case *ast.NumberForStmt:
@@ -142,6 +158,7 @@ func (c *treeChecker) visitExpr(node any) {
 	case *ast.LogicalOpExpr:
 		c.jump(n, 4)
 		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
+		decideLate(n)
 	case *ast.RelationalOpExpr:
 		c.jump(n, 1)
 		visitAll(c, []ast.Expr{n.Lhs, n.Rhs})
@@ -158,6 +175,7 @@ func (c *treeChecker) visitExpr(node any) {
 		c.visit(n.Expr)
 	case *ast.UnaryNotOpExpr:
 		c.visit(n.Expr)
+		n.Expr = condition(n.Expr)
 	case *ast.UnaryLenOpExpr:
 		c.visit(n.Expr)
 	}
