@@ -19,7 +19,9 @@ type treeChecker struct {
 	loops map[int]bool
 	// begins is the line of the function that is being checked, and jumps at least the number of its jump targets.
 	begins, jumps int
-	err           *failure // the first
+	// functions is how many functions were seen.
+	functions int
+	err       *failure // the first
 }
 
 // checkTree checks a script. It returns the functions that have loops, as correct needs them.
@@ -91,13 +93,13 @@ func (c *treeChecker) visit(node any) {
 	case *ast.WhileStmt:
 		c.loop(n)
 		c.visit(n.Condition)
-		visitAll(c, n.Stmts)
+		n.Stmts = c.body(n.Stmts, n)
 		if _, endless := n.Condition.(*ast.TrueExpr); !endless {
 			n.Condition = condition(n.Condition)
 		}
 	case *ast.RepeatStmt:
 		c.loop(n)
-		visitAll(c, n.Stmts)
+		n.Stmts = c.body(n.Stmts, n)
 		c.visit(n.Condition)
 		n.Condition = condition(n.Condition)
 	case *ast.IfStmt:
@@ -109,12 +111,12 @@ func (c *treeChecker) visit(node any) {
 	case *ast.NumberForStmt:
 		c.loop(n)
 		visitAll(c, []ast.Expr{n.Init, n.Limit, n.Step})
-		visitAll(c, n.Stmts)
+		n.Stmts = c.body(n.Stmts, n)
 	case *ast.GenericForStmt:
 		c.loop(n)
 		c.atOnce(n, len(n.Exprs))
 		visitAll(c, n.Exprs)
-		visitAll(c, n.Stmts)
+		n.Stmts = c.body(n.Stmts, n)
 	case *ast.GotoStmt:
 		c.loop(n)
 	case *ast.LabelStmt:
@@ -151,6 +153,7 @@ func (c *treeChecker) visitExpr(node any) {
 		visitAll(c, []ast.Expr{n.Func, n.Receiver})
 		visitAll(c, n.Args)
 	case *ast.FunctionExpr:
+		c.functions++
 		begins, jumps := c.begins, c.jumps
 		c.begins, c.jumps = n.Line(), 0
 		visitAll(c, n.Stmts)
@@ -194,6 +197,13 @@ func oneValue(e ast.Expr) {
 func (c *treeChecker) loop(n ast.PositionHolder) {
 	c.loops[c.begins] = true
 	c.jump(n, 3)
+}
+
+// body checks the body of a loop and returns what is to be compiled.
+func (c *treeChecker) body(list []ast.Stmt, loop ast.PositionHolder) []ast.Stmt {
+	before := c.functions
+	visitAll(c, list)
+	return closeAtBreak(list, c.functions > before, loop)
 }
 
 // number makes a number in the script what the manual says: the compiler takes 00644 for octal, and what it cannot read
