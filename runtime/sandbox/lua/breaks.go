@@ -9,21 +9,35 @@ func closeAtBreak(body []ast.Stmt, hasFunction bool, loop ast.PositionHolder) []
 	if !hasFunction || !breaksWithin(body, false) {
 		return body
 	}
+	return append(usedVariable(loop), body...)
+}
+
+// closeAtGoto returns do goto label end, in a block in which a function uses a variable. In another block the compiler takes
+// all local variables of the function from the functions that use them.
+func closeAtGoto(n *ast.GotoStmt) ast.Stmt {
+	block := &ast.DoBlockStmt{Stmts: append(usedVariable(n), n)}
+	block.SetLine(n.Line())
+	block.SetLastLine(n.LastLine())
+	return block
+}
+
+// usedVariable returns a local variable and a function that uses it and is never made.
+func usedVariable(place ast.PositionHolder) []ast.Stmt {
 	at := func(node ast.PositionHolder) {
-		node.SetLine(loop.Line())
-		node.SetLastLine(loop.Line())
+		node.SetLine(place.Line())
+		node.SetLastLine(place.Line())
 	}
-	const name = "(loop)"
+	const name = "(used)"
 	variable := &ast.IdentExpr{Value: name}
 	result := &ast.ReturnStmt{Exprs: []ast.Expr{variable}}
 	f := &ast.FunctionExpr{ParList: &ast.ParList{}, Stmts: []ast.Stmt{result}}
 	never := &ast.LocalAssignStmt{Names: []string{"(never)"}, Exprs: []ast.Expr{f}}
-	choice := &ast.IfStmt{Condition: comparison(false, loop), Then: []ast.Stmt{never}}
+	choice := &ast.IfStmt{Condition: comparison(false, place), Then: []ast.Stmt{never}}
 	start := &ast.LocalAssignStmt{Names: []string{name}}
 	for _, node := range []ast.PositionHolder{variable, result, f, never, choice, start} {
 		at(node)
 	}
-	return append([]ast.Stmt{start, choice}, body...)
+	return []ast.Stmt{start, choice}
 }
 
 // breaksWithin reports whether there is a break out of a loop, in a block within its body.

@@ -48,6 +48,8 @@ func visitAll[T any](c *treeChecker, nodes []T) {
 			switch n := (*stmt).(type) {
 			case *ast.AssignStmt:
 				*stmt = separateAssignment(n)
+			case *ast.GotoStmt:
+				*stmt = closeAtGoto(n)
 			case *ast.BreakStmt:
 				if i == 0 {
 					*stmt = breakLate(n)
@@ -119,6 +121,8 @@ func (c *treeChecker) visit(node any) {
 		n.Stmts = c.body(n.Stmts, n)
 	case *ast.GotoStmt:
 		c.loop(n)
+	case *ast.BreakStmt:
+		c.jump(n, 3) // of breakLate
 	case *ast.LabelStmt:
 		c.jump(n, 1)
 	case *ast.FuncDefStmt:
@@ -196,7 +200,7 @@ func oneValue(e ast.Expr) {
 
 func (c *treeChecker) loop(n ast.PositionHolder) {
 	c.loops[c.begins] = true
-	c.jump(n, 3)
+	c.jump(n, 6) // 3 are of closeAtBreak and closeAtGoto
 }
 
 // body checks the body of a loop and returns what is to be compiled.
