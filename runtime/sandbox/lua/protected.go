@@ -59,7 +59,7 @@ func (m *machine) xpcall(L *glua.LState) int {
 	L.SetTop(0)
 	L.Push(handle)
 	L.Push(errorObject(err))
-	object := glua.LValue(glua.LNil)
+	var object glua.LValue
 	if err := m.protect(1, 1); err != nil {
 		object = errorObject(err)
 	} else {
