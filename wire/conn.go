@@ -82,6 +82,9 @@ type Config struct {
 	// Vital reports whether a request is served whatever else is in flight: MaxInFlight does not hold for it, and its reply goes
 	// into the urgent lane. Nil: none is.
 	Vital func(request proto.Message) bool
+	// Light reports whether a request is served whatever else is in flight, as a vital one is, while its reply keeps its place
+	// among others. Nil: none is.
+	Light func(request proto.Message) bool
 	// Order returns a key: requests of the same key are served one after the other, as they came. Empty, or a nil Order: no
 	// order.
 	Order func(request proto.Message) string
@@ -103,6 +106,7 @@ type Conn struct {
 	decoder     Decoder   // the reader's
 	reserved    int       // the reader's: bytes of Config.Memory for the decoder's buffer; 0: it is the small one
 	spare       []byte    // the reader's: the small buffer, while the decoder has a larger one
+	memoryUntil time.Time // the reader's: when the frames of this read stop waiting for memory; zero: none has waited
 	salvaging   bool      // the reader's: frames lie within the buffer of one that is given up
 	peer        peer      // the reader's
 	piecePool   sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
@@ -123,8 +127,8 @@ type Conn struct {
 
 	inFlightMu   sync.Mutex
 	inFlight     map[string]*[]byte // ids of the requests being served or waiting, and the Scratch of each
-	serving      int                // requests that are being served, without vital ones
-	vital        int                // vital requests that are being served
+	serving      int                // requests that are being served, without those
+	light        int                // vital and light requests that are being served
 	waiting      []*waitingRequest  // oldest first
 	waitingBytes int
 
@@ -202,6 +206,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 		space := decoder.Space(minReadSize)
 		c.busySince.Store(0)
 		n, err := c.channel.Read(space)
+		c.memoryUntil = time.Time{}
 		c.busySince.Store(max(1, int64(time.Since(c.began))))
 		took := time.Since(start)
 		if waited += took; !pending {

@@ -776,3 +776,28 @@ func TestCancelWhileWaitingForATurn(t *testing.T) {
 		t.Error(order)
 	}
 }
+
+// A light request is served while as many others as may be are, and those that wait are not.
+func TestLightRequestsDoNotWait(t *testing.T) {
+	h, calls := guest(t, func(c *Config) {
+		c.Handle = func(ctx context.Context, _ *Conn, _ string, request proto.Message) (proto.Message, error) {
+			if _, ok := request.(*pb.PingRequest); ok {
+				return &pb.PongResponse{Sequence: 7}, nil
+			}
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		}
+		c.Urgent = func(*Conn, proto.Message) (proto.Message, bool) { return nil, false }
+		c.Light = func(request proto.Message) bool { _, ping := request.(*pb.PingRequest); return ping }
+	})
+	for i := range MaxInFlight + 3 {
+		h.send(Plain, fmt.Sprint("read-", i), &pb.FileReadRequest{})
+	}
+	h.send(Plain, "ping", &pb.PingRequest{Awaiting: []string{"read-0"}})
+	if m := h.answer("ping"); m.GetPong().GetSequence() != 7 {
+		t.Error(m)
+	}
+	for i := range MaxInFlight + 3 {
+		calls.Cancel(fmt.Sprint("read-", i), anyPort)
+	}
+}

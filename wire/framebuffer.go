@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // The reader has a small buffer of its own. A frame that does not fit into it gets one for itself alone, which is counted in
@@ -24,7 +25,7 @@ func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup)
 	}
 	id := beginningID(begun.Payload)
 	switch {
-	case c.reserved == 0 && c.config.Memory.take(ctx, n):
+	case c.reserved == 0 && c.takeMemory(ctx, n):
 		buf := reusable(&c.largePool, n)
 		if cap(buf) < n {
 			buf = make([]byte, 0, n)
@@ -40,6 +41,19 @@ func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup)
 		c.decoder.Discard(size)
 	}
 	return true
+}
+
+// takeMemory takes n bytes of Config.Memory, and waits for them. All frames of one read together wait for memoryWait at most, and
+// those that are found in one that is given up, whose buffer is held meanwhile, do not wait.
+func (c *Conn) takeMemory(ctx context.Context, n int) bool {
+	switch {
+	case c.salvaging:
+		_, taken := c.config.Memory.tryTake(n)
+		return taken
+	case c.memoryUntil.IsZero():
+		c.memoryUntil = time.Now().Add(memoryWait)
+	}
+	return c.config.Memory.take(ctx, n, c.memoryUntil)
 }
 
 // detachBuffer returns the buffer of the frame that was taken, which is the caller's from now on, as its memory is. The reader goes on

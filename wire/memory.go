@@ -20,8 +20,8 @@ type Memory struct {
 // NewMemory returns a memory of n bytes. It must be larger than the largest frame.
 func NewMemory(n int) *Memory { return &Memory{left: n} }
 
-// What is not counted, since a ping must come through whatever other hosts do; and how long a frame waits for memory: the
-// messages behind it wait as long.
+// What is not counted, since a ping must come through whatever other hosts do; and how long the frames of one read wait
+// for memory together: the messages behind them wait as long.
 const (
 	freeBuffer  = 2 * minReadSize // bytes of a connection's buffer
 	freeRequest = 4 << 10         // bytes of a request
@@ -31,14 +31,14 @@ const (
 // errMemory is why a request is refused that finds no memory.
 var errMemory = fault.Wrapf(fault.ErrBusy, "busy: other requests take the memory that there is for them")
 
-// take takes n bytes, and waits until there are so many, for memoryWait at most. It reports whether it has taken them; if not it
-// took none.
-func (m *Memory) take(ctx context.Context, n int) bool {
+// take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it took
+// none.
+func (m *Memory) take(ctx context.Context, n int, until time.Time) bool {
 	freed, taken := m.tryTake(n)
 	if taken {
 		return true
 	}
-	timer := time.NewTimer(memoryWait)
+	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	for {
 		select {

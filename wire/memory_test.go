@@ -177,3 +177,43 @@ func TestRequestsKeepTheirFrames(t *testing.T) {
 		}
 	}
 }
+
+// Requests that come together and find no memory wait together, and not each for itself: a ping behind them comes soon.
+func TestRequestsWaitForMemoryTogether(t *testing.T) {
+	const all, requests = 17 << 20, 15
+	memory := NewMemory(all)
+	host, _ := guest(t, func(c *Config) { c.Memory = memory })
+	memory.tryTake(all)
+	var stream []byte
+	for i := range requests {
+		stream = append(stream, frameOf(QTX1, envelopeOf(t, fmt.Sprint(i), &pb.FileReadRequest{Path: string(make([]byte, 2*freeRequest))}))...)
+	}
+	stream = append(stream, frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{Sequence: 7}))...)
+	start := time.Now()
+	go host.write(stream)
+	host.answer("ping")
+	if took := time.Since(start); took > requests*memoryWait/2 {
+		t.Errorf("the pong came after %v", took)
+	}
+}
+
+// Frames that are found in one that is given up do not wait for memory: its own is given back only behind them.
+func TestFramesInOneThatIsGivenUpDoNotWait(t *testing.T) {
+	const all, requests = 34 << 20, 40
+	memory := NewMemory(all)
+	host, _ := guest(t, func(c *Config) { c.Memory = memory })
+	memory.tryTake(all - 17<<20)
+	go func() {
+		host.write(write(t, "large", 16<<20-1000)[:200])
+		for i := range requests {
+			host.write(frameOf(QTX1, envelopeOf(t, fmt.Sprint(i), &pb.FileReadRequest{Path: string(make([]byte, 256<<10))})))
+		}
+		time.Sleep(PayloadTimeout + PayloadTimeout/4)
+		host.write(frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{Sequence: 7})))
+	}()
+	start := time.Now()
+	host.answer("ping")
+	if took := time.Since(start); took > PayloadTimeout+requests*memoryWait/2 {
+		t.Errorf("the pong came after %v", took)
+	}
+}

@@ -68,7 +68,7 @@ func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, reque
 	n := len(f.Payload)
 	if n <= freeRequest {
 		n = 0
-	} else if !c.config.Memory.take(ctx, n) {
+	} else if !c.takeMemory(ctx, n) {
 		return nil, false
 	}
 	release = func() { c.config.Memory.give(n) }
@@ -111,11 +111,12 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 // once: the reply is for both. size is that of its frame; release is called when that is not used any more.
 func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, size int, release func()) {
 	id, parent, vital := m.MessageId, session, c.config.Vital != nil && c.config.Vital(request)
+	light := vital || c.config.Light != nil && c.config.Light(request)
 	if c.config.Mutates(request) {
 		parent = ctx
 	}
 	size += waitingSize
-	place := c.admit(id, vital, size)
+	place := c.admit(id, light, size)
 	if place == placeNone || place == placeDuplicate {
 		release()
 		if place == placeNone {
@@ -123,7 +124,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		}
 		return
 	}
-	leave := func() { c.leave(session, id, vital) }
+	leave := func() { c.leave(session, id, light) }
 	call, done, err := c.config.Calls.Start(parent, c.config.Port, id)
 	if err != nil {
 		release()
@@ -231,7 +232,7 @@ type waitingRequest struct {
 }
 
 // admit adds a request of a size to those in flight, where there is a place for it. leave, or leaveWaiting, removes it.
-func (c *Conn) admit(id string, vital bool, size int) place {
+func (c *Conn) admit(id string, light bool, size int) place {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	if _, ok := c.inFlight[id]; ok {
@@ -239,9 +240,9 @@ func (c *Conn) admit(id string, vital bool, size int) place {
 	}
 	p := placeServed
 	switch {
-	case vital && c.vital < 3*MaxInFlight:
-		c.vital++
-	case vital:
+	case light && c.light < 3*MaxInFlight:
+		c.light++
+	case light:
 		return placeNone
 	case c.serving < MaxInFlight && c.waitingBytes == 0: // what waits goes first
 		c.serving++
@@ -256,15 +257,15 @@ func (c *Conn) admit(id string, vital bool, size int) place {
 }
 
 // leave removes a request that was served from those in flight. The next one that waits is served.
-func (c *Conn) leave(session context.Context, id string, vital bool) {
+func (c *Conn) leave(session context.Context, id string, light bool) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	if scratch := c.inFlight[id]; scratch != nil {
 		c.piecePool.Put(scratch)
 	}
 	delete(c.inFlight, id)
-	if vital {
-		c.vital--
+	if light {
+		c.light--
 		return
 	}
 	c.serving--

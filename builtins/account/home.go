@@ -51,6 +51,9 @@ type newOwner struct {
 // furnish plans the home directory and the mail spool of a user where they are missing.
 func (p *plan) furnish(root *fsys.Root, u *user, w *wish) error {
 	wanted := !w.system || w.home != ""
+	if u.at >= 0 && w.home == "" && u.uid < readDefaults(root).id("UID_MIN", 1000) {
+		wanted = false // a user of the system, who was there: /nonexistent is to stay so
+	}
 	if w.createHome != nil {
 		wanted = *w.createHome
 	}

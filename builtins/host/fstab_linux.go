@@ -35,6 +35,8 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 	switch {
 	case e.source == "":
 		return e, fault.Invalid("source is not said")
+	case isBind(e.options) && !fsys.IsAbs(e.source):
+		return e, fault.Invalid("the source of a bind mount is a path from the root on")
 	case e.fstype == "" && !isBind(e.options):
 		return e, fault.Invalid("fstype is not said")
 	case e.fstype == "":
@@ -43,6 +45,10 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		return e, fault.Invalid("swap is not mounted; the script swap-file makes some")
 	case !fstypeName.MatchString(e.fstype):
 		return e, fault.Invalid("%q is no type of a file system", e.fstype)
+	case strings.Contains(e.source, "/") && !fsys.IsAbs(e.source) && !strings.ContainsAny(e.source, ":=") && e.fstype != "zfs":
+		return e, fault.Invalid("%q is no path from the root on", e.source)
+	case fuseProgram(e.fstype, e.source) == "":
+		return e, fault.Invalid("%s with the source %q says no program", e.fstype, e.source)
 	case e.dump > 9 || e.pass > 9:
 		return e, fault.Invalid("dump and pass are numbers of one digit")
 	}
@@ -62,9 +68,17 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		case "remount", "move":
 			return e, fault.Invalid("%s is no option of a file system that is mounted anew", option)
 		}
+		for _, p := range optionPaths(option) {
+			if !fsys.IsAbs(p) || strings.Contains(p, `\`) {
+				return e, fault.Invalid("%s: takes paths from the root on, without backslashes", option)
+			}
+		}
 	}
 	return e, nil
 }
+
+// isBlank says whether a character separates the fields of fstab and mountinfo: other blanks of Unicode are parts of names.
+func isBlank(c rune) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
 // tags are what a source may begin with in place of a path, each with the directory in which udev lists the disks by it.
 var tags = map[string]string{
@@ -99,7 +113,7 @@ func escapeField(field string) string {
 
 // parseEntry reads a line; false: it is a comment, blank, or no entry.
 func parseEntry(line string) (e fstabEntry, ok bool) {
-	fields := strings.Fields(line)
+	fields := strings.FieldsFunc(line, isBlank)
 	if len(fields) < 3 || strings.HasPrefix(fields[0], "#") {
 		return e, false
 	}

@@ -146,6 +146,10 @@ func TestMountRefuses(t *testing.T) {
 		"tag with path":    func(in *pb.MountArgs) { in.Source = "LABEL=../../etc" },
 		"remount":          func(in *pb.MountArgs) { in.Options = "ro,remount" },
 		"pass":             func(in *pb.MountArgs) { in.Pass = 10 },
+		"relative bind":    func(in *pb.MountArgs) { in.Source, in.Fstype, in.Options = "etc", "", "bind" },
+		"relative image":   func(in *pb.MountArgs) { in.Source, in.Options = "srv/a.img", "loop" },
+		"relative layer":   func(in *pb.MountArgs) { in.Source, in.Fstype, in.Options = "x", "overlay", "lowerdir=/a:b" },
+		"no program":       func(in *pb.MountArgs) { in.Source, in.Fstype = "#x", "fuse" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := good()
@@ -163,5 +167,37 @@ func TestMountRefuses(t *testing.T) {
 		if out, err := invokeAs(&builtins.Call{}, g.room, "host.unmount", &pb.UnmountArgs{Target: target}); err == nil {
 			t.Errorf("unmount %q: %v", target, out)
 		}
+	}
+}
+
+// What a mount reads, changes and runs by its options and its type is said to the rules.
+func TestMountAccess(t *testing.T) {
+	a := mountAccess(&pb.MountArgs{Source: "x", Target: "/mnt", Fstype: "overlay", Options: "ro,lowerdir=/root:/etc,upperdir=/up,workdir=/work"})
+	for _, p := range []string{"/root", "/etc", "/up", "/work"} {
+		if !slices.Contains(a.Reads, p) || !slices.Contains(a.Trees, p) {
+			t.Error(p, a)
+		}
+	}
+	if !slices.Contains(a.Writes, "/up") || !slices.Contains(a.Writes, "/work") || slices.Contains(a.Writes, "/root") {
+		t.Error(a)
+	}
+	if a := mountAccess(&pb.MountArgs{Source: "//s/x", Target: "/mnt", Fstype: "cifs", Options: "credentials=/etc/secret"}); !slices.Contains(a.Reads, "/etc/secret") {
+		t.Error(a)
+	}
+	for _, in := range []*pb.MountArgs{{Source: "x", Target: "/mnt", Fstype: "fuse.sh"}, {Source: "sh#x", Target: "/mnt", Fstype: "fuse"}} {
+		if a := mountAccess(in); len(a.Commands) != 1 || a.Commands[0].Argv[0] != "sh" {
+			t.Error(a)
+		}
+	}
+}
+
+// Blanks of other scripts are parts of a path.
+func TestFstabWithOtherBlanks(t *testing.T) {
+	e, err := newEntry(&pb.MountArgs{Source: "/dev/vdb", Fstype: "ext4"}, "/mnt/a\u00a0b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, ok := parseEntry(e.String()); !ok || back.target != e.target {
+		t.Errorf("%+v became %+v", e, back)
 	}
 }

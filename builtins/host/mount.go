@@ -6,6 +6,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -48,7 +49,49 @@ func mountAccess(in *pb.MountArgs) builtins.Access {
 			a.Trees = []string{in.Source}
 		}
 	}
+	for option := range strings.SplitSeq(in.Options, ",") {
+		paths := optionPaths(option)
+		a.Reads, a.Trees = append(a.Reads, paths...), append(a.Trees, paths...)
+		if strings.HasPrefix(option, "upperdir=") || strings.HasPrefix(option, "workdir=") {
+			a.Writes = append(a.Writes, paths...)
+		}
+	}
+	if strings.HasPrefix(in.Fstype, "fuse") {
+		a.Commands = []builtins.Command{guest.CommandAccess([]string{fuseProgram(in.Fstype, in.Source), in.Source, in.Target}, nil, "")}
+	}
 	return a
+}
+
+// optionPaths returns the paths in an option: the directories of an overlay, and what else is a path from the root on, such as that
+// of credentials.
+func optionPaths(option string) (paths []string) {
+	name, value, _ := strings.Cut(option, "=")
+	switch name {
+	case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
+		for p := range strings.SplitSeq(value, ":") {
+			if p != "" {
+				paths = append(paths, p)
+			}
+		}
+	default:
+		if fsys.IsAbs(value) {
+			paths = append(paths, value)
+		}
+	}
+	return paths
+}
+
+// fuseProgram returns the program that mount(8) runs for a type of FUSE (mount.fuse3(8)): what stands behind "fuse." in the type, or
+// before "#" in the source. For another type it is not empty.
+func fuseProgram(fstype, source string) string {
+	if program, ok := strings.CutPrefix(fstype, "fuse."); ok {
+		return program
+	}
+	if fstype != "fuse" {
+		return "mount"
+	}
+	program, _, _ := strings.Cut(source, "#")
+	return program
 }
 
 func unmountAccess(in *pb.UnmountArgs) builtins.Access {

@@ -234,6 +234,9 @@ func (r *Room) unmount(ctx context.Context, call *builtins.Call, in *pb.UnmountA
 	if err != nil {
 		return nil, fault.On(in.Target, err)
 	}
+	if have != nil && have.layers > 1 { // a rollback could bring back only what is on top
+		return nil, fault.On(in.Target, fault.Refuse("%d file systems are mounted there, one above the other", have.layers))
+	}
 	told := &pb.Change{Op: "host.unmount", Target: path, Action: "unmounted"}
 	lost := false
 	if have != nil && call.DryRun == nil && call.Tx != nil {
@@ -422,6 +425,7 @@ type mountLine struct {
 	number                   uint64
 	dir, point, kind, source string
 	options, super           []string
+	layers                   int // how many file systems are mounted at the point, one above the other; set by mountedAt
 }
 
 // all are its options, each once: what is of the mount goes before what is of the file system.
@@ -461,18 +465,27 @@ func (r *Room) mountedAt(target string) (*mountLine, error) {
 	if err != nil {
 		return nil, err
 	}
+	var top *mountLine
+	layers := 0
 	for line := range strings.Lines(string(data)) {
 		m, ok := parseMountLine(line)
-		if ok && m.number == x.Mnt_id && m.point == target && m.kind != autofs {
-			return m, nil
+		if !ok || m.point != target || m.kind == autofs {
+			continue
+		}
+		layers++
+		if m.number == x.Mnt_id {
+			top = m
 		}
 	}
-	return nil, nil
+	if top != nil {
+		top.layers = layers
+	}
+	return top, nil
 }
 
 func parseMountLine(line string) (*mountLine, bool) {
 	first, second, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-	fields, more := strings.Fields(first), strings.Split(second, " ")
+	fields, more := strings.FieldsFunc(first, isBlank), strings.Split(second, " ")
 	if !ok || len(fields) < 6 || len(more) < 3 {
 		return nil, false
 	}

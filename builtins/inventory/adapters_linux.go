@@ -51,7 +51,7 @@ func isVirtualDriver(driver string) bool {
 // adapterType returns what an interface is: the kernel's kind of what is no hardware, else what the hardware speaks.
 func (m machine) adapterType(l facts.Link) string {
 	switch {
-	case l.Kind != "":
+	case l.Kind != "" && l.Kind != "physical":
 		return l.Kind
 	case m.list(nets, l.Name, "wireless") != nil || m.link(nets, l.Name, "phy80211") != "":
 		return "wifi"

@@ -80,6 +80,10 @@ func (n *nativeSession) config() wire.Config {
 			}
 			return false
 		},
+		Light: func(request proto.Message) bool {
+			_, ping := request.(*pb.PingRequest) // whose sender takes the guest for dead without an answer
+			return ping
+		},
 		Greet: func(ctx context.Context, _ *wire.Conn) { n.greet(ctx) },
 		Warn:  n.Warn,
 	}

@@ -29,7 +29,8 @@ func (j *Journal) Abandon(ctx context.Context, id string, sees func(port string)
 	if err := j.Unusable(); err != nil {
 		return err
 	}
-	if err := j.endWaiting(ctx, id, sees); err != nil {
+	ended, err := j.endWaiting(ctx, id, sees)
+	if err != nil || ended && !slices.Contains(j.Kept(), id) { // what it waited for came back meanwhile, and nothing is left
 		return err
 	}
 	return j.removeKept(ctx, id, sees, true)
@@ -37,7 +38,7 @@ func (j *Journal) Abandon(ctx context.Context, id string, sees func(port string)
 
 // endWaiting rolls back a transaction that waits for a mount, without what was changed there. It does nothing if that has
 // no unfinished rollback.
-func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port string) bool) error {
+func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port string) bool) (ended bool, err error) {
 	waits := func() bool {
 		j.mu.Lock()
 		defer j.mu.Unlock()
@@ -45,14 +46,14 @@ func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port stri
 		return found && sees(u.info.Port)
 	}
 	if !waits() {
-		return nil
+		return false, nil
 	}
 	if err := j.acquireWriter(ctx); err != nil {
-		return err
+		return false, err
 	}
 	defer func() { j.writer <- struct{}{} }()
 	if !waits() { // a recovery has ended it meanwhile
-		return nil
+		return false, nil
 	}
 	l, err := j.loadJournal("open", id)
 	if err == nil && l.tx.log == nil {
@@ -63,12 +64,12 @@ func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port stri
 	}
 	if err != nil {
 		l.close()
-		return err
+		return false, err
 	}
 	l.tx.abandoned = true
 	r := j.rollBack(ctx, l.tx, nil)
 	if r.Report.Halted {
-		return errors.Join(r.Report.Err, r.Err, context.Cause(ctx))
+		return false, errors.Join(r.Report.Err, r.Err, context.Cause(ctx))
 	}
 	j.mu.Lock()
 	none := len(j.unfinished) == 0
@@ -79,7 +80,7 @@ func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port stri
 	if !none {
 		j.askForRecovery() // it finds out what is waited for now
 	}
-	return r.Err
+	return true, r.Err
 }
 
 // RemoveKept removes what is left of a transaction that could not be rolled back completely, with its spools on other

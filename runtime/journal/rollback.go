@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -70,6 +71,9 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			continue
 		}
 		record, lost := p.tx.record(s)
+		if errno := syscall.Errno(0); errors.As(lost, &errno) { // the disk does not answer now: a later attempt may read it
+			return lost
+		}
 		err := p.mustWait(ctx, s, record, deferOp)
 		if waiting := (*waitingError)(nil); p.tx.abandoned && errors.As(err, &waiting) {
 			lost, err = fault.Wrapf(fault.ErrBusy, "it was on %s, which is not there", waiting.mount), nil

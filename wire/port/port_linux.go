@@ -109,7 +109,7 @@ func (v *virtioPort) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 			pollErr = unplugged(fd)
 		}
 		waited = waited || gone
-		return pollErr != nil || !gone
+		return pollErr != nil || !gone || ctx.Err() != nil // whose interrupt may have been cleared
 	}
 	err := v.raw.Write(connected)
 	for errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil { // by the end of the last session

@@ -213,7 +213,8 @@ func TestPowerInAScript(t *testing.T) {
 	}
 	rebooted(t, vm, before)
 	after := bootID(t, vm)
-	vm.Must(t, "test -e /etc/kept && quantix-kvm-agent status | grep -q serving")
+	vm.Must(t, "test -e /etc/kept")
+	vm.Must(t, "for i in $(seq 100); do quantix-kvm-agent status >/tmp/status && grep -q serving /tmp/status && exit; sleep 0.2; done; cat /tmp/status; exit 1")
 	time.Sleep(3 * time.Second)
 	if bootID(t, vm) != after {
 		t.Error("it was rebooted twice")
