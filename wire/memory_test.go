@@ -190,7 +190,7 @@ func TestRequestsWaitForMemoryTogether(t *testing.T) {
 	}
 	stream = append(stream, frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{Sequence: 7}))...)
 	start := time.Now()
-	go host.write(stream)
+	go host.conn.Write(stream)
 	host.answer("ping")
 	if took := time.Since(start); took > requests*memoryWait/2 {
 		t.Errorf("the pong came after %v", took)
@@ -204,12 +204,12 @@ func TestFramesInOneThatIsGivenUpDoNotWait(t *testing.T) {
 	host, _ := guest(t, func(c *Config) { c.Memory = memory })
 	memory.tryTake(all - 17<<20)
 	go func() {
-		host.write(write(t, "large", 16<<20-1000)[:200])
+		host.conn.Write(write(t, "large", 16<<20-1000)[:200])
 		for i := range requests {
-			host.write(frameOf(QTX1, envelopeOf(t, fmt.Sprint(i), &pb.FileReadRequest{Path: string(make([]byte, 256<<10))})))
+			host.conn.Write(frameOf(QTX1, envelopeOf(t, fmt.Sprint(i), &pb.FileReadRequest{Path: string(make([]byte, 256<<10))})))
 		}
 		time.Sleep(PayloadTimeout + PayloadTimeout/4)
-		host.write(frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{Sequence: 7})))
+		host.conn.Write(frameOf(QTX1, envelopeOf(t, "ping", &pb.PingRequest{Sequence: 7})))
 	}()
 	start := time.Now()
 	host.answer("ping")
