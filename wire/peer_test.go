@@ -136,9 +136,10 @@ func TestHostsWhoseSessionsEndAtOnce(t *testing.T) {
 func TestRequestOfAnotherHostEndsTheSession(t *testing.T) {
 	for name, hosts := range map[string][2]uint64{"two names": {7, 8}, "a name then none": {7, 0}, "none then a name": {0, 8}} {
 		t.Run(name, func(t *testing.T) {
-			cancelled := make(chan error, 1)
+			begun, cancelled := make(chan bool, 1), make(chan error, 1)
 			h, l, over := lineTo(t, func(c *Config) {
 				c.Handle = func(ctx context.Context, _ *Conn, _ string, _ proto.Message) (proto.Message, error) {
+					begun <- true
 					<-ctx.Done()
 					cancelled <- context.Cause(ctx)
 					return nil, nil
@@ -147,6 +148,7 @@ func TestRequestOfAnotherHostEndsTheSession(t *testing.T) {
 			h.write(named(t, "ping", hosts[0], &pb.PingRequest{}))
 			h.answer("ping")
 			h.write(named(t, "read", hosts[0], &pb.FileReadRequest{}))
+			<-begun // one that is cancelled before that is not handled at all
 			next := append(named(t, "hello", hosts[1], &pb.PingRequest{}), named(t, "more", hosts[1], &pb.PingRequest{})[:11]...)
 			h.write(next)
 			ended(t, over)
