@@ -39,7 +39,7 @@ type tree struct {
 	undos   int          // inverses that were announced
 }
 
-// keeper is a transaction that remembers what it was told to keep, and removes what is taken.
+// keeper is a builtins.Tx that records the paths given to Before, and removes the tree given to Take.
 type keeper struct {
 	builtins.Tx
 	tree *tree

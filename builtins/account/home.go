@@ -307,8 +307,8 @@ func (p *plan) clear(root *fsys.Root, u *user) error {
 	return err
 }
 
-// reown gives what belongs to a user in the home directory the new numbers.
-func (w *writing) reown(ctx context.Context) error {
+// chownHome changes the owner of what belongs to the user in the home directory to the new uid and gid.
+func (w *writing) chownHome(ctx context.Context) error {
 	o := w.plan.owner
 	meta, there, err := isThere(w.root, o.home)
 	if err == nil && (!there || meta.Kind != fsys.Directory || meta.UID != o.uid) {

@@ -97,7 +97,7 @@ func TestUsersOfADirectoryService(t *testing.T) {
 	if uid := strings.Split(g.line(passwdFile, "system1"), ":")[2]; used[uid] {
 		t.Errorf("the uid %s is another's", uid)
 	}
-	// Caches are told, and a rollback tells them as well.
+	// The caches are flushed by a change, and by its rollback.
 	g.put(caches[0].socket, "")
 	for op, in := range map[string]proto.Message{
 		"account.create": &pb.AccountCreateArgs{Name: "system2", System: true}, "account.remove": &pb.AccountRemoveArgs{Name: "system1"},

@@ -40,7 +40,7 @@ type locks struct {
 	until    time.Time
 }
 
-// release gives all of them up.
+// release releases all of them.
 func (l *locks) release() (err error) {
 	for _, at := range l.made {
 		err = errors.Join(err, fault.On(at.Path, at.Remove()), at.Close())

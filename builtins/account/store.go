@@ -134,14 +134,14 @@ func (w *writing) write(ctx context.Context) error {
 		}
 	}
 	if w.plan.owner != nil {
-		if err := w.reown(ctx); err != nil {
+		if err := w.chownHome(ctx); err != nil {
 			return err
 		}
 	}
 	if err := w.verify(); err != nil {
 		return err
 	}
-	return w.afterwards(ctx)
+	return w.finish(ctx)
 }
 
 // begin looks at the files, and returns what must be kept before anything is done.

@@ -28,7 +28,7 @@ type tree struct {
 	changes []*pb.Change
 }
 
-// keeper is a transaction that only remembers what it was told to keep.
+// keeper is a builtins.Tx that only records the paths given to Before.
 type keeper struct {
 	builtins.Tx
 	tree *tree
