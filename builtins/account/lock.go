@@ -42,14 +42,20 @@ type locks struct {
 
 // release releases all of them.
 func (l *locks) release() (err error) {
-	for _, at := range l.made {
-		err = errors.Join(err, fault.On(at.Path, at.Remove()), at.Close())
-	}
-	l.made = nil
+	err = l.releaseFiles()
 	if l.password != nil {
 		err = errors.Join(err, fault.Cause(l.password.Close()))
 		l.password = nil
 	}
+	return err
+}
+
+// releaseFiles removes the files that are locks.
+func (l *locks) releaseFiles() (err error) {
+	for _, at := range l.made {
+		err = errors.Join(err, fault.On(at.Path, at.Remove()), at.Close())
+	}
+	l.made = nil
 	return err
 }
 
@@ -172,23 +178,48 @@ func (w *writing) holderOf(path string) (pid int, held bool, err error) {
 	return pid, err == nil && pid > 0 && pid != os.Getpid() && alive(pid), nil
 }
 
-// lockFiles makes the files that are locks. Those that were left are replaced.
-func (w *writing) lockFiles() error {
-	for _, path := range w.locks.paths {
-		at, err := w.root.At(path)
-		if err != nil {
+// lockFiles makes the files that are locks, all or none: a tool may hold one and wait for another.
+func (w *writing) lockFiles(ctx context.Context) error {
+	for i := 0; i < len(w.locks.paths); {
+		path := w.locks.paths[i]
+		holder, err := w.lockPath(path)
+		switch {
+		case err == nil:
+			i++
+		case errors.Is(err, fault.ErrBusy):
+			if err := errors.Join(w.locks.releaseFiles(), w.locks.wait(ctx, path, holder)); err != nil {
+				return err
+			}
+			i = 0
+		default:
 			return fault.On(path, err)
 		}
-		if _, there, err := isThere(w.root, path); err == nil && there {
-			_ = at.Remove() // if it stays it is in the way, which Create says
-		}
-		if err := at.Create([]byte(strconv.Itoa(os.Getpid()) + "\x00")); err != nil {
-			if errors.Is(err, fs.ErrExist) {
-				err = fault.Wrapf(fault.ErrBusy, "another process has just taken the lock")
-			}
-			return errors.Join(fault.On(path, err), at.Close())
-		}
-		w.locks.made = append(w.locks.made, at)
 	}
 	return nil
+}
+
+// lockPath makes a file that is a lock, in place of one that nobody holds. Where that is fault.ErrBusy holder is the process that
+// holds it, and 0 where it is not known yet.
+func (w *writing) lockPath(path string) (holder int, err error) {
+	at, err := w.root.At(path)
+	if err != nil {
+		return 0, err
+	}
+	err = at.Create([]byte(strconv.Itoa(os.Getpid()) + "\x00"))
+	if err == nil {
+		w.locks.made = append(w.locks.made, at)
+		return 0, nil
+	}
+	defer at.Close()
+	if !errors.Is(err, fs.ErrExist) {
+		return 0, err
+	}
+	holder, held, err := w.holderOf(path)
+	if err == nil && !held {
+		err = at.Remove() // the next try makes it
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	return holder, fault.ErrBusy
 }

@@ -114,7 +114,7 @@ func (w *writing) write(ctx context.Context) error {
 	if err := w.call.Before(ctx, append(keep, w.locks.paths...)...); err != nil {
 		return err
 	}
-	if err := w.lockFiles(); err != nil {
+	if err := w.lockFiles(ctx); err != nil {
 		return err
 	}
 	if err := w.unchanged(); err != nil {
