@@ -78,6 +78,9 @@ const (
 // maxAttempts is how many rollbacks in a row may be interrupted without progress before the transaction is quarantined.
 const maxAttempts = 3
 
+// lockWait is how long an agent that was just killed is waited for: the kernel frees its memory before its lock.
+const lockWait = 2 * time.Second
+
 // Journal holds the transactions of one root. It is safe for concurrent use.
 type Journal struct {
 	config   Config
@@ -184,6 +187,10 @@ func (j *Journal) open() error {
 		return fault.Cause(err)
 	}
 	lock, err := lockFile(j.dir("lock"))
+	for until := time.Now().Add(lockWait); errors.Is(err, fault.ErrBusy) && time.Now().Before(until); {
+		time.Sleep(lockWait / 100)
+		lock, err = lockFile(j.dir("lock"))
+	}
 	if err != nil {
 		return err
 	}

@@ -152,6 +152,20 @@ func TestOneWriter(t *testing.T) {
 	g.begin(t)
 }
 
+// The kernel frees the memory of a killed agent before its lock: the next one waits.
+func TestTheLockOfADyingAgentIsWaitedFor(t *testing.T) {
+	p := newTestDirs(t)
+	if err := os.MkdirAll(p.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockFile(filepath.Join(p.state, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = lock.Close() })
+	newGuest(t, p, nil)
+}
+
 func TestOwns(t *testing.T) {
 	p := newTestDirs(t)
 	if err := populate(p.files); err != nil {
