@@ -12,21 +12,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// largestRSS returns how large the agent was, at most, while f ran.
-func largestRSS(a *agenttest.Agent, f func()) int64 {
-	most := int64(0)
-	done := make(chan struct{})
-	go func() { defer close(done); f() }()
-	for {
-		select {
-		case <-done:
-			return most
-		case <-time.After(2 * time.Millisecond):
-			most = max(most, a.RSS())
-		}
-	}
-}
-
 // No script makes the agent grow by more than 32 MiB, whatever it feeds to whichever builtin, and whatever ran before.
 func TestScriptsDoNotFillTheAgent(t *testing.T) {
 	if agenttest.Race {
@@ -64,7 +49,7 @@ func TestScriptsDoNotFillTheAgent(t *testing.T) {
 			source := fmt.Sprintf("local dir, big = %q, (\"x\"):rep(8000000)\n%s", filepath.Join(dir, strings.ReplaceAll(s.name, " ", "-")), s.source)
 			source = strings.Replace(source, "\n", "\nfile.mkdir(dir)\n", 1)
 			ctx := ctxFor(t, 2*time.Minute)
-			rise := -rest + largestRSS(a, func() {
+			rise := -rest + peakRSS(a, func() {
 				reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(source), DryRun: s.dry})
 				t.Logf("%.200s %v", reply.GetError().GetMessage(), err)
 			})
