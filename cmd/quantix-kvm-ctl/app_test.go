@@ -286,34 +286,7 @@ func TestHelp(t *testing.T) {
 	visit((&app{}).command())
 }
 
-func TestParamValues(t *testing.T) {
-	for text, want := range map[string]any{
-		"3": 3.0, "-0.5": -0.5, "1.10": "1.10", "007": "007", "1e3": "1e3", "12345678901234567890": "12345678901234567890",
-		"true": true, "null": nil, `"7"`: "7", "": "", "text": "text", "{": "{", "1 2": "1 2",
-	} {
-		if got, err := paramValue(text, false); err != nil || got != want {
-			t.Errorf("%q: %v %v", text, got, err)
-		}
-	}
-	if got, err := paramValue("1e3", true); err != nil || got != 1000.0 {
-		t.Error(got, err)
-	}
-	if _, err := paramValue("text", true); err == nil {
-		t.Error("text was taken as JSON")
-	}
-}
-
 func TestTexts(t *testing.T) {
-	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 1 << 40: "1.0 TiB", 1<<64 - 1: "16.0 EiB"} {
-		if got := size(n); got != want {
-			t.Errorf("size %d: %s", n, got)
-		}
-	}
-	for in, want := range map[string]string{"plain ä\n\t": "plain ä\n\t", "a\x1b[0m\r\x00": `a\x1b[0m\r\x00`, "\xff": `\xff`, "\u202e": `\u202e`} {
-		if got := printable(in); got != want {
-			t.Errorf("%q: %q", in, got)
-		}
-	}
 	for mode, want := range map[uint32]string{0o644: "-rw-r--r--", 0o4755: "-rwsr-xr-x", 0o6644: "-rwSr-Sr--", 0o1777: "-rwxrwxrwt", 0o100600: "-rw-------"} {
 		if got := modeText(&pb.DirectoryEntry{Mode: mode}); got != want {
 			t.Errorf("%o: %s", mode, got)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -69,9 +70,12 @@ func (a *app) classify(cmd *cobra.Command, err error, interrupted bool) *failure
 
 func withExitCode(err error) *failure {
 	var known *failure
+	var mistake *scriptreport.UsageError
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.As(err, &mistake):
+		return &failure{exitUsage, err}
 	case client.Gone(err):
 		return &failure{exitNoAnswer, err}
 	case errors.Is(err, context.DeadlineExceeded):

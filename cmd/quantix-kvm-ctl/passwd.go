@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -62,7 +63,7 @@ EXIT STATUS
 // newPassword reads a password: twice at a terminal, or else one line, which must be all of the input.
 func (a *app) newPassword(ctx context.Context, user string) (string, error) {
 	if !isTerminal(a.stdin) {
-		line, err := readLine(a.stdin)
+		line, err := scriptreport.ReadLine(a.stdin)
 		if err != nil {
 			return "", fmt.Errorf("read standard input: %w", err)
 		}

@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/term"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/human"
 )
 
 // printPretty prints a value as JSON with two spaces of indentation.
@@ -91,47 +89,6 @@ func table(w io.Writer, rows [][]string) error {
 	return t.Flush()
 }
 
-// printable returns text of a guest that is safe for a terminal: control characters but newline and tab, and bytes that are not
-// UTF-8, become escapes.
-func printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		if r == utf8.RuneError && n == 1 || unprintable(r) {
-			quoted := strconv.Quote(s[:n])
-			b.WriteString(quoted[1 : len(quoted)-1])
-		} else {
-			b.WriteString(s[:n])
-		}
-		s = s[n:]
-	}
-	return b.String()
-}
-
-// printableLine returns printable text that stays in its line and column.
-func printableLine(s string) string {
-	return strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(printable(s))
-}
-
-func unprintable(r rune) bool { return r != '\n' && r != '\t' && r != ' ' && !unicode.IsPrint(r) }
-
-// size formats a number of bytes for people.
-func size(n uint64) string {
-	if n < 1024 {
-		return strconv.FormatUint(n, 10) + " B"
-	}
-	f, unit := float64(n), ""
-	for _, unit = range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
-		if f /= 1024; f < 1023.95 {
-			break
-		}
-	}
-	return strconv.FormatFloat(f, 'f', 1, 64) + " " + unit
-}
-
 // ago formats a number of seconds for people.
 func ago(seconds uint64) string {
 	d := time.Duration(min(seconds, 1<<33)) * time.Second
@@ -141,23 +98,10 @@ func ago(seconds uint64) string {
 	return d.String()
 }
 
-// at formats a time of the guest in local time; a dash where there is none.
-func at(t *timestamppb.Timestamp) string {
-	if t == nil || !t.IsValid() {
-		return "-"
-	}
-	return t.AsTime().Local().Format("2006-01-02 15:04:05")
-}
-
-// plural formats a number with its noun.
-func plural(n int, one string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	if strings.HasSuffix(one, "y") {
-		return fmt.Sprintf("%d %sies", n, one[:len(one)-1])
-	}
-	return fmt.Sprintf("%d %ss", n, one)
-}
+// Text for people, by short names.
+var (
+	printable, printableLine = human.Printable, human.PrintableLine
+	size, plural, at         = human.Size, human.Plural, human.Time
+)
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

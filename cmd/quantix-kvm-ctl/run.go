@@ -5,10 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -116,10 +118,10 @@ func (a *app) scriptRequest(script string, f *runFlags) (*pb.RunScriptRequest, e
 		request.MemoryLimitBytes, err = parseSize(f.memory)
 	}
 	if err == nil {
-		request.Params, err = a.scriptParams(f.paramsFile, f.params)
+		request.Params, err = a.input().Params(f.paramsFile, f.params)
 	}
 	if err == nil {
-		request.Secrets, err = a.scriptSecrets(f.secrets)
+		request.Secrets, err = a.input().Secrets(f.secrets)
 	}
 	if err != nil {
 		return nil, err
@@ -140,6 +142,8 @@ func (a *app) scriptRequest(script string, f *runFlags) (*pb.RunScriptRequest, e
 	}
 	return request, err
 }
+
+func (a *app) input() scriptreport.Input { return scriptreport.Input{Stdin: a.stdin, Stderr: a.stderr} }
 
 func (a *app) scriptSource(script string, request *pb.RunScriptRequest) (err error) {
 	switch {
@@ -197,8 +201,8 @@ func (a *app) runScript(s *session, link *client.Link, script string, request *p
 	}
 	if !a.quiet {
 		printer.printMissedLog(reply)
-		a.printChanges(reply)
-		a.printStatus(reply)
+		scriptreport.Changes(a.stderr, reply)
+		scriptreport.Status(a.stderr, reply)
 	}
 	if err := a.printResult(reply); err != nil {
 		return err
@@ -214,4 +218,31 @@ func (a *app) printResult(reply *pb.RunScriptResponse) error {
 		return nil
 	}
 	return a.printPretty(reply.Result)
+}
+
+// units of --memory, the longest first.
+var units = []struct {
+	name  string
+	bytes uint64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1},
+}
+
+// parseSize reads a number of bytes with a unit; "" is 0.
+func parseSize(text string) (uint64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits, factor := text, uint64(1)
+	for _, unit := range units {
+		if rest, ok := strings.CutSuffix(text, unit.name); ok {
+			digits, factor = strings.TrimSpace(rest), unit.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil || n == 0 {
+		return 0, usage("%s is no size such as 32MiB", text)
+	}
+	return n * factor, nil
 }

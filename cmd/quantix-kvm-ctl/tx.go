@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -168,16 +169,16 @@ func (a *app) printTransaction(t *pb.TransactionInfo) error {
 		fmt.Fprintf(a.stdout, "log: %-5s %s\n", line.Level, printable(line.Message))
 	}
 	for _, c := range t.Reply.Changes {
-		fmt.Fprintf(a.stdout, "change: %s\n", changeLine(c))
+		fmt.Fprintf(a.stdout, "change: %s\n", scriptreport.ChangeLine(c))
 		for text := range strings.Lines(printable(c.Diff)) {
 			fmt.Fprintf(a.stdout, "    %s\n", strings.TrimSuffix(text, "\n"))
 		}
 	}
 	for _, c := range t.Reply.NotUndone {
-		fmt.Fprintf(a.stdout, "not undone: %s\n", changeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))
+		fmt.Fprintf(a.stdout, "not undone: %s\n", scriptreport.ChangeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))
 	}
 	if t.Reply.Error != nil {
-		fmt.Fprintf(a.stdout, "error: %s\n", printable(scriptErrorText(t.Reply.Error)))
+		fmt.Fprintf(a.stdout, "error: %s\n", printable(scriptreport.ErrorText(t.Reply.Error)))
 	}
 	if isNull(t.Reply.Result) {
 		return nil

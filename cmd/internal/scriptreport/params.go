@@ -1,4 +1,4 @@
-package main
+package scriptreport
 
 import (
 	"bytes"
@@ -12,13 +12,28 @@ import (
 
 	"golang.org/x/term"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/human"
 )
 
-// scriptParams puts the parameters of a file and of -p together; nil where there are none.
-func (a *app) scriptParams(file string, pairs []string) (*structpb.Struct, error) {
+// Input is where a command line reads what it names: standard input, and standard error for prompts.
+type Input struct {
+	Stdin  *os.File
+	Stderr io.Writer
+}
+
+// UsageError is an error of the command line.
+type UsageError struct{ error }
+
+func (e *UsageError) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// Params puts the parameters of a file and of -p together; nil where there are none.
+func (in Input) Params(file string, pairs []string) (*structpb.Struct, error) {
 	values := map[string]any{}
 	if file != "" {
-		if err := a.readParams(file, &values); err != nil {
+		if err := in.readParams(file, &values); err != nil {
 			return nil, fmt.Errorf("--params %s: %w", file, err)
 		}
 	}
@@ -40,8 +55,8 @@ func (a *app) scriptParams(file string, pairs []string) (*structpb.Struct, error
 	return structpb.NewStruct(values)
 }
 
-func (a *app) readParams(file string, to *map[string]any) error {
-	text, err := a.readFile(file)
+func (in Input) readParams(file string, to *map[string]any) error {
+	text, err := in.readFile(file)
 	if err != nil {
 		return err
 	}
@@ -49,9 +64,9 @@ func (a *app) readParams(file string, to *map[string]any) error {
 }
 
 // readFile reads a file; "-" is standard input.
-func (a *app) readFile(file string) ([]byte, error) {
+func (in Input) readFile(file string) ([]byte, error) {
 	if file == "-" {
-		return io.ReadAll(a.stdin)
+		return io.ReadAll(in.Stdin)
 	}
 	return os.ReadFile(file)
 }
@@ -88,15 +103,15 @@ func paramValue(text string, mustBeJSON bool) (any, error) {
 	return value, nil
 }
 
-// scriptSecrets reads what --secret names.
-func (a *app) scriptSecrets(args []string) (map[string]string, error) {
+// Secrets reads what --secret names.
+func (in Input) Secrets(args []string) (map[string]string, error) {
 	secrets := map[string]string{}
 	for _, arg := range args {
 		key, from, ok := strings.Cut(arg, "=")
 		if key == "" {
 			return nil, usage("--secret %s has no key", arg)
 		}
-		value, err := a.secret(key, from, ok)
+		value, err := in.secret(key, from, ok)
 		if err != nil {
 			return nil, err
 		}
@@ -105,9 +120,9 @@ func (a *app) scriptSecrets(args []string) (map[string]string, error) {
 	return secrets, nil
 }
 
-func (a *app) secret(key, from string, given bool) (string, error) {
+func (in Input) secret(key, from string, given bool) (string, error) {
 	if !given {
-		return a.askSecret(key)
+		return in.askSecret(key)
 	}
 	if file, ok := strings.CutPrefix(from, "@"); ok {
 		text, err := os.ReadFile(file)
@@ -127,22 +142,22 @@ func (a *app) secret(key, from string, given bool) (string, error) {
 	return "", usage("--secret %s: a value on the command line is seen by every user of this host; give key=@file, key=env:NAME, or the key alone", key)
 }
 
-func (a *app) askSecret(key string) (string, error) {
-	if !isTerminal(a.stdin) {
-		line, err := readLine(a.stdin)
+func (in Input) askSecret(key string) (string, error) {
+	if !term.IsTerminal(int(in.Stdin.Fd())) {
+		line, err := ReadLine(in.Stdin)
 		if err != nil {
 			return "", fmt.Errorf("--secret %s: read standard input: %w", key, err)
 		}
 		return line, nil
 	}
-	fmt.Fprintf(a.stderr, "%s: ", printable(key))
-	value, err := term.ReadPassword(int(a.stdin.Fd()))
-	fmt.Fprintln(a.stderr)
+	fmt.Fprintf(in.Stderr, "%s: ", human.Printable(key))
+	value, err := term.ReadPassword(int(in.Stdin.Fd()))
+	fmt.Fprintln(in.Stderr)
 	return string(value), err
 }
 
-// readLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line that is not empty.
-func readLine(from io.Reader) (string, error) {
+// ReadLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line that is not empty.
+func ReadLine(from io.Reader) (string, error) {
 	var line []byte
 	for one := make([]byte, 1); ; {
 		n, err := from.Read(one)
@@ -154,31 +169,4 @@ func readLine(from io.Reader) (string, error) {
 		}
 		line = append(line, one[:n]...)
 	}
-}
-
-// units of --memory, the longest first.
-var units = []struct {
-	name  string
-	bytes uint64
-}{
-	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"K", 1 << 10}, {"M", 1 << 20}, {"G", 1 << 30}, {"B", 1},
-}
-
-// parseSize reads a number of bytes with a unit; "" is 0.
-func parseSize(text string) (uint64, error) {
-	if text == "" {
-		return 0, nil
-	}
-	digits, factor := text, uint64(1)
-	for _, unit := range units {
-		if rest, ok := strings.CutSuffix(text, unit.name); ok {
-			digits, factor = strings.TrimSpace(rest), unit.bytes
-			break
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 32)
-	if err != nil || n == 0 {
-		return 0, usage("%s is no size such as 32MiB", text)
-	}
-	return n * factor, nil
 }

@@ -1,0 +1,20 @@
+package scriptreport
+
+import "testing"
+
+func TestParamValues(t *testing.T) {
+	for text, want := range map[string]any{
+		"3": 3.0, "-0.5": -0.5, "1.10": "1.10", "007": "007", "1e3": "1e3", "12345678901234567890": "12345678901234567890",
+		"true": true, "null": nil, `"7"`: "7", "": "", "text": "text", "{": "{", "1 2": "1 2",
+	} {
+		if got, err := paramValue(text, false); err != nil || got != want {
+			t.Errorf("%q: %v %v", text, got, err)
+		}
+	}
+	if got, err := paramValue("1e3", true); err != nil || got != 1000.0 {
+		t.Error(got, err)
+	}
+	if _, err := paramValue("text", true); err == nil {
+		t.Error("text was taken as JSON")
+	}
+}
