@@ -2,6 +2,7 @@ package account
 
 import (
 	"math"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -127,3 +128,13 @@ func (d defaults) expire() string {
 }
 
 const secondsOfDay = 24 * 60 * 60
+
+// today is the day, since 1970, that a change of a password gets. SOURCE_DATE_EPOCH stands for a later one, as it does for
+// shadow-utils: an image that is built again is the same.
+func (r *Room) today() int64 {
+	now := r.now().Unix()
+	if epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil && epoch >= 0 {
+		now = min(now, epoch)
+	}
+	return now / secondsOfDay
+}

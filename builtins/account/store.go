@@ -27,7 +27,7 @@ func (r *Room) change(
 		if names == nil {
 			names = r.names(ctx, root)
 		}
-		p := &plan{defaults: readDefaults(root), names: names, today: r.now().Unix() / secondsOfDay}
+		p := &plan{defaults: readDefaults(root), names: names, today: r.today()}
 		if p.db, err = readDatabase(root); err != nil {
 			return nil, err
 		}

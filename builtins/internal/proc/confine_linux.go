@@ -66,12 +66,17 @@ func (p *launchSpec) setUpMounts() error {
 	}
 	if p.hasRoot() {
 		if p.Confined { // only a mount can be made read-only
-			if err := unix.Mount(p.Root, p.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			if err = unix.Mount(p.Root, p.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 				return fault.On("root "+p.Root, err)
 			}
-			if mounts, err = readMounts(); err != nil {
+		}
+		if p.System {
+			if err := mountSystem(p.Root, mounts); err != nil {
 				return err
 			}
+		}
+		if mounts, err = readMounts(); err != nil {
+			return err
 		}
 		if err := unix.Chroot(p.Root); err != nil {
 			return &StartError{Stage: "directory", Object: p.Root, Err: err}

@@ -239,6 +239,34 @@ func TestCommandUnderRoot(t *testing.T) {
 	})
 }
 
+// A command in an image has a /dev and a /proc where the image has a place for them, and nothing of them is left.
+func TestCommandUnderRootHasDevices(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		root := newImage(t)
+		spec := Spec{Argv: sh("test ! -e /dev && test ! -e /proc && echo none"), Root: root}
+		if result := run(t, r, spec); string(result.Stdout) != "none\n" {
+			t.Errorf("%+v", result)
+		}
+		for _, dir := range []string{"dev", "proc"} {
+			if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		spec.Argv = sh("echo x >/dev/null && test -c /dev/urandom && test -c /dev/pts/ptmx && read -r name </proc/self/comm && echo $name")
+		for _, confine := range []*Confine{nil, with()} {
+			spec.Confine = confine
+			if result := run(t, r, spec); string(result.Stdout) != "sh\n" {
+				t.Errorf("%s %s", result.Stdout, result.Stderr)
+			}
+		}
+		for _, dir := range []string{"dev", "proc"} {
+			if left, err := os.ReadDir(filepath.Join(root, dir)); err != nil || len(left) > 0 {
+				t.Error(left, err)
+			}
+		}
+	})
+}
+
 func TestRootNeedsRoot(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("needs an ordinary user: run the test binary as one")

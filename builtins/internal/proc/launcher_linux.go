@@ -50,6 +50,7 @@ type launchSpec struct {
 	User     *User
 	Tied     bool
 	Parent   int
+	System   bool // give it a /proc and a /dev below its root
 	Confined bool
 	Writable []string
 	PerMount bool
@@ -126,6 +127,7 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 		return &StartError{Stage: "confinement", Err: err}
 	}
 	p := &launchSpec{Argv: spec.Argv, Dir: spec.dir(), Env: env, Root: spec.Root, User: spec.User, Tied: spec.Tied || spec.streamed}
+	p.System = spec.hasRoot() && r.checkConfinement() == nil // which tells whether mounts may be made
 	if spec.Confine != nil {
 		p.Confined, p.Writable, p.PerMount = true, spec.Confine.Writable, r.platform.perMount
 		if !slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "TMPDIR=") }) {
@@ -152,7 +154,7 @@ func launch(cmd *exec.Cmd, p *launchSpec) error {
 	cmd.Path, cmd.Args = "/proc/self/exe", []string{os.Args[0], argConfined} // this program, even if its file was replaced
 	cmd.Env, cmd.Dir = []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}, "/"
 	cmd.ExtraFiles = []*os.File{specRead, errorWrite}
-	if p.Confined {
+	if p.Confined || p.System {
 		cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS // Go then also makes mounts private, so none propagates back
 	}
 	err = cmd.Start()

@@ -1,0 +1,446 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/human"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
+	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
+	"github.com/quantix-kvm/guest-agent/runtime/script"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// applyFlags are the flags of apply.
+type applyFlags struct {
+	params, secrets, attach, modules []string
+	paramsFile, lock                 string
+	dryRun, json, quiet              bool
+	timeout                          time.Duration
+}
+
+func applyCommand(f *flags) *cobra.Command {
+	var a applyFlags
+	c := &cobra.Command{
+		Use:   "apply --root DIR SCRIPT...",
+		Short: "run scripts as transactions on a tree that is not booted, without a daemon",
+		Long: `apply runs scripts on the tree below --root, as on an image that is mounted there, one after another and each as one
+transaction: all of it happens, or nothing does. The first one that fails ends apply; those before it stay. What a script
+that failed had changed is as it was: content, owners, modes, times and links.
+
+SCRIPT is a file, where it has a slash or ends in .lua, or the name of a script of the tree or of the bundled ones.
+
+Commands of scripts run in the tree, with a /dev and /proc of their own that are gone with them; that needs root. Services are
+enabled by links, users are made in the tree's files. What needs a running guest fails and says so.
+
+apply keeps its journal outside of the tree, in --state. After a crash the next apply on the same tree, with the same --state,
+first takes back what was unfinished.
+
+PARAMETERS
+  -p KEY=VALUE         for each script that declares KEY, and for those that declare nothing. VALUE is JSON if it is JSON, else
+                       text. A number that JSON would write in another way, such as 1.10, is text.
+  -p SCRIPT.KEY=VALUE  for that script alone, by the name that it declares or its file's name without .lua
+  --params FILE        a JSON object of both kinds; "-" is standard input
+  --secret KEY         as with quantix-kvm-ctl run: KEY=@FILE, KEY=env:NAME, or KEY alone, which asks
+
+REPRODUCIBLE IMAGES
+  --lock FILE writes which scripts ran, by their SHA-256, and with which parameters. Where the file is there already, and says
+  anything else, nothing is run. Where the environment has SOURCE_DATE_EPOCH, what apply changed carries no later time.
+
+EXIT STATUS
+  0  all scripts are committed, or would be
+  1  something else failed: the tree cannot be used, a file cannot be read, --lock says otherwise
+  4  a script was refused, and nothing of it ran
+  5  a script failed, and everything it did is undone
+  6  a script failed, and not everything is undone: the list says what`,
+		Example: `  quantix-kvm-agent apply --root /mnt/image sshd-hardening ./site.lua -p port=8443
+  quantix-kvm-agent apply --root ./tree ./site.lua -p site.title='"7"' --lock site.lock --json`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			in := scriptreport.Input{Stdin: os.Stdin, Stderr: c.ErrOrStderr()}
+			return applyScripts(c.Context(), in, c.OutOrStdout(), *f, a, args)
+		},
+	}
+	moduleFlag(c, &a.modules)
+	c.Flags().StringArrayVarP(&a.params, "param", "p", nil, "set a parameter, `key=value` or script.key=value; may be repeated")
+	c.Flags().StringVar(&a.paramsFile, "params", "", "read parameters from a JSON `file`")
+	c.Flags().StringArrayVar(&a.secrets, "secret", nil, "pass a secret: `key`, key=@file or key=env:NAME; may be repeated")
+	c.Flags().StringArrayVar(&a.attach, "attach", nil, "send a file along with each script, `name=file`; may be repeated")
+	c.Flags().BoolVarP(&a.dryRun, "dry-run", "n", false, "tell what would change, and change nothing")
+	c.Flags().StringVar(&a.lock, "lock", "", "record scripts and parameters in a `file`, or hold them against it")
+	c.Flags().DurationVar(&a.timeout, "timeout", 0, "bound each script to this `time` (default what it declares, else 300 s)")
+	c.Flags().BoolVar(&a.json, "json", false, "print a report of all scripts as JSON")
+	c.Flags().BoolVarP(&a.quiet, "quiet", "q", false, "print errors alone")
+	return c
+}
+
+// exitError is an error with the exit status of the program.
+type exitError struct {
+	error
+	code int
+}
+
+func (e *exitError) Unwrap() error { return e.error }
+
+// wanted is a script that is to be applied.
+type wanted struct {
+	argument string
+	name     string // that it declares, else that of its file
+	declared *pb.ScriptDeclaration
+	request  *pb.RunScriptRequest
+}
+
+// applied is the report of one script.
+type applied struct {
+	Script string          `json:"script"`
+	SHA256 string          `json:"sha256"`
+	Reply  json.RawMessage `json:"reply"`
+}
+
+// applyScripts runs scripts on the tree below f.root.
+func applyScripts(ctx context.Context, in scriptreport.Input, out io.Writer, f flags, a applyFlags, arguments []string) (err error) {
+	if f.root == rootDir {
+		return errors.New("apply works on a tree: give its --root; in a guest that runs, an agent runs scripts for its host")
+	}
+	if f, err = f.forTree(); err != nil {
+		return err
+	}
+	pool := sandbox.New(sandbox.Config{})
+	defer pool.Close()
+	found := library(f.root, config.Default().Script.Source)
+	list, err := wantedScripts(ctx, pool, found, in, a, arguments)
+	if err != nil {
+		return err
+	}
+	lock, err := openLock(a.lock, list)
+	if err != nil {
+		return err
+	}
+	inside, err := openTree(f, pool, found)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, inside.Close(), f.forget(err)) }()
+	if err := recoverTree(ctx, inside, in.Stderr); err != nil {
+		return err
+	}
+	var report []applied
+	for _, w := range list {
+		reply, err := w.run(ctx, inside)
+		if err != nil {
+			return err
+		}
+		if !a.quiet {
+			tellApplied(in.Stderr, w, reply)
+		}
+		line, err := w.report(reply)
+		if err != nil {
+			return err
+		}
+		report = append(report, line)
+		if code := scriptreport.ExitCode(reply); code != 0 {
+			err = &exitError{errors.New(w.argument + ": " + scriptreport.ErrorText(reply.Error)), code}
+			return errors.Join(err, tellReport(out, a.json, f.root, report))
+		}
+	}
+	if !a.dryRun {
+		if err := errors.Join(lock.write(), clampTimes(f.root, os.Getenv("SOURCE_DATE_EPOCH"))); err != nil {
+			return err
+		}
+	}
+	return tellReport(out, a.json, f.root, report)
+}
+
+// forTree returns the flags for a tree that is not booted: its state is outside of it, by the name of the tree.
+func (f flags) forTree() (flags, error) {
+	root, err := filepath.Abs(f.root)
+	if err == nil {
+		root, err = filepath.EvalSymlinks(root)
+	}
+	if err != nil {
+		return f, err
+	}
+	if info, err := os.Stat(root); err != nil || !info.IsDir() {
+		return f, fmt.Errorf("%s is not a directory", root)
+	}
+	f.root = root
+	if f.state == "" {
+		base := filepath.Dir(config.StateDir)
+		if os.Geteuid() != 0 {
+			if base, err = userState(); err != nil {
+				return f, err
+			}
+		}
+		sum := sha256.Sum256([]byte(root))
+		f.state = filepath.Join(base, "quantix-kvm-apply", hex.EncodeToString(sum[:8]))
+	}
+	if f.state, err = filepath.Abs(f.state); err != nil {
+		return f, err
+	}
+	if len(f.below(f.state)) > 0 {
+		return f, fmt.Errorf("--state %s lies in the tree; it must be outside", f.state)
+	}
+	return f, nil
+}
+
+// userState is where a user's programs keep what must survive, as the XDG Base Directory Specification says.
+func userState() (string, error) {
+	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return dir, nil
+	}
+	home, err := os.UserHomeDir()
+	return filepath.Join(home, ".local", "state"), err
+}
+
+// forget removes the state where all is ended, and nothing of it is needed any more.
+func (f flags) forget(failed error) error {
+	var exit *exitError
+	if failed != nil && (!errors.As(failed, &exit) || exit.code == 6) {
+		return nil
+	}
+	for _, dir := range []string{"open", "kept"} {
+		if left, err := os.ReadDir(filepath.Join(f.state, "tx", dir)); err == nil && len(left) > 0 {
+			return nil
+		}
+	}
+	if err := os.RemoveAll(f.state); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(f.state)) // it stays where it has the state of another tree
+	return nil
+}
+
+// openTree opens the inside of an agent on a tree. The tree may get another machine-id meanwhile, and belongs to no boot.
+func openTree(f flags, pool *sandbox.Pool, found *script.Library) (*core.Core, error) {
+	if err := os.MkdirAll(f.state, 0o700); err != nil {
+		return nil, err
+	}
+	tree := func() string { return "tree" }
+	inside, err := core.Open(core.Config{
+		Root: f.root, State: f.state, Rooms: roomConfig(f, config.Default()), Pool: pool, Library: found,
+		MachineID: tree, BootID: tree, LockWait: 5 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.root, err)
+	}
+	return inside, nil
+}
+
+// recoverTree takes back what an apply left that did not end.
+func recoverTree(ctx context.Context, inside *core.Core, w io.Writer) error {
+	events, err := inside.Recover(ctx)
+	for _, e := range events {
+		fmt.Fprintf(w, "an earlier apply: %s\n", human.Printable(e.Message))
+	}
+	if err != nil {
+		return err
+	}
+	if waits := inside.Journal.Status(); waits.Open != nil {
+		return fmt.Errorf("transaction %s of an earlier apply cannot be taken back yet", waits.Open.TransactionId)
+	}
+	return nil
+}
+
+// wantedScripts reads scripts, and gives each its parameters.
+func wantedScripts(
+	ctx context.Context, pool *sandbox.Pool, found *script.Library, in scriptreport.Input, a applyFlags, arguments []string,
+) (list []*wanted, err error) {
+	modules, err := readModules(a.modules)
+	if err != nil {
+		return nil, err
+	}
+	params, err := in.Params(a.paramsFile, a.params)
+	if err != nil {
+		return nil, err
+	}
+	secrets, err := in.Secrets(a.secrets)
+	if err != nil {
+		return nil, err
+	}
+	attachments, err := readAttachments(a.attach)
+	if err != nil {
+		return nil, err
+	}
+	for _, argument := range arguments {
+		w := &wanted{argument: argument, request: &pb.RunScriptRequest{
+			DryRun: a.dryRun, Modules: modules, Secrets: map[string]string{}, Attachments: attachments,
+			TimeoutSeconds: uint32((a.timeout + time.Second - 1) / time.Second),
+		}}
+		if err := w.read(ctx, pool, found); err != nil {
+			return nil, fmt.Errorf("%s: %w", argument, err)
+		}
+		list = append(list, w)
+	}
+	return list, giveParams(list, params.AsMap(), secrets)
+}
+
+func readAttachments(pairs []string) (list []*pb.Attachment, err error) {
+	for _, pair := range pairs {
+		name, path, ok := strings.Cut(pair, "=")
+		if !ok || name == "" || path == "" {
+			return nil, fmt.Errorf("--attach %s is not name=file", pair)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, &pb.Attachment{Name: name, Data: data})
+	}
+	return list, nil
+}
+
+// read reads the source and what it declares.
+func (w *wanted) read(ctx context.Context, pool *sandbox.Pool, found *script.Library) (err error) {
+	if strings.HasSuffix(w.argument, ".lua") || strings.ContainsRune(w.argument, os.PathSeparator) {
+		w.request.Source, err = os.ReadFile(w.argument)
+		w.request.Name = filepath.Base(w.argument)
+	} else {
+		var s script.Script
+		s, err = found.Find(w.argument)
+		w.request.Source, w.request.Name = s.Source, s.Name+".lua"
+	}
+	if err != nil {
+		return err
+	}
+	w.name = strings.TrimSuffix(w.request.Name, ".lua")
+	outcome := look(ctx, pool, &pb.RunnerStart{
+		Name: w.request.Name, Source: w.request.Source, Describe: true, Modules: w.request.Modules,
+		Functions: scripttest.Functions(), Unsupported: all.Unsupported,
+	})
+	if e := outcome.Error; e != nil {
+		return errors.New(scriptreport.ErrorText(e))
+	}
+	if w.declared = outcome.Declaration; w.declared.GetName() != "" {
+		w.name = w.declared.Name
+	}
+	return nil
+}
+
+// declares reports whether a script takes a parameter.
+func (w *wanted) declares(key string) bool {
+	return w.declared == nil || slices.ContainsFunc(w.declared.Params.GetFields(), func(f *pb.LuaField) bool { return string(f.Key) == key })
+}
+
+// giveParams gives each script the parameters and secrets that are meant for it. One that no script takes is an error.
+func giveParams(list []*wanted, params map[string]any, secrets map[string]string) (err error) {
+	own := make([]map[string]any, len(list))
+	give := func(key string, to func(i int, key string)) error {
+		taken := false
+		for i, w := range list {
+			mine, named := strings.CutPrefix(key, w.name+".")
+			if !named {
+				mine = key
+			}
+			if named || w.declares(mine) {
+				to(i, mine)
+				taken = true
+			}
+		}
+		if !taken {
+			return fmt.Errorf("no script has a parameter %s", key)
+		}
+		return nil
+	}
+	for _, key := range slices.Sorted(maps.Keys(params)) {
+		err = errors.Join(err, give(key, func(i int, mine string) {
+			if own[i] == nil {
+				own[i] = map[string]any{}
+			}
+			own[i][mine] = params[key]
+		}))
+	}
+	for _, key := range slices.Sorted(maps.Keys(secrets)) {
+		err = errors.Join(err, give(key, func(i int, mine string) { list[i].request.Secrets[mine] = secrets[key] }))
+	}
+	for i, values := range own {
+		if values != nil {
+			var e error
+			list[i].request.Params, e = structpb.NewStruct(values)
+			err = errors.Join(err, e)
+		}
+	}
+	return err
+}
+
+// run runs a script.
+func (w *wanted) run(ctx context.Context, inside *core.Core) (*pb.RunScriptResponse, error) {
+	reply, err := inside.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, inside.Calls.Native(w.request), w.request)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", w.argument, err)
+	}
+	answer, ok := reply.(*pb.RunScriptResponse)
+	if !ok {
+		return nil, fmt.Errorf("%s: the reply is a %T", w.argument, reply)
+	}
+	if e := answer.Error; e != nil && e.Script == w.request.Name {
+		e.Message = strings.TrimPrefix(e.Message, fmt.Sprintf("%s:%d: ", w.request.Name, e.Line))
+	}
+	return answer, nil
+}
+
+// digest returns the SHA-256 of the source.
+func (w *wanted) digest() string {
+	sum := sha256.Sum256(w.request.Source)
+	return hex.EncodeToString(sum[:])
+}
+
+func (w *wanted) report(reply *pb.RunScriptResponse) (applied, error) {
+	text, err := toJSON(reply)
+	return applied{w.name, w.digest(), text}, err
+}
+
+// toJSON returns compact JSON. protojson adds blanks at random places on purpose; they are removed.
+func toJSON(m proto.Message) (json.RawMessage, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	var value any
+	if err := json.Unmarshal(text, &value); err != nil {
+		return nil, err
+	}
+	return json.Marshal(value)
+}
+
+// tellApplied prints what became of a script.
+func tellApplied(w io.Writer, s *wanted, reply *pb.RunScriptResponse) {
+	fmt.Fprintf(w, "%s\n", human.PrintableLine(s.name))
+	for _, line := range reply.Log {
+		scriptreport.Log(w, line)
+	}
+	scriptreport.Changes(w, reply)
+	scriptreport.Status(w, reply)
+}
+
+// tellReport prints the report of all scripts as one line of JSON.
+func tellReport(out io.Writer, asked bool, root string, list []applied) error {
+	if !asked {
+		return nil
+	}
+	return json.NewEncoder(out).Encode(struct {
+		Root    string    `json:"root"`
+		Scripts []applied `json:"scripts"`
+	}{root, list})
+}
