@@ -75,6 +75,7 @@ EXIT STATUS
   4    refused, or not supported: nothing was done
   5    the script failed, and everything it did is undone
   6    the script failed, and something it did is not undone
+  7    something in the guest is not as scripts want it: drift
   124  it took too long
   130  interrupted
   exec gives the command's own code, and 125 where quantix-kvm-ctl or the agent failed (also for 1 to 4 above), 126 where
@@ -110,7 +111,7 @@ EXIT STATUS
 		a.hardwareCommand(), a.softwareCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(),
-		a.runCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
+		a.runCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
 		a.versionCommand(), manual.Command(1, version),
 	)
 	return root
