@@ -20,11 +20,11 @@ func (a *app) driftCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drift SCRIPT...",
 		Short: "tell what in the guest is no longer as scripts want it",
-		Long: `drift runs scripts as dry runs, one after another, and tells what each would change: what is no longer as it was wanted. Nothing
-is changed. Scripts are named as with run, a file of this host or one of the guest's own.
+		Long: `drift runs scripts as dry runs, one after another, and tells what each would change: what is no longer as it was wanted.
+Nothing is changed. Scripts are named as with run, a file of this host or one of the guest's own.
 
--p KEY=VALUE is for all of them, -p SCRIPT.KEY=VALUE for one, by its name without directory and .lua. Give them as when the script
-was run.
+-p KEY=VALUE is for all of them, -p SCRIPT.KEY=VALUE for one, by its name without directory and .lua. Give them as when the
+script was run.
 
 Commands whose effect cannot be foretold are listed; they count neither as drift nor as its absence.
 
