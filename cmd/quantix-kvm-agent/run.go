@@ -27,6 +27,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/script"
 	"github.com/quantix-kvm/guest-agent/scripts"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/port"
 )
 
@@ -81,6 +82,10 @@ func run(ctx context.Context, f flags) (err error) {
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })
+	first := newFirstBoot(f, conf, inside, tell.change)
+	if faulty == nil {
+		work.Go(func() { runFirstBoot(recover, first, recovery, log) })
+	}
 	defer func() { stop(builtins.ErrStopping); work.Wait() }()
 	every := agent.NewInterval(conf.TelemetryInterval)
 	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
@@ -101,15 +106,20 @@ func run(ctx context.Context, f flags) (err error) {
 			Framing:   conf.Framing,
 		},
 		Guest: agent.GuestConfig{
-			Ready: inside.Rooms.Ready, Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
+			Ready: func(ctx context.Context) *pb.AgentReadyEvent {
+				event := inside.Rooms.Ready(ctx)
+				event.FirstBoot = first.State()
+				return event
+			},
+			Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
 			Watch:    inside.Rooms.Watch,
 			Features: func() map[string]string { return features(inside, rules) },
 		},
 		Control: agent.ControlConfig{
-			Port: openControl(f, log), Status: statusDetails(recovery, inside, again, logs.recent), Changed: tell.change,
+			Port: openControl(f, log), Status: statusDetails(recovery, first, inside, again, logs.recent), Changed: tell.change,
 		},
 		Hooks: agent.Hooks{
-			Gate: recovery.gate, Notices: recovery.notices, Cancel: inside.Scripts.Cancel,
+			Gate: recovery.gate, Notices: func() []*pb.ErrorEvent { return append(recovery.notices(), firstBootNotices(first)...) }, Cancel: inside.Scripts.Cancel,
 			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
 		},
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/statustext"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/firstboot"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -77,13 +78,14 @@ func openControl(f flags, log *zap.Logger) port.Port {
 }
 
 // statusDetails returns what adds to get_status what runtime/agent does not know.
-func statusDetails(recovery *recovery, inside *core.Core, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
+func statusDetails(recovery *recovery, first *firstboot.Runner, inside *core.Core, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
 	layers, boot := sandbox.Layers(), inside.Rooms.BootID()
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
 		s.Journal = inside.Journal.Status()
 		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
+		s.FirstBoot = first.State()
 		recovery.describe(s)
 		for _, layer := range layers {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})

@@ -25,6 +25,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What became of the first-boot scripts.
+type FirstBootState int32
+
+const (
+	// They have not begun.
+	FirstBootState_FIRST_BOOT_STATE_UNSPECIFIED FirstBootState = 0
+	FirstBootState_FIRST_BOOT_STATE_RUNNING     FirstBootState = 1
+	// All are committed, or there is none.
+	FirstBootState_FIRST_BOOT_STATE_CONFIGURED FirstBootState = 2
+	// One failed, and left the guest as it was; those behind it did not run. All of them run again at the next boot.
+	FirstBootState_FIRST_BOOT_STATE_FAILED FirstBootState = 3
+)
+
+// Enum value maps for FirstBootState.
+var (
+	FirstBootState_name = map[int32]string{
+		0: "FIRST_BOOT_STATE_UNSPECIFIED",
+		1: "FIRST_BOOT_STATE_RUNNING",
+		2: "FIRST_BOOT_STATE_CONFIGURED",
+		3: "FIRST_BOOT_STATE_FAILED",
+	}
+	FirstBootState_value = map[string]int32{
+		"FIRST_BOOT_STATE_UNSPECIFIED": 0,
+		"FIRST_BOOT_STATE_RUNNING":     1,
+		"FIRST_BOOT_STATE_CONFIGURED":  2,
+		"FIRST_BOOT_STATE_FAILED":      3,
+	}
+)
+
+func (x FirstBootState) Enum() *FirstBootState {
+	p := new(FirstBootState)
+	*p = x
+	return p
+}
+
+func (x FirstBootState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FirstBootState) Descriptor() protoreflect.EnumDescriptor {
+	return file_status_proto_enumTypes[0].Descriptor()
+}
+
+func (FirstBootState) Type() protoreflect.EnumType {
+	return &file_status_proto_enumTypes[0]
+}
+
+func (x FirstBootState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FirstBootState.Descriptor instead.
+func (FirstBootState) EnumDescriptor() ([]byte, []int) {
+	return file_status_proto_rawDescGZIP(), []int{0}
+}
+
 // What the agent is about.
 type AgentState int32
 
@@ -71,11 +127,11 @@ func (x AgentState) String() string {
 }
 
 func (AgentState) Descriptor() protoreflect.EnumDescriptor {
-	return file_status_proto_enumTypes[0].Descriptor()
+	return file_status_proto_enumTypes[1].Descriptor()
 }
 
 func (AgentState) Type() protoreflect.EnumType {
-	return &file_status_proto_enumTypes[0]
+	return &file_status_proto_enumTypes[1]
 }
 
 func (x AgentState) Number() protoreflect.EnumNumber {
@@ -84,7 +140,7 @@ func (x AgentState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AgentState.Descriptor instead.
 func (AgentState) EnumDescriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{0}
+	return file_status_proto_rawDescGZIP(), []int{1}
 }
 
 // Asks how the agent is. It is answered from memory, also while the agent recovers or refuses everything else.
@@ -158,7 +214,9 @@ type GetStatusResponse struct {
 	// A shutdown that was accepted and is not done yet, or the last one that failed.
 	PendingShutdown *PendingShutdown `protobuf:"bytes,20,opt,name=pending_shutdown,json=pendingShutdown,proto3" json:"pending_shutdown,omitempty"`
 	// Tells this boot of the guest from the next; empty: not known.
-	BootId        string `protobuf:"bytes,21,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BootId string `protobuf:"bytes,21,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// How far the first-boot scripts are.
+	FirstBoot     *FirstBoot `protobuf:"bytes,22,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +398,76 @@ func (x *GetStatusResponse) GetBootId() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetFirstBoot() *FirstBoot {
+	if x != nil {
+		return x.FirstBoot
+	}
+	return nil
+}
+
+// How far the scripts are that run once in each guest.
+type FirstBoot struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State FirstBootState         `protobuf:"varint,1,opt,name=state,proto3,enum=limiquantix.agent.v1.FirstBootState" json:"state,omitempty"`
+	// The script that runs, or that failed; empty: none.
+	Script string `protobuf:"bytes,2,opt,name=script,proto3" json:"script,omitempty"`
+	// Why it failed.
+	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirstBoot) Reset() {
+	*x = FirstBoot{}
+	mi := &file_status_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirstBoot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirstBoot) ProtoMessage() {}
+
+func (x *FirstBoot) ProtoReflect() protoreflect.Message {
+	mi := &file_status_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirstBoot.ProtoReflect.Descriptor instead.
+func (*FirstBoot) Descriptor() ([]byte, []int) {
+	return file_status_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FirstBoot) GetState() FirstBootState {
+	if x != nil {
+		return x.State
+	}
+	return FirstBootState_FIRST_BOOT_STATE_UNSPECIFIED
+}
+
+func (x *FirstBoot) GetScript() string {
+	if x != nil {
+		return x.Script
+	}
+	return ""
+}
+
+func (x *FirstBoot) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // One channel and who is on it.
 type PortStatus struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -353,7 +481,7 @@ type PortStatus struct {
 
 func (x *PortStatus) Reset() {
 	*x = PortStatus{}
-	mi := &file_status_proto_msgTypes[2]
+	mi := &file_status_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +493,7 @@ func (x *PortStatus) String() string {
 func (*PortStatus) ProtoMessage() {}
 
 func (x *PortStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[2]
+	mi := &file_status_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +506,7 @@ func (x *PortStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortStatus.ProtoReflect.Descriptor instead.
 func (*PortStatus) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{2}
+	return file_status_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PortStatus) GetName() string {
@@ -416,7 +544,7 @@ type SessionStatus struct {
 
 func (x *SessionStatus) Reset() {
 	*x = SessionStatus{}
-	mi := &file_status_proto_msgTypes[3]
+	mi := &file_status_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +556,7 @@ func (x *SessionStatus) String() string {
 func (*SessionStatus) ProtoMessage() {}
 
 func (x *SessionStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[3]
+	mi := &file_status_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +569,7 @@ func (x *SessionStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStatus.ProtoReflect.Descriptor instead.
 func (*SessionStatus) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{3}
+	return file_status_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionStatus) GetSince() *timestamppb.Timestamp {
@@ -483,7 +611,7 @@ type JournalStatus struct {
 
 func (x *JournalStatus) Reset() {
 	*x = JournalStatus{}
-	mi := &file_status_proto_msgTypes[4]
+	mi := &file_status_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +623,7 @@ func (x *JournalStatus) String() string {
 func (*JournalStatus) ProtoMessage() {}
 
 func (x *JournalStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[4]
+	mi := &file_status_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +636,7 @@ func (x *JournalStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalStatus.ProtoReflect.Descriptor instead.
 func (*JournalStatus) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{4}
+	return file_status_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JournalStatus) GetError() string {
@@ -550,7 +678,7 @@ type SandboxLayer struct {
 
 func (x *SandboxLayer) Reset() {
 	*x = SandboxLayer{}
-	mi := &file_status_proto_msgTypes[5]
+	mi := &file_status_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +690,7 @@ func (x *SandboxLayer) String() string {
 func (*SandboxLayer) ProtoMessage() {}
 
 func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[5]
+	mi := &file_status_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +703,7 @@ func (x *SandboxLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxLayer.ProtoReflect.Descriptor instead.
 func (*SandboxLayer) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{5}
+	return file_status_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SandboxLayer) GetName() string {
@@ -611,7 +739,7 @@ type ConfigStatus struct {
 
 func (x *ConfigStatus) Reset() {
 	*x = ConfigStatus{}
-	mi := &file_status_proto_msgTypes[6]
+	mi := &file_status_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +751,7 @@ func (x *ConfigStatus) String() string {
 func (*ConfigStatus) ProtoMessage() {}
 
 func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[6]
+	mi := &file_status_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +764,7 @@ func (x *ConfigStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigStatus.ProtoReflect.Descriptor instead.
 func (*ConfigStatus) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{6}
+	return file_status_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ConfigStatus) GetPath() string {
@@ -694,7 +822,7 @@ type StatusLine struct {
 
 func (x *StatusLine) Reset() {
 	*x = StatusLine{}
-	mi := &file_status_proto_msgTypes[7]
+	mi := &file_status_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +834,7 @@ func (x *StatusLine) String() string {
 func (*StatusLine) ProtoMessage() {}
 
 func (x *StatusLine) ProtoReflect() protoreflect.Message {
-	mi := &file_status_proto_msgTypes[7]
+	mi := &file_status_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +847,7 @@ func (x *StatusLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusLine.ProtoReflect.Descriptor instead.
 func (*StatusLine) Descriptor() ([]byte, []int) {
-	return file_status_proto_rawDescGZIP(), []int{7}
+	return file_status_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatusLine) GetAt() *timestamppb.Timestamp {
@@ -748,7 +876,7 @@ var File_status_proto protoreflect.FileDescriptor
 const file_status_proto_rawDesc = "" +
 	"\n" +
 	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\fscript.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\x8e\a\n" +
+	"\x10GetStatusRequest\"\xce\a\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x14\n" +
@@ -772,7 +900,13 @@ const file_status_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\x12 \x01(\x04R\rresidentBytes\x12\x15\n" +
 	"\x06cpu_ms\x18\x13 \x01(\x04R\x05cpuMs\x12P\n" +
 	"\x10pending_shutdown\x18\x14 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\x0fpendingShutdown\x12\x17\n" +
-	"\aboot_id\x18\x15 \x01(\tR\x06bootId\"\x88\x01\n" +
+	"\aboot_id\x18\x15 \x01(\tR\x06bootId\x12>\n" +
+	"\n" +
+	"first_boot\x18\x16 \x01(\v2\x1f.limiquantix.agent.v1.FirstBootR\tfirstBoot\"u\n" +
+	"\tFirstBoot\x12:\n" +
+	"\x05state\x18\x01 \x01(\x0e2$.limiquantix.agent.v1.FirstBootStateR\x05state\x12\x16\n" +
+	"\x06script\x18\x02 \x01(\tR\x06script\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x88\x01\n" +
 	"\n" +
 	"PortStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12?\n" +
@@ -804,7 +938,12 @@ const file_status_proto_rawDesc = "" +
 	"StatusLine\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage*\xab\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage*\x8e\x01\n" +
+	"\x0eFirstBootState\x12 \n" +
+	"\x1cFIRST_BOOT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18FIRST_BOOT_STATE_RUNNING\x10\x01\x12\x1f\n" +
+	"\x1bFIRST_BOOT_STATE_CONFIGURED\x10\x02\x12\x1b\n" +
+	"\x17FIRST_BOOT_STATE_FAILED\x10\x03*\xab\x01\n" +
 	"\n" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -826,45 +965,49 @@ func file_status_proto_rawDescGZIP() []byte {
 	return file_status_proto_rawDescData
 }
 
-var file_status_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_status_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_status_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_status_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_status_proto_goTypes = []any{
-	(AgentState)(0),               // 0: limiquantix.agent.v1.AgentState
-	(*GetStatusRequest)(nil),      // 1: limiquantix.agent.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 2: limiquantix.agent.v1.GetStatusResponse
-	(*PortStatus)(nil),            // 3: limiquantix.agent.v1.PortStatus
-	(*SessionStatus)(nil),         // 4: limiquantix.agent.v1.SessionStatus
-	(*JournalStatus)(nil),         // 5: limiquantix.agent.v1.JournalStatus
-	(*SandboxLayer)(nil),          // 6: limiquantix.agent.v1.SandboxLayer
-	(*ConfigStatus)(nil),          // 7: limiquantix.agent.v1.ConfigStatus
-	(*StatusLine)(nil),            // 8: limiquantix.agent.v1.StatusLine
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*PendingShutdown)(nil),       // 10: limiquantix.agent.v1.PendingShutdown
-	(*TransactionInfo)(nil),       // 11: limiquantix.agent.v1.TransactionInfo
+	(FirstBootState)(0),           // 0: limiquantix.agent.v1.FirstBootState
+	(AgentState)(0),               // 1: limiquantix.agent.v1.AgentState
+	(*GetStatusRequest)(nil),      // 2: limiquantix.agent.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 3: limiquantix.agent.v1.GetStatusResponse
+	(*FirstBoot)(nil),             // 4: limiquantix.agent.v1.FirstBoot
+	(*PortStatus)(nil),            // 5: limiquantix.agent.v1.PortStatus
+	(*SessionStatus)(nil),         // 6: limiquantix.agent.v1.SessionStatus
+	(*JournalStatus)(nil),         // 7: limiquantix.agent.v1.JournalStatus
+	(*SandboxLayer)(nil),          // 8: limiquantix.agent.v1.SandboxLayer
+	(*ConfigStatus)(nil),          // 9: limiquantix.agent.v1.ConfigStatus
+	(*StatusLine)(nil),            // 10: limiquantix.agent.v1.StatusLine
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*PendingShutdown)(nil),       // 12: limiquantix.agent.v1.PendingShutdown
+	(*TransactionInfo)(nil),       // 13: limiquantix.agent.v1.TransactionInfo
 }
 var file_status_proto_depIdxs = []int32{
-	9,  // 0: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
-	0,  // 1: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
-	3,  // 2: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
-	9,  // 3: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
-	5,  // 4: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
-	6,  // 5: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
-	7,  // 6: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
-	8,  // 7: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
-	9,  // 8: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
-	10, // 9: limiquantix.agent.v1.GetStatusResponse.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	4,  // 10: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	9,  // 11: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	9,  // 12: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	11, // 13: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	8,  // 14: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	9,  // 15: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	9,  // 16: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 0: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
+	1,  // 1: limiquantix.agent.v1.GetStatusResponse.state:type_name -> limiquantix.agent.v1.AgentState
+	5,  // 2: limiquantix.agent.v1.GetStatusResponse.ports:type_name -> limiquantix.agent.v1.PortStatus
+	11, // 3: limiquantix.agent.v1.GetStatusResponse.last_heard:type_name -> google.protobuf.Timestamp
+	7,  // 4: limiquantix.agent.v1.GetStatusResponse.journal:type_name -> limiquantix.agent.v1.JournalStatus
+	8,  // 5: limiquantix.agent.v1.GetStatusResponse.sandbox:type_name -> limiquantix.agent.v1.SandboxLayer
+	9,  // 6: limiquantix.agent.v1.GetStatusResponse.config:type_name -> limiquantix.agent.v1.ConfigStatus
+	10, // 7: limiquantix.agent.v1.GetStatusResponse.errors:type_name -> limiquantix.agent.v1.StatusLine
+	11, // 8: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
+	12, // 9: limiquantix.agent.v1.GetStatusResponse.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	4,  // 10: limiquantix.agent.v1.GetStatusResponse.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	0,  // 11: limiquantix.agent.v1.FirstBoot.state:type_name -> limiquantix.agent.v1.FirstBootState
+	6,  // 12: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	11, // 13: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	11, // 14: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	13, // 15: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	10, // 16: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	11, // 17: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	11, // 18: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_status_proto_init() }
@@ -879,8 +1022,8 @@ func file_status_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_status_proto_rawDesc), len(file_status_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   8,
+			NumEnums:      2,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -58,6 +58,7 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 		{"requests", fmt.Sprint(s.InFlight, " under way")},
 	}
 	rows = append(rows, shutdownRows(s.PendingShutdown)...)
+	rows = append(rows, firstBootRows(s.FirstBoot)...)
 	rows = append(rows, portRows(s)...)
 	rows = append(rows, journalRows(s.Journal)...)
 	for _, layer := range s.Sandbox {
@@ -69,6 +70,17 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 	}
 	rows = append(rows, configRows(s)...)
 	return append(rows, lineRows("log", s.Errors)...)
+}
+
+// firstBootRows are for scripts that have not all run.
+func firstBootRows(f *pb.FirstBoot) [][]string {
+	switch f.GetState() {
+	case pb.FirstBootState_FIRST_BOOT_STATE_RUNNING:
+		return [][]string{{"first boot", strings.TrimSpace("runs " + f.Script)}}
+	case pb.FirstBootState_FIRST_BOOT_STATE_FAILED:
+		return [][]string{{"first boot", strings.TrimPrefix("failed: "+f.Script+": "+f.Error, "failed: : ")}}
+	}
+	return nil
 }
 
 func shutdownRows(p *pb.PendingShutdown) [][]string {

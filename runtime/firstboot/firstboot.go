@@ -1,0 +1,224 @@
+// Package firstboot runs the scripts of an image, or of who made the guest, once in each guest: in the order of their names, each
+// as a transaction.
+//
+// A script that fails leaves the guest as it was, and those behind it wait: they may build on it. It is run again at the next
+// boot. A clone of the guest, which has another identity, runs all of them again.
+//
+// Not here: where scripts come from, and what runs them.
+package firstboot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Script is one that is to be run once.
+type Script struct {
+	// Name orders the scripts, and tells one from another: 10-network.
+	Name string
+	// Path is where it lies, for people.
+	Path string
+	// Source is the script.
+	Source []byte
+	// Params are its parameters; nil: none.
+	Params map[string]any
+}
+
+// Config is what a Runner needs.
+type Config struct {
+	// File keeps which scripts ran. Required.
+	File string
+	// Scripts returns the scripts, in their order. Required.
+	Scripts func(context.Context) ([]Script, error)
+	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set. Required.
+	Run func(context.Context, *pb.RunScriptRequest) (*pb.RunScriptResponse, error)
+	// Instance tells this guest from its clone, and Boot this boot from the next. Required.
+	Instance, Boot string
+	// Changed is called when State may return something new. It must not block. Optional.
+	Changed func()
+}
+
+// Runner runs first-boot scripts. It is safe for concurrent use.
+type Runner struct {
+	config Config
+
+	mu     sync.Mutex
+	status pb.FirstBoot
+}
+
+// New returns a Runner that has not begun.
+func New(c Config) *Runner {
+	if c.Changed == nil {
+		c.Changed = func() {}
+	}
+	return &Runner{config: c}
+}
+
+// State returns how far the scripts are. A guest without any is configured.
+func (r *Runner) State() *pb.FirstBoot {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &pb.FirstBoot{State: r.status.State, Script: r.status.Script, Error: r.status.Error}
+}
+
+func (r *Runner) set(state pb.FirstBootState, script, failed string) {
+	r.mu.Lock()
+	r.status.State, r.status.Script, r.status.Error = state, script, failed
+	r.mu.Unlock()
+	r.config.Changed()
+}
+
+// record is what File holds, as JSON.
+type record struct {
+	Instance string                `json:"instance"`
+	Scripts  map[string]recordLine `json:"scripts"`
+}
+
+// recordLine says what became of a script. Boot is that of its last run.
+type recordLine struct {
+	Committed bool      `json:"committed"`
+	Boot      string    `json:"boot"`
+	At        time.Time `json:"at"`
+	Error     string    `json:"error,omitempty"`
+}
+
+// maxAttempts bounds how often a script is run in one guest.
+const maxAttempts = 1000
+
+// Run runs what has not run yet. It returns why not all scripts of this guest are committed; nil: they are. State tells the same.
+func (r *Runner) Run(ctx context.Context) error {
+	r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, "", "")
+	name, err := r.run(ctx)
+	if err != nil {
+		r.set(pb.FirstBootState_FIRST_BOOT_STATE_FAILED, name, err.Error())
+		if name != "" {
+			err = fmt.Errorf("first boot: %s: %w", name, err)
+		}
+		return err
+	}
+	r.set(pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED, "", "")
+	return nil
+}
+
+// run returns the name of the script that failed.
+func (r *Runner) run(ctx context.Context) (name string, err error) {
+	list, err := r.config.Scripts(ctx)
+	if err != nil || len(list) == 0 {
+		return "", err
+	}
+	done, err := r.read()
+	if err != nil {
+		return "", err
+	}
+	for _, s := range list {
+		line := done.Scripts[s.Name]
+		if line.Committed {
+			continue
+		}
+		if line.Boot == r.config.Boot && line.Error != "" {
+			return s.Name, errors.New(line.Error)
+		}
+		r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, s.Name, "")
+		failed := r.once(ctx, s)
+		if failed != nil && ctx.Err() != nil {
+			return s.Name, failed // it did not fail: the agent stops
+		}
+		line = recordLine{Committed: failed == nil, Boot: r.config.Boot, At: time.Now().UTC().Truncate(time.Second)}
+		if failed != nil {
+			line.Error = failed.Error()
+		}
+		done.Scripts[s.Name] = line
+		if err := errors.Join(failed, r.write(done)); err != nil {
+			return s.Name, err
+		}
+	}
+	return "", nil
+}
+
+// once runs a script. That of an agent that was killed before it wrote down what became of it is not run again where it was committed.
+func (r *Runner) once(ctx context.Context, s Script) error {
+	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source}
+	if s.Params != nil {
+		var err error
+		if request.Params, err = structpb.NewStruct(s.Params); err != nil {
+			return fmt.Errorf("parameters: %w", err)
+		}
+	}
+	for attempt := range maxAttempts {
+		request.Key = fmt.Sprintf("first-boot:%s:%s:%d", r.config.Instance, s.Name, attempt)
+		reply, err := r.config.Run(ctx, request)
+		switch {
+		case err != nil:
+			return err
+		case reply.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED:
+			return nil
+		case reply.Replayed || reply.Error.GetKind() == "key_conflict":
+			continue // an earlier run that failed, maybe of what the script was then
+		}
+		return fmt.Errorf("%s: %s", statusWord(reply.Status), reply.Error.GetMessage())
+	}
+	return fmt.Errorf("it was run %d times", maxAttempts)
+}
+
+func statusWord(s pb.ScriptStatus) string {
+	switch s {
+	case pb.ScriptStatus_SCRIPT_STATUS_REFUSED:
+		return "refused"
+	case pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK:
+		return "rolled back"
+	case pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM:
+		return "it awaits a confirmation, which nobody gives at the first boot"
+	}
+	return "not everything is undone"
+}
+
+// read reads what ran in this guest. What ran in the one that it was cloned from does not count.
+func (r *Runner) read() (*record, error) {
+	mine := &record{Instance: r.config.Instance, Scripts: map[string]recordLine{}}
+	text, err := os.ReadFile(r.config.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return mine, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	there := &record{}
+	if err := json.Unmarshal(text, there); err != nil {
+		return nil, fmt.Errorf("%s: %w", r.config.File, err)
+	}
+	if there.Instance != r.config.Instance || there.Scripts == nil {
+		return mine, nil
+	}
+	return there, nil
+}
+
+func (r *Runner) write(now *record) error {
+	text, err := json.MarshalIndent(now, "", "  ")
+	if err != nil {
+		return err
+	}
+	temp, err := os.CreateTemp(filepath.Dir(r.config.File), ".first-boot-")
+	if err != nil {
+		return err
+	}
+	_, err = temp.Write(append(text, '\n'))
+	err = errors.Join(err, temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), r.config.File)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(temp.Name()))
+	}
+	return nil
+}
