@@ -28,6 +28,8 @@ type Call struct {
 	Writer func(ctx context.Context) (release func(), err error)
 	// Deferred receives what AfterCommit is given; nil: there is no transaction. The executor sets it.
 	Deferred func(Action) error
+	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
+	Pending func(Pending) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
@@ -75,21 +77,33 @@ type Tx interface {
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do: its row's Inverse. It
 	// must be idempotent and bear that the change never happened.
 	Undo(ctx context.Context, op string, args proto.Message) error
+	// UndoLast is Undo for what is no file, and depends on files, such as a service that runs: a rollback takes it back
+	// when it has taken back all that was announced in another way.
+	UndoLast(ctx context.Context, op string, args proto.Message) error
 	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
 	Irreversible(ctx context.Context, change *pb.Change) error
 	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
 	NotBegun()
 }
 
-// Action is something to be done after a commit.
+// Action is something to be done before or after a commit.
 type Action struct {
-	// Op and Args name the operation, an internal row or a script's; it must bear to be done again.
+	// Op and Args name the operation, an internal row or a script's; after a commit it must bear to be done again.
 	Op   string
 	Args proto.Message
-	// SameBoot drops it if the guest was booted again since the commit.
+	// SameBoot drops it if the guest was booted again since the commit. It means nothing before one.
 	SameBoot bool
 	// Target is what people call it.
 	Target string
+}
+
+// Pending is something to be done before a commit.
+type Pending struct {
+	Action
+	// Check is done once all such actions are, and only looks at what came of this one. Optional.
+	Check *Action
+	// Covers says that the action does what other ones for its Op and Target with a lower value do: they are left out.
+	Covers int
 }
 
 // Before is Tx.Before, or nothing outside a transaction.
@@ -100,16 +114,17 @@ func (c *Call) Before(ctx context.Context, paths ...string) error {
 	return c.Tx.Before(ctx, paths...)
 }
 
-// AfterCommit has an operation done once the transaction has committed, at least once, by a recovery if need be. It is dropped
-// if the transaction, or the call, is taken back; in a dry run nothing comes of it. Without a transaction it is refused.
+// AfterCommit has an operation done once the transaction has committed, at least once, by a recovery if need be; one that was
+// given before is not done again. It is dropped if the transaction, or the call, is taken back; a dry run only tells of it.
+// Without a transaction it is refused.
 func (c *Call) AfterCommit(action Action) error {
 	switch {
+	case c.Deferred != nil:
+		return c.Deferred(action)
 	case c.DryRun != nil:
 		return nil
-	case c.Deferred == nil:
-		return fault.Refuse("there is no transaction")
 	}
-	return c.Deferred(action)
+	return fault.Refuse("there is no transaction")
 }
 
 // OnceReplied calls f, on a goroutine of its own, when the reply has left: for what would keep it from that, such as a
@@ -120,6 +135,16 @@ func (c *Call) OnceReplied(f func()) {
 		return
 	}
 	c.AfterReply(f)
+}
+
+// BeforeCommit has an operation done, as a call of the script, once its last line has run and before the transaction commits;
+// one that was given before, or that another one covers, is not done again. An error of it, or of its check, is the script's, so
+// that all is rolled back. In a dry run it is predicted at the same point. Where no script calls it is refused.
+func (c *Call) BeforeCommit(p Pending) error {
+	if c.Pending == nil {
+		return fault.Refuse("there is no script")
+	}
+	return c.Pending(p)
 }
 
 // Lock makes the caller the one writer, for changes that no transaction takes back but that must not meet one. It waits

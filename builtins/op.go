@@ -53,6 +53,12 @@ type Op struct {
 	// Inverse is the operation that Tx.Undo may name to take back what this one does. Empty: the before-images of files are
 	// enough.
 	Inverse string
+	// Defers is the internal row that the operation has done before or after the commit. Needs of the room of that row hold
+	// for it, too. Optional.
+	Defers string
+	// As returns the names of the rows of another room that do the same as a request has done; nil: as any request may have.
+	// Rules about them hold for it, too. Optional.
+	As func(in proto.Message) []string
 	// Predictable says that the operation knows dry runs: it changes Call.DryRun then. Any other mutating row ends one.
 	Predictable bool
 	// Partial says that a call that fails may leave what it did until then: a script that catches the error goes on from

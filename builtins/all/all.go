@@ -22,6 +22,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/pkg"
 	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
+	"github.com/quantix-kvm/guest-agent/builtins/service"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -69,7 +70,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"clipboard", "netplan", "service", "tx.notify", "tx.on_commit"}
+var Unsupported = []string{"clipboard", "netplan"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -106,6 +107,7 @@ func New(c Config) *Rooms {
 			account.New(g).Room(),
 			inventory.New(g).Room(),
 			pkg.New(g).Room(),
+			service.New(g).Room(),
 			tx.Room(),
 		},
 	}

@@ -23,6 +23,8 @@ const (
 	comment = "words about the user"
 
 	signal = "what is sent to the processes, which the row names"
+
+	unitAction = "what is done to the unit, which the row names"
 )
 
 // free are the text fields of rows that change something which mean nothing to a policy, and why. Whoever adds a row or a field
@@ -77,10 +79,18 @@ var free = map[string]map[string]string{
 	"process.kill":   {"signal": signal},
 	"shutdown":       {"message": told},
 	"tx.on_rollback": {"cwd": dir, "user": runs, "group": runs},
+
+	"exec.on_commit":   {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"service.notified": {"action": unitAction},
+	"service.restore": {
+		"action": unitAction, "invocation": "of the unit, which the row names", "boot_id": "only compared with that of the kernel",
+	},
+	"tx.notify":    {"action": unitAction},
+	"tx.on_commit": {"cwd": dir, "user": runs, "group": runs},
 }
 
-// afterCommit are the internal rows that take nothing back: they do what a commit decided.
-var afterCommit = []string{"power.shutdown"}
+// deferred are the internal rows that take nothing back: they are what comes before or after a commit.
+var deferred = []string{"exec.on_commit", "power.shutdown", "service.notified", "service.settled"}
 
 // unpredictable are the script rows that change something and end a dry run, by name.
 var unpredictable = []string{}
@@ -169,8 +179,18 @@ func TestInverses(t *testing.T) {
 		}
 	}
 	for _, op := range table.Ops() {
-		if op.Internal && !inverses[op.Name] && !slices.Contains(afterCommit, op.Name) {
+		if op.Internal && !inverses[op.Name] && !slices.Contains(deferred, op.Name) {
 			t.Errorf("%s takes nothing back", op.Name)
+		}
+		if by := table.Script(op.Defers); op.Defers != "" && (by == nil || !by.Internal) {
+			t.Errorf("%s is done by %s, which is no internal row", op.Name, op.Defers)
+		}
+		if op.As != nil {
+			for _, name := range op.As(nil) {
+				if same := table.Script(name); same == nil || same.Internal {
+					t.Errorf("%s is as %s, which scripts cannot call", op.Name, name)
+				}
+			}
 		}
 		if !op.Early {
 			continue

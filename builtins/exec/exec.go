@@ -5,6 +5,7 @@
 //	        detached          ► a job: lives, and is kept, apart from the agent (list_jobs)
 //	script  exec.run, exec.sh ► a command that says what it does to the guest, so that a transaction can hold
 //	        exec.undo ────────► what takes one of those back; called by the journal alone
+//	        exec.on_commit ───► what is run when a script has committed; called by the journal alone
 //
 // A script's command is one of four kinds. readonly changes nothing, and is held to it where the kernel can. touches
 // changes the paths it names and nothing else: they are kept before it runs, and the rest is read-only for it. undo
@@ -104,7 +105,7 @@ func (r *Room) native() []builtins.Op {
 	}
 }
 
-// scripts are the rows that scripts call, and exec.undo, which the journal alone does.
+// scripts are the rows that scripts call, and those that the journal alone does.
 func (r *Room) scripts() []builtins.Op {
 	return []builtins.Op{
 		{
@@ -122,6 +123,10 @@ func (r *Room) scripts() []builtins.Op {
 		{
 			Name: "exec.undo", Usage: "(argv)", Summary: "take back what a command did",
 			Mutates: true, Internal: true, Access: builtins.Of(runAccess), Handler: builtins.Handle(r.undo),
+		},
+		{
+			Name: "exec.on_commit", Usage: "(argv)", Summary: "run a command once a script has committed",
+			Mutates: true, Internal: true, Access: builtins.Of(runAccess), Handler: builtins.Handle(r.onCommit),
 		},
 	}
 }

@@ -31,6 +31,22 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*
 	return finish(in, false, result, err)
 }
 
+// onCommit is exec.on_commit: it runs a command when a transaction has committed. A command that fails is told, and no more.
+func (r *Room) onCommit(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
+	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
+		return nil, fault.Invalid("no command")
+	}
+	spec, err := r.scriptSpec(in)
+	if err != nil {
+		return nil, onCommand(in, err)
+	}
+	if spec.Timeout == 0 {
+		spec.Timeout = r.config.MaxTimeout
+	}
+	result, err := r.guest.Run(ctx, guest.Command{Line: Quote(in.GetArgv()), Irreversible: true}, spec)
+	return finish(in, false, result, err)
+}
+
 // maxNo is the largest exit code by which undo_if says no: a shell uses 126 and 127 for a program that cannot be
 // executed or is missing, which says nothing about the guest.
 const maxNo = 125

@@ -1,6 +1,8 @@
 // Package tx is what a script says and hears of its own transaction.
 //
 //	tx.on_rollback ──► Call.Tx.Undo, in the name of exec.undo
+//	tx.on_commit ────► Call.AfterCommit, in the name of exec.on_commit
+//	tx.notify ───────► Call.BeforeCommit, in the name of service.notified
 //	tx.changes ◄────── Call.Changes
 //
 // Not here: the transaction itself (runtime/journal), and what becomes of it.
@@ -10,10 +12,19 @@ import (
 	"context"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// The internal rows that do what a script has put off, and settledOp, which looks at what became of a notified unit.
+const (
+	commitOp   = "exec.on_commit"
+	notifiedOp = "service.notified"
+	settledOp  = "service.settled"
 )
 
 // Room is what the table and the executor know of the room. It needs nothing of the guest.
@@ -24,6 +35,17 @@ func Room() builtins.Room {
 			Summary: "have a rollback run a command when it comes to this point",
 			Mutates: true, Predictable: true, Inverse: "exec.undo",
 			Access: builtins.Of(onRollbackAccess), Handler: builtins.Handle(onRollback),
+		},
+		{
+			Name: "tx.on_commit", Usage: "(argv)", Summary: "have a command run once the script has committed",
+			Mutates: true, Predictable: true, Defers: commitOp,
+			Access: builtins.Of(onCommitAccess), Handler: builtins.Handle(onCommit),
+		},
+		{
+			Name: "tx.notify", Usage: "(unit, [action])",
+			Summary: "have a unit restarted after the last line of the script, once; if it fails then, the script is rolled back",
+			Mutates: true, Predictable: true, Defers: notifiedOp, As: notifiesAs,
+			Access: builtins.Of(notifyAccess), Handler: builtins.Handle(notify),
 		},
 		{
 			Name: "tx.changes", Usage: "() changes", Summary: "what the script changed so far",
@@ -43,19 +65,11 @@ func onRollbackAccess(in *pb.OnRollbackArgs) builtins.Access {
 
 // onRollback changes nothing, so nothing is reported: it only makes a promise of the journal.
 func onRollback(ctx context.Context, call *builtins.Call, in *pb.OnRollbackArgs) (*pb.Nothing, error) {
-	switch {
-	case len(in.Argv) == 0 || in.Argv[0] == "":
-		return nil, fault.Invalid("no command")
-	case in.Timeout < 0:
-		return nil, fault.Invalid("timeout is negative")
+	if err := checkCommand(in.Argv, in.Cwd, in.Timeout); err != nil {
+		return nil, err
 	}
 	if err := guest.CheckUndo(in.UndoOk, in.UndoIf); err != nil {
 		return nil, err
-	}
-	for _, text := range append([]string{in.Cwd}, in.Argv...) {
-		if strings.Contains(text, "\x00") {
-			return nil, fault.Invalid("a NUL byte in the command")
-		}
 	}
 	if call.DryRun != nil {
 		return &pb.Nothing{}, nil
@@ -66,6 +80,84 @@ func onRollback(ctx context.Context, call *builtins.Call, in *pb.OnRollbackArgs)
 	return &pb.Nothing{}, call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{
 		Argv: in.Argv, Cwd: in.Cwd, Env: in.Env, User: in.User, Group: in.Group, Timeout: in.Timeout,
 		UndoOk: in.UndoOk, UndoIf: in.UndoIf,
+	})
+}
+
+func onCommitAccess(in *pb.OnCommitArgs) builtins.Access {
+	return builtins.Access{Commands: []builtins.Command{guest.CommandAccess(in.Argv, in.Env, in.Cwd)}}
+}
+
+// onCommit changes nothing before the commit, whose reply tells what came of the command.
+func onCommit(_ context.Context, call *builtins.Call, in *pb.OnCommitArgs) (*pb.Nothing, error) {
+	if err := checkCommand(in.Argv, in.Cwd, in.Timeout); err != nil {
+		return nil, err
+	}
+	return &pb.Nothing{}, call.AfterCommit(builtins.Action{
+		Op: commitOp, Target: guest.Quote(in.Argv), Args: &pb.RunArgs{
+			Argv: in.Argv, Cwd: in.Cwd, Env: in.Env, User: in.User, Group: in.Group, Timeout: in.Timeout,
+		},
+	})
+}
+
+// checkCommand refuses a command that cannot be meant.
+func checkCommand(argv []string, cwd string, timeout float64) error {
+	switch {
+	case len(argv) == 0 || argv[0] == "":
+		return fault.Invalid("no command")
+	case timeout < 0:
+		return fault.Invalid("timeout is negative")
+	}
+	for _, text := range append([]string{cwd}, argv...) {
+		if strings.Contains(text, "\x00") {
+			return fault.Invalid("a NUL byte in the command")
+		}
+	}
+	return nil
+}
+
+// notifiable are the actions of tx.notify. One does what those with a lower number do.
+var notifiable = map[string]int{"restart": 3, "reload-or-restart": 2, "reload": 1, "start": 1}
+
+// notifiesAs are the rows that do at once what a request puts off.
+func notifiesAs(in proto.Message) []string {
+	args, _ := in.(*pb.ServiceNotifyArgs)
+	switch action := args.GetAction(); {
+	case args == nil:
+		return []string{"service.reload", "service.restart", "service.start"}
+	case action == "reload-or-restart":
+		return []string{"service.reload", "service.restart"}
+	case action == "":
+		return []string{"service.restart"}
+	default:
+		return []string{"service." + action}
+	}
+}
+
+// unitKind is that of the objects that units are: the scope of the room of services.
+const unitKind = "service"
+
+func notifyAccess(in *pb.ServiceNotifyArgs) builtins.Access {
+	return builtins.Access{Objects: []builtins.Object{{Kind: unitKind, Name: strings.TrimSuffix(in.Unit, ".service")}}}
+}
+
+// notify changes nothing yet: what is done comes before the commit, and is reported then.
+func notify(_ context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Nothing, error) {
+	in = &pb.ServiceNotifyArgs{Unit: strings.TrimSuffix(in.Unit, ".service"), Action: in.Action}
+	if in.Action == "" {
+		in.Action = "restart"
+	}
+	covers, known := notifiable[in.Action]
+	switch {
+	case in.Unit == "netplan":
+		return nil, fault.Unsupported("netplan cannot be notified yet")
+	case in.Unit == "" || len(in.Unit) > 255 || strings.HasPrefix(in.Unit, "-") || strings.ContainsAny(in.Unit, "/ \t\r\n\x00"):
+		return nil, fault.Invalid("%.60q is no name of a unit", in.Unit)
+	case !known:
+		return nil, fault.Invalid("there is no action %.40q; there are restart, reload, start and reload-or-restart", in.Action)
+	}
+	return &pb.Nothing{}, call.BeforeCommit(builtins.Pending{
+		Action: builtins.Action{Op: notifiedOp, Args: in, Target: in.Unit},
+		Check:  &builtins.Action{Op: settledOp, Args: in, Target: in.Unit}, Covers: covers,
 	})
 }
 

@@ -108,7 +108,7 @@ EXIT STATUS
 	root.AddCommand(
 		a.pingCommand(), a.infoCommand(), a.statusCommand(), a.telemetryCommand(),
 		a.execCommand(), a.jobsCommand(), a.psCommand(), a.killCommand(), a.topCommand(), a.passwdCommand(),
-		a.hardwareCommand(), a.softwareCommand(),
+		a.serviceCommand(), a.hardwareCommand(), a.softwareCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(),
 		a.runCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),

@@ -88,13 +88,14 @@ func (r *Run) rollBack(ctx context.Context, tx *journal.Tx, reply *pb.RunScriptR
 
 // scope is what an operation sees of the transaction that it runs in.
 type scope struct {
-	tx    *journal.Tx
-	op    *builtins.Op
-	table *builtins.Table
-	hide  func(string) string // takes secrets out of a text; nil: there are none
-	after []journal.Action
-	bytes int // that after takes
-	room  int // the most that it may
+	tx     *journal.Tx
+	op     *builtins.Op
+	table  *builtins.Table
+	hide   func(string) string // takes secrets out of a text; nil: there are none
+	after  []journal.Action
+	before []builtins.Pending
+	bytes  int // that after and before take
+	room   int // the most that it may
 }
 
 var _ builtins.Tx = (*scope)(nil)
@@ -127,6 +128,14 @@ func (s *scope) Undo(ctx context.Context, op string, args proto.Message) error {
 	return s.tx.Undo(ctx, op, args)
 }
 
+// UndoLast does so as well.
+func (s *scope) UndoLast(ctx context.Context, op string, args proto.Message) error {
+	if op == "" || op != s.op.Inverse {
+		return fault.Wrapf(fault.ErrInternal, "the inverse %s is not the one that %s declares", op, s.op.Name)
+	}
+	return s.tx.UndoLast(ctx, op, args)
+}
+
 // Irreversible keeps secrets out of what a later rollback would tell.
 func (s *scope) Irreversible(ctx context.Context, change *pb.Change) error {
 	if s.hide != nil {
@@ -137,18 +146,37 @@ func (s *scope) Irreversible(ctx context.Context, change *pb.Change) error {
 }
 
 func (s *scope) deferred(action builtins.Action) error {
+	if err := s.hold(action); err != nil {
+		return err
+	}
+	s.after = append(s.after, journal.Action(action))
+	return nil
+}
+
+func (s *scope) pending(p builtins.Pending) error {
+	err := s.hold(p.Action)
+	if err == nil && p.Check != nil {
+		err = s.hold(*p.Check)
+	}
+	if err == nil {
+		s.before = append(s.before, p)
+	}
+	return err
+}
+
+// hold refuses an action that cannot be done, and counts what it takes.
+func (s *scope) hold(action builtins.Action) error {
 	if action.Op == "" || action.Args == nil {
-		return fault.Wrapf(fault.ErrInternal, "an action after the commit names no operation")
+		return fault.Wrapf(fault.ErrInternal, "an action before or after the commit names no operation")
 	}
 	row := s.table.Script(action.Op)
 	if row == nil || row.In.ProtoReflect().Descriptor() != action.Args.ProtoReflect().Descriptor() {
-		return fault.Wrapf(fault.ErrInternal, "no operation %s takes a %s, so it cannot come after the commit", action.Op, action.Args.ProtoReflect().Descriptor().Name())
+		return fault.Wrapf(fault.ErrInternal, "no operation %s takes a %s, so it cannot come before or after the commit", action.Op, action.Args.ProtoReflect().Descriptor().Name())
 	}
 	n := proto.Size(action.Args) + len(action.Op) + len(action.Target) + perItem
 	if s.bytes+n > s.room {
 		return errHeld
 	}
 	s.bytes += n
-	s.after = append(s.after, journal.Action(action))
 	return nil
 }

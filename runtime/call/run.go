@@ -21,12 +21,13 @@ import (
 type Run struct {
 	executor *Executor
 	config   RunConfig
-	made     []made           // calls that may have changed something, in their order
-	after    []journal.Action // that they want done after the commit
+	made     []made             // calls that may have changed something, in their order
+	before   []builtins.Pending // that they want done before the commit
+	after    []journal.Action   // that they want done after it
 
 	mu      sync.Mutex
 	changes []*pb.Change
-	held    held // of changes and after
+	held    held // of changes, before and after
 }
 
 // RunConfig is what a run is made of.
@@ -84,15 +85,20 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 		if err := r.refused(ctx, d); err != nil {
 			return nil, d.because(err)
 		}
-		switch {
-		case r.config.DryRun != nil:
-			return r.predict(ctx, d)
-		case r.config.Tx != nil && op.Changes(d.in):
-			return r.change(ctx, d)
-		}
-		return d.run(ctx)
+		return r.serve(ctx, d)
 	})
 	return op, out, err
+}
+
+// serve does what was decided on.
+func (r *Run) serve(ctx context.Context, d *decision) (proto.Message, error) {
+	switch {
+	case r.config.DryRun != nil:
+		return r.predict(ctx, d)
+	case r.config.Tx != nil && d.op.Changes(d.in):
+		return r.change(ctx, d)
+	}
+	return d.run(ctx)
 }
 
 // longestName is how much of a name that is no row's is told: a runner may make up any.
@@ -151,9 +157,14 @@ func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
 		return nil, d.because(dry.End(d.call, &pb.Change{Op: d.op.Name, Action: "ran"}))
 	}
 	before := len(r.changes)
+	scope := &scope{op: d.op, table: d.config.Table, room: r.room()}
+	d.call.Deferred, d.call.Pending = scope.deferred, scope.pending
 	out, err := d.run(ctx)
 	if err != nil && !d.op.Partial && dry.Ended == nil {
 		r.forget(before) // as a run takes it back
+	}
+	if err == nil {
+		r.keep(scope)
 	}
 	dry.Changed = dry.Changed || len(r.changes) > before
 	return out, err
@@ -167,7 +178,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 		return nil, fault.Wrapf(fault.ErrInternal, "the undo journal has failed: %v", err)
 	}
 	scope := &scope{tx: tx, op: d.op, table: d.config.Table, hide: r.config.Hide, room: r.room()}
-	d.call.Tx, d.call.Deferred = scope, scope.deferred
+	d.call.Tx, d.call.Deferred, d.call.Pending = scope, scope.deferred, scope.pending
 	mark, before := tx.Mark(), len(r.changes)
 	r.made = append(r.made, made{mark, before})
 	out, err := d.run(ctx)
@@ -180,10 +191,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 		return out, err
 	}
 	tx.Mark() // what others change from now on is theirs
-	r.after = append(r.after, scope.after...)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.held.bytes += scope.bytes
+	r.keep(scope)
 	return out, err
 }
 

@@ -8,12 +8,8 @@ import (
 )
 
 // Undone sets the state of each change of the run by what a rollback says became of its steps, and returns those that the
-// rollback did not come to: one that halted left the oldest steps as the script made them, until the next start.
+// rollback did not come to: one that halted left them as the script made them, until the next start.
 func (r *Run) Undone(report journal.Report) (notReached []*pb.Change) {
-	reached := report.Reached
-	if reached == 0 {
-		reached = ^uint64(0)
-	}
 	var stays []journal.Undone
 	for _, u := range report.Steps {
 		if u.Err != nil || u.Irreversible != nil {
@@ -31,10 +27,11 @@ func (r *Run) Undone(report journal.Report) (notReached []*pb.Change) {
 				return u.Step > uint64(call.mark) && u.Step <= last && r.concerns(u, c, own)
 			})
 		}
+		left := slices.ContainsFunc(report.Left, func(step uint64) bool { return step > uint64(call.mark) && step <= last })
 		for _, c := range own {
 			c.State = pb.ChangeState_CHANGE_STATE_UNDONE
 			switch {
-			case report.Halted && uint64(call.mark)+1 < reached:
+			case left:
 				c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
 				notReached = append(notReached, c)
 			case leaves(c):

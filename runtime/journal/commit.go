@@ -153,7 +153,7 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 func (t *Tx) syncChanges() error {
 	paths, all := map[string]bool{}, false
 	for _, s := range t.steps {
-		all = all || s.inverse != "" || s.irreversible
+		all = all || s.inverse != "" && !s.last || s.irreversible
 		if s.moved != "" {
 			paths[s.moved] = false
 		}

@@ -16,12 +16,12 @@ type Report struct {
 	// Steps are the outcomes of the steps, newest first. Of a target that several steps restored, and of which there is nothing
 	// else to tell, there is one.
 	Steps []Undone
-	// Reached is the number of the oldest step that the rollback came to; 0: none.
-	Reached uint64
 	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error
 	// Halted: the rollback is incomplete; the next Recover goes on with it.
 	Halted bool
+	// Left are the numbers of the steps that a rollback which Halted did not come to.
+	Left []uint64
 	// Waiting is the mount that Recover waits for, since the next step changed something on it; empty: it waits for none.
 	Waiting string
 
@@ -53,7 +53,6 @@ func (r *Report) add(u Undone) {
 			*old = u.Conflict + (*old)[len(u.Target):]
 		}
 	}
-	r.Reached = u.Step
 	if u.Err == nil && u.Conflict == "" && len(u.Reset) == 0 && u.Irreversible == nil {
 		if r.restored[u.Target] {
 			return

@@ -33,7 +33,7 @@ func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report 
 	if t.commitUncertain {
 		if report.Err = t.markAborted(); report.Err != nil {
 			t.setPhase(halted) // all changes are durable, so recovery decides by whether the commit record is
-			report.Halted = true
+			report.Halted, report.Left = true, numbers(t.steps)
 			return report
 		}
 	}
@@ -62,11 +62,11 @@ func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report 
 // errDeferred stops a rollback at early boot before an inverse that needs more of the guest.
 var errDeferred = errors.New("left to the agent")
 
-// undoSteps undoes the steps, newest first. It stops with an error before the first one that must wait: an older step is
+// undoSteps undoes the steps, in their undoOrder. It stops with an error before the first one that must wait: an older step is
 // never undone before a newer one, which may depend on what is there. What failed for good is in the report instead.
 func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, report *Report) error {
-	attempted := false
-	for _, s := range slices.Backward(p.tx.steps) {
+	attempted, order := false, undoOrder(p.tx.steps)
+	for i, s := range order {
 		if s.reverted {
 			continue
 		}
@@ -79,6 +79,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			lost, err = fault.Wrapf(fault.ErrBusy, "it was on %s, which is not there", waiting.mount), nil
 		}
 		if err != nil {
+			report.Left = numbers(order[i:])
 			if attempted && report.Err == nil && !p.unlogged {
 				p.logHalted()
 			}
@@ -96,6 +97,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		}
 		failed := failures(undone)
 		if err := context.Cause(ctx); err != nil && len(failed) > 0 { // ctx cut it short, so it is repeated
+			report.Left = numbers(order[i:])
 			return err
 		}
 		for _, u := range undone {
@@ -120,6 +122,29 @@ func lostStep(s *step, record *pb.JournalRecord, why error) []Undone {
 	}
 	if list == nil {
 		list = []Undone{{Step: s.number, Op: cmp.Or(s.inverse, "restore"), Target: s.moved, Err: why}}
+	}
+	return list
+}
+
+// undoOrder returns steps in the order in which they are undone: newest first, and behind all others those that come last.
+func undoOrder(steps []*step) []*step {
+	order := make([]*step, 0, len(steps))
+	for _, last := range []bool{false, true} {
+		for _, s := range slices.Backward(steps) {
+			if s.last == last {
+				order = append(order, s)
+			}
+		}
+	}
+	return order
+}
+
+// numbers returns the numbers of the steps that are not undone.
+func numbers(steps []*step) (list []uint64) {
+	for _, s := range steps {
+		if !s.reverted {
+			list = append(list, s.number)
+		}
 	}
 	return list
 }

@@ -149,6 +149,15 @@ func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside
 
 // Undo implements builtins.Tx.
 func (t *Tx) Undo(ctx context.Context, op string, args proto.Message) error {
+	return t.inverse(op, args, false)
+}
+
+// UndoLast implements builtins.Tx.
+func (t *Tx) UndoLast(ctx context.Context, op string, args proto.Message) error {
+	return t.inverse(op, args, true)
+}
+
+func (t *Tx) inverse(op string, args proto.Message, last bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.ensureStarted(); err != nil {
@@ -158,7 +167,9 @@ func (t *Tx) Undo(ctx context.Context, op string, args proto.Message) error {
 	if err != nil {
 		return fault.On("the inverse "+op, err)
 	}
-	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{Step: t.nextStep(), Op: op, Args: stored}}})
+	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{
+		Step: t.nextStep(), Op: op, Args: stored, Last: last,
+	}}})
 }
 
 // Irreversible implements builtins.Tx.
@@ -382,7 +393,7 @@ func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 	case *pb.JournalRecord_Take:
 		s.number, s.moved, s.spool = r.Take.Step, r.Take.Path, r.Take.Spool
 	case *pb.JournalRecord_Inverse:
-		s.number, s.inverse = r.Inverse.Step, r.Inverse.Op
+		s.number, s.inverse, s.last = r.Inverse.Step, r.Inverse.Op, r.Inverse.Last
 	case *pb.JournalRecord_Irreversible:
 		s.number, s.irreversible = r.Irreversible.Step, true
 	default:
@@ -458,8 +469,7 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 	}
 	p := t.newPass()
 	var reverted []*step
-	for i := len(t.steps) - 1; i >= int(to); i-- {
-		s := t.steps[i]
+	for _, s := range undoOrder(t.steps[to:]) {
 		if s.reverted {
 			continue
 		}

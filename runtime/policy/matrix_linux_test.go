@@ -93,7 +93,7 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 			"command_blocklist: [sh]":               op.Name == "exec.sh",
 			"deny_operations: ['exec.*']":           commands && op.Script != nil,
 			"deny_operations: [exec.run, exec.sh]":  commands && op.Script != nil,
-			"allow_operations: ['" + op.Name + "']": commands && op.Script != nil && op.Room() != "exec",
+			"allow_operations: ['" + op.Name + "']": op.Defers != "" || commands && op.Script != nil && op.Room() != "exec",
 		} {
 			k.set("  " + rule + "\n")
 			err := k.now.Check("", op, in, access)
@@ -126,5 +126,57 @@ func TestBackupThroughALink(t *testing.T) {
 	op := k.table.Script("file.line")
 	if err := rights.Check(k.guest.Files, op, op.AccessOf(in)); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), "file:/srv/target.bak") {
 		t.Error(err)
+	}
+}
+
+// What a script has put off is held to the needs of the room that does it.
+func TestNeedsOfWhatIsPutOff(t *testing.T) {
+	k := newKit(t, tree(t), "")
+	op := k.table.Script("tx.notify")
+	check := func(needs ...string) error {
+		t.Helper()
+		rights, err := NewRights(k.guest.Files, "x", needs, map[string]builtins.Scope{"tx": "", "service": "service"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rights.Check(k.guest.Files, op, op.AccessOf(&pb.ServiceNotifyArgs{Unit: "nginx.service"}))
+	}
+	for _, needs := range [][]string{{"tx", "service:nginx"}, {"tx", "service:nginx.service"}, {"tx", "service"}} {
+		if err := check(needs...); err != nil {
+			t.Errorf("%q: %v", needs, err)
+		}
+	}
+	for _, needs := range [][]string{{"tx"}, {"tx", "service:ssh"}, {"service:nginx"}} {
+		if err := check(needs...); !errors.Is(err, builtins.ErrPolicy) {
+			t.Errorf("%q: %v", needs, err)
+		}
+	}
+}
+
+// What a script has put off is held to the rules about what does the same at once.
+func TestRulesOfWhatIsPutOff(t *testing.T) {
+	k := newKit(t, tree(t), "")
+	op := k.table.Script("tx.notify")
+	for rule, refused := range map[string]string{
+		"deny_operations: [service.restart]":                           "restart reload-or-restart",
+		"deny_operations: [service.reload]":                            "reload reload-or-restart",
+		"deny_operations: [service.enable, service.stop]":              "",
+		"deny_operations: ['service.*']":                               "restart reload start reload-or-restart",
+		"allow_operations: [tx.notify]":                                "restart reload start reload-or-restart",
+		"allow_operations: [tx.notify, service.restart]":               "reload start reload-or-restart",
+		"allow_operations: [tx.notify, service.restart, 'service.r*']": "start",
+		"allow_operations: ['service.*']":                              "restart reload start reload-or-restart",
+	} {
+		k.set("  " + rule + "\n")
+		for _, action := range []string{"", "restart", "reload", "start", "reload-or-restart"} {
+			in := &pb.ServiceNotifyArgs{Unit: "nginx", Action: action}
+			if action == "" {
+				action = "restart"
+			}
+			want := slices.Contains(strings.Fields(refused), action)
+			if err := k.now.Check("", op, in, op.AccessOf(in)); (err != nil) != want {
+				t.Errorf("%s, %s: %v", rule, action, err)
+			}
+		}
 	}
 }

@@ -87,18 +87,23 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 	return p, nil
 }
 
-// actThrough returns the rows of scripts that have commands run by another room, as tx.on_rollback has by exec, and what of that
-// room runs commands.
+// actThrough returns the rows of scripts that have something done by another room, and those of that room which do the same: what
+// they are As, or for a command, as that of tx.on_rollback, all that run commands.
 func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
 	through := map[string][]*builtins.Op{}
 	for i := range ops {
-		room, _, _ := strings.Cut(ops[i].Inverse, ".")
-		if len(ops[i].Roles.Commands) == 0 || room == "" || room == ops[i].Room() {
-			continue
+		op := &ops[i]
+		by := op.Defers
+		if by == "" {
+			by = op.Inverse
 		}
+		room, _, _ := strings.Cut(by, ".")
 		for j := range ops {
-			if other := &ops[j]; other.Room() == room && len(other.Roles.Commands) > 0 && !other.Internal {
-				through[ops[i].Name] = append(through[ops[i].Name], other)
+			other := &ops[j]
+			same := op.As == nil && len(op.Roles.Commands) > 0 && room != op.Room() && other.Room() == room && !other.Internal &&
+				other.Mutates && len(other.Roles.Commands) > 0
+			if same || op.As != nil && slices.Contains(op.As(nil), other.Name) {
+				through[op.Name] = append(through[op.Name], other)
 			}
 		}
 	}
@@ -153,14 +158,21 @@ func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access
 func (p *Policy) denies(op *builtins.Op) bool { return !op.Internal && p.operation(op, nil) != nil }
 
 // operation holds a row against what may be done at all. Without a request it tells of any request. A row that acts through
-// those of another room may do so where one of these may.
+// those of another room may do so where one of these may, or all of those that the request is As.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
 	if err := p.row(op, in); err != nil {
 		return err
 	}
 	var refusal error
 	for _, other := range p.through[op.Name] {
-		if refusal = p.row(other, nil); refusal == nil {
+		refused := p.row(other, nil)
+		if op.As != nil && in != nil {
+			if refused != nil && slices.Contains(op.As(in), other.Name) {
+				return refused
+			}
+			continue
+		}
+		if refusal = refused; refusal == nil {
 			return nil
 		}
 	}

@@ -19,13 +19,14 @@ import (
 //	service:nginx      on this object of the room's kind alone
 //
 // What an object is of, a path, a command or a thing with a name, the room's Scope says. A command that goes with a call of
-// another room, as that of tx.on_rollback, needs its program too. What touches names of a command needs nothing more: it binds
-// the command and is no call on files. Needs of paths bind by path: they are looked up when the script starts, links in them
-// and in the calls followed.
+// another room, as that of tx.on_rollback, needs its program too, and an object of another room, as that of tx.notify, that
+// object. What touches names of a command needs nothing more: it binds the command and is no call on files. Needs of paths bind
+// by path: they are looked up when the script starts, links in them and in the calls followed.
 type Rights struct {
 	who   string // whose word is missing
 	needs []need
-	runs  string // the room whose objects commands are
+	runs  string            // the room whose objects commands are
+	kinds map[string]string // the room whose objects are of a kind
 }
 
 // need is one word.
@@ -42,10 +43,14 @@ func NewRights(files *fsys.Root, who string, needs []string, scopes map[string]b
 	if len(needs) == 0 {
 		return nil, nil
 	}
-	r := &Rights{who: who}
+	r := &Rights{who: who, kinds: map[string]string{}}
 	for room, scope := range scopes {
-		if scope == builtins.ScopeCommands {
+		switch scope {
+		case builtins.ScopeNone, builtins.ScopePaths:
+		case builtins.ScopeCommands:
 			r.runs = room
+		default:
+			r.kinds[string(scope)] = room
 		}
 	}
 	guest := &Guest{Files: files}
@@ -117,6 +122,9 @@ func (r *Rights) Check(files *fsys.Root, op *builtins.Op, access builtins.Access
 	if len(own) == 0 {
 		return r.beyond(op.Room())
 	}
+	if err := r.foreign(op.Room(), access.Objects); err != nil {
+		return err
+	}
 	guest := &Guest{Files: files}
 	if err := r.commands(guest, access.Commands); err != nil || whole(own) {
 		return err
@@ -128,6 +136,20 @@ func (r *Rights) Check(files *fsys.Root, op *builtins.Op, access builtins.Access
 		return nil
 	}
 	return r.objects(own, access)
+}
+
+// foreign holds the objects of a request that are another room's, as that of tx.notify is, against the needs of that room.
+func (r *Rights) foreign(room string, objects []builtins.Object) error {
+	for _, o := range objects {
+		other := r.kinds[o.Kind]
+		if other == "" || other == room {
+			continue
+		}
+		if own := r.of(other); !whole(own) && !slices.ContainsFunc(own, func(n need) bool { return n.names(o) }) {
+			return r.beyond(other + ":" + o.Name)
+		}
+	}
+	return nil
 }
 
 // of are the needs of a room.
@@ -197,6 +219,11 @@ func (n need) covers(at string) bool {
 	return slices.ContainsFunc(n.places, func(p string) bool { return at == p || n.below && fsys.Within(at, p) })
 }
 
+// names says whether the need is of an object. Its kind may stand behind a dot: nginx.service is the service nginx.
+func (n need) names(o builtins.Object) bool {
+	return n.object == o.Name || n.object == o.Name+"."+o.Kind
+}
+
 // objects holds the objects of the room's own kind against its needs. A call that names none is about all.
 func (r *Rights) objects(own []need, access builtins.Access) error {
 	named := false
@@ -205,7 +232,7 @@ func (r *Rights) objects(own []need, access builtins.Access) error {
 			continue
 		}
 		named = true
-		if !slices.ContainsFunc(own, func(n need) bool { return n.object == o.Name }) {
+		if !slices.ContainsFunc(own, func(n need) bool { return n.names(o) }) {
 			return r.beyond(own[0].room + ":" + o.Name)
 		}
 	}

@@ -164,6 +164,21 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 	return reply
 }
 
+// beforeCommit does what the script wants done behind its last line, unless it failed. An error becomes the script's.
+func (r *run) beforeCommit(ctx context.Context, reply *pb.RunScriptResponse) {
+	if reply.Error != nil || r.calls == nil {
+		return
+	}
+	if err := r.calls.BeforeCommit(ctx); err != nil {
+		e := sandbox.ErrorReply(err).Error
+		reply.Error = &pb.ScriptError{Kind: "builtin", Message: err.Error(), Op: e.Op, Code: e.Code, Object: e.Object, Hint: e.Hint}
+		if cause := context.Cause(ctx); cause != nil {
+			reply.Error.Kind = builtins.ErrorKind(cause)
+		}
+	}
+	reply.Changes = r.calls.Changes()
+}
+
 // refusedKinds are the errors of a script of which no line ran.
 var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": true, "busy": true}
 

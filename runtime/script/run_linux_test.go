@@ -34,7 +34,8 @@ type site struct {
 	overlay error // why there is none
 	ids     int
 	entries []call.Entry
-	done    []string // by test.undo
+	done    []string // by test.undo, test.notified and test.settled
+	fails   string   // what test.notified and test.settled do not do
 }
 
 func newSite(t *testing.T) *site {
@@ -85,6 +86,37 @@ func (s *site) room() builtins.Room {
 		s.done = append(s.done, in.Path)
 		return &pb.Changed{}, nil
 	}
+	notify := func(_ context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Nothing, error) {
+		return &pb.Nothing{}, call.BeforeCommit(builtins.Pending{
+			Action: builtins.Action{Op: "test.notified", Args: in, Target: in.Unit},
+			Check:  &builtins.Action{Op: "test.settled", Args: in, Target: in.Unit},
+			Covers: map[string]int{"restart": 2, "reload": 1, "start": 1}[in.Action],
+		})
+	}
+	act := func(what string, changes bool) builtins.Handler {
+		return builtins.Handle(func(_ context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Nothing, error) {
+			if call.DryRun == nil {
+				s.done = append(s.done, what+in.Action+" "+in.Unit)
+			}
+			if s.fails == what+in.Unit {
+				return nil, errors.New("it does not start")
+			}
+			if changes {
+				call.ReportApplied(&pb.Change{Op: "test.notify", Target: in.Unit, Action: in.Action})
+			}
+			return &pb.Nothing{}, nil
+		})
+	}
+	named := func(name string, h builtins.Handler, f func(*builtins.Op)) builtins.Op {
+		op := builtins.Op{
+			Name: name, Usage: "(unit, [action])", Summary: "for the test", Handler: h, Mutates: true, Predictable: true,
+			Access: builtins.Of(func(in *pb.ServiceNotifyArgs) builtins.Access {
+				return builtins.Access{Objects: []builtins.Object{{Kind: "unit", Name: in.Unit}}}
+			}),
+		}
+		f(&op)
+		return op
+	}
 	panics := func(context.Context, *builtins.Call, *pb.PathArgs) (*pb.Changed, error) { panic("oops") }
 	look := func(context.Context, *builtins.Call, *pb.PathArgs) (*pb.Changed, error) { return &pb.Changed{}, nil }
 	row := func(name string, h builtins.Handler, f func(*builtins.Op)) builtins.Op {
@@ -103,6 +135,9 @@ func (s *site) room() builtins.Room {
 		row("test.panics", builtins.Handle(panics), nil),
 		row("test.look", builtins.Handle(look), func(op *builtins.Op) { op.Mutates, op.Access = false, builtins.ReadsPath }),
 		row("test.undo", builtins.Handle(undo), func(op *builtins.Op) { op.Internal = true }),
+		named("test.notify", builtins.Handle(notify), func(op *builtins.Op) { op.Defers = "test.notified" }),
+		named("test.notified", act("", true), func(op *builtins.Op) { op.Internal = true }),
+		named("test.settled", act("look ", false), func(op *builtins.Op) { op.Internal, op.Mutates = true, false }),
 	}}
 }
 
@@ -214,6 +249,9 @@ func TestHowADryRunEnds(t *testing.T) {
 		if reply.Status != c.status || reply.GetError().GetKind() != c.kind || !slices.Equal(states, c.states) || reply.TransactionId != "" ||
 			reply.Replayed || (reply.Result != nil) != c.result {
 			t.Errorf("%s: %v", name, reply)
+		}
+		if after := reply.AfterCommit; (name == "later") != (len(after) == 1 && after[0].State == would && after[0].Target == "/x") {
+			t.Errorf("%s: after the commit would come %v", name, after)
 		}
 	}
 	request := source("return 1")
@@ -336,4 +374,45 @@ func TestCancel(t *testing.T) {
 		t.Error(reply)
 	}
 	release()
+}
+
+// What is notified is collected, done once behind the last line and before the commit, where a restart stands for a reload, and
+// only then looked at.
+func TestWhatComesBeforeTheCommit(t *testing.T) {
+	const notes = `test.notify("a", "reload") test.change("/x") test.notify("b", "restart") test.notify("a", "restart")
+test.notify("c", "start") test.notify("c", "reload") test.notify("c", "start") test.notify("b", "reload") `
+	did := []string{"restart a", "restart b", "start c", "reload c"}
+	for name, c := range map[string]struct {
+		text, fails string
+		dry         bool
+		status      pb.ScriptStatus
+		done        []string
+		changes     int
+		there       bool
+	}{
+		"well": {
+			notes, "", false, pb.ScriptStatus_SCRIPT_STATUS_COMMITTED,
+			append(slices.Clone(did), "look restart a", "look restart b", "look start c", "look reload c"), 5, true,
+		},
+		"error":     {notes + `error("x")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, nil, 1, false},
+		"fails":     {notes, "b", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, did[:2], 2, false},
+		"falls":     {notes, "look a", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, append(slices.Clone(did), "look restart a"), 5, false},
+		"dry run":   {notes, "", true, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, nil, 5, false},
+		"dry error": {notes, "b", true, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, nil, 2, false},
+		"caught":    {`pcall(function() test.notify("a", "restart") error("x") end) test.change("/x")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, []string{"restart a", "look restart a"}, 2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.fails = c.fails
+			request := source(c.text)
+			request.DryRun = c.dry
+			reply := s.run("1", request)
+			if reply.Status != c.status || !slices.Equal(s.done, c.done) || len(reply.Changes) != c.changes || s.there("/x") != c.there {
+				t.Errorf("%q was done: %v", s.done, reply)
+			}
+			if c.fails != "" && (reply.Error.GetKind() != "builtin" || !strings.Contains(reply.Error.Message, "it does not start")) {
+				t.Error(reply.Error)
+			}
+		})
+	}
 }

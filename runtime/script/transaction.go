@@ -31,6 +31,7 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	r.tx = tx
 	r.name(tx.ID())
 	reply := r.execute(ctx, s)
+	r.beforeCommit(ctx, reply)
 	reply.TransactionId, reply.Script = tx.ID(), ref
 	if err := tx.Err(); err != nil && reply.Error == nil {
 		reply.Error = journalFailed(err)

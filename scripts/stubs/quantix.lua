@@ -91,6 +91,19 @@
 ---@field start_ticks integer Clock ticks (1/100 s) from the boot of the guest to the start.
 ---@field thread_of integer Of a thread: the pid of its process; 0: this is a process.
 
+---service.status, and one of service.list, which leaves out what it does not get of all at once: pid, memory_bytes, result.
+---@class quantix.Service
+---@field name string As systemd has it, such as nginx.service; with OpenRC nginx.
+---@field description string What its file says it is.
+---@field load string loaded, masked, not-found, bad-setting or error
+---@field active string active, reloading, inactive, failed, activating or deactivating
+---@field sub string The state in the words of the kind of unit, such as running, exited or dead.
+---@field enabled string enabled, disabled, static, masked, indirect, generated and so on; empty: it is not known.
+---@field running boolean Whether active is active or reloading.
+---@field pid integer Of the main process; 0: none.
+---@field memory_bytes integer What it uses now; 0: not known.
+---@field result string How it ended the last time, such as success, exit-code or timeout.
+
 ---One thing that the script changed so far.
 ---@class quantix.ScriptChange
 ---@field op string The function, such as file.write.
@@ -631,12 +644,136 @@ function process.kill(pid, signal, options) end
 ---@return quantix.Process[] processes
 function process.list(filter, options) end
 
+---@class (exact) quantix.room.service
+service = {}
+
+---Have the service manager read its files again; a changed file of a unit that is started needs no such call.
+---Changes the guest.
+function service.daemon_reload() end
+
+---@class (exact) service.disable.options
+---@field now? boolean With enable, start it as well; with disable and mask, stop it.
+
+---No longer have a unit start with the guest.
+---Changes the guest.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.disable.options
+---@return boolean changed
+function service.disable(name, options) end
+
+---@class (exact) service.enable.options
+---@field now? boolean With enable, start it as well; with disable and mask, stop it.
+
+---Have a unit start with the guest.
+---Changes the guest.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.enable.options
+---@return boolean changed
+function service.enable(name, options) end
+
+---@class (exact) service.list.options
+---@field running? boolean Only those that run.
+
+---The services with their states.
+---@param filter? string A part of the name, in any case; without it, all are listed.
+---@param options? service.list.options
+---@return quantix.Service[] services
+function service.list(filter, options) end
+
+---@class (exact) service.mask.options
+---@field now? boolean With enable, start it as well; with disable and mask, stop it.
+
+---Keep a unit from being started at all.
+---Changes the guest.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.mask.options
+---@return boolean changed
+function service.mask(name, options) end
+
+---@class (exact) service.reload.options
+---@field timeout? number Seconds to wait for the service manager to do it; 0: as long as the script may run.
+
+---Have a unit read its configuration again.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.reload.options
+---@return boolean changed
+function service.reload(name, options) end
+
+---@class (exact) service.restart.options
+---@field timeout? number Seconds to wait for the service manager to do it; 0: as long as the script may run.
+
+---Restart a unit, or start it.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.restart.options
+---@return boolean changed
+function service.restart(name, options) end
+
+---@class (exact) service.start.options
+---@field timeout? number Seconds to wait for the service manager to do it; 0: as long as the script may run.
+
+---Start a unit, unless it is active.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.start.options
+---@return boolean changed
+function service.start(name, options) end
+
+---The state of a unit; one that is not there is an error.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@return quantix.Service result
+function service.status(name) end
+
+---@class (exact) service.stop.options
+---@field timeout? number Seconds to wait for the service manager to do it; 0: as long as the script may run.
+
+---Stop a unit.
+---Changes the guest.
+---A call that fails is not taken back by itself.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.stop.options
+---@return boolean changed
+function service.stop(name, options) end
+
+---@class (exact) service.unmask.options
+---@field now? boolean With enable, start it as well; with disable and mask, stop it.
+
+---Take back what mask did.
+---Changes the guest.
+---@param name string nginx or nginx.service, backup.timer, getty@tty1
+---@param options? service.unmask.options
+---@return boolean changed
+function service.unmask(name, options) end
+
 ---@class (exact) quantix.room.tx
 tx = {}
 
 ---What the script changed so far.
 ---@return quantix.ScriptChange[] changes
 function tx.changes() end
+
+---Have a unit restarted after the last line of the script, once; if it fails then, the script is rolled back. What is done to a unit after the last line of the script, before the commit.
+---Changes the guest.
+---@param unit string nginx or nginx.service, backup.timer, getty@tty1
+---@param action? string restart, reload, start or reload-or-restart; restart unless said otherwise.
+function tx.notify(unit, action) end
+
+---@class (exact) tx.on_commit.options
+---@field cwd? string Where it is run; / unless it is said.
+---@field env? table<string, string> Added to a clean environment.
+---@field user? string Who runs it, by name or number.
+---@field group? string A group, by name or number.
+---@field timeout? number Seconds; 0: as long as a command of the host may take.
+
+---Have a command run once the script has committed. A command that runs once the script has committed, at least once: after a power cut it may run again.
+---Changes the guest.
+---@param argv string[] The program and its arguments.
+---@param options? tx.on_commit.options
+function tx.on_commit(argv, options) end
 
 ---@class (exact) tx.on_rollback.options
 ---@field cwd? string Where it is run; / unless it is said.

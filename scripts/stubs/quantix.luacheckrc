@@ -44,7 +44,8 @@ stds.quantix = {
     package = {fields = {"install", "installed", "remove", "update", "version"}},
     power = {fields = {"poweroff", "reboot"}},
     process = {fields = {"kill", "list"}},
-    tx = {fields = {"changes", "on_rollback"}},
+    service = {fields = {"daemon_reload", "disable", "enable", "list", "mask", "reload", "restart", "start", "status", "stop", "unmask"}},
+    tx = {fields = {"changes", "notify", "on_commit", "on_rollback"}},
   },
 }
 stds.quantix_test = {

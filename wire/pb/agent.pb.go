@@ -238,17 +238,24 @@ const (
 	ServiceAction_SERVICE_ACTION_ENABLE  ServiceAction = 3
 	ServiceAction_SERVICE_ACTION_DISABLE ServiceAction = 4
 	ServiceAction_SERVICE_ACTION_STATUS  ServiceAction = 5
+	// Those from 200 on are for agents that name them in the feature service_control alone: others take them for STATUS.
+	ServiceAction_SERVICE_ACTION_RELOAD ServiceAction = 200
+	ServiceAction_SERVICE_ACTION_MASK   ServiceAction = 201
+	ServiceAction_SERVICE_ACTION_UNMASK ServiceAction = 202
 )
 
 // Enum value maps for ServiceAction.
 var (
 	ServiceAction_name = map[int32]string{
-		0: "SERVICE_ACTION_START",
-		1: "SERVICE_ACTION_STOP",
-		2: "SERVICE_ACTION_RESTART",
-		3: "SERVICE_ACTION_ENABLE",
-		4: "SERVICE_ACTION_DISABLE",
-		5: "SERVICE_ACTION_STATUS",
+		0:   "SERVICE_ACTION_START",
+		1:   "SERVICE_ACTION_STOP",
+		2:   "SERVICE_ACTION_RESTART",
+		3:   "SERVICE_ACTION_ENABLE",
+		4:   "SERVICE_ACTION_DISABLE",
+		5:   "SERVICE_ACTION_STATUS",
+		200: "SERVICE_ACTION_RELOAD",
+		201: "SERVICE_ACTION_MASK",
+		202: "SERVICE_ACTION_UNMASK",
 	}
 	ServiceAction_value = map[string]int32{
 		"SERVICE_ACTION_START":   0,
@@ -257,6 +264,9 @@ var (
 		"SERVICE_ACTION_ENABLE":  3,
 		"SERVICE_ACTION_DISABLE": 4,
 		"SERVICE_ACTION_STATUS":  5,
+		"SERVICE_ACTION_RELOAD":  200,
+		"SERVICE_ACTION_MASK":    201,
+		"SERVICE_ACTION_UNMASK":  202,
 	}
 )
 
@@ -5727,10 +5737,14 @@ func (x *ServiceControlRequest) GetAction() ServiceAction {
 
 // The state after the action.
 type ServiceControlResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	NewState      string                 `protobuf:"bytes,2,opt,name=new_state,json=newState,proto3" json:"new_state,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Success  bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	NewState string                 `protobuf:"bytes,2,opt,name=new_state,json=newState,proto3" json:"new_state,omitempty"`
+	Error    string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// Whether anything was done: what runs already is not started.
+	Changed bool `protobuf:"varint,200,opt,name=changed,proto3" json:"changed,omitempty"`
+	// The service as it is then; nothing where the agent's own one ends.
+	Service       *ServiceInfo `protobuf:"bytes,201,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5784,6 +5798,20 @@ func (x *ServiceControlResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ServiceControlResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *ServiceControlResponse) GetService() *ServiceInfo {
+	if x != nil {
+		return x.Service
+	}
+	return nil
 }
 
 // Which details to include; all else is always there.
@@ -7878,11 +7906,13 @@ const file_agent_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\a \x01(\x04R\vmemoryBytes\"h\n" +
 	"\x15ServiceControlRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
-	"\x06action\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ServiceActionR\x06action\"e\n" +
+	"\x06action\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ServiceActionR\x06action\"\xbe\x01\n" +
 	"\x16ServiceControlResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1b\n" +
 	"\tnew_state\x18\x02 \x01(\tR\bnewState\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xb2\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x19\n" +
+	"\achanged\x18\xc8\x01 \x01(\bR\achanged\x12<\n" +
+	"\aservice\x18\xc9\x01 \x01(\v2!.limiquantix.agent.v1.ServiceInfoR\aservice\"\xb2\x01\n" +
 	"\x16GetHardwareInfoRequest\x12.\n" +
 	"\x13include_cpu_details\x18\x01 \x01(\bR\x11includeCpuDetails\x120\n" +
 	"\x14include_disk_details\x18\x02 \x01(\bR\x12includeDiskDetails\x126\n" +
@@ -8063,14 +8093,17 @@ const file_agent_proto_rawDesc = "" +
 	"\x13CLIPBOARD_TYPE_TEXT\x10\x00\x12\x18\n" +
 	"\x14CLIPBOARD_TYPE_IMAGE\x10\x01\x12\x18\n" +
 	"\x14CLIPBOARD_TYPE_FILES\x10\x02\x12\x17\n" +
-	"\x13CLIPBOARD_TYPE_HTML\x10\x03*\xb0\x01\n" +
+	"\x13CLIPBOARD_TYPE_HTML\x10\x03*\x82\x02\n" +
 	"\rServiceAction\x12\x18\n" +
 	"\x14SERVICE_ACTION_START\x10\x00\x12\x17\n" +
 	"\x13SERVICE_ACTION_STOP\x10\x01\x12\x1a\n" +
 	"\x16SERVICE_ACTION_RESTART\x10\x02\x12\x19\n" +
 	"\x15SERVICE_ACTION_ENABLE\x10\x03\x12\x1a\n" +
 	"\x16SERVICE_ACTION_DISABLE\x10\x04\x12\x19\n" +
-	"\x15SERVICE_ACTION_STATUS\x10\x05*\xcc\x01\n" +
+	"\x15SERVICE_ACTION_STATUS\x10\x05\x12\x1a\n" +
+	"\x15SERVICE_ACTION_RELOAD\x10\xc8\x01\x12\x18\n" +
+	"\x13SERVICE_ACTION_MASK\x10\xc9\x01\x12\x1a\n" +
+	"\x15SERVICE_ACTION_UNMASK\x10\xca\x01*\xcc\x01\n" +
 	"\vUpdateState\x12\x15\n" +
 	"\x11UPDATE_STATE_IDLE\x10\x00\x12\x1c\n" +
 	"\x18UPDATE_STATE_DOWNLOADING\x10\x01\x12\x1a\n" +
@@ -8318,27 +8351,28 @@ var file_agent_proto_depIdxs = []int32{
 	80,  // 107: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
 	56,  // 108: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
 	4,   // 109: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	61,  // 110: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 111: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 112: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 113: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 114: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 115: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 116: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 117: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	110, // 118: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 119: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 120: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 121: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 122: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 123: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 124: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 125: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	126, // [126:126] is the sub-list for method output_type
-	126, // [126:126] is the sub-list for method input_type
-	126, // [126:126] is the sub-list for extension type_name
-	126, // [126:126] is the sub-list for extension extendee
-	0,   // [0:126] is the sub-list for field type_name
+	56,  // 110: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 111: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 112: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 113: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 114: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 115: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 116: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 117: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 118: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	110, // 119: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 120: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 121: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 122: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 123: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 124: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 125: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 126: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	127, // [127:127] is the sub-list for method output_type
+	127, // [127:127] is the sub-list for method input_type
+	127, // [127:127] is the sub-list for extension type_name
+	127, // [127:127] is the sub-list for extension extendee
+	0,   // [0:127] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }

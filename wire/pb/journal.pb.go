@@ -1222,10 +1222,12 @@ func (x *JournalSpool) GetState() *JournalState {
 
 // One step: what this operation takes back may be done from now on.
 type JournalInverse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Step          uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	Op            string                 `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
-	Args          *anypb.Any             `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Step  uint64                 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Op    string                 `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
+	Args  *anypb.Any             `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
+	// It is taken back once all steps that do not say so are.
+	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1279,6 +1281,13 @@ func (x *JournalInverse) GetArgs() *anypb.Any {
 		return x.Args
 	}
 	return nil
+}
+
+func (x *JournalInverse) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
 }
 
 // One step: this may be done from now on, and nothing takes it back.
@@ -2075,11 +2084,12 @@ const file_journal_proto_rawDesc = "" +
 	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\"\\\n" +
 	"\fJournalSpool\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
-	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"^\n" +
+	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"r\n" +
 	"\x0eJournalInverse\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12(\n" +
-	"\x04args\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x04args\"_\n" +
+	"\x04args\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x04args\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"_\n" +
 	"\x13JournalIrreversible\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x124\n" +
 	"\x06change\x18\x02 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x06change\"k\n" +

@@ -34,7 +34,7 @@ const (
 	NeedScope_NEED_SCOPE_PATHS NeedScope = 1
 	// Commands: the base name of the program.
 	NeedScope_NEED_SCOPE_COMMANDS NeedScope = 2
-	// Names of objects of the room's own kind: the same text.
+	// Names of objects of the room's own kind: the same text, behind which the name of the room may stand with a dot.
 	NeedScope_NEED_SCOPE_NAMES NeedScope = 3
 )
 
@@ -392,7 +392,9 @@ type RunnerFunction struct {
 	// What a need "room:object" of this function's room limits. It is the same for all functions of a room.
 	Scope NeedScope `protobuf:"varint,7,opt,name=scope,proto3,enum=limiquantix.agent.v1.NeedScope" json:"scope,omitempty"`
 	// Names of arguments and options that name an object of the room's own kind, such as a unit.
-	Names         []string `protobuf:"bytes,8,rep,name=names,proto3" json:"names,omitempty"`
+	Names []string `protobuf:"bytes,8,rep,name=names,proto3" json:"names,omitempty"`
+	// The room whose objects the names are, where it is another one: the call needs them of that room, too.
+	NamesRoom     string `protobuf:"bytes,9,opt,name=names_room,json=namesRoom,proto3" json:"names_room,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -481,6 +483,13 @@ func (x *RunnerFunction) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *RunnerFunction) GetNamesRoom() string {
+	if x != nil {
+		return x.NamesRoom
+	}
+	return ""
 }
 
 // The runner is sealed and waits.
@@ -1500,7 +1509,7 @@ const file_runner_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fModulesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xed\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x8c\x02\n" +
 	"\x0eRunnerFunction\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x1a\n" +
@@ -1509,7 +1518,9 @@ const file_runner_proto_rawDesc = "" +
 	"\x05paths\x18\x05 \x03(\tR\x05paths\x12\x1a\n" +
 	"\bcommands\x18\x06 \x03(\tR\bcommands\x125\n" +
 	"\x05scope\x18\a \x01(\x0e2\x1f.limiquantix.agent.v1.NeedScopeR\x05scope\x12\x14\n" +
-	"\x05names\x18\b \x03(\tR\x05names\"\r\n" +
+	"\x05names\x18\b \x03(\tR\x05names\x12\x1d\n" +
+	"\n" +
+	"names_room\x18\t \x01(\tR\tnamesRoom\"\r\n" +
 	"\vRunnerReady\"\x80\x01\n" +
 	"\n" +
 	"RunnerCall\x12\x12\n" +

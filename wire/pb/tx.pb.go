@@ -131,6 +131,94 @@ func (x *OnRollbackArgs) GetUndoIf() []string {
 	return nil
 }
 
+// tx.on_commit: a command that runs once the script has committed, at least once: after a power cut it may run again.
+type OnCommitArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The program and its arguments.
+	Argv []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	Cwd  string   `protobuf:"bytes,2,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// Added to a clean environment.
+	Env   map[string]string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	User  string            `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Group string            `protobuf:"bytes,5,opt,name=group,proto3" json:"group,omitempty"`
+	// Seconds; 0: as long as a command of the host may take.
+	Timeout       float64 `protobuf:"fixed64,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OnCommitArgs) Reset() {
+	*x = OnCommitArgs{}
+	mi := &file_tx_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OnCommitArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OnCommitArgs) ProtoMessage() {}
+
+func (x *OnCommitArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_tx_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OnCommitArgs.ProtoReflect.Descriptor instead.
+func (*OnCommitArgs) Descriptor() ([]byte, []int) {
+	return file_tx_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *OnCommitArgs) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *OnCommitArgs) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *OnCommitArgs) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *OnCommitArgs) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *OnCommitArgs) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *OnCommitArgs) GetTimeout() float64 {
+	if x != nil {
+		return x.Timeout
+	}
+	return 0
+}
+
 // tx.changes: in the order in which they were made.
 type ScriptChanges struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -141,7 +229,7 @@ type ScriptChanges struct {
 
 func (x *ScriptChanges) Reset() {
 	*x = ScriptChanges{}
-	mi := &file_tx_proto_msgTypes[1]
+	mi := &file_tx_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -153,7 +241,7 @@ func (x *ScriptChanges) String() string {
 func (*ScriptChanges) ProtoMessage() {}
 
 func (x *ScriptChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_tx_proto_msgTypes[1]
+	mi := &file_tx_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -166,7 +254,7 @@ func (x *ScriptChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptChanges.ProtoReflect.Descriptor instead.
 func (*ScriptChanges) Descriptor() ([]byte, []int) {
-	return file_tx_proto_rawDescGZIP(), []int{1}
+	return file_tx_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ScriptChanges) GetChanges() []*ScriptChange {
@@ -192,7 +280,7 @@ type ScriptChange struct {
 
 func (x *ScriptChange) Reset() {
 	*x = ScriptChange{}
-	mi := &file_tx_proto_msgTypes[2]
+	mi := &file_tx_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +292,7 @@ func (x *ScriptChange) String() string {
 func (*ScriptChange) ProtoMessage() {}
 
 func (x *ScriptChange) ProtoReflect() protoreflect.Message {
-	mi := &file_tx_proto_msgTypes[2]
+	mi := &file_tx_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +305,7 @@ func (x *ScriptChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScriptChange.ProtoReflect.Descriptor instead.
 func (*ScriptChange) Descriptor() ([]byte, []int) {
-	return file_tx_proto_rawDescGZIP(), []int{2}
+	return file_tx_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ScriptChange) GetOp() string {
@@ -264,6 +352,16 @@ const file_tx_proto_rawDesc = "" +
 	"\aundo_if\x18\b \x03(\tR\x06undoIf\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xef\x01\n" +
+	"\fOnCommitArgs\x12\x12\n" +
+	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
+	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12=\n" +
+	"\x03env\x18\x03 \x03(\v2+.limiquantix.agent.v1.OnCommitArgs.EnvEntryR\x03env\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x14\n" +
+	"\x05group\x18\x05 \x01(\tR\x05group\x12\x18\n" +
+	"\atimeout\x18\x06 \x01(\x01R\atimeout\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"M\n" +
 	"\rScriptChanges\x12<\n" +
 	"\achanges\x18\x01 \x03(\v2\".limiquantix.agent.v1.ScriptChangeR\achanges\"n\n" +
@@ -287,21 +385,24 @@ func file_tx_proto_rawDescGZIP() []byte {
 	return file_tx_proto_rawDescData
 }
 
-var file_tx_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_tx_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_tx_proto_goTypes = []any{
 	(*OnRollbackArgs)(nil), // 0: limiquantix.agent.v1.OnRollbackArgs
-	(*ScriptChanges)(nil),  // 1: limiquantix.agent.v1.ScriptChanges
-	(*ScriptChange)(nil),   // 2: limiquantix.agent.v1.ScriptChange
-	nil,                    // 3: limiquantix.agent.v1.OnRollbackArgs.EnvEntry
+	(*OnCommitArgs)(nil),   // 1: limiquantix.agent.v1.OnCommitArgs
+	(*ScriptChanges)(nil),  // 2: limiquantix.agent.v1.ScriptChanges
+	(*ScriptChange)(nil),   // 3: limiquantix.agent.v1.ScriptChange
+	nil,                    // 4: limiquantix.agent.v1.OnRollbackArgs.EnvEntry
+	nil,                    // 5: limiquantix.agent.v1.OnCommitArgs.EnvEntry
 }
 var file_tx_proto_depIdxs = []int32{
-	3, // 0: limiquantix.agent.v1.OnRollbackArgs.env:type_name -> limiquantix.agent.v1.OnRollbackArgs.EnvEntry
-	2, // 1: limiquantix.agent.v1.ScriptChanges.changes:type_name -> limiquantix.agent.v1.ScriptChange
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 0: limiquantix.agent.v1.OnRollbackArgs.env:type_name -> limiquantix.agent.v1.OnRollbackArgs.EnvEntry
+	5, // 1: limiquantix.agent.v1.OnCommitArgs.env:type_name -> limiquantix.agent.v1.OnCommitArgs.EnvEntry
+	3, // 2: limiquantix.agent.v1.ScriptChanges.changes:type_name -> limiquantix.agent.v1.ScriptChange
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_tx_proto_init() }
@@ -315,7 +416,7 @@ func file_tx_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tx_proto_rawDesc), len(file_tx_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

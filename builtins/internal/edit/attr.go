@@ -92,13 +92,15 @@ type Link struct {
 	// Op is the operation, for the list of changes; Path is where the link stands, and Target where it leads, byte for byte.
 	// Required.
 	Op, Path, Target string
+	// Parents makes missing directories above. Optional.
+	Parents bool
 	// Same says whether a target is as good as Target. Nil: only the same text is.
 	Same func(target string) bool
 }
 
 // Symlink makes a link, or replaces the one that is there, and returns whether that changed anything.
 func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (changed bool, err error) {
-	c, err := e.Begin(call, w.Op, w.Path, How{})
+	c, err := e.Begin(call, w.Op, w.Path, How{Parents: w.Parents})
 	if err != nil {
 		return false, fault.On(w.Path, err)
 	}
@@ -107,7 +109,10 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 	if same == nil {
 		same = func(target string) bool { return target == w.Target }
 	}
-	trusted, _ := c.At.Trusted(c.Old, nil) // another user's link is replaced by one of the agent's own
+	trusted := false
+	if c.At != nil {
+		trusted, _ = c.At.Trusted(c.Old, nil) // another user's link is replaced by one of the agent's own
+	}
 	switch {
 	case w.Target == "":
 		return false, fault.Invalid("the target is empty")
@@ -126,5 +131,34 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 		return false, err
 	}
 	c.Report(c.PutAction(), &Content{link: text.EscapePath(w.Target)})
+	return true, nil
+}
+
+// RemoveLink removes a symbolic link, and returns whether one was there. What else is there stays, and is an error.
+func (e *Editor) RemoveLink(ctx context.Context, call *builtins.Call, op, path string) (changed bool, err error) {
+	c, err := e.Begin(call, op, path, How{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fault.On(path, err)
+	}
+	defer c.End(&err)
+	switch {
+	case c.Absent():
+		return false, nil
+	case c.Old.Kind != fsys.Symlink:
+		return false, fault.Refuse("it is a %s, and no link", c.Old.Kind)
+	}
+	if err := c.Prepare(ctx); err != nil {
+		return false, err
+	}
+	if err := c.At.Remove(); err != nil {
+		return false, err
+	}
+	if err := c.SyncDir(c.At); err != nil {
+		return false, err
+	}
+	c.Report("deleted", &Content{link: text.EscapePath(c.Old.Target)})
 	return true, nil
 }

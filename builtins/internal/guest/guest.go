@@ -131,6 +131,24 @@ func CommandAccess(argv []string, env map[string]string, dir string) builtins.Co
 	return c
 }
 
+// Quote writes arguments as a shell would read them.
+func Quote(argv []string) string {
+	quoted := make([]string, len(argv))
+	for i, arg := range argv {
+		quoted[i] = arg
+		if arg == "" || strings.ContainsFunc(arg, special) {
+			quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(quoted, " ")
+}
+
+// special says whether a character means more than itself to a shell.
+func special(c rune) bool {
+	plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:=,+@%", c) || c > 0x7f
+	return !plain
+}
+
 // CheckUndo refuses exit codes and a test of an undo that cannot be meant.
 func CheckUndo(codes []int32, test []string) error {
 	for _, code := range codes {

@@ -16,7 +16,7 @@ ctl() { "$bin/quantix-kvm-ctl" --socket "$work/agent.sock" "$@"; }
 # Everything that a rollback must bring back: names, types, modes, links, times, content.
 picture() { (cd "$work/root" && find . -printf '%p %y %m %l %T@ %s\n' | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum); }
 
-mkdir -p "$work/root/etc/app" "$work/root/srv"
+mkdir -p "$work/root/etc/app" "$work/root/srv" "$work/root/usr/lib/systemd/system"
 printf 'listen = 80\n' >"$work/root/etc/app/app.conf"
 printf '127.0.0.1 localhost\n' >"$work/root/etc/hosts"
 printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"

@@ -2,6 +2,7 @@
 file.write("/etc/app/app.conf", "half = done\n")
 file.remove("/srv", { recursive = true })
 account.create("half", { system = true })
+service.disable("app")
 file.chmod("/etc/hosts", "0600")
 file.mkdir("/opt/new/tree", { parents = true })
 file.write("/etc/hosts", "10.0.0.1 nowhere\n")

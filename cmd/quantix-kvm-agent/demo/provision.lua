@@ -9,7 +9,7 @@ return script {
     file.write("/etc/app/app.conf", "site = " .. p.site .. "\nlisten = " .. p.port .. "\n", { mode = "0640", backup = true })
     account.create("app", { system = true, comment = "runs " .. p.site, home = "/srv/app", create_home = false })
     progress(0.5, "unit")
-    file.template("/etc/systemd/system/app.service", [[
+    local changed = file.template("/etc/systemd/system/app.service", [[
 [Unit]
 Description=demo application for {{site}}
 
@@ -20,6 +20,10 @@ ExecStart=/usr/bin/app --config /etc/app/app.conf
 [Install]
 WantedBy=multi-user.target
 ]], { site = p.site }, { parents = true })
+    service.enable("app")
+    if changed then
+      tx.notify("app") -- restarted behind the last line, where the guest runs; if it does not stay up, all is taken back
+    end
     progress(0.8, "content")
     file.mkdir("/srv/www/" .. p.site, { parents = true })
     file.symlink("/srv/www/" .. p.site, "/srv/current")

@@ -17,8 +17,9 @@ type use struct {
 	name         string
 	line, column int
 	// own are the objects that needs of the function's room are limited to; commands are what a function of another room than
-	// that of commands runs.
-	own, commands objects
+	// that of commands runs; named are the objects of a room that the function asks for something, and namedRoom that room.
+	own, commands, named objects
+	namedRoom            string
 }
 
 // objects are what a call acts on, as far as its text shows it: paths, programs or names.
@@ -63,6 +64,9 @@ func (c *checker) addMention(name string, line, column int) {
 	for _, f := range c.m.start.GetFunctions() {
 		if f.GetName() == name || strings.HasSuffix(name, ".") && strings.HasPrefix(f.GetName(), name) {
 			u.commands.vague = u.commands.vague || len(f.GetCommands()) > 0
+			if f.GetNamesRoom() != "" {
+				u.named.vague, u.namedRoom = true, f.GetNamesRoom()
+			}
 		}
 	}
 	c.uses = append(c.uses, u)
@@ -70,7 +74,7 @@ func (c *checker) addMention(name string, line, column int) {
 
 // addCall notes a call with what its arguments show.
 func (c *checker) addCall(f *pb.RunnerFunction, args []ast.Expr, line, column int) {
-	u := use{name: f.GetName(), line: line, column: column}
+	u := use{name: f.GetName(), line: line, column: column, namedRoom: f.GetNamesRoom()}
 	scope := c.scope(u.room())
 	for i, arg := range args {
 		if i < len(f.GetArgs()) {
@@ -107,6 +111,8 @@ func (u *use) addArgument(f *pb.RunnerFunction, scope pb.NeedScope, name string,
 		u.commands.addCommand(arg)
 	case slices.Contains(f.GetPaths(), name) && scope == pb.NeedScope_NEED_SCOPE_PATHS:
 		u.own.addPath(arg)
+	case slices.Contains(f.GetNames(), name) && f.GetNamesRoom() != "":
+		u.named.addNames(arg)
 	case slices.Contains(f.GetNames(), name) && scope == pb.NeedScope_NEED_SCOPE_NAMES:
 		u.own.addNames(arg)
 	}
@@ -170,10 +176,13 @@ func (n need) covers(object string) bool {
 	case pb.NeedScope_NEED_SCOPE_PATHS:
 		return object == path.Clean(n.object) || strings.HasSuffix(n.object, "/") && strings.HasPrefix(object, n.object)
 	case pb.NeedScope_NEED_SCOPE_NAMES:
-		return object == n.object
+		return n.bare(object) == n.bare(n.object)
 	}
 	return false
 }
+
+// bare returns a name without that of the room behind a dot: nginx.service is the service nginx.
+func (n need) bare(name string) string { return strings.TrimSuffix(name, "."+n.room) }
 
 // checkNeeds compares what a script declares to need with what its text calls. Whether links lead elsewhere is known only in
 // the guest.
@@ -237,6 +246,15 @@ func (c *checker) missing(u use, needs []need) string {
 			return room + ":" + object
 		}
 	}
+	whole := strings.HasSuffix(u.name, ".") // of the room's functions it may use others alone
+	if u.namedRoom != "" && !whole && !slices.ContainsFunc(needs, func(n need) bool { return n.room == u.namedRoom }) {
+		return u.namedRoom
+	}
+	for _, object := range u.named.shown {
+		if !covered(u.namedRoom, object) {
+			return u.namedRoom + ":" + object
+		}
+	}
 	if commandRoom == "" {
 		return ""
 	}
@@ -252,6 +270,9 @@ func (c *checker) missing(u use, needs []need) string {
 func (c *checker) isUsed(n need, u use) bool {
 	if u.room() == n.room {
 		return n.object == "" || u.own.vague || slices.ContainsFunc(u.own.shown, n.covers)
+	}
+	if u.namedRoom == n.room {
+		return n.object == "" || u.named.vague || slices.ContainsFunc(u.named.shown, n.covers)
 	}
 	return n.scope == pb.NeedScope_NEED_SCOPE_COMMANDS && (u.commands.vague || slices.ContainsFunc(u.commands.shown, n.covers))
 }

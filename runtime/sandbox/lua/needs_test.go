@@ -17,6 +17,7 @@ var needsFunctions = []*pb.RunnerFunction{
 	{Name: "cmd.run", Args: []string{"argv"}, Options: []string{"undo"}, Commands: []string{"argv", "undo"}, Scope: pb.NeedScope_NEED_SCOPE_COMMANDS},
 	{Name: "cmd.line", Args: []string{"line"}, Options: []string{"undo"}, Commands: []string{"line", "undo"}, Scope: pb.NeedScope_NEED_SCOPE_COMMANDS},
 	{Name: "hook.add", Args: []string{"argv"}, Commands: []string{"argv"}},
+	{Name: "hook.ask", Args: []string{"unit"}, Names: []string{"unit"}, NamesRoom: "service"},
 }
 
 // checkFindings returns the messages of a check of a script with these needs and this run function.
@@ -57,6 +58,16 @@ func TestNeeds(t *testing.T) {
 		{`"service:nginx"`, `service.list()`, []string{unused("service:nginx")}},
 		{`"cmd:true"`, `service.start("nginx") cmd.run({"true"})`, []string{missing("service.start", "service")}},
 		{`"service:nginx"`, `service.start("nginx", {path = "/etc/x"})`, nil}, // paths are for the room of paths
+		{`"service:nginx"`, `service.start("nginx.service")`, nil},
+		{`"service:nginx.service"`, `service.start("nginx")`, nil},
+		// Names of another room.
+		{`"hook", "service:nginx"`, `hook.ask("nginx")`, nil},
+		{`"hook", "service"`, `hook.ask("nginx.service")`, nil},
+		{`"hook", "service:nginx"`, `hook.ask("redis")`, []string{unused("service:nginx"), missing("hook.ask", "service:redis")}},
+		{`"hook"`, `hook.ask("nginx")`, []string{missing("hook.ask", "service")}},
+		{`"hook"`, `hook.ask(p.x)`, []string{missing("hook.ask", "service")}},
+		{`"hook", "service:nginx"`, `hook.ask(p.x)`, nil},
+		{`"hook", "service:nginx"`, `pcall(hook.ask, p.x)`, nil},
 		// Paths.
 		{`"tree:/a/", "tree:/b"`, `tree.copy("/a/x/../y", "/b")`, nil},
 		{`"tree:/a/"`, `tree.copy("/a", "/ab")`, []string{missing("tree.copy", "tree:/ab")}},

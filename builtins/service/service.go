@@ -1,0 +1,414 @@
+// Package service lists the services of the guest, starts and stops them, and says which ones start by themselves.
+//
+//	hosts    list_services, service_control ─┐
+//	scripts  service.start, enable, …  ──────┼─► systemd by D-Bus: jobs that are waited for, states
+//	         tx.notify ─► notified, settled ─┘   OpenRC by rc-service
+//	         service.enable, disable, mask ────► links in /etc, kept by the transaction; also in a tree that is not booted
+//	journal  service.restore ──────────────────► the state before, when the files are as before
+//
+// Names are those of units; .service may be left out.
+//
+// Not here: the text of units, which the file room writes, and when tx.notify comes (runtime/call).
+package service
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// kind is that of the objects in Access: their names are those of units without .service.
+const kind = "service"
+
+// Room holds the operations. It is safe for concurrent use.
+type Room struct {
+	guest *guest.Guest
+	edit  *edit.Editor
+
+	mu     sync.Mutex
+	index  *index         // of the running machine, as it was looked at last; nil: it was not
+	acted  map[unit]acted // what was notified, until it is looked at
+	own    sync.WaitGroup // what is done to the agent's own unit
+	closed chan struct{}
+}
+
+// New makes the room.
+func New(g *guest.Guest) *Room {
+	return &Room{
+		guest: g, edit: &edit.Editor{Guest: g}, acted: map[unit]acted{}, closed: make(chan struct{}),
+	}
+}
+
+// Room is what the table, the executor and the agent know of the room.
+func (r *Room) Room() builtins.Room {
+	list, control := "", ""
+	if r.live() != none {
+		list, control = "service_list", "service_control"
+	}
+	room := builtins.Room{Name: "service", Scope: kind, Close: r.close, Ops: append(r.scriptRows(), []builtins.Op{
+		{
+			Name: "list_services", Capability: list, Summary: "the services with their states",
+			Access: builtins.Of(listAccess), Handler: builtins.Handle(r.list),
+		},
+		{
+			Name: "service_control", Capability: control, Summary: "start, stop, enable or disable a service",
+			Mutates: true, Readonly: builtins.Of(asks),
+			Access: builtins.Of(r.controlAccess), Handler: builtins.Handle(r.control),
+		},
+	}...)}
+	if control != "" {
+		room.Features = features
+	}
+	return room
+}
+
+// features are the actions that the contract does not have.
+func features() map[string]string { return map[string]string{"service_control": "reload,mask,unmask"} }
+
+// close waits for what is done to the agent's own unit.
+func (r *Room) close() error {
+	close(r.closed)
+	r.own.Wait()
+	return nil
+}
+
+func listAccess(in *pb.ListServicesRequest) (access builtins.Access) {
+	if in.Filter != "" {
+		access.Objects = objects(in.Filter)
+	}
+	return access
+}
+
+func (r *Room) controlAccess(in *pb.ServiceControlRequest) builtins.Access {
+	access := builtins.Access{Objects: objects(in.Name)}
+	if r.linking(in.Action) != nil {
+		access.Writes = r.linkDirs()
+	}
+	return access
+}
+
+// linking is what an action of hosts does to the links of a unit; nil: nothing.
+func (r *Room) linking(action pb.ServiceAction) func(context.Context, *builtins.Call, string, unit) (bool, error) {
+	switch action {
+	case pb.ServiceAction_SERVICE_ACTION_ENABLE:
+		return r.enable
+	case pb.ServiceAction_SERVICE_ACTION_DISABLE:
+		return r.disable
+	case pb.ServiceAction_SERVICE_ACTION_MASK:
+		return r.mask
+	case pb.ServiceAction_SERVICE_ACTION_UNMASK:
+		return r.unmask
+	}
+	return nil
+}
+
+// linkDirs is below which directory links say what starts with the guest.
+func (r *Room) linkDirs() []string {
+	if _, by := r.manages(r.guest.Files); by == byOpenRC {
+		return []string{openrcLevels}
+	}
+	return []string{systemDir}
+}
+
+// enabled is how the services of the running machine are enabled. loaded is when systemd had read its files the last time.
+func (r *Room) enabled(loaded uint64) *index {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.index.current(r.guest.Dir, loaded) {
+		r.index = newIndex(r.guest.Dir, loaded)
+	}
+	return r.index
+}
+
+// asks says of a request that it only asks for the state.
+func asks(in *pb.ServiceControlRequest) bool {
+	return in.Action == pb.ServiceAction_SERVICE_ACTION_STATUS
+}
+
+// objects is the unit of a name, as needs and rules have it.
+func objects(name string) []builtins.Object {
+	return []builtins.Object{{Kind: kind, Name: strings.TrimSuffix(name, suffix)}}
+}
+
+// system is what manages the services.
+type system int
+
+const (
+	none system = iota
+	bySystemd
+	byOpenRC
+)
+
+// live is what manages those of the running machine; none: nothing does, or the guest is a tree that is not booted.
+func (r *Room) live() system {
+	switch {
+	case !r.guest.Live:
+		return none
+	case isDir("/run/systemd/system"): // sd_booted(3)
+		return bySystemd
+	case isDir(openrcState):
+		return byOpenRC
+	}
+	return none
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// errNone is the error where nothing manages services.
+var errNone = fault.Unsupported("there is no service manager in this guest")
+
+// state is what is known of a unit.
+type state struct {
+	unit                                               unit
+	description, load, active, sub, file, kind, result string
+	invocation                                         string
+	pid                                                uint32
+	memory                                             uint64
+	reload, conditions, triggered                      bool // it needs a daemon-reload; its conditions were met; others start it
+}
+
+// runs says whether a unit is active.
+func (s *state) runs() bool { return s.active == "active" || s.active == "reloading" }
+
+// word is the state as hosts know it: of a unit that is active how it is.
+func (s *state) word() string {
+	if s.active == "active" && s.sub != "" {
+		return s.sub
+	}
+	return s.active
+}
+
+// manager starts and stops units of the running machine.
+type manager interface {
+	// unit returns the state of a unit; fs.ErrNotExist where there is none.
+	unit(ctx context.Context, u unit) (*state, error)
+	// list returns all services.
+	list(ctx context.Context) ([]*state, error)
+	// do does an action and waits for its end. An error has the last lines that the unit wrote.
+	do(ctx context.Context, action string, u unit) error
+	// reload has the manager read its files again.
+	reload(ctx context.Context) error
+	// forget makes a unit that failed one that is inactive.
+	forget(ctx context.Context, u unit) error
+	// own is the unit that the agent is of; empty: none.
+	own(ctx context.Context) unit
+	close()
+}
+
+// open connects to what manages the services of the running machine. The caller closes it.
+func (r *Room) open(ctx context.Context) (manager, error) {
+	switch r.live() {
+	case bySystemd:
+		return r.openSystemd(ctx)
+	case byOpenRC:
+		return &openrc{r}, nil
+	}
+	if !r.guest.Live {
+		return nil, &fault.Error{
+			Err:  fault.Unsupported("no services run in a tree that is not booted"),
+			Hint: "tx.notify does nothing there, and acts where the guest runs",
+		}
+	}
+	return nil, errNone
+}
+
+// The actions on a unit that runs, and what a change is called that one made.
+var actions = map[string]string{
+	"start": "started", "stop": "stopped", "restart": "restarted", "reload": "reloaded", "reload-or-restart": "reloaded",
+}
+
+// list is list_services.
+func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListServicesRequest) (*pb.ListServicesResponse, error) {
+	found, err := r.find(ctx, in.Filter, in.RunningOnly)
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.ListServicesResponse{Success: true}
+	for _, s := range found {
+		out.Services = append(out.Services, s.info())
+	}
+	return out, nil
+}
+
+// info is a service in the words of the contract.
+func (s *state) info() *pb.ServiceInfo {
+	return &pb.ServiceInfo{
+		Name: s.unit.short(), DisplayName: s.description, State: s.word(), StartType: startType(s.file),
+		Description: s.description, Pid: s.pid, MemoryBytes: s.memory,
+	}
+}
+
+// find returns the services whose name has filter in it, in any case, sorted.
+func (r *Room) find(ctx context.Context, filter string, running bool) ([]*state, error) {
+	open := r.open
+	if r.live() == bySystemd {
+		open = r.openDirect
+	}
+	m, err := open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	list, err := m.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	filter = strings.ToLower(filter)
+	list = slices.DeleteFunc(list, func(s *state) bool {
+		return !strings.Contains(strings.ToLower(s.unit.short()), strings.TrimSuffix(filter, suffix)) || running && s.sub != "running"
+	})
+	slices.SortFunc(list, func(a, b *state) int { return strings.Compare(string(a.unit), string(b.unit)) })
+	return list, nil
+}
+
+// startType is how a unit is enabled in the words of the contract.
+func startType(file string) string {
+	switch file {
+	case "enabled":
+		return "auto"
+	case "static":
+		return "manual"
+	}
+	return file
+}
+
+// nativeTime bounds the wait for a job that a host asked for: a host waits for 30 s.
+const nativeTime = 25 * time.Second
+
+// control is service_control.
+func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceControlRequest) (*pb.ServiceControlResponse, error) {
+	u, err := parseUnit(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, nativeTime, context.DeadlineExceeded)
+	defer cancel()
+	m, err := r.open(ctx)
+	if err != nil {
+		return nil, fault.On(u.short(), err)
+	}
+	defer m.close()
+	s, err := m.unit(ctx, u)
+	if err != nil {
+		return nil, fault.On(u.short(), err)
+	}
+	changed, change := false, r.linking(in.Action)
+	switch action := told[in.Action]; {
+	case in.Action == pb.ServiceAction_SERVICE_ACTION_STATUS:
+	case change != nil:
+		changed, err = r.link(ctx, m, call, u, change)
+	case action == "":
+		err = fault.Invalid("there is no action %d", in.Action)
+	case (action == "stop" || action == "restart") && s.unit == m.own(ctx):
+		return r.endOwn(call, action, s), nil
+	default:
+		changed, err = r.act(ctx, m, call, "service_control", action, s)
+	}
+	if err == nil {
+		s, err = m.unit(ctx, u)
+	}
+	if err != nil {
+		return nil, fault.On(u.short(), err)
+	}
+	return &pb.ServiceControlResponse{Success: true, NewState: s.word(), Changed: changed, Service: s.info()}, nil
+}
+
+// told are the actions of hosts on what runs.
+var told = map[pb.ServiceAction]string{
+	pb.ServiceAction_SERVICE_ACTION_START: "start", pb.ServiceAction_SERVICE_ACTION_STOP: "stop",
+	pb.ServiceAction_SERVICE_ACTION_RESTART: "restart", pb.ServiceAction_SERVICE_ACTION_RELOAD: "reload",
+}
+
+// link changes the links of a unit for a host, as the one writer, and has the manager read them.
+func (r *Room) link(
+	ctx context.Context, m manager, call *builtins.Call, u unit,
+	change func(context.Context, *builtins.Call, string, unit) (bool, error),
+) (changed bool, err error) {
+	release, err := call.Lock(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	if changed, err = change(ctx, call, "service_control", u); err == nil && changed {
+		err = m.reload(ctx)
+	}
+	return changed, err
+}
+
+// endOwn stops or restarts the agent's own unit when the reply is on its way.
+func (r *Room) endOwn(call *builtins.Call, action string, s *state) *pb.ServiceControlResponse {
+	replied := make(chan struct{})
+	call.OnceReplied(func() { close(replied) })
+	r.own.Go(func() {
+		select {
+		case <-replied:
+		case <-r.closed:
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), nativeTime)
+		defer cancel()
+		go func() { // the job ends this process, which must not wait for the job
+			select {
+			case <-r.closed:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		if m, err := r.open(ctx); err == nil { // nobody is left to be told
+			defer m.close()
+			_ = m.do(ctx, action, s.unit)
+		}
+	})
+	return &pb.ServiceControlResponse{Success: true, NewState: "deactivating", Changed: true}
+}
+
+// act does an action on a unit, unless there is nothing to do, and returns whether it did.
+func (r *Room) act(ctx context.Context, m manager, call *builtins.Call, op, action string, s *state) (bool, error) {
+	switch {
+	case s.load == "masked" && action != "stop":
+		return false, &fault.Error{Err: fault.Refuse("it is masked"), Hint: "service.unmask takes that back"}
+	case action == "start" && s.runs(), action == "stop" && (s.active == "inactive" || s.active == "failed"):
+		return false, nil
+	case action == "reload" && !s.runs():
+		return false, fault.Refuse("it is %s, and only what is active can be reloaded", s.active)
+	}
+	if s.reload && action != "stop" {
+		if err := m.reload(ctx); err != nil {
+			return false, err
+		}
+	}
+	if call.Tx != nil {
+		err := call.Tx.UndoLast(ctx, restoreOp, &pb.ServiceRestore{
+			Unit: string(s.unit), Active: s.runs() || s.active == "activating", Invocation: s.invocation, Action: action, BootId: bootID(),
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	if err := m.do(ctx, action, s.unit); err != nil {
+		return false, err
+	}
+	call.ReportApplied(&pb.Change{Op: op, Target: string(s.unit), Action: actions[action]})
+	return true, nil
+}
+
+// bootID tells this boot from the next.
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
