@@ -171,6 +171,9 @@ func (r *Rooms) MachineID() string { return r.host.MachineID() }
 // BootID is the running kernel's.
 func (r *Rooms) BootID() string { return r.host.BootID() }
 
+// OEMStrings are what the maker of the machine left in its SMBIOS tables; none where they cannot be read.
+func (r *Rooms) OEMStrings() []string { return inventory.OEMStrings() }
+
 // Features are details for get_capabilities, of all rooms.
 func (r *Rooms) Features() map[string]string {
 	all := map[string]string{}

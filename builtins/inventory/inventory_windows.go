@@ -17,3 +17,6 @@ func newReader() reader { return reader{} }
 func (r *Room) readHardware(context.Context, *pb.GetHardwareInfoRequest) (*pb.HardwareInfo, error) {
 	return nil, fault.Unsupported("GetHardwareInfoRequest is not supported on Windows")
 }
+
+// OEMStrings returns nothing: the tables are not read here.
+func OEMStrings() []string { return nil }

@@ -15,6 +15,7 @@ import (
 // The structures of SMBIOS (DMTF DSP0134) that are read.
 const (
 	processorStructure = 4
+	oemStructure       = 11
 	memoryStructure    = 17
 	endStructure       = 127
 
@@ -40,6 +41,20 @@ func (m machine) smbios() []structure {
 		return nil
 	}
 	return parseSMBIOS(tables)
+}
+
+// OEMStrings returns the strings of the structures that the maker of the machine may put anything into, such as QEMU's
+// -smbios type=11,value=…
+func OEMStrings() (list []string) {
+	for _, s := range (machine{"/"}).smbios() {
+		if s.kind != oemStructure {
+			continue
+		}
+		for _, value := range s.strings {
+			list = append(list, string(value))
+		}
+	}
+	return list
 }
 
 // parseSMBIOS splits tables into structures: a formatted area whose length its second byte says, then strings, each with a NUL

@@ -37,7 +37,7 @@ var firstBootFile = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9_-]{0,100})\.(lua
 func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()) *firstboot.Runner {
 	return firstboot.New(firstboot.Config{
 		File:     filepath.Join(f.stateDir(), "first-boot.json"),
-		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf) },
+		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf, inside) },
 		Instance: inside.Rooms.MachineID(), Boot: inside.Rooms.BootID(), Changed: changed,
 		Run: func(ctx context.Context, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
 			op := inside.Calls.Native(request)
@@ -58,7 +58,7 @@ func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()
 }
 
 // firstBootScripts returns the scripts of the image and those that the host gives, which stand for those of the same name.
-func firstBootScripts(ctx context.Context, f flags, conf config.Config) ([]firstboot.Script, error) {
+func firstBootScripts(ctx context.Context, f flags, conf config.Config, inside *core.Core) ([]firstboot.Script, error) {
 	files := map[string]firstBootText{}
 	if err := readFirstBootDir(f.root, firstBootDir, files); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func firstBootScripts(ctx context.Context, f flags, conf config.Config) ([]first
 		if err := awaitCloudInit(ctx); err != nil {
 			return nil, err
 		}
-		if err := hostFirstBoot(files, params); err != nil {
+		if err := hostFirstBoot(inside.Rooms.OEMStrings(), files, params); err != nil {
 			return nil, err
 		}
 	}

@@ -16,35 +16,23 @@ import (
 const (
 	// firmwareDir holds files of QEMU's -fw_cfg name=opt/org.quantix/firstboot.d/NN-NAME.lua,file=…
 	firmwareDir = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.quantix/firstboot.d"
-	// oemStrings are the raw tables of type 11 of SMBIOS, QEMU's -smbios type=11,value=…
-	oemStrings = "/sys/firmware/dmi/entries/11-*/raw"
-	// oemPrefix begins a string that is a parameter: org.quantix.firstboot:NN-NAME.KEY=VALUE.
+	// oemPrefix begins a string of SMBIOS that is a parameter, QEMU's -smbios type=11,value=org.quantix.firstboot:NN-NAME.KEY=VALUE.
 	oemPrefix = "org.quantix.firstboot:"
 	// diskLabel names a file system with a directory firstboot.d.
 	diskLabel = "/dev/disk/by-label/QUANTIX"
 )
 
 // hostFirstBoot adds what the host gives: files by the firmware and on a disk, and single parameters.
-func hostFirstBoot(files map[string]firstBootText, params map[string]map[string]any) error {
+func hostFirstBoot(oem []string, files map[string]firstBootText, params map[string]map[string]any) error {
 	if err := readDisk(diskLabel, files); err != nil {
 		return err
 	}
 	if err := readFirmware(firmwareDir, files); err != nil {
 		return err
 	}
-	tables, err := filepath.Glob(oemStrings)
-	if err != nil {
-		return err
-	}
-	for _, table := range tables {
-		raw, err := os.ReadFile(table)
-		if err != nil {
-			return err
-		}
-		for _, text := range dmiStrings(raw) {
-			if err := addParam(text, params); err != nil {
-				return fmt.Errorf("SMBIOS string %q: %w", text, err)
-			}
+	for _, text := range oem {
+		if err := addParam(text, params); err != nil {
+			return fmt.Errorf("SMBIOS string %q: %w", text, err)
 		}
 	}
 	return nil
@@ -97,21 +85,6 @@ func readDisk(device string, to map[string]firstBootText) (err error) {
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(dir, 0)) }()
 	return readFirstBootDir(dir, "/firstboot.d", to)
-}
-
-// dmiStrings returns the strings behind the formatted part of an SMBIOS structure (DSP0134, 6.1.3): each ends with a zero byte, the last
-// one with two.
-func dmiStrings(raw []byte) (list []string) {
-	if len(raw) < 4 || int(raw[1]) > len(raw) {
-		return nil
-	}
-	for text := range strings.SplitSeq(string(raw[raw[1]:]), "\x00") {
-		if text == "" {
-			break
-		}
-		list = append(list, text)
-	}
-	return list
 }
 
 // addParam adds the parameter of an OEM string; those of others are left alone.

@@ -1,4 +1,4 @@
 package main
 
 // hostFirstBoot adds nothing: what a host gives is read on Linux alone.
-func hostFirstBoot(map[string]firstBootText, map[string]map[string]any) error { return nil }
+func hostFirstBoot([]string, map[string]firstBootText, map[string]map[string]any) error { return nil }

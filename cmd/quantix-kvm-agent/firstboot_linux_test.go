@@ -133,9 +133,8 @@ func TestFirstBootKilled(t *testing.T) {
 }
 
 func TestFirstBootFromTheHost(t *testing.T) {
-	table := append([]byte{11, 5, 0, 0, 2}, "org.quantix.firstboot:10-net.mtu=9000\x00another vendor's\x00org.quantix.firstboot:10-net.name=a=b\x00\x00"...)
 	params := map[string]map[string]any{}
-	for _, text := range dmiStrings(table) {
+	for _, text := range []string{"org.quantix.firstboot:10-net.mtu=9000", "another vendor's", "org.quantix.firstboot:10-net.name=a=b"} {
 		if err := addParam(text, params); err != nil {
 			t.Error(err)
 		}
@@ -146,11 +145,6 @@ func TestFirstBootFromTheHost(t *testing.T) {
 	for _, wrong := range []string{"org.quantix.firstboot:", "org.quantix.firstboot:x=1", "org.quantix.firstboot:.x=1", "org.quantix.firstboot:a.=1", "org.quantix.firstboot:a.b"} {
 		if err := addParam(wrong, params); err == nil {
 			t.Error(wrong)
-		}
-	}
-	for _, short := range [][]byte{nil, {11}, {11, 200, 0, 0}, {11, 4, 0, 0}} {
-		if list := dmiStrings(short); len(list) > 0 {
-			t.Error(list)
 		}
 	}
 	dir := t.TempDir()
