@@ -31,7 +31,7 @@ func TestGreetingTellsWhichMachineItIs(t *testing.T) {
 		"-smbios", "type=11,value=org.quantix.firstboot:20-site.word=by firmware",
 		"-drive", "file=" + disk + ",format=raw,if=none,id=first", "-device", "virtio-blk-pci,drive=first,addr=0x1e",
 	}})
-	vm.Must(t, `mkdir -p /etc/quantix-kvm/firstboot.d && echo 'file.append("/etc/first-boot", "by image\n")' > /etc/quantix-kvm/firstboot.d/25-image.lua`)
+	vm.Must(t, `mkdir -p /etc/quantix-kvm/firstboot.d && printf %s 'file.append("/etc/first-boot", "by image\n")' > /etc/quantix-kvm/firstboot.d/25-image.lua`)
 	startAgent(t, vm)
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})
 	ready, err := c.Ready(limited(t, time.Minute))
