@@ -1,11 +1,51 @@
 -- Limits of the disk space that systemd's journal may take.
 
-local PATH = "/etc/systemd/journald.conf.d/50-limits.conf"
+local DIR = "/etc/systemd/journald.conf.d/"
+local PATH = DIR .. "50-limits.conf"
 local UNIT = "systemd-journald.service"
+-- Where files with settings lie. Of two files of one name, that of the first directory counts; all are read in the order of
+-- their names, and the last value of a setting counts.
+local PLACES = {
+  DIR, "/run/systemd/journald.conf.d/", "/usr/local/lib/systemd/journald.conf.d/", "/usr/lib/systemd/journald.conf.d/",
+  "/lib/systemd/journald.conf.d/",
+}
+local UNITS = {}
+for unit in string.gmatch("us usec ms msec s sec second seconds m min minute minutes h hr hour hours d day days " ..
+  "w week weeks M month months y year years", "%a+") do
+  UNITS[unit] = true
+end
+
+-- Fails if a later file has another value of a setting than ours.
+local function check_others(want)
+  local names, of = {}, {}
+  for _, dir in ipairs(PLACES) do
+    for _, path in ipairs(file.glob(dir .. "*.conf")) do
+      local name = string.match(path, "[^/]*$")
+      if not of[name] then
+        names[#names + 1], of[name] = name, path
+      end
+    end
+  end
+  table.sort(names)
+  local behind = false
+  for _, name in ipairs(names) do
+    local ok, text = pcall(file.read, of[name]) -- a link to /dev/null takes a file away
+    local section, number = "", 0
+    for line in string.gmatch(behind and ok and text .. "\n" or "", "(.-)\n") do
+      number = number + 1
+      section = string.match(line, "^%s*%[(.-)%]") or section
+      local key, value = string.match(line, "^%s*(%w+)%s*=%s*(.-)%s*$")
+      if key and section == "Journal" and want[key] and value ~= want[key] then
+        error("overridden by " .. of[name] .. ":" .. number .. ": " .. key .. "=" .. value)
+      end
+    end
+    behind = behind or of[name] == PATH
+  end
+end
 
 return script {
   name = "journald-limits",
-  version = "1.0",
+  version = "2.0",
   description = "limit the size and the age of systemd's journal",
   params = {
     max_use = {type = "string", default = "500M", pattern = "^%d+[KMGT]?$", description = "the most disk space that it takes"},
@@ -13,25 +53,41 @@ return script {
     max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "the greatest age of its entries"},
     activate = {type = "boolean", default = true, description = "restart the journal now, if it runs"},
   },
-  needs = {"file:/etc/systemd/journald.conf.d/", "exec:systemctl", "exec:true", "tx"},
+  needs = {
+    "file:/etc/systemd/journald.conf.d/", "file:/run/systemd/journald.conf.d/", "file:/usr/", "file:/lib/systemd/",
+    "exec:systemctl", "exec:true", "tx",
+  },
 
   run = function(p)
+    local unit = string.match(p.max_age, "%a*$")
+    if unit ~= "" and not UNITS[unit] then
+      error("max_age: " .. unit .. " is no unit of time, such as day or month")
+    end
+    local want = {SystemMaxUse = p.max_use, SystemKeepFree = p.keep_free, MaxRetentionSec = p.max_age}
     local text = table.concat({
       "[Journal]", "SystemMaxUse=" .. p.max_use, "SystemKeepFree=" .. p.keep_free, "MaxRetentionSec=" .. p.max_age, "",
     }, "\n")
     if file.exists(PATH) and file.read(PATH) == text then
+      check_others(want)
       return {changed = false, path = PATH}
     end
     local restart = {"systemctl", "try-restart", UNIT}
     -- In an image nothing runs, so nothing is restarted.
     local is_active = {"systemctl", "is-active", "--quiet", UNIT}
-    local runs = p.activate and exec.run(is_active, {readonly = true, check = false}).code == 0
+    local function active()
+      return exec.run(is_active, {readonly = true, check = false}).code == 0
+    end
+    local runs = p.activate and active()
     if runs then
       tx.on_rollback(restart) -- after the old file is restored
     end
     file.write(PATH, text, {mode = "0644", parents = true})
+    check_others(want)
     if runs then
       exec.run(restart, {undo = {"true"}, plan = "restart the journal with the new limits"})
+      if not active() then
+        error(UNIT .. " does not run any more")
+      end
     end
     return {changed = true, path = PATH, activated = runs}
   end,

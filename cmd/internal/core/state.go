@@ -37,7 +37,7 @@ func (core *Core) prepareState(c Config) error {
 	}
 	key := c.Key
 	if key == nil {
-		if key, err = readKey(c.State); err != nil {
+		if key, err = readKey(c.State, c.MachineID()); err != nil {
 			return err
 		}
 	}
@@ -84,24 +84,40 @@ func isMountPoint(point string) bool {
 	return err == nil && meta.Mounted
 }
 
-// readKey reads the random key of a state directory, or makes one that stays the same as long as the directory does.
-func readKey(dir string) ([]byte, error) {
+// keyLength is the length of the key in bytes. In its file the machine's ID follows, or unknownMachine.
+const (
+	keyLength      = 32
+	unknownMachine = "-"
+)
+
+// readKey reads the random key of a state directory. Where there is none, or it is of another machine, which this one is a
+// copy of, it makes one that stays the same as long as the directory and the machine do. An empty ID is one that is not
+// known, as in an image: the machines that come of it make their own.
+func readKey(dir, machine string) ([]byte, error) {
 	path := filepath.Join(dir, "key")
-	key, err := os.ReadFile(path)
-	if err == nil && len(key) == 32 {
-		return key, nil
-	}
+	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	key = make([]byte, 32)
-	rand.Read(key)
+	key := make([]byte, keyLength)
+	switch copied := copy(key, content); {
+	case copied < keyLength:
+		rand.Read(key)
+	case len(content) == keyLength: // of an agent that did not write whose it is
+	case machine == "", string(content[keyLength:]) == machine:
+		return key, nil
+	default:
+		rand.Read(key)
+	}
+	if machine == "" {
+		machine = unknownMachine
+	}
 	temp, err := os.CreateTemp(dir, ".key-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(temp.Name())
-	_, err = temp.Write(key)
+	_, err = temp.Write(slices.Concat(key, []byte(machine)))
 	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
 		return nil, err
 	}

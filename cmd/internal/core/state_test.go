@@ -1,6 +1,11 @@
 package core
 
-import "testing"
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 // A state directory below a mount point of fstab on which nothing is mounted is not the state directory.
 func TestUnmounted(t *testing.T) {
@@ -15,5 +20,44 @@ func TestUnmounted(t *testing.T) {
 	}
 	if point := unmounted(fstab, "/var/lib/quantix-kvm", func(point string) bool { return point == "/var/lib" }); point != "" {
 		t.Error(point)
+	}
+}
+
+// The key stays with its machine: a copy that got another ID makes its own, and a machine without one keeps what is there.
+func TestTheKeyIsOfOneMachine(t *testing.T) {
+	dir := t.TempDir()
+	read := func(machine string) []byte {
+		t.Helper()
+		key, err := readKey(dir, machine)
+		if err != nil || len(key) != keyLength {
+			t.Fatalf("%x, %v", key, err)
+		}
+		return key
+	}
+	first := read("one")
+	if !bytes.Equal(read("one"), first) || !bytes.Equal(read(""), first) || !bytes.Equal(read("one"), first) {
+		t.Error("a machine has not kept its key")
+	}
+	second := read("two")
+	if bytes.Equal(second, first) || !bytes.Equal(read("two"), second) {
+		t.Error("a copy has the key of its original, or does not keep its own")
+	}
+	if err := os.Remove(filepath.Join(dir, "key")); err != nil {
+		t.Fatal(err)
+	}
+	image := read("")
+	if !bytes.Equal(read(""), image) || bytes.Equal(read("one"), image) {
+		t.Error("a machine has the key of its image, or the image has not kept it")
+	}
+	old := bytes.Repeat([]byte{7}, keyLength)
+	if err := os.WriteFile(filepath.Join(dir, "key"), old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(read("one"), old) || bytes.Equal(read("two"), old) {
+		t.Error("a key without a machine has not become the key of the one that read it")
+	}
+	info, err := os.Stat(filepath.Join(dir, "key"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
 	}
 }

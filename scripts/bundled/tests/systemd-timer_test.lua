@@ -34,6 +34,78 @@ return {
     end
   end,
 
+  text_for_people_stays_as_it_is = function()
+    for text, written in pairs({
+      ["100%"] = "100%%", ["%n 50%% off"] = "%%n 50%%%% off", ["C:\\"] = "C:\\ ", ["a # b; c"] = "a # b; c",
+    }) do
+      test.run(params({description = text}))
+      local unit = file.read("/etc/systemd/system/backup.service")
+      assert(unit:find("\nDescription=" .. written .. "\n", 1, true), unit)
+    end
+  end,
+
+  refuses_a_percent_sign_that_systemd_would_not_start = function()
+    for command, says in pairs({
+      ["/bin/date +%F"] = "command: %F is no specifier", ["/bin/x 100%"] = "command: % is no specifier",
+      ["/bin/x %%%Q"] = "command: %Q", ["/bin/x \\"] = "ends in a backslash",
+    }) do
+      test.run(params({command = command}), {fails = says})
+    end
+    assert(#test.run(params({command = "/bin/date +%%F"})).log == 0)
+    assert(test.run(params({command = "/bin/x %n %%m"})).log[1]:find("replaces %n;", 1, true))
+  end,
+
+  takes_schedules_only = function()
+    for _, text in ipairs({
+      "daily", "Weekly UTC", "Mon *-*-* 03:00", "Mon..Fri 10:00", "Sat,Thu,Mon..Wed,Sat..Sun", "*:0/15",
+      "*-*~07/1 12..14:10,20",
+      "2099-03-05 05:40:23.42 Europe/Vienna", "monday *-05-03", "@4102444800",
+    }) do
+      assert(test.run(params({on_calendar = text}), {again = false}).result.changed, text)
+    end
+    for _, text in ipairs({
+      "whenever", "0 3 * * *", "every day", "5", "%H:00", "03:00 Mon", "Mon Mon", "daily daily", " ", "03:00 \\",
+    }) do
+      test.run(params({on_calendar = text}), {fails = "is no schedule"})
+    end
+  end,
+
+  are_looked_at_by_systemd = function()
+    file.write("/usr/bin/systemd-analyze", "")
+    test.command("systemd-analyze verify *", {code = 1, stderr = "other.service: is bad\n" ..
+      "backup.service: Command /usr/local/bin/backup is not executable: No\n"})
+    local run = test.run(params({activate = false}))
+    assert(run.commands[1] == "systemd-analyze calendar -- daily")
+    assert(run.commands[2]:find("verify /etc/systemd/system/backup.timer"))
+    assert(run.log[1]:find("is not executable", 1, true))
+    file.remove("/etc/systemd/system/backup.timer")
+    test.command("systemd-analyze verify *",
+      {stderr = "/etc/systemd/system/backup.service:2: Failed to resolve\nbackup.timer: Refusing.\n"})
+    test.run(params(), {fails = "backup.service:2: Failed to resolve; backup.timer: Refusing."})
+    test.command("systemd-analyze calendar *", {code = 1, stderr = "Failed to parse\nx"})
+    test.run(params({on_calendar = "*-*-40"}), {fails = "on_calendar: Failed to parse"})
+    test.command("systemd-analyze calendar *", {stdout = "    Next elapse: never\n"})
+    test.run(params({on_calendar = "2020-01-01"}), {fails = "does not come again"})
+  end,
+
+  is_not_overridden = function()
+    local function overridden(path, text, says)
+      file.write(path, text, {parents = true})
+      test.run(params(), {fails = "overridden by " .. path .. says})
+      file.write(path, "# nothing\n[Service]\nNice=5\n")
+    end
+    overridden("/etc/systemd/system/backup.timer.d/x.conf", "[Timer]\nOnCalendar=\n", ":2: OnCalendar=")
+    overridden("/usr/lib/systemd/system/backup.service.d/x.conf", "[Service]\n ExecStart = /bin/x\n", ":2:  ExecStart = /bin/x")
+    test.run(params())
+  end,
+
+  runs_as_a_user_who_is_there = function()
+    test.run(params({user = "backup"}), {fails = "there is no user backup"})
+    file.append("/etc/passwd", "backup:x:34:34::/:/bin/sh\n")
+    test.run(params({user = "backup"}))
+    assert(file.read("/etc/systemd/system/backup.service"):find("\nUser=backup\n"))
+  end,
+
   is_started_again_at_another_time = function()
     test.run(params())
     local run = test.run(params({on_calendar = "weekly"}))
