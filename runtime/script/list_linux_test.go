@@ -89,7 +89,7 @@ func TestListingOutlivesAScript(t *testing.T) {
 	}
 	for _, s := range reply.(*pb.ListScriptsResponse).Scripts {
 		switch {
-		case s.Name == "z" && !strings.Contains(s.Error, "processor time"):
+		case s.Name == "z" && !strings.Contains(s.Error, "processor time") && !strings.Contains(s.Error, "too long"): // on a busy machine
 			t.Errorf("a script that never ends is %v", s)
 		case s.Name == "plain" && s.Error != "", strings.HasPrefix(s.Name, "s") && (s.Version != s.Name || s.Error != ""):
 			t.Errorf("%.200v", s)
