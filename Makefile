@@ -64,7 +64,7 @@ soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty
 	go test -count=1 -timeout 20m -run TestSessionsLeaveNoTrace -v ./cmd/quantix-kvm-agent -sessions=10000
 	go run ./cmd/internal/rig/vmtest/prepare
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
-	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle' -v ./cmd/internal/rig/vmtest
+	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle|NetworkManager|WithoutNetplan' -v ./cmd/internal/rig/vmtest
 
 clean: ## what was built
 	rm -rf $(OUT)

@@ -19,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/builtins/inventory"
+	"github.com/quantix-kvm/guest-agent/builtins/netplan"
 	"github.com/quantix-kvm/guest-agent/builtins/pkg"
 	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
@@ -54,7 +55,7 @@ type Config struct {
 	FreezeFile string
 	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
 	Thawed func(words string)
-	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock it may set.
+	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may set.
 	Machine bool
 	// ShutdownFile is where a later agent finds what shutdown is pending; empty: nowhere.
 	ShutdownFile string
@@ -70,7 +71,7 @@ type Config struct {
 type Command = guest.Command
 
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"clipboard", "netplan"}
+var Unsupported = []string{"clipboard"}
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -108,6 +109,7 @@ func New(c Config) *Rooms {
 			inventory.New(g).Room(),
 			pkg.New(g).Room(),
 			service.New(g).Room(),
+			netplan.New(g, netplan.Config{Machine: c.Machine}).Room(),
 			tx.Room(),
 		},
 	}

@@ -75,6 +75,53 @@
 ---@field swap_total integer Bytes.
 ---@field swap_free integer Bytes.
 
+---What netplan.apply tries when the network is as it was asked for.
+---@class quantix.NetplanVerify
+---@field gateway boolean A default gateway must answer, also where none did before.
+---@field tcp string A connection to this host:port must succeed.
+---@field dns string This name must have an address.
+
+---One step of netplan.apply.
+---@class quantix.NetplanStep
+---@field step string before, renderer, link, gateway, tcp, dns
+---@field object string An interface, an address, a name.
+---@field seen string What was found there.
+---@field at number Seconds since the call began.
+
+---netplan.apply
+---@class quantix.NetplanApplied
+---@field changed boolean Whether anything was changed: false where the network is as the files say.
+---@field links string[] The interfaces whose configuration was changed.
+---@field steps quantix.NetplanStep[] What was seen, in order.
+
+---Who manages a network interface.
+---@class quantix.NetplanLink
+---@field name string What the interface is called, such as eth0.
+---@field mac string Its hardware address.
+---@field manager string networkd, NetworkManager, ifupdown, or none.
+---@field state string What its manager says of it, such as configured.
+---@field addresses string[] With prefix length.
+
+---netplan.status
+---@class quantix.NetplanStatus
+---@field pending boolean What the files say is not what was generated of them last: netplan.apply would change something.
+---@field error string Why the files cannot be used; empty: they can.
+---@field files string[] The files that netplan reads, in its order.
+---@field links quantix.NetplanLink[] The network interfaces.
+
+---What another file says of the same interface. netplan.set refuses it, unless override is given.
+---@class quantix.NetplanConflict
+---@field key string The key, such as ethernets.ens3.dhcp4.
+---@field file string The other file, and the line in it.
+---@field line integer Of the script.
+---@field meaning string What comes of it: which value holds, or that both do.
+---@field hint string What ends it for good, where that is known: how cloud-init is kept from writing its file again.
+
+---netplan.validate: what was found out, where nothing is wrong.
+---@class quantix.NetplanValidated
+---@field yaml string The text of the file.
+---@field conflicts quantix.NetplanConflict[] What other files say of the same interfaces.
+
 ---One process, or one of its threads.
 ---@class quantix.Process
 ---@field pid integer Of a thread, the number of the thread.
@@ -546,6 +593,54 @@ function host.unmount(target) end
 ---The seconds since the guest started.
 ---@return number seconds
 function host.uptime() end
+
+---@class (exact) quantix.room.netplan
+netplan = {}
+
+---@class (exact) netplan.apply.options
+---@field verify? quantix.NetplanVerify What must work afterwards, beside the addresses and the gateway that worked before.
+---@field timeout? integer How many seconds the network may take until all of that is so; default: 20, at most 240.
+
+---Have the network be as the files say, see that it works, and go back if it does not.
+---Changes the guest.
+---@param options? netplan.apply.options
+---@return quantix.NetplanApplied result
+function netplan.apply(options) end
+
+---The text of a file of netplan, or of all by name.
+---@param name? string Which file, such as 50-cloud-init, with or without .yaml; without it, all that netplan reads.
+---@return any value
+function netplan.get(name) end
+
+---Remove a file of netplan, if the others are good without it.
+---Changes the guest.
+---@param name string Which file below /etc/netplan, with or without .yaml.
+---@return boolean changed
+function netplan.remove(name) end
+
+---@class (exact) netplan.set.options
+---@field override? boolean Other files may say something else of the same interfaces; default: that is refused.
+
+---Have a file of netplan hold YAML, or a table that becomes it; checked together with all others.
+---Changes the guest.
+---@param name string Which file below /etc/netplan, such as 60-lan, with or without .yaml.
+---@param config any What it shall hold: YAML, or a table that becomes it.
+---@param options? netplan.set.options
+---@return boolean changed
+function netplan.set(name, config, options) end
+
+---Who manages the network interfaces, and whether netplan.apply would change something.
+---@return quantix.NetplanStatus result
+function netplan.status() end
+
+---@class (exact) netplan.validate.options
+---@field name? string The file that it would be; default: 90-quantix.
+
+---Check what a file would hold, together with all others; returns its text and its conflicts with them.
+---@param config any What a file would hold: YAML, or a table that becomes it.
+---@param options? netplan.validate.options
+---@return quantix.NetplanValidated result
+function netplan.validate(config, options) end
 
 ---@class (exact) quantix.room.package
 package = {}

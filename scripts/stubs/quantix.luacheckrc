@@ -41,6 +41,7 @@ stds.quantix = {
     exec = {fields = {"run", "sh"}},
     file = {fields = {"append", "attachment", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
     host = {fields = {"disks", "hostname", "info", "interfaces", "keymap", "locale", "memory", "mount", "sysctl", "timezone", "unmount", "uptime"}},
+    netplan = {fields = {"apply", "get", "remove", "set", "status", "validate"}},
     package = {fields = {"install", "installed", "remove", "update", "version"}},
     power = {fields = {"poweroff", "reboot"}},
     process = {fields = {"kill", "list"}},

@@ -3161,6 +3161,10 @@ type ConfigureNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NetplanConfig string                 `protobuf:"bytes,1,opt,name=netplan_config,json=netplanConfig,proto3" json:"netplan_config,omitempty"`
 	ApplyNow      bool                   `protobuf:"varint,2,opt,name=apply_now,json=applyNow,proto3" json:"apply_now,omitempty"`
+	// Other files may say something else of the same interfaces; default: that is refused.
+	Override bool `protobuf:"varint,201,opt,name=override,proto3" json:"override,omitempty"`
+	// What must work afterwards, beside the addresses and the gateway that worked before.
+	Verify        *NetplanVerify `protobuf:"bytes,202,opt,name=verify,proto3" json:"verify,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3209,11 +3213,29 @@ func (x *ConfigureNetworkRequest) GetApplyNow() bool {
 	return false
 }
 
+func (x *ConfigureNetworkRequest) GetOverride() bool {
+	if x != nil {
+		return x.Override
+	}
+	return false
+}
+
+func (x *ConfigureNetworkRequest) GetVerify() *NetplanVerify {
+	if x != nil {
+		return x.Verify
+	}
+	return nil
+}
+
 // Answers configure_network.
 type ConfigureNetworkResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Success bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Error   string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Whether anything was changed: the file, or the network.
+	Changed bool `protobuf:"varint,202,opt,name=changed,proto3" json:"changed,omitempty"`
+	// What was seen while it was applied, in order.
+	Steps         []*NetplanStep `protobuf:"bytes,203,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3260,6 +3282,20 @@ func (x *ConfigureNetworkResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ConfigureNetworkResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *ConfigureNetworkResponse) GetSteps() []*NetplanStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 // The first event of each host session.
@@ -7436,7 +7472,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xcc5\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xcc5\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7689,13 +7725,17 @@ const file_agent_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12 \n" +
 	"\vmust_change\x18\xc8\x01 \x01(\bR\n" +
-	"mustChange\"]\n" +
+	"mustChange\"\xb8\x01\n" +
 	"\x17ConfigureNetworkRequest\x12%\n" +
 	"\x0enetplan_config\x18\x01 \x01(\tR\rnetplanConfig\x12\x1b\n" +
-	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\"J\n" +
+	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\x12\x1b\n" +
+	"\boverride\x18\xc9\x01 \x01(\bR\boverride\x12<\n" +
+	"\x06verify\x18\xca\x01 \x01(\v2#.limiquantix.agent.v1.NetplanVerifyR\x06verify\"\x9f\x01\n" +
 	"\x18ConfigureNetworkResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xe9\x03\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x19\n" +
+	"\achanged\x18\xca\x01 \x01(\bR\achanged\x128\n" +
+	"\x05steps\x18\xcb\x01 \x03(\v2!.limiquantix.agent.v1.NetplanStepR\x05steps\"\xe9\x03\n" +
 	"\x0fAgentReadyEvent\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x17\n" +
 	"\aos_name\x18\x02 \x01(\tR\x06osName\x12\x1d\n" +
@@ -8236,9 +8276,11 @@ var file_agent_proto_goTypes = []any{
 	(*BlockDevice)(nil),                   // 105: limiquantix.agent.v1.BlockDevice
 	(*ContainerInfo)(nil),                 // 106: limiquantix.agent.v1.ContainerInfo
 	(*PendingShutdown)(nil),               // 107: limiquantix.agent.v1.PendingShutdown
-	(*FirstBoot)(nil),                     // 108: limiquantix.agent.v1.FirstBoot
-	(ClockMethod)(0),                      // 109: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 110: limiquantix.agent.v1.MemoryModule
+	(*NetplanVerify)(nil),                 // 108: limiquantix.agent.v1.NetplanVerify
+	(*NetplanStep)(nil),                   // 109: limiquantix.agent.v1.NetplanStep
+	(*FirstBoot)(nil),                     // 110: limiquantix.agent.v1.FirstBoot
+	(ClockMethod)(0),                      // 111: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 112: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8330,49 +8372,51 @@ var file_agent_proto_depIdxs = []int32{
 	1,   // 86: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
 	107, // 87: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
 	107, // 88: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	107, // 89: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	108, // 90: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 91: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 92: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 93: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 94: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 95: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 96: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	109, // 97: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 98: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 99: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 100: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 101: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 102: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 103: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 104: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 105: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 106: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 107: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 108: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 109: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 110: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 111: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 112: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 113: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 114: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 115: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 116: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 117: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 118: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	110, // 119: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 120: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 121: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 122: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 123: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 124: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 125: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 126: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	127, // [127:127] is the sub-list for method output_type
-	127, // [127:127] is the sub-list for method input_type
-	127, // [127:127] is the sub-list for extension type_name
-	127, // [127:127] is the sub-list for extension extendee
-	0,   // [0:127] is the sub-list for field type_name
+	108, // 89: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
+	109, // 90: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	107, // 91: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	110, // 92: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 93: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 94: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 95: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 96: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	80,  // 97: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 98: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	111, // 99: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 100: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 101: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 102: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 103: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 104: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 105: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 106: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 107: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 108: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 109: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 110: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 111: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 112: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 113: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 114: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 115: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 116: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 117: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 118: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 119: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 120: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	112, // 121: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 122: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 123: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 124: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 125: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 126: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 127: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 128: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	129, // [129:129] is the sub-list for method output_type
+	129, // [129:129] is the sub-list for method input_type
+	129, // [129:129] is the sub-list for extension type_name
+	129, // [129:129] is the sub-list for extension extendee
+	0,   // [0:129] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8383,6 +8427,7 @@ func file_agent_proto_init() {
 	file_clock_proto_init()
 	file_common_proto_init()
 	file_exec_proto_init()
+	file_netplan_proto_init()
 	file_power_proto_init()
 	file_inventory_proto_init()
 	file_script_proto_init()

@@ -10,13 +10,14 @@ import (
 	"strings"
 )
 
-// suite and packages say what the guest is: a small Debian 12 server as a cloud image has it, plus the peers and tools
-// that tests look at. Whatever is in one of the constants below is part of the recipe's hash.
+// suite and packages say what the guest is: a small Debian 12 server as a cloud image has it, plus the peers and tools that
+// tests look at; NetworkManager and ifupdown are there, and a test starts them. Whatever is in one of the constants below is
+// part of the recipe's hash.
 const (
 	suite = "bookworm"
 
 	packages = "systemd,systemd-sysv,udev,dbus,netplan.io,iproute2,iputils-ping,procps,kmod,passwd,util-linux,bash," +
-		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64"
+		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown"
 
 	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots.
 	bootstrap = `
@@ -50,6 +51,7 @@ YAML
 chmod 600 etc/netplan/50-guest.yaml
 echo 'SUBSYSTEM=="virtio-ports", ATTR{name}=="org.qemu.guest_agent.0", TAG+="systemd"' > etc/udev/rules.d/60-qemu-guest-agent.rules
 rm -f etc/systemd/system/multi-user.target.wants/ssh.service etc/systemd/system/sshd.service
+rm -f etc/systemd/system/*.wants/NetworkManager*.service etc/systemd/system/*.wants/networking.service
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
 	fstrim.timer getty@tty1.service serial-getty@ttyS0.service getty-static.service systemd-pstore.service \
 	systemd-networkd-wait-online.service; do

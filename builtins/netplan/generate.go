@@ -1,0 +1,272 @@
+package netplan
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// generators are where distributions have netplan's generator. Its front end, netplan(8), is a Python program that takes a
+// second to begin with.
+var generators = []string{"/usr/libexec/netplan/generate", "/usr/lib/netplan/generate", "/lib/netplan/generate"}
+
+const (
+	generatorTime = 30 * time.Second // a moment on real hardware
+	maxGenerated  = 1 << 20          // bytes of a generated file
+)
+
+// ofNetplan is what the generator writes below /run (src/networkd.c, src/nm.c, src/openvswitch.c of netplan), and what
+// translate makes instead.
+var ofNetplan = regexp.MustCompile(`^(/run/(` +
+	`systemd/network/[0-9]+-netplan-[^/]+|` +
+	`systemd/system/(netplan-[^/]+|[^/]+\.wants/netplan-[^/]+|systemd-networkd-wait-online\.service\.d/10-netplan[^/]*)|` +
+	`udev/rules\.d/[0-9]+-netplan[^/]*\.rules|` +
+	`NetworkManager/(system-connections/netplan-[^/]+|conf\.d/(10-globally-managed-devices|netplan)\.conf)|` +
+	`netplan/(wpa-[^/]+\.conf|\.[^/]+))|` +
+	ownNetworkd + `[^/]+|` + ownProfiles + `[^/]+)$`)
+
+// forNetworkd and forNetworkManager say whose a file is.
+func forNetworkd(file string) bool {
+	return strings.HasPrefix(file, "/run/systemd/network/") || strings.HasPrefix(file, ownNetworkd)
+}
+
+func forNetworkManager(file string) bool {
+	return strings.HasPrefix(file, "/run/NetworkManager/system-connections/") || strings.HasPrefix(file, ownProfiles)
+}
+
+// generated is a file that the generator made.
+type generated struct {
+	content        []byte
+	mode, uid, gid uint32
+	target         string // of a link; empty: it is none
+}
+
+// generate has netplan's generator make what renderers read of a set of files, in a directory of its own, and returns that by
+// path. An error is what is wrong with the files.
+func (r *Room) generate(ctx context.Context, set []*document) (map[string]*generated, error) {
+	program, err := r.generator()
+	if err != nil {
+		if r.system.renderer == nil || !r.guest.Live {
+			return nil, err
+		}
+		renderer, err := r.system.renderer(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return translate(set, renderer)
+	}
+	scratch, err := newScratch(r.guest.Root())
+	if err != nil {
+		return nil, fault.On("a directory to check the configuration in", err)
+	}
+	defer scratch.remove()
+	for _, d := range set {
+		if err := scratch.put(d.path, d.text); err != nil {
+			return nil, fault.On("a directory to check the configuration in", err)
+		}
+	}
+	result, err := r.guest.Run(ctx, guest.Command{Line: program + " --root-dir " + scratch.path, Readonly: true}, proc.Spec{
+		Argv: []string{program, "--root-dir", scratch.path}, Root: r.guest.Root(), Tied: true, Timeout: generatorTime,
+	})
+	if err != nil {
+		return nil, fault.On(program, err)
+	}
+	if err := result.Err(); err != nil {
+		if text := complaint(string(result.Stderr), scratch.path); text != "" && !result.TimedOut {
+			return nil, fault.Invalid("%s", text)
+		}
+		return nil, fault.On(program, err)
+	}
+	return scratch.made()
+}
+
+// generator returns the path of the generator.
+func (r *Room) generator() (string, error) {
+	if r.guest.Answer != nil { // a test says what comes of it
+		return generators[0], nil
+	}
+	for _, path := range generators {
+		at, err := r.guest.Files.Follow(path)
+		if err != nil {
+			continue
+		}
+		meta, err := at.Stat()
+		_ = at.Close()
+		if err == nil && meta.Kind == fsys.File && meta.Mode&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", &fault.Error{
+		Err:  fault.Unsupported("netplan's generator is not there: %s", generators[0]),
+		Hint: "the package netplan.io, or netplan-generator, has it",
+	}
+}
+
+// complaint is what the generator says of the files: its error, and where that is silent its warnings, without the lines that
+// only repeat the place.
+func complaint(stderr, scratch string) string {
+	var errors, warnings []string
+	for line := range strings.Lines(strings.ReplaceAll(stderr, scratch, "")) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || strings.Trim(line, "^ ") == "":
+		case strings.Contains(line, "Permissions for "):
+		case strings.HasPrefix(line, "**") || strings.Contains(line, "WARNING"):
+			warnings = append(warnings, line)
+		default:
+			errors = append(errors, line)
+		}
+	}
+	if len(errors) == 0 {
+		errors = warnings
+	}
+	if len(errors) == 0 {
+		return ""
+	}
+	// The first line says what is wrong; the next one quotes the file, where there may be a secret.
+	return errors[0]
+}
+
+// scratch is a directory, that nobody else reads, with files of netplan in it.
+type scratch struct {
+	root *os.Root // of the guest
+	path string   // of the directory, in the guest
+}
+
+// scratchName is what the name of such a directory begins with.
+const scratchName = "quantix-netplan-"
+
+// scratchDirs are where it is made: in memory where that is possible.
+var scratchDirs = []string{"run", "tmp"}
+
+// newScratch makes the directory: in memory where there is /run, since files of netplan may hold secrets.
+func newScratch(dir string) (s *scratch, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	s = &scratch{root: root}
+	for _, parent := range scratchDirs {
+		s.path = "/" + parent + "/" + scratchName + rand.Text()
+		if err = root.Mkdir(s.path[1:], 0o700); err == nil {
+			return s, nil
+		}
+	}
+	return nil, errors.Join(fault.Cause(err), root.Close())
+}
+
+// sweep removes the directories of an earlier agent that was killed: there may be secrets in them.
+func (r *Room) sweep(context.Context) error {
+	if r.mayApply() != nil || r.guest.Answer != nil {
+		return nil
+	}
+	for _, parent := range scratchDirs {
+		left, _ := filepath.Glob("/" + parent + "/" + scratchName + "*") // the pattern is a good one
+		for _, dir := range left {
+			if err := os.RemoveAll(dir); err != nil {
+				return fault.On(dir, fault.Cause(err))
+			}
+		}
+	}
+	return nil
+}
+
+func (s *scratch) remove() {
+	_ = s.root.RemoveAll(s.path[1:])
+	_ = s.root.Close()
+}
+
+func (s *scratch) put(path string, text []byte) error {
+	name := s.path[1:] + path
+	if err := s.root.MkdirAll(filepath.ToSlash(filepath.Dir(name)), 0o700); err != nil {
+		return fault.Cause(err)
+	}
+	return fault.Cause(s.root.WriteFile(name, text, 0o600))
+}
+
+// made returns what the generator made in the directory.
+func (s *scratch) made() (map[string]*generated, error) {
+	return readGenerated(s.root, s.path[1:], "run")
+}
+
+// readGenerated returns the generator's files below a directory, by their path from there on, that are in one of the given
+// ones there.
+func readGenerated(root *os.Root, dir string, in ...string) (map[string]*generated, error) {
+	all := map[string]*generated{}
+	for _, top := range in {
+		begin := filepath.ToSlash(filepath.Join(dir, top))
+		err := fs.WalkDir(root.FS(), begin, func(name string, entry fs.DirEntry, err error) error {
+			path := "/" + strings.TrimPrefix(strings.TrimPrefix(name, dir), "/")
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return nil
+			case err != nil:
+				return fault.On(path, err)
+			case entry.IsDir():
+				if !leadsTo(path) {
+					return fs.SkipDir
+				}
+				return nil
+			case !ofNetplan.MatchString(path):
+				return nil
+			}
+			file, err := readOne(root, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err == nil {
+				all[path] = file
+			}
+			return fault.On(path, err)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// leadsTo says whether the generator's files may be below a directory: the rest is not walked through.
+func leadsTo(dir string) bool {
+	tops := []string{"/run/systemd/network", "/run/systemd/system", "/run/udev/rules.d", "/run/NetworkManager/system-connections",
+		"/run/NetworkManager/conf.d", "/run/netplan", "/etc/systemd/network", "/etc/NetworkManager/system-connections"}
+	return slices.ContainsFunc(tops, func(top string) bool {
+		return strings.HasPrefix(top+"/", dir+"/") || top == "/run/systemd/system" && filepath.ToSlash(filepath.Dir(dir)) == top
+	})
+}
+
+func readOne(root *os.Root, name string) (*generated, error) {
+	info, err := root.Lstat(name)
+	if err != nil {
+		return nil, fault.Cause(err)
+	}
+	g := &generated{mode: uint32(info.Mode().Perm())}
+	g.uid, g.gid = ownerOf(info)
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		g.target, err = root.Readlink(name)
+	case !info.Mode().IsRegular():
+		err = fault.Refuse("it is not a regular file")
+	case info.Size() > maxGenerated:
+		err = fault.ErrTooLarge
+	default:
+		g.content, err = root.ReadFile(name)
+	}
+	return g, fault.Cause(err)
+}
+
+// sorted are the paths of a set, in order.
+func sorted(set map[string]*generated) []string { return slices.Sorted(maps.Keys(set)) }

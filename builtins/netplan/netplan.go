@@ -1,0 +1,169 @@
+// Package netplan configures the network of the guest, in such a way that it does not cut the guest off.
+//
+//	netplan.set, remove ─┐                      ┌─ own checks: keys that stand twice, conflicts, gateways, interfaces
+//	configure_network ───┴► all files together ─┴─ netplan's generator, in a directory of its own ─► /etc/netplan/NAME.yaml
+//	                                                                                                         │
+//	netplan.apply ─► what the generator makes of the files ─► what of it differs from /run ─► renderer ─► looked at: links,
+//	                                                          nothing: nothing is called      (D-Bus)     gateway, probes
+//
+// What is wrong with a file is said before it is written. What is wrong with a network is seen after it was applied: then the
+// renderer gets back what it had, and the files follow, with the transaction.
+//
+// Not here: what the network is (host, telemetry); netplan try, whose state is lost with the power.
+package netplan
+
+import (
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+const (
+	undoRow = "netplan.undo"
+	// hostFile is what configure_network writes: hosts and installers know it by this name.
+	hostFile = "99-limiquantix"
+	// defaultFile is what a configuration is checked as that has no name.
+	defaultFile = "90-quantix"
+)
+
+// Config says how the room works. The zero value changes files alone.
+type Config struct {
+	// Machine says that the agent is the one of the running machine, whose network it may change.
+	Machine bool
+}
+
+// Room holds the operations. It is safe for concurrent use.
+type Room struct {
+	guest  *guest.Guest
+	edit   *edit.Editor
+	config Config
+	system system
+}
+
+// New makes the room for a guest.
+func New(g *guest.Guest, config Config) *Room {
+	return &Room{guest: g, edit: &edit.Editor{Guest: g, Guard: g.Guard}, config: config, system: running(g)}
+}
+
+// network is what an operation is about that changes the network, or looks at it.
+var network = builtins.Object{Kind: "network", Name: "netplan"}
+
+// Room is what the table, the executor and the agent know of the room.
+func (r *Room) Room() builtins.Room {
+	capability := ""
+	if r.served("ConfigureNetworkRequest") == nil && r.mayApply() == nil {
+		capability = "configure_network"
+	}
+	return builtins.Room{Name: "netplan", Sweep: r.sweep, Ops: []builtins.Op{
+		{
+			Name: "netplan.get", Usage: "([name])", Summary: "the text of a file of netplan, or of all by name",
+			Access: builtins.Of(getAccess), Handler: builtins.Handle(r.get),
+		},
+		{
+			Name: "netplan.validate", Usage: "(config)",
+			Summary: "check what a file would hold, together with all others; returns its text and its conflicts with them",
+			Access:  builtins.Of(validateAccess), Handler: builtins.Handle(r.validate),
+		},
+		{
+			Name: "netplan.set", Usage: "(name, config) changed",
+			Summary: "have a file of netplan hold YAML, or a table that becomes it; checked together with all others",
+			Mutates: true, Predictable: true, Inverse: undoRow,
+			Access: builtins.Of(setAccess), Handler: builtins.Handle(r.set),
+		},
+		{
+			Name: "netplan.remove", Usage: "(name) changed", Summary: "remove a file of netplan, if the others are good without it",
+			Mutates: true, Predictable: true, Inverse: undoRow,
+			Access: builtins.Of(removeAccess), Handler: builtins.Handle(r.remove),
+		},
+		{
+			Name: "netplan.apply", Usage: "()",
+			Summary: "have the network be as the files say, see that it works, and go back if it does not",
+			Mutates: true, Predictable: true, Inverse: undoRow,
+			Access: builtins.Of(func(*pb.NetplanApplyArgs) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.apply),
+		},
+		{
+			Name: "netplan.status", Usage: "()",
+			Summary: "who manages the network interfaces, and whether netplan.apply would change something",
+			Access: builtins.Of(func(*pb.NoArgs) builtins.Access {
+				return builtins.Access{Objects: []builtins.Object{network}}
+			}),
+			Handler: builtins.Handle(r.status),
+		},
+		{
+			// In another boot than the one it was announced in there is nothing that the early recovery would have to do.
+			Name: undoRow, Usage: "()", Summary: "go back to the network that was",
+			Mutates: true, Internal: true, Early: true,
+			Access: builtins.Of(func(*pb.NetplanUndo) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.undo),
+		},
+		{
+			Name: "configure_network", Capability: capability, Summary: "write the host's file of netplan, and apply it",
+			Mutates: true, Transaction: true, Inverse: undoRow,
+			Access: builtins.Of(configureAccess), Handler: builtins.Handle(r.configure),
+		},
+	}}
+}
+
+// dirs are the directories that netplan reads, of which a later one goes before the former ones (netplan(5)).
+var dirs = []string{"/lib/netplan", "/etc/netplan", "/run/netplan"}
+
+const own = "/etc/netplan" // the one that is written
+
+func getAccess(in *pb.NetplanGetArgs) builtins.Access {
+	if in.Name == "" {
+		return builtins.Access{Reads: dirs, Trees: dirs}
+	}
+	name, err := fileName(in.Name)
+	if err != nil {
+		return builtins.Access{Objects: []builtins.Object{network}}
+	}
+	a := builtins.Access{}
+	for _, dir := range dirs {
+		a.Reads = append(a.Reads, dir+"/"+name)
+	}
+	return a
+}
+
+func validateAccess(*pb.NetplanValidateArgs) builtins.Access { return applyAccess() }
+
+// setAccess has all files among what is read: a refusal tells of the keys in them.
+func setAccess(in *pb.NetplanSetArgs) builtins.Access { return writeAccess(in.Name) }
+
+func removeAccess(in *pb.NetplanRemoveArgs) builtins.Access { return writeAccess(in.Name) }
+
+func writeAccess(name string) builtins.Access {
+	a := builtins.Access{Reads: dirs, Trees: dirs, Objects: []builtins.Object{network}}
+	if name, err := fileName(name); err == nil { // the operation refuses what is no name
+		a.Writes = []string{own + "/" + name}
+	}
+	return a
+}
+
+func applyAccess() builtins.Access {
+	return builtins.Access{Reads: dirs, Trees: dirs, Objects: []builtins.Object{network}}
+}
+
+func configureAccess(*pb.ConfigureNetworkRequest) builtins.Access { return writeAccess(hostFile) }
+
+// served returns why nothing can be done here.
+func (r *Room) served(what string) error {
+	if r.system.unsupported != "" {
+		return fault.Unsupported("%s is not supported: %s", what, r.system.unsupported)
+	}
+	if r.guest.Files == nil {
+		return fault.Unsupported("%s is not supported here: there are no files", what)
+	}
+	return nil
+}
+
+// mayApply returns why the network cannot be changed.
+func (r *Room) mayApply() error {
+	switch {
+	case !r.guest.Live: // rows that change files work all the same
+		return fault.Unsupported("a tree that is not booted has no network: what its files say holds when it is booted")
+	case !r.config.Machine:
+		return fault.Unsupported("this agent is not the one that the machine is installed with")
+	}
+	return nil
+}

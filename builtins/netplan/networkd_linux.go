@@ -1,0 +1,203 @@
+package netplan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/sysbus"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Names of services on the system bus (org.freedesktop.systemd1(5), org.freedesktop.network1(5), NetworkManager's D-Bus API).
+const (
+	bus             = "org.freedesktop.DBus"
+	busPath         = "/org/freedesktop/DBus"
+	systemd         = "org.freedesktop.systemd1"
+	systemdPath     = "/org/freedesktop/systemd1"
+	networkd        = "org.freedesktop.network1"
+	networkdPath    = "/org/freedesktop/network1"
+	networkdUnit    = "systemd-networkd.service"
+	networkManager  = "org.freedesktop.NetworkManager"
+	networkManagers = "/org/freedesktop/NetworkManager"
+	properties      = "org.freedesktop.DBus.Properties"
+	startTime       = 30 * time.Second // of systemd-networkd; half a second on real hardware
+	beginTime       = 3 * time.Second  // for systemd-networkd to begin to change an interface; some milliseconds on real hardware
+)
+
+// has says whether a service runs. It is not started by the question.
+func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, err error) {
+	err = conn.Call(ctx, bus, busPath, bus+".NameHasOwner", []any{&owned}, service)
+	return owned, err
+}
+
+// unitState is the ActiveState of a unit.
+func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state string, err error) {
+	var path dbus.ObjectPath
+	if err = conn.Call(ctx, systemd, systemdPath, systemd+".Manager.LoadUnit", []any{&path}, unit); err == nil {
+		err = conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveState", &state)
+	}
+	return state, err
+}
+
+// startsNetworkd says whether a plan needs systemd-networkd, and it does not run.
+func startsNetworkd(ctx context.Context, p *plan) (bool, error) {
+	needed := false
+	for file := range p.want {
+		needed = needed || forNetworkd(file) && !strings.HasSuffix(file, ".link") // which is udev's
+	}
+	if !needed {
+		return false, nil
+	}
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	state, err := unitState(ctx, conn, networkdUnit)
+	return err == nil && state != "active", err
+}
+
+// reloadNetworkd has systemd-networkd read its files again, and waits until it has begun to change the interfaces of these
+// indices: before, all would look as it was. It changes those by itself for which a file is new, changed or gone (networkctl(1),
+// reload), and those of again because it is told to.
+func reloadNetworkd(ctx context.Context, links, again []int) error {
+	again = slices.DeleteFunc(again, func(index int) bool { return slices.Contains(links, index) })
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	awaited := map[dbus.ObjectPath]bool{}
+	for _, index := range append(slices.Clone(links), again...) {
+		var name string
+		var path dbus.ObjectPath
+		err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.GetLinkByIndex", []any{&name, &path}, int32(index))
+		if err != nil {
+			return err
+		}
+		awaited[path] = true
+	}
+	signals := make(chan *dbus.Signal, 256)
+	conn.Signal(signals)
+	defer conn.RemoveSignal(signals)
+	match := []dbus.MatchOption{
+		dbus.WithMatchSender(networkd), dbus.WithMatchInterface(properties), dbus.WithMatchMember("PropertiesChanged"),
+	}
+	if err := conn.AddMatchSignalContext(ctx, match...); err != nil {
+		return sysbus.Error(bus, err)
+	}
+	if err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.Reload", nil); err != nil {
+		return err
+	}
+	for _, index := range again {
+		if err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.ReconfigureLink", nil, int32(index)); err != nil {
+			return err
+		}
+	}
+	late := time.NewTimer(beginTime)
+	defer late.Stop()
+	for len(awaited) > 0 {
+		select {
+		case s := <-signals:
+			if s == nil {
+				return fault.Wrapf(fault.ErrOutput, "the connection to the system bus broke")
+			}
+			if began(s) {
+				delete(awaited, s.Path)
+			}
+		case <-late.C: // it has found nothing to change
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// began says whether a signal tells that an interface is being changed. One that tells that it is configured may be of what was
+// going on before.
+func began(s *dbus.Signal) bool {
+	if len(s.Body) < 2 {
+		return false
+	}
+	changed, _ := s.Body[1].(map[string]dbus.Variant)
+	state, ok := changed["AdministrativeState"].Value().(string)
+	return ok && state != "configured"
+}
+
+// startNetworkd starts systemd-networkd, and waits until it is active.
+func startNetworkd(ctx context.Context) error {
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StartUnit", nil, networkdUnit, "replace"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, errLate)
+	defer cancel()
+	_, err = wait(ctx, check{try: func(ctx context.Context) (string, error) {
+		state, err := unitState(ctx, conn, networkdUnit)
+		if err == nil && state != "active" {
+			err = errors.New(state)
+		}
+		return state, err
+	}})
+	if errors.Is(err, errLate) {
+		err = fault.Wrapf(context.DeadlineExceeded, "it is not active after %v", startTime)
+	}
+	return fault.On(networkdUnit, err)
+}
+
+// stopNetworkd takes a start back.
+func stopNetworkd(ctx context.Context) error {
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StopUnit", nil, networkdUnit, "replace")
+}
+
+// reloadUnits has systemd read its units again.
+func reloadUnits(ctx context.Context) error {
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.Reload", nil)
+}
+
+// taken returns an error unless systemd-networkd has given an interface its configuration. It may be at it still: it waits for
+// routers, for up to 12 s, when all that was asked for is there.
+func taken(ctx context.Context, index int) error {
+	conn, err := sysbus.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	state, err := networkdState(ctx, conn, index)
+	if err == nil && state != "configured" && state != "configuring" {
+		err = fmt.Errorf("systemd-networkd says: %s", state)
+	}
+	return err
+}
+
+// networkdState is what systemd-networkd says of an interface: unmanaged, configuring, configured, failed …
+func networkdState(ctx context.Context, conn *sysbus.Conn, index int) (state string, err error) {
+	var name string
+	var path dbus.ObjectPath
+	err = conn.Call(ctx, networkd, networkdPath, networkd+".Manager.GetLinkByIndex", []any{&name, &path}, int32(index))
+	if err == nil {
+		err = conn.Property(ctx, networkd, path, networkd+".Link", "AdministrativeState", &state)
+	}
+	return state, err
+}

@@ -1,0 +1,33 @@
+package netplan
+
+import (
+	"context"
+	"io/fs"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+type system struct {
+	unsupported string
+	links       func() ([]facts.Link, error)
+	renderer    func(ctx context.Context) (string, error)
+}
+
+func running(*guest.Guest) system { return system{unsupported: "Windows has no netplan"} }
+
+func (r *Room) apply(context.Context, *builtins.Call, *pb.NetplanApplyArgs) (*pb.NetplanApplied, error) {
+	return nil, r.served("netplan.apply")
+}
+
+func (r *Room) status(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetplanStatus, error) {
+	return nil, r.served("netplan.status")
+}
+
+func (r *Room) undo(context.Context, *builtins.Call, *pb.NetplanUndo) (*pb.Changed, error) {
+	return nil, r.served(undoRow)
+}
+
+func ownerOf(fs.FileInfo) (uid, gid uint32) { return 0, 0 }
