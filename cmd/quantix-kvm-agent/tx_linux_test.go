@@ -128,6 +128,16 @@ func TestNotifyInATree(t *testing.T) {
 	if content, err := os.ReadFile(filepath.Join(root, "etc/app.conf")); err != nil || string(content) != "new" {
 		t.Errorf("%q, %v", content, err)
 	}
+	can, err := client.Call[*pb.GetCapabilitiesResponse](ctxFor(t, time.Minute), c, &pb.GetCapabilitiesRequest{})
+	if err != nil || strings.Contains(strings.Join(can.Capabilities, " "), "service") || can.Features["service_control"] != "" {
+		t.Error(can, err)
+	}
+	if _, err := c.ControlService(ctxFor(t, time.Minute), "web", pb.ServiceAction_SERVICE_ACTION_START); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+	if list, err := c.Services(ctxFor(t, time.Minute), &pb.ListServicesRequest{}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(list, err)
+	}
 }
 
 // Units are enabled in a tree by a declared script, in a transaction: an error takes the links back with the directories that
