@@ -54,6 +54,9 @@ var free = map[string]map[string]string{
 	"file.attributes": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
 	"file.chmod":      {"mode": mode},
 	"file.chown":      {"owner": owner, "group": owner},
+	"file.block": {
+		"marker": "content", "text": "content", "comment": "content", "state": "present or absent", "mode": mode, "owner": owner, "group": owner,
+	},
 	"file.line": {
 		"line": "content", "match": "a pattern of content", "after": "a pattern of content", "before": "a pattern of content",
 		"state": "present or absent", "mode": mode, "owner": owner, "group": owner,

@@ -560,6 +560,24 @@ func TestDryRun(t *testing.T) {
 	if got, err := c.invoke("exec.run", look); err != nil || string(got.GetStdout()) != "read\n" || c.changes[0].State != pb.ChangeState_CHANGE_STATE_UNKNOWN {
 		t.Error(got, err, c.changes)
 	}
+	// What fails may do so for want of what is only pretended.
+	c = &calling{table: table, dry: &builtins.DryRun{Changed: true}}
+	if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"false"}, Readonly: true}); err == nil || c.dry.Ended == nil || len(c.changes) != 1 {
+		t.Error(err, c.dry.Ended, c.changes)
+	}
+	c = &calling{table: table, dry: &builtins.DryRun{}}
+	if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"false"}, Readonly: true}); err == nil || c.dry.Ended != nil || len(c.changes) > 0 {
+		t.Error(err, c.dry.Ended, c.changes)
+	}
+	// A command may run as a user that was made before.
+	asNew := &pb.RunArgs{Argv: []string{"id"}, User: "quantix-nobody", Irreversible: true, Plan: "runs as it"}
+	if _, err := c.invoke("exec.run", asNew); err == nil {
+		t.Error("there is no such user")
+	}
+	c.dry.Changed = true
+	if _, err := c.invoke("exec.run", asNew); err != nil || !c.dry.Planned {
+		t.Error(err)
+	}
 	if _, err := os.Stat(dir + "/never"); err == nil {
 		t.Error("it ran")
 	}

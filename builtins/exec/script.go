@@ -71,7 +71,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		return nil, onCommand(in, err)
 	}
 	spec, err := r.scriptSpec(in)
-	if err != nil {
+	if dry := call.DryRun; err != nil && !(dry != nil && dry.Changed) { // the user may be one that was made before
 		return nil, onCommand(in, err)
 	}
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
@@ -79,6 +79,10 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		if result, err := predict(call, in, change); result != nil || err != nil {
 			return result, err
 		}
+		if err != nil {
+			return nil, onCommand(in, call.DryRun.End(call, change))
+		}
+		return r.observe(ctx, call, in, spec, change)
 	}
 	if err := r.makeUndoable(ctx, call, in, change); err != nil {
 		return nil, onCommand(in, err)
@@ -107,22 +111,37 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	return out, err
 }
 
-// predict serves a command of a dry run. One that changes something gives what it declares as its plan, or ends the
-// prediction. One that does not runs, and sees the guest as it is: where something was pretended before, what it says is no
-// prediction, and the list of changes says so.
+// observe runs a readonly command in a dry run. It sees the guest as it is: where something was pretended before, what it says is no
+// prediction, and the list of changes says so; and that it fails is none either, so it ends there.
+func (r *Room) observe(
+	ctx context.Context, call *builtins.Call, in *pb.RunArgs, spec proc.Spec, change *pb.Change,
+) (*pb.RunResult, error) {
+	result, err := r.guest.Run(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
+	out, err := finish(in, spec.Confine != nil, result, err)
+	switch {
+	case !call.DryRun.Changed:
+		return out, err
+	case err != nil && context.Cause(ctx) == nil:
+		return nil, onCommand(in, call.DryRun.End(call, change))
+	}
+	change.State, change.Action = pb.ChangeState_CHANGE_STATE_UNKNOWN, "ran, and saw nothing of the changes before it"
+	call.Report(change)
+	return out, err
+}
+
+// predict serves a command of a dry run that changes something: it gives what it declares as its plan, or ends the prediction. One
+// that changes nothing and has no plan is to be run: there is neither a result nor an error.
 func predict(call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*pb.RunResult, error) {
 	switch {
 	case in.GetPlan() != "":
 		change.State, change.Diff = pb.ChangeState_CHANGE_STATE_WOULD, in.GetPlan()
 		if !in.GetReadonly() {
 			call.Report(change)
+			call.DryRun.Planned = true
 		}
 		return &pb.RunResult{}, nil
 	case !in.GetReadonly():
 		return nil, onCommand(in, call.DryRun.End(call, change))
-	case call.DryRun.Changed:
-		change.State, change.Action = pb.ChangeState_CHANGE_STATE_UNKNOWN, "ran, and saw nothing of the changes before it"
-		call.Report(change)
 	}
 	return nil, nil
 }

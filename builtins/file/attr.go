@@ -1,6 +1,7 @@
 package file
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 
@@ -11,11 +12,35 @@ import (
 
 // attr reads the mode, owner and group that a caller wants; empty texts leave what is there.
 func (r *Room) attr(call *builtins.Call, mode, owner, group string) (fsys.Attr, error) {
-	attr, err := owners(r.guest.Of(call), owner, group)
+	attr, err := r.ownersOf(call, owner, group)
 	if err == nil && mode != "" {
 		attr.Mode, err = parseMode(mode)
 	}
 	return attr, err
+}
+
+// plannedID stands in a dry run for the number of a user or group that a command would make.
+const plannedID = 1<<32 - 2
+
+// ownersOf looks up an owner and a group as a call sees them. In a dry run one that is not there may be what a command makes.
+func (r *Room) ownersOf(call *builtins.Call, owner, group string) (attr fsys.Attr, err error) {
+	for _, part := range []struct {
+		owner, group string
+		id           **uint32
+	}{{owner, "", &attr.UID}, {"", group, &attr.GID}} {
+		found, err := owners(r.guest.Of(call), part.owner, part.group)
+		switch {
+		case err == nil && part.owner != "":
+			*part.id = found.UID
+		case err == nil:
+			*part.id = found.GID
+		case errors.Is(err, fsys.ErrNoAccount) && call.DryRun != nil && call.DryRun.Planned:
+			*part.id = new(uint32(plannedID))
+		default:
+			return fsys.Attr{}, err
+		}
+	}
+	return attr, nil
 }
 
 func (r *Room) owners(owner, group string) (fsys.Attr, error) {

@@ -156,3 +156,22 @@ func TestTemplatesEscape(t *testing.T) {
 		}
 	}
 }
+
+// What ends a line to some reader, or is not printable to it, is escaped where that can be, and refused where not.
+func TestTemplatesEscapeControlCharacters(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	for value, want := range map[string]string{
+		"a\u0085b": `"a\u0085b" "a\u0085b" a&#x85;b`, "a\x7fb": `"a\u007fb" "a\u007fb" a&#x7F;b`, "a\u2028\u2029": `"a\u2028\u2029" "a\u2028\u2029" a&#x2028;&#x2029;`,
+		"\ufeffa\u009f": `"\ufeffa\u009f" "\ufeffa\u009f" &#xFEFF;a&#x9F;`, "é😀\u00a0": "\"é😀\u00a0\" \"é😀\u00a0\" é😀\u00a0",
+	} {
+		vars := map[string]string{"v": value}
+		g.changed("file.template", &pb.TemplateArgs{Path: "/t", Text: "{{v|json}} {{v|yaml}} {{v|xml}}", Vars: vars})
+		g.has("/t", want)
+		if strings.ContainsAny(value, "\u0085\x7f\u2028\u009f") {
+			g.refused("invalid", "file.template", &pb.TemplateArgs{Path: "/t", Text: "{{v}}", Vars: vars})
+		}
+	}
+	for _, value := range []string{"\x00", "a\x1b", "\xff"} {
+		g.refused("invalid", "file.template", &pb.TemplateArgs{Path: "/t", Text: "{{v|xml}}", Vars: map[string]string{"v": value}})
+	}
+}

@@ -148,10 +148,12 @@ var (
 // unknownInGlob returns why a pattern that a shell knows is none here; empty: it has nothing of the kind. A brace or a
 // bracket behind a backslash is itself.
 func unknownInGlob(pattern string) string {
-	plain := strings.NewReplacer(`\\`, "", `\{`, "", `\[`, "").Replace(pattern)
+	plain := strings.NewReplacer(`\\`, "", `\{`, "", `\[`, "", `\*`, "").Replace(pattern)
 	switch {
 	case strings.Contains(plain, "{"):
 		return `braces are not known in a pattern; write \{ for the character`
+	case strings.Contains(plain, "**"):
+		return "** is not known in a pattern; write one * for each directory"
 	case namedClass.MatchString(plain):
 		return "named classes are not known in a pattern; write a range, such as [0-9]"
 	}
@@ -176,6 +178,9 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 	}
 	found := []string{""}
 	for _, element := range fsys.Elements(fsys.Clean(in.Pattern)) {
+		if _, err := fsys.Match(element, ""); err != nil { // a class does not hold a slash
+			return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
+		}
 		var next []string
 		for _, dir := range found {
 			if err := context.Cause(ctx); err != nil {

@@ -70,7 +70,7 @@ func (r *Room) chmod(ctx context.Context, call *builtins.Call, in *pb.ChmodArgs)
 }
 
 func (r *Room) chown(ctx context.Context, call *builtins.Call, in *pb.ChownArgs) (*pb.Changed, error) {
-	attr, err := owners(r.guest.Of(call), in.Owner, in.Group)
+	attr, err := r.ownersOf(call, in.Owner, in.Group)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -195,11 +195,11 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	}
 	attr := fsys.Attr{}
 	if to.Old.Kind != fsys.File || !trusted {
-		attr.Mode = new(from.Old.Mode & 0o777)
+		attr.Create = new(from.Old.Mode & 0o777)
 	}
 	mode := to.Old.Mode
-	if attr.Mode != nil {
-		mode = *attr.Mode
+	if attr.Create != nil {
+		mode = *attr.Create
 	}
 	content := to.OldContent().With(from.OldContent(), mode)
 	if err := to.copyFrom(ctx, from, attr); err != nil {

@@ -107,6 +107,11 @@ func (r *Room) changing() []builtins.Op {
 			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.line),
 		},
 		{
+			Name: "file.block", Usage: "(path) changed",
+			Summary: "make some lines stand in a text file between two lines that mark them, or not stand there",
+			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.block),
+		},
+		{
 			Name: "file.replace", Usage: "(path, pattern, replacement) changed",
 			Summary: "replace what matches a pattern in a text file",
 			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.replace),

@@ -408,7 +408,9 @@ func TestGlobMatchesElementByElement(t *testing.T) {
 		}
 	}
 	g.refused("invalid", "file.glob", &pb.GlobArgs{Pattern: "a*"})
-	g.refused("invalid", "file.glob", &pb.GlobArgs{Pattern: "/[a"})
+	for _, pattern := range []string{"/[a", "/[a/b]*", "/**/a", "/{a,b}", "/[[:alpha:]]*"} {
+		g.refused("invalid", "file.glob", &pb.GlobArgs{Pattern: pattern})
+	}
 }
 
 func TestLooking(t *testing.T) {

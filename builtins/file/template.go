@@ -120,10 +120,13 @@ var filters = map[string]func(to io.Writer, value string) error{
 	"json": quoted,
 	"yaml": quoted, // a double-quoted scalar of YAML is a string of JSON
 	"xml": func(to io.Writer, value string) error {
+		if strings.ContainsFunc(value, notInXML) || !utf8.ValidString(value) {
+			return errors.New("the value has a character that no XML has, or is not UTF-8")
+		}
 		return inPieces(to, value, func(s string) []byte {
 			var b bytes.Buffer
 			_ = xml.EscapeText(&b, []byte(s)) // a buffer takes everything
-			return b.Bytes()
+			return escapeControl(b.Bytes(), "&#x%X;")
 		})
 	},
 }
@@ -162,9 +165,40 @@ func raw(to io.Writer, value string) error {
 	return inPieces(to, value, func(s string) []byte { return []byte(s) })
 }
 
+// notInXML says whether a character cannot stand in a document, not even escaped.
+func notInXML(c rune) bool {
+	return c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0xfffe || c == 0xffff
+}
+
+// endsLine says whether a character is a control character or the end of a line to some reader: of U+0085 one of YAML 1.1, of U+2028
+// one of JavaScript.
+func endsLine(c rune) bool {
+	return c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029'
+}
+
+// escapeControl writes the characters of a text that are not printable to all readers, and not escaped yet, by a format of their
+// number: DEL, the C1 controls such as NEL, the ends of lines and paragraphs, and the byte order mark.
+func escapeControl(s []byte, format string) []byte {
+	special := func(c rune) bool {
+		return c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029' || c == '\ufeff' || c == 0xfffe || c == 0xffff
+	}
+	if !bytes.ContainsFunc(s, special) {
+		return s
+	}
+	var b bytes.Buffer
+	for _, c := range string(s) {
+		if special(c) {
+			fmt.Fprintf(&b, format, c)
+		} else {
+			b.WriteRune(c)
+		}
+	}
+	return b.Bytes()
+}
+
 // oneLine keeps a value from becoming a line of its own in a file of configuration.
 func oneLine(to io.Writer, value string) error {
-	if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f || c == '\u2028' || c == '\u2029' }) {
+	if strings.ContainsFunc(value, endsLine) {
 		return errors.New("the value has more than one line or a control character; {{name|raw}} writes it as it is")
 	}
 	return raw(to, value)
@@ -186,7 +220,7 @@ func quoted(to io.Writer, value string) error {
 		encoder := json.NewEncoder(&b)
 		encoder.SetEscapeHTML(false)
 		_ = encoder.Encode(s) // a text can be encoded
-		return bytes.TrimSuffix(bytes.TrimPrefix(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte(`"`)), []byte(`"`))
+		return escapeControl(bytes.TrimSuffix(bytes.TrimPrefix(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte(`"`)), []byte(`"`)), `\u%04x`)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io/fs"
 	"regexp"
+	"sort"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -213,9 +214,14 @@ func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error
 	if in.Pattern == "" {
 		return nil, fault.Invalid("the pattern is empty")
 	}
-	once := func(_ context.Context, old []byte) ([]byte, error) {
-		return replaceText(old, []byte(in.Pattern), []byte(in.Replacement))
+	find := func(_ context.Context, text []byte, from int) ([]int, error) {
+		at := bytes.Index(text[from:], []byte(in.Pattern))
+		if at < 0 {
+			return nil, nil
+		}
+		return []int{from + at, from + at + len(in.Pattern)}, nil
 	}
+	expand := func(edited, by, _ []byte, _ []int) ([]byte, error) { return append(edited, by...), nil }
 	if !in.Literal {
 		pattern, err := compile(in.Pattern, true) // what is edited consists of lines
 		if err != nil {
@@ -224,9 +230,14 @@ func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error
 		if err := pattern.checkReferences(in.Replacement); err != nil {
 			return nil, err
 		}
-		once = func(ctx context.Context, old []byte) ([]byte, error) {
-			return pattern.replaceAll(ctx, old, []byte(in.Replacement))
+		find, expand = pattern.find, pattern.expand
+	}
+	once := func(ctx context.Context, old []byte) ([]byte, error) {
+		r := &replacer{old: old, text: old, by: []byte(in.Replacement), find: find, expand: expand}
+		if !namesCarriageReturn(in.Pattern, in.Literal) {
+			r.forLines()
 		}
+		return r.all(ctx)
 	}
 	return func(ctx context.Context, old []byte) ([]byte, error) {
 		if old == nil {
@@ -252,18 +263,62 @@ func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error
 
 var errEdited = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", edit.MaxEdit)
 
-func replaceText(old, text, by []byte) ([]byte, error) {
-	if n := int64(bytes.Count(old, text)); n > 0 && int64(len(old))+n*int64(len(by)-len(text)) > edit.MaxEdit {
-		return nil, errEdited
-	}
-	return bytes.ReplaceAll(old, text, by), nil
+// replacer replaces all matches in a text.
+type replacer struct {
+	old []byte // what is edited
+	by  []byte // what comes in the place of a match, with references to groups
+	// text is what is searched: old without the carriage returns at the ends of lines, of which removed holds the places in it.
+	text    []byte
+	removed []int
+	find    func(ctx context.Context, text []byte, from int) ([]int, error)
+	expand  func(edited, by, old []byte, at []int) ([]byte, error)
 }
 
-// replaceAll does what ReplaceAll of package regexp does, within bounds of time and memory.
-func (p *pattern) replaceAll(ctx context.Context, old, by []byte) ([]byte, error) {
-	edited, from := make([]byte, 0, len(old)+len(by)), 0
-	for pos, last := 0, -1; pos <= len(old); {
-		at, err := p.find(ctx, old, pos)
+// namesCarriageReturn says whether a pattern is about carriage returns itself.
+func namesCarriageReturn(pattern string, literal bool) bool {
+	return strings.Contains(pattern, "\r") || !literal && carriageReturn.MatchString(pattern)
+}
+
+// carriageReturn matches the ways in which a pattern names one.
+var carriageReturn = regexp.MustCompile(`\\(r|x0[dD]|x\{0*[dD]\}|015)`)
+
+// forLines lets an end of a line be CR LF: the pattern sees a line feed there, as ^ and $ do, and the ends of lines stay as they are.
+// In a text whose lines end so, those that are put in do, too.
+func (r *replacer) forLines() {
+	if !bytes.Contains(r.old, []byte("\r\n")) {
+		return
+	}
+	if first := bytes.IndexByte(r.old, '\n'); r.old[max(first-1, 0)] == '\r' && !bytes.Contains(r.by, []byte("\r")) {
+		r.by = bytes.ReplaceAll(r.by, []byte("\n"), []byte("\r\n"))
+	}
+	r.text = make([]byte, 0, len(r.old))
+	for i, c := range r.old {
+		if c == '\r' && i+1 < len(r.old) && r.old[i+1] == '\n' {
+			r.removed = append(r.removed, len(r.text))
+			continue
+		}
+		r.text = append(r.text, c)
+	}
+}
+
+// place returns where in old a place in text is. That of a line feed is in front of its carriage return.
+func (r *replacer) place(at int) int {
+	if at < 0 || len(r.removed) == 0 {
+		return at
+	}
+	return at + sort.SearchInts(r.removed, at)
+}
+
+// all does what ReplaceAll of package regexp does, within bounds of time and memory.
+func (r *replacer) all(ctx context.Context) ([]byte, error) {
+	edited, from := make([]byte, 0, min(len(r.old)+len(r.by), edit.MaxEdit)), 0
+	for pos, last, n := 0, -1, 0; pos <= len(r.text); n++ {
+		if n%checkEvery == 0 {
+			if err := context.Cause(ctx); err != nil {
+				return nil, err
+			}
+		}
+		at, err := r.find(ctx, r.text, pos)
 		if err != nil {
 			return nil, err
 		}
@@ -272,19 +327,24 @@ func (p *pattern) replaceAll(ctx context.Context, old, by []byte) ([]byte, error
 		}
 		counts := at[1] > pos || at[0] != last // an empty match right behind another one does not
 		if pos, last = at[1], at[1]; at[0] == at[1] {
-			_, width := utf8.DecodeRune(old[pos:])
+			_, width := utf8.DecodeRune(r.text[pos:])
 			pos += max(width, 1)
 		}
 		if !counts {
 			continue
 		}
-		edited = append(edited, old[from:at[0]]...)
-		if edited, err = p.expand(edited, by, old, at); err != nil {
+		for i := range at {
+			at[i] = r.place(at[i])
+		}
+		edited = append(edited, r.old[from:at[0]]...)
+		if edited, err = r.expand(edited, r.by, r.old, at); err != nil {
 			return nil, err
 		}
-		from = at[1]
+		if from = at[1]; len(edited) > edit.MaxEdit {
+			return nil, errEdited
+		}
 	}
-	edited = append(edited, old[from:]...)
+	edited = append(edited, r.old[from:]...)
 	if len(edited) > edit.MaxEdit {
 		return nil, errEdited
 	}
@@ -294,9 +354,15 @@ func (p *pattern) replaceAll(ctx context.Context, old, by []byte) ([]byte, error
 // reference matches what stands for a group in a replacement, and $$.
 var reference = regexp.MustCompile(`\$(?:\$|\{(\w+)\}|(\w+))`)
 
+// foreignReference matches what stands for a group in Lua's own patterns, in sed and in Python.
+var foreignReference = regexp.MustCompile(`%[1-9]|\\[1-9]|\\g<\w+>`)
+
 // checkReferences refuses a replacement with a reference to a group that the pattern does not have: it would stand for
-// nothing.
+// nothing; and one with references of another language: they would stand for themselves.
 func (p *pattern) checkReferences(by string) error {
+	if found := foreignReference.FindString(by); found != "" && p.alone.NumSubexp() > 0 && !reference.MatchString(by) {
+		return fault.Invalid("%s stands for itself, a group is written $1; if none is meant begin those of the pattern with (?:", found)
+	}
 	for {
 		found := reference.FindStringSubmatch(by)
 		if found == nil {

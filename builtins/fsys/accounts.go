@@ -2,6 +2,7 @@ package fsys
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -179,10 +180,20 @@ func (a *Accounts) GID(group string) (uint32, error) {
 func unnamedID(what, text string) (uint32, error) {
 	id, ok := ParseID(text)
 	if !ok {
-		return 0, fault.Invalid("there is no %s %q", what, text)
+		return 0, noAccount{what, text}
 	}
 	return id, nil
 }
+
+// ErrNoAccount is what the error about a user or group that the files do not have is, beside fs.ErrInvalid.
+var ErrNoAccount = errors.New("no such user or group")
+
+type noAccount struct{ what, name string }
+
+func (e noAccount) Error() string { return fmt.Sprintf("there is no %s %q", e.what, e.name) }
+
+// Is says that it is both errors.
+func (e noAccount) Is(target error) bool { return target == ErrNoAccount || target == fs.ErrInvalid }
 
 // ParseID parses the decimal number of a user or group. 4294967295 is none: it means "leave it" to the kernel.
 func ParseID(text string) (id uint32, ok bool) {

@@ -90,6 +90,22 @@ func (a *At) Open() (*os.File, error) { return a.open(false) }
 // by all names of the file at once, and torn by a crash.
 func (a *At) OpenInPlace() (*os.File, error) { return a.open(true) }
 
+// OpenAppend opens the regular file here for reading, and for writing at its end alone: all that its flag a of chattr(1) allows.
+func (a *At) OpenAppend() (*os.File, error) {
+	meta, err := a.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if meta.Kind != File {
+		return nil, notRegular(meta.Kind)
+	}
+	file, err := a.dir.openAppend(a.Name)
+	if err != nil {
+		return nil, err
+	}
+	return file, a.heldOpen(file)
+}
+
 // OpenLeased is OpenInPlace of a file on which others may hold a lease, for which the other functions return
 // syscall.EAGAIN. It waits until they give the lease up, or the kernel takes it from them: within 45 s by default.
 func (a *At) OpenLeased() (*os.File, error) { return a.dir.openLeased(a.Name) }
@@ -163,10 +179,16 @@ func (d *Dir) Names() ([]string, error) { return d.dir.names() }
 // Stat is At.Stat of a name in the directory, not escaped.
 func (d *Dir) Stat(name string) (Meta, error) { return d.dir.stat(name) }
 
-// Mkdir makes a directory, with mode 0755 unless attr says otherwise. While it is made others cannot enter it.
+// Mkdir makes a directory. Unless attr says otherwise it has the mode that mkdir(2) would give it: 0755, or what a default ACL of
+// the directory above makes of 0777, and setgid where that has it. While it is made others cannot enter it.
 func (a *At) Mkdir(attr Attr) error {
+	above, err := a.dir.capture(".")
+	if err != nil {
+		return err
+	}
 	if attr.Mode == nil {
-		attr.Mode = new(uint32(0o755))
+		const setgid = 0o2000
+		attr.Mode = new(inheritedMode(above.Xattrs[defaultACL], askedOfDir, modeOfDir) | above.Mode&setgid)
 	}
 	if err := a.dir.make(a.Name, Meta{Kind: Directory}); err != nil {
 		return err
@@ -180,7 +202,12 @@ func (a *At) Mkdir(attr Attr) error {
 
 // Symlink makes a link to target, byte for byte, or replaces the link that is here by it, in one step. Where anything
 // else is, the error is fs.ErrExist.
-func (a *At) Symlink(target string) error {
+func (a *At) Symlink(target string) error { return a.symlink(target, false) }
+
+// ReplaceBySymlink is Symlink for a place where a regular file may be, which the link replaces.
+func (a *At) ReplaceBySymlink(target string) error { return a.symlink(target, true) }
+
+func (a *At) symlink(target string, file bool) error {
 	if err := a.checkSlash(); err != nil {
 		return err
 	}
@@ -190,10 +217,13 @@ func (a *At) Symlink(target string) error {
 	}
 	link := Meta{Kind: Symlink, Target: target}
 	defer a.changed()
-	switch old.Kind {
-	case Absent:
+	if err := old.CheckLocked("the file"); err != nil {
+		return err
+	}
+	switch {
+	case old.Kind == Absent:
 		return a.dir.make(a.Name, link)
-	case Symlink:
+	case old.Kind == Symlink, old.Kind == File && file:
 		temp := tempName()
 		if err := a.dir.make(temp, link); err != nil {
 			return err
@@ -217,15 +247,22 @@ func (a *At) Make(meta Meta) error {
 		return err
 	}
 	a.changed()
-	err := a.dir.apply(temp, meta)
+	free := meta.Unlocked()
+	err := a.dir.apply(temp, free)
 	if err == nil {
 		err = a.dir.rename(temp, a.dir, a.Name, false)
 	}
 	if err != nil {
 		return errors.Join(err, a.dir.remove(temp, meta.Kind == Directory))
 	}
+	if len(free.Xattrs) != len(meta.Xattrs) || !bytes.Equal(free.Xattrs[inodeFlags], meta.Xattrs[inodeFlags]) {
+		return a.dir.apply(a.Name, meta)
+	}
 	return nil
 }
+
+// Unlock takes the flags of chattr(1) from the object here that forbid to change it. Apply sets them again.
+func (a *At) Unlock() error { return a.dir.unlock(a.Name) }
 
 // CopyContent copies the content of the regular file here into a new file at to, of mode 0600 and durable but for its
 // name. Where the file system can share blocks it does, else holes stay holes. A file that shrinks meanwhile is

@@ -54,6 +54,8 @@ type directory interface {
 	copyCost(name string) (int64, error)
 	// pretended says whether the content of a file is an overlay's own.
 	pretended(name string) bool
+	// openAppend is At.OpenAppend.
+	openAppend(name string) (*os.File, error)
 	// openLeased is At.OpenLeased.
 	openLeased(name string) (*os.File, error)
 	// openDir opens a directory for reading.
@@ -73,6 +75,9 @@ type directory interface {
 	applyNew(name string, file *os.File, meta Meta) error
 	// copyAttrs gives a file that create made the attributes of the file old that it replaces, but for what attr says.
 	copyAttrs(name string, file *os.File, old Meta, attr Attr) error
+
+	// unlock is At.Unlock.
+	unlock(name string) error
 
 	// remove removes an empty directory, or anything else.
 	remove(name string, isDir bool) error

@@ -67,7 +67,8 @@ type Meta struct {
 	Target string
 	// Rdev is the number of a device.
 	Rdev uint64
-	// Xattrs are all extended attributes, ACLs and security labels among them. Only Capture fills them in.
+	// Xattrs are all extended attributes, ACLs and security labels among them, and the flags of chattr(1) as the attribute
+	// "inode.flags", which no other one can be named. Only Capture fills them in.
 	Xattrs map[string][]byte
 
 	// The rest cannot be restored, and tells objects apart.
@@ -77,6 +78,9 @@ type Meta struct {
 	Links uint32
 	// Mounted: a file system is mounted here.
 	Mounted bool
+	// AppendOnly and Immutable: chattr(1) set the flag a or i. The kernel then refuses to replace, rename or remove the object,
+	// and to change more than the flag allows.
+	AppendOnly, Immutable bool
 	// Born is when the object was made; zero where the file system does not know.
 	Born Time
 
@@ -101,6 +105,9 @@ func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == othe
 type Attr struct {
 	Mode     *uint32
 	UID, GID *uint32
+	// Create is used for a new file without Mode: the mode as open(2) takes it, of which a default ACL of the directory may take
+	// something away. Nil: 0666, or 0644 where there is no such ACL.
+	Create *uint32
 
 	of *Meta // the object that it is for; nil: any
 }

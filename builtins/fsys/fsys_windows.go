@@ -22,6 +22,13 @@ const separator = string(os.PathSeparator)
 
 func unsupported(what string) error { return fault.Unsupported("%s: not on this system", what) }
 
+// unlocked has nothing to do: no object has flags here.
+func unlocked(xattrs map[string][]byte) map[string][]byte { return xattrs }
+
+func unlockAt(handle, string) error { return nil }
+
+func openAppend(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
+
 func openRoot(dir string) (*realRoot, error) {
 	host := dir == "" || dir == "/" || dir == separator
 	if !host {
@@ -159,7 +166,7 @@ func setAttr(dir handle, name string, _ Kind, attr Attr) error {
 	return fault.Cause(os.Chmod(filepath.Join(dir, name), fs.FileMode(*attr.Mode&0o777)))
 }
 
-func copyAttrs(file *os.File, old Meta, attr Attr) error {
+func copyAttrs(_ handle, file *os.File, old Meta, attr Attr) error {
 	if attr.Mode == nil && old.Kind == File {
 		attr.Mode = &old.Mode
 	}

@@ -2,6 +2,7 @@ package fsys
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"strconv"
@@ -37,7 +38,9 @@ func metaOf(x *unix.Statx_t) Meta {
 		Kind: kindOfMode(x.Mode), Mode: uint32(x.Mode) & 0o7777, UID: x.Uid, GID: x.Gid, Size: int64(x.Size),
 		Mtime: Time{x.Mtime.Sec, x.Mtime.Nsec},
 		Dev:   unix.Mkdev(x.Dev_major, x.Dev_minor), Ino: x.Ino, Links: x.Nlink,
-		Mounted: x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
+		Mounted:    x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
+		AppendOnly: x.Attributes&unix.STATX_ATTR_APPEND != 0,
+		Immutable:  x.Attributes&unix.STATX_ATTR_IMMUTABLE != 0,
 	}
 	if x.Mask&unix.STATX_BTIME != 0 {
 		meta.Born = Time{x.Btime.Sec, x.Btime.Nsec}
@@ -107,8 +110,16 @@ func (o descriptor) capture() (Meta, error) {
 			return Meta{}, err
 		}
 	}
-	meta.Xattrs, err = o.xattrs()
-	return meta, err
+	if meta.Xattrs, err = o.xattrs(); err != nil {
+		return meta, err
+	}
+	if flags, ok := o.flags(meta.Kind); ok && flags != 0 {
+		if meta.Xattrs == nil {
+			meta.Xattrs = map[string][]byte{}
+		}
+		meta.Xattrs[inodeFlags] = binary.LittleEndian.AppendUint32(nil, flags)
+	}
+	return meta, nil
 }
 
 // xattrs reads all extended attributes; nil where the file system has none.
@@ -163,9 +174,10 @@ func applyFile(file *os.File, meta Meta) error {
 }
 
 // apply sets owner, xattrs, mode and mtime in this order, since setting one may change a later one: a new owner drops
-// setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime.
+// setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime. Flags come last: one
+// of them forbids all of it.
 func (o descriptor) apply(meta Meta) error {
-	now, err := o.stat()
+	now, err := o.capture()
 	if err != nil {
 		return err
 	}
@@ -174,6 +186,14 @@ func (o descriptor) apply(meta Meta) error {
 	}
 	if meta.of != nil && !now.Same(*meta.of) {
 		return fault.ErrChanged
+	}
+	if now.locked() {
+		if sameAttributes(now, meta) {
+			return nil
+		}
+		if err := o.setFlags(now.Kind, unlocked(now.Xattrs)); err != nil {
+			return err
+		}
 	}
 	if err := o.chown(now, meta.UID, meta.GID); err != nil {
 		return err
@@ -184,11 +204,13 @@ func (o descriptor) apply(meta Meta) error {
 	if err := o.chmod(meta.Mode); err != nil {
 		return err
 	}
-	if now.Mtime == meta.Mtime {
-		return nil
+	if now.Mtime != meta.Mtime {
+		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unixTime(meta.Mtime)}
+		if err := unix.UtimesNanoAt(unix.AT_FDCWD, o.path(), times, 0); err != nil {
+			return err
+		}
 	}
-	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unixTime(meta.Mtime)}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, o.path(), times, 0)
+	return o.setFlags(now.Kind, meta.Xattrs)
 }
 
 func (o descriptor) chown(now Meta, uid, gid uint32) error {
@@ -220,7 +242,7 @@ func (o descriptor) setXattrs(want map[string][]byte) error {
 		return err
 	}
 	for name := range have {
-		if _, wanted := want[name]; wanted {
+		if _, wanted := want[name]; wanted || name == inodeFlags {
 			continue
 		}
 		if err := unix.Removexattr(o.path(), name); err != nil && !errors.Is(err, unix.ENODATA) {
@@ -228,7 +250,7 @@ func (o descriptor) setXattrs(want map[string][]byte) error {
 		}
 	}
 	for name, value := range want {
-		if old, ok := have[name]; ok && bytes.Equal(old, value) {
+		if old, ok := have[name]; ok && bytes.Equal(old, value) || name == inodeFlags {
 			continue
 		}
 		if err := unix.Setxattr(o.path(), name, value, 0); err != nil {
@@ -264,14 +286,15 @@ func (o descriptor) setAttr(now Meta, attr Attr) error {
 	return o.chmod(*attr.Mode)
 }
 
-// copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says.
-func copyAttrs(file *os.File, old Meta, attr Attr) error {
+// copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says. One that replaces none keeps
+// what it inherits of its directory.
+func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 	o := descriptor{int(file.Fd())}
 	now, err := o.stat()
 	if err != nil {
 		return err
 	}
-	mode := uint32(0o644)
+	var mode uint32
 	if old.Kind == File {
 		mode = old.Mode
 		if err := o.setOwner(old.UID, old.GID, attr); err != nil {
@@ -280,10 +303,25 @@ func copyAttrs(file *os.File, old Meta, attr Attr) error {
 		if err := o.setXattrs(keptXattrs(old.Xattrs)); err != nil {
 			return err
 		}
-	} else if err := o.setOwner(now.UID, now.GID, attr); err != nil {
-		return err
+		if err := o.setFlags(File, old.Xattrs); err != nil {
+			return err
+		}
+	} else {
+		if err := o.setOwner(now.UID, now.GID, attr); err != nil {
+			return err
+		}
+		mode = newFileMode(defaultACLOf(dir), attr)
 	}
 	return o.chmod(valueOr(attr.Mode, mode))
+}
+
+// defaultACLOf returns the default ACL of a directory; nil: it has none, or the file system has no ACLs.
+func defaultACLOf(dir handle) []byte {
+	acl, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(descriptor{dir}.path(), defaultACL, buffer) })
+	if err != nil {
+		return nil
+	}
+	return acl
 }
 
 func (o descriptor) setOwner(uid, gid uint32, attr Attr) error {

@@ -139,6 +139,27 @@ func (d *overlayDir) pretended(name string) bool {
 	return err == nil && node.content != ""
 }
 
+// openAppend opens a copy for writing anywhere: that of a file with the flag a grows at its end alone as its opener asks for it.
+func (d *overlayDir) openAppend(name string) (*os.File, error) {
+	node, err := d.child(name)
+	if err != nil {
+		return nil, err
+	}
+	if node.meta.Immutable {
+		return nil, os.ErrPermission
+	}
+	if node.content == "" {
+		if err := d.overlay.copyUp(node); err != nil {
+			return nil, err
+		}
+		d.node.keep(name, node)
+	}
+	file, err := os.OpenFile(node.content, os.O_RDWR|os.O_APPEND, 0)
+	return file, fault.Cause(err)
+}
+
+func (d *overlayDir) unlock(string) error { return fault.Unsupported("flags of an overlay") }
+
 func (d *overlayDir) openLeased(name string) (*os.File, error) { return d.open(name, true) }
 
 func (d *overlayDir) stableInodes() (bool, error) { return false, nil }
@@ -209,7 +230,10 @@ func (d *overlayDir) make(name string, meta Meta) error {
 	made := d.newMeta(meta.Kind, 0o600)
 	switch meta.Kind {
 	case Directory:
-		made.Mode = 0o700
+		if acl := d.node.meta.Xattrs[defaultACL]; acl != nil {
+			made.Xattrs = map[string][]byte{defaultACL: acl}
+		}
+		made.Mode = 0o700 | d.node.meta.Mode&0o2000
 	case Symlink:
 		made.Mode, made.Target, made.Size = 0o777, meta.Target, int64(len(meta.Target))
 	case BlockDevice, CharDevice:
@@ -269,7 +293,7 @@ func (d *overlayDir) apply(name string, want Meta) error {
 func (d *overlayDir) applyNew(name string, _ *os.File, want Meta) error { return d.apply(name, want) }
 
 func (d *overlayDir) copyAttrs(name string, _ *os.File, old Meta, attr Attr) error {
-	return d.change(name, func(m *Meta) error { return m.copyAttrs(old, attr) })
+	return d.change(name, func(m *Meta) error { return m.copyAttrs(old, attr, d.node.meta.Xattrs[defaultACL]) })
 }
 
 // setAttr sets attributes as far as the kernel would for an object of the agent's own.
@@ -301,8 +325,8 @@ func (m *Meta) setMeta(want Meta) error {
 }
 
 // copyAttrs is what copyAttrs of a real file does to its state.
-func (m *Meta) copyAttrs(old Meta, attr Attr) error {
-	want := Attr{Mode: new(uint32(0o644)), UID: attr.UID, GID: attr.GID}
+func (m *Meta) copyAttrs(old Meta, attr Attr, acl []byte) error {
+	want := Attr{Mode: new(newFileMode(acl, attr)), UID: attr.UID, GID: attr.GID}
 	if old.Kind == File {
 		m.Xattrs = keptXattrs(old.Xattrs)
 		want = Attr{Mode: &old.Mode, UID: new(valueOr(attr.UID, old.UID)), GID: new(valueOr(attr.GID, old.GID))}

@@ -95,6 +95,20 @@ func (d *realDir) copyCost(string) (int64, error) {
 
 func (d *realDir) pretended(string) bool { return false }
 
+func (d *realDir) openAppend(name string) (*os.File, error) {
+	file, err := openAppend(d.handle, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRegular(file); err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+func (d *realDir) unlock(name string) error { return unlockAt(d.handle, name) }
+
 func (d *realDir) openLeased(name string) (*os.File, error) { return openLeased(d.handle, name) }
 
 func (d *realDir) openDir(name string) (directory, error) {
@@ -127,7 +141,7 @@ func (d *realDir) apply(name string, meta Meta) error { return applyAt(d.handle,
 func (d *realDir) applyNew(_ string, file *os.File, meta Meta) error { return applyFile(file, meta) }
 
 func (d *realDir) copyAttrs(_ string, file *os.File, old Meta, attr Attr) error {
-	return copyAttrs(file, old, attr)
+	return copyAttrs(d.handle, file, old, attr)
 }
 
 func (d *realDir) remove(name string, isDir bool) error { return unlinkAt(d.handle, name, isDir) }

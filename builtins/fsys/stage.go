@@ -29,6 +29,11 @@ func (a *At) Stage() (*Staged, error) {
 	if err := a.checkSlash(); err != nil {
 		return nil, err
 	}
+	if in, err := a.StatDir(); err != nil {
+		return nil, err
+	} else if err := in.CheckLocked("the directory"); err != nil { // not even the temporary file could be removed
+		return nil, err
+	}
 	dir, err := a.dir.dup()
 	if err != nil {
 		return nil, err
@@ -100,11 +105,12 @@ func (a *At) checkReplace(old Meta) error {
 	case old.Links > 1:
 		return fault.Refuse("the file has %d names, and replacing it would part them; write in place instead", old.Links)
 	}
-	return nil
+	return old.CheckLocked("the file")
 }
 
 // Commit gives the file its name. The file takes owner, mode, ACLs, label and other extended attributes of the file
-// that it replaces, unless attr says otherwise, and mode 0644 if it replaces none, or one that is not Trusted. Its
+// that it replaces, flags of chattr among them, unless attr says otherwise; if it replaces none, or one that is not
+// Trusted, it has what open(2) would give it: mode 0644, or what the default ACL of the directory makes of 0666. Its
 // content is durable before the rename, and its name is durable too if syncDir is set. File capabilities and integrity
 // hashes are not kept: they spoke of the old content. On an error before the rename nothing has changed. The staging is
 // over either way.
@@ -124,14 +130,14 @@ func (s *Staged) Commit(attr Attr, syncDir bool) error {
 	})
 }
 
-// Restore gives the file its name with exactly the state of meta. It replaces anything but a directory. The rest is as
-// with Commit.
+// Restore gives the file its name with exactly the state of meta, but for flags that would forbid to give it a name: Apply sets
+// them. It replaces anything but a directory. The rest is as with Commit.
 func (s *Staged) Restore(meta Meta, syncDir bool) error {
 	return s.finish(syncDir, func(old Meta) error {
 		if old.Kind == Directory {
 			return notRegular(Directory)
 		}
-		return s.at.dir.applyNew(s.temp, s.File, meta)
+		return s.at.dir.applyNew(s.temp, s.File, meta.Unlocked())
 	})
 }
 

@@ -69,7 +69,7 @@ func TestReadyIsWhatTheGuestIs(t *testing.T) {
 func TestInfoOfAnImage(t *testing.T) {
 	root := t.TempDir()
 	os.Mkdir(filepath.Join(root, "etc"), 0o755)
-	for name, text := range map[string]string{"os-release": "NAME=\"Some Linux\"\nVERSION_ID=3\nID=some\n", "hostname": "box\n", "machine-id": "00ff\n"} {
+	for name, text := range map[string]string{"os-release": "NAME=\"Some Linux\"\nVERSION_ID=3\nID=some\n", "hostname": "# made by the image build\n\n box\r\n", "machine-id": "5F1F3c0b6d2a4e0c9a7b8d1e2f304152\n"} {
 		if err := os.WriteFile(filepath.Join(root, "etc", name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +79,7 @@ func TestInfoOfAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	info := out.(*pb.HostInfo)
-	if info.GetOs() != "Some Linux" || info.GetOsVersion() != "3" || info.GetOsId() != "some" || info.GetHostname() != "box" || info.GetMachineId() != "00ff" ||
+	if info.GetOs() != "Some Linux" || info.GetOsVersion() != "3" || info.GetOsId() != "some" || info.GetHostname() != "box" || info.GetMachineId() != "5f1f3c0b6d2a4e0c9a7b8d1e2f304152" ||
 		info.GetAgentVersion() != "1.2.3" || info.GetKernel() != uname(t, "-r") || info.GetCpus() < 1 || info.GetMemoryBytes() < 1<<20 {
 		t.Error(info)
 	}

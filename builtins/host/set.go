@@ -85,7 +85,10 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	if _, err := r.files(call); err != nil {
 		return nil, err
 	}
-	changed, err := r.write(ctx, call, "host.hostname", hostnameFile, in.New, false)
+	changed, err := r.edit.Put(ctx, call, edit.File{
+		Op: "host.hostname", Path: hostnameFile, Content: []byte(in.New + "\n"), Follow: true,
+		Same: func(have []byte) bool { return facts.HostnameIn(have) == in.New },
+	})
 	if err == nil && r.guest.Live {
 		var also bool
 		also, err = r.write(ctx, call, "host.hostname", liveHostname, in.New, true)
@@ -98,7 +101,7 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 func (r *Room) hostnameIs(call *builtins.Call) string {
 	if dry := call.DryRun; dry != nil && dry.Changed {
 		if content, err := dry.Files.ReadFile(hostnameFile, maxSetting); err == nil {
-			return strings.TrimSpace(string(content))
+			return facts.HostnameIn(content)
 		}
 	}
 	return facts.Hostname(r.guest.Dir)
@@ -114,7 +117,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 		zone, err := timezoneIs(root)
 		return text(zone), err
 	}
-	if !zoneName.MatchString(in.New) {
+	if !zoneName.MatchString(in.New) || in.New == "localtime" || in.New == "posixrules" { // which lead back to the setting
 		return nil, fault.Invalid("%q is no name of a time zone, such as Europe/Vienna", in.New)
 	}
 	data, err := root.ReadFile(zones+"/"+in.New, maxZone)
@@ -133,7 +136,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 		return nil, fault.On(timezoneFile, err)
 	}
 	changed, err := r.edit.Symlink(ctx, call, edit.Link{
-		Op: "host.timezone", Path: timezoneLink, Target: ".." + zones + "/" + in.New,
+		Op: "host.timezone", Path: timezoneLink, Target: ".." + zones + "/" + in.New, Replace: true,
 		Same: func(target string) bool {
 			return fsys.Join("/etc", target) == fsys.Join(zones, in.New) || target == fsys.Join(zones, in.New)
 		},
@@ -145,7 +148,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 	return yes(changed || also), err
 }
 
-// timezoneIs reads the link; without one it is UTC, as the C library has it.
+// timezoneIs reads the link; without one it is UTC, as the C library has it. Of a copy of a zone it finds the name.
 func timezoneIs(root *fsys.Root) (string, error) {
 	at, err := root.At(timezoneLink)
 	if err != nil {
@@ -162,12 +165,40 @@ func timezoneIs(root *fsys.Root) (string, error) {
 		if _, zone, ok := strings.Cut(meta.Target, "/zoneinfo/"); ok {
 			return zone, nil
 		}
-	default:
-		if content, err := root.ReadFile(timezoneFile, maxSetting); err == nil {
-			return strings.TrimSpace(string(content)), nil
+	case meta.Kind == fsys.File:
+		if zone, err := copiedZone(root); zone != "" || err != nil {
+			return zone, fault.On(timezoneLink, err)
 		}
 	}
 	return "", fault.On(timezoneLink, fault.Invalid("it does not lead to a zone below %s, so its name is not known", zones))
+}
+
+// copiedZone returns the zone that a copy in place of the link is of: that which the other file names, or the first in the list of
+// zones that is the same. Empty: there is none.
+func copiedZone(root *fsys.Root) (string, error) {
+	have, err := root.ReadFile(timezoneLink, maxZone)
+	if err != nil {
+		return "", err
+	}
+	names := []string{"Etc/UTC"}
+	if named, err := root.ReadFile(timezoneFile, maxSetting); err == nil {
+		names = append([]string{strings.TrimSpace(string(named))}, names...)
+	}
+	table, _ := root.ReadFile(zones+"/zone1970.tab", maxZone) // without one there are the names above
+	for line := range strings.Lines(string(table)) {
+		if columns := strings.Split(strings.TrimSpace(line), "\t"); len(columns) > 2 && line[0] != '#' {
+			names = append(names, columns[2])
+		}
+	}
+	for _, name := range names {
+		if !zoneName.MatchString(name) {
+			continue
+		}
+		if zone, err := root.ReadFile(zones+"/"+name, maxZone); err == nil && bytes.Equal(zone, have) {
+			return name, nil
+		}
+	}
+	return "", nil
 }
 
 // sysctl tells a setting of the running kernel, or sets it. What the kernel makes of a value must be the value: else a

@@ -111,9 +111,21 @@ func TestHostname(t *testing.T) {
 			t.Errorf("%q was taken", wrong)
 		}
 	}
+	// Comments are none of the name, and stay where the name is the same.
+	const commented = "# made by the image build\n\n  web-2 \n"
+	if err := os.WriteFile(filepath.Join(g.dir, "etc/hostname"), []byte(commented), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.do("host.hostname", &pb.HostnameArgs{New: "web-2"}); err != nil || slices.Contains(g.kept, "/etc/hostname") {
+		t.Error(g.kept, err)
+	}
+	g.holds("etc/hostname", commented)
 	g.room.guest.Live = false // a tree that is not the running machine
+	if out, err := g.do("host.hostname", &pb.HostnameArgs{}); err != nil || string(out.GetString_()) != "web-2" {
+		t.Error(out, err)
+	}
 	g.sets("host.hostname", &pb.HostnameArgs{New: "image"}, "/etc/hostname")
-	g.holds("proc/sys/kernel/hostname", "web-1.example\n")
+	g.holds("proc/sys/kernel/hostname", "web-2\n")
 	if _, err := invoke(t, New(&guest.Guest{}, ""), "host.hostname", &pb.HostnameArgs{New: "x"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
 	}
@@ -138,6 +150,43 @@ func TestTimezone(t *testing.T) {
 		}
 	}
 	is("Europe/Vienna")
+}
+
+// A copy of a zone in place of the link is replaced by the link, and has a name as long as it is there.
+func TestTimezoneThatIsAFile(t *testing.T) {
+	for _, c := range []struct{ content, timezone, is string }{
+		{"TZif2 of Tokyo", "", "Asia/Tokyo"}, {"TZif2 of Tokyo", "Europe/Vienna\n", "Asia/Tokyo"}, {"TZif2 of Tokyo", "Japan\n", "Japan"},
+		{"TZif2 of nowhere", "Europe/Vienna\n", ""},
+	} {
+		g := newTree(t)
+		for name, content := range map[string]string{
+			"etc/localtime": c.content, "etc/timezone": c.timezone, "usr/share/zoneinfo/Asia/Tokyo": "TZif2 of Tokyo", "usr/share/zoneinfo/Japan": "TZif2 of Tokyo",
+			"usr/share/zoneinfo/zone1970.tab": "# comment\nAT\t+4813+01620\tEurope/Vienna\nJP,AU\t+353916+1394441\tAsia/Tokyo\n",
+		} {
+			path := filepath.Join(g.dir, name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c.timezone == "" {
+			os.Remove(filepath.Join(g.dir, "etc/timezone"))
+		}
+		out, err := g.do("host.timezone", &pb.TimezoneArgs{})
+		if c.is == "" && err == nil || c.is != "" && (err != nil || string(out.GetString_()) != c.is) {
+			t.Errorf("%q beside %q: %v, %v", c.content, c.timezone, out, err)
+		}
+		for _, no := range []string{"localtime", "posixrules"} {
+			if _, err := g.do("host.timezone", &pb.TimezoneArgs{New: no}); err == nil || g.kept != nil {
+				t.Errorf("%s was taken", no)
+			}
+		}
+		if out, err := g.do("host.timezone", &pb.TimezoneArgs{New: "Europe/Vienna"}); err != nil || !out.GetBoolean() || g.kept[0] != "/etc/localtime" {
+			t.Errorf("%v, %v, kept %q", out, err, g.kept)
+		}
+		if target, err := os.Readlink(filepath.Join(g.dir, "etc/localtime")); err != nil || target != "../usr/share/zoneinfo/Europe/Vienna" {
+			t.Error(target, err)
+		}
+	}
 }
 
 // What cannot be set whole is not begun: a dry run could not take the one half back.

@@ -171,6 +171,7 @@ func (j *job) foretell(ctx context.Context) (*pb.Changed, error) {
 	for _, s := range steps {
 		j.report(s, pb.ChangeState_CHANGE_STATE_WOULD)
 		pretended(j.call.DryRun)[s.id] = s
+		j.call.DryRun.Planned = true // nobody knows the files and users of a package
 	}
 	return &pb.Changed{Changed: len(steps) > 0}, nil
 }

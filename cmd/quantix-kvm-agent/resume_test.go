@@ -377,6 +377,39 @@ func TestRunOverAKillOfTheAgent(t *testing.T) {
 	}
 }
 
+// What a killed agent left may take longer to be taken back than a request waits for: the script is told of as interrupted then, too,
+// and not as refused.
+func TestRunOverAKillWithASlowRecovery(t *testing.T) {
+	dir := t.TempDir()
+	first := agenttest.Start(t, agenttest.Options{})
+	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
+	began := filepath.Join(dir, "began")
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		for {
+			if _, err := os.Stat(began); err == nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		first.Kill()
+		second := agenttest.Start(t, agenttest.Options{State: first.State})
+		if err := errors.Join(os.Remove(first.Socket), os.Symlink(second.Socket, first.Socket)); err != nil {
+			t.Error(err)
+		}
+	}()
+	source := fmt.Sprintf(`exec.run({"true"}, {undo = {"sleep", "5"}}) file.write(%q, "") while true do end`, began)
+	reply, err := l.RunScript(ctxFor(t, 60*time.Second), &pb.RunScriptRequest{Source: []byte(source)}, time.Second)
+	<-killed
+	if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || reply.Error.GetKind() != "interrupted" {
+		t.Error(reply, err)
+	}
+	if _, err := os.Stat(began); err == nil {
+		t.Error("the file is left")
+	}
+}
+
 // A job is awaited over a restart of the agent that stops in order.
 func TestJobIsAwaitedOverARestart(t *testing.T) {
 	first := agenttest.Start(t, agenttest.Options{})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -52,8 +53,8 @@ transactional scripts, copies files, and shows how the guest is.
 CONNECTION
   The agent is reached over the unix socket that QEMU makes for a virtio-serial port: --socket, or the environment variable
   QUANTIX_SOCKET. --vm ID finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock or ID.agent.sock there, else the directory
-  below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name contains the id, and in it the first of
-  org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
+  below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name is the id, with libvirt's number before it or
+  without, and in it the first of org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
   Such a socket serves one client at a time: while another one is connected, nothing is heard from the guest, and the
   command ends with code 3 after about three seconds. The same code ends a command that is under way when the guest has
   not answered a ping for a minute.
@@ -97,7 +98,7 @@ EXIT STATUS
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
 	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path`, or vsock:CID:PORT (default $QUANTIX_SOCKET)")
-	f.StringVar(&a.vm, "vm", "", "find the socket of the virtual machine with this `id`")
+	f.Var((*onceValue)(&a.vm), "vm", "find the socket of the virtual machine with this `id`")
 	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec and run)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
@@ -115,6 +116,21 @@ EXIT STATUS
 		a.versionCommand(), manual.Command(1, version),
 	)
 	return root
+}
+
+// onceValue is a flag that may be given once.
+type onceValue string
+
+func (v *onceValue) String() string { return string(*v) }
+func (v *onceValue) Type() string   { return "string" }
+
+// Set refuses a second value, which the first one would silently lose to.
+func (v *onceValue) Set(text string) error {
+	if *v != "" {
+		return errors.New("it was given before, and one virtual machine is served at a time")
+	}
+	*v = onceValue(text)
+	return nil
 }
 
 // note prints a remark to stderr, unless --quiet is set.

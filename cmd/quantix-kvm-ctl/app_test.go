@@ -301,3 +301,15 @@ func TestTexts(t *testing.T) {
 		}
 	}
 }
+
+// USE is of what users may use: full is 100 also where space is reserved for root.
+func TestUse(t *testing.T) {
+	for _, c := range []struct {
+		used, available uint64
+		want            string
+	}{{46, 0, "100%"}, {1, 999, "1%"}, {0, 1000, "0%"}, {500, 499, "51%"}, {0, 0, "-"}} {
+		if got := use(&pb.DiskUsage{TotalBytes: 1100, UsedBytes: c.used, AvailableBytes: c.available, UsagePercent: 42}); got != c.want {
+			t.Errorf("%d used, %d available: %s, want %s", c.used, c.available, got, c.want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -146,7 +147,7 @@ func (a *app) printReport(r *pb.TelemetryReport) error {
 	for _, d := range r.Disks {
 		disks = append(disks, []string{
 			d.MountPoint, d.Filesystem, d.Device, size(d.TotalBytes), size(d.UsedBytes), size(d.AvailableBytes),
-			fmt.Sprintf("%.0f%%", d.UsagePercent), inodes(d),
+			use(d), inodes(d),
 		})
 	}
 	links := [][]string{{"INTERFACE", "KIND", "STATE", "MAC", "ADDRESSES", "RECEIVED", "SENT"}}
@@ -194,6 +195,14 @@ func deviceAttributes(d *pb.BlockDevice) string {
 		words = append(words, "removable")
 	}
 	return orDash(strings.Join(words, ", "))
+}
+
+// use says how much is used of what users may use, rounded up, as df does: 100% is full, also where space is reserved for root.
+func use(d *pb.DiskUsage) string {
+	if d.UsedBytes+d.AvailableBytes == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", math.Ceil(100*float64(d.UsedBytes)/float64(d.UsedBytes+d.AvailableBytes)))
 }
 
 // inodes says how many of the files that a file system can hold there are; a dash where it has no fixed number.

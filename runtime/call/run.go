@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -160,6 +161,10 @@ func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
 	scope := &scope{op: d.op, table: d.config.Table, room: r.room()}
 	d.call.Deferred, d.call.Pending = scope.deferred, scope.pending
 	out, err := d.run(ctx)
+	if err != nil && dry.Planned && dry.Ended == nil && ofGuest(err) && context.Cause(ctx) == nil {
+		r.forget(before)
+		return r.unknown(d)
+	}
 	if err != nil && !d.op.Partial && dry.Ended == nil {
 		r.forget(before) // as a run takes it back
 	}
@@ -168,6 +173,48 @@ func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
 	}
 	dry.Changed = dry.Changed || len(r.changes) > before
 	return out, err
+}
+
+// ofGuest says whether an error is about the state of the guest, which something that was planned may have changed.
+func ofGuest(err error) bool {
+	if errors.Is(err, fsys.ErrNoAccount) {
+		return true
+	}
+	switch fault.Code(err) {
+	case "not_found", "not_empty", "exists", "is_directory", "not_directory", "command_failed":
+		return true
+	}
+	return false
+}
+
+// unknown serves a call of a dry run that failed for want of something that a planned command may make. If it changes something and
+// says no more than that, it is told of, as what nobody knows, and the prediction goes on; else it ends.
+func (r *Run) unknown(d *decision) (proto.Message, error) {
+	change := &pb.Change{Op: d.op.Name, Target: d.target(), Action: "changed", State: pb.ChangeState_CHANGE_STATE_UNKNOWN}
+	out := d.op.Out.ProtoReflect().New()
+	field := out.Descriptor().Fields().ByName("changed")
+	if !d.op.Changes(d.in) || d.op.Script.Result != "changed" || field == nil {
+		if !d.op.Changes(d.in) {
+			change.Action = "read"
+		}
+		return nil, d.because(r.config.DryRun.End(d.call, change))
+	}
+	out.Set(field, protoreflect.ValueOfBool(true))
+	d.call.Report(change)
+	return out.Interface(), nil
+}
+
+// target is what a call is about, for people; empty: nothing that has a name.
+func (d *decision) target() string {
+	for _, paths := range [][]string{d.access.Writes, d.access.Trees, d.access.Reads} {
+		if len(paths) > 0 {
+			return paths[len(paths)-1]
+		}
+	}
+	if len(d.access.Objects) > 0 {
+		return d.access.Objects[0].Name
+	}
+	return ""
 }
 
 // change serves one call that may change something, in the transaction. One that fails is taken back before the script sees

@@ -67,6 +67,12 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 
 func (r *restorer) do(step string, act func() error) error {
 	r.began = r.began || step != "restore.aside" // which leaves the object whole
+	if r.is.AppendOnly || r.is.Immutable {
+		if err := r.at.Unlock(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+		r.is = r.is.Unlocked()
+	}
 	return r.pass.tx.journal.do(step, act)
 }
 
@@ -291,19 +297,33 @@ func (r *restorer) recreate() error {
 	ended := false
 	err = r.do("restore.replace", func() error { ended = true; return staged.Restore(r.was, false) })
 	if !ended {
-		err = errors.Join(err, staged.Discard())
+		return errors.Join(err, staged.Discard())
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return r.lockAgain()
 }
 
 func (r *restorer) renameImage(image *fsys.At) error {
-	if err := r.do("restore.image", func() error { return image.Apply(r.was) }); err != nil {
+	if err := r.do("restore.image", func() error { return image.Apply(r.was.Unlocked()) }); err != nil {
 		return err
 	}
 	if err := r.do("restore.imagesync", image.Sync); err != nil && !errors.Is(err, os.ErrPermission) {
 		return err
 	}
-	return r.do("restore.rename", func() error { return image.Rename(r.at, true) })
+	if err := r.do("restore.rename", func() error { return image.Rename(r.at, true) }); err != nil {
+		return err
+	}
+	return r.lockAgain()
+}
+
+// lockAgain sets the flags that forbid to change the object, which would have forbidden to give it its name.
+func (r *restorer) lockAgain() (err error) {
+	if firstDifference(r.was, r.was.Unlocked()) == "" {
+		return nil
+	}
+	return r.captureAndApply()
 }
 
 // imageAt returns the place of the image.

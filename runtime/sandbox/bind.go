@@ -193,6 +193,11 @@ func scalar(
 	case protoreflect.StringKind, protoreflect.BytesKind:
 		text, isText := v.GetKind().(*pb.LuaValue_String_)
 		switch {
+		case isNumber && isMode(field):
+			return none, &fault.Error{
+				Err:  fault.Invalid("%s must be octal text, not a number", what),
+				Hint: `a number says not in which base it was written: write it with quotes, like "0644"`,
+			}
 		case isNumber:
 			return textValue(field, []byte(numberText(number.Number))), nil
 		case isText && field.Kind() == protoreflect.StringKind && !utf8.Valid(text.String_):
@@ -210,6 +215,13 @@ func scalar(
 	return none, wrong
 }
 
+// isMode says whether a field holds the permission bits of a file as text, which a number would turn into others: 0640 is 640 in Lua
+// and 416 in YAML.
+func isMode(field protoreflect.FieldDescriptor) bool {
+	name := string(field.Name())
+	return field.Kind() == protoreflect.StringKind && (name == "mode" || strings.HasSuffix(name, "_mode"))
+}
+
 func textValue(field protoreflect.FieldDescriptor, text []byte) protoreflect.Value {
 	if field.Kind() == protoreflect.BytesKind {
 		return protoreflect.ValueOfBytes(text)
@@ -217,15 +229,18 @@ func textValue(field protoreflect.FieldDescriptor, text []byte) protoreflect.Val
 	return protoreflect.ValueOfString(string(text))
 }
 
-// numberText returns a number as Lua's tostring prints it.
+// numberText returns a number so that it is the same one when it is read again. One that is whole has all of its digits, below 10^21
+// no exponent.
 func numberText(f float64) string {
-	if f == 0 {
+	switch a := math.Abs(f); {
+	case f == 0:
 		return "0" // also -0
-	}
-	if f == math.Trunc(f) && math.Abs(f) < 1e21 {
+	case a < 1e21 && f == math.Trunc(f):
 		return strconv.FormatFloat(f, 'f', 0, 64)
+	case a >= 1e-6 && a < 1e21:
+		return strconv.FormatFloat(f, 'f', -1, 64)
 	}
-	return strconv.FormatFloat(f, 'g', 14, 64)
+	return strconv.FormatFloat(f, 'g', -1, 64)
 }
 
 // numberValue returns a number as a value of a field, within its range. Beyond 2^53 a Lua number is not exact.

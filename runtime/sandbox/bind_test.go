@@ -70,8 +70,12 @@ func TestBind(t *testing.T) {
 		want proto.Message
 	}{
 		{writeRow, []*pb.LuaValue{text("/a"), text("\xff")}, &pb.WriteFileArgs{Path: "/a", Content: []byte("\xff")}},
-		{writeRow, []*pb.LuaValue{text("/a"), number(42), named("mode", number(644), "parents", boolean(true), "owner", none), none},
-			&pb.WriteFileArgs{Path: "/a", Content: []byte("42"), Mode: "644", Parents: true}},
+		{writeRow, []*pb.LuaValue{text("/a"), number(42), named("mode", text("644"), "parents", boolean(true), "owner", number(1000)), none},
+			&pb.WriteFileArgs{Path: "/a", Content: []byte("42"), Mode: "644", Parents: true, Owner: "1000"}},
+		{templateRow, []*pb.LuaValue{text("/a"), text("x"), named("a", number(1732871234567890), "b", number(1<<60), "c", number(0.30000000000000004), "d", number(-1234567.5), "e", number(1e-7))},
+			&pb.TemplateArgs{Path: "/a", Text: "x", Vars: map[string]string{
+				"a": "1732871234567890", "b": "1152921504606846976", "c": "0.30000000000000004", "d": "-1234567.5", "e": "1e-07",
+			}}},
 		{templateRow, []*pb.LuaValue{text("/a"), text("{{n}}"), named("n", number(1.5), "s", text("x"))},
 			&pb.TemplateArgs{Path: "/a", Text: "{{n}}", Vars: map[string]string{"n": "1.5", "s": "x"}}},
 		{templateRow, []*pb.LuaValue{text("/a"), text("x"), none, named("mode", text("0600"))},
@@ -104,6 +108,8 @@ func TestBindRefuses(t *testing.T) {
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), named("zzzzzz", text("0644"))}, `file.write: unknown option "zzzzzz"`},
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), named("path", text("/b"))}, `file.write: unknown option "path"`},
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), named("parents", number(1))}, "file.write: option parents must be a boolean, not a number"},
+		{writeRow, []*pb.LuaValue{text("/a"), text(""), named("mode", number(416))}, "file.write: option mode must be octal text, not a number"},
+		{templateRow, []*pb.LuaValue{text("/a"), text(""), {}, named("mode", number(644))}, "file.template: option mode must be octal text, not a number"},
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), text("0644")}, "file.write: argument 3 must be a table of options, not a string"},
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), list(text("0644"))}, "file.write: options have names, and one is given by position"},
 		{writeRow, []*pb.LuaValue{text("/a"), text(""), named(), text("")}, "file.write: takes 2 arguments and a table of options, not 4"},

@@ -24,6 +24,10 @@ func FromStruct(s *structpb.Struct) (*pb.LuaTable, error) {
 // FromValue returns the Lua value whose result form is v: the inverse of ToValue.
 func FromValue(v *structpb.Value) (*pb.LuaValue, error) { return fromValue(v, 1, "result") }
 
+// isInexact says whether a number is a whole one that would be written with digits alone, of which not all may have come: it is beyond
+// 2^53.
+func isInexact(f float64) bool { return math.Abs(f) > 1<<53 && math.Abs(f) < 1e21 }
+
 func fromFields(fields map[string]*structpb.Value, depth int, path string) (*pb.LuaTable, error) {
 	t := &pb.LuaTable{}
 	for name, value := range fields {
@@ -47,6 +51,9 @@ func fromValue(value *structpb.Value, depth int, path string) (*pb.LuaValue, err
 	case *structpb.Value_NumberValue:
 		if math.IsNaN(v.NumberValue) || math.IsInf(v.NumberValue, 0) {
 			return nil, fault.Invalid("%s: %v is not a number to work with", path, v.NumberValue)
+		}
+		if isInexact(v.NumberValue) {
+			return nil, fault.Invalid("%s is a whole number beyond 2^53, which is not exact; give it as text", path)
 		}
 		return &pb.LuaValue{Kind: &pb.LuaValue_Number{Number: v.NumberValue}}, nil
 	case *structpb.Value_StringValue:
@@ -91,7 +98,7 @@ func toValue(v *pb.LuaValue, depth int, path string) (*structpb.Value, error) {
 		if math.IsNaN(f) || math.IsInf(f, 0) {
 			return nil, fmt.Errorf("%s is %v, which is no number for others", path, f)
 		}
-		if math.Abs(f) > 1<<53 && math.Abs(f) < 1<<64 && f == math.Trunc(f) {
+		if isInexact(f) {
 			return nil, fmt.Errorf("%s is a whole number beyond 2^53, which is not exact; give it as text", path)
 		}
 		return structpb.NewNumberValue(f), nil

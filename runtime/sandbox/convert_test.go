@@ -81,6 +81,22 @@ func TestParamsThatAreTooDeep(t *testing.T) {
 	}
 }
 
+// A whole number beyond 2^53 is most likely another one than the host wrote.
+func TestParamsThatAreNotExact(t *testing.T) {
+	for _, f := range []float64{1<<53 + 2, -1 << 60, 9223372036854775807, 89148000000060671234} {
+		list := structpb.NewListValue(&structpb.ListValue{Values: []*structpb.Value{structpb.NewNumberValue(f)}})
+		_, err := sandbox.FromStruct(&structpb.Struct{Fields: map[string]*structpb.Value{"x": list}})
+		if err == nil || fault.Code(err) != "invalid" {
+			t.Errorf("%v: error is %v", f, err)
+		}
+	}
+	for _, f := range []float64{1 << 53, -1 << 53, 1e21, 1e300, 0.1} {
+		if _, err := sandbox.FromStruct(&structpb.Struct{Fields: map[string]*structpb.Value{"x": structpb.NewNumberValue(f)}}); err != nil {
+			t.Errorf("%v: %v", f, err)
+		}
+	}
+}
+
 func TestErrorReply(t *testing.T) {
 	plain := &fault.Error{Op: "file.write", Object: "/etc/motd", Err: syscall.EROFS, Hint: "remount it"}
 	for _, c := range []struct {

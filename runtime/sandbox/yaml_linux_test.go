@@ -21,7 +21,7 @@ func TestYAMLIsRead(t *testing.T) {
 		{"netplan", "network:\n  version: 2\n  ethernets:\n    eth0: {dhcp4: true, addresses: [192.0.2.7/24]}\n",
 			`{"network":{"version":2,"ethernets":{"eth0":{"dhcp4":true,"addresses":["192.0.2.7/24"]}}}}`},
 		{"scalars", "[1, -2.5, 0x10, 0644, true, ~, 'a', \"b\\n\", 2026-01-02, yes, 1e3]",
-			`[1,-2.5,16,420,true,null,"a","b\n","2026-01-02","yes",1000]`},
+			`[1,-2.5,16,420,true,null,"a","b\n","2026-01-02",true,1000]`},
 		{"empty tables", "a: []\nb: {}\nc:\n", `{"a":[],"b":{},"c":null}`},
 		{"an alias", "a: &x {k: 1}\nb: *x\n", `{"a":{"k":1},"b":{"k":1}}`},
 		{"keys are text", "80: a\ntrue: b\n", `{"80":"a","true":"b"}`},

@@ -84,7 +84,7 @@ local function included(pattern)
   end
   pattern = clean(pattern)
   local hidden, list = string.find(pattern, "/%.[^/]*$"), {}
-  for _, path in ipairs(file.glob((string.gsub(pattern, "%[!", "[^")))) do
+  for _, path in ipairs(file.glob(pattern)) do
     if hidden or not string.find(path, "/%.[^/]*$") then
       list[#list + 1] = path
     end

@@ -364,6 +364,25 @@ function file.append(path, content, options) end
 ---@return string content
 function file.attachment(name) end
 
+---@class (exact) file.block.options
+---@field marker? string What the two lines of comment say behind BEGIN and END: it tells the block from others in the file.
+---@field text? string The lines as they shall stand there; the end of the last one may be left out.
+---@field comment? string What begins a comment in the file; "#" if nothing is said.
+---@field state? string "present", which is meant if nothing is said, or "absent": the block goes, with its two lines of comment.
+---@field mode? string Of a file that is made; one that is there keeps what it has unless it is said.
+---@field owner? string A user, by name or number.
+---@field group? string A group, by name or number.
+---@field parents? boolean Create missing parent directories.
+---@field backup? boolean Keep what was there as path.bak.
+---@field inplace? boolean Write into the file that is there instead of replacing it.
+
+---Make some lines stand in a text file between two lines that mark them, or not stand there. Some lines of a text file, between two lines of comment that mark them.
+---Changes the guest.
+---@param path string Where it lies, from the root of the guest.
+---@param options? file.block.options
+---@return boolean changed
+function file.block(path, options) end
+
 ---Set the mode of a file or directory.
 ---Changes the guest.
 ---@param path string Where it lies, from the root of the guest.
@@ -994,9 +1013,11 @@ function progress(fraction, step) end
 function random(bytes) end
 
 json = {null = {}}
+---In one line, or with 1 to 8 blanks for each level.
 ---@param value any
+---@param options? {indent: integer}
 ---@return string
-function json.encode(value) end
+function json.encode(value, options) end
 ---@param text string
 ---@return any
 function json.decode(text) end

@@ -39,7 +39,7 @@ stds.quantix = {
     table = {fields = {"concat", "getn", "insert", "maxn", "remove", "sort"}},
     account = {fields = {"create", "exists", "get", "groups", "list", "modify", "password", "remove", "ssh_keys"}},
     exec = {fields = {"run", "sh"}},
-    file = {fields = {"append", "attachment", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
+    file = {fields = {"append", "attachment", "block", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
     host = {fields = {"disks", "hostname", "info", "interfaces", "keymap", "locale", "memory", "mount", "sysctl", "timezone", "unmount", "uptime"}},
     netplan = {fields = {"apply", "get", "remove", "set", "status", "validate"}},
     package = {fields = {"install", "installed", "remove", "update", "version"}},

@@ -402,7 +402,27 @@ func TestFindSocket(t *testing.T) {
 	expect("web", libvirt+"7-web/org.quantix.agent.1", nil)
 	listen(libvirt + "8-webmail/org.quantix.agent.1")
 	expect("web", libvirt+"7-web/org.quantix.agent.1", nil)
-	expect("we", "", ErrAmbiguous)
+	expect("10-webmail", "", fs.ErrNotExist)
+	listen(libvirt + "10-webmail/org.quantix.agent.1")
+	expect("10-webmail", libvirt+"10-webmail/org.quantix.agent.1", nil) // with libvirt's number
+	expect("webmail", "", ErrAmbiguous)
+	listen(libvirt + "11-2-cache/org.quantix.agent.1")
+	expect("2-cache", libvirt+"11-2-cache/org.quantix.agent.1", nil)
+	listen(libvirt + "12-a-name-of-more-than-/org.quantix.agent.1")
+	expect("a-name-of-more-than-twenty", libvirt+"12-a-name-of-more-than-/org.quantix.agent.1", nil)
+	if err := os.MkdirAll(filepath.Join(root, libvirt, "13-web"), 0o755); err != nil { // without an agent's socket
+		t.Fatal(err)
+	}
+	expect("web", libvirt+"7-web/org.quantix.agent.1", nil)
+	for _, part := range []string{"we", "mail", "eb", "7", "cache", "a-name-of-more-than", "-web", "WEB"} {
+		expect(part, "", fs.ErrNotExist) // a part of a name is none
+	}
+	if _, err := FindSocket(root, "webmai"); err == nil || !strings.Contains(err.Error(), "2-cache, a-name-of-more-than-, web, webmail in "+root) {
+		t.Error(err)
+	}
+	if _, err := FindSocket(root, "webmail"); err == nil || !strings.Contains(err.Error(), "10-webmail, 8-webmail") {
+		t.Error(err)
+	}
 	listen("var/run/quantix-kvm/vms/web.agent.sock")
 	expect("web", "var/run/quantix-kvm/vms/web.agent.sock", nil)
 	for _, id := range []string{"", "..", ".", "../x", "a/b"} {

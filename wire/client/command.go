@@ -93,16 +93,27 @@ func IsProgram(err error) bool {
 	return strings.HasPrefix(strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": "), "program ")
 }
 
+// recoveryTimeout is how long a link waits for an agent that takes back what an earlier one left of a script.
+const recoveryTimeout = 10 * time.Minute
+
 // RunScript runs a script exactly once, also where the connection is lost: the same request is sent again on the next one, under the
 // same message id. The agent runs it if it never received it, waits for its end if it still runs, or returns the stored reply, which
 // says so where the agent or the guest stopped in the middle. When ctx ends first the script is cancelled in the guest, and its reply
 // is awaited for at most wait. How the script ended is in the reply; the error is that of a request which did not get as far as the
 // agent's script manager.
 func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, wait time.Duration) (reply *pb.RunScriptResponse, err error) {
-	id, first := NewID(), true
-	err = l.Do(ctx, func(ctx context.Context, c *Client) (err error) {
+	id, first, began := NewID(), true, time.Now()
+	err = l.retry(ctx, func(ctx context.Context, c *Client) (waits bool, err error) {
 		reply, err = CallWait[*pb.RunScriptResponse](ctx, c, wait, id, request)
+		busy := errors.Is(err, fault.ErrBusy) || reply.GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_REFUSED && reply.GetError().GetKind() == "busy"
 		switch {
+		case busy && !first: // it may have begun before the agent ended, and is being taken back
+			why := reply.GetError().GetMessage()
+			if err != nil {
+				why = err.Error()
+			}
+			waits = time.Since(began) < recoveryTimeout
+			reply, err = nil, &restartError{fmt.Errorf("the connection was lost while the script was under way, and what became of it is not known yet: %s", why)}
 		case err == nil:
 		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:
 			err = nil
@@ -110,7 +121,7 @@ func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, wait
 			err = &localError{err} // the agent is not restarting: it has too much to do
 		}
 		first = false
-		return err
+		return waits, err
 	})
 	return reply, unwrapMarks(err)
 }

@@ -1198,6 +1198,139 @@ func (x *LineArgs) GetInplace() bool {
 	return false
 }
 
+// file.block: some lines of a text file, between two lines of comment that mark them.
+type BlockArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// What the two lines of comment say behind BEGIN and END: it tells the block from others in the file.
+	Marker string `protobuf:"bytes,2,opt,name=marker,proto3" json:"marker,omitempty"`
+	// The lines as they shall stand there; the end of the last one may be left out.
+	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// What begins a comment in the file; "#" if nothing is said.
+	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
+	// "present", which is meant if nothing is said, or "absent": the block goes, with its two lines of comment.
+	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	// Of a file that is made; one that is there keeps what it has unless it is said.
+	Mode  string `protobuf:"bytes,6,opt,name=mode,proto3" json:"mode,omitempty"`
+	Owner string `protobuf:"bytes,7,opt,name=owner,proto3" json:"owner,omitempty"`
+	Group string `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	// Create missing parent directories.
+	Parents bool `protobuf:"varint,9,opt,name=parents,proto3" json:"parents,omitempty"`
+	// Keep what was there as path.bak.
+	Backup bool `protobuf:"varint,10,opt,name=backup,proto3" json:"backup,omitempty"`
+	// Write into the file that is there instead of replacing it.
+	Inplace       bool `protobuf:"varint,11,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockArgs) Reset() {
+	*x = BlockArgs{}
+	mi := &file_file_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockArgs) ProtoMessage() {}
+
+func (x *BlockArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_file_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockArgs.ProtoReflect.Descriptor instead.
+func (*BlockArgs) Descriptor() ([]byte, []int) {
+	return file_file_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *BlockArgs) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *BlockArgs) GetParents() bool {
+	if x != nil {
+		return x.Parents
+	}
+	return false
+}
+
+func (x *BlockArgs) GetBackup() bool {
+	if x != nil {
+		return x.Backup
+	}
+	return false
+}
+
+func (x *BlockArgs) GetInplace() bool {
+	if x != nil {
+		return x.Inplace
+	}
+	return false
+}
+
 // file.replace: all places of a text file that match a regular expression in the syntax of RE2; ^ and $ are the ends of
 // a line.
 type ReplaceArgs struct {
@@ -1220,7 +1353,7 @@ type ReplaceArgs struct {
 
 func (x *ReplaceArgs) Reset() {
 	*x = ReplaceArgs{}
-	mi := &file_file_proto_msgTypes[18]
+	mi := &file_file_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1365,7 @@ func (x *ReplaceArgs) String() string {
 func (*ReplaceArgs) ProtoMessage() {}
 
 func (x *ReplaceArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_file_proto_msgTypes[18]
+	mi := &file_file_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1378,7 @@ func (x *ReplaceArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceArgs.ProtoReflect.Descriptor instead.
 func (*ReplaceArgs) Descriptor() ([]byte, []int) {
-	return file_file_proto_rawDescGZIP(), []int{18}
+	return file_file_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReplaceArgs) GetPath() string {
@@ -1307,7 +1440,7 @@ type AttachmentArgs struct {
 
 func (x *AttachmentArgs) Reset() {
 	*x = AttachmentArgs{}
-	mi := &file_file_proto_msgTypes[19]
+	mi := &file_file_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1452,7 @@ func (x *AttachmentArgs) String() string {
 func (*AttachmentArgs) ProtoMessage() {}
 
 func (x *AttachmentArgs) ProtoReflect() protoreflect.Message {
-	mi := &file_file_proto_msgTypes[19]
+	mi := &file_file_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1465,7 @@ func (x *AttachmentArgs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentArgs.ProtoReflect.Descriptor instead.
 func (*AttachmentArgs) Descriptor() ([]byte, []int) {
-	return file_file_proto_rawDescGZIP(), []int{19}
+	return file_file_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AttachmentArgs) GetName() string {
@@ -1432,7 +1565,20 @@ const file_file_proto_rawDesc = "" +
 	"\aparents\x18\n" +
 	" \x01(\bR\aparents\x12\x16\n" +
 	"\x06backup\x18\v \x01(\bR\x06backup\x12\x18\n" +
-	"\ainplace\x18\f \x01(\bR\ainplace\"\xbf\x01\n" +
+	"\ainplace\x18\f \x01(\bR\ainplace\"\x87\x02\n" +
+	"\tBlockArgs\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06marker\x18\x02 \x01(\tR\x06marker\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x18\n" +
+	"\acomment\x18\x04 \x01(\tR\acomment\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x12\n" +
+	"\x04mode\x18\x06 \x01(\tR\x04mode\x12\x14\n" +
+	"\x05owner\x18\a \x01(\tR\x05owner\x12\x14\n" +
+	"\x05group\x18\b \x01(\tR\x05group\x12\x18\n" +
+	"\aparents\x18\t \x01(\bR\aparents\x12\x16\n" +
+	"\x06backup\x18\n" +
+	" \x01(\bR\x06backup\x12\x18\n" +
+	"\ainplace\x18\v \x01(\bR\ainplace\"\xbf\x01\n" +
 	"\vReplaceArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12 \n" +
@@ -1456,7 +1602,7 @@ func file_file_proto_rawDescGZIP() []byte {
 	return file_file_proto_rawDescData
 }
 
-var file_file_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_file_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_file_proto_goTypes = []any{
 	(*ReadFileArgs)(nil),   // 0: limiquantix.agent.v1.ReadFileArgs
 	(*Content)(nil),        // 1: limiquantix.agent.v1.Content
@@ -1476,13 +1622,14 @@ var file_file_proto_goTypes = []any{
 	(*Digest)(nil),         // 15: limiquantix.agent.v1.Digest
 	(*TemplateArgs)(nil),   // 16: limiquantix.agent.v1.TemplateArgs
 	(*LineArgs)(nil),       // 17: limiquantix.agent.v1.LineArgs
-	(*ReplaceArgs)(nil),    // 18: limiquantix.agent.v1.ReplaceArgs
-	(*AttachmentArgs)(nil), // 19: limiquantix.agent.v1.AttachmentArgs
-	nil,                    // 20: limiquantix.agent.v1.TemplateArgs.VarsEntry
+	(*BlockArgs)(nil),      // 18: limiquantix.agent.v1.BlockArgs
+	(*ReplaceArgs)(nil),    // 19: limiquantix.agent.v1.ReplaceArgs
+	(*AttachmentArgs)(nil), // 20: limiquantix.agent.v1.AttachmentArgs
+	nil,                    // 21: limiquantix.agent.v1.TemplateArgs.VarsEntry
 }
 var file_file_proto_depIdxs = []int32{
 	5,  // 0: limiquantix.agent.v1.FileList.entries:type_name -> limiquantix.agent.v1.FileInfo
-	20, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
+	21, // 1: limiquantix.agent.v1.TemplateArgs.vars:type_name -> limiquantix.agent.v1.TemplateArgs.VarsEntry
 	2,  // [2:2] is the sub-list for method output_type
 	2,  // [2:2] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
@@ -1501,7 +1648,7 @@ func file_file_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_file_proto_rawDesc), len(file_file_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -96,6 +96,8 @@ type Link struct {
 	Parents bool
 	// Same says whether a target is as good as Target. Nil: only the same text is.
 	Same func(target string) bool
+	// Replace lets the link take the place of a regular file.
+	Replace bool
 }
 
 // Symlink makes a link, or replaces the one that is there, and returns whether that changed anything.
@@ -118,13 +120,20 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 		return false, fault.Invalid("the target is empty")
 	case c.Old.Kind == fsys.Symlink && trusted && same(c.Old.Target):
 		return false, nil
-	case c.Old.Kind != fsys.Symlink && !c.Absent():
+	case c.Old.Kind != fsys.Symlink && !c.Absent() && !(w.Replace && c.Old.Kind == fsys.File):
 		return false, fs.ErrExist
+	}
+	link := c.At.Symlink
+	if c.Old.Kind == fsys.File {
+		link = c.At.ReplaceBySymlink
+		if err := c.At.CanReplace(); err != nil {
+			return false, err
+		}
 	}
 	if err := c.Prepare(ctx); err != nil {
 		return false, err
 	}
-	if err := c.At.Symlink(w.Target); err != nil {
+	if err := link(w.Target); err != nil {
 		return false, err
 	}
 	if err := c.SyncDir(c.At); err != nil {

@@ -49,6 +49,7 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 	if err := c.trust(w); err != nil {
 		return false, err
 	}
+	w.InPlace = w.InPlace || w.Append && c.Old.AppendOnly // the kernel allows nothing else
 	if w.Edit != nil {
 		if w.Content, err = c.edited(ctx, w.Edit); err != nil {
 			return false, err
@@ -139,6 +140,8 @@ func (c *Change) writable(w File) error {
 		return syscall.EISDIR
 	case c.Old.Kind != fsys.File:
 		return fault.Refuse("is a %s, not a regular file", strings.ReplaceAll(string(c.Old.Kind), "_", " "))
+	case c.Old.Immutable || c.Old.AppendOnly && !w.Append:
+		return c.Old.CheckLocked("the file")
 	case !w.Append && c.Old.Size > MaxContent:
 		return fault.Wrapf(fault.ErrTooLarge, "the file has more than %d bytes, too many to be kept while it is written in place", MaxContent)
 	}
@@ -147,8 +150,13 @@ func (c *Change) writable(w File) error {
 
 func (c *Change) show(content *Content, w File) {
 	mode := uint32(0o644)
-	if c.Old.Kind == fsys.File && !c.untrusted {
+	switch {
+	case c.Old.Kind == fsys.File && !c.untrusted:
 		mode = c.Old.Mode
+	case c.At != nil:
+		inherited, err := c.At.NewFileMode()
+		content.hidden = content.hidden || err != nil
+		mode = inherited
 	}
 	if w.Attr.Mode != nil {
 		mode = *w.Attr.Mode
@@ -217,12 +225,20 @@ func (c *Change) appendable(w File) bool {
 	if pseudo, err := c.At.Pseudo(); err != nil || pseudo {
 		return false
 	}
-	file, err := c.At.OpenInPlace()
+	file, err := c.openInPlace(w)
 	if err != nil {
 		return false
 	}
 	_ = file.Close()
 	return true
+}
+
+// openInPlace opens the file that is there for what is to be written into it.
+func (c *Change) openInPlace(w File) (*os.File, error) {
+	if w.Append && c.Old.AppendOnly {
+		return c.At.OpenAppend()
+	}
+	return c.At.OpenInPlace()
 }
 
 func (c *Change) stage(ctx context.Context, w File) (*fsys.Staged, error) {
@@ -274,7 +290,7 @@ func (c *Change) still(file *os.File) error {
 
 // rewrite changes the file that is there. Where that fails it gets its old content back.
 func (c *Change) rewrite(ctx context.Context, w File) (err error) {
-	file, err := c.At.OpenInPlace()
+	file, err := c.openInPlace(w)
 	if err != nil {
 		return err
 	}
@@ -293,14 +309,29 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 			return err
 		}
 	}
-	err = fill(file, at, w.Content)
-	if err == nil {
+	if w.Append && c.Old.AppendOnly {
+		err = c.extend(file, w)
+	} else if err = fill(file, at, w.Content); err == nil {
 		err = c.At.SetAttr(w.Attr)
 	}
-	if err != nil {
-		return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
+	if err == nil {
+		return nil
 	}
-	return nil
+	if c.Old.AppendOnly {
+		err = errors.Join(err, c.At.Unlock())
+	}
+	return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
+}
+
+// extend puts content behind what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody changes.
+func (c *Change) extend(file *os.File, w File) error {
+	if Differs(c.Old, w.Attr) {
+		return c.Old.CheckLocked("the file")
+	}
+	if _, err := file.Write(w.Content); err != nil {
+		return fault.Cause(err)
+	}
+	return fault.Cause(file.Sync())
 }
 
 // fill makes content the end of a file, from a place on, and durable.

@@ -2,12 +2,10 @@ package facts
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/shirou/gopsutil/v3/common"
 	"github.com/shirou/gopsutil/v3/disk"
 )
 
@@ -131,32 +129,6 @@ func (d *Disks) collect(mounts []Disk) []Disk {
 
 // Mounts lists the file systems that Read would list, without their sizes, and without touching them.
 func Mounts(ctx context.Context) ([]Disk, error) { return dataMounts(ctx) }
-
-// dataMounts lists the mounts that hold data, without touching them.
-func dataMounts(ctx context.Context) ([]Disk, error) {
-	// By default gopsutil lists the mounts of process 1. The queries are by path, so the agent's own mounts are needed.
-	ctx = context.WithValue(ctx, common.EnvKey, common.EnvMap{"HOST_PROC_MOUNTINFO": "/proc/self/mountinfo"})
-	partitions, err := disk.PartitionsWithContext(ctx, true)
-	if err != nil {
-		return nil, err
-	}
-	var mounts []Disk
-	for _, p := range partitions {
-		if !holdsData(p.Fstype, p.Device) && p.Mountpoint != "/" {
-			continue
-		}
-		m := Disk{Mount: p.Mountpoint, Device: p.Device, Type: p.Fstype}
-		same := slices.IndexFunc(mounts, func(o Disk) bool { return o.Device == m.Device && o.Type == m.Type })
-		switch {
-		case same < 0:
-			mounts = append(mounts, m)
-		case slices.Contains(p.Opts, "bind"): // a part of a file system that is listed already
-		case mounts[same].Mount == m.Mount, m.Mount == "/":
-			mounts[same] = m
-		}
-	}
-	return mounts, nil
-}
 
 // holdsData reports whether a file system can fill up: not those of the kernel, in memory, or of read-only images, which are
 // always full.

@@ -15,6 +15,7 @@ import (
 	"context"
 	"net/netip"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/shirou/gopsutil/v3/host"
@@ -46,9 +47,9 @@ type Link struct {
 	Enabled  bool   // administratively up
 	Up       bool   // enabled, with a carrier
 	Loopback bool
-	// Plumbing marks a link that only serves containers or virtual machines in the guest: a veth, or a bridge without a
-	// port to the outside. It is recognized by kind, not by name. In a container a veth may
-	// lead outside.
+	// Plumbing marks a link that only serves containers or virtual machines in the guest: a veth, a bridge without a
+	// port to the outside, or an overlay network (vxlan, geneve, ipip). It is recognized by kind, not by name. In a
+	// container a veth may lead outside, and an overlay where nothing else has an address.
 	Plumbing bool
 	Prefixes []netip.Prefix // addresses with the length of their network
 
@@ -121,4 +122,14 @@ func Addresses(links []Link) []netip.Addr {
 		}
 	}
 	return list
+}
+
+// HostnameIn returns the name in the text of a hostname(5): its first line that is neither empty nor a comment.
+func HostnameIn(text []byte) string {
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			return line
+		}
+	}
+	return ""
 }

@@ -40,6 +40,118 @@ func TestImageUnderRoot(t *testing.T) {
 	}
 }
 
+func TestMachineIDs(t *testing.T) {
+	const id = "5f1f3c0b6d2a4e0c9a7b8d1e2f304152"
+	for text, want := range map[string]string{
+		id + "\n": id, id: id, strings.ToUpper(id) + "\n": id, "uninitialized\n": "", "": "", "\n": "", id[1:] + "\n": "", strings.Repeat("0", 32): "",
+	} {
+		root := t.TempDir()
+		os.Mkdir(root+"/etc", 0o755)
+		os.WriteFile(root+"/etc/machine-id", []byte(text), 0o644)
+		if got := MachineID(root); got != want {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestHostnameIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"box\n": "box", "# comment\nweb1\n": "web1", "\n\n  # c\n web1 \r\nother\n": "web1", "#only": "", "": "",
+	} {
+		if got := HostnameIn([]byte(text)); got != want {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
+
+// Of each file system the mount is listed that its path leads to.
+func TestVisibleData(t *testing.T) {
+	const root = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+	for name, c := range map[string]struct{ mountinfo, want string }{
+		"alone":                      {root, "/=/dev/sda1"},
+		"mounted over":               {root + "2 1 7:0 / /mnt rw - ext4 /dev/a rw\n3 2 7:1 / /mnt rw - ext4 /dev/b rw\n", "/=/dev/sda1 /mnt=/dev/b"},
+		"mounted over twice":         {root + "2 1 7:0 / /mnt rw - ext4 /dev/a rw\n3 2 7:1 / /mnt rw - ext4 /dev/b rw\n4 3 7:2 / /mnt rw - ext4 /dev/c rw\n", "/=/dev/sda1 /mnt=/dev/c"},
+		"mounted over by memory":     {root + "2 1 7:0 / /mnt rw - ext4 /dev/a rw\n3 2 0:9 / /mnt rw - tmpfs tmpfs rw\n", "/=/dev/sda1"},
+		"below what is mounted over": {root + "2 1 7:0 / /mnt/a rw - ext4 /dev/a rw\n3 1 7:1 / /mnt rw - ext4 /dev/b rw\n", "/=/dev/sda1 /mnt=/dev/b"},
+		"within what is covered":     {root + "2 1 7:0 / /mnt rw - ext4 /dev/a rw\n3 2 7:1 / /mnt/x rw - ext4 /dev/b rw\n4 2 7:2 / /mnt rw - ext4 /dev/c rw\n", "/=/dev/sda1 /mnt=/dev/c"},
+		"within what covers":         {root + "2 1 7:0 / /mnt rw - ext4 /dev/a rw\n3 2 7:1 / /mnt rw - ext4 /dev/b rw\n4 3 7:2 / /mnt/x rw - ext4 /dev/c rw\n", "/=/dev/sda1 /mnt=/dev/b /mnt/x=/dev/c"},
+		"a bind mount first":         {root + "2 1 7:0 /srv /srv rw - ext4 /dev/a rw\n3 1 7:0 / /data rw - ext4 /dev/a rw\n", "/=/dev/sda1 /data=/dev/a"},
+		"a bind mount of / first":    {"2 1 8:1 /x /srv rw - ext4 /dev/sda1 rw\n" + root, "/=/dev/sda1"},
+		"bind mounts alone":          {root + "2 1 7:0 /a /srv/a rw - ext4 /dev/a rw\n3 1 7:0 /b /srv/b rw - ext4 /dev/a rw\n", "/=/dev/sda1 /srv/a=/dev/a"},
+		"the first is mounted over":  {root + "2 1 7:0 / /data rw - ext4 /dev/a rw\n3 2 7:1 / /data rw - ext4 /dev/b rw\n4 1 7:0 / /again rw - ext4 /dev/a rw\n", "/=/dev/sda1 /data=/dev/b /again=/dev/a"},
+		"the root of an initramfs":   {"1 1 0:1 / / rw - rootfs rootfs rw\n2 1 8:1 / / rw - ext4 /dev/sda1 rw\n", "/=/dev/sda1"},
+		"subvolumes":                 {"1 0 0:30 /@ / rw - btrfs /dev/sda1 rw\n2 1 0:30 /@home /home rw - btrfs /dev/sda1 rw\n", "/=/dev/sda1"},
+		"blanks and tags":            {root + `2 1 7:0 / /my\040disk rw shared:1 master:2 - ext4 /dev/a\134b rw` + "\n", `/=/dev/sda1 /my disk=/dev/a\b`},
+		"no file system":             {root + "2 1 0:5 / /proc rw - proc proc rw\nnot a line\n3 x\n", "/=/dev/sda1"},
+	} {
+		var got []string
+		for _, d := range visibleData(c.mountinfo) {
+			got = append(got, d.Mount+"="+d.Device)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %q, want %s", name, got, c.want)
+		}
+	}
+}
+
+// A real file system over another one.
+func TestDiskThatIsMountedOver(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root for a mount namespace: run the test binary as root")
+	}
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("needs mkfs.ext4 of e2fsprogs")
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // the thread ends with the test, and its mounts with it
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			t.Errorf("no mount namespace: %v", err)
+			return
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Error(err)
+			return
+		}
+		over := dir + "/over"
+		os.Mkdir(over, 0o755)
+		var above string
+		for i := 1; i <= 2; i++ {
+			image := dir + "/" + strconv.Itoa(i)
+			run := func(command string) string {
+				out, err := exec.Command("sh", "-ec", command).CombinedOutput()
+				if err != nil {
+					t.Errorf("%s: %v %s", command, err, out)
+				}
+				return strings.TrimSpace(string(out))
+			}
+			run("truncate -s " + strconv.Itoa(20*i) + "M " + image + "; mkfs.ext4 -qF " + image)
+			above = run("losetup -f --show " + image)
+			defer run("losetup -d " + above)
+			if err := unix.Mount(above, over, "ext4", 0, ""); err != nil {
+				t.Error(err)
+				return
+			}
+			defer unix.Unmount(over, unix.MNT_DETACH)
+		}
+		text, err := os.ReadFile("/proc/thread-self/mountinfo")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		at := slices.IndexFunc(visibleData(string(text)), func(d Disk) bool { return d.Mount == over })
+		if at < 0 || visibleData(string(text))[at].Device != above {
+			t.Errorf("%+v, want %s above", visibleData(string(text)), above)
+		}
+	}()
+	<-done
+}
+
 func TestReadMemory(t *testing.T) {
 	m, err := ReadMemory(context.Background())
 	var info unix.Sysinfo_t
@@ -163,6 +275,11 @@ func TestLinkKinds(t *testing.T) {
 		ip("link set port0 master br-lan up")
 		ip("addr add 198.51.100.7/24 dev br-lan")
 		ip("link set br-lan up")
+		for name, overlay := range map[string]string{"eth8": "vxlan id 1 dstport 8472", "eth9": "vxlan id 2 dstport 8473"} { // with names like hardware
+			ip("link add " + name + " type " + overlay)
+			ip("addr add 10.244." + name[3:] + ".0/32 dev " + name)
+			ip("link set " + name + " up")
+		}
 		links, err := Links()
 		if err != nil {
 			t.Error(err)
@@ -175,6 +292,7 @@ func TestLinkKinds(t *testing.T) {
 			"lo": {false, true, "127.0.0.1/8"}, "lolan0": {false, true, "192.0.2.7/24"}, "down0": {false, false, "192.0.2.99/24"},
 			"docker0": {true, true, "172.17.0.1/16"}, "eth77": {true, true, ""}, "inside": {true, false, ""},
 			"br-lan": {false, true, "198.51.100.7/24"}, "port0": {false, true, ""},
+			"eth8": {true, true, "10.244.8.0/32"}, "eth9": {true, true, "10.244.9.0/32"},
 		}
 		for _, l := range links {
 			w, ok := want[l.Name]
@@ -202,6 +320,24 @@ func TestLinkKinds(t *testing.T) {
 			t.Errorf("%v", addresses)
 		}
 	})
+}
+
+// An overlay network leads outside where nothing else does.
+func TestOverlayAlone(t *testing.T) {
+	links := []Link{
+		{Index: 1, Kind: "loopback", Loopback: true, Enabled: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}},
+		{Index: 2, Kind: "physical", Enabled: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("fe80::1/64")}},
+		{Index: 3, Kind: "vxlan", Enabled: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
+	}
+	markPlumbing(links, false)
+	if links[2].Plumbing {
+		t.Error("the only address is left out")
+	}
+	links[1].Prefixes[0] = netip.MustParsePrefix("198.51.100.1/24")
+	markPlumbing(links, false)
+	if !links[2].Plumbing {
+		t.Error("the address of an overlay is not left out")
+	}
 }
 
 func TestDisks(t *testing.T) {

@@ -142,9 +142,11 @@ func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Pref
 }
 
 // markPlumbing marks the links that do not lead outside. A bridge with a hardware port is how a guest is reached; Docker's
-// has virtual ports or none. Of a container the link that leads outside is a veth, too.
+// has virtual ports or none. Of a container the link that leads outside is a veth, too. An overlay network is of the containers,
+// unless nothing else has an address.
 func markPlumbing(links []Link, container bool) {
-	virtual := []string{"veth", "tun", "vxlan", "bridge"}
+	virtual := []string{"veth", "tun", "vxlan", "geneve", "ipip", "bridge"}
+	overlay := func(l Link) bool { return l.Kind == "vxlan" || l.Kind == "geneve" || l.Kind == "ipip" }
 	outside := map[int]bool{}
 	for _, l := range links {
 		if l.Master != 0 && !slices.Contains(virtual, l.Kind) {
@@ -154,6 +156,14 @@ func markPlumbing(links []Link, container bool) {
 	for i := range links {
 		l := &links[i]
 		l.Plumbing = l.Kind == "veth" && !(container && l.Away && l.Master == 0) || l.Kind == "bridge" && !outside[l.Index]
+	}
+	reached := slices.ContainsFunc(links, func(l Link) bool {
+		return l.Enabled && !l.Loopback && !l.Plumbing && !overlay(l) && slices.ContainsFunc(l.Prefixes, func(p netip.Prefix) bool {
+			return !p.Addr().IsLinkLocalUnicast()
+		})
+	})
+	for i := range links {
+		links[i].Plumbing = links[i].Plumbing || reached && overlay(links[i])
 	}
 }
 

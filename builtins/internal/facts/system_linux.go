@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/shirou/gopsutil/v3/load"
@@ -22,8 +23,18 @@ func ReadRelease(_ context.Context, root string) Release {
 	return Release{}
 }
 
-// MachineID returns the machine ID of the installation under root; empty if it has none.
-func MachineID(root string) string { return firstLine(root, "etc/machine-id") }
+// machineID matches what machine-id(5) calls one.
+var machineID = regexp.MustCompile(`^[0-9a-fA-F]{32}$`)
+
+// MachineID returns the machine ID of the installation under root; empty if it has none: the file is missing, empty or says
+// "uninitialized", as in an image before its first boot.
+func MachineID(root string) string {
+	id := firstLine(root, "etc/machine-id")
+	if !machineID.MatchString(id) || strings.Trim(id, "0") == "" {
+		return ""
+	}
+	return strings.ToLower(id)
+}
 
 // Hostname returns the name of the guest, or the configured one of the system under another root.
 func Hostname(root string) string {
@@ -31,7 +42,8 @@ func Hostname(root string) string {
 		name, _ := os.Hostname()
 		return name
 	}
-	return firstLine(root, "etc/hostname")
+	text, _ := readUnder(root, "etc/hostname")
+	return HostnameIn(text)
 }
 
 // ProductUUID returns the UUID of this machine from SMBIOS; empty if only root may read it.

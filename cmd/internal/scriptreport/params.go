@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -45,7 +46,7 @@ func (in Input) Params(file string, pairs []string) (*structpb.Struct, error) {
 		}
 		value, err := paramValue(text, mustBeJSON)
 		if err != nil {
-			return nil, usage("-p %s: the value is no JSON: %v", pair, err)
+			return nil, usage("-p %s: %v", pair, err)
 		}
 		values[key] = value
 	}
@@ -60,7 +61,17 @@ func (in Input) readParams(file string, to *map[string]any) error {
 	if err != nil {
 		return err
 	}
-	return decodeJSON(text, to)
+	if err := decodeJSON(text, to); err != nil {
+		return err
+	}
+	for name, value := range *to {
+		exact, err := withNumbers(value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		(*to)[name] = exact
+	}
+	return nil
 }
 
 // readFile reads a file; "-" is standard input.
@@ -71,9 +82,10 @@ func (in Input) readFile(file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-// decodeJSON reads exactly one value.
+// decodeJSON reads exactly one value, whose numbers are left as they were written.
 func decodeJSON(text []byte, to any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
 	if err := d.Decode(to); err != nil {
 		if errors.Is(err, io.EOF) {
 			return errors.New("there is nothing in it")
@@ -91,16 +103,66 @@ func decodeJSON(text []byte, to any) error {
 func paramValue(text string, mustBeJSON bool) (any, error) {
 	var value any
 	err := decodeJSON([]byte(text), &value)
-	if mustBeJSON {
-		return value, err
+	if err != nil && mustBeJSON {
+		return nil, fmt.Errorf("the value is no JSON: %w", err)
 	}
 	if err != nil {
 		return text, nil
 	}
-	if number, ok := value.(float64); ok && strconv.FormatFloat(number, 'f', -1, 64) != strings.TrimSpace(text) {
+	if number, ok := value.(json.Number); ok && !mustBeJSON {
+		f, err := number.Float64()
+		if err != nil || strconv.FormatFloat(f, 'f', -1, 64) != number.String() {
+			return text, nil
+		}
+	}
+	exact, err := withNumbers(value)
+	if _, one := value.(json.Number); one && err != nil && !mustBeJSON {
 		return text, nil
 	}
+	return exact, err
+}
+
+// withNumbers makes the numbers of a JSON value floating point, as they travel. A whole one beyond 2^53 is an error: it would be
+// another one.
+func withNumbers(value any) (any, error) {
+	switch v := value.(type) {
+	case json.Number:
+		f, err := v.Float64()
+		if err != nil || !arrivesExactly(strings.ToLower(strings.TrimPrefix(v.String(), "-")), math.Abs(f)) {
+			return nil, fmt.Errorf("the number %s would not arrive exactly; make it text, with quotes", v)
+		}
+		return f, nil
+	case []any:
+		for i := range v {
+			exact, err := withNumbers(v[i])
+			if err != nil {
+				return nil, err
+			}
+			v[i] = exact
+		}
+	case map[string]any:
+		for name := range v {
+			exact, err := withNumbers(v[name])
+			if err != nil {
+				return nil, err
+			}
+			v[name] = exact
+		}
+	}
 	return value, nil
+}
+
+// arrivesExactly says whether text means the number f, which is not negative: a whole one up to 2^53, a fraction, or one with an
+// exponent so large that nobody counts by it.
+func arrivesExactly(text string, f float64) bool {
+	digits, _, exponent := strings.Cut(text, "e")
+	switch {
+	case f == 0:
+		return strings.Trim(digits, "0.") == ""
+	case f < 1<<53:
+		return true
+	}
+	return text == "9007199254740992" || exponent && f >= 1e21
 }
 
 // Secrets reads what --secret names.

@@ -1,6 +1,9 @@
 package scriptreport
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestParamValues(t *testing.T) {
 	for text, want := range map[string]any{
@@ -9,6 +12,16 @@ func TestParamValues(t *testing.T) {
 	} {
 		if got, err := paramValue(text, false); err != nil || got != want {
 			t.Errorf("%q: %v %v", text, got, err)
+		}
+	}
+	for text, want := range map[string]string{"9007199254740993": "9007199254740993", "1e400": "1e400", "9007199254740992": ""} {
+		if got, err := paramValue(text, false); err != nil || want != "" && got != want || want == "" && got != float64(1<<53) {
+			t.Errorf("%s is %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{`{"a":9223372036854775807}`, "[1,[9007199254740993]]", `[-12345678901234567890123]`, "[1e400]", "[1e-400]"} {
+		if got, err := paramValue(text, false); err == nil || !strings.Contains(err.Error(), "exactly") {
+			t.Errorf("%s is %v, %v", text, got, err)
 		}
 	}
 	if got, err := paramValue("1e3", true); err != nil || got != 1000.0 {

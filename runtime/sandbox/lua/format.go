@@ -1,6 +1,7 @@
 package lua
 
 import (
+	"math"
 	"strings"
 
 	glua "github.com/yuin/gopher-lua"
@@ -42,9 +43,13 @@ func (a args) convert(out *builder, spec numeral.Spec, arg int) {
 	}
 	switch spec.Verb {
 	case 'd', 'i':
-		out.append(spec.Int(numeral.Int64(a.number(arg))))
+		out.append(spec.Int(a.whole(arg)))
 	case 'u', 'x', 'X', 'o':
-		out.append(spec.Uint(bits(a.number(arg))))
+		f := a.whole(arg)
+		if f <= -1<<63-1 || f >= 1<<64 {
+			a.argError(arg, "number has no representation of 64 bits")
+		}
+		out.append(spec.Uint(bits(f)))
 	case 'c':
 		out.append(spec.Pad(string([]byte{byte(a.int(arg))})))
 	case 'e', 'E', 'f', 'g', 'G':
@@ -62,6 +67,15 @@ func (a args) convert(out *builder, spec numeral.Spec, arg int) {
 	default:
 		a.L.RaiseError("%s", "invalid option '%"+string(rune(spec.Verb))+"' to 'format'")
 	}
+}
+
+// whole returns an argument without its fraction. One that is infinite or no number at all is an error.
+func (a args) whole(arg int) float64 {
+	f := math.Trunc(a.number(arg))
+	if math.IsInf(f, 0) || f != f {
+		a.argError(arg, "number has no integer representation")
+	}
+	return f
 }
 
 // bits returns a whole number's bits, negative ones in two's complement.
@@ -97,6 +111,10 @@ func (m *machine) openArithmetic(meta *glua.LTable) {
 	for event, compute := range operators {
 		meta.RawSetString(event, m.function(func(L *glua.LState) int {
 			left, right := L.Get(1), L.Get(2)
+			if left == glua.LString(lengthMark) && event == "__mod" {
+				L.Push(m.measurable(L, right))
+				return 1
+			}
 			if event == "__unm" { // one operand, which may be the only argument
 				right = left
 			}

@@ -69,6 +69,23 @@ func (m *machine) openBase() {
 	} {
 		m.L.SetGlobal(name, m.L.NewFunction(f))
 	}
+	step := m.function(func(L *glua.LState) int {
+		i := L.CheckInt(2) + 1
+		value := rawGet(L.CheckTable(1), i)
+		if value == glua.LNil {
+			return 0
+		}
+		L.Push(glua.LNumber(i))
+		L.Push(value)
+		return 2
+	})
+	m.L.SetGlobal("ipairs", m.function(func(L *glua.LState) int {
+		t := L.CheckTable(1)
+		L.Push(step)
+		L.Push(t)
+		L.Push(glua.LNumber(0))
+		return 3
+	}))
 	next := m.L.GetGlobal("next")
 	m.L.SetGlobal("pairs", m.function(func(L *glua.LState) int {
 		t := L.CheckTable(1)
@@ -80,7 +97,7 @@ func (m *machine) openBase() {
 }
 
 func tostring(a args) int {
-	a.L.Push(glua.LString(a.m.tostring(a.value(1))))
+	a.L.Push(a.m.tostringValue(a.value(1)))
 	return 1
 }
 
@@ -123,7 +140,7 @@ func (m *machine) readOnly(name string, t *glua.LTable) *glua.LTable {
 		L.RaiseError("%s cannot be changed", name)
 		return 0
 	}))
-	meta.RawSetString("__len", m.function(func(L *glua.LState) int { L.Push(glua.LNumber(t.Len())); return 1 }))
+	meta.RawSetString("__len", m.function(func(L *glua.LState) int { L.Push(glua.LNumber(listLength(t))); return 1 }))
 	meta.RawSetString("__metatable", glua.LFalse)
 	front.Metatable = meta
 	m.readOnlyTables[front] = t
@@ -146,24 +163,30 @@ func (m *machine) secrets() *glua.LTable {
 	return m.readOnly("secrets", t)
 }
 
-// tostring returns a value as text. It calls __tostring, and never shows an address.
+// tostring returns the text of a value, as tostring makes it, and never shows an address. What a metamethod returns must be a text, or
+// a number.
 func (m *machine) tostring(v glua.LValue) string {
-	if t, ok := v.(*glua.LTable); ok && t.Metatable == m.errorMetatable {
-		return m.errorText(t)
-	}
-	meta := m.L.GetMetaField(v, "__tostring")
-	f, ok := meta.(*glua.LFunction)
+	text, ok := toText(m.tostringValue(v))
 	if !ok {
-		return m.rawTostring(v)
+		m.L.RaiseError("'__tostring' must return a string")
+	}
+	return text
+}
+
+// tostringValue returns what tostring returns: of a value with a metamethod whatever that does.
+func (m *machine) tostringValue(v glua.LValue) glua.LValue {
+	if t, ok := v.(*glua.LTable); ok && t.Metatable == m.errorMetatable {
+		return glua.LString(m.errorText(t))
+	}
+	f, ok := m.L.GetMetaField(v, "__tostring").(*glua.LFunction)
+	if !ok {
+		return glua.LString(m.rawTostring(v))
 	}
 	m.L.Push(f)
 	m.L.Push(v)
 	m.L.Call(1, 1)
 	defer m.L.Pop(1)
-	if s, ok := m.L.Get(-1).(glua.LString); ok {
-		return string(s)
-	}
-	return m.rawTostring(m.L.Get(-1))
+	return m.L.Get(-1)
 }
 
 // uncaughtText returns the text of an error that was not caught. Where its __tostring fails too, that is the raw text.

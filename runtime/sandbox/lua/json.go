@@ -1,13 +1,16 @@
 package lua
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math"
+	"math/big"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	glua "github.com/yuin/gopher-lua"
@@ -61,8 +64,30 @@ func (m *machine) encodeJSON(L *glua.LState) int {
 	if err != nil {
 		m.raiseError("json.encode", "invalid", "value"+err.Error())
 	}
-	L.Push(glua.LString(out.String()))
+	text := out.String()
+	if indent := indentOf(L); err == nil && indent != "" {
+		var lines bytes.Buffer
+		_ = json.Indent(&lines, []byte(text), "", indent) // what was encoded is JSON
+		text = lines.String()
+	}
+	L.Push(glua.LString(text))
 	return 1
+}
+
+// maxIndent is how many blanks an indentation may have: nested values have it many times.
+const maxIndent = 8
+
+// indentOf returns the blanks of the second argument of json.encode, {indent = 2}; empty: all is in one line.
+func indentOf(L *glua.LState) string {
+	options := L.OptTable(2, nil)
+	if options == nil {
+		return ""
+	}
+	n, ok := options.RawGetString("indent").(glua.LNumber)
+	if !ok || n < 1 || n > maxIndent || n != glua.LNumber(int(n)) {
+		L.ArgError(2, "indent is not a number from 1 to 8")
+	}
+	return strings.Repeat(" ", int(n))
 }
 
 // writeJSON keeps the order of fields. An empty table is an object unless json.array made it.
@@ -76,7 +101,7 @@ func writeJSON(out *strings.Builder, v *pb.LuaValue) error {
 		if math.IsNaN(v.Number) || math.IsInf(v.Number, 0) {
 			return fmt.Errorf(": %v has no JSON", v.Number)
 		}
-		out.WriteString(strconv.FormatFloat(v.Number, jsonFormat(v.Number), -1, 64))
+		out.WriteString(numberText(v.Number))
 	case *pb.LuaValue_String_:
 		return writeJSONString(out, v.String_)
 	case *pb.LuaValue_Table:
@@ -85,12 +110,16 @@ func writeJSON(out *strings.Builder, v *pb.LuaValue) error {
 	return nil
 }
 
-// jsonFormat returns the format of a number: without an exponent for sizes that people use.
-func jsonFormat(f float64) byte {
-	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e21) {
-		return 'e'
+// numberText writes a number for a document: without an exponent for sizes that people use, and a whole one with all of
+// its digits, since those that the shortest form leaves out become zeros.
+func numberText(f float64) string {
+	switch a := math.Abs(f); {
+	case a != 0 && (a < 1e-6 || a >= 1e21):
+		return strconv.FormatFloat(f, 'e', -1, 64)
+	case f == math.Trunc(f):
+		return strconv.FormatFloat(f, 'f', 0, 64)
 	}
-	return 'f'
+	return strconv.FormatFloat(f, 'f', -1, 64)
 }
 
 func writeJSONString(out *strings.Builder, s []byte) error {
@@ -142,9 +171,12 @@ func writeJSONTable(out *strings.Builder, t *pb.LuaTable) error {
 }
 
 func (m *machine) decodeJSON(L *glua.LState) int {
-	text := L.CheckString(1)
+	text := strings.TrimPrefix(L.CheckString(1), "\ufeff")
 	if !utf8.ValidString(text) {
 		m.raiseError("json.decode", "invalid", "the text is not UTF-8")
+	}
+	if at := loneSurrogate(text); at >= 0 {
+		m.raiseError("json.decode", "invalid", fmt.Sprintf("byte %d: %s is one half of a character", at, text[at:at+6]))
 	}
 	decoder := json.NewDecoder(strings.NewReader(text))
 	decoder.UseNumber()
@@ -210,13 +242,71 @@ func (m *machine) readJSON(d *json.Decoder, depth int) (glua.LValue, error) {
 	return t, err
 }
 
-// exactNumber returns the number of a JSON text. A whole one that no Lua number is equal to is an error, as is one that is
-// too large.
+// loneSurrogate returns where the first \u of a JSON text stands that is one half of a character, without the other half;
+// negative: there is none. The decoder would put another character in its place.
+func loneSurrogate(text string) int {
+	for at := 0; ; {
+		next := strings.IndexByte(text[at:], '\\')
+		if next < 0 {
+			return -1
+		}
+		at += next
+		first := escapedUnit(text[at:])
+		switch {
+		case first < 0:
+			at += 2
+		case !utf16.IsSurrogate(first):
+			at += 6
+		case utf16.DecodeRune(first, escapedUnit(text[at+6:])) == utf8.RuneError:
+			return at
+		default:
+			at += 12
+		}
+		if at >= len(text) {
+			return -1
+		}
+	}
+}
+
+// escapedUnit returns the number behind the \u that a text begins with; negative: it does not.
+func escapedUnit(text string) rune {
+	if len(text) < 6 || text[:2] != `\u` {
+		return -1
+	}
+	unit, err := strconv.ParseUint(text[2:6], 16, 16)
+	if err != nil {
+		return -1
+	}
+	return rune(unit)
+}
+
+// exactNumber returns the number that decimal digits stand for, with a point and an exponent or without. An error is about
+// one that is whole and no Lua number, too large, or so small that it would be zero. Of a fraction the nearest number is
+// meant.
 func exactNumber(text string) (float64, error) {
 	f, err := strconv.ParseFloat(text, 64)
-	whole, ok := wholeNumber(strings.TrimPrefix(text, "-"))
-	if err != nil || ok && !isExact(whole, math.Abs(f)) {
+	mantissa, exponent := strings.TrimLeft(text, "+-"), ""
+	if at := strings.IndexAny(mantissa, "eE"); at >= 0 {
+		mantissa, exponent = mantissa[:at], mantissa[at+1:]
+	}
+	digits := strings.Trim(mantissa, "0.")
+	lost := err != nil || f == 0 && digits != ""
+	if !lost && math.Abs(f) >= 1<<53 {
+		exact := strconv.FormatFloat(f, 'f', 0, 64)
+		if exponent != "" { // a program that writes one leaves out digits that make no other number
+			exact = strconv.FormatFloat(f, 'e', -1, 64)
+		}
+		lost = !sameNumber(text, exact)
+	}
+	if lost {
 		return 0, fmt.Errorf("a number in Lua cannot be %s exactly; make it text, with quotes", text)
 	}
 	return f, nil
+}
+
+// sameNumber says whether two decimal numbers, which a float64 can hold, are equal.
+func sameNumber(a, b string) bool {
+	x, ok := new(big.Rat).SetString(a)
+	y, also := new(big.Rat).SetString(b)
+	return ok && also && x.Cmp(y) == 0
 }

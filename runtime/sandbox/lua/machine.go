@@ -29,6 +29,7 @@ type machine struct {
 	loading        []string // modules that are being loaded, outermost first
 	readOnlyTables map[*glua.LTable]*glua.LTable
 	displayIDs     map[glua.LValue]int
+	plainYAMLOf    map[*glua.LTable]*plainYAML
 	listMetatable  *glua.LTable // the metatable of json.array
 	null           *glua.LUserData
 	errorMetatable *glua.LTable // the metatable of error tables
@@ -55,6 +56,7 @@ func newMachine(start *pb.RunnerStart, w *client, stop *stopper) *machine {
 		modules:        map[string]glua.LValue{},
 		readOnlyTables: map[*glua.LTable]*glua.LTable{},
 		displayIDs:     map[glua.LValue]int{},
+		plainYAMLOf:    map[*glua.LTable]*plainYAML{},
 	}
 	stop.position = m.currentPosition
 	m.L.SetContext(stop)

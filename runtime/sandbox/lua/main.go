@@ -20,7 +20,6 @@ import (
 	"runtime/debug"
 	"strconv"
 
-	glua "github.com/yuin/gopher-lua"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
@@ -64,9 +63,7 @@ func runOne(c *client, l limits) error {
 	memory := l.memory
 	stop := newStopper()
 	handleInterrupt(stop)
-	// No list within the heap can be longer. The interpreter allocates a list up to its highest index below this, so that
-	// t[67108863] = 1 alone would take a gigabyte.
-	glua.MaxArrayIndex = int(min(memory/valueSize, uint64(glua.MaxArrayIndex)))
+	boundLists(memory)
 	warmUp()
 	debug.FreeOSMemory()
 	debug.SetMaxStack(l.depth * goStackPerCall)

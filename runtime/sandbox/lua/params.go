@@ -79,7 +79,7 @@ func (m *machine) readSpec(outer *tableReader, name string, t *glua.LTable) *par
 		r.fault("type %s is not one of %s", s.typ, strings.Join(typeNames, ", "))
 	}
 	if list, ok := t.RawGetString("enum").(*glua.LTable); ok {
-		for i := 1; i <= list.Len(); i++ {
+		for i := 1; i <= listLength(list); i++ {
 			s.enum = append(s.enum, list.RawGetInt(i))
 		}
 	} else if t.RawGetString("enum") != glua.LNil {
@@ -224,7 +224,7 @@ func (s *paramSpec) rangeFault(value glua.LValue) string {
 	case glua.LString:
 		size, unit = float64(len(v)), " bytes"
 	case *glua.LTable:
-		size, unit = float64(v.Len()), " elements"
+		size, unit = float64(listLength(v)), " elements"
 	}
 	if unit != "" {
 		unit = " long, in" + unit

@@ -185,6 +185,7 @@ func (c *treeChecker) visitExpr(node any) {
 		n.Expr = condition(n.Expr)
 	case *ast.UnaryLenOpExpr:
 		c.visit(n.Expr)
+		ofAnyLength(n)
 	}
 }
 

@@ -29,7 +29,7 @@ func rawSet(t *glua.LTable, i int, v glua.LValue) { t.RawSetInt(i, v) }
 func concat(a args) int {
 	t := a.m.backing(a.table(1))
 	separator, first := a.optText(2, ""), a.optInt(3, 1)
-	last := a.optInt(4, t.Len())
+	last := a.optInt(4, listLength(t))
 	out := builder{m: a.m}
 	out.grow(joinedSize(t, first, last, len(separator)))
 	for i := first; i <= last; i++ {
@@ -64,7 +64,7 @@ func joinedSize(t *glua.LTable, first, last, separator int) int {
 }
 
 func getn(a args) int {
-	a.L.Push(glua.LNumber(a.m.backing(a.table(1)).Len()))
+	a.L.Push(glua.LNumber(listLength(a.m.backing(a.table(1)))))
 	return 1
 }
 
@@ -82,7 +82,7 @@ func maxn(a args) int {
 // insert(t, [pos,] v) inserts v and moves the elements from pos on up by one.
 func insert(a args) int {
 	t := a.writableTable(1)
-	end := t.Len() + 1
+	end := listLength(t) + 1
 	switch a.L.GetTop() {
 	case 2:
 		rawSet(t, end, a.L.Get(2))
@@ -104,19 +104,30 @@ func insert(a args) int {
 // remove(t [, pos]) removes and returns the element at pos, and moves those after it down by one.
 func remove(a args) int {
 	t := a.writableTable(1)
-	end := t.Len()
+	end := listLength(t)
 	pos := a.optInt(2, end)
 	if pos < 1 || pos > end {
 		return 0
 	}
-	a.L.Push(t.Remove(pos))
+	if end < glua.MaxArrayIndex {
+		a.L.Push(t.Remove(pos))
+		return 1
+	}
+	a.L.Push(rawGet(t, pos))
+	for i := pos; i < end; i++ {
+		rawSet(t, i, rawGet(t, i+1))
+		if i%checkInterval == 0 {
+			a.m.checkStopped()
+		}
+	}
+	rawSet(t, end, glua.LNil)
 	return 1
 }
 
 func unpack(a args) int {
 	t := a.m.backing(a.table(1))
 	first := a.optInt(2, 1)
-	last := a.optInt(3, t.Len())
+	last := a.optInt(3, listLength(t))
 	if first > last {
 		return 0
 	}
@@ -168,7 +179,7 @@ func sortTable(a args) int {
 			return answer
 		}
 	}
-	n := t.Len()
+	n := listLength(t)
 	a.m.reserve(2 * n * valueSize)
 	values := make([]glua.LValue, n)
 	for i := range values {

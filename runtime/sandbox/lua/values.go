@@ -68,7 +68,7 @@ func (m *machine) encodeTable(t *glua.LTable, depth int, left *int) (*pb.LuaTabl
 		}
 	}
 	for i := 1; i <= size; i++ {
-		v := t.RawGetInt(i)
+		v := rawGet(t, i)
 		if v == glua.LNil {
 			return nil, fmt.Errorf("[%d]: missing, and later ones are there: a list has no holes", i)
 		}

@@ -1,6 +1,7 @@
 package lua
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -32,9 +33,13 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 	if len(text) > maxYAML {
 		m.raiseError("yaml.decode", tooLarge, fmt.Sprintf("the text has %d bytes, the limit is %d", len(text), maxYAML))
 	}
+	r := &yamlReader{m: m, left: framing.MaxFromRunner}
+	text, err := r.directives(text)
 	decoder := yaml.NewDecoder(strings.NewReader(text))
 	var document, more yaml.Node
-	err := decoder.Decode(&document)
+	if err == nil {
+		err = decoder.Decode(&document)
+	}
 	if err == io.EOF { // nothing but comments
 		L.Push(m.null)
 		return 1
@@ -48,7 +53,6 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 	}
 	var value glua.LValue
 	if err == nil {
-		r := &yamlReader{m: m, left: framing.MaxFromRunner}
 		value, err = r.read(document.Content[0], 0)
 	}
 	if err != nil {
@@ -63,7 +67,50 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 type yamlReader struct {
 	m    *machine
 	left int
+	// core: the document says that it is YAML 1.2, so it is read by the core schema, to which yes and 1_000 are text and 010 is ten.
+	core bool
 }
+
+// directives returns a document with comments in the place of its directives, but for %TAG: the parser knows no version but 1.1, and
+// what is reserved is ignored.
+func (r *yamlReader) directives(text string) (string, error) {
+	if !utf8.ValidString(text) {
+		return "", fmt.Errorf("the text is not UTF-8")
+	}
+	out := []byte(strings.TrimPrefix(text, "\ufeff"))
+	version, any := "", false
+	for at, line := 0, 1; at < len(out); line++ {
+		end := len(out)
+		if n := bytes.IndexByte(out[at:], '\n'); n >= 0 {
+			end = at + n + 1
+		}
+		words := strings.Fields(string(out[at:end]))
+		switch {
+		case out[at] == '%':
+			any = true
+			if words[0] == "%YAML" {
+				if len(words) < 2 || !yamlVersion.MatchString(words[1]) || version != "" {
+					return "", fmt.Errorf("line %d: one %%YAML with a version 1.1 or 1.2 may stand there", line)
+				}
+				version = words[1]
+			}
+			if words[0] != "%TAG" {
+				out[at] = '#'
+			}
+		case len(words) > 0 && words[0][0] != '#':
+			if any && words[0] != "---" {
+				return "", fmt.Errorf("line %d: --- is missing behind the directives", line)
+			}
+			r.core = version != "" && version != "1.0" && version != "1.1"
+			return string(out), nil
+		}
+		at = end
+	}
+	return string(out), nil
+}
+
+// yamlVersion matches the versions of YAML, and those to come that are no others to a parser.
+var yamlVersion = regexp.MustCompile(`^1\.[0-9]+$`)
 
 func (r *yamlReader) read(n *yaml.Node, depth int) (glua.LValue, error) {
 	if r.left--; r.left < 0 {
@@ -93,6 +140,7 @@ func (r *yamlReader) sequence(n *yaml.Node, depth int) (glua.LValue, error) {
 			return nil, err
 		}
 		t.RawSetInt(i+1, value)
+		r.keep(t, glua.LNumber(i+1), element, value)
 	}
 	if len(n.Content) == 0 {
 		t.Metatable = r.m.listMetatable
@@ -122,35 +170,140 @@ func (r *yamlReader) mapping(n *yaml.Node, depth int) (glua.LValue, error) {
 			return nil, err
 		}
 		t.RawSetString(key.Value, value)
+		r.keep(t, glua.LString(key.Value), n.Content[i+1], value)
+		if r.plain(key) && (key.ShortTag() != "!!str" || ambiguous(key.Value)) {
+			r.m.plainYAML(t).keys[key.Value] = true
+		}
 	}
 	return t, nil
 }
 
-// scalar reads numbers and booleans as YAML 1.2 does, and 0644 as octal, which YAML 1.1 and most files mean by it. A
-// time stays text.
+// plainYAML is what of a table stood in a document without quotes and is not what yaml.encode would write: to some readers it may not
+// be text, or not the same number. As long as a script does not change it, it is written as it was.
+type plainYAML struct {
+	keys   map[string]bool
+	values map[glua.LValue]plainScalar // by the key of the table
+}
+
+// plainScalar is the value that Text was read as.
+type plainScalar struct {
+	text  string
+	value glua.LValue
+}
+
+func (m *machine) plainYAML(t *glua.LTable) *plainYAML {
+	p := m.plainYAMLOf[t]
+	if p == nil {
+		p = &plainYAML{keys: map[string]bool{}, values: map[glua.LValue]plainScalar{}}
+		m.plainYAMLOf[t] = p
+	}
+	return p
+}
+
+// plain says whether a node is a word without quotes and tag, which means something else to a reader of YAML 1.1.
+func (r *yamlReader) plain(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && n.Style == 0 && !r.core
+}
+
+// keep notes a value that was written in another way than yaml.encode has.
+func (r *yamlReader) keep(t *glua.LTable, key glua.LValue, n *yaml.Node, value glua.LValue) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if !r.plain(n) || n.Value == "" {
+		return
+	}
+	own := ""
+	switch v := value.(type) {
+	case glua.LString:
+		if n.ShortTag() != "!!timestamp" && !ambiguous(n.Value) {
+			return
+		}
+	case glua.LNumber:
+		own = yamlNumber(float64(v))
+	case glua.LBool:
+		own = strconv.FormatBool(bool(v))
+	default:
+		own = "null"
+	}
+	if n.Value != own {
+		r.m.plainYAML(t).values[key] = plainScalar{n.Value, value}
+	}
+}
+
+var (
+	// yaml11Boolean matches what is a boolean to readers of YAML 1.1, and text to those of YAML 1.2. Of y and n the former
+	// do not agree.
+	yaml11Boolean = regexp.MustCompile(`^(yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$`)
+	// yaml11Other matches what may be no text to readers of YAML 1.1: y, n, and numbers to the base 60.
+	yaml11Other = regexp.MustCompile(`^([yYnN]|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$`)
+	// yamlNumeral matches numbers, also those that the parser takes for text because they are too large.
+	yamlNumeral = regexp.MustCompile(`^[-+]?(0x[0-9A-Fa-f_]+|0o[0-7_]+|0b[01_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$`)
+	// yamlOctal matches what is octal to readers of YAML 1.1.
+	yamlOctal = regexp.MustCompile(`^[-+]?0[0-7_]+$`)
+	// coreNumber matches numbers of the core schema of YAML 1.2 that are decimal, coreOther the others.
+	coreNumber = regexp.MustCompile(`^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`)
+	coreOther  = regexp.MustCompile(`^(0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)$`)
+)
+
+// ambiguous says whether a word without quotes is text to some readers alone.
+func ambiguous(word string) bool {
+	return yaml11Boolean.MatchString(word) || yaml11Other.MatchString(word)
+}
+
+// scalar reads numbers and booleans as readers of YAML 1.1 do, which most files of a guest are for, so that 0644 is octal, and also
+// the forms that are new in YAML 1.2, such as 0o644. A time stays text, as do y, n and numbers to the base 60.
 func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
+	inexact := func() (glua.LValue, error) {
+		return nil, fmt.Errorf("line %d: a number in Lua cannot be %s exactly; make it text, with quotes", n.Line, n.Value)
+	}
+	decimal := func(text string) (glua.LValue, error) {
+		f, err := exactNumber(text)
+		if err != nil {
+			return inexact()
+		}
+		return glua.LNumber(f), nil
+	}
+	if number := n.ShortTag() == "!!int" || n.ShortTag() == "!!float"; r.core && n.Style == 0 && number {
+		switch {
+		case coreNumber.MatchString(n.Value):
+			return decimal(n.Value)
+		case !coreOther.MatchString(n.Value):
+			return glua.LString(n.Value), nil
+		}
+	}
 	switch n.ShortTag() {
 	case "!!null":
 		return r.m.null, nil
 	case "!!bool":
-		var b bool
-		err := n.Decode(&b)
-		return glua.LBool(b), err
+		switch strings.ToLower(n.Value) {
+		case "true", "yes", "on", "y":
+			return glua.LTrue, nil
+		case "false", "no", "off", "n":
+			return glua.LFalse, nil
+		}
+		return nil, fmt.Errorf("line %d: %s is no boolean", n.Line, n.Value)
 	case "!!int":
 		var i int64
 		if err := n.Decode(&i); err != nil || i > 1<<53 || i < -1<<53 {
-			return nil, fmt.Errorf("line %d: a number in Lua cannot be %s exactly; make it text, with quotes", n.Line, n.Value)
+			return inexact()
 		}
 		return glua.LNumber(i), nil
 	case "!!float":
-		var f float64
-		if err := n.Decode(&f); err != nil {
-			return nil, fmt.Errorf("line %d: %s is no number", n.Line, n.Value)
+		text := strings.ReplaceAll(n.Value, "_", "")
+		switch strings.ToLower(strings.TrimLeft(text, "+-")) {
+		case ".inf":
+			if text[0] == '-' {
+				return glua.LNumber(math.Inf(-1)), nil
+			}
+			return glua.LNumber(math.Inf(1)), nil
+		case ".nan":
+			return glua.LNumber(math.NaN()), nil
 		}
-		if whole, ok := wholeNumber(strings.ReplaceAll(strings.TrimLeft(n.Value, "+-"), "_", "")); ok && !isExact(whole, math.Abs(f)) {
-			return nil, fmt.Errorf("line %d: a number in Lua cannot be %s exactly; make it text, with quotes", n.Line, n.Value)
+		if n.Style == 0 && yamlOctal.MatchString(n.Value) { // of 64 bits it is too large for the parser
+			return inexact()
 		}
-		return glua.LNumber(f), nil
+		return decimal(text)
 	case "!!binary":
 		var s string
 		if err := n.Decode(&s); err != nil {
@@ -158,6 +311,12 @@ func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 		}
 		return glua.LString(s), nil
 	case "!!str", "!!timestamp":
+		switch plain := n.Style == 0; {
+		case plain && !r.core && yaml11Boolean.MatchString(n.Value):
+			return glua.LBool(strings.ContainsAny(n.Value[:2], "yY") || strings.EqualFold(n.Value, "on")), nil
+		case plain && n.ShortTag() == "!!str" && yamlNumeral.MatchString(n.Value) && (!r.core || coreNumber.MatchString(n.Value)):
+			return inexact()
+		}
 		return glua.LString(n.Value), nil
 	default:
 		return nil, fmt.Errorf("line %d: the type %s is not known", n.Line, n.Tag)
@@ -169,7 +328,7 @@ func (m *machine) encodeYAML(L *glua.LState) int {
 	var out strings.Builder
 	if err == nil {
 		var n *yaml.Node
-		if n, err = yamlNode(value); err == nil {
+		if n, err = m.yamlNode(value, L.CheckAny(1)); err == nil {
 			encoder := yaml.NewEncoder(&out)
 			encoder.SetIndent(2)
 			err = encoder.Encode(n)
@@ -182,8 +341,8 @@ func (m *machine) encodeYAML(L *glua.LState) int {
 	return 1
 }
 
-// yamlNode keeps the order of fields. An empty table is a mapping unless json.array made it.
-func yamlNode(v *pb.LuaValue) (*yaml.Node, error) {
+// yamlNode keeps the order of fields. An empty table is a mapping unless json.array made it. v is what lua is outside of Lua.
+func (m *machine) yamlNode(v *pb.LuaValue, lua glua.LValue) (*yaml.Node, error) {
 	plain := func(tag, text string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Tag: tag, Value: text} }
 	switch v := v.GetKind().(type) {
 	case *pb.LuaValue_Boolean:
@@ -192,27 +351,44 @@ func yamlNode(v *pb.LuaValue) (*yaml.Node, error) {
 		if math.IsNaN(v.Number) || math.IsInf(v.Number, 0) {
 			return nil, fmt.Errorf(": %v is no number for a file", v.Number)
 		}
-		text := strconv.FormatFloat(v.Number, jsonFormat(v.Number), -1, 64)
-		if mantissa, exponent, ok := strings.Cut(text, "e"); ok && !strings.Contains(mantissa, ".") {
-			text = mantissa + ".0e" + exponent // without a point it is text to readers of YAML 1.1
-		}
-		return &yaml.Node{Kind: yaml.ScalarNode, Value: text}, nil // without a tag, which would be written for some numbers
+		return plain("", yamlNumber(v.Number)), nil // without a tag, which would be written for some numbers
 	case *pb.LuaValue_String_:
 		return yamlText(v.String_)
 	case *pb.LuaValue_Table:
-		return yamlTable(v.Table)
+		table, _ := lua.(*glua.LTable)
+		return m.yamlTable(v.Table, m.backing(table))
 	}
 	return plain("!!null", "null"), nil
 }
 
-func yamlTable(t *pb.LuaTable) (*yaml.Node, error) {
+// yamlNumber is numberText with a point in front of an exponent: without one it is text to readers of YAML 1.1.
+func yamlNumber(f float64) string {
+	text := numberText(f)
+	if mantissa, exponent, ok := strings.Cut(text, "e"); ok && !strings.Contains(mantissa, ".") {
+		return mantissa + ".0e" + exponent
+	}
+	return text
+}
+
+func (m *machine) yamlTable(t *pb.LuaTable, lua *glua.LTable) (*yaml.Node, error) {
+	was := m.plainYAMLOf[lua]
+	if was == nil {
+		was = &plainYAML{}
+	}
+	node := func(key glua.LValue, v *pb.LuaValue) (*yaml.Node, error) {
+		value := lua.RawGet(key)
+		if kept, ok := was.values[key]; ok && kept.value == value {
+			return &yaml.Node{Kind: yaml.ScalarNode, Value: kept.text}, nil
+		}
+		return m.yamlNode(v, value)
+	}
 	if len(t.GetArray()) > 0 && len(t.GetFields()) > 0 {
 		return nil, fmt.Errorf(": a table is a list or has names, not both (%s)", t.GetFields()[0].GetKey())
 	}
 	if len(t.GetArray()) > 0 || t.GetList() && len(t.GetFields()) == 0 {
 		out := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
 		for i, v := range t.GetArray() {
-			n, err := yamlNode(v)
+			n, err := node(glua.LNumber(i+1), v)
 			if err != nil {
 				return nil, fmt.Errorf("[%d]%w", i+1, err)
 			}
@@ -226,7 +402,10 @@ func yamlTable(t *pb.LuaTable) (*yaml.Node, error) {
 		if err != nil {
 			return nil, err
 		}
-		n, err := yamlNode(f.GetValue())
+		if name := string(f.GetKey()); was.keys[name] {
+			key = &yaml.Node{Kind: yaml.ScalarNode, Value: name}
+		}
+		n, err := node(glua.LString(f.GetKey()), f.GetValue())
 		if err != nil {
 			return nil, fmt.Errorf(".%s%w", f.GetKey(), err)
 		}

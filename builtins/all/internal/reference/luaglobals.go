@@ -17,8 +17,8 @@ var luaGlobals = []luaGlobal{
 	{name: "require", call: "require(name)", text: "the value of a module that was sent along; each is loaded once"},
 	{name: "log", call: "log(…)", text: "a line of the log; log.debug, log.info, log.warn, log.error name its level", fields: []string{"debug", "error", "info", "warn"}},
 	{name: "progress", call: "progress(fraction, [step])", text: "how far the script is, from 0 to 1, or nil; and what it does"},
-	{name: "json", text: "json.encode(value), json.decode(text); json.array([table]) marks a list that may be empty; json.null stands in for nil", fields: []string{"array", "decode", "encode", "null"}},
-	{name: "yaml", text: "yaml.encode(value), yaml.decode(text): one document of at most 1 MiB; a null is json.null", fields: []string{"decode", "encode"}},
+	{name: "json", text: "json.encode(value, [{indent = n}]), json.decode(text); json.array([table]) marks a list that may be empty; json.null stands in for nil", fields: []string{"array", "decode", "encode", "null"}},
+	{name: "yaml", text: "yaml.encode(value), yaml.decode(text): one document of at most 1 MiB; a null is json.null; yes, no, on and off are booleans", fields: []string{"decode", "encode"}},
 	{name: "base64", text: "base64.encode(bytes), base64.decode(text)", fields: []string{"decode", "encode"}},
 	{name: "random", call: "random(bytes)", text: "1 to 4096 random bytes, fit for keys"},
 

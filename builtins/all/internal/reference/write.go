@@ -256,9 +256,11 @@ function progress(fraction, step) end
 function random(bytes) end
 
 json = {null = {}}
+---In one line, or with 1 to 8 blanks for each level.
 ---@param value any
+---@param options? {indent: integer}
 ---@return string
-function json.encode(value) end
+function json.encode(value, options) end
 ---@param text string
 ---@return any
 function json.decode(text) end

@@ -100,13 +100,15 @@ func isDecimal(s string) bool {
 // countDigits returns how many digits text begins with.
 func countDigits(s string) int { return len(s) - len(strings.TrimLeft(s, "0123456789")) }
 
-// Text returns a number as tostring prints it: 14 digits, and whole numbers below 10^21 with all of theirs.
+// Text returns a number as tostring prints it: 14 digits, and all digits of one from 10^14 to 10^21, or a whole one below that.
 func Text(f float64) string {
-	if f == 0 {
+	switch a := math.Abs(f); {
+	case f == 0:
 		return "0" // also -0
-	}
-	if f == math.Trunc(f) && math.Abs(f) < 1e21 {
+	case a < 1e21 && f == math.Trunc(f):
 		return strconv.FormatFloat(f, 'f', 0, 64)
+	case a >= 1e14 && a < 1e21:
+		return strconv.FormatFloat(f, 'f', -1, 64)
 	}
 	return Spec{Verb: 'g', Precision: 14}.Float(f)
 }

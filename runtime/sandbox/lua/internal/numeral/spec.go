@@ -59,10 +59,9 @@ func twoDigits(text string) (int, string) {
 	return number, text[n:]
 }
 
-// Int formats a whole number for d and i.
-func (s Spec) Int(n int64) string {
-	sign, digits := s.sign(n < 0), strconv.FormatInt(n, 10)
-	return s.padNumber(sign, strings.TrimPrefix(digits, "-"))
+// Int formats a whole number for d and i, with all of its digits.
+func (s Spec) Int(f float64) string {
+	return s.padNumber(s.sign(f < 0), strconv.FormatFloat(math.Abs(f), 'f', 0, 64))
 }
 
 // Uint formats a whole number for u, o, x and X.
