@@ -50,6 +50,8 @@ type Call struct {
 	Judged *fsys.Judged
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
 	DryRun *DryRun
+	// MaxChunk is the most bytes of a file that the reply may have; 0: as many as every channel takes at once.
+	MaxChunk int
 	// Scratch returns n bytes for the reply, which are used for others once that has been sent. Nil: make them. See Buffer.
 	Scratch func(n int) []byte
 }

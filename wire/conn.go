@@ -49,6 +49,8 @@ const (
 	maxIdleWorkers = 8
 	// maxReusedBuffer is the largest buffer of a frame that goes back to the pool, in bytes.
 	maxReusedBuffer = 1 << 20
+	// SocketChunk is the most bytes of a file in one frame to a host that is connected by a socket, which loses none of it.
+	SocketChunk = 128 << 10
 	// minReadSize is the smallest buffer for a read, in bytes.
 	minReadSize = 64 << 10
 )
@@ -110,6 +112,7 @@ type Conn struct {
 	salvaging   bool      // the reader's: frames lie within the buffer of one that is given up
 	peer        peer      // the reader's
 	piecePool   sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
+	chunkPool   sync.Pool // of *[]byte with a capacity of chunkSize, likewise
 	smallPool   sync.Pool // of *[]byte of up to freeBuffer, in which frames came
 	largePool   sync.Pool // of *[]byte of up to maxReusedBuffer, in which frames came that did not fit into those
 	workers     chan func()
@@ -126,10 +129,10 @@ type Conn struct {
 	replies sync.WaitGroup // requests whose reply is not queued yet
 
 	inFlightMu   sync.Mutex
-	inFlight     map[string]*[]byte // ids of the requests being served or waiting, and the Scratch of each
-	serving      int                // requests that are being served, without those
-	light        int                // vital and light requests that are being served
-	waiting      []*waitingRequest  // oldest first
+	inFlight     map[string]*scratch // ids of the requests being served or waiting, and the Scratch of each
+	serving      int                 // requests that are being served, without those
+	light        int                 // vital and light requests that are being served
+	waiting      []*waitingRequest   // oldest first
 	waitingBytes int
 
 	orderMu sync.Mutex
@@ -148,7 +151,7 @@ type tryWriter interface {
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
 	c := &Conn{
 		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()),
-		inFlight: map[string]*[]byte{}, order: map[string]chan struct{}{}, began: time.Now(),
+		inFlight: map[string]*scratch{}, order: map[string]chan struct{}{}, began: time.Now(),
 	}
 	c.writeFraming.Store(int32(Plain))
 	if config.Framing == QTX1 {
@@ -173,8 +176,12 @@ func (c *Conn) Serve(ctx context.Context) error {
 	if errors.Is(err, errPeerChanged) {
 		work.Wait() // the writer finishes the frame that has begun
 	}
+	another := errors.Is(err, io.EOF) && c.owesAnother()
 	c.channel.Close()
 	work.Wait()
+	if another {
+		c.unreadUnanswered()
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -153,39 +153,6 @@ func TestRepliesInTheHostsFraming(t *testing.T) {
 	}
 }
 
-// The first words are plain and within the budget, and come again once the host has shown its framing.
-func TestGreetingBeforeAndAfterTheFirstFrame(t *testing.T) {
-	h, _ := guest(t, func(c *Config) {
-		c.Greet = func(_ context.Context, conn *Conn) {
-			conn.Send("greeting", &pb.AgentReadyEvent{Version: "1"})
-			for range 20 {
-				conn.Send("filler", &pb.ErrorEvent{Message: string(make([]byte, 10_000))})
-			}
-			conn.Send("end", &pb.AgentReadyEvent{})
-		}
-	})
-	seen := 0
-	for {
-		m, f := h.next()
-		if f != Plain {
-			t.Fatal("a word in", f, "before the host spoke")
-		}
-		seen++
-		if m.MessageId == "end" {
-			t.Fatal("the budget was not kept")
-		}
-		if seen == 5 { // one greeting and four of ten thousand bytes are below 48 KiB
-			break
-		}
-	}
-	h.send(QTX1, "ping", &pb.PingRequest{})
-	for { // what is left of the first greeting may still come before
-		if m, f := h.next(); m.MessageId == "greeting" && f == QTX1 {
-			break
-		}
-	}
-}
-
 func TestUnknownRequestIsAnsweredEmpty(t *testing.T) {
 	h, _ := guest(t, nil)
 	unknown := append(envelopeOf(t, "unknown-1", nil), 0xc2, 0x02, 0) // field 40, empty

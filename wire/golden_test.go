@@ -3,17 +3,20 @@ package wire
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"flag"
 	"fmt"
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -28,6 +31,7 @@ type goldenFrame struct {
 	name, about   string
 	message       *pb.AgentMessage // what must come out of the bytes
 	unknown       []byte           // behind the message's own fields
+	greeting      bool             // the plain frame is what a host of either framing reads, and the qtx1 frame is in it
 	payload       []byte
 	plain, framed []byte
 }
@@ -65,6 +69,7 @@ func messages() []goldenFrame {
 		{name: "ping_awaiting", about: "From a named host that asks what became of two requests.", message: asking},
 		{name: "pong_unknown", about: "Nothing more will come for one of them.", message: from(&pb.PongResponse{Sequence: 3, Version: "0.2.0", UptimeSeconds: 8, Unknown: []string{"lost"}})},
 		{name: "agent_ready", about: "What an agent says first.", message: from(&pb.AgentReadyEvent{Version: "0.2.0", OsName: "Debian GNU/Linux", Architecture: "x86_64", Hostname: "web", IpAddresses: []string{"192.0.2.7"}, Capabilities: []string{"telemetry", "execute"}})},
+		{name: "greeting", about: "What an agent says before the host's first frame: a plain frame, with the qtx1 frame of the same message as its end.", greeting: true, message: from(&pb.AgentReadyEvent{Version: "0.2.0", OsName: "Debian GNU/Linux", Hostname: "web"})},
 		{name: "execute", about: "With a timeout of the whole call, and the echoed session.", message: limited},
 		{name: "execute_reply", about: "Bytes that are not UTF-8 were escaped by the sender.", message: from(&pb.ExecuteResponse{Stdout: `6.1.0\xff` + "\n", DurationMs: 3})},
 		{name: "file_write_first", about: "The first chunk of an upload, with its CRC-32C.", message: in(&pb.FileWriteRequest{Path: "/etc/motd", Data: []byte("123456789"), Mode: 0o644, Crc32C: new(sum([]byte("123456789")))})},
@@ -97,6 +102,10 @@ func golden(t testing.TB) []goldenFrame {
 		}
 		g.payload = append(payload, g.unknown...)
 		g.plain, g.framed = frameOf(Plain, g.payload), frameOf(QTX1, g.payload)
+		if g.greeting {
+			g.plain = slices.Concat(g.plain, []byte{0xf2, 0x0f}, protowire.AppendVarint(nil, uint64(len(g.framed))), g.framed)
+			binary.BigEndian.PutUint32(g.plain, uint32(len(g.plain)-4))
+		}
 	}
 	return list
 }
@@ -182,8 +191,14 @@ func checkGolden(t *testing.T, g goldenFrame, file string) {
 	if !proto.Equal(written, g.message) {
 		t.Errorf("the text says %v; want %v", written, g.message)
 	}
+	if g.greeting {
+		checkGoldenGreeting(t, g.message, plain, framed)
+	}
 	for framing, want := range map[Framing][]byte{Plain: plain, QTX1: framed} {
-		if g.unknown == nil { // nothing encodes a field that it does not know
+		payload := g.payload
+		if greeting := g.greeting && framing == Plain; greeting {
+			payload = plain[4:]
+		} else if g.unknown == nil { // nothing encodes a field that it does not know
 			got, err := AppendMessage(nil, framing, written)
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%v: encoded to\n%s(%v); want\n%s", framing, dump(got), err, dump(want))
@@ -192,7 +207,7 @@ func checkGolden(t *testing.T, g goldenFrame, file string) {
 		var d Decoder
 		d.Feed(want)
 		frame, ok := d.Next()
-		if !ok || frame.Framing != framing || !frame.Aligned || !bytes.Equal(frame.Payload, g.payload) {
+		if !ok || frame.Framing != framing || !frame.Aligned || !bytes.Equal(frame.Payload, payload) {
 			t.Fatalf("%v: found %x, %v", framing, frame.Payload, ok)
 		}
 		id, err := Inspect(frame.Payload)
@@ -201,6 +216,22 @@ func checkGolden(t *testing.T, g goldenFrame, file string) {
 		}
 		if m, err := decode(frame.Payload); err != nil || !proto.Equal(m, written) {
 			t.Errorf("%v: decoded to %v (%v)", framing, m, err)
+		}
+	}
+}
+
+// checkGoldenGreeting has the frame made again, and read by a host of each framing.
+func checkGoldenGreeting(t *testing.T, m *pb.AgentMessage, plain, framed []byte) {
+	envelope, err := marshal(m, newBuffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made, ok := appendGreeting(nil, envelope); !ok || !bytes.Equal(prependHeader(Plain, made), plain) || !bytes.HasSuffix(plain, framed) {
+		t.Errorf("made\n%s(%v); want\n%s", dump(made), ok, dump(plain))
+	}
+	for framing, read := range hosts {
+		if got, left, err := read(plain); len(got) != 1 || !proto.Equal(got[0], m) || left != 0 || err != nil {
+			t.Errorf("a %v host reads %v (%d, %v)", framing, got, left, err)
 		}
 	}
 }

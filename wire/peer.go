@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -12,7 +13,8 @@ import (
 //	request    ─► the same number as before  ─► this session
 //	          └─► another number, or none    ─► this session ends; the bytes go back to the channel, for the next session
 //	no host    ─► a numbered one is back at once, and no frame is half read ─► this session goes on
-//	          └─► otherwise                                                 ─► this session ends
+//	          └─► otherwise                                                 ─► this session ends; a ping whose pong was not
+//	                                                                           written goes back too, where a host is connected
 //
 // peer is the host of a session, as its first request names it.
 type peer struct {
@@ -54,6 +56,28 @@ func (c *Conn) unreadFrame(frame Frame) {
 func (c *Conn) peerReturned() bool {
 	channel, can := c.channel.(persistentChannel)
 	return can && c.peer.host != 0 && !c.decoder.Pending() && channel.AwaitHost()
+}
+
+// mayBeAnothers returns the frame of a request where another host than the session's may have sent it, to be put back if its answer
+// cannot be written; nil where it is certain. A host that numbers its requests asks again.
+func (c *Conn) mayBeAnothers(frame Frame) []byte {
+	if _, can := c.channel.(persistentChannel); !can || !frame.Aligned || len(frame.Payload) > freeRequest {
+		return nil
+	}
+	return append(appendHeader(nil, frame.Framing, len(frame.Payload)), frame.Payload...)
+}
+
+// owesAnother reports, at the end of a session, whether an answer was not written, and a host is connected that may wait for it.
+func (c *Conn) owesAnother() bool {
+	channel, can := c.channel.(persistentChannel)
+	return can && c.queue.owes() && channel.AwaitHost()
+}
+
+// unreadUnanswered puts the requests back whose answers were not written.
+func (c *Conn) unreadUnanswered() {
+	if bytes := slices.Concat(c.queue.unanswered...); len(bytes) > 0 {
+		c.channel.(persistentChannel).Unread(bytes)
+	}
 }
 
 // Unknown returns those of the ids that are not in flight: no request of that id is being served or has a reply queued.

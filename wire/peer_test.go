@@ -131,6 +131,35 @@ func TestHostsWhoseSessionsEndAtOnce(t *testing.T) {
 	}
 }
 
+// A ping that came with the disconnect of the previous host may be the next host's: where its pong could not be written it is put
+// back for the next session, if a host is there. One that was answered is not, nor is a request whose answer is nobody's sign of life.
+func TestPingThatComesWithADisconnectIsPutBack(t *testing.T) {
+	first, second := named(t, "first", 0, &pb.PingRequest{Sequence: 3}), named(t, "second", 0, &pb.PingRequest{Sequence: 4})
+	for name, c := range map[string]struct {
+		here bool
+		read string // what is read of the agent first
+		want []byte
+	}{
+		"a host is there": {true, "", concat(first, second)}, "none is": {false, "", nil}, "the first was answered": {true, "first", second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, l, over := lineTo(t, nil)
+			l.here.Store(c.here)
+			h.write(first)
+			if c.read != "" {
+				h.answer(c.read)
+			}
+			h.write(second)
+			h.write(named(t, "stat", 0, &pb.FileStatRequest{}))
+			h.write(absence)
+			ended(t, over)
+			if got := l.unread.Bytes(); !bytes.Equal(got, c.want) {
+				t.Errorf("%q is left for the next host, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 // Another host's first request ends the session, cancels the requests of the previous host that change nothing, and is put back for
 // the next session with all bytes behind it.
 func TestRequestOfAnotherHostEndsTheSession(t *testing.T) {

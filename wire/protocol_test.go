@@ -33,7 +33,7 @@ func tables(t *testing.T) (rows [][]string) {
 // The page's constants are the code's, all of them. Those of other packages are checked there.
 func TestProtocolConstants(t *testing.T) {
 	want := map[string]any{
-		"wire.MaxFrame": MaxFrame, "wire.SmallFrame": SmallFrame, "wire.MaxRequest": MaxRequest, "wire.MaxElements": MaxElements,
+		"wire.MaxFrame": MaxFrame, "wire.SmallFrame": SmallFrame, "wire.SocketChunk": SocketChunk, "wire.MaxRequest": MaxRequest, "wire.MaxElements": MaxElements,
 		"wire.maxDepth": maxDepth, "wire.MaxInFlight": MaxInFlight, "wire.maxUrgent": maxUrgent, "wire.maxBulk": maxBulk,
 		"wire.pieceSize": pieceSize, "wire.unsolicitedBudget": unsolicitedBudget, "wire.PayloadTimeout": PayloadTimeout,
 		"wire.maxPayloadWait": maxPayloadWait, "wire.StaleAfter": StaleAfter, "wire.echoWindow": echoWindow,

@@ -12,6 +12,7 @@ const (
 	maxBulk     = 4 << 20 // bytes, beyond the frame that is in hand
 	pieceSize   = 32 << 10
 	headerSpace = len(magic) + 4
+	chunkSize   = SocketChunk + MaxHead
 	// minPooledBuffer is the smallest buffer of a frame that goes back to the pool, in bytes.
 	minPooledBuffer = 4 << 10
 )
@@ -19,10 +20,17 @@ const (
 // outgoing is an encoded payload with headerSpace bytes in front of it.
 type outgoing struct {
 	buf []byte
+	// whole is the buffer that buf lies in, for its pool; nil: it is buf.
+	whole []byte
+	// framing is that of its frame; Auto: that of the host.
+	framing Framing
 	// replaceable: a newer one replaces it while it waits (telemetry).
 	replaceable bool
-	// partial: buf is the rest of a frame whose first bytes are written.
+	// partial: buf is the rest of a frame whose first bytes are written, or a whole one with its header.
 	partial bool
+	// request is the frame of the request that this answers, where it may be another host's than the session's; else nil. It is not
+	// of a frame that has begun to be written.
+	request []byte
 }
 
 // queue holds what waits to be written in two lanes, the urgent one first. There is one writer at a time: the goroutine that calls
@@ -38,6 +46,9 @@ type queue struct {
 	writing bool
 	claimed bool
 	err     error // why nothing can be written any more
+
+	inHand     []byte   // the request of the message that next returned last
+	unanswered [][]byte // requests whose answers were dropped
 }
 
 func newQueue() *queue {
@@ -58,12 +69,16 @@ func (q *queue) claim() bool {
 }
 
 // release ends what claim began, and leaves the rest of a frame to the writer.
-func (q *queue) release(rest []byte) {
+func (q *queue) release(rest outgoing) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.claimed = false
-	if len(rest) > 0 && q.err == nil {
-		q.partial = outgoing{buf: rest, partial: true}
+	if len(rest.buf) > 0 {
+		if q.err == nil {
+			q.partial = rest
+		} else {
+			q.dropped(rest)
+		}
 	}
 	if q.pending() {
 		q.work.Signal()
@@ -86,6 +101,7 @@ func (q *queue) put(o outgoing, urgent bool, leave func()) error {
 	}
 	leave()
 	if q.err != nil {
+		q.dropped(o)
 		return q.err
 	}
 	q.add(o, urgent)
@@ -135,7 +151,7 @@ func (q *queue) add(o outgoing, urgent bool) {
 func (q *queue) next() (outgoing, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.writing = false
+	q.writing, q.inHand = false, nil
 	q.changed.Broadcast()
 	for q.err == nil && (q.claimed || !q.pending()) {
 		q.work.Wait()
@@ -146,7 +162,7 @@ func (q *queue) next() (outgoing, bool) {
 	q.writing = true
 	q.changed.Broadcast()
 	if o := q.partial; len(o.buf) > 0 {
-		q.partial = outgoing{}
+		q.partial, q.inHand = outgoing{}, o.request
 		return o, true
 	}
 	lane := &q.urgent
@@ -156,7 +172,7 @@ func (q *queue) next() (outgoing, bool) {
 	}
 	o := (*lane)[0]
 	(*lane)[0] = outgoing{}
-	*lane = (*lane)[1:]
+	*lane, q.inHand = (*lane)[1:], o.request
 	if len(*lane) == 0 {
 		*lane = nil
 	}
@@ -170,9 +186,34 @@ func (q *queue) close(err error) {
 	if q.err == nil {
 		q.err = err
 	}
+	q.dropped(q.partial)
+	for _, o := range q.urgent {
+		q.dropped(o)
+	}
 	q.partial, q.urgent, q.bulk, q.bytes = outgoing{}, nil, nil, 0
 	q.work.Broadcast()
 	q.changed.Broadcast()
+}
+
+// dropped notes the request of an answer that will not be written. The caller holds the lock.
+func (q *queue) dropped(o outgoing) {
+	if o.request != nil {
+		q.unanswered = append(q.unanswered, o.request)
+	}
+}
+
+// notWritten is dropped for the message that next returned last.
+func (q *queue) notWritten(o outgoing) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dropped(o)
+}
+
+// owes reports whether an answer waits to be written, or was dropped, whose request may be another host's.
+func (q *queue) owes() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.unanswered) > 0 || q.inHand != nil
 }
 
 // flush waits until everything queued so far and later is written, or ctx ends, or the queue is closed.

@@ -12,9 +12,18 @@ import (
 // reply sends the one reply to a request, and waits until its lane has room. leave, which takes the request out of those in flight,
 // is called before the host can have read the reply, and after everything that is sent later is certain to follow it.
 func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
+	c.replyTo(nil, id, payload, err, urgent, leave)
+}
+
+// replyTo is reply to a request whose frame is given; nil: it is certain whose it is.
+func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err error, urgent bool, leave func()) {
 	m := Wrap(id, payload)
 	m.ErrorDetail = fault.Detail(err)
-	o, tooLarge := c.encode(m)
+	o, inPlace := c.encodeInPlace(id, m)
+	var tooLarge error
+	if !inPlace {
+		o, tooLarge = c.encode(m)
+	}
 	if tooLarge != nil {
 		empty := Wrap(id, nil)
 		if payload != nil {
@@ -23,6 +32,7 @@ func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, l
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
 	}
+	o.request = request
 	if err := c.enqueue(o, urgent, leave); err != nil {
 		c.warn("reply dropped", err)
 	}
@@ -45,8 +55,11 @@ func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 		c.warn("event dropped", err)
 		return false
 	}
-	if !c.received.Load() && c.unsolicited.Add(int64(len(o.buf))) > unsolicitedBudget {
-		return false
+	if !c.received.Load() {
+		var ok bool
+		if o, ok = c.unsolicitedMessage(o); !ok {
+			return false
+		}
 	}
 	if urgent {
 		return c.enqueue(o, true, noop) == nil
@@ -66,23 +79,40 @@ func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
 
 // buffer returns a buffer for n bytes, a pooled one where that is worth it.
 func (c *Conn) buffer(n int) []byte {
-	if n < minPooledBuffer || n > pieceSize {
+	pool, size := &c.piecePool, pieceSize
+	switch {
+	case n < minPooledBuffer || n > chunkSize:
 		return newBuffer(n)
+	case n > pieceSize:
+		pool, size = &c.chunkPool, chunkSize
 	}
-	if kept, ok := c.piecePool.Get().(*[]byte); ok {
+	if kept, ok := pool.Get().(*[]byte); ok {
 		return *kept
 	}
-	return make([]byte, pieceSize)
+	return make([]byte, size)
 }
 
 func newBuffer(n int) []byte { return make([]byte, n) }
 
-// recycle puts the buffer of a frame that was written back into its pool.
+// recycle puts a buffer that nothing refers to any more back into its pool.
 func (c *Conn) recycle(buf []byte) {
-	if cap(buf) == pieceSize {
+	switch cap(buf) {
+	case pieceSize:
 		buf = buf[:pieceSize]
 		c.piecePool.Put(&buf)
+	case chunkSize:
+		buf = buf[:chunkSize]
+		c.chunkPool.Put(&buf)
 	}
+}
+
+// recycleFrame is recycle for a message that was written.
+func (c *Conn) recycleFrame(o outgoing) {
+	if o.whole != nil {
+		c.recycle(o.whole)
+		return
+	}
+	c.recycle(o.buf)
 }
 
 // noop is the leave of a message that answers no request in flight.
@@ -91,21 +121,34 @@ func noop() {}
 // enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane.
 func (c *Conn) enqueue(o outgoing, urgent bool, leave func()) error {
 	channel, can := c.channel.(tryWriter)
-	if !can || len(o.buf) > pieceSize || !c.queue.claim() {
+	if !can || len(o.buf) > c.directSize() || !c.queue.claim() {
 		return c.queue.put(o, urgent, leave)
 	}
 	leave()
-	frame := prependHeader(Framing(c.writeFraming.Load()), o.buf)
+	frame := prependHeader(c.framingOf(o), o.buf)
 	n, err := channel.TryWrite(frame)
 	if err != nil {
 		c.queue.close(ErrHostGone)
 		c.channel.Close()
 	}
-	c.queue.release(frame[n:])
+	rest := outgoing{buf: frame[n:], whole: o.whole, partial: true}
+	if n == 0 {
+		rest.request = o.request
+	}
+	c.queue.release(rest)
 	if n == len(frame) {
-		c.recycle(o.buf)
+		c.recycleFrame(o)
 	}
 	return err
+}
+
+// directSize returns the size up to which a frame is written without the writer, in bytes: a port takes that whole or not at all, and
+// of what a socket does not take at once the writer writes the rest.
+func (c *Conn) directSize() int {
+	if _, shared := c.channel.(persistentChannel); shared {
+		return pieceSize
+	}
+	return chunkSize
 }
 
 // write is the writer. A frame that has begun is finished unless the host leaves, which is an error of the channel.
@@ -117,17 +160,28 @@ func (c *Conn) write() {
 		}
 		frame := o.buf
 		if !o.partial {
-			frame = prependHeader(Framing(c.writeFraming.Load()), o.buf)
+			frame = prependHeader(c.framingOf(o), o.buf)
 		}
-		if _, err := c.channel.Write(frame); err != nil {
+		if n, err := c.channel.Write(frame); err != nil {
+			if n == 0 {
+				c.queue.notWritten(o)
+			}
 			c.queue.close(ErrHostGone)
 			c.channel.Close()
 			return
 		}
-		if !o.partial {
-			c.recycle(o.buf)
+		if !o.partial || o.whole != nil {
+			c.recycleFrame(o)
 		}
 	}
+}
+
+// framingOf returns the framing in which a message is written.
+func (c *Conn) framingOf(o outgoing) Framing {
+	if o.framing != Auto {
+		return o.framing
+	}
+	return Framing(c.writeFraming.Load())
 }
 
 // prependHeader writes the header before a payload, into the headerSpace bytes that are free there, and returns the frame.

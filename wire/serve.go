@@ -29,7 +29,7 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 		return // an event or a reply, which no host sends
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
-		c.reply(id, reply, nil, true, noop)
+		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop)
 		return
 	}
 	if c.config.Mutates(request) {
@@ -260,8 +260,8 @@ func (c *Conn) admit(id string, light bool, size int) place {
 func (c *Conn) leave(session context.Context, id string, light bool) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
-	if scratch := c.inFlight[id]; scratch != nil {
-		c.piecePool.Put(scratch)
+	if s := c.inFlight[id]; s != nil {
+		c.recycle(s.buf)
 	}
 	delete(c.inFlight, id)
 	if light {
@@ -311,19 +311,28 @@ func (c *Conn) serveWaiting(session context.Context, i int) {
 }
 
 // Scratch returns a buffer for n bytes of the reply to a request that is being served. The buffer is reused once that reply is
-// encoded.
+// written. A chunk of a file that begins it is sent without being copied.
 func (c *Conn) Scratch(id string, n int) []byte {
-	if n > pieceSize {
+	if n > SocketChunk {
 		return make([]byte, n)
 	}
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
-	if scratch, ok := c.inFlight[id]; !ok || scratch != nil {
+	if s, ok := c.inFlight[id]; !ok || s != nil {
 		return make([]byte, n) // not being served any more, or asked for twice
 	}
-	buf := c.buffer(pieceSize)
-	c.inFlight[id] = &buf
-	return buf[:n]
+	s := &scratch{c.buffer(MaxHead + n), n}
+	c.inFlight[id] = s
+	return s.buf[MaxHead : MaxHead+n]
+}
+
+// MaxChunk returns the most bytes of a file that one reply to this host should have; 0: as many as fit into one write of a
+// virtio-serial port.
+func (c *Conn) MaxChunk() int {
+	if _, shared := c.channel.(persistentChannel); shared {
+		return 0
+	}
+	return SocketChunk
 }
 
 // acquireOrder returns what a request has to wait for, nil for nothing, and the function that lets the next one of its order run.

@@ -1,13 +1,13 @@
 package account
 
 import (
-	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 const (
@@ -19,7 +19,7 @@ const (
 )
 
 // newName is what useradd takes for a name by default, and capitals and dots, which are in use.
-var newName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]*\$?$`)
+var newName = lazyregexp.New(`^[A-Za-z_][A-Za-z0-9_.-]*\$?$`)
 
 // checkName refuses what cannot be the name of a user, so that it is not looked for.
 func checkName(name string) error {
@@ -41,7 +41,7 @@ func checkNewName(name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	if len(name) > maxName || !newName.MatchString(name) {
+	if len(name) > maxName || !newName().MatchString(name) {
 		return fault.Invalid("%q is no name for a user: letters, digits, _, . and -, not a digit first, at most %d", name, maxName)
 	}
 	return nil
@@ -89,6 +89,6 @@ func checkPassword(password []byte, crypted bool) error {
 }
 
 // hashText is what a hash is written with: the setting between dollars, base64 of its kind, and what locks it in front.
-var hashText = regexp.MustCompile(`^!{0,2}(\*|\$[a-zA-Z0-9-]{1,16}\$[!-9;-~]+|[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})$`)
+var hashText = lazyregexp.New(`^!{0,2}(\*|\$[a-zA-Z0-9-]{1,16}\$[!-9;-~]+|[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})$`)
 
-func isHash(text string) bool { return text == "!" || text == "!!" || hashText.MatchString(text) }
+func isHash(text string) bool { return text == "!" || text == "!!" || hashText().MatchString(text) }

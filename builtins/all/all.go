@@ -51,6 +51,8 @@ type Config struct {
 	MaxTimeout time.Duration
 	// Jobs is the directory where detached commands are kept; empty: there are none.
 	Jobs string
+	// Leftovers is where the next agent finds in which directories uploads may have been left half done; empty: nowhere.
+	Leftovers string
 	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere.
 	FreezeFile string
 	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
@@ -99,7 +101,7 @@ func New(c Config) *Rooms {
 	return &Rooms{
 		commands: commands, host: about, telemetry: telemetry.New(), power: down,
 		list: []builtins.Room{
-			file.New(g, file.Config{}).Room(),
+			file.New(g, file.Config{Leftovers: c.Leftovers}).Room(),
 			commands.Room(),
 			about.Room(),
 			process.New(g).Room(),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -31,8 +32,9 @@ const (
 // freezes are the file systems that are known to be frozen.
 type freezes struct {
 	note    *freezeNote
-	looking sync.Mutex // held by the one that looks
-	probe   *probe     // waits for the next look; nil: none. Guarded by looking
+	looking sync.Mutex   // held by the one that looks
+	begun   atomic.Int64 // looks that have begun
+	probe   *probe       // waits for the next look; nil: none. Guarded by looking
 
 	mu      sync.Mutex
 	running int                // commands that may freeze something
@@ -77,12 +79,18 @@ func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
 	})
 }
 
-// look finds out which file systems are frozen that were not. Those are thawed in time if a command runs.
+// look finds out which file systems are frozen that were not. Those are thawed in time if a command runs. A look of another command
+// that begins after this was called does for both: of many commands that end together two look.
 func (r *Room) look(call *builtins.Call) {
 	f := &r.freezes
+	before := f.begun.Load()
 	f.looking.Lock()
 	defer f.looking.Unlock()
-	points := f.unknown(freezable())
+	if f.begun.Load() > before {
+		return
+	}
+	f.begun.Add(1)
+	points := f.unknown(r.remotes.table.canFreeze())
 	if len(points) == 0 {
 		return
 	}

@@ -9,39 +9,53 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 )
 
-// mountTable knows which remote file systems are mounted. It is read again only when the kernel says that it has
-// changed.
+// mountTable knows which remote file systems are mounted, and which could be frozen. It is read again only when the kernel says that it
+// has changed.
 type mountTable struct {
-	mu     sync.Mutex
-	open   bool
-	fd     int // no os.File: the runtime's poller would take the news
-	mounts []proc.Mount
+	mu        sync.Mutex
+	open      bool
+	fd        int // no os.File: the runtime's poller would take the news
+	remotes   []proc.Mount
+	freezable []string
 }
 
 // remote returns the mounts of remote file systems. The slice is the table's own.
 func (t *mountTable) remote() []proc.Mount {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.refresh()
+	return t.remotes
+}
+
+// canFreeze returns a mount point of each file system that could be frozen. The slice is the table's own.
+func (t *mountTable) canFreeze() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refresh()
+	return t.freezable
+}
+
+// refresh reads the mounts if they have changed. Where they cannot be read all stays. The caller holds mu.
+func (t *mountTable) refresh() {
 	if !t.open {
 		fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil
+			return
 		}
 		t.open, t.fd = true, fd
 	} else if !changed(t.fd) {
-		return t.mounts
+		return
 	}
 	all, err := proc.Mounts()
 	if err != nil {
-		return t.mounts
+		return
 	}
-	t.mounts = nil
+	t.remotes, t.freezable = nil, freezable(all)
 	for _, m := range all {
 		if isRemote(m.Type) {
-			t.mounts = append(t.mounts, m)
+			t.remotes = append(t.remotes, m)
 		}
 	}
-	return t.mounts
 }
 
 // isRemote reports whether a file system of a type has a server. Not autofs: nearly each guest has one, for what is

@@ -45,10 +45,9 @@ type probeAnswer struct {
 func mayFreeze() bool { return os.Geteuid() == 0 }
 
 // freezable returns a mount point of each file system that could be frozen: those on a block device.
-func freezable() []string {
-	mounts, err := proc.Mounts()
-	text, typesErr := os.ReadFile("/proc/filesystems")
-	if err != nil || typesErr != nil {
+func freezable(mounts []proc.Mount) []string {
+	text, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
 		return nil
 	}
 	onDevice := map[string]bool{}

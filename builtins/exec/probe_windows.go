@@ -12,8 +12,6 @@ type probe struct{}
 
 func mayFreeze() bool { return false }
 
-func freezable() []string { return nil }
-
 func (r *Room) startProbe() (*probe, error) { return nil, errors.ErrUnsupported }
 
 type probeRequest struct {

@@ -161,7 +161,7 @@ func onlyFeeds(in proto.Message) bool {
 func ended(result *proc.Result, cause error) *pb.ExecEnd {
 	end := &pb.ExecEnd{
 		ExitCode: int32(result.Code), Signal: uint32(result.Signal), TimedOut: result.TimedOut,
-		DurationMs: uint64(result.Duration.Milliseconds()), LeftOpen: result.Truncated,
+		DurationMs: uint64(result.Duration.Milliseconds()), LeftOpen: result.LeftOpen,
 	}
 	switch {
 	case cause != nil:

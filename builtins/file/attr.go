@@ -87,17 +87,24 @@ func parseMode(text string) (*uint32, error) {
 // nativeMode reads the mode of a host's request, in which 0 says nothing. A host may send back the mode that an older
 // agent gave it, with the bits of the type of a file.
 func nativeMode(mode uint32) (*uint32, error) {
-	const regular, setid = 0o100000, 0o6000
+	const regular = 0o100000
 	mode &^= regular
 	switch {
 	case mode == 0:
 		return nil, nil
 	case mode > 0o7777:
 		return nil, fault.Invalid("mode %o has more than permission bits", mode)
-	case mode&setid != 0:
-		return nil, fault.Refuse("mode %04o would make others act as the owner of the file", mode)
 	}
 	return &mode, nil
+}
+
+// typeAndMode returns the mode of an object as hosts have it from stat(2), with the bits of its type.
+func typeAndMode(meta fsys.Meta) uint32 {
+	bits := map[fsys.Kind]uint32{
+		fsys.Fifo: 0o010000, fsys.CharDevice: 0o020000, fsys.Directory: 0o040000, fsys.BlockDevice: 0o060000,
+		fsys.File: 0o100000, fsys.Symlink: 0o120000, fsys.Socket: 0o140000,
+	}
+	return bits[meta.Kind] | meta.Mode
 }
 
 // octal writes permission bits for people.

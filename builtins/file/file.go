@@ -14,6 +14,7 @@
 package file
 
 import (
+	"sync"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -28,6 +29,9 @@ type Config struct {
 	UploadIdle time.Duration
 	// MaxUploads is how many uploads may be under way at once; 0: 64.
 	MaxUploads int
+	// Leftovers is a file of the agent's own in which the room notes where uploads were staged, so that the next process of the agent
+	// removes what a killed one left. Empty: what was left is removed by the next upload into the same directory.
+	Leftovers string
 }
 
 // Room holds the operations on files. It is safe for concurrent use.
@@ -37,6 +41,8 @@ type Room struct {
 	uploads *uploads
 	readers readers
 	held    held
+	left    leftovers
+	sweeps  sync.WaitGroup
 	crc     crc32c.Sum
 }
 
@@ -49,7 +55,7 @@ func New(g *guest.Guest, config Config) *Room {
 		config.MaxUploads = 64
 	}
 	r := &Room{
-		guest: g, crc: crc32c.New(),
+		guest: g, crc: crc32c.New(), left: leftovers{file: config.Leftovers},
 		uploads: &uploads{root: g.Files, open: map[uploadKey]*upload{}, idle: config.UploadIdle, max: config.MaxUploads},
 	}
 	r.edit = &edit.Editor{Guest: g, Guard: g.Guard}
@@ -59,7 +65,15 @@ func New(g *guest.Guest, config Config) *Room {
 // close drops all uploads under way, and what they wrote so far. Later chunks are refused.
 func (r *Room) close() error {
 	r.held.close()
+	r.sweeps.Wait()
 	return r.uploads.close()
+}
+
+// begins removes what uploads of earlier processes left. It does not wait.
+func (r *Room) begins() {
+	if dirs := r.left.take(); len(dirs) > 0 {
+		r.sweeps.Go(func() { r.sweepLeftovers(dirs) })
+	}
 }
 
 // change is an object of the file system on its way from what it is to what it shall be.

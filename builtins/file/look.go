@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"regexp"
 	"sort"
 	"strings"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
@@ -142,7 +142,7 @@ var (
 	// negatedClass turns the negated class of a shell into that of package path; what is behind a backslash is itself.
 	negatedClass = strings.NewReplacer(`\\`, `\\`, `\[`, `\[`, "[!", "[^")
 	// namedClass matches a class such as [[:digit:]].
-	namedClass = regexp.MustCompile(`\[[^]]*\[[:.=]`)
+	namedClass = lazyregexp.New(`\[[^]]*\[[:.=]`)
 )
 
 // unknownInGlob returns why a pattern that a shell knows is none here; empty: it has nothing of the kind. A brace or a
@@ -154,7 +154,7 @@ func unknownInGlob(pattern string) string {
 		return `braces are not known in a pattern; write \{ for the character`
 	case strings.Contains(plain, "**"):
 		return "** is not known in a pattern; write one * for each directory"
-	case namedClass.MatchString(plain):
+	case namedClass().MatchString(plain):
 		return "named classes are not known in a pattern; write a range, such as [0-9]"
 	}
 	return ""

@@ -99,7 +99,7 @@ func entry(name, path string, meta fsys.Meta, accounts *fsys.Accounts) *pb.Direc
 	e := &pb.DirectoryEntry{
 		Name: name, Path: path,
 		IsDirectory: meta.Kind == fsys.Directory, IsSymlink: meta.Kind == fsys.Symlink,
-		Mode:          meta.Mode,
+		Mode:          typeAndMode(meta),
 		ModifiedAt:    stamp(meta.Mtime),
 		Owner:         accounts.UserName(meta.UID),
 		Group:         accounts.GroupName(meta.GID),

@@ -157,13 +157,13 @@ func TestAFileOfTenGigabytes(t *testing.T) {
 	}
 }
 
-func TestAReplyTellsPermissionBitsAndTimes(t *testing.T) {
+func TestAReplyTellsModeAndTimes(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.write("/f", "x")
 	when := time.Unix(1234567890, 5000)
 	must(t, os.Chtimes(g.dir+"/f", when, when))
 	out, err := run[*pb.FileReadResponse](g, "", &pb.FileReadRequest{Path: "/f"})
-	if err != nil || out.Mode != 0o644 || !out.ModifiedAt.AsTime().Equal(when) {
+	if err != nil || out.Mode != 0o100644 || !out.ModifiedAt.AsTime().Equal(when) {
 		t.Errorf("%v, %v", out, err)
 	}
 }
@@ -233,6 +233,17 @@ func TestAListingIsWholeAndQuick(t *testing.T) {
 	}
 }
 
+// typeBits are those that stat(2) has for what an entry says it is.
+func typeBits(e *pb.DirectoryEntry) uint32 {
+	switch {
+	case e.IsDirectory:
+		return 0o04
+	case e.IsSymlink:
+		return 0o12
+	}
+	return 0o10
+}
+
 func TestAListingDescribesNamesAndNotWhatTheyLinkTo(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d/sub")
@@ -246,7 +257,7 @@ func TestAListingDescribesNamesAndNotWhatTheyLinkTo(t *testing.T) {
 	var got []string
 	for _, e := range page(g, &pb.ListDirectoryRequest{Path: "/e"}).Entries {
 		got = append(got, fmt.Sprintf("%s %s %v %v %d %s", e.Name, e.Path, e.IsDirectory, e.IsSymlink, e.SizeBytes, e.SymlinkTarget))
-		if e.ModifiedAt == nil || e.Owner == "" || e.Group == "" || e.Mode > 0o7777 {
+		if e.ModifiedAt == nil || e.Owner == "" || e.Group == "" || e.Mode>>12 != typeBits(e) {
 			t.Errorf("%v", e)
 		}
 	}
@@ -266,7 +277,7 @@ func TestAListingDescribesNamesAndNotWhatTheyLinkTo(t *testing.T) {
 			t.Errorf("%s: %v, %v", path, out, err)
 		}
 	}
-	if out, _ := run[*pb.FileStatResponse](g, "", &pb.FileStatRequest{Path: "/d/f"}); out.Entry.Mode != 0o4640 || out.Entry.Name != "f" {
+	if out, _ := run[*pb.FileStatResponse](g, "", &pb.FileStatRequest{Path: "/d/f"}); out.Entry.Mode != 0o104640 || out.Entry.Name != "f" {
 		t.Errorf("%v", out)
 	}
 	g.refused("not_found", "", &pb.FileStatRequest{Path: "/d/not"})
@@ -311,7 +322,7 @@ func TestCreateDirectoryLeavesWhatIsThere(t *testing.T) {
 		{&pb.CreateDirectoryRequest{Path: "/a/b", Mode: 0o700, CreateParents: true}, "/a/b", 0o755},
 		{&pb.CreateDirectoryRequest{Path: "/"}, "/", 0o755},
 	} {
-		if out, err := run[*pb.CreateDirectoryResponse](g, "", c.in); err != nil || !out.Success || mode(c.path) != c.want {
+		if out, err := run[*pb.CreateDirectoryResponse](g, "", c.in); err != nil || !out.Success || mode(c.path) != 0o040000|c.want {
 			t.Errorf("%v: %v, mode of %s is %o", c.in, err, c.path, mode(c.path))
 		}
 	}

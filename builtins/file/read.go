@@ -93,7 +93,7 @@ func (r *Room) readFrom(file *os.File, meta fsys.Meta, call *builtins.Call, in *
 func (r *Room) readChunk(file *os.File, meta fsys.Meta, call *builtins.Call, in *pb.FileReadRequest) (*pb.FileReadResponse, error) {
 	want := uint64(MaxChunk)
 	if in.ChunkSize > 0 {
-		want = min(want, uint64(in.ChunkSize))
+		want = min(max(want, uint64(call.MaxChunk)), uint64(in.ChunkSize))
 	}
 	if in.Length > 0 {
 		want = min(want, in.Length)
@@ -109,7 +109,7 @@ func (r *Room) readChunk(file *os.File, meta fsys.Meta, call *builtins.Call, in 
 	}
 	data = data[:n]
 	return &pb.FileReadResponse{
-		Success: true, Data: data, Offset: in.Offset, TotalSize: uint64(meta.Size), Mode: meta.Mode,
+		Success: true, Data: data, Offset: in.Offset, TotalSize: uint64(meta.Size), Mode: typeAndMode(meta),
 		Eof:        ended || meta.Size > 0 && in.Offset+uint64(n) == uint64(meta.Size),
 		ModifiedAt: stamp(meta.Mtime),
 		Generation: generation(meta),

@@ -12,7 +12,7 @@ import (
 func (r *Room) Room() builtins.Room {
 	return builtins.Room{
 		Name: "file", Scope: builtins.ScopePaths, Ops: append(r.native(), r.script()...),
-		SessionClosed: r.sessionClosed, Close: r.close,
+		Start: r.begins, SessionClosed: r.sessionClosed, Close: r.close,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // line makes a line stand in a file, or takes lines away. Of a line that stands there already nothing is changed.
@@ -352,19 +353,19 @@ func (r *replacer) all(ctx context.Context) ([]byte, error) {
 }
 
 // reference matches what stands for a group in a replacement, and $$.
-var reference = regexp.MustCompile(`\$(?:\$|\{(\w+)\}|(\w+))`)
+var reference = lazyregexp.New(`\$(?:\$|\{(\w+)\}|(\w+))`)
 
 // foreignReference matches what stands for a group in Lua's own patterns, in sed and in Python.
-var foreignReference = regexp.MustCompile(`%[1-9]|\\[1-9]|\\g<\w+>`)
+var foreignReference = lazyregexp.New(`%[1-9]|\\[1-9]|\\g<\w+>`)
 
 // checkReferences refuses a replacement with a reference to a group that the pattern does not have: it would stand for
 // nothing; and one with references of another language: they would stand for themselves.
 func (p *pattern) checkReferences(by string) error {
-	if found := foreignReference.FindString(by); found != "" && p.alone.NumSubexp() > 0 && !reference.MatchString(by) {
+	if found := foreignReference().FindString(by); found != "" && p.alone.NumSubexp() > 0 && !reference().MatchString(by) {
 		return fault.Invalid("%s stands for itself, a group is written $1; if none is meant begin those of the pattern with (?:", found)
 	}
 	for {
-		found := reference.FindStringSubmatch(by)
+		found := reference().FindStringSubmatch(by)
 		if found == nil {
 			return nil
 		}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -22,9 +21,9 @@ import (
 
 // An upload is a file that comes in chunks:
 //
-//	chunk 0 ► stage beside the target ► chunks in order ► eof: totals and digest hold ► owner, mode ► rename
+//	chunk 0 ► a sink, most often a file beside the target ► chunks in order ► eof: totals and digest hold ► in its place
 //
-// Until the last chunk the target is as it was. An upload belongs to one path and one port. A chunk that cannot be the next one
+// Until the last chunk the target is as it was, unless it is a device. A link that is safe is followed, and stays. An upload belongs to one path and one port. A chunk that cannot be the next one
 // is refused, and the upload stays for the right one; a chunk that is one of the last ones taken is acknowledged again; chunk 0
 // begins anew. An upload with a name belongs to a port alone: it outlives its connection for a while, so that the host can go
 // on with the first chunk that it heard nothing of. An upload is dropped with all it wrote after a write error, by a digest or
@@ -32,8 +31,8 @@ import (
 // what is there, in one go at the end.
 type upload struct {
 	mu     sync.Mutex
-	staged *fsys.Staged // nil before the first chunk and after the end
-	made   []string     // directories made for it
+	sink   sink     // nil before the first chunk and after the end
+	made   []string // directories made for it
 	append bool
 	named  bool
 	total  uint32
@@ -123,7 +122,7 @@ func (r *Room) takeChunk(ctx context.Context, call *builtins.Call, in *pb.FileWr
 			return err
 		}
 	default:
-		err = r.start(call, u, in)
+		err = r.start(call, u, in, attr)
 	}
 	if err == nil {
 		u.merge(attr)
@@ -203,30 +202,28 @@ func (u *upload) taken(c chunk) bool {
 	return slices.ContainsFunc(known, c.again)
 }
 
-// start stages the file for an upload. Nothing of it is seen but new directories.
-func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest) (err error) {
-	c, err := r.begin(call, "file_write", in.Path, edit.How{Follow: in.Append, Parents: in.CreateParents})
+// start begins the sink of an upload. Nothing of it is seen but new directories, and what a device does when it is opened.
+func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest, attr fsys.Attr) (err error) {
+	how := followLinks
+	how.Parents = in.CreateParents
+	c, err := r.begin(call, "file_write", in.Path, how)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if c.At != nil {
-		if err := c.At.CanReplace(); err != nil {
-			return err
-		}
-	}
 	if err := c.MakeParents(); err != nil {
 		return err
 	}
 	u.made = c.Made
-	// What a dead agent left here would stay for ever; a failure to look for it is no reason to refuse a file.
-	_, _ = c.At.Sweep()
-	if u.staged, err = c.At.Stage(); err != nil {
+	if u.sink, err = r.sinkFor(c, in.Path, in.Append, attr); err != nil {
 		return err
 	}
 	u.append, u.named, u.total = in.Append, in.Upload != "", in.TotalChunks
 	return nil
 }
+
+// followLinks is how the target of an upload is found.
+var followLinks = edit.How{Follow: true}
 
 // merge keeps what a chunk says of attributes: hosts may say it with the first, the last or all.
 func (u *upload) merge(attr fsys.Attr) {
@@ -241,10 +238,10 @@ func (u *upload) merge(attr fsys.Attr) {
 	}
 }
 
-// take adds a chunk to the staged file, and puts that in its place with the last one.
+// take adds a chunk, and puts the whole in its place with the last one.
 func (r *Room) take(ctx context.Context, call *builtins.Call, u *upload, c chunk, in *pb.FileWriteRequest) error {
-	if _, err := u.staged.File.Write(in.Data); err != nil {
-		return fault.Cause(err)
+	if _, err := u.sink.Write(in.Data); err != nil {
+		return err
 	}
 	u.recent = append(u.recent[max(0, len(u.recent)-maxRecent+1):], c)
 	u.count, u.next = u.count+1, u.next+uint64(len(in.Data))
@@ -254,72 +251,31 @@ func (r *Room) take(ctx context.Context, call *builtins.Call, u *upload, c chunk
 	if err := u.verify(ctx, in.Sha256); err != nil {
 		return err
 	}
-	finish := func() error { return u.staged.Commit(u.attr, true) }
-	if u.append {
-		finish = func() error { return r.appendStaged(ctx, call, u, in.Path) }
-	}
-	err := finish()
-	if err == nil || !u.append {
-		u.staged = nil // Commit is the end of it either way
-	}
+	sink := u.sink
+	u.sink = nil // finish is its end either way
+	err := sink.finish(ctx, call, u.attr)
 	u.finished = err == nil
 	return err
 }
 
-// verify holds the content that came against a digest in hex; an empty one asks for nothing. It reads the file back: only
-// the last chunk tells whether a digest is wanted, and summing all files for that costs more than all else together.
+// verify holds the content that came against a digest in hex; an empty one asks for nothing.
 func (u *upload) verify(ctx context.Context, want string) error {
 	if want == "" {
 		return nil
 	}
-	sum, err := digestOf(ctx, u.staged.File)
+	sum, err := u.sink.digest(ctx)
 	if err == nil && !strings.EqualFold(want, sum) {
 		err = fault.Wrapf(fault.ErrCorrupt, "the file that came has another SHA-256, %s", sum)
 	}
 	return err
 }
 
-// appendStaged puts the content of an upload behind what is in its target by now.
-func (r *Room) appendStaged(ctx context.Context, call *builtins.Call, u *upload, path string) error {
-	at, err := r.guest.Of(call).Follow(path)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	old, err := at.Capture()
-	if err != nil {
-		return err
-	}
-	if trusted, err := at.Trusted(old, u.attr.UID); err != nil || !trusted {
-		return errors.Join(err, fault.Refuse("it belongs to user %d, and others can write to the directory", old.UID))
-	}
-	whole, err := at.Stage()
-	if err != nil {
-		return err
-	}
-	if old.Kind == fsys.File {
-		err = (&edit.Change{At: at, Old: old}).CopyOld(ctx, whole.File)
-	}
-	if err == nil {
-		_, err = io.Copy(whole.File, io.NewSectionReader(u.staged.File, 0, int64(u.next)))
-	}
-	if err != nil {
-		return errors.Join(fault.Cause(err), whole.Discard())
-	}
-	if err := whole.Commit(u.attr, true); err != nil {
-		return err
-	}
-	err = u.staged.Discard()
-	u.staged = nil
-	return err
-}
-
 // discard ends an upload that did not end well, with all it made. Its lock is held.
 func (u *upload) discard(root *fsys.Root) (err error) {
 	u.dropped = true
-	if u.staged != nil {
-		err = u.staged.Discard()
-		u.staged = nil
+	if u.sink != nil {
+		err = u.sink.discard()
+		u.sink = nil
 	}
 	if !u.finished {
 		root.RemoveEmpty(u.made)
@@ -327,7 +283,7 @@ func (u *upload) discard(root *fsys.Root) (err error) {
 	return err
 }
 
-// onlyStages tells of a chunk in the middle of an upload: it goes into the staged file and nothing else.
+// onlyStages tells of a chunk in the middle of an upload: it goes where the first one began to write, and is seen nowhere else.
 func onlyStages(in proto.Message) bool {
 	write := in.(*pb.FileWriteRequest)
 	return write.Offset > 0 && !write.Eof

@@ -110,6 +110,24 @@ func (a *At) OpenAppend() (*os.File, error) {
 // syscall.EAGAIN. It waits until they give the lease up, or the kernel takes it from them: within 45 s by default.
 func (a *At) OpenLeased() (*os.File, error) { return a.dir.openLeased(a.Name) }
 
+// OpenSink opens what is here for writing in place, a device or a file that the kernel makes up, such as one of /proc: such a thing is
+// written to, and never replaced. A disk is opened for reading as well; one that is mounted, or otherwise in use, is syscall.EBUSY.
+// Writing to it may act on the machine. Anything else than these and regular files is refused.
+func (a *At) OpenSink() (*os.File, error) {
+	meta, err := a.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if meta.Kind != File && meta.Kind != BlockDevice && meta.Kind != CharDevice {
+		return nil, notRegular(meta.Kind)
+	}
+	file, err := a.dir.openSink(a.Name, meta.Kind)
+	if err != nil {
+		return nil, err
+	}
+	return file, a.heldOpen(file)
+}
+
 func (a *At) open(write bool) (*os.File, error) {
 	meta, err := a.Stat()
 	if err != nil {

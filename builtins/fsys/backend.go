@@ -58,6 +58,8 @@ type directory interface {
 	openAppend(name string) (*os.File, error)
 	// openLeased is At.OpenLeased.
 	openLeased(name string) (*os.File, error)
+	// openSink is At.OpenSink of an object of a kind.
+	openSink(name string, kind Kind) (*os.File, error)
 	// openDir opens a directory for reading.
 	openDir(name string) (directory, error)
 	// create makes a file of mode 0600 and opens it for reading and writing. closeNew ends that.

@@ -60,6 +60,43 @@ func openLeased(dir handle, name string) (*os.File, error) {
 	}
 }
 
+// openSink opens a device, or a file of the kernel, for writing, through a descriptor of what was looked at, so that opening acts on
+// nothing else. A disk is opened for reading as well, and exclusively: it is busy where it is mounted. What can be written alone is
+// opened for that alone.
+func openSink(dir handle, name string, kind Kind) (*os.File, error) {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	defer o.close()
+	meta, err := o.stat()
+	if err == nil && meta.Kind != kind {
+		err = fault.ErrChanged
+	}
+	if err != nil {
+		return nil, err
+	}
+	flags := unix.O_WRONLY | unix.O_NONBLOCK
+	if kind == BlockDevice {
+		flags = unix.O_RDWR | unix.O_EXCL
+	}
+	fd, err := unix.Open(o.path(), flags|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// Reserve has the file system keep space for a file of a size, where it can, so that writing it does not fail for want of it. The
+// file's size stays.
+func Reserve(file *os.File, size int64) error {
+	err := unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(size, 1))
+	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
+		return nil
+	}
+	return err
+}
+
 func createAt(dir handle, name string) (*os.File, error) {
 	fd, err := unix.Openat(dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {

@@ -184,6 +184,11 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 
 func openLeased(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
 
+func openSink(handle, string, Kind) (*os.File, error) { return nil, unsupported("writing to a device") }
+
+// Reserve has nothing to do: see the Linux one.
+func Reserve(*os.File, int64) error { return nil }
+
 func createAt(dir handle, name string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return file, fault.Cause(err)

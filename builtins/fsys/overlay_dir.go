@@ -162,6 +162,10 @@ func (d *overlayDir) unlock(string) error { return fault.Unsupported("flags of a
 
 func (d *overlayDir) openLeased(name string) (*os.File, error) { return d.open(name, true) }
 
+func (d *overlayDir) openSink(string, Kind) (*os.File, error) {
+	return nil, fault.Unsupported("writing to a device or to the kernel is not pretended")
+}
+
 func (d *overlayDir) stableInodes() (bool, error) { return false, nil }
 
 // open opens the content of a file. One that is to be written gets a content in the scratch directory first.

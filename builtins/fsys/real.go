@@ -111,6 +111,10 @@ func (d *realDir) unlock(name string) error { return unlockAt(d.handle, name) }
 
 func (d *realDir) openLeased(name string) (*os.File, error) { return openLeased(d.handle, name) }
 
+func (d *realDir) openSink(name string, kind Kind) (*os.File, error) {
+	return openSink(d.handle, name, kind)
+}
+
 func (d *realDir) openDir(name string) (directory, error) {
 	h, err := openDir(d.handle, name)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"math"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -13,6 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	wiretext "github.com/quantix-kvm/guest-agent/wire/text"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // fstabEntry is a line of fstab(5), its escapes decoded.
@@ -21,7 +21,7 @@ type fstabEntry struct {
 	dump, pass                      uint64
 }
 
-var fstypeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+,-]*$`)
+var fstypeName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._+,-]*$`)
 
 // newEntry checks what a caller wants, for a target that was resolved.
 func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
@@ -43,7 +43,7 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		e.fstype = "none"
 	case e.fstype == "swap":
 		return e, fault.Invalid("swap is not mounted; the script swap-file makes some")
-	case !fstypeName.MatchString(e.fstype):
+	case !fstypeName().MatchString(e.fstype):
 		return e, fault.Invalid("%q is no type of a file system", e.fstype)
 	case strings.Contains(e.source, "/") && !fsys.IsAbs(e.source) && !strings.ContainsAny(e.source, ":=") && e.fstype != "zfs":
 		return e, fault.Invalid("%q is no path from the root on", e.source)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,6 +15,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // Where locale and keyboard stand: a file of each pair is systemd's, the other one Debian's.
@@ -33,8 +33,8 @@ const (
 )
 
 var (
-	localeName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.@-]{0,63}$`)
-	keymapName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$`)
+	localeName = lazyregexp.New(`^[A-Za-z][A-Za-z0-9_.@-]{0,63}$`)
+	keymapName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$`)
 	keymapDirs = []string{"/usr/share/kbd/keymaps", "/usr/share/keymaps", "/usr/lib/kbd/keymaps"}
 )
 
@@ -65,7 +65,7 @@ func (r *Room) locale(ctx context.Context, call *builtins.Call, in *pb.LocaleArg
 		}
 		return text(name), err
 	}
-	if !localeName.MatchString(in.New) {
+	if !localeName().MatchString(in.New) {
 		return nil, fault.Invalid("%q is no name of a locale, such as de_AT.UTF-8", in.New)
 	}
 	if there, err := hasLocale(root, in.New); err != nil || !there {
@@ -102,7 +102,7 @@ func (r *Room) keymap(ctx context.Context, call *builtins.Call, in *pb.KeymapArg
 		}
 		return text(name), err
 	}
-	if !keymapName.MatchString(in.New) {
+	if !keymapName().MatchString(in.New) {
 		return nil, fault.Invalid("%q is no name of a keyboard layout, such as de", in.New)
 	}
 	files, err := settingFiles(root, consoleConf, debianKeyboard)

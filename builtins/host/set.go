@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"path"
-	"regexp"
 	"strings"
 	"syscall"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // Where settings stand.
@@ -33,8 +33,8 @@ const (
 
 var (
 	// hostName is a name of RFC 1123; the kernel takes 64 bytes.
-	hostName = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
-	zoneName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*)*$`)
+	hostName = lazyregexp.New(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	zoneName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*)*$`)
 )
 
 // files is the file system that a call acts on.
@@ -79,7 +79,7 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	if in.New == "" {
 		return text(r.hostnameIs(call)), nil
 	}
-	if len(in.New) > 64 || !hostName.MatchString(in.New) {
+	if len(in.New) > 64 || !hostName().MatchString(in.New) {
 		return nil, fault.Invalid("%q is no host name: letters, digits, hyphens and dots, at most 64", in.New)
 	}
 	if _, err := r.files(call); err != nil {
@@ -117,7 +117,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 		zone, err := timezoneIs(root)
 		return text(zone), err
 	}
-	if !zoneName.MatchString(in.New) || in.New == "localtime" || in.New == "posixrules" { // which lead back to the setting
+	if !zoneName().MatchString(in.New) || in.New == "localtime" || in.New == "posixrules" { // which lead back to the setting
 		return nil, fault.Invalid("%q is no name of a time zone, such as Europe/Vienna", in.New)
 	}
 	data, err := root.ReadFile(zones+"/"+in.New, maxZone)
@@ -191,7 +191,7 @@ func copiedZone(root *fsys.Root) (string, error) {
 		}
 	}
 	for _, name := range names {
-		if !zoneName.MatchString(name) {
+		if !zoneName().MatchString(name) {
 			continue
 		}
 		if zone, err := root.ReadFile(zones+"/"+name, maxZone); err == nil && bytes.Equal(zone, have) {

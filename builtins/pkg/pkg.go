@@ -15,7 +15,6 @@ package pkg
 
 import (
 	"context"
-	"regexp"
 	"strings"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 const (
@@ -37,12 +37,12 @@ const (
 // A name is what every manager takes for one and none for an option, a pattern or a request to remove. dpkg's has an
 // architecture behind a colon.
 var (
-	packageName    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9+._@-]*[A-Za-z0-9+._@])?(:[a-z0-9][a-z0-9-]*)?$`)
-	packageVersion = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9+._:~^-]*$`)
+	packageName    = lazyregexp.New(`^[A-Za-z0-9]([A-Za-z0-9+._@-]*[A-Za-z0-9+._@])?(:[a-z0-9][a-z0-9-]*)?$`)
+	packageVersion = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9+._:~^-]*$`)
 )
 
-func isName(text string) bool    { return len(text) <= maxName && packageName.MatchString(text) }
-func isVersion(text string) bool { return len(text) <= maxName && packageVersion.MatchString(text) }
+func isName(text string) bool    { return len(text) <= maxName && packageName().MatchString(text) }
+func isVersion(text string) bool { return len(text) <= maxName && packageVersion().MatchString(text) }
 
 // Room holds the operations. It is safe for concurrent use.
 type Room struct{ guest *guest.Guest }

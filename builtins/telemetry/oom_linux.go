@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // killCounter knows of the processes that the kernel killed because memory was short. Its log names them; its counter is right
@@ -163,9 +163,9 @@ const maxRecord = 8 << 10
 
 var (
 	// killed is what __oom_kill_process of the kernel logs: "Out of memory: Killed process 7 (name) total-vm:4kB, anon-rss:…".
-	killed = regexp.MustCompile(`^(?:Memory cgroup out|Out) of memory.*: Killed process (\d+) \((.*)\) total-vm:\d+kB, anon-rss:(\d+)kB`)
+	killed = lazyregexp.New(`^(?:Memory cgroup out|Out) of memory.*: Killed process (\d+) \((.*)\) total-vm:\d+kB, anon-rss:(\d+)kB`)
 	// chosen comes before it: "oom-kill:constraint=…,task_memcg=/group,task=name,pid=7,uid=0".
-	chosen = regexp.MustCompile(`^oom-kill:constraint=.*,task_memcg=(.*),task=.*,pid=(\d+),uid=\d+`)
+	chosen = lazyregexp.New(`^oom-kill:constraint=.*,task_memcg=(.*),task=.*,pid=(\d+),uid=\d+`)
 )
 
 // parseKill reads a record of /dev/kmsg, "PRIORITY,SEQUENCE,TIME,FLAGS;TEXT", and returns nil where it is of no kill. What
@@ -178,12 +178,12 @@ func parseKill(record []byte, groups map[string]string) *pb.ErrorEvent {
 		return nil
 	}
 	text, _, _ = bytes.Cut(text, []byte{'\n'}) // properties follow
-	if m := chosen.FindSubmatch(text); m != nil {
+	if m := chosen().FindSubmatch(text); m != nil {
 		clear(groups) // one at a time is killed
 		groups[string(m[2])] = string(m[1])
 		return nil
 	}
-	m := killed.FindSubmatch(text)
+	m := killed().FindSubmatch(text)
 	if m == nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -93,6 +94,22 @@ func BenchmarkPing(b *testing.B) {
 	})
 }
 
+// BenchmarkGetCapabilities: beside a ping.
+func BenchmarkGetCapabilities(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, b.TempDir())
+	alternate(b, func() {
+		reply, err := client.Call[*pb.GetCapabilitiesResponse](ctx, c, &pb.GetCapabilitiesRequest{})
+		fail(b, err)
+		if len(reply.Capabilities) == 0 {
+			b.Fatal(reply)
+		}
+	}, func() {
+		_, err := client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
+		fail(b, err)
+	})
+}
+
 // BenchmarkExecTrue: /bin/true through the agent, beside starting it directly.
 func BenchmarkExecTrue(b *testing.B) {
 	ctx := context.Background()
@@ -106,15 +123,68 @@ func BenchmarkExecTrue(b *testing.B) {
 	}, func() { fail(b, exec.Command("/bin/true").Run()) })
 }
 
-// BenchmarkPush64MiB: a file to the guest, beside the same bytes to a bare sink.
-func BenchmarkPush64MiB(b *testing.B) {
+// frameSize is the size of a frame of the bare loops.
+const frameSize = 32_000
+
+// BenchmarkExec50: /bin/true fifty times at once through the agent, beside starting as many directly at once.
+func BenchmarkExec50(b *testing.B) {
+	ctx := context.Background()
+	c := benchAgent(b, "")
+	together := func(one func()) {
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(one)
+		}
+		all.Wait()
+	}
+	alternate(b, func() {
+		together(func() {
+			reply, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "/bin/true", Args: []string{""}, WaitForExit: true})
+			if err != nil || reply.ExitCode != 0 {
+				b.Error(reply, err)
+			}
+		})
+	}, func() {
+		together(func() {
+			if err := exec.Command("/bin/true").Run(); err != nil {
+				b.Error(err)
+			}
+		})
+	})
+}
+
+// BenchmarkPush64MiB: a file to the guest, beside the same bytes in frames of 32,000 to a bare loop that drops them.
+func BenchmarkPush64MiB(b *testing.B) { benchmarkPush(b, io.Discard) }
+
+// BenchmarkPush64MiBStored: the same beside a loop that writes them to a file of the same file system and has it durable, as the agent
+// does.
+func BenchmarkPush64MiBStored(b *testing.B) {
+	file, err := os.Create(filepath.Join(b.TempDir(), "raw"))
+	fail(b, err)
+	b.Cleanup(func() { file.Close() })
+	benchmarkPush(b, file)
+}
+
+func benchmarkPush(b *testing.B, to io.Writer) {
 	ctx := context.Background()
 	c := benchAgent(b, b.TempDir())
 	content := make([]byte, transfer)
+	file, stored := to.(*os.File)
 	sink := rawPeer(b, func(conn net.Conn) {
+		frame := make([]byte, frameSize)
 		for {
-			if _, err := io.CopyN(io.Discard, conn, transfer); err != nil {
-				return
+			for left := transfer; left > 0; left -= len(frame) {
+				frame = frame[:min(frameSize, left)]
+				if _, err := io.ReadFull(conn, frame); err != nil {
+					return
+				}
+				to.Write(frame)
+			}
+			frame = frame[:frameSize]
+			if stored {
+				file.Sync()
+				file.Truncate(0)
+				file.Seek(0, io.SeekStart)
 			}
 			if _, err := conn.Write([]byte{1}); err != nil {
 				return
@@ -126,32 +196,40 @@ func BenchmarkPush64MiB(b *testing.B) {
 		_, err := c.Push(ctx, "/file", bytes.NewReader(content), client.PushOptions{})
 		fail(b, err)
 	}, func() {
-		_, err := sink.Write(content)
-		fail(b, err)
-		_, err = io.ReadFull(sink, make([]byte, 1))
+		for rest := content; len(rest) > 0; rest = rest[min(frameSize, len(rest)):] {
+			_, err := sink.Write(rest[:min(frameSize, len(rest))])
+			fail(b, err)
+		}
+		_, err := io.ReadFull(sink, make([]byte, 1))
 		fail(b, err)
 	})
 }
 
-// BenchmarkPull64MiB: a file from the guest, beside the same bytes from a bare source.
+// BenchmarkPull64MiB: a file from the guest, beside the same bytes of a file in frames of 32,000 from a bare loop.
 func BenchmarkPull64MiB(b *testing.B) {
 	ctx := context.Background()
 	root := b.TempDir()
 	fail(b, os.WriteFile(filepath.Join(root, "file"), make([]byte, transfer), 0o600))
 	c := benchAgent(b, root)
+	file, err := os.Open(filepath.Join(root, "file"))
+	fail(b, err)
+	defer file.Close()
 	source := rawPeer(b, func(conn net.Conn) {
-		block := make([]byte, 64<<10)
+		frame := make([]byte, frameSize)
 		for {
 			if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
 				return
 			}
-			for range transfer / len(block) {
-				if _, err := conn.Write(block); err != nil {
+			for offset := int64(0); offset < transfer; {
+				n, _ := file.ReadAt(frame, offset)
+				if _, err := conn.Write(frame[:n]); err != nil {
 					return
 				}
+				offset += int64(n)
 			}
 		}
 	})
+	frame := make([]byte, frameSize)
 	b.SetBytes(transfer)
 	alternate(b, func() {
 		got, err := c.Pull(ctx, "/file", io.Discard, client.PullOptions{})
@@ -162,8 +240,10 @@ func BenchmarkPull64MiB(b *testing.B) {
 	}, func() {
 		_, err := source.Write([]byte{1})
 		fail(b, err)
-		_, err = io.CopyN(io.Discard, source, transfer)
-		fail(b, err)
+		for left := transfer; left > 0; left -= min(frameSize, left) {
+			_, err = io.ReadFull(source, frame[:min(frameSize, left)])
+			fail(b, err)
+		}
 	})
 }
 

@@ -26,6 +26,9 @@ var (
 // flags are the command line.
 type flags struct {
 	config, device, root, state, logLevel, control string
+
+	// instead is why this program runs in place of another one; nil: it does not.
+	instead error
 }
 
 func command() *cobra.Command {
@@ -55,7 +58,7 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
 	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
 	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
-	c.AddCommand(statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), applyCommand(&f), manual.Command(8, version))
+	c.AddCommand(launchCommand(&f), statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), applyCommand(&f), manual.Command(8, version))
 	return c
 }
 

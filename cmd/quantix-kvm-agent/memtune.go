@@ -21,8 +21,8 @@ const memoryTarget = 32 << 20
 // faster elsewhere. System calls that block have threads of their own either way, and code that computes is interrupted after
 // 10 ms.
 //
-// Two thirds of the memory that the kernel counts for the agent are pages of the program that only its start touched. They are
-// dropped once it has started.
+// Two thirds of the memory that the kernel counts for the agent are pages of the program that only its start touched, or a request of a
+// kind that does not come again soon. They are dropped once it has started, and whenever memory is trimmed.
 func tuneMemory() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
@@ -30,8 +30,11 @@ func tuneMemory() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryTarget)
 	}
-	time.AfterFunc(startTime, func() {
-		debug.FreeOSMemory()
-		dropStartPages()
-	})
+	time.AfterFunc(startTime, trimMemory)
+}
+
+// trimMemory returns to the system what the agent does not use any more: of its heap, and pages of the program.
+func trimMemory() {
+	debug.FreeOSMemory()
+	dropStartPages()
 }

@@ -53,7 +53,7 @@ func TestUnitsAreVerified(t *testing.T) {
 	var copies []string
 	for _, unit := range units {
 		// The program is not where a package would have it.
-		text := regexp.MustCompile(`(?m)^(Exec[A-Za-z]+=)quantix-kvm-agent`).ReplaceAllString(read(t, unit), "${1}"+binary)
+		text := regexp.MustCompile(`(?m)^(Exec[A-Za-z]+=)(/usr/bin/)?quantix-kvm-agent`).ReplaceAllString(read(t, unit), "${1}"+binary)
 		path := filepath.Join(dir, filepath.Base(unit))
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)

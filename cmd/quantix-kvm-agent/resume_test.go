@@ -56,6 +56,49 @@ func linkTo(t *testing.T, p *agenttest.Proxy) *client.Link {
 	return l
 }
 
+// What a killed agent left of an upload is gone when the next one has started, without another upload into that directory. What a
+// living one is taking stays.
+func TestStagedUploadsOfAKilledAgentAreRemoved(t *testing.T) {
+	dir, state := t.TempDir(), t.TempDir()
+	begin := func(a *agenttest.Agent, path string) {
+		t.Helper()
+		_, err := client.Call[*pb.FileWriteResponse](ctxFor(t, time.Minute), a.Client(t, client.Options{}), &pb.FileWriteRequest{Path: path, Data: []byte("half")})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	staged := func(sub string) (n int) {
+		t.Helper()
+		entries, err := os.ReadDir(filepath.Join(dir, sub))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	for _, sub := range []string{"a", "line\nbreak", "living"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	living := agenttest.Start(t, agenttest.Options{})
+	killed := agenttest.Start(t, agenttest.Options{State: state})
+	begin(killed, dir+"/a/f")
+	begin(killed, dir+"/a/g")
+	begin(killed, dir+"/line\nbreak/f")
+	begin(killed, dir+"/living/f")
+	begin(living, dir+"/living/g")
+	killed.Kill()
+	if staged("a") != 2 || staged("living") != 2 {
+		t.Fatal("nothing was left")
+	}
+	agenttest.Start(t, agenttest.Options{State: state})
+	for deadline := time.Now().Add(time.Minute); staged("a")+staged("line\nbreak")+staged("living") != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d, %d and %d are left", staged("a"), staged("line\nbreak"), staged("living"))
+		}
+	}
+}
+
 // rising checks that a bar which shows a resumed copy never goes back, and ends at the whole.
 type rising struct {
 	t    *testing.T

@@ -58,6 +58,9 @@ func run(ctx context.Context, f flags) (err error) {
 	for _, words := range thawed {
 		log.Warn(words)
 	}
+	if f.instead != nil {
+		log.Error("another agent is first in PATH", zap.Error(f.instead))
+	}
 	logFaults(log, faulty)
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
@@ -87,6 +90,7 @@ func run(ctx context.Context, f flags) (err error) {
 		work.Go(func() { runFirstBoot(recover, first, recovery, log) })
 	}
 	defer func() { stop(builtins.ErrStopping); work.Wait() }()
+	layers := sync.OnceValue(sandbox.Layers) // finding them takes milliseconds, and they stay the same
 	every := agent.NewInterval(conf.TelemetryInterval)
 	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
 		return map[string]func(config.Config){
@@ -97,7 +101,7 @@ func run(ctx context.Context, f flags) (err error) {
 		}[name]
 	}), rules.check, log)
 	a := agent.New(agent.Config{
-		Calls: inside.Calls, Log: log, Refusing: faulty,
+		Calls: inside.Calls, Log: log, Refusing: faulty, Trim: trimMemory,
 		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
 		Ports: agent.PortsConfig{
 			Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
@@ -113,13 +117,16 @@ func run(ctx context.Context, f flags) (err error) {
 			},
 			Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
 			Watch:    inside.Rooms.Watch,
-			Features: func() map[string]string { return features(inside, rules) },
+			Features: func() map[string]string { return features(inside, rules, layers()) },
 		},
 		Control: agent.ControlConfig{
-			Port: openControl(f, log), Status: statusDetails(recovery, first, inside, again, logs.recent), Changed: tell.change,
+			Port: openControl(f, log), Status: statusDetails(recovery, first, inside, layers, again, logs.recent), Changed: tell.change,
 		},
 		Hooks: agent.Hooks{
-			Gate: recovery.gate, Notices: func() []*pb.ErrorEvent { return append(recovery.notices(), firstBootNotices(first)...) }, Cancel: inside.Scripts.Cancel,
+			Gate: recovery.gate, Cancel: inside.Scripts.Cancel,
+			Notices: func() []*pb.ErrorEvent {
+				return slices.Concat(insteadNotice(f.instead), recovery.notices(), firstBootNotices(first))
+			},
 			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
 		},
 	})
@@ -188,7 +195,7 @@ func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
 		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
 		Protected: f.below(f.config, f.stateDir(), executable()), FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
-		Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
+		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
 	}
 }
 
@@ -223,11 +230,11 @@ func logFaults(log *zap.Logger, faulty error) {
 }
 
 // features tells a host what the rooms say of themselves, what scripts may be allowed, and which layers of isolation there are.
-func features(inside *core.Core, rules *rules) map[string]string {
+func features(inside *core.Core, rules *rules, layers []sandbox.Layer) map[string]string {
 	f := inside.Rooms.Features()
 	f["policy"] = rules.describe()
 	f["rooms"] = roomNames(inside.Calls.Table().Scopes())
-	for _, layer := range sandbox.Layers() {
+	for _, layer := range layers {
 		state := "yes"
 		if layer.Missing != "" {
 			state = "no: " + layer.Missing

@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 func newCommand() *cobra.Command {
@@ -26,7 +27,7 @@ a directory before it. A file that is there already is left alone.`,
 }
 
 // scriptName matches what a declaration may be called.
-var scriptName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+var scriptName = lazyregexp.New(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
 // scriptTemplate is a new script, with NAME for its name.
 const scriptTemplate = `-- What it is for, in a line or two.
@@ -75,7 +76,7 @@ return {
 func createScript(out io.Writer, path string) error {
 	path = strings.TrimSuffix(path, ".lua")
 	name := filepath.Base(path)
-	if !scriptName.MatchString(name) {
+	if !scriptName().MatchString(name) {
 		return fmt.Errorf("%q is no name of a script: 1 to 64 of a-z, 0-9, '.', '_', '-', and a letter or digit first", name)
 	}
 	files := []string{path + ".lua", path + "_test.lua"}

@@ -78,8 +78,10 @@ func openControl(f flags, log *zap.Logger) port.Port {
 }
 
 // statusDetails returns what adds to get_status what runtime/agent does not know.
-func statusDetails(recovery *recovery, first *firstboot.Runner, inside *core.Core, reload *reloader, recent *recentLog) func(*pb.GetStatusResponse) {
-	layers, boot := sandbox.Layers(), inside.Rooms.BootID()
+func statusDetails(
+	recovery *recovery, first *firstboot.Runner, inside *core.Core, layers func() []sandbox.Layer, reload *reloader, recent *recentLog,
+) func(*pb.GetStatusResponse) {
+	boot := inside.Rooms.BootID()
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
@@ -87,7 +89,7 @@ func statusDetails(recovery *recovery, first *firstboot.Runner, inside *core.Cor
 		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
 		s.FirstBoot = first.State()
 		recovery.describe(s)
-		for _, layer := range layers {
+		for _, layer := range layers() {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})
 		}
 		s.Config = reload.status()

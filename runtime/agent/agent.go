@@ -22,7 +22,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -37,12 +36,13 @@ type Agent struct {
 	config Config
 	nonce  string // of this process, in every message to a host
 	start  time.Time
-	trim   *time.Timer // returns memory to the system a while after the last session ended
+	trim   *time.Timer // returns memory to the system a while after a session ended, and from time to time during one
 
 	// What changes; each locks itself.
 	calls   wire.Calls
 	memory  *wire.Memory // of all connections
 	tracker *tracker
+	ready   lastReady
 }
 
 // ErrStopping is the cause of what ends because the agent stops.
@@ -54,7 +54,7 @@ func New(config Config) *Agent {
 	var nonce [12]byte
 	rand.Read(nonce[:])
 	a := &Agent{
-		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, debug.FreeOSMemory),
+		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, config.Trim),
 		memory: wire.NewMemory(requestMemory), tracker: newTracker(config.Control.Changed),
 	}
 	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,6 +24,9 @@ type Config struct {
 	// Refusing is why the agent refuses everything but ping, get_capabilities, get_status and cancel, for good; every host
 	// is told it in an error event. Optional; default: it refuses nothing.
 	Refusing error
+	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and from time
+	// to time. Optional; default: debug.FreeOSMemory.
+	Trim func()
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back. Optional;
 	// default: 60 s.
 	StopTimeout time.Duration
@@ -109,6 +113,7 @@ type Hooks struct {
 
 // Periods and bounds of what the agent does by itself.
 const (
+	readyFor       = time.Second            // a get_capabilities has an agent_ready whose facts are no older
 	readyEvery     = 5 * time.Minute        // agent_ready is repeated: a host may lose it
 	pingTelemetry  = 500 * time.Millisecond // what a report may hold up the pong that asked for it
 	defaultReports = 5 * time.Second
@@ -125,6 +130,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
+	}
+	if c.Trim == nil {
+		c.Trim = debug.FreeOSMemory
 	}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = defaultStop

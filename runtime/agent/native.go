@@ -118,11 +118,12 @@ func (n *nativeSession) handle(ctx context.Context, _ *wire.Conn, id string, req
 		pong.Unknown = n.unknown(request.Awaiting)
 		return pong, nil
 	case *pb.GetCapabilitiesRequest:
-		n.ready(ctx) // a change of hosts is not always seen, so a host that asks who is there is greeted
+		n.readyAgain(ctx) // a change of hosts is not always seen, so a host that asks who is there is greeted
 	}
 	call := &builtins.Call{
 		ID: id, Port: n.Port(), Session: n.ID(), Event: n.send,
-		Scratch: func(size int) []byte { return n.conn.Scratch(id, size) },
+		MaxChunk: n.conn.MaxChunk(),
+		Scratch:  func(size int) []byte { return n.conn.Scratch(id, size) },
 	}
 	if exchange := wire.ExchangeOf(ctx); exchange != nil {
 		call.AfterReply, call.Sent, call.Received = exchange.AfterReply, exchange.Sent, exchange.Received
@@ -154,13 +155,57 @@ func (n *nativeSession) greet(ctx context.Context) {
 
 // ready sends agent_ready.
 func (n *nativeSession) ready(ctx context.Context) {
-	config := &n.agent.config
-	event := guarded(config.Log, "agent_ready", func() *pb.AgentReadyEvent { return config.Guest.Ready(ctx) })
+	n.sendReady(n.agent.ready.now(n.agent.readyEvent(ctx)))
+}
+
+// readyAgain is ready for a host that has most likely heard it: the guest is not asked again within readyFor.
+func (n *nativeSession) readyAgain(ctx context.Context) {
+	event := n.agent.ready.latest()
+	if event == nil {
+		n.ready(ctx)
+		return
+	}
+	n.sendReady(event)
+}
+
+// sendReady sends agent_ready of what the guest says of itself, which it completes.
+func (n *nativeSession) sendReady(event *pb.AgentReadyEvent) {
+	event.Version, event.Capabilities = n.agent.config.Identity.Version, n.agent.capabilities(n.Port())
+	n.send(event)
+}
+
+// readyEvent asks the guest for what agent_ready says of it.
+func (a *Agent) readyEvent(ctx context.Context) *pb.AgentReadyEvent {
+	event := guarded(a.config.Log, "agent_ready", func() *pb.AgentReadyEvent { return a.config.Guest.Ready(ctx) })
 	if event == nil {
 		event = &pb.AgentReadyEvent{}
 	}
-	event.Version, event.Capabilities = config.Identity.Version, n.agent.capabilities(n.Port())
-	n.send(event)
+	return event
+}
+
+// lastReady is what the guest said of itself last.
+type lastReady struct {
+	mu    sync.Mutex
+	event *pb.AgentReadyEvent
+	at    time.Time
+}
+
+// now keeps an event, and returns one that is the caller's.
+func (l *lastReady) now(event *pb.AgentReadyEvent) *pb.AgentReadyEvent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.event, l.at = event, time.Now()
+	return proto.CloneOf(event)
+}
+
+// latest returns the event that was kept last, as the caller's; nil: it is too old.
+func (l *lastReady) latest() *pb.AgentReadyEvent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.event == nil || time.Since(l.at) > readyFor {
+		return nil
+	}
+	return proto.CloneOf(l.event)
 }
 
 // report sends telemetry and agent_ready on time, telemetry also when there is news, and events, for as long as the host is there.
@@ -186,6 +231,7 @@ func (n *nativeSession) report(ctx context.Context, news <-chan struct{}, events
 			n.send(event)
 		case <-ready.C:
 			n.ready(ctx)
+			n.agent.trim.Reset(trimAfter)
 		}
 	}
 }

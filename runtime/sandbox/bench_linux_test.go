@@ -50,6 +50,32 @@ func BenchmarkRun(b *testing.B) {
 	})
 }
 
+// BenchmarkTenInARow is ten trivial scripts one right after the other, in turns with ten for each of which the standby waits.
+func BenchmarkTenInARow(b *testing.B) {
+	pool := newPool(b, sandbox.Config{})
+	mustRun(b, pool, script(`return 1`))
+	run := func() time.Duration {
+		began := time.Now()
+		mustRun(b, pool, script(`return 1`))
+		return time.Since(began)
+	}
+	warm := func() { waitFor(b, "a sealed standby", func() bool { return sealedStandby(b) != 0 }) }
+	var row, warms time.Duration
+	for b.Loop() {
+		warm()
+		for range 10 {
+			row += run()
+		}
+		for range 10 {
+			warm()
+			warms += run()
+		}
+	}
+	b.ReportMetric(0, "ns/op") // waiting is in it
+	b.ReportMetric(float64(row.Microseconds())/float64(b.N), "µs/ten")
+	b.ReportMetric(float64(row)/float64(warms), "times-warm")
+}
+
 // benchmarkWithExec measures runs, and bare starts of the program, in turns.
 func benchmarkWithExec(b *testing.B, run func() time.Duration) {
 	var runs, execs time.Duration

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/user"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -105,6 +106,7 @@ func TestKilledRunnerIsToldAsKilled(t *testing.T) {
 			for _, pid := range children(t) {
 				owners[ownerOf(t, pid)] = true
 				syscall.Kill(pid, signal)
+				waitFor(t, "the end of a runner", func() bool { return !slices.Contains(children(t), pid) })
 			}
 			return nil
 		}

@@ -135,6 +135,9 @@ func (p *Pool) runOnce(ctx context.Context, job Job, start []byte, limits Limits
 		r = p.takeStandby(ctx, limits)
 	}
 	warm = r != nil
+	if warm {
+		p.ensureStandby() // for the next run, while this one runs
+	}
 	if r == nil {
 		var err error
 		if r, err = p.start(ctx, limits); err != nil {

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // idRange are user ids, first and last included.
@@ -99,10 +99,20 @@ func takenIDs() []idRange {
 	eachLine("/etc/group", 2, 0)
 	eachLine("/etc/subuid", 1, 2)
 	eachLine("/etc/subgid", 1, 2)
-	processes, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range processes {
-		var stat syscall.Stat_t
-		if syscall.Stat(dir, &stat) == nil {
+	return append(list, processIDs()...)
+}
+
+// processIDs returns the ids that processes have.
+func processIDs() (list []idRange) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1) // those that can be read
+	for _, name := range names {
+		var stat unix.Stat_t
+		if name[0] >= '0' && name[0] <= '9' && unix.Fstatat(int(dir.Fd()), name, &stat, 0) == nil {
 			list = append(list, idRange{stat.Uid, stat.Uid}, idRange{stat.Gid, stat.Gid})
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"regexp"
 	"sort"
 	"strings"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // Script is a source with its name.
@@ -42,11 +42,11 @@ type Place struct {
 // NewLibrary looks in the given places, in this order, for files of at most limit bytes.
 func NewLibrary(limit int, places ...Place) *Library { return &Library{places, int64(limit)} }
 
-var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+var validName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
 // Find reads a script.
 func (l *Library) Find(name string) (Script, error) {
-	if !validName.MatchString(name) {
+	if !validName().MatchString(name) {
 		return Script{}, fault.Invalid("%q is no name of a script", name)
 	}
 	for _, place := range l.places {
@@ -111,7 +111,7 @@ func (l *Library) names() ([]string, error) {
 		}
 		for _, entry := range entries {
 			name, isLua := strings.CutSuffix(entry.Name(), ".lua")
-			if isLua && validName.MatchString(name) && !seen[name] {
+			if isLua && validName().MatchString(name) && !seen[name] {
 				seen[name] = true
 				list = append(list, name)
 			}

@@ -40,7 +40,8 @@ type Client struct {
 	channel io.ReadWriteCloser
 	writer  *writer
 
-	host uint64 // the number of this connection, in every request
+	host    uint64    // the number of this connection, in every request
+	buffers sync.Pool // of *[]byte with a capacity of largeBuffer
 
 	mu       sync.Mutex
 	pending  map[string]*pending
@@ -205,6 +206,7 @@ type pending struct {
 	asks bool // it is a ping of askForLost; guarded likewise
 	long bool // it was awaited when that ran last; guarded likewise
 	wait chan *pb.AgentMessage
+	buf  []byte // in which a part of the reply lies, once that has come
 }
 
 // start sends a request: requests leave in the order in which start was called. answer must be called.
@@ -220,6 +222,35 @@ func (c *Client) start(ctx context.Context, id string, request proto.Message) (*
 		}
 		return nil, err
 	}
+	return p, nil
+}
+
+// startSplit sends a request whose content is the end of a buffer, behind the room for the head of its frame. The buffer may be used again
+// when there is no error.
+func (c *Client) startSplit(ctx context.Context, id string, request proto.Message, buf []byte) (*pending, error) {
+	p, err := c.register(id)
+	if err != nil {
+		return nil, err
+	}
+	var room [wire.MaxHead]byte
+	head, err := wire.AppendHead(room[:0], c.options.Framing, c.envelope(ctx, id, request), len(buf)-wire.MaxHead)
+	switch {
+	case err != nil:
+	case len(head) > wire.MaxHead:
+		err = c.writer.write(ctx, append(head, buf[wire.MaxHead:]...))
+	default:
+		at := wire.MaxHead - len(head)
+		copy(buf[at:], head)
+		err = c.writer.write(ctx, buf[at:])
+	}
+	if err != nil {
+		c.unregister(id)
+		if ctx.Err() != nil {
+			c.cancelLater(id) // a part of it may be on its way
+		}
+		return nil, err
+	}
+	p.markSent()
 	return p, nil
 }
 
@@ -366,7 +397,7 @@ func (c *Client) receive() error {
 	var decoder wire.Decoder
 	for {
 		start := time.Now()
-		space := decoder.Space(readSize)
+		space := c.space(&decoder)
 		n, err := c.channel.Read(space)
 		if time.Since(start) >= wire.PayloadTimeout {
 			decoder.Silence()
@@ -379,12 +410,16 @@ func (c *Client) receive() error {
 			if !ok {
 				break
 			}
-			m := &pb.AgentMessage{}
-			if proto.Unmarshal(frame.Payload, m) != nil {
+			m, content, err := wire.DecodeSplit(frame.Payload)
+			if err != nil {
 				decoder.Resync()
 				continue
 			}
-			c.deliver(m)
+			var buf []byte
+			if content != nil { // which lies in the decoder's buffer
+				buf = decoder.Detach(c.largeBuffer())
+			}
+			c.deliver(m, buf)
 		}
 		if errors.Is(err, io.EOF) {
 			return fmt.Errorf("the connection to the agent ended: %w", io.ErrUnexpectedEOF)
@@ -395,7 +430,41 @@ func (c *Client) receive() error {
 	}
 }
 
-func (c *Client) deliver(m *pb.AgentMessage) {
+// space returns the room for the next read. A large frame has a buffer that it fits into, up to its end, so that it is not copied.
+func (c *Client) space(decoder *wire.Decoder) []byte {
+	begun, size := decoder.Incomplete()
+	if size <= readSize || size > largeBuffer {
+		return decoder.Space(readSize)
+	}
+	left := size - len(begun.Payload)
+	space := decoder.Space(min(left, readSize))
+	if len(space) < left {
+		c.reuse(decoder.Grow(c.largeBuffer()))
+		space = decoder.Space(readSize)
+	}
+	return space[:min(len(space), left)]
+}
+
+// largeBuffer is the size of a buffer for a large frame, in bytes.
+const largeBuffer = wire.SocketChunk + readSize
+
+// largeBuffer returns an empty buffer for a large frame.
+func (c *Client) largeBuffer() []byte {
+	if kept, ok := c.buffers.Get().(*[]byte); ok {
+		return (*kept)[:0]
+	}
+	return make([]byte, 0, largeBuffer)
+}
+
+// reuse keeps a buffer for another large frame.
+func (c *Client) reuse(buf []byte) {
+	if cap(buf) == largeBuffer {
+		c.buffers.Put(&buf)
+	}
+}
+
+// deliver passes a message on. buf is the buffer in which a part of it lies, and nothing else; nil: none.
+func (c *Client) deliver(m *pb.AgentMessage, buf []byte) {
 	c.mu.Lock()
 	if m.Session != "" {
 		c.session = m.Session
@@ -403,6 +472,7 @@ func (c *Client) deliver(m *pb.AgentMessage) {
 	p := c.pending[m.MessageId]
 	if p != nil {
 		delete(c.pending, m.MessageId)
+		p.buf = buf
 		p.wait <- m
 	}
 	c.received = true

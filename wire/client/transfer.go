@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/wire"
 	"github.com/quantix-kvm/guest-agent/wire/crc32c"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -20,10 +21,12 @@ import (
 // large, and chunks to be pulled are asked for several at a time.
 const (
 	pushChunk  = 256 << 10
-	pushWindow = 4     // chunks in flight
-	pullChunk  = 31000 // what the agent sends in one frame of 32,000 bytes
-	pullWindow = 6
-	pullBatch  = 3 // asked for in one write
+	pushWindow = 4                // chunks in flight
+	pullChunk  = wire.SocketChunk // asked for; the agent sends less where the channel takes less at a time
+	portChunk  = 31_000           // what an agent sends over a port at least, if the file has as much
+	pullWindow = 6                // chunks in flight
+	pullBatch  = 3                // asked for in one write
+	fewLarge   = 4                // chunks in flight where they have more than 64 KiB, each asked for by itself
 )
 
 var crc = crc32c.Standard()
@@ -70,17 +73,18 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 	}
 	sent = int64(part.first) * pushChunk
 	chunks := &chunkReader{from: from}
-	flight := make(chan chan error, pushWindow)
+	flight := make(chan *pending, pushWindow-1) // and one that waits for a place
 	finished := make(chan ackResult, 1)
-	go func() { finished <- awaitAcks(flight, cancel) }()
+	go func() { finished <- awaitAcks(ctx, flight, cancel) }()
 	for number := part.first; ctx.Err() == nil; number++ {
-		data, last, readErr := chunks.next()
+		buf, last, readErr := chunks.next()
 		if readErr != nil {
 			err = readErr
 			break
 		}
+		data := buf[wire.MaxHead:]
 		request := &pb.FileWriteRequest{
-			Path: path, Data: data, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
+			Path: path, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
 			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)), Upload: part.upload,
 		}
 		if digest != nil {
@@ -89,24 +93,12 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 				request.Sha256 = hex.EncodeToString(digest.Sum(nil))
 			}
 		}
-		one := make(chan error, 1)
-		select {
-		case flight <- one:
-		case <-ctx.Done():
-			continue
-		}
-		sending, startErr := c.start(ctx, NewID(), request) // here, so that chunks leave in order
+		sending, startErr := c.startSplit(ctx, NewID(), request, buf)
 		if startErr != nil {
-			one <- startErr
+			err = startErr
 			break
 		}
-		go func() {
-			answer, err := sending.answer(ctx)
-			if err == nil {
-				_, err = read[*pb.FileWriteResponse](answer)
-			}
-			one <- err
-		}()
+		flight <- sending
 		if sent += int64(len(data)); o.Progress != nil {
 			o.Progress(sent, total)
 		}
@@ -132,9 +124,13 @@ type ackResult struct {
 }
 
 // awaitAcks waits for the replies to all chunks in order. The first failure calls stop.
-func awaitAcks(flight <-chan chan error, stop func()) (got ackResult) {
+func awaitAcks(ctx context.Context, flight <-chan *pending, stop func()) (got ackResult) {
 	for one := range flight {
-		switch err := <-one; {
+		answer, err := one.answer(ctx)
+		if err == nil {
+			_, err = read[*pb.FileWriteResponse](answer)
+		}
+		switch {
 		case got.failure != nil:
 		case err != nil:
 			got.failure = err
@@ -149,35 +145,40 @@ func awaitAcks(flight <-chan chan error, stop func()) (got ackResult) {
 // chunkReader reads one chunk ahead, to know which is the last.
 type chunkReader struct {
 	from    io.Reader
-	ahead   []byte
-	started bool
+	buffers [2][]byte
+	ahead   []byte // with room for the head of a frame in front
+	reads   int
 	end     bool
 }
 
-func (r *chunkReader) next() (data []byte, last bool, err error) {
-	if !r.started {
-		r.started = true
+// next returns a chunk behind the room for the head of its frame. It is valid until the next call.
+func (r *chunkReader) next() (buf []byte, last bool, err error) {
+	if r.reads == 0 {
 		if r.ahead, err = r.read(); err != nil {
 			return nil, false, err
 		}
 	}
-	data = r.ahead
+	buf = r.ahead
 	if r.end {
-		return data, true, nil
+		return buf, true, nil
 	}
 	if r.ahead, err = r.read(); err != nil {
 		return nil, false, err
 	}
-	return data, r.end && len(r.ahead) == 0, nil
+	return buf, r.end && len(r.ahead) == wire.MaxHead, nil
 }
 
 func (r *chunkReader) read() ([]byte, error) {
-	buf := make([]byte, pushChunk)
-	n, err := io.ReadFull(r.from, buf)
+	buf := &r.buffers[r.reads%2]
+	if *buf == nil {
+		*buf = make([]byte, wire.MaxHead+pushChunk)
+	}
+	r.reads++
+	n, err := io.ReadFull(r.from, (*buf)[wire.MaxHead:])
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		r.end, err = true, nil
 	}
-	return buf[:n], err
+	return (*buf)[:wire.MaxHead+n], err
 }
 
 // PullOptions are all optional.
@@ -210,7 +211,7 @@ func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOpti
 func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOptions) (PullResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset}
+	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset, chunk: pullChunk}
 	if o.resume != "" {
 		p.options.Generation = o.resume
 	}
@@ -219,13 +220,14 @@ func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOpti
 		return PullResult{}, err
 	}
 	p.options.Generation = o.Generation
-	p.got.Mode, p.got.Generation = reply.Mode, reply.Generation
+	p.got.Mode, p.got.Generation = reply.Mode&0o7777, reply.Generation
 	p.total = int64(reply.TotalSize)
+	p.chunk = max(int64(len(reply.Data)), portChunk)
 	for {
 		if err := p.consume(reply); err != nil || reply.Eof {
 			return p.got, err
 		}
-		if p.offset+pullChunk < p.total {
+		if p.offset+p.chunk < p.total {
 			if reply, err = p.pullPipelined(ctx); err != nil || reply == nil {
 				if err != nil {
 					return p.got, err
@@ -247,6 +249,8 @@ type puller struct {
 	options PullOptions
 	offset  int64
 	total   int64
+	chunk   int64  // bytes to ask for: as many as the agent sends at a time
+	buf     []byte // in which the last reply lies; nil: it was none of the client's
 	got     PullResult
 }
 
@@ -259,7 +263,7 @@ func (p *puller) readChunk(ctx context.Context, offset int64) (*pb.FileReadRespo
 }
 
 func (p *puller) request(offset int64) *pb.FileReadRequest {
-	return &pb.FileReadRequest{Path: p.path, Offset: uint64(offset), ChunkSize: pullChunk, Generation: p.options.Generation}
+	return &pb.FileReadRequest{Path: p.path, Offset: uint64(offset), ChunkSize: uint32(p.chunk), Generation: p.options.Generation}
 }
 
 func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadResponse, error) {
@@ -267,6 +271,7 @@ func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadRespons
 	if err != nil {
 		return nil, err
 	}
+	p.buf = sent.buf
 	reply, err := read[*pb.FileReadResponse](answer)
 	if err != nil {
 		return nil, err
@@ -287,6 +292,8 @@ func (p *puller) consume(reply *pb.FileReadResponse) error {
 	}
 	p.got.last = reply.Generation
 	n, err := p.to.Write(reply.Data)
+	p.c.reuse(p.buf)
+	p.buf = nil
 	p.offset += int64(n)
 	p.got.Size += int64(n)
 	if err == nil && p.options.Progress != nil {
@@ -306,10 +313,14 @@ func (p *puller) pullPipelined(ctx context.Context) (*pb.FileReadResponse, error
 			sent.answer(ctx) // which cancels it
 		}
 	}()
+	window, batch := pullWindow, pullBatch
+	if p.chunk > 64<<10 {
+		window, batch = fewLarge, 1
+	}
 	for next := p.offset; ; {
-		if len(flight) <= pullWindow-pullBatch {
+		for len(flight) <= window-batch && next+p.chunk <= p.total {
 			var more []proto.Message
-			for ; len(more) < pullBatch && next+pullChunk <= p.total; next += pullChunk {
+			for ; len(more) < batch && next+p.chunk <= p.total; next += p.chunk {
 				more = append(more, p.request(next))
 			}
 			sent, err := p.c.startAll(ctx, more)
@@ -326,10 +337,11 @@ func (p *puller) pullPipelined(ctx context.Context) (*pb.FileReadResponse, error
 		if err != nil || reply.Eof {
 			return reply, err
 		}
+		n := len(reply.Data)
 		if err := p.consume(reply); err != nil {
 			return nil, err
 		}
-		if len(reply.Data) < pullChunk {
+		if short := int64(n) < p.chunk; short {
 			return nil, nil
 		}
 	}

@@ -2454,7 +2454,7 @@ func (x *ExecuteResponse) GetJobId() string {
 	return ""
 }
 
-// One chunk of an upload, in order; eof marks the last one. Nothing is seen at path before eof.
+// One chunk of an upload, in order; eof marks the last one. Nothing is seen at path before eof, unless it is a device.
 type FileWriteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -4184,7 +4184,7 @@ func (x *ListDirectoryResponse) GetTotalEntries() uint32 {
 	return 0
 }
 
-// One name. mode holds permission bits only; the link itself is described, not its target.
+// One name. mode is that of stat(2), with the bits of the type; the link itself is described, not its target.
 type DirectoryEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -7472,7 +7472,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xcc5\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xd45\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7567,7 +7567,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
 	"\vexec_output\x18\xf1\x01 \x01(\v2%.limiquantix.agent.v1.ExecOutputEventH\x00R\n" +
 	"execOutputB\t\n" +
-	"\apayload\"F\n" +
+	"\apayloadJ\x06\b\xfe\x01\x10\xff\x01\"F\n" +
 	"\vPingRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\bawaiting\x18\xc8\x01 \x03(\tR\bawaiting\"\x86\x01\n" +

@@ -10,7 +10,7 @@ import (
 //
 // They bypass the Go scheduler. It would take the agent's one processor away from a call of more than 20 µs, which in
 // an emulated guest each one is, and wake another thread for it; the first one then has to wait until that finds nothing to
-// do. A call ends after a piece has been copied, of 32 KiB at most.
+// do. A call ends after a piece has been copied, of 32 KiB at most, and to a socket of one chunk of a file.
 func readNonblock(fd uintptr, p []byte) (n int, err error) { return rawIO(unix.SYS_READ, fd, p) }
 
 func writeNonblock(fd uintptr, p []byte) (n int, err error) {

@@ -260,6 +260,9 @@ func (s *virtioSession) Unread(p []byte) {
 	defer s.port.mu.Unlock()
 	s.port.unread = slices.Concat(p, s.port.unread)
 	s.port.unreadIsFresh = !s.backlog.Load()
+	if s.closed.Load() { // the next session may wait for something to read already
+		s.port.file.SetReadDeadline(interrupt)
+	}
 }
 
 // hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is connecting.

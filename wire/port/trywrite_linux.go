@@ -67,7 +67,7 @@ func newUnixSession(conn *net.UnixConn) io.ReadWriteCloser {
 // TryWrite is that of trackedSession.
 func (s *unixSession) TryWrite(p []byte) (n int, err error) {
 	rawErr := s.raw.Write(func(fd uintptr) bool {
-		n, err = writeNonblock(fd, p)
+		n, err = rawIO(unix.SYS_WRITE, fd, p)
 		return true
 	})
 	switch {

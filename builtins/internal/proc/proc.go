@@ -96,8 +96,11 @@ type Result struct {
 	Stdout, Stderr []byte
 	// Tail is the end of stderr, at most 512 bytes, also beyond MaxOutput.
 	Tail []byte
-	// Truncated says that output is missing: beyond MaxOutput, or of processes that the command left running.
+	// Truncated says that output is missing: beyond MaxOutput, or of processes that the command left running and that were still
+	// writing when it was not waited for any more.
 	Truncated bool
+	// LeftOpen says that processes which the command left running still hold its output open.
+	LeftOpen bool
 	// TimedOut says that Timeout ended the command.
 	TimedOut bool
 	// Duration is the time from the start to the end of the command.
@@ -374,7 +377,8 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 		deadline := time.Now().Add(r.config.Drain)
 		for _, s := range streams {
 			if r.stopCapture(s, time.Until(deadline)) {
-				result.Truncated = true
+				result.LeftOpen = true
+				result.Truncated = result.Truncated || time.Until(s.last) > -r.config.Drain/2
 			}
 		}
 		r.removeGroup(c)

@@ -260,11 +260,23 @@ func TestBackgroundChildDoesNotBlockRun(t *testing.T) {
 	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
 		result := run(t, r, Spec{Argv: sh("sleep 600 & echo $! >" + dir + "/a; echo ok")})
-		if string(result.Stdout) != "ok\n" || result.Code != 0 || !result.Truncated || result.Duration > 20*time.Second {
+		if string(result.Stdout) != "ok\n" || result.Code != 0 || result.Truncated || !result.LeftOpen || result.Duration > 20*time.Second {
 			t.Errorf("%+v", result)
 		}
 		if !alive(t, dir+"/a") {
 			t.Error("a command that is not tied is dead")
+		}
+		killFile(t, dir+"/a")
+	})
+}
+
+// Output of a process that goes on writing is missing.
+func TestBackgroundChildWritesOn(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		result := run(t, r, Spec{Argv: sh("(while echo more; do sleep 0.01; done) & echo $! >" + dir + "/a; echo ok")})
+		if !strings.Contains(string(result.Stdout), "ok\n") || !result.Truncated || !result.LeftOpen {
+			t.Errorf("%+v", result)
 		}
 		killFile(t, dir+"/a")
 	})

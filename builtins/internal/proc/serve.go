@@ -65,7 +65,7 @@ var (
 // Serve runs a command, passes its output on as it comes, and returns when the command has ended and all of its output was
 // passed on. Processes that it leaves running live on. If ctx or Timeout ends it, all that it started ends too. It dies with
 // the agent; what it started then gets SIGHUP or SIGPIPE. Stdin, Tied and MaxOutput of spec are ignored. Result and error
-// are those of Run; Result.Truncated says that another process still holds its output open.
+// are those of Run; Result.LeftOpen is set as there.
 func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, erro
 	}
 	for _, t := range e.outputs {
 		<-t.done
-		result.Truncated = result.Truncated || t.open
+		result.LeftOpen = result.LeftOpen || t.open
 		r.releaseOutput(t, e.terminal != nil)
 	}
 	e.closeInput()

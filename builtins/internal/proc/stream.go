@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -14,10 +15,11 @@ type stream struct {
 	limit       int64
 	done        chan struct{} // closed when its reader returned
 
-	head      []byte // the first bound bytes
-	tail      []byte // the last tailSize bytes
-	truncated bool   // more was written than head holds
-	eof       bool   // all writers closed it
+	last      time.Time // when the last bytes came
+	head      []byte    // the first bound bytes
+	tail      []byte    // the last tailSize bytes
+	truncated bool      // more was written than head holds
+	eof       bool      // all writers closed it
 }
 
 func newStream(bound int64) (*stream, error) {
@@ -40,6 +42,7 @@ func (s *stream) start() {
 
 // Write stores what belongs to the head and the tail, and drops the rest. It never fails.
 func (s *stream) Write(p []byte) (int, error) {
+	s.last = time.Now()
 	keep := min(int64(len(p)), s.limit-int64(len(s.head)))
 	s.head = append(s.head, p[:keep]...)
 	s.truncated = s.truncated || keep < int64(len(p))

@@ -41,8 +41,12 @@ type platform struct {
 	perMount    bool  // act as on a kernel without mount_setattr
 
 	mu          sync.Mutex
-	staleGroups []string // groups of commands that ended, in which something still ran
+	staleGroups []string             // groups of commands that ended, in which something still ran
+	looked      map[string]time.Time // when groups of former agents were looked for last, by parent
 }
+
+// staleEvery is how often groups of former agents are looked for: reading a directory costs as much as making a group in it.
+const staleEvery = time.Minute
 
 func (s *platform) init(config *Config) {
 	s.name = config.Name
@@ -50,7 +54,7 @@ func (s *platform) init(config *Config) {
 	s.nonce = rand.Text()[:8]
 	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without the file nothing is protected
 	s.oomProtected = bytes.HasPrefix(score, []byte("-"))
-	s.parents = map[string]string{}
+	s.parents, s.looked = map[string]string{}, map[string]time.Time{}
 	top, own := ownCgroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
 		place := dir[0]
@@ -111,15 +115,17 @@ func (s *platform) newGroup(kind string) (*cgroup, error) {
 	if !ok {
 		return nil, errors.ErrUnsupported
 	}
-	if kind == "job" {
-		os.Mkdir(parent, 0o755) // not MkdirAll: its parent belongs to the system
-	}
 	s.removeStaleGroups(parent)
-	for {
+	for made := false; ; {
 		dir := filepath.Join(parent, fmt.Sprintf("%s-%s-%s-%d", s.name, kind, s.tag, s.serial.Add(1)))
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			if errors.Is(err, os.ErrExist) {
 				continue // another Runner of this process
+			}
+			if errors.Is(err, os.ErrNotExist) && kind == "job" && !made {
+				made = true
+				os.Mkdir(parent, 0o755) // not MkdirAll: its parent belongs to the system
+				continue
 			}
 			return nil, err
 		}
@@ -143,6 +149,10 @@ func (s *platform) removeStaleGroups(parent string) {
 		}
 	}
 	s.staleGroups = kept
+	if time.Since(s.looked[parent]) < staleEvery {
+		return
+	}
+	s.looked[parent] = time.Now()
 	for _, dir := range s.otherAgentGroups(parent, "") {
 		unix.Rmdir(dir)
 	}

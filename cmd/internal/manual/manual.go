@@ -13,11 +13,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // Command returns a hidden command for a program, which writes the program's manual pages into a directory. section is
@@ -108,8 +109,8 @@ type page struct{ bytes.Buffer }
 func (p *page) heading(text string) { fmt.Fprintf(p, ".SH %s\n", escape(text)) }
 
 var (
-	headingLine = regexp.MustCompile(`^[A-Z][A-Z ]+$`)
-	termLine    = regexp.MustCompile(`^(\S+(?: \S+)*) {2,}(\S.*)$`)
+	headingLine = lazyregexp.New(`^[A-Z][A-Z ]+$`)
+	termLine    = lazyregexp.New(`^(\S+(?: \S+)*) {2,}(\S.*)$`)
 )
 
 // helpText writes a help text.
@@ -119,12 +120,12 @@ func (p *page) helpText(text string) {
 		line = strings.TrimRight(line, "\n ")
 		words := strings.TrimLeft(line, " ")
 		indent := len(line) - len(words)
-		match := termLine.FindStringSubmatch(words)
+		match := termLine().FindStringSubmatch(words)
 		switch {
 		case words == "":
 			p.WriteString(".PP\n")
 			term = -1
-		case headingLine.MatchString(line):
+		case headingLine().MatchString(line):
 			p.heading(line)
 			term = -1
 		case match != nil && (term < 0 || indent < term):

@@ -3,7 +3,6 @@ package lua
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // script is the Lua function that a declaration calls. It only keeps the table.
@@ -63,7 +63,7 @@ var (
 	declarationFields = []string{
 		"name", "version", "description", "params", "needs", "timeout", "confirm", "readonly", "run",
 	}
-	scriptName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+	scriptName = lazyregexp.New(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 )
 
 // tableReader reads fields of a table and collects faults.
@@ -203,7 +203,7 @@ func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*par
 	if timeout := r.seconds("timeout"); timeout != nil {
 		d.Timeout = *timeout
 	}
-	if !scriptName.MatchString(d.Name) {
+	if !scriptName().MatchString(d.Name) {
 		r.fault("name must be 1 to 64 of a-z, 0-9, '.', '_', '-', and begin with a letter or digit")
 	}
 	if _, ok := t.RawGetString("run").(*glua.LFunction); !ok {

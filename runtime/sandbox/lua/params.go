@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"regexp"
 	"sort"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/suggest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // paramSpec is one declared parameter.
@@ -37,7 +37,7 @@ var typeNames = []string{
 }
 
 // hostname matches a name of RFC 1123: labels of letters, digits and inner hyphens.
-var hostname = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+var hostname = lazyregexp.New(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
 
 // readSpecs reads the params of a declaration; faults go to r.
 func (m *machine) readSpecs(r *tableReader) []*paramSpec {
@@ -280,7 +280,7 @@ func typeFault(typ string, value glua.LValue) string {
 		_, err := netip.ParsePrefix(s)
 		ok, name = isText && err == nil, "IP address with prefix length, such as 192.0.2.7/24"
 	case "hostname":
-		ok, name = isText && len(s) <= 253 && hostname.MatchString(s), "host name"
+		ok, name = isText && len(s) <= 253 && hostname().MatchString(s), "host name"
 	}
 	switch {
 	case ok:

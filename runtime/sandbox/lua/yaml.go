@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // maxYAML is the longest text that yaml.decode accepts, in bytes: the parser needs some hundred bytes for each of them
@@ -416,11 +416,11 @@ func (m *machine) yamlTable(t *pb.LuaTable, lua *glua.LTable) (*yaml.Node, error
 
 var (
 	// yamlWord matches text that every reader of YAML 1.1 and 1.2 takes for text, but for yamlAmbiguousWord.
-	yamlWord = regexp.MustCompile(`^[A-Za-z_/][A-Za-z0-9_./@+-]*( [A-Za-z0-9_/][A-Za-z0-9_./@+-]*)*$`)
+	yamlWord = lazyregexp.New(`^[A-Za-z_/][A-Za-z0-9_./@+-]*( [A-Za-z0-9_/][A-Za-z0-9_./@+-]*)*$`)
 	// yamlAmbiguousWord matches words that are a boolean or null to one of them.
-	yamlAmbiguousWord = regexp.MustCompile(`^(?i:y|n|yes|no|on|off|true|false|null)$`)
+	yamlAmbiguousWord = lazyregexp.New(`^(?i:y|n|yes|no|on|off|true|false|null)$`)
 	// yamlLines matches text that can be written as a literal block without a change.
-	yamlLines = regexp.MustCompile(`^([!-~]([ -~]*[!-~])?\n)+$`)
+	yamlLines = lazyregexp.New(`^([!-~]([ -~]*[!-~])?\n)+$`)
 )
 
 // yamlText returns text as a node that is text again when it is read: quoted where it could be taken for something
@@ -431,8 +431,8 @@ func yamlText(s []byte) (*yaml.Node, error) {
 	}
 	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: string(s)}
 	switch {
-	case yamlWord.Match(s) && !yamlAmbiguousWord.Match(s):
-	case yamlLines.Match(s):
+	case yamlWord().Match(s) && !yamlAmbiguousWord().Match(s):
+	case yamlLines().Match(s):
 		n.Style = yaml.LiteralStyle
 	default:
 		n.Style = yaml.DoubleQuotedStyle

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -245,6 +247,35 @@ func TestServiceHostUpgrade(t *testing.T) {
 	install(t, vm, present)
 	if got := version(t, vm); got != present {
 		t.Errorf("after the package, version %q answers", got)
+	}
+}
+
+// What a host put before the agent of the package and never becomes ready does not keep the guest without one: after three starts that
+// of the package runs, says so, and goes on after a restart. A new version is tried.
+func TestServiceGivesUpABrokenUpgrade(t *testing.T) {
+	vm := machine(t, vmtest.Options{})
+	vm.Must(t, "printf '#!/bin/sh\\necho one >> /run/started\\nexit 1\\n' > /usr/local/bin/quantix-kvm-agent && chmod 755 /usr/local/bin/quantix-kvm-agent")
+	vm.Must(t, "systemctl restart quantix-kvm-agent || true")
+	eventually(t, vm, "the agent of the package", "systemctl -q is-active quantix-kvm-agent && test -e /run/quantix-kvm/given-up")
+	told := make(chan string, 100)
+	c := dial(t, vm, vmtest.AgentPort, client.Options{Event: func(_ string, event proto.Message) {
+		if fault, ok := event.(*pb.ErrorEvent); ok {
+			told <- fault.Code + ": " + fault.Message
+		}
+	}})
+	select {
+	case text := <-told:
+		if !strings.HasPrefix(text, "agent_replaced: /usr/local/bin/quantix-kvm-agent was started 3 times") {
+			t.Error(text)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the host is told nothing")
+	}
+	c.Close()
+	vm.Must(t, "systemctl restart quantix-kvm-agent && test $(wc -l < /run/started) = 3 && journalctl -u quantix-kvm-agent | grep -q 'another agent is first in PATH'")
+	vm.Must(t, "cp /usr/bin/quantix-kvm-agent /usr/local/bin/quantix-kvm-agent && systemctl restart quantix-kvm-agent && test ! -e /run/quantix-kvm/starts")
+	if exe := vm.Must(t, "readlink /proc/$(systemctl show -P MainPID quantix-kvm-agent)/exe"); exe != "/usr/local/bin/quantix-kvm-agent" {
+		t.Error(exe, "runs")
 	}
 }
 

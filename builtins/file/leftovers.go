@@ -1,0 +1,92 @@
+package file
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+)
+
+// leftovers remembers, beyond the end of this process, in which directories uploads were staged: what an agent left there that was
+// killed is removed when the next one starts. The file has one quoted path a line.
+//
+//	an upload into a directory ► a line, once ─── the agent dies ───► the next one: reads the lines, removes the file, sweeps
+type leftovers struct {
+	file string // empty: nothing is remembered
+
+	mu    sync.Mutex
+	noted map[string]bool
+}
+
+// Bounds of the file: paths of its directories, and bytes that are read of it.
+const (
+	maxNoted     = 4096
+	maxNotedRead = 4 << 20
+)
+
+// note remembers a directory before an upload is staged there. A failure is no reason to refuse a file: without the line the next
+// upload into the directory removes what was left.
+func (l *leftovers) note(dir string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == "" || l.noted[dir] {
+		return
+	}
+	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	if len(l.noted) >= maxNoted {
+		l.noted, flags = nil, flags|os.O_TRUNC // the oldest are forgotten
+	}
+	file, err := os.OpenFile(l.file, flags, 0o600)
+	if err != nil {
+		return
+	}
+	_, err = file.WriteString(strconv.Quote(dir) + "\n")
+	if errors.Join(err, file.Close()) != nil {
+		return
+	}
+	if l.noted == nil {
+		l.noted = map[string]bool{}
+	}
+	l.noted[dir] = true
+}
+
+// take returns the directories that an earlier process has noted, and forgets them.
+func (l *leftovers) take() (dirs []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == "" {
+		return nil
+	}
+	file, err := os.Open(l.file)
+	if err != nil {
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(file, maxNotedRead)) // what can be read of it
+	_ = file.Close()
+	if err := os.Remove(l.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for line := range strings.Lines(string(text)) {
+		if dir, err := strconv.Unquote(strings.TrimSuffix(line, "\n")); err == nil {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// sweepLeftovers removes what uploads of earlier processes left. What is being uploaded is locked, and stays.
+func (r *Room) sweepLeftovers(dirs []string) {
+	for _, dir := range dirs {
+		at, err := r.guest.Files.At(fsys.Join(dir, "any name"))
+		if err != nil {
+			continue // it is gone, or cannot be reached: the next upload there removes what was left
+		}
+		_, _ = at.Sweep()
+		_ = at.Close()
+	}
+}

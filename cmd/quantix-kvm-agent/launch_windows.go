@@ -1,0 +1,6 @@
+package main
+
+import "github.com/quantix-kvm/guest-agent/wire/fault"
+
+// become replaces this process by a program.
+func become(string) error { return fault.Unsupported("a process that becomes another program") }
