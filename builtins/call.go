@@ -30,6 +30,10 @@ type Call struct {
 	Deferred func(Action) error
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
 	Pending func(Pending) error
+	// Confirm has the transaction of a native row await a confirmation for a time instead of committing, if the operation
+	// succeeds and has changed something; told is then called before the reply leaves, with the id and the deadline, which the
+	// operation puts into its reply. Nil: the row has no transaction of its own. The executor sets it.
+	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.

@@ -26,6 +26,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/service"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
+	"github.com/quantix-kvm/guest-agent/builtins/wait"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -113,6 +114,7 @@ func New(c Config) *Rooms {
 			service.New(g).Room(),
 			netplan.New(g, netplan.Config{Machine: c.Machine}).Room(),
 			tx.Room(),
+			wait.New(g).Room(),
 		},
 	}
 }

@@ -261,21 +261,22 @@ func diskID(source string) string {
 
 // watchMounts polls the kernel's list, which has an exceptional condition after each change.
 func watchMounts(ctx context.Context) (<-chan struct{}, error) {
-	list, err := os.Open("/proc/self/mountinfo")
+	// Not an os.File: the runtime would poll that as well, and each change is told to one who polls alone.
+	list, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fault.Cause(err)
+		return nil, os.NewSyscallError("open /proc/self/mountinfo", err)
 	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		return nil, errors.Join(err, list.Close())
+		return nil, errors.Join(os.NewSyscallError("pipe2", err), unix.Close(list))
 	}
 	changed := make(chan struct{}, 1)
 	context.AfterFunc(ctx, func() { _ = unix.Close(pipe[1]) })
 	go func() {
-		defer list.Close()
+		defer unix.Close(list)
 		defer unix.Close(pipe[0])
 		for ctx.Err() == nil {
-			fds := []unix.PollFd{{Fd: int32(list.Fd()), Events: unix.POLLPRI}, {Fd: int32(pipe[0]), Events: unix.POLLIN}}
+			fds := []unix.PollFd{{Fd: int32(list), Events: unix.POLLPRI}, {Fd: int32(pipe[0]), Events: unix.POLLIN}}
 			if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
 				return
 			}

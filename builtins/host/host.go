@@ -1,7 +1,7 @@
 // Package host tells scripts, and the host at the beginning of a session, what guest this is, and sets its name, its time
 // zone, locale and keyboard, settings of its kernel, and what is mounted.
 //
-//	host.info, host.interfaces, host.disks … ──► internal/facts ◄── Ready (agent_ready)
+//	host.info, host.interfaces, host.routes … ─► internal/facts ◄── Ready (agent_ready), network
 //	host.hostname, host.timezone, host.sysctl … ► files: kept by the transaction, then written
 //	host.mount, host.unmount ─► fstab, and what is mounted now, undone together
 //
@@ -49,6 +49,18 @@ func (r *Room) looking() []builtins.Op {
 		{
 			Name: "host.interfaces", Usage: "() interfaces", Summary: "the network interfaces",
 			Handler: builtins.Handle(r.interfaces),
+		},
+		{
+			Name: "host.routes", Usage: "() routes", Summary: "the routes, but for the kernel's own of local addresses",
+			Handler: builtins.Handle(r.routes),
+		},
+		{
+			Name: "host.dns", Usage: "()", Summary: "the name servers and domains that names are looked up by",
+			Handler: builtins.Handle(r.dns),
+		},
+		{
+			Name: "network", Summary: "interfaces, routes and name servers of the guest", Capability: "network",
+			Handler: builtins.Handle(r.network),
 		},
 		{
 			Name: "host.uptime", Usage: "() seconds", Summary: "the seconds since the guest started",
@@ -136,22 +148,6 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
 		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: facts.ProductUUID(), AgentVersion: r.version}, nil
-}
-
-func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Interfaces, error) {
-	links, err := facts.Links()
-	if err != nil {
-		return nil, err
-	}
-	out := &pb.Interfaces{}
-	for _, l := range links {
-		link := &pb.NetInterface{Name: l.Name, Mac: l.MAC, Mtu: l.MTU, Up: l.Up, Loopback: l.Loopback, Kind: l.Kind}
-		for _, prefix := range l.Prefixes {
-			link.Addresses = append(link.Addresses, prefix.String())
-		}
-		out.Interfaces = append(out.Interfaces, link)
-	}
-	return out, nil
 }
 
 func (r *Room) uptime(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Uptime, error) {

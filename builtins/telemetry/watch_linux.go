@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 )
 
 // listen starts what notices that links, addresses, mounts or disks may have changed. Where one of the sources is not there, as
@@ -19,16 +21,15 @@ func listen(ctx context.Context, sources *sync.WaitGroup, touched chan<- struct{
 		default:
 		}
 	}
-	const links = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1)
 	for _, s := range []struct {
 		protocol int
 		groups   uint32
 		matters  func(message []byte) bool
 	}{
-		{unix.NETLINK_ROUTE, links, func([]byte) bool { return true }},
+		{unix.NETLINK_ROUTE, facts.LinkGroups, func([]byte) bool { return true }},
 		{unix.NETLINK_KOBJECT_UEVENT, kernelUevents, isBlockUevent},
 	} {
-		socket, err := multicast(s.protocol, s.groups)
+		socket, err := facts.Multicast(s.protocol, s.groups)
 		if err != nil {
 			continue
 		}
@@ -61,19 +62,6 @@ const kernelUevents = 1
 func isBlockUevent(message []byte) bool {
 	header, _, _ := bytes.Cut(message, []byte{0})
 	return bytes.Contains(header, []byte("/block/"))
-}
-
-// multicast opens a netlink socket that receives what is sent to groups.
-func multicast(protocol int, groups uint32) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("bind", err)
-	}
-	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
 // listenMounts waits for changes of the list of mounts, which the kernel tells of by an event on its file: proc_pid_mountinfo(5).

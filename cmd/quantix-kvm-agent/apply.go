@@ -384,20 +384,38 @@ func giveParams(list []*wanted, params map[string]any, secrets map[string]string
 	return err
 }
 
-// run runs a script.
+// run runs a script. One that wants to be confirmed is: nobody can be cut off from a tree.
 func (w *wanted) run(ctx context.Context, inside *core.Core) (*pb.RunScriptResponse, error) {
-	reply, err := inside.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, inside.Calls.Native(w.request), w.request)
+	reply, err := execute[*pb.RunScriptResponse](ctx, inside, w.request)
+	if err == nil && reply.Status == pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM {
+		var done *pb.ConfirmResponse
+		done, err = execute[*pb.ConfirmResponse](ctx, inside, &pb.ConfirmRequest{TransactionId: reply.TransactionId})
+		reply.Status, reply.ConfirmUntil = done.GetStatus(), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.argument, err)
 	}
-	answer, ok := reply.(*pb.RunScriptResponse)
-	if !ok {
-		return nil, fmt.Errorf("%s: the reply is a %T", w.argument, reply)
-	}
-	if e := answer.Error; e != nil && e.Script == w.request.Name {
+	if e := reply.Error; e != nil && e.Script == w.request.Name {
 		e.Message = strings.TrimPrefix(e.Message, fmt.Sprintf("%s:%d: ", w.request.Name, e.Line))
 	}
-	return answer, nil
+	return reply, nil
+}
+
+// execute runs a request inside this process.
+func execute[R proto.Message](ctx context.Context, inside *core.Core, request proto.Message) (reply R, err error) {
+	op := inside.Calls.Native(request)
+	if op == nil {
+		return reply, errors.New("scripts are turned off")
+	}
+	answer, err := inside.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, op, request)
+	if err != nil {
+		return reply, err
+	}
+	reply, ok := answer.(R)
+	if !ok {
+		return reply, fmt.Errorf("the reply is a %T", answer)
+	}
+	return reply, nil
 }
 
 // digest returns the SHA-256 of the source.

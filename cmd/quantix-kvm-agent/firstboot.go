@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
@@ -40,19 +38,7 @@ func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()
 		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf, inside) },
 		Instance: inside.Rooms.MachineID(), Boot: inside.Rooms.BootID(), Changed: changed,
 		Run: func(ctx context.Context, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
-			op := inside.Calls.Native(request)
-			if op == nil {
-				return nil, errors.New("scripts are turned off")
-			}
-			reply, err := inside.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, op, request)
-			if err != nil {
-				return nil, err
-			}
-			answer, ok := reply.(*pb.RunScriptResponse)
-			if !ok {
-				return nil, fmt.Errorf("the reply is a %T", reply)
-			}
-			return answer, nil
+			return execute[*pb.RunScriptResponse](ctx, inside, request)
 		},
 	})
 }

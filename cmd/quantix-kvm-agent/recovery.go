@@ -26,8 +26,13 @@ type recovery struct {
 	changed  func()        // is told when the state may have changed
 
 	mu     sync.Mutex
-	events []*pb.ErrorEvent // the last of each transaction
-	ended  time.Time
+	events []notice // the last of each transaction
+}
+
+// notice is an event, and when it was.
+type notice struct {
+	*pb.ErrorEvent
+	at time.Time
 }
 
 const (
@@ -42,7 +47,7 @@ func newRecovery(j *journal.Journal, changed func()) *recovery {
 	r := &recovery{journal: j, gateOpen: make(chan struct{}), done: make(chan struct{}), changed: changed}
 	r.open = sync.OnceFunc(func() { close(r.gateOpen) })
 	if e := r.unusable(); e != nil {
-		r.events = append(r.events, e)
+		r.events = append(r.events, notice{e, time.Now()})
 	}
 	return r
 }
@@ -83,23 +88,35 @@ func (r *recovery) pass(ctx context.Context, recover func(context.Context) ([]*p
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ended = time.Now()
 	if e := r.unusable(); e != nil {
 		events = append(events, e)
-	} else if i := slices.IndexFunc(r.events, func(e *pb.ErrorEvent) bool { return e.Code == stateCode }); i >= 0 {
+	} else if i := slices.IndexFunc(r.events, func(e notice) bool { return e.Code == stateCode }); i >= 0 {
 		log.Info("the state directory can be used again")
 		r.events = slices.Delete(r.events, i, i+1)
 	}
 	for _, e := range events {
-		about := func(old *pb.ErrorEvent) bool {
-			return old.Code == e.Code && old.Details["transaction_id"] == e.Details["transaction_id"]
-		}
-		if i := slices.IndexFunc(r.events, about); i < 0 || r.events[i].Message != e.Message {
-			log.Warn(e.Message, zap.Any("details", e.Details))
-		}
-		r.events = append(slices.DeleteFunc(r.events, about), e)
+		r.add(e, log)
 	}
+}
+
+// add remembers an event in place of an older one about the same. The caller holds mu.
+func (r *recovery) add(e *pb.ErrorEvent, log *zap.Logger) {
+	about := func(old notice) bool {
+		return old.Code == e.Code && old.Details["transaction_id"] == e.Details["transaction_id"]
+	}
+	if i := slices.IndexFunc(r.events, about); i < 0 || r.events[i].Message != e.Message {
+		log.Warn(e.Message, zap.Any("details", e.Details))
+	}
+	r.events = append(slices.DeleteFunc(r.events, about), notice{e, time.Now()})
 	r.events = r.events[max(len(r.events)-maxEvents, 0):]
+}
+
+// unconfirmed remembers that a transaction was taken back since nobody confirmed it.
+func (r *recovery) unconfirmed(e *pb.ErrorEvent, log *zap.Logger) {
+	r.mu.Lock()
+	r.add(e, log)
+	r.mu.Unlock()
+	r.changed()
 }
 
 // maxEvents bounds what a host is told of recoveries when it comes.
@@ -160,7 +177,11 @@ func (r *recovery) gate(ctx context.Context) error {
 func (r *recovery) notices() []*pb.ErrorEvent {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Clone(r.events)
+	var list []*pb.ErrorEvent
+	for _, e := range r.events {
+		list = append(list, e.ErrorEvent)
+	}
+	return list
 }
 
 // describe adds to a status what became of it. The journal's error is there already.
@@ -179,6 +200,6 @@ func (r *recovery) describe(s *pb.GetStatusResponse) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.events {
-		s.Journal.Recovered = append(s.Journal.Recovered, statusLine(r.ended, e))
+		s.Journal.Recovered = append(s.Journal.Recovered, statusLine(e.at, e.ErrorEvent))
 	}
 }

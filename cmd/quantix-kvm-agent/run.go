@@ -67,6 +67,8 @@ func run(ctx context.Context, f flags) (err error) {
 	rules := newRules(log, logs.audit)
 	inner := coreConfig(f, conf, rules, pool, logs)
 	inner.Halt = stopInTime(ctx)
+	var recovery *recovery
+	inner.Unconfirmed = func(e *pb.ErrorEvent) { recovery.unconfirmed(e, log) } // which comes after the recovery began
 	inside, err := core.Open(inner)
 	if err != nil {
 		return err
@@ -81,7 +83,7 @@ func run(ctx context.Context, f flags) (err error) {
 		logFaults(log, faulty)
 	}
 	inside.Rooms.Start()
-	recovery := newRecovery(inside.Journal, tell.change)
+	recovery = newRecovery(inside.Journal, tell.change)
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })

@@ -97,6 +97,16 @@ func transactionIDs(s *session) (words []string, err error) {
 	return words, err
 }
 
+// awaitingIDs returns the id of the transaction that awaits its confirmation, as completions.
+func awaitingIDs(s *session) (words []string, err error) {
+	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
+	if open := reply.GetJournal().GetOpen(); open.GetConfirmUntil() != nil {
+		about := strings.TrimSpace(open.Script.GetName() + " " + untilText(open.ConfirmRemainingMs) + " left")
+		words = append(words, open.TransactionId+"\t"+about)
+	}
+	return words, err
+}
+
 // keptIDs returns the ids of the transactions of which something is left, as completions.
 func keptIDs(s *session) (words []string, err error) {
 	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})

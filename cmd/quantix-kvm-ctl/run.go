@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/client"
@@ -20,6 +23,10 @@ type runFlags struct {
 	params, secrets, attach, modules, allow []string
 	paramsFile, key, sha256, memory         string
 	dryRun, noEvents, noResume              bool
+
+	confirm  time.Duration
+	confirms bool   // confirm is set
+	then     string // the check on this host
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -58,31 +65,38 @@ CONNECTION
   what is undone. When no connection comes about for a minute, run gives up, and whether the script ran is not known; under
   a --key of its own another run can ask.
 
+CONFIRMATION
+  With --confirm TIME, or where the script declares it, what it changed is taken back by itself unless "confirm" says in that
+  time that it may stay: so a change that cuts the guest off does not last. The status line tells the transaction and the
+  deadline. A script that changed nothing needs no confirmation; --confirm 0 asks for none in any case.
+  --then CMD runs a line of shell on this host when the changes are made, best a look at the guest from outside: where it ends
+  with 0 they are confirmed, else, or when it does not end in time, they are taken back. Its output goes to stderr; it may use
+  quantix-kvm-ctl, and finds the socket in $QUANTIX_SOCKET and the transaction in $QUANTIX_TRANSACTION. Where nothing was changed
+  it does not run.
+
 With --json stdout holds the whole RunScriptResponse.
 
 EXIT STATUS
-  0    committed, or a dry run without error, or applied and awaiting confirmation
+  0    committed, or a dry run without error, or applied and awaiting confirmation (never with --then)
   2    the command line makes no sense
-  3    no connection, or no answer: whether the script ran is not known
+  3    no connection, or no answer: whether the script ran, or with --then whether it was confirmed, is not known
   4    refused: nothing of it ran
-  5    it failed, and everything it did is undone
-  6    it failed, and not everything is undone: the list says what
+  5    it failed, or the check of --then did, and everything it did is undone
+  6    it failed, or the check of --then did, and not everything is undone: the list says what
   130  interrupted; the status line says what became of it`,
 		Example: `  quantix-kvm-ctl run motd -p title='web server' -p 'lines=["managed by hand"]'
   quantix-kvm-ctl run ./user.lua -p name=deploy --secret password --dry-run
+  quantix-kvm-ctl run ./firewall.lua --confirm 60s --then 'ssh -o ConnectTimeout=5 web true'
   quantix-kvm-ctl run ./site.lua --attach site.tar=./build/site.tar --key release-42 --timeout 2m`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(true, scriptNames),
 		RunE: func(c *cobra.Command, args []string) error {
+			f.confirms = c.Flags().Changed("confirm")
 			request, err := a.scriptRequest(args[0], &f)
 			if err != nil {
 				return err
 			}
-			return a.withCancelWait(c.Context(), func(s *session) error {
-				link := a.newLink(s, !f.noResume)
-				defer link.Close()
-				return a.runScript(s, link, args[0], request)
-			})
+			return a.runScript(c.Context(), args[0], request, &f)
 		},
 	}
 	c.Flags().StringArrayVarP(&f.params, "param", "p", nil, "set a parameter, `key=value`; may be repeated")
@@ -95,6 +109,8 @@ EXIT STATUS
 	c.Flags().StringArrayVar(&f.allow, "allow", nil, "allow only this `need` of those that the script declares; may be repeated")
 	c.Flags().StringVar(&f.sha256, "expect-sha256", "", "refuse to run a script with another `digest`")
 	c.Flags().StringVar(&f.memory, "memory", "", "limit the script's memory to this `size`, such as 32MiB")
+	c.Flags().DurationVar(&f.confirm, "confirm", 0, "undo the changes unless they are confirmed within this `time`; 0: never")
+	c.Flags().StringVar(&f.then, "then", "", "with --confirm: run this `line` of shell on this host, and confirm if it succeeds")
 	c.Flags().BoolVar(&f.noResume, "no-resume", false, "fail when the connection is lost, rather than connect again and ask for the same run")
 	c.Flags().BoolVar(&f.noEvents, "no-events", false, "show the log at the end instead of while it runs")
 	if err := c.RegisterFlagCompletionFunc("allow", a.completeNeeds); err != nil {
@@ -109,6 +125,14 @@ func (a *app) scriptRequest(script string, f *runFlags) (*pb.RunScriptRequest, e
 	request := &pb.RunScriptRequest{
 		DryRun: f.dryRun, Key: f.key, Allow: f.allow, ExpectSha256: f.sha256, Events: !f.noEvents && !a.quiet,
 		TimeoutSeconds: client.Seconds(a.timeout),
+	}
+	switch {
+	case f.confirm < 0:
+		return nil, usage("--confirm is not negative")
+	case f.then != "" && (f.confirm == 0 || f.dryRun):
+		return nil, usage("--then goes with --confirm, and not with --dry-run")
+	case f.confirms:
+		request.ConfirmSeconds = proto.Uint32(client.Seconds(f.confirm))
 	}
 	if script == "-" && f.paramsFile == "-" {
 		return nil, usage("the script and --params cannot both be standard input")
@@ -188,12 +212,62 @@ func namedFiles(flag string, pairs []string) (files []namedFile, err error) {
 	return files, nil
 }
 
-func (a *app) runScript(s *session, link *client.Link, script string, request *pb.RunScriptRequest) error {
+// runScript runs a script, and its check where there is one.
+func (a *app) runScript(ctx context.Context, script string, request *pb.RunScriptRequest, f *runFlags) error {
+	var reply *pb.RunScriptResponse
+	var path string
+	var left time.Duration
+	err := a.withCancelWait(ctx, func(s *session) (err error) {
+		link := a.newLink(s, !f.noResume)
+		defer link.Close()
+		path = s.path
+		if reply, err = a.askScript(s, link, script, request); reply.GetStatus() == awaitsConfirm && f.then != "" {
+			left = timeLeft(s.ctx, link, reply, f.confirm)
+		}
+		return err
+	})
+	if err != nil || reply == nil {
+		return err
+	}
+	switch {
+	case reply.Status == awaitsConfirm && f.then != "":
+		if err := a.settle(ctx, path, f.then, left, reply); err != nil {
+			return err
+		}
+	case reply.Status == awaitsConfirm:
+		a.note("to keep it: quantix-kvm-ctl confirm %s", reply.TransactionId)
+	}
+	if err := a.printResult(reply); err != nil {
+		return err
+	}
+	return a.scriptOutcome(reply)
+}
+
+const awaitsConfirm = pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM
+
+// timeLeft is how long a transaction awaits its confirmation from now on: the reply may be an older one. Where the agent does not
+// say, it is as long as was asked for.
+func timeLeft(ctx context.Context, link *client.Link, reply *pb.RunScriptResponse, asked time.Duration) (left time.Duration) {
+	err := link.Do(ctx, func(ctx context.Context, c *client.Client) error {
+		info, err := c.Transaction(ctx, reply.TransactionId)
+		left = time.Duration(info.GetConfirmRemainingMs()) * time.Millisecond
+		return err
+	})
+	if err != nil {
+		return asked
+	}
+	return left
+}
+
+// askScript has a script run and tells what it did. The reply is nil where the agent refused the request as such.
+func (a *app) askScript(
+	s *session, link *client.Link, script string, request *pb.RunScriptRequest,
+) (*pb.RunScriptResponse, error) {
 	printer := a.printEvents(&s.events)
 	reply, err := link.RunScript(s.ctx, request, cancelWait)
 	printer.stop()
 	if reply == nil || reply.Status == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
-		return err
+		return nil, err
 	}
 	if e := reply.Error; e != nil && request.Source != nil && script != "-" && e.Script == request.Name {
 		e.Script = script // the path that the user knows
@@ -204,10 +278,7 @@ func (a *app) runScript(s *session, link *client.Link, script string, request *p
 		scriptreport.Changes(a.stderr, reply)
 		scriptreport.Status(a.stderr, reply)
 	}
-	if err := a.printResult(reply); err != nil {
-		return err
-	}
-	return a.scriptOutcome(reply)
+	return reply, nil
 }
 
 func (a *app) printResult(reply *pb.RunScriptResponse) error {

@@ -136,7 +136,7 @@ func (a *app) printTransactions(list []*pb.TransactionInfo) error {
 	}
 	rows := [][]string{{"ID", "STARTED", "STATUS", "PHASE", "CHANGES", "SCRIPT", "KEY"}}
 	for _, t := range list {
-		rows = append(rows, []string{t.TransactionId, at(t.Started), statusName(t.Status), t.Phase, fmt.Sprint(t.Changes), t.Script.GetName(), t.Key})
+		rows = append(rows, []string{t.TransactionId, at(t.Started), statusName(t.Status), phaseText(t), fmt.Sprint(t.Changes), t.Script.GetName(), t.Key})
 	}
 	return table(a.stdout, rows)
 }
@@ -147,6 +147,22 @@ func statusName(s pb.ScriptStatus) string {
 		return "-"
 	}
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(s.String(), "SCRIPT_STATUS_")), "_", " ")
+}
+
+// phaseText is the phase in the words of tables, with the time that is left to confirm it.
+func phaseText(t *pb.TransactionInfo) string {
+	if t.ConfirmUntil == nil {
+		return t.Phase
+	}
+	return t.Phase + ", " + untilText(t.ConfirmRemainingMs) + " left"
+}
+
+// confirmText says until when a transaction can be confirmed.
+func confirmText(t *pb.TransactionInfo) string {
+	if t.ConfirmUntil == nil {
+		return "-"
+	}
+	return fmt.Sprintf("until %s, %s left", at(t.ConfirmUntil), untilText(t.ConfirmRemainingMs))
 }
 
 func (a *app) printTransaction(t *pb.TransactionInfo) error {
@@ -160,6 +176,7 @@ func (a *app) printTransaction(t *pb.TransactionInfo) error {
 		{"request", t.MessageId},
 		{"started", at(t.Started)},
 		{"finished", at(t.Finished)},
+		{"confirm", confirmText(t)},
 		{"journal", size(t.JournalBytes)},
 	}
 	if err := table(a.stdout, rows); err != nil || t.Reply == nil {

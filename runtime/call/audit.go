@@ -62,6 +62,9 @@ func (d *decision) entry(out proto.Message, err error, took time.Duration) Entry
 	if d.op.Delegates {
 		e.delegated(d.in, out)
 	}
+	if reply, ok := out.(*pb.ConfirmResponse); ok && reply.GetError() != nil {
+		e.Outcome = reply.Error.Kind
+	}
 	if d.hide != nil {
 		for _, list := range [][]string{e.Paths, e.Programs, e.Objects} {
 			for i, text := range list {

@@ -22,6 +22,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // Policy says who may do what. policy.Current is one.
@@ -58,30 +59,37 @@ type Config struct {
 	Audit func(Entry)
 	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Optional.
 	Panicked func(op *builtins.Op, value any, stack []byte)
+	// Unconfirmed is told of each transaction that was taken back since nobody confirmed it in time. Optional.
+	Unconfirmed func(*pb.ErrorEvent)
 }
 
 // Executor runs operations. It is safe for concurrent use.
 type Executor struct {
-	config  Config
-	journal *journal.Journal // nil: there are no transactions
+	config   Config
+	journal  *journal.Journal // nil: there are no transactions
+	confirms *confirmations   // nil without a journal
 }
 
 // New makes an executor without a journal. Its Undo is what a journal runs inverses by.
 func New(config Config) *Executor { return &Executor{config: config} }
 
-// With returns an executor that has a journal, and other operations in its table, and is else the same.
+// With returns an executor that has a journal, and other operations in its table, and is else the same. The caller closes it
+// before the journal.
 func (x *Executor) With(j *journal.Journal, table *builtins.Table) *Executor {
-	with := &Executor{config: x.config, journal: j}
+	with := &Executor{config: x.config, journal: j, confirms: newConfirmations(x.config.Unconfirmed)}
 	with.config.Table = table
 	return with
 }
 
-// Plus returns an executor that has the operations of one more room, and is else the same.
-func (x *Executor) Plus(room builtins.Room) *Executor {
+// Having returns an executor that has another table, and is else the same: what awaits its confirmation is that of both.
+func (x *Executor) Having(table *builtins.Table) *Executor {
 	with := *x
-	with.config.Table = x.config.Table.With(room)
+	with.config.Table = table
 	return &with
 }
+
+// Plus returns an executor that has the operations of one more room, and is else the same.
+func (x *Executor) Plus(room builtins.Room) *Executor { return x.Having(x.config.Table.With(room)) }
 
 // Native returns the row for a request of a host; nil where nothing serves it.
 func (x *Executor) Native(in proto.Message) *builtins.Op { return x.config.Table.Native(in) }

@@ -34,7 +34,8 @@ func (x *Executor) Ending(ctx context.Context) (context.Context, context.CancelF
 	return end, func() { cancel(); halt(nil) }
 }
 
-// inTransaction runs a native row in a transaction of its own, and ends that one way or the other.
+// inTransaction runs a native row in a transaction of its own, and ends that one way or the other, or lets it await its
+// confirmation where the row says so.
 func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 	if d.journal == nil {
 		return nil, fault.Unsupported("there is no journal")
@@ -44,17 +45,32 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = tx.Close(context.WithoutCancel(ctx), nil) }() // which does something after a panic alone
+	kept := false
+	defer func() {
+		if !kept {
+			_ = tx.Close(context.WithoutCancel(ctx), nil) // which does something after a panic alone
+		}
+	}()
 	d.tx = tx.ID()
 	scope := &scope{tx: tx, op: d.op, table: d.config.Table, room: maxHeld}
 	run := &Run{executor: d.Executor, made: []made{{}}} // whose one call this is
 	d.call.Tx, d.call.Deferred, d.call.Changed = scope, scope.deferred, run.changed
+	var confirm confirmWish
+	d.call.Confirm = confirm.set
 	out, err := d.run(ctx)
 	if err == nil {
 		err = tx.Err()
 	}
 	reply := &pb.RunScriptResponse{TransactionId: tx.ID(), Script: ref, Stats: &pb.ScriptStats{Calls: 1}, Changes: run.Changes()}
-	if err == nil {
+	if err == nil && confirm.within > 0 && (tx.Began() || len(scope.after) > 0) {
+		err = d.Keep(ctx, Await{
+			Tx: tx, Reply: reply, Within: confirm.within, After: scope.after, Undone: run.Undone, Event: d.call.Event,
+		})
+		if kept = err == nil; kept {
+			confirm.told(tx.ID(), reply.ConfirmUntil.AsTime())
+			return out, nil
+		}
+	} else if err == nil {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
 		err = tx.Commit(ctx, reply, scope.after...)
 	}
@@ -70,6 +86,20 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 		err = fmt.Errorf("%w; the end of transaction %s could not be stored: %w", err, tx.ID(), closed)
 	}
 	return out, err
+}
+
+// confirmWish is that of a native row for a confirmation.
+type confirmWish struct {
+	within time.Duration
+	told   func(id string, until time.Time)
+}
+
+func (c *confirmWish) set(within time.Duration, told func(id string, until time.Time)) error {
+	if err := CheckConfirm(within); err != nil {
+		return err
+	}
+	c.within, c.told = within, told
+	return nil
 }
 
 // rollBack takes back what a native row did, and returns its error with what could not be taken back.

@@ -7,11 +7,9 @@ import (
 	"os"
 	"slices"
 	"syscall"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -30,7 +28,8 @@ type Action struct {
 }
 
 // Commit makes all changes durable and then writes the commit record, which holds the reply, cut by LimitReply, and the
-// actions to run. If it returns nil the changes are permanent; on an error the caller rolls back.
+// actions to run: those given to Await where there were some. If it returns nil the changes are permanent; on an error the
+// caller rolls back.
 func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...Action) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -38,14 +37,14 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 		return err
 	}
 	LimitReply(reply)
-	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID()}
-	for _, action := range after {
-		args, err := anypb.New(action.Args)
-		if err != nil {
-			return fault.On("the action "+action.Op, err)
-		}
-		commit.After = append(commit.After, &pb.JournalAction{Op: action.Op, Args: args, SameBoot: action.SameBoot, Target: action.Target})
+	actions, err := toActions(after)
+	if err != nil {
+		return err
 	}
+	if t.phase == awaiting {
+		actions = append(actions, t.actions...)
+	}
+	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID(), After: actions}
 	if len(after) > 0 && t.log == nil {
 		if err := t.fail(t.createFiles()); err != nil {
 			return err
@@ -65,6 +64,19 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 	t.setPhase(committed)
 	t.reply, t.actions = reply, commit.After
 	return nil
+}
+
+// toActions makes records of actions.
+func toActions(after []Action) ([]*pb.JournalAction, error) {
+	var list []*pb.JournalAction
+	for _, action := range after {
+		args, err := anypb.New(action.Args)
+		if err != nil {
+			return nil, fault.On("the action "+action.Op, err)
+		}
+		list = append(list, &pb.JournalAction{Op: action.Op, Args: args, SameBoot: action.SameBoot, Target: action.Target})
+	}
+	return list, nil
 }
 
 // checkOpen returns why a transaction can neither commit nor await confirmation; nil if it can.
@@ -108,44 +120,6 @@ func (t *Tx) runAction(ctx context.Context, action *pb.JournalAction) error {
 		return err
 	}
 	return t.withoutSecrets(t.journal.do("after.run", func() error { return t.journal.config.Run(ctx, action.Op, args) }))
-}
-
-// Deadline is the end of the time for a confirmation.
-type Deadline struct {
-	// Boottime is on CLOCK_BOOTTIME, which counts from boot and through suspends, and decides. Wall is the same moment for
-	// people.
-	Boottime time.Duration
-	Wall     time.Time
-}
-
-// Await makes all changes durable as Commit does, but leaves the transaction open until Commit or Rollback. After a
-// restart of the agent Recover returns the open transaction; after another boot it rolls back. Another call of Await sets
-// a new deadline.
-func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadline) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if err := t.checkOpen(ctx); err != nil {
-		return err
-	}
-	if t.log == nil {
-		if err := t.fail(t.createFiles()); err != nil {
-			return err
-		}
-	}
-	if t.phase == running {
-		if err := t.syncChanges(); err != nil {
-			return t.fail(err)
-		}
-	}
-	LimitReply(reply)
-	record := &pb.JournalAwait{Reply: reply, BootId: t.journal.config.BootID(),
-		UntilBoottimeMs: uint64(max(until.Boottime, 0).Milliseconds()), Until: timestamppb.New(until.Wall)}
-	if err := t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
-		return t.fail(fault.On("journal", err))
-	}
-	t.setPhase(awaiting)
-	t.reply = reply
-	return nil
 }
 
 // syncChanges makes durable what the steps changed: files first, then the directory entries. A sync that fails must not be

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"os"
 	"time"
@@ -32,3 +33,5 @@ func dataSync(file *os.File) error { return file.Sync() }
 func syncDir(string) error { return nil }
 
 func uptime() time.Duration { return windows.DurationSinceBoot() }
+
+func sleep(ctx context.Context, d time.Duration) error { return sleepAwake(ctx, d) }

@@ -339,7 +339,7 @@ func newMemoryDirs(t *testing.T) testDirs {
 // awaitCleaning waits until what the last transaction left is cleaned up.
 func (g *guest) awaitCleaning(t testing.TB) {
 	t.Helper()
-	if err := g.journal.acquireWriter(t.Context()); err != nil {
+	if err := g.journal.acquireWriter(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	g.journal.writer <- struct{}{}

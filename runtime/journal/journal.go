@@ -47,6 +47,7 @@ type Config struct {
 	// has run already. Required if transactions use inverses or actions.
 	Run func(ctx context.Context, op string, args proto.Message) error
 	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
+	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string
 	// Version is the agent's, for the records. Optional.
 	Version string
@@ -92,6 +93,7 @@ type Journal struct {
 	unrecovered chan struct{} // see Unrecovered
 
 	mu         sync.Mutex
+	awaitBegan chan struct{} // closed, and replaced, when a transaction begins to await its confirmation
 	current    *Tx
 	unfinished map[string]unfinished // by id
 	broken     error                 // why no transaction may begin
@@ -115,7 +117,7 @@ func Open(config Config) (*Journal, error) {
 		config.MachineID = func() string { return "" }
 	}
 	if config.BootID == nil {
-		config.BootID = func() string { return "" }
+		config.BootID = func() string { return "always" }
 	}
 	if config.Uptime == nil {
 		config.Uptime = uptime
@@ -129,7 +131,8 @@ func Open(config Config) (*Journal, error) {
 	if config.Entries == 0 {
 		config.Entries = 1000
 	}
-	j := &Journal{config: config, writer: make(chan struct{}, 1), unrecovered: make(chan struct{}, 1), unfinished: map[string]unfinished{}}
+	j := &Journal{config: config, writer: make(chan struct{}, 1), unrecovered: make(chan struct{}, 1), awaitBegan: make(chan struct{}),
+		unfinished: map[string]unfinished{}}
 	if err := j.open(); err != nil {
 		if !config.Tolerant || errors.Is(err, fault.ErrBusy) {
 			return nil, fault.On("journal "+config.Dir, err)
@@ -233,6 +236,11 @@ func (j *Journal) Close() error {
 	if j.Unusable() != nil {
 		return nil
 	}
+	if t := j.awaitingTx(); t != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		_ = t.log.close() // nothing is written to it any more
+	}
 	return errors.Join(j.state.Close(), fault.Cause(j.lock.Close()))
 }
 
@@ -268,13 +276,13 @@ type Header struct {
 	Hide func(string) string
 }
 
-// Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile the error is
-// fault.ErrBusy. Nothing is written before the first step. The caller ends the transaction with Close.
+// Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile, or a transaction
+// awaits its confirmation, the error is fault.ErrBusy. Nothing is written before the first step. The caller ends the transaction with Close.
 func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	if err := j.brokenError(); err != nil { // not after a recovery, which may wait for a mount
 		return nil, err
 	}
-	if err := j.acquireWriter(ctx); err != nil {
+	if err := j.acquireWriter(ctx, false); err != nil {
 		return nil, err
 	}
 	_ = j.refreshKept()
@@ -293,20 +301,32 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	return t, nil
 }
 
-func (j *Journal) acquireWriter(ctx context.Context) error {
-	select {
-	case <-j.writer:
-		return nil
-	default:
-	}
-	select {
-	case <-j.writer:
-		return nil
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return fault.Wrapf(fault.ErrBusy, "busy: another transaction is open")
+// acquireWriter waits until the caller is the only writer. patient: also for a transaction that awaits its confirmation, by
+// which others are refused.
+func (j *Journal) acquireWriter(ctx context.Context, patient bool) error {
+	for {
+		var began <-chan struct{}
+		if !patient {
+			var err error
+			if began, err = j.awaitingError(); err != nil {
+				return err
+			}
 		}
-		return context.Cause(ctx)
+		select {
+		case <-j.writer:
+			return nil
+		default:
+		}
+		select {
+		case <-j.writer:
+			return nil
+		case <-began:
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fault.Wrapf(fault.ErrBusy, "busy: another transaction is open")
+			}
+			return context.Cause(ctx)
+		}
 	}
 }
 
@@ -316,7 +336,7 @@ func (j *Journal) Lock(ctx context.Context) (release func(), err error) {
 	if err := j.brokenError(); err != nil {
 		return nil, err
 	}
-	if err := j.acquireWriter(ctx); err != nil {
+	if err := j.acquireWriter(ctx, false); err != nil {
 		return nil, err
 	}
 	j.mu.Lock()

@@ -48,7 +48,7 @@ func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port stri
 	if !waits() {
 		return false, nil
 	}
-	if err := j.acquireWriter(ctx); err != nil {
+	if err := j.acquireWriter(ctx, false); err != nil {
 		return false, err
 	}
 	defer func() { j.writer <- struct{}{} }()

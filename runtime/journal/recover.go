@@ -34,7 +34,7 @@ type Recovered struct {
 // Report.Waiting) must be. deferOp, if not nil, reports which operations cannot run yet, at early boot: they, and all older
 // steps, are left to the next call. While a transaction is open it waits.
 func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]Recovered, error) {
-	if err := j.acquireWriter(ctx); err != nil {
+	if err := j.acquireWriter(ctx, true); err != nil {
 		return nil, err
 	}
 	release := func() { j.writer <- struct{}{} }
@@ -109,7 +109,7 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 		return j.finishCommit(ctx, t, l.commit, deferOp)
 	case l.abort != nil:
 		return j.finalize(t, l.abort.Reply, Report{}, l.abort.Failed)
-	case l.await != nil && l.await.BootId == j.config.BootID() && !t.wasInterrupted:
+	case l.await != nil && !l.await.GivenUp && j.thisBoot(l.await.BootId) && !t.wasInterrupted:
 		if deferOp != nil {
 			return &Recovered{ID: id, Report: Report{Halted: true}, Err: t.log.close()}
 		}
@@ -117,8 +117,12 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 	case l.interruptedAttempts >= maxAttempts:
 		return j.quarantine(id, l, fault.Wrapf(fault.ErrInternal, "%d rollbacks were interrupted", l.interruptedAttempts))
 	}
+	t.awaited = l.await
 	return j.rollBack(ctx, t, deferOp)
 }
+
+// thisBoot reports whether an id is that of this boot; false where that is not known.
+func (j *Journal) thisBoot(id string) bool { return id != "" && id == j.config.BootID() }
 
 // close closes the log.
 func (l *loadedJournal) close() {
@@ -155,8 +159,8 @@ func (j *Journal) loadJournal(place, id string) (*loadedJournal, error) {
 		l.empty = true
 		return l, fault.Cause(err)
 	}
-	if _, err := os.Stat(j.dir(place, id, abortMark)); err == nil {
-		l.commit = nil
+	if _, err := os.Stat(j.dir(place, id, abortMark)); err == nil { // a rollback began
+		l.commit, l.await = nil, nil
 	}
 	return l, nil
 }
@@ -207,10 +211,8 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	if reached == halted {
 		return &Recovered{ID: t.ID(), Report: report, Err: errors.Join(t.log.close())}
 	}
-	reply := &pb.RunScriptResponse{
-		Status: report.Status(), TransactionId: t.ID(), Script: t.begin.Script, NotUndone: report.NotUndone(),
-		Changes: t.interruptedChanges(report), Error: j.interruption(t, report),
-	}
+	reply := t.interruptedReply(report)
+	reply.Status, reply.NotUndone, reply.Error = report.Status(), report.NotUndone(), j.interruption(t, report)
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
 		if err := j.moveToKept(t.ID()); err != nil {
 			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true}, Err: errors.Join(err, t.log.close())}
@@ -228,8 +230,27 @@ func (j *Journal) interruption(t *Tx, report Report) *pb.ScriptError {
 		e.Hint = report.Hint()
 		return e
 	}
-	return &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script", Script: t.begin.Script.GetName(),
-		Hint: report.Hint()}
+	e := &pb.ScriptError{Kind: "interrupted", Message: "the agent or the guest stopped in the middle of the script"}
+	switch {
+	case t.awaited.GetGivenUp() && t.awaited.GetReply().GetError() != nil:
+		e = proto.CloneOf(t.awaited.Reply.Error)
+	case t.awaited != nil:
+		e.Message = "the guest was booted again before the confirmation came"
+	}
+	e.Script, e.Hint = t.begin.Script.GetName(), report.Hint()
+	return e
+}
+
+// interruptedReply returns a reply with what an interrupted transaction had changed, and what became of that. Of one that
+// awaited its confirmation it is what the host was told.
+func (t *Tx) interruptedReply(report Report) *pb.RunScriptResponse {
+	if told := t.awaited.GetReply(); len(told.GetChanges()) > 0 {
+		reply := proto.CloneOf(told)
+		reply.Result, reply.ConfirmUntil = nil, nil
+		report.Settle(reply.Changes)
+		return reply
+	}
+	return &pb.RunScriptResponse{TransactionId: t.ID(), Script: t.begin.Script, Changes: t.interruptedChanges(report)}
 }
 
 // finishCommit runs the actions that were left after a commit.
@@ -271,12 +292,13 @@ func (j *Journal) finalize(t *Tx, reply *pb.RunScriptResponse, report Report, ke
 
 // resumeAwait lets a transaction await its confirmation again.
 func (j *Journal) resumeAwait(t *Tx, await *pb.JournalAwait) *Recovered {
-	t.setPhase(awaiting)
-	t.reply, t.markedSteps = await.Reply, len(t.steps)
+	until := Deadline{Boottime: time.Duration(await.UntilBoottimeMs) * time.Millisecond, Wall: await.Until.AsTime()}
+	t.actions, t.markedSteps = await.After, len(t.steps)
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.current = t
-	return &Recovered{ID: t.ID(), Tx: t, Until: Deadline{Boottime: time.Duration(await.UntilBoottimeMs) * time.Millisecond, Wall: await.Until.AsTime()}}
+	j.mu.Unlock()
+	t.beginAwait(await.Reply, until)
+	return &Recovered{ID: t.ID(), Tx: t, Until: until}
 }
 
 // quarantine moves a transaction that cannot be recovered to the directory kept, without changing the guest.

@@ -92,6 +92,32 @@ func (r Report) NotUndone() []*pb.Change {
 	return list
 }
 
+// Settle sets the state of each change by what became of its target, for one who does not know which change is of which step.
+// Where a step that failed has no target of a change, all that is known of the changes without a step is unknown.
+func (r Report) Settle(changes []*pb.Change) {
+	fails, restored := map[string]bool{}, map[string]bool{}
+	for _, u := range r.Steps {
+		if u.Err != nil || u.Irreversible != nil {
+			fails[u.Target] = true
+		} else {
+			restored[u.Target] = true
+		}
+	}
+	stray := r.Halted || r.Err != nil
+	for target := range fails {
+		stray = stray || !slices.ContainsFunc(changes, func(c *pb.Change) bool { return c.Target == target })
+	}
+	for _, c := range changes {
+		c.State = pb.ChangeState_CHANGE_STATE_UNDONE
+		switch {
+		case fails[c.Target]:
+			c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
+		case stray && !restored[c.Target]:
+			c.State = pb.ChangeState_CHANGE_STATE_UNKNOWN
+		}
+	}
+}
+
 // Conflicts lists the paths where other people's versions of restored objects were put.
 func (r Report) Conflicts() []string {
 	var list []string

@@ -330,6 +330,63 @@ func TestAwait(t *testing.T) {
 	})
 }
 
+// Once it is decided to take back what awaited its confirmation, an agent that ends in the middle goes on with that at its next
+// start, and does not wait again. The reply says why it was taken back.
+func TestTakingBackGoesOn(t *testing.T) {
+	p := newTestDirs(t)
+	before := mustPopulate(t, p)
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	for _, c := range sampleCalls()[:5] {
+		g.mustCall(t, tx, c.op, c.in)
+	}
+	if err := tx.Await(t.Context(), committedReply(), g.journal.Within(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if report := tx.TakeBack(over, &pb.ScriptError{Kind: "cancelled", Message: "why"}); !report.Halted {
+		t.Fatalf("%+v", report)
+	}
+	if err := errors.Join(tx.Close(t.Context(), committedReply()), g.journal.Close()); err != nil {
+		t.Fatal(err)
+	}
+	next := newGuest(t, p, nil)
+	list, err := next.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Tx != nil {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	checkTree(t, before, p.files)
+	if e := list[0].Entry.Reply.GetError(); e.GetKind() != "cancelled" || e.Message != "why" {
+		t.Error(e)
+	}
+	if next.journal.Awaiting() != nil {
+		t.Error("it still awaits")
+	}
+}
+
+// At early boot what awaits its confirmation is taken back if another boot left it, and else left alone.
+func TestAwaitAtEarlyBoot(t *testing.T) {
+	for boot, back := range map[string]bool{"boot": false, "another": true} {
+		p := newTestDirs(t)
+		before := mustPopulate(t, p)
+		abandonTx(t, p, nil, func(g *guest, tx *Tx) {
+			g.mustCall(t, tx, sampleCalls()[0].op, sampleCalls()[0].in)
+			if err := tx.Await(t.Context(), committedReply(), g.journal.Within(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+		})
+		g := newGuest(t, p, func(c *Config) { c.BootID = func() string { return boot } })
+		list, err := g.journal.Recover(t.Context(), func(string) bool { return true })
+		if err != nil || len(list) != 1 || list[0].Tx != nil || list[0].Report.Halted == back {
+			t.Fatalf("%s: %+v, %v", boot, list, err)
+		}
+		if differences(before, mustDescribeTree(t, p.files)) == "" != back {
+			t.Errorf("%s: taken back: %v", boot, !back)
+		}
+	}
+}
+
 // At early boot files are restored at once, as far as they are newer than the newest operation that needs a running guest:
 // what is older may be what that operation undoes by. The rest is left until the agent starts, however often early boot is
 // repeated.

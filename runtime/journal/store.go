@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/runtime/journal/internal/frames"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -501,13 +502,21 @@ func info(b *pb.JournalBegin, e *pb.JournalEntry) *pb.TransactionInfo {
 	}
 }
 
+// phaseNames are the phases in which a transaction is described by another word than rolling_back.
+var phaseNames = map[phase]string{running: "running", awaiting: "awaiting_confirm", committed: "done"}
+
 func (t *Tx) info() *pb.TransactionInfo {
 	t.status.mu.Lock()
 	defer t.status.mu.Unlock()
 	i := info(t.begin, nil)
-	i.Phase = map[phase]string{running: "running", awaiting: "awaiting_confirm", committed: "done"}[t.status.phase]
+	i.Phase = phaseNames[t.status.phase]
 	if i.Phase == "" {
 		i.Phase = "rolling_back"
+	}
+	if t.status.phase == awaiting {
+		i.Status, i.Changes = t.status.reply.GetStatus(), uint32(len(t.status.reply.GetChanges()))
+		left := max(t.journal.Remaining(t.status.until), 0)
+		i.ConfirmUntil, i.ConfirmRemainingMs = timestamppb.New(time.Now().Add(left)), uint64(left.Milliseconds())
 	}
 	i.JournalBytes = uint64(t.status.bytes)
 	return i

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -115,6 +116,19 @@ var scenarios = map[string]func(g *guest, tx *Tx, p testDirs) error{
 		}
 		return errors.Join(tx.Revert(context.Background(), mark), g.calls(tx, sampleCalls()[2:3]))
 	},
+	"awaited and confirmed": func(g *guest, tx *Tx, _ testDirs) error {
+		return errors.Join(g.calls(tx, sampleCalls()[:8]), awaitAndExtend(g, tx))
+	},
+	"awaited and taken back": func(g *guest, tx *Tx, _ testDirs) error {
+		return errors.Join(g.calls(tx, sampleCalls()[:10]), awaitAndExtend(g, tx), errWanted)
+	},
+}
+
+// awaitAndExtend lets a transaction await its confirmation, with a deadline that is then set anew.
+func awaitAndExtend(g *guest, tx *Tx) error {
+	ctx := context.Background()
+	return errors.Join(
+		tx.Await(ctx, committedReply(), g.journal.Within(time.Minute)), tx.Await(ctx, committedReply(), g.journal.Within(time.Hour)))
 }
 
 var errWanted = errors.New("the script fails")
@@ -148,6 +162,10 @@ func child(what string, p testDirs) error {
 			if r.Err != nil || r.Report.Err != nil {
 				err = errors.Join(err, r.Err, r.Report.Err)
 			}
+			if r.Tx != nil { // nobody confirms it
+				r.Report = r.Tx.TakeBack(ctx, &pb.ScriptError{Kind: "timeout"})
+				err = errors.Join(err, r.Report.Err, r.Tx.Close(ctx, &pb.RunScriptResponse{Status: r.Report.Status()}))
+			}
 			for _, u := range r.Report.Steps {
 				if u.Err != nil || u.Conflict != "" {
 					err = errors.Join(err, fmt.Errorf("%s %s (conflict %q): %w", u.Op, u.Target, u.Conflict, u.Err))
@@ -168,7 +186,7 @@ func child(what string, p testDirs) error {
 	}
 	reply := committedReply()
 	if err != nil {
-		report := tx.Rollback(ctx)
+		report := tx.TakeBack(ctx, &pb.ScriptError{Kind: "timeout"})
 		reply.Status = report.Status()
 	}
 	if !errors.Is(err, errWanted) && err != nil {

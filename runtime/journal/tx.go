@@ -40,11 +40,12 @@ type Tx struct {
 	latest           *pb.JournalRecord           // of the last step, if it is small; nil: it is in the log alone
 
 	reply           *pb.RunScriptResponse
-	actions         []*pb.JournalAction
-	wasInterrupted  bool     // an earlier rollback began
-	earlierFailures []Undone // of that rollback
-	abandoned       bool     // mounts that are not there are not waited for
-	commitUncertain bool     // the commit record may be on disk although Commit failed
+	actions         []*pb.JournalAction // to be done after the commit
+	wasInterrupted  bool                // an earlier rollback began
+	earlierFailures []Undone            // of that rollback
+	awaited         *pb.JournalAwait    // the last record of that kind, of one that is recovered; nil: there is none
+	abandoned       bool                // mounts that are not there are not waited for
+	commitUncertain bool                // the commit record may be on disk although Commit failed
 
 	status txStatus
 }
@@ -55,6 +56,8 @@ type txStatus struct {
 	paths []ownedPath
 	phase phase
 	bytes int64
+	until Deadline              // of the confirmation, and
+	reply *pb.RunScriptResponse // what the host was told: while it awaits one
 }
 
 // ownedPath is a path of which a transaction has a before-image.
@@ -87,6 +90,16 @@ const (
 
 // ID names the transaction.
 func (t *Tx) ID() string { return t.begin.TransactionId }
+
+// Port is the name of the port that its request came by.
+func (t *Tx) Port() string { return t.begin.GetPort() }
+
+// Began reports whether a step was taken, so that something may have been changed.
+func (t *Tx) Began() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.log != nil
+}
 
 // Err returns the error of the journal that made the transaction fail for good; nil if there was none. The caller must roll
 // back, even if its own calls returned no error.

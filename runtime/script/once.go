@@ -156,7 +156,7 @@ func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
 		return nil
 	case !r.sameRequest(stored.Begin) || !r.call.MaySee(stored.Begin.GetPort()):
 		return conflict()
-	case reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && stored.Begin.GetMessageId() != r.call.ID:
+	case !kept[reply.Status] && stored.Begin.GetMessageId() != r.call.ID:
 		return nil
 	}
 	if refusal := unexpected(r.request, stored.Begin.GetScript().GetSha256()); refusal != nil {
@@ -164,6 +164,11 @@ func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
 	}
 	reply.Replayed = true
 	return reply
+}
+
+// kept are the outcomes that are told again to every request under the key: the script does not run a second time.
+var kept = map[pb.ScriptStatus]bool{
+	pb.ScriptStatus_SCRIPT_STATUS_COMMITTED: true, pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM: true,
 }
 
 // sameRequest reports whether a transaction was begun by a request like this one.

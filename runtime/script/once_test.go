@@ -235,7 +235,7 @@ func TestWhatIsRefused(t *testing.T) {
 		"params: memory_limit_bytes 1099511627776 is mor": {Source: []byte("return 1"), MemoryLimitBytes: 1 << 40},
 		`params: two attachments are named "a"`:           {Source: []byte("return 1"), Attachments: []*pb.Attachment{{Name: "a"}, {Name: "a"}}},
 		"policy: the script's SHA-256 is":                 {Source: []byte("return 1"), ExpectSha256: "00"},
-		"unsupported: confirm_seconds is not supported":   {Source: []byte("return 1"), ConfirmSeconds: proto.Uint32(3)},
+		"params: the time for a confirmation is 240h":     {Source: []byte("return 1"), ConfirmSeconds: proto.Uint32(864000)},
 	} {
 		reply, err := m.runScript(t.Context(), &builtins.Call{ID: "id"}, request)
 		if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || reply.Stats == nil || reply.TransactionId != "" ||

@@ -31,6 +31,7 @@ type run struct {
 	dry      *builtins.DryRun // nil but for a dry run
 	rights   []*policy.Rights
 	calls    *call.Run
+	confirm  time.Duration   // within which the changes must be confirmed; 0: they need not
 	refusal  *pb.RunnerError // of the last call that a policy or the rights refused
 	reply    *pb.RunScriptResponse
 	ended    chan struct{} // closed when reply is there
@@ -65,9 +66,6 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 // identified finds the source and runs it. The reply has no secrets and is within its limits.
 func (r *run) identified(ctx context.Context) *pb.RunScriptResponse {
 	s, refusal := r.manager.identify(r.request)
-	if refusal == nil && later(r.request) != "" {
-		refusal = refused("unsupported", later(r.request)+" is not supported by this agent")
-	}
 	if refusal != nil {
 		return refusal
 	}
@@ -92,15 +90,15 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	}
 	if r.declared = declared; declared != nil {
 		ref.Name, ref.Version = declared.Name, declared.Version
-		if declared.GetConfirm() > 0 {
-			return refused("unsupported", "confirm is not supported by this agent")
-		}
 		if declared.Timeout > 0 && r.request.TimeoutSeconds == 0 {
 			seconds := min(max(declared.Timeout, 0.001), 7*24*3600)
 			limited, cancel := context.WithDeadline(ctx, r.started.Add(time.Duration(seconds*float64(time.Second))))
 			defer cancel()
 			ctx = limited
 		}
+	}
+	if refusal := r.wantConfirm(); refusal != nil {
+		return refusal
 	}
 	if refusal := r.limit(); refusal != nil {
 		return refusal
@@ -121,6 +119,22 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 		return reply
 	}
 	return r.transact(ctx, s, ref)
+}
+
+// wantConfirm finds out whether the changes must be confirmed, and within which time: the request decides, else the script.
+func (r *run) wantConfirm() *pb.RunScriptResponse {
+	within := time.Duration(r.request.GetConfirmSeconds()) * time.Second
+	if r.request.ConfirmSeconds == nil {
+		seconds := min(r.declared.GetConfirm(), 2*call.MaxConfirm.Seconds()) // which a duration can hold
+		within = time.Duration(seconds * float64(time.Second))
+	}
+	if within > 0 {
+		if err := call.CheckConfirm(within); err != nil {
+			return refused("params", err.Error())
+		}
+	}
+	r.confirm = within
+	return nil
 }
 
 // timeout is the time for waiting and running.

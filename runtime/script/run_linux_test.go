@@ -53,9 +53,11 @@ func newSite(t *testing.T) *site {
 	pool := sandbox.New(sandbox.Config{})
 	t.Cleanup(pool.Close)
 	overlays := t.TempDir()
+	calls := inverses.With(s.journal, inverses.Table())
+	t.Cleanup(calls.Close)
 	s.manager = script.New(script.Config{
 		Pool: pool, Library: script.NewLibrary(1 << 10), Journal: s.journal, Secret: func() []byte { return []byte("key") }, Files: files,
-		Calls: inverses.With(s.journal, inverses.Table()), Unsupported: []string{"netplan"},
+		Calls: calls, Unsupported: []string{"netplan"},
 		Overlay: func() (*fsys.Root, error) {
 			if s.overlay != nil {
 				return nil, s.overlay
@@ -64,7 +66,7 @@ func newSite(t *testing.T) *site {
 			return files.Overlay(filepath.Join(overlays, string(rune('a'+s.ids))))
 		},
 	})
-	s.calls = inverses.With(s.journal, builtins.NewTable(s.room(), s.manager.Room()))
+	s.calls = calls.Plus(calls.Room()).Plus(s.manager.Room())
 	return s
 }
 
@@ -179,20 +181,21 @@ func TestHowARunEnds(t *testing.T) {
 		stays   bool // what it changed
 		known   bool // it has the id of a transaction
 	}{
-		"well":                 {source(`return test.change("/well")`), committed, "", true, true},
-		"error":                {source(`test.change("/error") error("x")`), rolledBack, "runtime", false, true},
-		"syntax":               {source(`this is none`), refused, "syntax", false, false},
-		"params":               {&pb.RunScriptRequest{Source: []byte("return 1"), Params: number(math.NaN())}, refused, "params", false, false},
-		"readonly":             {source(`return script {name = "a", readonly = true, run = function() return test.look("/x") end}`), committed, "", false, false},
-		"readonly params":      {&pb.RunScriptRequest{Source: []byte(`return script {name = "a", readonly = true, run = function() end}`), Params: number(math.NaN())}, refused, "params", false, false},
-		"readonly change":      {source(`return script {name = "a", readonly = true, run = function() test.change("/readonly change") end}`), rolledBack, "builtin", false, false},
-		"panic":                {source(`test.change("/panic") test.panics("/x")`), rolledBack, "builtin", false, true},
-		"internal":             {source(`test.change("/internal") test.undo("/x")`), rolledBack, "", false, true},
-		"confirm":              {source(`return script {name = "a", confirm = 5, run = function() end}`), refused, "unsupported", false, false},
-		"needs nothing known":  {source(`return script {name = "a", needs = {"nothing"}, run = function() end}`), refused, "source", false, false},
-		"allows nothing known": {&pb.RunScriptRequest{Source: []byte("return 1"), Allow: []string{"nothing"}}, refused, "params", false, false},
-		"allows another path":  {&pb.RunScriptRequest{Source: []byte(`test.change("/allows another path")`), Allow: []string{"test:/other"}}, rolledBack, "policy", false, true},
-		"caught":               {&pb.RunScriptRequest{Source: []byte(`test.change("/caught") pcall(test.change, "/x")`), Allow: []string{"test:/caught"}}, committed, "", true, true},
+		"well":                    {source(`return test.change("/well")`), committed, "", true, true},
+		"error":                   {source(`test.change("/error") error("x")`), rolledBack, "runtime", false, true},
+		"syntax":                  {source(`this is none`), refused, "syntax", false, false},
+		"params":                  {&pb.RunScriptRequest{Source: []byte("return 1"), Params: number(math.NaN())}, refused, "params", false, false},
+		"readonly":                {source(`return script {name = "a", readonly = true, run = function() return test.look("/x") end}`), committed, "", false, false},
+		"readonly params":         {&pb.RunScriptRequest{Source: []byte(`return script {name = "a", readonly = true, run = function() end}`), Params: number(math.NaN())}, refused, "params", false, false},
+		"readonly change":         {source(`return script {name = "a", readonly = true, run = function() test.change("/readonly change") end}`), rolledBack, "builtin", false, false},
+		"panic":                   {source(`test.change("/panic") test.panics("/x")`), rolledBack, "builtin", false, true},
+		"internal":                {source(`test.change("/internal") test.undo("/x")`), rolledBack, "", false, true},
+		"confirm, and nothing to": {source(`return script {name = "a", confirm = 5, run = function() end}`), committed, "", false, true},
+		"confirm for too long":    {source(`return script {name = "a", confirm = "9000h", run = function() end}`), refused, "params", false, false},
+		"needs nothing known":     {source(`return script {name = "a", needs = {"nothing"}, run = function() end}`), refused, "source", false, false},
+		"allows nothing known":    {&pb.RunScriptRequest{Source: []byte("return 1"), Allow: []string{"nothing"}}, refused, "params", false, false},
+		"allows another path":     {&pb.RunScriptRequest{Source: []byte(`test.change("/allows another path")`), Allow: []string{"test:/other"}}, rolledBack, "policy", false, true},
+		"caught":                  {&pb.RunScriptRequest{Source: []byte(`test.change("/caught") pcall(test.change, "/x")`), Allow: []string{"test:/caught"}}, committed, "", true, true},
 	} {
 		reply := s.run("id "+name, c.request)
 		if reply.Status != c.status || c.kind != "" && reply.GetError().GetKind() != c.kind || (reply.Error == nil) != (c.status == committed) ||

@@ -136,14 +136,6 @@ func (m *Manager) runScript(ctx context.Context, call *builtins.Call, request *p
 	return r.do(ctx), nil
 }
 
-// later names what a request asks for that this agent cannot do yet.
-func later(request *pb.RunScriptRequest) string {
-	if request.GetConfirmSeconds() > 0 {
-		return "confirm_seconds"
-	}
-	return ""
-}
-
 // identify finds the source of a request and names it.
 func (m *Manager) identify(request *pb.RunScriptRequest) (Script, *pb.RunScriptResponse) {
 	var s Script

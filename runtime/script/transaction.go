@@ -24,7 +24,12 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	if err != nil {
 		return refused(builtins.ErrorKind(err), err.Error())
 	}
-	defer func() { _ = tx.Close(context.WithoutCancel(ctx), nil) }() // which does something after a panic alone
+	kept := false
+	defer func() {
+		if !kept {
+			_ = tx.Close(context.WithoutCancel(ctx), nil) // which does something after a panic alone
+		}
+	}()
 	if reply := r.storedReply(); reply != nil {
 		return reply
 	}
@@ -40,8 +45,11 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	end, cancel := r.manager.config.Calls.Ending(call.WithHide(ctx, r.hide.function()))
 	defer cancel()
 	if reply.Error == nil {
-		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
-		if err := tx.Commit(ctx, reply, r.calls.After()...); err != nil {
+		kept, err = r.settle(ctx, reply)
+		if kept {
+			return reply
+		}
+		if err != nil {
 			reply.Error = journalFailed(err)
 			if cause := context.Cause(ctx); cause != nil {
 				reply.Error = &pb.ScriptError{Kind: builtins.ErrorKind(cause), Message: "the script ended, but not in time: " + cause.Error()}
@@ -65,9 +73,27 @@ func (r *run) transact(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 	return reply
 }
 
-// storedReply returns the reply of a run under the same key that ended; nil: there is none. It is asked for again when this run
-// has begun: a recovery may have stored one since the first look.
+// settle commits, or lets the transaction await its confirmation: then kept is true, and it is not the run's any more. What
+// changed nothing, and leaves nothing to do, has nothing to confirm.
+func (r *run) settle(ctx context.Context, reply *pb.RunScriptResponse) (kept bool, err error) {
+	after := r.calls.After()
+	if r.confirm > 0 && (r.tx.Began() || len(after) > 0) {
+		journal.LimitReply(reply)
+		err := r.manager.config.Calls.Keep(ctx, call.Await{
+			Tx: r.tx, Reply: reply, Within: r.confirm, After: after, Hide: r.hide.function(), Undone: r.calls.Undone, Event: r.call.Event,
+		})
+		return err == nil, err
+	}
+	reply.Status = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	return false, r.tx.Commit(ctx, reply, after...)
+}
+
+// storedReply returns the reply of a run under the same key that ended, or that awaits its confirmation; nil: there is none. It
+// is asked for again when this run has begun: a recovery may have stored one since the first look.
 func (r *run) storedReply() *pb.RunScriptResponse {
+	if open := r.manager.config.Journal.Awaiting(); open != nil && open.Begin.Key == r.key { // first: it may end meanwhile
+		return r.replay(open)
+	}
 	stored, err := r.manager.config.Journal.Stored(journal.Ref{Key: r.key})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -109,6 +135,9 @@ func (r *run) nothingRan(reply *pb.RunScriptResponse) bool {
 // transactions lists what the journal knows, or shows one: what the caller's port began, and what else it may see.
 func (m *Manager) transactions(_ context.Context, call *builtins.Call, request *pb.TransactionsRequest) (*pb.TransactionsResponse, error) {
 	if id := request.TransactionId; id != "" {
+		if open := m.awaiting(id); open != nil && call.MaySee(open.Port) {
+			return &pb.TransactionsResponse{Transactions: []*pb.TransactionInfo{open}}, nil
+		}
 		entry, err := m.config.Journal.Stored(journal.Ref{ID: id})
 		if errors.Is(err, fs.ErrNotExist) || err == nil && !call.MaySee(entry.Begin.GetPort()) {
 			return nil, fault.Wrapf(fs.ErrNotExist, "no transaction %s", id)
@@ -127,6 +156,20 @@ func (m *Manager) transactions(_ context.Context, call *builtins.Call, request *
 		return nil, err
 	}
 	return &pb.TransactionsResponse{Transactions: list, ContinuationToken: next}, nil
+}
+
+// awaiting describes the transaction with an id, with its reply, if it awaits its confirmation; nil: it does not.
+func (m *Manager) awaiting(id string) *pb.TransactionInfo {
+	entry := m.config.Journal.Awaiting()
+	if entry == nil || entry.Begin.TransactionId != id {
+		return nil
+	}
+	open := m.config.Journal.Status().Open
+	if open.GetTransactionId() != id || open.ConfirmUntil == nil { // it was decided about meanwhile
+		return nil
+	}
+	open.Reply = entry.Reply
+	return open
 }
 
 // cleanAccess names the transactions of a request, and all of them by a star.
@@ -171,18 +214,15 @@ func (m *Manager) cleanTransactions(
 	return reply, nil
 }
 
-// Recover ends what an earlier agent, or this one, left unfinished. It returns an event for the host for each transaction that
-// it found.
+// Recover ends what an earlier agent, or this one, left unfinished, and goes on with what awaits its confirmation. It returns
+// an event for the host for each transaction that it ended.
 func (m *Manager) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	found, err := m.config.Journal.Recover(ctx, nil)
 	var events []*pb.ErrorEvent
 	for _, r := range found {
-		if r.Tx != nil { // it awaited a confirmation, which this agent cannot give
-			r.Report = r.Tx.Rollback(ctx)
-			err = errors.Join(err, r.Tx.Close(ctx, &pb.RunScriptResponse{
-				Status: r.Report.Status(), TransactionId: r.ID, NotUndone: r.Report.NotUndone(),
-				Error: &pb.ScriptError{Kind: "interrupted", Message: "the agent was started again before the confirmation"},
-			}))
+		if r.Tx != nil {
+			m.config.Calls.Resume(r.Tx, r.Until)
+			continue
 		}
 		events = append(events, interrupted(r))
 	}

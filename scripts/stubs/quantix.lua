@@ -44,6 +44,20 @@
 ---@field inodes_total integer How many files it can hold; 0 where that is not a fixed number.
 ---@field inodes_used integer How many files it holds.
 
+---What is asked through one interface. Domains that only route are with a tilde, such as ~example.com.
+---@class quantix.NetDnsLink
+---@field interface string Its name; the index of one that is gone.
+---@field servers string[] As in NetDns.
+---@field search string[] As in NetDns.
+
+---host.dns: who is asked for names.
+---@class quantix.NetDns
+---@field servers string[] The name servers that are asked, without those that only pass on: a port behind #, if it is not 53.
+---@field search string[] The domains that are tried behind a short name.
+---@field manager string systemd-resolved, where it answers what /etc/resolv.conf leads to; else resolv.conf.
+---@field links quantix.NetDnsLink[] Of systemd-resolved: what it asks for the sake of one interface.
+---@field options string[] The options of /etc/resolv.conf, such as timeout:1.
+
 ---host.info
 ---@class quantix.HostInfo
 ---@field hostname string Its name.
@@ -67,6 +81,10 @@
 ---@field loopback boolean It leads to the guest itself.
 ---@field addresses string[] With prefix length, such as 192.0.2.7/24.
 ---@field kind string physical for hardware, loopback, or the driver's name: bridge, bond, vlan, veth, tun, wireguard, …
+---@field index integer The kernel's number of it.
+---@field master string The bridge or bond that it is a port of; empty: of none.
+---@field enabled boolean Switched on, be there a carrier or not.
+---@field tentative string[] Those of addresses that cannot be used yet, or at all: they are checked for duplicates, or one was found.
 
 ---host.memory, in bytes.
 ---@class quantix.Memory
@@ -74,6 +92,18 @@
 ---@field available integer Bytes.
 ---@field swap_total integer Bytes.
 ---@field swap_free integer Bytes.
+
+---One route. Of one with several next hops there is an entry for each.
+---@class quantix.NetRoute
+---@field destination string With prefix length; the default route is 0.0.0.0/0 or ::/0.
+---@field gateway string Empty: the destination is on the link.
+---@field interface string What packets leave by; empty: they do not leave.
+---@field source string The address that packets get which have none; empty: the kernel chooses.
+---@field metric integer The lowest counts.
+---@field table integer 254 is the main one.
+---@field protocol string Who made it: kernel, boot, static, dhcp, ra, …, or a number.
+---@field scope string global, site, link, host or nowhere.
+---@field type string unicast, or what is done with packets instead: blackhole, unreachable, prohibit, throw.
 
 ---What netplan.apply tries when the network is as it was asked for.
 ---@class quantix.NetplanVerify
@@ -546,6 +576,10 @@ host = {}
 ---@return quantix.Disk[] disks
 function host.disks() end
 
+---The name servers and domains that names are looked up by.
+---@return quantix.NetDns result
+function host.dns() end
+
 ---The name of the guest; with a new one, whether that changed it.
 ---May change the guest.
 ---@param new? string What the guest shall be called; without it, it is only told.
@@ -589,6 +623,10 @@ function host.memory() end
 ---@param options? host.mount.options
 ---@return boolean changed
 function host.mount(options) end
+
+---The routes, but for the kernel's own of local addresses.
+---@return quantix.NetRoute[] routes
+function host.routes() end
 
 ---A setting of the kernel; with a value, whether that changed it.
 ---May change the guest.

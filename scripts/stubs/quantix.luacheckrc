@@ -40,7 +40,7 @@ stds.quantix = {
     account = {fields = {"create", "exists", "get", "groups", "list", "modify", "password", "remove", "ssh_keys"}},
     exec = {fields = {"run", "sh"}},
     file = {fields = {"append", "attachment", "block", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
-    host = {fields = {"disks", "hostname", "info", "interfaces", "keymap", "locale", "memory", "mount", "sysctl", "timezone", "unmount", "uptime"}},
+    host = {fields = {"disks", "dns", "hostname", "info", "interfaces", "keymap", "locale", "memory", "mount", "routes", "sysctl", "timezone", "unmount", "uptime"}},
     netplan = {fields = {"apply", "get", "remove", "set", "status", "validate"}},
     package = {fields = {"install", "installed", "remove", "update", "version"}},
     power = {fields = {"poweroff", "reboot"}},

@@ -165,6 +165,16 @@ func (c *Client) CleanTransactions(ctx context.Context, request *pb.CleanTransac
 	return reply.GetTransactionIds(), replyError(reply.GetError(), err)
 }
 
+// Confirm decides about a transaction that awaits its confirmation. The reply says what became of it, also with an error of its
+// own: where it is another outcome than was asked for. err is that of a request which decided nothing.
+func (c *Client) Confirm(ctx context.Context, request *pb.ConfirmRequest) (*pb.ConfirmResponse, error) {
+	reply, err := Call[*pb.ConfirmResponse](ctx, c, request)
+	if err == nil && reply.Status == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
+		err = replyError(reply.Error, nil)
+	}
+	return reply, err
+}
+
 // Scripts returns the scripts that can be run by name.
 func (c *Client) Scripts(ctx context.Context) ([]*pb.ScriptInfo, error) {
 	reply, err := Call[*pb.ListScriptsResponse](ctx, c, &pb.ListScriptsRequest{})

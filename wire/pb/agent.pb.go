@@ -439,6 +439,8 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobs
 	//	*AgentMessage_GetStatus
 	//	*AgentMessage_CleanTransactions
+	//	*AgentMessage_Network
+	//	*AgentMessage_Wait
 	//	*AgentMessage_RunScriptResponse
 	//	*AgentMessage_CancelResponse
 	//	*AgentMessage_ListScriptsResponse
@@ -449,6 +451,8 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobsResponse
 	//	*AgentMessage_GetStatusResponse
 	//	*AgentMessage_CleanTransactionsResponse
+	//	*AgentMessage_NetworkResponse
+	//	*AgentMessage_WaitResponse
 	//	*AgentMessage_ScriptEvent
 	//	*AgentMessage_ExecOutput
 	Payload       isAgentMessage_Payload `protobuf_oneof:"payload"`
@@ -1111,6 +1115,24 @@ func (x *AgentMessage) GetCleanTransactions() *CleanTransactionsRequest {
 	return nil
 }
 
+func (x *AgentMessage) GetNetwork() *NetworkRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_Network); ok {
+			return x.Network
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetWait() *WaitRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_Wait); ok {
+			return x.Wait
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetRunScriptResponse() *RunScriptResponse {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_RunScriptResponse); ok {
@@ -1196,6 +1218,24 @@ func (x *AgentMessage) GetCleanTransactionsResponse() *CleanTransactionsResponse
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_CleanTransactionsResponse); ok {
 			return x.CleanTransactionsResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetNetworkResponse() *NetworkResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_NetworkResponse); ok {
+			return x.NetworkResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetWaitResponse() *WaitResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_WaitResponse); ok {
+			return x.WaitResponse
 		}
 	}
 	return nil
@@ -1479,6 +1519,14 @@ type AgentMessage_CleanTransactions struct {
 	CleanTransactions *CleanTransactionsRequest `protobuf:"bytes,210,opt,name=clean_transactions,json=cleanTransactions,proto3,oneof"`
 }
 
+type AgentMessage_Network struct {
+	Network *NetworkRequest `protobuf:"bytes,216,opt,name=network,proto3,oneof"`
+}
+
+type AgentMessage_Wait struct {
+	Wait *WaitRequest `protobuf:"bytes,217,opt,name=wait,proto3,oneof"`
+}
+
 type AgentMessage_RunScriptResponse struct {
 	RunScriptResponse *RunScriptResponse `protobuf:"bytes,220,opt,name=run_script_response,json=runScriptResponse,proto3,oneof"`
 }
@@ -1517,6 +1565,14 @@ type AgentMessage_GetStatusResponse struct {
 
 type AgentMessage_CleanTransactionsResponse struct {
 	CleanTransactionsResponse *CleanTransactionsResponse `protobuf:"bytes,230,opt,name=clean_transactions_response,json=cleanTransactionsResponse,proto3,oneof"`
+}
+
+type AgentMessage_NetworkResponse struct {
+	NetworkResponse *NetworkResponse `protobuf:"bytes,236,opt,name=network_response,json=networkResponse,proto3,oneof"`
+}
+
+type AgentMessage_WaitResponse struct {
+	WaitResponse *WaitResponse `protobuf:"bytes,237,opt,name=wait_response,json=waitResponse,proto3,oneof"`
 }
 
 type AgentMessage_ScriptEvent struct {
@@ -1655,6 +1711,10 @@ func (*AgentMessage_GetStatus) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactions) isAgentMessage_Payload() {}
 
+func (*AgentMessage_Network) isAgentMessage_Payload() {}
+
+func (*AgentMessage_Wait) isAgentMessage_Payload() {}
+
 func (*AgentMessage_RunScriptResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CancelResponse) isAgentMessage_Payload() {}
@@ -1674,6 +1734,10 @@ func (*AgentMessage_ListJobsResponse) isAgentMessage_Payload() {}
 func (*AgentMessage_GetStatusResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactionsResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_NetworkResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_WaitResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_ScriptEvent) isAgentMessage_Payload() {}
 
@@ -7472,7 +7536,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xd45\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xf27\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7553,7 +7617,9 @@ const file_agent_proto_rawDesc = "" +
 	"\tlist_jobs\x18\xcf\x01 \x01(\v2%.limiquantix.agent.v1.ListJobsRequestH\x00R\blistJobs\x12H\n" +
 	"\n" +
 	"get_status\x18\xd1\x01 \x01(\v2&.limiquantix.agent.v1.GetStatusRequestH\x00R\tgetStatus\x12`\n" +
-	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12Z\n" +
+	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12A\n" +
+	"\anetwork\x18\xd8\x01 \x01(\v2$.limiquantix.agent.v1.NetworkRequestH\x00R\anetwork\x128\n" +
+	"\x04wait\x18\xd9\x01 \x01(\v2!.limiquantix.agent.v1.WaitRequestH\x00R\x04wait\x12Z\n" +
 	"\x13run_script_response\x18\xdc\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseH\x00R\x11runScriptResponse\x12P\n" +
 	"\x0fcancel_response\x18\xdd\x01 \x01(\v2$.limiquantix.agent.v1.CancelResponseH\x00R\x0ecancelResponse\x12`\n" +
 	"\x15list_scripts_response\x18\xde\x01 \x01(\v2).limiquantix.agent.v1.ListScriptsResponseH\x00R\x13listScriptsResponse\x12S\n" +
@@ -7563,7 +7629,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x13exec_input_response\x18\xe2\x01 \x01(\v2'.limiquantix.agent.v1.ExecInputResponseH\x00R\x11execInputResponse\x12W\n" +
 	"\x12list_jobs_response\x18\xe3\x01 \x01(\v2&.limiquantix.agent.v1.ListJobsResponseH\x00R\x10listJobsResponse\x12Z\n" +
 	"\x13get_status_response\x18\xe5\x01 \x01(\v2'.limiquantix.agent.v1.GetStatusResponseH\x00R\x11getStatusResponse\x12r\n" +
-	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12G\n" +
+	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12S\n" +
+	"\x10network_response\x18\xec\x01 \x01(\v2%.limiquantix.agent.v1.NetworkResponseH\x00R\x0fnetworkResponse\x12J\n" +
+	"\rwait_response\x18\xed\x01 \x01(\v2\".limiquantix.agent.v1.WaitResponseH\x00R\fwaitResponse\x12G\n" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
 	"\vexec_output\x18\xf1\x01 \x01(\v2%.limiquantix.agent.v1.ExecOutputEventH\x00R\n" +
 	"execOutputB\t\n" +
@@ -8260,27 +8328,31 @@ var file_agent_proto_goTypes = []any{
 	(*ListJobsRequest)(nil),               // 89: limiquantix.agent.v1.ListJobsRequest
 	(*GetStatusRequest)(nil),              // 90: limiquantix.agent.v1.GetStatusRequest
 	(*CleanTransactionsRequest)(nil),      // 91: limiquantix.agent.v1.CleanTransactionsRequest
-	(*RunScriptResponse)(nil),             // 92: limiquantix.agent.v1.RunScriptResponse
-	(*CancelResponse)(nil),                // 93: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsResponse)(nil),           // 94: limiquantix.agent.v1.ListScriptsResponse
-	(*ConfirmResponse)(nil),               // 95: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsResponse)(nil),          // 96: limiquantix.agent.v1.TransactionsResponse
-	(*ExecStartResponse)(nil),             // 97: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputResponse)(nil),             // 98: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsResponse)(nil),              // 99: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusResponse)(nil),             // 100: limiquantix.agent.v1.GetStatusResponse
-	(*CleanTransactionsResponse)(nil),     // 101: limiquantix.agent.v1.CleanTransactionsResponse
-	(*ScriptEvent)(nil),                   // 102: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),               // 103: limiquantix.agent.v1.ExecOutputEvent
-	(*Pressure)(nil),                      // 104: limiquantix.agent.v1.Pressure
-	(*BlockDevice)(nil),                   // 105: limiquantix.agent.v1.BlockDevice
-	(*ContainerInfo)(nil),                 // 106: limiquantix.agent.v1.ContainerInfo
-	(*PendingShutdown)(nil),               // 107: limiquantix.agent.v1.PendingShutdown
-	(*NetplanVerify)(nil),                 // 108: limiquantix.agent.v1.NetplanVerify
-	(*NetplanStep)(nil),                   // 109: limiquantix.agent.v1.NetplanStep
-	(*FirstBoot)(nil),                     // 110: limiquantix.agent.v1.FirstBoot
-	(ClockMethod)(0),                      // 111: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 112: limiquantix.agent.v1.MemoryModule
+	(*NetworkRequest)(nil),                // 92: limiquantix.agent.v1.NetworkRequest
+	(*WaitRequest)(nil),                   // 93: limiquantix.agent.v1.WaitRequest
+	(*RunScriptResponse)(nil),             // 94: limiquantix.agent.v1.RunScriptResponse
+	(*CancelResponse)(nil),                // 95: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsResponse)(nil),           // 96: limiquantix.agent.v1.ListScriptsResponse
+	(*ConfirmResponse)(nil),               // 97: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsResponse)(nil),          // 98: limiquantix.agent.v1.TransactionsResponse
+	(*ExecStartResponse)(nil),             // 99: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputResponse)(nil),             // 100: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsResponse)(nil),              // 101: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusResponse)(nil),             // 102: limiquantix.agent.v1.GetStatusResponse
+	(*CleanTransactionsResponse)(nil),     // 103: limiquantix.agent.v1.CleanTransactionsResponse
+	(*NetworkResponse)(nil),               // 104: limiquantix.agent.v1.NetworkResponse
+	(*WaitResponse)(nil),                  // 105: limiquantix.agent.v1.WaitResponse
+	(*ScriptEvent)(nil),                   // 106: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),               // 107: limiquantix.agent.v1.ExecOutputEvent
+	(*Pressure)(nil),                      // 108: limiquantix.agent.v1.Pressure
+	(*BlockDevice)(nil),                   // 109: limiquantix.agent.v1.BlockDevice
+	(*ContainerInfo)(nil),                 // 110: limiquantix.agent.v1.ContainerInfo
+	(*PendingShutdown)(nil),               // 111: limiquantix.agent.v1.PendingShutdown
+	(*NetplanVerify)(nil),                 // 112: limiquantix.agent.v1.NetplanVerify
+	(*NetplanStep)(nil),                   // 113: limiquantix.agent.v1.NetplanStep
+	(*FirstBoot)(nil),                     // 114: limiquantix.agent.v1.FirstBoot
+	(ClockMethod)(0),                      // 115: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 116: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8349,74 +8421,78 @@ var file_agent_proto_depIdxs = []int32{
 	89,  // 63: limiquantix.agent.v1.AgentMessage.list_jobs:type_name -> limiquantix.agent.v1.ListJobsRequest
 	90,  // 64: limiquantix.agent.v1.AgentMessage.get_status:type_name -> limiquantix.agent.v1.GetStatusRequest
 	91,  // 65: limiquantix.agent.v1.AgentMessage.clean_transactions:type_name -> limiquantix.agent.v1.CleanTransactionsRequest
-	92,  // 66: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
-	93,  // 67: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
-	94,  // 68: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
-	95,  // 69: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
-	96,  // 70: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
-	97,  // 71: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
-	98,  // 72: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
-	99,  // 73: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
-	100, // 74: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
-	101, // 75: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
-	102, // 76: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
-	103, // 77: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
-	10,  // 78: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
-	11,  // 79: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	104, // 80: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
-	105, // 81: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
-	106, // 82: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
-	0,   // 83: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 84: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 85: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 86: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	107, // 87: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
-	107, // 88: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	108, // 89: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
-	109, // 90: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	107, // 91: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	110, // 92: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 93: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 94: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 95: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 96: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 97: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 98: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	111, // 99: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 100: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 101: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 102: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 103: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 104: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 105: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 106: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 107: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 108: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 109: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 110: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 111: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 112: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 113: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 114: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 115: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 116: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 117: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 118: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 119: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 120: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	112, // 121: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 122: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 123: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 124: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 125: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 126: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 127: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 128: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	129, // [129:129] is the sub-list for method output_type
-	129, // [129:129] is the sub-list for method input_type
-	129, // [129:129] is the sub-list for extension type_name
-	129, // [129:129] is the sub-list for extension extendee
-	0,   // [0:129] is the sub-list for field type_name
+	92,  // 66: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
+	93,  // 67: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
+	94,  // 68: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
+	95,  // 69: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
+	96,  // 70: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
+	97,  // 71: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
+	98,  // 72: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
+	99,  // 73: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
+	100, // 74: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
+	101, // 75: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
+	102, // 76: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
+	103, // 77: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
+	104, // 78: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
+	105, // 79: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
+	106, // 80: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
+	107, // 81: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
+	10,  // 82: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
+	11,  // 83: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
+	108, // 84: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
+	109, // 85: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
+	110, // 86: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
+	0,   // 87: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 88: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 89: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 90: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	111, // 91: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	111, // 92: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	112, // 93: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
+	113, // 94: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	111, // 95: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	114, // 96: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 97: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 98: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 99: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 100: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	80,  // 101: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 102: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	115, // 103: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 104: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 105: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 106: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 107: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 108: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 109: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 110: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 111: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 112: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 113: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 114: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 115: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 116: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 117: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 118: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 119: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 120: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 121: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 122: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 123: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 124: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	116, // 125: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 126: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 127: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 128: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 129: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 130: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 131: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 132: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	133, // [133:133] is the sub-list for method output_type
+	133, // [133:133] is the sub-list for method input_type
+	133, // [133:133] is the sub-list for extension type_name
+	133, // [133:133] is the sub-list for extension extendee
+	0,   // [0:133] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8430,6 +8506,7 @@ func file_agent_proto_init() {
 	file_netplan_proto_init()
 	file_power_proto_init()
 	file_inventory_proto_init()
+	file_network_proto_init()
 	file_script_proto_init()
 	file_status_proto_init()
 	file_telemetry_proto_init()
@@ -8498,6 +8575,8 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobs)(nil),
 		(*AgentMessage_GetStatus)(nil),
 		(*AgentMessage_CleanTransactions)(nil),
+		(*AgentMessage_Network)(nil),
+		(*AgentMessage_Wait)(nil),
 		(*AgentMessage_RunScriptResponse)(nil),
 		(*AgentMessage_CancelResponse)(nil),
 		(*AgentMessage_ListScriptsResponse)(nil),
@@ -8508,6 +8587,8 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobsResponse)(nil),
 		(*AgentMessage_GetStatusResponse)(nil),
 		(*AgentMessage_CleanTransactionsResponse)(nil),
+		(*AgentMessage_NetworkResponse)(nil),
+		(*AgentMessage_WaitResponse)(nil),
 		(*AgentMessage_ScriptEvent)(nil),
 		(*AgentMessage_ExecOutput)(nil),
 	}

@@ -555,7 +555,15 @@ type NetInterface struct {
 	// With prefix length, such as 192.0.2.7/24.
 	Addresses []string `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// physical for hardware, loopback, or the driver's name: bridge, bond, vlan, veth, tun, wireguard, …
-	Kind          string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	Kind string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The kernel's number of it.
+	Index uint32 `protobuf:"varint,8,opt,name=index,proto3" json:"index,omitempty"`
+	// The bridge or bond that it is a port of; empty: of none.
+	Master string `protobuf:"bytes,9,opt,name=master,proto3" json:"master,omitempty"`
+	// Switched on, be there a carrier or not.
+	Enabled bool `protobuf:"varint,10,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// Those of addresses that cannot be used yet, or at all: they are checked for duplicates, or one was found.
+	Tentative     []string `protobuf:"bytes,11,rep,name=tentative,proto3" json:"tentative,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -637,6 +645,34 @@ func (x *NetInterface) GetKind() string {
 		return x.Kind
 	}
 	return ""
+}
+
+func (x *NetInterface) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *NetInterface) GetMaster() string {
+	if x != nil {
+		return x.Master
+	}
+	return ""
+}
+
+func (x *NetInterface) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *NetInterface) GetTentative() []string {
+	if x != nil {
+		return x.Tentative
+	}
+	return nil
 }
 
 // host.uptime
@@ -1187,7 +1223,7 @@ const file_host_proto_rawDesc = "" +
 	"Interfaces\x12B\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\".limiquantix.agent.v1.NetInterfaceR\n" +
-	"interfaces\"\xa4\x01\n" +
+	"interfaces\"\x8a\x02\n" +
 	"\fNetInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
@@ -1195,7 +1231,12 @@ const file_host_proto_rawDesc = "" +
 	"\x02up\x18\x04 \x01(\bR\x02up\x12\x1a\n" +
 	"\bloopback\x18\x05 \x01(\bR\bloopback\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x12\n" +
-	"\x04kind\x18\a \x01(\tR\x04kind\"\"\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\x12\x14\n" +
+	"\x05index\x18\b \x01(\rR\x05index\x12\x16\n" +
+	"\x06master\x18\t \x01(\tR\x06master\x12\x18\n" +
+	"\aenabled\x18\n" +
+	" \x01(\bR\aenabled\x12\x1c\n" +
+	"\ttentative\x18\v \x03(\tR\ttentative\"\"\n" +
 	"\x06Uptime\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x01R\aseconds\"x\n" +
 	"\x06Memory\x12\x14\n" +

@@ -1548,7 +1548,11 @@ type JournalAwait struct {
 	// On the clock that counts from boot and through suspends.
 	UntilBoottimeMs uint64 `protobuf:"varint,3,opt,name=until_boottime_ms,json=untilBoottimeMs,proto3" json:"until_boottime_ms,omitempty"`
 	// The same for people.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	// What is done after the commit.
+	After []*JournalAction `protobuf:"bytes,5,rep,name=after,proto3" json:"after,omitempty"`
+	// It is not awaited any more: all is being taken back, and reply has the error that says why.
+	GivenUp       bool `protobuf:"varint,6,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1609,6 +1613,20 @@ func (x *JournalAwait) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *JournalAwait) GetAfter() []*JournalAction {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *JournalAwait) GetGivenUp() bool {
+	if x != nil {
+		return x.GivenUp
+	}
+	return false
 }
 
 // All is done, durable, and stays.
@@ -2105,12 +2123,14 @@ const file_journal_proto_rawDesc = "" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x122\n" +
-	"\x05stays\x18\x05 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x05stays\"\xc4\x01\n" +
+	"\x05stays\x18\x05 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x05stays\"\x9a\x02\n" +
 	"\fJournalAwait\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12*\n" +
 	"\x11until_boottime_ms\x18\x03 \x01(\x04R\x0funtilBoottimeMs\x120\n" +
-	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xce\x01\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x129\n" +
+	"\x05after\x18\x05 \x03(\v2#.limiquantix.agent.v1.JournalActionR\x05after\x12\x19\n" +
+	"\bgiven_up\x18\x06 \x01(\bR\agivenUp\"\xce\x01\n" +
 	"\rJournalCommit\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x129\n" +
 	"\x05after\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalActionR\x05after\x12*\n" +
@@ -2216,21 +2236,22 @@ var file_journal_proto_depIdxs = []int32{
 	26, // 30: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
 	27, // 31: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
 	24, // 32: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	27, // 33: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 34: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	24, // 35: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	25, // 36: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	27, // 37: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 38: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	7,  // 39: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	2,  // 40: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	27, // 41: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 42: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	19, // 33: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	27, // 34: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 35: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	24, // 36: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	25, // 37: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	27, // 38: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 39: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	7,  // 40: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	2,  // 41: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	27, // 42: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 43: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }

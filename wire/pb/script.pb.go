@@ -1344,7 +1344,8 @@ type ConfirmRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TransactionId string                 `protobuf:"bytes,1,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
 	Action        ConfirmAction          `protobuf:"varint,2,opt,name=action,proto3,enum=limiquantix.agent.v1.ConfirmAction" json:"action,omitempty"`
-	ExtendSeconds uint32                 `protobuf:"varint,3,opt,name=extend_seconds,json=extendSeconds,proto3" json:"extend_seconds,omitempty"`
+	// With EXTEND: the deadline is then at least as many seconds from now.
+	ExtendSeconds uint32 `protobuf:"varint,3,opt,name=extend_seconds,json=extendSeconds,proto3" json:"extend_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1400,11 +1401,18 @@ func (x *ConfirmRequest) GetExtendSeconds() uint32 {
 	return 0
 }
 
-// The status after the decision.
+// The status after the decision. error says why it is another one than was asked for.
 type ConfirmResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        ScriptStatus           `protobuf:"varint,1,opt,name=status,proto3,enum=limiquantix.agent.v1.ScriptStatus" json:"status,omitempty"`
-	Error         *ScriptError           `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Status ScriptStatus           `protobuf:"varint,1,opt,name=status,proto3,enum=limiquantix.agent.v1.ScriptStatus" json:"status,omitempty"`
+	Error  *ScriptError           `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// With AWAITING_CONFIRM: the deadline by the guest's clock as it is now, and how long it is until then.
+	ConfirmUntil *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
+	RemainingMs  uint64                 `protobuf:"varint,4,opt,name=remaining_ms,json=remainingMs,proto3" json:"remaining_ms,omitempty"`
+	// With COMMITTED: what was to be done after the commit.
+	AfterCommit []*Change `protobuf:"bytes,5,rep,name=after_commit,json=afterCommit,proto3" json:"after_commit,omitempty"`
+	// What a rollback could not take back.
+	NotUndone     []*Change `protobuf:"bytes,6,rep,name=not_undone,json=notUndone,proto3" json:"not_undone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1449,6 +1457,34 @@ func (x *ConfirmResponse) GetStatus() ScriptStatus {
 func (x *ConfirmResponse) GetError() *ScriptError {
 	if x != nil {
 		return x.Error
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetConfirmUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmUntil
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetRemainingMs() uint64 {
+	if x != nil {
+		return x.RemainingMs
+	}
+	return 0
+}
+
+func (x *ConfirmResponse) GetAfterCommit() []*Change {
+	if x != nil {
+		return x.AfterCommit
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetNotUndone() []*Change {
+	if x != nil {
+		return x.NotUndone
 	}
 	return nil
 }
@@ -1594,9 +1630,12 @@ type TransactionInfo struct {
 	// Bytes that its journal holds.
 	JournalBytes uint64 `protobuf:"varint,11,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"`
 	// The name of the port that began it. Empty: an older agent did.
-	Port          string `protobuf:"bytes,12,opt,name=port,proto3" json:"port,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Port string `protobuf:"bytes,12,opt,name=port,proto3" json:"port,omitempty"`
+	// While it awaits its confirmation: the deadline by the guest's clock as it is now, and how long it is until then.
+	ConfirmUntil       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
+	ConfirmRemainingMs uint64                 `protobuf:"varint,14,opt,name=confirm_remaining_ms,json=confirmRemainingMs,proto3" json:"confirm_remaining_ms,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *TransactionInfo) Reset() {
@@ -1711,6 +1750,20 @@ func (x *TransactionInfo) GetPort() string {
 		return x.Port
 	}
 	return ""
+}
+
+func (x *TransactionInfo) GetConfirmUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmUntil
+	}
+	return nil
+}
+
+func (x *TransactionInfo) GetConfirmRemainingMs() uint64 {
+	if x != nil {
+		return x.ConfirmRemainingMs
+	}
+	return 0
 }
 
 // Removes what is left of transactions that could not be rolled back completely: their before-images.
@@ -2038,10 +2091,15 @@ const file_script_proto_rawDesc = "" +
 	"\x0eConfirmRequest\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12;\n" +
 	"\x06action\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ConfirmActionR\x06action\x12%\n" +
-	"\x0eextend_seconds\x18\x03 \x01(\rR\rextendSeconds\"\x86\x01\n" +
+	"\x0eextend_seconds\x18\x03 \x01(\rR\rextendSeconds\"\xe8\x02\n" +
 	"\x0fConfirmResponse\x12:\n" +
 	"\x06status\x18\x01 \x01(\x0e2\".limiquantix.agent.v1.ScriptStatusR\x06status\x127\n" +
-	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\x8c\x01\n" +
+	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\x12?\n" +
+	"\rconfirm_until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fconfirmUntil\x12!\n" +
+	"\fremaining_ms\x18\x04 \x01(\x04R\vremainingMs\x12?\n" +
+	"\fafter_commit\x18\x05 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\vafterCommit\x12;\n" +
+	"\n" +
+	"not_undone\x18\x06 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\tnotUndone\"\x8c\x01\n" +
 	"\x13TransactionsRequest\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12\x1f\n" +
 	"\vmax_entries\x18\x02 \x01(\rR\n" +
@@ -2050,7 +2108,7 @@ const file_script_proto_rawDesc = "" +
 	"\x14TransactionsResponse\x12I\n" +
 	"\ftransactions\x18\x01 \x03(\v2%.limiquantix.agent.v1.TransactionInfoR\ftransactions\x12-\n" +
 	"\x12continuation_token\x18\x02 \x01(\tR\x11continuationToken\x127\n" +
-	"\x05error\x18\x03 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xf4\x03\n" +
+	"\x05error\x18\x03 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xe7\x04\n" +
 	"\x0fTransactionInfo\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12:\n" +
 	"\x06status\x18\x02 \x01(\x0e2\".limiquantix.agent.v1.ScriptStatusR\x06status\x127\n" +
@@ -2065,7 +2123,9 @@ const file_script_proto_rawDesc = "" +
 	"\x05reply\x18\n" +
 	" \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12#\n" +
 	"\rjournal_bytes\x18\v \x01(\x04R\fjournalBytes\x12\x12\n" +
-	"\x04port\x18\f \x01(\tR\x04port\"o\n" +
+	"\x04port\x18\f \x01(\tR\x04port\x12?\n" +
+	"\rconfirm_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\fconfirmUntil\x120\n" +
+	"\x14confirm_remaining_ms\x18\x0e \x01(\x04R\x12confirmRemainingMs\"o\n" +
 	"\x18CleanTransactionsRequest\x12'\n" +
 	"\x0ftransaction_ids\x18\x01 \x03(\tR\x0etransactionIds\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x18\n" +
@@ -2173,20 +2233,24 @@ var file_script_proto_depIdxs = []int32{
 	2,  // 20: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
 	0,  // 21: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
 	6,  // 22: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	20, // 23: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
-	6,  // 24: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	0,  // 25: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	10, // 26: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
-	28, // 27: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
-	28, // 28: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
-	5,  // 29: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	6,  // 30: limiquantix.agent.v1.CleanTransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	8,  // 31: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	28, // 23: limiquantix.agent.v1.ConfirmResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	7,  // 24: limiquantix.agent.v1.ConfirmResponse.after_commit:type_name -> limiquantix.agent.v1.Change
+	7,  // 25: limiquantix.agent.v1.ConfirmResponse.not_undone:type_name -> limiquantix.agent.v1.Change
+	20, // 26: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
+	6,  // 27: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	0,  // 28: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
+	10, // 29: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
+	28, // 30: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
+	28, // 31: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
+	5,  // 32: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	28, // 33: limiquantix.agent.v1.TransactionInfo.confirm_until:type_name -> google.protobuf.Timestamp
+	6,  // 34: limiquantix.agent.v1.CleanTransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	8,  // 35: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_script_proto_init() }

@@ -52,12 +52,27 @@ type Link struct {
 	// container a veth may lead outside, and an overlay where nothing else has an address.
 	Plumbing bool
 	Prefixes []netip.Prefix // addresses with the length of their network
+	// Tentative are those of Prefixes that cannot be used yet, or at all: they are checked for duplicates, or one was found.
+	Tentative []netip.Prefix
 
 	Master int // the index of the bridge or bond that it is a port of; 0: none
 
 	Away bool // the other end is in another network namespace
 
 	RxBytes, TxBytes, RxPackets, TxPackets uint64
+}
+
+// Route is one route, or one next hop of it.
+type Route struct {
+	Destination netip.Prefix
+	Gateway     netip.Addr // not valid: the destination is on the link
+	Link        int        // index of the interface; 0: none
+	Source      netip.Addr // not valid: the kernel chooses
+	Metric      uint32     // the lowest counts
+	Table       uint32     // 254 is the main one
+	Protocol    string     // who made it: kernel, boot, static, dhcp, ra…, or a number
+	Scope       string     // global, site, link, host, nowhere, or a number
+	Kind        string     // unicast, or what is done with packets instead: blackhole, unreachable, prohibit, throw
 }
 
 // Pressure is how long tasks waited for what they had not enough of.

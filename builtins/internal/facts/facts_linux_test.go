@@ -2,6 +2,7 @@ package facts
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -251,6 +252,94 @@ func withNetworkNamespace(t *testing.T, f func(ip func(args string))) {
 		})
 	}()
 	<-done
+}
+
+// Routes of every kind and table are told as ip shows them, and what the kernel has for itself is not.
+func TestRoutes(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip of iproute2")
+	}
+	withNetworkNamespace(t, func(ip func(string)) {
+		for _, args := range []string{
+			"link set lo up", "link add lan0 type ifb", "link add lan1 type ifb", "link set lan0 up", "link set lan1 up",
+			"addr add 192.0.2.7/24 dev lan0", "addr add 192.0.2.8/24 dev lan1 metric 900", "addr add 2001:db8::7/64 dev lan0 nodad",
+			"route add default via 192.0.2.1 dev lan0 proto dhcp src 192.0.2.7 metric 100",
+			"route add 198.51.100.0/24 dev lan1 scope link", "route add 203.0.113.0/24 nexthop via 192.0.2.2 dev lan0 nexthop via 192.0.2.3 dev lan1",
+			"route add blackhole 10.0.0.0/8", "route add 192.0.2.128/25 dev lan1 table 77 proto static", "-6 route add default via 2001:db8::1 dev lan0 metric 5 proto ra",
+			"-6 route add unreachable 2001:db8:dead::/48 metric 7",
+		} {
+			ip(args)
+		}
+		routes, err := Routes()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		links, err := Links()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var got []string
+		for _, r := range routes {
+			name := ""
+			for _, l := range links {
+				if l.Index == r.Link {
+					name = l.Name
+				}
+			}
+			if addr := r.Destination.Addr(); addr.Is6() && addr.IsLinkLocalUnicast() { // one for each link
+				continue
+			}
+			got = append(got, fmt.Sprintf("%v %s via %v dev %s src %v metric %d table %d proto %s scope %s", r.Destination, r.Kind, r.Gateway, name, r.Source, r.Metric, r.Table, r.Protocol, r.Scope))
+		}
+		const none = "invalid IP"
+		want := []string{
+			"0.0.0.0/0 unicast via 192.0.2.1 dev lan0 src 192.0.2.7 metric 100 table 254 proto dhcp scope global",
+			"10.0.0.0/8 blackhole via " + none + " dev  src " + none + " metric 0 table 254 proto boot scope global",
+			"192.0.2.0/24 unicast via " + none + " dev lan0 src 192.0.2.7 metric 0 table 254 proto kernel scope link",
+			"192.0.2.0/24 unicast via " + none + " dev lan1 src 192.0.2.8 metric 900 table 254 proto kernel scope link",
+			"198.51.100.0/24 unicast via " + none + " dev lan1 src " + none + " metric 0 table 254 proto boot scope link",
+			"203.0.113.0/24 unicast via 192.0.2.2 dev lan0 src " + none + " metric 0 table 254 proto boot scope global",
+			"203.0.113.0/24 unicast via 192.0.2.3 dev lan1 src " + none + " metric 0 table 254 proto boot scope global",
+			"192.0.2.128/25 unicast via " + none + " dev lan1 src " + none + " metric 0 table 77 proto static scope link",
+			"::/0 unicast via 2001:db8::1 dev lan0 src " + none + " metric 5 table 254 proto ra scope global",
+			"2001:db8::/64 unicast via " + none + " dev lan0 src " + none + " metric 256 table 254 proto kernel scope global",
+			"2001:db8:dead::/48 unreachable via " + none + " dev lo src " + none + " metric 7 table 254 proto boot scope global",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+// An address that is checked for duplicates cannot be used yet.
+func TestTentativeAddress(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs ip of iproute2")
+	}
+	withNetworkNamespace(t, func(ip func(string)) {
+		ip("link add v0 type veth peer name v1")
+		ip("link set v1 up")
+		ip("link set v0 up")
+		ip("addr add 2001:db8::9/64 dev v0")
+		ip("addr add 2001:db8::a/64 dev v0 nodad")
+		links, err := Links()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		for _, l := range links {
+			if l.Name != "v0" {
+				continue
+			}
+			for text, want := range map[string]bool{"2001:db8::9/64": true, "2001:db8::a/64": false} {
+				if p := netip.MustParsePrefix(text); !slices.Contains(l.Prefixes, p) || slices.Contains(l.Tentative, p) != want {
+					t.Errorf("%v: %+v", p, l)
+				}
+			}
+		}
+	})
 }
 
 func TestLinkKinds(t *testing.T) {

@@ -62,12 +62,6 @@ func readLinks() ([]Link, error) {
 
 // set stores one attribute of a link.
 func (l *Link) set(kind uint16, value []byte) {
-	number := func() uint32 {
-		if len(value) < 4 {
-			return 0
-		}
-		return binary.NativeEndian.Uint32(value)
-	}
 	switch kind {
 	case unix.IFLA_IFNAME:
 		l.Name = strings.TrimRight(string(value), "\x00")
@@ -76,9 +70,9 @@ func (l *Link) set(kind uint16, value []byte) {
 			l.MAC = net.HardwareAddr(value).String()
 		}
 	case unix.IFLA_MTU:
-		l.MTU = number()
+		l.MTU = number(value)
 	case unix.IFLA_MASTER:
-		l.Master = int(number())
+		l.Master = int(number(value))
 	case unix.IFLA_LINK_NETNSID:
 		l.Away = true
 	case unix.IFLA_LINKINFO:
@@ -124,6 +118,9 @@ func readAddresses(links []Link) error {
 		at := slices.IndexFunc(links, func(l Link) bool { return l.Index == index })
 		if prefix, ok := address(int(m.Data[1]), attributes); ok && at >= 0 {
 			links[at].Prefixes = append(links[at].Prefixes, prefix)
+			if m.Data[2]&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 && m.Data[2]&unix.IFA_F_OPTIMISTIC == 0 {
+				links[at].Tentative = append(links[at].Tentative, prefix)
+			}
 		}
 	}
 	return nil

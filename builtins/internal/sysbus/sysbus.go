@@ -24,16 +24,16 @@ import (
 // Timeout bounds the connection to the bus, and each call by Call.
 const Timeout = 5 * time.Second
 
-// socket is where the system bus listens, unless DBUS_SYSTEM_BUS_ADDRESS says otherwise (D-Bus specification, "Well-known
+// Socket is where the system bus listens, unless DBUS_SYSTEM_BUS_ADDRESS says otherwise (D-Bus specification, "Well-known
 // message bus instances").
-const socket = "/run/dbus/system_bus_socket"
+const Socket = "/run/dbus/system_bus_socket"
 
 // Available says whether there is a system bus to connect to.
 func Available() bool {
 	if os.Getenv("DBUS_SYSTEM_BUS_ADDRESS") != "" {
 		return true
 	}
-	info, err := os.Stat(socket)
+	info, err := os.Stat(Socket)
 	return err == nil && info.Mode()&fs.ModeSocket != 0
 }
 

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +51,8 @@ type Config struct {
 	// Audit is told of each call, and Panicked of a panic in one. Optional.
 	Audit    func(call.Entry)
 	Panicked func(op *builtins.Op, value any, stack []byte)
+	// Unconfirmed is told of each transaction that was taken back since nobody confirmed it in time. Optional.
+	Unconfirmed func(*pb.ErrorEvent)
 	// Halt is closed when rollbacks must stop since the agent does: its next start goes on with them. Nil: never.
 	Halt <-chan struct{}
 	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
@@ -103,6 +104,7 @@ func (core *Core) open(c Config) (err error) {
 	core.table = builtins.NewTable(core.Rooms.List()...)
 	config := call.Config{
 		Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked, Remotes: core.Rooms, Halt: c.Halt,
+		Unconfirmed: c.Unconfirmed,
 	}
 	if c.Policy != nil {
 		config.Policy = c.Policy
@@ -123,6 +125,7 @@ func (core *Core) open(c Config) (err error) {
 		return err
 	}
 	core.Calls = inverses.With(core.Journal, core.table)
+	core.Calls = core.Calls.Plus(core.Calls.Room())
 	if c.Pool == nil {
 		return nil
 	}
@@ -133,12 +136,15 @@ func (core *Core) open(c Config) (err error) {
 	if c.Disabled {
 		return nil
 	}
-	core.Calls = inverses.With(core.Journal, builtins.NewTable(slices.Concat(core.Rooms.List(), []builtins.Room{core.Scripts.Room()})...))
+	core.Calls = core.Calls.Plus(core.Scripts.Room())
 	return nil
 }
 
 // Close ends what is running. A transaction that is open stays as it is on disk.
 func (core *Core) Close() (err error) {
+	if core.Calls != nil {
+		core.Calls.Close()
+	}
 	if core.Journal != nil {
 		err = core.Journal.Close()
 	}
@@ -169,7 +175,7 @@ func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 func (core *Core) RecoverAgain(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	scripts := core.Scripts
 	if scripts == nil { // what an earlier agent left is taken back by one that runs none, too
-		scripts = script.New(script.Config{Journal: core.Journal})
+		scripts = script.New(script.Config{Journal: core.Journal, Calls: core.Calls})
 	}
 	return scripts.Recover(ctx)
 }

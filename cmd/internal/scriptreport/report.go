@@ -74,6 +74,14 @@ var statusText = map[pb.ScriptStatus]string{
 	pb.ScriptStatus_SCRIPT_STATUS_PARTIAL:          "PARTIAL, something could not be undone",
 }
 
+// StatusText describes the outcome of a script.
+func StatusText(status pb.ScriptStatus) string {
+	if words := statusText[status]; words != "" {
+		return words
+	}
+	return status.String()
+}
+
 // Status prints how a script ended, in one line, behind what was not undone.
 func Status(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.NotUndone {
@@ -83,10 +91,7 @@ func Status(w io.Writer, reply *pb.RunScriptResponse) {
 			fmt.Fprintln(w, ChangeLine(c))
 		}
 	}
-	words := statusText[reply.Status]
-	if words == "" {
-		words = reply.Status.String()
-	}
+	words := StatusText(reply.Status)
 	details := []string{human.Plural(len(reply.Changes), "change")}
 	switch {
 	case len(reply.Changes) > 0:

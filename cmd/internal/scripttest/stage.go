@@ -83,7 +83,10 @@ func (s *stage) command(_ context.Context, in *pb.TrialCommandArgs) (*pb.Nothing
 
 // request is for the script under test.
 func (s *stage) request(params *pb.LuaTable, secrets map[string]string, attachments map[string][]byte) (*pb.RunScriptRequest, error) {
-	r := &pb.RunScriptRequest{Name: s.script.name, Source: s.script.text, Secrets: secrets, Modules: s.tester.config.Modules}
+	r := &pb.RunScriptRequest{
+		Name: s.script.name, Source: s.script.text, Secrets: secrets, Modules: s.tester.config.Modules,
+		ConfirmSeconds: new(uint32), // nobody is there to confirm
+	}
 	for name, data := range attachments {
 		r.Attachments = append(r.Attachments, &pb.Attachment{Name: name, Data: data})
 	}

@@ -117,7 +117,12 @@ func journalRows(j *pb.JournalStatus) [][]string {
 	}
 	rows := [][]string{{"journal", words}}
 	if open := j.GetOpen(); open != nil {
-		rows = append(rows, []string{"transaction", fmt.Sprintf("%s: %s, %s", open.TransactionId, strings.ReplaceAll(open.Phase, "_", " "), open.Script.GetName())})
+		words := fmt.Sprintf("%s: %s, %s", open.TransactionId, strings.ReplaceAll(open.Phase, "_", " "), open.Script.GetName())
+		if open.ConfirmUntil != nil {
+			left := time.Duration(open.ConfirmRemainingMs) * time.Millisecond
+			words += fmt.Sprintf(", undone in %v unless it is confirmed", left.Round(time.Second))
+		}
+		rows = append(rows, []string{"transaction", words})
 	}
 	for _, dir := range j.GetKept() {
 		rows = append(rows, []string{"not undone", dir + " has what is left; look at it, then remove it (ctl tx clean)"})

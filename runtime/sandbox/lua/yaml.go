@@ -89,7 +89,7 @@ func (r *yamlReader) directives(text string) (string, error) {
 		case out[at] == '%':
 			any = true
 			if words[0] == "%YAML" {
-				if len(words) < 2 || !yamlVersion.MatchString(words[1]) || version != "" {
+				if len(words) < 2 || !yamlVersion().MatchString(words[1]) || version != "" {
 					return "", fmt.Errorf("line %d: one %%YAML with a version 1.1 or 1.2 may stand there", line)
 				}
 				version = words[1]
@@ -110,7 +110,7 @@ func (r *yamlReader) directives(text string) (string, error) {
 }
 
 // yamlVersion matches the versions of YAML, and those to come that are no others to a parser.
-var yamlVersion = regexp.MustCompile(`^1\.[0-9]+$`)
+var yamlVersion = lazyregexp.New(`^1\.[0-9]+$`)
 
 func (r *yamlReader) read(n *yaml.Node, depth int) (glua.LValue, error) {
 	if r.left--; r.left < 0 {
@@ -234,21 +234,21 @@ func (r *yamlReader) keep(t *glua.LTable, key glua.LValue, n *yaml.Node, value g
 var (
 	// yaml11Boolean matches what is a boolean to readers of YAML 1.1, and text to those of YAML 1.2. Of y and n the former
 	// do not agree.
-	yaml11Boolean = regexp.MustCompile(`^(yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$`)
+	yaml11Boolean = lazyregexp.New(`^(yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$`)
 	// yaml11Other matches what may be no text to readers of YAML 1.1: y, n, and numbers to the base 60.
-	yaml11Other = regexp.MustCompile(`^([yYnN]|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$`)
+	yaml11Other = lazyregexp.New(`^([yYnN]|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$`)
 	// yamlNumeral matches numbers, also those that the parser takes for text because they are too large.
-	yamlNumeral = regexp.MustCompile(`^[-+]?(0x[0-9A-Fa-f_]+|0o[0-7_]+|0b[01_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$`)
+	yamlNumeral = lazyregexp.New(`^[-+]?(0x[0-9A-Fa-f_]+|0o[0-7_]+|0b[01_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$`)
 	// yamlOctal matches what is octal to readers of YAML 1.1.
-	yamlOctal = regexp.MustCompile(`^[-+]?0[0-7_]+$`)
+	yamlOctal = lazyregexp.New(`^[-+]?0[0-7_]+$`)
 	// coreNumber matches numbers of the core schema of YAML 1.2 that are decimal, coreOther the others.
-	coreNumber = regexp.MustCompile(`^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`)
-	coreOther  = regexp.MustCompile(`^(0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)$`)
+	coreNumber = lazyregexp.New(`^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$`)
+	coreOther  = lazyregexp.New(`^(0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)$`)
 )
 
 // ambiguous says whether a word without quotes is text to some readers alone.
 func ambiguous(word string) bool {
-	return yaml11Boolean.MatchString(word) || yaml11Other.MatchString(word)
+	return yaml11Boolean().MatchString(word) || yaml11Other().MatchString(word)
 }
 
 // scalar reads numbers and booleans as readers of YAML 1.1 do, which most files of a guest are for, so that 0644 is octal, and also
@@ -266,9 +266,9 @@ func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 	}
 	if number := n.ShortTag() == "!!int" || n.ShortTag() == "!!float"; r.core && n.Style == 0 && number {
 		switch {
-		case coreNumber.MatchString(n.Value):
+		case coreNumber().MatchString(n.Value):
 			return decimal(n.Value)
-		case !coreOther.MatchString(n.Value):
+		case !coreOther().MatchString(n.Value):
 			return glua.LString(n.Value), nil
 		}
 	}
@@ -300,7 +300,7 @@ func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 		case ".nan":
 			return glua.LNumber(math.NaN()), nil
 		}
-		if n.Style == 0 && yamlOctal.MatchString(n.Value) { // of 64 bits it is too large for the parser
+		if n.Style == 0 && yamlOctal().MatchString(n.Value) { // of 64 bits it is too large for the parser
 			return inexact()
 		}
 		return decimal(text)
@@ -312,9 +312,9 @@ func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 		return glua.LString(s), nil
 	case "!!str", "!!timestamp":
 		switch plain := n.Style == 0; {
-		case plain && !r.core && yaml11Boolean.MatchString(n.Value):
+		case plain && !r.core && yaml11Boolean().MatchString(n.Value):
 			return glua.LBool(strings.ContainsAny(n.Value[:2], "yY") || strings.EqualFold(n.Value, "on")), nil
-		case plain && n.ShortTag() == "!!str" && yamlNumeral.MatchString(n.Value) && (!r.core || coreNumber.MatchString(n.Value)):
+		case plain && n.ShortTag() == "!!str" && yamlNumeral().MatchString(n.Value) && (!r.core || coreNumber().MatchString(n.Value)):
 			return inexact()
 		}
 		return glua.LString(n.Value), nil

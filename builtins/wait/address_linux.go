@@ -1,0 +1,42 @@
+package wait
+
+import (
+	"context"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// conditions are what can be waited for here.
+const conditions = "address,ready,unit,file"
+
+func (r *Room) address(ctx context.Context, in *pb.WaitAddress) (*pb.WaitResponse, error) {
+	want, err := parseWanted(in)
+	if err != nil {
+		return nil, err
+	}
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	changed, err := facts.WatchLinks(watching)
+	if err != nil {
+		return nil, fault.On("netlink", err)
+	}
+	for {
+		links, err := facts.Links()
+		if err != nil {
+			return nil, err
+		}
+		if found := want.in(links); found != nil {
+			return found, nil
+		}
+		select {
+		case _, ok := <-changed:
+			if !ok && ctx.Err() == nil {
+				return nil, fault.Wrapf(fault.ErrInternal, "netlink tells nothing any more")
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
