@@ -14,6 +14,18 @@ import (
 //go:embed bundled/*.lua
 var files embed.FS
 
+//go:embed hooks
+var hooks embed.FS
+
+// Hooks returns what every agent tells of a freeze and of its end: shell scripts that do nothing where their server does not run.
+func Hooks() fs.FS {
+	dir, err := fs.Sub(hooks, "hooks")
+	if err != nil {
+		panic("bundled hooks: " + err.Error()) // cannot happen: the name is a constant
+	}
+	return dir
+}
+
 // Bundled returns the scripts, each as NAME.lua at the root of the file system.
 func Bundled() fs.FS {
 	bundled, err := fs.Sub(files, "bundled")

@@ -6,6 +6,7 @@ package all
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/builtins/inventory"
@@ -23,6 +25,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/pkg"
 	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
+	"github.com/quantix-kvm/guest-agent/builtins/quiesce"
 	"github.com/quantix-kvm/guest-agent/builtins/service"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
@@ -54,8 +57,16 @@ type Config struct {
 	Jobs string
 	// Leftovers is where the next agent finds in which directories uploads may have been left half done; empty: nowhere.
 	Leftovers string
-	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere.
+	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere. Left is what it found. State is the agent's
+	// own directory, in which transactions write; empty: there are none.
 	FreezeFile string
+	Left       Left
+	State      string
+	// FreezeHooks and ThawHooks are the directories of what is told of a freeze and of its end, and BundledHooks what every agent has
+	// of it. RunScript runs one that is a script. All are optional.
+	FreezeHooks, ThawHooks string
+	BundledHooks           fs.FS
+	RunScript              func(ctx context.Context, call *builtins.Call, name string, source []byte, phase string) error
 	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
 	Thawed func(words string)
 	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may set.
@@ -73,6 +84,13 @@ type Config struct {
 // Command is a command of a script that is to be answered.
 type Command = guest.Command
 
+// Left is what an agent that was killed left frozen.
+type Left = freeze.Left
+
+// ThawLeft thaws what an agent that was killed left frozen, as it noted in its Config.FreezeFile. It must be called before anything is
+// written to a disk. While that agent lives it does nothing.
+func ThawLeft(file string) Left { return freeze.ThawLeft(file) }
+
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
 var Unsupported = []string{"clipboard"}
 
@@ -83,25 +101,33 @@ type Rooms struct {
 	telemetry *telemetry.Sampler
 	commands  *exec.Room
 	power     *power.Room
+	frozen    *freeze.State
+	quiesce   *quiesce.Room
 }
 
 // New opens the rooms.
 func New(c Config) *Rooms {
-	processes := proc.Config{Name: c.Name, Reexec: c.Reexec}
+	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen})
+	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand}
 	live := c.Dir == "" || c.Dir == "/"
 	g := &guest.Guest{
 		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,
 	}
 	about := host.New(g, c.Version)
 	commands := exec.New(g, exec.Config{
-		Commands: processes, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, FreezeFile: c.FreezeFile, Thawed: c.Thawed, Frozen: c.Frozen,
+		Commands: processes, MaxTimeout: c.MaxTimeout, Jobs: c.Jobs, Thawed: c.Thawed, Frozen: frozen,
+	})
+	quiescing := quiesce.New(g, quiesce.Config{
+		Machine: c.Machine, Frozen: frozen, Left: c.Left, FreezeHooks: c.FreezeHooks, ThawHooks: c.ThawHooks, Bundled: c.BundledHooks,
+		RunScript: c.RunScript, Thawed: c.Thawed,
 	})
 	down := power.New(g, power.Config{
-		Machine: c.Machine, Note: c.ShutdownFile, BootID: about.BootID, Lock: c.Lock, Open: c.OpenTransaction,
+		Machine: c.Machine, Note: c.ShutdownFile, BootID: about.BootID, Lock: c.Lock, Thaw: frozen.ThawAll, Open: c.OpenTransaction,
 	})
 	return &Rooms{
-		commands: commands, host: about, telemetry: telemetry.New(), power: down,
+		commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
+			quiescing.Room(), // first: what it has to tell at the end is told by commands
 			file.New(g, file.Config{Leftovers: c.Leftovers}).Room(),
 			commands.Room(),
 			about.Room(),
@@ -118,6 +144,15 @@ func New(c Config) *Rooms {
 		},
 	}
 }
+
+// Frozen is what hosts have frozen.
+func (r *Rooms) Frozen() *freeze.State { return r.frozen }
+
+// FrozenStatus describes it, for get_status.
+func (r *Rooms) FrozenStatus() []*pb.FrozenStatus { return r.quiesce.Status() }
+
+// Notices are events that a host is told when it connects.
+func (r *Rooms) Notices() []*pb.ErrorEvent { return r.quiesce.Notices() }
 
 // HasRemotes reports whether a file system is mounted whose server may not answer.
 func (r *Rooms) HasRemotes() bool { return r.commands.HasRemotes() }

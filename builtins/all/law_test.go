@@ -22,6 +22,8 @@ const (
 	login   = "what a login of the user runs, as the user"
 	comment = "words about the user"
 
+	hookDir = "it can name none but that of the configuration"
+
 	signal = "what is sent to the processes, which the row names"
 
 	unitAction = "what is done to the unit, which the row names"
@@ -83,6 +85,8 @@ var free = map[string]map[string]string{
 	"power.reboot":   {"message": told},
 	"power.shutdown": {"message": told, "call": "names a call of a script"},
 	"process.kill":   {"signal": signal},
+	"quiesce":        {"pre_freeze_script_dir": hookDir},
+	"thaw":           {"quiesce_token": "names a freeze, whose file systems were allowed", "post_thaw_script_dir": hookDir},
 	"shutdown":       {"message": told},
 	"tx.on_rollback": {"cwd": dir, "user": runs, "group": runs},
 

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -39,12 +40,10 @@ type Config struct {
 	Jobs string
 	// FreezeLimit is how long a file system stays frozen that a command froze; 0: 60 s.
 	FreezeLimit time.Duration
-	// FreezeFile is where ThawLeft of a later agent finds what is frozen, gone with the guest's next boot; empty: nowhere.
-	FreezeFile string
 	// Thawed is called with a message when that time was up. Optional.
 	Thawed func(words string)
-	// Frozen is called with true when a file system was found frozen, and with false when none is any more. It must not block. Optional.
-	Frozen func(bool)
+	// Frozen is where it is noted what commands froze. Nil: the room's own.
+	Frozen *freeze.State
 }
 
 // Room holds the operations.
@@ -65,9 +64,12 @@ func New(g *guest.Guest, config Config) *Room {
 	if config.FreezeLimit == 0 {
 		config.FreezeLimit = defaultFreeze
 	}
+	if config.Frozen == nil {
+		config.Frozen = freeze.New(freeze.Config{})
+	}
 	return &Room{
 		config: config, guest: g, jobs: jobs{dir: config.Jobs},
-		freezes: freezes{note: &freezeNote{path: config.FreezeFile}, known: map[string]*freeze{}},
+		freezes: freezes{state: config.Frozen, known: map[string]*frozen{}},
 		remotes: remotes{hung: map[string]bool{}},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -31,21 +32,21 @@ const (
 
 // freezes are the file systems that are known to be frozen.
 type freezes struct {
-	note    *freezeNote
+	state   *freeze.State
 	looking sync.Mutex   // held by the one that looks
 	begun   atomic.Int64 // looks that have begun
 	probe   *probe       // waits for the next look; nil: none. Guarded by looking
 
 	mu      sync.Mutex
 	running int                // commands that may freeze something
-	known   map[string]*freeze // by mount point
+	known   map[string]*frozen // by mount point
 	closed  bool               // all is thawed, and the agent stops
 }
 
-// freeze is one frozen file system. Without a timer somebody else froze it, who also thaws it.
-type freeze struct {
+// frozen is one frozen file system. Without a timer somebody else froze it, who also thaws it.
+type frozen struct {
 	timer  *time.Timer
-	target *thawTarget
+	target *freeze.Target
 }
 
 // watchFreezes looks for file systems that a command leaves frozen, from now on until after is called at its end.
@@ -90,7 +91,7 @@ func (r *Room) look(call *builtins.Call) {
 		return
 	}
 	f.begun.Add(1)
-	points := f.unknown(r.remotes.table.canFreeze())
+	points := f.unknown(r.remotes.table.canFreeze(f.state.Holds))
 	if len(points) == 0 {
 		return
 	}
@@ -137,30 +138,32 @@ func (r *Room) found(call *builtins.Call, point string, opened bool) {
 	f := &r.freezes
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	frozen := &freeze{}
+	if f.state.HoldsPoint(point) {
+		return // a request froze it since
+	}
+	found := &frozen{}
 	if opened && f.running > 0 {
-		if target, err := openThawTarget(point); err == nil {
-			frozen.target = target
-			frozen.timer = time.AfterFunc(r.config.FreezeLimit, func() { r.thaw(call, point, frozen) })
+		if target, err := freeze.Open(point); err == nil {
+			found.target = target
+			found.timer = time.AfterFunc(r.config.FreezeLimit, func() { r.thaw(call, point, found) })
 		}
 	}
-	f.known[point] = frozen
-	f.note.write(f.known)
-	r.tellFrozen()
+	f.known[point] = found
+	f.tell()
 }
 
 // thaw thaws a file system whose time is up, and tells the log and the host that sent the command.
-func (r *Room) thaw(call *builtins.Call, point string, frozen *freeze) {
+func (r *Room) thaw(call *builtins.Call, point string, found *frozen) {
 	f := &r.freezes
 	f.mu.Lock()
-	if f.known[point] != frozen {
+	if f.known[point] != found {
 		f.mu.Unlock()
 		return
 	}
-	f.known[point] = &freeze{} // until the probe sees the thaw
+	f.known[point] = &frozen{} // until the probe sees the thaw
 	f.mu.Unlock()
-	thawed, err := frozen.target.thaw()
-	frozen.target.close()
+	thawed, err := found.target.Thaw()
+	found.target.Close()
 	if !thawed && err == nil {
 		return
 	}
@@ -181,24 +184,27 @@ func (r *Room) forget(point string) {
 	f := &r.freezes
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	frozen := f.known[point]
-	if frozen == nil {
+	gone := f.known[point]
+	if gone == nil {
 		return
 	}
-	if frozen.timer != nil {
-		frozen.timer.Stop()
-		frozen.target.close()
+	if gone.timer != nil {
+		gone.timer.Stop()
+		gone.target.Close()
 	}
 	delete(f.known, point)
-	f.note.write(f.known)
-	r.tellFrozen()
+	f.tell()
 }
 
-// tellFrozen tells whether something is frozen. The caller holds mu.
-func (r *Room) tellFrozen() {
-	if r.config.Frozen != nil {
-		r.config.Frozen(len(r.freezes.known) > 0)
+// tell tells what is frozen. The caller holds mu.
+func (f *freezes) tell() {
+	var points []string
+	for point, known := range f.known {
+		if known.timer != nil {
+			points = append(points, point)
+		}
 	}
+	f.state.SetWatched(points, len(f.known) > 0)
 }
 
 // thawAll thaws what commands froze, since no timer fires after the end of the agent.
@@ -213,14 +219,13 @@ func (r *Room) thawAll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
-	for point, frozen := range f.known {
-		if frozen.timer != nil {
-			frozen.timer.Stop()
-			frozen.target.thaw() // the later thaw of the command's sender fails, which is harmless
-			frozen.target.close()
+	for point, known := range f.known {
+		if known.timer != nil {
+			known.timer.Stop()
+			_, _ = known.target.Thaw() // the later thaw of the command's sender fails, which is harmless
+			known.target.Close()
 			delete(f.known, point)
 		}
 	}
-	f.note.write(f.known)
-	r.tellFrozen()
+	f.tell()
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -32,9 +33,9 @@ func newFreezableDisk(t *testing.T, table *table) string {
 		t.Skipf("needs a loop device and mkfs.ext4: %v", made)
 	}
 	t.Cleanup(func() {
-		if target, err := openThawTarget(point); err == nil {
-			target.thaw()
-			target.close()
+		if target, err := freeze.Open(point); err == nil {
+			target.Thaw()
+			target.Close()
 		}
 		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
 			t.Error(err)
@@ -90,27 +91,30 @@ func TestFreezeLimit(t *testing.T) {
 // The freeze file of a killed agent lets the next one thaw.
 func TestThawLeft(t *testing.T) {
 	note := filepath.Join(t.TempDir(), "frozen")
-	r, table := room(t, Config{FreezeLimit: time.Hour, FreezeFile: note})
+	_, table := room(t, Config{FreezeLimit: time.Hour, Frozen: freeze.New(freeze.Config{Note: note})})
 	point := newFreezableDisk(t, table)
 	if reply := native(t, table, &pb.ExecuteRequest{Command: "fsfreeze --freeze " + point, WaitForExit: true}); reply.ExitCode != 0 {
 		t.Fatal(reply)
 	}
-	if words := ThawLeft(note); len(words) != 0 || canWrite(t, table, point) {
-		t.Errorf("another agent is started by mistake, and thaws: %q", words)
+	if left := freeze.ThawLeft(note); len(left.Messages) != 0 || canWrite(t, table, point) {
+		t.Errorf("another agent is started by mistake, and thaws: %q", left)
 	}
-	r.freezes.mu.Lock()
-	r.freezes.known[point].timer.Stop() // as if the agent were killed
-	r.freezes.note.file.Close()
-	r.freezes.note.file = nil
-	r.freezes.mu.Unlock()
-	if words := ThawLeft(note); len(words) != 1 || !strings.Contains(words[0], point) {
-		t.Errorf("%q", words)
+	text, err := os.ReadFile(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := note + ".copy" // which nobody has locked, as if the agent were killed
+	if err := os.WriteFile(copied, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if left := freeze.ThawLeft(copied); len(left.Messages) != 1 || !strings.Contains(left.Messages[0], point) {
+		t.Errorf("%q", left)
 	}
 	if !canWrite(t, table, point) {
 		t.Error("it is still frozen")
 	}
-	if words := ThawLeft(note); len(words) != 0 {
-		t.Errorf("told twice: %q", words)
+	if left := freeze.ThawLeft(copied); len(left.Messages) != 0 {
+		t.Errorf("told twice: %q", left)
 	}
 }
 
@@ -141,12 +145,12 @@ func TestThawDisarms(t *testing.T) {
 	if err := r.release(); err != nil {
 		t.Fatal(err)
 	}
-	target, err := openThawTarget(point)
+	target, err := freeze.Open(point)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer target.close()
-	if thawed, err := target.thaw(); thawed || err != nil {
+	defer target.Close()
+	if thawed, err := target.Thaw(); thawed || err != nil {
 		t.Errorf("after the agent it is still frozen: %v, %v", thawed, err)
 	}
 }
@@ -155,7 +159,7 @@ func TestThawDisarms(t *testing.T) {
 func TestFreezeHoweverSpelled(t *testing.T) {
 	r, table := room(t, Config{FreezeLimit: time.Hour, Jobs: filepath.Join(t.TempDir(), "jobs")})
 	point := newFreezableDisk(t, table)
-	for name, freeze := range map[string]func(){
+	for name, act := range map[string]func(){
 		"the option behind the path": func() {
 			native(t, table, &pb.ExecuteRequest{Command: "fsfreeze", Args: []string{point, "--freeze"}, WaitForExit: true})
 		},
@@ -173,19 +177,19 @@ func TestFreezeHoweverSpelled(t *testing.T) {
 		},
 	} {
 		known := func() bool { r.freezes.mu.Lock(); defer r.freezes.mu.Unlock(); return r.freezes.known[point] != nil }
-		freeze()
+		act()
 		eventually(t, name+" is watched", known)
 		r.freezes.mu.Lock()
 		armed := r.freezes.known[point].timer != nil
 		r.freezes.mu.Unlock()
-		target, err := openThawTarget(point)
+		target, err := freeze.Open(point)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if thawed, err := target.thaw(); !armed || !thawed || err != nil {
+		if thawed, err := target.Thaw(); !armed || !thawed || err != nil {
 			t.Errorf("%s: armed %v, frozen %v, %v", name, armed, thawed, err)
 		}
-		target.close()
+		target.Close()
 		eventually(t, name+" is no longer watched", func() bool { return !known() })
 	}
 }
@@ -201,12 +205,12 @@ func TestFreezeOfSomebodyElse(t *testing.T) {
 	if err := r.release(); err != nil {
 		t.Error(err)
 	}
-	target, err := openThawTarget(point)
+	target, err := freeze.Open(point)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer target.close()
-	if thawed, err := target.thaw(); !thawed {
+	defer target.Close()
+	if thawed, err := target.Thaw(); !thawed {
 		t.Errorf("the agent thawed it, %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"slices"
 	"strings"
 	"sync"
 
@@ -16,7 +17,7 @@ type mountTable struct {
 	open      bool
 	fd        int // no os.File: the runtime's poller would take the news
 	remotes   []proc.Mount
-	freezable []string
+	freezable map[string]string
 }
 
 // remote returns the mounts of remote file systems. The slice is the table's own.
@@ -27,12 +28,18 @@ func (t *mountTable) remote() []proc.Mount {
 	return t.remotes
 }
 
-// canFreeze returns a mount point of each file system that could be frozen. The slice is the table's own.
-func (t *mountTable) canFreeze() []string {
+// canFreeze returns a mount point of each file system that could be frozen and is not held already, in an order.
+func (t *mountTable) canFreeze(held func(device string) bool) (points []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.refresh()
-	return t.freezable
+	for device, point := range t.freezable {
+		if !held(device) {
+			points = append(points, point)
+		}
+	}
+	slices.Sort(points)
+	return points
 }
 
 // refresh reads the mounts if they have changed. Where they cannot be read all stays. The caller holds mu.
@@ -50,7 +57,7 @@ func (t *mountTable) refresh() {
 	if err != nil {
 		return
 	}
-	t.remotes, t.freezable = nil, freezable(all)
+	t.remotes, t.freezable = nil, freezable()
 	for _, m := range all {
 		if isRemote(m.Type) {
 			t.remotes = append(t.remotes, m)

@@ -7,6 +7,6 @@ type mountTable struct{}
 
 func (*mountTable) remote() []proc.Mount { return nil }
 
-func (*mountTable) canFreeze() []string { return nil }
+func (*mountTable) canFreeze(func(string) bool) []string { return nil }
 
 func (*mountTable) close() {}

@@ -3,15 +3,13 @@ package exec
 import (
 	"context"
 	"encoding/gob"
-	"maps"
 	"os"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 )
 
@@ -44,25 +42,20 @@ type probeAnswer struct {
 // mayFreeze reports whether commands of this agent may freeze a file system.
 func mayFreeze() bool { return os.Geteuid() == 0 }
 
-// freezable returns a mount point of each file system that could be frozen: those on a block device.
-func freezable(mounts []proc.Mount) []string {
-	text, err := os.ReadFile("/proc/filesystems")
+// freezable returns a mount point of each file system that could be frozen, by its device: those on a block device.
+func freezable() map[string]string {
+	mounts, below, err := freeze.Freezable()
 	if err != nil {
 		return nil
 	}
-	onDevice := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) == 1 && !strings.HasPrefix(fields[0], "fuse") {
-			onDevice[fields[0]] = true
-		}
-	}
 	points := map[string]string{}
 	for _, m := range mounts {
-		if old, ok := points[m.Device]; onDevice[m.Type] && (!ok || len(m.Point) < len(old)) {
-			points[m.Device] = m.Point
+		path := below + m.Point
+		if old, ok := points[m.Device]; !ok || len(path) < len(old) {
+			points[m.Device] = path
 		}
 	}
-	return slices.Sorted(maps.Values(points))
+	return points
 }
 
 // startProbe starts a probe. It outlives the agent while it waits for a thaw.
@@ -205,8 +198,3 @@ func probeMain() bool {
 
 // probeName is a name that no directory has.
 const probeName = ".quantix-kvm-probe.none"
-
-// lockFile locks a file for this process; false if another one has.
-func lockFile(file *os.File) bool {
-	return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
-}

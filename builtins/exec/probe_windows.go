@@ -3,7 +3,6 @@ package exec
 import (
 	"context"
 	"errors"
-	"os"
 	"time"
 )
 
@@ -30,5 +29,3 @@ func (*probe) reserve() bool { return false }
 func (*probe) end() {}
 
 func probeMain() bool { return false }
-
-func lockFile(*os.File) bool { return true }

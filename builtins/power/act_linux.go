@@ -30,7 +30,7 @@ func running(g *guest.Guest) machine {
 			_, err := findInit("/")
 			return err
 		},
-		tell: tellUsers, thaw: thawAll,
+		tell: tellUsers,
 		act: func(ctx context.Context, what string) error {
 			kind, err := findInit("/")
 			if err != nil {
@@ -176,46 +176,6 @@ func startTarget(ctx context.Context, unit string) error {
 		return sysbus.Error("systemd", call.Err)
 	}
 	return nil
-}
-
-// fithaw is FITHAW of the kernel's include/uapi/linux/fs.h, and maxThaws how often one file system is thawed: several may have
-// frozen it.
-const (
-	fithaw   = 0xC0045878
-	maxThaws = 8
-)
-
-// thawAll thaws every file system that can be frozen: those on a block device. What is not frozen stays as it is.
-func thawAll() {
-	mounts, err := proc.Mounts()
-	text, typesErr := os.ReadFile("/proc/filesystems")
-	if err != nil || typesErr != nil {
-		return
-	}
-	onDevice := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) == 1 && !strings.HasPrefix(fields[0], "fuse") {
-			onDevice[fields[0]] = true
-		}
-	}
-	for _, m := range mounts {
-		if onDevice[m.Type] {
-			thaw(m.Point)
-		}
-	}
-}
-
-func thaw(point string) {
-	fd, err := unix.Open(point, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	for range maxThaws {
-		if unix.IoctlSetInt(fd, fithaw, 0) != nil {
-			return
-		}
-	}
 }
 
 // bootTime returns the time since the boot of the guest, suspends included.

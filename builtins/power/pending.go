@@ -139,7 +139,7 @@ func (r *Room) run(ctx context.Context, s *shutdown) {
 	case <-ctx.Done():
 		return
 	}
-	r.machine.thaw() // what the transaction waits for may be frozen
+	r.config.Thaw() // what the transaction waits for may be frozen
 	unlock, ended := r.awaitTransaction(ctx)
 	if ended || !r.act(s) {
 		unlock()
@@ -148,7 +148,7 @@ func (r *Room) run(ctx context.Context, s *shutdown) {
 	if delayed || s.restored {
 		r.tell(ctx, s.message, verbs[s.what]+" now.")
 	}
-	r.machine.thaw()
+	r.config.Thaw()
 	limited, cancel := context.WithTimeout(ctx, actTime)
 	err := r.machine.act(limited, s.what)
 	cancel()

@@ -42,6 +42,8 @@ type Config struct {
 	// Lock makes the caller the one writer, and waits for the open transaction within ctx; an error of cause fault.ErrBusy
 	// says that it has not ended. Nil: there are no transactions.
 	Lock func(ctx context.Context) (release func(), err error)
+	// Thaw thaws whatever is frozen. Nil: nothing can be.
+	Thaw func()
 	// Open returns the transaction that is open; nil: none is. Nil: there are no transactions.
 	Open func() *pb.TransactionInfo
 }
@@ -67,14 +69,15 @@ type machine struct {
 	why func() error
 	// tell writes to the terminals of the users who are logged in, within ctx, as far as that can be done.
 	tell func(ctx context.Context, text string)
-	// thaw thaws what file systems are frozen.
-	thaw func()
 	// act has the init do it, and returns when that has begun.
 	act func(ctx context.Context, what string) error
 }
 
 // New makes the room for a guest. It starts nothing.
 func New(g *guest.Guest, config Config) *Room {
+	if config.Thaw == nil {
+		config.Thaw = func() {}
+	}
 	return &Room{guest: g, config: config, machine: running(g), calls: map[string]chan struct{}{}}
 }
 

@@ -44,7 +44,6 @@ func (m *inertMachine) machine() machine {
 	return machine{
 		why:  func() error { return nil },
 		tell: func(_ context.Context, text string) { m.note("tell " + strings.ReplaceAll(text, "\r\n", "/")) },
-		thaw: func() { m.note("thaw") },
 		act: func(_ context.Context, what string) error {
 			m.note(what)
 			m.acted <- what
@@ -56,7 +55,7 @@ func (m *inertMachine) machine() machine {
 func newRoom(t *testing.T, config Config) (*Room, *inertMachine) {
 	t.Helper()
 	m := &inertMachine{acted: make(chan string, 10)}
-	config.Machine = true
+	config.Machine, config.Thaw = true, func() { m.note("thaw") }
 	if config.BootID == nil {
 		config.BootID = func() string { return "this-boot" }
 	}

@@ -12,7 +12,7 @@ import (
 func running(*guest.Guest) machine {
 	why := func() error { return fault.Unsupported("it is not there on Windows yet") }
 	return machine{
-		why: why, tell: func(context.Context, string) {}, thaw: func() {},
+		why: why, tell: func(context.Context, string) {},
 		act: func(context.Context, string) error { return why() },
 	}
 }

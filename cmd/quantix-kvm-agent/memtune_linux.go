@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,5 +31,33 @@ func dropStartPages() {
 			continue
 		}
 		_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(nil), from)), to-from), unix.MADV_DONTNEED)
+	}
+}
+
+// memoryLock keeps what the agent has in memory there, while file systems are frozen: a page of its own that has to be read again, or
+// one of another program that has to be written for it, would wait for a disk. Pages that it has not used yet are not read for that.
+// Where it fails, for want of rights, nothing is lost but that.
+type memoryLock struct {
+	mu   sync.Mutex
+	want bool
+}
+
+// set locks before it returns, and unlocks some time later: who waits for a thaw does not wait for that.
+func (l *memoryLock) set(locked bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.want = locked; locked {
+		const onFault = 4 // MCL_ONFAULT of include/uapi/asm-generic/mman.h
+		_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | onFault)
+		return
+	}
+	go l.unlock()
+}
+
+func (l *memoryLock) unlock() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.want {
+		_ = unix.Munlockall()
 	}
 }

@@ -19,7 +19,6 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
-	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
@@ -41,7 +40,7 @@ func run(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	tuneMemory()
-	thawed := exec.ThawLeft(f.freezeFile())
+	left := all.ThawLeft(f.freezeFile())
 	conf, warnings, faulty := config.Load(f.config)
 	if err := checkLogFile(conf.LogFile); err != nil {
 		faulty, conf.LogFile = errors.Join(faulty, err), ""
@@ -55,7 +54,7 @@ func run(ctx context.Context, f flags) (err error) {
 	for _, warning := range warnings {
 		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
 	}
-	for _, words := range thawed {
+	for _, words := range left.Messages {
 		log.Warn(words)
 	}
 	if f.instead != nil {
@@ -66,7 +65,7 @@ func run(ctx context.Context, f flags) (err error) {
 	defer pool.Close()
 	rules := newRules(log, logs.audit)
 	inner := coreConfig(f, conf, rules, pool, logs)
-	inner.Halt = stopInTime(ctx)
+	inner.Halt, inner.Rooms.Left = stopInTime(ctx), left
 	var recovery *recovery
 	inner.Unconfirmed = func(e *pb.ErrorEvent) { recovery.unconfirmed(e, log) } // which comes after the recovery began
 	inside, err := core.Open(inner)
@@ -127,7 +126,7 @@ func run(ctx context.Context, f flags) (err error) {
 		Hooks: agent.Hooks{
 			Gate: recovery.gate, Cancel: inside.Scripts.Cancel,
 			Notices: func() []*pb.ErrorEvent {
-				return slices.Concat(insteadNotice(f.instead), recovery.notices(), firstBootNotices(first))
+				return slices.Concat(insteadNotice(f.instead), recovery.notices(), firstBootNotices(first), inside.Rooms.Notices())
 			},
 			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
 		},
@@ -189,7 +188,11 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
 	}
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
-	c.Rooms.Frozen = logs.out.hold
+	memory := &memoryLock{}
+	c.Rooms.Frozen = func(frozen bool) {
+		logs.out.hold(frozen)
+		memory.set(frozen)
+	}
 	return c
 }
 
@@ -198,6 +201,7 @@ func roomConfig(f flags, conf config.Config) all.Config {
 		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
 		Protected: f.below(f.config, f.stateDir(), executable()), FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
+		FreezeHooks: conf.PreFreezeDir, ThawHooks: conf.PostThawDir, BundledHooks: scripts.Hooks(),
 	}
 }
 

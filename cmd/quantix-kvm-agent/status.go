@@ -88,6 +88,7 @@ func statusDetails(
 		s.Journal = inside.Journal.Status()
 		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
 		s.FirstBoot = first.State()
+		s.Frozen = inside.Rooms.FrozenStatus()
 		recovery.describe(s)
 		for _, layer := range layers() {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})

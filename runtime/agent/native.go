@@ -73,7 +73,7 @@ func (n *nativeSession) config() wire.Config {
 			switch request := request.(type) {
 			case *pb.PingRequest:
 				return len(request.Awaiting) == 0
-			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest, *pb.ShutdownRequest, *pb.ConfirmRequest:
+			case *pb.GetCapabilitiesRequest, *pb.GetStatusRequest, *pb.ShutdownRequest, *pb.ConfirmRequest, *pb.ThawFilesystemsRequest:
 				return true
 			case *pb.ExecInputRequest: // input may wait for output to be consumed, which this says
 				return len(request.Data) == 0

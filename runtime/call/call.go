@@ -43,6 +43,19 @@ type Remotes interface {
 	CheckRemotes(ctx context.Context, access builtins.Access) error
 }
 
+// Frozen is what hosts have frozen for a snapshot. What would write there hangs until the thaw, so that it waits, or is refused with
+// an error of cause fault.ErrBusy.
+type Frozen interface {
+	// Check returns why a request cannot be served at present.
+	Check(access builtins.Access) error
+	// Await waits within ctx until it can.
+	Await(ctx context.Context, access builtins.Access) error
+	// Enter begins a change, which a freeze that comes meanwhile waits for; EnterScript one of a script, which is in the journal
+	// as well. Both wait within ctx, but for an Enter without wait.
+	Enter(ctx context.Context, access builtins.Access, wait bool) (leave func(), err error)
+	EnterScript(ctx context.Context, access builtins.Access) (leave func(), err error)
+}
+
 // Config is what an executor is made of.
 type Config struct {
 	// Table is what there is to call. Required.
@@ -55,6 +68,8 @@ type Config struct {
 	Halt <-chan struct{}
 	// Remotes knows the file systems whose servers may not answer. Nil: none is looked for.
 	Remotes Remotes
+	// Frozen knows what is frozen. Nil: nothing ever is.
+	Frozen Frozen
 	// Audit is told of each call after it ended, but for Routine ones that succeeded. Optional.
 	Audit func(Entry)
 	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Optional.
@@ -116,6 +131,9 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 	}
 	d := &decision{Executor: x, call: &own, op: op, in: in, files: x.config.Files}
 	return d.audited(func() (proto.Message, error) {
+		if err := d.frozen(); err != nil {
+			return nil, d.because(err)
+		}
 		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
 			return nil, err
 		}
@@ -125,6 +143,11 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 		if op.Transaction && op.Changes(in) {
 			return d.inTransaction(ctx)
 		}
+		leave, err := d.enter(ctx)
+		if err != nil {
+			return nil, d.because(err)
+		}
+		defer leave()
 		return d.run(ctx)
 	})
 }

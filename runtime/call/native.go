@@ -57,7 +57,7 @@ func (d *decision) inTransaction(ctx context.Context) (proto.Message, error) {
 	d.call.Tx, d.call.Deferred, d.call.Changed = scope, scope.deferred, run.changed
 	var confirm confirmWish
 	d.call.Confirm = confirm.set
-	out, err := d.run(ctx)
+	out, err := d.runWhole(ctx)
 	if err == nil {
 		err = tx.Err()
 	}
@@ -100,6 +100,16 @@ func (c *confirmWish) set(within time.Duration, told func(id string, until time.
 	}
 	c.within, c.told = within, told
 	return nil
+}
+
+// runWhole runs the operation so that a snapshot has all of it or nothing.
+func (d *decision) runWhole(ctx context.Context) (proto.Message, error) {
+	leave, err := d.enterOwn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return d.run(ctx)
 }
 
 // rollBack takes back what a native row did, and returns its error with what could not be taken back.

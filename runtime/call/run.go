@@ -80,6 +80,11 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 		if op.Changes(d.in) && r.full() {
 			return nil, d.because(errHeld)
 		}
+		leave, err := d.thawed(ctx, r.config.DryRun != nil || op.Changes(d.in))
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
 		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
 			return nil, err
 		}

@@ -41,8 +41,8 @@ type Config struct {
 	VsockCIDs         []uint32      // vsock_allow_cids: who may connect, for transport vsock; 2, the host, unless it is said
 	VsockUnprivileged bool          // vsock_unprivileged: false; peers may connect from ports that are not root's
 	Framing           wire.Framing  // framing: auto, plain or qtx1
-	PreFreezeDir      string        // pre_freeze_script_dir
-	PostThawDir       string        // post_thaw_script_dir
+	PreFreezeDir      string        // pre_freeze_script_dir: the hooks that are told of a freeze; empty: none
+	PostThawDir       string        // post_thaw_script_dir: those of its end
 	Script            Script
 	Security          Security
 }
@@ -183,7 +183,7 @@ var sections = map[string]bool{"security": true, "health": true, "script": true}
 
 // ignoredKeys are read and checked, but nothing uses them yet.
 var ignoredKeys = map[string]bool{
-	"max_chunk_size": true, "pre_freeze_script_dir": true, "post_thaw_script_dir": true,
+	"max_chunk_size": true,
 	"health.enabled": true, "health.interval_secs": true, "health.telemetry_timeout_secs": true,
 }
 

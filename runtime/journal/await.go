@@ -56,6 +56,11 @@ func sleepAwake(ctx context.Context, d time.Duration) error {
 // Commit then runs. Another call of Await sets a new deadline, and keeps the actions of the first. While a transaction is
 // awaiting, others are refused at once instead of waiting for it.
 func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadline, after ...Action) error {
+	leave, err := t.journal.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.checkOpen(ctx); err != nil {

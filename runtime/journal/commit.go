@@ -31,6 +31,13 @@ type Action struct {
 // actions to run: those given to Await where there were some. If it returns nil the changes are permanent; on an error the
 // caller rolls back.
 func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...Action) error {
+	if t.hasFiles() || len(after) > 0 {
+		leave, err := t.journal.enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.checkOpen(ctx); err != nil {
@@ -93,6 +100,11 @@ func (t *Tx) checkOpen(ctx context.Context) error {
 // After runs the actions of the commit and returns their outcomes for the reply; another call runs none of them again.
 // The caller bounds the time by ctx. If ctx ends, or the agent dies, the next Recover runs the actions that are left.
 func (t *Tx) After(ctx context.Context) []*pb.Change {
+	defer t.enterAnyway()()
+	return t.after(ctx)
+}
+
+func (t *Tx) after(ctx context.Context) []*pb.Change {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.phase != committed {
@@ -268,6 +280,7 @@ func ignoreGone(err error) error {
 // rolled back. The files are removed in the background, after which the next transaction can begin. Another call does
 // nothing.
 func (t *Tx) Close(ctx context.Context, reply *pb.RunScriptResponse) error {
+	defer t.enterAnyway()()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.phase == closed {

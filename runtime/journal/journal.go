@@ -49,6 +49,9 @@ type Config struct {
 	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
 	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string
+	// Enter begins what writes to Dir, or to Root as Recover, Rollback and the actions after a commit do, until leave: it waits while
+	// these are frozen, within ctx. A step of a transaction is entered by who makes it. Optional.
+	Enter func(ctx context.Context) (leave func(), err error)
 	// Version is the agent's, for the records. Optional.
 	Version string
 	// Uptime returns the time since the guest booted, suspends included. Optional.
@@ -299,6 +302,38 @@ func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	}, hide: header.Hide}
 	j.current = t
 	return t, nil
+}
+
+// enter begins what writes.
+func (j *Journal) enter(ctx context.Context) (leave func(), err error) {
+	if j.config.Enter == nil {
+		return func() {}, nil
+	}
+	return j.config.Enter(ctx)
+}
+
+// enterAnyway is enter for what ends a transaction, and has to be done whether or not somebody waits for it: a freeze ends by itself.
+func (j *Journal) enterAnyway() (leave func()) {
+	leave, err := j.enter(context.Background())
+	if err != nil {
+		return func() {} // cannot happen: the context never ends
+	}
+	return leave
+}
+
+// hasFiles says whether the transaction has written anything.
+func (t *Tx) hasFiles() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.log != nil
+}
+
+// enterAnyway is that of the journal for a transaction that has written something; any other one ends in memory.
+func (t *Tx) enterAnyway() (leave func()) {
+	if !t.hasFiles() {
+		return func() {}
+	}
+	return t.journal.enterAnyway()
 }
 
 // acquireWriter waits until the caller is the only writer. patient: also for a transaction that awaits its confirmation, by

@@ -93,6 +93,11 @@ func (j *Journal) RemoveKept(ctx context.Context, id string, sees func(port stri
 }
 
 func (j *Journal) removeKept(ctx context.Context, id string, sees func(port string) bool, abandoned bool) error {
+	leave, err := j.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	absent := fault.Wrapf(fs.ErrNotExist, "nothing is left of a transaction %s", id)
 	if !slices.Contains(j.Kept(), id) { // which is also the check that it is a name
 		return absent

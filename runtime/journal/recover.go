@@ -50,7 +50,9 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 	var list []Recovered
 	var broken error
 	for _, name := range slices.Backward(names) {
+		leave := j.enterAnyway()
 		r := j.recover(ctx, name.Name(), deferOp)
+		leave()
 		if r == nil {
 			continue
 		}
@@ -265,7 +267,7 @@ func (j *Journal) finishCommit(ctx context.Context, t *Tx, commit *pb.JournalCom
 			t.actions = append(t.actions, action)
 		}
 	}
-	done := t.After(ctx)
+	done := t.after(ctx)
 	if len(t.actions) > 0 {
 		return &Recovered{ID: t.ID(), Report: Report{Halted: true, Err: context.Cause(ctx)}, Err: t.log.close()}
 	}

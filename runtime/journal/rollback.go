@@ -18,6 +18,7 @@ import (
 // Rollback undoes all steps, newest first, and verifies each. It continues with the others if one fails. If ctx ends it
 // stops, and the next Recover undoes the rest. The caller passes the reply to Close.
 func (t *Tx) Rollback(ctx context.Context) Report {
+	defer t.enterAnyway()()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.rollback(ctx, nil)

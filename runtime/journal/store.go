@@ -75,12 +75,14 @@ func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abort
 	j.current = nil
 	j.mu.Unlock()
 	j.cleanups.Go(func() {
+		leave := j.enterAnyway()
 		if clean != nil {
 			_ = clean() // the next Recover does it again
 		}
 		if t.log != nil {
 			_ = t.log.close()
 		}
+		leave()
 		j.writer <- struct{}{}
 		if last == halted || last == committed && len(t.actions) > 0 {
 			j.askForRecovery()

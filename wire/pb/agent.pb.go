@@ -439,6 +439,7 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobs
 	//	*AgentMessage_GetStatus
 	//	*AgentMessage_CleanTransactions
+	//	*AgentMessage_Trim
 	//	*AgentMessage_Network
 	//	*AgentMessage_Wait
 	//	*AgentMessage_RunScriptResponse
@@ -451,6 +452,7 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobsResponse
 	//	*AgentMessage_GetStatusResponse
 	//	*AgentMessage_CleanTransactionsResponse
+	//	*AgentMessage_TrimResponse
 	//	*AgentMessage_NetworkResponse
 	//	*AgentMessage_WaitResponse
 	//	*AgentMessage_ScriptEvent
@@ -1115,6 +1117,15 @@ func (x *AgentMessage) GetCleanTransactions() *CleanTransactionsRequest {
 	return nil
 }
 
+func (x *AgentMessage) GetTrim() *TrimRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_Trim); ok {
+			return x.Trim
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetNetwork() *NetworkRequest {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_Network); ok {
@@ -1218,6 +1229,15 @@ func (x *AgentMessage) GetCleanTransactionsResponse() *CleanTransactionsResponse
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_CleanTransactionsResponse); ok {
 			return x.CleanTransactionsResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetTrimResponse() *TrimResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_TrimResponse); ok {
+			return x.TrimResponse
 		}
 	}
 	return nil
@@ -1519,6 +1539,10 @@ type AgentMessage_CleanTransactions struct {
 	CleanTransactions *CleanTransactionsRequest `protobuf:"bytes,210,opt,name=clean_transactions,json=cleanTransactions,proto3,oneof"`
 }
 
+type AgentMessage_Trim struct {
+	Trim *TrimRequest `protobuf:"bytes,215,opt,name=trim,proto3,oneof"`
+}
+
 type AgentMessage_Network struct {
 	Network *NetworkRequest `protobuf:"bytes,216,opt,name=network,proto3,oneof"`
 }
@@ -1565,6 +1589,10 @@ type AgentMessage_GetStatusResponse struct {
 
 type AgentMessage_CleanTransactionsResponse struct {
 	CleanTransactionsResponse *CleanTransactionsResponse `protobuf:"bytes,230,opt,name=clean_transactions_response,json=cleanTransactionsResponse,proto3,oneof"`
+}
+
+type AgentMessage_TrimResponse struct {
+	TrimResponse *TrimResponse `protobuf:"bytes,235,opt,name=trim_response,json=trimResponse,proto3,oneof"`
 }
 
 type AgentMessage_NetworkResponse struct {
@@ -1711,6 +1739,8 @@ func (*AgentMessage_GetStatus) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactions) isAgentMessage_Payload() {}
 
+func (*AgentMessage_Trim) isAgentMessage_Payload() {}
+
 func (*AgentMessage_Network) isAgentMessage_Payload() {}
 
 func (*AgentMessage_Wait) isAgentMessage_Payload() {}
@@ -1734,6 +1764,8 @@ func (*AgentMessage_ListJobsResponse) isAgentMessage_Payload() {}
 func (*AgentMessage_GetStatusResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactionsResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_TrimResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_NetworkResponse) isAgentMessage_Payload() {}
 
@@ -3638,12 +3670,14 @@ func (x *QuiesceFilesystemsRequest) GetPreFreezeScriptDir() string {
 
 // What was frozen, and the token that thaws it.
 type QuiesceFilesystemsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	Frozen        []*FrozenFilesystem    `protobuf:"bytes,2,rep,name=frozen,proto3" json:"frozen,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
-	QuiesceToken  string                 `protobuf:"bytes,4,opt,name=quiesce_token,json=quiesceToken,proto3" json:"quiesce_token,omitempty"`
-	AutoThawAt    *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=auto_thaw_at,json=autoThawAt,proto3" json:"auto_thaw_at,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Success      bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Frozen       []*FrozenFilesystem    `protobuf:"bytes,2,rep,name=frozen,proto3" json:"frozen,omitempty"`
+	Error        string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	QuiesceToken string                 `protobuf:"bytes,4,opt,name=quiesce_token,json=quiesceToken,proto3" json:"quiesce_token,omitempty"`
+	AutoThawAt   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=auto_thaw_at,json=autoThawAt,proto3" json:"auto_thaw_at,omitempty"`
+	// What was told of the freeze before, in that order.
+	Hooks         []*HookOutcome `protobuf:"bytes,200,rep,name=hooks,proto3" json:"hooks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3713,16 +3747,25 @@ func (x *QuiesceFilesystemsResponse) GetAutoThawAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *QuiesceFilesystemsResponse) GetHooks() []*HookOutcome {
+	if x != nil {
+		return x.Hooks
+	}
+	return nil
+}
+
 // The outcome for one file system.
 type FrozenFilesystem struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MountPoint    string                 `protobuf:"bytes,1,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
-	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
-	Filesystem    string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
-	Frozen        bool                   `protobuf:"varint,4,opt,name=frozen,proto3" json:"frozen,omitempty"`
-	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	MountPoint string                 `protobuf:"bytes,1,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	Device     string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Filesystem string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	Frozen     bool                   `protobuf:"varint,4,opt,name=frozen,proto3" json:"frozen,omitempty"`
+	Error      string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	// Where else the same file system is mounted.
+	OtherMountPoints []string `protobuf:"bytes,200,rep,name=other_mount_points,json=otherMountPoints,proto3" json:"other_mount_points,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *FrozenFilesystem) Reset() {
@@ -3788,6 +3831,13 @@ func (x *FrozenFilesystem) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *FrozenFilesystem) GetOtherMountPoints() []string {
+	if x != nil {
+		return x.OtherMountPoints
+	}
+	return nil
 }
 
 // Thaws what a token, or this agent, froze.
@@ -3866,8 +3916,16 @@ type ThawFilesystemsResponse struct {
 	ThawedMountPoints []string               `protobuf:"bytes,2,rep,name=thawed_mount_points,json=thawedMountPoints,proto3" json:"thawed_mount_points,omitempty"`
 	Error             string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	FrozenDurationMs  uint64                 `protobuf:"varint,4,opt,name=frozen_duration_ms,json=frozenDurationMs,proto3" json:"frozen_duration_ms,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The guest was not frozen all the time, so that a snapshot may hold a state in between; then success is false.
+	ThawedEarly bool `protobuf:"varint,200,opt,name=thawed_early,json=thawedEarly,proto3" json:"thawed_early,omitempty"`
+	// When it was thawed, by the guest's clock, where that was early and is known.
+	ThawedAt *timestamppb.Timestamp `protobuf:"bytes,201,opt,name=thawed_at,json=thawedAt,proto3" json:"thawed_at,omitempty"`
+	// What was told of the thaw and has ended.
+	Hooks []*HookOutcome `protobuf:"bytes,202,rep,name=hooks,proto3" json:"hooks,omitempty"`
+	// Hooks that were told of the thaw have not ended yet; one that fails is told as an event.
+	HooksRunning  bool `protobuf:"varint,203,opt,name=hooks_running,json=hooksRunning,proto3" json:"hooks_running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ThawFilesystemsResponse) Reset() {
@@ -3926,6 +3984,34 @@ func (x *ThawFilesystemsResponse) GetFrozenDurationMs() uint64 {
 		return x.FrozenDurationMs
 	}
 	return 0
+}
+
+func (x *ThawFilesystemsResponse) GetThawedEarly() bool {
+	if x != nil {
+		return x.ThawedEarly
+	}
+	return false
+}
+
+func (x *ThawFilesystemsResponse) GetThawedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ThawedAt
+	}
+	return nil
+}
+
+func (x *ThawFilesystemsResponse) GetHooks() []*HookOutcome {
+	if x != nil {
+		return x.Hooks
+	}
+	return nil
+}
+
+func (x *ThawFilesystemsResponse) GetHooksRunning() bool {
+	if x != nil {
+		return x.HooksRunning
+	}
+	return false
 }
 
 // Sets the clock to set_time, or asks the time service of the guest.
@@ -7536,7 +7622,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xf27\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xf88\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7617,7 +7703,8 @@ const file_agent_proto_rawDesc = "" +
 	"\tlist_jobs\x18\xcf\x01 \x01(\v2%.limiquantix.agent.v1.ListJobsRequestH\x00R\blistJobs\x12H\n" +
 	"\n" +
 	"get_status\x18\xd1\x01 \x01(\v2&.limiquantix.agent.v1.GetStatusRequestH\x00R\tgetStatus\x12`\n" +
-	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12A\n" +
+	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x128\n" +
+	"\x04trim\x18\xd7\x01 \x01(\v2!.limiquantix.agent.v1.TrimRequestH\x00R\x04trim\x12A\n" +
 	"\anetwork\x18\xd8\x01 \x01(\v2$.limiquantix.agent.v1.NetworkRequestH\x00R\anetwork\x128\n" +
 	"\x04wait\x18\xd9\x01 \x01(\v2!.limiquantix.agent.v1.WaitRequestH\x00R\x04wait\x12Z\n" +
 	"\x13run_script_response\x18\xdc\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseH\x00R\x11runScriptResponse\x12P\n" +
@@ -7629,7 +7716,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x13exec_input_response\x18\xe2\x01 \x01(\v2'.limiquantix.agent.v1.ExecInputResponseH\x00R\x11execInputResponse\x12W\n" +
 	"\x12list_jobs_response\x18\xe3\x01 \x01(\v2&.limiquantix.agent.v1.ListJobsResponseH\x00R\x10listJobsResponse\x12Z\n" +
 	"\x13get_status_response\x18\xe5\x01 \x01(\v2'.limiquantix.agent.v1.GetStatusResponseH\x00R\x11getStatusResponse\x12r\n" +
-	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12S\n" +
+	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12J\n" +
+	"\rtrim_response\x18\xeb\x01 \x01(\v2\".limiquantix.agent.v1.TrimResponseH\x00R\ftrimResponse\x12S\n" +
 	"\x10network_response\x18\xec\x01 \x01(\v2%.limiquantix.agent.v1.NetworkResponseH\x00R\x0fnetworkResponse\x12J\n" +
 	"\rwait_response\x18\xed\x01 \x01(\v2\".limiquantix.agent.v1.WaitResponseH\x00R\fwaitResponse\x12G\n" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
@@ -7833,14 +7921,15 @@ const file_agent_proto_rawDesc = "" +
 	"\fmount_points\x18\x01 \x03(\tR\vmountPoints\x12'\n" +
 	"\x0ftimeout_seconds\x18\x02 \x01(\rR\x0etimeoutSeconds\x123\n" +
 	"\x16run_pre_freeze_scripts\x18\x03 \x01(\bR\x13runPreFreezeScripts\x121\n" +
-	"\x15pre_freeze_script_dir\x18\x04 \x01(\tR\x12preFreezeScriptDir\"\xef\x01\n" +
+	"\x15pre_freeze_script_dir\x18\x04 \x01(\tR\x12preFreezeScriptDir\"\xa9\x02\n" +
 	"\x1aQuiesceFilesystemsResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12>\n" +
 	"\x06frozen\x18\x02 \x03(\v2&.limiquantix.agent.v1.FrozenFilesystemR\x06frozen\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12#\n" +
 	"\rquiesce_token\x18\x04 \x01(\tR\fquiesceToken\x12<\n" +
 	"\fauto_thaw_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"autoThawAt\"\x99\x01\n" +
+	"autoThawAt\x128\n" +
+	"\x05hooks\x18\xc8\x01 \x03(\v2!.limiquantix.agent.v1.HookOutcomeR\x05hooks\"\xc8\x01\n" +
 	"\x10FrozenFilesystem\x12\x1f\n" +
 	"\vmount_point\x18\x01 \x01(\tR\n" +
 	"mountPoint\x12\x16\n" +
@@ -7849,17 +7938,22 @@ const file_agent_proto_rawDesc = "" +
 	"filesystem\x18\x03 \x01(\tR\n" +
 	"filesystem\x12\x16\n" +
 	"\x06frozen\x18\x04 \x01(\bR\x06frozen\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\xc4\x01\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12-\n" +
+	"\x12other_mount_points\x18\xc8\x01 \x03(\tR\x10otherMountPoints\"\xc4\x01\n" +
 	"\x16ThawFilesystemsRequest\x12#\n" +
 	"\rquiesce_token\x18\x01 \x01(\tR\fquiesceToken\x12!\n" +
 	"\fmount_points\x18\x02 \x03(\tR\vmountPoints\x121\n" +
 	"\x15run_post_thaw_scripts\x18\x03 \x01(\bR\x12runPostThawScripts\x12/\n" +
-	"\x14post_thaw_script_dir\x18\x04 \x01(\tR\x11postThawScriptDir\"\xa7\x01\n" +
+	"\x14post_thaw_script_dir\x18\x04 \x01(\tR\x11postThawScriptDir\"\xe5\x02\n" +
 	"\x17ThawFilesystemsResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12.\n" +
 	"\x13thawed_mount_points\x18\x02 \x03(\tR\x11thawedMountPoints\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x12,\n" +
-	"\x12frozen_duration_ms\x18\x04 \x01(\x04R\x10frozenDurationMs\"y\n" +
+	"\x12frozen_duration_ms\x18\x04 \x01(\x04R\x10frozenDurationMs\x12\"\n" +
+	"\fthawed_early\x18\xc8\x01 \x01(\bR\vthawedEarly\x128\n" +
+	"\tthawed_at\x18\xc9\x01 \x01(\v2\x1a.google.protobuf.TimestampR\bthawedAt\x128\n" +
+	"\x05hooks\x18\xca\x01 \x03(\v2!.limiquantix.agent.v1.HookOutcomeR\x05hooks\x12$\n" +
+	"\rhooks_running\x18\xcb\x01 \x01(\bR\fhooksRunning\"y\n" +
 	"\x0fSyncTimeRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x125\n" +
 	"\bset_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\asetTime\x12\x19\n" +
@@ -8328,31 +8422,34 @@ var file_agent_proto_goTypes = []any{
 	(*ListJobsRequest)(nil),               // 89: limiquantix.agent.v1.ListJobsRequest
 	(*GetStatusRequest)(nil),              // 90: limiquantix.agent.v1.GetStatusRequest
 	(*CleanTransactionsRequest)(nil),      // 91: limiquantix.agent.v1.CleanTransactionsRequest
-	(*NetworkRequest)(nil),                // 92: limiquantix.agent.v1.NetworkRequest
-	(*WaitRequest)(nil),                   // 93: limiquantix.agent.v1.WaitRequest
-	(*RunScriptResponse)(nil),             // 94: limiquantix.agent.v1.RunScriptResponse
-	(*CancelResponse)(nil),                // 95: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsResponse)(nil),           // 96: limiquantix.agent.v1.ListScriptsResponse
-	(*ConfirmResponse)(nil),               // 97: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsResponse)(nil),          // 98: limiquantix.agent.v1.TransactionsResponse
-	(*ExecStartResponse)(nil),             // 99: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputResponse)(nil),             // 100: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsResponse)(nil),              // 101: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusResponse)(nil),             // 102: limiquantix.agent.v1.GetStatusResponse
-	(*CleanTransactionsResponse)(nil),     // 103: limiquantix.agent.v1.CleanTransactionsResponse
-	(*NetworkResponse)(nil),               // 104: limiquantix.agent.v1.NetworkResponse
-	(*WaitResponse)(nil),                  // 105: limiquantix.agent.v1.WaitResponse
-	(*ScriptEvent)(nil),                   // 106: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),               // 107: limiquantix.agent.v1.ExecOutputEvent
-	(*Pressure)(nil),                      // 108: limiquantix.agent.v1.Pressure
-	(*BlockDevice)(nil),                   // 109: limiquantix.agent.v1.BlockDevice
-	(*ContainerInfo)(nil),                 // 110: limiquantix.agent.v1.ContainerInfo
-	(*PendingShutdown)(nil),               // 111: limiquantix.agent.v1.PendingShutdown
-	(*NetplanVerify)(nil),                 // 112: limiquantix.agent.v1.NetplanVerify
-	(*NetplanStep)(nil),                   // 113: limiquantix.agent.v1.NetplanStep
-	(*FirstBoot)(nil),                     // 114: limiquantix.agent.v1.FirstBoot
-	(ClockMethod)(0),                      // 115: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 116: limiquantix.agent.v1.MemoryModule
+	(*TrimRequest)(nil),                   // 92: limiquantix.agent.v1.TrimRequest
+	(*NetworkRequest)(nil),                // 93: limiquantix.agent.v1.NetworkRequest
+	(*WaitRequest)(nil),                   // 94: limiquantix.agent.v1.WaitRequest
+	(*RunScriptResponse)(nil),             // 95: limiquantix.agent.v1.RunScriptResponse
+	(*CancelResponse)(nil),                // 96: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsResponse)(nil),           // 97: limiquantix.agent.v1.ListScriptsResponse
+	(*ConfirmResponse)(nil),               // 98: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsResponse)(nil),          // 99: limiquantix.agent.v1.TransactionsResponse
+	(*ExecStartResponse)(nil),             // 100: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputResponse)(nil),             // 101: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsResponse)(nil),              // 102: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusResponse)(nil),             // 103: limiquantix.agent.v1.GetStatusResponse
+	(*CleanTransactionsResponse)(nil),     // 104: limiquantix.agent.v1.CleanTransactionsResponse
+	(*TrimResponse)(nil),                  // 105: limiquantix.agent.v1.TrimResponse
+	(*NetworkResponse)(nil),               // 106: limiquantix.agent.v1.NetworkResponse
+	(*WaitResponse)(nil),                  // 107: limiquantix.agent.v1.WaitResponse
+	(*ScriptEvent)(nil),                   // 108: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),               // 109: limiquantix.agent.v1.ExecOutputEvent
+	(*Pressure)(nil),                      // 110: limiquantix.agent.v1.Pressure
+	(*BlockDevice)(nil),                   // 111: limiquantix.agent.v1.BlockDevice
+	(*ContainerInfo)(nil),                 // 112: limiquantix.agent.v1.ContainerInfo
+	(*PendingShutdown)(nil),               // 113: limiquantix.agent.v1.PendingShutdown
+	(*NetplanVerify)(nil),                 // 114: limiquantix.agent.v1.NetplanVerify
+	(*NetplanStep)(nil),                   // 115: limiquantix.agent.v1.NetplanStep
+	(*FirstBoot)(nil),                     // 116: limiquantix.agent.v1.FirstBoot
+	(*HookOutcome)(nil),                   // 117: limiquantix.agent.v1.HookOutcome
+	(ClockMethod)(0),                      // 118: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 119: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8421,78 +8518,83 @@ var file_agent_proto_depIdxs = []int32{
 	89,  // 63: limiquantix.agent.v1.AgentMessage.list_jobs:type_name -> limiquantix.agent.v1.ListJobsRequest
 	90,  // 64: limiquantix.agent.v1.AgentMessage.get_status:type_name -> limiquantix.agent.v1.GetStatusRequest
 	91,  // 65: limiquantix.agent.v1.AgentMessage.clean_transactions:type_name -> limiquantix.agent.v1.CleanTransactionsRequest
-	92,  // 66: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
-	93,  // 67: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
-	94,  // 68: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
-	95,  // 69: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
-	96,  // 70: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
-	97,  // 71: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
-	98,  // 72: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
-	99,  // 73: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
-	100, // 74: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
-	101, // 75: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
-	102, // 76: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
-	103, // 77: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
-	104, // 78: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
-	105, // 79: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
-	106, // 80: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
-	107, // 81: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
-	10,  // 82: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
-	11,  // 83: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	108, // 84: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
-	109, // 85: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
-	110, // 86: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
-	0,   // 87: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 88: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 89: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 90: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	111, // 91: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
-	111, // 92: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	112, // 93: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
-	113, // 94: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	111, // 95: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	114, // 96: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 97: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 98: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 99: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 100: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	80,  // 101: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 102: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	115, // 103: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 104: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 105: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 106: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 107: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 108: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 109: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 110: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 111: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 112: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 113: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 114: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 115: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 116: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 117: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 118: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 119: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 120: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 121: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 122: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 123: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 124: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	116, // 125: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 126: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 127: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 128: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 129: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 130: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 131: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 132: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	133, // [133:133] is the sub-list for method output_type
-	133, // [133:133] is the sub-list for method input_type
-	133, // [133:133] is the sub-list for extension type_name
-	133, // [133:133] is the sub-list for extension extendee
-	0,   // [0:133] is the sub-list for field type_name
+	92,  // 66: limiquantix.agent.v1.AgentMessage.trim:type_name -> limiquantix.agent.v1.TrimRequest
+	93,  // 67: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
+	94,  // 68: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
+	95,  // 69: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
+	96,  // 70: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
+	97,  // 71: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
+	98,  // 72: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
+	99,  // 73: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
+	100, // 74: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
+	101, // 75: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
+	102, // 76: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
+	103, // 77: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
+	104, // 78: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
+	105, // 79: limiquantix.agent.v1.AgentMessage.trim_response:type_name -> limiquantix.agent.v1.TrimResponse
+	106, // 80: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
+	107, // 81: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
+	108, // 82: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
+	109, // 83: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
+	10,  // 84: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
+	11,  // 85: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
+	110, // 86: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
+	111, // 87: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
+	112, // 88: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
+	0,   // 89: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 90: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 91: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 92: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	113, // 93: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	113, // 94: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	114, // 95: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
+	115, // 96: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	113, // 97: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	116, // 98: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 99: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 100: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 101: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 102: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	117, // 103: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 104: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
+	117, // 105: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 106: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 107: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	118, // 108: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 109: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 110: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 111: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 112: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 113: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 114: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 115: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 116: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 117: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 118: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 119: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 120: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 121: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 122: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 123: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 124: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 125: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 126: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 127: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 128: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 129: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	119, // 130: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 131: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 132: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 133: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 134: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 135: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 136: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 137: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	138, // [138:138] is the sub-list for method output_type
+	138, // [138:138] is the sub-list for method input_type
+	138, // [138:138] is the sub-list for extension type_name
+	138, // [138:138] is the sub-list for extension extendee
+	0,   // [0:138] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8507,6 +8609,7 @@ func file_agent_proto_init() {
 	file_power_proto_init()
 	file_inventory_proto_init()
 	file_network_proto_init()
+	file_quiesce_proto_init()
 	file_script_proto_init()
 	file_status_proto_init()
 	file_telemetry_proto_init()
@@ -8575,6 +8678,7 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobs)(nil),
 		(*AgentMessage_GetStatus)(nil),
 		(*AgentMessage_CleanTransactions)(nil),
+		(*AgentMessage_Trim)(nil),
 		(*AgentMessage_Network)(nil),
 		(*AgentMessage_Wait)(nil),
 		(*AgentMessage_RunScriptResponse)(nil),
@@ -8587,6 +8691,7 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobsResponse)(nil),
 		(*AgentMessage_GetStatusResponse)(nil),
 		(*AgentMessage_CleanTransactionsResponse)(nil),
+		(*AgentMessage_TrimResponse)(nil),
 		(*AgentMessage_NetworkResponse)(nil),
 		(*AgentMessage_WaitResponse)(nil),
 		(*AgentMessage_ScriptEvent)(nil),

@@ -216,7 +216,9 @@ type GetStatusResponse struct {
 	// Tells this boot of the guest from the next; empty: not known.
 	BootId string `protobuf:"bytes,21,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// How far the first-boot scripts are.
-	FirstBoot     *FirstBoot `protobuf:"bytes,22,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	FirstBoot *FirstBoot `protobuf:"bytes,22,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	// What hosts have frozen.
+	Frozen        []*FrozenStatus `protobuf:"bytes,30,rep,name=frozen,proto3" json:"frozen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -401,6 +403,13 @@ func (x *GetStatusResponse) GetBootId() string {
 func (x *GetStatusResponse) GetFirstBoot() *FirstBoot {
 	if x != nil {
 		return x.FirstBoot
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetFrozen() []*FrozenStatus {
+	if x != nil {
+		return x.Frozen
 	}
 	return nil
 }
@@ -875,8 +884,8 @@ var File_status_proto protoreflect.FileDescriptor
 
 const file_status_proto_rawDesc = "" +
 	"\n" +
-	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\fscript.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xce\a\n" +
+	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\rquiesce.proto\x1a\fscript.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\x8a\b\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x14\n" +
@@ -902,7 +911,8 @@ const file_status_proto_rawDesc = "" +
 	"\x10pending_shutdown\x18\x14 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\x0fpendingShutdown\x12\x17\n" +
 	"\aboot_id\x18\x15 \x01(\tR\x06bootId\x12>\n" +
 	"\n" +
-	"first_boot\x18\x16 \x01(\v2\x1f.limiquantix.agent.v1.FirstBootR\tfirstBoot\"u\n" +
+	"first_boot\x18\x16 \x01(\v2\x1f.limiquantix.agent.v1.FirstBootR\tfirstBoot\x12:\n" +
+	"\x06frozen\x18\x1e \x03(\v2\".limiquantix.agent.v1.FrozenStatusR\x06frozen\"u\n" +
 	"\tFirstBoot\x12:\n" +
 	"\x05state\x18\x01 \x01(\x0e2$.limiquantix.agent.v1.FirstBootStateR\x05state\x12\x16\n" +
 	"\x06script\x18\x02 \x01(\tR\x06script\x12\x14\n" +
@@ -981,7 +991,8 @@ var file_status_proto_goTypes = []any{
 	(*StatusLine)(nil),            // 10: limiquantix.agent.v1.StatusLine
 	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 	(*PendingShutdown)(nil),       // 12: limiquantix.agent.v1.PendingShutdown
-	(*TransactionInfo)(nil),       // 13: limiquantix.agent.v1.TransactionInfo
+	(*FrozenStatus)(nil),          // 13: limiquantix.agent.v1.FrozenStatus
+	(*TransactionInfo)(nil),       // 14: limiquantix.agent.v1.TransactionInfo
 }
 var file_status_proto_depIdxs = []int32{
 	11, // 0: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
@@ -995,19 +1006,20 @@ var file_status_proto_depIdxs = []int32{
 	11, // 8: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
 	12, // 9: limiquantix.agent.v1.GetStatusResponse.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
 	4,  // 10: limiquantix.agent.v1.GetStatusResponse.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	0,  // 11: limiquantix.agent.v1.FirstBoot.state:type_name -> limiquantix.agent.v1.FirstBootState
-	6,  // 12: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	11, // 13: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	11, // 14: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	13, // 15: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	10, // 16: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	11, // 17: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	11, // 18: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	13, // 11: limiquantix.agent.v1.GetStatusResponse.frozen:type_name -> limiquantix.agent.v1.FrozenStatus
+	0,  // 12: limiquantix.agent.v1.FirstBoot.state:type_name -> limiquantix.agent.v1.FirstBootState
+	6,  // 13: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	11, // 14: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	11, // 15: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	14, // 16: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	10, // 17: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	11, // 18: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	11, // 19: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_status_proto_init() }
@@ -1016,6 +1028,7 @@ func file_status_proto_init() {
 		return
 	}
 	file_power_proto_init()
+	file_quiesce_proto_init()
 	file_script_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

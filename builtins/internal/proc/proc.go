@@ -48,6 +48,8 @@ type Config struct {
 	// Reexec says that main calls ChildMain before anything else. Without it there is no Spec.Confine and no Spec.Root, and
 	// commands that outlive the agent write into a broken pipe.
 	Reexec bool
+	// Admit returns why no command may be started at present, such as while the root is frozen; nil: it may. Nil: always.
+	Admit func() error
 }
 
 // Spec is one command.
@@ -182,8 +184,8 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if !r.admit() {
-		return nil, ErrReleased
+	if err := r.admit(); err != nil {
+		return nil, err
 	}
 	defer r.calls.Done()
 	if spec.Tied {
@@ -227,8 +229,8 @@ func (r *Runner) Spawn(spec Spec) (pid int, err error) { return r.SpawnOn(spec, 
 
 // SpawnOn is Spawn with files for stdin and stdout; nil: the null device. The caller closes the files.
 func (r *Runner) SpawnOn(spec Spec, stdin, stdout *os.File) (pid int, err error) {
-	if !r.admit() {
-		return 0, ErrReleased
+	if err := r.admit(); err != nil {
+		return 0, err
 	}
 	spec.Tied = false
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -336,16 +338,21 @@ func (r *Runner) outputLimit(asked int64) int64 {
 	return min(asked, r.config.MaxOutput)
 }
 
-// admit counts a call, which must end with calls.Done; false after Release.
-func (r *Runner) admit() bool {
+// admit counts a call, which must end with calls.Done. After Release the error is ErrReleased, and else that of Config.Admit.
+func (r *Runner) admit() error {
+	if r.config.Admit != nil {
+		if err := r.config.Admit(); err != nil {
+			return err
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
 	case <-r.released:
-		return false
+		return ErrReleased
 	default:
 		r.calls.Add(1)
-		return true
+		return nil
 	}
 }
 

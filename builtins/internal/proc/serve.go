@@ -70,8 +70,8 @@ func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, erro
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	if !r.admit() {
-		return nil, ErrReleased
+	if err := r.admit(); err != nil {
+		return nil, err
 	}
 	defer r.calls.Done()
 	runtime.LockOSThread() // the death signal depends on the thread, as in Run

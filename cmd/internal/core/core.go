@@ -15,8 +15,11 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
@@ -93,6 +96,7 @@ func Open(c Config) (*Core, error) {
 	c.Rooms.Files, c.Rooms.Dir = files, c.Root
 	c.Rooms.Lock = func(ctx context.Context) (func(), error) { return core.Journal.Lock(ctx) } // which is there before a call is
 	c.Rooms.OpenTransaction = func() *pb.TransactionInfo { return core.Journal.Status().Open }
+	c.Rooms.State, c.Rooms.RunScript = c.State, core.runHook
 	core.Rooms = all.New(c.Rooms)
 	if err := core.open(c); err != nil {
 		return nil, errors.Join(err, core.Close())
@@ -104,7 +108,7 @@ func (core *Core) open(c Config) (err error) {
 	core.table = builtins.NewTable(core.Rooms.List()...)
 	config := call.Config{
 		Table: core.table, Files: core.Files, Audit: c.Audit, Panicked: c.Panicked, Remotes: core.Rooms, Halt: c.Halt,
-		Unconfirmed: c.Unconfirmed,
+		Unconfirmed: c.Unconfirmed, Frozen: core.Rooms.Frozen(),
 	}
 	if c.Policy != nil {
 		config.Policy = c.Policy
@@ -118,7 +122,7 @@ func (core *Core) open(c Config) (err error) {
 	}
 	core.Journal, err = openJournal(journal.Config{
 		Dir: filepath.Join(c.State, "tx"), Root: core.Files, Version: c.Rooms.Version,
-		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo,
+		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo, Enter: core.Rooms.Frozen().EnterOwn,
 		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) },
 	}, c.LockWait)
 	if err != nil {
@@ -137,6 +141,30 @@ func (core *Core) open(c Config) (err error) {
 		return nil
 	}
 	core.Calls = core.Calls.Plus(core.Scripts.Room())
+	return nil
+}
+
+// runHook runs a script that is told of a freeze, for the host that a call came from.
+func (core *Core) runHook(ctx context.Context, from *builtins.Call, name string, source []byte, phase string) error {
+	request := &pb.RunScriptRequest{Name: name, Source: source, Key: rand.Text()}
+	op := core.Calls.Native(request)
+	if op == nil {
+		return fault.Unsupported("scripts are not enabled")
+	}
+	var err error
+	if request.Params, err = structpb.NewStruct(map[string]any{"phase": phase}); err != nil {
+		return err
+	}
+	id := "hook-" + rand.Text()
+	out, err := core.Calls.Execute(ctx, &builtins.Call{ID: id, Port: from.Port, Session: from.Session, Event: from.Event}, op, request)
+	if err != nil {
+		return err
+	}
+	reply := out.(*pb.RunScriptResponse)
+	if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		status := strings.ToLower(strings.TrimPrefix(reply.Status.String(), "SCRIPT_STATUS_"))
+		return fault.Wrapf(fault.ErrOutput, "%s: %s", status, reply.GetError().GetMessage())
+	}
 	return nil
 }
 

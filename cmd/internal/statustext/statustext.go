@@ -59,6 +59,9 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 	}
 	rows = append(rows, shutdownRows(s.PendingShutdown)...)
 	rows = append(rows, firstBootRows(s.FirstBoot)...)
+	for _, f := range s.Frozen {
+		rows = append(rows, []string{"frozen", fmt.Sprintf("%s, since %s, until %s", strings.Join(f.MountPoints, ", "), age(s.Now, f.Since), f.Until.AsTime().UTC().Format(time.TimeOnly))})
+	}
 	rows = append(rows, portRows(s)...)
 	rows = append(rows, journalRows(s.Journal)...)
 	for _, layer := range s.Sandbox {

@@ -1,0 +1,784 @@
+package quiesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// These tests freeze file systems of their own, on loop devices, and need root for that. No test freezes without naming them: that
+// would be those of the machine it runs on. The whole guest is frozen in the tests of cmd/internal/rig/vmtest.
+
+// They run in namespaces of their own: an agent elsewhere on this machine, such as one of another test, that sees a frozen file system
+// while it runs a command takes that for the command's work, and thaws it in time.
+
+func TestMain(m *testing.M) {
+	if code, ran := inOwnNamespaces(); ran {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// inOwnNamespaces runs this program once more, where its mounts are not seen by others. ran is false where it is that program
+// already, or that cannot be done.
+func inOwnNamespaces() (code int, ran bool) {
+	const mark = "QUANTIX_TEST_OWN_NAMESPACES"
+	unshare := []string{"--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"}
+	self, err := os.Executable()
+	if err != nil || os.Geteuid() != 0 || os.Getenv(mark) != "" || exec.Command("unshare", append(unshare, "true")...).Run() != nil {
+		return 0, false
+	}
+	cmd := exec.Command("unshare", slices.Concat(unshare, []string{self}, os.Args[1:])...)
+	cmd.Env = append(os.Environ(), mark+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return max(cmd.ProcessState.ExitCode(), 1), true
+	}
+	return 0, true
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+func newRoom(t *testing.T, config Config) *Room {
+	t.Helper()
+	needRoot(t)
+	if config.Frozen == nil {
+		config.Frozen = freeze.New(freeze.Config{})
+	}
+	config.Machine = true
+	runner := proc.New(proc.Config{Name: fmt.Sprintf("quiesce%d%x", os.Getpid(), time.Now().UnixNano()), Cgroup: "none", JobCgroup: "none"})
+	r := New(&guest.Guest{Live: true, Runner: runner}, config)
+	t.Cleanup(func() {
+		if err := errors.Join(r.release(), runner.Release()); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// run runs a command, or skips the test where the machine does not have what it needs.
+func run(t *testing.T, argv ...string) {
+	t.Helper()
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Skipf("needs loop devices and %s: %v: %s", argv[0], err, out)
+	}
+}
+
+// mountIn makes a file system in a file below a directory, and mounts it at another place.
+func mountIn(t *testing.T, dir, point, kind string, size int, options ...string) {
+	t.Helper()
+	needRoot(t)
+	image := filepath.Join(dir, "image."+filepath.Base(point))
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, int64(size)<<20), os.MkdirAll(point, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, append([]string{"mkfs." + kind}, append(options, image)...)...)
+	run(t, "mount", "-o", "loop", image, point)
+	t.Cleanup(func() { unmount(t, point) })
+}
+
+func unmount(t *testing.T, point string) {
+	t.Helper()
+	if target, err := freeze.Open(point); err == nil {
+		if was, _ := target.Thaw(); was {
+			t.Errorf("%s was still frozen", point)
+		}
+		target.Close()
+	}
+	var out []byte
+	var err error
+	for range 50 { // a process that is just being started has what this one has open
+		if out, err = exec.Command("umount", point).CombinedOutput(); err == nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Errorf("%v: %s", err, out)
+	_ = unix.Unmount(point, unix.MNT_DETACH)
+}
+
+// disk mounts an ext4 of its own.
+func disk(t *testing.T, name string) string {
+	t.Helper()
+	dir := t.TempDir()
+	point := filepath.Join(dir, name)
+	mountIn(t, dir, point, "ext4", 32, "-q")
+	return point
+}
+
+// canWrite says whether a file can be made within a moment. The attempt is a process, which hangs until the thaw where it cannot.
+func canWrite(t *testing.T, point string) bool {
+	t.Helper()
+	cmd := exec.Command("touch", filepath.Join(point, "written"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		return err == nil
+	case <-time.After(300 * time.Millisecond):
+		t.Cleanup(func() { <-done })
+		return false
+	}
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it never came: ", what)
+		}
+	}
+}
+
+func mustFreeze(t *testing.T, r *Room, in *pb.QuiesceFilesystemsRequest) *pb.QuiesceFilesystemsResponse {
+	t.Helper()
+	out, err := r.quiesce(t.Context(), &builtins.Call{}, in)
+	if err != nil || !out.Success {
+		t.Fatalf("%v: %v, %v", in, out, err)
+	}
+	return out
+}
+
+func mustThaw(t *testing.T, r *Room, in *pb.ThawFilesystemsRequest) *pb.ThawFilesystemsResponse {
+	t.Helper()
+	out, err := r.thaw(t.Context(), &builtins.Call{}, in)
+	if err != nil || !out.Success {
+		t.Fatalf("%v: %v, %v", in, out, err)
+	}
+	return out
+}
+
+func TestFreezeAndThaw(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "with space")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a + "/", b}})
+	if len(out.Frozen) != 2 || out.Frozen[0].MountPoint != a || out.Frozen[1].MountPoint != b || out.QuiesceToken == "" {
+		t.Error(out)
+	}
+	if left := time.Until(out.AutoThawAt.AsTime()); left > defaultTimeout || left < defaultTimeout-20*time.Second {
+		t.Errorf("it thaws by itself in %v", left)
+	}
+	if canWrite(t, a) || canWrite(t, b) {
+		t.Error("it is not frozen")
+	}
+	if s := r.Status(); len(s) != 1 || len(s[0].MountPoints) != 2 {
+		t.Error(s)
+	}
+	again, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}})
+	if !errors.Is(err, fault.ErrBusy) {
+		t.Error(again, err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	done := mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if len(done.ThawedMountPoints) != 2 || done.FrozenDurationMs < 300 || done.ThawedEarly {
+		t.Error(done)
+	}
+	if !canWrite(t, a) || !canWrite(t, b) || len(r.Status()) != 0 {
+		t.Error("it is still frozen")
+	}
+	if done, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("nothing is frozen, and the reply is", done, err)
+	}
+}
+
+// What lies on another is frozen first, whatever the order of the request and of the mounts, also under load.
+func TestOrderOfStackedDisks(t *testing.T) {
+	r := newRoom(t, Config{})
+	outer := disk(t, "outer")
+	inner := filepath.Join(t.TempDir(), "inner")
+	mountIn(t, outer, inner, "ext4", 16, "-q")
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.WriteFile(filepath.Join(inner, fmt.Sprint(n%50)), make([]byte, 10000), 0o600)
+			}
+		}
+	})
+	defer load.Wait()
+	defer close(stop)
+	for _, points := range [][]string{{outer, inner}, {inner, outer}} {
+		out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: points})
+		if out.Frozen[0].MountPoint != inner || out.Frozen[1].MountPoint != outer {
+			t.Error(out)
+		}
+		mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	}
+}
+
+// A device that device mapper makes of a loop device lies on the file of that, too.
+func TestOrderThroughDeviceMapper(t *testing.T) {
+	r := newRoom(t, Config{})
+	outer := disk(t, "outer")
+	image := filepath.Join(outer, "image")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 16<<20)); err != nil {
+		t.Fatal(err)
+	}
+	loop, err := exec.Command("losetup", "-f", "--show", image).Output()
+	if err != nil {
+		t.Skip("needs loop devices")
+	}
+	device := strings.TrimSpace(string(loop))
+	t.Cleanup(func() { run(t, "losetup", "-d", device) })
+	name := fmt.Sprintf("quiesce-test-%d", os.Getpid())
+	run(t, "dmsetup", "create", name, "--table", fmt.Sprintf("0 %d linear %s 0", 16<<11, device))
+	t.Cleanup(func() { run(t, "dmsetup", "remove", "--retry", name) })
+	run(t, "mkfs.ext4", "-q", "/dev/mapper/"+name)
+	inner := t.TempDir()
+	run(t, "mount", "/dev/mapper/"+name, inner)
+	t.Cleanup(func() { unmount(t, inner) })
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{outer, inner}})
+	if out.Frozen[0].MountPoint != inner {
+		t.Error(out)
+	}
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{})
+}
+
+// A file system with a swap device in a file of it is not frozen: the kernel may need to write to that.
+func TestSwapOnALoopDevice(t *testing.T) {
+	r := newRoom(t, Config{})
+	a := disk(t, "a")
+	image := filepath.Join(a, "swap")
+	if err := os.WriteFile(image, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loop, err := exec.Command("losetup", "-f", "--show", image).Output()
+	if err != nil {
+		t.Skip("needs loop devices")
+	}
+	device := strings.TrimSpace(string(loop))
+	t.Cleanup(func() { run(t, "losetup", "-d", device) })
+	run(t, "mkswap", device)
+	run(t, "swapon", device)
+	defer run(t, "swapoff", device)
+	if out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), device) {
+		t.Error(out, err)
+	}
+	if !canWrite(t, a) {
+		t.Error("it is frozen")
+	}
+}
+
+// One file system that is mounted at several places is frozen once.
+func TestBindMount(t *testing.T) {
+	r := newRoom(t, Config{})
+	a := disk(t, "a")
+	other := t.TempDir()
+	run(t, "mount", "--bind", a, other)
+	defer run(t, "umount", other)
+	run(t, "mount", "-o", "remount,bind,ro", other)
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, other}})
+	if len(out.Frozen) != 1 || !slices.Equal(out.Frozen[0].OtherMountPoints, []string{other}) {
+		t.Error(out)
+	}
+	done := mustThaw(t, r, &pb.ThawFilesystemsRequest{MountPoints: []string{other}})
+	if !slices.Equal(done.ThawedMountPoints, []string{a}) || !canWrite(t, a) {
+		t.Error(done)
+	}
+}
+
+// Types other than ext4 are frozen, or told by name and why.
+func TestTypes(t *testing.T) {
+	r := newRoom(t, Config{})
+	for kind, options := range map[string][]string{"ext2": {"-q"}, "ext3": {"-q"}, "xfs": {"-q"}, "btrfs": {"-q"}} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			point := filepath.Join(dir, "m")
+			mountIn(t, dir, point, kind, 320, options...)
+			out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{point}})
+			if out.Frozen[0].Filesystem != kind || canWrite(t, point) {
+				t.Error(out)
+			}
+			mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+		})
+	}
+	memory := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "none", memory)
+	defer run(t, "umount", memory)
+	a := disk(t, "a")
+	out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, memory}})
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "tmpfs cannot be frozen") || !canWrite(t, a) {
+		t.Error(out, err)
+	}
+	reply := failedReply(err).(*pb.QuiesceFilesystemsResponse)
+	if reply.Success || reply.QuiesceToken != "" || reply.Error == "" || len(reply.Frozen) != 1 || reply.Frozen[0].Error == "" {
+		t.Error(reply)
+	}
+	for point, why := range map[string]error{t.TempDir(): fs.ErrNotExist, "relative": fs.ErrNotExist} {
+		if out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{point}}); !errors.Is(err, why) {
+			t.Error(point, out, err)
+		}
+	}
+}
+
+// A subvolume of btrfs has no device number of its own, and is the file system that it is of.
+func TestBtrfsSubvolumes(t *testing.T) {
+	r := newRoom(t, Config{})
+	dir := t.TempDir()
+	point := filepath.Join(dir, "m")
+	mountIn(t, dir, point, "btrfs", 320, "-q")
+	run(t, "btrfs", "subvolume", "create", filepath.Join(point, "sub"))
+	other := t.TempDir()
+	run(t, "mount", "-o", "subvol=sub", mountSource(t, point), other)
+	defer unmount(t, other)
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{point, other}})
+	if len(out.Frozen) != 1 || canWrite(t, other) {
+		t.Error(out)
+	}
+	state := r.config.Frozen
+	if err := state.Check(builtins.Access{Writes: []string{filepath.Join(other, "new")}}); !errors.Is(err, fault.ErrBusy) {
+		t.Error(err)
+	}
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+}
+
+func mountSource(t *testing.T, point string) string {
+	t.Helper()
+	mounts, _, err := freeze.Mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(mounts, func(m freeze.Mount) bool { return m.Point == point })
+	if i < 0 {
+		t.Fatal("nothing is mounted at ", point)
+	}
+	return mounts[i].Source
+}
+
+// hung is a file system whose freeze hangs, as on a disk that does not answer, until it is let go.
+type hung struct {
+	target
+	begun, release chan struct{}
+}
+
+func (h *hung) Freeze() error {
+	close(h.begun)
+	<-h.release
+	return h.target.Freeze()
+}
+
+// hang makes the freeze of what is mounted at a point hang.
+func hang(t *testing.T, r *Room, point string) *hung {
+	t.Helper()
+	h := &hung{begun: make(chan struct{}), release: make(chan struct{})}
+	open := r.openTarget
+	r.openTarget = func(path string) (target, error) {
+		opened, err := open(path)
+		if err != nil || path != point {
+			return opened, err
+		}
+		h.target = opened
+		return h, nil
+	}
+	t.Cleanup(sync.OnceFunc(func() {
+		select {
+		case <-h.release:
+		default:
+			close(h.release)
+		}
+	}))
+	return h
+}
+
+// A freeze that hangs has a deadline; the others are thawed, a thaw answers meanwhile, and what hung thaws when its freeze comes to
+// its end after all.
+func TestFreezeThatHangs(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	h := hang(t, r, b)
+	r.freezeTime = time.Second
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
+		failed <- err
+	}()
+	<-h.begun
+	if canWrite(t, a) {
+		t.Error("the first is not frozen yet")
+	}
+	err := <-failed
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), b) {
+		t.Error(err)
+	}
+	if !canWrite(t, a) {
+		t.Error("the other is still frozen")
+	}
+	if s := r.config.Frozen.Check(builtins.Access{Writes: []string{b + "/x"}}); s == nil {
+		t.Error("it may freeze at any moment, and nothing says so")
+	}
+	close(h.release)
+	eventually(t, "the late freeze is thawed", func() bool { return !r.config.Frozen.HoldsPoint(b) })
+	if !canWrite(t, b) {
+		t.Error("the late freeze lasts")
+	}
+}
+
+// A thaw while a freeze hangs interrupts it, thaws the others and answers within a second.
+func TestThawWhileAFreezeHangs(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	h := hang(t, r, b)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
+		failed <- err
+	}()
+	<-h.begun
+	begun := time.Now()
+	out, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{})
+	t.Logf("the thaw took %v: %v", time.Since(begun), err)
+	reply := failedThaw(err).(*pb.ThawFilesystemsResponse)
+	if out != nil || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) || time.Since(begun) > time.Second {
+		t.Error(reply, err)
+	}
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if !canWrite(t, a) {
+		t.Error("it is still frozen")
+	}
+	close(h.release)
+	eventually(t, "the late freeze is thawed", func() bool { return !r.config.Frozen.HoldsPoint(b) })
+	if !canWrite(t, b) {
+		t.Error("the late freeze lasts")
+	}
+}
+
+// slow is a file system whose thaw takes long.
+type slow struct {
+	target
+	release chan struct{}
+}
+
+func (s *slow) Thaw() (bool, error) {
+	<-s.release
+	return s.target.Thaw()
+}
+
+// A thaw that takes long is waited for, one that hangs is told; the others are thawed meanwhile.
+func TestThawThatTakesLong(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	s := &slow{release: make(chan struct{})}
+	open := r.openTarget
+	r.openTarget = func(path string) (target, error) {
+		opened, err := open(path)
+		if err != nil || path != b {
+			return opened, err
+		}
+		s.target = opened
+		return s, nil
+	}
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
+	begun := time.Now()
+	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	reply := failedThaw(err).(*pb.ThawFilesystemsResponse)
+	if !errors.Is(err, fault.ErrBusy) || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) || time.Since(begun) > time.Second {
+		t.Error(reply, err, time.Since(begun))
+	}
+	if !canWrite(t, a) {
+		t.Error("the other is still frozen")
+	}
+	close(s.release)
+	eventually(t, "it is thawed", func() bool { return !r.config.Frozen.HoldsPoint(b) })
+	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}})
+	s.release = make(chan struct{})
+	time.AfterFunc(thawEach+100*time.Millisecond, func() { close(s.release) })
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{})
+}
+
+// What is frozen after the sender of the request has given up is thawed again.
+func TestFreezeThatIsTooLateForItsSender(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	h := hang(t, r, b)
+	ctx, cancel := context.WithTimeout(t.Context(), replySpare+time.Second)
+	defer cancel()
+	_, err := r.quiesce(ctx, &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil && !canWrite(t, a) {
+		t.Error(err)
+	}
+	close(h.release)
+	eventually(t, "all is thawed", func() bool { return !r.config.Frozen.HoldsPoint(a) && !r.config.Frozen.HoldsPoint(b) })
+	if !canWrite(t, a) || !canWrite(t, b) {
+		t.Error("the late freeze lasts")
+	}
+	received := time.Now().Add(-replyTime) // a host that says nothing, and waited for too long already
+	if _, err := r.quiesce(t.Context(), &builtins.Call{Received: received}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// Each freeze has a timer of its own: that of one that was thawed does not end the next.
+func TestTimerOfAnEarlierFreeze(t *testing.T) {
+	r := newRoom(t, Config{})
+	a := disk(t, "a")
+	first := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}, TimeoutSeconds: 1})
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: first.QuiesceToken})
+	second := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}, TimeoutSeconds: 60})
+	time.Sleep(1500 * time.Millisecond)
+	if canWrite(t, a) {
+		t.Error("the timer of the first ended the second")
+	}
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: second.QuiesceToken})
+}
+
+// A thaw of one of two leaves the timer of the other, and what ends by its time is told: as an event, in the log, and to who comes
+// with the token.
+func TestThawOfOneAndEarlyThaw(t *testing.T) {
+	words := make(chan string, 10)
+	events := make(chan proto.Message, 10)
+	r := newRoom(t, Config{Thawed: func(w string) { words <- w }})
+	a, b := disk(t, "a"), disk(t, "b")
+	call := &builtins.Call{Event: func(m proto.Message) bool { events <- m; return true }}
+	out, err := r.quiesce(t.Context(), call, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}, TimeoutSeconds: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := mustThaw(t, r, &pb.ThawFilesystemsRequest{MountPoints: []string{a}})
+	if !slices.Equal(done.ThawedMountPoints, []string{a}) || !canWrite(t, a) || canWrite(t, b) {
+		t.Error(done)
+	}
+	event := (<-events).(*pb.ErrorEvent)
+	if event.Code != "thawed_early" || event.Details["quiesce_token"] != out.QuiesceToken || event.Details["mount_points"] != b {
+		t.Error(event)
+	}
+	if w := <-words; !strings.Contains(w, b) {
+		t.Error(w)
+	}
+	eventually(t, "it is thawed", func() bool { return canWrite(t, b) })
+	if n := r.Notices(); len(n) != 1 || n[0].Code != "thawed_early" {
+		t.Error(n)
+	}
+	_, err = r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	reply := failedThaw(err).(*pb.ThawFilesystemsResponse)
+	if !errors.Is(err, fault.ErrChanged) || reply.Success || !reply.ThawedEarly || reply.ThawedAt == nil || reply.FrozenDurationMs < 1500 {
+		t.Error(reply, err)
+	}
+	if n := r.Notices(); len(n) != 0 {
+		t.Error(n)
+	}
+}
+
+func TestTokens(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	one := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	two := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}})
+	for _, wrong := range []string{"x", strings.ToUpper(one.QuiesceToken) + "0"} {
+		if out, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: wrong}); !errors.Is(err, fs.ErrNotExist) {
+			t.Error(out, err)
+		}
+	}
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: one.QuiesceToken})
+	if !canWrite(t, a) || canWrite(t, b) {
+		t.Error("a token thaws what is another's")
+	}
+	if out, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: one.QuiesceToken}); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("an old token:", out, err)
+	}
+	other := &builtins.Call{Sees: func(port string) bool { return port == "another" }}
+	if out, err := r.thaw(t.Context(), other, &pb.ThawFilesystemsRequest{}); !errors.Is(err, fs.ErrNotExist) || canWrite(t, b) {
+		t.Error("a host on another port:", out, err)
+	}
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: two.QuiesceToken})
+}
+
+// What another program has thawed was not frozen all the time, and what it has frozen is not thawed.
+func TestOtherPrograms(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	run(t, "fsfreeze", "-u", a)
+	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if reply := failedThaw(err).(*pb.ThawFilesystemsResponse); !errors.Is(err, fault.ErrChanged) || !reply.ThawedEarly {
+		t.Error(reply, err)
+	}
+	run(t, "fsfreeze", "-f", b)
+	if _, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}}); !errors.Is(err, fault.ErrBusy) {
+		t.Error(err)
+	}
+	if !canWrite(t, a) || canWrite(t, b) {
+		t.Error("all or nothing")
+	}
+	if done := mustThaw(t, r, &pb.ThawFilesystemsRequest{MountPoints: []string{b}}); !canWrite(t, b) {
+		t.Error(done)
+	}
+}
+
+// One freeze after the other, under load. QUANTIX_ROUNDS says how many.
+func TestManyFreezes(t *testing.T) {
+	rounds := 20
+	if n, err := strconv.Atoi(os.Getenv("QUANTIX_ROUNDS")); err == nil {
+		rounds = n
+	}
+	r := newRoom(t, Config{})
+	a := disk(t, "a")
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for worker := range 4 {
+		load.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = os.WriteFile(filepath.Join(a, fmt.Sprint(worker, "-", n%20)), make([]byte, 20000), 0o600)
+				}
+			}
+		})
+	}
+	defer load.Wait()
+	defer close(stop)
+	var freezes, thaws []time.Duration
+	for range rounds {
+		begun := time.Now()
+		token := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}).QuiesceToken
+		frozen := time.Now()
+		mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: token})
+		freezes, thaws = append(freezes, frozen.Sub(begun)), append(thaws, time.Since(frozen))
+	}
+	slices.Sort(freezes)
+	slices.Sort(thaws)
+	t.Logf("%d rounds: a freeze takes %v, at most %v; a thaw %v, at most %v",
+		rounds, freezes[rounds/2], freezes[rounds-1], thaws[rounds/2], thaws[rounds-1])
+	if got := r.Status(); len(got) != 0 || len(r.Notices()) != 0 {
+		t.Error(got, r.Notices())
+	}
+}
+
+// The end of the agent, and a shutdown of the guest, thaw.
+func TestEndOfTheAgent(t *testing.T) {
+	state := freeze.New(freeze.Config{})
+	r := newRoom(t, Config{Frozen: state})
+	a := disk(t, "a")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	r.endAll("the guest is being shut down")
+	if !canWrite(t, a) {
+		t.Error("a shutdown does not thaw")
+	}
+	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "shut down") {
+		t.Error(err)
+	}
+	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	if err := r.release(); err != nil || !canWrite(t, a) {
+		t.Error("the end does not thaw", err)
+	}
+	if out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}); err == nil {
+		t.Error("frozen after the end", out)
+	}
+}
+
+// The next agent thaws what a killed one left, and tells who comes with the token.
+func TestKilledAgent(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "frozen")
+	r := newRoom(t, Config{Frozen: freeze.New(freeze.Config{Note: note})})
+	outer := disk(t, "outer")
+	inner := filepath.Join(t.TempDir(), "inner")
+	mountIn(t, outer, inner, "ext4", 16, "-q")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{outer, inner}})
+	text, err := os.ReadFile(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := freeze.ThawLeft(note); len(left.Holds) != 0 || canWrite(t, outer) {
+		t.Error("the agent lives, and another one thaws", left)
+	}
+	copied := note + ".copy" // which nobody has locked, as if the agent were killed
+	if err := os.WriteFile(copied, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	left := freeze.ThawLeft(copied)
+	if len(left.Messages) != 2 || len(left.Holds) != 1 || !canWrite(t, outer) || !canWrite(t, inner) {
+		t.Error(left)
+	}
+	if _, err := os.Stat(copied); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	next := newRoom(t, Config{Left: left})
+	_, err = next.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "killed") {
+		t.Error(err)
+	}
+	if err := r.release(); err != nil { // which was not killed after all
+		t.Error(err)
+	}
+}
+
+// Where it is not the machine's own agent nothing is frozen, and nothing announced.
+func TestWhereNothingIsFrozen(t *testing.T) {
+	state := freeze.New(freeze.Config{})
+	for name, r := range map[string]*Room{
+		"a tree":         New(&guest.Guest{}, Config{Machine: true, Frozen: state}),
+		"a second agent": New(&guest.Guest{Live: true}, Config{Frozen: state}),
+	} {
+		if _, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{}); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "QuiesceFilesystemsRequest") {
+			t.Error(name, err)
+		}
+		if _, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{}); !errors.Is(err, errors.ErrUnsupported) {
+			t.Error(name, err)
+		}
+		if _, err := r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{}); !errors.Is(err, errors.ErrUnsupported) {
+			t.Error(name, err)
+		}
+		for _, op := range r.Room().Ops {
+			if op.Capability != "" {
+				t.Error(name, "announces", op.Name)
+			}
+		}
+	}
+	r := newRoom(t, Config{})
+	if _, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{TimeoutSeconds: 601}); !errors.Is(err, fs.ErrInvalid) {
+		t.Error(err)
+	}
+}
+
+func TestTrim(t *testing.T) {
+	r := newRoom(t, Config{})
+	a := disk(t, "a")
+	out, err := r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{MountPoints: []string{a}})
+	if err != nil || len(out.Filesystems) != 1 || out.Filesystems[0].TrimmedBytes < 1<<20 {
+		t.Error(out, err)
+	}
+	memory := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "none", memory)
+	defer run(t, "umount", memory)
+	_, err = r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{MountPoints: []string{memory, a}})
+	reply := failedTrim(err).(*pb.TrimResponse)
+	if !errors.Is(err, errors.ErrUnsupported) || reply.Error == "" || len(reply.Filesystems) != 2 || reply.Filesystems[0].Error != "" || reply.Filesystems[1].Error == "" {
+		t.Error(reply, err)
+	}
+}
