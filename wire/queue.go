@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -202,11 +203,13 @@ func (q *queue) dropped(o outgoing) {
 	}
 }
 
-// notWritten is dropped for the message that next returned last.
+// notWritten is dropped for the message that next returned last, which comes before all that is queued.
 func (q *queue) notWritten(o outgoing) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.dropped(o)
+	if o.request != nil {
+		q.unanswered = slices.Insert(q.unanswered, 0, o.request)
+	}
 }
 
 // owes reports whether an answer waits to be written, or was dropped, whose request may be another host's.

@@ -111,8 +111,8 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	return out, err
 }
 
-// observe runs a readonly command in a dry run. It sees the guest as it is: where something was pretended before, what it says is no
-// prediction, and the list of changes says so; and that it fails is none either, so it ends there.
+// observe runs a readonly command in a dry run. It sees the guest as it is: where something was pretended before, what it
+// says is no prediction, and the list of changes says so; and that it fails is none either, so it ends there.
 func (r *Room) observe(
 	ctx context.Context, call *builtins.Call, in *pb.RunArgs, spec proc.Spec, change *pb.Change,
 ) (*pb.RunResult, error) {
@@ -129,8 +129,8 @@ func (r *Room) observe(
 	return out, err
 }
 
-// predict serves a command of a dry run that changes something: it gives what it declares as its plan, or ends the prediction. One
-// that changes nothing and has no plan is to be run: there is neither a result nor an error.
+// predict serves a command of a dry run that changes something: it gives what it declares as its plan, or ends the
+// prediction. One that changes nothing and has no plan is to be run: there is neither a result nor an error.
 func predict(call *builtins.Call, in *pb.RunArgs, change *pb.Change) (*pb.RunResult, error) {
 	switch {
 	case in.GetPlan() != "":

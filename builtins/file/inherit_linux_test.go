@@ -13,7 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// inherit sets a default ACL like setfacl -d: owner, user 65534, group, mask and others. Where that cannot be the test is skipped.
+// inherit sets a default ACL like setfacl -d: owner, user 65534, group, mask and others. Where that cannot be the test is
+// skipped.
 func (g *guest) inherit(dir string, owner, user, group, mask, other uint16) {
 	g.t.Helper()
 	acl := binary.LittleEndian.AppendUint32(nil, 2)

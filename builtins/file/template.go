@@ -170,14 +170,14 @@ func notInXML(c rune) bool {
 	return c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0xfffe || c == 0xffff
 }
 
-// endsLine says whether a character is a control character or the end of a line to some reader: of U+0085 one of YAML 1.1, of U+2028
-// one of JavaScript.
+// endsLine says whether a character is a control character or the end of a line to some reader: of U+0085 one of YAML 1.1,
+// of U+2028 one of JavaScript.
 func endsLine(c rune) bool {
 	return c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029'
 }
 
-// escapeControl writes the characters of a text that are not printable to all readers, and not escaped yet, by a format of their
-// number: DEL, the C1 controls such as NEL, the ends of lines and paragraphs, and the byte order mark.
+// escapeControl writes the characters of a text that are not printable to all readers, and not escaped yet, by a format of
+// their number: DEL, the C1 controls such as NEL, the ends of lines and paragraphs, and the byte order mark.
 func escapeControl(s []byte, format string) []byte {
 	special := func(c rune) bool {
 		return c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029' || c == '\ufeff' || c == 0xfffe || c == 0xffff
@@ -220,7 +220,8 @@ func quoted(to io.Writer, value string) error {
 		encoder := json.NewEncoder(&b)
 		encoder.SetEscapeHTML(false)
 		_ = encoder.Encode(s) // a text can be encoded
-		return escapeControl(bytes.TrimSuffix(bytes.TrimPrefix(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte(`"`)), []byte(`"`)), `\u%04x`)
+		inside := bytes.TrimSuffix(bytes.TrimPrefix(bytes.TrimSuffix(b.Bytes(), []byte("\n")), []byte(`"`)), []byte(`"`))
+		return escapeControl(inside, `\u%04x`)
 	})
 }
 

@@ -283,8 +283,8 @@ func namesCarriageReturn(pattern string, literal bool) bool {
 // carriageReturn matches the ways in which a pattern names one.
 var carriageReturn = regexp.MustCompile(`\\(r|x0[dD]|x\{0*[dD]\}|015)`)
 
-// forLines lets an end of a line be CR LF: the pattern sees a line feed there, as ^ and $ do, and the ends of lines stay as they are.
-// In a text whose lines end so, those that are put in do, too.
+// forLines lets an end of a line be CR LF: the pattern sees a line feed there, as ^ and $ do, and the ends of lines stay as
+// they are. In a text whose lines end so, those that are put in do, too.
 func (r *replacer) forLines() {
 	if !bytes.Contains(r.old, []byte("\r\n")) {
 		return
@@ -362,7 +362,8 @@ var foreignReference = lazyregexp.New(`%[1-9]|\\[1-9]|\\g<\w+>`)
 // nothing; and one with references of another language: they would stand for themselves.
 func (p *pattern) checkReferences(by string) error {
 	if found := foreignReference().FindString(by); found != "" && p.alone.NumSubexp() > 0 && !reference().MatchString(by) {
-		return fault.Invalid("%s stands for itself, a group is written $1; if none is meant begin those of the pattern with (?:", found)
+		return fault.Invalid("%s stands for itself, a group is written $1; if none is meant begin those of the pattern with (?:",
+			found)
 	}
 	for {
 		found := reference().FindStringSubmatch(by)

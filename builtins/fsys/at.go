@@ -90,7 +90,8 @@ func (a *At) Open() (*os.File, error) { return a.open(false) }
 // by all names of the file at once, and torn by a crash.
 func (a *At) OpenInPlace() (*os.File, error) { return a.open(true) }
 
-// OpenAppend opens the regular file here for reading, and for writing at its end alone: all that its flag a of chattr(1) allows.
+// OpenAppend opens the regular file here for reading, and for writing at its end alone: all that its flag a of chattr(1)
+// allows.
 func (a *At) OpenAppend() (*os.File, error) {
 	meta, err := a.Stat()
 	if err != nil {
@@ -197,8 +198,8 @@ func (d *Dir) Names() ([]string, error) { return d.dir.names() }
 // Stat is At.Stat of a name in the directory, not escaped.
 func (d *Dir) Stat(name string) (Meta, error) { return d.dir.stat(name) }
 
-// Mkdir makes a directory. Unless attr says otherwise it has the mode that mkdir(2) would give it: 0755, or what a default ACL of
-// the directory above makes of 0777, and setgid where that has it. While it is made others cannot enter it.
+// Mkdir makes a directory. Unless attr says otherwise it has the mode that mkdir(2) would give it: 0755, or what a default
+// ACL of the directory above makes of 0777, and setgid where that has it. While it is made others cannot enter it.
 func (a *At) Mkdir(attr Attr) error {
 	above, err := a.dir.capture(".")
 	if err != nil {

@@ -25,8 +25,8 @@ const (
 	lockFlags = flagI | flagA
 )
 
-// openForFlags opens a file or directory, which the calls for flags need; false: it has none that can be read. O_NONBLOCK is for a
-// file on which others hold a lease.
+// openForFlags opens a file or directory, which the calls for flags need; false: it has none that can be read. O_NONBLOCK
+// is for a file on which others hold a lease.
 func (o descriptor) openForFlags(kind Kind) (fd int, ok bool) {
 	if kind != File && kind != Directory {
 		return -1, false
@@ -92,7 +92,8 @@ func unlockAt(dir handle, name string) error {
 
 // sameAttributes says whether nothing of what apply sets differs.
 func sameAttributes(a, b Meta) bool {
-	return a.UID == b.UID && a.GID == b.GID && a.Mode == b.Mode && a.Mtime == b.Mtime && maps.EqualFunc(a.Xattrs, b.Xattrs, bytes.Equal)
+	return a.UID == b.UID && a.GID == b.GID && a.Mode == b.Mode && a.Mtime == b.Mtime &&
+		maps.EqualFunc(a.Xattrs, b.Xattrs, bytes.Equal)
 }
 
 func flagsOf(xattrs map[string][]byte) uint32 {

@@ -8,8 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Modes of new objects for which nobody says one: that of open(2) and mkdir(2), of which a default ACL of the directory gives away
-// what it allows, and what is left of it without an ACL.
+// Modes of new objects for which nobody says one: that of open(2) and mkdir(2), of which a default ACL of the directory
+// gives away what it allows, and what is left of it without an ACL.
 const (
 	askedOfFile, modeOfFile = 0o666, 0o644
 	askedOfDir, modeOfDir   = 0o777, 0o755

@@ -174,8 +174,8 @@ func applyFile(file *os.File, meta Meta) error {
 }
 
 // apply sets owner, xattrs, mode and mtime in this order, since setting one may change a later one: a new owner drops
-// setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime. Flags come last: one
-// of them forbids all of it.
+// setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime. Flags come
+// last: one of them forbids all of it.
 func (o descriptor) apply(meta Meta) error {
 	now, err := o.capture()
 	if err != nil {
@@ -286,8 +286,8 @@ func (o descriptor) setAttr(now Meta, attr Attr) error {
 	return o.chmod(*attr.Mode)
 }
 
-// copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says. One that replaces none keeps
-// what it inherits of its directory.
+// copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says. One that replaces none
+// keeps what it inherits of its directory.
 func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 	o := descriptor{int(file.Fd())}
 	now, err := o.stat()

@@ -139,7 +139,8 @@ func (d *overlayDir) pretended(name string) bool {
 	return err == nil && node.content != ""
 }
 
-// openAppend opens a copy for writing anywhere: that of a file with the flag a grows at its end alone as its opener asks for it.
+// openAppend opens a copy for writing anywhere: that of a file with the flag a grows at its end alone as its opener asks
+// for it.
 func (d *overlayDir) openAppend(name string) (*os.File, error) {
 	node, err := d.child(name)
 	if err != nil {

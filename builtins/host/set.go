@@ -173,8 +173,8 @@ func timezoneIs(root *fsys.Root) (string, error) {
 	return "", fault.On(timezoneLink, fault.Invalid("it does not lead to a zone below %s, so its name is not known", zones))
 }
 
-// copiedZone returns the zone that a copy in place of the link is of: that which the other file names, or the first in the list of
-// zones that is the same. Empty: there is none.
+// copiedZone returns the zone that a copy in place of the link is of: that which the other file names, or the first in the
+// list of zones that is the same. Empty: there is none.
 func copiedZone(root *fsys.Root) (string, error) {
 	have, err := root.ReadFile(timezoneLink, maxZone)
 	if err != nil {

@@ -150,10 +150,10 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 		}
 	}
 	switch {
-	case start:
-		err = startNetworkd(ctx)
+	case start || p.makesByNetworkd():
+		err = startNetworkd(ctx, start)
 	case p.touches(forNetworkd):
-		err = reloadNetworkd(ctx, n.touched(p), n.resting(p.new, p.made))
+		err = reloadNetworkd(ctx, n.touched(p))
 	}
 	if err != nil {
 		return err
@@ -168,22 +168,6 @@ func (n *snapshot) touched(p *plan) (list []int) {
 		if !slices.ContainsFunc(l.files, func(file string) bool {
 			return strings.HasSuffix(file, ".network") && slices.Contains(p.paths, file)
 		}) || l.virtual != "" && slices.Contains(p.made, l.virtual) {
-			continue
-		}
-		for _, have := range n.find(l) {
-			list = append(list, have.Index)
-		}
-	}
-	return list
-}
-
-// resting are the interfaces by which systemd-networkd makes virtual ones, or that belong to these: it does neither when only the
-// virtual one has changed.
-func (n *snapshot) resting(all map[string]*link, made []string) (list []int) {
-	for _, id := range idsOf(all) {
-		l := all[id]
-		if l.virtual != "" && slices.Contains(made, l.virtual) ||
-			!slices.ContainsFunc(l.uses, func(name string) bool { return slices.Contains(made, name) }) {
 			continue
 		}
 		for _, have := range n.find(l) {
@@ -317,12 +301,11 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	if in.StartNetworkd {
 		err = stopNetworkd(ctx)
 	} else if slices.ContainsFunc(paths, forNetworkd) {
-		back := newPlan(nil, files)
-		whole, currentErr := r.current()
-		if currentErr != nil {
-			return currentErr
+		if back := newPlan(nil, files); back.makesByNetworkd() {
+			err = startNetworkd(ctx, false)
+		} else {
+			err = reloadNetworkd(ctx, n.touched(back))
 		}
-		err = reloadNetworkd(ctx, n.touched(back), n.resting(linksOf(whole), back.made))
 	}
 	if err != nil {
 		return err
@@ -336,8 +319,8 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	return nil
 }
 
-// hardwareBack gives interfaces their names, hardware addresses and MTUs back: a renderer that is not told of one any more leaves
-// it as it is.
+// hardwareBack gives interfaces their names, hardware addresses and MTUs back: a renderer that is not told of one any more
+// leaves it as it is.
 func (n *snapshot) hardwareBack(links []*pb.NetplanLinkBefore) error {
 	if err := n.renamed(links, sameIndex); err != nil {
 		return err

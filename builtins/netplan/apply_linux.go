@@ -139,6 +139,16 @@ func (p *plan) touches(test func(file string) bool) bool { return slices.Contain
 
 func forUdev(file string) bool { return strings.HasPrefix(file, "/run/udev/") }
 
+// makesByNetworkd says whether systemd-networkd makes a virtual interface.
+func (p *plan) makesByNetworkd() bool {
+	for _, l := range p.new {
+		if l.renderer == byNetworkd && l.virtual != "" && slices.Contains(p.made, l.virtual) {
+			return true
+		}
+	}
+	return false
+}
+
 // renderers are who is concerned.
 func (p *plan) renderers() string {
 	var list []string

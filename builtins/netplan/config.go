@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -171,30 +172,32 @@ func (d *document) interfaces() (list [][2]string) {
 	return list
 }
 
-// find returns the key and the line of the first value of an interface that is a text; empty: it is nowhere.
-func (d *document) find(name, text string) (key string, line int) {
+// find returns the key and the line of the first value of an interface that is an address; empty: it is nowhere.
+func (d *document) find(name string, addr netip.Addr) (key string, line int) {
 	for kind, group := range pairs(d.network()) {
-		if key, line = findText(at(group, name), join(kind.Value, name), text); line > 0 {
+		if key, line = findAddr(at(group, name), join(kind.Value, name), addr); line > 0 {
 			return key, line
 		}
 	}
 	return "", 0
 }
 
-func findText(n *yaml.Node, key, text string) (string, int) {
+func findAddr(n *yaml.Node, key string, addr netip.Addr) (string, int) {
 	switch {
 	case n == nil:
-	case n.Kind == yaml.ScalarNode && n.Value == text:
-		return key, n.Line
+	case n.Kind == yaml.ScalarNode:
+		if have, err := netip.ParseAddr(n.Value); err == nil && have == addr {
+			return key, n.Line
+		}
 	case n.Kind == yaml.SequenceNode:
 		for _, element := range n.Content {
-			if key, line := findText(element, key, text); line > 0 {
+			if key, line := findAddr(element, key, addr); line > 0 {
 				return key, line
 			}
 		}
 	default:
 		for name, value := range pairs(n) {
-			if key, line := findText(value, join(key, name.Value), text); line > 0 {
+			if key, line := findAddr(value, join(key, name.Value), addr); line > 0 {
 				return key, line
 			}
 		}

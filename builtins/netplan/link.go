@@ -14,15 +14,14 @@ import (
 type link struct {
 	id        string // its name in the configuration
 	files     []string
-	renderer  string   // networkd or NetworkManager
-	name      string   // a pattern of its name; empty: any
-	mac       string   // its hardware address; empty: any
-	other     bool     // it is matched by something else, such as its driver
-	rename    string   // the name that it gets; empty: it keeps its own
-	virtual   string   // the name of a virtual interface that is made; empty: none is
-	kind      string   // of the virtual interface
-	port      bool     // it belongs to a bridge or a bond, and has no addresses
-	uses      []string // the virtual interfaces that rest on it, or that it belongs to
+	renderer  string // networkd or NetworkManager
+	name      string // a pattern of its name; empty: any
+	mac       string // its hardware address; empty: any
+	other     bool   // it is matched by something else, such as its driver
+	rename    string // the name that it gets; empty: it keeps its own
+	virtual   string // the name of a virtual interface that is made; empty: none is
+	kind      string // of the virtual interface
+	port      bool   // it belongs to a bridge or a bond, and has no addresses
 	optional  bool
 	off       bool // it stays down
 	addresses []netip.Prefix
@@ -127,10 +126,6 @@ func (l *link) readNetworkd(ext string, list []setting) {
 			l.other = true
 		case "Network Bridge .network", "Network Bond .network":
 			l.port = true
-			l.uses = append(l.uses, s.value)
-		case "Network VLAN .network", "Network VXLAN .network", "Network VRF .network", "Network Tunnel .network",
-			"Network MACVLAN .network", "Network IPVLAN .network":
-			l.uses = append(l.uses, strings.Fields(s.value)...)
 		case "Link RequiredForOnline .network":
 			l.optional = l.optional || s.value == "no"
 		case "Link ActivationPolicy .network":
@@ -305,7 +300,7 @@ func (r *Room) sensible(d *document, set []*document, made map[string]*generated
 			continue
 		}
 		if via, outside := l.outside(); outside {
-			file, key, line := place(d, set, name, via.String())
+			file, key, line := place(d, set, name, via)
 			return fault.On(file, fault.Invalid("line %d: %s is %v, which is in no network of %s", line, key, via, name))
 		}
 		if there == nil || kind != "ethernets" || l.optional || l.other || slices.ContainsFunc(there, l.is) {
@@ -323,10 +318,10 @@ func (r *Room) sensible(d *document, set []*document, made map[string]*generated
 	return nil
 }
 
-// place returns where a value of an interface stands: in the file itself, or in another one.
-func place(d *document, set []*document, name, value string) (file, key string, line int) {
+// place returns where an address of an interface stands: in the file itself, or in another one.
+func place(d *document, set []*document, name string, addr netip.Addr) (file, key string, line int) {
 	for _, one := range append([]*document{d}, set...) {
-		if key, line := one.find(name, value); line > 0 {
+		if key, line := one.find(name, addr); line > 0 {
 			return one.path, key, line
 		}
 	}

@@ -343,8 +343,8 @@ func (l *link) hasRoutes(have facts.Link) error {
 	return nil
 }
 
-// leases are the addresses that an interface got by DHCP, or of a router. One of a family is enough where it asks for both: a guest
-// that asks for IPv6 as well need not be in a network that has it.
+// leases are the addresses that an interface got by DHCP, or of a router. One of a family is enough where it asks for both:
+// a guest that asks for IPv6 as well need not be in a network that has it.
 func (n *snapshot) leases(l *link, have facts.Link, before *former) (words []string, err error) {
 	if l.optional || l.dhcp == [2]bool{} {
 		return nil, nil

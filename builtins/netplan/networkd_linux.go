@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -36,13 +35,15 @@ func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, er
 	return owned, err
 }
 
-// unitState is the ActiveState of a unit.
-func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state string, err error) {
+// unitState is the ActiveState of a unit, and since when it is active, in µs of the monotonic clock.
+func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state string, since uint64, err error) {
 	var path dbus.ObjectPath
 	if err = conn.Call(ctx, systemd, systemdPath, systemd+".Manager.LoadUnit", []any{&path}, unit); err == nil {
-		err = conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveState", &state)
+		err = errors.Join(
+			conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveState", &state),
+			conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveEnterTimestampMonotonic", &since))
 	}
-	return state, err
+	return state, since, err
 }
 
 // startsNetworkd says whether a plan needs systemd-networkd, and it does not run.
@@ -59,22 +60,21 @@ func startsNetworkd(ctx context.Context, p *plan) (bool, error) {
 		return false, err
 	}
 	defer conn.Close()
-	state, err := unitState(ctx, conn, networkdUnit)
+	state, _, err := unitState(ctx, conn, networkdUnit)
 	return err == nil && state != "active", err
 }
 
 // reloadNetworkd has systemd-networkd read its files again, and waits until it has begun to change the interfaces of these
-// indices: before, all would look as it was. It changes those by itself for which a file is new, changed or gone (networkctl(1),
-// reload), and those of again because it is told to.
-func reloadNetworkd(ctx context.Context, links, again []int) error {
-	again = slices.DeleteFunc(again, func(index int) bool { return slices.Contains(links, index) })
+// indices: before, all would look as it was. It changes those by itself for which a file is new, changed or gone
+// (networkctl(1), reload).
+func reloadNetworkd(ctx context.Context, links []int) error {
 	conn, err := sysbus.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	awaited := map[dbus.ObjectPath]bool{}
-	for _, index := range append(slices.Clone(links), again...) {
+	for _, index := range links {
 		var name string
 		var path dbus.ObjectPath
 		err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.GetLinkByIndex", []any{&name, &path}, int32(index))
@@ -94,11 +94,6 @@ func reloadNetworkd(ctx context.Context, links, again []int) error {
 	}
 	if err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.Reload", nil); err != nil {
 		return err
-	}
-	for _, index := range again {
-		if err := conn.Call(ctx, networkd, networkdPath, networkd+".Manager.ReconfigureLink", nil, int32(index)); err != nil {
-			return err
-		}
 	}
 	late := time.NewTimer(beginTime)
 	defer late.Stop()
@@ -131,21 +126,32 @@ func began(s *dbus.Signal) bool {
 	return ok && state != "configured"
 }
 
-// startNetworkd starts systemd-networkd, and waits until it is active.
-func startNetworkd(ctx context.Context) error {
+// startNetworkd starts systemd-networkd, or starts it again if it runs, and waits until it is active. One that runs keeps
+// what it has read of a virtual interface for as long as it does, also when the interface and its file are gone, and would make
+// another one of the same name like that (src/network/netdev/netdev.c of systemd 252). The addresses stay meanwhile.
+func startNetworkd(ctx context.Context, stopped bool) error {
 	conn, err := sysbus.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StartUnit", nil, networkdUnit, "replace"); err != nil {
+	_, before, err := unitState(ctx, conn, networkdUnit)
+	if err != nil {
+		return err
+	}
+	if !stopped { // a start limit is for a service that fails
+		if err := conn.Call(ctx, systemd, systemdPath, systemd+".Manager.ResetFailedUnit", nil, networkdUnit); err != nil {
+			return err
+		}
+	}
+	if err := conn.Call(ctx, systemd, systemdPath, systemd+".Manager.RestartUnit", nil, networkdUnit, "replace"); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, errLate)
 	defer cancel()
 	_, err = wait(ctx, check{try: func(ctx context.Context) (string, error) {
-		state, err := unitState(ctx, conn, networkdUnit)
-		if err == nil && state != "active" {
+		state, since, err := unitState(ctx, conn, networkdUnit)
+		if err == nil && (state != "active" || since == before) {
 			err = errors.New(state)
 		}
 		return state, err

@@ -132,7 +132,7 @@ func (t *translation) mayRender(n *yaml.Node) error {
 }
 
 func untranslated(key *yaml.Node, name string) error {
-	return fault.Unsupported("line %d: %s: it is not known, or only netplan can say it, which this guest does not have", key.Line, name)
+	return fault.Unsupported("line %d: %s: it is not known, or only netplan can say it, which is not here", key.Line, name)
 }
 
 func (t *translation) device(kind string, name, value *yaml.Node) error {

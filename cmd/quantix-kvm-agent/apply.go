@@ -285,7 +285,8 @@ func wantedScripts(
 	}
 	for _, argument := range arguments {
 		w := &wanted{argument: argument, request: &pb.RunScriptRequest{
-			DryRun: a.dryRun, Modules: modules, Secrets: map[string]string{}, Attachments: attachments,
+			ConfirmSeconds: new(uint32), // nobody can be cut off from a tree
+			DryRun:         a.dryRun, Modules: modules, Secrets: map[string]string{}, Attachments: attachments,
 			TimeoutSeconds: uint32((a.timeout + time.Second - 1) / time.Second),
 		}}
 		if err := w.read(ctx, pool, found); err != nil {
@@ -384,14 +385,9 @@ func giveParams(list []*wanted, params map[string]any, secrets map[string]string
 	return err
 }
 
-// run runs a script. One that wants to be confirmed is: nobody can be cut off from a tree.
+// run runs a script.
 func (w *wanted) run(ctx context.Context, inside *core.Core) (*pb.RunScriptResponse, error) {
 	reply, err := execute[*pb.RunScriptResponse](ctx, inside, w.request)
-	if err == nil && reply.Status == pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM {
-		var done *pb.ConfirmResponse
-		done, err = execute[*pb.ConfirmResponse](ctx, inside, &pb.ConfirmRequest{TransactionId: reply.TransactionId})
-		reply.Status, reply.ConfirmUntil = done.GetStatus(), nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.argument, err)
 	}

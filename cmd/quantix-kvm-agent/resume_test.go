@@ -355,8 +355,8 @@ func TestPullOverARestartOfTheAgent(t *testing.T) {
 	}
 }
 
-// A script whose connection is cut runs once, and its reply comes: where the request was on its way, where the script ran, and where
-// its reply was on the way back.
+// A script whose connection is cut runs once, and its reply comes: where the request was on its way, where the script ran,
+// and where its reply was on the way back.
 func TestRunOverCutConnections(t *testing.T) {
 	root := t.TempDir()
 	a := agenttest.Start(t, agenttest.Options{Root: root})
@@ -420,8 +420,8 @@ func TestRunOverAKillOfTheAgent(t *testing.T) {
 	}
 }
 
-// What a killed agent left may take longer to be taken back than a request waits for: the script is told of as interrupted then, too,
-// and not as refused.
+// What a killed agent left may take longer to be taken back than a request waits for: the script is told of as interrupted
+// then, too, and not as refused.
 func TestRunOverAKillWithASlowRecovery(t *testing.T) {
 	dir := t.TempDir()
 	first := agenttest.Start(t, agenttest.Options{})

@@ -46,6 +46,12 @@ func TestCheckFinds(t *testing.T) {
 			"s.lua:1:61: tx.on_rollback needs \"exec:true\", which is not declared\n"},
 		{"what nothing needs", "return script {\n  name = 's', needs = {'file:/etc/a',\n    'exec', 'host', 'file:/etc/b'}, run = function() file.read('/etc/a') end}",
 			"s.lua:3:5: nothing here needs \"exec\"\ns.lua:3:13: nothing here needs \"host\"\ns.lua:3:21: nothing here needs \"file:/etc/b\"\n"},
+		{"a command that says nothing of itself", "exec.run({'true'})\nexec.sh('true', {check = false})\nexec.run({'true'}, {undo = {'true'}, readonly = true})",
+			"s.lua:1:1: exec.run does not say what the command does to the guest: one of readonly, undo, touches, irreversible\n" +
+				"s.lua:2:1: exec.sh does not say what the command does to the guest: one of readonly, undo, touches, irreversible\n" +
+				"s.lua:3:1: exec.run says more than one of readonly, undo, touches, irreversible\n"},
+		{"a command that says no", "exec.run({'true'}, {readonly = false})",
+			"s.lua:1:1: exec.run does not say what the command does to the guest: one of readonly, undo, touches, irreversible\n"},
 		{"no room", "return script {name = 's', needs = {'fiel'}, run = function() end}", "s.lua:1:37: there is no room \"fiel\", did you mean file?\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -78,13 +84,17 @@ local file = {write = function() end}
 file.write(1, 2, 3, 4)
 file.nothing()
 local args = {"/a", "b"}
+local options = {readonly = true}
+exec.run({"true"}, options)
+exec.run({"true"}, {["read" .. "only"] = true})
+exec.run({"true"}, {readonly = #args > 0, undo = nil})
 host.sysctl(unpack(args))
 exec.run({"true", x = nil}, {readonly = true})
 host.hostname() host.sysctl("a.b") host.sysctl("a.b", "1")
 local path, f = "/etc/x", host
 local ok, err = pcall(t.a, params.x, secrets.y, -1, not ok_, #args)
 return json.null, yaml.encode({}), string.format("%s", err), ok, path, f`)
-	if want := "s.lua:17:57: ok_ is not known\n"; got != want || err == nil {
+	if want := "s.lua:21:57: ok_ is not known\n"; got != want || err == nil {
 		t.Errorf("got %q, want %q, error %v", got, want, err)
 	}
 	got, err = check(t, `

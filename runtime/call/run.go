@@ -192,8 +192,8 @@ func ofGuest(err error) bool {
 	return false
 }
 
-// unknown serves a call of a dry run that failed for want of something that a planned command may make. If it changes something and
-// says no more than that, it is told of, as what nobody knows, and the prediction goes on; else it ends.
+// unknown serves a call of a dry run that failed for want of something that a planned command may make. If it changes
+// something and says no more than that, it is told of, as what nobody knows, and the prediction goes on; else it ends.
 func (r *Run) unknown(d *decision) (proto.Message, error) {
 	change := &pb.Change{Op: d.op.Name, Target: d.target(), Action: "changed", State: pb.ChangeState_CHANGE_STATE_UNKNOWN}
 	out := d.op.Out.ProtoReflect().New()

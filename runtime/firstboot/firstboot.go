@@ -148,7 +148,7 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 
 // once runs a script. That of an agent that was killed before it wrote down what became of it is not run again where it was committed.
 func (r *Runner) once(ctx context.Context, s Script) error {
-	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source}
+	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source, ConfirmSeconds: new(uint32)} // nobody is there to confirm
 	if s.Params != nil {
 		var err error
 		if request.Params, err = structpb.NewStruct(s.Params); err != nil {
@@ -177,8 +177,6 @@ func statusWord(s pb.ScriptStatus) string {
 		return "refused"
 	case pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK:
 		return "rolled back"
-	case pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM:
-		return "it awaits a confirmation, which nobody gives at the first boot"
 	}
 	return "not everything is undone"
 }

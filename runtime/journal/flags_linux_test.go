@@ -49,8 +49,8 @@ func inodeFlags(t *testing.T, path string) int {
 	return int(flags) & (appendOnly | immutable | noDump)
 }
 
-// TestFlagsAreRestored: what the flags of chattr allow is done and undone, they are as before afterwards, and what they forbid is not
-// done.
+// TestFlagsAreRestored: what the flags of chattr allow is done and undone, they are as before afterwards, and what they
+// forbid is not done.
 func TestFlagsAreRestored(t *testing.T) {
 	for name, c := range map[string]struct {
 		flags   int

@@ -215,8 +215,8 @@ func scalar(
 	return none, wrong
 }
 
-// isMode says whether a field holds the permission bits of a file as text, which a number would turn into others: 0640 is 640 in Lua
-// and 416 in YAML.
+// isMode says whether a field holds the permission bits of a file as text, which a number would turn into others: 0640 is
+// 640 in Lua and 416 in YAML.
 func isMode(field protoreflect.FieldDescriptor) bool {
 	name := string(field.Name())
 	return field.Kind() == protoreflect.StringKind && (name == "mode" || strings.HasSuffix(name, "_mode"))
@@ -229,8 +229,8 @@ func textValue(field protoreflect.FieldDescriptor, text []byte) protoreflect.Val
 	return protoreflect.ValueOfString(string(text))
 }
 
-// numberText returns a number so that it is the same one when it is read again. One that is whole has all of its digits, below 10^21
-// no exponent.
+// numberText returns a number so that it is the same one when it is read again. One that is whole has all of its digits,
+// below 10^21 no exponent.
 func numberText(f float64) string {
 	switch a := math.Abs(f); {
 	case f == 0:

@@ -126,8 +126,8 @@
 
 ---Who manages a network interface.
 ---@class quantix.NetplanLink
----@field name string What the interface is called, such as eth0.
----@field mac string Its hardware address.
+---@field name string What it is called now.
+---@field mac string Its hardware address; empty where it has none.
 ---@field manager string networkd, NetworkManager, ifupdown, or none.
 ---@field state string What its manager says of it, such as configured.
 ---@field addresses string[] With prefix length.
@@ -142,8 +142,8 @@
 ---What another file says of the same interface. netplan.set refuses it, unless override is given.
 ---@class quantix.NetplanConflict
 ---@field key string The key, such as ethernets.ens3.dhcp4.
----@field file string The other file, and the line in it.
----@field line integer Of the script.
+---@field file string The other file.
+---@field line integer The line in it.
 ---@field meaning string What comes of it: which value holds, or that both do.
 ---@field hint string What ends it for good, where that is known: how cloud-init is kept from writing its file again.
 

@@ -23,8 +23,9 @@ type Command struct {
 	MaxOutput   uint32        // bytes of each stream; 0: 1 MiB
 }
 
-// request returns the request of the contract for the command. There, a command without arguments is always a line for the shell, so a
-// lone program is sent as one that makes the shell become exactly this program; that needs a POSIX shell in the guest.
+// request returns the request of the contract for the command. There, a command without arguments is always a line for the
+// shell, so a lone program is sent as one that makes the shell become exactly this program; that needs a POSIX shell in the
+// guest.
 func (cmd Command) request(wait bool) (*pb.ExecuteRequest, error) {
 	request := &pb.ExecuteRequest{
 		Command: cmd.Line, WorkingDirectory: text.EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
@@ -79,8 +80,8 @@ func startError(reply *pb.ExecuteResponse, err error) error {
 	return err
 }
 
-// IsProgram reports whether an error is one of the program of a command, which does not exist or cannot be executed, and not of its
-// user or directory.
+// IsProgram reports whether an error is one of the program of a command, which does not exist or cannot be executed, and
+// not of its user or directory.
 func IsProgram(err error) bool {
 	var remote *fault.Remote
 	if !errors.As(err, &remote) {
@@ -96,16 +97,17 @@ func IsProgram(err error) bool {
 // recoveryTimeout is how long a link waits for an agent that takes back what an earlier one left of a script.
 const recoveryTimeout = 10 * time.Minute
 
-// RunScript runs a script exactly once, also where the connection is lost: the same request is sent again on the next one, under the
-// same message id. The agent runs it if it never received it, waits for its end if it still runs, or returns the stored reply, which
-// says so where the agent or the guest stopped in the middle. When ctx ends first the script is cancelled in the guest, and its reply
-// is awaited for at most wait. How the script ended is in the reply; the error is that of a request which did not get as far as the
-// agent's script manager.
+// RunScript runs a script exactly once, also where the connection is lost: the same request is sent again on the next one,
+// under the same message id. The agent runs it if it never received it, waits for its end if it still runs, or returns the
+// stored reply, which says so where the agent or the guest stopped in the middle. When ctx ends first the script is
+// cancelled in the guest, and its reply is awaited for at most wait. How the script ended is in the reply; the error is
+// that of a request which did not get as far as the agent's script manager.
 func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, wait time.Duration) (reply *pb.RunScriptResponse, err error) {
 	id, first, began := NewID(), true, time.Now()
 	err = l.retry(ctx, func(ctx context.Context, c *Client) (waits bool, err error) {
 		reply, err = CallWait[*pb.RunScriptResponse](ctx, c, wait, id, request)
-		busy := errors.Is(err, fault.ErrBusy) || reply.GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_REFUSED && reply.GetError().GetKind() == "busy"
+		busy := errors.Is(err, fault.ErrBusy) ||
+			reply.GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_REFUSED && reply.GetError().GetKind() == "busy"
 		switch {
 		case busy && !first: // it may have begun before the agent ended, and is being taken back
 			why := reply.GetError().GetMessage()
@@ -113,7 +115,8 @@ func (l *Link) RunScript(ctx context.Context, request *pb.RunScriptRequest, wait
 				why = err.Error()
 			}
 			waits = time.Since(began) < recoveryTimeout
-			reply, err = nil, &restartError{fmt.Errorf("the connection was lost while the script was under way, and what became of it is not known yet: %s", why)}
+			reply, err = nil, &restartError{fmt.Errorf(
+				"the connection was lost while the script was under way, and what became of it is not known yet: %s", why)}
 		case err == nil:
 		case reply != nil && reply.Status != pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED && reply.Error != nil:
 			err = nil

@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// channelNames are the channels of a virtual machine, in the order in which they are tried: the Node Daemon keeps number 0 open.
+// channelNames are the channels of a virtual machine, in the order in which they are tried: the Node Daemon keeps number 0
+// open.
 var channelNames = []string{"org.quantix.agent.1", "org.quantix.agent.0", "org.limiquantix.agent.0"}
 
 // ErrAmbiguous is the cause of an error when an id names several virtual machines.
@@ -23,9 +24,10 @@ var libvirtChannels = []string{"run/libvirt/qemu/channel", "var/lib/libvirt/qemu
 // shortName is how many characters of a name libvirt puts into that of the directory.
 const shortName = 20
 
-// FindSocket returns the path of the host's socket of a virtual machine, by its id: the Node Daemon's own, else libvirt's. Of a directory
-// of libvirt's the id is the whole name, with libvirt's number before it or without. root is put before the paths that are looked at; "/"
-// on a host. No socket is fs.ErrNotExist, and several virtual machines of the id are ErrAmbiguous; the error names what there is.
+// FindSocket returns the path of the host's socket of a virtual machine, by its id: the Node Daemon's own, else libvirt's.
+// Of a directory of libvirt's the id is the whole name, with libvirt's number before it or without. root is put before the
+// paths that are looked at; "/" on a host. No socket is fs.ErrNotExist, and several virtual machines of the id are
+// ErrAmbiguous; the error names what there is.
 func FindSocket(root, id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, `/\`) || strings.Trim(id, ".") == "" {
 		return "", fmt.Errorf("virtual machine %q: %w", id, fs.ErrInvalid)

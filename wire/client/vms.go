@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// ListVMs returns the ids of the virtual machines that have a socket, sorted: FindSocket finds each, unless several have the same. What
-// cannot be read is left out. A virtual machine of libvirt is listed under the name of its directory, without the number before it.
+// ListVMs returns the ids of the virtual machines that have a socket, sorted: FindSocket finds each, unless several have
+// the same. What cannot be read is left out. A virtual machine of libvirt is listed under the name of its directory,
+// without the number before it.
 func ListVMs(root string) []string {
 	var ids []string
 	for _, end := range []string{".agent.1.sock", ".agent.sock"} {

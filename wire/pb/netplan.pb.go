@@ -237,8 +237,9 @@ type NetplanConflict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key, such as ethernets.ens3.dhcp4.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The other file, and the line in it.
+	// The other file.
 	File string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	// The line in it.
 	Line uint32 `protobuf:"varint,3,opt,name=line,proto3" json:"line,omitempty"`
 	// What comes of it: which value holds, or that both do.
 	Meaning string `protobuf:"bytes,4,opt,name=meaning,proto3" json:"meaning,omitempty"`
@@ -755,9 +756,10 @@ func (x *NetplanStatus) GetLinks() []*NetplanLink {
 // Who manages a network interface.
 type NetplanLink struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the interface is called, such as eth0.
+	// What it is called now.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Mac  string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Its hardware address; empty where it has none.
+	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
 	// networkd, NetworkManager, ifupdown, or none.
 	Manager string `protobuf:"bytes,3,opt,name=manager,proto3" json:"manager,omitempty"`
 	// What its manager says of it, such as configured.

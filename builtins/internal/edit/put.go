@@ -323,7 +323,8 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 	return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
 }
 
-// extend puts content behind what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody changes.
+// extend puts content behind what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody
+// changes.
 func (c *Change) extend(file *os.File, w File) error {
 	if Differs(c.Old, w.Attr) {
 		return c.Old.CheckLocked("the file")

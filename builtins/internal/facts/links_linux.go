@@ -139,8 +139,8 @@ func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Pref
 }
 
 // markPlumbing marks the links that do not lead outside. A bridge with a hardware port is how a guest is reached; Docker's
-// has virtual ports or none. Of a container the link that leads outside is a veth, too. An overlay network is of the containers,
-// unless nothing else has an address.
+// has virtual ports or none. Of a container the link that leads outside is a veth, too. An overlay network is of the
+// containers, unless nothing else has an address.
 func markPlumbing(links []Link, container bool) {
 	virtual := []string{"veth", "tun", "vxlan", "geneve", "ipip", "bridge"}
 	overlay := func(l Link) bool { return l.Kind == "vxlan" || l.Kind == "geneve" || l.Kind == "ipip" }

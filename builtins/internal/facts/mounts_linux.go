@@ -31,8 +31,9 @@ type mount struct {
 	hidden, hiddenKnown bool
 }
 
-// visibleData returns the file systems in a mountinfo that hold data. Of the mounts of one it is that at the root directory, else the
-// first that is not a part of it, else the first. What is mounted over is left out: its path leads to another file system.
+// visibleData returns the file systems in a mountinfo that hold data. Of the mounts of one it is that at the root
+// directory, else the first that is not a part of it, else the first. What is mounted over is left out: its path leads to
+// another file system.
 func visibleData(mountinfo string) []Disk {
 	var list []*mount
 	byID := map[int]*mount{}
@@ -65,8 +66,8 @@ func visibleData(mountinfo string) []Disk {
 // maxMountDepth bounds how many mounts are within one another, against a list that is not consistent.
 const maxMountDepth = 1000
 
-// isHidden says whether no path leads to a mount: another one is mounted on its root, or above its mount point in the same mount, or
-// the mount that it is in is hidden itself.
+// isHidden says whether no path leads to a mount: another one is mounted on its root, or above its mount point in the same
+// mount, or the mount that it is in is hidden itself.
 func isHidden(m *mount, list []*mount, byID map[int]*mount, depth int) bool {
 	if m.hiddenKnown || depth > maxMountDepth {
 		return m.hidden

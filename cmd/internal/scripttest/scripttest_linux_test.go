@@ -138,7 +138,7 @@ func TestFaultsThatAreFoundByThemselves(t *testing.T) {
 		},
 		"a failing script":  {script: `error("no")`, want: "site.lua:1: no"},
 		"a parameter":       {script: `return script {name = "site", params = {a = {type = "ip", required = true}}, run = function() end}`, want: "it requires a, so it needs a test file, site_test.lua"},
-		"what is not there": {script: `netplan.apply()`, want: "this agent does not have it"},
+		"what is not there": {script: `clipboard.get()`, want: "this agent does not have it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.run == "" {
@@ -150,6 +150,15 @@ func TestFaultsThatAreFoundByThemselves(t *testing.T) {
 }
 
 // What nothing takes back is no fault of the script: it said so.
+// A script that configures the network is tested like any other: no network is touched.
+func TestNetplanNeedsNoNetwork(t *testing.T) {
+	const script = `
+		netplan.set("60-lan", {network = {version = 2, ethernets = {eth0 = {dhcp4 = true}}}})
+		netplan.apply{verify = {gateway = true}}
+		return netplan.get("60-lan")`
+	is(t, test(t, script, ""), "(no test file)", "ok")
+}
+
 func TestIrreversibleCommandsAreExcused(t *testing.T) {
 	results := test(t, `if not file.exists("/opt/pkg/bin") then exec.run({"install"}, {irreversible = true}) end file.write("/etc/done", "1")`, `
 test.command("install", {write = {["/opt/pkg/bin"] = "x"}})

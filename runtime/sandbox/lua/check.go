@@ -3,6 +3,7 @@ package lua
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -330,6 +331,43 @@ func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
 }
 
 // checkArguments checks the number of arguments of a call.
+// declarations are the options of a command, of which it has exactly one: what it does to the guest.
+var declarations = []string{"readonly", "undo", "touches", "irreversible"}
+
+// checkDeclared finds a command that says nothing of itself, or more than one thing, as far as its text shows.
+func (c *checker) checkDeclared(n *ast.FuncCallExpr, name string, column int) {
+	if name != "exec.run" && name != "exec.sh" || len(n.Args) == 0 || len(n.Args) > 2 {
+		return
+	}
+	said := 0
+	if len(n.Args) == 2 {
+		options, ok := n.Args[1].(*ast.TableExpr)
+		if !ok {
+			return
+		}
+		for _, f := range options.Fields {
+			key, ok := f.Key.(*ast.StringExpr)
+			if !ok {
+				return // one that is computed
+			}
+			switch f.Value.(type) {
+			case *ast.NilExpr, *ast.FalseExpr:
+			default:
+				if slices.Contains(declarations, key.Value) {
+					said++
+				}
+			}
+		}
+	}
+	switch {
+	case said == 0:
+		c.report(n.Line(), column, "%s does not say what the command does to the guest: one of %s",
+			name, strings.Join(declarations, ", "))
+	case said > 1:
+		c.report(n.Line(), column, "%s says more than one of %s", name, strings.Join(declarations, ", "))
+	}
+}
+
 func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
 	args, most := n.Args, len(f.GetArgs())
 	if len(args) > 0 {
@@ -338,6 +376,7 @@ func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, colu
 			return // their number is not known
 		}
 	}
+	c.checkDeclared(n, f.GetName(), column)
 	least := most - int(f.GetOptional())
 	if len(f.GetOptions()) > 0 {
 		most++

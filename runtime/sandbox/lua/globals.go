@@ -163,8 +163,8 @@ func (m *machine) secrets() *glua.LTable {
 	return m.readOnly("secrets", t)
 }
 
-// tostring returns the text of a value, as tostring makes it, and never shows an address. What a metamethod returns must be a text, or
-// a number.
+// tostring returns the text of a value, as tostring makes it, and never shows an address. What a metamethod returns must be
+// a text, or a number.
 func (m *machine) tostring(v glua.LValue) string {
 	text, ok := toText(m.tostringValue(v))
 	if !ok {

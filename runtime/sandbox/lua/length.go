@@ -5,12 +5,12 @@ import (
 	"github.com/yuin/gopher-lua/ast"
 )
 
-// The interpreter keeps the elements of a table below glua.MaxArrayIndex in a list that is as long as the highest index: a single
-// element with a high index costs as much as all below it. What is beyond the bound costs what it holds, but the interpreter's own
-// length and ipairs do not see it. So the bound is low, and both are this file's.
+// The interpreter keeps the elements of a table below glua.MaxArrayIndex in a list that is as long as the highest index: a
+// single element with a high index costs as much as all below it. What is beyond the bound costs what it holds, but the
+// interpreter's own length and ipairs do not see it. So the bound is low, and both are this file's.
 
-// listShare is which part of the memory a list takes at most, as long as its elements are kept as one. The limit of 64 MiB makes that
-// 1,048,575 elements; one that is longer takes about ten times as much for each element beyond.
+// listShare is which part of the memory a list takes at most, as long as its elements are kept as one. The limit of 64 MiB
+// makes that 1,048,575 elements; one that is longer takes about ten times as much for each element beyond.
 const listShare = 4
 
 // boundLists sets the bound for all interpreters of the process by their memory, in bytes.
@@ -39,8 +39,8 @@ func listLength(t *glua.LTable) int {
 // lengthMark is the left operand of a % whose right one is to be measured, which no script can have meant: it is no number.
 const lengthMark = "\x00#"
 
-// measurable returns what the interpreter's # gives the length of a value of: the value, or a table that says how long a longer one
-// is.
+// measurable returns what the interpreter's # gives the length of a value of: the value, or a table that says how long a
+// longer one is.
 func (m *machine) measurable(L *glua.LState, v glua.LValue) glua.LValue {
 	t, ok := v.(*glua.LTable)
 	if !ok || t.Len() < glua.MaxArrayIndex-1 || L.GetMetaField(v, "__len") != glua.LNil {

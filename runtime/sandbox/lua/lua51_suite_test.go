@@ -16,8 +16,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// lua51Suite are the files of the Lua 5.1 test suite (R. Ierusalimschy, MIT), as they come with the interpreter's module, of what a
-// script has. Those of files, coroutines, the debugger, the collector and of C are left out.
+// lua51Suite are the files of the Lua 5.1 test suite (R. Ierusalimschy, MIT), as they come with the interpreter's module,
+// of what a script has. Those of files, coroutines, the debugger, the collector and of C are left out.
 var lua51Suite = []string{
 	"calls", "closure", "code", "constructs", "events", "literals", "locals", "math", "nextvar", "pm", "sort", "strings", "vararg",
 }
@@ -29,8 +29,8 @@ io = {stderr = {write = function() end}, write = function() end}
 dofile = nil
 `
 
-// TestSuiteOfLua51 runs the suite in the interpreter of a script. The list of differences has the statements of a file that fail, most
-// for want of a function; the file is run again without each.
+// TestSuiteOfLua51 runs the suite in the interpreter of a script. The list of differences has the statements of a file that
+// fail, most for want of a function; the file is run again without each.
 func TestSuiteOfLua51(t *testing.T) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/yuin/gopher-lua").Output()
 	if err != nil {
@@ -62,8 +62,8 @@ func TestSuiteOfLua51(t *testing.T) {
 	holdAgainst(t, "lua51.differences", differences)
 }
 
-// runLua51 runs a file without some statements of its top level, by their numbers. It returns the number of the one that fails, and where
-// and why; nothing: all are well.
+// runLua51 runs a file without some statements of its top level, by their numbers. It returns the number of the one that
+// fails, and where and why; nothing: all are well.
 func runLua51(t *testing.T, name string, source []byte, left map[int]bool) (at int, why string) {
 	t.Helper()
 	m := newMachine(&pb.RunnerStart{Name: name}, nil, newStopper())

@@ -86,7 +86,8 @@ func decoded(t *testing.T, m *machine, library string, document []byte) (text st
 	return string(value.(glua.LString)), true
 }
 
-// TestSuiteOfJSON: what must be accepted is, with its value, what must be refused is, and where both are allowed no value is changed.
+// TestSuiteOfJSON: what must be accepted is, with its value, what must be refused is, and where both are allowed no value
+// is changed.
 func TestSuiteOfJSON(t *testing.T) {
 	m := prepared(t)
 	files, err := filepath.Glob(filepath.Join(suite(t, "json"), "test_parsing", "*.json"))

@@ -67,12 +67,13 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 type yamlReader struct {
 	m    *machine
 	left int
-	// core: the document says that it is YAML 1.2, so it is read by the core schema, to which yes and 1_000 are text and 010 is ten.
+	// core: the document says that it is YAML 1.2, so it is read by the core schema, to which yes and 1_000 are text and 010
+	// is ten.
 	core bool
 }
 
-// directives returns a document with comments in the place of its directives, but for %TAG: the parser knows no version but 1.1, and
-// what is reserved is ignored.
+// directives returns a document with comments in the place of its directives, but for %TAG: the parser knows no version but
+// 1.1, and what is reserved is ignored.
 func (r *yamlReader) directives(text string) (string, error) {
 	if !utf8.ValidString(text) {
 		return "", fmt.Errorf("the text is not UTF-8")
@@ -178,8 +179,8 @@ func (r *yamlReader) mapping(n *yaml.Node, depth int) (glua.LValue, error) {
 	return t, nil
 }
 
-// plainYAML is what of a table stood in a document without quotes and is not what yaml.encode would write: to some readers it may not
-// be text, or not the same number. As long as a script does not change it, it is written as it was.
+// plainYAML is what of a table stood in a document without quotes and is not what yaml.encode would write: to some readers
+// it may not be text, or not the same number. As long as a script does not change it, it is written as it was.
 type plainYAML struct {
 	keys   map[string]bool
 	values map[glua.LValue]plainScalar // by the key of the table
@@ -238,7 +239,8 @@ var (
 	// yaml11Other matches what may be no text to readers of YAML 1.1: y, n, and numbers to the base 60.
 	yaml11Other = lazyregexp.New(`^([yYnN]|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$`)
 	// yamlNumeral matches numbers, also those that the parser takes for text because they are too large.
-	yamlNumeral = lazyregexp.New(`^[-+]?(0x[0-9A-Fa-f_]+|0o[0-7_]+|0b[01_]+|(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$`)
+	yamlNumeral = lazyregexp.New(`^[-+]?(0x[0-9A-Fa-f_]+|0o[0-7_]+|0b[01_]+|` +
+		`(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$`)
 	// yamlOctal matches what is octal to readers of YAML 1.1.
 	yamlOctal = lazyregexp.New(`^[-+]?0[0-7_]+$`)
 	// coreNumber matches numbers of the core schema of YAML 1.2 that are decimal, coreOther the others.
@@ -251,8 +253,8 @@ func ambiguous(word string) bool {
 	return yaml11Boolean().MatchString(word) || yaml11Other().MatchString(word)
 }
 
-// scalar reads numbers and booleans as readers of YAML 1.1 do, which most files of a guest are for, so that 0644 is octal, and also
-// the forms that are new in YAML 1.2, such as 0o644. A time stays text, as do y, n and numbers to the base 60.
+// scalar reads numbers and booleans as readers of YAML 1.1 do, which most files of a guest are for, so that 0644 is octal,
+// and also the forms that are new in YAML 1.2, such as 0o644. A time stays text, as do y, n and numbers to the base 60.
 func (r *yamlReader) scalar(n *yaml.Node) (glua.LValue, error) {
 	inexact := func() (glua.LValue, error) {
 		return nil, fmt.Errorf("line %d: a number in Lua cannot be %s exactly; make it text, with quotes", n.Line, n.Value)

@@ -9,7 +9,8 @@ type luaGlobal struct {
 	fields []string
 }
 
-// luaGlobals are the globals of a script other than the tables of the rooms. A test of package scripts compares them with a runner's.
+// luaGlobals are the globals of a script other than the tables of the rooms. A test of package scripts compares them with a
+// runner's.
 var luaGlobals = []luaGlobal{
 	{name: "params", text: "what the script was given; a declared script gets it, checked, as the argument of run"},
 	{name: "secrets", text: "the secrets that were given; never logged"},

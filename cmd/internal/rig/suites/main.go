@@ -1,5 +1,5 @@
-// Command suites gets the test suites of others into a directory, at the commits that the lists of expected differences were made
-// for:
+// Command suites gets the test suites of others into a directory, at the commits that the lists of expected differences
+// were made for:
 //
 //	go run ./cmd/internal/rig/suites /tmp/suites
 //	QUANTIX_SUITES=/tmp/suites go test -run TestSuite ./runtime/sandbox/lua
