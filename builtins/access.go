@@ -23,6 +23,9 @@ type Access struct {
 	Patterns []string
 	// Commands are the programs that would run.
 	Commands []Command
+	// Helpers are programs of the guest that the operation has do its work, where these bring in code that is not the guest's
+	// yet, as a package manager does. Rules on commands are about them as well; a need of the room includes them.
+	Helpers []Command
 	// Objects are other things of the guest that are looked at or changed, by kind and name.
 	Objects []Object
 

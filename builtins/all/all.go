@@ -44,6 +44,8 @@ type Config struct {
 	Version string
 	// Name is what control groups of commands begin with; empty: quantix-kvm.
 	Name string
+	// Secret returns what later agents of the same state have too, and nobody else; it may return nothing yet. Optional.
+	Secret func() []byte
 	// Reexec says that main calls ChildMain first of all, which confinement and another Dir need.
 	Reexec bool
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
@@ -108,7 +110,7 @@ type Rooms struct {
 // New opens the rooms.
 func New(c Config) *Rooms {
 	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen})
-	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand}
+	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret}
 	live := c.Dir == "" || c.Dir == "/"
 	g := &guest.Guest{
 		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,
@@ -131,7 +133,7 @@ func New(c Config) *Rooms {
 			file.New(g, file.Config{Leftovers: c.Leftovers}).Room(),
 			commands.Room(),
 			about.Room(),
-			process.New(g).Room(),
+			process.New(g, commands.Owner).Room(),
 			down.Room(),
 			clock.New(g, clock.Config{Machine: c.Machine}).Room(),
 			account.New(g).Room(),

@@ -87,6 +87,7 @@ type corrected struct {
 	source        string
 	before, after time.Duration // the source's time minus the clock's
 	method        pb.ClockMethod
+	age           time.Duration // how long ago before was measured
 }
 
 // New makes the room for a guest.
@@ -233,7 +234,7 @@ func (c corrected) shrank() error {
 func (r *Room) reply(done corrected) *pb.SyncTimeResponse {
 	reply := &pb.SyncTimeResponse{
 		Success: true, TimeSource: done.source, Method: done.method,
-		OffsetSeconds: done.before.Seconds(), RemainingSeconds: done.after.Seconds(),
+		OffsetSeconds: done.before.Seconds(), RemainingSeconds: done.after.Seconds(), AgeSeconds: done.age.Seconds(),
 	}
 	if done.method != pb.ClockMethod_CLOCK_METHOD_NONE {
 		there, err := r.system.setRTC(r.system.now().Add(done.after))

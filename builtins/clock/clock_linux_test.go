@@ -176,7 +176,7 @@ func TestWhereNoClockIsSet(t *testing.T) {
 
 func TestParseTracking(t *testing.T) {
 	const line = "A29FC87B,162.159.200.123,4,1700000000.123456789,-1.500000000,0.000012,0.000020,-1.2,0.001,0.03,0.01,0.001,64.3,Normal\n"
-	if got, err := parseTracking(line); err != nil || got.offset != -1500*time.Millisecond || !got.synced {
+	if got, err := parseTracking(line); err != nil || got.offset != -1500*time.Millisecond || !got.synced || got.reference != "1700000000.123456789" {
 		t.Error(got, err)
 	}
 	if got, err := parseTracking(strings.ReplaceAll(line, "Normal", "Not synchronised")); err != nil || got.synced {
@@ -184,6 +184,23 @@ func TestParseTracking(t *testing.T) {
 	}
 	for _, wrong := range []string{"", "506 Cannot talk to daemon\n", strings.ReplaceAll(line, "-1.500000000", "x"), "1,2,3"} {
 		if got, err := parseTracking(wrong); !errors.Is(err, fault.ErrOutput) {
+			t.Errorf("%q: %v %v", wrong, got, err)
+		}
+	}
+}
+
+func TestParseSources(t *testing.T) {
+	const lines = "^,*,192.0.2.1,3,6,377,37,0.0001,0.0002,0.01\n^,-,192.0.2.2,3,6,377,5,0.0001,0.0002,0.01\n^,?,192.0.2.3,0,6,0,4294967295,0,0,0\n"
+	if got, err := parseSources(lines); err != nil || got != (measured{true, 37 * time.Second, 5 * time.Second}) {
+		t.Error(got, err)
+	}
+	for _, none := range []string{"", strings.ReplaceAll(lines, "*", "~")} {
+		if got, err := parseSources(none); err != nil || got.follows {
+			t.Errorf("%q: %v %v", none, got, err)
+		}
+	}
+	for _, wrong := range []string{"506 Cannot talk to daemon\n", strings.ReplaceAll(lines, "37,0", "x,0")} {
+		if got, err := parseSources(wrong); !errors.Is(err, fault.ErrOutput) {
 			t.Errorf("%q: %v %v", wrong, got, err)
 		}
 	}

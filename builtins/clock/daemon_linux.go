@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,9 @@ func (d daemons) correct(ctx context.Context, force, measure bool) (corrected, e
 
 // tracked is what chronyd knows of the clock.
 type tracked struct {
-	offset time.Duration // the time minus the clock
-	synced bool
+	offset    time.Duration // the time minus the clock
+	reference string        // when the measurement was made that this is based on; another one has another text
+	synced    bool
 }
 
 // tracking asks chronyd; an error: it does not run, or is not there.
@@ -55,8 +57,8 @@ func (d daemons) tracking(ctx context.Context) (tracked, error) {
 	return parseTracking(string(out))
 }
 
-// parseTracking reads what chronyc(1) prints with -c: the fifth field is by how many seconds the clock is slow, and the last
-// says whether it is synchronised.
+// parseTracking reads what chronyc(1) prints with -c: the fourth field is the reference time, the fifth is by how many seconds
+// the clock is slow, and the last says whether it is synchronised.
 func parseTracking(line string) (t tracked, err error) {
 	fields := strings.Split(strings.TrimSpace(line), ",")
 	if len(fields) < 14 {
@@ -67,7 +69,45 @@ func parseTracking(line string) (t tracked, err error) {
 		return t, fault.Wrapf(fault.ErrOutput, "chronyc tracking printed the offset %q", fields[4])
 	}
 	last := fields[len(fields)-1]
-	return tracked{offset: time.Duration(seconds * float64(time.Second)), synced: last != "Not synchronised"}, nil
+	return tracked{time.Duration(seconds * float64(time.Second)), fields[3], last != "Not synchronised"}, nil
+}
+
+// measured is when chronyd last had answers of its sources.
+type measured struct {
+	// follows says whether it follows a source: else none has answered, or what they say does not fit together.
+	follows bool
+	// age is how long ago that source answered, and newest how long ago any did; both in whole seconds, cut off.
+	age, newest time.Duration
+}
+
+func (d daemons) measured(ctx context.Context) (measured, error) {
+	out, err := d.chronyc(ctx, "-c", "sources")
+	if err != nil {
+		return measured{}, err
+	}
+	return parseSources(string(out))
+}
+
+// parseSources reads what chronyc(1) prints with -c: the second field of the source that is followed is a star, and the
+// seventh is how many seconds ago a source answered, 2^32-1: never.
+func parseSources(lines string) (m measured, err error) {
+	m.newest = math.MaxUint32 * time.Second
+	for line := range strings.Lines(lines) {
+		fields := strings.Split(strings.TrimSpace(line), ",")
+		if len(fields) < 10 {
+			return m, fault.Wrapf(fault.ErrOutput, "chronyc sources printed %d fields", len(fields))
+		}
+		seconds, err := strconv.ParseUint(fields[6], 10, 32)
+		if err != nil {
+			return m, fault.Wrapf(fault.ErrOutput, "chronyc sources printed the time %q", fields[6])
+		}
+		age := time.Duration(seconds) * time.Second
+		m.newest = min(m.newest, age)
+		if fields[1] == "*" {
+			m.follows, m.age = true, age
+		}
+	}
+	return m, nil
 }
 
 func (d daemons) chronyc(ctx context.Context, args ...string) ([]byte, error) {
@@ -85,22 +125,16 @@ func (d daemons) chronyc(ctx context.Context, args ...string) ([]byte, error) {
 func (d daemons) byChrony(ctx context.Context, now tracked, force, measure bool) (corrected, error) {
 	done := corrected{source: sourceChrony, before: now.offset, after: now.offset}
 	if measure {
-		if !now.synced {
-			return done, fault.Wrapf(fault.ErrOutput, "chrony is not synchronised, so it knows no offset")
+		last, err := d.measured(ctx)
+		if err == nil && (!last.follows || !now.synced) {
+			err = fault.Wrapf(fault.ErrOutput, "chrony follows no source, so it knows no offset")
 		}
-		return done, nil
-	}
-	if _, err := d.chronyc(ctx, "burst", "4/4"); err != nil {
+		done.age = last.age
 		return done, err
 	}
-	for !now.synced {
-		if err := pause(ctx); err != nil {
-			return done, err
-		}
-		var err error
-		if now, err = d.tracking(ctx); err != nil {
-			return done, err
-		}
+	now, err := d.remeasure(ctx, now)
+	if err != nil {
+		return done, err
 	}
 	done.before, done.after, done.method = now.offset, now.offset, pb.ClockMethod_CLOCK_METHOD_SLEW
 	if done.before.Abs() < syncedBelow {
@@ -128,6 +162,40 @@ func (d daemons) byChrony(ctx context.Context, now tracked, force, measure bool)
 	}
 }
 
+// remeasure has chronyd measure anew, and returns what it knows then. A clock that has jumped, as that of a guest which was
+// paused, makes chronyd mistrust its source for minutes: then it is told to forget what it had measured, as chronyc(1) has it
+// for a machine that is resumed.
+func (d daemons) remeasure(ctx context.Context, before tracked) (tracked, error) {
+	began := time.Now()
+	if _, err := d.chronyc(ctx, "burst", "4/4"); err != nil {
+		return before, err
+	}
+	for forgot := !before.synced; ; {
+		now, err := d.tracking(ctx)
+		if err != nil {
+			return now, err
+		}
+		if now.synced && now.reference != before.reference {
+			return now, nil
+		}
+		last, err := d.measured(ctx)
+		if err != nil {
+			return now, err
+		}
+		if answered := last.newest+time.Second <= time.Since(began); answered && !last.follows && !forgot {
+			forgot = true
+			if _, err := d.chronyc(ctx, "reset", "sources"); err == nil { // else it is a chrony 3, which does not know this
+				if _, err := d.chronyc(ctx, "burst", "4/4"); err != nil {
+					return now, err
+				}
+			}
+		}
+		if err := pause(ctx); err != nil {
+			return now, err
+		}
+	}
+}
+
 func pause(ctx context.Context) error {
 	timer := time.NewTimer(lookEvery)
 	defer timer.Stop()
@@ -142,6 +210,8 @@ func pause(ctx context.Context) error {
 const (
 	timedate     = "org.freedesktop.timedate1"
 	timedatePath = "/org/freedesktop/timedate1"
+	busName      = "org.freedesktop.DBus"
+	busPath      = "/org/freedesktop/DBus"
 	timesync     = "org.freedesktop.timesync1"
 	timesyncPath = "/org/freedesktop/timesync1"
 	timesyncUnit = "systemd-timesyncd.service"
@@ -183,7 +253,7 @@ func byTimesyncd(ctx context.Context, measure bool) (corrected, error) {
 	if !on {
 		return done, fault.Refuse("the guest sees no clock of its host, and network time is turned off in it; it stays off")
 	}
-	last, err := lastAnswer(ctx, bus)
+	last, err := lastAnswer(ctx, bus, timesync)
 	if err != nil {
 		return done, noSource(err)
 	}
@@ -192,7 +262,12 @@ func byTimesyncd(ctx context.Context, measure bool) (corrected, error) {
 			return done, fault.Wrapf(fault.ErrOutput, "%s has no answer of a server yet", timesyncUnit)
 		}
 		done.before, done.after = last.offset(), last.offset()
+		done.age = max(time.Since(time.UnixMicro(int64(last.Destination))), 0)
 		return done, nil
+	}
+	old, err := owner(ctx, bus)
+	if err != nil {
+		return done, noSource(err)
 	}
 	began, from := time.Now(), rawTime()
 	if err := bus.Call(ctx, systemd, systemdPath, systemd+".Manager.RestartUnit", nil, timesyncUnit, "replace"); err != nil {
@@ -205,8 +280,12 @@ func byTimesyncd(ctx context.Context, measure bool) (corrected, error) {
 			}
 			return done, done.shrank()
 		}
-		m, err := lastAnswer(ctx, bus)
-		if err != nil || m.Packets == 0 || m.Spike { // it is starting
+		now, err := owner(ctx, bus)
+		if err != nil || now == old { // the old process is there until it has ended
+			continue
+		}
+		m, err := lastAnswer(ctx, bus, now)
+		if err != nil || m.Packets == 0 || m.Spike || m.Destination == last.Destination { // it is starting
 			continue
 		}
 		if done.before == 0 {
@@ -228,10 +307,17 @@ func byTimesyncd(ctx context.Context, measure bool) (corrected, error) {
 	}
 }
 
-func lastAnswer(ctx context.Context, bus *sysbus.Conn) (m ntpMessage, err error) {
+// owner returns the name on the bus that the process alone has which is systemd-timesyncd now.
+func owner(ctx context.Context, bus *sysbus.Conn) (name string, err error) {
+	err = bus.Call(ctx, busName, busPath, busName+".GetNameOwner", []any{&name}, timesync)
+	return name, err
+}
+
+// lastAnswer asks systemd-timesyncd, by a name of it on the bus, for the last answer that it has got.
+func lastAnswer(ctx context.Context, bus *sysbus.Conn, name string) (m ntpMessage, err error) {
 	var value dbus.Variant
 	const get = "org.freedesktop.DBus.Properties.Get"
-	err = bus.Call(ctx, timesync, timesyncPath, get, []any{&value}, timesync+".Manager", "NTPMessage")
+	err = bus.Call(ctx, name, timesyncPath, get, []any{&value}, timesync+".Manager", "NTPMessage")
 	if err != nil {
 		return m, err
 	}

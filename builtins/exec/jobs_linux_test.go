@@ -246,3 +246,39 @@ func TestJobsBelongToTheirPort(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Of a job, and of a command, it is known by which port it came, of all its processes, and by a later agent as well.
+func TestOwner(t *testing.T) {
+	dir, files := filepath.Join(t.TempDir(), "jobs"), t.TempDir()
+	first, table := room(t, Config{Jobs: dir})
+	in := &pb.ExecStartRequest{Detach: true, Command: "cd " + files + "; setsid sleep 300 & echo $! >child; echo >go; wait"}
+	out, err := table.Invoke(t.Context(), &builtins.Call{ID: "request", Port: "mine"}, table.Native(in), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := int(out.(*pb.ExecStartResponse).Pid)
+	eventually(t, "its child", func() bool { _, err := os.Stat(files + "/go"); return err == nil })
+	text, _ := os.ReadFile(files + "/child")
+	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(child, unix.SIGKILL)
+	defer unix.Kill(pid, unix.SIGKILL)
+	if err := first.release(); err != nil {
+		t.Fatal(err)
+	}
+	second, _ := room(t, Config{Jobs: dir})
+	for _, r := range []*Room{first, second} {
+		for _, p := range []int{pid, child, parentOf(pid)} {
+			if port, known := r.Owner(p); port != "mine" || !known {
+				t.Errorf("%d: %q %v", p, port, known)
+			}
+		}
+		for _, p := range []int{os.Getpid(), os.Getppid(), 1} {
+			if port, known := r.Owner(p); known {
+				t.Errorf("%d: %q", p, port)
+			}
+		}
+	}
+}

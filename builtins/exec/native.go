@@ -27,6 +27,7 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	if err != nil {
 		return nil, onStart(err)
 	}
+	spec.Owner = call.Port
 	if !in.GetWaitForExit() {
 		return r.leaveAlone(ctx, call, spec, in)
 	}

@@ -74,6 +74,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if dry := call.DryRun; err != nil && !(dry != nil && dry.Changed) { // the user may be one that was made before
 		return nil, onCommand(in, err)
 	}
+	spec.Owner = call.Port
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
 	if call.DryRun != nil {
 		if result, err := predict(call, in, change); result != nil || err != nil {

@@ -92,6 +92,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	if err != nil {
 		return nil, onStart(err)
 	}
+	spec.Owner = call.Port
 	s := newStreamed(call, in.GetWindow())
 	if err := r.streams.enter(s); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // At is an entry of a directory: the open directory, and a name in it, at which there may be nothing. Its methods do
@@ -182,11 +183,14 @@ func (a *At) OpenDir() (*Dir, error) {
 		_ = dir.close()
 		return nil, err
 	}
-	return &Dir{dir}, nil
+	return &Dir{dir, a.Path}, nil
 }
 
 // Dir is a directory that is open for reading.
-type Dir struct{ dir directory }
+type Dir struct {
+	dir  directory
+	path string // resolved, escaped
+}
 
 // Close frees the directory.
 func (d *Dir) Close() error { return d.dir.close() }
@@ -197,6 +201,18 @@ func (d *Dir) Names() ([]string, error) { return d.dir.names() }
 
 // Stat is At.Stat of a name in the directory, not escaped.
 func (d *Dir) Stat(name string) (Meta, error) { return d.dir.stat(name) }
+
+// At returns the entry of a name in the directory, not escaped, which costs the same at any depth. It outlives the directory;
+// the caller closes it. A path that is too long for Root.Exact is refused.
+func (d *Dir) At(name string) (*At, error) {
+	at := &At{Path: Join(d.path, text.EscapePath(name)), Name: name}
+	if _, err := checkPath(at.Path); err != nil {
+		return nil, err
+	}
+	dir, err := d.dir.dup()
+	at.dir = dir
+	return at, err
+}
 
 // Mkdir makes a directory. Unless attr says otherwise it has the mode that mkdir(2) would give it: 0755, or what a default
 // ACL of the directory above makes of 0777, and setgid where that has it. While it is made others cannot enter it.

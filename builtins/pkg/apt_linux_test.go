@@ -26,8 +26,8 @@ func TestAptInstallsUpdatesAndRemoves(t *testing.T) {
 	if err != nil || !changed {
 		t.Fatal(changed, err)
 	}
-	want(t, "changes", r.changes, []string{"APPLIED installed quantix-needy 1.0", "APPLIED installed quantix-tiny 1.0"})
-	want(t, "told", r.told, []string{"package.install installed quantix-needy"})
+	want(t, "changes", r.changes, []string{"APPLIED refreshed lists of apt-get ", "APPLIED installed quantix-needy 1.0", "APPLIED installed quantix-tiny 1.0"})
+	want(t, "told", r.told, []string{"package.install refreshed lists of apt-get", "package.install installed quantix-needy"})
 	if got := tr.sh("dpkg-query -W -f '${Status} ${Version}\n' quantix-needy quantix-tiny; cat /usr/share/quantix-tiny/file"); got !=
 		"install ok installed 1.0\ninstall ok installed 1.0\n1.0" {
 		t.Error(got)
@@ -37,7 +37,8 @@ func TestAptInstallsUpdatesAndRemoves(t *testing.T) {
 	}
 
 	before := tr.sh("stat -c %%Y.%%i /var/log/apt/history.log; cat /var/log/apt/history.log")
-	for _, names := range [][]string{{"quantix-tiny"}, {"quantix-needy", "quantix-tiny=1.0"}, {"quantix-tiny:all"}, {"quantix-virtual"}} {
+	for _, names := range [][]string{{"quantix-tiny"}, {"quantix-needy", "quantix-tiny=1.0"}, {"quantix-tiny:all"}, {"quantix-virtual"},
+		{"quantix-tiny:" + tr.sh("dpkg --print-architecture")}} {
 		if changed, r, err := tr.install(&pb.PackageInstallArgs{Names: names, Refresh: true}); changed || err != nil || len(r.told)+len(r.changes) > 0 {
 			t.Error(names, changed, r, err)
 		}
@@ -57,8 +58,8 @@ func TestAptInstallsUpdatesAndRemoves(t *testing.T) {
 	if err != nil || !changed || tr.version("quantix-tiny") != "2.0" {
 		t.Error(changed, err)
 	}
-	want(t, "changes", r.changes, []string{"APPLIED updated quantix-tiny 1.0 -> 2.0"})
-	if changed, r, err := tr.update(&pb.PackageUpdateArgs{}); changed || err != nil || len(r.told) > 0 {
+	want(t, "changes", r.changes, []string{"APPLIED refreshed lists of apt-get ", "APPLIED updated quantix-tiny 1.0 -> 2.0"})
+	if changed, r, err := tr.update(&pb.PackageUpdateArgs{}); changed || err != nil || len(r.changes) > 0 || !slices.Equal(r.told, []string{"package.update refreshed lists of apt-get", "not begun"}) {
 		t.Error("nothing to update:", changed, r, err)
 	}
 	changed, r, err = tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny=1.0"}})
@@ -187,6 +188,40 @@ func TestTheAgentsOwnPackage(t *testing.T) {
 	} {
 		if changed, r, err := try(); changed || !errors.Is(err, fault.ErrRefused) || len(r.told) > 0 || tr.version(agentPackage) != "1.0" {
 			t.Error(changed, r, err)
+		}
+	}
+}
+
+// A name that another package provides is one of a package all the same, where there is one that has it.
+func TestAptRealAndProvided(t *testing.T) {
+	tr := apt(t)
+	tr.deb("quantix-real", "1.0", "", nil)
+	tr.deb("quantix-other", "1.0", "Provides: quantix-real, quantix-shared\n", nil)
+	tr.deb("quantix-third", "1.0", "Provides: quantix-shared\n", nil)
+	tr.sh("apt-get -qq update")
+	if changed, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-other"}}); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	if changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-shared"}}); changed || err != nil || len(r.told) > 0 {
+		t.Error("a name of no package: ", changed, r, err)
+	}
+	for _, first := range []bool{true, false} {
+		changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-real", "quantix-shared"}})
+		if changed != first || err != nil || tr.version("quantix-real") != "1.0" {
+			t.Error(changed, r, err)
+		}
+	}
+	arch := tr.sh("dpkg --print-architecture")
+	for _, first := range []bool{true, false} {
+		changed, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny:" + arch}})
+		if changed != first || err != nil {
+			t.Error(changed, err)
+		}
+	}
+	for _, first := range []bool{true, false} {
+		changed, _, err := tr.remove(&pb.PackageRemoveArgs{Names: []string{"quantix-tiny:" + arch}})
+		if changed != first || err != nil || tr.version("quantix-tiny") != "-" {
+			t.Error(changed, err)
 		}
 	}
 }

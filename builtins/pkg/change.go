@@ -68,7 +68,9 @@ type job struct {
 	op      string
 	request request
 	before  *state
-	until   time.Time // when its time is up
+	until   time.Time       // when its time is up
+	real    map[string]bool // names that another package provides, and that a package has which can be installed
+	acted   bool            // scripts of packages, which can change anything, may have run
 }
 
 // change does what a request wants, and tells whether that changed anything.
@@ -78,7 +80,7 @@ func (r *Room) change(
 	if timeout < 0 {
 		return nil, fault.Invalid("timeout is negative")
 	}
-	j := &job{Room: r, call: call, op: op, request: q, until: time.Now().Add(defaultTimeout)}
+	j := &job{Room: r, call: call, op: op, request: q, real: map[string]bool{}, until: time.Now().Add(defaultTimeout)}
 	if timeout > 0 {
 		j.until = time.Now().Add(time.Duration(min(timeout, 1e9) * float64(time.Second)))
 	}
@@ -121,7 +123,15 @@ func (j *job) done(ctx context.Context) (bool, error) {
 	case install:
 		var missing []wish
 		for _, w := range q.wishes {
-			if !j.before.fulfils(w) && !(w.version == "" && j.provides(ctx, w.name)) {
+			fulfilled := j.before.fulfils(w)
+			if !fulfilled && w.version == "" && j.provides(ctx, j.before, w.name) {
+				real, err := j.isReal(ctx, w)
+				if err != nil {
+					return false, err
+				}
+				fulfilled = !real
+			}
+			if !fulfilled {
 				missing = append(missing, w)
 			}
 		}
@@ -143,9 +153,30 @@ func (j *job) done(ctx context.Context) (bool, error) {
 	return len(q.wishes) == 0, nil
 }
 
-// provides says whether an installed package of rpm goes by a name: what rpm's packages provide is not read with the list.
-func (j *job) provides(ctx context.Context, name string) bool {
-	if j.kind != packages.RPM || j.before.has(name) {
+// isReal says whether there is a package of a name that an installed one merely provides: then that is what is meant. The
+// manager knows, by what it would do.
+func (j *job) isReal(ctx context.Context, w wish) (bool, error) {
+	if j.guest.Answer != nil {
+		return false, nil
+	}
+	steps, err := j.steps(ctx, request{action: install, wishes: []wish{w}})
+	if errors.Is(err, fs.ErrNotExist) { // several packages provide it, and none has the name
+		return false, nil
+	}
+	real := slices.ContainsFunc(steps, func(s step) bool { return s.name == w.name && s.after != "" })
+	if real {
+		j.real[w.name] = true
+	}
+	return real, err
+}
+
+// provides says whether an installed package goes by a name that is not its own: what rpm's packages provide is not read with
+// the list.
+func (j *job) provides(ctx context.Context, now *state, name string) bool {
+	if now.provided[name] {
+		return true
+	}
+	if j.kind != packages.RPM || now.has(name) {
 		return false
 	}
 	query := packages.Of(j.guest, j.call).Query
@@ -168,6 +199,9 @@ func (j *job) foretell(ctx context.Context) (*pb.Changed, error) {
 	if err != nil {
 		return nil, err
 	}
+	if j.request.refresh {
+		j.call.Report(j.refreshed(pb.ChangeState_CHANGE_STATE_UNKNOWN))
+	}
 	for _, s := range steps {
 		j.report(s, pb.ChangeState_CHANGE_STATE_WOULD)
 		pretended(j.call.DryRun)[s.id] = s
@@ -178,11 +212,7 @@ func (j *job) foretell(ctx context.Context) (*pb.Changed, error) {
 
 // simulate returns what the manager would do, by its own word, which it gives without changing anything.
 func (j *job) simulate(ctx context.Context) ([]step, error) {
-	var steps []step
-	err := j.patient(ctx, j.command(j.request, true), true, nil, func(result *proc.Result) bool {
-		steps = j.plan(string(result.Stdout))
-		return result.Code == 0 || slices.Contains(j.simulated, result.Code) && (len(steps) > 0 || nothing(result))
-	})
+	steps, err := j.steps(ctx, j.request)
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +226,15 @@ func (j *job) simulate(ctx context.Context) ([]step, error) {
 		}
 	}
 	return steps, j.named(steps)
+}
+
+// steps returns what the manager prints that it would do for a request.
+func (j *job) steps(ctx context.Context, q request) (steps []step, err error) {
+	err = j.patient(ctx, j.command(q, true), true, nil, func(result *proc.Result) bool {
+		steps = j.plan(string(result.Stdout))
+		return result.Code == 0 || slices.Contains(j.simulated, result.Code) && (len(steps) > 0 || nothing(result))
+	})
+	return steps, err
 }
 
 // nothing says whether a simulation failed merely since there is nothing to do.
@@ -238,7 +277,7 @@ func (j *job) named(steps []step) error {
 // manager said.
 func (j *job) act(ctx context.Context) (*pb.Changed, error) {
 	if j.request.refresh {
-		if err := j.patient(ctx, j.manager.refresh, false, nil, j.succeeded); err != nil {
+		if err := j.refreshLists(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -296,7 +335,11 @@ func (j *job) result(ctx context.Context, announced bool, failed error) (*pb.Cha
 		})
 	}
 	if failed != nil {
-		if announced && len(steps)+len(broken) == 0 && harmless(failed) {
+		switch {
+		case len(steps)+len(broken) > 0:
+		case j.acted: // a script that fails first leaves no package changed, and whatever it did
+			j.report(step{id: id{name: j.target()}}, pb.ChangeState_CHANGE_STATE_UNKNOWN)
+		case announced && harmless(failed):
 			j.call.Tx.NotBegun()
 		}
 		return nil, failed
@@ -313,7 +356,8 @@ func (j *job) verify(ctx context.Context, after *state) error {
 		switch {
 		case j.request.action == remove && after.has(w.name):
 			return fault.On(w.name, fault.Wrapf(fault.ErrOutput, "%s has ended well, and it is still installed", j.manager.name))
-		case j.request.action == install && !after.fulfils(w) && !(w.version == "" && j.provides(ctx, w.name)):
+		case j.request.action == install && !after.fulfils(w) &&
+			!(w.version == "" && !j.real[w.name] && j.provides(ctx, after, w.name)):
 			have := strings.Join(after.versions(w.name), ", ")
 			if have == "" {
 				have = "not there"
@@ -329,7 +373,8 @@ func (j *job) succeeded(result *proc.Result) bool {
 	return result.Code == 0 || slices.Contains(j.good, result.Code)
 }
 
-// patient runs a command of the manager until that finds its lock free, or the time is up. announce comes first of all; nil:
+// patient runs a command of the manager until that finds its lock free, or the time is up. One that came to run scripts of
+// packages had its lock, and is not run again. announce comes first of all; nil:
 // nothing is to be said. good says whether a result is a success.
 func (j *job) patient(
 	ctx context.Context, argv []string, readonly bool, announce func() error, good func(*proc.Result) bool,
@@ -344,6 +389,7 @@ func (j *job) patient(
 		}
 	}
 	for {
+		began := time.Now()
 		result, err := j.run(ctx, argv, readonly)
 		if err != nil {
 			return err
@@ -351,8 +397,13 @@ func (j *job) patient(
 		if !result.TimedOut && good(result) {
 			return nil
 		}
-		err = j.judge(result)
-		if !errors.Is(err, fault.ErrBusy) || time.Now().Add(lockPause).After(until) {
+		acted, certain := j.manager.acted(result)
+		j.acted = j.acted || !readonly && (acted || !certain)
+		err = j.judge(result, acted)
+		if !errors.Is(err, fault.ErrBusy) || !certain {
+			return err
+		}
+		if next := lockPause + 2*time.Since(began); time.Now().Add(next).After(until) { // a try would be cut short
 			return err
 		}
 		select {
@@ -373,8 +424,11 @@ func (j *job) run(ctx context.Context, argv []string, readonly bool) (*proc.Resu
 		Line: strings.Join(argv, " "), Readonly: readonly, Irreversible: !readonly,
 	}, proc.Spec{
 		Argv: argv, Root: j.guest.Root(), Env: packages.Environment(j.guest), Tied: true, Timeout: left, MaxOutput: 4 << 20,
+		Owner: j.call.Port,
 	})
 	if err != nil {
+		var start *proc.StartError
+		j.acted = j.acted || !readonly && !errors.As(err, &start)
 		return nil, fault.On(j.manager.name, packages.NotStarted(j.guest, err))
 	}
 	return result, nil

@@ -1,6 +1,7 @@
 package pkg
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"regexp"
@@ -55,15 +56,51 @@ func zypperCodes() map[int]error {
 // maxLine bounds the line of a manager that an error quotes, in bytes.
 const maxLine = 400
 
-// judge makes the error of a manager that has failed.
-func (m *manager) judge(result *proc.Result) error {
-	printed := string(result.Stderr) + "\n" + string(result.Stdout)
+// acted says whether a manager that was run came to where scripts of packages and hooks run, which can change anything. What it
+// prints before that is its own. certain: the answer no is a proof, since all was read and it ended by itself.
+func (m *manager) acted(result *proc.Result) (acted, certain bool) {
+	certain = !result.Truncated && result.Signal == 0 && !result.TimedOut
+	reached := regexp.MustCompile(m.reached)
+	for _, printed := range [][]byte{result.Stderr, result.Stdout} {
+		for line := range bytes.Lines(printed) {
+			if reached.Match(bytes.TrimSpace(line)) {
+				return true, certain
+			}
+		}
+	}
+	return false, certain
+}
+
+// words returns the lines of a manager that tell what went wrong: not those of scripts of packages, nor of apt's hooks, which
+// run at any time. A line that is indented goes on with the one before.
+func (m *manager) words(result *proc.Result, acted bool) (lines []string) {
+	own := regexp.MustCompile(m.own)
+	for _, printed := range [][]byte{result.Stderr, result.Stdout} {
+		mine := false
+		for line := range strings.Lines(string(printed)) {
+			if indented := strings.HasPrefix(line, " "); !indented || !mine {
+				mine = !acted || own.MatchString(line)
+			}
+			if mine {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return lines
+}
+
+// judge makes the error of a manager that has failed. acted: scripts of packages may have run. Then it had its lock.
+func (m *manager) judge(result *proc.Result, acted bool) error {
+	lines, reached := m.words(result, acted), regexp.MustCompile(m.reached)
 	for _, f := range failures() {
 		if result.TimedOut && f.cause != fault.ErrBusy { // dnf waits for a lock itself
 			break
 		}
-		for line := range strings.Lines(printed) {
-			if f.line.MatchString(line) {
+		if acted && f.cause == fault.ErrBusy {
+			continue
+		}
+		for _, line := range lines {
+			if f.line.MatchString(line) && !reached.MatchString(line) { // that quotes a script or a hook
 				return &fault.Error{Object: m.name, Err: fault.Wrapf(f.cause, "%s", oneLine(line)), Hint: f.hint}
 			}
 		}
@@ -71,10 +108,10 @@ func (m *manager) judge(result *proc.Result) error {
 	if result.TimedOut {
 		return fault.On(m.name, result.Err())
 	}
-	if cause := zypperCodes()[result.Code]; m.name == "zypper" && cause != nil {
+	if cause := zypperCodes()[result.Code]; m.name == "zypper" && cause != nil && !acted {
 		return fault.On(m.name, fault.Wrapf(cause, "%v", result.Err()))
 	}
-	for line := range strings.Lines(printed) { // the first error is the cause of the others
+	for _, line := range lines { // the first error is the cause of the others
 		if word, _, ok := strings.Cut(line, ": "); ok && (word == "E" || strings.EqualFold(word, "error")) {
 			return fault.On(m.name, fault.Wrapf(fault.ErrOutput, "%s: %s", result.How(), oneLine(line)))
 		}
@@ -87,7 +124,7 @@ func oneLine(line string) string {
 	return clean
 }
 
-// harmless says whether a manager that failed so has done nothing, as far as the error tells.
+// harmless says whether a manager that failed so, before it ran any script, has done nothing.
 func harmless(err error) bool {
 	return errors.Is(err, fault.ErrBusy) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENETUNREACH)
 }

@@ -52,16 +52,28 @@ type manager struct {
 	kind string
 	// command returns the arguments for a request, or for its simulation.
 	command func(q request, simulate bool) []string
-	// refresh are those that read the lists anew.
-	refresh []string
+	// refresh are those that read the lists anew, and lists are the directories where these are, unless configured otherwise.
+	refresh, lists []string
 	// plan reads what a simulation prints.
 	plan func(out string) []step
 	// good are the exit codes other than 0 that mean success, and simulated those of a simulation.
 	good, simulated []int
+	// reached matches a line that it prints once a script of a package, or a hook, may have run. Until then every line is its own.
+	reached string
+	// own matches the lines after that which are certainly its own: scripts and hooks print whatever they like.
+	own string
 	// exact says that the simulation must name each package that is asked for: else the manager would take the name for
 	// something else, such as a pattern.
 	exact bool
 }
+
+const (
+	// aptReached are lines of dpkg before it runs a script, and those of apt that tell that dpkg or a hook was run.
+	aptReached = `^(Preparing to unpack|Unpacking|Setting up|Removing|Purging configuration files for|Processing triggers|` +
+		`Preconfiguring packages|Selecting previously unselected|\(Reading database)|` +
+		`^(E|W): (Sub-process|Problem executing scripts|Failure running script)`
+	rpmOwn = `^(Error|error|RPM: error)(:| )`
+)
 
 // managers are in the order in which they are looked for.
 func managers() []manager {
@@ -69,23 +81,35 @@ func managers() []manager {
 		{
 			name: "apt-get", paths: []string{"/usr/bin/apt-get"}, kind: packages.Deb,
 			command: aptCommand, refresh: aptArgs("-o", "APT::Update::Error-Mode=any", "update"), plan: aptPlan, exact: true,
+			lists:   []string{"/var/lib/apt/lists"},
+			reached: aptReached, own: `^(E|W|dpkg|dpkg-deb): `,
 		},
 		{
 			name: "zypper", paths: []string{"/usr/bin/zypper"}, kind: packages.RPM,
 			command: zypperCommand, refresh: []string{"zypper", "--non-interactive", "refresh"}, plan: zypperPlan,
-			good: []int{102, 103}, // restart or reboot needed
+			lists:   []string{"/var/cache/zypp/raw"},
+			good:    []int{102, 103}, // restart or reboot needed
+			reached: `^\(\s*\d+/\d+\)|^(Installing|Removing|Running|Executing)\b`, own: rpmOwn,
 		},
 		{
 			name: "dnf", paths: []string{"/usr/bin/dnf"}, kind: packages.RPM,
 			command: dnfCommand, refresh: []string{"dnf", "-y", "--refresh", "makecache"}, plan: dnfPlan, simulated: []int{1},
+			lists:   []string{"/var/cache/dnf", "/var/cache/libdnf5"},
+			reached: `^(\[\s*\d+/\d+\] )?(Running transaction|Running scriptlet\b.*|Prepare transaction\b.*)$`, own: rpmOwn,
 		},
 		{
 			name: "apk", paths: []string{"/sbin/apk", "/usr/sbin/apk", "/usr/bin/apk"}, kind: packages.APK,
 			command: apkCommand, refresh: []string{"apk", "update"}, plan: apkPlan,
+			lists:   []string{"/var/cache/apk", "/etc/apk/cache"},
+			reached: `^(\(\s*\d+/\d+\)|Executing) `, own: `^ERROR: `,
 		},
 		{
 			name: "pacman", paths: []string{"/usr/bin/pacman"}, kind: packages.Pacman,
 			command: pacmanCommand, refresh: []string{"pacman", "--noconfirm", "-Sy"}, plan: pacmanPlan,
+			lists: []string{"/var/lib/pacman/sync"},
+			reached: `^:: (Processing package changes|Running (pre|post)-transaction hooks)|` +
+				`^(\(\s*\d+/\d+\) )?(installing|reinstalling|upgrading|downgrading|removing) .*\.\.\.`,
+			own: `^error: `,
 		},
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -71,7 +72,8 @@ func rpmTree(t testing.TB, manager string) *tree {
 	tr.sh("mkdir -p /repo /var/lib/rpm && rpm --initdb")
 	tr.write("etc/os-release", "ID=test\nVERSION_ID=1\n")
 	tr.rpm("quantix-tiny", "1.0", "")
-	tr.rpm("quantix-needy", "1.0", "Requires: quantix-tiny\nProvides: quantix-virtual\n")
+	tr.rpm("quantix-needy", "1.0", "Requires: quantix-tiny\nProvides: quantix-virtual\nProvides: quantix-shadow\n")
+	tr.rpm("quantix-shadow", "1.0", "")
 	repo := "[local]\nname=local\nbaseurl=file:///repo\nenabled=1\ngpgcheck=0\nautorefresh=0\ntype=rpm-md\n"
 	tr.write("etc/yum.repos.d/local.repo", repo)
 	tr.write("etc/zypp/repos.d/local.repo", repo)
@@ -88,8 +90,9 @@ func (tr *tree) rpm(name, version, more string) {
 	tr.sh("rpmbuild --quiet -bb --define '_rpmdir /repo' --define '_topdir /repo/build' /repo/%s.spec >/dev/null 2>&1; createrepo_c -q /repo >/dev/null", name)
 }
 
-// cycle is what each manager must do with the packages tiny and needy, which requires it. newer adds tiny 2.0 to what is available.
-func (tr *tree) cycle(t *testing.T, release string, newer func()) {
+// cycle is what each manager must do with the packages tiny and needy, which requires it. newer adds tiny 2.0 to what is available,
+// and with shadow there is a package of a name that needy provides.
+func (tr *tree) cycle(t *testing.T, release string, shadow bool, newer func()) {
 	t.Helper()
 	v := func(version string) string { return version + release }
 	dry := newDryRun(t, tr)
@@ -121,14 +124,23 @@ func (tr *tree) cycle(t *testing.T, release string, newer func()) {
 			t.Error(name, changed, r, err)
 		}
 	}
+	if shadow { // a package has a name that another provides
+		if changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-shadow"}}); !changed || err != nil || tr.version("quantix-shadow") == "-" {
+			t.Error(changed, r, err)
+		}
+		if changed, _, err := tr.remove(&pb.PackageRemoveArgs{Names: []string{"quantix-shadow"}}); !changed || err != nil {
+			t.Error(changed, err)
+		}
+	}
 	newer()
 	dry = newDryRun(t, tr)
 	changed, r, err = tr.update(&pb.PackageUpdateArgs{Names: []string{"quantix-tiny"}})
 	if err != nil || !changed || tr.version("quantix-tiny") != v("2.0") {
 		t.Error(changed, tr.version("quantix-tiny"), err)
 	}
-	want(t, "changes", r.changes, []string{"APPLIED updated quantix-tiny " + v("1.0") + " -> " + v("2.0")})
-	if changed, r, err := tr.update(&pb.PackageUpdateArgs{}); changed || err != nil || len(r.told) > 0 {
+	lists := "refreshed lists of " + managerOf(t, tr)
+	want(t, "changes", r.changes, []string{"APPLIED " + lists + " ", "APPLIED updated quantix-tiny " + v("1.0") + " -> " + v("2.0")})
+	if changed, r, err := tr.update(&pb.PackageUpdateArgs{}); changed || err != nil || len(r.told) == 0 || r.told[0] != "package.update "+lists {
 		t.Error(changed, r, err)
 	}
 	if changed, err := tr.room.remove(t.Context(), dry.call, &pb.PackageRemoveArgs{Names: []string{"quantix-tiny"}}); err != nil || !changed.Changed {
@@ -149,9 +161,18 @@ func (tr *tree) cycle(t *testing.T, release string, newer func()) {
 	}
 }
 
+func managerOf(t *testing.T, tr *tree) string {
+	t.Helper()
+	m, err := tr.room.manager(&builtins.Call{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.name
+}
+
 func TestDNF(t *testing.T) {
 	tr := rpmTree(t, "dnf")
-	tr.cycle(t, "-1", func() { tr.rpm("quantix-tiny", "2.0", "") })
+	tr.cycle(t, "-1", true, func() { tr.rpm("quantix-tiny", "2.0", "") })
 	tr.write("etc/yum.repos.d/local.repo", "[local]\nname=local\nbaseurl=http://127.0.0.1:9/\ngpgcheck=0\n")
 	tr.sh("rm -rf /var/cache/dnf")
 	if _, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny"}, Refresh: true}); fault.Code(err) != "unreachable" {
@@ -164,7 +185,7 @@ func TestZypper(t *testing.T) {
 	tr.rpm("quantix-base", "1.0", "")
 	tr.sh("rpm -i /repo/noarch/quantix-base-1.0-1.noarch.rpm") // it does not read a database without packages
 	tr.sh("zypper --non-interactive refresh")
-	tr.cycle(t, "-1", func() { tr.rpm("quantix-tiny", "2.0", "") })
+	tr.cycle(t, "-1", true, func() { tr.rpm("quantix-tiny", "2.0", "") })
 }
 
 // pacmanPackage makes a package of pacman, and lists it in the repository of the tree. The programs of pacman that do this are not
@@ -220,7 +241,7 @@ func TestPacman(t *testing.T) {
 	tr.pacmanPackage("quantix-tiny", "1.0-1")
 	tr.pacmanPackage("quantix-needy", "1.0-1", "depend=quantix-tiny", "provides=quantix-virtual")
 	tr.sh("pacman -Sy >/dev/null")
-	tr.cycle(t, "-1", func() { tr.pacmanPackage("quantix-tiny", "2.0-1") })
+	tr.cycle(t, "-1", false, func() { tr.pacmanPackage("quantix-tiny", "2.0-1") })
 	tr.write("var/lib/pacman/db.lck", "")
 	if _, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny"}, Timeout: 2}); fault.Code(err) != "busy" || len(r.changes) > 0 {
 		t.Error(r, err)

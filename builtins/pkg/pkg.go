@@ -20,6 +20,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/packages"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
@@ -50,8 +51,8 @@ type Room struct{ guest *guest.Guest }
 // New makes the room.
 func New(g *guest.Guest) *Room { return &Room{guest: g} }
 
-// Room is what the table, the executor and the agent know of the room. No row names the package manager as a command: whoever
-// may install a package need not be allowed to run the program otherwise, and rules are about packages.
+// Room is what the table, the executor and the agent know of the room. The rows that change packages name the package manager
+// as a helper: rules on commands hold for it, and a script that needs the room, or one package, needs nothing more.
 func (r *Room) Room() builtins.Room {
 	return builtins.Room{Name: room, Scope: kind, Ops: []builtins.Op{
 		{
@@ -66,20 +67,20 @@ func (r *Room) Room() builtins.Room {
 			Name: "package.install", Usage: "(names) changed",
 			Summary: "have packages installed, which nothing takes back",
 			Mutates: true, Partial: true, Predictable: true,
-			Access:  builtins.Of(func(in *pb.PackageInstallArgs) builtins.Access { return access(in.Names) }),
+			Access:  builtins.Of(r.installAccess),
 			Handler: builtins.Handle(r.install),
 		},
 		{
 			Name: "package.remove", Usage: "(names) changed", Summary: "have packages not installed, which nothing takes back",
 			Mutates: true, Partial: true, Predictable: true,
-			Access:  builtins.Of(func(in *pb.PackageRemoveArgs) builtins.Access { return access(in.Names) }),
+			Access:  builtins.Of(r.removeAccess),
 			Handler: builtins.Handle(r.remove),
 		},
 		{
 			Name: "package.update", Usage: "([names]) changed",
 			Summary: "bring packages, or all, to the newest version, which nothing takes back",
 			Mutates: true, Partial: true, Predictable: true,
-			Access:  builtins.Of(updateAccess),
+			Access:  builtins.Of(r.updateAccess),
 			Handler: builtins.Handle(r.update),
 		},
 	}}
@@ -87,12 +88,43 @@ func (r *Room) Room() builtins.Room {
 
 func oneAccess(in *pb.PackageArgs) builtins.Access { return access([]string{in.Name}) }
 
+func (r *Room) installAccess(in *pb.PackageInstallArgs) builtins.Access {
+	wishes, err := parse(in.Names, true)
+	return r.managed(access(in.Names), err, request{
+		action: install, wishes: wishes, refresh: in.Refresh, recommended: in.Recommended,
+	})
+}
+
+func (r *Room) removeAccess(in *pb.PackageRemoveArgs) builtins.Access {
+	wishes, err := parse(in.Names, false)
+	return r.managed(access(in.Names), err, request{action: remove, wishes: wishes, purge: in.Purge})
+}
+
 // updateAccess has a name also where all packages are meant, so that a need for some packages does not cover it.
-func updateAccess(in *pb.PackageUpdateArgs) builtins.Access {
+func (r *Room) updateAccess(in *pb.PackageUpdateArgs) builtins.Access {
+	all := access(in.Names)
 	if len(in.Names) == 0 {
-		return builtins.Access{Objects: []builtins.Object{{Kind: kind, Name: "*"}}}
+		all = builtins.Access{Objects: []builtins.Object{{Kind: kind, Name: "*"}}}
 	}
-	return access(in.Names)
+	wishes, err := parse(in.Names, false)
+	return r.managed(all, err, request{action: update, wishes: wishes, refresh: in.Refresh == nil || *in.Refresh})
+}
+
+// managed adds the commands of the package manager that a request would run. One whose names make no sense runs none; nor does
+// any where there is no manager.
+func (r *Room) managed(a builtins.Access, wrong error, q request) builtins.Access {
+	m, err := r.manager(&builtins.Call{})
+	if wrong != nil || err != nil {
+		return a
+	}
+	run := func(argv []string) {
+		a.Helpers = append(a.Helpers, builtins.Command{Argv: argv, Paths: []string{packages.Path}})
+	}
+	if q.refresh {
+		run(m.refresh)
+	}
+	run(m.command(q, false))
+	return a
 }
 
 func access(names []string) (access builtins.Access) {

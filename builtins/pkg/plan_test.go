@@ -72,8 +72,8 @@ func TestFailures(t *testing.T) {
 		{"pacman", "error: failed retrieving file 'x' from y : Could not resolve host: y", "unreachable", 1},
 		{"pacman", "error: something else", "command_failed", 1},
 	} {
-		m := &manager{name: c.manager}
-		err := m.judge(&proc.Result{Code: c.exit, Stderr: []byte("a line before\n" + c.line + "\n")})
+		m := named(t, c.manager)
+		err := m.judge(&proc.Result{Code: c.exit, Stderr: []byte("a line before\n" + c.line + "\n")}, false)
 		if fault.Code(err) != c.code {
 			t.Errorf("%s: %q is %s: %v", c.manager, c.line, fault.Code(err), err)
 		}
@@ -82,10 +82,22 @@ func TestFailures(t *testing.T) {
 
 // A lock that dnf has waited for until its time was up is a lock, and not merely an end of time.
 func TestFailuresByTime(t *testing.T) {
-	m := &manager{name: "dnf"}
+	m := named(t, "dnf")
 	for line, code := range map[string]string{"Waiting for process with pid 7 to finish.": "busy", "Could not resolve host": "timeout", "": "timeout"} {
-		if err := m.judge(&proc.Result{Code: 143, TimedOut: true, Stdout: []byte(line)}); fault.Code(err) != code {
+		if err := m.judge(&proc.Result{Code: 143, TimedOut: true, Stdout: []byte(line)}, false); fault.Code(err) != code {
 			t.Errorf("%q: %v", line, err)
 		}
 	}
+}
+
+// named returns a manager.
+func named(t testing.TB, name string) *manager {
+	t.Helper()
+	for _, m := range managers() {
+		if m.name == name {
+			return &m
+		}
+	}
+	t.Fatal("no manager ", name)
+	return nil
 }

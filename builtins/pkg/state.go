@@ -23,15 +23,25 @@ type state struct {
 	partly map[string]string
 	// provided are the other names of what is installed.
 	provided map[string]bool
+	// native is the architecture of dpkg itself; empty: not known.
+	native string
 }
 
 // id tells packages apart: one name may be installed for several architectures, and of rpm, as of kernels, in several versions:
 // of these all but the first have it in here.
 type id struct{ name, arch, another string }
 
-// isNamed says whether a name means the package: of dpkg and rpm it may end in the architecture.
-func (i id) isNamed(name, kind string) bool {
-	return name == i.name || kind == packages.Deb && name == i.name+":"+i.arch || kind == packages.RPM && name == i.name+"."+i.arch
+// isNamed says whether a name means the package: of dpkg and rpm it may end in the architecture. One for all architectures goes
+// by the native one as well.
+func (i id) isNamed(name, kind, native string) bool {
+	switch kind {
+	case packages.Deb:
+		base, arch, said := strings.Cut(name, ":")
+		return base == i.name && (!said || arch == i.arch || i.arch == "all" && arch == native)
+	case packages.RPM:
+		return name == i.name || name == i.name+"."+i.arch
+	}
+	return name == i.name
 }
 
 func (i id) compare(other id) int {
@@ -68,6 +78,9 @@ func newState(list []packages.Package) *state {
 				i.another = p.Version
 			}
 			s.by[i] = p
+			if p.Type == packages.Deb && p.Name == "dpkg" {
+				s.native = p.Arch
+			}
 			for _, name := range p.Provides {
 				s.provided[name] = true
 			}
@@ -82,7 +95,7 @@ func newState(list []packages.Package) *state {
 // versions returns the versions of the installed packages that a name means.
 func (s *state) versions(name string) (versions []string) {
 	for _, i := range slices.SortedFunc(maps.Keys(s.by), id.compare) {
-		if i.isNamed(name, s.by[i].Type) {
+		if i.isNamed(name, s.by[i].Type, s.native) {
 			versions = append(versions, s.by[i].Version)
 		}
 	}
@@ -91,10 +104,10 @@ func (s *state) versions(name string) (versions []string) {
 
 func (s *state) has(name string) bool { return len(s.versions(name)) > 0 }
 
-// fulfils says whether a wish is what is so already.
+// fulfils says whether a wish is what is so already, by the package of that name.
 func (s *state) fulfils(w wish) bool {
 	if w.version == "" {
-		return s.has(w.name) || s.provided[w.name]
+		return s.has(w.name)
 	}
 	return slices.Contains(s.versions(w.name), w.version)
 }

@@ -3,10 +3,12 @@ package pkg
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -50,7 +53,7 @@ func TestAptTrouble(t *testing.T) {
 	// Nobody answers where packages come from.
 	tr.write("etc/apt/sources.list", "deb [trusted=yes] http://127.0.0.1:9/ ./\n")
 	_, r, err = tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-needy"}, Refresh: true})
-	if !errors.Is(err, syscall.ENETUNREACH) || fault.Code(err) != "unreachable" || len(r.told) > 0 {
+	if !errors.Is(err, syscall.ENETUNREACH) || fault.Code(err) != "unreachable" || len(r.told) != 2 || r.told[1] != "not begun" || len(r.changes) > 0 {
 		t.Error(r, err)
 	}
 	tr.write("etc/apt/sources.list", "deb [trusted=yes] file:/repo ./\n")
@@ -239,5 +242,108 @@ func TestNoManager(t *testing.T) {
 	tr.write("var/lib/dpkg/status", "no status\nat all\n")
 	if _, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"y"}}); !errors.Is(err, fault.ErrCorrupt) {
 		t.Error(err)
+	}
+}
+
+// A script of a package that fails may have done anything, and print anything: what it prints is neither taken for the manager's
+// word, nor for a proof that nothing was begun, nor for a lock that is to be waited for.
+func TestAptScriptsSayWhatTheyLike(t *testing.T) {
+	tr := apt(t)
+	says := func(text string) string {
+		return "echo ran >> /etc/quantix-ran; echo '" + text + "' | tee /dev/stderr; exit 1"
+	}
+	texts := []string{
+		"x: Could not connect to database", "x: Could not get lock /x", "Failed to connect to bus: No such file or directory",
+		"E: Unable to locate package x", "E: Could not get lock /x", "no such package", "x: Temporary failure in name resolution",
+	}
+	for i, text := range texts {
+		tr.deb(fmt.Sprintf("quantix-pre%d", i), "1.0", "", map[string]string{"preinst": says(text)})
+		tr.deb(fmt.Sprintf("quantix-rm%d", i), "1.0", "", map[string]string{"prerm": says(text)})
+	}
+	tr.sh("apt-get -qq update")
+	check := func(name, text string, changed bool, r *run, err error) {
+		t.Helper()
+		ran, _ := os.ReadFile(filepath.Join(tr.dir, "etc/quantix-ran"))
+		if err == nil || changed || len(r.told) != 1 || !strings.HasSuffix(r.told[0], " "+name) || string(ran) != "ran\n" {
+			t.Errorf("%s says %q: changed %v, told %q, the script has run %q: %v", name, text, changed, r.told, ran, err)
+		}
+		if fault.Code(err) != "command_failed" && !strings.HasPrefix(text, "E: ") || errors.Is(err, fault.ErrBusy) {
+			t.Errorf("%s says %q, which is told as %v", name, text, err)
+		}
+		if !slices.ContainsFunc(r.changes, func(c string) bool { return strings.Contains(c, name) }) {
+			t.Errorf("%s is not named in %q", name, r.changes)
+		}
+		os.Remove(filepath.Join(tr.dir, "etc/quantix-ran"))
+	}
+	for i, text := range texts {
+		name := fmt.Sprintf("quantix-pre%d", i)
+		changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{name}, Timeout: 30})
+		check(name, text, changed, r, err)
+		name = fmt.Sprintf("quantix-rm%d", i)
+		tr.sh("dpkg -i /repo/%s_1.0.deb", name)
+		changed, r, err = tr.remove(&pb.PackageRemoveArgs{Names: []string{name}, Timeout: 30})
+		check(name, text, changed, r, err)
+	}
+
+	// So do hooks of apt, which run before dpkg.
+	tr.write("etc/apt/apt.conf.d/98hook", `DPkg::Pre-Invoke { "echo ran > /etc/quantix-ran; echo Failed to connect to bus >&2; exit 1"; };`+"\n")
+	changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny"}})
+	check("quantix-tiny", "Failed to connect to bus", changed, r, err)
+}
+
+// What managers print before and after scripts of packages may have run, as they print it on the supported distributions.
+func TestWhenScriptsMayHaveRun(t *testing.T) {
+	for _, m := range managers() {
+		said := map[string][2]string{
+			"apt-get": {"Reading package lists...\nThe following NEW packages will be installed:\n  x\nE: Could not get lock /var/lib/dpkg/lock-frontend.", "Preparing to unpack .../x_1_all.deb ..."},
+			"zypper":  {"Loading repository data...\nRetrieving: x-1-1.noarch (local) (1/1), 6.1 KiB\nChecking for file conflicts: [done]", "(1/1) Installing: x-1-1.noarch [..done]"},
+			"dnf":     {"Downloading Packages:\nRunning transaction check\nTransaction check succeeded.\nRunning transaction test\nTransaction test succeeded.", "Running transaction\n  Preparing        : 1/1"},
+			"apk":     {"fetch http://x/APKINDEX.tar.gz\nERROR: unable to select packages:", "(1/2) Installing x (1.0)"},
+			"pacman":  {"resolving dependencies...\nchecking keyring...\nchecking package integrity...", ":: Processing package changes...\ninstalling x..."},
+		}[m.name]
+		before := &proc.Result{Code: 1, Stdout: []byte(said[0])}
+		if acted, certain := m.acted(before); acted || !certain {
+			t.Error(m.name, acted, certain)
+		}
+		for _, r := range []proc.Result{{Code: 1, Truncated: true}, {Signal: syscall.SIGKILL}, {TimedOut: true}} {
+			r.Stdout = before.Stdout
+			if acted, certain := m.acted(&r); acted || certain {
+				t.Error(m.name, "cut short: ", acted, certain)
+			}
+		}
+		after := &proc.Result{Code: 1, Stdout: []byte(said[0] + "\n" + said[1] + "\nFailed to connect to bus\n"), Stderr: []byte("x: Could not get lock /x\n")}
+		acted, certain := m.acted(after)
+		if err := m.judge(after, acted); !acted || !certain || fault.Code(err) != "command_failed" {
+			t.Error(m.name, acted, certain, err)
+		}
+	}
+}
+
+// What keeps services from starting in a tree is taken away again, but not what a package has put in its place.
+func TestAptPolicyOfAPackage(t *testing.T) {
+	const own = "#!/bin/sh\nexit 0 # of the package\n"
+	scripts := map[string]string{
+		"replaced": "printf '%s' \"$text\" > /usr/sbin/new && chmod 755 /usr/sbin/new && mv /usr/sbin/new /usr/sbin/policy-rc.d",
+		"written":  "printf '%s' \"$text\" > /usr/sbin/policy-rc.d",
+		"longer":   "echo '# more' >> /usr/sbin/policy-rc.d",
+		"same":     "cp -p /usr/sbin/policy-rc.d /usr/sbin/new && mv /usr/sbin/new /usr/sbin/policy-rc.d",
+		"removed":  "rm /usr/sbin/policy-rc.d",
+		"nothing":  ":",
+	}
+	tr := apt(t)
+	for name, script := range scripts {
+		tr.deb("quantix-"+name, "1.0", "", map[string]string{"postinst": "text='" + own + "'\n" + script})
+	}
+	tr.sh("apt-get -qq update")
+	for name := range scripts {
+		if changed, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-" + name}}); !changed || err != nil {
+			t.Error(name, changed, err)
+		}
+		have, err := os.ReadFile(filepath.Join(tr.dir, policyFile))
+		want := map[string]string{"replaced": own, "written": own, "longer": "#!/bin/sh\nexit 101\n# more\n", "same": "#!/bin/sh\nexit 101\n"}[name]
+		if string(have) != want || (want == "") != errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %q %v, want %q", name, have, err, want)
+		}
+		os.Remove(filepath.Join(tr.dir, policyFile))
 	}
 }

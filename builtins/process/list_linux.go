@@ -47,7 +47,7 @@ func (r *Room) readAll(
 		accounts, _ = r.guest.Files.Accounts() // what cannot be read is told by number
 	}
 	d := details{
-		procfs: fs, accounts: accounts, bare: in.OmitArguments, limit: textLimit(len(list)),
+		procfs: fs, accounts: accounts, bare: in.OmitArguments, texts: newBudget(len(list)),
 		booted: time.Now().Add(-sinceBoot()),
 	}
 	infos := make([]*pb.ProcessInfo, len(list))
@@ -109,19 +109,20 @@ type details struct {
 	*procfs
 	accounts *fsys.Accounts
 	bare     bool // without arguments
-	limit    int  // of each text, in bytes
+	texts    *budget
 	booted   time.Time
 }
 
 func (d *details) info(e *entry) *pb.ProcessInfo {
+	d.texts.next()
 	info := &pb.ProcessInfo{
-		Pid: uint32(e.tid), Ppid: uint32(e.ppid), Name: text.Truncate(printable(e.name), d.limit),
+		Pid: uint32(e.tid), Ppid: uint32(e.ppid), Name: d.texts.take(printable(e.name)),
 		CpuPercent: e.cpu, MemoryBytes: e.resident, ThreadCount: uint32(e.threads),
 		State: stateName(e.state), StateCode: printable(string(rune(e.state))),
 		StartTicks: e.start, StartedAt: timestamppb.New(d.booted.Add(time.Duration(e.start) * tick).Round(tick)),
 	}
 	if uid, ok := d.owner(e.pid); ok {
-		info.User = printable(d.accounts.UserName(uid))
+		info.User = d.texts.take(printable(d.accounts.UserName(uid)))
 	}
 	if e.tid != e.pid {
 		info.ThreadOf, info.ThreadCount = uint32(e.pid), 1
@@ -129,8 +130,8 @@ func (d *details) info(e *entry) *pb.ProcessInfo {
 	}
 	if !e.kernel {
 		raw, more := d.arguments(e)
-		info.CommandLine = commandLine(raw, more, d.bare, d.limit)
-		info.WorkingDirectory = text.Truncate(text.EscapePath(d.workingDirectory(e.pid)), d.limit)
+		info.CommandLine = d.texts.take(commandLine(raw, more, d.bare, d.texts.limit()))
+		info.WorkingDirectory = d.texts.take(text.EscapePath(d.workingDirectory(e.pid)))
 	}
 	return info
 }

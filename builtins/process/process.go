@@ -27,11 +27,20 @@ const kind = "process"
 // Room holds the operations. It is safe for concurrent use.
 type Room struct {
 	guest *guest.Guest
+	owner Owner
 	reader
 }
 
-// New makes the room. A tree that is not booted has no processes.
-func New(g *guest.Guest) *Room { return &Room{guest: g, reader: newReader()} }
+// Owner returns by which port the command came that a process is part of; false: nobody is known to have begun it by any.
+type Owner func(pid int) (port string, known bool)
+
+// New makes the room. A tree that is not booted has no processes. Without an owner nobody began anything.
+func New(g *guest.Guest, owner Owner) *Room {
+	if owner == nil {
+		owner = func(int) (string, bool) { return "", false }
+	}
+	return &Room{guest: g, owner: owner, reader: newReader()}
+}
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
@@ -100,7 +109,7 @@ func (r *Room) list(
 	return &pb.ListProcessesResponse{Success: true, Processes: list}, nil
 }
 
-func (r *Room) kill(_ context.Context, _ *builtins.Call, in *pb.KillProcessRequest) (*pb.KillProcessResponse, error) {
+func (r *Room) kill(_ context.Context, call *builtins.Call, in *pb.KillProcessRequest) (*pb.KillProcessResponse, error) {
 	if err := r.served(in); err != nil {
 		return nil, err
 	}
@@ -113,10 +122,21 @@ func (r *Room) kill(_ context.Context, _ *builtins.Call, in *pb.KillProcessReque
 		return nil, onPID(in.Pid, err)
 	}
 	defer to.close()
+	if err := r.mayEnd(call, in.Pid); err != nil && number != 0 {
+		return nil, onPID(in.Pid, err)
+	}
 	if err := to.send(number); err != nil {
 		return nil, onPID(in.Pid, err)
 	}
 	return &pb.KillProcessResponse{Success: true}, nil
+}
+
+// mayEnd says why a caller must not send a signal to a process: what the hosts on a port began, others need not be able to end.
+func (r *Room) mayEnd(call *builtins.Call, pid uint32) error {
+	if port, known := r.owner(int(pid)); known && !call.MaySee(port) {
+		return fault.Wrapf(builtins.ErrPolicy, "refused: it is of a command that came by another port")
+	}
+	return nil
 }
 
 // onPID adds the pid to an error.

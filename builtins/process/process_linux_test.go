@@ -127,7 +127,7 @@ func newRoom(t testing.TB) *Room {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	return New(&guest.Guest{Files: root, Live: true})
+	return New(&guest.Guest{Files: root, Live: true}, nil)
 }
 
 func list(t testing.TB, r *Room, in *pb.ListProcessesRequest) []*pb.ProcessInfo {
@@ -580,7 +580,7 @@ func TestWithoutRights(t *testing.T) {
 // What policies and the audit see, and what a host is told that this guest can do.
 func TestRows(t *testing.T) {
 	live := newRoom(t).Room()
-	tree := New(&guest.Guest{Dir: t.TempDir()}).Room()
+	tree := New(&guest.Guest{Dir: t.TempDir()}, nil).Room()
 	for i, name := range []string{"process_list", "process_kill"} {
 		if got := live.Ops[2+i].Capability; got != name {
 			t.Errorf("%s announces %q", live.Ops[2+i].Name, got)
@@ -673,5 +673,43 @@ func TestSignalsOfScripts(t *testing.T) {
 	listed, err := r.scriptList(context.Background(), call, args)
 	if err != nil || len(listed.Processes) != 2 || listed.Processes[0].Pid == 0 || listed.Processes[0].Started < 1e9 {
 		t.Error(listed, err)
+	}
+}
+
+// What came by a port others need not be able to end: neither a host nor a script. What nobody began is anybody's.
+func TestKillOfWhatCameByAnotherPort(t *testing.T) {
+	start := func() *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command("sleep", "300")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd
+	}
+	theirs, free := start(), start()
+	r := New(&guest.Guest{Live: true}, func(pid int) (string, bool) { return "tools", pid == theirs.Process.Pid })
+	other := &builtins.Call{Port: "daemon", Sees: func(port string) bool { return port == "daemon" }}
+	pid := uint32(theirs.Process.Pid)
+	_, native := r.kill(t.Context(), other, &pb.KillProcessRequest{Pid: pid, Signal: 9})
+	_, script := r.scriptKill(t.Context(), other, &pb.ProcessKillArgs{Pid: pid})
+	for _, err := range []error{native, script} {
+		if !errors.Is(err, builtins.ErrPolicy) {
+			t.Error(err)
+		}
+	}
+	if err := theirs.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Error("it was ended: ", err)
+	}
+	for _, c := range []struct {
+		cmd  *exec.Cmd
+		call *builtins.Call
+	}{{free, other}, {theirs, &builtins.Call{Port: "tools", Sees: func(port string) bool { return port == "tools" }}}} {
+		if _, err := r.kill(t.Context(), c.call, &pb.KillProcessRequest{Pid: uint32(c.cmd.Process.Pid), Signal: 9}); err != nil {
+			t.Error(err)
+		}
+		if err := c.cmd.Wait(); err == nil {
+			t.Error("it ended by itself")
+		}
 	}
 }

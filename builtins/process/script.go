@@ -67,6 +67,9 @@ func (r *Room) scriptKill(ctx context.Context, call *builtins.Call, in *pb.Proce
 		return nil, onPID(in.Pid, err)
 	}
 	defer to.close()
+	if err := r.mayEnd(call, in.Pid); err != nil && number != 0 {
+		return nil, onPID(in.Pid, err)
+	}
 	change := &pb.Change{
 		Op: "process.kill", Target: fmt.Sprintf("%d (%s)", in.Pid, printable(to.name)), Action: "signalled",
 		State: pb.ChangeState_CHANGE_STATE_APPLIED,

@@ -10,16 +10,35 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// maxText bounds what a list has of one command line, or of one path, in bytes. Of many processes each has less, down to
-// minText, so that the texts of all have maxTexts and the reply fits into a frame.
+// maxText bounds what a list has of one text, such as a command line or a path, and maxTexts what it has of all texts, in
+// bytes, so that the reply fits into a frame.
 const (
 	maxText  = 4096
-	minText  = 64
 	maxTexts = 8 << 20
 )
 
-// textLimit is the most bytes that each of n processes has of a text.
-func textLimit(n int) int { return min(maxText, max(minText, maxTexts/max(n, 1))) }
+// budget is what is left of maxTexts for the texts of a list. An entry may use its even share of it; what it leaves is shared
+// by those that come after it.
+type budget struct{ left, entries, share int }
+
+func newBudget(entries int) *budget { return &budget{left: maxTexts, entries: entries} }
+
+// next begins the next entry.
+func (b *budget) next() {
+	b.share = b.left / max(b.entries, 1)
+	b.entries--
+}
+
+// limit is how many bytes the next text of the entry may have.
+func (b *budget) limit() int { return min(maxText, b.share) }
+
+// take cuts a text of the entry to what it may have, and counts it.
+func (b *budget) take(s string) string {
+	s = text.Truncate(s, b.limit())
+	b.share -= len(s)
+	b.left -= len(s)
+	return s
+}
 
 // special says whether a rune is escaped: what is not printable could move the cursor, or look like other text.
 func special(r rune) bool { return !unicode.IsPrint(r) }

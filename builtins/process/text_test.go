@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 func TestCommandLine(t *testing.T) {
@@ -39,8 +41,32 @@ func TestCommandLine(t *testing.T) {
 			t.Errorf("%q: %s, not %s", c.raw, got, c.want)
 		}
 	}
-	if textLimit(0) != maxText || textLimit(300) != maxText || textLimit(10_000) < 500 || textLimit(1<<22) != minText {
-		t.Error("the texts of a list are not bounded as they should be")
+}
+
+// However many processes there are, and whatever their texts, those of a list have one bound; few of them, or short ones, are whole.
+func TestTextsOfAList(t *testing.T) {
+	long := strings.Repeat("x", 2*maxText)
+	for _, n := range []int{0, 1, 300, 2500, 10_000, 30_000, 1 << 17, 1 << 22} {
+		b, total, least := newBudget(n), 0, maxText
+		for range n {
+			b.next()
+			for range 4 {
+				got := len(b.take(long))
+				total += got
+				least = min(least, got)
+			}
+		}
+		if total > maxTexts || n <= 300 && least < maxText || n >= 2500 && total < maxTexts/2 && n < maxTexts/4 {
+			t.Errorf("%d processes: %d bytes in all, %d at least", n, total, least)
+		}
+	}
+	b := newBudget(30_000)
+	for range 29_990 {
+		b.next()
+		b.take("sleep 300")
+	}
+	if b.next(); b.take(long) != text.Truncate(long, maxText) {
+		t.Error("what the others left is not used")
 	}
 }
 
@@ -54,7 +80,7 @@ func FuzzCommandLine(f *testing.F) {
 		f.Add([]byte(raw), false, true, 70)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte, cut, bare bool, limit int) {
-		limit = minText + int(uint(limit)%maxText)
+		limit = 64 + int(uint(limit)%maxText)
 		got := commandLine(raw, cut, bare, limit)
 		if len(got) > limit || !utf8.ValidString(got) || strings.IndexFunc(got, special) >= 0 {
 			t.Errorf("%q in %d bytes: %q", raw, limit, got)

@@ -117,12 +117,7 @@ func (k *killCounter) count(tell func(*pb.ErrorEvent) bool) {
 	case k.log >= 0 && time.Since(k.missing) < unnamedAfter:
 		return
 	}
-	n := counted - k.known
-	message := "the kernel killed a process, since memory was short"
-	if n > 1 {
-		message = fmt.Sprintf("the kernel killed %d processes, since memory was short", n)
-	}
-	if tell(killEvent(message, map[string]string{"count": strconv.FormatUint(n, 10)})) {
+	if tell(killsEvent(counted - k.known)) {
 		k.known, k.missing = counted, time.Time{}
 	}
 }
@@ -197,8 +192,4 @@ func parseKill(record []byte, groups map[string]string) *pb.ErrorEvent {
 		where = " in its control group"
 	}
 	return killEvent(fmt.Sprintf("the kernel killed process %s (%s), since memory was short%s", pid, name, where), details)
-}
-
-func killEvent(message string, details map[string]string) *pb.ErrorEvent {
-	return &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_ERROR, Code: "oom_kill", Message: message, Details: details}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"strconv"
 	"sync"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 const (
 	settle     = 100 * time.Millisecond // changes come in bursts: a link that comes up gets its addresses, too
 	minimumGap = time.Second            // between two changes that are told
-	eventRoom  = 32                     // events that wait for a watcher; more are dropped
+	eventRoom  = 32                     // events that wait for a watcher; what more there are is summed up
 )
 
 // watcher tells those who watch. Its sources run while there are any.
@@ -31,6 +32,36 @@ type watcher struct {
 type subscription struct {
 	changed chan struct{}
 	events  chan *pb.ErrorEvent
+	missed  uint64 // kills that there was no room to tell of
+}
+
+// catchUp tells of what was missed once there is room. It returns whether nothing is missed any more.
+func (s *subscription) catchUp() bool {
+	if s.missed == 0 {
+		return true
+	}
+	select {
+	case s.events <- killsEvent(s.missed):
+		s.missed = 0
+	default:
+	}
+	return s.missed == 0
+}
+
+// tell sends an event, or notes that it was missed.
+func (s *subscription) tell(event *pb.ErrorEvent) {
+	if s.catchUp() {
+		select {
+		case s.events <- event:
+			return
+		default:
+		}
+	}
+	n, err := strconv.ParseUint(event.Details["count"], 10, 64)
+	if err != nil {
+		n = 1
+	}
+	s.missed += n
 }
 
 func (w *watcher) init(container bool, cgroup string) { w.kills.init(container, cgroup) }
@@ -122,21 +153,38 @@ func (w *watcher) tellChange() {
 	}
 }
 
-// tell sends an event to all who watch; false: nobody does.
+// tell sends the event of a kill to all who watch, to who has no room for it later; false: nobody does.
 func (w *watcher) tell(event *pb.ErrorEvent) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for sub := range w.subs {
-		select {
-		case sub.events <- event:
-		default:
-		}
+		sub.tell(event)
 	}
 	return len(w.subs) > 0
 }
 
 // countKills tells of kills that the kernel counted and nobody told.
-func (w *watcher) countKills() { w.kills.count(w.tell) }
+func (w *watcher) countKills() {
+	w.kills.count(w.tell)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for sub := range w.subs {
+		sub.catchUp()
+	}
+}
+
+// killsEvent is of kills of which no more is known than their number.
+func killsEvent(n uint64) *pb.ErrorEvent {
+	message := "the kernel killed a process, since memory was short"
+	if n > 1 {
+		message = fmt.Sprintf("the kernel killed %d processes, since memory was short", n)
+	}
+	return killEvent(message, map[string]string{"count": strconv.FormatUint(n, 10)})
+}
+
+func killEvent(message string, details map[string]string) *pb.ErrorEvent {
+	return &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_ERROR, Code: "oom_kill", Message: message, Details: details}
+}
 
 // fingerprint sums up what a change is told of at once: not what is measured.
 func fingerprint(ctx context.Context) uint64 {

@@ -253,6 +253,39 @@ func TestCountedKills(t *testing.T) {
 	}
 }
 
+// Who does not read is told later how many kills there were that it had no room for, and others are told of each.
+func TestKillsThatThereIsNoRoomFor(t *testing.T) {
+	w := &watcher{subs: map[*subscription]bool{}}
+	slow := &subscription{changed: make(chan struct{}, 1), events: make(chan *pb.ErrorEvent, eventRoom)}
+	quick := &subscription{changed: make(chan struct{}, 1), events: make(chan *pb.ErrorEvent, 4*eventRoom)}
+	w.subs[slow], w.subs[quick] = true, true
+	for range eventRoom + 3 {
+		if !w.tell(killEvent("one", nil)) {
+			t.Error("nobody is told")
+		}
+	}
+	w.tell(killsEvent(2))
+	if len(quick.events) != eventRoom+4 || quick.missed != 0 {
+		t.Error(len(quick.events), quick.missed)
+	}
+	w.countKills() // there is no room yet
+	if len(slow.events) != eventRoom {
+		t.Error(len(slow.events))
+	}
+	<-slow.events
+	<-slow.events
+	w.countKills()
+	w.countKills()
+	w.tell(killEvent("last", nil))
+	var got []*pb.ErrorEvent
+	for len(slow.events) > 0 {
+		got = append(got, <-slow.events)
+	}
+	if n := len(got); n != eventRoom || got[n-2].Details["count"] != "5" || got[n-1].Message != "last" || got[0].Message != "one" {
+		t.Error(got)
+	}
+}
+
 // BenchmarkFingerprint is what a new session costs, and a change of something that nobody is told of.
 func BenchmarkFingerprint(b *testing.B) {
 	for b.Loop() {

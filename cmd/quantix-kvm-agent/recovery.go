@@ -27,6 +27,7 @@ type recovery struct {
 
 	mu     sync.Mutex
 	events []notice // the last of each transaction
+	failed bool     // the last pass could not even begin, or not go on
 }
 
 // notice is an event, and when it was.
@@ -61,7 +62,10 @@ func (r *recovery) unusable() *pb.ErrorEvent {
 	return &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: stateCode, Message: err.Error()}
 }
 
-const stateCode = "state" // of the event that unusable returns
+const (
+	stateCode  = "state"    // of the event that unusable returns
+	failedCode = "recovery" // of the event of a pass that failed
+)
 
 // run recovers now, and again when there is more to do, until ctx ends.
 func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) {
@@ -72,7 +76,7 @@ func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) 
 	close(r.done)
 	r.changed()
 	for r.await(ctx, log) {
-		r.pass(ctx, inside.RecoverAgain, log)
+		r.pass(ctx, inside.Recover, log)
 		r.changed()
 	}
 }
@@ -84,10 +88,14 @@ func (r *recovery) pass(ctx context.Context, recover func(context.Context) ([]*p
 		log.Info("the recovery was stopped; the next start goes on with it")
 	} else if err != nil {
 		log.Error("recovery failed", zap.Error(err))
-		events = append(events, &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: "recovery", Message: err.Error()})
+		events = append(events, &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL, Code: failedCode, Message: err.Error()})
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.failed = err != nil
+	if err == nil {
+		r.events = slices.DeleteFunc(r.events, func(e notice) bool { return e.Code == failedCode })
+	}
 	if e := r.unusable(); e != nil {
 		events = append(events, e)
 	} else if i := slices.IndexFunc(r.events, func(e notice) bool { return e.Code == stateCode }); i >= 0 {
@@ -128,7 +136,10 @@ func (r *recovery) await(ctx context.Context, log *zap.Logger) bool {
 	var retry <-chan time.Time
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
-	if r.journal.Status().Error != "" {
+	r.mu.Lock()
+	failed := r.failed
+	r.mu.Unlock()
+	if failed || r.journal.Status().Error != "" {
 		var err error
 		if mounts, err = fsys.WatchMounts(waiting); err != nil {
 			log.Warn("cannot watch mounts; the recovery is tried again from time to time", zap.Error(err))

@@ -48,7 +48,7 @@ func (d *decision) entry(out proto.Message, err error, took time.Duration) Entry
 		Paths:   unique(slices.Concat(d.access.Writes, d.access.Reads, d.access.Patterns)),
 		Outcome: "ok", Cause: d.cause, Transaction: d.tx, DryRun: d.call.DryRun != nil, Took: took,
 	}
-	for _, c := range d.access.Commands {
+	for _, c := range slices.Concat(d.access.Commands, d.access.Helpers) {
 		if len(c.Argv) > 0 {
 			e.Programs = append(e.Programs, c.Argv[0])
 		}

@@ -6,8 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -186,5 +189,58 @@ func TestOwns(t *testing.T) {
 	}
 	if _, err := g.journal.Stored(Ref{Key: "k"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("stored without a reply: %v", err)
+	}
+}
+
+// A tree is kept and restored however deep it is, up to a bound that is found before the work is done.
+func TestDeepTrees(t *testing.T) {
+	for _, depth := range []int{maxDepth, maxDepth + 1, 2500} {
+		p := newTestDirs(t)
+		g := newGuest(t, p, nil)
+		top, err := os.Open(p.files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd := int(top.Fd())
+		for range depth { // one by one: the path of all is longer than a path may be
+			if err := unix.Mkdirat(fd, "d", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			next, err := unix.Openat(fd, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fd != int(top.Fd()) {
+				unix.Close(fd)
+			}
+			fd = next
+		}
+		unix.Close(fd)
+		top.Close()
+		tx := g.begin(t)
+		err = tx.BeforeTree(t.Context(), "/d")
+		if depth > maxDepth {
+			if !errors.Is(err, fault.ErrTooLarge) {
+				t.Error(depth, err)
+			}
+		} else {
+			leaf := filepath.Join(p.files, strings.Repeat("d/", depth))
+			if err := errors.Join(err, os.WriteFile(filepath.Join(leaf, "new"), nil, 0o644), os.Chmod(leaf, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Error(report)
+			}
+			if entries, err := os.ReadDir(leaf); err != nil || len(entries) > 0 {
+				t.Error(entries, err)
+			}
+			if info, err := os.Stat(leaf); err != nil || info.Mode().Perm() != 0o755 {
+				t.Error(info, err)
+			}
+			continue
+		}
+		if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Error(report)
+		}
 	}
 }

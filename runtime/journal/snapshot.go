@@ -18,6 +18,10 @@ import (
 // maxObjects bounds the objects of a step: a larger tree is not configuration, and one record must hold it.
 const maxObjects = 20000
 
+// maxDepth bounds how deep directories of a tree are nested: each is open while what is in it is kept, and a rollback walks to
+// each object from the root.
+const maxDepth = 256
+
 // snapshotter collects the before-images of one step.
 type snapshotter struct {
 	tx          *Tx
@@ -25,6 +29,7 @@ type snapshotter struct {
 	step        uint64
 	tree        bool
 	grows       bool // something is appended to the objects, and nothing else is changed
+	depth       int  // of the directory in the tree that is being kept
 	seen        map[string]bool
 	objects     []*pb.JournalObject
 	mounts      mountList // that they are on
@@ -126,8 +131,12 @@ func (s *snapshotter) addPlace(at *fsys.At) error {
 	}
 	if pseudo {
 		o.State.Mtime = nil
-	} else if o.ParentMtime, err = s.tx.journal.mtime(parent(at.Path)); err != nil {
-		return err
+	} else if !at.IsRoot() {
+		above, err := at.StatDir()
+		if err != nil {
+			return err
+		}
+		o.ParentMtime = toTime(above.Mtime)
 	}
 	if meta.Kind == fsys.File {
 		if err := s.addContent(at, meta, o, pseudo); err != nil {
@@ -149,16 +158,21 @@ func (s *snapshotter) addChildren(at *fsys.At, meta fsys.Meta) error {
 	if own, err := s.tx.journal.isOwnDir(meta); own || err != nil {
 		return errors.Join(err, fault.Refuse("%s is the agent's state directory", at.Path))
 	}
+	if s.depth++; s.depth > maxDepth {
+		return fault.Wrapf(fault.ErrTooLarge, "directories are nested more than %d deep", maxDepth)
+	}
+	defer func() { s.depth-- }()
 	dir, err := at.OpenDir()
 	if err != nil {
 		return err
 	}
+	defer dir.Close()
 	names, err := dir.Names()
-	if err = errors.Join(err, dir.Close()); err != nil {
+	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		child, err := s.tx.journal.config.Root.Exact(childPath(at.Path, name))
+		child, err := dir.At(name)
 		if err != nil {
 			return err
 		}

@@ -61,7 +61,9 @@ func request(op *builtins.Op) proto.Message {
 func TestEveryChangeByEveryRule(t *testing.T) {
 	dir := t.TempDir()
 	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "bin"), 0o755), os.MkdirAll(filepath.Join(dir, "secret"), 0o755),
-		os.WriteFile(filepath.Join(dir, "bin/program"), nil, 0o755), os.WriteFile(filepath.Join(dir, "secret/file"), nil, 0o644)); err != nil {
+		os.WriteFile(filepath.Join(dir, "bin/program"), nil, 0o755), os.WriteFile(filepath.Join(dir, "secret/file"), nil, 0o644),
+		os.MkdirAll(filepath.Join(dir, "var/lib/dpkg"), 0o755), os.WriteFile(filepath.Join(dir, "var/lib/dpkg/status"), nil, 0o644),
+		os.MkdirAll(filepath.Join(dir, "usr/bin"), 0o755), os.WriteFile(filepath.Join(dir, "usr/bin/apt-get"), nil, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	root, err := fsys.Open(dir)
@@ -69,7 +71,7 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	k := &kit{t: t, guest: &Guest{Files: root}, table: builtins.NewTable(all.New(all.Config{}).List()...)}
+	k := &kit{t: t, guest: &Guest{Files: root}, table: builtins.NewTable(all.New(all.Config{Files: root, Dir: dir}).List()...)}
 	for i := range k.table.Ops() {
 		op := &k.table.Ops()[i]
 		if !op.Mutates || op.Internal {
@@ -77,7 +79,10 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 		}
 		in := request(op)
 		access := op.AccessOf(in)
-		commands, writes := len(access.Commands) > 0, len(access.Writes) > 0
+		commands, helpers, writes := len(access.Commands) > 0, len(access.Helpers) > 0, len(access.Writes) > 0
+		if helpers != slices.Contains([]string{"package.install", "package.remove", "package.update"}, op.Name) {
+			t.Errorf("%s has the helpers %v", op.Name, access.Helpers)
+		}
 		if !commands && !writes && len(access.Objects) == 0 && samples[op.Name] == nil {
 			t.Errorf("%s changes something, and its access says nothing of it", op.Name)
 		}
@@ -88,7 +93,10 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 			"read_only: true":                       true,
 			"allow_file_write_paths: [/free]":       writes,
 			"deny_file_read_paths: [/secret]":       slices.Contains(slices.Concat(access.Reads, access.Trees), "/secret/file"),
-			"command_allowlist: [other]":            commands,
+			"command_allowlist: [other]":            commands || helpers,
+			"command_allowlist: [apt-get]":          commands,
+			"command_allowlist: [apt-get update]":   commands || helpers,
+			"command_blocklist: [apt-get]":          helpers,
 			"command_blocklist: [program]":          commands,
 			"command_blocklist: [sh]":               op.Name == "exec.sh",
 			"deny_operations: ['exec.*']":           commands && op.Script != nil,

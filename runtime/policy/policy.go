@@ -146,7 +146,7 @@ func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access
 	if err := p.paths(access); err != nil {
 		return err
 	}
-	for _, c := range access.Commands {
+	for _, c := range slices.Concat(access.Commands, access.Helpers) {
 		if err := p.command(c); err != nil {
 			return err
 		}
@@ -307,7 +307,7 @@ func (p *Policy) writes(text string, judged *fsys.Judged) error {
 
 // rate takes what a request costs.
 func (p *Policy) rate(a builtins.Access) error {
-	if len(a.Commands) > 0 {
+	if len(a.Commands)+len(a.Helpers) > 0 {
 		if limit := p.security.CommandsPerMinute; !p.commands.take() {
 			return p.busy("max_commands_per_minute", limit)
 		}

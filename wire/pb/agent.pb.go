@@ -4089,8 +4089,11 @@ type SyncTimeResponse struct {
 	// Target minus clock afterwards; of a slew that has begun, what is left of it.
 	RemainingSeconds float64 `protobuf:"fixed64,201,opt,name=remaining_seconds,json=remainingSeconds,proto3" json:"remaining_seconds,omitempty"`
 	// Whether the hardware clock was set as well, and why not; both empty: there is none.
-	RtcWritten    bool   `protobuf:"varint,202,opt,name=rtc_written,json=rtcWritten,proto3" json:"rtc_written,omitempty"`
-	RtcError      string `protobuf:"bytes,203,opt,name=rtc_error,json=rtcError,proto3" json:"rtc_error,omitempty"`
+	RtcWritten bool   `protobuf:"varint,202,opt,name=rtc_written,json=rtcWritten,proto3" json:"rtc_written,omitempty"`
+	RtcError   string `protobuf:"bytes,203,opt,name=rtc_error,json=rtcError,proto3" json:"rtc_error,omitempty"`
+	// How long ago offset_seconds was measured: with measure a time daemon tells what it knows. Time for which the guest was
+	// paused is not in it.
+	AgeSeconds    float64 `protobuf:"fixed64,204,opt,name=age_seconds,json=ageSeconds,proto3" json:"age_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4186,6 +4189,13 @@ func (x *SyncTimeResponse) GetRtcError() string {
 		return x.RtcError
 	}
 	return ""
+}
+
+func (x *SyncTimeResponse) GetAgeSeconds() float64 {
+	if x != nil {
+		return x.AgeSeconds
+	}
+	return 0
 }
 
 // Lists a directory. max_entries 0 means all of them.
@@ -7957,7 +7967,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x0fSyncTimeRequest\x12\x14\n" +
 	"\x05force\x18\x01 \x01(\bR\x05force\x125\n" +
 	"\bset_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\asetTime\x12\x19\n" +
-	"\ameasure\x18\xc8\x01 \x01(\bR\ameasure\"\xf3\x02\n" +
+	"\ameasure\x18\xc8\x01 \x01(\bR\ameasure\"\x95\x03\n" +
 	"\x10SyncTimeResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12%\n" +
 	"\x0eoffset_seconds\x18\x02 \x01(\x01R\roffsetSeconds\x12=\n" +
@@ -7969,7 +7979,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x11remaining_seconds\x18\xc9\x01 \x01(\x01R\x10remainingSeconds\x12 \n" +
 	"\vrtc_written\x18\xca\x01 \x01(\bR\n" +
 	"rtcWritten\x12\x1c\n" +
-	"\trtc_error\x18\xcb\x01 \x01(\tR\brtcError\"\xa1\x01\n" +
+	"\trtc_error\x18\xcb\x01 \x01(\tR\brtcError\x12 \n" +
+	"\vage_seconds\x18\xcc\x01 \x01(\x01R\n" +
+	"ageSeconds\"\xa1\x01\n" +
 	"\x14ListDirectoryRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12%\n" +
 	"\x0einclude_hidden\x18\x02 \x01(\bR\rincludeHidden\x12\x1f\n" +

@@ -2,6 +2,7 @@ package facts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -560,6 +561,49 @@ func TestDeadFuseMount(t *testing.T) {
 		d.mu.Unlock()
 		if time.Since(begin) > 60*time.Second {
 			t.Fatal("the query does not end")
+		}
+	}
+}
+
+// What stands in the place of a file of a tree is read neither for ever nor whole, and a link leads nowhere else.
+func TestTreesWithTraps(t *testing.T) {
+	root := t.TempDir()
+	etc := filepath.Join(root, "etc")
+	if err := errors.Join(os.MkdirAll(etc, 0o755), os.MkdirAll(filepath.Join(root, "usr/lib"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{"os-release", "hostname", "machine-id"}
+	check := func(what string, trap func(path string) error) {
+		t.Helper()
+		for _, name := range files {
+			path := filepath.Join(etc, name)
+			if err := errors.Join(os.RemoveAll(path), trap(path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := ReadRelease(t.Context(), root); got != (Release{}) || Hostname(root) != "" || MachineID(root) != "" {
+			t.Errorf("%s: %+v %.20q %.20q", what, got, Hostname(root), MachineID(root))
+		}
+	}
+	check("a pipe", func(path string) error { return unix.Mkfifo(path, 0o644) })
+	check("a directory", func(path string) error { return os.Mkdir(path, 0o755) })
+	check("a device", func(path string) error { return os.Symlink("/dev/zero", path) })
+	check("a huge file", func(path string) error {
+		if err := os.WriteFile(path, []byte("ID=x\n"), 0o644); err != nil {
+			return err
+		}
+		return os.Truncate(path, 1<<40)
+	})
+	check("a link out of it", func(path string) error { return os.Symlink("../../../../../../../etc/"+filepath.Base(path), path) })
+	if err := os.WriteFile(filepath.Join(root, "usr/lib/os-release"), []byte("ID=x\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"../usr/lib/os-release", "/usr/lib/os-release"} {
+		if err := errors.Join(os.Remove(filepath.Join(etc, "os-release")), os.Symlink(target, filepath.Join(etc, "os-release"))); err != nil {
+			t.Fatal(err)
+		}
+		if got := ReadRelease(t.Context(), root); got.ID != "x" {
+			t.Errorf("%s: %+v", target, got)
 		}
 	}
 }

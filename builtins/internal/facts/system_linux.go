@@ -5,12 +5,13 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/shirou/gopsutil/v3/load"
 	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // ReadRelease reads the os-release of the system under root; zero if there is none. Links do not lead out of root.
@@ -24,13 +25,13 @@ func ReadRelease(_ context.Context, root string) Release {
 }
 
 // machineID matches what machine-id(5) calls one.
-var machineID = regexp.MustCompile(`^[0-9a-fA-F]{32}$`)
+var machineID = lazyregexp.New(`^[0-9a-fA-F]{32}$`)
 
 // MachineID returns the machine ID of the installation under root; empty if it has none: the file is missing, empty or says
 // "uninitialized", as in an image before its first boot.
 func MachineID(root string) string {
 	id := firstLine(root, "etc/machine-id")
-	if !machineID.MatchString(id) || strings.Trim(id, "0") == "" {
+	if !machineID().MatchString(id) || strings.Trim(id, "0") == "" {
 		return ""
 	}
 	return strings.ToLower(id)
@@ -95,17 +96,20 @@ func firstLine(root, name string) string {
 	return strings.TrimSpace(line)
 }
 
-// readUnder reads a file of the guest under root.
+// maxFact bounds what is read of a file, in bytes: these have a few lines.
+const maxFact = 64 << 10
+
+// readUnder reads a regular file of the guest under root: whoever made a tree may have put anything in its place.
 func readUnder(root, name string) ([]byte, error) {
-	if root == "" || root == "/" {
-		return os.ReadFile(filepath.Join("/", name))
+	if root == "" {
+		root = "/"
 	}
-	dir, err := os.OpenRoot(root)
+	files, err := fsys.Open(root)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	return dir.ReadFile(name)
+	defer files.Close()
+	return files.ReadFile("/"+name, maxFact)
 }
 
 // parseRelease reads an os-release file.

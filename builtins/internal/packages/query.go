@@ -14,11 +14,14 @@ import (
 // maxPrinted bounds what a program may print of the packages, in bytes.
 const maxPrinted = 8 << 20
 
+// Path is where programs of package managers are looked for.
+const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // Environment returns the environment of a program of a package manager: it asks nothing, and speaks English. A program of a
 // tree that is not booted is told not to speak to a service manager.
 func Environment(g *guest.Guest) []string {
 	env := []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb",
+		"PATH=" + Path, "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb",
 		"DEBIAN_FRONTEND=noninteractive", "DEBCONF_NONINTERACTIVE_SEEN=true", "APT_LISTCHANGES_FRONTEND=none",
 		"UCF_FORCE_CONFFOLD=1",
 	}

@@ -91,7 +91,7 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 	if group != nil {
 		c.tree = group
 	} else {
-		c.tree = &sessionTree{id: cmd.Process.Pid, mark: mark, since: startTime(cmd.Process.Pid)}
+		c.tree = &sessionTree{id: cmd.Process.Pid, prefix: mark, since: startTime(cmd.Process.Pid), hung: &r.platform.hung}
 	}
 	c.watch(pidfd)
 	return c, nil

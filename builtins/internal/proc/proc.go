@@ -39,6 +39,9 @@ type Config struct {
 	// JobCgroup is that of all other commands; empty: Name-jobs at the top of the hierarchy, outside of the agent's unit, so
 	// that stopping the unit does not stop them; "none": no groups.
 	JobCgroup string
+	// Secret returns what later agents have too, and nobody else: by it Sweep knows the commands without a control group that
+	// a former one left. Nil, or while it returns nothing: it knows none.
+	Secret func() []byte
 	// Grace is the time between TERM and KILL; 0: 2 s.
 	Grace time.Duration
 	// Drain is how long output is still read after the end of the command while another process holds it open; 0: 500 ms.
@@ -76,6 +79,8 @@ type Spec struct {
 	Timeout time.Duration
 	// MaxOutput bounds the captured bytes of each stream; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
+	// Owner is whose command it is, which OwnerOf tells while it runs. Optional.
+	Owner string
 
 	streamed bool // started by Serve: it dies with the agent
 	terminal bool // its streams are a terminal, which becomes the controlling one
@@ -154,7 +159,8 @@ type Runner struct {
 	mu          sync.Mutex
 	released    chan struct{}
 	calls       sync.WaitGroup
-	openStreams map[*stream]bool // output of commands that ended, held open by what they left running
+	openStreams map[*stream]bool  // output of commands that ended, held open by what they left running
+	running     map[*child]string // with their owners
 	platform    platform
 }
 
@@ -172,7 +178,7 @@ func New(config Config) *Runner {
 	if config.MaxOutput == 0 {
 		config.MaxOutput = defaultMaxOutput
 	}
-	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}}
+	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}, running: map[*child]string{}}
 	r.platform.init(&r.config)
 	return r
 }
@@ -212,6 +218,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 		c, err = r.start(&spec, stdin, streams[0].write, streams[1].write)
 		stdin.Close()
 		if err == nil {
+			defer r.own(c, spec.Owner)()
 			return r.waitAndCapture(ctx, &spec, c, begin, feed, streams)
 		}
 	}
@@ -466,6 +473,20 @@ func (r *Runner) stopCapture(s *stream, within time.Duration) (open bool) {
 		}
 	}()
 	return true
+}
+
+// own notes whose command a child is, until done is called.
+func (r *Runner) own(c *child, owner string) (done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if owner != "" {
+		r.running[c] = owner
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.running, c)
+	}
 }
 
 // openStdin returns the file that the child reads, and the one that the agent writes; the latter is nil for the null device.

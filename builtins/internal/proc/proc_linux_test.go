@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // agentMain runs a command as an agent does, in a process that a test may kill. Arguments: name, cgroup, kind, shell line.
 func agentMain() {
-	r := New(Config{Name: os.Args[2], Cgroup: os.Args[3], JobCgroup: os.Args[3], Reexec: true})
+	r := New(Config{Name: os.Args[2], Cgroup: os.Args[3], JobCgroup: os.Args[3], Reexec: true, Secret: testSecret})
 	released := make(chan error)
 	if os.Args[4] == "release" {
 		go func() {
@@ -52,6 +52,8 @@ func agentMain() {
 		fmt.Fprintln(os.Stderr, err)
 	}
 }
+
+func testSecret() []byte { return []byte("of all agents of a test") }
 
 // kinds are the two kinds of process trees, by Config.Cgroup.
 var kinds = map[string]string{"group": "", "session": "none"}
@@ -69,7 +71,7 @@ func forEachKind(t *testing.T, f func(t *testing.T, r *Runner)) {
 func newRunner(t *testing.T, config Config) *Runner {
 	t.Helper()
 	config.Name = fmt.Sprintf("test%d%x", os.Getpid(), time.Now().UnixNano())
-	config.Reexec = true
+	config.Reexec, config.Secret = true, testSecret
 	r := New(config)
 	if config.Cgroup == "" && needGroups(t, r) {
 		r.platform.parents["job"] = r.platform.parents["tied"] // one place to look at
@@ -78,7 +80,7 @@ func newRunner(t *testing.T, config Config) *Runner {
 		if err := r.Release(); err != nil {
 			t.Error(err)
 		}
-		marked := &sessionTree{mark: markName + config.Name}
+		marked := &sessionTree{prefix: markName + config.Name}
 		eventually(t, "the end of all that was started, and of its groups", func() bool {
 			left := marked.members()
 			for _, parent := range r.platform.parents {
@@ -750,9 +752,152 @@ func TestEmptyEnvironmentIsSure(t *testing.T) {
 	}
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
-	tree := &sessionTree{mark: markName + "none"}
-	poll(time.Second, func() bool { _, sure := tree.hasMark(cmd.Process.Pid); return sure })
-	if member, sure := tree.hasMark(cmd.Process.Pid); member || !sure {
+	tree := &sessionTree{prefix: markName + "none"}
+	poll(time.Second, func() bool { _, sure := tree.hasMark(process{pid: cmd.Process.Pid}); return sure })
+	if member, sure := tree.hasMark(process{pid: cmd.Process.Pid}); member || !sure {
 		t.Errorf("member %v, sure %v", member, sure)
 	}
+}
+
+// Whoever calls his processes those of a command is not believed, and one whom a command of a former agent ran as holds up
+// nothing with what he starts.
+func TestSweepAndOtherUsers(t *testing.T) {
+	needRoot(t)
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none"})
+	dir, err := os.MkdirTemp("", "proc-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	start := func(entry, line string) *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command("/bin/sh", "-c", line)
+		cmd.Env = []string{entry, "PATH=/usr/bin:/bin"}
+		cmd.Dir = dir
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, Setsid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	former := New(r.config)
+	former.platform.tag = "1-1"
+	valid := former.platform.mark("tied")
+	for _, entry := range []string{
+		markName + r.config.Name + ".tied.", markName + r.config.Name + ".tied.1-1.x.1.", valid[:len(valid)-1] + "g", valid + "0",
+		strings.Replace(valid, "1-1", "1-2", 1), New(Config{Name: r.config.Name}).platform.mark("tied"),
+	} {
+		cmd := start(entry, "exec sleep 300")
+		if err := r.Sweep(t.Context()); err != nil {
+			t.Error(entry, err)
+		}
+		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil || func() bool { s, ok := readStat(cmd.Process.Pid); return !ok || s.state == "Z" }() {
+			t.Errorf("%s: somebody else's process was ended", entry)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	one := start(valid, "exec sleep 300")
+	if err := r.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if state := func() string { s, _ := readStat(one.Process.Pid); return s.state }(); state != "Z" {
+		t.Error("what a former agent left as another user is there still: ", state)
+		one.Process.Kill()
+	}
+	one.Wait()
+
+	// Each starts the next and ends, until stop is there.
+	script := filepath.Join(dir, "chain")
+	if err := os.WriteFile(script, []byte("test -e stop || { setsid /bin/sh chain & }\ntest -e stop || { setsid /bin/sh chain2 & }\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(script+"2", []byte("exec sleep 0.01\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := start(valid, "exec /bin/sh chain")
+	cmd.Wait()
+	tree := &sessionTree{prefix: valid}
+	eventually(t, "the chain", func() bool { return len(tree.members()) > 0 })
+	if err := r.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "stop"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the chain", func() bool { return tree.empty() })
+}
+
+// A process whose memory cannot be read holds up nothing, and is not looked at again.
+func TestScanOfAProcessThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	add := func(pid string, environ func(path string) error) {
+		t.Helper()
+		at := filepath.Join(dir, pid)
+		stat := pid + " (x) S 1 " + pid + " " + pid + strings.Repeat(" 1", 60) + "\n"
+		if err := errors.Join(os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "stat"), []byte(stat), 0o644), environ(filepath.Join(at, "environ"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add("7001", func(path string) error { return unix.Mkfifo(path, 0o600) }) // opened by nobody else
+	add("7002", func(path string) error { return os.WriteFile(path, []byte(markName+"x\x00"), 0o600) })
+	var known hung
+	tree := &sessionTree{prefix: markName, dir: dir, hung: &known}
+	for range 3 {
+		if got := tree.members(); len(got) != 1 || got[0] != 7002 {
+			t.Error(got)
+		}
+	}
+	if len(known.known) != 1 {
+		t.Error(known.known)
+	}
+	w, err := os.OpenFile(filepath.Join(dir, "7001/environ"), os.O_WRONLY|unix.O_NONBLOCK, 0) // the one reader goes on
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+}
+
+// Whose command a process is part of is known while the command runs.
+func TestOwnerOf(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
+		dir := t.TempDir()
+		if owner, ok := r.OwnerOf(os.Getpid()); ok {
+			t.Error(owner)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done := make(chan error)
+		for _, owner := range []string{"one", "two", ""} {
+			line := fmt.Sprintf("cd %s; setsid sleep 300 & echo $! >%[2]s.child.new; echo $$ >%[2]s.new; mv %[2]s.child.new %[2]s.child; mv %[2]s.new %[2]s; wait", dir, "f"+owner)
+			go func() {
+				_, err := r.Run(ctx, Spec{Argv: sh(line), Tied: true, Owner: owner})
+				done <- err
+			}()
+		}
+		for _, owner := range []string{"one", "two", ""} {
+			for _, file := range []string{"f" + owner + ".child", "f" + owner} {
+				eventually(t, file, func() bool { return exists(dir + "/" + file) })
+				text, _ := os.ReadFile(dir + "/" + file)
+				pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the owner of "+file, func() bool { // the command may be quicker than who started it
+					got, ok := r.OwnerOf(pid)
+					return got == owner && ok == (owner != "")
+				})
+			}
+		}
+		cancel()
+		for range 3 {
+			<-done
+		}
+		if len(r.running) > 0 {
+			t.Error(r.running)
+		}
+	})
 }

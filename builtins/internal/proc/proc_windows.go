@@ -124,6 +124,9 @@ func (c *child) close() { c.once.Do(func() { windows.CloseHandle(c.job) }) }
 
 func (r *Runner) removeGroup(*child) {}
 
+// OwnerOf knows of nothing: nobody asks here.
+func (r *Runner) OwnerOf(int) (owner string, ok bool) { return "", false }
+
 // Sweep has nothing to do: a job object ends what is in it when the agent ends.
 func (r *Runner) Sweep(context.Context) error { return nil }
 

@@ -88,6 +88,7 @@ func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, erro
 		e.closeOwnFiles()
 		return nil, err
 	}
+	defer r.own(c, spec.Owner)()
 	l := &Live{c: c, input: e.input, hadInput: e.input != nil, terminal: e.terminal}
 	s.Started(l)
 	for _, t := range e.outputs {

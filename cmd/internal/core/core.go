@@ -42,7 +42,7 @@ type Config struct {
 	// Tolerant: a State that cannot be used keeps nothing from starting; what needs it is refused until a recovery finds that
 	// it can be used.
 	Tolerant bool
-	// Rooms are the settings of rooms; Files, Dir, Lock and OpenTransaction are filled in here.
+	// Rooms are the settings of rooms; Files, Dir, Lock, Secret and OpenTransaction are filled in here.
 	Rooms all.Config
 	// Pool runs scripts, and Library finds them by name. Without a pool there are none.
 	Pool    *sandbox.Pool
@@ -60,7 +60,7 @@ type Config struct {
 	Halt <-chan struct{}
 	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
 	MachineID, BootID func() string
-	// Key keys the fingerprints of requests. Nil: one that is kept in State.
+	// Key keys the fingerprints of requests, and the marks of commands. Nil: one that is kept in State.
 	Key []byte
 	// LockWait is how long a journal that another process has open is waited for; 0: not at all.
 	LockWait time.Duration
@@ -81,6 +81,7 @@ type Core struct {
 
 	table *builtins.Table // of the rooms
 	key   atomic.Pointer[[]byte]
+	swept atomic.Bool // what scripts of an earlier agent left running has ended
 }
 
 // Open wires everything. The caller closes what it returns.
@@ -95,6 +96,7 @@ func Open(c Config) (*Core, error) {
 	core := &Core{Files: files}
 	c.Rooms.Files, c.Rooms.Dir = files, c.Root
 	c.Rooms.Lock = func(ctx context.Context) (func(), error) { return core.Journal.Lock(ctx) } // which is there before a call is
+	c.Rooms.Secret = core.secret
 	c.Rooms.OpenTransaction = func() *pb.TransactionInfo { return core.Journal.Status().Open }
 	c.Rooms.State, c.Rooms.RunScript = c.State, core.runHook
 	core.Rooms = all.New(c.Rooms)
@@ -191,16 +193,15 @@ func openJournal(c journal.Config, wait time.Duration) (*journal.Journal, error)
 }
 
 // Recover ends what an earlier agent left unfinished, and what its scripts left running before. Each transaction that it
-// found gives an event for the host.
+// found gives an event for the host. Called again, it ends what had to be left unfinished: a rollback that took too long, or
+// that waits for a mount. Nothing is taken back before what scripts left running has ended.
 func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
-	if err := core.Rooms.Sweep(ctx); err != nil {
-		return nil, err
+	if !core.swept.Load() {
+		if err := core.Rooms.Sweep(ctx); err != nil {
+			return nil, err
+		}
+		core.swept.Store(true)
 	}
-	return core.RecoverAgain(ctx)
-}
-
-// RecoverAgain ends what this agent had to leave unfinished: a rollback that took too long, or that waits for a mount.
-func (core *Core) RecoverAgain(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	scripts := core.Scripts
 	if scripts == nil { // what an earlier agent left is taken back by one that runs none, too
 		scripts = script.New(script.Config{Journal: core.Journal, Calls: core.Calls})

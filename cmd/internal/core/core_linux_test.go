@@ -2,11 +2,18 @@ package core
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -73,5 +80,63 @@ func TestRecoveryNeedsNoScripts(t *testing.T) {
 	})
 	if got := left(); !slices.Equal(got, []string{"after"}) {
 		t.Errorf("of a transaction that committed stays %q", got)
+	}
+}
+
+// What a command of an earlier agent left running has ended before anything of it is taken back, also where the first try to end
+// it fails.
+func TestNothingIsTakenBackBeforeTheSweep(t *testing.T) {
+	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	name := fmt.Sprintf("core-test%d", os.Getpid())
+	open := func() *Core {
+		t.Helper()
+		core, err := Open(Config{Root: root, State: state, Rooms: all.Config{Name: name},
+			BootID: func() string { return "boot" }, MachineID: func() string { return "machine" }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return core
+	}
+	core := open()
+	tx, err := core.Journal.Begin(t.Context(), journal.Header{MessageID: "x"})
+	if err == nil {
+		err = tx.Before(t.Context(), "/file")
+	}
+	if err = errors.Join(err, os.WriteFile(filepath.Join(root, "file"), []byte("new"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	// As the earlier agent's runner marks a command that has no control group.
+	text := "QUANTIX_KVM_RUN=" + name + ".tied.1-1.x.1."
+	mac := hmac.New(sha256.New, core.secret())
+	mac.Write([]byte("mark of a command\x00" + text))
+	cmd := exec.Command("sleep", "300")
+	cmd.Env = []string{text + hex.EncodeToString(mac.Sum(nil)[:16])}
+	if err := errors.Join(core.Close(), cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer cmd.Process.Kill()
+
+	core = open()
+	defer core.Close()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 2 {
+		if _, err := core.Recover(gone); err == nil {
+			t.Error("a recovery that cannot end what runs has ended well")
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(root, "file")); err != nil {
+		t.Error("it is taken back while what made it may run: ", err)
+	}
+	if events, err := core.Recover(t.Context()); err != nil || len(events) != 1 {
+		t.Error(events, err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the command ended by itself")
+	}
+	if _, err := os.Lstat(filepath.Join(root, "file")); !os.IsNotExist(err) {
+		t.Error(err)
 	}
 }

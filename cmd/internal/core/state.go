@@ -29,11 +29,10 @@ func (core *Core) prepareState(c Config) error {
 	if err := checkOwners(c.State, c.Root); err != nil { // it may be new, and what leads to it another's
 		return err
 	}
-	if c.Pool == nil {
-		return nil
-	}
-	if err := os.RemoveAll(c.overlays()); err != nil { // those of an agent that was killed
-		return fault.Cause(err)
+	if c.Pool != nil {
+		if err := os.RemoveAll(c.overlays()); err != nil { // those of an agent that was killed
+			return fault.Cause(err)
+		}
 	}
 	key := c.Key
 	if key == nil {
@@ -48,7 +47,8 @@ func (core *Core) prepareState(c Config) error {
 // overlays is the directory for the overlays of dry runs.
 func (c Config) overlays() string { return filepath.Join(c.State, "overlays") }
 
-// secret keys the fingerprints of requests. Without a state directory none is stored, and so any value will do.
+// secret keys the fingerprints of requests, and the marks of commands. Without a state directory none is stored, and so any
+// value will do.
 func (core *Core) secret() []byte {
 	if key := core.key.Load(); key != nil {
 		return *key
