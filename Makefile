@@ -32,7 +32,7 @@ race: ## the same with the race detector (needs a C compiler)
 
 vmtest: ## the tests in a real guest under QEMU; gets what it needs from Debian, as root
 	go run ./cmd/internal/rig/vmtest/prepare
-	go test -tags vm -count=1 -timeout 30m ./cmd/internal/rig/vmtest/...
+	go test -tags vm -count=1 -timeout 45m ./cmd/internal/rig/vmtest/...
 
 bench: ## speed and memory beside the raw channel, here and in the guest
 	go test -run '^$$' -bench . -benchmem ./wire/... ./runtime/... ./builtins/... ./cmd/quantix-kvm-agent

@@ -7,7 +7,10 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -330,6 +333,17 @@ func (r *Room) configure(
 		return nil, err
 	}
 	reply := &pb.ConfigureNetworkResponse{Success: true}
+	if in.ConfirmSeconds > 0 {
+		if call.Confirm == nil {
+			return nil, fault.Unsupported("nothing can be confirmed here")
+		}
+		err := call.Confirm(time.Duration(in.ConfirmSeconds)*time.Second, func(id string, until time.Time) {
+			reply.TransactionId, reply.ConfirmUntil = id, timestamppb.New(until)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
 	if reply.Changed, err = r.put(ctx, call, "configure_network", hostFile, []byte(in.NetplanConfig), in.Override); err != nil {
 		return nil, err
 	}

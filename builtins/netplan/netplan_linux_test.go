@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -568,6 +569,39 @@ func TestConfigureNetworkWritesTheHostsFile(t *testing.T) {
 	}
 	if have, err := os.ReadFile(tr.path("/etc/netplan/99-limiquantix.yaml")); err != nil || string(have) != fixed {
 		t.Errorf("%q %v", have, err)
+	}
+}
+
+// A host may have its change taken back unless it confirms it, and is told by what.
+func TestConfigureNetworkToBeConfirmed(t *testing.T) {
+	tr := newTree(t)
+	until := time.Unix(1_800_000_000, 0)
+	var asked time.Duration
+	tell := func() {}
+	tr.call.Confirm = func(within time.Duration, told func(string, time.Time)) error {
+		asked, tell = within, func() { told("id", until) }
+		if within > time.Hour {
+			return fault.Invalid("too long")
+		}
+		return nil
+	}
+	out, err := tr.run("configure_network", &pb.ConfigureNetworkRequest{NetplanConfig: fixed, ConfirmSeconds: 60})
+	if err != nil || asked != time.Minute {
+		t.Fatal(asked, err)
+	}
+	tell()
+	if reply := out.(*pb.ConfigureNetworkResponse); reply.TransactionId != "id" || !reply.ConfirmUntil.AsTime().Equal(until) {
+		t.Error(reply)
+	}
+	before := tr.path("/etc/netplan/99-limiquantix.yaml")
+	if err := os.Remove(before); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tr.run("configure_network", &pb.ConfigureNetworkRequest{NetplanConfig: fixed, ConfirmSeconds: 7200}); !errors.Is(err, fs.ErrInvalid) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(before); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("a request that is refused wrote something: ", err)
 	}
 }
 

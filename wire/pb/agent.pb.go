@@ -3257,6 +3257,8 @@ type ConfigureNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NetplanConfig string                 `protobuf:"bytes,1,opt,name=netplan_config,json=netplanConfig,proto3" json:"netplan_config,omitempty"`
 	ApplyNow      bool                   `protobuf:"varint,2,opt,name=apply_now,json=applyNow,proto3" json:"apply_now,omitempty"`
+	// The change is taken back unless confirm arrives within so many seconds; 0: it needs no confirmation.
+	ConfirmSeconds uint32 `protobuf:"varint,200,opt,name=confirm_seconds,json=confirmSeconds,proto3" json:"confirm_seconds,omitempty"`
 	// Other files may say something else of the same interfaces; default: that is refused.
 	Override bool `protobuf:"varint,201,opt,name=override,proto3" json:"override,omitempty"`
 	// What must work afterwards, beside the addresses and the gateway that worked before.
@@ -3309,6 +3311,13 @@ func (x *ConfigureNetworkRequest) GetApplyNow() bool {
 	return false
 }
 
+func (x *ConfigureNetworkRequest) GetConfirmSeconds() uint32 {
+	if x != nil {
+		return x.ConfirmSeconds
+	}
+	return 0
+}
+
 func (x *ConfigureNetworkRequest) GetOverride() bool {
 	if x != nil {
 		return x.Override
@@ -3328,6 +3337,9 @@ type ConfigureNetworkResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Success bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
 	Error   string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Where the change awaits its confirmation: the id for confirm, and the deadline by the guest's clock.
+	TransactionId string                 `protobuf:"bytes,200,opt,name=transaction_id,json=transactionId,proto3" json:"transaction_id,omitempty"`
+	ConfirmUntil  *timestamppb.Timestamp `protobuf:"bytes,201,opt,name=confirm_until,json=confirmUntil,proto3" json:"confirm_until,omitempty"`
 	// Whether anything was changed: the file, or the network.
 	Changed bool `protobuf:"varint,202,opt,name=changed,proto3" json:"changed,omitempty"`
 	// What was seen while it was applied, in order.
@@ -3378,6 +3390,20 @@ func (x *ConfigureNetworkResponse) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *ConfigureNetworkResponse) GetTransactionId() string {
+	if x != nil {
+		return x.TransactionId
+	}
+	return ""
+}
+
+func (x *ConfigureNetworkResponse) GetConfirmUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfirmUntil
+	}
+	return nil
 }
 
 func (x *ConfigureNetworkResponse) GetChanged() bool {
@@ -7891,15 +7917,18 @@ const file_agent_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12 \n" +
 	"\vmust_change\x18\xc8\x01 \x01(\bR\n" +
-	"mustChange\"\xb8\x01\n" +
+	"mustChange\"\xe2\x01\n" +
 	"\x17ConfigureNetworkRequest\x12%\n" +
 	"\x0enetplan_config\x18\x01 \x01(\tR\rnetplanConfig\x12\x1b\n" +
-	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\x12\x1b\n" +
+	"\tapply_now\x18\x02 \x01(\bR\bapplyNow\x12(\n" +
+	"\x0fconfirm_seconds\x18\xc8\x01 \x01(\rR\x0econfirmSeconds\x12\x1b\n" +
 	"\boverride\x18\xc9\x01 \x01(\bR\boverride\x12<\n" +
-	"\x06verify\x18\xca\x01 \x01(\v2#.limiquantix.agent.v1.NetplanVerifyR\x06verify\"\x9f\x01\n" +
+	"\x06verify\x18\xca\x01 \x01(\v2#.limiquantix.agent.v1.NetplanVerifyR\x06verify\"\x89\x02\n" +
 	"\x18ConfigureNetworkResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\x12\x19\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12&\n" +
+	"\x0etransaction_id\x18\xc8\x01 \x01(\tR\rtransactionId\x12@\n" +
+	"\rconfirm_until\x18\xc9\x01 \x01(\v2\x1a.google.protobuf.TimestampR\fconfirmUntil\x12\x19\n" +
 	"\achanged\x18\xca\x01 \x01(\bR\achanged\x128\n" +
 	"\x05steps\x18\xcb\x01 \x03(\v2!.limiquantix.agent.v1.NetplanStepR\x05steps\"\xe9\x03\n" +
 	"\x0fAgentReadyEvent\x12\x18\n" +
@@ -8560,53 +8589,54 @@ var file_agent_proto_depIdxs = []int32{
 	113, // 93: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
 	113, // 94: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
 	114, // 95: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
-	115, // 96: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	113, // 97: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	116, // 98: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 99: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 100: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 101: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 102: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	117, // 103: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 104: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
-	117, // 105: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 106: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 107: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	118, // 108: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 109: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 110: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 111: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 112: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 113: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 114: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 115: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 116: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 117: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 118: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 119: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 120: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 121: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 122: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 123: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 124: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 125: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 126: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 127: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 128: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 129: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	119, // 130: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 131: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 132: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 133: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 134: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 135: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 136: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 137: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	138, // [138:138] is the sub-list for method output_type
-	138, // [138:138] is the sub-list for method input_type
-	138, // [138:138] is the sub-list for extension type_name
-	138, // [138:138] is the sub-list for extension extendee
-	0,   // [0:138] is the sub-list for field type_name
+	80,  // 96: limiquantix.agent.v1.ConfigureNetworkResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	115, // 97: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	113, // 98: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	116, // 99: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 100: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 101: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 102: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 103: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	117, // 104: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 105: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
+	117, // 106: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 107: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 108: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	118, // 109: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 110: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 111: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 112: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 113: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 114: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 115: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 116: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 117: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 118: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 119: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 120: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 121: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 122: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 123: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 124: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 125: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 126: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 127: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 128: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 129: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 130: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	119, // 131: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 132: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 133: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 134: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 135: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 136: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 137: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 138: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	139, // [139:139] is the sub-list for method output_type
+	139, // [139:139] is the sub-list for method input_type
+	139, // [139:139] is the sub-list for extension type_name
+	139, // [139:139] is the sub-list for extension extendee
+	0,   // [0:139] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
