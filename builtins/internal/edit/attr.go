@@ -123,15 +123,18 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 	case c.Old.Kind != fsys.Symlink && !c.Absent() && !(w.Replace && c.Old.Kind == fsys.File):
 		return false, fs.ErrExist
 	}
-	link := c.At.Symlink
-	if c.Old.Kind == fsys.File {
-		link = c.At.ReplaceBySymlink
+	overFile := !c.Absent() && c.Old.Kind == fsys.File
+	if overFile {
 		if err := c.At.CanReplace(); err != nil {
 			return false, err
 		}
 	}
 	if err := c.Prepare(ctx); err != nil {
 		return false, err
+	}
+	link := c.At.Symlink // where directories are missing, Prepare has made them
+	if overFile {
+		link = c.At.ReplaceBySymlink
 	}
 	if err := link(w.Target); err != nil {
 		return false, err
