@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -142,6 +143,11 @@ type Conn struct {
 // backlogReporter is a channel that knows whether what was just read may have waited from before the session began.
 type backlogReporter interface{ Backlog() bool }
 
+// deadlineReader is a channel whose Read can be told when to end, with os.ErrDeadlineExceeded, as that of a net.Conn.
+type deadlineReader interface {
+	SetReadDeadline(t time.Time) error
+}
+
 // tryWriter is a channel that can take bytes without waiting: n is how many it took, 0 where it would have to wait.
 type tryWriter interface {
 	TryWrite(p []byte) (n int, err error)
@@ -212,7 +218,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 		pending, start := decoder.Pending(), time.Now()
 		space := decoder.Space(minReadSize)
 		c.busySince.Store(0)
-		n, err := c.channel.Read(space)
+		n, err := c.readWithin(space)
 		c.memoryUntil = time.Time{}
 		c.busySince.Store(max(1, int64(time.Since(c.began))))
 		took := time.Since(start)
@@ -271,6 +277,23 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 			return err
 		}
 	}
+}
+
+// readWithin reads from the channel. A frame that has memory of all connections must not hold it while its host sends nothing: where
+// the channel can tell the time it returns without anything after PayloadTimeout.
+func (c *Conn) readWithin(space []byte) (n int, err error) {
+	channel, can := c.channel.(deadlineReader)
+	if !can || c.reserved == 0 || channel.SetReadDeadline(time.Now().Add(PayloadTimeout)) != nil {
+		return c.channel.Read(space)
+	}
+	n, err = c.channel.Read(space)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	if failed := channel.SetReadDeadline(time.Time{}); err == nil && n == 0 && failed != nil {
+		err = failed
+	}
+	return n, err
 }
 
 // frame takes one frame. errNotDecoded: it was no envelope at all, so that the next one cannot be trusted to begin where this

@@ -40,7 +40,7 @@ func TestConnectionsShareMemory(t *testing.T) {
 	one, _ := guest(t, func(c *Config) { c.Memory = memory })
 	other, _ := guest(t, func(c *Config) { c.Memory = memory })
 	one.write(write(t, "first", 7<<20)[:1<<20])
-	for i := range 3 {
+	for i := range 2 {
 		id := fmt.Sprint("second-", i)
 		frame := write(t, id, 4<<20)
 		other.write(frame[:1<<20])
@@ -104,6 +104,32 @@ func TestSlowFramesGiveMemoryBack(t *testing.T) {
 		memory.give(all)
 		one.conn.Close()
 	})
+}
+
+// A host that begins a frame and says nothing more does not hold the memory for it.
+func TestSilentHostsGiveMemoryBack(t *testing.T) {
+	const all = 20 << 20
+	memory := NewMemory(all)
+	one, _ := guest(t, func(c *Config) { c.Memory = memory })
+	other, _ := guest(t, func(c *Config) { c.Memory = memory })
+	one.write(write(t, "silent", 15<<20)[:600])
+	for range 1000 {
+		if freed, taken := memory.tryTake(all); !taken {
+			<-freed
+			break
+		}
+		memory.give(all)
+		time.Sleep(10 * time.Millisecond)
+	}
+	other.write(write(t, "other", 15<<20))
+	if m := other.answer("other"); m.ErrorDetail.GetCode() != "unsupported" {
+		t.Error(m)
+	}
+	one.send(QTX1, "ping", &pb.PingRequest{Sequence: 7}) // it is a host as before
+	if m := one.answer("ping"); m.GetPong().GetSequence() != 7 {
+		t.Error(m)
+	}
+	idle(t, memory, all)
 }
 
 // What requests take is given back when they are answered, however they end; also what they take that wait.

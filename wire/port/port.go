@@ -269,6 +269,15 @@ type trackedSession struct {
 	onClose   func() // nil: nothing to do
 }
 
+// SetReadDeadline is that of net.Conn.
+func (o *trackedSession) SetReadDeadline(t time.Time) error {
+	session, can := o.ReadWriteCloser.(interface{ SetReadDeadline(time.Time) error })
+	if !can {
+		return errors.ErrUnsupported
+	}
+	return session.SetReadDeadline(t)
+}
+
 func (o *trackedSession) Close() (err error) {
 	o.closeOnce.Do(func() { // a later one must not touch what the next session uses by then
 		err = o.ReadWriteCloser.Close()

@@ -178,10 +178,9 @@ var interrupt = time.Unix(1, 0)
 func (s *virtioSession) retry(call func(func(fd uintptr) bool) error, try func(fd uintptr) bool, clear func(time.Time) error) error {
 	for {
 		err := call(try)
-		if !errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || s.closed.Load() || clear(time.Time{}) != nil {
 			return err
 		}
-		clear(time.Time{})
 	}
 }
 
@@ -202,9 +201,27 @@ func unplugged(fd uintptr) error {
 
 // virtioSession lasts from a host's connect to its disconnect.
 type virtioSession struct {
-	port    *virtioPort
-	backlog atomic.Bool
-	closed  atomic.Bool
+	port     *virtioPort
+	backlog  atomic.Bool
+	closed   atomic.Bool
+	readTime time.Time // when a read ends; zero: never. Its reader's own
+}
+
+// SetReadDeadline is that of net.Conn. It must not be called while another goroutine reads.
+func (s *virtioSession) SetReadDeadline(t time.Time) error {
+	s.readTime = t
+	if s.closed.Load() {
+		return net.ErrClosed
+	}
+	return s.port.file.SetReadDeadline(t)
+}
+
+// clearRead has a read that was interrupted go on, unless its time is over.
+func (s *virtioSession) clearRead(time.Time) error {
+	if !s.readTime.IsZero() && !time.Now().Before(s.readTime) {
+		return os.ErrDeadlineExceeded
+	}
+	return s.port.file.SetReadDeadline(s.readTime)
 }
 
 // Backlog reports whether what the last Read returned may have waited in the port since before the session.
@@ -221,7 +238,7 @@ func (s *virtioSession) Read(p []byte) (n int, err error) {
 		}
 		return err != unix.EAGAIN
 	}
-	rawErr := s.retry(s.port.raw.Read, try, s.port.file.SetReadDeadline)
+	rawErr := s.retry(s.port.raw.Read, try, s.clearRead)
 	if waited {
 		s.backlog.Store(false) // the port was empty
 	}
