@@ -94,6 +94,9 @@ type Config struct {
 	// Transient reports whether nothing refers to the bytes of a request after Handle returned: the content of a file then is
 	// not copied out of its frame. Nil: none is.
 	Transient func(request proto.Message) bool
+	// Large reports whether a reply may be large: such requests of one host are served one after the other, each when the reply to
+	// the one before has gone into the queue. Nil: none is.
+	Large func(request proto.Message) bool
 	// Greet sends the events that a host gets first. It is called at the beginning, and again when the host's framing is
 	// known. It runs on a goroutine of its own. Nil: nothing.
 	Greet func(ctx context.Context, c *Conn)
@@ -117,6 +120,7 @@ type Conn struct {
 	smallPool   sync.Pool // of *[]byte of up to freeBuffer, in which frames came
 	largePool   sync.Pool // of *[]byte of up to maxReusedBuffer, in which frames came that did not fit into those
 	workers     chan func()
+	large       chan struct{} // held by the request whose reply may be large
 	idleWorkers atomic.Int32 // goroutines that wait for one of them
 
 	received     atomic.Bool  // a frame has come
@@ -156,7 +160,7 @@ type tryWriter interface {
 // NewConn makes a connection over a channel, which it owns: Serve closes it.
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
 	c := &Conn{
-		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()),
+		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()), large: make(chan struct{}, 1),
 		inFlight: map[string]*scratch{}, order: map[string]chan struct{}{}, began: time.Now(),
 	}
 	c.writeFraming.Store(int32(Plain))

@@ -3,6 +3,8 @@ package wire
 import (
 	"context"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,6 +132,34 @@ func TestSilentHostsGiveMemoryBack(t *testing.T) {
 		t.Error(m)
 	}
 	idle(t, memory, all)
+}
+
+// A host that asks for many large replies makes the guest hold few of them, whether it reads them or not.
+func TestLargeRepliesAreMadeOneByOne(t *testing.T) {
+	const asked = 8
+	var made atomic.Int32
+	h, _ := guest(t, func(c *Config) {
+		c.Large = func(request proto.Message) bool { _, ok := request.(*pb.ListDirectoryRequest); return ok }
+		c.Handle = func(context.Context, *Conn, string, proto.Message) (proto.Message, error) {
+			made.Add(1)
+			return &pb.ListDirectoryResponse{Error: strings.Repeat("x", 6<<20)}, nil
+		}
+	})
+	for i := range asked {
+		h.send(QTX1, fmt.Sprint("list-", i), &pb.ListDirectoryRequest{Path: "/"})
+	}
+	for made.Load() == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond) // for more than may be
+	if n := made.Load(); n > 3 {
+		t.Errorf("%d replies were made that nobody reads", n)
+	}
+	for i := range asked {
+		if m := h.answer(fmt.Sprint("list-", i)); len(m.GetListDirectoryResponse().GetError()) != 6<<20 {
+			t.Error(i, m.ErrorDetail)
+		}
+	}
 }
 
 // What requests take is given back when they are answered, however they end; also what they take that wait.

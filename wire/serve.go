@@ -148,6 +148,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	c.replies.Add(1)
 	serve := func() {
 		defer c.replies.Done()
+		defer c.enterLarge(call, request)()
 		reply, err := c.handleInOrder(call, id, request, before, orderDone)
 		stop()
 		done()        // the call is over; the reply may have to wait for a host that reads
@@ -194,6 +195,19 @@ func (c *Conn) spawn(session context.Context, f func()) {
 			}
 		}
 	}()
+}
+
+// enterLarge waits until no other request of this host holds a reply that may be large, or nobody wants this one any more.
+func (c *Conn) enterLarge(call context.Context, request proto.Message) (leave func()) {
+	if c.config.Large == nil || !c.config.Large(request) {
+		return noop
+	}
+	select {
+	case c.large <- struct{}{}:
+		return func() { <-c.large }
+	case <-call.Done():
+		return noop
+	}
 }
 
 // handleInOrder waits for before, handles the request, and calls done for the next request of the same order. A request whose

@@ -84,6 +84,14 @@ func (n *nativeSession) config() wire.Config {
 			_, ping := request.(*pb.PingRequest) // whose sender takes the guest for dead without an answer
 			return ping
 		},
+		Large: func(request proto.Message) bool {
+			switch request.(type) {
+			case *pb.ListDirectoryRequest, *pb.ListProcessesRequest, *pb.ListServicesRequest, *pb.ListInstalledSoftwareRequest,
+				*pb.ListJobsRequest, *pb.ListScriptsRequest, *pb.NetworkRequest, *pb.TransactionsRequest:
+				return true
+			}
+			return false
+		},
 		Greet: func(ctx context.Context, _ *wire.Conn) { n.greet(ctx) },
 		Warn:  n.Warn,
 	}
