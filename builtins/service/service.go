@@ -13,6 +13,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -232,6 +233,9 @@ var actions = map[string]string{
 // list is list_services.
 func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListServicesRequest) (*pb.ListServicesResponse, error) {
 	found, err := r.find(ctx, in.Filter, in.RunningOnly)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, fault.Unsupported("ListServicesRequest is not supported: %v", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func telemetryAtOnce(t *testing.T) {
 			return slices.Equal(find(r, "lan0").GetIpv4Addresses(), []string{"192.0.2.7"})
 		}},
 		{"tuntap add mode tap name eth9", func(r *pb.TelemetryReport) bool { return find(r, "eth9").GetKind() == "tun" }},
-		{"link add lo77 type vxlan id 5 dstport 4789", func(r *pb.TelemetryReport) bool { return find(r, "lo77").GetKind() == "vxlan" }},
+		{"link add lo77 type ifb", func(r *pb.TelemetryReport) bool { return find(r, "lo77").GetKind() == "ifb" }},
 		{"link del lo77", func(r *pb.TelemetryReport) bool { return find(r, "lo77") == nil }},
 		{"addr del 192.0.2.7/24 dev lan0", func(r *pb.TelemetryReport) bool { return len(find(r, "lan0").GetIpv4Addresses()) == 0 }},
 	} {
