@@ -130,7 +130,7 @@ func New(c Config) *Rooms {
 		commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
 			quiescing.Room(), // first: what it has to tell at the end is told by commands
-			file.New(g, file.Config{Leftovers: c.Leftovers}).Room(),
+			file.New(g, file.Config{Leftovers: c.Leftovers, EnterLeftovers: frozen.TryEnterOwn}).Room(),
 			commands.Room(),
 			about.Room(),
 			process.New(g, commands.Owner).Room(),

@@ -32,6 +32,8 @@ type Config struct {
 	// Leftovers is a file of the agent's own in which the room notes where uploads were staged, so that the next process of the agent
 	// removes what a killed one left. Empty: what was left is removed by the next upload into the same directory.
 	Leftovers string
+	// EnterLeftovers begins a write of that file; an error says that it cannot be written now. Nil: it always can.
+	EnterLeftovers func() (leave func(), err error)
 }
 
 // Room holds the operations on files. It is safe for concurrent use.
@@ -55,7 +57,7 @@ func New(g *guest.Guest, config Config) *Room {
 		config.MaxUploads = 64
 	}
 	r := &Room{
-		guest: g, crc: crc32c.New(), left: leftovers{file: config.Leftovers},
+		guest: g, crc: crc32c.New(), left: leftovers{file: config.Leftovers, enter: config.EnterLeftovers},
 		uploads: &uploads{root: g.Files, open: map[uploadKey]*upload{}, idle: config.UploadIdle, max: config.MaxUploads},
 	}
 	r.edit = &edit.Editor{Guest: g, Guard: g.Guard}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
@@ -17,7 +18,8 @@ import (
 //
 //	an upload into a directory ► a line, once ─── the agent dies ───► the next one: reads the lines, removes the file, sweeps
 type leftovers struct {
-	file string // empty: nothing is remembered
+	file  string                           // empty: nothing is remembered
+	enter func() (leave func(), err error) // begins a write of the file, or says that it cannot be now; nil: it always can
 
 	mu    sync.Mutex
 	noted map[string]bool
@@ -29,30 +31,55 @@ const (
 	maxNotedRead = 4 << 20
 )
 
+// noteTime bounds what an upload waits for the note: the disk of the file may hang, or be frozen, and that of the upload not.
+const noteTime = 100 * time.Millisecond
+
 // note remembers a directory before an upload is staged there. A failure is no reason to refuse a file: without the line the next
 // upload into the directory removes what was left.
 func (l *leftovers) note(dir string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.file == "" || l.noted[dir] {
+	if l.file == "" || !l.mu.TryLock() {
 		return
+	}
+	if l.noted[dir] {
+		l.mu.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer l.mu.Unlock()
+		if l.write(dir) == nil {
+			l.noted[dir] = true
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(noteTime):
+	}
+}
+
+// write adds a line to the file. The caller holds mu.
+func (l *leftovers) write(dir string) error {
+	if l.enter != nil {
+		leave, err := l.enter()
+		if err != nil {
+			return err
+		}
+		defer leave()
 	}
 	flags := os.O_WRONLY | os.O_CREATE | os.O_APPEND
 	if len(l.noted) >= maxNoted {
 		l.noted, flags = nil, flags|os.O_TRUNC // the oldest are forgotten
 	}
-	file, err := os.OpenFile(l.file, flags, 0o600)
-	if err != nil {
-		return
-	}
-	_, err = file.WriteString(strconv.Quote(dir) + "\n")
-	if errors.Join(err, file.Close()) != nil {
-		return
-	}
 	if l.noted == nil {
 		l.noted = map[string]bool{}
 	}
-	l.noted[dir] = true
+	file, err := os.OpenFile(l.file, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(strconv.Quote(dir) + "\n")
+	return errors.Join(err, file.Close())
 }
 
 // take returns the directories that an earlier process has noted, and forgets them.

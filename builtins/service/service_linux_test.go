@@ -269,7 +269,7 @@ func TestSystemd(t *testing.T) {
 	if err := os.WriteFile(file, []byte("[Service]\nType=notify\nExecStart=/bin/sleep 1000\nTimeoutStartSec=infinity\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err = call(t, r, in(), "service.restart", &pb.ServiceRunArgs{Name: "quantix-test", Timeout: 1})
+	_, err = call(t, r, in(), "service.restart", &pb.ServiceRunArgs{Name: "quantix-test", Timeout: 8})
 	if err == nil || !strings.Contains(err.Error(), "activating") {
 		t.Error(err)
 	}

@@ -241,6 +241,11 @@ func (s *State) EnterOwn(ctx context.Context) (leave func(), err error) {
 	return s.Enter(ctx, s.withOwn(builtins.Access{}), true)
 }
 
+// TryEnterOwn is EnterOwn that does not wait.
+func (s *State) TryEnterOwn() (leave func(), err error) {
+	return s.Enter(context.Background(), s.withOwn(builtins.Access{}), false)
+}
+
 // EnterScript is Enter for a call of a script that changes the guest, and the journal before. It waits.
 func (s *State) EnterScript(ctx context.Context, access builtins.Access) (leave func(), err error) {
 	return s.Enter(ctx, s.withOwn(access), true)
