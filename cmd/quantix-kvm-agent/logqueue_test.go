@@ -26,7 +26,15 @@ func TestLogIsKeptWhileFrozen(t *testing.T) {
 	}
 	q.hold(false)
 	q.Write(bytes.Repeat([]byte("x"), maxQueuedLog/2)) // more than a pipe takes: the write hangs
-	for range 3 {
+	hangs := func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.writing && len(q.lines) == 0
+	}
+	for !hangs() {
+		time.Sleep(time.Millisecond)
+	}
+	for range 3 { // two are kept
 		q.Write(bytes.Repeat([]byte("y"), maxQueuedLog/2))
 	}
 	got := make(chan string)
