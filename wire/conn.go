@@ -121,7 +121,7 @@ type Conn struct {
 	largePool   sync.Pool // of *[]byte of up to maxReusedBuffer, in which frames came that did not fit into those
 	workers     chan func()
 	large       chan struct{} // held by the request whose reply may be large
-	idleWorkers atomic.Int32 // goroutines that wait for one of them
+	idleWorkers atomic.Int32  // goroutines that wait for one of them
 
 	received     atomic.Bool  // a frame has come
 	lastFrame    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
