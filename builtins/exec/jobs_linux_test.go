@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -263,8 +264,15 @@ func TestOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Kill(child, unix.SIGKILL)
-	defer unix.Kill(pid, unix.SIGKILL)
+	supervisor := parentOf(pid)
+	defer func() {
+		unix.Kill(child, unix.SIGKILL)
+		unix.Kill(pid, unix.SIGKILL)
+		eventually(t, "the end of the job, which is written down", func() bool {
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", supervisor))
+			return len(line) == 0 // it is gone, or nobody has asked for its end yet
+		})
+	}()
 	if err := first.release(); err != nil {
 		t.Fatal(err)
 	}
