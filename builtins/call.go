@@ -30,9 +30,9 @@ type Call struct {
 	Deferred func(Action) error
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
 	Pending func(Pending) error
-	// Confirm has the transaction of a native row await a confirmation for a time instead of committing, if the operation
-	// succeeds and has changed something; told is then called before the reply leaves, with the id and the deadline, which the
-	// operation puts into its reply. Nil: the row has no transaction of its own. The executor sets it.
+	// Confirm makes the transaction of a native row wait for a confirmation instead of committing, if the operation succeeds and
+	// has changed something. told is called before the reply is sent, with the transaction id and the deadline, so that the
+	// operation can put them into its reply. Nil: the row has no transaction of its own. The executor sets it.
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
@@ -120,9 +120,9 @@ func (c *Call) Before(ctx context.Context, paths ...string) error {
 	return c.Tx.Before(ctx, paths...)
 }
 
-// AfterCommit has an operation done once the transaction has committed, at least once, by a recovery if need be; one that was
-// given before is not done again. It is dropped if the transaction, or the call, is taken back; a dry run only tells of it.
-// Without a transaction it is refused.
+// AfterCommit registers an operation that runs at least once after the transaction has committed, in a recovery if necessary. The
+// same operation registered twice runs once. It is dropped if the transaction or the call is rolled back; a dry run only reports
+// it. Without a transaction it returns an error.
 func (c *Call) AfterCommit(action Action) error {
 	switch {
 	case c.Deferred != nil:

@@ -178,8 +178,8 @@ func (w *writing) unchanged() error {
 	return nil
 }
 
-// replace gives a file its new content. What is in the shadow files is shown to nobody, whatever their modes are, and nor is a
-// passwd that has hashes itself.
+// replace writes the new content of a file. The change has no diff for the shadow files, whatever their modes are, nor for a passwd
+// that contains hashes.
 func (w *writing) replace(f *file) error {
 	c, content := f.change, f.bytes()
 	shown := c.OldContent().Becomes(content, c.Old.Mode)

@@ -64,8 +64,8 @@ type Config struct {
 	FreezeFile string
 	Left       Left
 	State      string
-	// FreezeHooks and ThawHooks are the directories of what is told of a freeze and of its end, and BundledHooks what every agent has
-	// of it. RunScript runs one that is a script. All are optional.
+	// FreezeHooks and ThawHooks are the directories of hooks that run before a freeze and after a thaw. BundledHooks are the hooks
+	// that come with the agent. RunScript runs a hook that is a Lua script. All are optional.
 	FreezeHooks, ThawHooks string
 	BundledHooks           fs.FS
 	RunScript              func(ctx context.Context, call *builtins.Call, name string, source []byte, phase string) error
@@ -153,7 +153,7 @@ func (r *Rooms) Frozen() *freeze.State { return r.frozen }
 // FrozenStatus describes it, for get_status.
 func (r *Rooms) FrozenStatus() []*pb.FrozenStatus { return r.quiesce.Status() }
 
-// Notices are events that a host is told when it connects.
+// Notices returns the events that are sent to each host that connects.
 func (r *Rooms) Notices() []*pb.ErrorEvent { return r.quiesce.Notices() }
 
 // HasRemotes reports whether a file system is mounted whose server may not answer.
@@ -202,8 +202,8 @@ func (r *Rooms) Start() {
 // Telemetry measures the guest.
 func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }
 
-// Watch tells when what Telemetry tells of links, addresses and disks has changed, and of processes that the kernel killed since
-// memory was short, until ctx ends.
+// Watch returns two channels that are served until ctx ends: changed receives when links, addresses or disks have changed in what
+// Telemetry returns, and events receives an event for processes that the kernel killed because memory was short.
 func (r *Rooms) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	return r.telemetry.Watch(ctx)
 }

@@ -38,8 +38,8 @@ func startChrony(t *testing.T, config string) (socket string) {
 	return socket
 }
 
-// A real chronyd is asked: what it measures is told; where it corrects nothing, which one started with -x does not, that is an
-// error, whatever its command said.
+// With a real chronyd the reply has the offset that it measured. A chronyd started with -x corrects nothing: that is an error,
+// whatever the exit status of its command.
 func TestChrony(t *testing.T) {
 	_, daemon := exec.LookPath("chronyd")
 	client, control := exec.LookPath("chronyc")

@@ -4,8 +4,8 @@
 //	         └─► the clock that KVM shows its guests (PTP) ─────────┼─► offset ─► step or slew ─► offset ─► hardware clock
 //	         └─► the guest's own time daemon: chrony, timesyncd ────┘  (a daemon corrects by itself, and is waited for)
 //
-// What is told is measured: a clock that is no nearer to its source afterwards is an error. A daemon that somebody turned off
-// stays off, and no server is asked that the guest does not ask anyway.
+// A reply contains measured offsets only: if the clock is no nearer to its source afterwards, the request fails. A daemon that was
+// turned off stays off, and only servers that the guest uses already are asked.
 //
 // Not here: the time zone (host).
 package clock
