@@ -110,6 +110,9 @@ type Pending struct {
 	Check *Action
 	// Covers says that the action does what other ones for its Op and Target with a lower value do: they are left out.
 	Covers int
+	// Outlives has it done also if the call that asks for it fails and is taken back. It is for an action that only looks: whether
+	// the script has made good what the call failed at.
+	Outlives bool
 }
 
 // Before is Tx.Before, or nothing outside a transaction.

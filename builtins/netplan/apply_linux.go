@@ -1,9 +1,12 @@
 package netplan
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net"
@@ -242,10 +245,52 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 		return nil, call.DryRun.End(call, told) // whether the network works then nobody knows
 	}
 	if err := a.change(ctx, p, in.Verify, limit); err != nil {
+		if lost := a.remember(set, err); lost != nil {
+			return nil, errors.Join(err, lost)
+		}
 		return nil, err
 	}
 	call.ReportApplied(told)
 	return a.out, nil
+}
+
+// remember has the files looked at again before the script commits: one that catches the error must not leave them behind, with
+// a network that is not as they say.
+func (a *applying) remember(set []*document, failed error) error {
+	if a.call.Pending == nil {
+		return nil
+	}
+	in := &pb.NetplanSettledArgs{Files: fingerprint(set), Error: failed.Error()}
+	return a.call.BeforeCommit(builtins.Pending{Action: builtins.Action{Op: settledRow, Args: in, Target: "netplan"}, Outlives: true})
+}
+
+// fingerprint is a hash of files and their texts.
+func fingerprint(set []*document) []byte {
+	hash := sha256.New()
+	for _, d := range set {
+		fmt.Fprintf(hash, "%d %s %d %s", len(d.path), d.path, len(d.text), d.text)
+	}
+	return hash.Sum(nil)
+}
+
+// settled returns an error while the files are those whose apply failed, and not what the renderers have.
+func (r *Room) settled(ctx context.Context, call *builtins.Call, in *pb.NetplanSettledArgs) (*pb.Nothing, error) {
+	set, err := documents(r.guest.Of(call))
+	if err != nil || !bytes.Equal(fingerprint(set), in.Files) {
+		return &pb.Nothing{}, err
+	}
+	want, err := r.generate(ctx, set)
+	if err != nil {
+		return nil, err
+	}
+	have, err := r.current()
+	if err != nil || len(differing(have, want)) == 0 {
+		return &pb.Nothing{}, err
+	}
+	return nil, &fault.Error{
+		Err:  fault.Refuse("netplan.apply failed, and the files that it failed with are still there: %s", in.Error),
+		Hint: "make them good with netplan.set or netplan.remove, and apply them again",
+	}
 }
 
 func checkVerify(verify *pb.NetplanVerify) error {

@@ -21,7 +21,8 @@ import (
 )
 
 const (
-	undoRow = "netplan.undo"
+	undoRow    = "netplan.undo"
+	settledRow = "netplan.settled"
 	// hostFile is what configure_network writes: hosts and installers know it by this name.
 	hostFile = "99-limiquantix"
 	// defaultFile is what a configuration is checked as that has no name.
@@ -48,7 +49,7 @@ func New(g *guest.Guest, config Config) *Room {
 }
 
 // network is what an operation is about that changes the network, or looks at it.
-var network = builtins.Object{Kind: "network", Name: "netplan"}
+var network = builtins.Object{Kind: "netplan", Name: "network"}
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
@@ -90,6 +91,11 @@ func (r *Room) Room() builtins.Room {
 				return builtins.Access{Objects: []builtins.Object{network}}
 			}),
 			Handler: builtins.Handle(r.status),
+		},
+		{
+			Name: settledRow, Usage: "()", Summary: "see that no file is left whose netplan.apply failed",
+			Internal: true,
+			Access:   builtins.Of(func(*pb.NetplanSettledArgs) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.settled),
 		},
 		{
 			// In another boot than the one it was announced in there is nothing that the early recovery would have to do.

@@ -22,6 +22,10 @@ func (r *Room) apply(context.Context, *builtins.Call, *pb.NetplanApplyArgs) (*pb
 	return nil, r.served("netplan.apply")
 }
 
+func (r *Room) settled(context.Context, *builtins.Call, *pb.NetplanSettledArgs) (*pb.Nothing, error) {
+	return nil, r.served(settledRow)
+}
+
 func (r *Room) status(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetplanStatus, error) {
 	return nil, r.served("netplan.status")
 }

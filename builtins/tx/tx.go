@@ -25,6 +25,9 @@ const (
 	commitOp   = "exec.on_commit"
 	notifiedOp = "service.notified"
 	settledOp  = "service.settled"
+
+	applyOp = "netplan.apply" // what netplan, as a unit, is notified by
+	netplan = "netplan"
 )
 
 // Room is what the table and the executor know of the room. It needs nothing of the guest.
@@ -123,7 +126,9 @@ func notifiesAs(in proto.Message) []string {
 	args, _ := in.(*pb.ServiceNotifyArgs)
 	switch action := args.GetAction(); {
 	case args == nil:
-		return []string{"service.reload", "service.restart", "service.start"}
+		return []string{"service.reload", "service.restart", "service.start", applyOp}
+	case args.Unit == netplan:
+		return []string{applyOp}
 	case action == "reload-or-restart":
 		return []string{"service.reload", "service.restart"}
 	case action == "":
@@ -137,19 +142,27 @@ func notifiesAs(in proto.Message) []string {
 const unitKind = "service"
 
 func notifyAccess(in *pb.ServiceNotifyArgs) builtins.Access {
+	if in.Unit == netplan {
+		return builtins.Access{Objects: []builtins.Object{{Kind: netplan, Name: "network"}}}
+	}
 	return builtins.Access{Objects: []builtins.Object{{Kind: unitKind, Name: strings.TrimSuffix(in.Unit, ".service")}}}
 }
 
 // notify changes nothing yet: what is done comes before the commit, and is reported then.
 func notify(_ context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Nothing, error) {
-	in = &pb.ServiceNotifyArgs{Unit: strings.TrimSuffix(in.Unit, ".service"), Action: in.Action}
+	asked := in.Action
+	in = &pb.ServiceNotifyArgs{Unit: strings.TrimSuffix(in.Unit, ".service"), Action: asked}
 	if in.Action == "" {
 		in.Action = "restart"
 	}
 	covers, known := notifiable[in.Action]
 	switch {
-	case in.Unit == "netplan":
-		return nil, fault.Unsupported("netplan cannot be notified yet")
+	case in.Unit == netplan && asked != "" && asked != "apply":
+		return nil, fault.Invalid("netplan is applied, and nothing else: there is no action %.40q", asked)
+	case in.Unit == netplan:
+		return &pb.Nothing{}, call.BeforeCommit(builtins.Pending{
+			Action: builtins.Action{Op: applyOp, Args: &pb.NetplanApplyArgs{}, Target: netplan},
+		})
 	case in.Unit == "" || len(in.Unit) > 255 || strings.HasPrefix(in.Unit, "-") || strings.ContainsAny(in.Unit, "/ \t\r\n\x00"):
 		return nil, fault.Invalid("%.60q is no name of a unit", in.Unit)
 	case !known:

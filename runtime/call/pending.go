@@ -27,6 +27,18 @@ func (r *Run) keep(s *scope) {
 	r.held.bytes += s.bytes
 }
 
+// keepOutliving takes over what a call that failed wants looked at all the same.
+func (r *Run) keepOutliving(s *scope) {
+	for _, p := range s.before {
+		if p.Outlives {
+			r.pend(p)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held.bytes += s.bytes
+}
+
 // pend keeps what is to be done before the commit, unless it is kept already. What covers others stands in the place of the first.
 func (r *Run) pend(p builtins.Pending) {
 	at := -1

@@ -240,6 +240,7 @@ func (r *Run) change(ctx context.Context, d *decision) (proto.Message, error) {
 		if undo := tx.Revert(end, mark); undo == nil {
 			r.forget(before)
 		}
+		r.keepOutliving(scope)
 		return out, err
 	}
 	tx.Mark() // what others change from now on is theirs

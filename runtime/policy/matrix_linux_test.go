@@ -141,13 +141,14 @@ func TestBackupThroughALink(t *testing.T) {
 func TestNeedsOfWhatIsPutOff(t *testing.T) {
 	k := newKit(t, tree(t), "")
 	op := k.table.Script("tx.notify")
+	unit := "nginx.service"
 	check := func(needs ...string) error {
 		t.Helper()
-		rights, err := NewRights(k.guest.Files, "x", needs, map[string]builtins.Scope{"tx": "", "service": "service"})
+		rights, err := NewRights(k.guest.Files, "x", needs, map[string]builtins.Scope{"tx": "", "service": "service", "netplan": ""})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return rights.Check(k.guest.Files, op, op.AccessOf(&pb.ServiceNotifyArgs{Unit: "nginx.service"}))
+		return rights.Check(k.guest.Files, op, op.AccessOf(&pb.ServiceNotifyArgs{Unit: unit}))
 	}
 	for _, needs := range [][]string{{"tx", "service:nginx"}, {"tx", "service:nginx.service"}, {"tx", "service"}} {
 		if err := check(needs...); err != nil {
@@ -158,6 +159,13 @@ func TestNeedsOfWhatIsPutOff(t *testing.T) {
 		if err := check(needs...); !errors.Is(err, builtins.ErrPolicy) {
 			t.Errorf("%q: %v", needs, err)
 		}
+	}
+	unit = "netplan"
+	if err := check("tx", "netplan"); err != nil {
+		t.Error(err)
+	}
+	if err := check("tx", "service"); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), `"netplan"`) {
+		t.Error(err)
 	}
 }
 

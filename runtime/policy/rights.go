@@ -46,7 +46,9 @@ func NewRights(files *fsys.Root, who string, needs []string, scopes map[string]b
 	r := &Rights{who: who, kinds: map[string]string{}}
 	for room, scope := range scopes {
 		switch scope {
-		case builtins.ScopeNone, builtins.ScopePaths:
+		case builtins.ScopeNone: // an object of that kind needs the whole room
+			r.kinds[room] = room
+		case builtins.ScopePaths:
 		case builtins.ScopeCommands:
 			r.runs = room
 		default:
@@ -145,7 +147,11 @@ func (r *Rights) foreign(room string, objects []builtins.Object) error {
 		if other == "" || other == room {
 			continue
 		}
-		if own := r.of(other); !whole(own) && !slices.ContainsFunc(own, func(n need) bool { return n.names(o) }) {
+		switch own := r.of(other); {
+		case whole(own) || slices.ContainsFunc(own, func(n need) bool { return n.names(o) }):
+		case o.Kind == other:
+			return r.beyond(other)
+		default:
 			return r.beyond(other + ":" + o.Name)
 		}
 	}

@@ -89,6 +89,10 @@ func (s *site) room() builtins.Room {
 		return &pb.Changed{}, nil
 	}
 	notify := func(_ context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Nothing, error) {
+		if in.Action == "fail" {
+			outlives := builtins.Pending{Action: builtins.Action{Op: "test.settled", Args: in, Target: in.Unit}, Outlives: true}
+			return nil, errors.Join(errors.New("it fails"), call.BeforeCommit(outlives))
+		}
 		return &pb.Nothing{}, call.BeforeCommit(builtins.Pending{
 			Action: builtins.Action{Op: "test.notified", Args: in, Target: in.Unit},
 			Check:  &builtins.Action{Op: "test.settled", Args: in, Target: in.Unit},
@@ -397,9 +401,15 @@ test.notify("c", "start") test.notify("c", "reload") test.notify("c", "start") t
 			notes, "", false, pb.ScriptStatus_SCRIPT_STATUS_COMMITTED,
 			append(slices.Clone(did), "look restart a", "look restart b", "look start c", "look reload c"), 5, true,
 		},
-		"error":     {notes + `error("x")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, nil, 1, false},
-		"fails":     {notes, "b", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, did[:2], 2, false},
-		"falls":     {notes, "look a", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, append(slices.Clone(did), "look restart a"), 5, false},
+		"error": {notes + `error("x")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, nil, 1, false},
+		"fails": {notes, "b", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, did[:2], 2, false},
+		"falls": {notes, "look a", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, append(slices.Clone(did), "look restart a"), 5, false},
+		"outlives": {
+			`test.change("/x") pcall(test.notify, "a", "fail")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, []string{"look fail a"}, 1, true,
+		},
+		"outlives and fails": {
+			`test.change("/x") pcall(test.notify, "a", "fail")`, "look a", false, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, []string{"look fail a"}, 1, false,
+		},
 		"dry run":   {notes, "", true, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, nil, 5, false},
 		"dry error": {notes, "b", true, pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, nil, 2, false},
 		"caught":    {`pcall(function() test.notify("a", "restart") error("x") end) test.change("/x")`, "", false, pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, []string{"restart a", "look restart a"}, 2, true},

@@ -910,7 +910,7 @@ function tx.changes() end
 
 ---Have a unit restarted after the last line of the script, once; if it fails then, the script is rolled back. What is done to a unit after the last line of the script, before the commit.
 ---Changes the guest.
----@param unit string nginx or nginx.service, backup.timer, getty@tty1
+---@param unit string nginx or nginx.service, backup.timer, getty@tty1; or netplan, whose only action is apply: netplan.apply.
 ---@param action? string restart, reload, start or reload-or-restart; restart unless said otherwise.
 function tx.notify(unit, action) end
 

@@ -73,7 +73,7 @@ func (x NetplanUndo_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use NetplanUndo_Action.Descriptor instead.
 func (NetplanUndo_Action) EnumDescriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{12, 0}
+	return file_netplan_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // netplan.get
@@ -680,6 +680,61 @@ func (x *NetplanStep) GetAt() float64 {
 	return 0
 }
 
+// What is looked at before a script commits in which netplan.apply failed.
+type NetplanSettledArgs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A hash of the files that netplan read then.
+	Files []byte `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	// Why it failed.
+	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetplanSettledArgs) Reset() {
+	*x = NetplanSettledArgs{}
+	mi := &file_netplan_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetplanSettledArgs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetplanSettledArgs) ProtoMessage() {}
+
+func (x *NetplanSettledArgs) ProtoReflect() protoreflect.Message {
+	mi := &file_netplan_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetplanSettledArgs.ProtoReflect.Descriptor instead.
+func (*NetplanSettledArgs) Descriptor() ([]byte, []int) {
+	return file_netplan_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NetplanSettledArgs) GetFiles() []byte {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *NetplanSettledArgs) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // netplan.status
 type NetplanStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -697,7 +752,7 @@ type NetplanStatus struct {
 
 func (x *NetplanStatus) Reset() {
 	*x = NetplanStatus{}
-	mi := &file_netplan_proto_msgTypes[10]
+	mi := &file_netplan_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +764,7 @@ func (x *NetplanStatus) String() string {
 func (*NetplanStatus) ProtoMessage() {}
 
 func (x *NetplanStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[10]
+	mi := &file_netplan_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +777,7 @@ func (x *NetplanStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanStatus.ProtoReflect.Descriptor instead.
 func (*NetplanStatus) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{10}
+	return file_netplan_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *NetplanStatus) GetPending() bool {
@@ -772,7 +827,7 @@ type NetplanLink struct {
 
 func (x *NetplanLink) Reset() {
 	*x = NetplanLink{}
-	mi := &file_netplan_proto_msgTypes[11]
+	mi := &file_netplan_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +839,7 @@ func (x *NetplanLink) String() string {
 func (*NetplanLink) ProtoMessage() {}
 
 func (x *NetplanLink) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[11]
+	mi := &file_netplan_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +852,7 @@ func (x *NetplanLink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanLink.ProtoReflect.Descriptor instead.
 func (*NetplanLink) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{11}
+	return file_netplan_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NetplanLink) GetName() string {
@@ -859,7 +914,7 @@ type NetplanUndo struct {
 
 func (x *NetplanUndo) Reset() {
 	*x = NetplanUndo{}
-	mi := &file_netplan_proto_msgTypes[12]
+	mi := &file_netplan_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +926,7 @@ func (x *NetplanUndo) String() string {
 func (*NetplanUndo) ProtoMessage() {}
 
 func (x *NetplanUndo) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[12]
+	mi := &file_netplan_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +939,7 @@ func (x *NetplanUndo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanUndo.ProtoReflect.Descriptor instead.
 func (*NetplanUndo) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{12}
+	return file_netplan_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NetplanUndo) GetAction() NetplanUndo_Action {
@@ -961,7 +1016,7 @@ type NetplanGenerated struct {
 
 func (x *NetplanGenerated) Reset() {
 	*x = NetplanGenerated{}
-	mi := &file_netplan_proto_msgTypes[13]
+	mi := &file_netplan_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1028,7 @@ func (x *NetplanGenerated) String() string {
 func (*NetplanGenerated) ProtoMessage() {}
 
 func (x *NetplanGenerated) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[13]
+	mi := &file_netplan_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1041,7 @@ func (x *NetplanGenerated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanGenerated.ProtoReflect.Descriptor instead.
 func (*NetplanGenerated) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{13}
+	return file_netplan_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetplanGenerated) GetPath() string {
@@ -1058,7 +1113,7 @@ type NetplanLinkBefore struct {
 
 func (x *NetplanLinkBefore) Reset() {
 	*x = NetplanLinkBefore{}
-	mi := &file_netplan_proto_msgTypes[14]
+	mi := &file_netplan_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1125,7 @@ func (x *NetplanLinkBefore) String() string {
 func (*NetplanLinkBefore) ProtoMessage() {}
 
 func (x *NetplanLinkBefore) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[14]
+	mi := &file_netplan_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1138,7 @@ func (x *NetplanLinkBefore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanLinkBefore.ProtoReflect.Descriptor instead.
 func (*NetplanLinkBefore) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{14}
+	return file_netplan_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetplanLinkBefore) GetName() string {
@@ -1153,7 +1208,7 @@ type NetplanGateway struct {
 
 func (x *NetplanGateway) Reset() {
 	*x = NetplanGateway{}
-	mi := &file_netplan_proto_msgTypes[15]
+	mi := &file_netplan_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1220,7 @@ func (x *NetplanGateway) String() string {
 func (*NetplanGateway) ProtoMessage() {}
 
 func (x *NetplanGateway) ProtoReflect() protoreflect.Message {
-	mi := &file_netplan_proto_msgTypes[15]
+	mi := &file_netplan_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1233,7 @@ func (x *NetplanGateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetplanGateway.ProtoReflect.Descriptor instead.
 func (*NetplanGateway) Descriptor() ([]byte, []int) {
-	return file_netplan_proto_rawDescGZIP(), []int{15}
+	return file_netplan_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetplanGateway) GetLink() string {
@@ -1235,7 +1290,10 @@ const file_netplan_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\tR\x06object\x12\x12\n" +
 	"\x04seen\x18\x03 \x01(\tR\x04seen\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\x01R\x02at\"\x8e\x01\n" +
+	"\x02at\x18\x04 \x01(\x01R\x02at\"@\n" +
+	"\x12NetplanSettledArgs\x12\x14\n" +
+	"\x05files\x18\x01 \x01(\fR\x05files\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x8e\x01\n" +
 	"\rNetplanStatus\x12\x18\n" +
 	"\apending\x18\x01 \x01(\bR\apending\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x14\n" +
@@ -1296,7 +1354,7 @@ func file_netplan_proto_rawDescGZIP() []byte {
 }
 
 var file_netplan_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_netplan_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_netplan_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_netplan_proto_goTypes = []any{
 	(NetplanUndo_Action)(0),     // 0: limiquantix.agent.v1.NetplanUndo.Action
 	(*NetplanGetArgs)(nil),      // 1: limiquantix.agent.v1.NetplanGetArgs
@@ -1309,25 +1367,26 @@ var file_netplan_proto_goTypes = []any{
 	(*NetplanVerify)(nil),       // 8: limiquantix.agent.v1.NetplanVerify
 	(*NetplanApplied)(nil),      // 9: limiquantix.agent.v1.NetplanApplied
 	(*NetplanStep)(nil),         // 10: limiquantix.agent.v1.NetplanStep
-	(*NetplanStatus)(nil),       // 11: limiquantix.agent.v1.NetplanStatus
-	(*NetplanLink)(nil),         // 12: limiquantix.agent.v1.NetplanLink
-	(*NetplanUndo)(nil),         // 13: limiquantix.agent.v1.NetplanUndo
-	(*NetplanGenerated)(nil),    // 14: limiquantix.agent.v1.NetplanGenerated
-	(*NetplanLinkBefore)(nil),   // 15: limiquantix.agent.v1.NetplanLinkBefore
-	(*NetplanGateway)(nil),      // 16: limiquantix.agent.v1.NetplanGateway
-	(*LuaValue)(nil),            // 17: limiquantix.agent.v1.LuaValue
+	(*NetplanSettledArgs)(nil),  // 11: limiquantix.agent.v1.NetplanSettledArgs
+	(*NetplanStatus)(nil),       // 12: limiquantix.agent.v1.NetplanStatus
+	(*NetplanLink)(nil),         // 13: limiquantix.agent.v1.NetplanLink
+	(*NetplanUndo)(nil),         // 14: limiquantix.agent.v1.NetplanUndo
+	(*NetplanGenerated)(nil),    // 15: limiquantix.agent.v1.NetplanGenerated
+	(*NetplanLinkBefore)(nil),   // 16: limiquantix.agent.v1.NetplanLinkBefore
+	(*NetplanGateway)(nil),      // 17: limiquantix.agent.v1.NetplanGateway
+	(*LuaValue)(nil),            // 18: limiquantix.agent.v1.LuaValue
 }
 var file_netplan_proto_depIdxs = []int32{
-	17, // 0: limiquantix.agent.v1.NetplanValidateArgs.config:type_name -> limiquantix.agent.v1.LuaValue
+	18, // 0: limiquantix.agent.v1.NetplanValidateArgs.config:type_name -> limiquantix.agent.v1.LuaValue
 	4,  // 1: limiquantix.agent.v1.NetplanValidated.conflicts:type_name -> limiquantix.agent.v1.NetplanConflict
-	17, // 2: limiquantix.agent.v1.NetplanSetArgs.config:type_name -> limiquantix.agent.v1.LuaValue
+	18, // 2: limiquantix.agent.v1.NetplanSetArgs.config:type_name -> limiquantix.agent.v1.LuaValue
 	8,  // 3: limiquantix.agent.v1.NetplanApplyArgs.verify:type_name -> limiquantix.agent.v1.NetplanVerify
 	10, // 4: limiquantix.agent.v1.NetplanApplied.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	12, // 5: limiquantix.agent.v1.NetplanStatus.links:type_name -> limiquantix.agent.v1.NetplanLink
+	13, // 5: limiquantix.agent.v1.NetplanStatus.links:type_name -> limiquantix.agent.v1.NetplanLink
 	0,  // 6: limiquantix.agent.v1.NetplanUndo.action:type_name -> limiquantix.agent.v1.NetplanUndo.Action
-	14, // 7: limiquantix.agent.v1.NetplanUndo.files:type_name -> limiquantix.agent.v1.NetplanGenerated
-	15, // 8: limiquantix.agent.v1.NetplanUndo.links:type_name -> limiquantix.agent.v1.NetplanLinkBefore
-	16, // 9: limiquantix.agent.v1.NetplanUndo.gateways:type_name -> limiquantix.agent.v1.NetplanGateway
+	15, // 7: limiquantix.agent.v1.NetplanUndo.files:type_name -> limiquantix.agent.v1.NetplanGenerated
+	16, // 8: limiquantix.agent.v1.NetplanUndo.links:type_name -> limiquantix.agent.v1.NetplanLinkBefore
+	17, // 9: limiquantix.agent.v1.NetplanUndo.gateways:type_name -> limiquantix.agent.v1.NetplanGateway
 	10, // [10:10] is the sub-list for method output_type
 	10, // [10:10] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
@@ -1347,7 +1406,7 @@ func file_netplan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_netplan_proto_rawDesc), len(file_netplan_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

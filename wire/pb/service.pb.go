@@ -410,7 +410,7 @@ func (x *ServiceEnableArgs) GetNow() bool {
 // tx.notify: what is done to a unit after the last line of the script, before the commit.
 type ServiceNotifyArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// nginx or nginx.service, backup.timer, getty@tty1
+	// nginx or nginx.service, backup.timer, getty@tty1; or netplan, whose only action is apply: netplan.apply.
 	Unit string `protobuf:"bytes,1,opt,name=unit,proto3" json:"unit,omitempty"`
 	// restart, reload, start or reload-or-restart; restart unless said otherwise.
 	Action        string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`

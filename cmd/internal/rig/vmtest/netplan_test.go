@@ -113,6 +113,17 @@ func TestNetplanWithNetworkd(t *testing.T) {
 		t.Log("20 checks take", r.Stats.DurationMs, "ms; the bare generator from and to", bare)
 	}
 	good := g.look()
+	other := "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.17/24]}}}\n"
+	r = g.run("netplan.set('60-second', [[" + other + "]]) tx.notify('netplan') tx.notify('netplan', 'apply')")
+	if got := vm.Must(t, "ip -o -4 addr show dev ens4"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || !strings.Contains(got, "10.0.3.17/24") {
+		t.Error("applied behind the script:", r, got)
+	}
+	unused := "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.2/24]}}}\n" // it is in use
+	second := "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.15/24]}}}\n"
+	r = g.run("netplan.set('60-second', [[" + unused + "]]) if not pcall(netplan.apply) then " + set("60-second", second, "") + " end")
+	if r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || g.look() != good {
+		t.Error("another configuration after one that failed:", r, g.look())
+	}
 
 	for _, c := range []struct{ name, script, want string }{
 		{"a wrong gateway", set("50-guest", guestNet(ens3Wrong, ""), "{timeout = 4}"), "10.0.2.77"},
@@ -123,6 +134,8 @@ func TestNetplanWithNetworkd(t *testing.T) {
 		{"an address in use", set("60-second", "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.2/24]}}}\n", ""), "is in use"},
 		{"another MAC", set("60-second", "network: {version: 2, ethernets: {x: {match: {macaddress: '52:54:00:00:00:01'}, dhcp4: true}}}\n", ""), "52:54:00:00:00:01"},
 		{"another name and MTU", set("60-second", ens4Named, "{timeout = 20}") + " and error('after that')", "after that"},
+		{"an error that is caught", "netplan.set('60-second', [[" + unused + "]]) return pcall(netplan.apply)", "is in use"},
+		{"an error behind the script", "netplan.set('60-second', [[" + unused + "]]) tx.notify('netplan')", "is in use"},
 		{"a script that fails", set("60-second", "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.16/24]}}}\n", "") + " and error('after that')", "after that"},
 	} {
 		r := g.run(c.script)
