@@ -100,7 +100,7 @@ var free = map[string]map[string]string{
 }
 
 // deferred are the internal rows that take nothing back: they are what comes before or after a commit.
-var deferred = []string{"exec.on_commit", "netplan.settled", "power.shutdown", "service.notified", "service.settled"}
+var deferred = []string{"exec.on_commit", "netplan.settled", "power.shutdown", "service.notified", "service.reread", "service.settled"}
 
 // sameBoot are the rows that take back nothing but what ends with a boot, so that the early recovery has nothing to do.
 var sameBoot = []string{"netplan.undo"}

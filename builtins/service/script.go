@@ -13,7 +13,10 @@ import (
 )
 
 // restoreOp is the inverse of all that the room does.
-const restoreOp = "service.restore"
+const (
+	restoreOp = "service.restore"
+	rereadOp  = "service.reread"
+)
 
 // scriptRows are the operations as scripts call them, and those that the journal and the end of a script do.
 func (r *Room) scriptRows() []builtins.Op {
@@ -49,6 +52,10 @@ func (r *Room) scriptRows() []builtins.Op {
 		{
 			Name: "service.settled", Usage: "(unit, [action])", Summary: "see that a unit is active two seconds after that",
 			Internal: true, Access: builtins.Of(notifyAccess), Handler: builtins.Handle(r.settled),
+		},
+		{
+			Name: rereadOp, Usage: "()", Summary: "have the service manager read links that were changed",
+			Internal: true, Handler: builtins.Handle(r.reread),
 		},
 	}
 	for action, summary := range map[string]string{
@@ -136,7 +143,7 @@ func (r *Room) stateOf(ctx context.Context, call *builtins.Call, u unit) (*state
 	if r.live() == none {
 		return r.fileState(call, u)
 	}
-	m, err := r.open(ctx)
+	m, err := r.openFresh(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +251,7 @@ func (r *Room) scriptAct(ctx context.Context, call *builtins.Call, op, action st
 
 // actOn does, or predicts, an action of a script on a unit.
 func (r *Room) actOn(ctx context.Context, call *builtins.Call, op, action string, u unit) (bool, error) {
-	m, err := r.open(ctx)
+	m, err := r.openFresh(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -311,6 +318,36 @@ func (r *Room) scriptEnable(
 	return &pb.Changed{Changed: changed}, nil
 }
 
+// putsOff are the operations whose links are of no consequence until something is done to a unit. That the manager reads its files
+// again takes it longer than all the rest, and once is enough.
+var putsOff = map[string]bool{"service.enable": true, "service.disable": true}
+
+// reread has the manager read its files again, if nothing has had it do so since links were changed.
+func (r *Room) reread(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.Nothing, error) {
+	if call.DryRun != nil || r.live() == none {
+		return &pb.Nothing{}, nil
+	}
+	m, err := r.openFresh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.close()
+	return &pb.Nothing{}, nil
+}
+
+// openFresh is open for what depends on the links of units: the manager has read all that were changed.
+func (r *Room) openFresh(ctx context.Context) (manager, error) {
+	m, err := r.open(ctx)
+	if err != nil || !r.unread.Load() {
+		return m, err
+	}
+	if err := m.reload(ctx); err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
+}
+
 // linked changes links of a unit in a transaction or without one.
 func (r *Room) linked(
 	ctx context.Context, call *builtins.Call, op string, u unit,
@@ -334,7 +371,12 @@ func (r *Room) linked(
 		}
 	}
 	changed, err := do(ctx, call, op, u)
-	if err == nil && m != nil && changed {
+	switch {
+	case err != nil || m == nil || !changed:
+	case call.Pending != nil && putsOff[op] && r.live() == bySystemd:
+		r.unread.Store(true)
+		err = call.BeforeCommit(builtins.Pending{Action: builtins.Action{Op: rereadOp, Args: &pb.NoArgs{}, Target: "daemon-reload"}})
+	default:
 		err = m.reload(ctx)
 	}
 	if m != nil && call.Tx != nil && err == nil && !changed {

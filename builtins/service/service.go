@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -40,6 +41,7 @@ type Room struct {
 	acted  map[unit]acted // what was notified, until it is looked at
 	own    sync.WaitGroup // what is done to the agent's own unit
 	closed chan struct{}
+	unread atomic.Bool // links were changed that systemd has not read
 }
 
 // New makes the room.
@@ -299,7 +301,7 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, nativeTime, context.DeadlineExceeded)
 	defer cancel()
-	m, err := r.open(ctx)
+	m, err := r.openFresh(ctx)
 	if err != nil {
 		return nil, fault.On(u.short(), err)
 	}

@@ -415,14 +415,16 @@ func (m *systemd) reload(ctx context.Context) error {
 	late := fault.Wrapf(context.DeadlineExceeded, "systemd did not read its files again within %v", reloadTime)
 	ctx, cancel := context.WithTimeoutCause(ctx, reloadTime, late)
 	defer cancel()
+	m.room.unread.Store(false) // before: what is linked meanwhile may not be read
 	call := m.Object(systemdName, systemdPath).CallWithContext(ctx, managerFace+".Reload", 0)
-	if call.Err != nil && context.Cause(ctx) != nil {
+	if call.Err == nil {
+		return nil
+	}
+	m.room.unread.Store(true)
+	if context.Cause(ctx) != nil {
 		return context.Cause(ctx)
 	}
-	if call.Err != nil {
-		return unitError(sysbus.Error(systemdName, call.Err))
-	}
-	return nil
+	return unitError(sysbus.Error(systemdName, call.Err))
 }
 
 func (m *systemd) forget(ctx context.Context, u unit) error {

@@ -130,6 +130,16 @@ return {ok, service.status("web").enabled, s.active, s.enabled}`
 		t.Errorf("%v\nforetold:\n%v", reply, told)
 	}
 
+	// However many units are enabled, systemd reads its files once, and knows what it read.
+	reloads := "journalctl -q -o cat _PID=1 | grep -c '^Reloading'"
+	vm.Must(t, "systemctl disable -q fresh && "+webUnit)
+	before = vm.Must(t, reloads)
+	reply = scripted(t, c, `service.enable("fresh") service.enable("web")`)
+	known := vm.Must(t, "systemctl show -p Wants --value multi-user.target | tr ' ' '\n' | grep -cE '^(fresh|web).service$'")
+	if reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || known != "2" || vm.Must(t, "echo $(($("+reloads+")-"+before+"))") != "1" {
+		t.Errorf("%v: %s are known, %s reloads after %s", reply, known, vm.Must(t, reloads), before)
+	}
+
 	// The room's own tests, which need a systemd.
 	if out := vm.Must(t, serviceRoom(t, vm)+"-test.v -test.run '^TestSystemd$'"); !strings.Contains(out, "--- PASS: TestSystemd") {
 		t.Error(out)
