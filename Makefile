@@ -18,7 +18,7 @@ help: ## what can be made
 build: ## agent and ctl for this machine, in .build
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/quantix-kvm-agent ./cmd/quantix-kvm-ctl
 
-package: ## Debian packages of agent and ctl for amd64 and arm64, in .build
+package: ## packages (deb, rpm, apk) and tarballs of agent and ctl for amd64 and arm64, in .build
 	@for arch in amd64 arm64; do cmd/quantix-kvm-agent/package/build.sh $(OUT) $$arch $(VERSION) '$(LDFLAGS)' || exit 1; done
 
 demo: build ## a provisioning script against a scratch root, then one that fails

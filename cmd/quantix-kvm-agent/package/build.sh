@@ -1,11 +1,13 @@
 #!/bin/bash
-# Builds the Debian packages of agent and ctl: build.sh OUT ARCH VERSION LDFLAGS. The same sources give the same bytes: all
-# times are those of SOURCE_DATE_EPOCH.
+# Builds the packages of agent and ctl, and a tarball of both: build.sh OUT ARCH VERSION LDFLAGS [PACKAGER...]. A packager is deb, rpm,
+# apk or tar; without one all are built. The same sources give the same bytes: all times are those of SOURCE_DATE_EPOCH.
 set -eu -o pipefail
 
 OUT=$(mkdir -p "$1" && cd "$1" && pwd)
 export ARCH=$2 VERSION=$3
 flags=$4
+shift 4
+if [ $# = 0 ]; then set -- deb rpm apk tar; fi
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 cd "$(dirname "$0")"
 work=$OUT/package-$ARCH
@@ -34,6 +36,21 @@ for name in agent ctl; do
 	cp copyright "$work/$name/doc/copyright"
 	ln -f "$work/quantix-kvm-$name" "$work/$name/quantix-kvm-$name"
 	if [ "$name" = ctl ]; then cp -r "$work/completion" "$work/$name/"; fi
-	OUT="$work/$name" go tool nfpm package --config "$name-nfpm.yaml" --packager deb --target "$OUT"
+	for packager in "$@"; do
+		if [ "$packager" = tar ]; then continue; fi
+		OUT="$work/$name" go tool nfpm package --config "$name-nfpm.yaml" --packager "$packager" --target "$OUT"
+	done
 done
+case " $* " in *" tar "*)
+	tree=quantix-kvm-agent-$VERSION
+	mkdir -p "$work/$tree/systemd" "$work/$tree/man" "$work/$tree/completion"
+	cp tarball/install.sh agent.yaml copyright "$work/quantix-kvm-agent" "$work/quantix-kvm-ctl" "$work/$tree/"
+	cp -r openrc "$work/$tree/"
+	cp quantix-kvm-agent.service quantix-kvm-agent-recover.service quantix-kvm-port.target 60-quantix-kvm-agent.rules "$work/$tree/systemd/"
+	cp "$work"/agent/man/* "$work"/ctl/man/* "$work/$tree/man/"
+	cp "$work"/completion/* "$work/$tree/completion/"
+	tar -C "$work" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u+rwX,go=rX -cf - "$tree" |
+		gzip -9n >"$OUT/$tree-linux-$ARCH.tar.gz"
+	;;
+esac
 rm -rf "$work"

@@ -12,17 +12,24 @@ import (
 // Package builds the Debian package of this tree's agent under a version into dir and returns its path. dir also gets the
 // package of the host's tool.
 func Package(ctx context.Context, dir, version string) (string, error) {
+	return filepath.Join(dir, "quantix-kvm-agent_"+version+"_amd64.deb"), build(ctx, dir, version, "deb")
+}
+
+// Packages builds all packages of this tree under a version into dir, and the tarball.
+func Packages(ctx context.Context, dir, version string) error { return build(ctx, dir, version) }
+
+func build(ctx context.Context, dir, version string, packagers ...string) error {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return "", fmt.Errorf("find the module: %w", err)
+		return fmt.Errorf("find the module: %w", err)
 	}
 	script := filepath.Join(string(bytes.TrimSpace(root)), "cmd/quantix-kvm-agent/package/build.sh")
-	cmd := exec.CommandContext(ctx, script, dir, "amd64", version, "-s -w -X main.version="+version)
+	cmd := exec.CommandContext(ctx, script, append([]string{dir, "amd64", version, "-s -w -X main.version=" + version}, packagers...)...)
 	cmd.Env = append(os.Environ(), "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the package: %w\n%s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("build the package: %w\n%s", err, bytes.TrimSpace(out))
 	}
-	return filepath.Join(dir, "quantix-kvm-agent_"+version+"_amd64.deb"), nil
+	return nil
 }
 
 // Unpack puts the files of a package into dir, as root of a guest would find them.
