@@ -157,7 +157,7 @@ func ErrorText(e *pb.ScriptError) string {
 	if position != "" && !strings.HasPrefix(e.Message, position+":") {
 		b.WriteString(position + ": ")
 	}
-	if e.Kind != "" && e.Kind != "runtime" && e.Kind != "builtin" {
+	if e.Kind != "" && e.Kind != "runtime" && e.Kind != "builtin" && !strings.HasPrefix(e.Message, e.Kind+": ") {
 		b.WriteString(e.Kind + ": ")
 	}
 	b.WriteString(e.Message)
