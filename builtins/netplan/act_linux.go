@@ -106,6 +106,14 @@ func (r *Room) keep(ctx context.Context, call *builtins.Call, file string, want 
 
 // act has the renderer take what a plan has.
 func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool) error {
+	before, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	ifup := before.ofIfup(p)
+	if err := r.takeDown(ctx, ifup, ""); err != nil { // as the files say now
+		return err
+	}
 	files := map[string]*generated{}
 	for _, file := range p.paths {
 		if !lasting(file) {
@@ -156,6 +164,9 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 		err = reloadNetworkd(ctx, n.touched(p))
 	}
 	if err != nil {
+		return err
+	}
+	if err := r.bringUp(ctx, ifup); err != nil {
 		return err
 	}
 	return useProfiles(ctx, profiles(p.paths))
@@ -285,6 +296,12 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	if err != nil {
 		return err
 	}
+	if err := r.takeDown(ctx, in.IfupAfter, in.Interfaces); err != nil {
+		return err
+	}
+	if n, err = r.look(ctx); err != nil {
+		return err
+	}
 	for _, name := range in.Made {
 		if err := n.delete(name); err != nil {
 			return err
@@ -311,8 +328,8 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 		return err
 	}
 	endCheckpoint(ctx, in.Checkpoint)
-	// A profile that does not come up did not before either, if all is as it was.
-	failed := useProfiles(ctx, profiles(paths))
+	// What does not come up did not before either, if all is as it was.
+	failed := errors.Join(r.bringUp(ctx, in.IfupBefore), useProfiles(ctx, profiles(paths)))
 	if err := r.restored(ctx, in, restoreTime); err != nil {
 		return errors.Join(err, failed)
 	}
@@ -359,7 +376,7 @@ func (r *Room) goOn(ctx context.Context, call *builtins.Call) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	have, err := r.current()
+	have, err := r.current(want)
 	if err != nil {
 		return false, err
 	}

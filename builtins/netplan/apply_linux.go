@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net"
@@ -49,14 +47,21 @@ func ownerOf(info fs.FileInfo) (uid, gid uint32) {
 	return 0, 0
 }
 
-// current returns what was generated last, which is what the renderers have.
-func (r *Room) current() (map[string]*generated, error) {
+// current returns what was generated last, which is what the renderers have. Of ifupdown's files all are, where it is the renderer.
+func (r *Room) current(want map[string]*generated) (map[string]*generated, error) {
 	root, err := os.OpenRoot(r.guest.Root())
 	if err != nil {
 		return nil, fault.Cause(err)
 	}
 	defer root.Close()
-	return readGenerated(root, "", "run", "etc/systemd/network", "etc/NetworkManager/system-connections")
+	dirs := []string{"run", "etc/systemd/network", "etc/NetworkManager/system-connections"}
+	for file := range want {
+		if forIfupdown(file) {
+			dirs = append(dirs, "etc/network")
+			break
+		}
+	}
+	return readGenerated(root, "", dirs...)
 }
 
 // lasting says whether a generated file is kept over a boot.
@@ -224,7 +229,7 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 		a.saw("renderer", "", "the tree is not booted: what its files say holds when it is")
 		return a.out, nil
 	}
-	have, err := r.current()
+	have, err := r.current(want)
 	if err != nil {
 		return nil, err
 	}
@@ -264,15 +269,6 @@ func (a *applying) remember(set []*document, failed error) error {
 	return a.call.BeforeCommit(builtins.Pending{Action: builtins.Action{Op: settledRow, Args: in, Target: "netplan"}, Outlives: true})
 }
 
-// fingerprint is a hash of files and their texts.
-func fingerprint(set []*document) []byte {
-	hash := sha256.New()
-	for _, d := range set {
-		fmt.Fprintf(hash, "%d %s %d %s", len(d.path), d.path, len(d.text), d.text)
-	}
-	return hash.Sum(nil)
-}
-
 // settled returns an error while the files are those whose apply failed, and not what the renderers have.
 func (r *Room) settled(ctx context.Context, call *builtins.Call, in *pb.NetplanSettledArgs) (*pb.Nothing, error) {
 	set, err := documents(r.guest.Of(call))
@@ -283,7 +279,7 @@ func (r *Room) settled(ctx context.Context, call *builtins.Call, in *pb.NetplanS
 	if err != nil {
 		return nil, err
 	}
-	have, err := r.current()
+	have, err := r.current(want)
 	if err != nil || len(differing(have, want)) == 0 {
 		return &pb.Nothing{}, err
 	}

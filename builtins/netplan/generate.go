@@ -1,9 +1,12 @@
 package netplan
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -36,7 +39,7 @@ var ofNetplan = regexp.MustCompile(`^(/run/(` +
 	`udev/rules\.d/[0-9]+-netplan[^/]*\.rules|` +
 	`NetworkManager/(system-connections/netplan-[^/]+|conf\.d/(10-globally-managed-devices|netplan)\.conf)|` +
 	`netplan/(wpa-[^/]+\.conf|\.[^/]+))|` +
-	ownNetworkd + `[^/]+|` + ownProfiles + `[^/]+)$`)
+	ownNetworkd + `[^/]+|` + ownProfiles + `[^/]+|` + interfacesFile + `|` + interfacesDir + `[^/]+)$`)
 
 // forNetworkd and forNetworkManager say whose a file is.
 func forNetworkd(file string) bool {
@@ -69,7 +72,14 @@ func (r *Room) generate(ctx context.Context, set []*document) (map[string]*gener
 		if err != nil {
 			return nil, err
 		}
+		if renderer == byIfupdown {
+			return r.forIfup(set)
+		}
 		return translate(set, renderer)
+	}
+	hash := fingerprint(set)
+	if made := r.made(hash, nil); made != nil {
+		return made, nil
 	}
 	scratch, err := newScratch(r.guest.Root(), r.guest.Live)
 	if err != nil {
@@ -94,7 +104,34 @@ func (r *Room) generate(ctx context.Context, set []*document) (map[string]*gener
 		}
 		return nil, fault.On(program, err)
 	}
-	return scratch.made()
+	made, err := scratch.made()
+	if err != nil {
+		return nil, err
+	}
+	return r.made(hash, made), nil
+}
+
+// made returns what the generator made last, if it was of files with this hash; nil: it was not. What it is given it keeps: the
+// generator takes longer than all the rest, and the files are the same when they are set and when they are applied.
+func (r *Room) made(hash []byte, files map[string]*generated) map[string]*generated {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if files != nil {
+		r.lastHash, r.lastMade = hash, files
+	}
+	if !bytes.Equal(hash, r.lastHash) {
+		return nil
+	}
+	return maps.Clone(r.lastMade)
+}
+
+// fingerprint is a hash of files and their texts.
+func fingerprint(set []*document) []byte {
+	hash := sha256.New()
+	for _, d := range set {
+		fmt.Fprintf(hash, "%d %s %d %s", len(d.path), d.path, len(d.text), d.text)
+	}
+	return hash.Sum(nil)
 }
 
 // generator returns the path of the generator.
@@ -252,7 +289,7 @@ func readGenerated(root *os.Root, dir string, in ...string) (map[string]*generat
 // leadsTo says whether the generator's files may be below a directory: the rest is not walked through.
 func leadsTo(dir string) bool {
 	tops := []string{"/run/systemd/network", "/run/systemd/system", "/run/udev/rules.d", "/run/NetworkManager/system-connections",
-		"/run/NetworkManager/conf.d", "/run/netplan", "/etc/systemd/network", "/etc/NetworkManager/system-connections"}
+		"/run/NetworkManager/conf.d", "/run/netplan", "/etc/systemd/network", "/etc/NetworkManager/system-connections", "/etc/network/interfaces.d"}
 	return slices.ContainsFunc(tops, func(top string) bool {
 		return strings.HasPrefix(top+"/", dir+"/") || top == "/run/systemd/system" && filepath.ToSlash(filepath.Dir(dir)) == top
 	})

@@ -39,6 +39,7 @@ type route struct {
 const (
 	byNetworkd       = "networkd"
 	byNetworkManager = "NetworkManager"
+	byIfupdown       = "ifupdown"
 )
 
 // linksOf reads what was generated, by the names of the configuration.
@@ -71,6 +72,12 @@ func linksOf(set map[string]*generated) map[string]*link {
 			l := get(id, byNetworkManager)
 			l.files = append(l.files, file)
 			l.readKeyfile(settings(set[file].content))
+		case forIfupdown(file):
+			if id := ofNetplanFile(file, set[file]); id != "" {
+				l := get(id, byIfupdown)
+				l.files = append(l.files, file)
+				l.readInterfaces(string(set[file].content))
+			}
 		}
 	}
 	return all

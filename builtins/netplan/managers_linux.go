@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"strconv"
-	"strings"
 
 	"github.com/godbus/dbus/v5"
 
@@ -14,12 +13,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/sysbus"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
-)
-
-const (
-	byIfupdown = "ifupdown"
-	// ifupdownState lists the interfaces that ifup(8) has configured, as interface=name of its configuration.
-	ifupdownState = "/run/network/ifstate"
 )
 
 // managers is which daemon manages which interface, as the daemons themselves say.
@@ -46,12 +39,11 @@ func (m *managers) of(have facts.Link) (who, state string) {
 // findManagers asks all daemons that run.
 func findManagers(ctx context.Context) (*managers, error) {
 	m := &managers{networkd: map[int]string{}, networkManager: map[string]string{}, ifupdown: map[string]bool{}}
-	text, err := os.ReadFile(ifupdownState)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fault.On(ifupdownState, err)
+	list, err := configured()
+	if err != nil {
+		return nil, err
 	}
-	for line := range strings.Lines(string(text)) {
-		name, _, _ := strings.Cut(strings.TrimSpace(line), "=")
+	for _, name := range list {
 		m.ifupdown[name] = true
 	}
 	conn, err := sysbus.Open(ctx)
@@ -147,11 +139,10 @@ func rendererHere(ctx context.Context) (string, error) {
 	if len(m.networkManager) > 0 {
 		return byNetworkManager, nil
 	}
-	who := "neither NetworkManager nor systemd-networkd manages an interface"
 	if len(m.ifupdown) > 0 {
-		who = "ifupdown manages the network"
+		return byIfupdown, nil
 	}
-	return "", fault.Unsupported("this guest has no netplan, and %s", who)
+	return "", fault.Unsupported("this guest has no netplan, and nothing that this agent knows manages an interface")
 }
 
 func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.NetplanStatus, error) {
@@ -175,7 +166,7 @@ func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*
 		return out, nil
 	}
 	if err == nil {
-		have, err := r.current()
+		have, err := r.current(want)
 		if err != nil {
 			return nil, err
 		}

@@ -13,6 +13,8 @@
 package netplan
 
 import (
+	"sync"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
@@ -41,6 +43,10 @@ type Room struct {
 	edit   *edit.Editor
 	config Config
 	system system
+
+	mu       sync.Mutex
+	lastHash []byte // of the files that the generator was given last
+	lastMade map[string]*generated
 }
 
 // New makes the room for a guest.

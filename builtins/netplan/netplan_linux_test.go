@@ -683,7 +683,7 @@ func TestInstall(t *testing.T) {
 	if err := tr.room.install(want); err != nil {
 		t.Fatal(err)
 	}
-	have, err := tr.room.current()
+	have, err := tr.room.current(nil)
 	if err != nil || len(differing(have, want)) > 0 {
 		t.Fatal(differing(have, want), err)
 	}
@@ -707,7 +707,7 @@ func TestInstall(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
-	if have, err = tr.room.current(); err != nil || len(differing(have, want)) > 0 {
+	if have, err = tr.room.current(nil); err != nil || len(differing(have, want)) > 0 {
 		t.Error("netplan itself generates something else:", differing(have, want), err)
 	}
 	gone := map[string]*generated{}
@@ -719,7 +719,7 @@ func TestInstall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if have, err = tr.room.current(); err != nil || len(have) > 0 {
+	if have, err = tr.room.current(nil); err != nil || len(have) > 0 {
 		t.Error(sorted(have), err)
 	}
 	if _, err := os.Stat(tr.path("/run/systemd/network")); err != nil {

@@ -96,7 +96,7 @@ func (n *snapshot) managed(ctx context.Context, p *plan) error {
 			}
 		}
 	}
-	return nil
+	return n.ownedByIfup(n.ofIfup(p))
 }
 
 // free refuses an address that somebody else answers for.
@@ -150,6 +150,11 @@ func (n *snapshot) undo(p *plan, answered []gateway) *pb.NetplanUndo {
 				}
 			}
 		}
+	}
+	if ifup := n.ofIfup(p); len(ifup) > 0 {
+		up, _ := configured() // the plan could not be made without it
+		undo.Interfaces, undo.IfupAfter = interfacesOf(p.want), ifup
+		undo.IfupBefore = slices.DeleteFunc(up, func(name string) bool { return !slices.Contains(ifup, name) })
 	}
 	for _, g := range answered {
 		undo.Gateways = append(undo.Gateways, &pb.NetplanGateway{Link: n.name(g.index), Address: g.addr.String()})

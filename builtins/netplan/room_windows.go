@@ -34,4 +34,6 @@ func (r *Room) undo(context.Context, *builtins.Call, *pb.NetplanUndo) (*pb.Chang
 	return nil, r.served(undoRow)
 }
 
+func (r *Room) forIfup([]*document) (map[string]*generated, error) { return nil, r.served("netplan") }
+
 func ownerOf(fs.FileInfo) (uid, gid uint32) { return 0, 0 }

@@ -53,13 +53,8 @@ type way struct {
 // translate does the work of netplan's generator in a guest that has none: it makes files for a renderer of a set of files.
 // What it cannot say it refuses, with the file, the line and the key.
 func translate(set []*document, renderer string) (map[string]*generated, error) {
-	t := &translation{renderer: renderer, devices: map[string]*device{}}
-	for _, d := range set {
-		if err := t.read(d); err != nil {
-			return nil, fault.On(d.path, err)
-		}
-	}
-	if err := t.connect(); err != nil {
+	t, err := readSet(set, renderer)
+	if err != nil {
 		return nil, err
 	}
 	files := map[string]*generated{}
@@ -78,6 +73,17 @@ func translate(set []*document, renderer string) (map[string]*generated, error) 
 		}
 	}
 	return files, nil
+}
+
+// readSet reads the interfaces of a set of files.
+func readSet(set []*document, renderer string) (*translation, error) {
+	t := &translation{renderer: renderer, devices: map[string]*device{}}
+	for _, d := range set {
+		if err := t.read(d); err != nil {
+			return nil, fault.On(d.path, err)
+		}
+	}
+	return t, t.connect()
 }
 
 type translation struct {

@@ -198,7 +198,7 @@ func TestLastingFilesAreKept(t *testing.T) {
 			t.Errorf("the transaction kept %q", tr.kept)
 		}
 	}
-	have, err := tr.room.current()
+	have, err := tr.room.current(nil)
 	if err != nil || len(differing(have, want)) > 0 || have[ownProfiles+"eth0.nmconnection"].mode != 0o600 {
 		t.Error(differing(have, want), err)
 	}
@@ -209,7 +209,7 @@ func TestLastingFilesAreKept(t *testing.T) {
 			}
 		}
 	}
-	if have, err = tr.room.current(); err != nil || len(have) > 0 {
+	if have, err = tr.room.current(nil); err != nil || len(have) > 0 {
 		t.Error(sorted(have), err)
 	}
 }

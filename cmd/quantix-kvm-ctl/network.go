@@ -12,9 +12,9 @@ import (
 )
 
 func (a *app) networkCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "network",
-		Short: "show the network of the guest",
+		Short: "show, or configure, the network of the guest",
 		Long: `network shows how the network of the guest is at present, as its kernel and its resolver tell: the interfaces with their
 addresses, the routes of all tables but the kernel's own for local addresses, and who is asked for names. An address that is
 still checked for duplicates, or is one, is marked with a question mark.
@@ -25,6 +25,8 @@ With --json: NetworkResponse.`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error { return a.with(c.Context(), requestTimeout, a.network) },
 	}
+	c.AddCommand(a.networkApplyCommand())
+	return c
 }
 
 func (a *app) network(s *session) error {

@@ -907,7 +907,11 @@ type NetplanUndo struct {
 	// systemd-networkd was about to be started.
 	StartNetworkd bool `protobuf:"varint,7,opt,name=start_networkd,json=startNetworkd,proto3" json:"start_networkd,omitempty"`
 	// The checkpoint of NetworkManager that must not act any more when this was done.
-	Checkpoint    string `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint string `protobuf:"bytes,8,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// What ifup was about to be given, by which ifdown takes that down; the interfaces that it has configured, and would configure.
+	Interfaces    string   `protobuf:"bytes,9,opt,name=interfaces,proto3" json:"interfaces,omitempty"`
+	IfupBefore    []string `protobuf:"bytes,10,rep,name=ifup_before,json=ifupBefore,proto3" json:"ifup_before,omitempty"`
+	IfupAfter     []string `protobuf:"bytes,11,rep,name=ifup_after,json=ifupAfter,proto3" json:"ifup_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,6 +1000,27 @@ func (x *NetplanUndo) GetCheckpoint() string {
 		return x.Checkpoint
 	}
 	return ""
+}
+
+func (x *NetplanUndo) GetInterfaces() string {
+	if x != nil {
+		return x.Interfaces
+	}
+	return ""
+}
+
+func (x *NetplanUndo) GetIfupBefore() []string {
+	if x != nil {
+		return x.IfupBefore
+	}
+	return nil
+}
+
+func (x *NetplanUndo) GetIfupAfter() []string {
+	if x != nil {
+		return x.IfupAfter
+	}
+	return nil
 }
 
 // A file that was generated from netplan's.
@@ -1304,7 +1329,7 @@ const file_netplan_proto_rawDesc = "" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x18\n" +
 	"\amanager\x18\x03 \x01(\tR\amanager\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x1c\n" +
-	"\taddresses\x18\x05 \x03(\tR\taddresses\"\xca\x03\n" +
+	"\taddresses\x18\x05 \x03(\tR\taddresses\"\xaa\x04\n" +
 	"\vNetplanUndo\x12@\n" +
 	"\x06action\x18\x01 \x01(\x0e2(.limiquantix.agent.v1.NetplanUndo.ActionR\x06action\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12<\n" +
@@ -1315,7 +1340,15 @@ const file_netplan_proto_rawDesc = "" +
 	"\x0estart_networkd\x18\a \x01(\bR\rstartNetworkd\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\b \x01(\tR\n" +
-	"checkpoint\"F\n" +
+	"checkpoint\x12\x1e\n" +
+	"\n" +
+	"interfaces\x18\t \x01(\tR\n" +
+	"interfaces\x12\x1f\n" +
+	"\vifup_before\x18\n" +
+	" \x03(\tR\n" +
+	"ifupBefore\x12\x1d\n" +
+	"\n" +
+	"ifup_after\x18\v \x03(\tR\tifupAfter\"F\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACTION_RESTORE\x10\x01\x12\x10\n" +

@@ -5,10 +5,12 @@ package vmtest_test
 import (
 	"context"
 	"math/rand/v2"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -54,6 +56,65 @@ func (g *netGuest) look() string {
 // set is a script that has a file of netplan hold a text and applies it.
 func set(name, text, options string) string {
 	return "netplan.set('" + name + "', [[\n" + text + "]], {override = true})\nreturn netplan.apply(" + options + ")"
+}
+
+// byCLI configures the network by the command line, which then takes it back.
+func (g *netGuest) byCLI() {
+	g.t.Helper()
+	ctl, err := ctltest.Binary()
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	run := func(stdin string, args ...string) (stdout, stderr string) {
+		g.t.Helper()
+		cmd := exec.CommandContext(g.ctx, ctl, append([]string{"-s", g.Socket(vmtest.CtlPort)}, args...)...)
+		var out, log strings.Builder
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &log
+		if err := cmd.Run(); err != nil {
+			log.WriteString(err.Error())
+		}
+		return strings.TrimSpace(out.String()), log.String()
+	}
+	if _, log := run("network: {version: 2, ethernets: {ens4: {mtu: 1450, dhcp4: 7}}}\n", "network", "apply", "-"); !strings.Contains(log, "exit status 1") {
+		g.t.Error("a wrong file:", log)
+	}
+	id, log := run("network: {version: 2, ethernets: {ens4: {mtu: 1450}}}\n", "network", "apply", "-", "--confirm", "300s", "--gateway")
+	if id == "" || !strings.Contains(log, "unless it is confirmed") || g.Must(g.t, "cat /sys/class/net/ens4/mtu") != "1450" {
+		g.t.Error(id, log)
+	}
+	if _, log := run("", "confirm", id, "--rollback"); !strings.Contains(log, "everything is as it was") {
+		g.t.Error(log)
+	}
+}
+
+// costOfApply logs what netplan.apply takes beside the generator and the renderer alone, which are done when the address is there.
+func (g *netGuest) costOfApply() {
+	g.t.Helper()
+	text := func(address string) string {
+		return "network: {version: 2, ethernets: {ens4: {addresses: [" + address + "/24]}}}\n"
+	}
+	var ours, bare time.Duration
+	for _, address := range []string{"10.0.3.31", "10.0.3.33", "10.0.3.35", "10.0.3.15"} {
+		start := time.Now()
+		if r := g.run(set("60-second", text(address), "")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+			g.t.Error(r)
+		}
+		ours += time.Since(start)
+		if address == "10.0.3.15" {
+			break
+		}
+		next := strings.Replace(address, "10.0.3.3", "10.0.3.4", 1)
+		start = time.Now()
+		done, err := client.Call[*pb.ExecuteResponse](g.ctx, g.c, &pb.ExecuteRequest{
+			Command: "/bin/sh", WaitForExit: true, TimeoutSeconds: 60, Args: []string{"-c", "printf '" + strings.TrimSpace(text(next)) + "\\n' > /etc/netplan/60-second.yaml; " +
+				"/usr/libexec/netplan/generate && networkctl reload && until ip -o -4 addr show dev ens4 | grep -q " + next + "; do sleep 0.02; done"},
+		})
+		if err != nil || done.ExitCode != 0 {
+			g.t.Error(done, err)
+		}
+		bare += time.Since(start)
+	}
+	g.t.Logf("netplan.set and apply take %v, the generator and the renderer alone %v", ours/4, bare/3)
 }
 
 // A network that works is kept, one that does not is taken back: whoever looks, whatever is wrong with it, and also where the agent
@@ -105,7 +166,7 @@ func TestNetplanWithNetworkd(t *testing.T) {
 		t.Error(r)
 	}
 	vm.Must(t, "! ip link show v7")
-	if r := g.run("for _ = 1, 20 do netplan.validate([[" + ens4Named + "]]) end"); r.Error != nil {
+	if r := g.run("local text = [[" + ens4Named + "]] for i = 1, 20 do netplan.validate((text:gsub('1400', 1400 + i))) end"); r.Error != nil {
 		t.Error(r)
 	} else {
 		bare := vm.Must(t, "cp -r /etc/netplan /tmp/x; mkdir -p /tmp/root/etc && mv /tmp/x /tmp/root/etc/netplan; date +%s%N; "+
@@ -113,6 +174,7 @@ func TestNetplanWithNetworkd(t *testing.T) {
 		t.Log("20 checks take", r.Stats.DurationMs, "ms; the bare generator from and to", bare)
 	}
 	good := g.look()
+	g.costOfApply()
 	other := "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.17/24]}}}\n"
 	r = g.run("netplan.set('60-second', [[" + other + "]]) tx.notify('netplan') tx.notify('netplan', 'apply')")
 	if got := vm.Must(t, "ip -o -4 addr show dev ens4"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || !strings.Contains(got, "10.0.3.17/24") {
@@ -156,6 +218,11 @@ func TestNetplanWithNetworkd(t *testing.T) {
 	vm.Must(t, "systemctl kill -s CONT systemd-networkd")
 	if now := g.look(); now != good {
 		t.Errorf("a renderer that did not answer: taken back to\n%s\nfrom\n%s", now, good)
+	}
+
+	g.byCLI()
+	if now := g.look(); now != good {
+		t.Errorf("by the command line: taken back to\n%s\nfrom\n%s", now, good)
 	}
 
 	configure := func(in *pb.ConfigureNetworkRequest) (*pb.ConfigureNetworkResponse, string) {
@@ -320,7 +387,7 @@ func second(address string) string {
 
 // showBare shows the network, and where daemons keep it. NetworkManager counts metrics up with each activation.
 const showBare = "ip -o -4 addr show scope global | awk '{print $2, $4}' | sort; ip -4 route | sed 's/ metric 10[0-9]//; s/ *$//' | sort; ls /sys/class/net; ls /etc/netplan; " +
-	"for f in /etc/systemd/network/* /etc/NetworkManager/system-connections/*; do test -e $f && echo $f && stat -c %a $f && cat $f; done; true"
+	"for f in /etc/systemd/network/* /etc/NetworkManager/system-connections/* /etc/network/interfaces /etc/network/interfaces.d/*; do test -e $f && echo $f && stat -c %a $f && cat $f; done; true"
 
 // suite is what a guest without netplan does with a host's requests, and with scripts. It returns what is there afterwards.
 func (g *netGuest) suite() string {
@@ -360,6 +427,13 @@ func (g *netGuest) suite() string {
 func TestNetworkdWithoutNetplan(t *testing.T) {
 	g := bareGuest(t)
 	good := g.suite()
+	g.powerFails(good)
+}
+
+// powerFails cuts the power while a wrong network is tried, and sees that it is as it was.
+func (g *netGuest) powerFails(good string) {
+	t := g.t
+	t.Helper()
 	go func() {
 		_, _ = client.Call[*pb.RunScriptResponse](context.WithoutCancel(g.ctx), g.c, &pb.RunScriptRequest{
 			Source: []byte(set("50-guest", guestNet(ens3Wrong, ""), "{timeout = 200}"))})
@@ -379,7 +453,7 @@ func TestNetworkdWithoutNetplan(t *testing.T) {
 	}
 }
 
-// A guest of NetworkManager alone, and one of ifupdown, where nothing is done and that is said.
+// A guest of NetworkManager alone.
 func TestNetworkManagerWithoutNetplan(t *testing.T) {
 	g := bareGuest(t)
 	g.Must(t, `rm /etc/systemd/network/*; systemctl -q disable --now systemd-networkd.socket systemd-networkd
@@ -397,21 +471,47 @@ EOF
 		`+noAutoDefault+`; systemctl start NetworkManager`)
 	eventually(t, g.VM, "NetworkManager has the network", "ip route | grep -q 'default via 10.0.2.2'")
 	g.suite()
+}
 
-	g.Must(t, `rm /etc/netplan/* /etc/NetworkManager/system-connections/*; systemctl stop NetworkManager; ip addr flush dev ens4
-		printf 'auto ens4\niface ens4 inet static\naddress 10.0.3.15/24\n' > /etc/network/interfaces; ifup ens4`)
-	before := g.Must(t, showBare)
-	reply, err := client.Call[*pb.ConfigureNetworkResponse](g.ctx, g.c, &pb.ConfigureNetworkRequest{NetplanConfig: second("10.0.3.16"), ApplyNow: true})
-	wrong := reply.GetError()
-	if err != nil {
-		wrong = err.Error()
+// A guest of ifupdown alone, where the administrator's file has an interface that a host configures then.
+func TestIfupdownWithoutNetplan(t *testing.T) {
+	g := bareGuest(t)
+	g.Must(t, `rm /etc/systemd/network/*; systemctl -q disable --now systemd-networkd.socket systemd-networkd; ip addr flush dev ens3
+		cat > /etc/network/interfaces <<'EOF'
+auto lo ens3
+iface lo inet loopback
+iface ens3 inet static
+    address 10.0.2.15/24
+    gateway 10.0.2.2
+EOF
+		systemctl -q enable networking; ip link set ens3 down; ifup ens3`)
+	eventually(t, g.VM, "ifupdown has the network", "ip route | grep -q 'default via 10.0.2.2'")
+	admin := g.Must(t, "cat /etc/network/interfaces")
+	good := g.suite()
+	vlan := "network: {version: 2, vlans: {v7: {id: 7, link: ens4, addresses: [192.0.2.7/24]}}}\n"
+	if r := g.run(set("70-vlan", vlan, "")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(r)
 	}
-	if !strings.Contains(wrong, "ifupdown manages the network") {
-		t.Error("with ifupdown:", reply, err)
+	g.Must(t, "ip -d link show v7 | grep -q 'id 7 ' && ip addr show v7 | grep -q 192.0.2.7")
+	if r := g.run(set("70-vlan", strings.Replace(vlan, "id: 7", "id: 8", 1), "") + " and error('after that')"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Error(r)
 	}
-	if now := g.Must(t, showBare); now != before {
-		t.Errorf("with ifupdown it is\n%s\nfrom\n%s", now, before)
+	g.Must(t, "ip -d link show v7 | grep -q 'id 7 ' && ip addr show v7 | grep -q 192.0.2.7")
+	lease := "network: {version: 2, ethernets: {ens4: {dhcp4: true}}}\n"
+	if r := g.run(set("99-limiquantix", lease, "{timeout = 60}")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error("by DHCP:", r)
 	}
+	g.Must(t, "ip -o -4 addr show dev ens4 | grep -q dynamic && pgrep dhclient")
+	if r := g.run("netplan.remove('70-vlan') netplan.remove('99-limiquantix') return netplan.apply()"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(r)
+	}
+	if got := g.Must(t, "ip -o link show v7 2>/dev/null || true; ip -o -4 addr show dev ens4; pgrep dhclient || true; cat /etc/network/interfaces; ls /etc/network/interfaces.d"); got != admin {
+		t.Errorf("when nothing is asked for any more:\n%s", got)
+	}
+	if r := g.run(set("99-limiquantix", second("10.0.3.15"), "")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || g.Must(t, showBare) != good {
+		t.Error(r, g.Must(t, showBare))
+	}
+	g.powerFails(good)
 }
 
 // The power fails at some moment of a change: the guest has its old network afterwards, or the new one, and never none.

@@ -17,7 +17,7 @@ const (
 	suite = "bookworm"
 
 	packages = "systemd,systemd-sysv,udev,dbus,netplan.io,iproute2,iputils-ping,procps,kmod,passwd,util-linux,bash," +
-		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown"
+		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown,isc-dhcp-client"
 
 	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots.
 	bootstrap = `

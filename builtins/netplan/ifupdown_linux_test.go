@@ -1,0 +1,132 @@
+package netplan
+
+import (
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const adminInterfaces = `# The administrator's file
+source-directory /run/network/interfaces.d
+auto lo eth0
+iface lo inet loopback
+
+allow-hotplug eth0
+iface eth0 inet static
+    # the office
+    address 192.0.2.9/24 \
+        
+    gateway 192.0.2.1
+iface eth0 inet6 auto
+
+iface eth1 inet dhcp
+`
+
+func ifupFiles(t *testing.T, by ifupdown, texts ...string) (map[string]*generated, error) {
+	t.Helper()
+	tr, err := readSet(set(texts), byIfupdown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr.interfaces(by)
+}
+
+// What a file of netplan has is set aside in the administrator's, and holds again when it is gone.
+func TestInterfacesAreSetAside(t *testing.T) {
+	by := ifupdown{have: map[string]*generated{interfacesFile: {content: []byte(adminInterfaces), mode: 0o600, uid: 7}}}
+	const text = "network: {version: 2, ethernets: {eth0: {addresses: [192.0.2.7/24, '2001:db8::7/64'], mtu: 1400, optional: true, " +
+		"routes: [{to: default, via: 192.0.2.1, metric: 5, on-link: true}]}}, vlans: {v.5: {id: 5, link: eth0, dhcp4: true}}}\n"
+	files, err := ifupFiles(t, by, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	main := files[interfacesFile]
+	want := strings.Replace(adminInterfaces, "iface eth0 inet static", "#quantix# iface eth0 inet static", 1)
+	for _, line := range []string{"    address 192.0.2.9/24 \\\n", "        \n", "    gateway 192", "iface eth0 inet6"} {
+		want = strings.Replace(want, line, setAside+line, 1)
+	}
+	want = strings.Replace(want, setAside+"        \n", "        \n", 1) // an empty line is no part of it
+	if got := string(main.content); got != want+ownSource || main.mode != 0o600 || main.uid != 7 {
+		t.Errorf("%s\nwanted:\n%s", got, want)
+	}
+	own := string(files[ownInterfaces+"eth0"].content)
+	for _, line := range []string{
+		"allow-hotplug eth0\n", "iface eth0 inet static\n    address 192.0.2.7/24\n    pre-up ip link set dev $IFACE mtu 1400\n",
+		"iface eth0 inet6 static\n    address 2001:db8::7/64\n    up ip -4 route replace 0.0.0.0/0 via 192.0.2.1 dev $IFACE metric 5 onlink\n",
+	} {
+		if !strings.Contains(own, line) {
+			t.Errorf("%q is not in:\n%s", line, own)
+		}
+	}
+	links := linksOf(files)
+	if l := links["eth0"]; l == nil || len(l.addresses) != 2 || len(l.routes) != 1 || !l.routes[0].onLink || !l.optional || l.renderer != byIfupdown {
+		t.Errorf("%+v", l)
+	}
+	if l := links["v.5"]; l == nil || l.virtual != "v.5" || !l.dhcp[0] || files[ownInterfaces+"v_5"] == nil {
+		t.Errorf("%+v", l)
+	}
+	again, err := ifupFiles(t, ifupdown{have: files}, text)
+	if err != nil || len(differing(files, again)) > 0 {
+		t.Errorf("a second time %v differ: %v", differing(files, again), err)
+	}
+	gone, err := ifupFiles(t, ifupdown{have: files}, "network: {version: 2}\n")
+	if err != nil || len(gone) != 1 || string(gone[interfacesFile].content) != adminInterfaces {
+		t.Errorf("then it is %v: %v\n%s", slices.Collect(maps.Keys(gone)), err, gone[interfacesFile].content)
+	}
+	if gone, err = ifupFiles(t, ifupdown{have: map[string]*generated{interfacesFile: {content: []byte(ownSource)}}}, "network: {version: 2}\n"); err != nil || len(gone) > 0 {
+		t.Error(gone, err)
+	}
+}
+
+func TestWhatIfupdownCannotSay(t *testing.T) {
+	for text, want := range map[string]string{
+		"bridges: {b: {}}":                                                          "bridges.b",
+		"ethernets: {e: {match: {name: 'e*'}}}":                                     "pattern",
+		"ethernets: {e: {nameservers: {addresses: [192.0.2.3]}}}":                   "resolvconf",
+		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:09'}}}":                "there is no such",
+		"ethernets: {mapped: {}}":                                                   "line 3 is of a mapping of mapped",
+		"ethernets: {sourced: {}}":                                                  "line 1 configures sourced",
+		"ethernets: {e: {}}, vlans: {a.b: {id: 1, link: e}, a_b: {id: 2, link: e}}": "another interface",
+	} {
+		by := ifupdown{
+			have:      map[string]*generated{interfacesFile: {content: []byte("auto x\nmapping map*\n  script /bin/true\n")}},
+			elsewhere: map[string]string{"/run/network/x": "iface sourced inet dhcp\n"},
+			named:     func(string) (string, error) { return "", os.ErrNotExist },
+		}
+		if want == "there is no such" {
+			want = "file does not exist"
+		}
+		if _, err := ifupFiles(t, by, "network: {version: 2, "+text+"}\n"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// ifup itself reads what was made.
+func TestIfupReadsIt(t *testing.T) {
+	ifquery, err := exec.LookPath("ifquery")
+	if err != nil {
+		t.Skip("needs ifquery: install ifupdown")
+	}
+	const text = "network: {version: 2, ethernets: {eth0: {addresses: [192.0.2.7/24, '2001:db8::7/64'], routes: [{to: default, via: 192.0.2.1}]}}, " +
+		"vlans: {v.5: {id: 5, link: eth0, dhcp4: true, dhcp6: true}, v6: {id: 6, link: eth0, accept-ra: true}, v7: {id: 7, link: eth0}}}\n"
+	files, err := ifupFiles(t, ifupdown{have: map[string]*generated{interfacesFile: {content: []byte(adminInterfaces)}}}, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	all := strings.Replace(string(files[interfacesFile].content), ownSource, interfacesOf(files), 1)
+	if err := os.WriteFile(filepath.Join(dir, "interfaces"), []byte(all), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"eth0": "address: 192.0.2.7\n", "v.5": "pre-up: ip link set dev eth0 up", "v6": "id 6", "v7": "id 7"} {
+		out, err := exec.Command(ifquery, "--interfaces="+filepath.Join(dir, "interfaces"), name).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) || strings.Contains(string(out), "192.0.2.9") {
+			t.Errorf("%s: %v\n%s\nof\n%s", name, err, out, all)
+		}
+	}
+}
