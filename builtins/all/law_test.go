@@ -80,7 +80,11 @@ var free = map[string]map[string]string{
 	},
 	"host.sysctl":    {"value": "the content of the setting"},
 	"host.timezone":  {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},
-	"netplan.undo":   {"checkpoint": "of NetworkManager, which the row itself made", "boot_id": "tells whether anything is to be done", "made": "interfaces that the room itself made"},
+	"netplan.undo": {
+		"checkpoint": "of NetworkManager, which the row itself made", "boot_id": "tells whether anything is to be done",
+		"made": "interfaces that the room itself made", "interfaces": "what was applied, of files that the row names",
+		"ifup_before": "interfaces that the room itself changed", "ifup_after": "interfaces that the room itself changed",
+	},
 	"power.poweroff": {"message": told},
 	"power.reboot":   {"message": told},
 	"power.shutdown": {"message": told, "call": "names a call of a script"},
