@@ -78,8 +78,8 @@ var free = map[string]map[string]string{
 	"host.mount_undo": {
 		"source": "of a mount that was there before", "fstype": "of such a mount", "options": "of such a mount",
 	},
-	"host.sysctl":    {"value": "the content of the setting"},
-	"host.timezone":  {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},
+	"host.sysctl":   {"value": "the content of the setting"},
+	"host.timezone": {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},
 	"netplan.undo": {
 		"checkpoint": "of NetworkManager, which the row itself made", "boot_id": "tells whether anything is to be done",
 		"made": "interfaces that the room itself made", "interfaces": "what was applied, of files that the row names",
