@@ -29,6 +29,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/service"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
+	"github.com/quantix-kvm/guest-agent/builtins/update"
 	"github.com/quantix-kvm/guest-agent/builtins/wait"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -79,9 +80,14 @@ type Config struct {
 	// nil: there are no transactions.
 	Lock            func(ctx context.Context) (release func(), err error)
 	OpenTransaction func() *pb.TransactionInfo
+	// Update says how the agent is replaced; its Lock is filled in here.
+	Update UpdateConfig
 	// Frozen is called with true when a file system was found frozen, and with false when none is any more. Optional.
 	Frozen func(bool)
 }
+
+// UpdateConfig says how the agent is replaced.
+type UpdateConfig = update.Config
 
 // Command is a command of a script that is to be answered.
 type Command = guest.Command
@@ -105,6 +111,7 @@ type Rooms struct {
 	power     *power.Room
 	frozen    *freeze.State
 	quiesce   *quiesce.Room
+	update    *update.Room
 }
 
 // New opens the rooms.
@@ -126,8 +133,10 @@ func New(c Config) *Rooms {
 	down := power.New(g, power.Config{
 		Machine: c.Machine, Note: c.ShutdownFile, BootID: about.BootID, Lock: c.Lock, Thaw: frozen.ThawAll, Open: c.OpenTransaction,
 	})
+	c.Update.Lock = c.Lock
+	updates := update.New(g, c.Update)
 	return &Rooms{
-		commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
+		update: updates, commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
 			quiescing.Room(), // first: what it has to tell at the end is told by commands
 			file.New(g, file.Config{Leftovers: c.Leftovers, EnterLeftovers: frozen.TryEnterOwn}).Room(),
@@ -142,6 +151,7 @@ func New(c Config) *Rooms {
 			service.New(g).Room(),
 			netplan.New(g, netplan.Config{Machine: c.Machine}).Room(),
 			tx.Room(),
+			updates.Room(),
 			wait.New(g).Room(),
 		},
 	}
@@ -154,7 +164,17 @@ func (r *Rooms) Frozen() *freeze.State { return r.frozen }
 func (r *Rooms) FrozenStatus() []*pb.FrozenStatus { return r.quiesce.Status() }
 
 // Notices returns the events that are sent to each host that connects.
-func (r *Rooms) Notices() []*pb.ErrorEvent { return r.quiesce.Notices() }
+func (r *Rooms) Notices() []*pb.ErrorEvent { return append(r.quiesce.Notices(), r.update.Notices()...) }
+
+// UpdateStatus tells where an update of the agent stands, for get_status.
+func (r *Rooms) UpdateStatus() *pb.UpdateStatus { return r.update.Status() }
+
+// ConfirmUpdate makes the program of this process the installed one, where it is on trial. GiveUpUpdate notes that no host was heard
+// in time, so that the next start is of the former one.
+func (r *Rooms) ConfirmUpdate() error { return r.update.Confirm() }
+
+// GiveUpUpdate is the contrary of ConfirmUpdate.
+func (r *Rooms) GiveUpUpdate(why error) error { return r.update.GiveUp(why) }
 
 // HasRemotes reports whether a file system is mounted whose server may not answer.
 func (r *Rooms) HasRemotes() bool { return r.commands.HasRemotes() }

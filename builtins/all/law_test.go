@@ -38,6 +38,8 @@ var free = map[string]map[string]string{
 	"account.ssh_keys":  {"keys": "the content of a file below the home directory, which the row names"},
 	"reset_password":    {"new_password": "a secret: no rule may speak of it"},
 
+	"agent_update": {"checksum_sha256": "of the program", "transfer": "a transfer that is under way"},
+
 	"configure_network": {"netplan_config": "the content of a file of netplan, which the row names"},
 
 	"exec_input": {

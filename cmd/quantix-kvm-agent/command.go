@@ -14,6 +14,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/manual"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // Set by the linker: -X main.version=… and so on.
@@ -29,6 +30,9 @@ type flags struct {
 
 	// instead is why this program runs in place of another one; nil: it does not.
 	instead error
+	// trial is the update that this program is the new version of; nil: it is none. refused is why one is not tried.
+	trial   *pb.UpdateTrial
+	refused error
 }
 
 func command() *cobra.Command {
@@ -49,7 +53,14 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       fmt.Sprintf("%s (commit %s, built %s, %s %s/%s)", version, commitID(), built, runtime.Version(), runtime.GOOS, runtime.GOARCH),
-		RunE:          func(c *cobra.Command, _ []string) error { return run(c.Context(), f) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			f, err := f.absolute()
+			if err != nil {
+				return err
+			}
+			f.tryUpdate()
+			return runAgain(c.Context(), f)
+		},
 	}
 	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
 	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or agent.sock in another state directory)")
@@ -58,7 +69,10 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
 	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
 	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
-	c.AddCommand(launchCommand(&f), statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), applyCommand(&f), manual.Command(8, version))
+	c.AddCommand(
+		launchCommand(&f), statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), applyCommand(&f),
+		selfTestCommand(&f), watchCommand(), manual.Command(8, version),
+	)
 	return c
 }
 

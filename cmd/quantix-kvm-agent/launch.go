@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/builtins/update"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -33,7 +34,7 @@ type launcher struct {
 }
 
 // launches is how often a program is started that never becomes ready.
-const launches = 3
+const launches = update.MaxStarts
 
 // Names of the notes. The unit knows the first one.
 const (
@@ -51,10 +52,16 @@ one runs. If it has not become ready three times in a row, this one runs in its 
 stopped, and tells the log and the host.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			f, err := f.absolute()
+			if err != nil {
+				return err
+			}
+			f.tryUpdate()
 			dir, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":") // the unit may have more of them
-			l := launcher{own: executable(), path: os.Getenv("PATH"), dir: dir, become: become}
+			l := launcher{own: executable(), path: os.Getenv("PATH"), dir: dir}
+			l.become = func(program string) error { return become(program, program) }
 			f.instead = l.launch()
-			return run(c.Context(), *f)
+			return runAgain(c.Context(), f)
 		},
 	}
 }

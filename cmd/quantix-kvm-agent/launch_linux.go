@@ -6,5 +6,5 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// become replaces this process by a program, without arguments. It returns only where it cannot.
-func become(program string) error { return unix.Exec(program, []string{program}, os.Environ()) }
+// become replaces this process by a program, with arguments of which the first is its name. It returns only where it cannot.
+func become(program string, argv ...string) error { return unix.Exec(program, argv, os.Environ()) }

@@ -3,4 +3,6 @@ package main
 import "github.com/quantix-kvm/guest-agent/wire/fault"
 
 // become replaces this process by a program.
-func become(string) error { return fault.Unsupported("a process that becomes another program") }
+func become(string, ...string) error {
+	return fault.Unsupported("a process that becomes another program")
+}

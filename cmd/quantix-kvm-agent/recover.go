@@ -77,6 +77,8 @@ func tellRecovered(w io.Writer, found []journal.Recovered) {
 		switch {
 		case r.Report.Waiting != "":
 			words = "left to the agent: waiting for " + r.Report.Waiting
+		case r.Report.Halted && r.Report.Err != nil && r.Err != nil:
+			words = "left to the agent: " + r.Err.Error()
 		case r.Report.Halted:
 			words = "left to the agent, as far as it needs services"
 		case r.Err != nil:

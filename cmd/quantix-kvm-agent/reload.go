@@ -73,6 +73,8 @@ func settings(live func(name string) func(config.Config)) []setting {
 		{name: "device_path", of: func(c config.Config) any { return c.Device }},
 		{name: "framing", of: func(c config.Config) any { return c.Framing }},
 		{name: "pre_freeze_script_dir", of: func(c config.Config) any { return c.PreFreezeDir }},
+		{name: "update.public_key", of: func(c config.Config) any { return c.UpdateKey }},
+		{name: "update.confirm_seconds", of: func(c config.Config) any { return c.UpdateConfirm }},
 		{name: "post_thaw_script_dir", of: func(c config.Config) any { return c.PostThawDir }},
 	}
 	for i := range list {

@@ -35,10 +35,9 @@ func run(ctx context.Context, f flags) (err error) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // before anything takes time: unheard, it would end the agent
 	defer signal.Stop(hangups)
+	ctx, restart := context.WithCancelCause(ctx)
+	defer restart(nil)
 	tell := newNotifier(os.Getenv)
-	if f, err = f.absolute(); err != nil {
-		return err
-	}
 	tuneMemory()
 	left := all.ThawLeft(f.freezeFile())
 	conf, warnings, faulty := config.Load(f.config)
@@ -60,12 +59,16 @@ func run(ctx context.Context, f flags) (err error) {
 	if f.instead != nil {
 		log.Error("another agent is first in PATH", zap.Error(f.instead))
 	}
+	if f.refused != nil {
+		log.Error("the update on trial is not started", zap.Error(f.refused))
+	}
 	logFaults(log, faulty)
 	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
 	defer pool.Close()
 	rules := newRules(log, logs.audit)
 	inner := coreConfig(f, conf, rules, pool, logs)
 	inner.Halt, inner.Rooms.Left = stopInTime(ctx), left
+	inner.Rooms.Update.Restart = func() { restart(errRestart) }
 	var recovery *recovery
 	inner.Unconfirmed = func(e *pb.ErrorEvent) { recovery.unconfirmed(e, log) } // which comes after the recovery began
 	inside, err := core.Open(inner)
@@ -131,7 +134,13 @@ func run(ctx context.Context, f flags) (err error) {
 			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
 		},
 	})
-	return serve(ctx, a, tell, again, hangups, log)
+	if f.trial != nil {
+		work.Go(func() { awaitHost(recover, f.trial, a, inside.Rooms, func() { restart(errRestart) }, log) })
+	}
+	if err := serve(ctx, a, tell, again, hangups, log); err != nil || !errors.Is(context.Cause(ctx), errRestart) {
+		return err
+	}
+	return errRestart
 }
 
 // The unit waits 90 s for the end of the agent and then kills it.
@@ -199,9 +208,10 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
 		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
-		Protected: f.below(f.config, f.stateDir(), executable()), FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
+		Protected:  f.below(append([]string{f.config, f.stateDir()}, f.programs()...)...),
+		FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
-		FreezeHooks: conf.PreFreezeDir, ThawHooks: conf.PostThawDir, BundledHooks: scripts.Hooks(),
+		FreezeHooks: conf.PreFreezeDir, ThawHooks: conf.PostThawDir, BundledHooks: scripts.Hooks(), Update: updateConfig(f, conf),
 	}
 }
 

@@ -100,7 +100,7 @@ EXIT STATUS
 	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path`, or vsock:CID:PORT (default $QUANTIX_SOCKET)")
 	f.Var((*onceValue)(&a.vm), "vm", "find the socket of the virtual machine with this `id`")
 	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
-	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec, run and wait; of freeze it is its own)")
+	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec, run, update and wait; of freeze it is its own)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
 	if err := root.RegisterFlagCompletionFunc("vm", completeVM("/")); err != nil {
@@ -113,7 +113,7 @@ EXIT STATUS
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(),
 		a.freezeCommand(), a.thawCommand(), a.trimCommand(),
-		a.runCommand(), a.confirmCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(),
+		a.runCommand(), a.confirmCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(), a.updateCommand(),
 		a.versionCommand(), manual.Command(1, version),
 	)
 	return root

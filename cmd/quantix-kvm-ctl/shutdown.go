@@ -190,17 +190,7 @@ func (a *app) printWaited(what pb.ShutdownType, reply *pb.ShutdownResponse, took
 
 // look connects and returns the boot that an agent tells.
 func (a *app) look(ctx context.Context, path string) (boot string, err error) {
-	dialing, stop := context.WithTimeout(ctx, connectTimeout)
-	defer stop()
-	c, err := client.Dial(dialing, path, client.Options{})
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	if err := c.Alive(dialing); err != nil {
-		return "", err
-	}
-	status, err := client.Call[*pb.GetStatusResponse](dialing, c, &pb.GetStatusRequest{})
+	status, err := a.askStatus(ctx, path)
 	return status.GetBootId(), err
 }
 

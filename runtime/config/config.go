@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"aead.dev/minisign"
 	"gopkg.in/yaml.v3"
 
 	"github.com/quantix-kvm/guest-agent/wire"
@@ -43,6 +44,8 @@ type Config struct {
 	Framing           wire.Framing  // framing: auto, plain or qtx1
 	PreFreezeDir      string        // pre_freeze_script_dir: the hooks that are told of a freeze; empty: none
 	PostThawDir       string        // post_thaw_script_dir: those of its end
+	UpdateKey         string        // update.public_key: who signs agents, as minisign writes it; empty: updates are off
+	UpdateConfirm     time.Duration // update.confirm_seconds: 120 s; a host must be heard in it after each start of a new version
 	Script            Script
 	Security          Security
 }
@@ -69,7 +72,7 @@ func Default() Config {
 		MaxChunkSize:      65536,
 		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
 		Device: "auto", Transport: "auto", VsockPort: 9443, VsockCIDs: []uint32{2},
-		PreFreezeDir: defaultPreFreezeDir, PostThawDir: defaultPostThawDir,
+		PreFreezeDir: defaultPreFreezeDir, PostThawDir: defaultPostThawDir, UpdateConfirm: 120 * time.Second,
 		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000, Depth: 1024,
 			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
 	}
@@ -179,7 +182,7 @@ func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
 }
 
 // sections are the keys whose values hold keys.
-var sections = map[string]bool{"security": true, "health": true, "script": true}
+var sections = map[string]bool{"security": true, "health": true, "script": true, "update": true}
 
 // ignoredKeys are read and checked, but nothing uses them yet.
 var ignoredKeys = map[string]bool{
@@ -277,6 +280,9 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"pre_freeze_script_dir": readText(func(c *Config) *string { return &c.PreFreezeDir }),
 	"post_thaw_script_dir":  readText(func(c *Config) *string { return &c.PostThawDir }),
 
+	"update.public_key":      readKey,
+	"update.confirm_seconds": readSeconds(10, 3600, func(c *Config) *time.Duration { return &c.UpdateConfirm }),
+
 	"health.enabled":                readBool(func(*Config, bool) {}),
 	"health.interval_secs":          readNumber(1, 86400, func(*Config, int64) {}),
 	"health.telemetry_timeout_secs": readNumber(1, 86400, func(*Config, int64) {}),
@@ -312,6 +318,20 @@ func readCIDs(c *Config, node *yaml.Node) error {
 		return errors.New("is no list of context ids, such as [2]")
 	}
 	c.VsockCIDs = list
+	return nil
+}
+
+// readKey reads a public key of minisign.
+func readKey(c *Config, node *yaml.Node) error {
+	var key minisign.PublicKey
+	if node.Kind == yaml.ScalarNode && node.Tag == "!!str" && node.Value == "" {
+		c.UpdateKey = ""
+		return nil
+	}
+	if node.Kind != yaml.ScalarNode || key.UnmarshalText([]byte(node.Value)) != nil {
+		return errors.New("is no public key of minisign: the second line of its file .pub, such as RWQ…")
+	}
+	c.UpdateKey = node.Value
 	return nil
 }
 

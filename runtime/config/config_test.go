@@ -39,6 +39,14 @@ func TestKeysAreRead(t *testing.T) {
 	}
 }
 
+func TestUpdateKeysAreRead(t *testing.T) {
+	const key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3" // of minisign's own page
+	c, warnings, err := Parse([]byte("update:\n  public_key: " + key + "\n  confirm_seconds: 30\n"))
+	if err != nil || len(warnings) > 0 || c.UpdateKey != key || c.UpdateConfirm != 30*time.Second {
+		t.Errorf("%+v, %q, %v", c, warnings, err)
+	}
+}
+
 func TestMisspeltKeysOfOtherPackagesAreUnderstood(t *testing.T) {
 	c, warnings, err := Parse([]byte("telemetry_interval: 7\nclipboard_enabled: true\npre_freeze_scripts: /a\npost_thaw_scripts: /b\n"))
 	if err != nil || len(warnings) != 4 || c.TelemetryInterval != 7*time.Second || c.PreFreezeDir != "/a" || c.PostThawDir != "/b" {
@@ -53,6 +61,9 @@ func TestFaultsAreNamedWithLineAndKey(t *testing.T) {
 		"telemetry_interval_secs: 0\n":                               "line 1: telemetry_interval_secs: 0 is not between 1 and 86400",
 		"telemetry_interval_secs: five\n":                            `line 1: telemetry_interval_secs: "five" is not a whole number`,
 		"health:\n  interval_secs: 0\n":                              "line 2: health.interval_secs: 0 is not between",
+		"update:\n  public_key: nonsense\n":                          "line 2: update.public_key: is no public key of minisign",
+		"update:\n  public_key: [a]\n":                               "line 2: update.public_key: is no public key of minisign",
+		"update:\n  confirm_seconds: 9\n":                            "line 2: update.confirm_seconds: 9 is not between 10 and 3600",
 		"security:\n  command_allowlist: [a  b]\n":                   "is no program, alone or with its arguments",
 		"security:\n  command_allowlist: [a b*]\n":                   "* stands for a whole one",
 		"security:\n  command_environment: [A=b]\n":                  "is no name of an environment variable",

@@ -205,6 +205,9 @@ func (j *Journal) open() error {
 			return errors.Join(err, lock.Close())
 		}
 	}
+	if err := j.checkFormat(); err != nil {
+		return errors.Join(err, lock.Close())
+	}
 	state, err := fsys.Open(j.config.Dir)
 	if err != nil {
 		return errors.Join(err, lock.Close())

@@ -73,6 +73,9 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 
 // notRecovered returns why no transaction may begin after a rollback that halted.
 func notRecovered(r Report) error {
+	if errors.Is(r.Err, errNewer) {
+		return r.Err
+	}
 	if r.Waiting != "" {
 		return fault.Wrapf(fault.ErrBusy, "busy: recovering: waiting for %s", r.Waiting)
 	}
@@ -101,6 +104,10 @@ func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) b
 	}
 	if err == nil {
 		err = l.tx.log.zeroTail()
+	}
+	if errors.Is(err, errNewer) { // a newer agent can take it back, and what this one would do to it is not known
+		l.close()
+		return &Recovered{ID: id, Report: Report{Halted: true, Err: err}, Err: fmt.Errorf("transaction %s is left as it is: %w", id, err)}
 	}
 	if err != nil {
 		return j.quarantine(id, l, err)
@@ -180,7 +187,7 @@ func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
 	case *pb.JournalRecord_Begin:
 		l.tx.begin = r.Begin
 		if r.Begin.Version != formatVersion {
-			return fault.Unsupported("journal of format version %d, this agent reads %d", r.Begin.Version, formatVersion)
+			return newerFormat(r.Begin.Version)
 		}
 	case *pb.JournalRecord_Attempt:
 		l.tx.wasInterrupted = true
@@ -197,7 +204,7 @@ func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
 	case *pb.JournalRecord_Abort:
 		l.abort = r.Abort
 	case nil:
-		return fault.Unsupported("the journal has a record of an unknown type")
+		return fault.Wrapf(errNewer, "the journal has a record of a type that this agent does not know: a newer agent wrote it")
 	}
 	l.tx.applyRecord(record, at)
 	return nil

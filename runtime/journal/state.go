@@ -14,9 +14,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// formatVersion is the version of the record format.
-const formatVersion = 1
-
 func now() *timestamppb.Timestamp { return timestamppb.New(time.Now()) }
 
 // toState converts a state to its stored form.

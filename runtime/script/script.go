@@ -89,6 +89,13 @@ func (m *Manager) Room() builtins.Room {
 	}}
 }
 
+// Running returns how many scripts run, or wait to.
+func (m *Manager) Running() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.running)
+}
+
 // Cancel stops the runs that a key or a transaction id names, of owners that sees reports true for. It tells whether there were
 // any.
 func (m *Manager) Cancel(request *pb.CancelRequest, sees func(port string) bool) bool {

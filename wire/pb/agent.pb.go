@@ -7344,17 +7344,25 @@ func (x *InstalledSoftware) GetSummary() string {
 	return ""
 }
 
-// One chunk of a new agent binary.
+// One chunk of a new agent binary. Chunks are numbered from 0 and come in that order, each after the reply to the one before.
 type AgentUpdateRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	TargetVersion  string                 `protobuf:"bytes,1,opt,name=target_version,json=targetVersion,proto3" json:"target_version,omitempty"`
-	BinaryData     []byte                 `protobuf:"bytes,2,opt,name=binary_data,json=binaryData,proto3" json:"binary_data,omitempty"`
-	ChunkNumber    uint32                 `protobuf:"varint,3,opt,name=chunk_number,json=chunkNumber,proto3" json:"chunk_number,omitempty"`
-	IsLastChunk    bool                   `protobuf:"varint,4,opt,name=is_last_chunk,json=isLastChunk,proto3" json:"is_last_chunk,omitempty"`
-	ChecksumSha256 string                 `protobuf:"bytes,5,opt,name=checksum_sha256,json=checksumSha256,proto3" json:"checksum_sha256,omitempty"`
-	TotalSize      uint64                 `protobuf:"varint,6,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
-	// Ed25519 signature of the binary.
-	Signature     []byte `protobuf:"bytes,200,opt,name=signature,proto3" json:"signature,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TargetVersion string                 `protobuf:"bytes,1,opt,name=target_version,json=targetVersion,proto3" json:"target_version,omitempty"`
+	BinaryData    []byte                 `protobuf:"bytes,2,opt,name=binary_data,json=binaryData,proto3" json:"binary_data,omitempty"`
+	ChunkNumber   uint32                 `protobuf:"varint,3,opt,name=chunk_number,json=chunkNumber,proto3" json:"chunk_number,omitempty"`
+	IsLastChunk   bool                   `protobuf:"varint,4,opt,name=is_last_chunk,json=isLastChunk,proto3" json:"is_last_chunk,omitempty"`
+	// In hexadecimal digits; with total_size and signature it is required with chunk 0.
+	ChecksumSha256 string `protobuf:"bytes,5,opt,name=checksum_sha256,json=checksumSha256,proto3" json:"checksum_sha256,omitempty"`
+	TotalSize      uint64 `protobuf:"varint,6,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
+	// A file of minisign: an Ed25519 signature of the binary, with a trusted comment that has the words version:TARGET_VERSION
+	// and platform:OS/ARCH.
+	Signature []byte `protobuf:"bytes,200,opt,name=signature,proto3" json:"signature,omitempty"`
+	// Install a version that is older than the present one as well.
+	AllowDowngrade bool `protobuf:"varint,201,opt,name=allow_downgrade,json=allowDowngrade,proto3" json:"allow_downgrade,omitempty"`
+	// Install it also where the present agent belongs to a package of the guest, whose file stays as it is.
+	OverridePackage bool `protobuf:"varint,202,opt,name=override_package,json=overridePackage,proto3" json:"override_package,omitempty"`
+	// Tells this transfer from another one of the same host. Optional.
+	Transfer      string `protobuf:"bytes,203,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7438,7 +7446,29 @@ func (x *AgentUpdateRequest) GetSignature() []byte {
 	return nil
 }
 
-// The state of the update.
+func (x *AgentUpdateRequest) GetAllowDowngrade() bool {
+	if x != nil {
+		return x.AllowDowngrade
+	}
+	return false
+}
+
+func (x *AgentUpdateRequest) GetOverridePackage() bool {
+	if x != nil {
+		return x.OverridePackage
+	}
+	return false
+}
+
+func (x *AgentUpdateRequest) GetTransfer() string {
+	if x != nil {
+		return x.Transfer
+	}
+	return ""
+}
+
+// The state of the update. COMPLETE says that the new binary is verified and on disk. The agent then restarts by itself, and
+// the new version stays if it hears a host in time: get_status has the outcome.
 type AgentUpdateResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Success         bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
@@ -8289,7 +8319,7 @@ const file_agent_proto_rawDesc = "" +
 	"\fpackage_type\x18\x06 \x01(\tR\vpackageType\x12\"\n" +
 	"\farchitecture\x18\a \x01(\tR\farchitecture\x12\x15\n" +
 	"\x05state\x18\xc8\x01 \x01(\tR\x05state\x12\x19\n" +
-	"\asummary\x18\xc9\x01 \x01(\tR\asummary\"\x8a\x02\n" +
+	"\asummary\x18\xc9\x01 \x01(\tR\asummary\"\xfd\x02\n" +
 	"\x12AgentUpdateRequest\x12%\n" +
 	"\x0etarget_version\x18\x01 \x01(\tR\rtargetVersion\x12\x1f\n" +
 	"\vbinary_data\x18\x02 \x01(\fR\n" +
@@ -8299,7 +8329,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x0fchecksum_sha256\x18\x05 \x01(\tR\x0echecksumSha256\x12\x1d\n" +
 	"\n" +
 	"total_size\x18\x06 \x01(\x04R\ttotalSize\x12\x1d\n" +
-	"\tsignature\x18\xc8\x01 \x01(\fR\tsignature\"\xfd\x01\n" +
+	"\tsignature\x18\xc8\x01 \x01(\fR\tsignature\x12(\n" +
+	"\x0fallow_downgrade\x18\xc9\x01 \x01(\bR\x0eallowDowngrade\x12*\n" +
+	"\x10override_package\x18\xca\x01 \x01(\bR\x0foverridePackage\x12\x1b\n" +
+	"\btransfer\x18\xcb\x01 \x01(\tR\btransfer\"\xfd\x01\n" +
 	"\x13AgentUpdateResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12'\n" +
 	"\x0fcurrent_version\x18\x02 \x01(\tR\x0ecurrentVersion\x12\x14\n" +

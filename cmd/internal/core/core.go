@@ -84,9 +84,18 @@ type Core struct {
 	swept atomic.Bool // what scripts of an earlier agent left running has ended
 }
 
+// CheckState returns an error where another user than root and the agent's own could exchange what lies in a state directory.
+// One that is not there is none of them.
+func CheckState(state, root string) error {
+	if err := checkOwners(state, root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // Open wires everything. The caller closes what it returns.
 func Open(c Config) (*Core, error) {
-	if err := checkOwners(c.State, c.Root); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := CheckState(c.State, c.Root); err != nil {
 		return nil, err
 	}
 	files, err := fsys.Open(c.Root)
@@ -98,6 +107,12 @@ func Open(c Config) (*Core, error) {
 	c.Rooms.Lock = func(ctx context.Context) (func(), error) { return core.Journal.Lock(ctx) } // which is there before a call is
 	c.Rooms.Secret = core.secret
 	c.Rooms.OpenTransaction = func() *pb.TransactionInfo { return core.Journal.Status().Open }
+	c.Rooms.Update.Scripts = func() int {
+		if core.Scripts == nil {
+			return 0
+		}
+		return core.Scripts.Running()
+	}
 	c.Rooms.State, c.Rooms.RunScript = c.State, core.runHook
 	core.Rooms = all.New(c.Rooms)
 	if err := core.open(c); err != nil {

@@ -59,6 +59,7 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 	}
 	rows = append(rows, shutdownRows(s.PendingShutdown)...)
 	rows = append(rows, firstBootRows(s.FirstBoot)...)
+	rows = append(rows, updateRows(s)...)
 	for _, f := range s.Frozen {
 		rows = append(rows, []string{"frozen", fmt.Sprintf("%s, since %s, until %s", strings.Join(f.MountPoints, ", "), age(s.Now, f.Since), f.Until.AsTime().UTC().Format(time.TimeOnly))})
 	}
@@ -84,6 +85,32 @@ func firstBootRows(f *pb.FirstBoot) [][]string {
 		return [][]string{{"first boot", strings.TrimPrefix("failed: "+f.Script+": "+f.Error, "failed: : ")}}
 	}
 	return nil
+}
+
+// updateRows are for an update that is under way, and for the last one.
+func updateRows(s *pb.GetStatusResponse) (rows [][]string) {
+	u := s.Update
+	switch u.GetState() {
+	case "applying":
+		left := (time.Duration(u.RemainingMs) * time.Millisecond).Round(time.Second)
+		words := fmt.Sprintf("to %s: a host is awaited for %v; else %s comes back", u.Version, left, u.FormerVersion)
+		if u.Version == "" {
+			words = "the agent is about to restart"
+		}
+		rows = append(rows, []string{"update", words})
+	case "downloading", "verifying":
+		rows = append(rows, []string{"update", fmt.Sprintf("%s %s, %d %%", u.State, u.Version, u.ProgressPercent)})
+	case "rolling_back":
+		rows = append(rows, []string{"update", u.FormerVersion + " is about to come back"})
+	}
+	if last := u.GetLast(); last != nil {
+		words := fmt.Sprintf("%s installed in place of %s, %s", last.Version, last.FormerVersion, age(s.Now, last.At))
+		if !last.Confirmed {
+			words = fmt.Sprintf("%s was taken back, %s: %s", last.Version, age(s.Now, last.At), last.Error)
+		}
+		rows = append(rows, []string{"last update", words})
+	}
+	return rows
 }
 
 func shutdownRows(p *pb.PendingShutdown) [][]string {

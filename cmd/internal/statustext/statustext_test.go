@@ -45,6 +45,26 @@ func TestRowsTellEverything(t *testing.T) {
 	}
 }
 
+func TestUpdateRows(t *testing.T) {
+	now := timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	for want, u := range map[string]*pb.UpdateStatus{
+		"update = to 1.1.0: a host is awaited for 9s; else 1.0.0 comes back": {
+			State: "applying", Version: "1.1.0", FormerVersion: "1.0.0", RemainingMs: 9000},
+		"update = downloading 1.1.0, 40 %":                        {State: "downloading", Version: "1.1.0", ProgressPercent: 40},
+		"update = 1.0.0 is about to come back":                    {State: "rolling_back", FormerVersion: "1.0.0"},
+		"last update = 1.1.0 was taken back, 0s ago: it hung":     {State: "failed", Last: &pb.UpdateOutcome{Version: "1.1.0", Error: "it hung", At: now}},
+		"last update = 1.1.0 installed in place of 1.0.0, 0s ago": {State: "complete", Last: &pb.UpdateOutcome{Version: "1.1.0", FormerVersion: "1.0.0", Confirmed: true, At: now}},
+	} {
+		rows := updateRows(&pb.GetStatusResponse{Now: now, Update: u})
+		if len(rows) != 1 || strings.Join(rows[0], " = ") != want {
+			t.Errorf("%q, want %q", rows, want)
+		}
+	}
+	if rows := updateRows(&pb.GetStatusResponse{}); rows != nil {
+		t.Error(rows)
+	}
+}
+
 func TestLine(t *testing.T) {
 	for want, s := range map[string]*pb.GetStatusResponse{
 		"waiting: for a port":                  {State: pb.AgentState_AGENT_STATE_WAITING, Reason: "for a port"},

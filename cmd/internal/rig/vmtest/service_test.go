@@ -228,17 +228,37 @@ rm -f /tmp/quantix-kvm-agent.new
 touch /tmp/upgrade-finished
 `
 
-// The host replaces the agent by a script that runs through the agent: the script finishes, and the new version answers.
+// hostWrite writes a file through the agent as the Node Daemon does: in chunks of 65,536 bytes, one after the other, with the mode and
+// the number of chunks in each.
+func hostWrite(t *testing.T, vm *vmtest.VM, path string, content []byte, mode uint32) {
+	t.Helper()
+	const chunk = 65536
+	c := dial(t, vm, vmtest.AgentPort, client.Options{})
+	defer c.Close()
+	total := (len(content) + chunk - 1) / chunk
+	for i := range total {
+		part := content[i*chunk : min((i+1)*chunk, len(content))]
+		reply, err := client.Call[*pb.FileWriteResponse](limited(t, 30*time.Second), c, &pb.FileWriteRequest{
+			Path: path, Data: part, Offset: uint64(i * chunk), Mode: mode, CreateParents: true, Eof: i == total-1,
+			ChunkNumber: uint32(i), TotalChunks: uint32(total),
+		})
+		if err != nil || !reply.Success {
+			t.Fatal(reply, err)
+		}
+	}
+}
+
+// The host replaces the agent by a program and a script that it uploads, and that run through the agent, with the unit of the package:
+// the script finishes, though it stops the agent that runs it, and the new version answers.
 func TestServiceHostUpgrade(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
-	binary := unpacked(t, newer)
-	if err := vm.Put(limited(t, time.Minute), binary, "/tmp/quantix-kvm-agent.new", 0o644); err != nil {
+	program, err := os.ReadFile(unpacked(t, newer))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := vm.PutReader(limited(t, time.Minute), strings.NewReader(upgradeScript), "/tmp/upgrade-quantix-agent.sh", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	runThrough(t, vm, "/tmp/upgrade-quantix-agent.sh")
+	hostWrite(t, vm, "/tmp/quantix-kvm-agent.new", program, 0o755)
+	hostWrite(t, vm, "/tmp/upgrade-quantix-agent.sh", []byte(upgradeScript), 0o755)
+	runThrough(t, vm, "/bin/bash /tmp/upgrade-quantix-agent.sh")
 	eventually(t, vm, "the end of the script", "test -e /tmp/upgrade-finished && grep -qx active /tmp/upgrade-state")
 	if got := version(t, vm); got != newer {
 		t.Errorf("version %q answers", got)

@@ -1,0 +1,17 @@
+package update
+
+import (
+	"io/fs"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// supported returns why no program can be replaced on this system.
+func supported() error { return fault.Unsupported("agent_update is not supported on Windows yet") }
+
+func checkParents(string) error { return nil }
+
+func checkOwner(string, fs.FileInfo) error { return nil }
+
+// syncDir does nothing: NTFS journals its directory entries.
+func syncDir(string) error { return nil }
