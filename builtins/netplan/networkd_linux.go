@@ -147,7 +147,8 @@ func startNetworkd(ctx context.Context, stopped bool) error {
 	if err := conn.Call(ctx, systemd, systemdPath, systemd+".Manager.RestartUnit", nil, networkdUnit, "replace"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, startTime, errLate)
+	late := fault.Wrapf(context.DeadlineExceeded, "it is not active after %v", startTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, late)
 	defer cancel()
 	_, err = wait(ctx, check{try: func(ctx context.Context) (string, error) {
 		state, since, err := unitState(ctx, conn, networkdUnit)
@@ -156,9 +157,6 @@ func startNetworkd(ctx context.Context, stopped bool) error {
 		}
 		return state, err
 	}})
-	if errors.Is(err, errLate) {
-		err = fault.Wrapf(context.DeadlineExceeded, "it is not active after %v", startTime)
-	}
 	return fault.On(networkdUnit, err)
 }
 
