@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -54,6 +55,21 @@ type Object struct{ Kind, Name string }
 
 // String returns the object as kind:name.
 func (o Object) String() string { return o.Kind + ":" + o.Name }
+
+// Subject returns what a request is about, as people call it: its command, else its first object, else its first path; empty
+// where it has none of these.
+func (a Access) Subject() string {
+	switch {
+	case len(a.Commands) > 0:
+		return text.Quote(a.Commands[0].Argv)
+	case len(a.Objects) > 0:
+		return a.Objects[0].String()
+	}
+	for _, path := range slices.Concat(a.Writes, a.Reads) {
+		return path
+	}
+	return ""
+}
 
 // Roles tell which fields of a row's request come out of its Access as what. They are found by trying, not declared: a field
 // that Access passes on is of that role.

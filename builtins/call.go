@@ -36,6 +36,9 @@ type Call struct {
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
+	// Contents is told, right behind Changed, what the file of a change with a diff held before and holds now; nil: not there. The
+	// slices stay as they are. Nil: nobody asks.
+	Contents func(change *pb.Change, old, new []byte)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
@@ -48,6 +51,8 @@ type Call struct {
 	Sent, Received time.Time
 	// Undo: the journal calls, to take back what was allowed when it was done, or to do what a commit decided.
 	Undo bool
+	// Idle is set by an operation that the journal calls, and that found nothing to take back.
+	Idle bool
 	// Attachments are the files that came with the script.
 	Attachments map[string][]byte
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.

@@ -26,6 +26,19 @@ func Hooks() fs.FS {
 	return dir
 }
 
+//go:embed stubs/quantix.lua stubs/quantix.luacheckrc
+var stubs embed.FS
+
+// Stubs returns what editors and luacheck want to know of the functions of scripts: quantix.lua for the Lua language server, and
+// quantix.luacheckrc.
+func Stubs() fs.FS {
+	dir, err := fs.Sub(stubs, "stubs")
+	if err != nil {
+		panic("stubs: " + err.Error()) // cannot happen: the name is a constant
+	}
+	return dir
+}
+
 // Bundled returns the scripts, each as NAME.lua at the root of the file system.
 func Bundled() fs.FS {
 	bundled, err := fs.Sub(files, "bundled")

@@ -38,7 +38,7 @@ func TestLuacheckKnowsWhatARunnerHas(t *testing.T) {
 			end
 		end
 		for name in pairs(_G) do
-			if not known[name] and name ~= "std" and name ~= "stds" and name ~= "files" then fault(name, "is not listed") end
+			if not known[name] and name ~= "std" and name ~= "max_line_length" and name ~= "stds" and name ~= "files" then fault(name, "is not listed") end
 		end
 		return table.concat(faults, "; ")`
 	start := &pb.RunnerStart{Name: "check.lua", Source: []byte(source)}

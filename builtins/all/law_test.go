@@ -46,7 +46,10 @@ var free = map[string]map[string]string{
 		"exec_id": "a command that was allowed when it was started", "job_id": "a command that was allowed when it was started",
 		"signal": "for that command",
 	},
-	"exec_start":   {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
+	"exec_start": {
+		"working_directory": dir, "run_as_user": runs, "run_as_group": runs,
+		"name": "what the command is called in lists",
+	},
 	"execute":      {"working_directory": dir, "run_as_user": runs, "run_as_group": runs},
 	"kill_process": {"signal_name": signal},
 	"file_write":   {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},

@@ -113,13 +113,13 @@ func (r *Room) scripts() []builtins.Op {
 		{
 			Name: "exec.run", Usage: "(argv)", Summary: "run a program that says what it does to the guest",
 			Mutates: true, Partial: true, Predictable: true, Inverse: "exec.undo",
-			Readonly: builtins.Of(func(in *pb.RunArgs) bool { return in.Readonly }),
+			Readonly: builtins.Of(func(in *pb.RunArgs) bool { return in.Readonly && !in.Unconfined }),
 			Access:   builtins.Of(runAccess), Handler: builtins.Handle(r.script),
 		},
 		{
 			Name: "exec.sh", Usage: "(command)", Summary: "run a line of shell that says what it does to the guest",
 			Mutates: true, Partial: true, Predictable: true, Inverse: "exec.undo",
-			Readonly: builtins.Of(func(in *pb.ShellArgs) bool { return in.Readonly }),
+			Readonly: builtins.Of(func(in *pb.ShellArgs) bool { return in.Readonly && !in.Unconfined }),
 			Access:   builtins.Of(shellAccess), Handler: builtins.Handle(r.shell),
 		},
 		{

@@ -371,7 +371,7 @@ func TestRunMustSayWhatItIs(t *testing.T) {
 	}
 	for _, in := range []*pb.RunArgs{
 		{Readonly: true},
-		{Argv: argv, Readonly: true, Unconfined: true},
+		{Argv: argv, Irreversible: true, Unconfined: true},
 		{Argv: argv, Touches: []string{"relative"}},
 		{Argv: argv, Touches: []string{"/x/.."}},
 		{Argv: argv, Irreversible: true, Timeout: -1},
@@ -503,8 +503,16 @@ func TestRunReadonlyIsNoChange(t *testing.T) {
 	if how := r.confinement(); how != "mount-namespace" {
 		t.Skipf("%s: run as root, where mount namespaces may be made", how)
 	}
-	if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"touch", dir + "/never"}, Readonly: true}); !errors.Is(err, fault.ErrOutput) {
-		t.Error(err)
+	for _, path := range []string{"/etc/quantix-never", "/usr/quantix-never"} {
+		if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: []string{"touch", path}, Readonly: true}); !errors.Is(err, fault.ErrOutput) {
+			t.Error(path, err)
+		}
+	}
+	for _, path := range []string{dir + "/never", "/run/quantix-never", "/var/lib/quantix-never"} { // seen by the command alone
+		_, err := c.invoke("exec.sh", &pb.ShellArgs{Command: "touch " + path + " && test -e " + path, Readonly: true})
+		if _, left := os.Stat(path); err != nil || !errors.Is(left, fs.ErrNotExist) {
+			t.Error(path, err, left)
+		}
 	}
 }
 

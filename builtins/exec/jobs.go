@@ -74,19 +74,43 @@ func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStart
 	if err != nil {
 		return nil, onStart(err)
 	}
-	line := in.GetCommand()
-	if len(in.GetArgs()) > 0 || in.GetProgram() {
-		line = Quote(spec.Argv)
-	}
-	job, err := r.startJob(ctx, call, spec, line, in.GetRunAsUser())
+	job, err := r.startJob(ctx, call, spec, commandLine(in, spec), in.GetRunAsUser(), in.GetName())
 	if err != nil {
 		return nil, onStart(err)
 	}
 	return &pb.ExecStartResponse{Pid: job.Pid, JobId: job.Id}, nil
 }
 
+// commandLine is the command of a request as people read it.
+func commandLine(in *pb.ExecStartRequest, spec proc.Spec) string {
+	if len(in.GetArgs()) > 0 || in.GetProgram() {
+		return Quote(spec.Argv)
+	}
+	return in.GetCommand()
+}
+
+func newJob(call *builtins.Call, spec proc.Spec, line, user, name string) *pb.Job {
+	return &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line),
+		Directory: printable(spec.Dir), User: user, RequestId: call.ID, Port: call.Port, Name: name}
+}
+
+// maxJobName is the length of the longest name of a job.
+const maxJobName = 64
+
+// checkJobName refuses what is no name of a job.
+func checkJobName(name string) error {
+	plain := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c)
+	}
+	if len(name) > maxJobName || strings.ContainsFunc(name, func(c rune) bool { return !plain(c) }) {
+		const words = "the name %q has other characters than letters, digits, dot, hyphen and underscore, or more than %d"
+		return fault.Invalid(words, name, maxJobName)
+	}
+	return nil
+}
+
 // startJob starts a supervisor and waits until its command runs.
-func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec, line, user string) (*pb.Job, error) {
+func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec, line, user, name string) (*pb.Job, error) {
 	r.jobs.mu.Lock()
 	defer r.jobs.mu.Unlock()
 	list, err := r.jobs.list()
@@ -95,15 +119,14 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	}
 	running := 0
 	for _, job := range r.jobs.prune(list, time.Now()) {
-		if job.State == pb.JobState_JOB_STATE_RUNNING {
+		if job.State == pb.JobState_JOB_STATE_RUNNING && !job.Attached {
 			running++
 		}
 	}
 	if running >= maxRunningJobs {
 		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxRunningJobs)
 	}
-	job := &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line), Directory: printable(spec.Dir),
-		User: user, RequestId: call.ID, Port: call.Port}
+	job := newJob(call, spec, line, user, name)
 	dir := filepath.Join(r.jobs.dir, job.Id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ func (r *Room) leaveAlone(ctx context.Context, call *builtins.Call, spec proc.Sp
 		if len(in.GetArgs()) > 0 {
 			line = Quote(spec.Argv)
 		}
-		job, err := r.startJob(ctx, call, spec, line, in.GetRunAsUser())
+		job, err := r.startJob(ctx, call, spec, line, in.GetRunAsUser(), "")
 		if err != nil {
 			return nil, onStart(err)
 		}

@@ -92,7 +92,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if spec.Confine == nil { // a confined one may not freeze
 		after = r.watchFreezes(call)
 	}
-	result, err := r.guest.Run(ctx, guest.Command{
+	result, err := r.guest.RunHeld(ctx, guest.Command{
 		Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches(),
 	}, spec)
 	after()
@@ -117,7 +117,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 func (r *Room) observe(
 	ctx context.Context, call *builtins.Call, in *pb.RunArgs, spec proc.Spec, change *pb.Change,
 ) (*pb.RunResult, error) {
-	result, err := r.guest.Run(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
+	result, err := r.guest.RunHeld(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
 	out, err := finish(in, spec.Confine != nil, result, err)
 	switch {
 	case !call.DryRun.Changed:
@@ -160,8 +160,8 @@ func checkDeclared(in *pb.RunArgs) error {
 		return &fault.Error{Err: fault.Refuse("it is not said what the command does to the guest"), Hint: hint}
 	case kinds > 1:
 		return &fault.Error{Err: fault.Refuse("more than one of readonly, undo, touches, irreversible is said"), Hint: hint}
-	case in.GetUnconfined() && len(in.GetTouches()) == 0:
-		return fault.Invalid("unconfined goes with touches")
+	case in.GetUnconfined() && len(in.GetTouches()) == 0 && !in.GetReadonly():
+		return fault.Invalid("unconfined goes with touches and readonly")
 	case len(in.GetUndo()) > 0 && in.GetUndo()[0] == "":
 		return fault.Invalid("undo has no program")
 	case len(in.GetUndo()) == 0 && len(in.GetUndoOk())+len(in.GetUndoIf()) > 0:
@@ -212,7 +212,7 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 	if len(spec.Stdin) == 0 {
 		spec.Stdin = nil
 	}
-	if (in.GetReadonly() || confinable(in)) && r.confines() {
+	if (in.GetReadonly() && !in.GetUnconfined() || confinable(in)) && r.confines() {
 		spec.Confine = &proc.Confine{Writable: touched(in)}
 	}
 	return spec, r.identity(&spec, in.GetUser(), in.GetGroup(), true, in.GetEnv())
@@ -293,11 +293,13 @@ func strayed(ctx context.Context, call *builtins.Call, op string) error {
 	}
 }
 
+const unconfinedHint = "unconfined = true runs it without holding it to what it says"
+
 // finish makes the script's result of how a command ended.
 func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.RunResult, error) {
 	var start *proc.StartError
-	if errors.As(err, &start) && start.Stage == "confinement" && confined && len(in.GetTouches()) > 0 {
-		return nil, &fault.Error{Object: program(in), Err: err, Hint: "unconfined = true runs the command without holding it to what it touches"}
+	if errors.As(err, &start) && start.Stage == "confinement" && confined {
+		return nil, &fault.Error{Object: program(in), Err: err, Hint: unconfinedHint}
 	}
 	if err != nil {
 		return nil, onCommand(in, err)
@@ -305,8 +307,12 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 	check := in.Check == nil || in.GetCheck()
 	if err := result.Err(); err != nil && (check || result.TimedOut) {
 		failed := &fault.Error{Object: program(in), Err: err}
-		if confined && strings.Contains(string(result.Tail), "Read-only file system") {
-			failed.Hint = "the command may write only what touches names, and files under $TMPDIR"
+		if confined && guest.Says(result, guest.ReadOnlyText) {
+			failed.Hint = "the command may write only what touches names, and files under $TMPDIR; " + unconfinedHint
+			if in.GetReadonly() {
+				failed.Hint = "a readonly command may write below /run, /tmp, /var and $TMPDIR alone, and that is thrown away; " +
+					unconfinedHint
+			}
 		}
 		if confined && strings.Contains(string(result.Tail), "Operation not permitted") {
 			failed.Hint = "a command that is readonly or has touches may not mount, make devices or look into other processes"

@@ -66,8 +66,10 @@ type streamed struct {
 	leave  context.CancelFunc
 	window uint64
 
+	outlives bool // the agent, as a job
+
 	started chan struct{} // closed when live is set
-	live    *proc.Live
+	live    live
 	done    chan struct{} // closed when all is over, also where nothing was started
 
 	mu             sync.Mutex
@@ -77,8 +79,20 @@ type streamed struct {
 	seq            uint64
 }
 
+// live is a command that runs; see proc.Live.
+type live interface {
+	PID() int
+	Signal(syscall.Signal) error
+	Resize(rows, cols uint16) error
+	Write(ctx context.Context, p []byte) (int, error)
+	CloseInput(ctx context.Context) error
+}
+
 // execStart is the native operation.
 func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecStartRequest) (*pb.ExecStartResponse, error) {
+	if err := checkJobName(in.GetName()); err != nil {
+		return nil, err
+	}
 	if in.GetDetach() {
 		return r.detach(ctx, call, in)
 	}
@@ -96,6 +110,9 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	s := newStreamed(call, in.GetWindow())
 	if err := r.streams.enter(s); err != nil {
 		return nil, err
+	}
+	if in.GetOutlive() && !in.GetStdin() && in.GetTerminal() == nil && r.jobs.kept() && r.config.Commands.Reexec {
+		return r.startOutliving(ctx, call, s, spec, in)
 	}
 	after := r.watchFreezes(call)
 	failed := make(chan error, 1)
@@ -123,6 +140,37 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 		s.end(err)
 	}
 	return &pb.ExecStartResponse{ExecId: call.ID, Pid: uint32(s.live.PID()), Window: uint32(s.window)}, nil
+}
+
+// startOutliving starts a command that outlives the agent.
+func (r *Room) startOutliving(
+	ctx context.Context, call *builtins.Call, s *streamed, spec proc.Spec, in *pb.ExecStartRequest,
+) (*pb.ExecStartResponse, error) {
+	after := r.watchFreezes(call)
+	command, job, err := r.attach(ctx, call, spec, commandLine(in, spec), in)
+	if err != nil {
+		after()
+		r.streams.leave(s)
+		return nil, onStart(err)
+	}
+	s.outlives, s.live = true, command
+	close(s.started)
+	go func() {
+		defer r.streams.leave(s)
+		end := command.follow(s)
+		after()
+		switch {
+		case end == nil:
+		case s.send(&pb.ExecOutputEvent{End: end}) || !errors.Is(context.Cause(s.ctx), builtins.ErrStopping):
+			command.told()
+		default: // the host asks the next agent
+			command.release()
+		}
+	}()
+	if err := context.Cause(ctx); err != nil { // who asked has taken it back
+		s.end(err)
+	}
+	return &pb.ExecStartResponse{ExecId: call.ID, Pid: uint32(command.PID()), Window: uint32(s.window), JobId: job}, nil
 }
 
 // streamSpec makes a command of a request.
@@ -393,13 +441,16 @@ func (l *streams) sessionClosed(port, session string) {
 	}
 }
 
-// stop ends all, and waits for that.
+// stop ends all, but for those that outlive the agent, and waits for that.
 func (l *streams) stop() {
 	l.mu.Lock()
 	l.stopped = true
 	var all []*streamed
 	for _, s := range l.running {
 		s.end(builtins.ErrStopping)
+		if s.outlives {
+			s.leave()
+		}
 		all = append(all, s)
 	}
 	l.mu.Unlock()

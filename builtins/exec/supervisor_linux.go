@@ -41,6 +41,8 @@ type supervisorSpec struct {
 	Name      string
 	JobCgroup string
 	Grace     time.Duration
+	// Attached: stdin and stdout are one socket, by which the output goes to the agent as long as that lives.
+	Attached bool
 }
 
 // supervisorReply is what a supervisor writes to its standard output, once.
@@ -51,10 +53,7 @@ type supervisorReply struct {
 
 // startSupervisor starts the supervisor of a job, and updates job from its reply.
 func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spec proc.Spec) error {
-	if !r.config.Commands.Reexec {
-		return fault.Unsupported("this program does not execute itself")
-	}
-	raw, err := proto.Marshal(job)
+	request, err := r.supervisorSpec(dir, job, spec)
 	if err != nil {
 		return err
 	}
@@ -69,8 +68,7 @@ func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spe
 		return err
 	}
 	defer replyReader.Close()
-	_, err = r.guest.Runner.SpawnOn(proc.Spec{Path: "/proc/self/exe", Argv: []string{os.Args[0], supervisorArg, job.Id},
-		Env: []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}}, stdin, stdout)
+	err = r.spawnSupervisor(job.Id, stdin, stdout)
 	stdin.Close()
 	stdout.Close()
 	if err != nil {
@@ -78,14 +76,34 @@ func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spe
 	}
 	stop := context.AfterFunc(ctx, func() { specWriter.SetWriteDeadline(time.Now()); replyReader.SetReadDeadline(time.Now()) })
 	defer stop()
-	request := supervisorSpec{Dir: dir, Job: raw, Argv: spec.Argv, WorkDir: spec.Dir, Env: spec.Env, Root: spec.Root, User: spec.User,
-		Timeout: spec.Timeout, Name: r.config.Commands.Name, JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}
 	if err := gob.NewEncoder(specWriter).Encode(request); err != nil {
 		return &proc.StartError{Stage: "process", Err: fault.Cause(err)}
 	}
 	specWriter.Close()
+	return readReply(gob.NewDecoder(replyReader), job)
+}
+
+// supervisorSpec is what the supervisor of a job is told.
+func (r *Room) supervisorSpec(dir string, job *pb.Job, spec proc.Spec) (supervisorSpec, error) {
+	if !r.config.Commands.Reexec {
+		return supervisorSpec{}, fault.Unsupported("this program does not execute itself")
+	}
+	raw, err := proto.Marshal(job)
+	return supervisorSpec{Dir: dir, Job: raw, Argv: spec.Argv, WorkDir: spec.Dir, Env: spec.Env, Root: spec.Root, User: spec.User,
+		Timeout: spec.Timeout, Name: r.config.Commands.Name, JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}, err
+}
+
+// spawnSupervisor starts the process of a supervisor, which reads its spec from stdin and replies on stdout.
+func (r *Room) spawnSupervisor(id string, stdin, stdout *os.File) error {
+	_, err := r.guest.Runner.SpawnOn(proc.Spec{Path: "/proc/self/exe", Argv: []string{os.Args[0], supervisorArg, id},
+		Env: []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}}, stdin, stdout)
+	return err
+}
+
+// readReply takes the reply of a supervisor, with which it updates job.
+func readReply(from *gob.Decoder, job *pb.Job) error {
 	var reply supervisorReply
-	if err := gob.NewDecoder(replyReader).Decode(&reply); err != nil {
+	if err := from.Decode(&reply); err != nil {
 		return &proc.StartError{Stage: "process", Err: fmt.Errorf("no reply from the job's supervisor: %w", fault.Cause(err))}
 	}
 	if len(reply.Job) > 0 {
@@ -105,19 +123,67 @@ func jobMain() bool {
 	}
 	ossignal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // the agent may be gone before the reply
 	var spec supervisorSpec
-	if err := gob.NewDecoder(os.Stdin).Decode(&spec); err != nil {
+	from := gob.NewDecoder(os.Stdin)
+	if err := from.Decode(&spec); err != nil {
 		return true
 	}
-	os.Stdin.Close()
-	if err := spec.supervise(); err != nil {
-		sendReply(errorReply(err))
+	to := gob.NewEncoder(os.Stdout)
+	var out output = &spools{stdout: spool{dir: spec.Dir, name: "stdout"}, stderr: spool{dir: spec.Dir, name: "stderr"}, reply: to}
+	if spec.Attached {
+		out = &relay{dir: spec.Dir, from: from, to: to}
+	} else {
+		os.Stdin.Close()
+	}
+	if err := spec.supervise(out); err != nil {
+		to.Encode(errorReply(err))
 	}
 	return true
 }
 
-func sendReply(reply supervisorReply) {
-	gob.NewEncoder(os.Stdout).Encode(reply) // fails if the agent is gone
+// output is where the output of a job goes.
+type output interface {
+	// started tells that the command runs. It returns why that cannot be kept, so that the command is ended.
+	started(live *proc.Live, job *pb.Job, end context.CancelCauseFunc) error
+	// write takes what the command wrote to descriptor 1 or 2, and false where nobody wants more.
+	write(fd int, data []byte) bool
+	// ended tells how the command ended.
+	ended(job *pb.Job)
+}
+
+// spools is the output of a job that was detached from the start.
+type spools struct {
+	stdout, stderr spool
+	reply          *gob.Encoder // to the agent, which may be gone
+}
+
+func (s *spools) started(_ *proc.Live, job *pb.Job, _ context.CancelCauseFunc) error {
+	raw, err := writeJob(s.stdout.dir, job)
+	if err == nil {
+		err = reserveJob(s.stdout.dir)
+	}
+	reply := supervisorReply{Job: raw}
+	if err != nil {
+		reply = errorReply(err)
+	}
+	s.reply.Encode(reply)
 	os.Stdout.Close()
+	return err
+}
+
+func (s *spools) write(fd int, data []byte) bool {
+	if fd == 1 {
+		s.stdout.Write(data)
+	} else {
+		s.stderr.Write(data)
+	}
+	return true
+}
+
+func (s *spools) ended(job *pb.Job) {
+	s.stdout.close()
+	s.stderr.close()
+	job.StdoutBytes, job.StderrBytes = s.stdout.total, s.stderr.total
+	writeJob(s.stdout.dir, job) // if that fails the job is lost
 }
 
 func errorReply(err error) supervisorReply {
@@ -130,7 +196,7 @@ func errorReply(err error) supervisorReply {
 }
 
 // supervise runs the command to its end. The error is that of a command that did not start.
-func (p *supervisorSpec) supervise() error {
+func (p *supervisorSpec) supervise(out output) error {
 	lock, err := os.OpenFile(filepath.Join(p.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -146,10 +212,10 @@ func (p *supervisorSpec) supervise() error {
 	if err := proto.Unmarshal(p.Job, job); err != nil {
 		return err
 	}
-	return p.runCommand(job)
+	return p.runCommand(job, out)
 }
 
-func (p *supervisorSpec) runCommand(job *pb.Job) error {
+func (p *supervisorSpec) runCommand(job *pb.Job, out output) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)
@@ -159,34 +225,22 @@ func (p *supervisorSpec) runCommand(job *pb.Job) error {
 		cancel(errEnded)
 	}()
 	runner := proc.New(proc.Config{Name: p.Name, JobCgroup: p.JobCgroup, Grace: p.Grace, Reexec: true})
-	spools := [2]spool{{dir: p.Dir, name: "stdout"}, {dir: p.Dir, name: "stderr"}}
 	started := false
 	spec := proc.Spec{Argv: p.Argv, Dir: p.WorkDir, Env: p.Env, Root: p.Root, User: p.User, Timeout: p.Timeout}
 	result, err := runner.Serve(ctx, spec, proc.Serving{
-		Output: func(fd int, b []byte) bool { spools[fd-1].Write(b); return true },
+		Output: out.write,
 		Started: func(live *proc.Live) {
 			started = true
 			job.Pid, job.Started = uint32(live.PID()), timestamppb.Now()
-			raw, err := writeJob(p.Dir, job)
-			if err == nil {
-				err = reserveJob(p.Dir)
-			}
-			if err != nil { // no agent would find the job, so the command is ended
+			if err := out.started(live, job, cancel); err != nil { // no agent would find the job, so the command is ended
 				cancel(err)
-				sendReply(errorReply(err))
-				return
 			}
-			sendReply(supervisorReply{Job: raw})
 		}})
 	if !started {
 		return err
 	}
-	for i := range spools {
-		spools[i].close()
-	}
-	job.StdoutBytes, job.StderrBytes = spools[0].total, spools[1].total
 	job.State, job.Ended, job.Exit = pb.JobState_JOB_STATE_ENDED, timestamppb.Now(), ended(result, err)
-	writeJob(p.Dir, job) // if that fails the job is lost
+	out.ended(job)
 	runner.Release()
 	return nil
 }
@@ -203,8 +257,10 @@ func reserveJob(dir string) error {
 	return os.WriteFile(filepath.Join(dir, jobNew), make([]byte, jobRoom), 0o600)
 }
 
-// writeJob replaces the file of a job, and returns its content.
-func writeJob(dir string, job *pb.Job) ([]byte, error) {
+// writeJob replaces the file of a job, durably, and returns its content.
+func writeJob(dir string, job *pb.Job) ([]byte, error) { return writeJobFile(dir, job, true) }
+
+func writeJobFile(dir string, job *pb.Job, durable bool) ([]byte, error) {
 	raw, err := proto.Marshal(job)
 	if err != nil {
 		return nil, err
@@ -215,7 +271,11 @@ func writeJob(dir string, job *pb.Job) ([]byte, error) {
 		return nil, err
 	}
 	_, err = file.Write(raw)
-	err = errors.Join(err, file.Truncate(int64(len(raw))), file.Sync(), file.Close())
+	err = errors.Join(err, file.Truncate(int64(len(raw))))
+	if durable {
+		err = errors.Join(err, file.Sync())
+	}
+	err = errors.Join(err, file.Close())
 	if err == nil {
 		err = os.Rename(temp, filepath.Join(dir, jobFile))
 	}

@@ -19,6 +19,7 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*
 	}
 	if len(in.GetUndoIf()) > 0 {
 		if needed, err := r.undoNeeded(ctx, in); err != nil || !needed {
+			call.Idle = err == nil
 			return &pb.RunResult{}, err
 		}
 	}
@@ -72,7 +73,7 @@ func (r *Room) runUndo(ctx context.Context, in *pb.RunArgs) (*proc.Result, error
 	if spec.Timeout == 0 {
 		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
 	}
-	return r.guest.Run(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true, Readonly: in.GetReadonly()}, spec)
+	return r.guest.RunHeld(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true, Readonly: in.GetReadonly()}, spec)
 }
 
 // exited reports whether a command ended by itself.

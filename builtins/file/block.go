@@ -26,7 +26,7 @@ func (r *Room) block(ctx context.Context, call *builtins.Call, in *pb.BlockArgs)
 	return r.put(ctx, call, edit.File{
 		Op: "file.block", Path: in.Path, Attr: attr, Edit: b.edit, Follow: true,
 		Parents: in.Parents && !b.absent, Backup: in.Backup, InPlace: in.Inplace,
-	})
+	}, in.Validate)
 }
 
 // block is what a caller wants of the lines of a file between two marks.

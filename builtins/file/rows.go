@@ -5,6 +5,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -179,6 +180,9 @@ func rewrites(in proto.Message) builtins.Access {
 	if with, ok := in.(interface{ GetBackup() bool }); ok && with.GetBackup() {
 		a.Writes = append(a.Writes, pathOf(in)+edit.BackupSuffix)
 		a.Siblings = []builtins.Sibling{{Path: pathOf(in), Suffix: edit.BackupSuffix}} // a link is followed
+	}
+	if with, ok := in.(interface{ GetValidate() []string }); ok && len(with.GetValidate()) > 0 {
+		a.Commands = []builtins.Command{guest.CommandAccess(with.GetValidate(), nil, "")}
 	}
 	return a
 }

@@ -29,7 +29,7 @@ func (r *Room) template(ctx context.Context, call *builtins.Call, in *pb.Templat
 	}
 	return r.put(ctx, call, edit.File{
 		Op: "file.template", Path: in.Path, Attr: attr, Content: text, Parents: in.Parents, Backup: in.Backup,
-	})
+	}, in.Validate)
 }
 
 // expand puts the value of each {{name}} or {{name|filter}} in its place; blanks inside the braces do not count. Two

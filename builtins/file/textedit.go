@@ -32,7 +32,7 @@ func (r *Room) line(ctx context.Context, call *builtins.Call, in *pb.LineArgs) (
 	return r.put(ctx, call, edit.File{
 		Op: "file.line", Path: in.Path, Attr: attr, Edit: wish.edit, Follow: true,
 		Parents: in.Parents && !wish.absent, Backup: in.Backup, InPlace: in.Inplace,
-	})
+	}, in.Validate)
 }
 
 // wish is what a caller wants of the lines of a file.
@@ -207,7 +207,9 @@ func (r *Room) replace(ctx context.Context, call *builtins.Call, in *pb.ReplaceA
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	return r.put(ctx, call, edit.File{Op: "file.replace", Path: in.Path, Edit: transform, Follow: true, Backup: in.Backup, InPlace: in.Inplace})
+	return r.put(ctx, call, edit.File{
+		Op: "file.replace", Path: in.Path, Edit: transform, Follow: true, Backup: in.Backup, InPlace: in.Inplace,
+	}, in.Validate)
 }
 
 // replacing makes the edit. One that would change its own result is most likely a slip: each run would change more.

@@ -17,7 +17,7 @@ func (r *Room) write(ctx context.Context, call *builtins.Call, in *pb.WriteFileA
 	return r.put(ctx, call, edit.File{
 		Op: "file.write", Path: in.Path, Attr: attr, Content: in.Content,
 		Parents: in.Parents, Backup: in.Backup, InPlace: in.Inplace, Follow: in.Inplace,
-	})
+	}, in.Validate)
 }
 
 func (r *Room) append(ctx context.Context, call *builtins.Call, in *pb.WriteFileArgs) (*pb.Changed, error) {
@@ -28,11 +28,14 @@ func (r *Room) append(ctx context.Context, call *builtins.Call, in *pb.WriteFile
 	return r.put(ctx, call, edit.File{
 		Op: "file.append", Path: in.Path, Attr: attr, Content: in.Content,
 		Parents: in.Parents, Backup: in.Backup, InPlace: in.Inplace, Follow: true, Append: true,
-	})
+	}, in.Validate)
 }
 
-// put makes a file what it shall be.
-func (r *Room) put(ctx context.Context, call *builtins.Call, w edit.File) (*pb.Changed, error) {
+// put makes a file what it shall be. validate is the program that looks at it before it is put in place; empty: none.
+func (r *Room) put(ctx context.Context, call *builtins.Call, w edit.File, validate []string) (_ *pb.Changed, err error) {
+	if w.Validate, err = r.validator(call, validate); err != nil {
+		return nil, fault.On(w.Path, err)
+	}
 	return changed(r.edit.Put(ctx, call, w))
 }
 

@@ -197,6 +197,9 @@ func (a *At) Create(content []byte) error {
 	return nil
 }
 
+// Path returns the path of the staged file, inside the root.
+func (s *Staged) Path() string { return Join(Parent(s.at.Path), s.temp) }
+
 // Discard ends the staging and removes the file.
 func (s *Staged) Discard() error {
 	err := errors.Join(fault.Cause(s.File.Close()), removeTemp(s.at.dir, s.temp))

@@ -227,3 +227,123 @@ func TestLeftBesideByAKill(t *testing.T) {
 		t.Errorf("%q, %v", content, err)
 	}
 }
+
+// ranIn lists what a rollback ran, in its order.
+func ranIn(changes []*pb.Change, dir string) string {
+	var list []string
+	for _, c := range changes {
+		list = append(list, strings.ReplaceAll(c.Op+" "+c.Action+" "+c.Target, dir, ""))
+	}
+	return strings.Join(list, "\n")
+}
+
+// What a rollback ran is in the reply, and in what is stored, by its name and with its time, and without secrets.
+func TestWhatARollbackRan(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	c := a.Client(t, client.Options{})
+	dir, began := t.TempDir(), time.Now()
+	source := strings.ReplaceAll(`
+		tx.on_rollback({"touch", "$/hook"})
+		exec.run({"true"}, {undo = {"touch", "$/word", "$/" .. secrets.word}})
+		exec.run({"true"}, {undo = {"touch", "$/never"}, undo_if = {"false"}})
+		exec.run({"true"}, {undo = {"false"}})
+		error("no")`, "$", dir)
+	reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, &pb.RunScriptRequest{
+		Source: []byte(source), Secrets: map[string]string{"word": "abcdefgh"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "exec.undo failed false\nexec.undo not needed touch /never\nexec.undo ran touch /word /[secret]\nexec.undo ran touch /hook"
+	if got := ranIn(reply.RollbackRan, dir); got != want {
+		t.Errorf("the reply: %s", got)
+	}
+	for _, r := range reply.RollbackRan {
+		if at := r.At.AsTime(); at.Before(began) || at.After(time.Now()) || r.DurationMs > uint64(time.Since(began).Milliseconds()) {
+			t.Error(r)
+		}
+	}
+	shown, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), c, &pb.TransactionsRequest{TransactionId: reply.TransactionId})
+	if err != nil || len(shown.Transactions) != 1 || ranIn(shown.Transactions[0].Reply.RollbackRan, dir) != want {
+		t.Error(shown, err)
+	}
+}
+
+// After a crash of the agent, in the script and again in its rollback, all that ran in the rollback is told, each once.
+func TestWhatARollbackRanAfterACrash(t *testing.T) {
+	state, dir := t.TempDir(), t.TempDir()
+	a := agenttest.Start(t, agenttest.Options{State: state})
+	c := a.Client(t, client.Options{})
+	source := strings.ReplaceAll(`
+		exec.run({"true"}, {undo = {"sh", "-c", "touch $/second; test -e $/go || exec sleep 1000"}})
+		exec.run({"true"}, {undo = {"touch", "$/first", "$/" .. secrets.word}})
+		file.write("$/reached", "") error("no")`, "$", dir)
+	go func() {
+		_, _ = client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{
+			Source: []byte(source), Secrets: map[string]string{"word": "abcdefgh"}})
+	}()
+	exists := func(name string) func() bool {
+		return func() bool { _, err := os.Stat(dir + name); return err == nil }
+	}
+	eventually(t, "the second undo command", exists("/second"))
+	a.Kill()
+	if err := os.WriteFile(dir+"/go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := agenttest.Start(t, agenttest.Options{State: state}).Client(t, client.Options{})
+	awaitRecovered(t, d)
+	list, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{})
+	if err != nil || len(list.Transactions) != 1 {
+		t.Fatal(list, err)
+	}
+	shown, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{TransactionId: list.Transactions[0].TransactionId})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "exec.undo ran touch /first /[secret]\nexec.undo ran sh -c 'touch /second; test -e /go || exec sleep 1000'"
+	if got := ranIn(shown.Transactions[0].Reply.GetRollbackRan(), dir); got != want {
+		t.Errorf("%s", got)
+	}
+}
+
+// A file that several calls edit is in the list of changes once, with its whole diff: in a run, its dry run, and one that is
+// rolled back. What is caught and taken back, and what others do in between, keeps the list true.
+func TestOneDiffForAFile(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	c := a.Client(t, client.Options{})
+	dir := t.TempDir()
+	for _, open := range []string{dir, filepath.Dir(dir)} { // so that all may read what is there
+		if err := os.Chmod(open, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const edits = `
+		file.line("$/a", {line = "two"})
+		file.write("$/b", "b\n")
+		file.replace("$/a", "one", "1")
+		pcall(file.replace, "$/a", "1", "$9")
+		file.append("$/a", "three\n")
+		exec.sh("echo other >> $/b", {touches = {"$/b"}, plan = "adds a line"})
+		file.line("$/b", {line = "end"})`
+	const diff = "--- a/a\n+++ b/a\n@@ -1,1 +1,3 @@\n-one\n+1\n+two\n+three\n"
+	for _, test := range []struct {
+		name, source, changes string
+		dry                   bool
+	}{
+		{"dry run", strings.Split(edits, "exec.sh")[0], "modified /a WOULD\ncreated /b WOULD", true},
+		{"rolled back", edits + ` error("no")`, "modified /a UNDONE\ncreated /b UNDONE\nran echo other >> /b UNDONE\nmodified /b UNDONE", false},
+		{"run", edits, "modified /a APPLIED\ncreated /b APPLIED\nran echo other >> /b APPLIED\nmodified /b APPLIED", false},
+	} {
+		if err := os.WriteFile(dir+"/a", []byte("one\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 60*time.Second), c, &pb.RunScriptRequest{
+			Source: []byte(strings.ReplaceAll(test.source, "$/", dir+"/")), DryRun: test.dry})
+		if err != nil || states(reply.Changes, dir) != test.changes {
+			t.Errorf("%s: %v\n%s\n%v", test.name, err, states(reply.GetChanges(), dir), reply.GetChanges())
+			continue
+		}
+		if got := strings.ReplaceAll(reply.Changes[0].Diff, dir, ""); got != diff {
+			t.Errorf("%s: %q", test.name, got)
+		}
+	}
+}

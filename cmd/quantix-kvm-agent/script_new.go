@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/scripts"
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
@@ -19,7 +20,8 @@ func newCommand() *cobra.Command {
 		Use:   "new NAME",
 		Short: "begin a script, with a test beside it",
 		Long: `new writes NAME.lua, a declared script that does one thing, and NAME_test.lua, its test: both run as they are. NAME may have
-a directory before it. A file that is there already is left alone.`,
+a directory before it. A file that is there already is left alone. Beside them it writes .luarc.json and .quantix/quantix.lua for
+editors with the Lua language server, and .luacheckrc for luacheck, where there are none.`,
 		Example: "  quantix-kvm-agent script new site && quantix-kvm-agent script test site.lua",
 		Args:    cobra.ExactArgs(1),
 		RunE:    func(c *cobra.Command, args []string) error { return createScript(c.OutOrStdout(), args[0]) },
@@ -95,6 +97,44 @@ func createScript(out io.Writer, path string) error {
 			return err
 		}
 		fmt.Fprintln(out, files[i])
+	}
+	return writeEditorFiles(out, filepath.Dir(path))
+}
+
+// luarc tells the Lua language server where the definitions are.
+const luarc = `{
+  "runtime.version": "Lua 5.1",
+  "workspace.library": [".quantix"]
+}
+`
+
+// writeEditorFiles writes what editors and luacheck want to know into the directory of a new script, but for what is there already.
+func writeEditorFiles(out io.Writer, dir string) error {
+	library, err := fs.ReadFile(scripts.Stubs(), "quantix.lua")
+	if err != nil {
+		return err
+	}
+	check, err := fs.ReadFile(scripts.Stubs(), "quantix.luacheckrc")
+	if err != nil {
+		return err
+	}
+	for _, file := range []struct {
+		name string
+		text []byte
+	}{
+		{".luarc.json", []byte(luarc)}, {".luacheckrc", check}, {filepath.Join(".quantix", "quantix.lua"), library},
+	} {
+		path := filepath.Join(dir, file.name)
+		if _, err := os.Lstat(path); err == nil {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, file.text, 0o644); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, path)
 	}
 	return nil
 }

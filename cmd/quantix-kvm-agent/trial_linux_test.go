@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -74,7 +75,23 @@ func TestScriptNew(t *testing.T) {
 	if err := createScript(&out, filepath.Join(dir, "my.site")); err != nil {
 		t.Fatal(err)
 	}
-	files := strings.Fields(out.String())
+	made := strings.Fields(out.String())
+	if len(made) != 5 {
+		t.Fatal(made)
+	}
+	for _, path := range made {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	files := made[:2] // the others are for editors
+	if luacheck, err := exec.LookPath("luacheck"); err == nil {
+		c := exec.Command(luacheck, "--no-color", "my.site.lua", "my.site_test.lua")
+		c.Dir = dir
+		if said, err := c.CombinedOutput(); err != nil {
+			t.Errorf("luacheck: %v\n%s", err, said)
+		}
+	}
 	out.Reset()
 	if err := checkScripts(t.Context(), &out, files, nil); err != nil || len(files) != 2 {
 		t.Errorf("%v: %v\n%s", files, err, out.String())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -23,8 +24,11 @@ type app struct {
 	socket, vm, framing string
 	timeout             time.Duration
 	json, quiet         bool
+	verbose             bool
 
-	started bool // the command line was parsed
+	started  bool // the command line was parsed
+	settings settings
+	recovery sync.Once
 }
 
 // run executes a command line and returns the exit code.
@@ -38,9 +42,23 @@ func (a *app) run(args []string) int {
 	if err == nil {
 		return 0
 	}
+	a.json = a.json || wantsJSON(args) // the mistake may stand before it
 	f := a.classify(cmd, err, ctx.Err() != nil)
 	a.printError(f)
 	return f.code
+}
+
+// wantsJSON says whether a command line that could not be understood has --json.
+func wantsJSON(args []string) bool {
+	for _, arg := range args {
+		switch arg {
+		case "--":
+			return false
+		case "--json", "--json=true":
+			return true
+		}
+	}
+	return false
 }
 
 func (a *app) command() *cobra.Command {
@@ -52,18 +70,23 @@ transactional scripts, copies files, and shows how the guest is.
 
 CONNECTION
   The agent is reached over the unix socket that QEMU makes for a virtio-serial port: --socket, or the environment variable
-  QUANTIX_SOCKET. --vm ID finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock or ID.agent.sock there, else the directory
-  below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name is the id, with libvirt's number before it or
-  without, and in it the first of org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
+  QUANTIX_SOCKET. --vm ID, or QUANTIX_VM, finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock or ID.agent.sock there, else the
+  directory below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel whose name is the id, with libvirt's number before
+  it or without, and in it the first of org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
   Such a socket serves one client at a time: while another one is connected, nothing is heard from the guest, and the
-  command ends with code 3 after about three seconds. The same code ends a command that is under way when the guest has
-  not answered a ping for a minute.
+  command ends with code 3 after about three seconds; with --timeout it is waited for until then, as for a guest that is
+  starting. The same code ends a command that is under way when the guest has not answered a ping for a minute.
+
+SETTINGS
+  $XDG_CONFIG_HOME/quantix-kvm/ctl.conf, by default ~/.config/quantix-kvm/ctl.conf, may have lines such as "vm = web",
+  "socket = /run/vm/web.agent" and "timeout = 2m", for what neither a flag nor a variable of the environment says.
 
 OUTPUT
   What was asked for goes to stdout, everything else to stderr. With --json stdout holds JSON, each value in one line unless
-  it is a terminal: messages of the protocol are written with their field names, 64-bit numbers as strings, bytes as base64
+  it is a terminal: messages of the protocol are written with their field names, modes of files as octal text, bytes as base64
   and times as RFC 3339, every field present. An error is then one line on stderr:
   {"error":{"code","message","op","object","hint"},"exit_code"}.
+  Differences are coloured on a terminal, unless NO_COLOR is set.
 
 INTERRUPT
   Ctrl-C cancels the request in the guest. exec and run wait for what becomes of it; a second Ctrl-C does not.
@@ -88,8 +111,9 @@ EXIT STATUS
   quantix-kvm-ctl --vm web push -r ./site /var/www`,
 		SilenceUsage: true, SilenceErrors: true,
 		Version: versionLine(),
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRunE: func(*cobra.Command, []string) error {
 			a.started = true
+			return a.readSettings()
 		},
 	}
 	root.SetVersionTemplate("quantix-kvm-ctl {{.Version}}\n")
@@ -102,21 +126,36 @@ EXIT STATUS
 	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec, run, update and wait; of freeze it is its own)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell on stderr which socket is used, and how to leave a terminal")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
 	if err := root.RegisterFlagCompletionFunc("vm", completeVM("/")); err != nil {
 		panic(err) // the flag is the one above
 	}
 	root.AddCommand(
 		a.pingCommand(), a.infoCommand(), a.statusCommand(), a.telemetryCommand(),
-		a.execCommand(), a.jobsCommand(), a.psCommand(), a.killCommand(), a.topCommand(), a.passwdCommand(),
+		a.vmsCommand(), a.execCommand(), a.jobsCommand(), a.logsCommand(), a.psCommand(), a.killCommand(), a.topCommand(), a.passwdCommand(),
 		a.serviceCommand(), a.hardwareCommand(), a.softwareCommand(), a.networkCommand(), a.waitCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
+		a.editCommand(), a.diffCommand(),
 		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(),
 		a.freezeCommand(), a.thawCommand(), a.trimCommand(),
 		a.runCommand(), a.confirmCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(), a.updateCommand(),
 		a.versionCommand(), manual.Command(1, version),
 	)
 	return root
+}
+
+// readSettings takes what the command line leaves open from the user's file.
+func (a *app) readSettings() error {
+	s, err := readSettings()
+	if err != nil {
+		return &failure{exitUsage, err}
+	}
+	a.settings = s
+	if a.timeout == 0 {
+		a.timeout = s.timeout
+	}
+	return nil
 }
 
 // onceValue is a flag that may be given once.

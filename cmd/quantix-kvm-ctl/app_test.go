@@ -235,7 +235,7 @@ func TestForeignAgent(t *testing.T) {
 	}{
 		{[]string{"stat", "/x"}, 1, "quantix-kvm-ctl: /x: File not found"},
 		{[]string{"exec", "x", "y"}, 125, "spawn failed"},
-		{[]string{"scripts"}, 1, "answered"},
+		{[]string{"scripts"}, 1, "an answer to another question"},
 	} {
 		code, _, stderr := ctl(t, append([]string{"-s", socket}, c.args...)...)
 		if code != c.code || !strings.Contains(stderr, c.want) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,7 @@ end; one that is replaced by another is an error.
 With --json: one line for each file, {"path","size","mode","data"}, the content as base64.`,
 		Example: `  quantix-kvm-ctl cat /etc/os-release
   quantix-kvm-ctl cat /var/log/syslog | tail`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, paths []string) error {
 			return a.with(c.Context(), noTimeout, func(s *session) error {
 				for _, path := range paths {
@@ -45,7 +46,7 @@ func (a *app) cat(s *session, path string) error {
 	return a.printJSON(struct {
 		Path string `json:"path"`
 		Size int64  `json:"size"`
-		Mode uint32 `json:"mode"`
+		Mode string `json:"mode"` // octal
 		Data []byte `json:"data"`
-	}{path, got.Size, got.Mode & permissionBits, content.Bytes()})
+	}{path, got.Size, fmt.Sprintf("%04o", got.Mode&permissionBits), content.Bytes()})
 }

@@ -43,6 +43,7 @@ func (a *app) settle(ctx context.Context, path, check string, within time.Durati
 		return &failure{code, fmt.Errorf(words, reply.TransactionId, err)}
 	}
 	reply.Status, reply.ConfirmUntil, reply.AfterCommit, reply.NotUndone = answer.Status, nil, answer.AfterCommit, answer.NotUndone
+	reply.RollbackRan = answer.RollbackRan
 	switch {
 	case answer.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED && failed != nil:
 		return &failure{exitFailed, fmt.Errorf("the check failed (%w), but somebody else has confirmed the changes", failed)}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"path"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // completionTimeout bounds how long the shell waits at a press of the tabulator key; a guest that does not answer adds no completions.
@@ -126,4 +128,86 @@ func completeVM(root string) cobra.CompletionFunc {
 		}
 		return fitting, cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// completePath completes with paths of the guest, a directory at a time.
+func (a *app) completePath(c *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if !strings.HasPrefix(word, "/") {
+		return nil, cobra.ShellCompDirectiveDefault // a local one
+	}
+	dir := word[:strings.LastIndexByte(word, '/')+1]
+	found := a.fitting(c.Context(), word, func(s *session) (paths []string, err error) {
+		err = s.List(s.ctx, dir, strings.HasPrefix(path.Base(word), "."), func(e *pb.DirectoryEntry) error {
+			name := dir + text.UnescapePath(e.Name)
+			if e.IsDirectory {
+				name += "/"
+			}
+			paths = append(paths, name)
+			return nil
+		})
+		return paths, err
+	})
+	if len(found) == 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	directive := cobra.ShellCompDirectiveNoFileComp
+	if len(found) == 1 && strings.HasSuffix(found[0], "/") {
+		directive |= cobra.ShellCompDirectiveNoSpace
+	}
+	return found, directive
+}
+
+// groupNames returns the groups of the guest, as completions.
+func groupNames(s *session) (words []string, err error) {
+	err = s.readFile("/etc/group", func(line string) {
+		name, _, _ := strings.Cut(line, ":")
+		words = append(words, name)
+	})
+	return words, err
+}
+
+// readFile calls f with the lines of a small file of the guest.
+func (s *session) readFile(path string, f func(line string)) error {
+	var b bytes.Buffer
+	if _, err := client.NewLink(s.Client, nil).PullTo(s.ctx, path, &b, client.PullOptions{}); err != nil {
+		return err
+	}
+	for line := range strings.Lines(b.String()) {
+		f(strings.TrimSpace(line))
+	}
+	return nil
+}
+
+// flagWords completes a flag with words of the guest.
+func (a *app) flagWords(c *cobra.Command, flag string, list func(*session) ([]string, error)) {
+	complete := func(c *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.fitting(c.Context(), word, list), cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := c.RegisterFlagCompletionFunc(flag, complete); err != nil {
+		panic(err) // the flag is the caller's
+	}
+}
+
+// parameterNames returns the parameters of the script of the guest that run names, as completions.
+func parameterNames(s *session, args []string) (words []string, err error) {
+	if len(args) == 0 {
+		return nil, nil
+	}
+	scripts, err := s.Scripts(s.ctx)
+	for _, script := range scripts {
+		if script.Name != args[0] {
+			continue
+		}
+		for name, schema := range script.GetParamsSchema().GetFields() {
+			words = append(words, name+"=\t"+schema.GetStructValue().GetFields()["description"].GetStringValue())
+		}
+	}
+	slices.Sort(words)
+	return words, err
+}
+
+// completeParameter completes run -p.
+func (a *app) completeParameter(c *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	list := func(s *session) ([]string, error) { return parameterNames(s, args) }
+	return a.fitting(c.Context(), word, list), cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }

@@ -81,6 +81,9 @@ func (a *app) printConfirmed(id string, reply *pb.ConfirmResponse) {
 	for _, c := range reply.AfterCommit {
 		fmt.Fprintf(a.stderr, "after the commit: %s\n", scriptreport.ChangeLine(c))
 	}
+	for _, c := range reply.RollbackRan {
+		fmt.Fprintln(a.stderr, scriptreport.RanLine(c))
+	}
 	for _, c := range reply.NotUndone {
 		fmt.Fprintf(a.stderr, "not undone: %s\n", scriptreport.ChangeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action}))
 	}

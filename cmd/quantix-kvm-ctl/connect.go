@@ -51,6 +51,27 @@ func (s *session) closeAfter(c *client.Client) {
 // connect finds the socket and connects. limit is the timeout of the command; grace is how long the connection stays open after ctx
 // has ended.
 func (a *app) connect(ctx context.Context, limit, grace time.Duration) (*session, error) {
+	began := time.Now()
+	for {
+		s, err := a.connectOnce(ctx, limit, grace, time.Since(began))
+		var f *failure
+		noAnswer := client.Gone(err) || errors.As(err, &f) && f.code == exitNoAnswer
+		if err == nil || !noAnswer || time.Since(began)+connectPause > a.timeout {
+			return s, err
+		}
+		select {
+		case <-time.After(connectPause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// connectPause is the pause between attempts to connect, as long as --timeout allows.
+const connectPause = 200 * time.Millisecond
+
+// connectOnce is one attempt. passed is what went by of the limit before.
+func (a *app) connectOnce(ctx context.Context, limit, grace, passed time.Duration) (*session, error) {
 	framing, err := wire.ParseFraming(a.framing)
 	if err != nil || a.timeout < 0 {
 		return nil, usage("--framing is plain or qtx1, and --timeout is not negative")
@@ -63,7 +84,7 @@ func (a *app) connect(ctx context.Context, limit, grace time.Duration) (*session
 	s.events.more = make(chan struct{}, 1)
 	dialing, stop := context.WithTimeout(ctx, connectTimeout)
 	defer stop()
-	s.Client, err = client.Dial(dialing, path, client.Options{Framing: framing, Event: s.event})
+	s.Client, err = client.Dial(dialing, path, client.Options{Framing: framing, Event: s.event, Recovering: a.noteRecovery})
 	if err != nil {
 		return nil, &failure{exitNoAnswer, err}
 	}
@@ -72,14 +93,22 @@ func (a *app) connect(ctx context.Context, limit, grace time.Duration) (*session
 		s.close()
 		return nil, err
 	}
-	s.limit(ctx, limit)
+	if a.verbose {
+		a.note("connected to %s", path)
+	}
+	s.limit(ctx, limit, passed)
 	return s, nil
 }
 
-// limit sets the context of the session.
-func (s *session) limit(ctx context.Context, limit time.Duration) {
+// noteRecovery says once why nothing happens for a while.
+func (a *app) noteRecovery(error) {
+	a.recovery.Do(func() { a.note("the agent takes back what an interruption left; waiting for that") })
+}
+
+// limit sets the context of the session, which ends when all of the limit has passed.
+func (s *session) limit(ctx context.Context, limit, passed time.Duration) {
 	if limit != noTimeout {
-		limited, stop := context.WithTimeoutCause(ctx, limit, fault.Wrapf(context.DeadlineExceeded, "it was not done within %v", limit))
+		limited, stop := context.WithTimeoutCause(ctx, limit-passed, fault.Wrapf(context.DeadlineExceeded, "it was not done within %v", limit))
 		s.stops = append(s.stops, stop)
 		ctx = limited
 	}
@@ -146,25 +175,32 @@ func (a *app) withCancelWait(ctx context.Context, do func(*session) error) error
 }
 
 func (a *app) findSocket(root string) (string, error) {
-	switch {
-	case a.vm != "" && a.socket != "":
-		return "", usage("give --socket or --vm, not both")
-	case a.vm != "":
-		path, err := client.FindSocket(root, a.vm)
-		if errors.Is(err, client.ErrAmbiguous) || errors.Is(err, fs.ErrInvalid) {
-			return "", &failure{exitUsage, err}
+	for _, from := range []struct{ socket, vm, names string }{
+		{a.socket, a.vm, "--socket or --vm"},
+		{os.Getenv("QUANTIX_SOCKET"), os.Getenv("QUANTIX_VM"), "QUANTIX_SOCKET or QUANTIX_VM"},
+		{a.settings.socket, a.settings.vm, "the setting socket or the setting vm"},
+	} {
+		switch {
+		case from.vm != "" && from.socket != "":
+			return "", usage("give %s, not both", from.names)
+		case from.vm != "":
+			return socketOf(root, from.vm)
+		case from.socket != "":
+			return from.socket, nil
 		}
-		if err != nil {
-			return "", &failure{exitNoAnswer, err}
-		}
-		return path, nil
-	case a.socket != "":
-		return a.socket, nil
 	}
-	if path := os.Getenv("QUANTIX_SOCKET"); path != "" {
-		return path, nil
+	return "", usage("which virtual machine? Give --socket or --vm, or set QUANTIX_SOCKET or QUANTIX_VM; vms lists those of this host")
+}
+
+func socketOf(root, vm string) (string, error) {
+	path, err := client.FindSocket(root, vm)
+	if errors.Is(err, client.ErrAmbiguous) || errors.Is(err, fs.ErrInvalid) {
+		return "", &failure{exitUsage, err}
 	}
-	return "", usage("which virtual machine? Give --socket or --vm, or set QUANTIX_SOCKET")
+	if err != nil {
+		return "", &failure{exitNoAnswer, err}
+	}
+	return path, nil
 }
 
 // events queues the events of the agent until they are taken; put never blocks.

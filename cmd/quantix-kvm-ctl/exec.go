@@ -21,6 +21,7 @@ type execFlags struct {
 	maxOutput        uint32
 	detach           bool
 	stdin, tty       bool
+	name             string
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -34,8 +35,10 @@ runs a line with the guest's shell instead. Flags end at the program.
 Output comes as the command writes it, stdout and stderr apart; a slow reader here slows the command down. -i brings the
 standard input to the command; without it there is none. -t gives the command a terminal of its own, on which both outputs are
 one: exec -it -- bash is a shell. From a terminal, Ctrl-C then goes to the guest, like every other key, and the size of the
-window does too. The command ends, with all that it started, when quantix-kvm-ctl or its connection does; what a command leaves
-running when it ends by itself lives on.
+window does too. Only ~. at the beginning of a line does not: it leaves a command or a guest that hangs; ~~ is one tilde.
+The command ends, with all that it started, when quantix-kvm-ctl or its connection does; what a command leaves running when it
+ends by itself lives on. A command without -i and -t outlives the agent: where that is restarted meanwhile, as by the command
+itself, it goes on, and exec connects again and tells how it ended. "jobs" lists it while it runs.
 
 --timeout is rounded up to whole seconds. A command that takes too long, or is interrupted here, is ended in the guest with all
 its children.
@@ -45,7 +48,7 @@ With --json or --max-output, and with an agent that knows nothing else, output c
 seconds) holds; and a program without arguments is sent to the guest's shell as "exec 'PROGRAM'", which needs a POSIX shell.
 
 With --detach exec returns when the command has started, and prints the id of its job, which goes on whatever becomes of this
-connection and of the agent: see "jobs". Use it for what restarts or updates the agent.
+connection and of the agent: see "jobs".
 
 With --json: ExecuteResponse; with --detach: ExecStartResponse.
 
@@ -83,16 +86,19 @@ EXIT STATUS
 	c.Flags().StringArrayVarP(&f.env, "env", "e", nil, "set a variable, `name=value`; may be repeated")
 	c.Flags().StringVarP(&f.user, "user", "u", "", "run as this `user` with all its groups")
 	c.Flags().StringVarP(&f.group, "group", "g", "", "run with this `group`")
+	a.flagWords(c, "user", userNames)
+	a.flagWords(c, "group", groupNames)
 	c.Flags().BoolVar(&f.shell, "shell", false, "the command is a line for the guest's shell")
 	c.Flags().Uint32Var(&f.maxOutput, "max-output", 0, "keep this many `bytes` of each stream (default 1 MiB)")
 	c.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "bring the standard input to the command")
 	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
+	c.Flags().StringVar(&f.name, "name", "", "list the command in the guest by this `name`, under which jobs kill ends it")
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "start the command and leave it to itself")
 	return c
 }
 
 func (f *execFlags) command(args []string) (client.Command, error) {
-	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput, Env: map[string]string{}}
+	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput, Env: map[string]string{}, Name: f.name}
 	switch {
 	case len(args) == 0 || args[0] == "":
 		return command, usage("exec needs a program, or --shell and a line")

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/term"
 
@@ -23,7 +26,7 @@ func (a *app) execLive(s *session, command client.Command, stdin, tty bool) erro
 		}
 		return a.exec(s, command, false)
 	}
-	options := client.StreamOptions{Stdin: stdin}
+	options := client.StreamOptions{Stdin: stdin, Outlive: !stdin && !tty}
 	if tty {
 		rows, cols := a.windowSize()
 		options.Terminal = &pb.Terminal{Term: os.Getenv("TERM"), Rows: rows, Cols: cols}
@@ -34,18 +37,32 @@ func (a *app) execLive(s *session, command client.Command, stdin, tty bool) erro
 	defer stop()
 	restore := func() {}
 	defer func() { restore() }() // also in a panic
+	var running *client.Stream
+	var left atomic.Bool // by the way out of a terminal
+	if stdin && tty && a.verbose {
+		a.note("a tilde and a dot at the beginning of a line (~.) leave the command, which ends")
+	}
 	end, err := s.RunStream(s.ctx, command, options, cancelWait, func(stream *client.Stream) {
+		running = stream
 		if tty {
 			work.Go(func() { a.followWindow(background, stream) })
 		}
 		if stdin {
+			var from io.Reader = a.stdin
 			if tty {
 				restore = rawTerminal(a.stdin)
+				from = &escapeReader{from: a.stdin, leave: func() { left.Store(true); s.Client.Close() }}
 			}
-			go forwardInput(background, a.stdin, stream) // not waited for: only a key ends a read of a terminal
+			go forwardInput(background, from, stream) // not waited for: only a key ends a read of a terminal
 		}
 	}, a.writeOutput)
 	restore()
+	if err != nil && left.Load() {
+		return &failure{exitInterrupted, errors.New("left by ~.; the command ends with the connection")}
+	}
+	if err != nil && running != nil && client.Gone(err) {
+		end, err = a.followOutlived(s, running, err)
+	}
 	if err != nil {
 		return notStarted(s.causeOf(err))
 	}
@@ -53,6 +70,30 @@ func (a *app) execLive(s *session, command client.Command, stdin, tty bool) erro
 		a.note("exec: %s", end.Error)
 	}
 	return exitWith(int(end.GetExitCode()), end.GetTimedOut())
+}
+
+// followOutlived goes on with a command whose agent has ended, as by the command itself; lost is the error of its stream, which
+// is returned where the command has not outlived the agent.
+func (a *app) followOutlived(s *session, stream *client.Stream, lost error) (*pb.ExecEnd, error) {
+	job, stdout, stderr := stream.Job()
+	if job == "" {
+		return nil, lost
+	}
+	link := a.newLink(s, true)
+	defer link.Close()
+	end, missing, err := link.Follow(s.ctx, job, stdout, stderr, cancelWait, a.writeOutput)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, lost
+	case err != nil:
+		return nil, fmt.Errorf("%w; the command is job %s", err, job)
+	case end == nil:
+		return nil, &failure{exitExecFailed, fmt.Errorf("job %s is lost: nobody knows how it ended", job)}
+	}
+	if missing > 0 {
+		a.note("exec: %s of the output are missing: the guest keeps the last 2 MiB of each stream", size(missing))
+	}
+	return end, nil
 }
 
 // supportsStreaming reports whether the agent announces exec_stream. It is asked first, since agents other than this project's may not

@@ -56,6 +56,8 @@ func (a *app) classify(cmd *cobra.Command, err error, interrupted bool) *failure
 	f := &failure{exitUsage, err}
 	if a.started {
 		f = withExitCode(err)
+	} else {
+		f.err = inPlainWords(cmd, err)
 	}
 	if cmd.Name() == "exec" {
 		f = execFailure(f)

@@ -19,7 +19,7 @@ network and graphics adapters, and the system. A disk is shown whether something
 
 With --json: HardwareInfo, and in it what is not shown otherwise, such as the flags of the processors.`,
 		Example: `  quantix-kvm-ctl hardware
-  quantix-kvm-ctl hardware --json | jq -r '.disks[] | .device + " " + .size_bytes'`,
+  quantix-kvm-ctl hardware --json | jq -r '.disks[] | .device + " " + (.size_bytes | tostring)'`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return a.with(c.Context(), requestTimeout, a.hardware)

@@ -22,9 +22,12 @@ func (a *app) jobsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "jobs [list]",
 		Short: "see and end the commands that exec --detach started",
-		Long: `jobs lists the commands that exec --detach started, the newest first. A job lives on when the agent is restarted or updated. The
-guest keeps the last 50 that ended for 14 days, and of each of their streams the last 2 to 4 MiB. A job that was running when the
-guest went down is listed as lost: nobody knows how it ended.
+		Long: `jobs lists the commands that exec --detach started, the newest first. A job lives on when the agent is restarted or updated.
+The guest keeps the last 50 that ended for 14 days, and of each of their streams the last 2 to 4 MiB. A job that was running
+when the guest went down is listed as lost: nobody knows how it ended. What exec runs without --detach is listed as attached
+while it runs: it ends with its connection.
+
+ID may be the beginning of an id, or the name that exec --name gave.
 
 With --json: an array of Job.`,
 		Example: `  quantix-kvm-ctl exec --detach -- apt-get -y dist-upgrade
@@ -56,15 +59,18 @@ func (a *app) jobsList(c *cobra.Command) error {
 			}
 			return a.printJSON(array)
 		}
-		rows := [][]string{{"ID", "STATE", "EXIT", "STARTED", "ENDED", "COMMAND"}}
+		rows := [][]string{{"ID", "NAME", "STATE", "EXIT", "STARTED", "ENDED", "COMMAND"}}
 		for _, job := range list {
-			rows = append(rows, []string{job.Id, jobState(job), jobExit(job), at(job.Started), at(job.Ended), job.Command})
+			rows = append(rows, []string{job.Id, dash(job.Name), jobState(job), jobExit(job), at(job.Started), at(job.Ended), job.Command})
 		}
 		return table(a.stdout, rows)
 	})
 }
 
 func jobState(job *pb.Job) string {
+	if job.Attached && job.State == pb.JobState_JOB_STATE_RUNNING {
+		return "attached"
+	}
 	return strings.ToLower(strings.TrimPrefix(job.State.String(), "JOB_STATE_"))
 }
 
@@ -86,7 +92,11 @@ With --json: a Job.`,
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
-				_, job, err := s.Job(s.ctx, &pb.ListJobsRequest{JobId: args[0]})
+				id, err := jobID(s, args[0])
+				if err != nil {
+					return err
+				}
+				_, job, err := s.Job(s.ctx, &pb.ListJobsRequest{JobId: id})
 				if err != nil {
 					return err
 				}
@@ -100,7 +110,7 @@ With --json: a Job.`,
 }
 
 func jobRows(job *pb.Job) [][]string {
-	rows := [][]string{{"id", job.Id}, {"state", jobState(job)}, {"command", job.Command}, {"directory", job.Directory}, {"user", job.User},
+	rows := [][]string{{"id", job.Id}, {"name", job.Name}, {"state", jobState(job)}, {"command", job.Command}, {"directory", job.Directory}, {"user", job.User},
 		{"pid", fmt.Sprint(job.Pid)}, {"started", at(job.Started)}, {"ended", at(job.Ended)}, {"exit", jobExit(job)},
 		{"error", job.Exit.GetError()}, {"stdout", size(job.StdoutBytes)}, {"stderr", size(job.StderrBytes)}}
 	shown := rows[:0]
@@ -124,9 +134,13 @@ connection is lost or the agent is restarted.`,
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), noTimeout, func(s *session) error {
+				id, err := jobID(s, args[0])
+				if err != nil {
+					return err
+				}
 				link := a.newLink(s, true)
 				defer link.Close()
-				return a.jobsLogs(s, link, args[0], follow)
+				return a.jobsLogs(s, link, id, follow)
 			})
 		},
 	}
@@ -175,9 +189,13 @@ With --json: the Job.`,
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), noTimeout, func(s *session) error {
+				id, err := jobID(s, args[0])
+				if err != nil {
+					return err
+				}
 				link := a.newLink(s, true)
 				defer link.Close()
-				return a.jobsWait(s, link, args[0])
+				return a.jobsWait(s, link, id)
 			})
 		},
 	}
@@ -219,12 +237,40 @@ With --signal the process group of the command gets that signal and nothing else
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
-				return s.SignalJob(s.ctx, args[0], signal, signal == "")
+				id, err := jobID(s, args[0])
+				if err != nil {
+					return err
+				}
+				return s.SignalJob(s.ctx, id, signal, signal == "")
 			})
 		},
 	}
 	c.Flags().StringVar(&signal, "signal", "", "send the signal of this `name` instead")
 	return c
+}
+
+// jobID returns the id of the job that is meant: by the name of one that runs, or of the last of that name, or by the beginning of
+// an id.
+func jobID(s *session, given string) (string, error) {
+	list, err := s.Jobs(s.ctx)
+	if err != nil {
+		return "", err
+	}
+	var ids []string
+	named := ""
+	for _, job := range list { // the newest first
+		ids = append(ids, job.Id)
+		if job.Name == given && (named == "" || job.State == pb.JobState_JOB_STATE_RUNNING) {
+			named = job.Id
+			if job.State == pb.JobState_JOB_STATE_RUNNING {
+				break
+			}
+		}
+	}
+	if named != "" {
+		return named, nil
+	}
+	return oneOf(given, ids)
 }
 
 // jobIDs returns the ids of the jobs, as completions.

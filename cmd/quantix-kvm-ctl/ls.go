@@ -22,7 +22,7 @@ size. Devices, pipes and sockets look like files, since the protocol does not te
 With --json: an array of DirectoryEntry. In it, a byte of a name that is not UTF-8 is written as %80 to %FF.`,
 		Example: `  quantix-kvm-ctl ls -la /etc/netplan
   quantix-kvm-ctl ls --json /var/log | jq -r '.[] | select(.is_directory).name'`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, paths []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.ls(s, paths, long, all) })
 		},

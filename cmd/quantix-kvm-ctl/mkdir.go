@@ -13,7 +13,7 @@ func (a *app) mkdirCommand() *cobra.Command {
 With --json: {"directories": [PATH...]}, those that are there now.`,
 		Example: `  quantix-kvm-ctl mkdir -p /srv/www/site
   quantix-kvm-ctl mkdir --mode 0700 /root/.ssh`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, paths []string) error {
 			bits, err := parseMode(mode)
 			if err != nil {

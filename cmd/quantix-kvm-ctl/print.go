@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/term"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/human"
@@ -45,7 +44,7 @@ func (a *app) printJSON(v any) error {
 	return err
 }
 
-// toJSON returns compact JSON. protojson adds blanks at random places on purpose; they are removed.
+// toJSON returns compact JSON.
 func toJSON(v any) (json.RawMessage, error) {
 	m, ok := v.(proto.Message)
 	if !ok {
@@ -55,13 +54,7 @@ func toJSON(v any) (json.RawMessage, error) {
 		err := e.Encode(v)
 		return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 	}
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	var b bytes.Buffer
-	err = json.Compact(&b, text)
-	return b.Bytes(), err
+	return messageJSON(m)
 }
 
 // listJSON returns the messages as a JSON array.

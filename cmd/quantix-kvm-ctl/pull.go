@@ -41,7 +41,7 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 		Example: `  quantix-kvm-ctl pull /etc/hostname .
   quantix-kvm-ctl pull -r /etc/netplan ./backup
   quantix-kvm-ctl pull /var/tmp/etc.tar - | tar t`,
-		Args: cobra.MinimumNArgs(2),
+		Args: cobra.MinimumNArgs(2), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, args []string) error {
 			local := args[len(args)-1]
 			if local == "-" && (a.json || f.recursive) {

@@ -48,7 +48,7 @@ With --json: {"files","directories","links","bytes","failed"}.`,
   quantix-kvm-ctl push --mode 0600 --owner app --parents key.pem /etc/app/tls/
   quantix-kvm-ctl push -r ./site /srv/www
   tar c etc | quantix-kvm-ctl push - /var/tmp/etc.tar`,
-		Args: cobra.MinimumNArgs(2),
+		Args: cobra.MinimumNArgs(2), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, args []string) error {
 			mode, err := parseMode(f.mode)
 			if err != nil {
@@ -66,6 +66,8 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 	c.Flags().StringVarP(&f.mode, "mode", "m", "", "permission `bits` of files in octal")
 	c.Flags().StringVar(&f.owner, "owner", "", "`user` who owns the files, by name or number")
 	c.Flags().StringVar(&f.group, "group", "", "`group` of the files, by name or number")
+	a.flagWords(c, "owner", userNames)
+	a.flagWords(c, "group", groupNames)
 	c.Flags().BoolVarP(&f.parents, "parents", "p", false, "make missing directories of the guest")
 	c.Flags().BoolVar(&f.sum, "sha256", false, "have the agent check the SHA-256 of each file")
 	c.Flags().BoolVar(&f.noResume, "no-resume", false, noResumeUsage)

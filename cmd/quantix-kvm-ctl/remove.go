@@ -20,7 +20,7 @@ to. The paths are independent of each other: one that fails does not keep the ot
 With --json: {"removed": [PATH...]}.`,
 		Example: `  quantix-kvm-ctl rm /etc/netplan/50-old.yaml
   quantix-kvm-ctl rm -rf /var/tmp/build`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, paths []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				return a.each(s, paths, "removed", func(path string) (bool, error) {

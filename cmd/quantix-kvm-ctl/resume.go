@@ -27,7 +27,7 @@ func (a *app) newLink(s *session, resume bool) *client.Link {
 		}
 		dialing, stop := context.WithTimeout(ctx, connectTimeout)
 		defer stop()
-		c, err := client.Dial(dialing, s.path, client.Options{Framing: framing, Event: s.event})
+		c, err := client.Dial(dialing, s.path, client.Options{Framing: framing, Event: s.event, Recovering: a.noteRecovery})
 		if err != nil {
 			return nil, err
 		}

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
@@ -71,5 +74,34 @@ func TestCutConnections(t *testing.T) {
 		if now, err := os.ReadFile(path); there && !bytes.Equal(now, content) || !there && !os.IsNotExist(err) {
 			t.Errorf("%s: %d bytes, %v", path, len(now), err)
 		}
+	}
+}
+
+// exec goes on with a command that restarts its agent, without --detach, and tells how it ended.
+func TestExecOfWhatRestartsTheAgent(t *testing.T) {
+	ctl, err := ctltest.Binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := agenttest.Start(t, agenttest.Options{})
+	restarted := make(chan error, 1)
+	go func() {
+		_ = first.Wait(context.Background())
+		second := agenttest.Start(t, agenttest.Options{State: first.State})
+		_ = os.Remove(first.Socket)
+		restarted <- os.Symlink(second.Socket, first.Socket)
+	}()
+	line := fmt.Sprintf("echo before; kill -TERM %d; while kill -0 %[1]d 2>/dev/null; do sleep 0.02; done; echo after; exit 7", first.PID())
+	cmd := exec.Command(ctl, "-s", first.Socket, "exec", "--", "sh", "-c", line)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if code := ends(t, cmd); code != 7 || stdout.String() != "before\nafter\n" || !strings.Contains(stderr.String(), "connecting again\n") {
+		t.Errorf("exit code %d\n%s%s", code, &stdout, &stderr)
+	}
+	if err := <-restarted; err != nil {
+		t.Error(err)
 	}
 }

@@ -113,6 +113,9 @@ EXIT STATUS
 	c.Flags().StringVar(&f.then, "then", "", "with --confirm: run this `line` of shell on this host, and confirm if it succeeds")
 	c.Flags().BoolVar(&f.noResume, "no-resume", false, "fail when the connection is lost, rather than connect again and ask for the same run")
 	c.Flags().BoolVar(&f.noEvents, "no-events", false, "show the log at the end instead of while it runs")
+	if err := c.RegisterFlagCompletionFunc("param", a.completeParameter); err != nil {
+		panic(err) // the flag is one above
+	}
 	if err := c.RegisterFlagCompletionFunc("allow", a.completeNeeds); err != nil {
 		panic(err) // the flag is the one above
 	}

@@ -20,7 +20,7 @@ func (a *app) statCommand() *cobra.Command {
 With --json: a DirectoryEntry in a line for each path.`,
 		Example: `  quantix-kvm-ctl stat /etc/hosts
   quantix-kvm-ctl stat --json /etc/resolv.conf | jq -r .symlink_target`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, paths []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				var failed []error

@@ -64,7 +64,11 @@ With --json: a TransactionInfo.`,
 		ValidArgsFunction: a.complete(false, transactionIDs),
 		RunE: func(c *cobra.Command, args []string) error {
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
-				info, err := s.Transaction(s.ctx, args[0])
+				id, err := transactionID(s, args[0])
+				if err != nil {
+					return err
+				}
+				info, err := s.Transaction(s.ctx, id)
 				if err != nil {
 					return err
 				}
@@ -76,6 +80,25 @@ With --json: a TransactionInfo.`,
 		},
 	}
 }
+
+// transactionID returns the id of the transaction that is meant by the beginning of an id.
+func transactionID(s *session, given string) (string, error) {
+	if len(given) >= transactionIDLength {
+		return given, nil
+	}
+	list, err := s.Transactions(s.ctx, 0)
+	if err != nil { // which is told of the request itself
+		return given, nil
+	}
+	var ids []string
+	for _, t := range list {
+		ids = append(ids, t.TransactionId)
+	}
+	return oneOf(given, ids)
+}
+
+// transactionIDLength is the length of a whole id.
+const transactionIDLength = 32
 
 func (a *app) txCleanCommand() *cobra.Command {
 	var all, abandon bool
@@ -113,6 +136,13 @@ With --json: {"removed": [ID...]}.`,
 }
 
 func (a *app) cleanTransactions(s *session, request *pb.CleanTransactionsRequest) error {
+	for i, id := range request.TransactionIds {
+		whole, err := transactionID(s, id)
+		if err != nil {
+			return err
+		}
+		request.TransactionIds[i] = whole
+	}
 	removed, err := s.CleanTransactions(s.ctx, request)
 	if a.json {
 		if err := a.printJSON(map[string][]string{"removed": append([]string{}, removed...)}); err != nil {
@@ -187,9 +217,13 @@ func (a *app) printTransaction(t *pb.TransactionInfo) error {
 	}
 	for _, c := range t.Reply.Changes {
 		fmt.Fprintf(a.stdout, "change: %s\n", scriptreport.ChangeLine(c))
-		for text := range strings.Lines(printable(c.Diff)) {
-			fmt.Fprintf(a.stdout, "    %s\n", strings.TrimSuffix(text, "\n"))
-		}
+		scriptreport.Diff(a.stdout, c.Diff)
+	}
+	for _, c := range t.Reply.AfterCommit {
+		fmt.Fprintf(a.stdout, "after the commit: %s\n", scriptreport.ChangeLine(c))
+	}
+	for _, c := range t.Reply.RollbackRan {
+		fmt.Fprintln(a.stdout, scriptreport.RanLine(c))
 	}
 	for _, c := range t.Reply.NotUndone {
 		fmt.Fprintf(a.stdout, "not undone: %s\n", scriptreport.ChangeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))

@@ -154,20 +154,29 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 
 // Undo runs an internal row, or one that scripts call, by its name: an inverse in a rollback, or an action after a commit. No
 // policy is asked: what is taken back was allowed when it was done, and a rollback must not depend on a configuration.
-func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) error {
+func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) (idle bool, err error) {
 	op := x.config.Table.Script(name)
 	if op == nil {
-		return fault.Unsupported("%s is not supported by this agent", name)
+		return false, fault.Unsupported("%s is not supported by this agent", name)
 	}
 	d := &decision{Executor: x, call: &builtins.Call{ID: "journal", Undo: true}, op: op, in: args}
 	d.hide = hideOf(ctx)
-	_, err := d.audited(func() (proto.Message, error) {
+	_, err = d.audited(func() (proto.Message, error) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
 		return d.run(ctx)
 	})
-	return err
+	return d.call.Idle, err
+}
+
+// Subject returns what an operation with these arguments is about, as people call it; empty: it is not known.
+func (x *Executor) Subject(name string, args proto.Message) string {
+	op := x.config.Table.Script(name)
+	if op == nil || op.In.ProtoReflect().Descriptor() != args.ProtoReflect().Descriptor() {
+		return ""
+	}
+	return op.AccessOf(args).Subject()
 }
 
 // decision is one call on its way.

@@ -266,7 +266,7 @@ func TestPanics(t *testing.T) {
 				return err
 			},
 			"native":  func() error { return k.execute(t.Context(), &pb.FileDeleteRequest{Path: path}) },
-			"journal": func() error { return k.calls.Undo(t.Context(), "test.undo", &pb.PathArgs{Path: path}) },
+			"journal": func() error { _, err := k.calls.Undo(t.Context(), "test.undo", &pb.PathArgs{Path: path}); return err },
 		}
 		if where == "arguments" {
 			delete(ways, "native")
@@ -380,7 +380,7 @@ func TestUndoAsksNoPolicy(t *testing.T) {
 	var undoes bool
 	k.do = func(_ context.Context, call *builtins.Call, _ string) error { undoes = call.Undo; return nil }
 	for _, name := range []string{"test.undo", "test.change"} {
-		if err := k.calls.Undo(t.Context(), name, &pb.PathArgs{Path: "/x"}); err != nil || !undoes {
+		if _, err := k.calls.Undo(t.Context(), name, &pb.PathArgs{Path: "/x"}); err != nil || !undoes {
 			t.Error(name, undoes, err)
 		}
 		if e := k.last(); e.ID != "journal" || e.Outcome != "ok" || e.Operation != name {
@@ -408,7 +408,7 @@ func TestUndoOfWhatIsNotThereAnyMore(t *testing.T) {
 		{t.Context(), "test.undo", &pb.RunArgs{}, fs.ErrInvalid},
 		{over, "test.undo", &pb.PathArgs{}, context.Canceled},
 	} {
-		if err := k.calls.Undo(c.ctx, c.name, c.args); !errors.Is(err, c.cause) {
+		if _, err := k.calls.Undo(c.ctx, c.name, c.args); !errors.Is(err, c.cause) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}

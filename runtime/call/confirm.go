@@ -234,6 +234,7 @@ func (x *Executor) takeBack(p *pending, why *pb.ScriptError) {
 	}
 	report := p.Tx.TakeBack(end, why)
 	reply.Error, reply.Status, reply.NotUndone = proto.CloneOf(why), report.Status(), report.NotUndone()
+	reply.RollbackRan = report.Ran
 	if p.Undone != nil {
 		reply.NotUndone = append(reply.NotUndone, p.Undone(report)...)
 	} else {
@@ -248,7 +249,7 @@ func (x *Executor) takeBack(p *pending, why *pb.ScriptError) {
 
 // end closes a transaction.
 func (x *Executor) end(ctx context.Context, p *pending, reply *pb.RunScriptResponse) {
-	hideChanges(p.Hide, reply.NotUndone, reply.AfterCommit)
+	hideChanges(p.Hide, reply.NotUndone, reply.AfterCommit, reply.RollbackRan)
 	if p.Hide != nil && reply.Error != nil {
 		reply.Error.Message, reply.Error.Hint = p.Hide(reply.Error.Message), p.Hide(reply.Error.Hint)
 	}
@@ -395,7 +396,8 @@ func unknownTransaction(id string) error {
 // outcome is the answer to a request about a transaction that has ended. It is an error where that is not as was asked for.
 func outcome(in *pb.ConfirmRequest, reply *pb.RunScriptResponse) *pb.ConfirmResponse {
 	const committed, rolledBack = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
-	out := &pb.ConfirmResponse{Status: reply.GetStatus(), AfterCommit: reply.GetAfterCommit(), NotUndone: reply.GetNotUndone()}
+	out := &pb.ConfirmResponse{Status: reply.GetStatus(), AfterCommit: reply.GetAfterCommit(), NotUndone: reply.GetNotUndone(),
+		RollbackRan: reply.GetRollbackRan()}
 	confirms := in.Action == pb.ConfirmAction_CONFIRM_ACTION_CONFIRM
 	takesBack := in.Action == pb.ConfirmAction_CONFIRM_ACTION_ROLLBACK
 	switch {

@@ -116,6 +116,7 @@ func (d *decision) runWhole(ctx context.Context) (proto.Message, error) {
 func (r *Run) rollBack(ctx context.Context, tx *journal.Tx, reply *pb.RunScriptResponse, cause error) error {
 	report := tx.Rollback(ctx)
 	reply.Status, reply.NotUndone = report.Status(), append(report.NotUndone(), r.Undone(report)...)
+	reply.RollbackRan = report.Ran
 	reply.Error = &pb.ScriptError{Kind: builtins.ErrorKind(cause), Message: cause.Error(), Code: fault.Code(cause)}
 	switch {
 	case report.Err != nil:

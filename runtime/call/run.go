@@ -26,9 +26,10 @@ type Run struct {
 	before   []builtins.Pending // that they want done before the commit
 	after    []journal.Action   // that they want done after it
 
-	mu      sync.Mutex
-	changes []*pb.Change
-	held    held // of changes, before and after
+	mu       sync.Mutex
+	changes  []*pb.Change
+	held     held // of changes, before and after
+	contents contents
 }
 
 // RunConfig is what a run is made of.
@@ -124,7 +125,7 @@ func (r *Run) newCall() *builtins.Call {
 	from := r.config.Call
 	call := &builtins.Call{
 		ID: from.ID, Port: from.Port, Session: from.Session, Attachments: r.config.Attachments, DryRun: r.config.DryRun,
-		Changed: r.changed, Changes: r.Changes, AfterReply: from.AfterReply,
+		Changed: r.changed, Contents: r.edited, Changes: r.Changes, AfterReply: from.AfterReply,
 	}
 	if r.config.Tx == nil && r.config.DryRun == nil && r.executor.journal != nil {
 		call.Writer = r.executor.journal.Lock
@@ -263,14 +264,25 @@ func (r *Run) changed(change *pb.Change) {
 	defer r.mu.Unlock()
 	r.held.add(change)
 	r.changes = append(r.changes, change)
+	if change.Action != "modified" && change.Action != "created" || change.Diff == "" {
+		r.contents.other(change)
+	}
+}
+
+// edited takes note of what a change made of a file.
+func (r *Run) edited(change *pb.Change, old, new []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.contents.add(change, old, new)
 }
 
 // forget drops the changes of a call that was taken back.
 func (r *Run) forget(from int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, change := range r.changes[from:] {
+	for _, change := range slices.Backward(r.changes[from:]) {
 		r.held.remove(change)
+		r.contents.forget(change)
 	}
 	r.changes = r.changes[:from]
 }

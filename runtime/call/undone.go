@@ -39,6 +39,7 @@ func (r *Run) Undone(report journal.Report) (notReached []*pb.Change) {
 			}
 		}
 	}
+	r.settleMerged()
 	return notReached
 }
 

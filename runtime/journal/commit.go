@@ -131,7 +131,10 @@ func (t *Tx) runAction(ctx context.Context, action *pb.JournalAction) error {
 	if err != nil {
 		return err
 	}
-	return t.withoutSecrets(t.journal.do("after.run", func() error { return t.journal.config.Run(ctx, action.Op, args) }))
+	return t.withoutSecrets(t.journal.do("after.run", func() error {
+		_, err := t.journal.config.Run(ctx, action.Op, args)
+		return err
+	}))
 }
 
 // syncChanges makes durable what the steps changed: files first, then the directory entries. A sync that fails must not be

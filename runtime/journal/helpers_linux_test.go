@@ -57,10 +57,10 @@ func openGuest(p testDirs, change func(*Config)) (*guest, error) {
 	config := Config{
 		Dir: p.state, Root: root, Version: "test",
 		MachineID: func() string { return "machine" }, BootID: func() string { return "boot" },
-		Run: func(ctx context.Context, op string, args proto.Message) error {
+		Run: func(ctx context.Context, op string, args proto.Message) (bool, error) {
 			g.ran = append(g.ran, op)
 			_, err := g.table.Script(op).Call(ctx, &builtins.Call{}, args)
-			return err
+			return false, err
 		},
 	}
 	if change != nil {

@@ -44,8 +44,10 @@ type Config struct {
 	// Root is the file system that the changes are made in. Required; it stays the caller's.
 	Root *fsys.Root
 	// Run runs an operation by name: an inverse on a rollback, an action after a commit. It may be called again for one that
-	// has run already. Required if transactions use inverses or actions.
-	Run func(ctx context.Context, op string, args proto.Message) error
+	// has run already. idle says that there was nothing to take back. Required if transactions use inverses or actions.
+	Run func(ctx context.Context, op string, args proto.Message) (idle bool, err error)
+	// Subject returns what an operation with these arguments is about, as people call it. Optional.
+	Subject func(op string, args proto.Message) string
 	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
 	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string

@@ -56,12 +56,12 @@ func TestRecordsStayOnDisk(t *testing.T) {
 	}
 	ran := 0
 	g = newGuest(t, p, func(c *Config) {
-		c.Run = func(context.Context, string, proto.Message) error {
+		c.Run = func(context.Context, string, proto.Message) (bool, error) {
 			if rise := liveHeap() - before; rise > most+2*maxInverse {
 				t.Errorf("its recovery takes %d MiB", rise>>20)
 			}
 			ran++
-			return nil
+			return false, nil
 		}
 	})
 	list, err := g.journal.Recover(t.Context(), nil)
@@ -72,7 +72,9 @@ func TestRecordsStayOnDisk(t *testing.T) {
 
 // What takes operations back is bounded, and what is over it is refused before it is written.
 func TestInversesAreBounded(t *testing.T) {
-	g := newGuest(t, newTestDirs(t), func(c *Config) { c.Run = func(context.Context, string, proto.Message) error { return nil } })
+	g := newGuest(t, newTestDirs(t), func(c *Config) {
+		c.Run = func(context.Context, string, proto.Message) (bool, error) { return false, nil }
+	})
 	tx := g.begin(t)
 	undo := func(n int) error { return tx.Undo(t.Context(), "undo", &pb.PathArgs{Path: strings.Repeat("x", n)}) }
 	if err := undo(maxInverse); !errors.Is(err, fault.ErrTooLarge) {

@@ -34,7 +34,8 @@ func LimitReply(reply *pb.RunScriptResponse) {
 	for _, list := range []struct {
 		changes *[]*pb.Change
 		bytes   int
-	}{{&reply.NotUndone, maxOthers}, {&reply.Changes, maxChanges}, {&reply.AfterCommit, maxOthers}} {
+	}{{&reply.NotUndone, maxOthers}, {&reply.Changes, maxChanges}, {&reply.AfterCommit, maxOthers},
+		{&reply.RollbackRan, maxOthers}} {
 		kept := limitChanges(*list.changes, list.bytes, &diffs)
 		reply.ChangesDropped += uint32(len(*list.changes) - kept)
 		*list.changes = (*list.changes)[:kept:kept]
@@ -111,7 +112,7 @@ func shortReply(reply *pb.RunScriptResponse) *pb.RunScriptResponse {
 		Status: reply.Status, Stats: reply.Stats, TransactionId: reply.TransactionId, Shortened: true,
 		LogDropped: reply.LogDropped + uint32(len(reply.Log)),
 		ChangesDropped: reply.ChangesDropped +
-			uint32(len(reply.Changes)+len(reply.NotUndone)+len(reply.AfterCommit)),
+			uint32(len(reply.Changes)+len(reply.NotUndone)+len(reply.AfterCommit)+len(reply.RollbackRan)),
 	}
 	if s := reply.Script; s != nil {
 		short.Script = &pb.ScriptRef{

@@ -16,6 +16,8 @@ type Report struct {
 	// Steps are the outcomes of the steps, newest first. Of a target that several steps restored, and of which there is nothing
 	// else to tell, there is one.
 	Steps []Undone
+	// Ran is what the rollback ran, in its order, also before an interruption: inverses with what they are about and their time.
+	Ran []*pb.Change
 	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error
 	// Halted: the rollback is incomplete; the next Recover goes on with it.
@@ -44,6 +46,8 @@ type Undone struct {
 	Err error
 	// Irreversible is a change that was declared irreversible, or an undeclared one; nil for all else.
 	Irreversible *pb.Change
+	// Ran is what ran to undo it; nil for an object of the file system.
+	Ran *pb.Change
 }
 
 // add appends a step. If it moved a directory aside, the conflicts that were put into that directory moved with it.

@@ -30,7 +30,7 @@ func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report 
 		return Report{Err: fault.Wrapf(fault.ErrInternal, "the transaction has ended")}
 	}
 	t.setPhase(rollingBack)
-	report := Report{Steps: slices.Clone(t.earlierFailures)}
+	report := Report{Steps: slices.Clone(t.earlierFailures), Ran: slices.Clone(t.earlierRan)}
 	if t.commitUncertain {
 		if report.Err = t.markAborted(); report.Err != nil {
 			t.setPhase(halted) // all changes are durable, so recovery decides by whether the commit record is
@@ -101,15 +101,20 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			report.Left = numbers(order[i:])
 			return err
 		}
+		var ran []*pb.Change
 		for _, u := range undone {
 			report.add(u)
+			if u.Ran != nil {
+				ran = append(ran, u.Ran)
+			}
 		}
+		report.Ran = append(report.Ran, ran...)
 		if s.irreversible {
 			continue
 		}
 		p.compareAfter = true
 		if report.Err == nil {
-			report.Err = p.logUndone(s, failed)
+			report.Err = p.logUndone(s, failed, ran)
 		}
 	}
 	return nil
@@ -226,12 +231,12 @@ func (p *undoPass) markDirty(path string) { p.dirty[path] = true }
 
 // logUndone makes durable that a step was undone, or tried. A later rollback must not repeat it once older steps are undone:
 // it would take what these restored for somebody else's. A missing record matters only if this rollback is interrupted.
-func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed) error {
+func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed, ran []*pb.Change) error {
 	if err := p.flush(); err != nil {
 		return err
 	}
 	err := p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number},
-		Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Failed: failed}}}, true)
+		Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Failed: failed, Ran: ran}}}, true)
 	p.unlogged = p.unlogged || err != nil
 	return nil
 }
@@ -266,24 +271,42 @@ func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalReco
 		})
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
-		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: p.runInverse(ctx, r.Inverse)}}
+		ran, err := p.runInverse(ctx, r.Inverse)
+		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: err, Ran: ran}}
 	case *pb.JournalRecord_Irreversible:
 		return []Undone{{Step: s.number, Op: r.Irreversible.Change.GetOp(), Target: r.Irreversible.Change.GetTarget(), Irreversible: r.Irreversible.Change}}
 	}
 	return nil
 }
 
-// runInverse runs an inverse operation.
-func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) error {
+// runInverse runs an inverse operation, and returns what there is to tell of it; nil: it could not be started.
+func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (ran *pb.Change, err error) {
 	p.syncAll = true
-	if p.tx.journal.config.Run == nil {
-		return fault.Unsupported("operation %s is unknown", inverse.Op)
+	config := &p.tx.journal.config
+	if config.Run == nil {
+		return nil, fault.Unsupported("operation %s is unknown", inverse.Op)
 	}
 	args, err := inverse.Args.UnmarshalNew()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return p.tx.withoutSecrets(p.tx.journal.do("undo.run", func() error { return p.tx.journal.config.Run(ctx, inverse.Op, args) }))
+	ran = &pb.Change{
+		Op: inverse.Op, Target: cmp.Or(inverse.Target, p.tx.subject(inverse.Op, args)), Action: "ran",
+		State: pb.ChangeState_CHANGE_STATE_APPLIED, At: now(),
+	}
+	began, idle := time.Now(), false
+	err = p.tx.withoutSecrets(p.tx.journal.do("undo.run", func() (err error) {
+		idle, err = config.Run(ctx, inverse.Op, args)
+		return err
+	}))
+	ran.DurationMs = uint64(time.Since(began).Milliseconds())
+	switch {
+	case err != nil:
+		ran.Action, ran.State = "failed", pb.ChangeState_CHANGE_STATE_UNKNOWN
+	case idle:
+		ran.Action = "not needed"
+	}
+	return ran, err
 }
 
 // restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.

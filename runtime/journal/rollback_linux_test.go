@@ -187,13 +187,13 @@ func TestInverses(t *testing.T) {
 	var order []string
 	broken := errors.New("will not")
 	run := func(c *Config) {
-		c.Run = func(_ context.Context, op string, args proto.Message) error {
+		c.Run = func(_ context.Context, op string, args proto.Message) (bool, error) {
 			data, _ := os.ReadFile(filepath.Join(p.files, "etc/small"))
 			order = append(order, op+" "+args.(*pb.PathArgs).Path+" "+strings.TrimSpace(string(data)))
 			if op == "bad" {
-				return broken
+				return false, broken
 			}
-			return nil
+			return false, nil
 		}
 	}
 	g := newGuest(t, p, run)
@@ -236,9 +236,9 @@ func TestAfter(t *testing.T) {
 	mustPopulate(t, p)
 	var ran []string
 	run := func(c *Config) {
-		c.Run = func(_ context.Context, op string, args proto.Message) error {
+		c.Run = func(_ context.Context, op string, args proto.Message) (bool, error) {
 			ran = append(ran, args.(*pb.PathArgs).Path)
-			return nil
+			return false, nil
 		}
 	}
 	actions := []Action{{Op: "do", Args: &pb.PathArgs{Path: "one"}, Target: "one"}, {Op: "do", Args: &pb.PathArgs{Path: "boot"}, SameBoot: true}}
@@ -395,7 +395,7 @@ func TestEarlyBoot(t *testing.T) {
 	before := mustPopulate(t, p)
 	var ran int
 	run := func(c *Config) {
-		c.Run = func(context.Context, string, proto.Message) error { ran++; return nil }
+		c.Run = func(context.Context, string, proto.Message) (bool, error) { ran++; return false, nil }
 	}
 	var between map[string]string
 	abandonTx(t, p, run, func(g *guest, tx *Tx) {

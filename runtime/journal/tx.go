@@ -43,6 +43,7 @@ type Tx struct {
 	actions         []*pb.JournalAction // to be done after the commit
 	wasInterrupted  bool                // an earlier rollback began
 	earlierFailures []Undone            // of that rollback
+	earlierRan      []*pb.Change        // what that rollback ran
 	awaited         *pb.JournalAwait    // the last record of that kind, of one that is recovered; nil: there is none
 	abandoned       bool                // mounts that are not there are not waited for
 	commitUncertain bool                // the commit record may be on disk although Commit failed
@@ -181,8 +182,22 @@ func (t *Tx) inverse(op string, args proto.Message, last bool) error {
 		return fault.On("the inverse "+op, err)
 	}
 	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{
-		Step: t.nextStep(), Op: op, Args: stored, Last: last,
+		Step: t.nextStep(), Op: op, Args: stored, Last: last, Target: t.subject(op, args),
 	}}})
+}
+
+// subject returns what people call an inverse, without the secrets of the request.
+func (t *Tx) subject(op string, args proto.Message) string {
+	subject := t.journal.config.Subject
+	switch {
+	case subject == nil:
+		return ""
+	case t.hide != nil:
+		return cutText(t.hide(subject(op, args)), maxTarget)
+	case t.begin.GetSecrets(): // which nobody knows any more
+		return ""
+	}
+	return cutText(subject(op, args), maxTarget)
 }
 
 // Irreversible implements builtins.Tx.
@@ -396,6 +411,7 @@ func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 		}
 		t.earlierFailures = append(t.earlierFailures, u)
 	}
+	t.earlierRan = append(t.earlierRan, record.GetUndone().GetRan()...)
 	if spool := record.GetSpool(); spool != nil {
 		t.noteSpool(spool)
 	}

@@ -180,7 +180,11 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 
 // beforeCommit does what the script wants done behind its last line, unless it failed. An error becomes the script's.
 func (r *run) beforeCommit(ctx context.Context, reply *pb.RunScriptResponse) {
-	if reply.Error != nil || r.calls == nil {
+	if r.calls == nil {
+		return
+	}
+	defer func() { reply.Changes = r.calls.Merged() }()
+	if reply.Error != nil {
 		return
 	}
 	if err := r.calls.BeforeCommit(ctx); err != nil {
@@ -190,7 +194,6 @@ func (r *run) beforeCommit(ctx context.Context, reply *pb.RunScriptResponse) {
 			reply.Error.Kind = builtins.ErrorKind(cause)
 		}
 	}
-	reply.Changes = r.calls.Changes()
 }
 
 // refusedKinds are the errors of a script of which no line ran.

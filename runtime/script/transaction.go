@@ -112,7 +112,7 @@ func journalFailed(err error) *pb.ScriptError {
 func (r *run) rollBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	reply.Result = nil
 	report := r.tx.Rollback(ctx)
-	reply.NotUndone = report.NotUndone()
+	reply.NotUndone, reply.RollbackRan = report.NotUndone(), report.Ran
 	for _, c := range reply.NotUndone {
 		c.Target = r.hide.text(c.Target)
 	}

@@ -327,11 +327,11 @@ exec = {}
 ---@field group? string Its group, where that is not the user's.
 ---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
 ---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
----@field readonly? boolean Changes nothing.
+---@field readonly? boolean Changes nothing. What it writes below /run, /tmp and /var is thrown away.
 ---@field undo? string[] Takes it back; must be idempotent and bear that the command failed or never ran.
 ---@field touches? string[] Changes nothing but these paths.
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
----@field unconfined? boolean With touches: do not confine the command to them.
+---@field unconfined? boolean With touches or readonly: do not hold the command to that.
 ---@field plan? string With a dry run: what the command would do.
 ---@field undo_ok? integer[] With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
 ---@field undo_if? string[] With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125 it does not; any other end fails the rollback.
@@ -380,6 +380,7 @@ file = {}
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Add to the end of a file. Mode is octal text such as "0644".
 ---Changes the guest.
@@ -405,6 +406,7 @@ function file.attachment(name) end
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Make some lines stand in a text file between two lines that mark them, or not stand there. Some lines of a text file, between two lines of comment that mark them.
 ---Changes the guest.
@@ -457,6 +459,7 @@ function file.glob(pattern) end
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Make a line stand in a text file, or not stand there. One line of a text file. Patterns are regular expressions in the syntax of RE2.
 ---Changes the guest.
@@ -510,6 +513,7 @@ function file.remove(path, options) end
 ---@field again? boolean It may be that a second run changes the file again.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Replace what matches a pattern in a text file. All places of a text file that match a regular expression in the syntax of RE2; ^ and $ are the ends of a line.
 ---Changes the guest.
@@ -543,6 +547,7 @@ function file.symlink(target, path) end
 ---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Write a file from a text with {{name}} in it. {{name}} in text stands for a value of vars, which must be one line; {{name|shell}}, {{name|json}}, {{name|yaml}} and {{name|xml}} write any value so that it is one word, string or text there; {{name|raw}} as it is.
 ---Changes the guest.
@@ -560,6 +565,7 @@ function file.template(path, text, vars, options) end
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
 ---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
+---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Make a file have a content. Mode is octal text such as "0644".
 ---Changes the guest.

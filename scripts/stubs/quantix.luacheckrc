@@ -1,5 +1,6 @@
 -- Generated from the rows of the rooms and wire/pb by go generate ./builtins/all. Not to be edited.
 -- luacheck --config quantix.luacheckrc FILE.lua
+max_line_length = 128
 std = "quantix"
 stds.quantix = {
   read_globals = {

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,10 @@ type Options struct {
 	Framing wire.Framing
 	// Event is called with each event, one at a time, on the goroutine that reads: it must not block.
 	Event func(id string, event proto.Message)
+	// Recovering is called with the agent's error when it refuses a request since it still takes back what an interruption left.
+	// The request, of which nothing was done, is then sent again until it is served or its context ends. It may be called from
+	// several goroutines. Nil: the error is the caller's.
+	Recovering func(err error)
 }
 
 // Client is a connection to one agent. Its methods may be called from several goroutines.
@@ -120,11 +125,46 @@ func Call[Out proto.Message](ctx context.Context, c *Client, request proto.Messa
 // CallID is Call with a message id of the caller's.
 func CallID[Out proto.Message](ctx context.Context, c *Client, id string, request proto.Message) (Out, error) {
 	var none Out
-	answer, err := c.exchange(ctx, id, request)
-	if err != nil {
-		return none, err
+	for {
+		answer, err := c.exchange(ctx, id, request)
+		if err != nil {
+			return none, err
+		}
+		out, err := read[Out](answer)
+		why := recovering(out, err)
+		if why == nil || c.options.Recovering == nil {
+			return out, err
+		}
+		c.options.Recovering(why)
+		select {
+		case <-time.After(recoveringPause):
+		case <-ctx.Done():
+			return out, err
+		case <-c.done:
+			return out, err
+		}
 	}
-	return read[Out](answer)
+}
+
+// recoveringPause is the pause before a request is sent again to an agent that recovers.
+const recoveringPause = 250 * time.Millisecond
+
+// recovering returns why an agent that still takes back what an interruption left refused a request; nil: it did not. What
+// waits for a mount waits for people, and is an error like any other.
+func recovering(reply proto.Message, err error) error {
+	if run, ok := reply.(*pb.RunScriptResponse); ok && err == nil && run != nil &&
+		run.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED && run.Error.GetKind() == "busy" {
+		err = &ScriptFailure{run.Error}
+	}
+	if !errors.Is(err, fault.ErrBusy) || strings.Contains(err.Error(), "waiting for ") {
+		return nil
+	}
+	for _, words := range []string{"busy: recovering", "busy: an interrupted transaction is not rolled back yet"} {
+		if strings.Contains(err.Error(), words) {
+			return err
+		}
+	}
+	return nil
 }
 
 // read returns the reply in an envelope, and the error that it reports.
@@ -134,7 +174,7 @@ func read[Out proto.Message](answer *pb.AgentMessage) (Out, error) {
 	out, ok := wire.Payload(answer).(Out)
 	if !ok {
 		if failure == nil {
-			failure = fmt.Errorf("the agent answered with %T", wire.Payload(answer))
+			failure = fmt.Errorf("the agent gave an answer to another question: %s", payloadName(answer))
 		}
 		return none, failure
 	}
@@ -142,6 +182,15 @@ func read[Out proto.Message](answer *pb.AgentMessage) (Out, error) {
 		failure = failureWithoutDetail(out)
 	}
 	return out, failure
+}
+
+// payloadName is the kind of an answer.
+func payloadName(answer *pb.AgentMessage) string {
+	payload := wire.Payload(answer)
+	if payload == nil {
+		return "none"
+	}
+	return string(payload.ProtoReflect().Descriptor().Name())
 }
 
 // failureWithoutDetail returns the error of a reply without error_detail, as agents other than this project's send it: an error

@@ -14,6 +14,8 @@ import (
 
 // Command is what to run in the guest. Either Argv or Line is set.
 type Command struct {
+	// Name is what the guest lists a command under that is detached, or outlives the agent. Optional.
+	Name        string
 	Argv        []string // a program and its arguments; no shell touches them
 	Line        string   // a line for the guest's shell
 	Dir         string

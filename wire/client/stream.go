@@ -17,6 +17,8 @@ type StreamOptions struct {
 	Stdin bool
 	// Terminal is one for the command; nil: none.
 	Terminal *pb.Terminal
+	// Outlive: where the agent ends before the command, that goes on as a job; see Stream.Job. Without Stdin and Terminal alone.
+	Outlive bool
 }
 
 // Stream is a command that runs in the guest, with its output as it comes:
@@ -41,6 +43,8 @@ type Stream struct {
 	seq      uint64 // the last that came
 	err      error  // a violation of the protocol by the agent, or ErrLost
 	started  bool
+	job      string    // empty: the command does not outlive its agent
+	returned [2]uint64 // bytes of each stream that Next returned
 
 	consumed, acked uint64        // by Next; of that, what was acknowledged to the agent
 	acks            chan uint64   // to sendAcks
@@ -78,10 +82,11 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 	}
 	c.streams[s.id] = s
 	c.mu.Unlock()
-	_, err = CallID[*pb.ExecStartResponse](ctx, c, s.id, &pb.ExecStartRequest{
+	reply, err := CallID[*pb.ExecStartResponse](ctx, c, s.id, &pb.ExecStartRequest{
 		Command: plain.Command, Args: plain.Args, Program: program, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
 		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
 		Stdin: o.Stdin, Terminal: o.Terminal, Window: streamWindow,
+		Outlive: o.Outlive, Name: cmd.Name,
 	})
 	if err != nil {
 		s.unregister()
@@ -91,7 +96,7 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 		return nil, err
 	}
 	s.mu.Lock()
-	s.started = true
+	s.started, s.job = true, reply.GetJobId()
 	s.mu.Unlock()
 	s.acking.Go(s.sendAcks)
 	return s, nil
@@ -182,6 +187,8 @@ func (s *Stream) next() (Output, bool, error) {
 	s.queue = s.queue[1:]
 	n := uint64(len(e.Stdout) + len(e.Stderr))
 	s.buffered -= n
+	s.returned[0] += uint64(len(e.Stdout))
+	s.returned[1] += uint64(len(e.Stderr))
 	if s.consumed += n; s.consumed-s.acked >= s.window/4 {
 		s.acked = s.consumed
 		select {
@@ -216,6 +223,14 @@ func (s *Stream) sendAcks() {
 			s.input(ctx, &pb.ExecInputRequest{Consumed: n}) // where that fails the command has ended, or the connection
 		}
 	}
+}
+
+// Job returns the job that the command goes on as where its agent ends first, and from where on Link.Follow gives the output
+// that Next did not return; an empty id: it ends with the agent.
+func (s *Stream) Job() (id string, stdout, stderr uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.job, s.returned[0], s.returned[1]
 }
 
 // End returns how the command ended; nil before Next returned io.EOF.

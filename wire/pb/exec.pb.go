@@ -97,7 +97,7 @@ type RunArgs struct {
 	Check *bool `protobuf:"varint,8,opt,name=check,proto3,oneof" json:"check,omitempty"`
 	// Bytes kept of each stream; 0: 1 MiB.
 	MaxOutput uint64 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
-	// Changes nothing.
+	// Changes nothing. What it writes below /run, /tmp and /var is thrown away.
 	Readonly bool `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
 	// Takes it back; must be idempotent and bear that the command failed or never ran.
 	Undo []string `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`
@@ -105,7 +105,7 @@ type RunArgs struct {
 	Touches []string `protobuf:"bytes,12,rep,name=touches,proto3" json:"touches,omitempty"`
 	// Cannot be taken back, and a rollback says so.
 	Irreversible bool `protobuf:"varint,13,opt,name=irreversible,proto3" json:"irreversible,omitempty"`
-	// With touches: do not confine the command to them.
+	// With touches or readonly: do not hold the command to that.
 	Unconfined bool `protobuf:"varint,14,opt,name=unconfined,proto3" json:"unconfined,omitempty"`
 	// With a dry run: what the command would do.
 	Plan string `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
@@ -512,7 +512,7 @@ func (x *RunResult) GetTruncated() bool {
 }
 
 // Starts a command whose output is streamed. It ends, with all that it started, when the connection does that it was started
-// on. The message id of this request names it from then on.
+// on, and when the agent does unless outlive says otherwise. The message id of this request names it from then on.
 type ExecStartRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// With args or program it is a program, which no shell touches; else a line for the guest's shell.
@@ -536,7 +536,12 @@ type ExecStartRequest struct {
 	// command is a program, also without args.
 	Program bool `protobuf:"varint,12,opt,name=program,proto3" json:"program,omitempty"`
 	// Leave it to itself, as a job (list_jobs), without stdin and terminal; its output is kept and not sent.
-	Detach        bool `protobuf:"varint,13,opt,name=detach,proto3" json:"detach,omitempty"`
+	Detach bool `protobuf:"varint,13,opt,name=detach,proto3" json:"detach,omitempty"`
+	// The command outlives the agent, not its host: where the agent ends first, the command goes on as the job that the answer
+	// names, with the output that may not have arrived. Without stdin and terminal alone; elsewhere it means nothing.
+	Outlive bool `protobuf:"varint,14,opt,name=outlive,proto3" json:"outlive,omitempty"`
+	// What the job is called in lists: letters, digits, dot, hyphen and underscore, at most 64. Optional.
+	Name          string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -662,6 +667,20 @@ func (x *ExecStartRequest) GetDetach() bool {
 	return false
 }
 
+func (x *ExecStartRequest) GetOutlive() bool {
+	if x != nil {
+		return x.Outlive
+	}
+	return false
+}
+
+func (x *ExecStartRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // A terminal for a command.
 type Terminal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -734,7 +753,7 @@ type ExecStartResponse struct {
 	// The window in force.
 	Window uint32 `protobuf:"varint,3,opt,name=window,proto3" json:"window,omitempty"`
 	Error  string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
-	// Of a command that is left to itself, in place of exec_id.
+	// Of a command that is left to itself, in place of exec_id; of one that outlives the agent, beside it.
 	JobId         string `protobuf:"bytes,5,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1332,7 +1351,11 @@ type Job struct {
 	// The request that started it.
 	RequestId string `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The name of the port that the request came by, which owns the job. Empty for jobs of older agents.
-	Port          string `protobuf:"bytes,13,opt,name=port,proto3" json:"port,omitempty"`
+	Port string `protobuf:"bytes,13,opt,name=port,proto3" json:"port,omitempty"`
+	// Its output goes to the host that started it, with whose connection it ends; it is removed at its end.
+	Attached bool `protobuf:"varint,14,opt,name=attached,proto3" json:"attached,omitempty"`
+	// What the request called it.
+	Name          string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1458,6 +1481,20 @@ func (x *Job) GetPort() string {
 	return ""
 }
 
+func (x *Job) GetAttached() bool {
+	if x != nil {
+		return x.Attached
+	}
+	return false
+}
+
+func (x *Job) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_exec_proto protoreflect.FileDescriptor
 
 const file_exec_proto_rawDesc = "" +
@@ -1520,7 +1557,7 @@ const file_exec_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\fR\x06stderr\x12\x1c\n" +
-	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"\xd1\x04\n" +
+	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"\xff\x04\n" +
 	"\x10ExecStartRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -1536,7 +1573,9 @@ const file_exec_proto_rawDesc = "" +
 	" \x01(\v2\x1e.limiquantix.agent.v1.TerminalR\bterminal\x12\x16\n" +
 	"\x06window\x18\v \x01(\rR\x06window\x12\x18\n" +
 	"\aprogram\x18\f \x01(\bR\aprogram\x12\x16\n" +
-	"\x06detach\x18\r \x01(\bR\x06detach\x1a>\n" +
+	"\x06detach\x18\r \x01(\bR\x06detach\x12\x18\n" +
+	"\aoutlive\x18\x0e \x01(\bR\aoutlive\x12\x12\n" +
+	"\x04name\x18\x0f \x01(\tR\x04name\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -1590,7 +1629,7 @@ const file_exec_proto_rawDesc = "" +
 	"\rstdout_offset\x18\x03 \x01(\x04R\fstdoutOffset\x12\x16\n" +
 	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12#\n" +
 	"\rstderr_offset\x18\x05 \x01(\x04R\fstderrOffset\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xbd\x03\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xed\x03\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.limiquantix.agent.v1.JobStateR\x05state\x12\x18\n" +
@@ -1606,7 +1645,9 @@ const file_exec_proto_rawDesc = "" +
 	"\fstderr_bytes\x18\v \x01(\x04R\vstderrBytes\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\f \x01(\tR\trequestId\x12\x12\n" +
-	"\x04port\x18\r \x01(\tR\x04port*e\n" +
+	"\x04port\x18\r \x01(\tR\x04port\x12\x1a\n" +
+	"\battached\x18\x0e \x01(\bR\battached\x12\x12\n" +
+	"\x04name\x18\x0f \x01(\tR\x04name*e\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11JOB_STATE_RUNNING\x10\x01\x12\x13\n" +

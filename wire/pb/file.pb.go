@@ -127,7 +127,10 @@ type WriteFileArgs struct {
 	// Keep what was there as path.bak.
 	Backup bool `protobuf:"varint,7,opt,name=backup,proto3" json:"backup,omitempty"`
 	// Write into the file that is there instead of replacing it: for files with several links or mounted over.
-	Inplace       bool `protobuf:"varint,8,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	Inplace bool `protobuf:"varint,8,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
+	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
+	Validate      []string `protobuf:"bytes,9,rep,name=validate,proto3" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +219,13 @@ func (x *WriteFileArgs) GetInplace() bool {
 		return x.Inplace
 	}
 	return false
+}
+
+func (x *WriteFileArgs) GetValidate() []string {
+	if x != nil {
+		return x.Validate
+	}
+	return nil
 }
 
 // A call on one path.
@@ -956,15 +966,18 @@ func (x *Digest) GetSha256() string {
 // file.template: {{name}} in text stands for a value of vars, which must be one line; {{name|shell}}, {{name|json}},
 // {{name|yaml}} and {{name|xml}} write any value so that it is one word, string or text there; {{name|raw}} as it is.
 type TemplateArgs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	Vars          map[string]string      `protobuf:"bytes,3,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Mode          string                 `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
-	Owner         string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
-	Group         string                 `protobuf:"bytes,6,opt,name=group,proto3" json:"group,omitempty"`
-	Parents       bool                   `protobuf:"varint,7,opt,name=parents,proto3" json:"parents,omitempty"`
-	Backup        bool                   `protobuf:"varint,8,opt,name=backup,proto3" json:"backup,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Path    string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Text    string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Vars    map[string]string      `protobuf:"bytes,3,rep,name=vars,proto3" json:"vars,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Mode    string                 `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Owner   string                 `protobuf:"bytes,5,opt,name=owner,proto3" json:"owner,omitempty"`
+	Group   string                 `protobuf:"bytes,6,opt,name=group,proto3" json:"group,omitempty"`
+	Parents bool                   `protobuf:"varint,7,opt,name=parents,proto3" json:"parents,omitempty"`
+	Backup  bool                   `protobuf:"varint,8,opt,name=backup,proto3" json:"backup,omitempty"`
+	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
+	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
+	Validate      []string `protobuf:"bytes,9,rep,name=validate,proto3" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,6 +1068,13 @@ func (x *TemplateArgs) GetBackup() bool {
 	return false
 }
 
+func (x *TemplateArgs) GetValidate() []string {
+	if x != nil {
+		return x.Validate
+	}
+	return nil
+}
+
 // file.line: one line of a text file. Patterns are regular expressions in the syntax of RE2.
 type LineArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1079,7 +1099,10 @@ type LineArgs struct {
 	// Keep what was there as path.bak.
 	Backup bool `protobuf:"varint,11,opt,name=backup,proto3" json:"backup,omitempty"`
 	// Write into the file that is there instead of replacing it.
-	Inplace       bool `protobuf:"varint,12,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	Inplace bool `protobuf:"varint,12,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
+	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
+	Validate      []string `protobuf:"bytes,13,rep,name=validate,proto3" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1198,6 +1221,13 @@ func (x *LineArgs) GetInplace() bool {
 	return false
 }
 
+func (x *LineArgs) GetValidate() []string {
+	if x != nil {
+		return x.Validate
+	}
+	return nil
+}
+
 // file.block: some lines of a text file, between two lines of comment that mark them.
 type BlockArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1219,7 +1249,10 @@ type BlockArgs struct {
 	// Keep what was there as path.bak.
 	Backup bool `protobuf:"varint,10,opt,name=backup,proto3" json:"backup,omitempty"`
 	// Write into the file that is there instead of replacing it.
-	Inplace       bool `protobuf:"varint,11,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	Inplace bool `protobuf:"varint,11,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
+	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
+	Validate      []string `protobuf:"bytes,12,rep,name=validate,proto3" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1331,6 +1364,13 @@ func (x *BlockArgs) GetInplace() bool {
 	return false
 }
 
+func (x *BlockArgs) GetValidate() []string {
+	if x != nil {
+		return x.Validate
+	}
+	return nil
+}
+
 // file.replace: all places of a text file that match a regular expression in the syntax of RE2; ^ and $ are the ends of
 // a line.
 type ReplaceArgs struct {
@@ -1346,7 +1386,10 @@ type ReplaceArgs struct {
 	// Keep what was there as path.bak.
 	Backup bool `protobuf:"varint,6,opt,name=backup,proto3" json:"backup,omitempty"`
 	// Write into the file that is there instead of replacing it.
-	Inplace       bool `protobuf:"varint,7,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	Inplace bool `protobuf:"varint,7,opt,name=inplace,proto3" json:"inplace,omitempty"`
+	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
+	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
+	Validate      []string `protobuf:"bytes,8,rep,name=validate,proto3" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1430,6 +1473,13 @@ func (x *ReplaceArgs) GetInplace() bool {
 	return false
 }
 
+func (x *ReplaceArgs) GetValidate() []string {
+	if x != nil {
+		return x.Validate
+	}
+	return nil
+}
+
 // file.attachment
 type AttachmentArgs struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1484,7 +1534,7 @@ const file_file_proto_rawDesc = "" +
 	"\fReadFileArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"#\n" +
 	"\aContent\x12\x18\n" +
-	"\acontent\x18\x01 \x01(\fR\acontent\"\xc9\x01\n" +
+	"\acontent\x18\x01 \x01(\fR\acontent\"\xe5\x01\n" +
 	"\rWriteFileArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
@@ -1493,7 +1543,8 @@ const file_file_proto_rawDesc = "" +
 	"\x05group\x18\x05 \x01(\tR\x05group\x12\x18\n" +
 	"\aparents\x18\x06 \x01(\bR\aparents\x12\x16\n" +
 	"\x06backup\x18\a \x01(\bR\x06backup\x12\x18\n" +
-	"\ainplace\x18\b \x01(\bR\ainplace\"\x1e\n" +
+	"\ainplace\x18\b \x01(\bR\ainplace\x12\x1a\n" +
+	"\bvalidate\x18\t \x03(\tR\bvalidate\"\x1e\n" +
 	"\bPathArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\" \n" +
 	"\x06Exists\x12\x16\n" +
@@ -1539,7 +1590,7 @@ const file_file_proto_rawDesc = "" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05group\x18\x03 \x01(\tR\x05group\" \n" +
 	"\x06Digest\x12\x16\n" +
-	"\x06sha256\x18\x01 \x01(\tR\x06sha256\"\xa3\x02\n" +
+	"\x06sha256\x18\x01 \x01(\tR\x06sha256\"\xbf\x02\n" +
 	"\fTemplateArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12@\n" +
@@ -1548,10 +1599,11 @@ const file_file_proto_rawDesc = "" +
 	"\x05owner\x18\x05 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05group\x18\x06 \x01(\tR\x05group\x12\x18\n" +
 	"\aparents\x18\a \x01(\bR\aparents\x12\x16\n" +
-	"\x06backup\x18\b \x01(\bR\x06backup\x1a7\n" +
+	"\x06backup\x18\b \x01(\bR\x06backup\x12\x1a\n" +
+	"\bvalidate\x18\t \x03(\tR\bvalidate\x1a7\n" +
 	"\tVarsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
 	"\bLineArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\tR\x04line\x12\x14\n" +
@@ -1565,7 +1617,8 @@ const file_file_proto_rawDesc = "" +
 	"\aparents\x18\n" +
 	" \x01(\bR\aparents\x12\x16\n" +
 	"\x06backup\x18\v \x01(\bR\x06backup\x12\x18\n" +
-	"\ainplace\x18\f \x01(\bR\ainplace\"\x87\x02\n" +
+	"\ainplace\x18\f \x01(\bR\ainplace\x12\x1a\n" +
+	"\bvalidate\x18\r \x03(\tR\bvalidate\"\xa3\x02\n" +
 	"\tBlockArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06marker\x18\x02 \x01(\tR\x06marker\x12\x12\n" +
@@ -1578,7 +1631,8 @@ const file_file_proto_rawDesc = "" +
 	"\aparents\x18\t \x01(\bR\aparents\x12\x16\n" +
 	"\x06backup\x18\n" +
 	" \x01(\bR\x06backup\x12\x18\n" +
-	"\ainplace\x18\v \x01(\bR\ainplace\"\xbf\x01\n" +
+	"\ainplace\x18\v \x01(\bR\ainplace\x12\x1a\n" +
+	"\bvalidate\x18\f \x03(\tR\bvalidate\"\xdb\x01\n" +
 	"\vReplaceArgs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12 \n" +
@@ -1586,7 +1640,8 @@ const file_file_proto_rawDesc = "" +
 	"\aliteral\x18\x04 \x01(\bR\aliteral\x12\x14\n" +
 	"\x05again\x18\x05 \x01(\bR\x05again\x12\x16\n" +
 	"\x06backup\x18\x06 \x01(\bR\x06backup\x12\x18\n" +
-	"\ainplace\x18\a \x01(\bR\ainplace\"$\n" +
+	"\ainplace\x18\a \x01(\bR\ainplace\x12\x1a\n" +
+	"\bvalidate\x18\b \x03(\tR\bvalidate\"$\n" +
 	"\x0eAttachmentArgs\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04nameB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 

@@ -1227,7 +1227,9 @@ type JournalInverse struct {
 	Op    string                 `protobuf:"bytes,2,opt,name=op,proto3" json:"op,omitempty"`
 	Args  *anypb.Any             `protobuf:"bytes,3,opt,name=args,proto3" json:"args,omitempty"`
 	// It is taken back once all steps that do not say so are.
-	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Last bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	// What people call it, without secrets.
+	Target        string `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1288,6 +1290,13 @@ func (x *JournalInverse) GetLast() bool {
 		return x.Last
 	}
 	return false
+}
+
+func (x *JournalInverse) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
 }
 
 // One step: this may be done from now on, and nothing takes it back.
@@ -1411,7 +1420,9 @@ type JournalUndone struct {
 	// Which of these steps could not be taken back: a rollback after this one says so again.
 	Failed []*JournalFailed `protobuf:"bytes,1,rep,name=failed,proto3" json:"failed,omitempty"`
 	// The rollback stopped here, before the next step: no object is half restored.
-	Halted        bool `protobuf:"varint,2,opt,name=halted,proto3" json:"halted,omitempty"`
+	Halted bool `protobuf:"varint,2,opt,name=halted,proto3" json:"halted,omitempty"`
+	// What the rollback ran to take these steps back, with the time.
+	Ran           []*Change `protobuf:"bytes,3,rep,name=ran,proto3" json:"ran,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1458,6 +1469,13 @@ func (x *JournalUndone) GetHalted() bool {
 		return x.Halted
 	}
 	return false
+}
+
+func (x *JournalUndone) GetRan() []*Change {
+	if x != nil {
+		return x.Ran
+	}
+	return nil
 }
 
 // What a rollback could not take back.
@@ -2102,22 +2120,24 @@ const file_journal_proto_rawDesc = "" +
 	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\"\\\n" +
 	"\fJournalSpool\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
-	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"r\n" +
+	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\x8a\x01\n" +
 	"\x0eJournalInverse\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12(\n" +
 	"\x04args\x18\x03 \x01(\v2\x14.google.protobuf.AnyR\x04args\x12\x12\n" +
-	"\x04last\x18\x04 \x01(\bR\x04last\"_\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\"_\n" +
 	"\x13JournalIrreversible\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x124\n" +
 	"\x06change\x18\x02 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x06change\"k\n" +
 	"\x0eJournalAttempt\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
-	"\x05early\x18\x03 \x01(\bR\x05early\"d\n" +
+	"\x05early\x18\x03 \x01(\bR\x05early\"\x94\x01\n" +
 	"\rJournalUndone\x12;\n" +
 	"\x06failed\x18\x01 \x03(\v2#.limiquantix.agent.v1.JournalFailedR\x06failed\x12\x16\n" +
-	"\x06halted\x18\x02 \x01(\bR\x06halted\"\x99\x01\n" +
+	"\x06halted\x18\x02 \x01(\bR\x06halted\x12.\n" +
+	"\x03ran\x18\x03 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\x03ran\"\x99\x01\n" +
 	"\rJournalFailed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
@@ -2233,25 +2253,26 @@ var file_journal_proto_depIdxs = []int32{
 	26, // 27: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
 	24, // 28: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
 	16, // 29: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	26, // 30: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	27, // 31: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 32: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	19, // 33: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	27, // 34: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 35: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	24, // 36: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	25, // 37: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	27, // 38: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 39: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	7,  // 40: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	2,  // 41: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	27, // 42: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 43: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	26, // 30: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	26, // 31: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	27, // 32: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 33: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	19, // 34: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	27, // 35: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 36: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	24, // 37: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	25, // 38: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	27, // 39: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 40: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	7,  // 41: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	2,  // 42: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	27, // 43: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 44: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }

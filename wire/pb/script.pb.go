@@ -443,10 +443,13 @@ type RunScriptResponse struct {
 	Script     *ScriptRef `protobuf:"bytes,12,opt,name=script,proto3" json:"script,omitempty"`
 	// What was to be done after the commit.
 	AfterCommit []*Change `protobuf:"bytes,13,rep,name=after_commit,json=afterCommit,proto3" json:"after_commit,omitempty"`
-	// Changes, also of not_undone and after_commit, that a reply has no space for.
+	// Changes, also of not_undone, after_commit and rollback_ran, that a reply has no space for.
 	ChangesDropped uint32 `protobuf:"varint,14,opt,name=changes_dropped,json=changesDropped,proto3" json:"changes_dropped,omitempty"`
 	// The stored reply lost its result, log and changes, since the store is bounded.
-	Shortened     bool `protobuf:"varint,15,opt,name=shortened,proto3" json:"shortened,omitempty"`
+	Shortened bool `protobuf:"varint,15,opt,name=shortened,proto3" json:"shortened,omitempty"`
+	// What a rollback ran, in its order: undo commands, those of tx.on_rollback, and what takes back other calls. Restored
+	// files are not among it.
+	RollbackRan   []*Change `protobuf:"bytes,16,rep,name=rollback_ran,json=rollbackRan,proto3" json:"rollback_ran,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,6 +587,13 @@ func (x *RunScriptResponse) GetShortened() bool {
 		return x.Shortened
 	}
 	return false
+}
+
+func (x *RunScriptResponse) GetRollbackRan() []*Change {
+	if x != nil {
+		return x.RollbackRan
+	}
+	return nil
 }
 
 // Why a script did not end well.
@@ -733,7 +743,10 @@ type Change struct {
 	ContentHidden bool `protobuf:"varint,8,opt,name=content_hidden,json=contentHidden,proto3" json:"content_hidden,omitempty"`
 	// In a dry run: how many bytes of a large file would be copied to keep what was there, since the file system shares no
 	// blocks with where that is kept.
-	KeptBytes     uint64 `protobuf:"varint,9,opt,name=kept_bytes,json=keptBytes,proto3" json:"kept_bytes,omitempty"`
+	KeptBytes uint64 `protobuf:"varint,9,opt,name=kept_bytes,json=keptBytes,proto3" json:"kept_bytes,omitempty"`
+	// Of what a rollback ran: when it began, and how long it took.
+	At            *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"`
+	DurationMs    uint64                 `protobuf:"varint,11,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -827,6 +840,20 @@ func (x *Change) GetContentHidden() bool {
 func (x *Change) GetKeptBytes() uint64 {
 	if x != nil {
 		return x.KeptBytes
+	}
+	return 0
+}
+
+func (x *Change) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Change) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
 	}
 	return 0
 }
@@ -1412,7 +1439,9 @@ type ConfirmResponse struct {
 	// With COMMITTED: what was to be done after the commit.
 	AfterCommit []*Change `protobuf:"bytes,5,rep,name=after_commit,json=afterCommit,proto3" json:"after_commit,omitempty"`
 	// What a rollback could not take back.
-	NotUndone     []*Change `protobuf:"bytes,6,rep,name=not_undone,json=notUndone,proto3" json:"not_undone,omitempty"`
+	NotUndone []*Change `protobuf:"bytes,6,rep,name=not_undone,json=notUndone,proto3" json:"not_undone,omitempty"`
+	// What a rollback ran, in its order.
+	RollbackRan   []*Change `protobuf:"bytes,7,rep,name=rollback_ran,json=rollbackRan,proto3" json:"rollback_ran,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1485,6 +1514,13 @@ func (x *ConfirmResponse) GetAfterCommit() []*Change {
 func (x *ConfirmResponse) GetNotUndone() []*Change {
 	if x != nil {
 		return x.NotUndone
+	}
+	return nil
+}
+
+func (x *ConfirmResponse) GetRollbackRan() []*Change {
+	if x != nil {
+		return x.RollbackRan
 	}
 	return nil
 }
@@ -2004,7 +2040,7 @@ const file_script_proto_rawDesc = "" +
 	"\n" +
 	"Attachment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xfd\x05\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xbe\x06\n" +
 	"\x11RunScriptResponse\x12:\n" +
 	"\x06status\x18\x01 \x01(\x0e2\".limiquantix.agent.v1.ScriptStatusR\x06status\x12.\n" +
 	"\x06result\x18\x02 \x01(\v2\x16.google.protobuf.ValueR\x06result\x127\n" +
@@ -2023,7 +2059,8 @@ const file_script_proto_rawDesc = "" +
 	"\x06script\x18\f \x01(\v2\x1f.limiquantix.agent.v1.ScriptRefR\x06script\x12?\n" +
 	"\fafter_commit\x18\r \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\vafterCommit\x12'\n" +
 	"\x0fchanges_dropped\x18\x0e \x01(\rR\x0echangesDropped\x12\x1c\n" +
-	"\tshortened\x18\x0f \x01(\bR\tshortened\"\x83\x02\n" +
+	"\tshortened\x18\x0f \x01(\bR\tshortened\x12?\n" +
+	"\frollback_ran\x18\x10 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\vrollbackRan\"\x83\x02\n" +
 	"\vScriptError\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
@@ -2036,7 +2073,7 @@ const file_script_proto_rawDesc = "" +
 	"\x06object\x18\t \x01(\tR\x06object\x12\x14\n" +
 	"\x05limit\x18\n" +
 	" \x01(\tR\x05limit\x12\x12\n" +
-	"\x04hint\x18\v \x01(\tR\x04hint\"\xa2\x02\n" +
+	"\x04hint\x18\v \x01(\tR\x04hint\"\xef\x02\n" +
 	"\x06Change\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x16\n" +
@@ -2049,7 +2086,11 @@ const file_script_proto_rawDesc = "" +
 	"\x0ediff_truncated\x18\a \x01(\bR\rdiffTruncated\x12%\n" +
 	"\x0econtent_hidden\x18\b \x01(\bR\rcontentHidden\x12\x1d\n" +
 	"\n" +
-	"kept_bytes\x18\t \x01(\x04R\tkeptBytes\"e\n" +
+	"kept_bytes\x18\t \x01(\x04R\tkeptBytes\x12*\n" +
+	"\x02at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
+	"\vduration_ms\x18\v \x01(\x04R\n" +
+	"durationMs\"e\n" +
 	"\aLogLine\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +
@@ -2091,7 +2132,7 @@ const file_script_proto_rawDesc = "" +
 	"\x0eConfirmRequest\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12;\n" +
 	"\x06action\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ConfirmActionR\x06action\x12%\n" +
-	"\x0eextend_seconds\x18\x03 \x01(\rR\rextendSeconds\"\xe8\x02\n" +
+	"\x0eextend_seconds\x18\x03 \x01(\rR\rextendSeconds\"\xa9\x03\n" +
 	"\x0fConfirmResponse\x12:\n" +
 	"\x06status\x18\x01 \x01(\x0e2\".limiquantix.agent.v1.ScriptStatusR\x06status\x127\n" +
 	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\x12?\n" +
@@ -2099,7 +2140,8 @@ const file_script_proto_rawDesc = "" +
 	"\fremaining_ms\x18\x04 \x01(\x04R\vremainingMs\x12?\n" +
 	"\fafter_commit\x18\x05 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\vafterCommit\x12;\n" +
 	"\n" +
-	"not_undone\x18\x06 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\tnotUndone\"\x8c\x01\n" +
+	"not_undone\x18\x06 \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\tnotUndone\x12?\n" +
+	"\frollback_ran\x18\a \x03(\v2\x1c.limiquantix.agent.v1.ChangeR\vrollbackRan\"\x8c\x01\n" +
 	"\x13TransactionsRequest\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12\x1f\n" +
 	"\vmax_entries\x18\x02 \x01(\rR\n" +
@@ -2224,33 +2266,36 @@ var file_script_proto_depIdxs = []int32{
 	7,  // 11: limiquantix.agent.v1.RunScriptResponse.not_undone:type_name -> limiquantix.agent.v1.Change
 	10, // 12: limiquantix.agent.v1.RunScriptResponse.script:type_name -> limiquantix.agent.v1.ScriptRef
 	7,  // 13: limiquantix.agent.v1.RunScriptResponse.after_commit:type_name -> limiquantix.agent.v1.Change
-	1,  // 14: limiquantix.agent.v1.Change.state:type_name -> limiquantix.agent.v1.ChangeState
-	28, // 15: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
-	6,  // 16: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	15, // 17: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
-	6,  // 18: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	26, // 19: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
-	2,  // 20: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
-	0,  // 21: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	6,  // 22: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	28, // 23: limiquantix.agent.v1.ConfirmResponse.confirm_until:type_name -> google.protobuf.Timestamp
-	7,  // 24: limiquantix.agent.v1.ConfirmResponse.after_commit:type_name -> limiquantix.agent.v1.Change
-	7,  // 25: limiquantix.agent.v1.ConfirmResponse.not_undone:type_name -> limiquantix.agent.v1.Change
-	20, // 26: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
-	6,  // 27: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	0,  // 28: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
-	10, // 29: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
-	28, // 30: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
-	28, // 31: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
-	5,  // 32: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	28, // 33: limiquantix.agent.v1.TransactionInfo.confirm_until:type_name -> google.protobuf.Timestamp
-	6,  // 34: limiquantix.agent.v1.CleanTransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
-	8,  // 35: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	7,  // 14: limiquantix.agent.v1.RunScriptResponse.rollback_ran:type_name -> limiquantix.agent.v1.Change
+	1,  // 15: limiquantix.agent.v1.Change.state:type_name -> limiquantix.agent.v1.ChangeState
+	28, // 16: limiquantix.agent.v1.Change.at:type_name -> google.protobuf.Timestamp
+	28, // 17: limiquantix.agent.v1.LogLine.at:type_name -> google.protobuf.Timestamp
+	6,  // 18: limiquantix.agent.v1.CancelResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	15, // 19: limiquantix.agent.v1.ListScriptsResponse.scripts:type_name -> limiquantix.agent.v1.ScriptInfo
+	6,  // 20: limiquantix.agent.v1.ListScriptsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	26, // 21: limiquantix.agent.v1.ScriptInfo.params_schema:type_name -> google.protobuf.Struct
+	2,  // 22: limiquantix.agent.v1.ConfirmRequest.action:type_name -> limiquantix.agent.v1.ConfirmAction
+	0,  // 23: limiquantix.agent.v1.ConfirmResponse.status:type_name -> limiquantix.agent.v1.ScriptStatus
+	6,  // 24: limiquantix.agent.v1.ConfirmResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	28, // 25: limiquantix.agent.v1.ConfirmResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	7,  // 26: limiquantix.agent.v1.ConfirmResponse.after_commit:type_name -> limiquantix.agent.v1.Change
+	7,  // 27: limiquantix.agent.v1.ConfirmResponse.not_undone:type_name -> limiquantix.agent.v1.Change
+	7,  // 28: limiquantix.agent.v1.ConfirmResponse.rollback_ran:type_name -> limiquantix.agent.v1.Change
+	20, // 29: limiquantix.agent.v1.TransactionsResponse.transactions:type_name -> limiquantix.agent.v1.TransactionInfo
+	6,  // 30: limiquantix.agent.v1.TransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	0,  // 31: limiquantix.agent.v1.TransactionInfo.status:type_name -> limiquantix.agent.v1.ScriptStatus
+	10, // 32: limiquantix.agent.v1.TransactionInfo.script:type_name -> limiquantix.agent.v1.ScriptRef
+	28, // 33: limiquantix.agent.v1.TransactionInfo.started:type_name -> google.protobuf.Timestamp
+	28, // 34: limiquantix.agent.v1.TransactionInfo.finished:type_name -> google.protobuf.Timestamp
+	5,  // 35: limiquantix.agent.v1.TransactionInfo.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	28, // 36: limiquantix.agent.v1.TransactionInfo.confirm_until:type_name -> google.protobuf.Timestamp
+	6,  // 37: limiquantix.agent.v1.CleanTransactionsResponse.error:type_name -> limiquantix.agent.v1.ScriptError
+	8,  // 38: limiquantix.agent.v1.ScriptEvent.log:type_name -> limiquantix.agent.v1.LogLine
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_script_proto_init() }

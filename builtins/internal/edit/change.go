@@ -165,6 +165,9 @@ func (c *Change) Report(action string, content *Content) {
 		content.fill(told)
 	}
 	c.tell(told)
+	if content != nil && content.shown() && c.Call.Contents != nil {
+		c.Call.Contents(told, content.old, content.new)
+	}
 }
 
 func (c *Change) tell(told *pb.Change) {
@@ -238,6 +241,11 @@ func (s *Content) Becomes(content []byte, mode uint32) *Content {
 	}
 	s.hidden = s.hidden || !worldReadable(mode)
 	return s
+}
+
+// shown says whether both contents are complete, and may be shown.
+func (s *Content) shown() bool {
+	return s.link == "" && !s.hidden && !s.long && diff.IsText(s.old) && diff.IsText(s.new)
 }
 
 func (s *Content) fill(told *pb.Change) {

@@ -29,6 +29,9 @@ type File struct {
 	// Edit makes the content of what is there; a file that is not there is nil, and a result that is nil too asks for none. It
 	// is used instead of Content. The old content is its own: it may become the new one. Optional.
 	Edit func(ctx context.Context, old []byte) ([]byte, error)
+	// Validate is called with the path of the new file before that takes the place of the old one; an error leaves the old one
+	// there. It is not called in a dry run, whose files no program sees, and goes neither with InPlace nor with Append. Optional.
+	Validate func(ctx context.Context, path string) error
 	// Same says whether a content is as good as Content. Nil: only the same bytes are.
 	Same func(have []byte) bool
 }
@@ -46,6 +49,9 @@ func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed 
 		return false, fault.On(w.Path, err)
 	}
 	defer c.End(&err)
+	if w.Validate != nil && (w.InPlace || w.Append) {
+		return false, fault.Invalid("validate looks at a new file that takes the place of the old one, and here the old one is written to")
+	}
 	if err := c.trust(w); err != nil {
 		return false, err
 	}
@@ -201,6 +207,11 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 	staged, err := c.stage(ctx, w)
 	if err != nil {
 		return err
+	}
+	if w.Validate != nil && c.Call.DryRun == nil {
+		if err := w.Validate(ctx, staged.Path()); err != nil {
+			return errors.Join(err, staged.Discard())
+		}
 	}
 	if backup {
 		if err := c.backup(ctx); err != nil {

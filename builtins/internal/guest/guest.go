@@ -6,6 +6,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -18,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // Guest is one machine, or one tree. It is safe for concurrent use.
@@ -121,6 +123,37 @@ func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc
 	return g.Runner.Run(ctx, spec)
 }
 
+// RunHeld is Run. A command that is Readonly, is held to it, and failed for what it may not write, or for what a service would
+// have in /run, runs once more with a view of its own of /run, /tmp and /var, which is thrown away: as it changes nothing, that
+// is the same as if it had run once. It does not have that view from the start, since there it sees no disk as it is.
+func (g *Guest) RunHeld(ctx context.Context, command Command, spec proc.Spec) (*proc.Result, error) {
+	result, err := g.Run(ctx, command, spec)
+	if err != nil || !command.Readonly || spec.Confine == nil || !missedView(result) {
+		return result, err
+	}
+	spec.Confine = &proc.Confine{Private: true}
+	return g.Run(ctx, command, spec)
+}
+
+// missedView says whether a command may have failed for want of a private view.
+func missedView(result *proc.Result) bool {
+	return result.Err() != nil && result.Signal == 0 && !result.TimedOut &&
+		slices.ContainsFunc(viewTexts, func(text string) bool { return Says(result, text) })
+}
+
+// ReadOnlyText is how programs report EROFS.
+const ReadOnlyText = "Read-only file system"
+
+// viewTexts are what programs say that may not write, or miss what is made in /run at boot, or when a service starts.
+var viewTexts = []string{ReadOnlyText, "/run/", "/var/lock"}
+
+// Says reports whether a command wrote a text, as far as that was kept.
+func Says(result *proc.Result, text string) bool {
+	return slices.ContainsFunc([][]byte{result.Stdout, result.Stderr, result.Tail}, func(b []byte) bool {
+		return bytes.Contains(b, []byte(text))
+	})
+}
+
 // CommandAccess is what a command would be to a policy: its program, where that is looked for, and what is put into its
 // environment.
 func CommandAccess(argv []string, env map[string]string, dir string) builtins.Command {
@@ -132,22 +165,7 @@ func CommandAccess(argv []string, env map[string]string, dir string) builtins.Co
 }
 
 // Quote writes arguments as a shell would read them.
-func Quote(argv []string) string {
-	quoted := make([]string, len(argv))
-	for i, arg := range argv {
-		quoted[i] = arg
-		if arg == "" || strings.ContainsFunc(arg, special) {
-			quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-		}
-	}
-	return strings.Join(quoted, " ")
-}
-
-// special says whether a character means more than itself to a shell.
-func special(c rune) bool {
-	plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:=,+@%", c) || c > 0x7f
-	return !plain
-}
+func Quote(argv []string) string { return text.Quote(argv) }
 
 // CheckUndo refuses exit codes and a test of an undo that cannot be meant.
 func CheckUndo(codes []int32, test []string) error {

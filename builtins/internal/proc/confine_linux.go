@@ -21,6 +21,8 @@ import (
 //	├── srv/www      Writable: /srv/www: writable as a tree
 //	└── run/quantix-kvm-tmp   a private tmpfs (TMPDIR), gone with the command
 //
+// One that is Private may write below /run, /tmp and /var as well, to what is thrown away: see view.
+//
 // Of root's capabilities it has none by which it could leave: see deniedCapabilities. It stays root, though: it may
 // write to a block device, signal and configure what is not a file, and ask a daemon to act (systemd over D-Bus, a
 // container engine).
@@ -78,18 +80,30 @@ func (p *launchSpec) setUpMounts() error {
 		if mounts, err = readMounts(); err != nil {
 			return err
 		}
+		private := p.prepareView(mounts)
 		if err := unix.Chroot(p.Root); err != nil {
 			return &StartError{Stage: "directory", Object: p.Root, Err: err}
 		}
 		if err := unix.Chdir("/"); err != nil {
 			return err
 		}
-		mounts = mountsUnder(mounts, p.Root)
+		return p.confineWrites(mountsUnder(mounts, p.Root), private)
 	}
-	if !p.Confined {
+	return p.confineWrites(mounts, p.prepareView(mounts))
+}
+
+// prepareView makes the mounts of a view: of a command that has a private one, and of each that is confined below another
+// root, where /run is used by nothing else, so that no directory is left behind there.
+func (p *launchSpec) prepareView(mounts []mountInfo) *view {
+	switch {
+	case !p.Confined || p.Probe:
 		return nil
+	case p.Private:
+		return prepareView(p.Root, viewDirs, mounts)
+	case p.hasRoot():
+		return prepareView(p.Root, []string{filepath.Dir(scratchDir)}, mounts)
 	}
-	return p.confineWrites(mounts)
+	return nil
 }
 
 // writableDir is a directory that stays writable, or some entries of which do.
@@ -99,7 +113,10 @@ type writableDir struct {
 	mountFD int      // a clone of the directory's mounts, still writable
 }
 
-func (p *launchSpec) confineWrites(mounts []mountInfo) error {
+func (p *launchSpec) confineWrites(mounts []mountInfo, private *view) error {
+	if !p.Confined {
+		return nil
+	}
 	dirs, err := findWritableDirs(p.Writable)
 	if err != nil {
 		return err
@@ -114,10 +131,25 @@ func (p *launchSpec) confineWrites(mounts []mountInfo) error {
 		}
 	}
 	place := p.scratchMountPoint(dirs)
+	if place == "" && !p.Private { // what is written in /run is to stay
+		private = nil
+	}
 	if err := makeReadOnly("/", mounts, p.PerMount); err != nil {
 		return err
 	}
+	if err := private.mount(); err != nil {
+		return err
+	}
+	if p.Private {
+		makeRuntimeDirs()
+	}
 	if place != "" {
+		if private.has(filepath.Dir(scratchDir)) {
+			place = scratchDir
+			if err := os.MkdirAll(place, 0o755); err != nil {
+				return err
+			}
+		}
 		if err := unix.Mount("tmpfs", place, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=256m"); err != nil {
 			return fault.On(place, err)
 		}

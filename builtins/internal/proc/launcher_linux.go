@@ -54,6 +54,7 @@ type launchSpec struct {
 	Confined bool
 	Writable []string
 	PerMount bool
+	Private  bool // see Confine
 	Probe    bool // only set up the mounts, to see whether that works
 }
 
@@ -129,7 +130,7 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 	p := &launchSpec{Argv: spec.Argv, Dir: spec.dir(), Env: env, Root: spec.Root, User: spec.User, Tied: spec.Tied || spec.streamed}
 	p.System = spec.hasRoot() && r.checkConfinement() == nil // which tells whether mounts may be made
 	if spec.Confine != nil {
-		p.Confined, p.Writable, p.PerMount = true, spec.Confine.Writable, r.platform.perMount
+		p.Confined, p.Writable, p.PerMount, p.Private = true, spec.Confine.Writable, r.platform.perMount, spec.Confine.Private
 		if !slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "TMPDIR=") }) {
 			p.Env = append(env[:len(env):len(env)], "TMPDIR="+scratchDir)
 		}

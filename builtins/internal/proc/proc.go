@@ -91,6 +91,9 @@ type Confine struct {
 	// Writable are absolute paths, inside Root, that stay writable: a directory with all that is in it; of anything else the
 	// name, which need not exist, and new names in the same directory, since files are replaced by renaming.
 	Writable []string
+	// Private lets the command write below /run, /tmp and /var, and throws that away when the command has ended; nobody else
+	// sees it. It goes with no Writable. Where the kernel cannot do that the command is read-only there, too.
+	Private bool
 }
 
 // Result is the outcome of a command that was started.

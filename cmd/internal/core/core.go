@@ -139,7 +139,7 @@ func (core *Core) open(c Config) (err error) {
 	}
 	core.Journal, err = openJournal(journal.Config{
 		Dir: filepath.Join(c.State, "tx"), Root: core.Files, Version: c.Rooms.Version,
-		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo, Enter: core.Rooms.Frozen().EnterOwn,
+		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo, Subject: inverses.Subject, Enter: core.Rooms.Frozen().EnterOwn,
 		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) },
 	}, c.LockWait)
 	if err != nil {

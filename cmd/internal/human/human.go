@@ -3,11 +3,14 @@ package human
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/term"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -37,6 +40,12 @@ func PrintableLine(s string) string {
 }
 
 func unprintable(r rune) bool { return r != '\n' && r != '\t' && r != ' ' && !unicode.IsPrint(r) }
+
+// Colours says whether what is written to w may have colours: w is a terminal that knows them, and NO_COLOR is not set.
+func Colours(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(file.Fd()))
+}
 
 // Size formats a number of bytes for people.
 func Size(n uint64) string {

@@ -22,9 +22,7 @@ func Log(w io.Writer, line *pb.LogLine) {
 func Changes(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.Changes {
 		fmt.Fprintf(w, "%s\n", ChangeLine(c))
-		for text := range strings.Lines(human.Printable(c.Diff)) {
-			fmt.Fprintf(w, "    %s\n", strings.TrimSuffix(text, "\n"))
-		}
+		Diff(w, c.Diff)
 		if c.DiffTruncated {
 			fmt.Fprintln(w, "    (the difference is longer)")
 		}
@@ -32,10 +30,28 @@ func Changes(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.AfterCommit {
 		fmt.Fprintf(w, "after the commit: %s\n", ChangeLine(c))
 	}
+	for _, c := range reply.RollbackRan {
+		fmt.Fprintln(w, RanLine(c))
+	}
 	if reply.ChangesDropped > 0 {
 		fmt.Fprintf(w, "%s more than the reply holds\n", human.Plural(int(reply.ChangesDropped), "change"))
 	}
 }
+
+// Diff prints a difference, four columns in; in colours where w is a terminal, unless NO_COLOR is set.
+func Diff(w io.Writer, diff string) {
+	colours := human.Colours(w)
+	for text := range strings.Lines(human.Printable(diff)) {
+		text = strings.TrimSuffix(text, "\n")
+		if on := lineColours[text[:min(len(text), 1)]]; colours && on != "" {
+			text = on + text + "\x1b[0m"
+		}
+		fmt.Fprintf(w, "    %s\n", text)
+	}
+}
+
+// lineColours are the colours of the lines of a difference, by their first character: green, red and cyan.
+var lineColours = map[string]string{"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
 
 // ChangeLine describes a change in one line.
 func ChangeLine(c *pb.Change) string {
@@ -61,6 +77,16 @@ func ChangeLine(c *pb.Change) string {
 		words += ", keeps a copy of " + human.Size(c.KeptBytes)
 	}
 	return strings.ReplaceAll(human.Printable(words+")"), "\n", " ")
+}
+
+// RanLine describes in one line what a rollback ran, with when and how long.
+func RanLine(c *pb.Change) string {
+	words := map[string]string{"failed": "FAILED in the rollback: ", "not needed": "not needed in the rollback: "}[c.Action]
+	if words == "" {
+		words = "ran in the rollback: "
+	}
+	words += fmt.Sprintf("%s (%s, at %s, %d ms)", c.Target, c.Op, human.Time(c.At), c.DurationMs)
+	return strings.ReplaceAll(human.Printable(words), "\n", " ")
 }
 
 // statusText describes the outcomes of a script.

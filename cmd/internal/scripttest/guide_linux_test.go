@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -136,4 +137,70 @@ func caseOf(t *testing.T, source string) string {
 				end
 			end,
 		}`, given["files"], given["params"], given["fails"])
+}
+
+// luacheck has nothing to say of any example of the guide, and of no bundled script and its test.
+func TestLuacheckIsQuiet(t *testing.T) {
+	luacheck, err := exec.LookPath("luacheck")
+	if err != nil {
+		t.Skip("luacheck is not installed here: lua-check in Debian")
+	}
+	config, err := filepath.Abs(scripts + "/stubs/quantix.luacheckrc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	var files []string
+	for i, e := range regexp.MustCompile("(?ms)^```lua\n(.*?)^```$").FindAllStringSubmatch(guide(t), -1) {
+		name := fmt.Sprintf("example%d", i)
+		if strings.Contains(e[1], "_test.lua") {
+			name += "_test"
+		}
+		file := filepath.Join(dir, name+".lua")
+		if err := os.WriteFile(file, []byte(e[1]), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	for _, pattern := range []string{"/bundled/*.lua", "/bundled/tests/*.lua"} {
+		found, err := filepath.Glob(scripts + pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range found {
+			if file, err = filepath.Abs(file); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, file)
+		}
+	}
+	c := exec.Command(luacheck, append([]string{"--no-color", "--config", config}, files...)...)
+	if said, err := c.CombinedOutput(); err != nil || len(files) < 25 {
+		t.Errorf("%d files: %v\n%s", len(files), err, said)
+	}
+}
+
+// A sweep of kills of a script that does not run is no sweep, and says so.
+func TestCrashOfWhatDoesNotRun(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"site.lua": `return script {name = "site", params = {port = {type = "integer", required = true}},
+			run = function(p) file.write("/etc/x", tostring(p.port)) end}`,
+		"site_test.lua": `return {
+			refused = function()
+				local ok, err = pcall(test.crash, {prt = 1})
+				assert(not ok and tostring(err):find("the script does not run", 1, true), tostring(err))
+			end,
+			runs = function() test.crash({port = 1}) end,
+		}`,
+		"breaks.lua":      `error("at once")`,
+		"breaks_test.lua": `return {broken = function() assert(not pcall(test.crash)) end}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := run(t, filepath.Join(dir, "site.lua"), filepath.Join(dir, "breaks.lua")); n != 3 {
+		t.Errorf("%d cases", n)
+	}
 }

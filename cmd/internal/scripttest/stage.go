@@ -248,11 +248,16 @@ func (s *stage) crash(ctx context.Context, in *pb.TrialCrashArgs) (*pb.TrialCras
 // calls runs the script on a copy, and gives its calls that change something, and what nothing takes back.
 func (s *stage) calls(ctx context.Context, request *pb.RunScriptRequest) (calls []string, excused map[string]bool, err error) {
 	err = s.onCopy(ctx, func(at place, _ *fsys.Root) error {
-		_, done, err := s.once(ctx, at, request)
-		if err == nil {
-			calls, excused = done.changing, done.answers.excused
+		reply, done, err := s.once(ctx, at, request)
+		if err != nil {
+			return err
 		}
-		return err
+		calls, excused = done.changing, done.answers.excused
+		refused := reply.GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_REFUSED
+		if refused || reply.GetError() != nil && len(calls) == 0 { // nothing was there that could be killed
+			return fault.Wrapf(errFailed, "the script does not run: %s", reply.GetError().GetMessage())
+		}
+		return nil
 	})
 	return calls, excused, err
 }

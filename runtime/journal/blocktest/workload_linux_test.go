@@ -42,9 +42,9 @@ func start(dir string, step func(string) error) (*guest, error) {
 	g.journal, err = journal.Open(journal.Config{
 		Dir: filepath.Join(state(dir), "tx"), Root: root, Version: "test", Step: step,
 		MachineID: func() string { return "machine" }, BootID: func() string { return "boot" },
-		Run: func(ctx context.Context, op string, args proto.Message) error {
+		Run: func(ctx context.Context, op string, args proto.Message) (bool, error) {
 			_, err := g.table.Script(op).Call(ctx, &builtins.Call{}, args)
-			return err
+			return false, err
 		},
 	})
 	if err != nil {

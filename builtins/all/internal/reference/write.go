@@ -289,7 +289,7 @@ function base64.decode(text) end
 // luacheck is a standard of its own: scripts have less than Lua 5.1, and more.
 func (d *description) luacheck() []byte {
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- %s\n-- luacheck --config quantix.luacheckrc FILE.lua\nstd = \"quantix\"\nstds.quantix = {\n  read_globals = {\n", generated)
+	fmt.Fprintf(&b, "-- %s\n-- luacheck --config quantix.luacheckrc FILE.lua\nmax_line_length = 128\nstd = \"quantix\"\nstds.quantix = {\n  read_globals = {\n", generated)
 	for _, w := range luaGlobals {
 		global(&b, w.name, w.fields)
 	}
