@@ -22,7 +22,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-const udevTime = 20 * time.Second
+const (
+	udevTime  = 20 * time.Second
+	undoTries = 4 // of what does not answer in time
+)
 
 // install makes generated files what they shall be; nil: gone. Those that are so already stay the files that they are: a
 // renderer tells by that what changed.
@@ -246,7 +249,11 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.NetplanUndo
 		if !sameBoot { // what was generated, and what it did, ended with that boot
 			return &pb.Changed{}, nil
 		}
-		return &pb.Changed{Changed: true}, r.goBack(ctx, in)
+		err := r.goBack(ctx, in)
+		for try := 1; try < undoTries && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil; try++ {
+			err = r.goBack(ctx, in) // a service manager that reads its files does not answer meanwhile
+		}
+		return &pb.Changed{Changed: true}, err
 	case pb.NetplanUndo_ACTION_FILES:
 		if sameBoot { // what was applied was taken back by itself
 			return &pb.Changed{}, nil
