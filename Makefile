@@ -10,7 +10,7 @@ BUILT   := $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 TARGETS := linux/amd64 linux/arm64 windows/amd64 windows/arm64
 
-.PHONY: help build package demo test race vmtest bench check generate crashtest soak clean
+.PHONY: help build package demo test race wintest armtest vmtest bench check generate crashtest soak clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,10 @@ help: ## what can be made
 build: ## agent and ctl for this machine, in .build
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUT)/ ./cmd/quantix-kvm-agent ./cmd/quantix-kvm-ctl
 
-package: ## packages (deb, rpm, apk) and tarballs of agent and ctl for amd64 and arm64, in .build
+package: ## packages (deb, rpm, apk) and tarballs of agent and ctl for amd64 and arm64, and for Windows where wixl and msibuild are, in .build
 	@for arch in amd64 arm64; do cmd/quantix-kvm-agent/package/build.sh $(OUT) $$arch $(VERSION) '$(LDFLAGS)' || exit 1; done
+	@if command -v wixl msibuild >/dev/null; then cmd/quantix-kvm-agent/package/windows/build.sh $(OUT) $(VERSION) '$(LDFLAGS)'; \
+	else echo 'no MSI: it needs the Debian packages wixl and msitools'; fi
 
 demo: build ## a provisioning script against a scratch root, then one that fails
 	@bash cmd/quantix-kvm-agent/demo/demo.sh $(OUT)
@@ -29,6 +31,19 @@ test: ## every test that needs only Go
 
 race: ## the same with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 30m ./...
+
+wintest: ## the tests of the Windows build under Wine; gets Wine from Debian, as root
+	go run ./cmd/internal/rig/wintest
+
+# What computes and parses, where the processor matters. What needs the kernel or takes long there is tested in the guest.
+ARMTESTS := ./builtins ./builtins/internal/diff ./cmd/internal/human ./cmd/internal/statustext ./runtime/config \
+	./runtime/journal/internal/... ./runtime/sandbox/lua/internal/... ./wire/crc32c ./wire/fault ./wire/pb ./wire/text/...
+
+armtest: ## the unit tests of linux/arm64 by emulation; needs qemu-user-static
+	@command -v qemu-aarch64-static >/dev/null || { echo 'needs the Debian package qemu-user-static'; exit 1; }
+	GOARCH=arm64 CGO_ENABLED=0 go test -vet=off -timeout 10m -exec qemu-aarch64-static $(ARMTESTS)
+	GOARCH=arm64 CGO_ENABLED=0 go test -vet=off -timeout 10m -exec qemu-aarch64-static \
+	  -run 'Frame|Golden|Split|Inspect|Large|Decoder|Fuzz|Memory|Protocol' ./wire
 
 vmtest: ## the tests in a real guest under QEMU; gets what it needs from Debian, as root
 	go run ./cmd/internal/rig/vmtest/prepare
@@ -46,6 +61,11 @@ check: ## format, vet, staticcheck, generated files, cross builds
 	  echo "vet and build $$t"; \
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go vet ./... && GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-agent && \
 	  GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/quantix-kvm-ctl || exit 1; \
+	done
+	@for arch in amd64 arm64; do \
+	  echo "vet and build darwin/$$arch, the ctl"; \
+	  GOOS=darwin GOARCH=$$arch go vet ./cmd/quantix-kvm-ctl ./wire/... && \
+	  GOOS=darwin GOARCH=$$arch go build -o /dev/null ./cmd/quantix-kvm-ctl || exit 1; \
 	done
 	go vet -tags vm ./cmd/internal/rig/vmtest/... && go vet -tags blocktest ./runtime/journal/blocktest
 	@tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && go build -o "$$tool/staticcheck" honnef.co/go/tools/cmd/staticcheck && \

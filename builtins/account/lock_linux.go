@@ -11,9 +11,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// supported: there are accounts of the kind that this package knows.
-const supported = true
-
 // lockFile locks a file as lckpwdf does, without waiting. Where that is fault.ErrBusy holder is the process that has the lock, and
 // 0 where the kernel does not say. The lock is of the open file and not of the process, so that closing another one keeps it.
 func lockFile(file *os.File) (holder int, err error) {

@@ -26,6 +26,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/power"
 	"github.com/quantix-kvm/guest-agent/builtins/process"
 	"github.com/quantix-kvm/guest-agent/builtins/quiesce"
+	"github.com/quantix-kvm/guest-agent/builtins/registry"
 	"github.com/quantix-kvm/guest-agent/builtins/service"
 	"github.com/quantix-kvm/guest-agent/builtins/telemetry"
 	"github.com/quantix-kvm/guest-agent/builtins/tx"
@@ -118,7 +119,7 @@ type Rooms struct {
 func New(c Config) *Rooms {
 	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen})
 	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret}
-	live := c.Dir == "" || c.Dir == "/"
+	live := c.Dir == "" || fsys.IsRoot(c.Dir)
 	g := &guest.Guest{
 		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,
 	}
@@ -148,6 +149,7 @@ func New(c Config) *Rooms {
 			account.New(g).Room(),
 			inventory.New(g).Room(),
 			pkg.New(g).Room(),
+			registry.New(g).Room(),
 			service.New(g).Room(),
 			netplan.New(g, netplan.Config{Machine: c.Machine}).Room(),
 			tx.Room(),

@@ -2,6 +2,7 @@ package all
 
 import (
 	"maps"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -100,6 +101,12 @@ var free = map[string]map[string]string{
 	"tx.on_rollback": {"cwd": dir, "user": runs, "group": runs},
 
 	"exec.on_commit":   {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"registry.remove":  {"name": "a value of the key, which the row names"},
+	"registry.restore": {"made": "the key, which the row names, or one that was made above it"},
+	"registry.set": {
+		"name": "a value of the key, which the row names", "type": "how the value is stored",
+	},
+
 	"service.notified": {"action": unitAction},
 	"service.restore": {
 		"action": unitAction, "invocation": "of the unit, which the row names", "boot_id": "only compared with that of the kernel",
@@ -152,11 +159,17 @@ func TestEveryTextIsSeenOrFree(t *testing.T) {
 	}
 	for row, fields := range free {
 		for name := range maps.Keys(fields) {
-			if !used[row+" "+name] {
+			if !used[row+" "+name] && isHere(row, name) {
 				t.Errorf("%s of %s is nowhere", name, row)
 			}
 		}
 	}
+}
+
+// isHere says whether a field can be expected: on Windows an inverse has other fields than on Linux, which this list is of.
+func isHere(row, field string) bool {
+	op := table().Script(row)
+	return runtime.GOOS == "linux" || op == nil || op.In.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(field)) != nil
 }
 
 // A row of a script that changes something is of a path, a command or an object, or else names its files itself: otherwise no

@@ -2,7 +2,8 @@
 //
 //	sync_time ─► set_time: the host says what time it is ──────────┐
 //	         └─► the clock that KVM shows its guests (PTP) ─────────┼─► offset ─► step or slew ─► offset ─► hardware clock
-//	         └─► the guest's own time daemon: chrony, timesyncd ────┘  (a daemon corrects by itself, and is waited for)
+//	         └─► the guest's own time daemon: chrony, timesyncd, ───┘  (a daemon corrects by itself, and is waited for)
+//	             on Windows W32Time
 //
 // A reply contains measured offsets only: if the clock is no nearer to its source afterwards, the request fails. A daemon that was
 // turned off stays off, and only servers that the guest uses already are asked.
@@ -71,7 +72,7 @@ type system struct {
 	now func() time.Time
 	// step adds to the clock at once.
 	step func(by time.Duration) error
-	// slew adds to the clock by and by, and returns what is left of it.
+	// slew adds to the clock by and by, and returns what is left of it. Nil: the clock is stepped in any case.
 	slew func(by time.Duration) (left time.Duration, err error)
 	// setRTC makes the hardware clock tell a time; false: there is none.
 	setRTC func(at time.Time) (there bool, err error)
@@ -200,7 +201,7 @@ func (r *Room) correct(
 	switch {
 	case in.Measure || before.Abs() < exactBelow:
 		return done, nil
-	case before.Abs() < slewBelow && !in.Force:
+	case before.Abs() < slewBelow && !in.Force && r.system.slew != nil:
 		done.method = pb.ClockMethod_CLOCK_METHOD_SLEW
 		left, err := r.system.slew(before)
 		if err == nil && (left-before).Abs() > before.Abs()/2 {

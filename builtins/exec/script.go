@@ -176,7 +176,7 @@ func checkDeclared(in *pb.RunArgs) error {
 		return err
 	}
 	for _, p := range in.GetTouches() {
-		if !fsys.IsAbs(p) || fsys.Clean(p) == "/" || strings.Contains(p, "\x00") {
+		if !fsys.IsAbs(p) || fsys.IsRoot(p) || strings.Contains(p, "\x00") {
 			return fault.Invalid("touches: %q is not an absolute path below /", p)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 
@@ -163,7 +164,7 @@ func unknownInGlob(pattern string) string {
 // glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone. What cannot be
 // looked into is left out, as is what is behind a link that is not safe.
 func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
-	if !strings.HasPrefix(in.Pattern, "/") {
+	if !fsys.IsAbs(in.Pattern) {
 		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
 	}
 	if why := unknownInGlob(in.Pattern); why != "" {
@@ -174,9 +175,9 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 		return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
 	}
 	if fsys.IsRoot(in.Pattern) {
-		return &pb.Paths{Paths: []string{"/"}}, nil
+		return &pb.Paths{Paths: []string{fsys.Clean(in.Pattern)}}, nil
 	}
-	found := []string{""}
+	found := []string{filepath.VolumeName(in.Pattern)}
 	for _, element := range fsys.Elements(fsys.Clean(in.Pattern)) {
 		if _, err := fsys.Match(element, ""); err != nil { // a class does not hold a slash
 			return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))

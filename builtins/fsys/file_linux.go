@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -314,4 +316,23 @@ func copyRange(to, from *os.File, offset, length int64) error {
 		return fault.ErrChanged
 	}
 	return fault.Cause(err)
+}
+
+// sweepTemp removes a temporary file that nobody has locked.
+func sweepTemp(d *realDir, name string) (removed bool, err error) {
+	file, err := openFile(d.handle, name, true)
+	if errors.Is(err, fs.ErrPermission) { // it has its last mode already, which may forbid its owner to write
+		file, err = openFile(d.handle, name, false)
+	}
+	if errors.Is(err, syscall.EAGAIN) { // a lease: somebody has it open
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer file.Close()
+	if lockFile(file) != nil {
+		return false, nil
+	}
+	return true, removeTemp(d, name)
 }

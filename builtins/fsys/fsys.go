@@ -214,7 +214,7 @@ func checkPath(path string) (string, error) {
 	case len(raw) > maxPath:
 		return "", syscall.ENAMETOOLONG
 	}
-	return raw, nil
+	return raw, checkSystemPath(raw)
 }
 
 // maxPath is the kernel's PATH_MAX without its terminator.

@@ -30,7 +30,7 @@ func unlockAt(handle, string) error { return nil }
 func openAppend(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
 
 func openRoot(dir string) (*realRoot, error) {
-	host := dir == "" || dir == "/" || dir == separator
+	host := dir == "" || IsRoot(dir)
 	if !host {
 		if info, err := os.Stat(dir); err != nil {
 			return nil, fault.On(dir, err)
@@ -47,7 +47,9 @@ func dupHandle(h handle) (handle, error) { return h, nil }
 
 func (r *realRoot) resolve(path string, links follow) (*At, error) {
 	clean := Clean(path)
-	if !r.host {
+	if r.host {
+		clean = withVolume(clean)
+	} else {
 		clean = filepath.Join(r.dir, filepath.Clean(separator+strings.TrimPrefix(clean, filepath.VolumeName(clean))))
 	}
 	dir, name := filepath.Dir(clean), filepath.Base(clean)
@@ -110,52 +112,6 @@ func readLink(_ *realRoot, dir handle, name string) (string, bool, error) {
 	return target, err == nil, fault.Cause(err)
 }
 
-func statAt(dir handle, name string) (Meta, error) {
-	path := filepath.Join(dir, name)
-	info, err := os.Lstat(path)
-	if err != nil {
-		return Meta{}, fault.Cause(err)
-	}
-	meta := metaOf(info)
-	if meta.Kind == Symlink {
-		meta.Target, err = os.Readlink(path)
-	}
-	return meta, fault.Cause(err)
-}
-
-func statFile(file *os.File) (Meta, error) {
-	info, err := file.Stat()
-	if err != nil {
-		return Meta{}, fault.Cause(err)
-	}
-	return metaOf(info), nil
-}
-
-func metaOf(info fs.FileInfo) Meta {
-	when := info.ModTime()
-	return Meta{
-		Kind: kindOf(info.Mode()), Mode: uint32(info.Mode().Perm()), Size: info.Size(),
-		Mtime: Time{when.Unix(), uint32(when.Nanosecond())}, Links: 1,
-	}
-}
-
-func captureAt(dir handle, name string) (Meta, error) { return statAt(dir, name) }
-
-func applyAt(dir handle, name string, meta Meta) error {
-	path := filepath.Join(dir, name)
-	if meta.Kind == Symlink {
-		return nil
-	}
-	if err := os.Chmod(path, fs.FileMode(meta.Mode&0o777)); err != nil {
-		return fault.Cause(err)
-	}
-	return fault.Cause(os.Chtimes(path, meta.Mtime.Time(), meta.Mtime.Time()))
-}
-
-func applyFile(file *os.File, meta Meta) error {
-	return applyAt(filepath.Dir(file.Name()), filepath.Base(file.Name()), meta)
-}
-
 func setAttr(dir handle, name string, _ Kind, attr Attr) error {
 	if attr.UID != nil || attr.GID != nil {
 		return unsupported("an owner")
@@ -164,13 +120,6 @@ func setAttr(dir handle, name string, _ Kind, attr Attr) error {
 		return nil
 	}
 	return fault.Cause(os.Chmod(filepath.Join(dir, name), fs.FileMode(*attr.Mode&0o777)))
-}
-
-func copyAttrs(_ handle, file *os.File, old Meta, attr Attr) error {
-	if attr.Mode == nil && old.Kind == File {
-		attr.Mode = &old.Mode
-	}
-	return setAttr(filepath.Dir(file.Name()), filepath.Base(file.Name()), File, attr)
 }
 
 func openFile(dir handle, name string, write bool) (*os.File, error) {
@@ -216,6 +165,15 @@ func namesIn(dir handle) ([]string, error) {
 // lockFile does nothing: a file that is open cannot be removed on Windows anyway.
 func lockFile(*os.File) error { return nil }
 
+// sweepTemp removes a temporary file that nobody has open: one that is being written cannot be removed.
+func sweepTemp(d *realDir, name string) (removed bool, err error) {
+	err = removeTemp(d, name)
+	if errors.Is(err, fault.ErrBusy) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 func holdLock(*os.File) (release func(), err error) { return func() {}, nil }
 
 func mkdirAt(dir handle, name string) error {
@@ -235,15 +193,7 @@ func unlinkAt(dir handle, name string, _ bool) error {
 }
 
 func renameAt(fromDir handle, from string, toDir handle, to string, replace bool) error {
-	target := filepath.Join(toDir, to)
-	if !replace {
-		if _, err := os.Lstat(target); err == nil {
-			return fs.ErrExist
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fault.Cause(err)
-		}
-	}
-	return fault.Cause(os.Rename(filepath.Join(fromDir, from), target))
+	return moveFile(filepath.Join(fromDir, from), filepath.Join(toDir, to), replace)
 }
 
 // syncDir has nothing to do: a directory cannot be synced on Windows, whose file systems log their names.

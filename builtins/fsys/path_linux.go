@@ -4,3 +4,6 @@ func isSeparator(c byte) bool { return c == '/' }
 
 // fold returns the form of a path in which equal paths are equal texts, with slashes of one kind.
 func fold(path string) string { return path }
+
+// checkSystemPath has nothing to refuse: a name may be any bytes.
+func checkSystemPath(string) error { return nil }

@@ -47,7 +47,7 @@ func FuzzPathLaws(f *testing.F) {
 
 func TestElementsOfAPath(t *testing.T) {
 	for path, want := range map[string][]string{
-		"/": nil, "": nil, "/a": {"a"}, "a/b": {"a", "b"}, "//a/./b//": {"a", "b"}, "/a/../b": {"a", "..", "b"},
+		"/": nil, "": nil, "/a": {"a"}, "a/b": {"a", "b"}, "/a/./b//": {"a", "b"}, "/a/../b": {"a", "..", "b"},
 		"/.a/b.": {".a", "b."},
 	} {
 		if got := fsys.Elements(path); !slices.Equal(got, want) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"syscall"
 
@@ -222,19 +221,5 @@ func (d *realDir) sweepFile(name string) (removed bool, err error) {
 	if err != nil || meta.Kind != File {
 		return false, nil
 	}
-	file, err := openFile(d.handle, name, true)
-	if errors.Is(err, fs.ErrPermission) { // it has its last mode already, which may forbid its owner to write
-		file, err = openFile(d.handle, name, false)
-	}
-	if errors.Is(err, syscall.EAGAIN) { // a lease: somebody has it open
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer file.Close()
-	if lockFile(file) != nil {
-		return false, nil
-	}
-	return true, removeTemp(d, name)
+	return sweepTemp(d, name)
 }

@@ -6,7 +6,8 @@
 //	host.mount, host.unmount ─► fstab, and what is mounted now, undone together
 //
 // All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse. What is mounted
-// has an inverse of its own.
+// has an inverse of its own, and so have the settings of Windows: of these there are the name, which counts from the next boot on,
+// and the time zone.
 //
 // Not here: reports over time (telemetry).
 package host
@@ -39,7 +40,7 @@ func New(g *guest.Guest, version string) *Room {
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
-	return builtins.Room{Name: "host", Ops: slices.Concat(r.looking(), r.setting(), r.mounting()), Restored: r.restored}
+	return builtins.Room{Name: "host", Ops: slices.Concat(r.looking(), r.setting(), r.mounting(), r.platformRows()), Restored: r.restored}
 }
 
 // looking are the rows that change nothing.
@@ -80,13 +81,13 @@ func (r *Room) setting() []builtins.Op {
 		{
 			Name: "host.hostname", Usage: "([new])",
 			Summary: "the name of the guest; with a new one, whether that changed it",
-			Mutates: true, Predictable: true,
+			Mutates: true, Predictable: true, Inverse: settingUndo,
 			Readonly: builtins.Of(func(in *pb.HostnameArgs) bool { return in.New == "" }),
 			Access:   builtins.Of(r.hostnameAccess), Handler: builtins.Handle(r.hostname),
 		},
 		{
 			Name: "host.timezone", Usage: "([new])", Summary: "the time zone; with a new one, whether that changed it",
-			Mutates: true, Predictable: true,
+			Mutates: true, Predictable: true, Inverse: settingUndo,
 			Readonly: builtins.Of(func(in *pb.TimezoneArgs) bool { return in.New == "" }),
 			Access:   builtins.Of(timezoneAccess), Handler: builtins.Handle(r.timezone),
 		},
@@ -112,6 +113,12 @@ func (r *Room) setting() []builtins.Op {
 		},
 	}
 }
+
+func text(s string) *pb.LuaValue {
+	return &pb.LuaValue{Kind: &pb.LuaValue_String_{String_: []byte(s)}}
+}
+
+func yes(b bool) *pb.LuaValue { return &pb.LuaValue{Kind: &pb.LuaValue_Boolean{Boolean: b}} }
 
 // Ready is what the host is told of this guest at the beginning of a session; version and capabilities are the caller's
 // to fill in. It asks no name server, starts no process and touches no file system but /etc and the kernel's own, so it takes
@@ -145,7 +152,8 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 	if err != nil {
 		return nil, err
 	}
-	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: release.Name, OsVersion: release.Version, OsId: release.ID,
+	system, product := systemName(release)
+	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: system, Product: product, OsVersion: release.Version, OsId: release.ID,
 		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: facts.ProductUUID(), AgentVersion: r.version}, nil
 }

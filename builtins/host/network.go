@@ -3,10 +3,8 @@ package host
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
@@ -14,13 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-const (
-	// maxRoutes bounds what is told of routes: a router of the Internet has a million.
-	maxRoutes = 10_000
-	// resolvConf says who is asked for names (resolv.conf(5)), and maxResolvConf how much of it is read.
-	resolvConf    = "/etc/resolv.conf"
-	maxResolvConf = 64 << 10
-)
+// maxRoutes bounds what is told of routes: a router of the Internet has a million.
+const maxRoutes = 10_000
 
 // network is the view of interfaces, routes and name servers, for hosts.
 func (r *Room) network(ctx context.Context, call *builtins.Call, _ *pb.NetworkRequest) (*pb.NetworkResponse, error) {
@@ -106,56 +99,4 @@ func addrText(addr netip.Addr) string {
 		return ""
 	}
 	return addr.String()
-}
-
-// dns tells who is asked for names: what resolv.conf says, and behind the server of systemd-resolved that stands there, whom that
-// asks.
-func (r *Room) dns(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.NetDns, error) {
-	files := r.guest.Of(call)
-	if files == nil {
-		return nil, fault.Unsupported("there are no files to read %s from", resolvConf)
-	}
-	content, err := files.ReadFile(resolvConf, maxResolvConf)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &pb.NetDns{Manager: "resolv.conf"}, nil
-	}
-	if err != nil {
-		return nil, fault.On(resolvConf, err)
-	}
-	out := parseResolvConf(string(content))
-	if !r.guest.Live || call.DryRun != nil || !slices.ContainsFunc(out.Servers, isStub) {
-		return out, nil
-	}
-	asked, err := resolved(ctx)
-	if errors.Is(err, errors.ErrUnsupported) { // it does not run, so nobody answers there
-		return out, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	asked.Options = out.Options
-	return asked, nil
-}
-
-// isStub says whether an address is one on which systemd-resolved listens (systemd-resolved.service(8)).
-func isStub(server string) bool { return server == "127.0.0.53" || server == "127.0.0.54" }
-
-// parseResolvConf reads resolv.conf(5): of search and domain the last one counts.
-func parseResolvConf(content string) *pb.NetDns {
-	out := &pb.NetDns{Manager: "resolv.conf"}
-	for line := range strings.Lines(content) {
-		words := strings.Fields(line)
-		if len(words) < 2 || strings.HasPrefix(words[0], "#") || strings.HasPrefix(words[0], ";") {
-			continue
-		}
-		switch words[0] {
-		case "nameserver":
-			out.Servers = append(out.Servers, words[1])
-		case "search", "domain":
-			out.Search = words[1:]
-		case "options":
-			out.Options = append(out.Options, words[1:]...)
-		}
-	}
-	return out
 }

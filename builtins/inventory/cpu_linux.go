@@ -9,6 +9,7 @@ import (
 	"github.com/shirou/gopsutil/v3/cpu"
 
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/smbios"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -16,7 +17,7 @@ const processors = "sys/devices/system/cpu"
 
 // cpu tells of the processors that are online: models from /proc/cpuinfo, and how they share cores, sockets and caches from
 // sysfs.
-func (m machine) cpu(ctx context.Context, details bool, tables []structure) *pb.CpuInfo {
+func (m machine) cpu(ctx context.Context, details bool, tables []smbios.Structure) *pb.CpuInfo {
 	_, architecture := facts.Kernel()
 	info := &pb.CpuInfo{Architecture: architecture}
 	ctx = context.WithValue(ctx, common.EnvKey, common.EnvMap{

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/smbios"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
@@ -38,7 +39,7 @@ func (r *Room) readHardware(ctx context.Context, in *pb.GetHardwareInfoRequest) 
 	if err != nil {
 		disks = nil // what is used is not known then
 	}
-	tables := m.smbios()
+	tables := smbios.Read(m.root)
 	hardware := &pb.HardwareInfo{
 		Cpu: m.cpu(ctx, in.IncludeCpuDetails, tables), Memory: memory(ctx, tables), Bios: m.bios(),
 		Disks: m.blockDevices(disks, in.IncludeDiskDetails), Gpus: m.gpus(), Os: m.system(ctx),

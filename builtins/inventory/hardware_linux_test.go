@@ -13,6 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/smbios"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -70,7 +71,7 @@ func TestProcessors(t *testing.T) {
 // dimm is an SMBIOS structure of a memory module.
 func dimm(size uint16, extended uint32, kind byte, speed uint16, texts ...string) []byte {
 	area := make([]byte, 0x5c)
-	area[0], area[1] = memoryStructure, byte(len(area))
+	area[0], area[1] = smbios.Memory, byte(len(area))
 	binary.LittleEndian.PutUint16(area[0x0c:], size)
 	binary.LittleEndian.PutUint32(area[0x1c:], extended)
 	area[0x10], area[0x12], area[0x17], area[0x18], area[0x1a] = 1, kind, 2, 3, 9
@@ -85,25 +86,25 @@ func TestMemoryModules(t *testing.T) {
 	tables = append(tables, make([]byte, 20)...)
 	tables = append(tables, 0x41, 0, 0, 0, 127, 4, 0, 0, 0, 0)
 	m := kernel(t, map[string]string{"sys/firmware/dmi/tables/DMI": string(tables)})
-	info := memory(t.Context(), m.smbios())
+	info := memory(t.Context(), smbios.Read(m.root))
 	if info.DimmCount != 2 || info.InstalledBytes != 80<<30 || info.MemoryType != "DDR4" || info.SpeedMhz != 2666 || info.TotalBytes == 0 || info.AvailableBytes > info.TotalBytes {
 		t.Error(info)
 	}
 	if d := info.Modules[0]; d.Locator != "DIMM 0" || d.Manufacturer != `Maker\xff` || d.Serial != "12" || d.PartNumber != "" {
 		t.Error(d)
 	}
-	if n := populatedSockets(m.smbios()); n != 1 {
+	if n := populatedSockets(smbios.Read(m.root)); n != 1 {
 		t.Error(n)
 	}
 	for cut := range tables { // wherever they end
-		memory(t.Context(), parseSMBIOS(tables[:cut]))
+		memory(t.Context(), smbios.Parse(tables[:cut]))
 	}
 }
 
 func FuzzSMBIOS(f *testing.F) {
 	f.Add(dimm(1, 2, 3, 4, "a", "b"))
 	f.Fuzz(func(t *testing.T, tables []byte) {
-		if _, err := proto.Marshal(memory(t.Context(), parseSMBIOS(tables))); err != nil {
+		if _, err := proto.Marshal(memory(t.Context(), smbios.Parse(tables))); err != nil {
 			t.Error(err)
 		}
 	})
@@ -260,7 +261,7 @@ func TestSystem(t *testing.T) {
 // Where the kernel tells nothing at all, nothing is told, and nothing fails.
 func TestNothingToRead(t *testing.T) {
 	m := machine{filepath.Join(t.TempDir(), "none")}
-	if cpu := m.cpu(t.Context(), true, m.smbios()); cpu.Threads != 0 || cpu.Sockets != 0 {
+	if cpu := m.cpu(t.Context(), true, smbios.Read(m.root)); cpu.Threads != 0 || cpu.Sockets != 0 {
 		t.Error(cpu)
 	}
 	if len(m.blockDevices(nil, true))+len(m.gpus()) > 0 || !proto.Equal(m.bios(), &pb.BiosInfo{}) {

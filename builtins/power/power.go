@@ -175,6 +175,9 @@ func (r *Room) shutdown(_ context.Context, call *builtins.Call, in *pb.ShutdownR
 	if !ok {
 		return nil, fault.Invalid("%d is no type of shutdown: poweroff (0), reboot (1) and halt (2) are", in.Type)
 	}
+	if err := mayDo(what); err != nil {
+		return nil, err
+	}
 	next := newShutdown(what, in.DelaySeconds, in.Message)
 	next.event = call.Event
 	old, err := r.accept(next)

@@ -77,7 +77,7 @@ func (p *procfs) entries(before, now *sample, filter string) []*entry {
 			}
 			matching = t.pid
 		}
-		e.cpu = share(before, now, t, e.start)
+		e.cpu = share(before, now, t, time.Duration(e.start)*tick)
 		list = append(list, e)
 	}
 	return list

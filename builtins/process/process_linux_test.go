@@ -276,7 +276,7 @@ func TestUseOfProcessorsOfThreads(t *testing.T) {
 		{150, 8, 250 * time.Millisecond, 50}, // started meanwhile
 		{200, 8, 5 * time.Millisecond, 50},   // just now: over the least time
 	} {
-		if got := share(before, now, task{pid: 7, tid: c.tid, cpu: c.cpu}, c.start); math.Abs(got-c.want) > 0.01 {
+		if got := share(before, now, task{pid: 7, tid: c.tid, cpu: c.cpu}, time.Duration(c.start)*tick); math.Abs(got-c.want) > 0.01 {
 			t.Errorf("%+v: %.2f", c, got)
 		}
 	}

@@ -1,44 +1,46 @@
 package process
 
 import (
-	"context"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
-	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // maxSignal is the highest number of a signal in the contract.
 const maxSignal = 64
 
-// reader reads nothing.
-type reader struct{}
-
-func newReader() reader { return reader{} }
-
-// order is of nothing.
-type order struct{}
-
-func orderOf(*pb.ListProcessesRequest) (order, error) { return order{}, nil }
-
-func canList() bool { return false }
-func canKill() bool { return false }
+func canList() bool { return true }
+func canKill() bool { return true }
 
 // available says why a request cannot be served on this system.
-func available(request string) error {
-	return fault.Unsupported("%s is not supported on Windows", request)
+func available(string) error { return nil }
+
+// signalNumber knows the signals that the Go library has names for; 0: there is no such signal. Which of them can be sent
+// target.send says.
+func signalNumber(name string) syscall.Signal {
+	switch name {
+	case "SIGHUP":
+		return syscall.SIGHUP
+	case "SIGINT":
+		return syscall.SIGINT
+	case "SIGQUIT":
+		return syscall.SIGQUIT
+	case "SIGABRT":
+		return syscall.SIGABRT
+	case "SIGKILL":
+		return syscall.SIGKILL
+	case "SIGTERM":
+		return syscall.SIGTERM
+	}
+	return 0
 }
 
-func signalNumber(string) syscall.Signal { return 0 }
-
-func (r *Room) read(context.Context, *pb.ListProcessesRequest, order) ([]*pb.ProcessInfo, error) {
-	return nil, available("ListProcessesRequest")
+// mayBeSent says why a signal cannot be sent. Windows knows no request to end that reaches every process, so TERM ends one as
+// KILL does.
+func mayBeSent(signal syscall.Signal) error {
+	switch signal {
+	case 0, syscall.SIGKILL, syscall.SIGTERM:
+		return nil
+	}
+	return fault.Unsupported("Windows has no signal %d: KILL and TERM end a process", int(signal))
 }
-
-// target is no process.
-type target struct{ name string }
-
-func reach(uint32, uint64) (*target, error) { return nil, available("KillProcessRequest") }
-
-func (*target) close()                    {}
-func (*target) send(syscall.Signal) error { return available("KillProcessRequest") }

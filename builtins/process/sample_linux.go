@@ -71,3 +71,10 @@ func readClock(id int32) time.Duration {
 	}
 	return time.Duration(at.Nano())
 }
+
+// sample is the use of processors at one time.
+type sample struct {
+	at    time.Duration // since boot
+	tasks []task        // by pid, each process ahead of its threads
+	cpu   map[int]time.Duration
+}

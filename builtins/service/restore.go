@@ -2,10 +2,13 @@ package service
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -33,13 +36,18 @@ func (r *Room) restore(ctx context.Context, _ *builtins.Call, in *pb.ServiceRest
 func (r *Room) bringBack(ctx context.Context, m manager, in *pb.ServiceRestore) error {
 	u := unit(in.Unit)
 	s, err := m.unit(ctx, u)
-	if isGone(err) {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it came with the script, and does not run
 	}
 	if err != nil {
 		return err
 	}
-	sameBoot := in.BootId == bootID()
+	if in.Start != nil {
+		if err := m.startAs(ctx, u, in.Start); err != nil {
+			return err
+		}
+	}
+	sameBoot := in.BootId == facts.BootID()
 	switch {
 	case in.Action == "" && sameBoot: // nothing was done to it
 		return nil
@@ -182,10 +190,7 @@ func (r *Room) watch(ctx context.Context, u unit, did acted) error {
 			if s.invocation != did.invocation {
 				words = "it did not stay active: it was started once more"
 			}
-			if told, ok := m.(*systemd); ok {
-				return told.failed(ctx, s, words)
-			}
-			return fault.Wrapf(errFailed, "%s", words)
+			return m.failed(ctx, s, words)
 		}
 		if ended || time.Since(did.at) >= settleTime {
 			return nil

@@ -1,13 +1,14 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -120,7 +121,7 @@ func (r *Room) scriptList(ctx context.Context, call *builtins.Call, in *pb.Servi
 
 func (s *state) message() *pb.Service {
 	return &pb.Service{
-		Name: string(s.unit), Description: s.description, Load: s.load, Active: s.active, Sub: s.sub, Enabled: s.file,
+		Name: string(s.unit), Description: cmp.Or(s.details, s.description), Load: s.load, Active: s.active, Sub: s.sub, Enabled: s.file,
 		Running: s.runs(), Pid: s.pid, MemoryBytes: s.memory, Result: s.result,
 	}
 }
@@ -161,8 +162,11 @@ func (r *Room) stateOf(ctx context.Context, call *builtins.Call, u unit) (*state
 	return r.pretended(call, s), nil
 }
 
-// pretence is what a dry run pretends of a unit: empty as it is.
-type pretence struct{ active bool }
+// pretence is what a dry run pretends of a unit, where it pretends something.
+type pretence struct {
+	active *bool
+	file   string // how it is enabled, where that stands in no file; empty: as it is
+}
 
 // pretended returns the state of a unit with what a dry run pretends.
 func (r *Room) pretended(call *builtins.Call, s *state) *state {
@@ -170,35 +174,24 @@ func (r *Room) pretended(call *builtins.Call, s *state) *state {
 		return s
 	}
 	with := *s
-	if r.live() == bySystemd && call.DryRun.Changed {
-		if file, err := (tree{r.guest.Of(call)}).state(s.unit); err == nil && !ofThisBoot(with.file) {
-			switch masked := strings.HasPrefix(file, "masked"); {
-			case masked:
-				with.load = "masked"
-			case with.load == "masked":
-				with.load = "loaded"
-			}
-			with.file = file
-		}
-	}
+	r.pretendFiles(call, &with)
 	if units, ok := call.DryRun.Pretended[kind].(map[unit]pretence); ok {
-		if p, ok := units[s.unit]; ok && p.active != with.runs() {
+		p := units[s.unit]
+		if p.active != nil && *p.active != with.runs() {
 			with.active, with.sub, with.pid, with.memory = "inactive", "dead", 0, 0
-			if p.active {
+			if *p.active {
 				with.active, with.sub = "active", ""
 			}
+		}
+		if p.file != "" {
+			with.file = p.file
 		}
 	}
 	return &with
 }
 
-// ofThisBoot says of a state that it ends with this boot, so that no file of the tree tells it.
-func ofThisBoot(file string) bool {
-	return file == "generated" || file == "transient" || strings.HasSuffix(file, "-runtime")
-}
-
-// pretend notes that a unit would be active or not.
-func pretend(call *builtins.Call, u unit, active bool) {
+// pretend notes what a unit would be.
+func pretend(call *builtins.Call, u unit, change func(*pretence)) {
 	if call.DryRun.Pretended == nil {
 		call.DryRun.Pretended = map[string]any{}
 	}
@@ -207,7 +200,9 @@ func pretend(call *builtins.Call, u unit, active bool) {
 		units = map[unit]pretence{}
 		call.DryRun.Pretended[kind] = units
 	}
-	units[u] = pretence{active}
+	p := units[u]
+	change(&p)
+	units[u] = p
 }
 
 // daemonReload changes no state of the guest that one could see, so it is not among the changes.
@@ -221,7 +216,7 @@ func (r *Room) daemonReload(ctx context.Context, call *builtins.Call, _ *pb.NoAr
 	}
 	defer m.close()
 	if call.Tx != nil {
-		if err := call.Tx.UndoLast(ctx, restoreOp, &pb.ServiceRestore{BootId: bootID()}); err != nil {
+		if err := call.Tx.UndoLast(ctx, restoreOp, &pb.ServiceRestore{BootId: facts.BootID()}); err != nil {
 			return nil, err
 		}
 	}
@@ -260,11 +255,9 @@ func (r *Room) actOn(ctx context.Context, call *builtins.Call, op, action string
 		return r.predict(ctx, call, op, action, u)
 	}
 	s, err := m.unit(ctx, u)
-	if errors.Is(err, fs.ErrNotExist) && r.live() == bySystemd { // its file may have come since
-		if _, there := (tree{r.guest.Of(call)}).find(u); there == nil {
-			if err = m.reload(ctx); err == nil {
-				s, err = m.unit(ctx, u)
-			}
+	if errors.Is(err, fs.ErrNotExist) && r.mayHaveCome(call, u) {
+		if err = m.reload(ctx); err == nil {
+			s, err = m.unit(ctx, u)
 		}
 	}
 	if err != nil {
@@ -292,7 +285,11 @@ func (r *Room) predict(ctx context.Context, call *builtins.Call, op, action stri
 	case action == "reload" && !s.runs():
 		return false, fault.Refuse("it is %s, and only what is active can be reloaded", s.active)
 	}
-	pretend(call, s.unit, action != "stop")
+	if err := mayStart(s); err != nil && action != "stop" {
+		return false, err
+	}
+	active := action != "stop"
+	pretend(call, s.unit, func(p *pretence) { p.active = &active })
 	call.ReportApplied(&pb.Change{Op: op, Target: string(s.unit), Action: actions[action]})
 	return true, nil
 }
@@ -361,9 +358,9 @@ func (r *Room) linked(
 		}
 		defer m.close()
 		if call.Tx != nil {
-			was := &pb.ServiceRestore{Unit: string(u), BootId: bootID()}
+			was := &pb.ServiceRestore{Unit: string(u), BootId: facts.BootID()}
 			if s, err := m.unit(ctx, u); err == nil {
-				was.Active, was.Invocation = s.runs(), s.invocation
+				was.Active, was.Invocation, was.Start = s.runs(), s.invocation, s.start
 			}
 			if err := call.Tx.UndoLast(ctx, restoreOp, was); err != nil {
 				return false, err

@@ -2,19 +2,19 @@
 //
 //	hosts    list_services, service_control ─┐
 //	scripts  service.start, enable, …  ──────┼─► systemd by D-Bus: jobs that are waited for, states
-//	         tx.notify ─► notified, settled ─┘   OpenRC by rc-service
+//	         tx.notify ─► notified, settled ─┘   OpenRC by rc-service; on Windows the service control manager
 //	         service.enable, disable, mask ────► links in /etc, kept by the transaction; also in a tree that is not booted
 //	journal  service.restore ──────────────────► the state before, when the files are as before
 //
-// Names are those of units; .service may be left out.
+// Names are those of units, of which .service may be left out; on Windows those of services, in any case.
 //
 // Not here: the text of units, which the file room writes, and when tx.notify comes (runtime/call).
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -34,10 +34,9 @@ const kind = "service"
 // Room holds the operations. It is safe for concurrent use.
 type Room struct {
 	guest *guest.Guest
-	edit  *edit.Editor
 
-	mu     sync.Mutex
-	index  *index         // of the running machine, as it was looked at last; nil: it was not
+	mu sync.Mutex
+	platform
 	acted  map[unit]acted // what was notified, until it is looked at
 	own    sync.WaitGroup // what is done to the agent's own unit
 	closed chan struct{}
@@ -46,9 +45,7 @@ type Room struct {
 
 // New makes the room.
 func New(g *guest.Guest) *Room {
-	return &Room{
-		guest: g, edit: &edit.Editor{Guest: g}, acted: map[unit]acted{}, closed: make(chan struct{}),
-	}
+	return &Room{guest: g, platform: newPlatform(g), acted: map[unit]acted{}, closed: make(chan struct{})}
 }
 
 // Room is what the table, the executor and the agent know of the room.
@@ -75,7 +72,7 @@ func (r *Room) Room() builtins.Room {
 }
 
 // features are the actions that the contract does not have.
-func features() map[string]string { return map[string]string{"service_control": "reload,mask,unmask"} }
+func features() map[string]string { return map[string]string{"service_control": moreActions} }
 
 // close waits for what is done to the agent's own unit.
 func (r *Room) close() error {
@@ -114,24 +111,6 @@ func (r *Room) linking(action pb.ServiceAction) func(context.Context, *builtins.
 	return nil
 }
 
-// linkDirs is below which directory links say what starts with the guest.
-func (r *Room) linkDirs() []string {
-	if _, by := r.manages(r.guest.Files); by == byOpenRC {
-		return []string{openrcLevels}
-	}
-	return []string{systemDir}
-}
-
-// enabled is how the services of the running machine are enabled. loaded is when systemd had read its files the last time.
-func (r *Room) enabled(loaded uint64) *index {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.index.current(r.guest.Dir, loaded) {
-		r.index = newIndex(r.guest.Dir, loaded)
-	}
-	return r.index
-}
-
 // asks says of a request that it only asks for the state.
 func asks(in *pb.ServiceControlRequest) bool {
 	return in.Action == pb.ServiceAction_SERVICE_ACTION_STATUS
@@ -149,25 +128,8 @@ const (
 	none system = iota
 	bySystemd
 	byOpenRC
+	bySCM // the service control manager of Windows
 )
-
-// live is what manages those of the running machine; none: nothing does, or the guest is a tree that is not booted.
-func (r *Room) live() system {
-	switch {
-	case !r.guest.Live:
-		return none
-	case isDir("/run/systemd/system"): // sd_booted(3)
-		return bySystemd
-	case isDir(openrcState):
-		return byOpenRC
-	}
-	return none
-}
-
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
-}
 
 // errNone is the error where nothing manages services.
 var errNone = fault.Unsupported("there is no service manager in this guest")
@@ -176,7 +138,9 @@ var errNone = fault.Unsupported("there is no service manager in this guest")
 type state struct {
 	unit                                               unit
 	description, load, active, sub, file, kind, result string
+	details                                            string // what it says it is beyond the description; empty: no more
 	invocation                                         string
+	start                                              *pb.ServiceStart // how Windows starts it; nil elsewhere
 	pid                                                uint32
 	memory                                             uint64
 	reload, conditions, triggered                      bool // it needs a daemon-reload; its conditions were met; others start it
@@ -203,28 +167,15 @@ type manager interface {
 	do(ctx context.Context, action string, u unit) error
 	// reload has the manager read its files again.
 	reload(ctx context.Context) error
+	// startAs has a unit start as it did before; nil: that stands in files.
+	startAs(ctx context.Context, u unit, as *pb.ServiceStart) error
+	// failed is the error of a unit that does not do what it shall, with what it says itself of that.
+	failed(ctx context.Context, s *state, words string) error
 	// forget makes a unit that failed one that is inactive.
 	forget(ctx context.Context, u unit) error
 	// own is the unit that the agent is of; empty: none.
 	own(ctx context.Context) unit
 	close()
-}
-
-// open connects to what manages the services of the running machine. The caller closes it.
-func (r *Room) open(ctx context.Context) (manager, error) {
-	switch r.live() {
-	case bySystemd:
-		return r.openSystemd(ctx)
-	case byOpenRC:
-		return &openrc{r}, nil
-	}
-	if !r.guest.Live {
-		return nil, &fault.Error{
-			Err:  fault.Unsupported("no services run in a tree that is not booted"),
-			Hint: "tx.notify does nothing there, and acts where the guest runs",
-		}
-	}
-	return nil, errNone
 }
 
 // The actions on a unit that runs, and what a change is called that one made.
@@ -252,17 +203,13 @@ func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListServicesRe
 func (s *state) info() *pb.ServiceInfo {
 	return &pb.ServiceInfo{
 		Name: s.unit.short(), DisplayName: s.description, State: s.word(), StartType: startType(s.file),
-		Description: s.description, Pid: s.pid, MemoryBytes: s.memory,
+		Description: cmp.Or(s.details, s.description), Pid: s.pid, MemoryBytes: s.memory,
 	}
 }
 
 // find returns the services whose name has filter in it, in any case, sorted.
 func (r *Room) find(ctx context.Context, filter string, running bool) ([]*state, error) {
-	open := r.open
-	if r.live() == bySystemd {
-		open = r.openDirect
-	}
-	m, err := open(ctx)
+	m, err := r.openList(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -318,6 +265,9 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 	case action == "":
 		err = fault.Invalid("there is no action %d", in.Action)
 	case (action == "stop" || action == "restart") && s.unit == m.own(ctx):
+		if err := mayEndOwn(action); err != nil {
+			return nil, fault.On(u.short(), err)
+		}
 		return r.endOwn(call, action, s), nil
 	default:
 		changed, err = r.act(ctx, m, call, "service_control", action, s)
@@ -397,7 +347,8 @@ func (r *Room) act(ctx context.Context, m manager, call *builtins.Call, op, acti
 	}
 	if call.Tx != nil {
 		err := call.Tx.UndoLast(ctx, restoreOp, &pb.ServiceRestore{
-			Unit: string(s.unit), Active: s.runs() || s.active == "activating", Invocation: s.invocation, Action: action, BootId: bootID(),
+			Unit: string(s.unit), Active: s.runs() || s.active == "activating", Invocation: s.invocation, Action: action,
+			BootId: facts.BootID(),
 		})
 		if err != nil {
 			return false, err
@@ -410,11 +361,5 @@ func (r *Room) act(ctx context.Context, m manager, call *builtins.Call, op, acti
 	return true, nil
 }
 
-// bootID tells this boot from the next.
-func bootID() string {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(id))
-}
+// errFailed is the cause of the error of a unit that does not do what it shall.
+var errFailed = errors.New("the unit failed")

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/manual"
@@ -33,6 +35,12 @@ type flags struct {
 	// trial is the update that this program is the new version of; nil: it is none. refused is why one is not tried.
 	trial   *pb.UpdateTrial
 	refused error
+
+	logFile string       // where the log goes unless the configuration says so; empty: to stderr
+	events  zapcore.Core // where the log goes as well; nil: nowhere else
+
+	// sessions has a value when a user has logged on or off, or the console was switched; nil: nobody tells.
+	sessions <-chan uint32
 }
 
 func command() *cobra.Command {
@@ -63,17 +71,23 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 		},
 	}
 	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
-	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or agent.sock in another state directory)")
-	c.Flags().StringVar(&f.config, "config", config.DefaultFile, "configuration `file`; one that does not exist means defaults")
-	c.Flags().StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID[:unprivileged] (default device_path of the configuration)")
+	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or one of its own for another state directory)")
+	agentFlags(c.Flags(), &f)
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
 	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
-	c.Flags().StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
 	c.AddCommand(
 		launchCommand(&f), statusCommand(&f), reloadCommand(&f), recoverCommand(&f), scriptCommand(), applyCommand(&f),
 		selfTestCommand(&f), watchCommand(), manual.Command(8, version),
 	)
+	c.AddCommand(serviceCommands(&f)...)
 	return c
+}
+
+// agentFlags adds the flags of a command that runs the agent.
+func agentFlags(set *pflag.FlagSet, f *flags) {
+	set.StringVar(&f.config, "config", config.DefaultFile, "configuration `file`; one that does not exist means defaults")
+	set.StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH or pipe:NAME to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID[:unprivileged] (default device_path of the configuration)")
+	set.StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
 }
 
 // stateDir returns the state directory.

@@ -27,8 +27,8 @@ type logger struct {
 }
 
 // newLog returns the logger: JSON or console, to stderr or to a file that is rotated by size. A level that is not empty
-// overrides that of the configuration.
-func newLog(c config.Config, level string) (*logger, error) {
+// overrides that of the configuration. Where also is not nil, all goes there as well.
+func newLog(c config.Config, level string, also zapcore.Core) (*logger, error) {
 	l := &logger{level: zap.NewAtomicLevel(), pinned: level != "", recent: &recentLog{}}
 	if level == "" {
 		level = c.LogLevel
@@ -48,8 +48,11 @@ func newLog(c config.Config, level string) (*logger, error) {
 	l.out = newLogQueue(sink)
 	sink = l.out
 	encoder := newEncoder(c.LogFormat == "pretty" && c.LogFile == "", toJournal)
-	core := zapcore.NewTee(zapcore.NewCore(encoder, sink, l.level), &recentCore{to: l.recent})
-	l.Logger = zap.New(core)
+	cores := []zapcore.Core{zapcore.NewCore(encoder, sink, l.level), &recentCore{to: l.recent}}
+	if also != nil {
+		cores = append(cores, also)
+	}
+	l.Logger = zap.New(zapcore.NewTee(cores...))
 	l.audit = zap.New(zapcore.NewCore(newEncoder(false, toJournal), sink, zapcore.InfoLevel))
 	return l, nil
 }

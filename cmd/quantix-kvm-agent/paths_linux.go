@@ -1,6 +1,10 @@
 package main
 
-import "strings"
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
 
 const (
 	// rootDir is the root of a guest that runs.
@@ -14,3 +18,11 @@ var scriptDirs = []string{"/etc/quantix-kvm/scripts.d", "/usr/share/quantix-kvm/
 
 // inMemory reports whether what is below a directory is gone after a restart of the guest.
 func inMemory(dir string) bool { return strings.HasPrefix(dir, "/run/") }
+
+// controlBeside returns the control socket of an agent with another state directory.
+func controlBeside(stateDir string) string { return filepath.Join(stateDir, "agent.sock") }
+
+// controlDevice returns the device of a control socket, whose directory is there then.
+func controlDevice(path string) (string, error) {
+	return "unix:" + path, os.MkdirAll(filepath.Dir(path), 0o700)
+}

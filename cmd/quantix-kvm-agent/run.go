@@ -44,7 +44,10 @@ func run(ctx context.Context, f flags) (err error) {
 	if err := checkLogFile(conf.LogFile); err != nil {
 		faulty, conf.LogFile = errors.Join(faulty, err), ""
 	}
-	logs, err := newLog(conf, f.logLevel)
+	if conf.LogFile == "" {
+		conf.LogFile = f.logFile
+	}
+	logs, err := newLog(conf, f.logLevel, f.events)
 	if err != nil {
 		return err
 	}
@@ -89,6 +92,7 @@ func run(ctx context.Context, f flags) (err error) {
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })
+	work.Go(func() { watchSessions(recover, f.sessions, log) })
 	first := newFirstBoot(f, conf, inside, tell.change)
 	if faulty == nil {
 		work.Go(func() { runFirstBoot(recover, first, recovery, log) })

@@ -309,7 +309,7 @@ func TestLogIsRotated(t *testing.T) {
 	dir := t.TempDir()
 	conf := config.Default()
 	conf.LogFile, conf.LogMaxSize, conf.LogMaxFiles = filepath.Join(dir, "agent.log"), 1<<20, 2
-	log, err := newLog(conf, "")
+	log, err := newLog(conf, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

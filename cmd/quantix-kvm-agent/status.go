@@ -37,7 +37,7 @@ func (f flags) controlPath() string {
 	case f.stateDir() == config.StateDir:
 		return defaultControl
 	}
-	return filepath.Join(f.stateDir(), "agent.sock")
+	return controlBeside(f.stateDir())
 }
 
 // freezeFile returns where an agent notes which file systems it froze.
@@ -63,11 +63,11 @@ func (f flags) ofMachine() bool { return f.root == rootDir && f.stateDir() == co
 // openControl opens the control socket; nil where it cannot, since the agent works without one.
 func openControl(f flags, log *zap.Logger) port.Port {
 	path := f.controlPath()
-	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	device, err := controlDevice(path)
 	var p port.Port
 	if err == nil {
 		var ports []port.Port
-		if ports, err = port.Open("unix:"+path, noneServed); err == nil {
+		if ports, err = port.Open(device, noneServed); err == nil {
 			p = ports[0]
 		}
 	}

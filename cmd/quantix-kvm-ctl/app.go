@@ -121,7 +121,7 @@ EXIT STATUS
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path`, or vsock:CID:PORT (default $QUANTIX_SOCKET)")
+	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path`, or vsock:CID:PORT; on Windows a pipe too, as \\\\.\\pipe\\NAME (default $QUANTIX_SOCKET)")
 	f.Var((*onceValue)(&a.vm), "vm", "find the socket of the virtual machine with this `id`")
 	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; none for cat, push, pull, exec, run, update and wait; of freeze it is its own)")

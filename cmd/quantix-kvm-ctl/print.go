@@ -33,7 +33,7 @@ func (a *app) printPretty(v any) error {
 
 // printJSON prints a value as JSON in one line, on a terminal in several.
 func (a *app) printJSON(v any) error {
-	if isTerminal(a.stdout) {
+	if isScreen(a.stdout) {
 		return a.printPretty(v)
 	}
 	text, err := toJSON(v)
@@ -98,3 +98,6 @@ var (
 )
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// isScreen reports whether an output is a terminal that understands escape sequences.
+func isScreen(f *os.File) bool { return isTerminal(f) && understandsEscapes(f) }

@@ -19,7 +19,7 @@ type meter struct {
 const redrawInterval = 100 * time.Millisecond
 
 func (a *app) meter(what string) *meter {
-	if a.quiet || a.json || !isTerminal(a.stderr) {
+	if a.quiet || a.json || !isScreen(a.stderr) {
 		return &meter{}
 	}
 	return &meter{bar: progressbar.NewOptions64(-1,

@@ -67,7 +67,7 @@ func (l *eventPrinter) printProgress(event *pb.ScriptEvent) {
 		text = fmt.Sprintf("%3.0f %%  %s", 100**event.Progress, text)
 	}
 	text = strings.TrimSpace(text)
-	if !isTerminal(l.a.stderr) {
+	if !isScreen(l.a.stderr) {
 		fmt.Fprintln(l.a.stderr, text)
 		return
 	}

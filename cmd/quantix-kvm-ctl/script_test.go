@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // The command line scripts, each against an agent of its own that acts on this machine as whoever runs the test.
 func TestScripts(t *testing.T) {
-	ctltest.Run(t, "testdata/script", func(env *testscript.Env) (ctltest.Guest, error) {
+	ctltest.Run(t, scriptDir, func(env *testscript.Env) (ctltest.Guest, error) {
 		dir := filepath.Join(env.WorkDir, "guest")
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return ctltest.Guest{}, err
@@ -33,7 +33,7 @@ func TestScripts(t *testing.T) {
 		return ctltest.Guest{
 			Socket: a.Socket, Dir: dir, Root: os.Geteuid() == 0,
 			Shell: func(ctx context.Context, line string) ([]byte, []byte, int, error) {
-				cmd := exec.CommandContext(ctx, "/bin/sh", "-c", line)
+				cmd := exec.CommandContext(ctx, guestShell[0], append(guestShell[1:], line)...)
 				var stdout, stderr bytes.Buffer
 				cmd.Stdout, cmd.Stderr = &stdout, &stderr
 				err := cmd.Run()

@@ -36,7 +36,7 @@ type Config struct {
 	LogFile           string        // log_file: empty is stderr
 	LogMaxSize        int64         // log_max_size_bytes: 10 MiB, then the file is rotated
 	LogMaxFiles       int           // log_max_files: 5 kept
-	Device            string        // device_path: auto, a path, unix:PATH, unix-connect:PATH, vsock:NUMBER
+	Device            string        // device_path: auto, a path, unix:PATH, unix-connect:PATH, pipe:NAME, vsock:NUMBER
 	Transport         string        // transport: auto is what device_path says; virtio-serial, unix or vsock hold it to that
 	VsockPort         uint32        // vsock_port: 9443, for transport vsock
 	VsockCIDs         []uint32      // vsock_allow_cids: who may connect, for transport vsock; 2, the host, unless it is said
@@ -142,10 +142,11 @@ func (c Config) channelAndLog() Config {
 func (c Config) checkTransport() error {
 	unix := strings.HasPrefix(c.Device, unixPrefix) || strings.HasPrefix(c.Device, unixConnectPrefix)
 	vsock := strings.HasPrefix(c.Device, vsockPrefix)
+	pipe := strings.HasPrefix(c.Device, pipePrefix)
 	switch {
 	case c.Transport == "unix" && !unix:
 		return errors.New("unix needs a device_path of unix:PATH or unix-connect:PATH")
-	case c.Transport == "virtio-serial" && (unix || vsock):
+	case c.Transport == "virtio-serial" && (unix || vsock || pipe):
 		return fmt.Errorf("virtio-serial and the device_path %s contradict each other", c.Device)
 	case c.Transport == "vsock" && c.Device != "auto":
 		return fmt.Errorf("vsock takes vsock_port, and not the device_path %s", c.Device)

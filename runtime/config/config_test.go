@@ -117,6 +117,7 @@ func TestChannels(t *testing.T) {
 		"transport: vsock\nvsock_port: 7\nvsock_allow_cids: [1, 2]\n": "vsock:7:1,2",
 		"transport: vsock\nvsock_unprivileged: true\n":                "vsock:9443:2:unprivileged",
 		"transport: unix\ndevice_path: unix:/run/x\n":                 "unix:/run/x",
+		"device_path: pipe:quantix\n":                                 "pipe:quantix",
 		"device_path: vsock:9\n":                                      "vsock:9",
 	} {
 		if c, _, err := Parse([]byte(text)); err != nil || c.Channel() != want {

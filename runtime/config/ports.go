@@ -13,6 +13,7 @@ const (
 	unixPrefix        = "unix:"
 	unixConnectPrefix = "unix-connect:"
 	vsockPrefix       = "vsock:"
+	pipePrefix        = "pipe:"
 )
 
 // Protocol is what hosts speak on a port.
@@ -32,7 +33,9 @@ var portNames = []struct {
 	{unixPrefix, Native, true},
 	{unixConnectPrefix, Native, true},
 	{vsockPrefix, Native, true},
-	{"/", Native, true}, // the path of a device
+	{pipePrefix, Native, true},
+	{"/", Native, true},  // the path of a device
+	{`\\`, Native, true}, // that of Windows
 }
 
 // IsOnlyPort reports whether an agent that serves a port of that name serves no other: all that its hosts began is that

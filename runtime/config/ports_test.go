@@ -5,7 +5,7 @@ import "testing"
 // Each name that a port can have may be restricted, and has a protocol.
 func TestPortNames(t *testing.T) {
 	for _, name := range []string{
-		"org.quantix.agent.0", "org.quantix.agent.*", "org.limiquantix.agent.1", "unix:/run/x", "unix-connect:/run/x", "vsock:9443", "/dev/vport0p1",
+		"org.quantix.agent.0", "org.quantix.agent.*", "org.limiquantix.agent.1", "unix:/run/x", "unix-connect:/run/x", "vsock:9443", "pipe:x", "/dev/vport0p1",
 	} {
 		if !isPortPattern(name) || ProtocolOf(name) != Native {
 			t.Errorf("%s: %v, %s", name, isPortPattern(name), ProtocolOf(name))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"path"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -100,22 +99,14 @@ func untouched(was, after *pb.JournalState) bool {
 
 // parent returns the directory of a resolved path; "" for the root.
 func parent(p string) string {
-	if i := strings.LastIndexAny(p, `/\`); i > 0 {
-		return p[:i]
+	if fsys.IsRoot(p) {
+		return ""
 	}
-	if len(p) > 1 {
-		return "/"
-	}
-	return ""
+	return fsys.Parent(p)
 }
 
 // childPath joins a resolved directory and a name, which it escapes.
-func childPath(dir, name string) string {
-	if strings.HasSuffix(dir, "/") {
-		return dir + text.EscapePath(name)
-	}
-	return dir + "/" + text.EscapePath(name)
-}
+func childPath(dir, name string) string { return joinEscaped(dir, text.EscapePath(name)) }
 
 // txFilePath returns the path, in Journal.state, of a file in an open transaction's directory.
 func txFilePath(id, name string) string { return path.Join("/open", id, "u", name) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
 	"strings"
 
@@ -101,7 +100,7 @@ func (j *Journal) neighboursOf(declared []string) ([]*pb.JournalBeside, error) {
 			first = missing[0]
 		}
 		trees = append(trees, first)
-		dirs = append(dirs, path.Dir(first))
+		dirs = append(dirs, fsys.Parent(first))
 	}
 	slices.Sort(dirs)
 	var list []*pb.JournalBeside
@@ -214,4 +213,4 @@ func (j *Journal) undeclaredChanges(keep *pb.JournalKeep) ([]*pb.Change, error) 
 }
 
 // joinEscaped joins a resolved directory and an escaped name.
-func joinEscaped(dir, name string) string { return strings.TrimSuffix(dir, "/") + "/" + name }
+func joinEscaped(dir, name string) string { return fsys.Join(dir, name) }

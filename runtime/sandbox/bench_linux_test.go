@@ -216,3 +216,15 @@ func privateKiB(b *testing.B, pid int) float64 {
 	b.Fatal("no Anonymous")
 	return 0
 }
+
+// otherMain is the main function of the programs that this one can be on this system alone.
+func otherMain(arg string) {
+	switch arg {
+	case nothingArg:
+		os.Exit(0)
+	case echoArg:
+		os.Exit(echo())
+	case agentArg:
+		os.Exit(agent())
+	}
+}

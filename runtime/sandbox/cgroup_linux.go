@@ -153,21 +153,22 @@ func (g *cgroup) remove() {
 	}
 }
 
-// limitMemory puts a runner into a group of its own where the machine supports that, and makes it the first process
+// limit puts a runner into a group of its own where the machine supports that, and makes it the first process
 // that the kernel kills when memory runs out. Without that it would inherit the agent's own oom_score_adj, and at the
 // lowest value the kernel never kills a process, not even one over the limit of its group. It is called before the
-// runner gets a script.
-func (r *runner) limitMemory(heap uint64) {
+// runner gets a script. It never fails.
+func (r *runner) limit(limits Limits) error {
 	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid), []byte("1000"), 0) //nolint:errcheck // the process may have ended
-	g, err := newCgroup(heap)
+	g, err := newCgroup(limits.Memory)
 	if err != nil {
-		return // Layers reports it
+		return nil // Layers reports it
 	}
 	if g.add(r.cmd.Process.Pid) != nil {
 		g.remove() // the process has ended, or is about to
-		return
+		return nil
 	}
 	r.cgroup = g
+	return nil
 }
 
 // cgroupMissing returns why runners have no groups here; nil: they have.

@@ -33,7 +33,7 @@ type Pool struct {
 
 // New returns a pool. No process is started before the first Run.
 func New(cfg Config) *Pool {
-	setDefault(&cfg.Path, "/proc/self/exe")
+	setDefault(&cfg.Path, ownProgram())
 	if cfg.Args == nil {
 		cfg.Args = []string{Arg}
 	}

@@ -18,7 +18,7 @@ type runner struct {
 	conn     *os.File
 	messages *framing.Reader
 	stderr   headBuffer
-	cgroup   *cgroup
+	cgroup   *cgroup       // on Windows a job object
 	oomKills uint64        // of the machine before it was started
 	exited   chan struct{} // closed once the process is reaped and its stderr read
 
@@ -29,7 +29,7 @@ type runner struct {
 // spawn starts a runner. It is called on the pool's spawner thread only.
 func spawn(cfg Config, limits Limits) (*runner, error) {
 	cmd := exec.Command(cfg.Path, append(append([]string(nil), cfg.Args...), runnerArgs(limits)...)...)
-	cmd.Dir = "/"
+	cmd.Dir = string(os.PathSeparator)
 	// With two threads a script can fill its address space while the kernel lets the collector's thread wait (measured:
 	// 26 of 180 honest runs died, none with one). A fixed number, and the two settings, also keep the runtime from reading
 	// cgroup files, which a sealed runner may not. Huge pages would make 6 MiB of a heap of 2.
@@ -42,16 +42,22 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.ExtraFiles = []*os.File{child}
 	// Wait must return even if something else holds the runner's stderr open.
 	cmd.WaitDelay = time.Second
 	err = cmd.Start()
 	child.Close()
 	if err != nil {
 		r.conn.Close()
+		r.cgroup.remove()
 		return nil, err
 	}
-	r.limitMemory(limits.Memory)
+	if err := r.limit(limits); err != nil {
+		cmd.Process.Kill() //nolint:errcheck // it is suspended
+		cmd.Wait()         //nolint:errcheck // as it was killed
+		r.conn.Close()
+		r.cgroup.remove()
+		return nil, err
+	}
 	r.messages = framing.NewReader(r.conn, framing.MaxFromRunner)
 	go func() {
 		defer close(r.exited)

@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ownProgram is the agent itself, also where its file has been replaced.
+func ownProgram() string { return "/proc/self/exe" }
+
 // lockThread ties the goroutine to its thread.
 func lockThread() { runtime.LockOSThread() }
 
@@ -37,7 +40,9 @@ func (r *runner) newConn() (child *os.File, err error) {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
 	r.conn = os.NewFile(uintptr(fds[0]), "runner")
-	return os.NewFile(uintptr(fds[1]), "agent"), nil
+	child = os.NewFile(uintptr(fds[1]), "agent")
+	r.cmd.ExtraFiles = []*os.File{child}
+	return child, nil
 }
 
 // interrupt asks the runner to stop its script and to say where it was.

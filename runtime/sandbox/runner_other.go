@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package sandbox
 
@@ -12,6 +12,8 @@ import (
 
 func lockThread() {}
 
+func ownProgram() string { return "" }
+
 func (r *runner) newConn() (*os.File, error) {
 	return nil, fmt.Errorf("script runners are %w on this system", errors.ErrUnsupported)
 }
@@ -24,8 +26,6 @@ func (r *runner) peakMemory() uint64 { return 0 }
 
 func oomKills() uint64 { return 0 }
 
-func freeUserID() (uint32, error) { return 0, errors.ErrUnsupported }
-
 func (r *runner) exitStatus() (int, syscall.Signal) { return r.cmd.ProcessState.ExitCode(), 0 }
 
 // cgroup exists on Linux only.
@@ -35,9 +35,7 @@ func (*cgroup) outOfMemory() bool { return false }
 
 func (*cgroup) remove() {}
 
-func (r *runner) limitMemory(uint64) {}
-
-func cgroupMissing() error { return errors.ErrUnsupported }
+func (r *runner) limit(Limits) error { return errors.ErrUnsupported }
 
 // Signals that no process is killed by on these systems.
 const (

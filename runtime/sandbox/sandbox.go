@@ -77,7 +77,7 @@ func setDefault[T comparable](field *T, value T) {
 
 // Config says how runners are started. Every field is optional.
 type Config struct {
-	// Path is the program; default /proc/self/exe, the agent itself.
+	// Path is the program; default the agent itself.
 	Path string
 	// Args are its arguments before the runner's own; default Arg alone.
 	Args []string

@@ -220,6 +220,7 @@ func describe(info *pb.ScriptInfo, told sandbox.Description) (lasting bool) {
 		return true
 	}
 	info.Version, info.Description, info.Needs, info.Readonly = declared.Version, declared.Description, declared.Needs, declared.Readonly
+	info.Os = declared.Os
 	var err error
 	if info.ParamsSchema, err = sandbox.ToStruct(declared.Params); err != nil {
 		info.Error = "params: " + err.Error()

@@ -3,6 +3,9 @@ package script
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -96,6 +99,9 @@ func (r *run) prepared(ctx context.Context, s Script, ref *pb.ScriptRef) *pb.Run
 			defer cancel()
 			ctx = limited
 		}
+	}
+	if systems := declared.GetOs(); len(systems) > 0 && !slices.Contains(systems, runtime.GOOS) {
+		return refused("unsupported", "the script is for "+strings.Join(systems, " and ")+", and this guest runs "+runtime.GOOS)
 	}
 	if refusal := r.wantConfirm(); refusal != nil {
 		return refusal

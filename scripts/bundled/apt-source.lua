@@ -137,6 +137,7 @@ return script {
     },
     update = {type = "boolean", default = false, description = "update the package lists now"},
   },
+  os = {"linux"},
   needs = {"file:/etc/apt/", "file:/usr/bin/apt-get", "exec:apt-get"},
 
   run = function(p)

@@ -193,6 +193,7 @@ return script {
     pem = {type = "string", description = "the certificate; it may come as the attachment \"pem\" instead, in PEM or DER"},
     state = {type = "string", default = "present", enum = {"present", "absent"}},
   },
+  os = {"linux"},
   needs = {
     "file:/usr/local/share/ca-certificates/", "file:/etc/ssl/", "file:/etc/pki/", "file:/etc/ca-certificates/",
     "file:/var/lib/ca-certificates/", "exec:update-ca-certificates", "exec:update-ca-trust", "exec:cat", "exec:date", "exec:sh",

@@ -118,6 +118,7 @@ return script {
     names = {type = "list", default = {}, description = "the names, the full one first; with absent, none means all"},
     state = {type = "string", default = "present", enum = {"present", "absent"}},
   },
+  os = {"linux"},
   needs = {"file:/etc/hosts"},
 
   run = function(p)

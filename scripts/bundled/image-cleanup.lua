@@ -129,6 +129,7 @@ return script {
     caches = {type = "boolean", default = true, description = "of package managers and of users"},
     cloud_init = {type = "boolean", default = true, description = "the state of cloud-init, so that it runs again"},
   },
+  os = {"linux"},
   needs = {"file:/"},
 
   run = function(p)

@@ -53,6 +53,7 @@ return script {
     max_age = {type = "string", default = "1month", pattern = "^%d+%a*$", description = "the greatest age of its entries"},
     activate = {type = "boolean", default = true, description = "restart the journal now, if it runs"},
   },
+  os = {"linux"},
   needs = {
     "file:/etc/systemd/journald.conf.d/", "file:/run/systemd/journald.conf.d/", "file:/usr/", "file:/lib/systemd/",
     "exec:systemctl", "exec:true", "tx",

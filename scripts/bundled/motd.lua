@@ -20,6 +20,7 @@ return script {
     contact = {type = "string", default = "the owner of this machine", description = "whom to ask"},
     text = {type = "string", description = "a template of your own"},
   },
+  os = {"linux"},
   needs = {"file:/etc/motd", "host"},
 
   run = function(p)

@@ -377,6 +377,7 @@ return script {
       description = "the unit to reload; default: ssh.service or sshd.service, whichever runs",
     },
   },
+  os = {"linux"},
   needs = {"file:/", "exec:systemctl", "exec:sh", "exec:true", "tx"},
 
   run = function(p)

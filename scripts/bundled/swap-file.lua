@@ -114,6 +114,7 @@ return script {
     path = {type = "string", default = "/swapfile", pattern = "^/[%w_./-]+$"},
     size_mib = {type = "integer", default = 1024, description = "its size in MiB, if it does not exist yet"},
   },
+  os = {"linux"},
   needs = {"file:/", "exec"},
 
   run = function(p)

@@ -114,6 +114,7 @@ return script {
     settings = {type = "map", required = true, description = "values by name, such as net.ipv4.ip_forward"},
     apply = {type = "boolean", default = true, description = "set them now, too"},
   },
+  os = {"linux"},
   needs = {
     "file:/etc/", "file:/run/sysctl.d/", "file:/usr/", "file:/lib/sysctl.d/", "file:/lib/systemd/", "file:/proc/sys/",
     "exec:sh",

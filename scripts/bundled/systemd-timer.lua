@@ -208,6 +208,7 @@ return script {
     persistent = {type = "boolean", default = true, description = "catch up on a run that the machine was off for"},
     activate = {type = "boolean", default = false, description = "enable and start the timer now"},
   },
+  os = {"linux"},
   needs = {"file:/etc/", "file:/usr/", "file:/run/systemd/", "file:/lib/systemd/", "account", "exec"},
 
   run = function(p)

@@ -54,14 +54,14 @@
 ---@class quantix.NetDns
 ---@field servers string[] The name servers that are asked, without those that only pass on: a port behind #, if it is not 53.
 ---@field search string[] The domains that are tried behind a short name.
----@field manager string systemd-resolved, where it answers what /etc/resolv.conf leads to; else resolv.conf.
+---@field manager string systemd-resolved, where it answers what /etc/resolv.conf leads to; else resolv.conf. On Windows windows.
 ---@field links quantix.NetDnsLink[] Of systemd-resolved: what it asks for the sake of one interface.
 ---@field options string[] The options of /etc/resolv.conf, such as timeout:1.
 
 ---host.info
 ---@class quantix.HostInfo
 ---@field hostname string Its name.
----@field os string Of os-release: NAME, VERSION_ID, ID.
+---@field os string Of os-release: NAME, VERSION_ID, ID. On Windows os and os_id are windows.
 ---@field os_version string VERSION_ID.
 ---@field os_id string ID, such as debian.
 ---@field kernel string Its release.
@@ -71,6 +71,7 @@
 ---@field machine_id string Of /etc/machine-id.
 ---@field product_uuid string The UUID that SMBIOS tells, which the host gave this guest.
 ---@field agent_version string Of the agent that runs the script.
+---@field product string On Windows its full name, such as Microsoft Windows Server 2022 Standard.
 
 ---One network interface.
 ---@class quantix.NetInterface
@@ -175,7 +176,7 @@
 ---@field load string loaded, masked, not-found, bad-setting or error
 ---@field active string active, reloading, inactive, failed, activating or deactivating
 ---@field sub string The state in the words of the kind of unit, such as running, exited or dead.
----@field enabled string enabled, disabled, static, masked, indirect, generated and so on; empty: it is not known.
+---@field enabled string enabled, disabled, static, masked, indirect, generated and so on; empty: it is not known. On Windows enabled, delayed, manual, disabled, boot or system.
 ---@field running boolean Whether active is active or reloading.
 ---@field pid integer Of the main process; 0: none.
 ---@field memory_bytes integer What it uses now; 0: not known.
@@ -588,7 +589,7 @@ function host.dns() end
 
 ---The name of the guest; with a new one, whether that changed it.
 ---May change the guest.
----@param new? string What the guest shall be called; without it, it is only told.
+---@param new? string What the guest shall be called, on Windows from the next boot on; without it, it is only told.
 ---@return any value
 function host.hostname(new) end
 
@@ -643,7 +644,7 @@ function host.sysctl(name, value) end
 
 ---The time zone; with a new one, whether that changed it.
 ---May change the guest.
----@param new? string A name of the time zone database, such as Europe/Vienna; without it, the one that is set is told.
+---@param new? string A name of the time zone database, such as Europe/Vienna, on Windows one of its own, such as W. Europe Standard Time; without it, the one that is set is told.
 ---@return any value
 function host.timezone(new) end
 
@@ -801,6 +802,45 @@ function process.kill(pid, signal, options) end
 ---@param options? process.list.options
 ---@return quantix.Process[] processes
 function process.list(filter, options) end
+
+---@class (exact) quantix.room.registry
+registry = {}
+
+---@class (exact) registry.get.options
+---@field view? integer 32: what programs of 32 bits see. 64, or without it, what programs of 64 bits see. A need names a key of the former as HKLM32\SOFTWARE\Maker\Program.
+---@field raw? boolean The bytes as they are stored, whatever the type is.
+
+---A value of the registry of Windows; nil where there is none.
+---@param key string Below HKLM or HKU, as in HKLM\SOFTWARE\Maker\Program, in any case.
+---@param name? string The name of a value; without it, the default value of the key.
+---@param options? registry.get.options
+---@return any value
+function registry.get(key, name, options) end
+
+---@class (exact) registry.remove.options
+---@field recursive? boolean With a key, all that is below it as well: else a key that has values or keys is refused.
+---@field view? integer 32: what programs of 32 bits see.
+
+---Remove a value of the registry, or a key.
+---Changes the guest.
+---@param key string Below HKLM or HKU, in any case.
+---@param name? string The value that is removed, "" for the default value; without it, the key.
+---@param options? registry.remove.options
+---@return boolean changed
+function registry.remove(key, name, options) end
+
+---@class (exact) registry.set.options
+---@field view? integer 32: what programs of 32 bits see.
+
+---Set a value of the registry, and make its key.
+---Changes the guest.
+---@param key string Below HKLM or HKU, as in HKLM\SOFTWARE\Maker\Program, in any case. It is made where it is missing, with those above it.
+---@param name string The name of a value; empty: the default value of the key.
+---@param value any A string, a whole number, or a list of strings. A qword that is beyond 2^53 is a string of digits.
+---@param type? string sz, expand_sz, multi_sz, dword, qword or binary, also with REG_ ahead, in any case. Without it: sz for a string, dword for a number, multi_sz for a list, and what there is already where that can hold the value.
+---@param options? registry.set.options
+---@return boolean changed
+function registry.set(key, name, value, type, options) end
 
 ---@class (exact) quantix.room.service
 service = {}
@@ -1027,6 +1067,7 @@ secrets = {}
 ---@field timeout? number|string
 ---@field confirm? number|string
 ---@field readonly? boolean
+---@field os? ("linux"|"windows")[]
 ---@field run fun(params: table<string, any>): any
 
 ---Declares a script, as its last statement.

@@ -46,6 +46,7 @@ stds.quantix = {
     package = {fields = {"install", "installed", "remove", "update", "version"}},
     power = {fields = {"poweroff", "reboot"}},
     process = {fields = {"kill", "list"}},
+    registry = {fields = {"get", "remove", "set"}},
     service = {fields = {"daemon_reload", "disable", "enable", "list", "mask", "reload", "restart", "start", "status", "stop", "unmask"}},
     tx = {fields = {"changes", "notify", "on_commit", "on_rollback"}},
   },

@@ -7,9 +7,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -380,6 +382,9 @@ func TestFindSocket(t *testing.T) {
 			t.Fatal(err)
 		}
 		l, err := net.Listen("unix", path)
+		if noSockets(err) {
+			t.Skip("this system has no unix sockets, as Wine")
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -430,6 +435,12 @@ func TestFindSocket(t *testing.T) {
 	}
 }
 
+// noSockets reports whether an error means that the system knows no unix sockets.
+func noSockets(err error) bool {
+	const noFamily = syscall.Errno(10047) // WSAEAFNOSUPPORT
+	return runtime.GOOS == "windows" && errors.Is(err, noFamily)
+}
+
 // A guest lies about names; none of them may lead out of the directory that a tree is copied to.
 func TestPullTreeStaysInside(t *testing.T) {
 	entries := []*pb.DirectoryEntry{
@@ -451,12 +462,24 @@ func TestPullTreeStaysInside(t *testing.T) {
 		return nil, errors.ErrUnsupported
 	})
 	base := t.TempDir()
+	links, mode := 1, fs.FileMode(0o755)
+	if runtime.GOOS == "windows" {
+		mode = 0o666 // which has no modes
+		root, err := os.OpenRoot(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		if root.Symlink("x", "link") != nil {
+			links = 0 // a right that not every user has, and Wine does not know
+		}
+	}
 	var failed []string
 	got, err := c.PullTree(within(t, 20*time.Second), "/t", filepath.Join(base, "copy"), Tree{Failed: func(_ string, err error) error {
 		failed = append(failed, err.Error())
 		return nil
 	}})
-	if err != nil || got.Files != 1 || got.Links != 1 || len(failed) != 7 {
+	if err != nil || got.Files != 2-links || got.Links != links || links == 1 && len(failed) != 7 {
 		t.Errorf("%+v %v %q", got, err, failed)
 	}
 	names, err := filepath.Glob(base + "/*")
@@ -464,7 +487,7 @@ func TestPullTreeStaysInside(t *testing.T) {
 		t.Errorf("beside the copy lies %q", names)
 	}
 	info, err := os.Stat(filepath.Join(base, "copy/good"))
-	if err != nil || info.Mode() != 0o755 {
+	if err != nil || info.Mode() != mode {
 		t.Errorf("setuid came along: %v %v", info.Mode(), err)
 	}
 	if left, _ := filepath.Glob(base + "/copy/.quantix-*"); len(left) > 0 {

@@ -17,8 +17,9 @@ import (
 // vsockPort is the default port number of an agent; port.VsockPort is the same on the guest's side.
 const vsockPort = 9443
 
-// Dial connects to a unix socket, as QEMU makes one for a virtio-serial port, or to vsock:CID:NUMBER, the vsock port of the
-// guest with that context id; without a number it is 9443. A file whose name begins with vsock: is reached as ./vsock:….
+// Dial connects to a unix socket, as QEMU makes one for a virtio-serial port, on Windows also to a named pipe, or to
+// vsock:CID:NUMBER, the vsock port of the guest with that context id; without a number it is 9443. A file whose name begins
+// with vsock: is reached as ./vsock:…, a pipe is \\.\pipe\NAME or pipe:NAME.
 // The guest of a vsock has to answer before ctx ends, or within the kernel's two seconds. A caller with the right to do so
 // connects from a port below 1024: an agent accepts no other unless its configuration says so.
 func Dial(ctx context.Context, path string, options Options) (*Client, error) {
@@ -35,7 +36,7 @@ func Dial(ctx context.Context, path string, options Options) (*Client, error) {
 func dial(ctx context.Context, path string) (io.ReadWriteCloser, error) {
 	address, found := strings.CutPrefix(path, "vsock:")
 	if !found {
-		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		return dialLocal(ctx, path)
 	}
 	cid, number, numbered := strings.Cut(address, ":")
 	if !numbered {

@@ -99,17 +99,18 @@ func On(object string, err error) error {
 	return &Error{Object: object, Err: Cause(err)}
 }
 
-// Cause strips the operation and path that the os package put before an error.
+// Cause strips the operation and path that the os package put before an error. Errors of Windows get the words that others have
+// for the same.
 func Cause(err error) error {
 	switch err := err.(type) {
 	case *fs.PathError:
-		return err.Err
+		return fromSystem(err.Err)
 	case *os.LinkError:
-		return err.Err
+		return fromSystem(err.Err)
 	case *os.SyscallError:
-		return err.Err
+		return fromSystem(err.Err)
 	}
-	return err
+	return fromSystem(err)
 }
 
 // Refuse returns an error of code "refused" with this text.
@@ -146,8 +147,9 @@ func Code(err error) string {
 	if err == nil {
 		return ""
 	}
+	meant := systemCause(err)
 	for _, row := range table {
-		if errors.Is(err, row.cause) {
+		if errors.Is(err, row.cause) || meant != nil && errors.Is(meant, row.cause) {
 			return row.code
 		}
 	}

@@ -863,6 +863,79 @@ func (x *AccountGroupsArgs) GetExclusive() bool {
 	return false
 }
 
+// What a rollback makes of an account on Windows.
+type AccountRestore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the user.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// It was made: it is removed. All else is then empty.
+	Remove bool `protobuf:"varint,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	// The full name that it had.
+	Comment []byte `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	// The local groups that it was in.
+	Groups        []string `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountRestore) Reset() {
+	*x = AccountRestore{}
+	mi := &file_account_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountRestore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountRestore) ProtoMessage() {}
+
+func (x *AccountRestore) ProtoReflect() protoreflect.Message {
+	mi := &file_account_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountRestore.ProtoReflect.Descriptor instead.
+func (*AccountRestore) Descriptor() ([]byte, []int) {
+	return file_account_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AccountRestore) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AccountRestore) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+func (x *AccountRestore) GetComment() []byte {
+	if x != nil {
+		return x.Comment
+	}
+	return nil
+}
+
+func (x *AccountRestore) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 var File_account_proto protoreflect.FileDescriptor
 
 const file_account_proto_rawDesc = "" +
@@ -942,7 +1015,12 @@ const file_account_proto_rawDesc = "" +
 	"\x11AccountGroupsArgs\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\tR\x06groups\x12\x1c\n" +
-	"\texclusive\x18\x03 \x01(\bR\texclusiveB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\texclusive\x18\x03 \x01(\bR\texclusive\"n\n" +
+	"\x0eAccountRestore\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\bR\x06remove\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\fR\acomment\x12\x16\n" +
+	"\x06groups\x18\x04 \x03(\tR\x06groupsB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_account_proto_rawDescOnce sync.Once
@@ -956,7 +1034,7 @@ func file_account_proto_rawDescGZIP() []byte {
 	return file_account_proto_rawDescData
 }
 
-var file_account_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_account_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_account_proto_goTypes = []any{
 	(*AccountNameArgs)(nil),     // 0: limiquantix.agent.v1.AccountNameArgs
 	(*AccountExists)(nil),       // 1: limiquantix.agent.v1.AccountExists
@@ -969,6 +1047,7 @@ var file_account_proto_goTypes = []any{
 	(*AccountPasswordArgs)(nil), // 8: limiquantix.agent.v1.AccountPasswordArgs
 	(*AccountKeysArgs)(nil),     // 9: limiquantix.agent.v1.AccountKeysArgs
 	(*AccountGroupsArgs)(nil),   // 10: limiquantix.agent.v1.AccountGroupsArgs
+	(*AccountRestore)(nil),      // 11: limiquantix.agent.v1.AccountRestore
 }
 var file_account_proto_depIdxs = []int32{
 	2, // 0: limiquantix.agent.v1.AccountList.accounts:type_name -> limiquantix.agent.v1.Account
@@ -994,7 +1073,7 @@ func file_account_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_account_proto_rawDesc), len(file_account_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

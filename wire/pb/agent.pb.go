@@ -5433,7 +5433,7 @@ type ProcessInfo struct {
 	// Empty where it cannot be read.
 	WorkingDirectory string `protobuf:"bytes,11,opt,name=working_directory,json=workingDirectory,proto3" json:"working_directory,omitempty"`
 	// Clock ticks (1/100 s) from the boot of the guest to the start. No two processes of one boot have both this and the pid
-	// in common.
+	// in common. On Windows: the microseconds from 1970 to the start, by the clock as it was then.
 	StartTicks uint64 `protobuf:"varint,200,opt,name=start_ticks,json=startTicks,proto3" json:"start_ticks,omitempty"`
 	// Of a thread: the process that it belongs to. 0: this is a process.
 	ThreadOf uint32 `protobuf:"varint,201,opt,name=thread_of,json=threadOf,proto3" json:"thread_of,omitempty"`
@@ -5575,7 +5575,8 @@ func (x *ProcessInfo) GetStateCode() string {
 type KillProcessRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
-	// By its number in the guest; 0: TERM, unless signal_name is set.
+	// By its number in the guest; 0: TERM, unless signal_name is set. On Windows KILL and TERM end the process, which the reply
+	// waits for, and there are no others.
 	Signal int32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
 	// ProcessInfo.start_ticks of the process that is meant: another one that has its pid by now gets no signal. 0: whichever
 	// has the pid.
@@ -7070,7 +7071,7 @@ type ListInstalledSoftwareRequest struct {
 	MaxEntries uint32                 `protobuf:"varint,2,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
 	// How many to leave out at the beginning: next_offset of the page before.
 	Offset uint32 `protobuf:"varint,200,opt,name=offset,proto3" json:"offset,omitempty"`
-	// deb, rpm, apk, pacman, flatpak or snap; empty: all.
+	// deb, rpm, apk, pacman, flatpak or snap, on Windows msi or exe; empty: all.
 	PackageType string `protobuf:"bytes,201,opt,name=package_type,json=packageType,proto3" json:"package_type,omitempty"`
 	// Packages too that are not, or no more, wholly installed: see state.
 	AllStates     bool `protobuf:"varint,202,opt,name=all_states,json=allStates,proto3" json:"all_states,omitempty"`
@@ -7241,7 +7242,7 @@ type InstalledSoftware struct {
 	InstallDate *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=install_date,json=installDate,proto3" json:"install_date,omitempty"`
 	// What it takes when it is installed.
 	SizeBytes uint64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	// deb, rpm, apk, pacman, flatpak or snap
+	// deb, rpm, apk, pacman, flatpak or snap; on Windows msi for what its installer knows, and exe for all else.
 	PackageType  string `protobuf:"bytes,6,opt,name=package_type,json=packageType,proto3" json:"package_type,omitempty"`
 	Architecture string `protobuf:"bytes,7,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	// installed, or the state that dpkg has it in, such as config-files or half-configured.

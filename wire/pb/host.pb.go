@@ -80,11 +80,61 @@ func (MountUndo_Action) EnumDescriptor() ([]byte, []int) {
 	return file_host_proto_rawDescGZIP(), []int{15, 0}
 }
 
+// Which one.
+type SettingUndo_Setting int32
+
+const (
+	SettingUndo_SETTING_UNSPECIFIED SettingUndo_Setting = 0
+	SettingUndo_SETTING_HOSTNAME    SettingUndo_Setting = 1
+	SettingUndo_SETTING_TIMEZONE    SettingUndo_Setting = 2
+)
+
+// Enum value maps for SettingUndo_Setting.
+var (
+	SettingUndo_Setting_name = map[int32]string{
+		0: "SETTING_UNSPECIFIED",
+		1: "SETTING_HOSTNAME",
+		2: "SETTING_TIMEZONE",
+	}
+	SettingUndo_Setting_value = map[string]int32{
+		"SETTING_UNSPECIFIED": 0,
+		"SETTING_HOSTNAME":    1,
+		"SETTING_TIMEZONE":    2,
+	}
+)
+
+func (x SettingUndo_Setting) Enum() *SettingUndo_Setting {
+	p := new(SettingUndo_Setting)
+	*p = x
+	return p
+}
+
+func (x SettingUndo_Setting) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SettingUndo_Setting) Descriptor() protoreflect.EnumDescriptor {
+	return file_host_proto_enumTypes[1].Descriptor()
+}
+
+func (SettingUndo_Setting) Type() protoreflect.EnumType {
+	return &file_host_proto_enumTypes[1]
+}
+
+func (x SettingUndo_Setting) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SettingUndo_Setting.Descriptor instead.
+func (SettingUndo_Setting) EnumDescriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{16, 0}
+}
+
 // host.info
 type HostInfo struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Hostname string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
-	// Of os-release: NAME, VERSION_ID, ID.
+	// Of os-release: NAME, VERSION_ID, ID. On Windows os and os_id are windows.
 	Os           string `protobuf:"bytes,2,opt,name=os,proto3" json:"os,omitempty"`
 	OsVersion    string `protobuf:"bytes,3,opt,name=os_version,json=osVersion,proto3" json:"os_version,omitempty"`
 	OsId         string `protobuf:"bytes,4,opt,name=os_id,json=osId,proto3" json:"os_id,omitempty"`
@@ -94,8 +144,10 @@ type HostInfo struct {
 	MemoryBytes  uint64 `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	MachineId    string `protobuf:"bytes,9,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
 	// The UUID that SMBIOS tells, which the host gave this guest.
-	ProductUuid   string `protobuf:"bytes,10,opt,name=product_uuid,json=productUuid,proto3" json:"product_uuid,omitempty"`
-	AgentVersion  string `protobuf:"bytes,11,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	ProductUuid  string `protobuf:"bytes,10,opt,name=product_uuid,json=productUuid,proto3" json:"product_uuid,omitempty"`
+	AgentVersion string `protobuf:"bytes,11,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	// On Windows its full name, such as Microsoft Windows Server 2022 Standard.
+	Product       string `protobuf:"bytes,12,opt,name=product,proto3" json:"product,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,10 +259,17 @@ func (x *HostInfo) GetAgentVersion() string {
 	return ""
 }
 
+func (x *HostInfo) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
 // host.hostname
 type HostnameArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the guest shall be called; without it, it is only told.
+	// What the guest shall be called, on Windows from the next boot on; without it, it is only told.
 	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -309,7 +368,8 @@ func (x *HostnameResult) GetChanged() bool {
 // host.timezone
 type TimezoneArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A name of the time zone database, such as Europe/Vienna; without it, the one that is set is told.
+	// A name of the time zone database, such as Europe/Vienna, on Windows one of its own, such as W. Europe Standard Time; without
+	// it, the one that is set is told.
 	New           string `protobuf:"bytes,1,opt,name=new,proto3" json:"new,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1180,12 +1240,66 @@ func (x *MountUndo) GetOptions() string {
 	return ""
 }
 
+// What a rollback sets a setting of Windows to.
+type SettingUndo struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Setting SettingUndo_Setting    `protobuf:"varint,1,opt,name=setting,proto3,enum=limiquantix.agent.v1.SettingUndo_Setting" json:"setting,omitempty"`
+	// What it was.
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SettingUndo) Reset() {
+	*x = SettingUndo{}
+	mi := &file_host_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettingUndo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettingUndo) ProtoMessage() {}
+
+func (x *SettingUndo) ProtoReflect() protoreflect.Message {
+	mi := &file_host_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettingUndo.ProtoReflect.Descriptor instead.
+func (*SettingUndo) Descriptor() ([]byte, []int) {
+	return file_host_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SettingUndo) GetSetting() SettingUndo_Setting {
+	if x != nil {
+		return x.Setting
+	}
+	return SettingUndo_SETTING_UNSPECIFIED
+}
+
+func (x *SettingUndo) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 var File_host_proto protoreflect.FileDescriptor
 
 const file_host_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"host.proto\x12\x14limiquantix.agent.v1\"\xc4\x02\n" +
+	"host.proto\x12\x14limiquantix.agent.v1\"\xde\x02\n" +
 	"\bHostInfo\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x1d\n" +
@@ -1200,7 +1314,8 @@ const file_host_proto_rawDesc = "" +
 	"machine_id\x18\t \x01(\tR\tmachineId\x12!\n" +
 	"\fproduct_uuid\x18\n" +
 	" \x01(\tR\vproductUuid\x12#\n" +
-	"\ragent_version\x18\v \x01(\tR\fagentVersion\" \n" +
+	"\ragent_version\x18\v \x01(\tR\fagentVersion\x12\x18\n" +
+	"\aproduct\x18\f \x01(\tR\aproduct\" \n" +
 	"\fHostnameArgs\x12\x10\n" +
 	"\x03new\x18\x01 \x01(\tR\x03new\"F\n" +
 	"\x0eHostnameResult\x12\x1a\n" +
@@ -1279,7 +1394,14 @@ const file_host_proto_rawDesc = "" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACTION_UNMOUNT\x10\x01\x12\x10\n" +
 	"\fACTION_MOUNT\x10\x02\x12\x11\n" +
-	"\rACTION_RELOAD\x10\x03B,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\rACTION_RELOAD\x10\x03\"\xb8\x01\n" +
+	"\vSettingUndo\x12C\n" +
+	"\asetting\x18\x01 \x01(\x0e2).limiquantix.agent.v1.SettingUndo.SettingR\asetting\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"N\n" +
+	"\aSetting\x12\x17\n" +
+	"\x13SETTING_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10SETTING_HOSTNAME\x10\x01\x12\x14\n" +
+	"\x10SETTING_TIMEZONE\x10\x02B,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_host_proto_rawDescOnce sync.Once
@@ -1293,36 +1415,39 @@ func file_host_proto_rawDescGZIP() []byte {
 	return file_host_proto_rawDescData
 }
 
-var file_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_host_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_host_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_host_proto_goTypes = []any{
-	(MountUndo_Action)(0),  // 0: limiquantix.agent.v1.MountUndo.Action
-	(*HostInfo)(nil),       // 1: limiquantix.agent.v1.HostInfo
-	(*HostnameArgs)(nil),   // 2: limiquantix.agent.v1.HostnameArgs
-	(*HostnameResult)(nil), // 3: limiquantix.agent.v1.HostnameResult
-	(*TimezoneArgs)(nil),   // 4: limiquantix.agent.v1.TimezoneArgs
-	(*LocaleArgs)(nil),     // 5: limiquantix.agent.v1.LocaleArgs
-	(*KeymapArgs)(nil),     // 6: limiquantix.agent.v1.KeymapArgs
-	(*SysctlArgs)(nil),     // 7: limiquantix.agent.v1.SysctlArgs
-	(*Interfaces)(nil),     // 8: limiquantix.agent.v1.Interfaces
-	(*NetInterface)(nil),   // 9: limiquantix.agent.v1.NetInterface
-	(*Uptime)(nil),         // 10: limiquantix.agent.v1.Uptime
-	(*Memory)(nil),         // 11: limiquantix.agent.v1.Memory
-	(*Disks)(nil),          // 12: limiquantix.agent.v1.Disks
-	(*Disk)(nil),           // 13: limiquantix.agent.v1.Disk
-	(*MountArgs)(nil),      // 14: limiquantix.agent.v1.MountArgs
-	(*UnmountArgs)(nil),    // 15: limiquantix.agent.v1.UnmountArgs
-	(*MountUndo)(nil),      // 16: limiquantix.agent.v1.MountUndo
+	(MountUndo_Action)(0),    // 0: limiquantix.agent.v1.MountUndo.Action
+	(SettingUndo_Setting)(0), // 1: limiquantix.agent.v1.SettingUndo.Setting
+	(*HostInfo)(nil),         // 2: limiquantix.agent.v1.HostInfo
+	(*HostnameArgs)(nil),     // 3: limiquantix.agent.v1.HostnameArgs
+	(*HostnameResult)(nil),   // 4: limiquantix.agent.v1.HostnameResult
+	(*TimezoneArgs)(nil),     // 5: limiquantix.agent.v1.TimezoneArgs
+	(*LocaleArgs)(nil),       // 6: limiquantix.agent.v1.LocaleArgs
+	(*KeymapArgs)(nil),       // 7: limiquantix.agent.v1.KeymapArgs
+	(*SysctlArgs)(nil),       // 8: limiquantix.agent.v1.SysctlArgs
+	(*Interfaces)(nil),       // 9: limiquantix.agent.v1.Interfaces
+	(*NetInterface)(nil),     // 10: limiquantix.agent.v1.NetInterface
+	(*Uptime)(nil),           // 11: limiquantix.agent.v1.Uptime
+	(*Memory)(nil),           // 12: limiquantix.agent.v1.Memory
+	(*Disks)(nil),            // 13: limiquantix.agent.v1.Disks
+	(*Disk)(nil),             // 14: limiquantix.agent.v1.Disk
+	(*MountArgs)(nil),        // 15: limiquantix.agent.v1.MountArgs
+	(*UnmountArgs)(nil),      // 16: limiquantix.agent.v1.UnmountArgs
+	(*MountUndo)(nil),        // 17: limiquantix.agent.v1.MountUndo
+	(*SettingUndo)(nil),      // 18: limiquantix.agent.v1.SettingUndo
 }
 var file_host_proto_depIdxs = []int32{
-	9,  // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
-	13, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
+	10, // 0: limiquantix.agent.v1.Interfaces.interfaces:type_name -> limiquantix.agent.v1.NetInterface
+	14, // 1: limiquantix.agent.v1.Disks.disks:type_name -> limiquantix.agent.v1.Disk
 	0,  // 2: limiquantix.agent.v1.MountUndo.action:type_name -> limiquantix.agent.v1.MountUndo.Action
-	3,  // [3:3] is the sub-list for method output_type
-	3,  // [3:3] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	1,  // 3: limiquantix.agent.v1.SettingUndo.setting:type_name -> limiquantix.agent.v1.SettingUndo.Setting
+	4,  // [4:4] is the sub-list for method output_type
+	4,  // [4:4] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_host_proto_init() }
@@ -1336,8 +1461,8 @@ func file_host_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_host_proto_rawDesc), len(file_host_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   16,
+			NumEnums:      2,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -301,7 +301,7 @@ type NetDns struct {
 	Servers []string `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
 	// The domains that are tried behind a short name.
 	Search []string `protobuf:"bytes,2,rep,name=search,proto3" json:"search,omitempty"`
-	// systemd-resolved, where it answers what /etc/resolv.conf leads to; else resolv.conf.
+	// systemd-resolved, where it answers what /etc/resolv.conf leads to; else resolv.conf. On Windows windows.
 	Manager string `protobuf:"bytes,3,opt,name=manager,proto3" json:"manager,omitempty"`
 	// Of systemd-resolved: what it asks for the sake of one interface.
 	Links []*NetDnsLink `protobuf:"bytes,4,rep,name=links,proto3" json:"links,omitempty"`

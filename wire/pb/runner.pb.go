@@ -1147,15 +1147,17 @@ func (x *RunnerFailure) GetHint() string {
 
 // The declaration of a script, as in return script {...}.
 type ScriptDeclaration struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Description   string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	Params        *LuaTable              `protobuf:"bytes,4,opt,name=params,proto3" json:"params,omitempty"`
-	Needs         []string               `protobuf:"bytes,5,rep,name=needs,proto3" json:"needs,omitempty"`
-	Readonly      bool                   `protobuf:"varint,6,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	Timeout       float64                `protobuf:"fixed64,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	Confirm       *float64               `protobuf:"fixed64,8,opt,name=confirm,proto3,oneof" json:"confirm,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version     string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	Params      *LuaTable              `protobuf:"bytes,4,opt,name=params,proto3" json:"params,omitempty"`
+	Needs       []string               `protobuf:"bytes,5,rep,name=needs,proto3" json:"needs,omitempty"`
+	Readonly    bool                   `protobuf:"varint,6,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	Timeout     float64                `protobuf:"fixed64,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Confirm     *float64               `protobuf:"fixed64,8,opt,name=confirm,proto3,oneof" json:"confirm,omitempty"`
+	// The systems that it is for, linux or windows; none: any.
+	Os            []string `protobuf:"bytes,9,rep,name=os,proto3" json:"os,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1244,6 +1246,13 @@ func (x *ScriptDeclaration) GetConfirm() float64 {
 		return *x.Confirm
 	}
 	return 0
+}
+
+func (x *ScriptDeclaration) GetOs() []string {
+	if x != nil {
+		return x.Os
+	}
+	return nil
 }
 
 // A Lua value; nil is no field set.
@@ -1572,7 +1581,7 @@ const file_runner_proto_rawDesc = "" +
 	"\x04code\x18\b \x01(\tR\x04code\x12\x16\n" +
 	"\x06object\x18\t \x01(\tR\x06object\x12\x12\n" +
 	"\x04hint\x18\n" +
-	" \x01(\tR\x04hint\"\x92\x02\n" +
+	" \x01(\tR\x04hint\"\xa2\x02\n" +
 	"\x11ScriptDeclaration\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12 \n" +
@@ -1581,7 +1590,8 @@ const file_runner_proto_rawDesc = "" +
 	"\x05needs\x18\x05 \x03(\tR\x05needs\x12\x1a\n" +
 	"\breadonly\x18\x06 \x01(\bR\breadonly\x12\x18\n" +
 	"\atimeout\x18\a \x01(\x01R\atimeout\x12\x1d\n" +
-	"\aconfirm\x18\b \x01(\x01H\x00R\aconfirm\x88\x01\x01B\n" +
+	"\aconfirm\x18\b \x01(\x01H\x00R\aconfirm\x88\x01\x01\x12\x0e\n" +
+	"\x02os\x18\t \x03(\tR\x02osB\n" +
 	"\n" +
 	"\b_confirm\"\x9a\x01\n" +
 	"\bLuaValue\x12\x1a\n" +

@@ -1259,16 +1259,18 @@ func (x *ListScriptsResponse) GetError() *ScriptError {
 
 // One script. error says why it cannot run.
 type ScriptInfo struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Description   string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	SourcePath    string                 `protobuf:"bytes,4,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
-	ParamsSchema  *structpb.Struct       `protobuf:"bytes,5,opt,name=params_schema,json=paramsSchema,proto3" json:"params_schema,omitempty"`
-	Needs         []string               `protobuf:"bytes,6,rep,name=needs,proto3" json:"needs,omitempty"`
-	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
-	Readonly      bool                   `protobuf:"varint,8,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	Sha256        string                 `protobuf:"bytes,9,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version      string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Description  string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	SourcePath   string                 `protobuf:"bytes,4,opt,name=source_path,json=sourcePath,proto3" json:"source_path,omitempty"`
+	ParamsSchema *structpb.Struct       `protobuf:"bytes,5,opt,name=params_schema,json=paramsSchema,proto3" json:"params_schema,omitempty"`
+	Needs        []string               `protobuf:"bytes,6,rep,name=needs,proto3" json:"needs,omitempty"`
+	Error        string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	Readonly     bool                   `protobuf:"varint,8,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	Sha256       string                 `protobuf:"bytes,9,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The systems that it says it is for, linux or windows; none: it does not say.
+	Os            []string `protobuf:"bytes,200,rep,name=os,proto3" json:"os,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1364,6 +1366,13 @@ func (x *ScriptInfo) GetSha256() string {
 		return x.Sha256
 	}
 	return ""
+}
+
+func (x *ScriptInfo) GetOs() []string {
+	if x != nil {
+		return x.Os
+	}
+	return nil
 }
 
 // Decides about a transaction that awaits its confirmation.
@@ -2116,7 +2125,7 @@ const file_script_proto_rawDesc = "" +
 	"\x12ListScriptsRequest\"\x8a\x01\n" +
 	"\x13ListScriptsResponse\x12:\n" +
 	"\ascripts\x18\x01 \x03(\v2 .limiquantix.agent.v1.ScriptInfoR\ascripts\x127\n" +
-	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\x9b\x02\n" +
+	"\x05error\x18\x02 \x01(\v2!.limiquantix.agent.v1.ScriptErrorR\x05error\"\xac\x02\n" +
 	"\n" +
 	"ScriptInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2128,7 +2137,8 @@ const file_script_proto_rawDesc = "" +
 	"\x05needs\x18\x06 \x03(\tR\x05needs\x12\x14\n" +
 	"\x05error\x18\a \x01(\tR\x05error\x12\x1a\n" +
 	"\breadonly\x18\b \x01(\bR\breadonly\x12\x16\n" +
-	"\x06sha256\x18\t \x01(\tR\x06sha256\"\x9b\x01\n" +
+	"\x06sha256\x18\t \x01(\tR\x06sha256\x12\x0f\n" +
+	"\x02os\x18\xc8\x01 \x03(\tR\x02os\"\x9b\x01\n" +
 	"\x0eConfirmRequest\x12%\n" +
 	"\x0etransaction_id\x18\x01 \x01(\tR\rtransactionId\x12;\n" +
 	"\x06action\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ConfirmActionR\x06action\x12%\n" +

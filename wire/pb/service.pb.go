@@ -137,7 +137,8 @@ type Service struct {
 	Active string `protobuf:"bytes,4,opt,name=active,proto3" json:"active,omitempty"`
 	// The state in the words of the kind of unit, such as running, exited or dead.
 	Sub string `protobuf:"bytes,5,opt,name=sub,proto3" json:"sub,omitempty"`
-	// enabled, disabled, static, masked, indirect, generated and so on; empty: it is not known.
+	// enabled, disabled, static, masked, indirect, generated and so on; empty: it is not known. On Windows enabled, delayed,
+	// manual, disabled, boot or system.
 	Enabled string `protobuf:"bytes,6,opt,name=enabled,proto3" json:"enabled,omitempty"`
 	// Whether active is active or reloading.
 	Running bool `protobuf:"varint,7,opt,name=running,proto3" json:"running,omitempty"`
@@ -472,7 +473,9 @@ type ServiceRestore struct {
 	// What was about to be done: start, stop, restart, reload or reload-or-restart; empty: only its files were changed.
 	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
 	// The boot in which this was written.
-	BootId        string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BootId string `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// How it was started on Windows; nothing elsewhere, where files say that.
+	Start         *ServiceStart `protobuf:"bytes,6,opt,name=start,proto3" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -542,6 +545,68 @@ func (x *ServiceRestore) GetBootId() string {
 	return ""
 }
 
+func (x *ServiceRestore) GetStart() *ServiceStart {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+// How Windows starts a service.
+type ServiceStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of QUERY_SERVICE_CONFIG: 0 boot, 1 system, 2 auto, 3 manual, 4 disabled.
+	Type uint32 `protobuf:"varint,1,opt,name=type,proto3" json:"type,omitempty"`
+	// With auto: a while after the others.
+	Delayed       bool `protobuf:"varint,2,opt,name=delayed,proto3" json:"delayed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServiceStart) Reset() {
+	*x = ServiceStart{}
+	mi := &file_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServiceStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServiceStart) ProtoMessage() {}
+
+func (x *ServiceStart) ProtoReflect() protoreflect.Message {
+	mi := &file_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServiceStart.ProtoReflect.Descriptor instead.
+func (*ServiceStart) Descriptor() ([]byte, []int) {
+	return file_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ServiceStart) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *ServiceStart) GetDelayed() bool {
+	if x != nil {
+		return x.Delayed
+	}
+	return false
+}
+
 var File_service_proto protoreflect.FileDescriptor
 
 const file_service_proto_rawDesc = "" +
@@ -574,7 +639,7 @@ const file_service_proto_rawDesc = "" +
 	"\x03now\x18\x02 \x01(\bR\x03now\"?\n" +
 	"\x11ServiceNotifyArgs\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
-	"\x06action\x18\x02 \x01(\tR\x06action\"\x8d\x01\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\"\xc7\x01\n" +
 	"\x0eServiceRestore\x12\x12\n" +
 	"\x04unit\x18\x01 \x01(\tR\x04unit\x12\x16\n" +
 	"\x06active\x18\x02 \x01(\bR\x06active\x12\x1e\n" +
@@ -582,7 +647,11 @@ const file_service_proto_rawDesc = "" +
 	"invocation\x18\x03 \x01(\tR\n" +
 	"invocation\x12\x16\n" +
 	"\x06action\x18\x04 \x01(\tR\x06action\x12\x17\n" +
-	"\aboot_id\x18\x05 \x01(\tR\x06bootIdB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\aboot_id\x18\x05 \x01(\tR\x06bootId\x128\n" +
+	"\x05start\x18\x06 \x01(\v2\".limiquantix.agent.v1.ServiceStartR\x05start\"<\n" +
+	"\fServiceStart\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\rR\x04type\x12\x18\n" +
+	"\adelayed\x18\x02 \x01(\bR\adelayedB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_service_proto_rawDescOnce sync.Once
@@ -596,7 +665,7 @@ func file_service_proto_rawDescGZIP() []byte {
 	return file_service_proto_rawDescData
 }
 
-var file_service_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_service_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_service_proto_goTypes = []any{
 	(*ServiceListArgs)(nil),   // 0: limiquantix.agent.v1.ServiceListArgs
 	(*ServiceList)(nil),       // 1: limiquantix.agent.v1.ServiceList
@@ -606,14 +675,16 @@ var file_service_proto_goTypes = []any{
 	(*ServiceEnableArgs)(nil), // 5: limiquantix.agent.v1.ServiceEnableArgs
 	(*ServiceNotifyArgs)(nil), // 6: limiquantix.agent.v1.ServiceNotifyArgs
 	(*ServiceRestore)(nil),    // 7: limiquantix.agent.v1.ServiceRestore
+	(*ServiceStart)(nil),      // 8: limiquantix.agent.v1.ServiceStart
 }
 var file_service_proto_depIdxs = []int32{
 	2, // 0: limiquantix.agent.v1.ServiceList.services:type_name -> limiquantix.agent.v1.Service
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	8, // 1: limiquantix.agent.v1.ServiceRestore.start:type_name -> limiquantix.agent.v1.ServiceStart
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_service_proto_init() }
@@ -627,7 +698,7 @@ func file_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_service_proto_rawDesc), len(file_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@
 //	virtio-serial port ─┐
 //	unix socket ────────┼─► Port.Accept ─► one session an io.ReadWriteCloser ─► wire.Conn
 //	(listen or connect) │       └◄──── the host left: Read returns io.EOF ◄──┘
+//	named pipe ─────────┤
 //	vsock ──────────────┘
 //
 // A virtio-serial port stays open for as long as it is plugged in: a read of zero bytes means that no host is connected, and the
@@ -24,7 +25,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -54,6 +54,7 @@ var ErrGone = errors.New("the port is gone")
 //	auto                   every virtio-serial port named org.quantix.agent.N, else the legacy name
 //	PATH                   that device
 //	unix:PATH              a unix socket to listen on, mode 0600
+//	pipe:NAME              a named pipe of Windows to listen on, for administrators and the agent's own user
 //	unix-connect:PATH      a unix socket to connect to, again and again
 //	vsock:NUMBER           a vsock port to listen on for the host, VsockPort where it is empty
 //	vsock:NUMBER:CID,CID…  and for no others than these
@@ -82,6 +83,8 @@ func Open(spec string, isOpen func(name string) bool) ([]Port, error) {
 		one, err = listenVsock(path)
 	case found && kind == "unix":
 		one, err = listenUnix(path)
+	case found && kind == "pipe":
+		one, err = listenPipe(path)
 	case found && kind == "unix-connect":
 		one = &connector{path: path}
 	default:
@@ -112,7 +115,7 @@ func openByName(isOpen func(name string) bool) ([]Port, error) {
 			}
 			p, err := openDevice(d.path, d.name)
 			switch {
-			case errors.Is(err, syscall.EBUSY):
+			case isHeld(err):
 				failed = append(failed, fmt.Errorf("open %s (%s): another process has it open: %w", d.path, d.name, err))
 			case err != nil:
 				failed = append(failed, err)
@@ -260,6 +263,20 @@ func (c *connector) newSession(conn net.Conn) (io.ReadWriteCloser, error) {
 	c.last = &trackedSession{ReadWriteCloser: newUnixSession(conn.(*net.UnixConn)), closed: make(chan struct{})}
 	return c.last, nil
 }
+
+// persistentChannel is what a session has beyond Read, Write and Close on a channel that stays open while hosts change.
+type persistentChannel interface {
+	Backlog() bool
+	AwaitHost() bool
+	Unread(p []byte)
+}
+
+// hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is connecting.
+// hostPollInterval is how often it polls, since the kernel wakes up only who waits to write when a host connects.
+const (
+	hostReturnTimeout = 250 * time.Millisecond
+	hostPollInterval  = 5 * time.Millisecond
+)
 
 // trackedSession is a session that signals its first Close.
 type trackedSession struct {

@@ -141,13 +141,6 @@ func (v *virtioPort) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	}{session, s}, nil
 }
 
-// persistentChannel is what a session has beyond Read, Write and Close on a channel that stays open while hosts change.
-type persistentChannel interface {
-	Backlog() bool
-	AwaitHost() bool
-	Unread(p []byte)
-}
-
 // poll asks the kernel whether a host has its end open, and whether the port takes a write. A port that was unplugged is an error.
 //
 // For each poll the kernel fetches what the host has sent and what it has taken, whatever the caller asked for. The interrupts
@@ -282,13 +275,6 @@ func (s *virtioSession) Unread(p []byte) {
 	}
 }
 
-// hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is connecting.
-// hostPollInterval is how often it polls, since the kernel wakes up only who waits to write when a host connects.
-const (
-	hostReturnTimeout = 250 * time.Millisecond
-	hostPollInterval  = 5 * time.Millisecond
-)
-
 // AwaitHost waits for a short time until a host is connected; false: none is, or the session is closed.
 func (s *virtioSession) AwaitHost() bool {
 	for start := time.Now(); !s.closed.Load(); time.Sleep(hostPollInterval) {
@@ -386,5 +372,11 @@ func checkPeer(conn *net.UnixConn) error {
 
 func isRefused(err error) bool { return errors.Is(err, unix.ECONNREFUSED) }
 
+// isHeld reports whether a device was not opened since another process has it open.
+func isHeld(err error) bool { return errors.Is(err, unix.EBUSY) }
+
 // isOverrun reports whether the kernel dropped messages because they were not read in time.
 func isOverrun(err error) bool { return errors.Is(err, unix.ENOBUFS) }
+
+// haveVsock is whether the system may have vsock.
+const haveVsock = true

@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package port
 
@@ -23,3 +23,8 @@ func listenPrivate(path string) (*net.UnixListener, error) {
 func checkPeer(*net.UnixConn) error { return errors.ErrUnsupported }
 
 func isRefused(error) bool { return false }
+
+func isHeld(error) bool { return false }
+
+// haveVsock is whether the system may have vsock.
+const haveVsock = false

@@ -37,6 +37,9 @@ type vsockListener struct {
 // listenVsock listens on NUMBER, NUMBER:CID,CID… or NUMBER:CID,CID…:unprivileged: the port, the context ids that may connect,
 // by default the host's alone, and whether they may do so from any port; by default only from those that root alone can bind.
 func listenVsock(spec string) (Port, error) {
+	if !haveVsock {
+		return nil, fmt.Errorf("listen vsock:%s: %w", spec, errors.ErrUnsupported)
+	}
 	number, cids, listed := strings.Cut(spec, ":")
 	v := &vsockListener{port: VsockPort, allow: []uint32{hostCID}}
 	cids, v.unprivileged = strings.CutSuffix(cids, ":unprivileged")

@@ -8,6 +8,8 @@ import (
 	"github.com/shirou/gopsutil/v3/host"
 	"github.com/shirou/gopsutil/v3/process"
 	"golang.org/x/sys/windows/registry"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/smbios"
 )
 
 // ReadRelease returns the product name and version of the running system.
@@ -36,8 +38,15 @@ func Hostname(string) string {
 	return name
 }
 
-// ProductUUID returns "": it is not read on Windows.
-func ProductUUID() string { return "" }
+// ProductUUID returns the UUID of the machine in the SMBIOS tables, as Linux writes it; empty: there is none.
+func ProductUUID() string {
+	for _, s := range smbios.Read("/") {
+		if s.Kind == smbios.System {
+			return s.UUID(8)
+		}
+	}
+	return ""
+}
 
 // Kernel returns the version of the running kernel and the architecture by its Linux name.
 func Kernel() (release, machine string) {

@@ -50,9 +50,9 @@ type Command struct {
 	Touches                []string
 }
 
-// Root is Dir, never empty.
+// Root is Dir, or "/" for the agent's own file system, of which Windows has one root for each drive.
 func (g *Guest) Root() string {
-	if g.Dir == "" {
+	if g.Dir == "" || fsys.IsRoot(g.Dir) {
 		return "/"
 	}
 	return g.Dir

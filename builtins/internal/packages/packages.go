@@ -4,9 +4,10 @@
 //	/lib/apk/db/installed ─────────┤
 //	/var/lib/pacman/local ─────────┼──► Reader.Read ──► []Package ──► inventory, package
 //	rpm -qa ───────────────────────┤
-//	/var/lib/flatpak, /snap ───────┘
+//	/var/lib/flatpak, /snap ───────┤
+//	the registry of Windows ───────┘
 //
-// All but rpm's are read as files, so that a tree which is not booted is read as well. The database of rpm has three formats,
+// All but rpm's and that of Windows are read as files, so that a tree which is not booted is read as well. The database of rpm has three formats,
 // one of which is SQLite's: a reader of that in Go would add a third to the agent's size, so rpm itself is asked.
 //
 // Not here: changing what is installed, and what could be.
@@ -66,6 +67,8 @@ type Package struct {
 type Reader struct {
 	// Files is its file system. Required.
 	Files *fsys.Root
+	// Live says that it is the running system.
+	Live bool
 	// Query runs a program of the system and returns what it prints. Nil: none can be run, and rpm's database is not read.
 	Query func(ctx context.Context, argv ...string) ([]byte, error)
 }
@@ -73,20 +76,21 @@ type Reader struct {
 // database is how one type of packages is found and read.
 type database struct {
 	kind string
-	// at are the places of which one is there where the system has such packages.
-	at   []string
-	read func(r *Reader, ctx context.Context) (*result, error)
+	// at are the places of which one is there where the system has such packages; there says it where that are no files.
+	at    []string
+	there func(r *Reader) bool
+	read  func(r *Reader, ctx context.Context) (*result, error)
 }
 
 func databases() []database {
-	return []database{
-		{Deb, []string{dpkgStatus}, (*Reader).readDpkg},
-		{RPM, rpmDatabases(), (*Reader).readRPM},
-		{APK, apkDatabases(), (*Reader).readAPK},
-		{Pacman, []string{pacmanLocal}, (*Reader).readPacman},
-		{Flatpak, []string{flatpakDir + "/app", flatpakDir + "/runtime"}, (*Reader).readFlatpak},
-		{Snap, []string{snapsDir}, (*Reader).readSnap},
-	}
+	return append([]database{
+		{kind: Deb, at: []string{dpkgStatus}, read: (*Reader).readDpkg},
+		{kind: RPM, at: rpmDatabases(), read: (*Reader).readRPM},
+		{kind: APK, at: apkDatabases(), read: (*Reader).readAPK},
+		{kind: Pacman, at: []string{pacmanLocal}, read: (*Reader).readPacman},
+		{kind: Flatpak, at: []string{flatpakDir + "/app", flatpakDir + "/runtime"}, read: (*Reader).readFlatpak},
+		{kind: Snap, at: []string{snapsDir}, read: (*Reader).readSnap},
+	}, ownDatabases()...)
 }
 
 // Types returns the types of packages that there can be.
@@ -108,6 +112,9 @@ func (r *Reader) Known() (types []string) {
 }
 
 func (r *Reader) has(d database) bool {
+	if d.there != nil {
+		return d.there(r)
+	}
 	for _, path := range d.at {
 		if r.exists(path) {
 			return true

@@ -33,7 +33,7 @@ func Environment(g *guest.Guest) []string {
 
 // Of returns a reader of what a call acts on.
 func Of(g *guest.Guest, call *builtins.Call) *Reader {
-	r := &Reader{Files: g.Of(call)}
+	r := &Reader{Files: g.Of(call), Live: g.Live}
 	if g.Runner == nil && g.Answer == nil {
 		return r
 	}

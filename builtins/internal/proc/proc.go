@@ -401,7 +401,7 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 		r.removeGroup(c)
 	}
 	c.close()
-	result.Stdout, result.Stderr, result.Tail = streams[0].head, streams[1].head, streams[1].tail
+	result.Stdout, result.Stderr, result.Tail = c.text(streams[0].head), c.text(streams[1].head), c.text(streams[1].tail)
 	for _, s := range streams {
 		result.Truncated = result.Truncated || s.truncated
 	}
@@ -497,7 +497,7 @@ func openStdin(content []byte) (read, write *os.File, err error) {
 	if content == nil {
 		read, err = os.Open(os.DevNull)
 	} else {
-		read, write, err = os.Pipe()
+		read, write, err = inputPipe()
 	}
 	if err != nil {
 		return nil, nil, &StartError{Stage: "process", Err: err}

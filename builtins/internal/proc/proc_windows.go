@@ -5,14 +5,19 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // platform is the state of a Runner that depends on the system: none, since each command gets its own job object.
@@ -26,6 +31,7 @@ type child struct {
 	exited chan struct{}
 	once   sync.Once
 	job    windows.Handle
+	shell  bool // it is a line of shell
 }
 
 func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, error) {
@@ -37,30 +43,40 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 	case spec.Confine != nil, spec.Root != "" && spec.Root != "/":
 		return nil, &StartError{Stage: "confinement", Err: fault.Unsupported("commands are not confined on Windows")}
 	}
-	path, err := exec.LookPath(spec.Argv[0])
-	if err != nil {
-		return nil, &StartError{Stage: "program", Object: spec.Argv[0], Err: err}
+	program := spec.Path
+	if program == "" {
+		program = spec.Argv[0]
 	}
-	env := spec.Env
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return nil, &StartError{Stage: "program", Object: program, Err: err}
+	}
+	if err := checkBatch(path, spec.Argv[1:]); err != nil {
+		return nil, &StartError{Stage: "program", Object: path, Err: err}
+	}
+	env, dir := spec.Env, spec.Dir
 	if env == nil {
 		env = LoginEnv(nil)
 	}
-	job, err := newJob(spec.Tied)
+	if dir == "" {
+		dir = os.Getenv("SystemDrive") + string(os.PathSeparator)
+	}
+	job, err := newJob(spec.Tied || spec.streamed)
 	if err != nil {
 		return nil, &StartError{Stage: "process", Err: err}
 	}
-	c := &child{exited: make(chan struct{}), job: job, cmd: &exec.Cmd{Path: path, Args: spec.Argv, Env: env, Dir: spec.Dir,
+	c := &child{exited: make(chan struct{}), job: job, cmd: &exec.Cmd{Path: path, Args: spec.Argv, Env: env, Dir: dir,
 		Stdin: stdin, Stdout: stdout, Stderr: stderr,
-		SysProcAttr: &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP, HideWindow: true}}}
-	if argv := spec.Argv; len(argv) == 3 && argv[0] == "cmd.exe" && argv[1] == "/C" {
-		// cmd reads its line by rules of its own, which the usual quoting of arguments would spoil.
-		c.cmd.SysProcAttr.CmdLine = `cmd.exe /S /C "` + argv[2] + `"`
-	}
+		SysProcAttr: &syscall.SysProcAttr{HideWindow: true,
+			CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_SUSPENDED}}}
+	c.cmd.SysProcAttr.CmdLine, c.shell = shellLine(spec.Argv)
 	if err := c.cmd.Start(); err != nil {
 		windows.CloseHandle(job)
 		return nil, &StartError{Stage: "program", Object: path, Err: fault.Cause(err)}
 	}
-	if err := c.assignToJob(); err != nil {
+	var begun error
+	err = c.cmd.Process.WithHandle(func(handle uintptr) { begun = c.begin(windows.Handle(handle)) })
+	if err = errors.Join(err, begun); err != nil {
 		c.cmd.Process.Kill()
 		c.cmd.Wait()
 		windows.CloseHandle(job)
@@ -71,6 +87,57 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 		c.cmd.Wait()
 	}()
 	return c, nil
+}
+
+// shellLine returns the command line for a line of shell, cmd.exe /C with one argument. The interpreter reads it by rules of
+// its own, which the usual quoting would spoil.
+func shellLine(argv []string) (line string, ok bool) {
+	if len(argv) != 3 || argv[0] != "cmd.exe" || argv[1] != "/C" {
+		return "", false
+	}
+	return `cmd.exe /D /S /C "` + argv[2] + `"`, true
+}
+
+var getOEMCP = windows.NewLazySystemDLL("kernel32.dll").NewProc("GetOEMCP")
+
+// text returns an output of the command. That of a line of shell which is no UTF-8 is converted from the code page that a new
+// console has. That of a program which was started by itself stays as it is: whoever wants the bytes of a line starts the
+// interpreter by its arguments.
+func (c *child) text(output []byte) []byte {
+	if !c.shell || utf8.ValidString(text.TrimPartialRune(string(output))) {
+		return output
+	}
+	page, _, _ := getOEMCP.Call()
+	return fromCodePage(uint32(page), output)
+}
+
+// fromCodePage converts a text to UTF-8; it returns it as it is where Windows does not know the code page.
+func fromCodePage(page uint32, raw []byte) []byte {
+	if len(raw) == 0 {
+		return raw
+	}
+	wide := make([]uint16, len(raw)) // never more units than bytes
+	n, err := windows.MultiByteToWideChar(page, 0, &raw[0], int32(len(raw)), &wide[0], int32(len(wide)))
+	if err != nil {
+		return raw
+	}
+	return []byte(string(utf16.Decode(wide[:n])))
+}
+
+// checkBatch refuses arguments for a batch file that the command interpreter, which runs it, would take for more than text:
+// the quoting that programs understand does not hold there.
+func checkBatch(path string, args []string) error {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".bat", ".cmd":
+	default:
+		return nil
+	}
+	for _, arg := range args {
+		if strings.ContainsAny(arg, "\"%!^&|<>()\r\n") {
+			return fault.Refuse("argument %q of a batch file has a character that the command interpreter acts on", arg)
+		}
+	}
+	return nil
 }
 
 // newJob makes a job object. That of a tied command kills its processes when the agent ends, which has the only handle.
@@ -90,17 +157,17 @@ func newJob(tied bool) (windows.Handle, error) {
 	return job, nil
 }
 
-// assignToJob assigns the process to its job. A process that it started before that would not be in the job.
-func (c *child) assignToJob() error {
-	handle, err := windows.OpenProcess(windows.PROCESS_SET_QUOTA|windows.PROCESS_TERMINATE, false, uint32(c.cmd.Process.Pid))
-	if errors.Is(err, windows.ERROR_INVALID_PARAMETER) {
-		return nil // it ended already
+var resumeProcess = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtResumeProcess")
+
+// begin puts a process that was started suspended into its job, so that all that it starts is in it too, and lets it run.
+func (c *child) begin(process windows.Handle) error {
+	if err := windows.AssignProcessToJobObject(c.job, process); err != nil {
+		return os.NewSyscallError("AssignProcessToJobObject", err)
 	}
-	if err != nil {
-		return err
+	if status, _, _ := resumeProcess.Call(uintptr(process)); status != 0 {
+		return os.NewSyscallError("NtResumeProcess", windows.NTStatus(status))
 	}
-	defer windows.CloseHandle(handle)
-	return windows.AssignProcessToJobObject(c.job, handle)
+	return nil
 }
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
@@ -139,15 +206,19 @@ func (r *Runner) startDrain([]*os.File) error { return nil }
 // ChildMain returns false: there are no hidden sub-commands on Windows.
 func ChildMain() bool { return false }
 
-var errNoIdentities = fault.Unsupported("running as another user is not supported on Windows")
+// errNoIdentities: LogonUser wants the user's password, which nobody gives the agent; and a token without one (S4U) cannot
+// be used for a process with access to the network or to encrypted files. To run as somebody else silently as the agent
+// would be worse than to refuse.
+var errNoIdentities = fault.Unsupported("running as another user is not supported on Windows: it takes the user's password")
 
 func checkIdentities() error { return &StartError{Stage: "user", Err: errNoIdentities} }
 
-// systemEnv returns the variables without which hardly any program starts.
+// systemEnv returns the variables without which hardly any program starts, and which are all that a command gets here.
 func systemEnv() []string {
 	var env []string
 	for _, name := range []string{"SystemRoot", "SystemDrive", "ComSpec", "Path", "PATHEXT", "TEMP", "TMP", "ProgramData",
-		"ProgramFiles", "ALLUSERSPROFILE", "USERPROFILE", "NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE"} {
+		"ProgramFiles", "ALLUSERSPROFILE", "USERPROFILE", "USERNAME", "APPDATA", "LOCALAPPDATA",
+		"NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE"} {
 		if value, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+value)
 		}

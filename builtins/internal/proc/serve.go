@@ -190,7 +190,7 @@ func openStreamEnds(spec *Spec, s Serving) (*streamEnds, error) {
 		return nil, err
 	}
 	for fd := 1; fd <= 2; fd++ {
-		read, write, err := os.Pipe()
+		read, write, err := outputPipe()
 		if err != nil {
 			e.closeChildFiles()
 			e.closeOwnFiles()

@@ -23,7 +23,7 @@ type stream struct {
 }
 
 func newStream(bound int64) (*stream, error) {
-	read, write, err := os.Pipe()
+	read, write, err := outputPipe()
 	if err != nil {
 		return nil, err
 	}

@@ -95,8 +95,12 @@ func SearchPaths(env map[string]string) []string {
 }
 
 // LoginEnv returns the environment of a fresh login of u: PATH, HOME, USER, LOGNAME, SHELL and LANG, and nothing of the
-// agent's. nil is the user that the agent runs as.
+// agent's. nil is the user that the agent runs as. On Windows, where there is no such login, it is what programs need of the
+// agent's own.
 func LoginEnv(u *User) []string {
+	if env := systemEnv(); env != nil {
+		return env
+	}
 	if u == nil {
 		u = self()
 	}
@@ -111,8 +115,7 @@ func LoginEnv(u *User) []string {
 	if u.UID == 0 {
 		path = rootPath
 	}
-	return append([]string{"PATH=" + path, "HOME=" + home, "USER=" + u.Name, "LOGNAME=" + u.Name, "SHELL=" + shell,
-		"LANG=C.UTF-8"}, systemEnv()...)
+	return []string{"PATH=" + path, "HOME=" + home, "USER=" + u.Name, "LOGNAME=" + u.Name, "SHELL=" + shell, "LANG=C.UTF-8"}
 }
 
 // self returns the user of this process; one without a name if the accounts cannot be read.

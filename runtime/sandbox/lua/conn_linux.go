@@ -3,6 +3,7 @@ package lua
 import (
 	"io"
 	"os"
+	"os/signal"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -44,5 +45,13 @@ func (agentConn) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// interruptSignal is the signal by which the agent asks a runner to stop its script.
-var interruptSignal os.Signal = syscall.SIGUSR1
+// onInterrupt calls stop whenever the agent asks a runner to stop its script, by SIGUSR1.
+func onInterrupt(stop func()) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	go func() { // ends with the process
+		for range asked {
+			stop()
+		}
+	}()
+}

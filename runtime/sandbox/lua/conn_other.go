@@ -1,11 +1,8 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package lua
 
-import (
-	"errors"
-	"os"
-)
+import "errors"
 
 // agentConn fails on systems without runners.
 type agentConn struct{}
@@ -13,5 +10,4 @@ type agentConn struct{}
 func (agentConn) Read([]byte) (int, error)  { return 0, errors.ErrUnsupported }
 func (agentConn) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
-// interruptSignal is nil: there is no such signal.
-var interruptSignal os.Signal
+func onInterrupt(func()) {}

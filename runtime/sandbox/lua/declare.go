@@ -61,8 +61,9 @@ func (m *machine) declarationFault(faults []string) error {
 
 var (
 	declarationFields = []string{
-		"name", "version", "description", "params", "needs", "timeout", "confirm", "readonly", "run",
+		"name", "version", "description", "params", "needs", "timeout", "confirm", "readonly", "os", "run",
 	}
+	systems    = []string{"linux", "windows"}
 	scriptName = lazyregexp.New(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 )
 
@@ -195,7 +196,15 @@ func (m *machine) readDeclaration(t *glua.LTable) (*pb.ScriptDeclaration, []*par
 	r.rejectUnknown("field", declarationFields)
 	d := &pb.ScriptDeclaration{
 		Name: toValidText(r.text("name")), Version: toValidText(r.text("version")), Description: toValidText(r.text("description")),
-		Needs: r.strings("needs"), Readonly: r.boolean("readonly"), Confirm: r.seconds("confirm"),
+		Needs: r.strings("needs"), Readonly: r.boolean("readonly"), Confirm: r.seconds("confirm"), Os: r.strings("os"),
+	}
+	for _, name := range d.Os {
+		if !contains(systems, name) {
+			r.fault("os has %q, and knows %s", name, strings.Join(systems, " and "))
+		}
+	}
+	if list, ok := t.RawGetString("os").(*glua.LTable); ok && list.Len() == 0 {
+		r.fault("os is empty, so the script would run nowhere")
 	}
 	if list, ok := t.RawGetString("needs").(*glua.LTable); ok && list.Len() == 0 {
 		r.fault("needs is empty, which would limit nothing: leave it out, or say what the script needs")

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strconv"
 
@@ -62,7 +61,7 @@ func parseLimits(args []string) (l limits, err error) {
 func runOne(c *client, l limits) error {
 	memory := l.memory
 	stop := newStopper()
-	handleInterrupt(stop)
+	onInterrupt(func() { stop.stop("cancelled", "the script was stopped") })
 	boundLists(memory)
 	warmUp()
 	debug.FreeOSMemory()
@@ -110,20 +109,6 @@ const goStackPerCall = 64 << 10
 // addressSpaceOverhead is address space beyond the heap limit, in bytes: Go reserves it 64 MiB at a time, and stacks
 // and tables of the runtime take some too. With less, honest scripts die.
 const addressSpaceOverhead = 128 << 20
-
-// handleInterrupt stops the script when the agent asks for it.
-func handleInterrupt(stop *stopper) {
-	if interruptSignal == nil {
-		return
-	}
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, interruptSignal)
-	go func() { // ends with the process
-		for range asked {
-			stop.stop("cancelled", "the script was stopped")
-		}
-	}()
-}
 
 // warmUp does in advance what is slow the first time, and what a sealed process may no longer do.
 func warmUp() {

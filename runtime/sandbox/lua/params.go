@@ -271,8 +271,7 @@ func typeFault(typ string, value glua.LValue) string {
 	case "enum":
 		ok = isText || isNumber
 	case "path":
-		ok, name = isText && strings.HasPrefix(s, "/") && !strings.Contains("/"+s+"/", "/../") && !strings.Contains(s, "\x00"),
-			"absolute path without '..'"
+		ok, name = isText && isAbsolute(s) && !strings.Contains(s, "\x00"), "absolute path without '..'"
 	case "ip":
 		_, err := netip.ParseAddr(s)
 		ok, name = isText && err == nil, "IP address"

@@ -226,6 +226,7 @@ secrets = {}
 ---@field timeout? number|string
 ---@field confirm? number|string
 ---@field readonly? boolean
+---@field os? ("linux"|"windows")[]
 ---@field run fun(params: table<string, any>): any
 
 ---Declares a script, as its last statement.

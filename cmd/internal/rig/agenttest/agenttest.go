@@ -1,4 +1,4 @@
-// Package agenttest starts the real agent as a process of its own, on a private unix socket, for tests.
+// Package agenttest starts the real agent as a process of its own, on a private unix socket or a pipe of Windows, for tests.
 //
 // Not here: tests.
 package agenttest
@@ -42,15 +42,24 @@ type Agent struct {
 }
 
 var built struct {
-	once sync.Once
-	path string
-	err  error
+	once  sync.Once
+	path  string
+	given bool // it was built by another, and stays
+	err   error
 }
+
+// ProgramsVariable names, in the environment, the directory of the agent and the ctl where there is no Go to build them, as
+// under Wine.
+const ProgramsVariable = "QUANTIX_WINDOWS_PROGRAMS"
 
 // Binary builds the agent of this tree once and gives its path. race says that the tests run under the race detector,
 // and then so does the agent.
 func Binary() (string, error) {
 	built.once.Do(func() {
+		if dir := os.Getenv(ProgramsVariable); dir != "" {
+			built.path, built.given = filepath.Join(dir, "quantix-kvm-agent.exe"), true
+			return
+		}
 		dir, err := os.MkdirTemp("", "agent-bin-")
 		if err != nil {
 			built.err = err
@@ -82,7 +91,7 @@ func Main(m *testing.M) {
 
 // Clean takes away what Binary built, for a TestMain that has more to do than Main.
 func Clean() {
-	if built.path != "" {
+	if built.path != "" && !built.given {
 		os.RemoveAll(filepath.Dir(built.path))
 	}
 }
@@ -98,7 +107,8 @@ func Start(t testing.TB, o Options) *Agent {
 		}
 	}
 	dir := t.TempDir()
-	a := &Agent{Socket: socketPath(t), State: o.State, t: t, log: &safeBuffer{}}
+	socket, device := newSocket(t)
+	a := &Agent{Socket: socket, State: o.State, t: t, log: &safeBuffer{}}
 	if a.State == "" {
 		a.State = filepath.Join(dir, "state")
 	}
@@ -106,7 +116,7 @@ func Start(t testing.TB, o Options) *Agent {
 	if err := os.WriteFile(config, []byte(o.Config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"--config", config, "--device", "unix:" + a.Socket, "--state", a.State, "--log-level", "debug"}
+	args := []string{"--config", config, "--device", device, "--state", a.State, "--log-level", "debug"}
 	if o.Root != "" {
 		args = append(args, "--root", o.Root)
 	}
@@ -125,7 +135,7 @@ func Start(t testing.TB, o Options) *Agent {
 		}
 	})
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(a.Socket); err == nil {
+		if isThere(t, a.Socket) {
 			return a
 		}
 		select {
@@ -137,16 +147,6 @@ func Start(t testing.TB, o Options) *Agent {
 			t.Fatalf("the agent made no socket:\n%s", a.log)
 		}
 	}
-}
-
-// socketPath is short: a unix socket's path has at most 108 bytes.
-func socketPath(t testing.TB) string {
-	dir, err := os.MkdirTemp("", "qa-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return filepath.Join(dir, "s")
 }
 
 // Client connects and waits for the agent's first word.

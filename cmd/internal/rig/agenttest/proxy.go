@@ -3,7 +3,6 @@ package agenttest
 import (
 	"io"
 	"net"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -25,11 +24,8 @@ type Cut func(connection int) (fromHost, fromGuest int64)
 // NewProxy starts a proxy in front of an agent and ends it with the test.
 func NewProxy(t testing.TB, a *Agent, cut Cut) *Proxy {
 	t.Helper()
-	p := &Proxy{Socket: filepath.Join(filepath.Dir(a.Socket), "p")}
-	l, err := net.Listen("unix", p.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, socket := Listen(t)
+	p := &Proxy{Socket: socket}
 	var work sync.WaitGroup
 	t.Cleanup(func() { l.Close(); work.Wait() })
 	work.Go(func() {
@@ -51,7 +47,7 @@ const grace = 200 * time.Millisecond
 // serve carries one connection until one end or one bound is reached, and then ends both ends.
 func (p *Proxy) serve(socket string, host net.Conn, fromHost, fromGuest int64) {
 	defer host.Close()
-	guest, err := net.Dial("unix", socket)
+	guest, err := dial(socket)
 	if err != nil {
 		return
 	}

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 )
 
 // Guest is where the agent runs.
@@ -39,14 +41,19 @@ type Guest struct {
 }
 
 var built struct {
-	once sync.Once
-	path string
-	err  error
+	once  sync.Once
+	path  string
+	given bool // it was built by another, and stays
+	err   error
 }
 
 // Binary builds the ctl of this tree once and gives its path.
 func Binary() (string, error) {
 	built.once.Do(func() {
+		if dir := os.Getenv(agenttest.ProgramsVariable); dir != "" {
+			built.path, built.given = filepath.Join(dir, "quantix-kvm-ctl.exe"), true
+			return
+		}
 		dir, err := os.MkdirTemp("", "ctl-bin-")
 		if err != nil {
 			built.err = err
@@ -62,7 +69,7 @@ func Binary() (string, error) {
 
 // Clean takes away what Binary built.
 func Clean() {
-	if built.path != "" {
+	if built.path != "" && !built.given {
 		os.RemoveAll(filepath.Dir(built.path))
 	}
 }

@@ -6,15 +6,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"slices"
-	"strings"
 	"time"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/debian"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest/image"
 )
@@ -34,7 +31,7 @@ func main() {
 
 func prepare(ctx context.Context) error {
 	begun := time.Now()
-	if err := install(ctx, image.Missing()); err != nil {
+	if err := debian.Install(ctx, image.Missing); err != nil {
 		return err
 	}
 	if _, err := image.BuildRoot(ctx, os.Stderr); err != nil {
@@ -46,49 +43,4 @@ func prepare(ctx context.Context) error {
 	}
 	fmt.Printf("guest ready in %s (%v)\n", dir, time.Since(begun).Round(time.Millisecond))
 	return image.Prune("", keep)
-}
-
-// install installs packages as root, and otherwise says how.
-func install(ctx context.Context, packages []string) error {
-	if len(packages) == 0 {
-		return nil
-	}
-	slices.Sort(packages)
-	line := "apt-get install --no-install-recommends " + strings.Join(packages, " ")
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("missing programs; as root on Debian: %s", line)
-	}
-	if _, err := exec.LookPath("apt-get"); err != nil {
-		return fmt.Errorf("missing programs, and no apt-get to install them: %s", strings.Join(packages, " "))
-	}
-	if apt(ctx, packages) == nil {
-		return nil
-	}
-	// A fresh machine or container has no package lists, or outdated ones.
-	if err := run(ctx, "apt-get", "update"); err != nil {
-		return err
-	}
-	if err := apt(ctx, packages); err != nil {
-		return err
-	}
-	if left := image.Missing(); len(left) > 0 {
-		return errors.New("still missing after the installation: " + strings.Join(left, " "))
-	}
-	return nil
-}
-
-func apt(ctx context.Context, packages []string) error {
-	// Another installation may hold dpkg's lock; waiting for it is better than giving up.
-	args := []string{"-o", "DPkg::Lock::Timeout=600", "install", "-y", "--no-install-recommends"}
-	return run(ctx, "apt-get", append(args, packages...)...)
-}
-
-func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", name, args[0], err)
-	}
-	return nil
 }

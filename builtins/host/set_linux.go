@@ -1,0 +1,281 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
+)
+
+// Where settings stand.
+const (
+	hostnameFile  = "/etc/hostname"
+	timezoneLink  = "/etc/localtime"
+	timezoneFile  = "/etc/timezone" // of Debian and what comes from it
+	zones         = "/usr/share/zoneinfo"
+	settings      = "/proc/sys"
+	liveHostname  = settings + "/kernel/hostname"
+	maxSetting    = 64 << 10 // bytes of a file that is read here; the kernel's own bound for most settings is 4 KiB
+	maxZone       = 1 << 20
+	zoneBeginning = "TZif" // RFC 9636
+)
+
+var (
+	// hostName is a name of RFC 1123; the kernel takes 64 bytes.
+	hostName = lazyregexp.New(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	zoneName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*)*$`)
+)
+
+// systemName is the name of the system; the product is for systems that have several.
+func systemName(release facts.Release) (system, product string) { return release.Name, "" }
+
+// settingUndo is no operation here: all settings stand in files.
+const settingUndo = ""
+
+// platformRows are those of this system alone: none.
+func (r *Room) platformRows() []builtins.Op { return nil }
+
+// files is the file system that a call acts on.
+func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
+	if root := r.guest.Of(call); root != nil {
+		return root, nil
+	}
+	return nil, fault.Unsupported("settings are not supported here")
+}
+
+func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
+	switch {
+	case in.New == "":
+		return builtins.Access{}
+	case r.guest.Live:
+		return builtins.Access{Writes: []string{hostnameFile, liveHostname}}
+	}
+	return builtins.Access{Writes: []string{hostnameFile}}
+}
+
+func timezoneAccess(in *pb.TimezoneArgs) builtins.Access {
+	if in.New == "" {
+		return builtins.Access{}
+	}
+	return builtins.Access{Writes: []string{timezoneLink, timezoneFile}}
+}
+
+// sysctlAccess is that of the file of a setting; a name that is none is refused by the operation.
+func sysctlAccess(in *pb.SysctlArgs) builtins.Access {
+	file, err := settingFile(in.Name)
+	switch {
+	case err != nil:
+		return builtins.Access{}
+	case in.Value == nil:
+		return builtins.Access{Reads: []string{file}}
+	}
+	return builtins.Access{Reads: []string{file}, Writes: []string{file}}
+}
+
+// hostname tells the name of the guest, or sets it: for good in /etc/hostname, and in the running kernel.
+func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.HostnameArgs) (*pb.LuaValue, error) {
+	if in.New == "" {
+		return text(r.hostnameIs(call)), nil
+	}
+	if len(in.New) > 64 || !hostName().MatchString(in.New) {
+		return nil, fault.Invalid("%q is no host name: letters, digits, hyphens and dots, at most 64", in.New)
+	}
+	if _, err := r.files(call); err != nil {
+		return nil, err
+	}
+	changed, err := r.edit.Put(ctx, call, edit.File{
+		Op: "host.hostname", Path: hostnameFile, Content: []byte(in.New + "\n"), Follow: true,
+		Same: func(have []byte) bool { return facts.HostnameIn(have) == in.New },
+	})
+	if err == nil && r.guest.Live {
+		var also bool
+		also, err = r.write(ctx, call, "host.hostname", liveHostname, in.New, true)
+		changed = changed || also
+	}
+	return yes(changed), err
+}
+
+// hostnameIs sees what a dry run pretends as well.
+func (r *Room) hostnameIs(call *builtins.Call) string {
+	if dry := call.DryRun; dry != nil && dry.Changed {
+		if content, err := dry.Files.ReadFile(hostnameFile, maxSetting); err == nil {
+			return facts.HostnameIn(content)
+		}
+	}
+	return facts.Hostname(r.guest.Dir)
+}
+
+// timezone tells the time zone, or sets it. Programs that run keep theirs until they start again.
+func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.TimezoneArgs) (*pb.LuaValue, error) {
+	root, err := r.files(call)
+	if err != nil {
+		return nil, err
+	}
+	if in.New == "" {
+		zone, err := timezoneIs(root)
+		return text(zone), err
+	}
+	if !zoneName().MatchString(in.New) || in.New == "localtime" || in.New == "posixrules" { // which lead back to the setting
+		return nil, fault.Invalid("%q is no name of a time zone, such as Europe/Vienna", in.New)
+	}
+	data, err := root.ReadFile(zones+"/"+in.New, maxZone)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &fault.Error{Object: in.New, Err: fault.Wrapf(fs.ErrNotExist, "no such time zone"), Hint: "zones are the files below " + zones + ", of the package tzdata"}
+	}
+	if err == nil && !bytes.HasPrefix(data, []byte(zoneBeginning)) {
+		err = fault.Invalid("the file is no time zone")
+	}
+	if err != nil {
+		return nil, fault.On(zones+"/"+in.New, err)
+	}
+	_, err = root.ReadFile(timezoneFile, maxSetting)
+	named := !errors.Is(err, fs.ErrNotExist) // only some distributions have it
+	if named && err != nil {
+		return nil, fault.On(timezoneFile, err)
+	}
+	changed, err := r.edit.Symlink(ctx, call, edit.Link{
+		Op: "host.timezone", Path: timezoneLink, Target: ".." + zones + "/" + in.New, Replace: true,
+		Same: func(target string) bool {
+			return fsys.Join("/etc", target) == fsys.Join(zones, in.New) || target == fsys.Join(zones, in.New)
+		},
+	})
+	if err != nil || !named {
+		return yes(changed), err
+	}
+	also, err := r.write(ctx, call, "host.timezone", timezoneFile, in.New, false)
+	return yes(changed || also), err
+}
+
+// timezoneIs reads the link; without one it is UTC, as the C library has it. Of a copy of a zone it finds the name.
+func timezoneIs(root *fsys.Root) (string, error) {
+	at, err := root.At(timezoneLink)
+	if err != nil {
+		return "", fault.On(timezoneLink, err)
+	}
+	defer at.Close()
+	meta, err := at.Capture()
+	switch {
+	case err != nil:
+		return "", fault.On(timezoneLink, err)
+	case meta.Kind == fsys.Absent:
+		return "UTC", nil
+	case meta.Kind == fsys.Symlink:
+		if _, zone, ok := strings.Cut(meta.Target, "/zoneinfo/"); ok {
+			return zone, nil
+		}
+	case meta.Kind == fsys.File:
+		if zone, err := copiedZone(root); zone != "" || err != nil {
+			return zone, fault.On(timezoneLink, err)
+		}
+	}
+	return "", fault.On(timezoneLink, fault.Invalid("it does not lead to a zone below %s, so its name is not known", zones))
+}
+
+// copiedZone returns the zone that a copy in place of the link is of: that which the other file names, or the first in the
+// list of zones that is the same. Empty: there is none.
+func copiedZone(root *fsys.Root) (string, error) {
+	have, err := root.ReadFile(timezoneLink, maxZone)
+	if err != nil {
+		return "", err
+	}
+	names := []string{"Etc/UTC"}
+	if named, err := root.ReadFile(timezoneFile, maxSetting); err == nil {
+		names = append([]string{strings.TrimSpace(string(named))}, names...)
+	}
+	table, _ := root.ReadFile(zones+"/zone1970.tab", maxZone) // without one there are the names above
+	for line := range strings.Lines(string(table)) {
+		if columns := strings.Split(strings.TrimSpace(line), "\t"); len(columns) > 2 && line[0] != '#' {
+			names = append(names, columns[2])
+		}
+	}
+	for _, name := range names {
+		if !zoneName().MatchString(name) {
+			continue
+		}
+		if zone, err := root.ReadFile(zones+"/"+name, maxZone); err == nil && bytes.Equal(zone, have) {
+			return name, nil
+		}
+	}
+	return "", nil
+}
+
+// sysctl tells a setting of the running kernel, or sets it. What the kernel makes of a value must be the value: else a
+// second run would set it again.
+func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArgs) (*pb.LuaValue, error) {
+	if !r.guest.Live {
+		return nil, fault.Unsupported("settings of the kernel are those of the running machine, not of a tree")
+	}
+	root, err := r.files(call)
+	if err != nil {
+		return nil, err
+	}
+	file, err := settingFile(in.Name)
+	if err != nil {
+		return nil, err
+	}
+	have, err := root.ReadFile(file, maxSetting)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "this kernel has no such setting"))
+	}
+	if err != nil {
+		return nil, fault.On(in.Name, err)
+	}
+	if in.Value == nil {
+		return text(strings.ReplaceAll(strings.TrimSpace(string(have)), "\t", " ")), nil
+	}
+	if strings.ContainsAny(*in.Value, "\n\x00") {
+		return nil, fault.On(in.Name, fault.Invalid("the value has more than one line"))
+	}
+	if sameWords(string(have), *in.Value) {
+		return yes(false), nil
+	}
+	changed, err := r.write(ctx, call, "host.sysctl", file, *in.Value, true)
+	if errors.Is(err, syscall.EINVAL) {
+		return nil, fault.On(in.Name, fault.Invalid("the kernel does not take %q", *in.Value))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if now, err := root.ReadFile(file, maxSetting); err != nil || !sameWords(string(now), *in.Value) {
+		return nil, errors.Join(fault.On(in.Name, fault.Refuse("the kernel made %q of %q", strings.TrimSpace(string(now)), *in.Value)), err)
+	}
+	return yes(changed), nil
+}
+
+// settingFile is where a setting stands. Its name has dots where the path has slashes and the other way round, or, if the
+// slash comes first, is the path, as with sysctl(8).
+func settingFile(name string) (string, error) {
+	relative := name
+	if first := strings.IndexAny(name, "./"); first >= 0 && name[first] == '.' {
+		relative = strings.NewReplacer(".", "/", "/", ".").Replace(name)
+	}
+	if relative == "" || path.Clean("/"+relative) != "/"+relative || strings.ContainsAny(relative, "\x00\n") {
+		return "", fault.Invalid("%q is no name of a setting, such as net.ipv4.ip_forward", name)
+	}
+	return settings + "/" + relative, nil
+}
+
+// sameWords compares values as the kernel prints and takes them.
+func sameWords(a, b string) bool {
+	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
+}
+
+// write makes a file hold one line, and returns whether that changed anything. What it holds already is compared as the kernel
+// compares a setting.
+func (r *Room) write(ctx context.Context, call *builtins.Call, op, file, line string, inPlace bool) (bool, error) {
+	return r.edit.Put(ctx, call, edit.File{
+		Op: op, Path: file, Content: []byte(line + "\n"), Follow: true, InPlace: inPlace,
+		Same: func(have []byte) bool { return sameWords(string(have), line) },
+	})
+}

@@ -1,0 +1,56 @@
+package agenttest
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/Microsoft/go-winio"
+	"golang.org/x/sys/windows"
+)
+
+const pipePrefix = `\\.\pipe\`
+
+var pipes atomic.Int32
+
+// newSocket returns the pipe where an agent may listen, and its --device.
+func newSocket(testing.TB) (socket, device string) {
+	name := fmt.Sprintf("agenttest-%d-%d", os.Getpid(), pipes.Add(1))
+	return pipePrefix + name, "pipe:" + name
+}
+
+// isThere reports whether somebody listens. It keeps a connection for as long as the test runs: under Wine the first one has
+// nobody at the other end.
+func isThere(t testing.TB, socket string) bool {
+	timeout := time.Second
+	conn, err := winio.DialPipe(socket, &timeout)
+	if err != nil {
+		return false
+	}
+	if windows.NewLazySystemDLL("ntdll.dll").NewProc("wine_get_version").Find() != nil {
+		conn.Close()
+		return true
+	}
+	t.Cleanup(func() { conn.Close() })
+	return true
+}
+
+// Listen returns a listener on a socket, or on Windows a pipe, that tools can connect to; it is closed with the test.
+func Listen(t testing.TB) (l net.Listener, socket string) {
+	t.Helper()
+	socket, _ = newSocket(t)
+	l, err := winio.ListenPipe(socket, &winio.PipeConfig{InputBufferSize: 1 << 16, OutputBufferSize: 1 << 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	if !isThere(t, socket) {
+		t.Fatal("nobody listens on", socket)
+	}
+	return l, socket
+}
+
+func dial(socket string) (net.Conn, error) { return winio.DialPipe(socket, nil) }

@@ -1,0 +1,5 @@
+return {
+  runs_on_windows_alone = function()
+    test.run({name = "W32Time", running = true}, {fails = "the script is for windows"})
+  end,
+}
