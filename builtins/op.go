@@ -36,6 +36,8 @@ type Op struct {
 	Summary string
 	// Capability is what get_capabilities and agent_ready announce for a native row. Optional.
 	Capability string
+	// Available says whether what Capability announces is to be had at present, such as a desktop. It returns soon. Nil: always.
+	Available func() bool
 
 	// Handler is the function, made by Handle. Required.
 	Handler

@@ -98,11 +98,12 @@ func (t *Table) Scopes() map[string]Scope {
 	return scopes
 }
 
-// Capabilities are what the native rows announce, but for those that denied says are denied, each once, sorted.
+// Capabilities are what the native rows announce, but for those that denied says are denied and those that are not available at
+// present, each once, sorted.
 func (t *Table) Capabilities(denied func(*Op) bool) []string {
 	var list []string
 	for i := range t.ops {
-		if op := &t.ops[i]; op.Capability != "" && !denied(op) {
+		if op := &t.ops[i]; op.Capability != "" && !denied(op) && (op.Available == nil || op.Available()) {
 			list = append(list, op.Capability)
 		}
 	}

@@ -10,13 +10,19 @@ import (
 	"maps"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/account"
+	"github.com/quantix-kvm/guest-agent/builtins/clipboard"
 	"github.com/quantix-kvm/guest-agent/builtins/clock"
+	"github.com/quantix-kvm/guest-agent/builtins/display"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/host"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/desktop"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/desktop/helper"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
@@ -73,6 +79,10 @@ type Config struct {
 	RunScript              func(ctx context.Context, call *builtins.Call, name string, source []byte, phase string) error
 	// Thawed is called with a message when a file system was thawed because its time was up. Optional.
 	Thawed func(words string)
+	// Clipboard says who may use the clipboard of the desktop in front.
+	Clipboard Clipboard
+	// DesktopTold is called with a message when the helper in a desktop session has ended by itself. Optional.
+	DesktopTold func(words string)
 	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may set.
 	Machine bool
 	// ShutdownFile is where a later agent finds what shutdown is pending; empty: nowhere.
@@ -90,6 +100,9 @@ type Config struct {
 // UpdateConfig says how the agent is replaced.
 type UpdateConfig = update.Config
 
+// Clipboard says who may use the clipboard.
+type Clipboard = clipboard.Config
+
 // Command is a command of a script that is to be answered.
 type Command = guest.Command
 
@@ -100,8 +113,19 @@ type Left = freeze.Left
 // written to a disk. While that agent lives it does nothing.
 func ThawLeft(file string) Left { return freeze.ThawLeft(file) }
 
+// HelperArg is the first argument of this program as the helper in a desktop session.
+const HelperArg = desktop.Arg
+
+// HelperMain is the main program of that helper, with what each room does there. It returns the exit code.
+func HelperMain() int {
+	return helper.Main(func(r *helper.Registry) {
+		display.Serve(r)
+		clipboard.Serve(r)
+	})
+}
+
 // Unsupported are the tables of functions, and single functions, that scripts may name and that no room serves yet.
-var Unsupported = []string{"clipboard"}
+var Unsupported []string
 
 // Rooms are the rooms of one agent.
 type Rooms struct {
@@ -113,6 +137,8 @@ type Rooms struct {
 	frozen    *freeze.State
 	quiesce   *quiesce.Room
 	update    *update.Room
+	desktop   *desktop.Desktop
+	clipboard *clipboard.Room
 }
 
 // New opens the rooms.
@@ -136,8 +162,14 @@ func New(c Config) *Rooms {
 	})
 	c.Update.Lock = c.Lock
 	updates := update.New(g, c.Update)
+	front := desktop.New(desktop.Config{Files: c.Files, Live: live, Told: c.DesktopTold})
+	if c.Clipboard.Told == nil {
+		c.Clipboard.Told = c.DesktopTold
+	}
+	pasting := clipboard.New(front, c.Clipboard)
 	return &Rooms{
-		update: updates, commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
+		desktop: front, clipboard: pasting, update: updates,
+		commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
 			quiescing.Room(), // first: what it has to tell at the end is told by commands
 			file.New(g, file.Config{Leftovers: c.Leftovers, EnterLeftovers: frozen.TryEnterOwn}).Room(),
@@ -152,9 +184,11 @@ func New(c Config) *Rooms {
 			registry.New(g).Room(),
 			service.New(g).Room(),
 			netplan.New(g, netplan.Config{Machine: c.Machine}).Room(),
+			display.New(g, display.InSession(front)).Room(),
 			tx.Room(),
 			updates.Room(),
 			wait.New(g).Room(),
+			pasting.Room(),
 		},
 	}
 }
@@ -177,6 +211,9 @@ func (r *Rooms) ConfirmUpdate() error { return r.update.Confirm() }
 
 // GiveUpUpdate is the contrary of ConfirmUpdate.
 func (r *Rooms) GiveUpUpdate(why error) error { return r.update.GiveUp(why) }
+
+// Desktop describes the desktop in front, for get_status.
+func (r *Rooms) Desktop() *pb.DesktopStatus { return r.desktop.Status() }
 
 // HasRemotes reports whether a file system is mounted whose server may not answer.
 func (r *Rooms) HasRemotes() bool { return r.commands.HasRemotes() }
@@ -228,6 +265,11 @@ func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.te
 // Telemetry returns, and events receives an event for processes that the kernel killed because memory was short.
 func (r *Rooms) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	return r.telemetry.Watch(ctx)
+}
+
+// Events returns events for a connection that is told the capability, until ctx ends; nil: there are none.
+func (r *Rooms) Events(ctx context.Context) (capability string, events <-chan proto.Message) {
+	return clipboard.WatchCapability, r.clipboard.Events(ctx)
 }
 
 // MachineID and BootID tell this guest from its clone, and this boot from the next; empty where that is not known.
@@ -306,5 +348,5 @@ func (r *Rooms) Close() (err error) {
 			err = errors.Join(err, room.Close())
 		}
 	}
-	return errors.Join(err, r.telemetry.Close())
+	return errors.Join(err, r.desktop.Close(), r.telemetry.Close())
 }

@@ -111,8 +111,10 @@ var free = map[string]map[string]string{
 	"service.restore": {
 		"action": unitAction, "invocation": "of the unit, which the row names", "boot_id": "only compared with that of the kernel",
 	},
-	"tx.notify":    {"action": unitAction},
-	"tx.on_commit": {"cwd": dir, "user": runs, "group": runs},
+	"tx.notify":        {"action": unitAction},
+	"clipboard.set":    {"type": "in which form content is", "text": "content"},
+	"clipboard_update": {"mime_type": "in which form content is", "text": "content"},
+	"tx.on_commit":     {"cwd": dir, "user": runs, "group": runs},
 }
 
 // deferred are the internal rows that take nothing back: they are what comes before or after a commit.

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
@@ -18,6 +19,9 @@ import (
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == sandbox.Arg {
 		os.Exit(lua.Main(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == all.HelperArg {
+		os.Exit(all.HelperMain())
 	}
 	if exec.ChildMain() || scripttest.ChildMain() {
 		return

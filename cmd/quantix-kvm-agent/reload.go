@@ -58,6 +58,7 @@ func settings(live func(name string) func(config.Config)) []setting {
 			c.Script.Enabled, c.Script.Source = false, 0
 			return c.Script
 		}},
+		{name: "clipboard", of: func(c config.Config) any { return c.Clipboard }},
 		{name: "script.enabled", of: func(c config.Config) any { return c.Script.Enabled }},
 		{name: "script.max_source_bytes", of: func(c config.Config) any { return c.Script.Source }},
 		{name: "max_exec_timeout_secs", of: func(c config.Config) any { return c.MaxExecTimeout }},

@@ -125,6 +125,7 @@ func run(ctx context.Context, f flags) (err error) {
 			},
 			Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
 			Watch:    inside.Rooms.Watch,
+			Events:   inside.Rooms.Events,
 			Features: func() map[string]string { return features(inside, rules, layers()) },
 		},
 		Control: agent.ControlConfig{
@@ -201,6 +202,7 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
 	}
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
+	c.Rooms.DesktopTold = func(words string) { logs.Warn(words) }
 	memory := &memoryLock{}
 	c.Rooms.Frozen = func(frozen bool) {
 		logs.out.hold(frozen)
@@ -215,6 +217,10 @@ func roomConfig(f flags, conf config.Config) all.Config {
 		Protected:  f.below(append([]string{f.config, f.stateDir()}, f.programs()...)...),
 		FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),
+		Clipboard: all.Clipboard{
+			DenyGuest: !conf.Clipboard.ToGuest, DenyHost: !conf.Clipboard.FromGuest, Changes: conf.Clipboard.Changes,
+			MaxEvent: conf.Clipboard.MaxEvent,
+		},
 		FreezeHooks: conf.PreFreezeDir, ThawHooks: conf.PostThawDir, BundledHooks: scripts.Hooks(), Update: updateConfig(f, conf),
 	}
 }

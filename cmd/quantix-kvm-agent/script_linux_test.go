@@ -26,7 +26,6 @@ func TestCheckFinds(t *testing.T) {
 		{"what replaces a builtin", "function log() end", "s.lua:1:10: log is the language's own, and is replaced here\n"},
 		{"an unknown function", "file.wirte('/a', 'b')", "s.lua:1:1: file has no function wirte, did you mean write?\n"},
 		{"one of the language", "string.trim('a')", "s.lua:1:1: string has no function trim\n"},
-		{"what is not there", "clipboard.set()\nclipboard.get()", "s.lua:1:1: clipboard.set: this agent does not have it\ns.lua:2:1: clipboard.get: this agent does not have it\n"},
 		{"an unknown option", "file.write('/a', 'b', {\n  mode = '0644', onwer = 'root'})", "s.lua:2:18: file.write: unknown option onwer, did you mean owner?\n"},
 		{"a missing argument", "file.write('/a')", "s.lua:1:1: file.write: argument 2 (content) is missing\n"},
 		{"too many", "file.read('/a', 'b')", "s.lua:1:1: file.read takes at most 1 arguments, not 2\n"},

@@ -87,7 +87,7 @@ func statusDetails(
 		s.ResidentBytes, s.CpuMs = usage()
 		s.Journal = inside.Journal.Status()
 		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
-		s.FirstBoot, s.Update = first.State(), inside.Rooms.UpdateStatus()
+		s.FirstBoot, s.Update, s.Desktop = first.State(), inside.Rooms.UpdateStatus(), inside.Rooms.Desktop()
 		s.Frozen = inside.Rooms.FrozenStatus()
 		recovery.describe(s)
 		for _, layer := range layers() {

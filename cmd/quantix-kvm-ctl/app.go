@@ -134,10 +134,10 @@ EXIT STATUS
 	root.AddCommand(
 		a.pingCommand(), a.infoCommand(), a.statusCommand(), a.telemetryCommand(),
 		a.vmsCommand(), a.execCommand(), a.jobsCommand(), a.logsCommand(), a.psCommand(), a.killCommand(), a.topCommand(), a.passwdCommand(),
-		a.serviceCommand(), a.hardwareCommand(), a.softwareCommand(), a.networkCommand(), a.waitCommand(),
+		a.serviceCommand(), a.hardwareCommand(), a.softwareCommand(), a.networkCommand(), a.waitCommand(), a.clipboardCommand(),
 		a.catCommand(), a.pushCommand(), a.pullCommand(), a.lsCommand(), a.statCommand(), a.rmCommand(), a.mkdirCommand(),
 		a.editCommand(), a.diffCommand(),
-		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(),
+		a.shutdownCommand(), a.rebootCommand(), a.timeCommand(), a.displayCommand(),
 		a.freezeCommand(), a.thawCommand(), a.trimCommand(),
 		a.runCommand(), a.confirmCommand(), a.driftCommand(), a.scriptsCommand(), a.cancelCommand(), a.txCommand(), a.updateCommand(),
 		a.versionCommand(), manual.Command(1, version),

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/call"
@@ -74,6 +75,9 @@ type GuestConfig struct {
 	// Watch tells, until ctx ends, when Telemetry would return something that a host must hear of at once, and of events in the
 	// guest. It is called for each session of the native protocol. Optional; default: nothing is told before the period ends.
 	Watch func(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent)
+	// Events returns further events, for sessions of the native protocol that are told the capability; they are sent until ctx ends.
+	// It is called for each session. Nil, or a nil channel: there are none.
+	Events func(ctx context.Context) (capability string, events <-chan proto.Message)
 	// Features returns the details of get_capabilities. Optional; default: none.
 	Features func() map[string]string
 }
@@ -168,6 +172,9 @@ func (c GuestConfig) withDefaults() GuestConfig {
 	}
 	if c.TelemetryEvery == nil {
 		c.TelemetryEvery = NewInterval(defaultReports)
+	}
+	if c.Events == nil {
+		c.Events = func(context.Context) (string, <-chan proto.Message) { return "", nil }
 	}
 	if c.Watch == nil {
 		c.Watch = func(context.Context) (<-chan struct{}, <-chan *pb.ErrorEvent) { return nil, nil }

@@ -223,6 +223,7 @@ func (n *nativeSession) report(ctx context.Context, news <-chan struct{}, events
 	telemetry, ready := time.NewTicker(every), time.NewTicker(readyEvery)
 	defer telemetry.Stop()
 	defer ready.Stop()
+	capability, more := n.agent.config.Guest.Events(ctx)
 	for {
 		select {
 		case <-ctx.Done():
@@ -237,6 +238,10 @@ func (n *nativeSession) report(ctx context.Context, news <-chan struct{}, events
 			telemetry.Reset(every)
 		case event := <-events:
 			n.send(event)
+		case event := <-more:
+			if slices.Contains(n.agent.capabilities(n.Port()), capability) {
+				n.send(event)
+			}
 		case <-ready.C:
 			n.ready(ctx)
 			n.agent.trim.Reset(trimAfter)

@@ -46,8 +46,17 @@ type Config struct {
 	PostThawDir       string        // post_thaw_script_dir: those of its end
 	UpdateKey         string        // update.public_key: who signs agents, as minisign writes it; empty: updates are off
 	UpdateConfirm     time.Duration // update.confirm_seconds: 120 s; a host must be heard in it after each start of a new version
+	Clipboard         Clipboard
 	Script            Script
 	Security          Security
+}
+
+// Clipboard says who may use the clipboard of the desktop; a key under clipboard in agent.yaml each.
+type Clipboard struct {
+	ToGuest   bool // to_guest: true; hosts and scripts may set it
+	FromGuest bool // from_guest: true; they may read it, and ask to be told of changes
+	Changes   bool // changes: false; each host is told of changes, also one that did not ask for it
+	MaxEvent  int  // max_event_bytes: 1 MiB; what is told has no more content than this
 }
 
 // Script are the limits of a script; a key under script in agent.yaml each.
@@ -73,6 +82,7 @@ func Default() Config {
 		LogLevel:          "info", LogFormat: "json", LogMaxSize: 10 << 20, LogMaxFiles: 5,
 		Device: "auto", Transport: "auto", VsockPort: 9443, VsockCIDs: []uint32{2},
 		PreFreezeDir: defaultPreFreezeDir, PostThawDir: defaultPostThawDir, UpdateConfirm: 120 * time.Second,
+		Clipboard: Clipboard{ToGuest: true, FromGuest: true, MaxEvent: 1 << 20},
 		Script: Script{Memory: 64 << 20, CPU: 30 * time.Second, Wall: 300 * time.Second, Source: 256 << 10, Calls: 10000, Depth: 1024,
 			Lines: 10000, Log: 256 << 10, Result: 1 << 20, Enabled: true},
 	}
@@ -183,7 +193,7 @@ func (p *parser) fault(node *yaml.Node, key, format string, args ...any) {
 }
 
 // sections are the keys whose values hold keys.
-var sections = map[string]bool{"security": true, "health": true, "script": true, "update": true}
+var sections = map[string]bool{"security": true, "health": true, "script": true, "update": true, "clipboard": true}
 
 // ignoredKeys are read and checked, but nothing uses them yet.
 var ignoredKeys = map[string]bool{
@@ -192,12 +202,11 @@ var ignoredKeys = map[string]bool{
 }
 
 // renamedKeys are keys as packages of other agents ship them, and what they are called here; empty: nothing uses it. Each is
-// accepted with a warning.
+// accepted with a warning. Beside them there is clipboard_enabled, which stands for two keys.
 var renamedKeys = map[string]string{
 	"telemetry_interval": "telemetry_interval_secs",
 	"pre_freeze_scripts": "pre_freeze_script_dir",
 	"post_thaw_scripts":  "post_thaw_script_dir",
-	"clipboard_enabled":  "",
 }
 
 func (p *parser) mapping(prefix string, node *yaml.Node) {
@@ -220,6 +229,9 @@ func (p *parser) mapping(prefix string, node *yaml.Node) {
 		}
 		if name == "transport" {
 			p.transport = value
+		}
+		if name == "clipboard_enabled" {
+			p.warnings = append(p.warnings, warnRenamed(key.Line, name, "clipboard.to_guest and clipboard.from_guest"))
 		}
 		setter, known := keys[name]
 		if !known {
@@ -287,6 +299,12 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"health.enabled":                readBool(func(*Config, bool) {}),
 	"health.interval_secs":          readNumber(1, 86400, func(*Config, int64) {}),
 	"health.telemetry_timeout_secs": readNumber(1, 86400, func(*Config, int64) {}),
+
+	"clipboard_enabled":         readBool(func(c *Config, on bool) { c.Clipboard.ToGuest, c.Clipboard.FromGuest = on, on }),
+	"clipboard.to_guest":        readBool(func(c *Config, on bool) { c.Clipboard.ToGuest = on }),
+	"clipboard.from_guest":      readBool(func(c *Config, on bool) { c.Clipboard.FromGuest = on }),
+	"clipboard.changes":         readBool(func(c *Config, on bool) { c.Clipboard.Changes = on }),
+	"clipboard.max_event_bytes": readNumber(1, 15<<20, func(c *Config, n int64) { c.Clipboard.MaxEvent = int(n) }),
 
 	"script.enabled":            readBool(func(c *Config, on bool) { c.Script.Enabled = on }),
 	"script.memory_limit_bytes": readNumber(16<<20, 1<<40, func(c *Config, n int64) { c.Script.Memory = n }),

@@ -48,9 +48,26 @@ func TestUpdateKeysAreRead(t *testing.T) {
 }
 
 func TestMisspeltKeysOfOtherPackagesAreUnderstood(t *testing.T) {
-	c, warnings, err := Parse([]byte("telemetry_interval: 7\nclipboard_enabled: true\npre_freeze_scripts: /a\npost_thaw_scripts: /b\n"))
-	if err != nil || len(warnings) != 4 || c.TelemetryInterval != 7*time.Second || c.PreFreezeDir != "/a" || c.PostThawDir != "/b" {
+	c, warnings, err := Parse([]byte("telemetry_interval: 7\nclipboard_enabled: false\npre_freeze_scripts: /a\npost_thaw_scripts: /b\n"))
+	if err != nil || len(warnings) != 4 || c.TelemetryInterval != 7*time.Second || c.PreFreezeDir != "/a" || c.PostThawDir != "/b" ||
+		c.Clipboard.ToGuest || c.Clipboard.FromGuest {
 		t.Errorf("%+v, %q, %v", c, warnings, err)
+	}
+}
+
+func TestTheClipboardIsOnUnlessItIsTurnedOff(t *testing.T) {
+	c, warnings, err := Parse([]byte("clipboard:\n  to_guest: false\n  changes: true\n  max_event_bytes: 100\n"))
+	want := Clipboard{FromGuest: true, Changes: true, MaxEvent: 100}
+	if err != nil || len(warnings) != 0 || c.Clipboard != want {
+		t.Errorf("%+v, %q, %v", c.Clipboard, warnings, err)
+	}
+	if d := Default().Clipboard; !d.ToGuest || !d.FromGuest || d.Changes || d.MaxEvent != 1<<20 {
+		t.Errorf("by default: %+v", d)
+	}
+	for _, text := range []string{"clipboard:\n  to_guest: 1\n", "clipboard:\n  max_event_bytes: 0\n", "clipboard:\n  unknown: true\n"} {
+		if _, _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), "line 2: clipboard.") {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
 }
 

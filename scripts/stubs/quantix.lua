@@ -14,6 +14,54 @@
 ---@field comment string The GECOS field.
 ---@field local boolean Of /etc/passwd; false: of a directory service, which this agent does not change.
 
+---What an output shall be. What is not said stays as it is.
+---@class quantix.DisplaySetting
+---@field name string As it is listed. Required.
+---@field enabled? boolean False turns it off.
+---@field width integer Pixels in a line, from 64 to 16384.
+---@field height integer Lines, from 64 to 16384: both or neither.
+---@field refresh number Pictures in a second; with a size and without this: the most that a listed mode of this size has, else 60.
+---@field scale number From 0.5 to 8; the nearest that the desktop has is taken.
+---@field x? integer Where its upper left corner is. Where none says it, the outputs that are named are put side by side.
+---@field y? integer Where that corner is, from the top: both or neither.
+---@field primary boolean Make it the primary one.
+---@field dpi integer Dots per inch, of a desktop without scales; 0: as they are.
+
+---One mode of an output.
+---@class quantix.DisplayMode
+---@field width integer Pixels in a line.
+---@field height integer Lines.
+---@field refresh number Pictures in a second.
+---@field current boolean The output shows it.
+---@field preferred boolean The monitor is made for it, or the host of the guest wishes it.
+---@field scales number[] The scales that it can have; none: any.
+
+---One output, such as a monitor.
+---@class quantix.DisplayOutput
+---@field name string What display_id and other requests call it.
+---@field enabled boolean Something is shown on it.
+---@field primary boolean Where the desktop has its panels; some have no primary output.
+---@field width integer Pixels of its mode in a line, before it is rotated; 0 where nothing is shown.
+---@field height integer Lines of its mode.
+---@field refresh number Pictures in a second; 0: not known.
+---@field scale number By how much things are drawn larger; 1 where the desktop has no scale for each output.
+---@field x integer Where its upper left corner is, from the left of the layout.
+---@field y integer Where that corner is, from the top.
+---@field transform string normal, 90, 180 or 270 (degrees against the clock), and flipped before each of these where it is mirrored.
+---@field make string Who made the monitor, where that is known.
+---@field model string What its maker calls it.
+---@field serial string Its serial number.
+---@field width_mm integer Width of the picture in millimetres, where that is known.
+---@field height_mm integer Height of the picture in millimetres.
+---@field modes quantix.DisplayMode[] What it can show.
+---@field any_size boolean It takes sizes that are not among its modes.
+
+---display.list
+---@class quantix.DisplayList
+---@field outputs quantix.DisplayOutput[] Those that something is connected to, from left to right.
+---@field system string By what they are set: x11 (RandR), wlroots, kde, gnome or windows.
+---@field compositor string The program that draws the desktop, where that is known.
+
 ---What a command gave.
 ---@class quantix.RunResult
 ---@field code integer The exit status; 128 and the number of a signal that ended it.
@@ -315,6 +363,56 @@ function account.remove(name, options) end
 ---@param options? account.ssh_keys.options
 ---@return any value
 function account.ssh_keys(name, keys, options) end
+
+---@class (exact) quantix.room.clipboard
+clipboard = {}
+
+---@class (exact) clipboard.get.options
+---@field primary? boolean What is selected, and pasted by the middle mouse button, instead. Not on Windows.
+
+---The content of the clipboard of the desktop in front.
+---@param type? string text, html, png or files: a list of URIs, a line each. Empty: text. There is no other form in its place.
+---@param options? clipboard.get.options
+---@return string content
+function clipboard.get(type, options) end
+
+---@class (exact) clipboard.set.options
+---@field text? string With type html: what is pasted as plain text. Empty: what is left of it without its tags.
+---@field primary? boolean What is selected, and pasted by the middle mouse button, instead. Not on Windows.
+
+---Set the clipboard of the desktop in front, which nothing takes back.
+---Changes the guest.
+---@param content string Any bytes.
+---@param type? string text, html, png or files, as of clipboard.get; a BMP is made a PNG. Empty: text.
+---@param options? clipboard.set.options
+---@return boolean changed
+function clipboard.set(content, type, options) end
+
+---@class (exact) quantix.room.display
+display = {}
+
+---Set several outputs at once.
+---Changes the guest.
+---@param outputs quantix.DisplaySetting[] In the order in which they are put side by side where none of them has a position.
+---@return boolean changed
+function display.layout(outputs) end
+
+---The outputs of the desktop in front.
+---@return quantix.DisplayList result
+function display.list() end
+
+---@class (exact) display.set.options
+---@field refresh? number Pictures in a second; without it, the most that a listed mode of this size has, else 60.
+---@field scale? number From 0.5 to 8; the nearest that the desktop has is taken.
+
+---Set the size of an output.
+---Changes the guest.
+---@param width integer Pixels in a line, from 64 to 16384.
+---@param height integer Lines, from 64 to 16384.
+---@param output? string Which one, as it is listed; without it, the primary one.
+---@param options? display.set.options
+---@return boolean changed
+function display.set(width, height, output, options) end
 
 ---@class (exact) quantix.room.exec
 exec = {}

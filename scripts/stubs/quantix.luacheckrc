@@ -39,6 +39,8 @@ stds.quantix = {
     string = {fields = {"byte", "char", "find", "format", "gfind", "gmatch", "gsub", "len", "lower", "match", "rep", "reverse", "sub", "upper"}},
     table = {fields = {"concat", "getn", "insert", "maxn", "remove", "sort"}},
     account = {fields = {"create", "exists", "get", "groups", "list", "modify", "password", "remove", "ssh_keys"}},
+    clipboard = {fields = {"get", "set"}},
+    display = {fields = {"layout", "list", "set"}},
     exec = {fields = {"run", "sh"}},
     file = {fields = {"append", "attachment", "block", "chmod", "chown", "copy", "exists", "glob", "line", "list", "mkdir", "move", "read", "remove", "replace", "sha256", "stat", "symlink", "template", "write"}},
     host = {fields = {"disks", "dns", "hostname", "info", "interfaces", "keymap", "locale", "memory", "mount", "routes", "sysctl", "timezone", "unmount", "uptime"}},

@@ -175,7 +175,7 @@ func (ErrorSeverity) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{2}
 }
 
-// What the clipboard holds.
+// What the clipboard holds: text is UTF-8, an image a PNG, and files are a list of URIs.
 type ClipboardType int32
 
 const (
@@ -439,6 +439,9 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobs
 	//	*AgentMessage_GetStatus
 	//	*AgentMessage_CleanTransactions
+	//	*AgentMessage_ListDisplays
+	//	*AgentMessage_DisplayLayout
+	//	*AgentMessage_ClipboardWatch
 	//	*AgentMessage_Trim
 	//	*AgentMessage_Network
 	//	*AgentMessage_Wait
@@ -452,6 +455,9 @@ type AgentMessage struct {
 	//	*AgentMessage_ListJobsResponse
 	//	*AgentMessage_GetStatusResponse
 	//	*AgentMessage_CleanTransactionsResponse
+	//	*AgentMessage_ListDisplaysResponse
+	//	*AgentMessage_DisplayLayoutResponse
+	//	*AgentMessage_ClipboardWatchResponse
 	//	*AgentMessage_TrimResponse
 	//	*AgentMessage_NetworkResponse
 	//	*AgentMessage_WaitResponse
@@ -1117,6 +1123,33 @@ func (x *AgentMessage) GetCleanTransactions() *CleanTransactionsRequest {
 	return nil
 }
 
+func (x *AgentMessage) GetListDisplays() *ListDisplaysRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_ListDisplays); ok {
+			return x.ListDisplays
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetDisplayLayout() *DisplayLayoutRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_DisplayLayout); ok {
+			return x.DisplayLayout
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetClipboardWatch() *ClipboardWatchRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_ClipboardWatch); ok {
+			return x.ClipboardWatch
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetTrim() *TrimRequest {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_Trim); ok {
@@ -1229,6 +1262,33 @@ func (x *AgentMessage) GetCleanTransactionsResponse() *CleanTransactionsResponse
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_CleanTransactionsResponse); ok {
 			return x.CleanTransactionsResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetListDisplaysResponse() *ListDisplaysResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_ListDisplaysResponse); ok {
+			return x.ListDisplaysResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetDisplayLayoutResponse() *DisplayLayoutResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_DisplayLayoutResponse); ok {
+			return x.DisplayLayoutResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetClipboardWatchResponse() *ClipboardWatchResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_ClipboardWatchResponse); ok {
+			return x.ClipboardWatchResponse
 		}
 	}
 	return nil
@@ -1539,6 +1599,18 @@ type AgentMessage_CleanTransactions struct {
 	CleanTransactions *CleanTransactionsRequest `protobuf:"bytes,210,opt,name=clean_transactions,json=cleanTransactions,proto3,oneof"`
 }
 
+type AgentMessage_ListDisplays struct {
+	ListDisplays *ListDisplaysRequest `protobuf:"bytes,211,opt,name=list_displays,json=listDisplays,proto3,oneof"`
+}
+
+type AgentMessage_DisplayLayout struct {
+	DisplayLayout *DisplayLayoutRequest `protobuf:"bytes,212,opt,name=display_layout,json=displayLayout,proto3,oneof"`
+}
+
+type AgentMessage_ClipboardWatch struct {
+	ClipboardWatch *ClipboardWatchRequest `protobuf:"bytes,213,opt,name=clipboard_watch,json=clipboardWatch,proto3,oneof"`
+}
+
 type AgentMessage_Trim struct {
 	Trim *TrimRequest `protobuf:"bytes,215,opt,name=trim,proto3,oneof"`
 }
@@ -1589,6 +1661,18 @@ type AgentMessage_GetStatusResponse struct {
 
 type AgentMessage_CleanTransactionsResponse struct {
 	CleanTransactionsResponse *CleanTransactionsResponse `protobuf:"bytes,230,opt,name=clean_transactions_response,json=cleanTransactionsResponse,proto3,oneof"`
+}
+
+type AgentMessage_ListDisplaysResponse struct {
+	ListDisplaysResponse *ListDisplaysResponse `protobuf:"bytes,231,opt,name=list_displays_response,json=listDisplaysResponse,proto3,oneof"`
+}
+
+type AgentMessage_DisplayLayoutResponse struct {
+	DisplayLayoutResponse *DisplayLayoutResponse `protobuf:"bytes,232,opt,name=display_layout_response,json=displayLayoutResponse,proto3,oneof"`
+}
+
+type AgentMessage_ClipboardWatchResponse struct {
+	ClipboardWatchResponse *ClipboardWatchResponse `protobuf:"bytes,233,opt,name=clipboard_watch_response,json=clipboardWatchResponse,proto3,oneof"`
 }
 
 type AgentMessage_TrimResponse struct {
@@ -1739,6 +1823,12 @@ func (*AgentMessage_GetStatus) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactions) isAgentMessage_Payload() {}
 
+func (*AgentMessage_ListDisplays) isAgentMessage_Payload() {}
+
+func (*AgentMessage_DisplayLayout) isAgentMessage_Payload() {}
+
+func (*AgentMessage_ClipboardWatch) isAgentMessage_Payload() {}
+
 func (*AgentMessage_Trim) isAgentMessage_Payload() {}
 
 func (*AgentMessage_Network) isAgentMessage_Payload() {}
@@ -1764,6 +1854,12 @@ func (*AgentMessage_ListJobsResponse) isAgentMessage_Payload() {}
 func (*AgentMessage_GetStatusResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_CleanTransactionsResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_ListDisplaysResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_DisplayLayoutResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_ClipboardWatchResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_TrimResponse) isAgentMessage_Payload() {}
 
@@ -4821,7 +4917,7 @@ func (x *FileStatResponse) GetError() string {
 	return ""
 }
 
-// Sets the size of an output; an empty display_id is the primary one.
+// Sets the size of an output; an empty display_id is the primary one. A dpi of 0 leaves the scale as it is.
 type DisplayResizeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Width         uint32                 `protobuf:"varint,1,opt,name=width,proto3" json:"width,omitempty"`
@@ -4961,10 +5057,15 @@ func (x *DisplayResizeResponse) GetError() string {
 
 // Sets the clipboard of the active session.
 type ClipboardUpdateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          ClipboardType          `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	MimeType      string                 `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Type  ClipboardType          `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
+	// UTF-8, a PNG or BMP, or a list of URIs, a line each.
+	Data     []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	MimeType string `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// With type HTML: what is pasted as plain text. Unset: what is left of the HTML without its tags.
+	Text *string `protobuf:"bytes,200,opt,name=text,proto3,oneof" json:"text,omitempty"`
+	// What is selected, and pasted by the middle mouse button, instead of the clipboard. Not on Windows.
+	Primary       bool `protobuf:"varint,201,opt,name=primary,proto3" json:"primary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5018,6 +5119,20 @@ func (x *ClipboardUpdateRequest) GetMimeType() string {
 		return x.MimeType
 	}
 	return ""
+}
+
+func (x *ClipboardUpdateRequest) GetText() string {
+	if x != nil && x.Text != nil {
+		return *x.Text
+	}
+	return ""
+}
+
+func (x *ClipboardUpdateRequest) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
 }
 
 // Answers clipboard_update.
@@ -5075,8 +5190,14 @@ func (x *ClipboardUpdateResponse) GetError() string {
 
 // Reads the clipboard of the active session.
 type ClipboardGetRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PreferredType ClipboardType          `protobuf:"varint,1,opt,name=preferred_type,json=preferredType,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"preferred_type,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where there is no content of this type the reply has another one: text in place of HTML, an image of text, and text of an
+	// image.
+	PreferredType ClipboardType `protobuf:"varint,1,opt,name=preferred_type,json=preferredType,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"preferred_type,omitempty"`
+	// There is no other type in its place.
+	Exact bool `protobuf:"varint,200,opt,name=exact,proto3" json:"exact,omitempty"`
+	// What is selected instead of the clipboard. Not on Windows.
+	Primary       bool `protobuf:"varint,201,opt,name=primary,proto3" json:"primary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5118,14 +5239,30 @@ func (x *ClipboardGetRequest) GetPreferredType() ClipboardType {
 	return ClipboardType_CLIPBOARD_TYPE_TEXT
 }
 
+func (x *ClipboardGetRequest) GetExact() bool {
+	if x != nil {
+		return x.Exact
+	}
+	return false
+}
+
+func (x *ClipboardGetRequest) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
+}
+
 // The clipboard, and the type it really has.
 type ClipboardGetResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Success       bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
-	Type          ClipboardType          `protobuf:"varint,2,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
-	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	MimeType      string                 `protobuf:"bytes,4,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
-	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Success  bool                   `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	Type     ClipboardType          `protobuf:"varint,2,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
+	Data     []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	MimeType string                 `protobuf:"bytes,4,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	Error    string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	// In which types there is content.
+	Offered       []ClipboardType `protobuf:"varint,200,rep,packed,name=offered,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"offered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5195,12 +5332,23 @@ func (x *ClipboardGetResponse) GetError() string {
 	return ""
 }
 
+func (x *ClipboardGetResponse) GetOffered() []ClipboardType {
+	if x != nil {
+		return x.Offered
+	}
+	return nil
+}
+
 // The clipboard of the guest changed.
 type ClipboardChangedEvent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Type          ClipboardType          `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	MimeType      string                 `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Type     ClipboardType          `protobuf:"varint,1,opt,name=type,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"type,omitempty"`
+	Data     []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	MimeType string                 `protobuf:"bytes,3,opt,name=mime_type,json=mimeType,proto3" json:"mime_type,omitempty"`
+	// In which types there is content.
+	Offered []ClipboardType `protobuf:"varint,200,rep,packed,name=offered,proto3,enum=limiquantix.agent.v1.ClipboardType" json:"offered,omitempty"`
+	// Why there is no data: it is larger than what is sent without being asked for, or cannot be read. clipboard_get says more.
+	Reason        string `protobuf:"bytes,201,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5252,6 +5400,20 @@ func (x *ClipboardChangedEvent) GetData() []byte {
 func (x *ClipboardChangedEvent) GetMimeType() string {
 	if x != nil {
 		return x.MimeType
+	}
+	return ""
+}
+
+func (x *ClipboardChangedEvent) GetOffered() []ClipboardType {
+	if x != nil {
+		return x.Offered
+	}
+	return nil
+}
+
+func (x *ClipboardChangedEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -7688,8 +7850,8 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\vclock.proto\x1a\fcommon.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xf88\n" +
+	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\x0fclipboard.proto\x1a\vclock.proto\x1a\fcommon.proto\x1a\rdisplay.proto\x1a\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xb2=\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7770,7 +7932,10 @@ const file_agent_proto_rawDesc = "" +
 	"\tlist_jobs\x18\xcf\x01 \x01(\v2%.limiquantix.agent.v1.ListJobsRequestH\x00R\blistJobs\x12H\n" +
 	"\n" +
 	"get_status\x18\xd1\x01 \x01(\v2&.limiquantix.agent.v1.GetStatusRequestH\x00R\tgetStatus\x12`\n" +
-	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x128\n" +
+	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12Q\n" +
+	"\rlist_displays\x18\xd3\x01 \x01(\v2).limiquantix.agent.v1.ListDisplaysRequestH\x00R\flistDisplays\x12T\n" +
+	"\x0edisplay_layout\x18\xd4\x01 \x01(\v2*.limiquantix.agent.v1.DisplayLayoutRequestH\x00R\rdisplayLayout\x12W\n" +
+	"\x0fclipboard_watch\x18\xd5\x01 \x01(\v2+.limiquantix.agent.v1.ClipboardWatchRequestH\x00R\x0eclipboardWatch\x128\n" +
 	"\x04trim\x18\xd7\x01 \x01(\v2!.limiquantix.agent.v1.TrimRequestH\x00R\x04trim\x12A\n" +
 	"\anetwork\x18\xd8\x01 \x01(\v2$.limiquantix.agent.v1.NetworkRequestH\x00R\anetwork\x128\n" +
 	"\x04wait\x18\xd9\x01 \x01(\v2!.limiquantix.agent.v1.WaitRequestH\x00R\x04wait\x12Z\n" +
@@ -7783,7 +7948,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x13exec_input_response\x18\xe2\x01 \x01(\v2'.limiquantix.agent.v1.ExecInputResponseH\x00R\x11execInputResponse\x12W\n" +
 	"\x12list_jobs_response\x18\xe3\x01 \x01(\v2&.limiquantix.agent.v1.ListJobsResponseH\x00R\x10listJobsResponse\x12Z\n" +
 	"\x13get_status_response\x18\xe5\x01 \x01(\v2'.limiquantix.agent.v1.GetStatusResponseH\x00R\x11getStatusResponse\x12r\n" +
-	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12J\n" +
+	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12c\n" +
+	"\x16list_displays_response\x18\xe7\x01 \x01(\v2*.limiquantix.agent.v1.ListDisplaysResponseH\x00R\x14listDisplaysResponse\x12f\n" +
+	"\x17display_layout_response\x18\xe8\x01 \x01(\v2+.limiquantix.agent.v1.DisplayLayoutResponseH\x00R\x15displayLayoutResponse\x12i\n" +
+	"\x18clipboard_watch_response\x18\xe9\x01 \x01(\v2,.limiquantix.agent.v1.ClipboardWatchResponseH\x00R\x16clipboardWatchResponse\x12J\n" +
 	"\rtrim_response\x18\xeb\x01 \x01(\v2\".limiquantix.agent.v1.TrimResponseH\x00R\ftrimResponse\x12S\n" +
 	"\x10network_response\x18\xec\x01 \x01(\v2%.limiquantix.agent.v1.NetworkResponseH\x00R\x0fnetworkResponse\x12J\n" +
 	"\rwait_response\x18\xed\x01 \x01(\v2\".limiquantix.agent.v1.WaitResponseH\x00R\fwaitResponse\x12G\n" +
@@ -8100,26 +8268,34 @@ const file_agent_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12!\n" +
 	"\factual_width\x18\x02 \x01(\rR\vactualWidth\x12#\n" +
 	"\ractual_height\x18\x03 \x01(\rR\factualHeight\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x82\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xc0\x01\n" +
 	"\x16ClipboardUpdateRequest\x127\n" +
 	"\x04type\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\x04type\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1b\n" +
-	"\tmime_type\x18\x03 \x01(\tR\bmimeType\"I\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType\x12\x18\n" +
+	"\x04text\x18\xc8\x01 \x01(\tH\x00R\x04text\x88\x01\x01\x12\x19\n" +
+	"\aprimary\x18\xc9\x01 \x01(\bR\aprimaryB\a\n" +
+	"\x05_text\"I\n" +
 	"\x17ClipboardUpdateResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"a\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x93\x01\n" +
 	"\x13ClipboardGetRequest\x12J\n" +
-	"\x0epreferred_type\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\rpreferredType\"\xb0\x01\n" +
+	"\x0epreferred_type\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\rpreferredType\x12\x15\n" +
+	"\x05exact\x18\xc8\x01 \x01(\bR\x05exact\x12\x19\n" +
+	"\aprimary\x18\xc9\x01 \x01(\bR\aprimary\"\xf0\x01\n" +
 	"\x14ClipboardGetResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x127\n" +
 	"\x04type\x18\x02 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\x04type\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\fR\x04data\x12\x1b\n" +
 	"\tmime_type\x18\x04 \x01(\tR\bmimeType\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\x81\x01\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12>\n" +
+	"\aoffered\x18\xc8\x01 \x03(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\aoffered\"\xda\x01\n" +
 	"\x15ClipboardChangedEvent\x127\n" +
 	"\x04type\x18\x01 \x01(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\x04type\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1b\n" +
-	"\tmime_type\x18\x03 \x01(\tR\bmimeType\"\xd0\x01\n" +
+	"\tmime_type\x18\x03 \x01(\tR\bmimeType\x12>\n" +
+	"\aoffered\x18\xc8\x01 \x03(\x0e2#.limiquantix.agent.v1.ClipboardTypeR\aoffered\x12\x17\n" +
+	"\x06reason\x18\xc9\x01 \x01(\tR\x06reason\"\xd0\x01\n" +
 	"\x14ListProcessesRequest\x12\x16\n" +
 	"\x06filter\x18\x01 \x01(\tR\x06filter\x12'\n" +
 	"\x0finclude_threads\x18\x02 \x01(\bR\x0eincludeThreads\x12\x1f\n" +
@@ -8497,34 +8673,40 @@ var file_agent_proto_goTypes = []any{
 	(*ListJobsRequest)(nil),               // 89: limiquantix.agent.v1.ListJobsRequest
 	(*GetStatusRequest)(nil),              // 90: limiquantix.agent.v1.GetStatusRequest
 	(*CleanTransactionsRequest)(nil),      // 91: limiquantix.agent.v1.CleanTransactionsRequest
-	(*TrimRequest)(nil),                   // 92: limiquantix.agent.v1.TrimRequest
-	(*NetworkRequest)(nil),                // 93: limiquantix.agent.v1.NetworkRequest
-	(*WaitRequest)(nil),                   // 94: limiquantix.agent.v1.WaitRequest
-	(*RunScriptResponse)(nil),             // 95: limiquantix.agent.v1.RunScriptResponse
-	(*CancelResponse)(nil),                // 96: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsResponse)(nil),           // 97: limiquantix.agent.v1.ListScriptsResponse
-	(*ConfirmResponse)(nil),               // 98: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsResponse)(nil),          // 99: limiquantix.agent.v1.TransactionsResponse
-	(*ExecStartResponse)(nil),             // 100: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputResponse)(nil),             // 101: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsResponse)(nil),              // 102: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusResponse)(nil),             // 103: limiquantix.agent.v1.GetStatusResponse
-	(*CleanTransactionsResponse)(nil),     // 104: limiquantix.agent.v1.CleanTransactionsResponse
-	(*TrimResponse)(nil),                  // 105: limiquantix.agent.v1.TrimResponse
-	(*NetworkResponse)(nil),               // 106: limiquantix.agent.v1.NetworkResponse
-	(*WaitResponse)(nil),                  // 107: limiquantix.agent.v1.WaitResponse
-	(*ScriptEvent)(nil),                   // 108: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),               // 109: limiquantix.agent.v1.ExecOutputEvent
-	(*Pressure)(nil),                      // 110: limiquantix.agent.v1.Pressure
-	(*BlockDevice)(nil),                   // 111: limiquantix.agent.v1.BlockDevice
-	(*ContainerInfo)(nil),                 // 112: limiquantix.agent.v1.ContainerInfo
-	(*PendingShutdown)(nil),               // 113: limiquantix.agent.v1.PendingShutdown
-	(*NetplanVerify)(nil),                 // 114: limiquantix.agent.v1.NetplanVerify
-	(*NetplanStep)(nil),                   // 115: limiquantix.agent.v1.NetplanStep
-	(*FirstBoot)(nil),                     // 116: limiquantix.agent.v1.FirstBoot
-	(*HookOutcome)(nil),                   // 117: limiquantix.agent.v1.HookOutcome
-	(ClockMethod)(0),                      // 118: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 119: limiquantix.agent.v1.MemoryModule
+	(*ListDisplaysRequest)(nil),           // 92: limiquantix.agent.v1.ListDisplaysRequest
+	(*DisplayLayoutRequest)(nil),          // 93: limiquantix.agent.v1.DisplayLayoutRequest
+	(*ClipboardWatchRequest)(nil),         // 94: limiquantix.agent.v1.ClipboardWatchRequest
+	(*TrimRequest)(nil),                   // 95: limiquantix.agent.v1.TrimRequest
+	(*NetworkRequest)(nil),                // 96: limiquantix.agent.v1.NetworkRequest
+	(*WaitRequest)(nil),                   // 97: limiquantix.agent.v1.WaitRequest
+	(*RunScriptResponse)(nil),             // 98: limiquantix.agent.v1.RunScriptResponse
+	(*CancelResponse)(nil),                // 99: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsResponse)(nil),           // 100: limiquantix.agent.v1.ListScriptsResponse
+	(*ConfirmResponse)(nil),               // 101: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsResponse)(nil),          // 102: limiquantix.agent.v1.TransactionsResponse
+	(*ExecStartResponse)(nil),             // 103: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputResponse)(nil),             // 104: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsResponse)(nil),              // 105: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusResponse)(nil),             // 106: limiquantix.agent.v1.GetStatusResponse
+	(*CleanTransactionsResponse)(nil),     // 107: limiquantix.agent.v1.CleanTransactionsResponse
+	(*ListDisplaysResponse)(nil),          // 108: limiquantix.agent.v1.ListDisplaysResponse
+	(*DisplayLayoutResponse)(nil),         // 109: limiquantix.agent.v1.DisplayLayoutResponse
+	(*ClipboardWatchResponse)(nil),        // 110: limiquantix.agent.v1.ClipboardWatchResponse
+	(*TrimResponse)(nil),                  // 111: limiquantix.agent.v1.TrimResponse
+	(*NetworkResponse)(nil),               // 112: limiquantix.agent.v1.NetworkResponse
+	(*WaitResponse)(nil),                  // 113: limiquantix.agent.v1.WaitResponse
+	(*ScriptEvent)(nil),                   // 114: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),               // 115: limiquantix.agent.v1.ExecOutputEvent
+	(*Pressure)(nil),                      // 116: limiquantix.agent.v1.Pressure
+	(*BlockDevice)(nil),                   // 117: limiquantix.agent.v1.BlockDevice
+	(*ContainerInfo)(nil),                 // 118: limiquantix.agent.v1.ContainerInfo
+	(*PendingShutdown)(nil),               // 119: limiquantix.agent.v1.PendingShutdown
+	(*NetplanVerify)(nil),                 // 120: limiquantix.agent.v1.NetplanVerify
+	(*NetplanStep)(nil),                   // 121: limiquantix.agent.v1.NetplanStep
+	(*FirstBoot)(nil),                     // 122: limiquantix.agent.v1.FirstBoot
+	(*HookOutcome)(nil),                   // 123: limiquantix.agent.v1.HookOutcome
+	(ClockMethod)(0),                      // 124: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 125: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8593,84 +8775,92 @@ var file_agent_proto_depIdxs = []int32{
 	89,  // 63: limiquantix.agent.v1.AgentMessage.list_jobs:type_name -> limiquantix.agent.v1.ListJobsRequest
 	90,  // 64: limiquantix.agent.v1.AgentMessage.get_status:type_name -> limiquantix.agent.v1.GetStatusRequest
 	91,  // 65: limiquantix.agent.v1.AgentMessage.clean_transactions:type_name -> limiquantix.agent.v1.CleanTransactionsRequest
-	92,  // 66: limiquantix.agent.v1.AgentMessage.trim:type_name -> limiquantix.agent.v1.TrimRequest
-	93,  // 67: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
-	94,  // 68: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
-	95,  // 69: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
-	96,  // 70: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
-	97,  // 71: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
-	98,  // 72: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
-	99,  // 73: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
-	100, // 74: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
-	101, // 75: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
-	102, // 76: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
-	103, // 77: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
-	104, // 78: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
-	105, // 79: limiquantix.agent.v1.AgentMessage.trim_response:type_name -> limiquantix.agent.v1.TrimResponse
-	106, // 80: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
-	107, // 81: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
-	108, // 82: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
-	109, // 83: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
-	10,  // 84: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
-	11,  // 85: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	110, // 86: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
-	111, // 87: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
-	112, // 88: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
-	0,   // 89: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 90: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 91: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 92: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	113, // 93: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
-	113, // 94: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	114, // 95: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
-	80,  // 96: limiquantix.agent.v1.ConfigureNetworkResponse.confirm_until:type_name -> google.protobuf.Timestamp
-	115, // 97: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	113, // 98: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	116, // 99: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 100: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 101: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 102: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 103: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	117, // 104: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 105: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
-	117, // 106: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 107: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 108: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	118, // 109: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 110: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 111: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 112: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 113: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 114: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 115: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 116: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 117: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 118: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 119: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 120: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 121: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 122: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 123: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 124: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 125: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 126: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 127: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 128: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 129: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 130: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	119, // 131: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 132: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 133: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 134: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 135: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 136: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 137: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 138: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	139, // [139:139] is the sub-list for method output_type
-	139, // [139:139] is the sub-list for method input_type
-	139, // [139:139] is the sub-list for extension type_name
-	139, // [139:139] is the sub-list for extension extendee
-	0,   // [0:139] is the sub-list for field type_name
+	92,  // 66: limiquantix.agent.v1.AgentMessage.list_displays:type_name -> limiquantix.agent.v1.ListDisplaysRequest
+	93,  // 67: limiquantix.agent.v1.AgentMessage.display_layout:type_name -> limiquantix.agent.v1.DisplayLayoutRequest
+	94,  // 68: limiquantix.agent.v1.AgentMessage.clipboard_watch:type_name -> limiquantix.agent.v1.ClipboardWatchRequest
+	95,  // 69: limiquantix.agent.v1.AgentMessage.trim:type_name -> limiquantix.agent.v1.TrimRequest
+	96,  // 70: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
+	97,  // 71: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
+	98,  // 72: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
+	99,  // 73: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
+	100, // 74: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
+	101, // 75: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
+	102, // 76: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
+	103, // 77: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
+	104, // 78: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
+	105, // 79: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
+	106, // 80: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
+	107, // 81: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
+	108, // 82: limiquantix.agent.v1.AgentMessage.list_displays_response:type_name -> limiquantix.agent.v1.ListDisplaysResponse
+	109, // 83: limiquantix.agent.v1.AgentMessage.display_layout_response:type_name -> limiquantix.agent.v1.DisplayLayoutResponse
+	110, // 84: limiquantix.agent.v1.AgentMessage.clipboard_watch_response:type_name -> limiquantix.agent.v1.ClipboardWatchResponse
+	111, // 85: limiquantix.agent.v1.AgentMessage.trim_response:type_name -> limiquantix.agent.v1.TrimResponse
+	112, // 86: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
+	113, // 87: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
+	114, // 88: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
+	115, // 89: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
+	10,  // 90: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
+	11,  // 91: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
+	116, // 92: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
+	117, // 93: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
+	118, // 94: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
+	0,   // 95: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 96: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 97: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 98: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	119, // 99: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	119, // 100: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	120, // 101: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
+	80,  // 102: limiquantix.agent.v1.ConfigureNetworkResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	121, // 103: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	119, // 104: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	122, // 105: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 106: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 107: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 108: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 109: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	123, // 110: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 111: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
+	123, // 112: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 113: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 114: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	124, // 115: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 116: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 117: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 118: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 119: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 120: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 121: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 122: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 123: limiquantix.agent.v1.ClipboardGetResponse.offered:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 124: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 125: limiquantix.agent.v1.ClipboardChangedEvent.offered:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 126: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 127: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 128: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 129: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 130: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 131: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 132: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 133: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 134: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 135: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 136: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 137: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 138: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	125, // 139: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 140: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 141: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 142: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 143: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 144: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 145: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 146: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	147, // [147:147] is the sub-list for method output_type
+	147, // [147:147] is the sub-list for method input_type
+	147, // [147:147] is the sub-list for extension type_name
+	147, // [147:147] is the sub-list for extension extendee
+	0,   // [0:147] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8678,8 +8868,10 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
+	file_clipboard_proto_init()
 	file_clock_proto_init()
 	file_common_proto_init()
+	file_display_proto_init()
 	file_exec_proto_init()
 	file_netplan_proto_init()
 	file_power_proto_init()
@@ -8754,6 +8946,9 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobs)(nil),
 		(*AgentMessage_GetStatus)(nil),
 		(*AgentMessage_CleanTransactions)(nil),
+		(*AgentMessage_ListDisplays)(nil),
+		(*AgentMessage_DisplayLayout)(nil),
+		(*AgentMessage_ClipboardWatch)(nil),
 		(*AgentMessage_Trim)(nil),
 		(*AgentMessage_Network)(nil),
 		(*AgentMessage_Wait)(nil),
@@ -8767,6 +8962,9 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListJobsResponse)(nil),
 		(*AgentMessage_GetStatusResponse)(nil),
 		(*AgentMessage_CleanTransactionsResponse)(nil),
+		(*AgentMessage_ListDisplaysResponse)(nil),
+		(*AgentMessage_DisplayLayoutResponse)(nil),
+		(*AgentMessage_ClipboardWatchResponse)(nil),
 		(*AgentMessage_TrimResponse)(nil),
 		(*AgentMessage_NetworkResponse)(nil),
 		(*AgentMessage_WaitResponse)(nil),
@@ -8775,6 +8973,7 @@ func file_agent_proto_init() {
 	}
 	file_agent_proto_msgTypes[8].OneofWrappers = []any{}
 	file_agent_proto_msgTypes[11].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[38].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -217,6 +217,8 @@ type GetStatusResponse struct {
 	BootId string `protobuf:"bytes,21,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// How far the first-boot scripts are.
 	FirstBoot *FirstBoot `protobuf:"bytes,22,opt,name=first_boot,json=firstBoot,proto3" json:"first_boot,omitempty"`
+	// The desktop in front.
+	Desktop *DesktopStatus `protobuf:"bytes,23,opt,name=desktop,proto3" json:"desktop,omitempty"`
 	// Where an update of the agent stands.
 	Update *UpdateStatus `protobuf:"bytes,24,opt,name=update,proto3" json:"update,omitempty"`
 	// What hosts have frozen.
@@ -405,6 +407,13 @@ func (x *GetStatusResponse) GetBootId() string {
 func (x *GetStatusResponse) GetFirstBoot() *FirstBoot {
 	if x != nil {
 		return x.FirstBoot
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetDesktop() *DesktopStatus {
+	if x != nil {
+		return x.Desktop
 	}
 	return nil
 }
@@ -893,8 +902,8 @@ var File_status_proto protoreflect.FileDescriptor
 
 const file_status_proto_rawDesc = "" +
 	"\n" +
-	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\vpower.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fupdate.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc6\b\n" +
+	"\fstatus.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rdesktop.proto\x1a\vpower.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fupdate.proto\"\x12\n" +
+	"\x10GetStatusRequest\"\x85\t\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x14\n" +
@@ -920,7 +929,8 @@ const file_status_proto_rawDesc = "" +
 	"\x10pending_shutdown\x18\x14 \x01(\v2%.limiquantix.agent.v1.PendingShutdownR\x0fpendingShutdown\x12\x17\n" +
 	"\aboot_id\x18\x15 \x01(\tR\x06bootId\x12>\n" +
 	"\n" +
-	"first_boot\x18\x16 \x01(\v2\x1f.limiquantix.agent.v1.FirstBootR\tfirstBoot\x12:\n" +
+	"first_boot\x18\x16 \x01(\v2\x1f.limiquantix.agent.v1.FirstBootR\tfirstBoot\x12=\n" +
+	"\adesktop\x18\x17 \x01(\v2#.limiquantix.agent.v1.DesktopStatusR\adesktop\x12:\n" +
 	"\x06update\x18\x18 \x01(\v2\".limiquantix.agent.v1.UpdateStatusR\x06update\x12:\n" +
 	"\x06frozen\x18\x1e \x03(\v2\".limiquantix.agent.v1.FrozenStatusR\x06frozen\"u\n" +
 	"\tFirstBoot\x12:\n" +
@@ -1001,9 +1011,10 @@ var file_status_proto_goTypes = []any{
 	(*StatusLine)(nil),            // 10: limiquantix.agent.v1.StatusLine
 	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 	(*PendingShutdown)(nil),       // 12: limiquantix.agent.v1.PendingShutdown
-	(*UpdateStatus)(nil),          // 13: limiquantix.agent.v1.UpdateStatus
-	(*FrozenStatus)(nil),          // 14: limiquantix.agent.v1.FrozenStatus
-	(*TransactionInfo)(nil),       // 15: limiquantix.agent.v1.TransactionInfo
+	(*DesktopStatus)(nil),         // 13: limiquantix.agent.v1.DesktopStatus
+	(*UpdateStatus)(nil),          // 14: limiquantix.agent.v1.UpdateStatus
+	(*FrozenStatus)(nil),          // 15: limiquantix.agent.v1.FrozenStatus
+	(*TransactionInfo)(nil),       // 16: limiquantix.agent.v1.TransactionInfo
 }
 var file_status_proto_depIdxs = []int32{
 	11, // 0: limiquantix.agent.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
@@ -1017,21 +1028,22 @@ var file_status_proto_depIdxs = []int32{
 	11, // 8: limiquantix.agent.v1.GetStatusResponse.now:type_name -> google.protobuf.Timestamp
 	12, // 9: limiquantix.agent.v1.GetStatusResponse.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
 	4,  // 10: limiquantix.agent.v1.GetStatusResponse.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	13, // 11: limiquantix.agent.v1.GetStatusResponse.update:type_name -> limiquantix.agent.v1.UpdateStatus
-	14, // 12: limiquantix.agent.v1.GetStatusResponse.frozen:type_name -> limiquantix.agent.v1.FrozenStatus
-	0,  // 13: limiquantix.agent.v1.FirstBoot.state:type_name -> limiquantix.agent.v1.FirstBootState
-	6,  // 14: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
-	11, // 15: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
-	11, // 16: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
-	15, // 17: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
-	10, // 18: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
-	11, // 19: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
-	11, // 20: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	13, // 11: limiquantix.agent.v1.GetStatusResponse.desktop:type_name -> limiquantix.agent.v1.DesktopStatus
+	14, // 12: limiquantix.agent.v1.GetStatusResponse.update:type_name -> limiquantix.agent.v1.UpdateStatus
+	15, // 13: limiquantix.agent.v1.GetStatusResponse.frozen:type_name -> limiquantix.agent.v1.FrozenStatus
+	0,  // 14: limiquantix.agent.v1.FirstBoot.state:type_name -> limiquantix.agent.v1.FirstBootState
+	6,  // 15: limiquantix.agent.v1.PortStatus.sessions:type_name -> limiquantix.agent.v1.SessionStatus
+	11, // 16: limiquantix.agent.v1.SessionStatus.since:type_name -> google.protobuf.Timestamp
+	11, // 17: limiquantix.agent.v1.SessionStatus.last_heard:type_name -> google.protobuf.Timestamp
+	16, // 18: limiquantix.agent.v1.JournalStatus.open:type_name -> limiquantix.agent.v1.TransactionInfo
+	10, // 19: limiquantix.agent.v1.JournalStatus.recovered:type_name -> limiquantix.agent.v1.StatusLine
+	11, // 20: limiquantix.agent.v1.ConfigStatus.loaded:type_name -> google.protobuf.Timestamp
+	11, // 21: limiquantix.agent.v1.StatusLine.at:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_status_proto_init() }
@@ -1039,6 +1051,7 @@ func file_status_proto_init() {
 	if File_status_proto != nil {
 		return
 	}
+	file_desktop_proto_init()
 	file_power_proto_init()
 	file_quiesce_proto_init()
 	file_script_proto_init()

@@ -67,6 +67,25 @@ func OpenPeer(ctx context.Context, path string) (*Conn, error) {
 	})
 }
 
+// OpenSession connects to the bus of a user's session at a D-Bus address, as Open does to the system bus. Only its user may.
+func OpenSession(ctx context.Context, address string) (*Conn, error) {
+	return open(ctx, "the session bus", "there is no D-Bus session bus", func(ctx context.Context) (*dbus.Conn, error) {
+		conn, err := dbus.Dial(address, dbus.WithContext(ctx))
+		if err != nil {
+			return nil, err
+		}
+		err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))})
+		if err == nil {
+			err = conn.Hello()
+		}
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return conn, nil
+	})
+}
+
 func open(ctx context.Context, name, none string, dial func(context.Context) (*dbus.Conn, error)) (*Conn, error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	late := time.AfterFunc(Timeout, func() { stop(silent(name, nil)) })

@@ -45,6 +45,8 @@ func arguments(op builtins.Op) string {
 	for _, name := range op.Script.Args {
 		list.WriteString(", ")
 		switch field := op.In.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(name)); {
+		case field.IsList() && field.Kind() == protoreflect.MessageKind:
+			list.WriteString("{{}}")
 		case field.IsList():
 			list.WriteString(`{"/x"}`)
 		case field.IsMap(), field.Kind() == protoreflect.MessageKind:

@@ -136,9 +136,9 @@ func TestFaultsThatAreFoundByThemselves(t *testing.T) {
 			cases:  `test.command("make", {write = {["/opt/b"] = ""}}) return {run = function() test.run() end}`,
 			run:    "run", want: "does not name in touches",
 		},
-		"a failing script":  {script: `error("no")`, want: "site.lua:1: no"},
-		"a parameter":       {script: `return script {name = "site", params = {a = {type = "ip", required = true}}, run = function() end}`, want: "it requires a, so it needs a test file, site_test.lua"},
-		"what is not there": {script: `clipboard.get()`, want: "this agent does not have it"},
+		"a failing script":     {script: `error("no")`, want: "site.lua:1: no"},
+		"a parameter":          {script: `return script {name = "site", params = {a = {type = "ip", required = true}}, run = function() end}`, want: "it requires a, so it needs a test file, site_test.lua"},
+		"what needs a desktop": {script: `clipboard.get()`, want: "there is no desktop in a tree that is not booted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.run == "" {

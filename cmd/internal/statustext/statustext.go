@@ -63,6 +63,7 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 	for _, f := range s.Frozen {
 		rows = append(rows, []string{"frozen", fmt.Sprintf("%s, since %s, until %s", strings.Join(f.MountPoints, ", "), age(s.Now, f.Since), f.Until.AsTime().UTC().Format(time.TimeOnly))})
 	}
+	rows = append(rows, desktopRows(s.Desktop)...)
 	rows = append(rows, portRows(s)...)
 	rows = append(rows, journalRows(s.Journal)...)
 	for _, layer := range s.Sandbox {
@@ -111,6 +112,21 @@ func updateRows(s *pb.GetStatusResponse) (rows [][]string) {
 		rows = append(rows, []string{"last update", words})
 	}
 	return rows
+}
+
+// desktopRows tells of the desktop in front; none where none was looked for.
+func desktopRows(d *pb.DesktopStatus) [][]string {
+	if d.GetType() == "" {
+		return nil
+	}
+	words := strings.TrimSpace(d.Type + " session of " + d.User + " " + d.Seat)
+	if d.Locked {
+		words += ", locked"
+	}
+	if d.Reason != "" {
+		words += ": " + d.Reason
+	}
+	return [][]string{{"desktop", words}}
 }
 
 func shutdownRows(p *pb.PendingShutdown) [][]string {

@@ -77,3 +77,24 @@ func TestLine(t *testing.T) {
 		}
 	}
 }
+
+func TestTheDesktopInFront(t *testing.T) {
+	for _, c := range []struct {
+		desktop *pb.DesktopStatus
+		want    string
+	}{
+		{nil, ""}, {&pb.DesktopStatus{Reason: "there is none"}, ""},
+		{&pb.DesktopStatus{Type: "x11", User: "alice", Seat: "seat0"}, "x11 session of alice seat0"},
+		{&pb.DesktopStatus{Type: "wayland", User: "bob", Locked: true, Reason: "no"}, "wayland session of bob, locked: no"},
+	} {
+		got := ""
+		for _, row := range Rows(&pb.GetStatusResponse{Desktop: c.desktop}) {
+			if row[0] == "desktop" {
+				got = row[1]
+			}
+		}
+		if got != c.want {
+			t.Errorf("%v: %q, want %q", c.desktop, got, c.want)
+		}
+	}
+}

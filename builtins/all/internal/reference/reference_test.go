@@ -36,7 +36,7 @@ func TestReferenceTellsAll(t *testing.T) {
 	ops, stubs := string(files["builtins/all/OPS.md"]), string(files["scripts/stubs/quantix.lua"])
 	for _, words := range []string{
 		"### file.write(path, content, [options])", "| `backup` | boolean | Keep what was there as path.bak. |", "Gives `changed` (boolean)",
-		"syntax of RE2", "### file.chown(path, [owner], [group])", "`clipboard`",
+		"syntax of RE2", "### file.chown(path, [owner], [group])", "### clipboard.get([type], [options])",
 	} {
 		if !strings.Contains(ops, words) {
 			t.Errorf("OPS.md lacks %q", words)

@@ -72,6 +72,9 @@ func (d *description) markdown() []byte {
 		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", c.name, sentence(c.text))
 		rows(&b, "field", c.fields)
 	}
+	if len(d.unsupported) == 0 {
+		return []byte(b.String())
+	}
 	fmt.Fprintf(&b, "\n## Not there\n\nThese raise an error of kind `unsupported`: %s.\n", "`"+strings.Join(d.unsupported, "`, `")+"`")
 	return []byte(b.String())
 }

@@ -39,9 +39,10 @@ var rules = []rule{
 	{"", []string{"log", "log/slog"}, nil, "logs are written by zap"},
 	{"", []string{"github.com/shirou/gopsutil…"}, []string{"builtins/telemetry", "builtins/inventory", "builtins/internal/facts"}, "measuring the guest is their work"},
 	{"", []string{"gopkg.in/yaml.v3…", "gopkg.in/yaml.v2…", "go.yaml.in…", "sigs.k8s.io/yaml…"}, []string{"builtins/netplan", "runtime/policy", "runtime/config", "runtime/sandbox/lua"}, "YAML is configuration"},
-	{"", []string{"os/exec"}, []string{"builtins/internal/proc", "runtime/sandbox", "cmd/quantix-kvm-ctl", "cmd/internal/scripttest", "cmd/internal/rig…"}, "children are started in two places of the agent"},
+	{"", []string{"os/exec"}, []string{"builtins/internal/proc", "runtime/sandbox", "cmd/quantix-kvm-ctl", "cmd/internal/scripttest", "cmd/internal/rig…", "builtins/internal/desktoptest"}, "children are started in two places of the agent"},
 	{"", []string{"github.com/spf13…"}, []string{"cmd…"}, "command lines are main's"},
 	{"", []string{module + "cmd/internal/rig…"}, []string{"cmd/internal/rig…"}, "what only tests need is no part of a program"},
+	{"", []string{module + "builtins/internal/desktoptest"}, nil, "what only tests need is no part of a program"},
 
 	{"builtins…", []string{module + "runtime…", module + "wire", module + "wire/client…", module + "wire/port…", module + "wire/qga…", module + "cmd…", module + "scripts…"}, nil, "an operation does not know who calls it"},
 	{"builtins", []string{module + "builtins/… but " + module + "builtins/fsys"}, nil, "the table knows no room"},
@@ -58,7 +59,7 @@ var rules = []rule{
 	{"runtime/agent", []string{"flag", "os", "syscall"}, nil, "the agent does not touch the guest"},
 
 	{"scripts", []string{module + "…"}, nil, "the bundled scripts are files"},
-	{"cmd/quantix-kvm-ctl", []string{module + "builtins…", module + "runtime…"}, nil, "the host's tool knows the client alone"},
+	{"cmd/quantix-kvm-ctl", []string{module + "builtins… but " + module + "builtins/clipboard/local", module + "runtime…"}, nil, "the host's tool knows the client alone, and the clipboard of the desktop that it is in"},
 	{"cmd/internal/core", []string{"flag", "github.com/spf13…", "go.uber.org/zap…", module + "runtime/agent", module + "runtime/config", module + "wire/port"}, nil, "flags, configuration, logs and channels are main's"},
 }
 

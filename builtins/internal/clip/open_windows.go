@@ -1,0 +1,12 @@
+package clip
+
+import (
+	"context"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+)
+
+// Open opens the clipboard of the session of this process.
+func Open(context.Context, func(string) string) (Backend, error) {
+	return nil, fault.Unsupported("the clipboard is not served on Windows")
+}
