@@ -56,12 +56,22 @@ type Object struct{ Kind, Name string }
 // String returns the object as kind:name.
 func (o Object) String() string { return o.Kind + ":" + o.Name }
 
-// Subject returns what a request is about, as people call it: its command, else its first object, else its first path; empty
-// where it has none of these.
+// maxSubject is the length of the longest command that Subject gives whole, in bytes.
+const maxSubject = 4 << 10
+
+// Subject returns what a request is about, as people call it: its command, of a very long one the program, else its first
+// object, else its first path; empty where it has none of these.
 func (a Access) Subject() string {
 	switch {
 	case len(a.Commands) > 0:
-		return text.Quote(a.Commands[0].Argv)
+		argv, length := a.Commands[0].Argv, 0
+		for _, arg := range argv {
+			length += len(arg)
+		}
+		if length > maxSubject {
+			return text.Quote(argv[:1]) + " …"
+		}
+		return text.Quote(argv)
 	case len(a.Objects) > 0:
 		return a.Objects[0].String()
 	}

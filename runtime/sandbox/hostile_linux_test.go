@@ -19,6 +19,9 @@ import (
 // countsCPU: the processor time of a runner is known.
 func countsCPU() bool { return true }
 
+// hangsUp: a runner can close its connection.
+func hangsUp() bool { return true }
+
 // runnerConn is a runner's connection to its agent.
 func runnerConn() *os.File { return os.NewFile(3, "agent") }
 

@@ -208,6 +208,9 @@ func TestHostileRunners(t *testing.T) {
 		{"exit", "internal", "exit status 0"},
 	} {
 		t.Run(c.how, func(t *testing.T) {
+			if c.how == "hang up" && !hangsUp() {
+				t.Skip("Wine keeps the connection of a runner open that closes it: such a one ends with the wall time")
+			}
 			pool := hostilePool(t, c.how, sandbox.Limits{Calls: 10})
 			if strings.HasPrefix(c.how, "flood") || c.how == "mute" {
 				pool = hostilePool(t, c.how, sandbox.Limits{Wall: 500 * time.Millisecond})

@@ -22,6 +22,9 @@ func otherMain(string) {}
 // countsCPU: Wine says of another process that it has used a few milliseconds, whatever it does.
 func countsCPU() bool { return !confine.Wine() }
 
+// hangsUp: a runner can close its connection.
+func hangsUp() bool { return !confine.Wine() }
+
 // runnerConn is a runner's connection to its agent.
 func runnerConn() *os.File { return os.Stdin }
 
