@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -36,16 +35,16 @@ import (
 // applyFlags are the flags of apply.
 type applyFlags struct {
 	params, secrets, attach, modules []string
-	paramsFile, lock                 string
-	dryRun, json, quiet              bool
+	paramsFile, lock, image          string
+	dryRun, drift, json, quiet       bool
 	timeout                          time.Duration
 }
 
 func applyCommand(f *flags) *cobra.Command {
 	var a applyFlags
 	c := &cobra.Command{
-		Use:   "apply --root DIR SCRIPT...",
-		Short: "run scripts as transactions on a tree that is not booted, without a daemon",
+		Use:   "apply {--root DIR | --image FILE} SCRIPT...",
+		Short: "run scripts as transactions on a tree or image that is not booted, without a daemon",
 		Long: `apply runs scripts on the tree below --root, as on an image that is mounted there, one after another and each as one
 transaction: all of it happens, or nothing does. The first one that fails ends apply; those before it stay. What a script
 that failed had changed is as it was: content, owners, modes, times and links.
@@ -65,6 +64,12 @@ PARAMETERS
   --params FILE        a JSON object of both kinds; "-" is standard input
   --secret KEY         as with quantix-kvm-ctl run: KEY=@FILE, KEY=env:NAME, or KEY alone, which asks
 
+IMAGES
+  --image FILE mounts an image, raw or qcow2, and works on its tree: on the one file system that has an os-release, with what its
+  fstab has below it. Nothing else sees the mounts, and they end with apply, however it ends. That needs root, and for qcow2
+  qemu-storage-daemon. An image that is in use, or whose file systems were not unmounted, is refused. With --dry-run and --drift
+  the image is read, and not changed by a byte. LVM, LUKS and RAID are not supported.
+
 REPRODUCIBLE IMAGES
   --lock FILE writes which scripts ran, by their SHA-256, and with which parameters. Where the file is there already, and says
   anything else, nothing is run. Where the environment has SOURCE_DATE_EPOCH, what apply changed carries no later time.
@@ -74,8 +79,10 @@ EXIT STATUS
   1  something else failed: the tree cannot be used, a file cannot be read, --lock says otherwise
   4  a script was refused, and nothing of it ran
   5  a script failed, and everything it did is undone
-  6  a script failed, and not everything is undone: the list says what`,
+  6  a script failed, and not everything is undone: the list says what
+  7  with --drift: something is not as scripts want it; commands whose effect cannot be foretold do not count`,
 		Example: `  quantix-kvm-agent apply --root /mnt/image sshd-hardening ./site.lua -p port=8443
+  quantix-kvm-agent apply --image disk.qcow2 ./site.lua --drift --json || alert
   quantix-kvm-agent apply --root ./tree ./site.lua -p site.title='"7"' --lock site.lock --json`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -89,6 +96,8 @@ EXIT STATUS
 	c.Flags().StringArrayVar(&a.secrets, "secret", nil, "pass a secret: `key`, key=@file or key=env:NAME; may be repeated")
 	c.Flags().StringArrayVar(&a.attach, "attach", nil, "send a file along with each script, `name=file`; may be repeated")
 	c.Flags().BoolVarP(&a.dryRun, "dry-run", "n", false, "tell what would change, and change nothing")
+	c.Flags().BoolVar(&a.drift, "drift", false, "as --dry-run, with an exit status that says whether anything would change")
+	c.Flags().StringVar(&a.image, "image", "", "work on the tree of a disk image, a raw or qcow2 `file`")
 	c.Flags().StringVar(&a.lock, "lock", "", "record scripts and parameters in a `file`, or hold them against it")
 	c.Flags().DurationVar(&a.timeout, "timeout", 0, "bound each script to this `time` (default what it declares, else 300 s)")
 	c.Flags().BoolVar(&a.json, "json", false, "print a report of all scripts as JSON")
@@ -116,17 +125,33 @@ type wanted struct {
 type applied struct {
 	Script string          `json:"script"`
 	SHA256 string          `json:"sha256"`
+	Drift  *bool           `json:"drift,omitempty"` // of a dry run
 	Reply  json.RawMessage `json:"reply"`
 }
 
-// applyScripts runs scripts on the tree below f.root.
-func applyScripts(ctx context.Context, in scriptreport.Input, out io.Writer, f flags, a applyFlags, arguments []string) (err error) {
+// applyScripts runs scripts on the tree below f.root, or on an image.
+func applyScripts(
+	ctx context.Context, in scriptreport.Input, out io.Writer, f flags, a applyFlags, arguments []string,
+) (err error) {
+	a.dryRun = a.dryRun || a.drift
+	if a.image != "" {
+		return applyImage(ctx, in, out, f, a, arguments)
+	}
 	if f.root == rootDir {
-		return errors.New("apply works on a tree: give its --root; in a guest that runs, an agent runs scripts for its host")
+		return errors.New("apply works on a tree: give its --root or --image; " +
+			"in a guest that runs, an agent runs scripts for its host")
 	}
 	if f, err = f.forTree(); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, f.forget(err)) }()
+	return applyTree(ctx, in, out, f, a, arguments, []string{f.root})
+}
+
+// applyTree runs scripts on the tree below f.root, which has the file systems at mounts.
+func applyTree(
+	ctx context.Context, in scriptreport.Input, out io.Writer, f flags, a applyFlags, arguments, mounts []string,
+) (err error) {
 	pool := sandbox.New(sandbox.Config{})
 	defer pool.Close()
 	found := library(f.root, config.Default().Script.Source)
@@ -142,11 +167,12 @@ func applyScripts(ctx context.Context, in scriptreport.Input, out io.Writer, f f
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, inside.Close(), f.forget(err)) }()
+	defer func() { err = errors.Join(err, inside.Close()) }()
 	if err := recoverTree(ctx, inside, in.Stderr); err != nil {
 		return err
 	}
-	var report []applied
+	report := applyReport{Root: f.root, Image: a.image}
+	differ := 0
 	for _, w := range list {
 		reply, err := w.run(ctx, inside)
 		if err != nil {
@@ -155,22 +181,32 @@ func applyScripts(ctx context.Context, in scriptreport.Input, out io.Writer, f f
 		if !a.quiet {
 			tellApplied(in.Stderr, w, reply)
 		}
-		line, err := w.report(reply)
+		line, err := w.report(reply, a.dryRun)
 		if err != nil {
 			return err
 		}
-		report = append(report, line)
+		report.Scripts = append(report.Scripts, line)
 		if code := scriptreport.ExitCode(reply); code != 0 {
 			err = &exitError{errors.New(w.argument + ": " + scriptreport.ErrorText(reply.Error)), code}
-			return errors.Join(err, tellReport(out, a.json, f.root, report))
+			return errors.Join(err, report.tell(out, a.json))
+		}
+		if line.Drift != nil && *line.Drift {
+			differ++
 		}
 	}
 	if !a.dryRun {
-		if err := errors.Join(lock.write(), clampTimes(f.root, os.Getenv("SOURCE_DATE_EPOCH"))); err != nil {
+		err := lock.write()
+		for _, dir := range mounts {
+			err = errors.Join(err, clampTimes(dir, os.Getenv("SOURCE_DATE_EPOCH")))
+		}
+		if err != nil {
 			return err
 		}
 	}
-	return tellReport(out, a.json, f.root, report)
+	if err := report.tell(out, a.json); err != nil || !a.drift || differ == 0 {
+		return err
+	}
+	return &exitError{fmt.Errorf("not as wanted: %s of %d", human.Plural(differ, "script"), len(list)), scriptreport.DriftExit}
 }
 
 // forTree returns the flags for a tree that is not booted: its state is outside of it, by the name of the tree.
@@ -186,23 +222,29 @@ func (f flags) forTree() (flags, error) {
 		return f, fmt.Errorf("%s is not a directory", root)
 	}
 	f.root = root
-	if f.state == "" {
-		base := filepath.Dir(config.StateDir)
-		if os.Geteuid() != 0 {
-			if base, err = userState(); err != nil {
-				return f, err
-			}
-		}
-		sum := sha256.Sum256([]byte(root))
-		f.state = filepath.Join(base, "quantix-kvm-apply", hex.EncodeToString(sum[:8]))
-	}
-	if f.state, err = filepath.Abs(f.state); err != nil {
+	if f.state, err = f.stateOf(root); err != nil {
 		return f, err
 	}
 	if len(f.below(f.state)) > 0 {
 		return f, fmt.Errorf("--state %s lies in the tree; it must be outside", f.state)
 	}
 	return f, nil
+}
+
+// stateOf returns where the state of a tree or an image is kept: in --state, else by its path.
+func (f flags) stateOf(path string) (string, error) {
+	if f.state != "" {
+		return filepath.Abs(f.state)
+	}
+	base := filepath.Dir(config.StateDir)
+	if os.Geteuid() != 0 {
+		var err error
+		if base, err = userState(); err != nil {
+			return "", err
+		}
+	}
+	sum := sha256.Sum256([]byte(path))
+	return filepath.Join(base, "quantix-kvm-apply", hex.EncodeToString(sum[:8])), nil
 }
 
 // userState is where a user's programs keep what must survive, as the XDG Base Directory Specification says.
@@ -220,16 +262,24 @@ func (f flags) forget(failed error) error {
 	if failed != nil && (!errors.As(failed, &exit) || exit.code == 6) {
 		return nil
 	}
-	for _, dir := range []string{"open", "kept"} {
-		if left, err := os.ReadDir(filepath.Join(f.state, "tx", dir)); err == nil && len(left) > 0 {
-			return nil
-		}
+	if f.unfinished() {
+		return nil
 	}
 	if err := os.RemoveAll(f.state); err != nil {
 		return err
 	}
 	_ = os.Remove(filepath.Dir(f.state)) // it stays where it has the state of another tree
 	return nil
+}
+
+// unfinished reports whether the state has transactions that must be taken back, or could not be.
+func (f flags) unfinished() bool {
+	for _, dir := range []string{"open", "kept"} {
+		if left, err := os.ReadDir(filepath.Join(f.state, "tx", dir)); err == nil && len(left) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // openTree opens the inside of an agent on a tree. The tree may get another machine-id meanwhile, and belongs to no boot.
@@ -267,7 +317,7 @@ func recoverTree(ctx context.Context, inside *core.Core, w io.Writer) error {
 func wantedScripts(
 	ctx context.Context, pool *sandbox.Pool, found *script.Library, in scriptreport.Input, a applyFlags, arguments []string,
 ) (list []*wanted, err error) {
-	modules, err := readModules(a.modules)
+	modules, err := scriptreport.Modules(a.modules)
 	if err != nil {
 		return nil, err
 	}
@@ -279,7 +329,7 @@ func wantedScripts(
 	if err != nil {
 		return nil, err
 	}
-	attachments, err := readAttachments(a.attach)
+	attachments, err := scriptreport.Attachments(a.attach)
 	if err != nil {
 		return nil, err
 	}
@@ -295,21 +345,6 @@ func wantedScripts(
 		list = append(list, w)
 	}
 	return list, giveParams(list, params.AsMap(), secrets)
-}
-
-func readAttachments(pairs []string) (list []*pb.Attachment, err error) {
-	for _, pair := range pairs {
-		name, path, ok := strings.Cut(pair, "=")
-		if !ok || name == "" || path == "" {
-			return nil, fmt.Errorf("--attach %s is not name=file", pair)
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, &pb.Attachment{Name: name, Data: data})
-	}
-	return list, nil
 }
 
 // read reads the source and what it declares.
@@ -420,22 +455,14 @@ func (w *wanted) digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (w *wanted) report(reply *pb.RunScriptResponse) (applied, error) {
-	text, err := toJSON(reply)
-	return applied{w.name, w.digest(), text}, err
-}
-
-// toJSON returns compact JSON. protojson adds blanks at random places on purpose; they are removed.
-func toJSON(m proto.Message) (json.RawMessage, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	if err != nil {
-		return nil, err
+func (w *wanted) report(reply *pb.RunScriptResponse, dryRun bool) (applied, error) {
+	text, err := scriptreport.JSON(reply)
+	a := applied{Script: w.name, SHA256: w.digest(), Reply: text}
+	if would, _ := scriptreport.Foretold(reply.Changes); dryRun {
+		drift := would > 0
+		a.Drift = &drift
 	}
-	var value any
-	if err := json.Unmarshal(text, &value); err != nil {
-		return nil, err
-	}
-	return json.Marshal(value)
+	return a, err
 }
 
 // tellApplied prints what became of a script.
@@ -448,13 +475,20 @@ func tellApplied(w io.Writer, s *wanted, reply *pb.RunScriptResponse) {
 	scriptreport.Status(w, reply)
 }
 
-// tellReport prints the report of all scripts as one line of JSON.
-func tellReport(out io.Writer, asked bool, root string, list []applied) error {
+// applyReport is what --json prints.
+type applyReport struct {
+	Root    string    `json:"root"`
+	Image   string    `json:"image,omitempty"`
+	Scripts []applied `json:"scripts"`
+}
+
+// tell prints the report of all scripts as one line of JSON, where it was asked for.
+func (r applyReport) tell(out io.Writer, asked bool) error {
 	if !asked {
 		return nil
 	}
-	return json.NewEncoder(out).Encode(struct {
-		Root    string    `json:"root"`
-		Scripts []applied `json:"scripts"`
-	}{root, list})
+	if r.Image != "" {
+		r.Root = "/" // where it was mounted says nothing to anybody
+	}
+	return json.NewEncoder(out).Encode(r)
 }

@@ -28,8 +28,8 @@ const siteScript = `return script {
   end,
 }`
 
-// applyTree makes a tree and scripts, and returns what runs apply on it.
-func applyTree(t *testing.T) (root, dir string, apply func(args ...string) (out string, code int)) {
+// makeTree makes a tree and scripts, and returns what runs apply on it.
+func makeTree(t *testing.T) (root, dir string, apply func(args ...string) (out string, code int)) {
 	t.Helper()
 	root, dir = scratch(t), t.TempDir()
 	files := map[string]string{
@@ -56,7 +56,7 @@ func applyTree(t *testing.T) (root, dir string, apply func(args ...string) (out 
 }
 
 func TestApply(t *testing.T) {
-	root, dir, apply := applyTree(t)
+	root, dir, apply := makeTree(t)
 	site, other, lock := filepath.Join(dir, "site.lua"), filepath.Join(dir, "other.lua"), filepath.Join(dir, "lock")
 	before := picture(t, root)
 
@@ -125,7 +125,7 @@ func TestApply(t *testing.T) {
 
 // A script that fails, or whose apply is killed, leaves nothing behind.
 func TestApplyTakesBack(t *testing.T) {
-	root, dir, apply := applyTree(t)
+	root, dir, apply := makeTree(t)
 	site := filepath.Join(dir, "site.lua")
 	before := picture(t, root)
 	if out, code := apply(site, "-p", "port=666"); code != 5 || !strings.Contains(out, "everything is as it was") {
@@ -176,7 +176,7 @@ func TestApplyIsReproducible(t *testing.T) {
 	t.Setenv("SOURCE_DATE_EPOCH", "1700000000")
 	var pictures []string
 	for range 2 {
-		root, dir, apply := applyTree(t)
+		root, dir, apply := makeTree(t)
 		if out, code := apply(filepath.Join(dir, "site.lua")); code != 0 {
 			t.Fatal(out)
 		}

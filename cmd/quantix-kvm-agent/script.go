@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -51,23 +52,6 @@ func moduleFlag(c *cobra.Command, modules *[]string) {
 	c.Flags().StringArrayVar(modules, "module", nil, "a module for require that is sent along with each script, `name=file`; may be repeated")
 }
 
-// readModules reads what --module names.
-func readModules(named []string) (map[string][]byte, error) {
-	modules := map[string][]byte{}
-	for _, text := range named {
-		name, file, ok := strings.Cut(text, "=")
-		if !ok || name == "" {
-			return nil, fmt.Errorf("--module %s is not name=file", text)
-		}
-		source, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		modules[name] = source
-	}
-	return modules, nil
-}
-
 // look has a runner look at one script: nothing of one is compiled here.
 func look(ctx context.Context, pool *sandbox.Pool, start *pb.RunnerStart) sandbox.Outcome {
 	return pool.Run(ctx, sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
@@ -77,7 +61,7 @@ func look(ctx context.Context, pool *sandbox.Pool, start *pb.RunnerStart) sandbo
 
 // checkScripts prints the faults of scripts.
 func checkScripts(ctx context.Context, out io.Writer, files, named []string) error {
-	modules, err := readModules(named)
+	modules, err := scriptreport.Modules(named)
 	if err != nil {
 		return err
 	}

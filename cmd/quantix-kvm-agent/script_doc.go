@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/all"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -38,7 +39,7 @@ the head of a file comes along. Nothing of a script is run but its top level, wh
 
 // documentScripts prints one section for each script.
 func documentScripts(ctx context.Context, out io.Writer, files, named []string) error {
-	modules, err := readModules(named)
+	modules, err := scriptreport.Modules(named)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
 )
 
@@ -58,7 +59,7 @@ EXIT STATUS
 
 // testScripts tests scripts one after another.
 func testScripts(ctx context.Context, out io.Writer, files []string, f trialFlags) error {
-	modules, err := readModules(f.modules)
+	modules, err := scriptreport.Modules(f.modules)
 	if err != nil {
 		return err
 	}

@@ -126,7 +126,7 @@ func (a *app) drift(s *session, link *client.Link, scripts []string, requests []
 		if err := a.scriptOutcome(reply); err != nil {
 			return err
 		}
-		would, unknown := foretold(reply.Changes)
+		would, unknown := scriptreport.Foretold(reply.Changes)
 		if would > 0 {
 			differ++
 		}
@@ -152,18 +152,6 @@ func (a *app) drift(s *session, link *client.Link, scripts []string, requests []
 		return &failure{code: exitDrift}
 	}
 	return &failure{exitDrift, errors.New("not as wanted: " + plural(differ, "script") + " of " + fmt.Sprint(len(requests)))}
-}
-
-// foretold counts the changes that would be made, and those of which that cannot be said.
-func foretold(changes []*pb.Change) (would, unknown int) {
-	for _, c := range changes {
-		if c.State == pb.ChangeState_CHANGE_STATE_UNKNOWN {
-			unknown++
-		} else {
-			would++
-		}
-	}
-	return would, unknown
 }
 
 func (a *app) printDrift(script string, reply *pb.RunScriptResponse, would, unknown int) {

@@ -22,7 +22,7 @@ const (
 	exitRefused       = 4
 	exitRolledBack    = 5
 	exitPartial       = 6
-	exitDrift         = 7 // of drift
+	exitDrift         = scriptreport.DriftExit // of drift
 	exitTimeout       = 124
 	exitExecFailed    = 125 // of exec
 	exitCannotExecute = 126 // of exec

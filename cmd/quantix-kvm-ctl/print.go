@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/human"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 )
 
 // printPretty prints a value as JSON with two spaces of indentation.
@@ -45,17 +46,7 @@ func (a *app) printJSON(v any) error {
 }
 
 // toJSON returns compact JSON.
-func toJSON(v any) (json.RawMessage, error) {
-	m, ok := v.(proto.Message)
-	if !ok {
-		var b bytes.Buffer
-		e := json.NewEncoder(&b)
-		e.SetEscapeHTML(false)
-		err := e.Encode(v)
-		return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
-	}
-	return messageJSON(m)
-}
+func toJSON(v any) (json.RawMessage, error) { return scriptreport.JSON(v) }
 
 // listJSON returns the messages as a JSON array.
 func listJSON[M proto.Message](list []M) ([]json.RawMessage, error) {

@@ -153,20 +153,10 @@ func (a *app) scriptRequest(script string, f *runFlags) (*pb.RunScriptRequest, e
 	if err != nil {
 		return nil, err
 	}
-	attachments, err := namedFiles("--attach", f.attach)
-	if err != nil {
+	if request.Attachments, err = scriptreport.Attachments(f.attach); err != nil {
 		return nil, err
 	}
-	for _, file := range attachments {
-		request.Attachments = append(request.Attachments, &pb.Attachment{Name: file.name, Data: file.data})
-	}
-	modules, err := namedFiles("--module", f.modules)
-	for _, file := range modules {
-		if request.Modules == nil {
-			request.Modules = map[string][]byte{}
-		}
-		request.Modules[file.name] = file.data
-	}
+	request.Modules, err = scriptreport.Modules(f.modules)
 	return request, err
 }
 
@@ -192,27 +182,6 @@ func (a *app) scriptSource(script string, request *pb.RunScriptRequest) (err err
 
 func isFile(script string) bool {
 	return strings.HasSuffix(script, ".lua") || strings.ContainsRune(script, '/') || strings.ContainsRune(script, os.PathSeparator)
-}
-
-// namedFile is what an argument name=file means.
-type namedFile struct {
-	name string
-	data []byte
-}
-
-func namedFiles(flag string, pairs []string) (files []namedFile, err error) {
-	for _, pair := range pairs {
-		name, path, ok := strings.Cut(pair, "=")
-		if !ok || name == "" || path == "" {
-			return nil, usage("%s %s is not name=file", flag, pair)
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, namedFile{name, data})
-	}
-	return files, nil
 }
 
 // runScript runs a script, and its check where there is one.

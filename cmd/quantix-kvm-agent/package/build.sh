@@ -6,6 +6,7 @@ set -eu -o pipefail
 OUT=$(mkdir -p "$1" && cd "$1" && pwd)
 export ARCH=$2 VERSION=$3
 flags=$4
+export GOAMD64=v1 # runs on every amd64 processor
 shift 4
 if [ $# = 0 ]; then set -- deb rpm apk tar; fi
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}

@@ -1,4 +1,4 @@
-package main
+package scriptreport
 
 import (
 	"bytes"
@@ -10,6 +10,18 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
+
+// JSON returns a value as compact JSON, a message with every field.
+func JSON(v any) (json.RawMessage, error) {
+	if m, ok := v.(proto.Message); ok {
+		return messageJSON(m)
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
 
 // messageJSON returns a message as compact JSON, with every field under its own name. Unlike protojson it writes 64-bit numbers
 // as numbers and the modes of files as octal text, which is how people and other tools write them.
