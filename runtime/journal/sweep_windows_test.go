@@ -55,9 +55,9 @@ func openGuest(state string) (*guest, error) {
 	g.journal, err = Open(Config{
 		Dir: state, Root: files, Version: "test",
 		MachineID: func() string { return "machine" }, BootID: func() string { return "boot" },
-		Run: func(ctx context.Context, op string, args proto.Message) error {
-			_, err := g.table.Script(op).Call(ctx, &builtins.Call{}, args)
-			return err
+		Run: func(ctx context.Context, op string, args proto.Message) (idle bool, err error) {
+			_, err = g.table.Script(op).Call(ctx, &builtins.Call{}, args)
+			return false, err
 		},
 	})
 	return g, err

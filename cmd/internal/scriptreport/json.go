@@ -120,7 +120,7 @@ func scalarJSON(token json.Token, field protoreflect.FieldDescriptor) []byte {
 			var mode uint32
 			if number, ok := token.(json.Number); ok && field.Name() == "mode" {
 				if _, err := fmt.Sscan(number.String(), &mode); err == nil {
-					return fmt.Appendf(nil, `"%04o"`, mode&permissionBits)
+					return fmt.Appendf(nil, `"%04o"`, mode&0o7777)
 				}
 			}
 		}
