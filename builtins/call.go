@@ -36,9 +36,8 @@ type Call struct {
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
-	// Contents is told, right behind Changed, what the file of a change with a diff held before and holds now; nil: not there. The
-	// slices stay as they are. Nil: nobody asks.
-	Contents func(change *pb.Change, old, new []byte)
+	// Contents is told, right behind Changed, what the file of a change with a diff held before and holds now. Nil: nobody asks.
+	Contents func(Contents)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
@@ -63,6 +62,15 @@ type Call struct {
 	MaxChunk int
 	// Scratch returns n bytes for the reply, which are used for others once that has been sent. Nil: make them. See Buffer.
 	Scratch func(n int) []byte
+}
+
+// Contents is what a change made of a file.
+type Contents struct {
+	Change *pb.Change
+	// Old and New are what the file held before and holds now, not to be written to; nil: it is not there.
+	Old, New []byte
+	// Diff makes the diff of two contents of the file; truncated says that it is not complete.
+	Diff func(old, new []byte) (text string, truncated bool)
 }
 
 // Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes

@@ -17,6 +17,7 @@ const maxContents = 2 << 20
 // edits are the changes of one file that follow each other: each found what the one before had left.
 type edits struct {
 	old     []byte
+	diff    func(old, new []byte) (text string, truncated bool)
 	changes []*pb.Change
 	news    [][]byte
 }
@@ -29,7 +30,8 @@ type contents struct {
 }
 
 // add takes note of what a change made of a file.
-func (c *contents) add(change *pb.Change, old, new []byte) {
+func (c *contents) add(told builtins.Contents) {
+	change, old, new := told.Change, told.Old, told.New
 	e := c.open[change.Target]
 	if e != nil && !(old != nil && change.Action == "modified" && bytes.Equal(e.news[len(e.news)-1], old)) {
 		c.end(change.Target)
@@ -48,7 +50,7 @@ func (c *contents) add(change *pb.Change, old, new []byte) {
 		if c.open == nil {
 			c.open = map[string]*edits{}
 		}
-		e = &edits{old: old}
+		e = &edits{old: old, diff: told.Diff}
 		c.open[change.Target] = e
 	}
 	e.changes, e.news = append(e.changes, change), append(e.news, new)
@@ -99,7 +101,7 @@ func (r *Run) Merged() []*pb.Change {
 			r.held.remove(change)
 			change.Diff = ""
 		}
-		builtins.SetDiff(first, e.old, e.news[len(e.news)-1])
+		first.Diff, first.DiffTruncated = e.diff(e.old, e.news[len(e.news)-1])
 		r.held.add(first)
 	}
 	return slices.DeleteFunc(slices.Clone(r.changes), func(change *pb.Change) bool { return gone[change] })

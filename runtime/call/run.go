@@ -270,10 +270,10 @@ func (r *Run) changed(change *pb.Change) {
 }
 
 // edited takes note of what a change made of a file.
-func (r *Run) edited(change *pb.Change, old, new []byte) {
+func (r *Run) edited(told builtins.Contents) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.contents.add(change, old, new)
+	r.contents.add(told)
 }
 
 // forget drops the changes of a call that was taken back.

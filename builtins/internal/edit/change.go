@@ -166,7 +166,10 @@ func (c *Change) Report(action string, content *Content) {
 	}
 	c.tell(told)
 	if content != nil && content.shown() && c.Call.Contents != nil {
-		c.Call.Contents(told, content.old, content.new)
+		c.Call.Contents(builtins.Contents{
+			Change: told, Old: content.old, New: content.new,
+			Diff: func(old, new []byte) (string, bool) { return diff.Unified(told.Target, old, new) },
+		})
 	}
 }
 
