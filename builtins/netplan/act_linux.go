@@ -299,14 +299,11 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 			delete(files, file)
 		}
 	}
-	n, err := r.look(ctx)
-	if err != nil {
-		return err
-	}
 	if err := r.takeDown(ctx, in.IfupAfter, in.Interfaces); err != nil {
 		return err
 	}
-	if n, err = r.look(ctx); err != nil {
+	n, err := r.look(ctx)
+	if err != nil {
 		return err
 	}
 	for _, name := range in.Made {

@@ -31,6 +31,13 @@ const (
 	maxGenerated  = 1 << 20          // bytes of a generated file
 )
 
+// What ifup(8) reads (interfaces(5)): the administrator's file, files beside it, and among these the ones made here.
+const (
+	interfacesFile = "/etc/network/interfaces"
+	interfacesDir  = "/etc/network/interfaces.d/"
+	ownInterfaces  = interfacesDir + "quantix-"
+)
+
 // ofNetplan is what the generator writes below /run (src/networkd.c, src/nm.c, src/openvswitch.c of netplan), and what
 // translate makes instead.
 var ofNetplan = regexp.MustCompile(`^(/run/(` +
@@ -48,6 +55,11 @@ func forNetworkd(file string) bool {
 
 func forNetworkManager(file string) bool {
 	return strings.HasPrefix(file, "/run/NetworkManager/system-connections/") || strings.HasPrefix(file, ownProfiles)
+}
+
+// forIfupdown says whether ifup reads a file.
+func forIfupdown(file string) bool {
+	return file == interfacesFile || strings.HasPrefix(file, interfacesDir)
 }
 
 // generated is a file that the generator made.

@@ -334,3 +334,39 @@ func place(d *document, set []*document, name string, addr netip.Addr) (file, ke
 	}
 	return d.path, name, 0
 }
+
+// readInterfaces reads a file that was made here.
+func (l *link) readInterfaces(text string) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) < 2:
+		case f[0] == "allow-hotplug":
+			l.optional = true
+		case f[0] == "iface":
+			l.name = f[1]
+			if len(f) > 3 && f[3] == "dhcp" {
+				l.dhcp[strings.Count(f[2], "6")] = true
+			}
+		case f[0] == "address":
+			if prefix, err := netip.ParsePrefix(f[1]); err == nil {
+				l.addresses = append(l.addresses, prefix)
+			}
+		case f[0] == "pre-up" && slices.Contains(f, "vlan"):
+			l.virtual, l.kind = l.name, "vlan"
+		case f[0] == "up" && len(f) > 7 && f[4] == "replace" && !slices.Contains(f, "table"):
+			if via, err := netip.ParseAddr(f[7]); err == nil {
+				l.routes = append(l.routes, route{to: destination(f[5]), via: via, onLink: f[len(f)-1] == "onlink"})
+			}
+		}
+	}
+}
+
+// ofNetplanFile is the name in the configuration that a file was made for here; empty: it was not.
+func ofNetplanFile(file string, g *generated) string {
+	if !strings.HasPrefix(file, ownInterfaces) {
+		return ""
+	}
+	first, _, _ := strings.Cut(string(g.content), "\n")
+	return strings.TrimPrefix(first, "#netplan ")
+}

@@ -2,27 +2,16 @@ package netplan
 
 import (
 	"fmt"
-	"net/netip"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// What ifup(8) reads (interfaces(5)): the administrator's file, files beside it, and among these the ones made here.
 const (
-	interfacesFile = "/etc/network/interfaces"
-	interfacesDir  = "/etc/network/interfaces.d/"
-	ownInterfaces  = interfacesDir + "quantix-"
-	ownSource      = "source " + ownInterfaces + "*\n"
-	setAside       = "#quantix# " // before a line that does not hold as long as a file of netplan has its interface
+	ownSource = "source " + ownInterfaces + "*\n"
+	setAside  = "#quantix# " // before a line that does not hold as long as a file of netplan has its interface
 )
-
-// forIfupdown says whether ifup reads a file.
-func forIfupdown(file string) bool {
-	return file == interfacesFile || strings.HasPrefix(file, interfacesDir)
-}
 
 // ifupdown is what the files for ifup are made with.
 type ifupdown struct {
@@ -205,42 +194,6 @@ func (d *device) behind(b *strings.Builder) {
 	if len(d.search) > 0 {
 		fmt.Fprintf(b, "    dns-search %s\n", strings.Join(d.search, " "))
 	}
-}
-
-// readInterfaces reads a file that was made here.
-func (l *link) readInterfaces(text string) {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		switch {
-		case len(f) < 2:
-		case f[0] == "allow-hotplug":
-			l.optional = true
-		case f[0] == "iface":
-			l.name = f[1]
-			if len(f) > 3 && f[3] == "dhcp" {
-				l.dhcp[strings.Count(f[2], "6")] = true
-			}
-		case f[0] == "address":
-			if prefix, err := netip.ParsePrefix(f[1]); err == nil {
-				l.addresses = append(l.addresses, prefix)
-			}
-		case f[0] == "pre-up" && slices.Contains(f, "vlan"):
-			l.virtual, l.kind = l.name, "vlan"
-		case f[0] == "up" && len(f) > 7 && f[4] == "replace" && !slices.Contains(f, "table"):
-			if via, err := netip.ParseAddr(f[7]); err == nil {
-				l.routes = append(l.routes, route{to: destination(f[5]), via: via, onLink: f[len(f)-1] == "onlink"})
-			}
-		}
-	}
-}
-
-// ofNetplanFile is the name in the configuration that a file was made for here; empty: it was not.
-func ofNetplanFile(file string, g *generated) string {
-	if !strings.HasPrefix(file, ownInterfaces) {
-		return ""
-	}
-	first, _, _ := strings.Cut(string(g.content), "\n")
-	return strings.TrimPrefix(first, "#netplan ")
 }
 
 // paragraphs calls do for each line of a file of ifup, with the words of the first line of what it belongs to. A line that ends in a
