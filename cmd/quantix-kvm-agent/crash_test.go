@@ -144,10 +144,13 @@ func awaitRecovered(t *testing.T, c *client.Client) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		_, err := client.Call[*pb.FileStatResponse](ctxFor(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"})
-		if err == nil {
-			return
+		if err == nil { // a recovery that takes long goes on while files are served
+			s, statusErr := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), c, &pb.GetStatusRequest{})
+			if err = statusErr; err == nil && s.Journal.GetError() == "" {
+				return
+			}
 		}
-		if !errors.Is(err, fault.ErrBusy) || time.Now().After(deadline) {
+		if err != nil && !errors.Is(err, fault.ErrBusy) || time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
