@@ -75,11 +75,11 @@ func tarball(t *testing.T, file string) {
 		links []string
 	}{
 		"systemd": {
-			[]string{"usr/lib/systemd/system/basic.target"},
+			[]string{"usr/lib/systemd/systemd"},
 			[]string{"etc/systemd/system/sysinit.target.wants/quantix-kvm-agent-recover.service"},
 		},
 		"openrc": {
-			[]string{"sbin/openrc-run"},
+			[]string{"sbin/openrc-run", "lib/systemd/system/of-others.service"},
 			[]string{"etc/runlevels/default/quantix-kvm-agent", "etc/runlevels/boot/quantix-kvm-agent-recover", "etc/init.d/quantix-kvm-agent"},
 		},
 	} {

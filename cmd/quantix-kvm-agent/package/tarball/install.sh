@@ -17,10 +17,15 @@ put() { # mode, file, target
 }
 
 system=none
-if [ -d "$root/lib/systemd/system" ] || [ -d "$root/usr/lib/systemd/system" ]; then
+if [ -e "$root/lib/systemd/systemd" ] || [ -e "$root/usr/lib/systemd/systemd" ]; then
 	system=systemd
 elif [ -e "$root/sbin/openrc-run" ] || [ -e "$root/usr/sbin/openrc-run" ]; then
 	system=openrc
+fi
+
+if [ -z "$root" ] && { dpkg-query -S /usr/bin/quantix-kvm-agent || rpm -qf /usr/bin/quantix-kvm-agent || apk info -W /usr/bin/quantix-kvm-agent; } >/dev/null 2>&1; then
+	echo "the agent of this system belongs to a package: have the package manager do it" >&2
+	exit 1
 fi
 
 if [ "${1:-}" = --uninstall ]; then
@@ -54,21 +59,27 @@ mkdir -p "$root/etc/quantix-kvm/scripts.d" "$root/etc/quantix-kvm/pre-freeze.d" 
 if [ ! -e "$root/etc/quantix-kvm/agent.yaml" ]; then put 0644 agent.yaml /etc/quantix-kvm/agent.yaml; fi
 case $system in
 systemd)
+	new=yes # who disabled it is not overruled
+	if [ -e "$root/etc/systemd/system/quantix-kvm-agent.service" ]; then new=; fi
 	for unit in $units quantix-kvm-port.target; do put 0644 "systemd/$unit" "/etc/systemd/system/$unit"; done
 	put 0644 systemd/60-quantix-kvm-agent.rules /etc/udev/rules.d/60-quantix-kvm-agent.rules
-	systemctl ${root:+--root="$root"} enable $units
+	if [ -n "$new" ]; then systemctl ${root:+--root="$root"} enable $units; fi
 	if [ -z "$root" ] && [ -d /run/systemd/system ]; then
 		systemctl daemon-reload
 		udevadm control --reload && udevadm trigger --action=change --subsystem-match=virtio-ports || true
-		systemctl restart quantix-kvm-agent.service
+		if systemctl --quiet is-enabled quantix-kvm-agent.service; then systemctl restart quantix-kvm-agent.service; fi
 	fi
 	;;
 openrc)
+	new=yes
+	if [ -e "$root/etc/init.d/quantix-kvm-agent" ]; then new=; fi
 	for name in quantix-kvm-agent quantix-kvm-agent-recover; do put 0755 "openrc/$name" "/etc/init.d/$name"; done
-	mkdir -p "$root/etc/runlevels/boot" "$root/etc/runlevels/default"
-	ln -sf /etc/init.d/quantix-kvm-agent-recover "$root/etc/runlevels/boot/"
-	ln -sf /etc/init.d/quantix-kvm-agent "$root/etc/runlevels/default/"
-	if [ -z "$root" ]; then rc-service quantix-kvm-agent restart; fi
+	if [ -n "$new" ]; then
+		mkdir -p "$root/etc/runlevels/boot" "$root/etc/runlevels/default"
+		ln -sf /etc/init.d/quantix-kvm-agent-recover "$root/etc/runlevels/boot/"
+		ln -sf /etc/init.d/quantix-kvm-agent "$root/etc/runlevels/default/"
+	fi
+	if [ -z "$root" ] && [ -e /etc/runlevels/default/quantix-kvm-agent ]; then rc-service quantix-kvm-agent restart; fi
 	;;
 none)
 	echo "neither systemd nor OpenRC is here: have something start /usr/bin/quantix-kvm-agent and keep it running" >&2
