@@ -89,7 +89,7 @@ func (r *Room) generate(ctx context.Context, set []*document) (map[string]*gener
 		}
 		return translate(set, renderer)
 	}
-	hash := fingerprint(set)
+	hash := append(fingerprint(set), r.identity(program)...)
 	if made := r.made(hash, nil); made != nil {
 		return made, nil
 	}
@@ -121,6 +121,20 @@ func (r *Room) generate(ctx context.Context, set []*document) (map[string]*gener
 		return nil, err
 	}
 	return r.made(hash, made), nil
+}
+
+// identity tells a program from another one in its place.
+func (r *Room) identity(program string) []byte {
+	at, err := r.guest.Files.Follow(program)
+	if err != nil {
+		return nil
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	if err != nil {
+		return nil
+	}
+	return fmt.Appendf(nil, "%s %d %v", program, meta.Size, meta.Mtime)
 }
 
 // made returns what the generator made last, if it was of files with this hash; nil: it was not. What it is given it keeps: the

@@ -106,6 +106,28 @@ func TestWhatIfupdownCannotSay(t *testing.T) {
 	}
 }
 
+// No text of a configuration becomes a part of a line of shell, or a line of its own.
+func TestNothingIsInjected(t *testing.T) {
+	for _, text := range []string{
+		"ethernets: {e: {routes: [{to: '2001:db8:1::/48', via: 'fe80::1%x; touch /tmp/x; #'}]}}",
+		"ethernets: {e: {routes: [{to: 'fe80::1%x y', via: 'fe80::1'}]}}",
+		"ethernets: {e: {gateway6: \"fe80::1%x\\n up touch /tmp/x\"}}",
+		"ethernets: {e: {nameservers: {addresses: [\"fe80::1%x\\n up touch /tmp/x\"]}}}",
+		"ethernets: {e: {addresses: ['fe80::1%x;y/64']}}",
+		"ethernets: {e: {match: {name: 'e$(touch${IFS}/tmp/x)'}}}, vlans: {v: {id: 1, link: e}}",
+		"ethernets: {e: {match: {name: 'e`x`'}}}",
+		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:01'}}}",
+	} {
+		tr, err := readSet(set([]string{"network: {version: 2, " + text + "}\n"}), byIfupdown)
+		if err == nil {
+			_, err = tr.interfaces(ifupdown{dns: true, named: func(string) (string, error) { return "e$(x)", nil }})
+		}
+		if err == nil {
+			t.Errorf("%s is taken", text)
+		}
+	}
+}
+
 // ifup itself reads what was made.
 func TestIfupReadsIt(t *testing.T) {
 	ifquery, err := exec.LookPath("ifquery")

@@ -10,6 +10,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // Where a guest without netplan has what is made of netplan's files. They are read before those of others.
@@ -202,7 +203,7 @@ func (t *translation) key(d *device, key, v *yaml.Node, path string) (err error)
 			return nil
 		})
 	case "gateway4", "gateway6":
-		via, err := netip.ParseAddr(v.Value)
+		via, err := parseAddr(v.Value)
 		if err != nil || via.Is4() != (key.Value == "gateway4") {
 			return bad("address of a gateway")
 		}
@@ -279,7 +280,7 @@ func (d *device) identity(key, v *yaml.Node, path string, bad func(string) error
 			}
 		case "name":
 			d.name = value.Value
-			if strings.ContainsAny(d.name, " \t\n;") || d.name == "" {
+			if !matchPattern().MatchString(d.name) {
 				return fault.Invalid("line %d: %s.name is %q", value.Line, path, value.Value)
 			}
 		default:
@@ -287,6 +288,19 @@ func (d *device) identity(key, v *yaml.Node, path string, bad func(string) error
 		}
 	}
 	return nil
+}
+
+// matchPattern is what may stand in match.name: a name, or a pattern of names. Renderers put it into files of their own, and
+// ifupdown into lines of shell.
+var matchPattern = lazyregexp.New(`^[A-Za-z0-9_*?\[\]!.-]{1,64}$`)
+
+// parseAddr reads an address. One with a zone, which may hold any text, is none: a renderer knows the interface.
+func parseAddr(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err == nil && addr.Zone() != "" {
+		err = fault.Invalid("%q has a zone", text)
+	}
+	return addr, err
 }
 
 func (d *device) route(n *yaml.Node, path string) error {
@@ -300,13 +314,13 @@ func (d *device) route(n *yaml.Node, path string) error {
 			}
 			if w.to, err = netip.ParsePrefix(v.Value); err != nil {
 				var addr netip.Addr
-				if addr, err = netip.ParseAddr(v.Value); err == nil {
+				if addr, err = parseAddr(v.Value); err == nil {
 					w.to = netip.PrefixFrom(addr, addr.BitLen())
 				}
 			}
 			w.to = w.to.Masked()
 		case "via":
-			w.via, err = netip.ParseAddr(v.Value)
+			w.via, err = parseAddr(v.Value)
 		case "metric":
 			w.metric, err = strconv.Atoi(v.Value)
 		case "table":
@@ -340,7 +354,7 @@ func (d *device) names(v *yaml.Node, path string) error {
 				d.search = append(d.search, n.Value)
 				return nil
 			}
-			addr, err := netip.ParseAddr(n.Value)
+			addr, err := parseAddr(n.Value)
 			if err != nil || key.Value != "addresses" {
 				return fault.Invalid("line %d: %s.%s: %q", n.Line, path, key.Value, n.Value)
 			}

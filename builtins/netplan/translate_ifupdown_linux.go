@@ -141,12 +141,16 @@ func (d *device) methods() (list []string) {
 	return list
 }
 
-// nameOf is what an interface is called, by its hardware address where the configuration knows it by that alone.
-func (by ifupdown) nameOf(d *device) (string, error) {
-	if name := d.called(); name != "" {
-		return name, nil
+// nameOf is what an interface is called, by its hardware address where the configuration knows it by that alone. It becomes a part of
+// lines of shell.
+func (by ifupdown) nameOf(d *device) (name string, err error) {
+	if name = d.called(); name == "" {
+		name, err = by.named(d.mac)
 	}
-	return by.named(d.mac)
+	if err == nil && !namePattern.MatchString(name) {
+		err = fault.Unsupported("ifupdown cannot be given an interface %q", name)
+	}
+	return name, err
 }
 
 // makeVLAN writes what makes the interface on another one, and removes it.

@@ -68,15 +68,17 @@ func (c *contents) end(path string) {
 
 // forget takes back the note of a change that was taken back.
 func (c *contents) forget(change *pb.Change) {
-	e := c.open[change.Target]
-	if e == nil || e.changes[len(e.changes)-1] != change {
-		return
+	drop := func(e *edits) (empty bool) {
+		last := len(e.changes) - 1
+		if e.changes[last] == change {
+			e.changes, e.news = e.changes[:last], e.news[:last]
+		}
+		return len(e.changes) == 0
 	}
-	last := len(e.changes) - 1
-	e.changes, e.news = e.changes[:last], e.news[:last]
-	if last == 0 {
+	if e := c.open[change.Target]; e != nil && drop(e) {
 		delete(c.open, change.Target)
 	}
+	c.closed = slices.DeleteFunc(c.closed, drop)
 }
 
 // all are the edits that have several changes.
