@@ -92,30 +92,30 @@ func (r *Room) changing() []builtins.Op {
 	rows := []builtins.Op{
 		{
 			Name: "file.write", Usage: "(path, content) changed", Summary: "make a file have a content",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.write),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.write),
 		},
 		{
 			Name: "file.append", Usage: "(path, content) changed", Summary: "add to the end of a file",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.append),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.append),
 		},
 		{
 			Name: "file.template", Usage: "(path, text, [vars]) changed",
 			Summary: "write a file from a text with {{name}} in it",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.template),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.template),
 		},
 		{
 			Name: "file.line", Usage: "(path) changed", Summary: "make a line stand in a text file, or not stand there",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.line),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.line),
 		},
 		{
 			Name: "file.block", Usage: "(path) changed",
 			Summary: "make some lines stand in a text file between two lines that mark them, or not stand there",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.block),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.block),
 		},
 		{
 			Name: "file.replace", Usage: "(path, pattern, replacement) changed",
 			Summary: "replace what matches a pattern in a text file",
-			Inverse: edit.Inverse, Access: rewrites, Handler: builtins.Handle(r.replace),
+			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.replace),
 		},
 		{
 			Name: "file.mkdir", Usage: "(path) changed", Summary: "make a directory",
@@ -181,8 +181,24 @@ func rewrites(in proto.Message) builtins.Access {
 		a.Writes = append(a.Writes, pathOf(in)+edit.BackupSuffix)
 		a.Siblings = []builtins.Sibling{{Path: pathOf(in), Suffix: edit.BackupSuffix}} // a link is followed
 	}
-	if with, ok := in.(interface{ GetValidate() []string }); ok && len(with.GetValidate()) > 0 {
-		a.Commands = []builtins.Command{guest.CommandAccess(with.GetValidate(), nil, "")}
+	if argv := validation(in); len(argv) > 0 {
+		a.Commands = []builtins.Command{guest.CommandAccess(argv, nil, "")}
 	}
 	return a
+}
+
+// validation is the program that looks at the new file; empty: none does.
+func validation(in proto.Message) []string {
+	if with, ok := in.(interface{ GetValidate() []string }); ok {
+		return with.GetValidate()
+	}
+	return nil
+}
+
+// validates is the row that does what a request to have a new file looked at does.
+func validates(in proto.Message) []string {
+	if in == nil || len(validation(in)) > 0 {
+		return []string{"exec.run"}
+	}
+	return nil
 }

@@ -200,7 +200,7 @@ func TestKilledAroundDecision(t *testing.T) {
 		answer := <-answered
 		b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
 		d := b.Client(t, client.Options{})
-		awaitRecovered(t, d)
+		awaitEnded(t, d)
 		if action == 0 {
 			eventually(t, "the deadline", func() bool { return statusOf(t, d).Journal.GetOpen() == nil })
 		}

@@ -107,7 +107,7 @@ func TestKilledAgentLeavesAllOrNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		awaitRecovered(t, d)
+		awaitEnded(t, d)
 		d.Close()
 		after := picture(t, root)
 		switch {
@@ -139,19 +139,31 @@ func eventsTo(told chan<- *pb.ErrorEvent) func(string, proto.Message) {
 	}
 }
 
-// awaitRecovered waits until the agent serves again.
+// awaitRecovered waits until the agent serves again. A recovery that takes long goes on then: see awaitEnded.
 func awaitRecovered(t *testing.T, c *client.Client) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		_, err := client.Call[*pb.FileStatResponse](ctxFor(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"})
-		if err == nil { // a recovery that takes long goes on while files are served
-			s, statusErr := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), c, &pb.GetStatusRequest{})
-			if err = statusErr; err == nil && s.Journal.GetError() == "" {
-				return
-			}
+		if err == nil {
+			return
 		}
-		if err != nil && !errors.Is(err, fault.ErrBusy) || time.Now().After(deadline) {
+		if !errors.Is(err, fault.ErrBusy) || time.Now().After(deadline) {
 			t.Fatal(err)
+		}
+	}
+}
+
+// awaitEnded waits until the agent serves again and a recovery, if there is one, has ended.
+func awaitEnded(t *testing.T, c *client.Client) {
+	t.Helper()
+	awaitRecovered(t, c)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		s, err := client.Call[*pb.GetStatusResponse](ctxFor(t, 20*time.Second), c, &pb.GetStatusRequest{})
+		if err == nil && s.Journal.GetError() == "" {
+			return
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatal(err, s.GetJournal().GetError())
 		}
 	}
 }
