@@ -166,15 +166,18 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// An older version is installed where the sender says so, and one that differs in its build alone is not older.
+// An older version is installed where the sender says so and the configuration allows it, and one that differs in its build alone is
+// not older.
 func TestDowngradeWhenAsked(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.Version = "1.2.0" })
-	list := b.chunks(works, "1.1.0")
-	list[0].AllowDowngrade = true
-	if reply, err := b.send(list...); err != nil {
-		t.Error(reply, err)
+	for _, allowed := range []bool{true, false} {
+		b := newBench(t, func(c *Config) { c.Version, c.Downgrades = "1.2.0", allowed })
+		list := b.chunks(works, "1.1.0")
+		list[0].AllowDowngrade = true
+		if reply, err := b.send(list...); (err == nil) != allowed {
+			t.Error(allowed, reply, err)
+		}
 	}
-	b = newBench(t, func(c *Config) { c.Version = "1.1.0+one" })
+	b := newBench(t, func(c *Config) { c.Version = "1.1.0+one" })
 	if reply, err := b.send(b.chunks(works, "1.1.0+two")...); err != nil {
 		t.Error(reply, err)
 	}

@@ -70,9 +70,9 @@ func (s *signed) allows(version, present string, downgrade bool) error {
 	case downgrade:
 		return nil
 	case checkVersion(present) != nil:
-		return fault.Refuse("the present version %q cannot be compared with %s: allow a downgrade to replace it", present, version)
+		return fault.Refuse("the present version %q cannot be compared with %s: a downgrade is to be asked for, and allowed by update.allow_downgrade in agent.yaml", present, version)
 	case semver.Compare("v"+version, "v"+present) < 0:
-		return fault.Refuse("version %s is older than the present %s: allow a downgrade to install it", version, present)
+		return fault.Refuse("version %s is older than the present %s: a downgrade is to be asked for, and allowed by update.allow_downgrade in agent.yaml", version, present)
 	}
 	return nil
 }

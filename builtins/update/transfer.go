@@ -77,7 +77,7 @@ func (r *Room) accept(ctx context.Context, in *pb.AgentUpdateRequest) (*transfer
 	if err != nil {
 		return nil, err
 	}
-	if err := s.allows(in.TargetVersion, r.config.Version, in.AllowDowngrade); err != nil {
+	if err := s.allows(in.TargetVersion, r.config.Version, in.AllowDowngrade && r.config.Downgrades); err != nil {
 		return nil, err
 	}
 	switch {

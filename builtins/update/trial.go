@@ -1,6 +1,7 @@
 package update
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -169,8 +170,10 @@ func (r *Room) Confirm() error {
 	}
 	step := r.config.Step
 	step("confirm.backup")
-	if err := keepFormer(t.Target); err != nil {
-		return fault.On(t.Target+backupSuffix, err)
+	if _, err := os.Lstat(t.Staged); err == nil { // else the new program is installed already, by a call that failed later
+		if err := keepFormer(t.Target); err != nil {
+			return fault.On(t.Target+backupSuffix, err)
+		}
 	}
 	step("confirm.rename")
 	err := os.Rename(t.Staged, t.Target)
@@ -256,15 +259,12 @@ func (r *Room) settleTrial() error {
 	if t == nil {
 		return r.settleTransfer()
 	}
-	why := t.Failed
-	if why == "" {
-		why = "it was not started"
-		if _, err := os.Lstat(t.Staged); errors.Is(err, fs.ErrNotExist) {
-			if checkSum(t.Target, t.Sha256) == nil {
-				return r.conclude(t, "")
-			}
-			why = "its program was removed"
+	why := cmp.Or(t.Failed, "it was not started")
+	if _, err := os.Lstat(t.Staged); errors.Is(err, fs.ErrNotExist) {
+		if checkSum(t.Target, t.Sha256) == nil { // what is installed counts, and not a note that came too late
+			return r.conclude(t, "")
 		}
+		why = cmp.Or(t.Failed, "its program was removed")
 	}
 	return r.conclude(t, why)
 }

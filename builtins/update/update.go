@@ -51,6 +51,8 @@ type Config struct {
 	PublicKey string
 	// Confirm is how long a host is awaited after each start of a new version; 0: two minutes.
 	Confirm time.Duration
+	// Downgrades says that a host may ask for an older version, which is signed as well, with the faults that it had.
+	Downgrades bool
 	// State is the agent's own directory, where a trial is noted. Required.
 	State string
 	// Program is where the installed agent is, and Preferred where one is started from before it; empty: nowhere. Where Program
@@ -130,9 +132,8 @@ func (r *Room) Room() builtins.Room {
 	op := builtins.Op{
 		Name: "agent_update", Summary: "replace the agent by a signed version; the former one comes back unless a host is heard",
 		Mutates: true, Access: builtins.Of(r.access), Handler: builtins.Handle(r.update), OnError: r.refusal,
-		Order:     func(proto.Message) string { return kind },
-		Transient: true,
-		Routine:   builtins.Of(func(in *pb.AgentUpdateRequest) bool { return in.ChunkNumber > 0 && !in.IsLastChunk }),
+		Order:   func(proto.Message) string { return kind },
+		Routine: builtins.Of(func(in *pb.AgentUpdateRequest) bool { return in.ChunkNumber > 0 && !in.IsLastChunk }),
 	}
 	room := builtins.Room{Name: "update", Ops: []builtins.Op{op}, Start: r.settle, SessionClosed: r.sessionClosed, Close: r.close}
 	if r.served() == nil {

@@ -75,6 +75,7 @@ func settings(live func(name string) func(config.Config)) []setting {
 		{name: "framing", of: func(c config.Config) any { return c.Framing }},
 		{name: "pre_freeze_script_dir", of: func(c config.Config) any { return c.PreFreezeDir }},
 		{name: "update.public_key", of: func(c config.Config) any { return c.UpdateKey }},
+		{name: "update.allow_downgrade", of: func(c config.Config) any { return c.UpdateDowngrade }},
 		{name: "update.confirm_seconds", of: func(c config.Config) any { return c.UpdateConfirm }},
 		{name: "post_thaw_script_dir", of: func(c config.Config) any { return c.PostThawDir }},
 	}

@@ -92,7 +92,7 @@ func supervise(t *testing.T, version string, managed bool) *supervised {
 		stopFile: filepath.Join(dir, "stop-at"), key: private, public: public.String(), ended: make(chan struct{}),
 	}
 	config := filepath.Join(dir, "agent.yaml")
-	text := "update:\n  public_key: " + s.public + "\n  confirm_seconds: 10\n"
+	text := "update:\n  public_key: " + s.public + "\n  confirm_seconds: 10\n  allow_downgrade: true\n"
 	err = errors.Join(os.Mkdir(filepath.Dir(s.program), 0o755), os.WriteFile(config, []byte(text), 0o600))
 	if err == nil {
 		err = copyProgram(agentOf(t, version), s.program)

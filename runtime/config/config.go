@@ -45,6 +45,7 @@ type Config struct {
 	PreFreezeDir      string        // pre_freeze_script_dir: the hooks that are told of a freeze; empty: none
 	PostThawDir       string        // post_thaw_script_dir: those of its end
 	UpdateKey         string        // update.public_key: who signs agents, as minisign writes it; empty: updates are off
+	UpdateDowngrade   bool          // update.allow_downgrade: a host may ask for an older version
 	UpdateConfirm     time.Duration // update.confirm_seconds: 120 s; a host must be heard in it after each start of a new version
 	Clipboard         Clipboard
 	Script            Script
@@ -294,6 +295,7 @@ var keys = map[string]func(*Config, *yaml.Node) error{
 	"post_thaw_script_dir":  readText(func(c *Config) *string { return &c.PostThawDir }),
 
 	"update.public_key":      readKey,
+	"update.allow_downgrade": readBool(func(c *Config, on bool) { c.UpdateDowngrade = on }),
 	"update.confirm_seconds": readSeconds(10, 3600, func(c *Config) *time.Duration { return &c.UpdateConfirm }),
 
 	"health.enabled":                readBool(func(*Config, bool) {}),

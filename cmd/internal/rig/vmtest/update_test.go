@@ -35,7 +35,7 @@ func newUpdater(t *testing.T, vm *vmtest.VM) *updater {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm.Must(t, "printf 'update:\\n  public_key: "+public.String()+"\\n  confirm_seconds: 10\\n' >> /etc/quantix-kvm/agent.yaml && sync")
+	vm.Must(t, "printf 'update:\\n  public_key: "+public.String()+"\\n  confirm_seconds: 10\\n  allow_downgrade: true\\n' >> /etc/quantix-kvm/agent.yaml && sync")
 	return &updater{t, vm, private}
 }
 
