@@ -509,7 +509,7 @@ func TestRunReadonlyIsNoChange(t *testing.T) {
 		}
 	}
 	for _, path := range []string{dir + "/never", "/run/quantix-never", "/var/lib/quantix-never"} { // seen by the command alone
-		_, err := c.invoke("exec.sh", &pb.ShellArgs{Command: "touch " + path + " && test -e " + path, Readonly: true})
+		_, err := c.invoke("exec.sh", &pb.ShellArgs{Command: "touch " + path + " && test -e " + path, Readonly: true, Private: true})
 		if _, left := os.Stat(path); err != nil || !errors.Is(left, fs.ErrNotExist) {
 			t.Error(path, err, left)
 		}

@@ -58,7 +58,7 @@ func (r *Room) shell(ctx context.Context, call *builtins.Call, in *pb.ShellArgs)
 	return r.declared(ctx, call, "exec.sh", in.GetCommand(), &pb.RunArgs{Argv: shellLine(in.GetCommand()), Cwd: in.GetCwd(),
 		Env: in.GetEnv(), Stdin: in.GetStdin(), Timeout: in.GetTimeout(), User: in.GetUser(), Group: in.GetGroup(),
 		Check: in.Check, MaxOutput: in.GetMaxOutput(), Readonly: in.GetReadonly(), Undo: in.GetUndo(), Touches: in.GetTouches(),
-		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Plan: in.GetPlan(),
+		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Private: in.GetPrivate(), Plan: in.GetPlan(),
 		UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
 }
 
@@ -92,7 +92,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if spec.Confine == nil { // a confined one may not freeze
 		after = r.watchFreezes(call)
 	}
-	result, err := r.guest.RunHeld(ctx, guest.Command{
+	result, err := r.guest.Run(ctx, guest.Command{
 		Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches(),
 	}, spec)
 	after()
@@ -117,7 +117,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 func (r *Room) observe(
 	ctx context.Context, call *builtins.Call, in *pb.RunArgs, spec proc.Spec, change *pb.Change,
 ) (*pb.RunResult, error) {
-	result, err := r.guest.RunHeld(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
+	result, err := r.guest.Run(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
 	out, err := finish(in, spec.Confine != nil, result, err)
 	switch {
 	case !call.DryRun.Changed:
@@ -162,6 +162,8 @@ func checkDeclared(in *pb.RunArgs) error {
 		return &fault.Error{Err: fault.Refuse("more than one of readonly, undo, touches, irreversible is said"), Hint: hint}
 	case in.GetUnconfined() && len(in.GetTouches()) == 0 && !in.GetReadonly():
 		return fault.Invalid("unconfined goes with touches and readonly")
+	case in.GetPrivate() && (!in.GetReadonly() || in.GetUnconfined()):
+		return fault.Invalid("private goes with readonly, without unconfined")
 	case len(in.GetUndo()) > 0 && in.GetUndo()[0] == "":
 		return fault.Invalid("undo has no program")
 	case len(in.GetUndo()) == 0 && len(in.GetUndoOk())+len(in.GetUndoIf()) > 0:
@@ -213,7 +215,10 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 		spec.Stdin = nil
 	}
 	if (in.GetReadonly() && !in.GetUnconfined() || confinable(in)) && r.confines() {
-		spec.Confine = &proc.Confine{Writable: touched(in)}
+		spec.Confine = &proc.Confine{Writable: touched(in), Private: in.GetPrivate()}
+	}
+	if in.GetPrivate() && spec.Confine == nil { // what it writes would stay
+		return spec, fault.Unsupported("no private view can be made: confinement is %s", r.confinement())
 	}
 	return spec, r.identity(&spec, in.GetUser(), in.GetGroup(), true, in.GetEnv())
 }
@@ -310,8 +315,8 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 		if confined && guest.Says(result, guest.ReadOnlyText) {
 			failed.Hint = "the command may write only what touches names, and files under $TMPDIR; " + unconfinedHint
 			if in.GetReadonly() {
-				failed.Hint = "a readonly command may write below /run, /tmp, /var and $TMPDIR alone, and that is thrown away; " +
-					unconfinedHint
+				failed.Hint = "a readonly command may write only files under $TMPDIR, and with private = true below /run, /tmp and /var, " +
+					"which is thrown away; " + unconfinedHint
 			}
 		}
 		if confined && strings.Contains(string(result.Tail), "Operation not permitted") {

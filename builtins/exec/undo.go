@@ -52,15 +52,19 @@ func (r *Room) onCommit(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (
 // executed or is missing, which says nothing about the guest.
 const maxNo = 125
 
-// undoNeeded runs undo_if, which is held to changing nothing where the kernel can do that.
+// undoNeeded runs undo_if, which is held to changing nothing where the kernel can do that. It sees the guest as it is; where it
+// failed since it may not write, that says nothing about the guest.
 func (r *Room) undoNeeded(ctx context.Context, in *pb.RunArgs) (bool, error) {
 	test := &pb.RunArgs{Argv: in.GetUndoIf(), Cwd: in.GetCwd(), Env: in.GetEnv(), User: in.GetUser(), Group: in.GetGroup(),
 		Timeout: in.GetTimeout(), Readonly: true}
 	result, err := r.runUndo(ctx, test)
+	held := r.guest.Answer == nil && r.confines()
 	if err == nil && exited(result) && result.Code > 0 && result.Code <= maxNo {
-		return false, nil
+		if !held || !guest.Says(result, guest.ReadOnlyText) {
+			return false, nil
+		}
 	}
-	_, err = finish(test, false, result, err)
+	_, err = finish(test, held, result, err)
 	return err == nil, err
 }
 
@@ -73,7 +77,7 @@ func (r *Room) runUndo(ctx context.Context, in *pb.RunArgs) (*proc.Result, error
 	if spec.Timeout == 0 {
 		spec.Timeout = r.config.MaxTimeout // nobody waits for a rollback but the guest itself
 	}
-	return r.guest.RunHeld(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true, Readonly: in.GetReadonly()}, spec)
+	return r.guest.Run(ctx, guest.Command{Line: Quote(in.GetArgv()), Undo: true, Readonly: in.GetReadonly()}, spec)
 }
 
 // exited reports whether a command ended by itself.

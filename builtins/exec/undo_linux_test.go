@@ -1,6 +1,9 @@
 package exec
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"testing"
 
@@ -34,6 +37,44 @@ func TestUndoWithNothingToUndo(t *testing.T) {
 		_, missing := os.Stat(in.Cwd + "/ran")
 		if (err != nil) != test.bad || (missing == nil) != test.ran {
 			t.Errorf("%s: ran %v, %v", name, missing == nil, err)
+		}
+	}
+}
+
+// What a readonly command says is of the guest as it is. Only one that asks for it has a view of its own, and what decides about
+// an undo never has.
+func TestPrivateViewIsAskedFor(t *testing.T) {
+	r, table := room(t, Config{})
+	if !r.confines() {
+		t.Skipf("%s: run as root, where mount namespaces may be made", r.confinement())
+	}
+	file := fmt.Sprintf("/run/quantix-private-%d", os.Getpid())
+	write := []string{"sh", "-c", "echo x >" + file} // fails, and says that the file system is read-only, and a name in /run
+	c := &calling{table: table}
+	if out, err := c.invoke("exec.run", &pb.RunArgs{Argv: write, Readonly: true}); err == nil {
+		t.Error(out)
+	}
+	if _, err := c.invoke("exec.run", &pb.RunArgs{Argv: write, Readonly: true, Private: true}); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.invoke("exec.sh", &pb.ShellArgs{Command: write[2], Readonly: true, Private: true}); err != nil {
+		t.Error(err)
+	}
+	dir := t.TempDir()
+	if _, err := c.invoke("exec.undo", &pb.RunArgs{Argv: []string{"touch", dir + "/undone"}, UndoIf: write}); err == nil {
+		t.Error("a test that may not write said no")
+	}
+	for _, path := range []string{file, dir + "/undone"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s is there", path)
+		}
+	}
+	for _, wrong := range []*pb.RunArgs{
+		{Argv: write, Private: true, Irreversible: true}, {Argv: write, Private: true, Undo: write}, {Argv: write, Private: true, Touches: []string{file}},
+		{Argv: write, Private: true, Readonly: true, Unconfined: true},
+	} {
+		if _, err := c.invoke("exec.run", wrong); !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("%v: %v", wrong, err)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (r *Room) validator(call *builtins.Call, argv []string) (func(ctx context.C
 				spec.Confine = &proc.Confine{}
 			}
 		}
-		result, err := r.guest.RunHeld(ctx, guest.Command{Line: guest.Quote(argv), Readonly: true}, spec)
+		result, err := r.guest.RunValidator(ctx, guest.Command{Line: guest.Quote(argv), Readonly: true}, spec)
 		if err == nil {
 			err = result.Err()
 		}

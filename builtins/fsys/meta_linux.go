@@ -33,6 +33,13 @@ func statAt(dir handle, name string) (Meta, error) {
 
 func statFile(file *os.File) (Meta, error) { return descriptor{int(file.Fd())}.stat() }
 
+// changeTime returns when a file was changed last, its attributes and names included.
+func changeTime(file *os.File) (Time, error) {
+	var stat unix.Stat_t
+	err := unix.Fstat(int(file.Fd()), &stat)
+	return Time{int64(stat.Ctim.Sec), uint32(stat.Ctim.Nsec)}, err
+}
+
 func metaOf(x *unix.Statx_t) Meta {
 	meta := Meta{
 		Kind: kindOfMode(x.Mode), Mode: uint32(x.Mode) & 0o7777, UID: x.Uid, GID: x.Gid, Size: int64(x.Size),

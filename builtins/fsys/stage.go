@@ -17,8 +17,9 @@ type Staged struct {
 	// File takes the content. It is Staged's to close.
 	File *os.File
 
-	at   *At // Staged's own
-	temp string
+	at    *At // Staged's own
+	temp  string
+	shown bool // see Show
 }
 
 // Stage begins a file for this entry, which stays the caller's to close. Commit, Restore or Discard ends the staging.
@@ -165,8 +166,19 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 		return errors.Join(err, fault.Cause(s.File.Close()))
 	}
 	defer release()
+	var own Meta
+	if s.shown {
+		if own, err = statFile(s.File); err != nil {
+			return errors.Join(err, fault.Cause(s.File.Close()))
+		}
+	}
 	if err := s.at.dir.closeNew(s.File); err != nil {
 		return err
+	}
+	if s.shown {
+		if have, err := s.at.dir.stat(s.temp); err != nil || !have.Same(own) {
+			return errors.Join(errChanged(s.Path()), err)
+		}
 	}
 	if err := s.at.dir.rename(s.temp, s.at.dir, s.at.Name, true); err != nil {
 		return err
@@ -199,6 +211,56 @@ func (a *At) Create(content []byte) error {
 
 // Path returns the path of the staged file, inside the root.
 func (s *Staged) Path() string { return Join(Parent(s.at.Path), s.temp) }
+
+// Show has f look at the complete file under its temporary name. An error of f is returned. That the file was written to
+// meanwhile, or has changed in another way, or that another one has its name, is fault.ErrChanged. Commit looks once more
+// whether the file has its name.
+func (s *Staged) Show(f func(path string) error) error {
+	if err := fault.Cause(s.File.Sync()); err != nil { // file systems set times when they write, too
+		return err
+	}
+	before, err := s.stamp()
+	if err != nil {
+		return err
+	}
+	if err := f(s.Path()); err != nil {
+		return err
+	}
+	if after, err := s.stamp(); err != nil || after != before {
+		return errors.Join(errChanged(s.Path()), err)
+	}
+	s.shown = true
+	return nil
+}
+
+// stamp is what tells whether a file was changed.
+type stamp struct {
+	dev, ino       uint64
+	links          uint32
+	size           int64
+	mtime, changed Time
+}
+
+// stamp returns the stamp of the file, which has its name, too.
+func (s *Staged) stamp() (stamp, error) {
+	meta, err := statFile(s.File)
+	if err != nil {
+		return stamp{}, err
+	}
+	named, err := s.at.dir.stat(s.temp)
+	if err != nil {
+		return stamp{}, err
+	}
+	if !named.Same(meta) || named.Kind != File {
+		return stamp{}, errChanged(s.Path())
+	}
+	changed, err := changeTime(s.File)
+	return stamp{meta.Dev, meta.Ino, meta.Links, meta.Size, meta.Mtime, changed}, err
+}
+
+func errChanged(path string) error {
+	return fault.Wrapf(fault.ErrChanged, "the new file %s was changed before it was put in place", path)
+}
 
 // Discard ends the staging and removes the file.
 func (s *Staged) Discard() error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,14 +19,14 @@ import (
 // validators are the programs by which others check their configuration, as a script calls them. Each comes with the
 // Debian package of its name in the comment.
 var validators = map[string]string{
-	"/usr/sbin/nginx":          `exec.run({"nginx", "-t"}, {readonly = true})`,                                     // nginx-light
-	"/usr/sbin/sshd":           `exec.run({"/usr/sbin/sshd", "-t"}, {readonly = true})`,                            // openssh-server
-	"/usr/sbin/visudo":         `exec.run({"visudo", "-c"}, {readonly = true})`,                                    // sudo
-	"/usr/bin/named-checkconf": `exec.run({"named-checkconf", "/etc/check-named.conf"}, {readonly = true})`,        // bind9-utils
-	"/usr/sbin/haproxy":        `exec.run({"haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg"}, {readonly = true})`, // haproxy
-	"/usr/sbin/apachectl":      `exec.run({"apachectl", "configtest"}, {readonly = true})`,                         // apache2
+	"/usr/sbin/nginx":          `exec.run({"nginx", "-t"}, {readonly = true, private = true})`,                                     // nginx-light
+	"/usr/sbin/sshd":           `exec.run({"/usr/sbin/sshd", "-t"}, {readonly = true, private = true})`,                            // openssh-server
+	"/usr/sbin/visudo":         `exec.run({"visudo", "-c"}, {readonly = true, private = true})`,                                    // sudo
+	"/usr/bin/named-checkconf": `exec.run({"named-checkconf", "/etc/check-named.conf"}, {readonly = true, private = true})`,        // bind9-utils
+	"/usr/sbin/haproxy":        `exec.run({"haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg"}, {readonly = true, private = true})`, // haproxy
+	"/usr/sbin/apachectl":      `exec.run({"apachectl", "configtest"}, {readonly = true, private = true})`,                         // apache2
 	"/usr/lib/postgresql/15/bin/postgres": `exec.run({"/usr/lib/postgresql/15/bin/postgres", "-C", "shared_buffers", "-D", "/etc/postgresql/15/main"},
-		{readonly = true, user = "postgres"})`, // postgresql
+		{readonly = true, private = true, user = "postgres"})`, // postgresql
 }
 
 // Validators of others work as readonly commands: on a running system, and in an image where no service was ever started.
@@ -90,7 +91,7 @@ func overlayOfRoot(t *testing.T) string {
 	return root
 }
 
-// What a readonly command writes where programs do is its own and gone with it; elsewhere it writes nothing, and what it is told
+// What a private command writes where programs do is its own and gone with it; elsewhere it writes nothing, and what it is told
 // names the way out. Sockets are the real ones, and the disk that it sees is the guest's.
 func TestPrivateViewOfReadonlyCommands(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -99,11 +100,17 @@ func TestPrivateViewOfReadonlyCommands(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	c := a.Client(t, client.Options{})
 	dir := t.TempDir()
+	socket := fmt.Sprintf("/run/quantix-view-%d.sock", os.Getpid())
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
 	for _, test := range []struct{ name, source, want string }{
-		{"written", `return exec.sh("cd /run && echo x >quantix-view && cp quantix-view /tmp && cp quantix-view /var/log && cp quantix-view /var/tmp && cat /tmp/quantix-view /var/log/quantix-view /var/tmp/quantix-view", {readonly = true}).stdout`, "x\nx\nx\n"},
-		{"what was there", `file.write("$/there", "content") return exec.sh("echo >/run/quantix-view && cat $/there", {readonly = true}).stdout`, "\ncontent"},
+		{"written", `return exec.sh("cd /run && echo x >quantix-view && cp quantix-view /tmp && cp quantix-view /var/log && cp quantix-view /var/tmp && cat /tmp/quantix-view /var/log/quantix-view /var/tmp/quantix-view", {readonly = true, private = true}).stdout`, "x\nx\nx\n"},
+		{"what was there", `file.write("$/there", "content") return exec.sh("echo >/run/quantix-view && cat $/there", {readonly = true, private = true}).stdout`, "\ncontent"},
 		{"the disk", `return exec.sh("df --output=source / /var | tail -n 1", {readonly = true}).stdout == exec.sh("df --output=source /var | tail -n 1", {readonly = true, unconfined = true}).stdout`, "true"},
-		{"a socket", `return exec.sh("echo >/run/quantix-view && python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"` + a.Socket + `\")' && echo connected", {readonly = true}).stdout`, "connected\n"},
+		{"a socket", `return exec.sh("echo >/run/quantix-view && python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"` + socket + `\")' && echo connected", {readonly = true, private = true}).stdout`, "connected\n"},
 	} {
 		if test.name == "a socket" {
 			if _, err := exec.LookPath("python3"); err != nil {
@@ -124,7 +131,7 @@ func TestPrivateViewOfReadonlyCommands(t *testing.T) {
 			t.Errorf("%s is left", path)
 		}
 	}
-	reply := runIn(t, c, dir, `exec.sh("echo x >/etc/quantix-view", {readonly = true})`)
+	reply := runIn(t, c, dir, `exec.sh("echo x >/etc/quantix-view", {readonly = true, private = true})`)
 	if reply.Error == nil || !strings.Contains(reply.Error.Hint, "unconfined = true") {
 		t.Error(reply)
 	}

@@ -426,14 +426,15 @@ exec = {}
 ---@field group? string Its group, where that is not the user's.
 ---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
 ---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
----@field readonly? boolean Changes nothing. What it writes below /run, /tmp and /var is thrown away.
+---@field readonly? boolean Changes nothing.
 ---@field undo? string[] Takes it back; must be idempotent and bear that the command failed or never ran.
 ---@field touches? string[] Changes nothing but these paths.
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
 ---@field unconfined? boolean With touches or readonly: do not hold the command to that.
 ---@field plan? string With a dry run: what the command would do.
 ---@field undo_ok? integer[] With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
----@field undo_if? string[] With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125 it does not; any other end fails the rollback.
+---@field undo_if? string[] With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125 it does not; any other end fails the rollback, as does that it failed since it may not write.
+---@field private? boolean With readonly: it has a view of its own of /run, /tmp and /var, and what it writes there is thrown away. Directories in /run that units and tmpfiles.d name are there even if they are missing in the guest.
 
 ---Run a program that says what it does to the guest. One of readonly, undo, touches, irreversible says what the command does to the guest.
 ---May change the guest.
@@ -456,10 +457,11 @@ function exec.run(argv, options) end
 ---@field undo? string[] Takes it back; must be idempotent and bear that the command never ran.
 ---@field touches? string[] Changes nothing but these paths.
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.
----@field unconfined? boolean With touches: do not confine the command to them.
+---@field unconfined? boolean With touches or readonly: do not hold the command to that.
 ---@field plan? string With a dry run: what the command would do.
 ---@field undo_ok? integer[] As of exec.run.
 ---@field undo_if? string[] As of exec.run.
+---@field private? boolean As of exec.run.
 
 ---Run a line of shell that says what it does to the guest. As exec.run, with a line for the shell.
 ---May change the guest.
@@ -1078,7 +1080,7 @@ function tx.on_commit(argv, options) end
 ---@field group? string Its group, where that is not the user's.
 ---@field timeout? number Seconds; 0: as long as a command of the host may take.
 ---@field undo_ok? integer[] The exit codes that mean that there was nothing to undo.
----@field undo_if? string[] A command that changes nothing and says whether there is anything to undo. On exit code 0 argv runs, on 1 to 125 it does not; any other end fails the rollback.
+---@field undo_if? string[] A command that changes nothing and says whether there is anything to undo. On exit code 0 argv runs, on 1 to 125 it does not; any other end fails the rollback, as does that it failed since it may not write.
 
 ---Have a rollback run a command when it comes to this point. A command that a rollback runs in its turn. It must be idempotent.
 ---Changes the guest.

@@ -97,7 +97,7 @@ type RunArgs struct {
 	Check *bool `protobuf:"varint,8,opt,name=check,proto3,oneof" json:"check,omitempty"`
 	// Bytes kept of each stream; 0: 1 MiB.
 	MaxOutput uint64 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
-	// Changes nothing. What it writes below /run, /tmp and /var is thrown away.
+	// Changes nothing.
 	Readonly bool `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
 	// Takes it back; must be idempotent and bear that the command failed or never ran.
 	Undo []string `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`
@@ -112,8 +112,11 @@ type RunArgs struct {
 	// With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
 	UndoOk []int32 `protobuf:"varint,16,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
 	// With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125
-	// it does not; any other end fails the rollback.
-	UndoIf        []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
+	// it does not; any other end fails the rollback, as does that it failed since it may not write.
+	UndoIf []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
+	// With readonly: it has a view of its own of /run, /tmp and /var, and what it writes there is thrown away. Directories in /run
+	// that units and tmpfiles.d name are there even if they are missing in the guest.
+	Private       bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +270,13 @@ func (x *RunArgs) GetUndoIf() []string {
 	return nil
 }
 
+func (x *RunArgs) GetPrivate() bool {
+	if x != nil {
+		return x.Private
+	}
+	return false
+}
+
 // exec.sh: as exec.run, with a line for the shell.
 type ShellArgs struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -288,7 +298,9 @@ type ShellArgs struct {
 	// As of exec.run.
 	UndoOk []int32 `protobuf:"varint,16,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
 	// As of exec.run.
-	UndoIf        []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
+	UndoIf []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
+	// As of exec.run.
+	Private       bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +452,13 @@ func (x *ShellArgs) GetUndoIf() []string {
 		return x.UndoIf
 	}
 	return nil
+}
+
+func (x *ShellArgs) GetPrivate() bool {
+	if x != nil {
+		return x.Private
+	}
+	return false
 }
 
 // What a command gave.
@@ -1500,7 +1519,7 @@ var File_exec_proto protoreflect.FileDescriptor
 const file_exec_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x04\n" +
+	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x04\n" +
 	"\aRunArgs\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x128\n" +
@@ -1522,11 +1541,12 @@ const file_exec_proto_rawDesc = "" +
 	"unconfined\x12\x12\n" +
 	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
 	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
-	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x1a6\n" +
+	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x12\x18\n" +
+	"\aprivate\x18\x12 \x01(\bR\aprivate\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_check\"\x9d\x04\n" +
+	"\x06_check\"\xb7\x04\n" +
 	"\tShellArgs\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12:\n" +
@@ -1548,7 +1568,8 @@ const file_exec_proto_rawDesc = "" +
 	"unconfined\x12\x12\n" +
 	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
 	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
-	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x1a6\n" +
+	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x12\x18\n" +
+	"\aprivate\x18\x12 \x01(\bR\aprivate\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +

@@ -39,7 +39,7 @@ type OnRollbackArgs struct {
 	// The exit codes that mean that there was nothing to undo.
 	UndoOk []int32 `protobuf:"varint,7,rep,packed,name=undo_ok,json=undoOk,proto3" json:"undo_ok,omitempty"`
 	// A command that changes nothing and says whether there is anything to undo. On exit code 0 argv runs, on 1 to 125 it does
-	// not; any other end fails the rollback.
+	// not; any other end fails the rollback, as does that it failed since it may not write.
 	UndoIf        []string `protobuf:"bytes,8,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

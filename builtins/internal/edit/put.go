@@ -209,7 +209,7 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		return err
 	}
 	if w.Validate != nil && c.Call.DryRun == nil {
-		if err := w.Validate(ctx, staged.Path()); err != nil {
+		if err := staged.Show(func(path string) error { return w.Validate(ctx, path) }); err != nil {
 			return errors.Join(err, staged.Discard())
 		}
 	}

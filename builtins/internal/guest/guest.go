@@ -123,19 +123,20 @@ func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc
 	return g.Runner.Run(ctx, spec)
 }
 
-// RunHeld is Run. A command that is Readonly, is held to it, and failed for what it may not write, or for what a service would
-// have in /run, runs once more with a view of its own of /run, /tmp and /var, which is thrown away: as it changes nothing, that
-// is the same as if it had run once. It does not have that view from the start, since there it sees no disk as it is.
-func (g *Guest) RunHeld(ctx context.Context, command Command, spec proc.Spec) (*proc.Result, error) {
+// RunValidator is Run of a program that looks at a new file, and changes nothing. Where it is held to that, and failed for what
+// it may not write, or for what a service would have in /run, it runs once more with a view of its own of /run, /tmp and /var,
+// which is thrown away. It does not have that view from the start, since there it sees no disk as it is; and no other command
+// has it unless it asks for it, since in that view are directories of /run that are not there.
+func (g *Guest) RunValidator(ctx context.Context, command Command, spec proc.Spec) (*proc.Result, error) {
 	result, err := g.Run(ctx, command, spec)
-	if err != nil || !command.Readonly || spec.Confine == nil || !missedView(result) {
+	if err != nil || spec.Confine == nil || !missedView(result) {
 		return result, err
 	}
 	spec.Confine = &proc.Confine{Private: true}
 	return g.Run(ctx, command, spec)
 }
 
-// missedView says whether a command may have failed for want of a private view.
+// missedView says whether a validator may have failed for want of a private view.
 func missedView(result *proc.Result) bool {
 	return result.Err() != nil && result.Signal == 0 && !result.TimedOut &&
 		slices.ContainsFunc(viewTexts, func(text string) bool { return Says(result, text) })

@@ -99,9 +99,9 @@ func (p *launchSpec) prepareView(mounts []mountInfo) *view {
 	case !p.Confined || p.Probe:
 		return nil
 	case p.Private:
-		return prepareView(p.Root, viewDirs, mounts)
+		return prepareView(p.Root, viewDirs, mounts, p.PerMount)
 	case p.hasRoot():
-		return prepareView(p.Root, []string{filepath.Dir(scratchDir)}, mounts)
+		return prepareView(p.Root, []string{filepath.Dir(scratchDir)}, mounts, p.PerMount)
 	}
 	return nil
 }
@@ -111,6 +111,40 @@ type writableDir struct {
 	dir     string
 	entries []string // the entries that stay writable; nil: all
 	mountFD int      // a clone of the directory's mounts, still writable
+	stat    unix.Stat_t
+}
+
+// open opens the directory, where its path leads to it by no link; fault.ErrChanged where that is another one than before. A
+// user who exchanges a directory must not have one mounted over another.
+func (o *writableDir) open() (int, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, o.dir, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return -1, err
+	}
+	var stat unix.Stat_t
+	if err = unix.Fstat(fd, &stat); err == nil && o.stat.Mode != 0 && (stat.Dev != o.stat.Dev || stat.Ino != o.stat.Ino) {
+		err = fault.ErrChanged
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	o.stat = stat
+	return fd, nil
+}
+
+// clone makes mountFD.
+func (o *writableDir) clone() error {
+	fd, err := o.open()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
+	o.mountFD, err = unix.OpenTree(fd, "", flags)
+	return err
 }
 
 func (p *launchSpec) confineWrites(mounts []mountInfo, private *view) error {
@@ -126,7 +160,7 @@ func (p *launchSpec) confineWrites(mounts []mountInfo, private *view) error {
 		if o.dir == "/" {
 			continue
 		}
-		if o.mountFD, err = unix.OpenTree(unix.AT_FDCWD, o.dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err != nil {
+		if err := o.clone(); err != nil {
 			return fault.On(o.dir, err)
 		}
 	}
@@ -158,7 +192,8 @@ func (p *launchSpec) confineWrites(mounts []mountInfo, private *view) error {
 			os.Chmod(scratchDir, 0o777|os.ModeSticky)
 		}
 	}
-	for _, o := range dirs {
+	for i := range dirs {
+		o := &dirs[i]
 		if err := o.restore(mounts); err != nil {
 			return fault.On(o.dir, err)
 		}
@@ -237,7 +272,12 @@ func containingDir(path string) (dir, name string) {
 func (o *writableDir) restore(mounts []mountInfo) error {
 	if o.dir != "/" {
 		defer unix.Close(o.mountFD)
-		return unix.MoveMount(o.mountFD, "", unix.AT_FDCWD, o.dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		fd, err := o.open()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.MoveMount(o.mountFD, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	}
 	// A mount over "/" would not be seen by a process whose root is below it.
 	return unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|mountOf(mounts, "/").flags(), "")
@@ -249,7 +289,13 @@ func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) erro
 	if o.entries == nil {
 		return nil
 	}
-	entries, err := os.ReadDir(o.dir)
+	fd, err := o.open()
+	if err != nil {
+		return fault.On(o.dir, err)
+	}
+	dir := os.NewFile(uintptr(fd), o.dir)
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
 	if err != nil {
 		return fault.On(o.dir, err)
 	}
@@ -263,15 +309,44 @@ func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) erro
 	}
 	for _, e := range entries {
 		path := filepath.Join(o.dir, e.Name())
-		err := unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, "")
-		if err == nil {
-			err = makeReadOnly(path, mounts, perMount)
+		err := error(unix.ENOSYS)
+		if !perMount {
+			err = mountReadOnly(fd, e.Name())
+		}
+		if err == unix.ENOSYS { // before Linux 5.12
+			if err = unix.Mount(path, path, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+				err = makeReadOnly(path, mounts, perMount)
+			}
 		}
 		if err != nil && !errors.Is(err, unix.ENOENT) { // removed meanwhile
 			return fault.On(path, err)
 		}
 	}
 	return nil
+}
+
+// mountReadOnly mounts an entry of a directory, which is no link, over itself and read-only, with all that is mounted in it.
+func mountReadOnly(dir int, name string) error {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil || stat.Mode&unix.S_IFMT == unix.S_IFLNK { // exchanged meanwhile
+		return err
+	}
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
+	tree, err := unix.OpenTree(fd, "", flags)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", unix.AT_RECURSIVE|unix.AT_EMPTY_PATH, attr); err != nil {
+		return err
+	}
+	return unix.MoveMount(tree, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 }
 
 // makeReadOnly makes the mount at path and all below it read-only. A kernel before 5.12 has no call for the tree: then each

@@ -141,8 +141,3 @@ func idsOf(file string) map[string]int {
 	})
 	return ids
 }
-
-func statOf(info os.FileInfo) (*syscall.Stat_t, bool) {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return stat, ok
-}

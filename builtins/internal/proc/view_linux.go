@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -23,7 +24,10 @@ import (
 //	├── sockets        the real ones: nobody listens at the copy that an overlay shows
 //	└── /run/NAME      made where a unit or tmpfiles.d says that a service has it
 //
-// Where no overlay can be made there is no view, and the command is read-only in all.
+// What is mounted is named by paths, and a user who may rename on such a path could have anything mounted anywhere. So only
+// what root alone can rename is taken, see openSure: what is mounted in a directory of a user, and the sockets in it, are left
+// out, and are seen as the overlay shows them. Where no overlay can be made there is no view, and the command is read-only in
+// all.
 
 // viewDirs are the directories that the private view is about.
 var viewDirs = []string{"/run", "/tmp", "/var", "/dev/shm"}
@@ -43,29 +47,35 @@ type layer struct {
 	path     string // inside the root
 	fd       int    // of the mount
 	readOnly bool
-	flags    uintptr // with which it is made read-only
+	flags    uintptr // with which it is made read-only when it is in its place; 0: it is so before
 }
 
 // view are the mounts of a private view, parents before children.
-type view struct{ layers []layer }
+type view struct {
+	layers   []layer
+	dirs     []string // those that it is about: without one of them there is no view
+	perMount bool     // see launchSpec
+}
 
 // prepareView makes the overlays of dirs, which are paths inside root. It is called before the root is changed. The places
 // that mounts has for root are outside of it. nil: none could be made.
-func prepareView(root string, dirs []string, mounts []mountInfo) *view {
+func prepareView(root string, dirs []string, mounts []mountInfo, perMount bool) *view {
 	if root == "/" {
 		root = ""
 	}
+	top, err := unix.Open(root+"/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(top)
 	stage := scratchDir
 	const flags = unix.MS_NOSUID | unix.MS_NODEV
 	if os.MkdirAll(stage, 0o755) != nil || unix.Mount("tmpfs", stage, "tmpfs", flags, "mode=755,size=256m") != nil {
 		return nil
 	}
 	defer unix.Unmount(stage, unix.MNT_DETACH) // the overlays keep it
-	v, n := &view{}, 0
+	v, n := &view{dirs: dirs, perMount: perMount}, 0
 	for _, dir := range dirs {
-		if !isDirectory(root, dir) {
-			continue
-		}
 		inside := mountsUnder(mounts, root+dir)
 		if len(inside) > maxViewMounts {
 			continue
@@ -79,48 +89,75 @@ func prepareView(root string, dirs []string, mounts []mountInfo) *view {
 				continue
 			}
 			n++
-			if l, err := newLayer(stage, root, filepath.Join(dir, point), m, point == "/", n); err == nil {
+			if l, err := v.newLayer(stage, top, filepath.Join(dir, point), m, point == "/", n); err == nil {
 				v.layers = append(v.layers, l)
 			}
 		}
 	}
 	if root == "" {
-		v.addSockets(mounts)
+		v.addSockets(top, mounts)
 	}
 	slices.SortStableFunc(v.layers, func(a, b layer) int { return strings.Compare(a.path, b.path) })
-	v.dropOrphans(dirs)
+	v.dropOrphans()
 	if len(v.layers) == 0 {
 		return nil
 	}
 	return v
 }
 
-// isDirectory says whether a path inside root is a directory, and no element of it a link.
-func isDirectory(root, path string) bool {
-	at := root
-	for _, name := range strings.Split(strings.Trim(path, "/"), "/") {
-		at += "/" + name
-		if info, err := os.Lstat(at); err != nil || !info.IsDir() {
-			return false
-		}
+// openSure opens, with O_PATH, what is at a path below a directory, where root alone can change what that is: no element is
+// a link, and each directory on the way, top among them, belongs to root and is written by nobody else. The kind of what it
+// opened is in stat. The error is fault.ErrRefused where others could change it.
+func openSure(top int, path string, stat *unix.Stat_t) (int, error) {
+	fd, err := unix.Openat(top, ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
 	}
-	return true
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		var next int
+		if err = unix.Fstat(fd, stat); err == nil && !rootAlone(stat) {
+			err = fault.Refuse("others than root can write to a directory of %s", path)
+		}
+		if err == nil && (name == "" || name == "." || name == "..") {
+			err = unix.EINVAL
+		}
+		if err == nil {
+			next, err = unix.Openat(fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		}
+		unix.Close(fd)
+		if err != nil {
+			return -1, err
+		}
+		fd = next
+	}
+	if err = unix.Fstat(fd, stat); err == nil && stat.Mode&unix.S_IFMT == unix.S_IFLNK {
+		err = unix.ELOOP
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// rootAlone says whether a directory is one that root alone can write to. The bits of the group bound those of an ACL.
+func rootAlone(stat *unix.Stat_t) bool {
+	return stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Uid == 0 && stat.Mode&0o022 == 0
 }
 
 // newLayer makes the overlay over what is at a path, or of another file system a mount that is to be read-only.
-func newLayer(stage, root, path string, m mountInfo, top bool, n int) (layer, error) {
-	from := root + path
-	if !top && !slices.Contains(layered, m.fstype) {
-		fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		return layer{path: path, fd: fd, readOnly: true, flags: m.flags()}, err
-	}
-	info, err := os.Stat(from)
+func (v *view) newLayer(stage string, root int, path string, m mountInfo, top bool, n int) (layer, error) {
+	var stat unix.Stat_t
+	from, err := openSure(root, path, &stat)
 	if err != nil {
 		return layer{}, err
 	}
-	if !info.IsDir() { // a file that is mounted
-		fd, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-		return layer{path: path, fd: fd, readOnly: true, flags: m.flags()}, err
+	defer unix.Close(from)
+	switch isDir := stat.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case top && !isDir:
+		return layer{}, unix.ENOTDIR
+	case !isDir, !top && !slices.Contains(layered, m.fstype):
+		return v.cloned(from, path, m.flags())
 	}
 	base := filepath.Join(stage, strconv.Itoa(n))
 	for _, name := range []string{"", "upper", "work", "merged"} {
@@ -129,15 +166,15 @@ func newLayer(stage, root, path string, m mountInfo, top bool, n int) (layer, er
 		}
 	}
 	merged, upper := filepath.Join(base, "merged"), filepath.Join(base, "upper")
-	if stat, ok := statOf(info); ok { // the directory itself is seen as that of the upper layer
-		if err := unix.Chown(upper, int(stat.Uid), int(stat.Gid)); err != nil {
-			return layer{}, err
-		}
-		if err := unix.Chmod(upper, stat.Mode&0o7777); err != nil {
-			return layer{}, err
-		}
+	// The directory itself is seen as that of the upper layer.
+	if err := unix.Chown(upper, int(stat.Uid), int(stat.Gid)); err != nil {
+		return layer{}, err
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", escapeOption(from), upper, filepath.Join(base, "work"))
+	if err := unix.Chmod(upper, stat.Mode&0o7777); err != nil {
+		return layer{}, err
+	}
+	work := filepath.Join(base, "work")
+	options := fmt.Sprintf("lowerdir=/proc/self/fd/%d,upperdir=%s,workdir=%s", from, upper, work)
 	if err := unix.Mount("overlay", merged, "overlay", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return layer{}, err
 	}
@@ -145,14 +182,29 @@ func newLayer(stage, root, path string, m mountInfo, top bool, n int) (layer, er
 	return layer{path: path, fd: fd}, err
 }
 
-// escapeOption escapes what separates lower layers and options.
-func escapeOption(path string) string {
-	return strings.NewReplacer(`\`, `\\`, ":", `\:`, ",", `\,`).Replace(path)
+// cloned is the layer of what a descriptor stands for, mounted once more and read-only.
+func (v *view) cloned(from int, path string, flags uintptr) (layer, error) {
+	fd, err := unix.OpenTree(from, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return layer{}, err
+	}
+	l := layer{path: path, fd: fd, readOnly: true}
+	err = unix.ENOSYS
+	if !v.perMount {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	}
+	if err == unix.ENOSYS { // before Linux 5.12
+		l.flags, err = flags|unix.MS_RDONLY, nil
+	}
+	if err != nil {
+		unix.Close(fd)
+	}
+	return l, err
 }
 
-// addSockets adds the sockets and pipes in the directories of the view: those that the kernel lists, which has them by the
-// name that they were bound to, and what stands in /run and in /tmp, where they may have been renamed.
-func (v *view) addSockets(mounts []mountInfo) {
+// addSockets adds the sockets and pipes in the directories of the view where root alone makes them: those that the kernel
+// lists, which has them by the name that they were bound to, and what stands in /run, where they may have been renamed.
+func (v *view) addSockets(root int, mounts []mountInfo) {
 	var paths []string
 	if file, err := os.Open("/proc/net/unix"); err == nil {
 		for lines := bufio.NewScanner(file); lines.Scan(); {
@@ -162,24 +214,38 @@ func (v *view) addSockets(mounts []mountInfo) {
 		}
 		file.Close()
 	}
-	paths = append(slices.Concat(paths, socketsIn("/run", 16)), socketsIn("/tmp", 2)...)
 	seen := map[string]bool{}
-	for _, path := range paths {
-		path, err := filepath.EvalSymlinks(path)
-		if err != nil || seen[path] || len(seen) >= maxViewSockets || !v.covers(path) {
+	for _, path := range append(paths, socketsIn("/run", 16)...) {
+		path = filepath.Clean(path)
+		if rest, ok := strings.CutPrefix(path, "/var/run/"); ok { // a link to /run
+			path = "/run/" + rest
+		}
+		if seen[path] || len(seen) >= maxViewSockets || !v.covers(path) {
 			continue
 		}
-		seen[path] = true
-		if info, err := os.Lstat(path); err != nil || info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe) == 0 {
-			continue
-		}
-		if fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err == nil {
-			v.layers = append(v.layers, layer{path: path, fd: fd, readOnly: true, flags: mountOf(mounts, path).flags()})
+		if l, err := v.socket(root, path, mounts); err == nil {
+			seen[path] = true
+			v.layers = append(v.layers, l)
 		}
 	}
 }
 
-// socketsIn lists the sockets and pipes in a directory, as deep as depth says.
+// socket is the layer of a socket or a pipe.
+func (v *view) socket(root int, path string, mounts []mountInfo) (layer, error) {
+	var stat unix.Stat_t
+	fd, err := openSure(root, path, &stat)
+	if err != nil {
+		return layer{}, err
+	}
+	defer unix.Close(fd)
+	if kind := stat.Mode & unix.S_IFMT; kind != unix.S_IFSOCK && kind != unix.S_IFIFO {
+		return layer{}, unix.ENOTSOCK
+	}
+	return v.cloned(fd, path, mountOf(mounts, path).flags())
+}
+
+// socketsIn lists the sockets and pipes in a directory that root alone can write to, and in such ones in it, as deep as depth
+// says.
 func socketsIn(dir string, depth int) (paths []string) {
 	left := maxViewEntries
 	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -189,8 +255,11 @@ func socketsIn(dir string, depth int) (paths []string) {
 		switch {
 		case err != nil:
 			return nil // removed meanwhile
-		case e.IsDir() && strings.Count(path, "/") > depth:
-			return fs.SkipDir
+		case e.IsDir():
+			var stat unix.Stat_t
+			if strings.Count(path, "/") > depth || unix.Lstat(path, &stat) != nil || !rootAlone(&stat) {
+				return fs.SkipDir
+			}
 		case e.Type()&(fs.ModeSocket|fs.ModeNamedPipe) != 0:
 			paths = append(paths, path)
 		}
@@ -205,10 +274,10 @@ func (v *view) covers(path string) bool {
 }
 
 // dropOrphans leaves out what is in a directory whose own layer could not be made.
-func (v *view) dropOrphans(dirs []string) {
+func (v *view) dropOrphans() {
 	v.layers = slices.DeleteFunc(v.layers, func(l layer) bool {
 		orphan := !slices.ContainsFunc(v.layers, func(top layer) bool {
-			return slices.Contains(dirs, top.path) && (l.path == top.path || strings.HasPrefix(l.path, top.path+"/"))
+			return slices.Contains(v.dirs, top.path) && (l.path == top.path || strings.HasPrefix(l.path, top.path+"/"))
 		})
 		if orphan {
 			unix.Close(l.fd)
@@ -222,20 +291,41 @@ func (v *view) has(dir string) bool {
 	return v != nil && slices.ContainsFunc(v.layers, func(l layer) bool { return l.path == dir })
 }
 
-// mount puts the view in its place.
+// mount puts the view in its place, below "/". What cannot be put there is left out, but for the view's own directories.
 func (v *view) mount() error {
 	if v == nil {
 		return nil
 	}
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
 	for _, l := range v.layers {
-		err := unix.MoveMount(l.fd, "", unix.AT_FDCWD, l.path, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		err := l.mount(root)
 		unix.Close(l.fd)
-		if err == nil && l.readOnly {
-			err = unix.Mount("", l.path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|l.flags, "")
-		}
-		if err != nil && err != unix.ENOENT { // removed meanwhile
+		if err != nil && slices.Contains(v.dirs, l.path) {
 			return fault.On(l.path, err)
 		}
+	}
+	return nil
+}
+
+// mount puts a layer where its path leads from root, if root alone can change where that is.
+func (l *layer) mount(root int) error {
+	var stat unix.Stat_t
+	to, err := openSure(root, l.path, &stat)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	err = unix.MoveMount(l.fd, "", to, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	if err != nil || l.flags == 0 {
+		return err
+	}
+	// By name, which leads to the mount: root alone could have changed that.
+	if err = unix.Mount("", l.path, "", unix.MS_REMOUNT|unix.MS_BIND|l.flags, ""); err != nil {
+		return errors.Join(err, unix.Unmount(l.path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ var fieldDocs = map[string]string{
 	"max_output": "Bytes kept of each stream; 0: 1 MiB.", "readonly": "Changes nothing.",
 	"undo":    "Takes it back; must be idempotent and bear that the command never ran.",
 	"touches": "Changes nothing but these paths.", "irreversible": "Cannot be taken back, and a rollback says so.",
-	"unconfined": "With touches: do not confine the command to them.", "plan": "With a dry run: what the command would do.",
+	"unconfined": "With touches or readonly: do not hold the command to that.", "plan": "With a dry run: what the command would do.",
 	"code": "The exit status; 128 and the number of a signal that ended it.", "stdout": "What it wrote.", "stderr": "What it wrote there.",
 	"truncated": "More was written than is kept.",
 
