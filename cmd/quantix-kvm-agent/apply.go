@@ -144,6 +144,11 @@ func applyScripts(
 	if f, err = f.forTree(); err != nil {
 		return err
 	}
+	unlock, err := f.takeState(lockWait)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	defer func() { err = errors.Join(err, f.forget(err)) }()
 	return applyTree(ctx, in, out, f, a, arguments, []string{f.root})
 }
@@ -231,66 +236,15 @@ func (f flags) forTree() (flags, error) {
 	return f, nil
 }
 
-// stateOf returns where the state of a tree or an image is kept: in --state, else by its path.
-func (f flags) stateOf(path string) (string, error) {
-	if f.state != "" {
-		return filepath.Abs(f.state)
-	}
-	base := filepath.Dir(config.StateDir)
-	if os.Geteuid() != 0 {
-		var err error
-		if base, err = userState(); err != nil {
-			return "", err
-		}
-	}
-	sum := sha256.Sum256([]byte(path))
-	return filepath.Join(base, "quantix-kvm-apply", hex.EncodeToString(sum[:8])), nil
-}
-
-// userState is where a user's programs keep what must survive, as the XDG Base Directory Specification says.
-func userState() (string, error) {
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return dir, nil
-	}
-	home, err := os.UserHomeDir()
-	return filepath.Join(home, ".local", "state"), err
-}
-
-// forget removes the state where all is ended, and nothing of it is needed any more.
-func (f flags) forget(failed error) error {
-	var exit *exitError
-	if failed != nil && (!errors.As(failed, &exit) || exit.code == 6) {
-		return nil
-	}
-	if f.unfinished() {
-		return nil
-	}
-	if err := os.RemoveAll(f.state); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Dir(f.state)) // it stays where it has the state of another tree
-	return nil
-}
-
-// unfinished reports whether the state has transactions that must be taken back, or could not be.
-func (f flags) unfinished() bool {
-	for _, dir := range []string{"open", "kept"} {
-		if left, err := os.ReadDir(filepath.Join(f.state, "tx", dir)); err == nil && len(left) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // openTree opens the inside of an agent on a tree. The tree may get another machine-id meanwhile, and belongs to no boot.
 func openTree(f flags, pool *sandbox.Pool, found *script.Library) (*core.Core, error) {
 	if err := os.MkdirAll(f.state, 0o700); err != nil {
 		return nil, err
 	}
-	tree := func() string { return "tree" }
+	tree := func() string { return treeID }
 	inside, err := core.Open(core.Config{
 		Root: f.root, State: f.state, Rooms: roomConfig(f, config.Default()), Pool: pool, Library: found,
-		MachineID: tree, BootID: tree, LockWait: 5 * time.Second,
+		MachineID: tree, BootID: tree, LockWait: lockWait,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.root, err)

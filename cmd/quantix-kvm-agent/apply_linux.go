@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -49,4 +50,37 @@ func clampTimes(root, epoch string) error {
 		}
 		return nil
 	})
+}
+
+// lockDirectory makes a directory, and keeps it from other calls of this until unlock is called or the process ends. It may be
+// removed meanwhile. It waits for others that long.
+func lockDirectory(path string, wait time.Duration) (unlock func(), err error) {
+	for until := time.Now().Add(wait); ; time.Sleep(10 * time.Millisecond) {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return nil, err
+		}
+		dir, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // who had it removed it just now
+		} else if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			mine, failed := dir.Stat()
+			there, gone := os.Stat(path)
+			if failed == nil && gone == nil && os.SameFile(mine, there) {
+				return func() { dir.Close() }, nil
+			}
+			dir.Close()
+			continue
+		}
+		dir.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if !time.Now().Before(until) {
+			return nil, fmt.Errorf("the state in %s is in use: another apply works with it", path)
+		}
+	}
 }

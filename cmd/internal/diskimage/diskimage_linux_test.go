@@ -119,7 +119,7 @@ func TestIdentify(t *testing.T) {
 
 // Of an fstab that is mounted which is a disk's and wanted at boot, outer directories first.
 func TestFstab(t *testing.T) {
-	list := parseFstab(`# comment
+	root, list := parseFstab(`# comment
 UUID=AA-BB /boot/efi vfat umask=0077 0 1
 /dev/vda1 / ext4 defaults 0 1
 PARTUUID=0badcafe-02	/boot  ext4
@@ -136,13 +136,20 @@ host:/x /net nfs _netdev
 	if want := "PARTUUID=0badcafe-02 /boot|UUID=AA-BB /boot/efi|LABEL=my data /srv/a b"; strings.Join(got, "|") != want {
 		t.Errorf("%q", got)
 	}
+	if root.source != "/dev/vda1" {
+		t.Errorf("the root is %+v", root)
+	}
 	v := volume{span: span{number: 2, uuid: "0badcafe-02"}, uuid: "AA-bb", label: "my data"}
 	for source, want := range map[string]bool{
 		"UUID=aa-BB": true, "UUID=": false, "LABEL=my data": true, `UUID="AA-BB"`: true, "PARTUUID=0BADCAFE-02": true,
-		"/dev/vda2": true, "/dev/nvme0n1p2": true, "/dev/vda12": false, "/dev/mapper/2": false, "/dev/disk/by-uuid/AA-BB": true,
+		"/dev/vda2": true, "/dev/nvme0n1p2": true, "/dev/vda12": false, "/dev/vdb2": false, "/dev/nvme1n1p2": false, "/dev/vda": false, "/dev/mapper/2": false, "/dev/disk/by-uuid/AA-BB": true,
 	} {
-		if v.is(source) != want {
+		if v.is(source, disksOf(mountLine{source: "UUID=x"})) != want {
 			t.Errorf("%s: %v", source, !want)
 		}
+	}
+	disks := disksOf(mountLine{source: "/dev/sdb1"})
+	if !v.is("/dev/sdb2", disks) || v.is("/dev/sda2", disks) || v.is("/dev/vda2", disks) {
+		t.Errorf("of %q", disks)
 	}
 }

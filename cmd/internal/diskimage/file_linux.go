@@ -2,6 +2,8 @@ package diskimage
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,6 +83,35 @@ func qcow2(f *os.File) bool {
 	return err == nil && string(magic) == "QFI\xfb"
 }
 
+// The header of a qcow2 image (docs/interop/qcow2.txt of QEMU), in bytes; all numbers are big-endian.
+const (
+	qcow2Version      = 4
+	qcow2Backing      = 8  // where the name of a backing file is, 0: there is none
+	qcow2Incompatible = 72 // features, from version 3 on
+	qcow2HeaderLength = 80
+	externalData      = 1 << 2 // a feature: the content is in another file
+)
+
+// selfContained returns an error for a qcow2 image that names other files: who wrote the image could have them be any of this
+// machine.
+func selfContained(f *os.File) error {
+	header := make([]byte, qcow2HeaderLength)
+	if _, err := f.ReadAt(header, 0); err != nil {
+		return fmt.Errorf("%s: read the header of qcow2: %w", f.Name(), err)
+	}
+	version := binary.BigEndian.Uint32(header[qcow2Version:])
+	switch {
+	case version != 2 && version != 3:
+		return fmt.Errorf("%s: version %d of qcow2 is not supported", f.Name(), version)
+	case binary.BigEndian.Uint64(header[qcow2Backing:]) != 0:
+		return fmt.Errorf("%s has a backing file, which is not followed: make it whole by qemu-img convert, or by "+
+			"qemu-img rebase -b ''", f.Name())
+	case version == 3 && binary.BigEndian.Uint64(header[qcow2Incompatible:])&externalData != 0:
+		return fmt.Errorf("%s has an external data file, which is not followed: make it whole by qemu-img convert", f.Name())
+	}
+	return nil
+}
+
 // exported is a qcow2 image that is seen as a raw file.
 type exported struct {
 	path  string // of the raw file
@@ -101,11 +132,18 @@ func export(ctx context.Context, image, path string, readOnly bool) (*exported, 
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		return nil, fmt.Errorf("show %s as a raw file: %w; load the module fuse", image, err)
 	}
+	// A backing file is never opened, whatever the header has by now.
+	disk, err := json.Marshal(map[string]any{
+		"driver": "qcow2", "node-name": "disk", "file": "file", "discard": "unmap", "read-only": readOnly, "backing": nil,
+	})
+	if err != nil {
+		return nil, err
+	}
 	escape := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	onOff := map[bool]string{true: "on", false: "off"}
 	cmd := exec.Command(tool,
 		"--blockdev", "driver=file,node-name=file,filename="+escape(image)+",read-only="+onOff[readOnly],
-		"--blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap,read-only="+onOff[readOnly],
+		"--blockdev", string(disk),
 		"--export", "type=fuse,id=raw,node-name=disk,mountpoint="+escape(path)+",writable="+onOff[!readOnly])
 	var words strings.Builder
 	cmd.Stdout, cmd.Stderr = &words, &words

@@ -23,6 +23,8 @@ type Image struct {
 	export  *exported
 	scratch bool // a tmpfs is at options.Dir, with the root and what a qcow2 image is shown as
 	mounted []mounted
+	used    map[int64]string // where volumes are mounted, in the image, by their first byte
+	leftOut []string
 }
 
 type mounted struct {
@@ -42,7 +44,7 @@ func Open(ctx context.Context, path string, o Options) (i *Image, err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
-	i = &Image{options: o}
+	i = &Image{options: o, used: map[int64]string{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, i.Close())
@@ -61,7 +63,7 @@ func Open(ctx context.Context, path string, o Options) (i *Image, err error) {
 	}
 	i.raw = i.file
 	// A file system of this namespace: nothing of it stays when the process is killed.
-	if err := unix.Mount("tmpfs", o.Dir, "tmpfs", 0, "size=64k,mode=0700"); err != nil {
+	if err := unix.Mount("tmpfs", o.Dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "size=64k,mode=0700"); err != nil {
 		return i, fmt.Errorf("mount a tmpfs at %s: %w", o.Dir, err)
 	}
 	i.scratch = true
@@ -69,6 +71,9 @@ func Open(ctx context.Context, path string, o Options) (i *Image, err error) {
 		return i, err
 	}
 	if qcow2(i.file) {
+		if err := selfContained(i.file); err != nil {
+			return i, err
+		}
 		if err := i.show(ctx, path, mode); err != nil {
 			return i, err
 		}
@@ -130,15 +135,19 @@ func (i *Image) mountAll() error {
 			return err
 		}
 	}
-	if err := i.use(root, i.Root()); err != nil {
+	if err := i.use(root, i.Root(), "/"); err != nil {
 		return err
 	}
 	text, err := i.read("etc/fstab")
 	if err != nil {
 		return err
 	}
-	for _, line := range parseFstab(text) {
-		if err := i.mountLine(all, line); err != nil {
+	rootLine, lines := parseFstab(text)
+	if o := rootLine.subvolume(); o != "" {
+		return fmt.Errorf("%s: the fstab has %s at /: %s, and subvolumes are not supported", i.file.Name(), rootLine.source, o)
+	}
+	for _, line := range lines {
+		if err := i.mountLine(all, disksOf(rootLine), line); err != nil {
 			return fmt.Errorf("%s: the fstab has %s at %s: %w", i.file.Name(), line.source, line.target, err)
 		}
 	}
@@ -187,14 +196,18 @@ func (i *Image) unclean(v volume) error {
 	return fmt.Errorf("%v: %w: %s; start the guest and shut it down, or check the file system", v, ErrDirty, v.dirty)
 }
 
-// mountLine mounts what a line of the fstab has.
-func (i *Image) mountLine(all []volume, line mountLine) error {
-	n := slices.IndexFunc(all, func(v volume) bool { return v.is(line.source) })
+// mountLine mounts what a line of the fstab has, where it is of the disk that has one of the names.
+func (i *Image) mountLine(all []volume, disks []string, line mountLine) error {
+	n := slices.IndexFunc(all, func(v volume) bool { return v.is(line.source, disks) })
+	disk, _, named := device(line.source)
 	switch {
-	case n < 0 && line.has("nofail"):
+	case n < 0 && (line.has("nofail") || named && !slices.Contains(disks, disk)):
+		i.leftOut = append(i.leftOut, line.source+" at "+line.target)
 		return nil
 	case n < 0:
 		return errors.New("which the image does not have")
+	case line.subvolume() != "":
+		return fmt.Errorf("%s, and subvolumes are not supported", line.subvolume())
 	case all[n].foreign != "":
 		return fmt.Errorf("which is %s, and that is not supported", all[n].foreign)
 	case all[n].dirty != "" && !i.options.Recover:
@@ -211,30 +224,56 @@ func (i *Image) mountLine(all []volume, line mountLine) error {
 		return err
 	}
 	defer unix.Close(target)
+	below, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", top))
+	if err != nil {
+		return err
+	}
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", target))
 	if err != nil {
 		return err
 	}
-	return i.use(all[n], path)
+	if path != filepath.Join(below, line.target) {
+		return fmt.Errorf("which leads through a link to %s", filepath.Join("/", strings.TrimPrefix(path, below)))
+	}
+	return i.use(all[n], path, line.target)
 }
 
-// read reads a small file of the tree; one that is not there is empty.
+// maxSmall is how long a file of the image may be that is read here, in bytes.
+const maxSmall = 1 << 20
+
+// read reads a small regular file of the tree; one that is not there is empty. Who wrote the image may have made anything of
+// it.
 func (i *Image) read(name string) (string, error) {
 	root, err := os.OpenRoot(i.Root())
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	text, err := root.ReadFile(name)
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		err = nil
+		return "", nil
+	} else if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(fmt.Errorf("/%s of the image is no regular file", name), err)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxSmall+1))
+	if err == nil && len(text) > maxSmall {
+		err = fmt.Errorf("/%s of the image has more than %d bytes", name, maxSmall)
 	}
 	return string(text), err
 }
 
-// use mounts a volume at path for programs. Where the image is only read, the volume has a writable layer above it that is
+// use mounts a volume at path for programs, which is target in the image, once. Where the image is only read, the volume has
+// a writable layer above it that is
 // thrown away: a dry run that finds a read-only file system tells of that instead of what it was asked for.
-func (i *Image) use(v volume, path string) error {
+func (i *Image) use(v volume, path, target string) error {
+	if at, mounted := i.used[v.start]; mounted {
+		return fmt.Errorf("%v is mounted already, at %s", v, at)
+	}
+	i.used[v.start] = target
 	if !i.options.ReadOnly {
 		return i.mount(v, path, false)
 	}
@@ -251,7 +290,7 @@ func (i *Image) use(v volume, path string) error {
 	// The options of overlayfs are short names here: a path of the caller may have a comma or a colon.
 	layers := fmt.Sprintf("lowerdir=lower%d,upperdir=upper%[1]d,workdir=work%[1]d", v.number)
 	if err := inDirectory(i.options.Dir, func() error {
-		return unix.Mount("overlay", path, "overlay", unix.MS_NOATIME, layers)
+		return unix.Mount("overlay", path, "overlay", mountFlags, layers)
 	}); err != nil {
 		if errors.Is(err, unix.ENODEV) {
 			err = errors.New("this kernel has no overlay: load its module")
@@ -262,13 +301,16 @@ func (i *Image) use(v volume, path string) error {
 	return nil
 }
 
+// mountFlags are those of all file systems of an image: a device in one is a device of this machine.
+const mountFlags = unix.MS_NOATIME | unix.MS_NODEV | unix.MS_NOSUID
+
 // mount mounts a volume at path through a loop device of its own, which is detached when it is unmounted.
 func (i *Image) mount(v volume, path string, readOnly bool) error {
 	loop, err := attach(i.raw, v.span, readOnly)
 	if err != nil {
 		return fmt.Errorf("attach %v of %s: %w", v, i.file.Name(), err)
 	}
-	flags, data := uintptr(unix.MS_NOATIME), ""
+	flags, data := uintptr(mountFlags), ""
 	if readOnly {
 		flags |= unix.MS_RDONLY
 		switch v.kind { // not even its journal is written
@@ -361,6 +403,11 @@ func (i *Image) Mounts() (list []string) {
 	}
 	return list
 }
+
+// LeftOut returns the lines of the fstab that are not mounted since the image does not have what they name: those of other
+// disks,
+// and those that may be missing.
+func (i *Image) LeftOut() []string { return i.leftOut }
 
 // unmount unmounts what was mounted last. A process that still has a file open there is waited for, some seconds.
 func (i *Image) unmount() error {

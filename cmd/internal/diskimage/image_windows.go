@@ -22,5 +22,8 @@ func (*Image) Root() string { return "" }
 // Mounts returns nothing.
 func (*Image) Mounts() []string { return nil }
 
+// LeftOut returns nothing.
+func (*Image) LeftOut() []string { return nil }
+
 // Close does nothing.
 func (*Image) Close() error { return nil }
