@@ -129,7 +129,7 @@ func display(t *testing.T, uid uint32, number int) (end func()) {
 	if err := client.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return isSocket(xSocket(name)) })
+	waitFor(t, func() bool { return isSocket(xSocket(name), uid) })
 	ended := false
 	end = func() {
 		if ended {

@@ -69,15 +69,18 @@ func (f *finder) tells(err error) bool {
 // errBackground is the cause of an error about sessions that logind knows.
 var errBackground = fmt.Errorf("%w: in the background", errors.ErrUnsupported)
 
-// front returns the session in front.
+// front returns the session in front. One of root is an error: no helper runs as root.
 func (f *finder) front(ctx context.Context) (*Session, error) {
 	if sysbus.Available() {
-		session, err := f.byLogind(ctx)
-		if session != nil || err != nil && !errors.Is(err, errors.ErrUnsupported) || errors.Is(err, errBackground) {
-			return session, err
+		seated, err := f.seated(ctx)
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+		if len(seated) > 0 { // so nobody else is in front, whatever other processes say
+			return f.choose(seated)
 		}
 	}
-	return findByProcesses(f.files)
+	return findByProcesses(f.files, func(uint32) bool { return true })
 }
 
 // connect returns the connection to the bus, which listens to what logind tells.
@@ -114,8 +117,16 @@ func (f *finder) connect() (*sysbus.Conn, error) {
 	return bus, nil
 }
 
-// byLogind returns the graphical session in front; nil without an error: logind knows no graphical session.
-func (f *finder) byLogind(ctx context.Context) (*Session, error) {
+// seat is a session of logind that is on a seat.
+type seat struct {
+	id, user, seat, kind, class, state, display string
+	uid                                         uint32
+	leader                                      int
+	active, locked                              bool
+}
+
+// seated returns the sessions of logind that are on a seat: nobody sits in front of others, such as network logins.
+func (f *finder) seated(ctx context.Context) ([]seat, error) {
 	bus, err := f.connect()
 	if err != nil {
 		return nil, err
@@ -130,11 +141,10 @@ func (f *finder) byLogind(ctx context.Context) (*Session, error) {
 	if err := bus.Call(ctx, login1, login1Path, login1+".Manager.ListSessions", []any{&list}); err != nil {
 		return nil, err
 	}
-	var front *Session
-	var behind []string
+	var all []seat
 	for _, entry := range list {
 		if entry.Seat == "" {
-			continue // of a network login: nobody sits in front of it
+			continue
 		}
 		var p map[string]dbus.Variant
 		err := bus.Call(ctx, login1, entry.Path, "org.freedesktop.DBus.Properties.GetAll", []any{&p}, login1Session)
@@ -144,19 +154,48 @@ func (f *finder) byLogind(ctx context.Context) (*Session, error) {
 		if err != nil {
 			return nil, err
 		}
-		kind, class := text(p["Type"]), text(p["Class"])
-		if kind != "x11" && kind != "wayland" || class != "user" {
-			continue
+		s := seat{
+			id: entry.ID, uid: entry.UID, user: entry.User, seat: entry.Seat, display: word(p["Display"]),
+			kind: word(p["Type"]), class: word(p["Class"]), state: word(p["State"]),
 		}
-		s := &Session{ID: entry.ID, Type: kind, Seat: entry.Seat, Display: text(p["Display"])}
-		s.Locked, _ = p["LockedHint"].Value().(bool)
+		s.active, _ = p["Active"].Value().(bool)
+		s.locked, _ = p["LockedHint"].Value().(bool)
 		leader, _ := p["Leader"].Value().(uint32)
 		s.leader = int(leader)
-		if kind == "wayland" {
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+func word(v dbus.Variant) string {
+	s, _ := v.Value().(string)
+	return s
+}
+
+// choose returns the graphical session that is in front on a seat, before others on seat0.
+func (f *finder) choose(seated []seat) (*Session, error) {
+	var front *Session
+	var console *seat // a text session in front
+	var behind []string
+	login := false
+	for i, entry := range seated {
+		there := entry.active && entry.state != "closing" // else its user has left
+		if entry.class != "user" {                        // a login screen
+			login = login || there
+			continue
+		}
+		if entry.kind != "x11" && entry.kind != "wayland" {
+			if there && (console == nil || entry.seat == "seat0") {
+				console = &seated[i]
+			}
+			continue
+		}
+		s := f.session(&entry, entry.kind)
+		s.Display = entry.display
+		if entry.kind == "wayland" {
 			s.Display = "" // what logind has there is the display of Xwayland
 		}
-		s.User = f.user(entry.UID, entry.User)
-		if active, _ := p["Active"].Value().(bool); !active || text(p["State"]) == "closing" { // its user has left
+		if !there {
 			behind = append(behind, s.String())
 			continue
 		}
@@ -164,16 +203,41 @@ func (f *finder) byLogind(ctx context.Context) (*Session, error) {
 			front = s
 		}
 	}
-	if front == nil && len(behind) > 0 {
+	switch {
+	case front != nil && front.User.UID == 0:
+		return nil, fault.Wrapf(errBackground, "the %v is in front: nothing is done in a desktop of root", front)
+	case front != nil:
+		return front, nil
+	case console != nil && console.uid != 0:
+		// It may have become a graphical one that logind was not told of, as startx makes it.
+		s, err := findByProcesses(f.files, func(uid uint32) bool { return uid == console.uid })
+		if err == nil {
+			found := f.session(console, s.Type)
+			found.Display, found.pid = s.Display, s.pid
+			return found, nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+	}
+	switch {
+	case len(behind) > 0:
 		return nil, fault.Wrapf(errBackground, "no graphical session is in front; in the background, or ending: %s",
 			strings.Join(behind, ", "))
+	case console != nil:
+		return nil, fault.Unsupported("no graphical session is in front: %s is, with a text session", console.user)
+	case login:
+		return nil, fault.Wrapf(errBackground, "no graphical session is in front: nobody has logged in at the screen")
 	}
-	return front, nil
+	return nil, fault.Wrapf(errBackground, "there is no graphical session in this guest")
 }
 
-func text(v dbus.Variant) string {
-	s, _ := v.Value().(string)
-	return s
+// session returns the session that logind knows.
+func (f *finder) session(entry *seat, kind string) *Session {
+	return &Session{
+		ID: entry.id, Type: kind, Seat: entry.seat, User: f.user(entry.uid, entry.user), Locked: entry.locked,
+		origin: origin{leader: entry.leader},
+	}
 }
 
 // user returns who a user is. One that has no line in the accounts is completed by environment.
@@ -192,12 +256,15 @@ func (f *finder) user(uid uint32, name string) *proc.User {
 
 // environment returns the environment of a helper in a session, and notes its display.
 func (f *finder) environment(s *Session) ([]string, error) {
+	if s.User.UID == 0 {
+		return nil, fault.Unsupported("no session helper is started as root")
+	}
 	found, err := sessionProcess(s)
 	if err != nil {
 		return nil, err
 	}
 	if f.files == nil || !f.known(s.User.UID) {
-		if err := found.identity(s.User); err != nil {
+		if err := found.identify(s.User); err != nil {
 			return nil, err
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -14,10 +13,16 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/desktop/ipc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// maxEvents are the events in a second that a helper may send. One that sends more is read more slowly.
-const maxEvents = 100
+// What a helper may say that nobody waits for.
+const (
+	maxEvents    = 100     // in a second: events, and replies to calls that were given up. One that sends more is read more slowly
+	maxUnasked   = 1 << 20 // their bytes in a second, beyond which the same holds
+	maxGivenUp   = 256     // calls that were given up and are not answered yet. One that has more of them does not answer
+	maxErrorText = 1 << 10 // bytes of an error's text, and of its details
+)
 
 // process is a helper that runs.
 type process struct {
@@ -37,21 +42,22 @@ type link struct {
 	session *Session
 	started time.Time
 	events  map[string]event
-	silent  atomic.Bool   // it was killed since it did not answer
 	gone    chan struct{} // closed when no reply will come any more
-
-	writing sync.Mutex
+	writing chan struct{} // holds a value while a frame is written
 
 	mu      sync.Mutex
 	next    uint64
 	waiting map[uint64]chan *pb.SessionFrame
-	err     error // why gone is closed
+	givenUp map[uint64]struct{} // the calls whose replies will come, and that nobody waits for
+	killed  string              // why the agent killed the helper; empty: it did not
+	err     error               // why gone is closed
 }
 
 func newLink(p *process, session *Session, events map[string]event) *link {
 	return &link{
 		process: p, session: session, started: time.Now(), events: events,
-		gone: make(chan struct{}), waiting: map[uint64]chan *pb.SessionFrame{},
+		gone: make(chan struct{}), writing: make(chan struct{}, 1),
+		waiting: map[uint64]chan *pb.SessionFrame{}, givenUp: map[uint64]struct{}{},
 	}
 }
 
@@ -79,38 +85,53 @@ func (l *link) alive() bool {
 }
 
 // hangs ends a helper that does not answer.
-func (l *link) hangs() {
-	l.silent.Store(true)
+func (l *link) hangs() { l.end("it did not answer, and was killed") }
+
+// end kills the helper, and keeps why for the message about that.
+func (l *link) end(why string) {
+	l.mu.Lock()
+	if l.killed == "" {
+		l.killed = why
+	}
+	l.mu.Unlock()
 	l.process.kill()
+}
+
+// how says how the helper ended, once it has.
+func (l *link) how() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.killed != "" {
+		return l.killed
+	}
+	return l.process.how()
 }
 
 // call sends a request and waits for its reply.
 func (l *link) call(ctx context.Context, frame *pb.SessionFrame, limit time.Duration) (*pb.SessionFrame, error) {
 	reply := make(chan *pb.SessionFrame, 1)
+	deadline := time.Now().Add(limit + grace)
 	l.mu.Lock()
 	l.next++
 	frame.Id, frame.TimeoutMs = l.next, uint32(limit.Milliseconds())
 	l.waiting[frame.Id] = reply
 	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.waiting, frame.Id)
-		l.mu.Unlock()
-	}()
-	timer := time.NewTimer(limit + grace)
-	defer timer.Stop()
-	if err := l.write(frame, limit+grace); err != nil {
+	begun, err := l.write(ctx, frame, deadline)
+	defer func() { l.forget(frame.Id, begun) }()
+	if err != nil {
 		return nil, err
 	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
 	select {
 	case answer := <-reply:
 		if answer.Error != nil {
-			return nil, fault.FromDetail(answer.Error)
+			return nil, fault.FromDetail(shorten(answer.Error))
 		}
 		return answer, nil
 	case <-timer.C:
 		l.hangs()
-		return nil, fault.Wrapf(context.DeadlineExceeded, "the session helper does not answer (waited for %v)", limit)
+		return nil, l.late(limit)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-l.gone:
@@ -118,10 +139,70 @@ func (l *link) call(ctx context.Context, frame *pb.SessionFrame, limit time.Dura
 	}
 }
 
-func (l *link) write(frame *pb.SessionFrame, limit time.Duration) error {
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	err := l.process.channel.SetWriteDeadline(time.Now().Add(limit))
+func (l *link) late(limit time.Duration) error {
+	return fault.Wrapf(context.DeadlineExceeded, "the session helper does not answer (waited for %v)", limit.Round(time.Millisecond))
+}
+
+// forget ends the wait for a reply. One that will come all the same, to a call that was given up, is expected.
+func (l *link) forget(id uint64, begun bool) {
+	l.mu.Lock()
+	_, waiting := l.waiting[id]
+	delete(l.waiting, id)
+	if waiting && begun {
+		l.givenUp[id] = struct{}{}
+	}
+	tooMany := len(l.givenUp) > maxGivenUp
+	l.mu.Unlock()
+	if tooMany {
+		l.hangs()
+	}
+}
+
+// shorten cuts the texts of an error, which the helper chose.
+func shorten(detail *pb.ErrorDetail) *pb.ErrorDetail {
+	for _, s := range []*string{&detail.Code, &detail.Op, &detail.Object, &detail.Message} {
+		*s = text.Truncate(*s, maxErrorText)
+	}
+	size := 0
+	for name, value := range detail.Details {
+		if size += len(name) + len(value); size > maxErrorText {
+			detail.Details = nil
+			break
+		}
+	}
+	return detail
+}
+
+// write sends a frame, unless ctx or the time for it ends first. begun says that the helper may have received it.
+func (l *link) write(ctx context.Context, frame *pb.SessionFrame, deadline time.Time) (begun bool, err error) {
+	limit := time.Until(deadline)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case l.writing <- struct{}{}:
+	case <-timer.C: // it has read nothing for as long
+		l.hangs()
+		return false, l.late(limit)
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	case <-l.gone:
+		return false, l.err
+	}
+	written := make(chan error, 1)
+	go func() { // ends with the channel, or at the deadline
+		defer func() { <-l.writing }()
+		written <- l.put(frame, deadline)
+	}()
+	select {
+	case err := <-written:
+		return err == nil, err
+	case <-ctx.Done(): // half a frame is of no use: the rest of it is written all the same
+		return true, context.Cause(ctx)
+	}
+}
+
+func (l *link) put(frame *pb.SessionFrame, deadline time.Time) error {
+	err := l.process.channel.SetWriteDeadline(deadline)
 	if err == nil {
 		err = ipc.Write(l.process.channel, frame)
 	}
@@ -143,49 +224,66 @@ func (l *link) tell(request proto.Message) {
 		l.mu.Lock()
 		l.next++
 		frame.Id = l.next
+		l.givenUp[frame.Id] = struct{}{}
 		l.mu.Unlock()
-		l.write(frame, helper.Timeout) //nolint:errcheck // the next helper is told again
+		begun, _ := l.write(context.Background(), frame, time.Now().Add(helper.Timeout)) // after an error the next helper is told
+		if !begun {
+			l.mu.Lock()
+			delete(l.givenUp, frame.Id)
+			l.mu.Unlock()
+		}
 	}
 }
 
-// read takes what the helper says until the channel ends.
+// read takes what the helper says until the channel ends, or what it says is against the rules.
 func (l *link) read() {
+	in := &counter{r: l.process.channel}
 	var err error
 	for err == nil {
-		err = l.readSecond()
+		err = l.readSecond(in)
+	}
+	if fault.Code(err) == "invalid" || errors.Is(err, fault.ErrTooLarge) {
+		l.end("it said what no helper says, and was killed: " + err.Error())
 	}
 	select {
 	case <-l.gone: // by close
 	case <-l.process.done:
-	case <-time.After(grace): // it closed the channel, or says what it must not, and runs on
+	case <-time.After(grace): // it closed the channel, and runs on
 		l.hangs()
 	}
 }
 
-// readSecond takes the frames until a second is over or maxEvents events have come: then it waits for the end of the second.
-func (l *link) readSecond() error {
+// counter counts the bytes that are read.
+type counter struct {
+	r io.Reader
+	n int
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += n
+	return n, err
+}
+
+// readSecond takes the frames until as much as a second may have came that nobody waits for: then it waits for the end of the
+// second.
+func (l *link) readSecond(in *counter) error {
 	end := time.Now().Add(time.Second)
-	for events := 0; events < maxEvents; {
-		frame, err := ipc.Read(l.process.channel)
+	for frames, size := 0, 0; frames < maxEvents && size < maxUnasked; {
+		in.n = 0
+		frame, err := ipc.Read(in)
 		if err != nil {
 			return err
 		}
 		if time.Now().After(end) {
-			end, events = time.Now().Add(time.Second), 0
+			end, frames, size = time.Now().Add(time.Second), 0, 0
 		}
-		if frame.Id == 0 {
-			events++
-			if err := l.event(frame); err != nil {
-				return err
-			}
-			continue
+		asked, err := l.take(frame)
+		if err != nil {
+			return err
 		}
-		l.mu.Lock()
-		reply := l.waiting[frame.Id]
-		delete(l.waiting, frame.Id)
-		l.mu.Unlock()
-		if reply != nil { // else nobody waits any more
-			reply <- frame
+		if !asked {
+			frames, size = frames+1, size+in.n
 		}
 	}
 	select {
@@ -193,6 +291,25 @@ func (l *link) readSecond() error {
 	case <-l.gone:
 	}
 	return nil
+}
+
+// take takes one frame, and says whether somebody waits for it.
+func (l *link) take(frame *pb.SessionFrame) (asked bool, err error) {
+	if frame.Id == 0 {
+		return false, l.event(frame)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	reply, waiting := l.waiting[frame.Id]
+	_, late := l.givenUp[frame.Id]
+	delete(l.waiting, frame.Id)
+	delete(l.givenUp, frame.Id)
+	if waiting {
+		reply <- frame
+	} else if !late {
+		return false, fault.Invalid("a reply to no request (%d)", frame.Id)
+	}
+	return waiting, nil
 }
 
 func (l *link) event(frame *pb.SessionFrame) error {

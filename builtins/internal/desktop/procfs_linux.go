@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +22,8 @@ const (
 	xSockets    = "/tmp/.X11-unix"
 	firstUser   = 1000 // below are users of services (login.defs(5), UID_MIN)
 	nobody      = 65534
+
+	maxAncestors = 256 // of a process that are looked at
 )
 
 // names are the variables of a session that a helper is given, and no other one.
@@ -38,7 +39,8 @@ type member struct {
 	env map[string]string // the variables in names
 }
 
-// members returns the processes of the guest that name a display that is there, of the users that of accepts.
+// members returns the processes of the guest that name a display that is theirs, of the users that of accepts. A process that
+// runs a set-uid or set-gid program is of none: its environment is another user's than it is.
 func members(of func(uid uint32) bool) ([]member, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -54,31 +56,91 @@ func members(of func(uid uint32) bool) ([]member, error) {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		dir := "/proc/" + entry.Name()
-		info, err := os.Stat(dir)
-		if err != nil {
-			continue
+		if m, ok := memberOf(pid, root, of); ok {
+			list = append(list, m)
 		}
-		uid := info.Sys().(*syscall.Stat_t).Uid
-		if !of(uid) {
-			continue
-		}
-		env := environ(dir)
-		if !hasDisplay(env, uid) {
-			continue
-		}
-		if there, err := os.Stat(dir + "/root/"); err != nil || !os.SameFile(root, there) {
-			continue // of a container
-		}
-		list = append(list, member{pid, uid, env})
 	}
 	slices.SortFunc(list, func(a, b member) int { return a.pid - b.pid })
 	return list, nil
 }
 
+// memberOf looks at one process. What it reads is of the same process, also where its number is taken by another one meanwhile.
+func memberOf(pid int, root fs.FileInfo, of func(uid uint32) bool) (member, bool) {
+	path := "/proc/" + strconv.Itoa(pid)
+	dir, err := os.OpenRoot(path)
+	if err != nil {
+		return member{}, false
+	}
+	defer dir.Close()
+	who, err := identityOf(dir)
+	if err != nil || !of(who.uid) {
+		return member{}, false
+	}
+	if there, err := os.Stat(path + "/root/"); err != nil || !os.SameFile(root, there) {
+		return member{}, false // of a container
+	}
+	env := environ(dir) // the last thing: a process that has ended has none
+	if !hasDisplay(env, who.uid) {
+		return member{}, false
+	}
+	return member{pid, who.uid, env}, true
+}
+
+// identity is who a process is.
+type identity struct {
+	uid, gid uint32
+	groups   []uint32
+}
+
+// identityOf returns who a process is. One whose real, effective, saved and file system ids differ is an error.
+func identityOf(dir *os.Root) (identity, error) {
+	status, err := dir.ReadFile("status")
+	if err != nil {
+		return identity{}, err
+	}
+	return parseIdentity(string(status))
+}
+
+var errTwoUsers = fault.Refuse("the process runs a set-uid or set-gid program")
+
+func parseIdentity(status string) (identity, error) {
+	var who identity
+	seen := 0
+	for line := range strings.Lines(status) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "Uid" && name != "Gid" && name != "Groups" {
+			continue
+		}
+		var numbers []uint32
+		for word := range strings.FieldsSeq(value) {
+			n, err := strconv.ParseUint(word, 10, 32)
+			if err != nil {
+				return identity{}, fault.Invalid("a status of a process has %.40q as an id", word)
+			}
+			numbers = append(numbers, uint32(n))
+		}
+		if name == "Groups" {
+			who.groups = numbers
+			continue
+		}
+		if len(numbers) != 4 || slices.Max(numbers) != slices.Min(numbers) {
+			return identity{}, errTwoUsers
+		}
+		if seen++; name == "Uid" {
+			who.uid = numbers[0]
+		} else {
+			who.gid = numbers[0]
+		}
+	}
+	if seen != 2 {
+		return identity{}, fault.Invalid("a status of a process has no ids")
+	}
+	return who, nil
+}
+
 // environ returns what of the environment of a process a helper may be given.
-func environ(dir string) map[string]string {
-	f, err := os.Open(dir + "/environ")
+func environ(dir *os.Root) map[string]string {
+	f, err := dir.Open("environ")
 	if err != nil {
 		return nil
 	}
@@ -94,15 +156,15 @@ func environ(dir string) map[string]string {
 	return env
 }
 
-// hasDisplay drops the displays that are not there, and says whether one is left.
+// hasDisplay drops the displays that are not there, or are another user's, and says whether one is left.
 func hasDisplay(env map[string]string, uid uint32) bool {
 	if env == nil {
 		return false
 	}
-	if !isSocket(xSocket(env["DISPLAY"])) {
+	if !isXServer(env["DISPLAY"], uid) {
 		delete(env, "DISPLAY")
 	}
-	if !isSocket(waylandSocket(env, uid)) {
+	if !isSocket(waylandSocket(env, uid), uid) {
 		delete(env, "WAYLAND_DISPLAY")
 	}
 	return env["DISPLAY"] != "" || env["WAYLAND_DISPLAY"] != ""
@@ -155,12 +217,73 @@ func runtimeDir(env map[string]string, uid uint32) string {
 	return "/run/user/" + strconv.FormatUint(uint64(uid), 10)
 }
 
-func isSocket(path string) bool {
+// isSocket says whether there is a socket that one of these users made. A link to one is none.
+func isSocket(path string, owners ...uint32) bool {
 	if path == "" {
 		return false
 	}
-	info, err := os.Stat(path)
-	return err == nil && info.Mode()&fs.ModeSocket != 0
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSocket == 0 {
+		return false
+	}
+	return slices.Contains(owners, info.Sys().(*syscall.Stat_t).Uid)
+}
+
+// isXServer says whether an X display is there that may be a user's: its server is the user's, or root's.
+func isXServer(display string, uid uint32) bool { return isSocket(xSocket(display), uid, 0) }
+
+// ofServer says whether the display of a process is one of its user. Every user can name a display whose server is root's: that
+// is of whoever was started by what started the server, which is a display manager, or xinit. Where init did, or where that is
+// not known, it may be of anybody.
+func (m member) ofServer() bool {
+	if m.env["WAYLAND_DISPLAY"] != "" || isSocket(xSocket(m.env["DISPLAY"]), m.uid) {
+		return true
+	}
+	manager := parent(serverOf(m.env["DISPLAY"]))
+	return manager <= 1 || descends(m.pid, manager)
+}
+
+// serverOf returns the process that is root's server of an X display; 0: not known.
+func serverOf(display string) int {
+	path := filepath.Join(filepath.Dir(xSockets), "."+filepath.Base(xSocket(display))+"-lock")
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > 64 || info.Sys().(*syscall.Stat_t).Uid != 0 {
+		return 0
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(content))) // 0 if it is no number
+	return pid
+}
+
+// descends says whether a process is a child of another one, or of a child of it, and so on.
+func descends(pid, ancestor int) bool {
+	for depth := 0; pid > 1 && depth < maxAncestors; depth++ {
+		if pid = parent(pid); pid == ancestor {
+			return true
+		}
+	}
+	return false
+}
+
+// parent returns the parent of a process; 0: not known, or none.
+func parent(pid int) int {
+	if pid <= 0 {
+		return 0
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "PPid:"); ok {
+			n, _ := strconv.Atoi(strings.TrimSpace(value)) // the kernel writes a number
+			return n
+		}
+	}
+	return 0
 }
 
 // sessionProcess returns the process that says most about a session: by its environment the helper finds the display.
@@ -215,7 +338,7 @@ func (m member) inScope(id string) bool {
 // guess finds the display of a session none of whose processes names it.
 func (m member) guess(s *Session) error {
 	if s.Type == "x11" {
-		if !isSocket(xSocket(s.Display)) {
+		if !isXServer(s.Display, m.uid) {
 			return fault.Wrapf(fault.ErrBusy, "the %v has no X server that is known (yet)", s)
 		}
 		m.env["DISPLAY"] = s.Display
@@ -223,7 +346,7 @@ func (m member) guess(s *Session) error {
 	}
 	sockets, _ := filepath.Glob(filepath.Join(runtimeDir(m.env, m.uid), "wayland-*")) // the pattern is a good one
 	for _, path := range sockets {
-		if isSocket(path) {
+		if isSocket(path, m.uid) {
 			m.env["WAYLAND_DISPLAY"] = filepath.Base(path)
 			return nil
 		}
@@ -237,7 +360,7 @@ func (m member) complete(s *Session) {
 	if _, err := os.Stat(dir); err == nil {
 		m.env["XDG_RUNTIME_DIR"] = dir
 	}
-	if bus := filepath.Join(dir, "bus"); m.env["DBUS_SESSION_BUS_ADDRESS"] == "" && isSocket(bus) {
+	if bus := filepath.Join(dir, "bus"); m.env["DBUS_SESSION_BUS_ADDRESS"] == "" && isSocket(bus, m.uid) {
 		m.env["DBUS_SESSION_BUS_ADDRESS"] = "unix:path=" + bus
 	}
 	if s.Type == "x11" {
@@ -246,61 +369,51 @@ func (m member) complete(s *Session) {
 	m.env["XDG_SESSION_TYPE"] = s.Type
 }
 
-// identity completes a user that the accounts do not know, by the groups of a process of the session.
-func (m member) identity(u *proc.User) error {
+// identify completes a user that the accounts do not know, by the groups of a process of the session.
+func (m member) identify(u *proc.User) error {
 	if m.pid == 0 {
 		return fault.Unsupported("user %s is not in the accounts, and has no process in the session", u.Name)
 	}
-	status, err := os.ReadFile("/proc/" + strconv.Itoa(m.pid) + "/status")
+	dir, err := os.OpenRoot("/proc/" + strconv.Itoa(m.pid))
 	if err != nil {
 		return fault.On("user "+u.Name, err)
 	}
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		var numbers []uint32
-		for word := range strings.FieldsSeq(value) {
-			if n, err := strconv.ParseUint(word, 10, 32); err == nil {
-				numbers = append(numbers, uint32(n))
-			}
-		}
-		switch {
-		case name == "Uid" && (len(numbers) != 4 || numbers[0] != u.UID):
-			return fault.Wrapf(fault.ErrChanged, "user %s: the process has ended", u.Name)
-		case name == "Gid" && len(numbers) == 4:
-			u.GID = numbers[0]
-		case name == "Groups":
-			u.Groups = numbers
-		}
+	defer dir.Close()
+	who, err := identityOf(dir)
+	if err != nil {
+		return fault.On("user "+u.Name, err)
 	}
+	if who.uid != u.UID {
+		return fault.Wrapf(fault.ErrChanged, "user %s: the process has ended", u.Name)
+	}
+	u.GID, u.Groups = who.gid, who.groups
 	return nil
 }
 
-// findByProcesses returns the session of the only user who has one, where logind knows of none. Of an agent that is not root
-// only its own user counts.
-func findByProcesses(files *fsys.Root) (*Session, error) {
-	list, err := members(func(uint32) bool { return true })
+// findByProcesses returns the session of the only user who has one, of those that of accepts: never one of root, and of an agent
+// that is not root only its own user's. Only processes that are
+// ofServer count.
+func findByProcesses(files *fsys.Root, of func(uid uint32) bool) (*Session, error) {
+	list, err := members(func(uid uint32) bool { return uid >= firstUser && uid != nobody && of(uid) })
 	if err != nil {
 		return nil, err
 	}
-	users := map[uint32][]member{}
-	for _, m := range list {
-		users[m.uid] = append(users[m.uid], m)
-	}
-	people := slices.DeleteFunc(slices.Sorted(maps.Keys(users)), func(uid uint32) bool { return uid < firstUser || uid == nobody })
-	if len(people) == 0 && users[0] != nil {
-		people = []uint32{0} // a guest without ordinary users
-	}
-	switch len(people) {
-	case 0:
+	list = slices.DeleteFunc(list, func(m member) bool { return !m.ofServer() })
+	if len(list) == 0 {
 		return nil, fault.Unsupported("there is no graphical session in this guest")
-	case 1:
-	default:
-		return nil, fault.Unsupported(
-			"%d users have a graphical session, and there is no logind that says which one is in front", len(people))
 	}
-	first := users[people[0]][0]
+	users := map[uint32]bool{}
+	for _, m := range list {
+		users[m.uid] = true
+	}
+	if len(users) > 1 {
+		return nil, fault.Unsupported(
+			"%d users have a graphical session, and there is no logind that says which one is in front", len(users))
+	}
+	first := list[0]
 	s := &Session{
-		Type: "x11", Display: withoutScreen(first.env["DISPLAY"]), origin: origin{pid: first.pid}, User: (&finder{files: files}).user(first.uid, ""),
+		Type: "x11", Display: withoutScreen(first.env["DISPLAY"]), origin: origin{pid: first.pid},
+		User: (&finder{files: files}).user(first.uid, ""),
 	}
 	if display := first.env["WAYLAND_DISPLAY"]; display != "" {
 		s.Type, s.Display = "wayland", display

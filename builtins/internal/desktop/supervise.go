@@ -209,7 +209,7 @@ func (d *Desktop) failed() {
 // watch waits for the end of a helper, and tells of it unless it was to end.
 func (d *Desktop) watch(l *link) {
 	<-l.process.done
-	l.close(fault.Wrapf(errEnded, "the session helper ended (%s)", l.process.how()))
+	l.close(fault.Wrapf(errEnded, "the session helper ended (%s)", l.how()))
 	d.mu.Lock()
 	unexpected := d.link == l
 	if unexpected {
@@ -223,12 +223,8 @@ func (d *Desktop) watch(l *link) {
 		return
 	}
 	d.failed()
-	why := l.process.how()
-	if l.silent.Load() {
-		why = "it did not answer, and was killed"
-	}
 	d.config.Told(fmt.Sprintf(
-		"the helper in the %v ended: %s; what it had put on the clipboard is gone; it is started again", l.session, why))
+		"the helper in the %v ended: %s; what it had put on the clipboard is gone; it is started again", l.session, l.how()))
 	d.wake()
 }
 
