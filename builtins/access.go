@@ -2,6 +2,7 @@ package builtins
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -136,10 +137,13 @@ func pathOf(in proto.Message) []string { return []string{in.(interface{ GetPath(
 // so that it walks through directories that it does not name.
 func Static(pattern string) (dir string, deep bool) {
 	pattern = fsys.Clean(pattern)
-	at := strings.IndexAny(pattern, `*?[\`)
+	at := fsys.Wildcard(pattern)
 	if at < 0 {
 		return pattern, false
 	}
-	slash := strings.LastIndexByte(pattern[:at], '/')
-	return fsys.Join("/", pattern[:slash+1]), strings.Contains(pattern[at:], "/")
+	slash := strings.LastIndexByte(pattern[:at], filepath.Separator) // the one that a clean path has
+	if dir = pattern[:slash+1]; !fsys.IsAbs(dir) {
+		dir = "/" + dir
+	}
+	return fsys.Clean(dir), strings.ContainsRune(pattern[at:], filepath.Separator)
 }

@@ -60,6 +60,9 @@ func Elements(path string) []string {
 // that the pattern is malformed, whatever the name. Windows patterns have no escapes, since "\" is a separator there.
 func Match(pattern, name string) (bool, error) { return slashpath.Match(fold(pattern), fold(name)) }
 
+// Wildcard returns the index of the first byte of a pattern of Match that does not stand for itself; -1: there is none.
+func Wildcard(pattern string) int { return strings.IndexAny(pattern, wildcards) }
+
 // Equal says whether two clean paths are the same.
 func Equal(a, b string) bool { return fold(a) == fold(b) }
 

@@ -2,6 +2,9 @@ package fsys
 
 func isSeparator(c byte) bool { return c == '/' }
 
+// wildcards are what patterns have besides names: "\" takes the meaning from the one behind it.
+const wildcards = `*?[\`
+
 // fold returns the form of a path in which equal paths are equal texts, with slashes of one kind.
 func fold(path string) string { return path }
 

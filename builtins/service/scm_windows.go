@@ -328,6 +328,19 @@ func pause(ctx context.Context) error {
 	}
 }
 
+// unlocked calls do again for some seconds while the database of services is locked, as it is while another one starts.
+func unlocked(ctx context.Context, do func() error) error {
+	for until := time.Now().Add(retryTime); ; {
+		err := do()
+		if !errors.Is(err, windows.ERROR_SERVICE_DATABASE_LOCKED) || time.Now().After(until) {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
 // start starts a service, unless it runs, and waits until it does. One that is about to stop is started when it has.
 func start(ctx context.Context, service *mgr.Service) error {
 	now, err := query(service)
@@ -347,9 +360,11 @@ func start(ctx context.Context, service *mgr.Service) error {
 		}
 		return await(ctx, service, svc.Running, svc.ContinuePending)
 	}
-	switch err := service.Start(); {
+	switch err := unlocked(ctx, func() error { return service.Start() }); {
 	case errors.Is(err, windows.ERROR_SERVICE_DISABLED):
 		return errDisabled()
+	case err != nil && context.Cause(ctx) != nil:
+		return context.Cause(ctx)
 	case err != nil && !errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING):
 		return fault.Wrapf(errFailed, "it was not started: %v", err)
 	}
@@ -407,7 +422,7 @@ func (m *scm) reload(context.Context) error { return nil }
 func (m *scm) forget(context.Context, unit) error { return nil }
 
 // startAs changes how a service starts, and sees that it does.
-func (m *scm) startAs(_ context.Context, u unit, as *pb.ServiceStart) error {
+func (m *scm) startAs(ctx context.Context, u unit, as *pb.ServiceStart) error {
 	service, err := m.access(u, windows.SERVICE_CHANGE_CONFIG|windows.SERVICE_QUERY_CONFIG)
 	if err != nil {
 		return err
@@ -419,7 +434,9 @@ func (m *scm) startAs(_ context.Context, u unit, as *pb.ServiceStart) error {
 	}
 	if have.Type != as.Type {
 		const keep = math.MaxUint32 // SERVICE_NO_CHANGE
-		err := windows.ChangeServiceConfig(service.Handle, keep, as.Type, keep, nil, nil, nil, nil, nil, nil, nil)
+		err := unlocked(ctx, func() error {
+			return windows.ChangeServiceConfig(service.Handle, keep, as.Type, keep, nil, nil, nil, nil, nil, nil, nil)
+		})
 		if err != nil {
 			return fault.Cause(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -25,8 +26,21 @@ import (
 // serviceArg makes this program the service that is started and stopped; behind it is how it behaves.
 const serviceArg = "be-a-service"
 
+// startArg makes this program one that starts the service behind it.
+const startArg = "start-a-service"
+
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == startArg {
+		if err := startService(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(4)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) == 3 && os.Args[1] == serviceArg {
+		if os.Args[2] == "late" {
+			time.Sleep(5 * time.Second) // under Wine a start is refused after 3
+		}
 		if err := svc.Run("", behaviour(os.Args[2])); err != nil {
 			os.Exit(3)
 		}
@@ -35,7 +49,22 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// behaviour is that of a service: good, slow to start and stop, broken, or one that ends a moment after its start.
+func startService(name string) error {
+	m, err := mgr.Connect()
+	if err != nil {
+		return err
+	}
+	defer m.Disconnect()
+	s, err := m.OpenService(name)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return s.Start()
+}
+
+// behaviour is that of a service: good, late to connect to the manager, slow to start and stop, broken, or one that ends a
+// moment after its start.
 type behaviour string
 
 func (b behaviour) Execute(_ []string, requests <-chan svc.ChangeRequest, status chan<- svc.Status) (specific bool,
@@ -171,6 +200,27 @@ func TestActions(t *testing.T) {
 			t.Errorf("stopped: %v", s)
 		}
 	}
+}
+
+// While one service starts, the database of services is locked: another start waits for it.
+func TestStartWhileAnotherServiceStarts(t *testing.T) {
+	late, good := install(t, "late", mgr.Config{}), install(t, "good", mgr.Config{})
+	other := exec.Command(os.Args[0], startArg, late)
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &builtins.Call{}
+	for end := time.Now().Add(time.Minute); status(t, c, late).Active == "inactive"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Error("the other service does not start")
+			break
+		}
+	}
+	change(t, c, "service.start", good, true)
+	if err := other.Wait(); err != nil {
+		t.Error("the other start:", err)
+	}
+	change(t, c, "service.start", late, false)
 }
 
 func TestStartTypes(t *testing.T) {

@@ -29,6 +29,8 @@ const (
 
 	// serviceWait is how long start, stop and remove wait for the service: a rollback may take as long as the agent lets it.
 	serviceWait = exitAfter + 10*time.Second
+	// lockedWait is how long a start waits for the manager, which starts one service at a time.
+	lockedWait = 10 * time.Second
 	// resetFailures is after how long, in seconds, an agent that failed counts as well.
 	resetFailures = 24 * 60 * 60
 )
@@ -201,8 +203,14 @@ func withService(do func(*mgr.Service) error) error {
 	return nil
 }
 
+// startService starts the service. Where the manager is starting another one and refuses, it asks again.
 func startService(s *mgr.Service) error {
-	if err := s.Start(); err != nil && !errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING) {
+	err := s.Start()
+	for end := time.Now().Add(lockedWait); errors.Is(err, windows.ERROR_SERVICE_DATABASE_LOCKED) && time.Now().Before(end); {
+		time.Sleep(100 * time.Millisecond)
+		err = s.Start()
+	}
+	if err != nil && !errors.Is(err, windows.ERROR_SERVICE_ALREADY_RUNNING) {
 		return err
 	}
 	return awaitService(s, svc.Running)

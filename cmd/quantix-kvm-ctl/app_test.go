@@ -26,6 +26,13 @@ import (
 func fakeAgent(t *testing.T, reply func(c *wire.Conn, id string, request proto.Message) (proto.Message, error)) string {
 	t.Helper()
 	l, socket := listen(t)
+	serveFake(t, l, reply)
+	return socket
+}
+
+// serveFake serves as fakeAgent does until the listener is closed.
+func serveFake(t *testing.T, l net.Listener,
+	reply func(c *wire.Conn, id string, request proto.Message) (proto.Message, error)) {
 	calls := &wire.Calls{}
 	var work sync.WaitGroup
 	work.Go(func() {
@@ -51,7 +58,6 @@ func fakeAgent(t *testing.T, reply func(c *wire.Conn, id string, request proto.M
 		}
 	})
 	t.Cleanup(func() { l.Close(); work.Wait() })
-	return socket
 }
 
 func listen(t *testing.T) (net.Listener, string) {

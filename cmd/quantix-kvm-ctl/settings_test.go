@@ -6,8 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 )
 
 // What neither a flag nor the environment says is the user's file's, in the place that XDG has for it.
@@ -92,20 +95,22 @@ func (r inPieces) Read(p []byte) (int, error) { return r.from.Read(p[:min(len(p)
 
 // A longer --timeout waits for a port that is not there yet.
 func TestTimeoutWaitsForThePort(t *testing.T) {
-	dir, err := os.MkdirTemp("", "qc-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if code, _, _ := ctl(t, "-s", dir+"/s", "ping", "-c", "1"); code != exitNoAnswer {
+	socket, open := agenttest.ListenLater(t)
+	if code, _, _ := ctl(t, "-s", socket, "ping", "-c", "1"); code != exitNoAnswer {
 		t.Error(code)
 	}
-	socket := fakeAgent(t, nil)
-	go func() {
+	var port sync.WaitGroup
+	defer port.Wait()
+	port.Go(func() {
 		time.Sleep(500 * time.Millisecond) // so that some attempts are made before
-		_ = os.Symlink(socket, dir+"/s")
-	}()
-	if code, stdout, stderr := ctl(t, "-s", dir+"/s", "--timeout", "60s", "ping", "-c", "1"); code != 0 {
+		l, err := open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		serveFake(t, l, nil)
+	})
+	if code, stdout, stderr := ctl(t, "-s", socket, "--timeout", "60s", "ping", "-c", "1"); code != 0 {
 		t.Error(code, stdout, stderr)
 	}
 }

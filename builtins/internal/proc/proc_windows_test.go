@@ -29,11 +29,23 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		case "sleep":
 			fmt.Println("sleeping")
-			time.Sleep(time.Minute)
+			sleep(os.Args[2:])
 			os.Exit(0)
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// sleep waits for a minute, or until a file is gone.
+func sleep(file []string) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if len(file) == 0 {
+			continue
+		}
+		if _, err := os.Stat(file[0]); err != nil {
+			return
+		}
+	}
 }
 
 // randomArgument is an argument of the characters that quoting is about.
@@ -173,7 +185,13 @@ func TestOutputThatIsLeftOpen(t *testing.T) {
 	r := New(Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
-	result, err := r.Run(ctx, Spec{Argv: []string{"cmd.exe", "/C", `start /b "" "` + os.Args[0] + `" sleep& echo done`}})
+	// With this file ends what is left, which would hold the output of this program open as well.
+	test := filepath.Join(t.TempDir(), "test")
+	if err := os.WriteFile(test, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	line := `start /b "" "` + os.Args[0] + `" sleep "` + test + `"& echo done`
+	result, err := r.Run(ctx, Spec{Argv: []string{"cmd.exe", "/C", line}})
 	if err != nil || result.Code != 0 || !strings.Contains(string(result.Stdout), "done") || !result.LeftOpen {
 		t.Errorf("%+v, %v", result, err)
 	}

@@ -27,16 +27,6 @@ func isThere(_ testing.TB, socket string) bool {
 	return err == nil
 }
 
-// Listen returns a listener on a socket, or on Windows a pipe, that tools can connect to; it is closed with the test.
-func Listen(t testing.TB) (l net.Listener, socket string) {
-	t.Helper()
-	socket, _ = newSocket(t)
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l, socket
-}
+func listen(_ testing.TB, socket string) (net.Listener, error) { return net.Listen("unix", socket) }
 
 func dial(socket string) (net.Conn, error) { return net.Dial("unix", socket) }

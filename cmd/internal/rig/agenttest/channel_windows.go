@@ -1,6 +1,7 @@
 package agenttest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -38,19 +39,13 @@ func isThere(t testing.TB, socket string) bool {
 	return true
 }
 
-// Listen returns a listener on a socket, or on Windows a pipe, that tools can connect to; it is closed with the test.
-func Listen(t testing.TB) (l net.Listener, socket string) {
-	t.Helper()
-	socket, _ = newSocket(t)
+func listen(t testing.TB, socket string) (net.Listener, error) {
 	l, err := winio.ListenPipe(socket, &winio.PipeConfig{InputBufferSize: 1 << 16, OutputBufferSize: 1 << 16})
-	if err != nil {
-		t.Fatal(err)
+	if err == nil && !isThere(t, socket) {
+		l.Close()
+		err = errors.New("nobody listens on " + socket)
 	}
-	t.Cleanup(func() { l.Close() })
-	if !isThere(t, socket) {
-		t.Fatal("nobody listens on", socket)
-	}
-	return l, socket
+	return l, err
 }
 
 func dial(socket string) (net.Conn, error) { return winio.DialPipe(socket, nil) }

@@ -91,7 +91,7 @@ func TestAgent(t *testing.T) {
 		if got, err := os.ReadFile(made); err != nil || string(got) != "of a script\n" {
 			t.Error(string(got), err)
 		}
-		if !strings.Contains(out, "Windows") {
+		if !strings.Contains(out, `"windows"`) {
 			t.Error(out)
 		}
 	})

@@ -101,6 +101,7 @@ func (m *machine) start(ctx context.Context) error {
 			if err := m.make(ctx); err != nil {
 				return err
 			}
+			m.stop()
 			if err := os.WriteFile(stamp, []byte(recipe), 0o644); err != nil {
 				return err
 			}
@@ -121,12 +122,12 @@ func (m *machine) start(ctx context.Context) error {
 			return err
 		}
 	}
-	return m.startSession()
+	return m.startSession(ctx)
 }
 
-// startSession starts a program that stays. Wine's services run for as long as any program does. Without it they would be
-// children of a test, hold its output open, and be started again for the next one.
-func (m *machine) startSession() error {
+// startSession starts a program that stays, and waits until the services run. Wine's services run for as long as any program
+// does. Without it they would be children of a test, hold its output open, and be started again for the next one.
+func (m *machine) startSession(ctx context.Context) error {
 	cmd := exec.Command(loader(), "cmd")
 	cmd.Env = m.env()
 	in, err := cmd.StdinPipe()
@@ -138,7 +139,15 @@ func (m *machine) startSession() error {
 	}
 	m.session = in
 	go func() { _ = cmd.Wait() }()
-	return nil
+	return m.quiet(ctx, loader(), "net", "start") // which asks the service manager what runs
+}
+
+// stop ends all that runs in the prefix, and waits for it. A program that starts while the services of one before are still
+// ending would have a second service manager beside the first, and tests would ask now the one, now the other.
+func (m *machine) stop() {
+	server := exec.Command(first(servers), "-k")
+	server.Env = m.env()
+	_ = server.Run() // nothing runs: it says so by its status
 }
 
 // close stops all that still runs in the prefix, unless another run uses it.
@@ -148,9 +157,7 @@ func (m *machine) close() {
 	if syscall.Flock(int(m.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return
 	}
-	server := exec.Command(first(servers), "-k")
-	server.Env = m.env()
-	_ = server.Run() // nothing runs: it says so by its status
+	m.stop()
 }
 
 // env returns the environment of programs under Wine: without its messages, and without its offers to install .NET and

@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 		return m.wine(ctx, args[1:]...)
 	}
 	if len(args) == 0 {
-		return m.test(ctx, append([][]string{packages}, partly...)...)
+		return m.test(ctx, runs...)
 	}
 	return m.test(ctx, args)
 }
