@@ -230,6 +230,26 @@ func TestDeafRunner(t *testing.T) {
 	mustFail(t, pool, job, "timeout", "")
 }
 
+// A time limit that ends while the runner starts is that and nothing else, also at the moment when the runner is ready.
+func TestTimeEndsDuringTheStart(t *testing.T) {
+	began := time.Now()
+	mustRun(t, newPool(t, sandbox.Config{}), script("return 1"))
+	start := time.Since(began)
+	runs := 200
+	if runtime.GOOS == "windows" { // a process takes longer to start there
+		runs = 20
+	}
+	for i := range runs {
+		wall := start * time.Duration(i+1) / time.Duration(runs)
+		pool := sandbox.New(sandbox.Config{Limits: sandbox.Limits{Wall: wall}})
+		out := pool.Run(t.Context(), script("return 1"))
+		pool.Close()
+		if out.Error != nil && out.Error.Kind != "timeout" {
+			t.Errorf("%v of %v: %v", wall, start, out.Error)
+		}
+	}
+}
+
 func TestCloseEndsARun(t *testing.T) {
 	pool := newPool(t, sandbox.Config{})
 	job := script("file.read('/x')")

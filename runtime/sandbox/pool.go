@@ -256,7 +256,9 @@ func (p *Pool) start(ctx context.Context, limits Limits) (*runner, error) {
 	defer cancel()
 	release := context.AfterFunc(ctx, r.kill)
 	m, err := r.messages.Read()
-	release()
+	if !release() && err == nil { // it is being killed, although it has begun
+		err = context.Cause(ctx)
+	}
 	if err == nil && m.GetReady() == nil {
 		err = errors.New("runner began with something else than ready")
 	}

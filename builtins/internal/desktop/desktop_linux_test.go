@@ -56,8 +56,9 @@ func register(r *helper.Registry) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
-		unix.Kill(os.Getpid(), unix.SIGSTOP) // a helper that hangs
-		return &pb.PongResponse{}, nil
+		unix.Kill(os.Getpid(), unix.SIGSTOP) // a helper that hangs; it may run on for a moment
+		<-ctx.Done()
+		return nil, ctx.Err()
 	})
 	helper.Handle(r, func(ctx context.Context, in *pb.ExecuteRequest) (*pb.PongResponse, error) { // eat memory
 		var eaten [][]byte

@@ -140,7 +140,8 @@ func (l *link) call(ctx context.Context, frame *pb.SessionFrame, limit time.Dura
 }
 
 func (l *link) late(limit time.Duration) error {
-	return fault.Wrapf(context.DeadlineExceeded, "the session helper does not answer (waited for %v)", limit.Round(time.Millisecond))
+	return fault.Wrapf(context.DeadlineExceeded, "the session helper does not answer (waited for %v)",
+		limit.Round(time.Millisecond))
 }
 
 // forget ends the wait for a reply. One that will come all the same, to a call that was given up, is expected.
