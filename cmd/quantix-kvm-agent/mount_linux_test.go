@@ -112,7 +112,7 @@ func (m *mountedTree) state(t *testing.T) string {
 			-path /disk -prune -o -path /run -prune -o -path /root -prune -o -printf '%p %y %m %U %T@ %l\n' | sort
 		cat /etc/fstab; grep -o ' /\(srv\|mnt\)[^ ]* ' /proc/self/mountinfo || true
 		at="/srv/data dir/x"; mountpoint -q "$at" || { mkdir -p /run/look; mount -o loop,ro /disk /run/look; at=/run/look; }
-		cd "$at"; find . -printf '%P %y %m %s\n' | grep -v lost | sort; cat there; cd /; test "$at" != /run/look || umount /run/look`)
+		cd "$at"; find . -printf '%P %y %m %s\n' | grep -v lost | sort; cat there; cd /; test "$at" != /run/look || umount -l /run/look`)
 }
 
 func (m *mountedTree) start(t *testing.T, state string) *agenttest.Agent {
