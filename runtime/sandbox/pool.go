@@ -105,9 +105,13 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 		places = p.writes
 	}
 	select {
-	case places <- struct{}{}:
-	case <-ctx.Done():
-		return p.crowded(ctx, limits)
+	case places <- struct{}{}: // which it gets where there is one, even if its time has ended
+	default:
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return p.crowded(ctx, limits)
+		}
 	}
 	defer func() { <-places }()
 	out, retryable := p.runOnce(ctx, job, start, limits, true)
