@@ -1,10 +1,12 @@
 package wire
 
 import (
+	"errors"
+
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/quantix-kvm/guest-agent/wire/bounds"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -46,54 +48,14 @@ func Inspect(payload []byte) (id string, err error) {
 	if len(payload) > MaxRequest && !data {
 		return id, fault.Wrapf(fault.ErrTooLarge, "request of %d bytes is larger than %d", len(payload), MaxRequest)
 	}
-	count := 0
-	return id, inspect(payload, envelopeFields, &count, 0)
+	err = requestLimits.Check(payload, envelopeFields)
+	if errors.Is(err, bounds.ErrMalformed) {
+		err = errNotDecoded
+	}
+	return id, err
 }
 
-func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth int) error {
-	if depth > maxDepth {
-		return fault.Wrapf(fault.ErrTooLarge, "request is nested deeper than %d", maxDepth)
-	}
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return errNotDecoded
-		}
-		b = b[n:]
-		n = protowire.ConsumeFieldValue(number, kind, b)
-		if n < 0 {
-			return errNotDecoded
-		}
-		*count++
-		if field := fields.ByNumber(number); field != nil && kind == protowire.BytesType {
-			content, _ := protowire.ConsumeBytes(b)
-			switch {
-			case field.Message() != nil:
-				if err := inspect(content, field.Message().Fields(), count, depth+1); err != nil {
-					return err
-				}
-			case field.IsList() && field.Kind() != protoreflect.StringKind && field.Kind() != protoreflect.BytesKind:
-				*count += countPacked(content) // at least one element a varint, so its last bytes count them
-			}
-		}
-		if *count > MaxElements {
-			return fault.Wrapf(fault.ErrTooLarge, "request has more than %d elements", MaxElements)
-		}
-		b = b[n:]
-	}
-	return nil
-}
-
-// countPacked counts the elements of a packed list from above: a varint ends with a byte below 128.
-func countPacked(b []byte) int {
-	n := 0
-	for _, c := range b {
-		if c < 0x80 {
-			n++
-		}
-	}
-	return n
-}
+var requestLimits = bounds.Limits{What: "request", Elements: MaxElements, Depth: maxDepth}
 
 // decode reads an envelope that Inspect has passed.
 func decode(payload []byte) (*pb.AgentMessage, error) {

@@ -10,12 +10,12 @@ package ipc
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 
-	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/quantix-kvm/guest-agent/wire/bounds"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -88,45 +88,15 @@ func Name(message proto.Message) string {
 
 // Decode decodes a message, once its elements have been counted. Errors are of cause fs.ErrInvalid or fault.ErrTooLarge.
 func Decode(b []byte, message proto.Message) error {
-	count := 0
-	if err := inspect(b, message.ProtoReflect().Descriptor().Fields(), &count, 0); err != nil {
+	limits := bounds.Limits{What: "a message", Elements: MaxElements, Depth: maxDepth}
+	if err := limits.Check(b, message.ProtoReflect().Descriptor().Fields()); err != nil {
+		if errors.Is(err, bounds.ErrMalformed) {
+			err = fault.Invalid("%s cannot be decoded", Name(message))
+		}
 		return err
 	}
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, message); err != nil {
 		return fault.Invalid("%s cannot be decoded", Name(message))
-	}
-	return nil
-}
-
-func inspect(b []byte, fields protoreflect.FieldDescriptors, count *int, depth int) error {
-	if depth > maxDepth {
-		return fault.Wrapf(fault.ErrTooLarge, "a message is nested deeper than %d", maxDepth)
-	}
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return fault.Invalid("a message cannot be decoded")
-		}
-		b = b[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
-			return fault.Invalid("a message cannot be decoded")
-		}
-		*count++
-		if field := fields.ByNumber(number); field != nil && kind == protowire.BytesType {
-			content, _ := protowire.ConsumeBytes(b)
-			switch {
-			case field.Message() != nil:
-				if err := inspect(content, field.Message().Fields(), count, depth+1); err != nil {
-					return err
-				}
-			case field.IsList() && field.Kind() != protoreflect.StringKind && field.Kind() != protoreflect.BytesKind:
-				*count += len(content) // packed: an element is a byte at least
-			}
-		}
-		if *count > MaxElements {
-			return fault.Wrapf(fault.ErrTooLarge, "a message has more than %d elements", MaxElements)
-		}
-		b = b[n:]
 	}
 	return nil
 }
