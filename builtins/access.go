@@ -57,7 +57,7 @@ type Object struct{ Kind, Name string }
 // String returns the object as kind:name.
 func (o Object) String() string { return o.Kind + ":" + o.Name }
 
-// maxSubject is the length of the longest command that Subject gives whole, in bytes.
+// maxSubject is the length, in bytes, of the longest command line that Subject returns whole.
 const maxSubject = 4 << 10
 
 // Subject returns what a request is about, as people call it: its command, of a very long one the program, else its first

@@ -36,7 +36,7 @@ type Call struct {
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
 	Changed func(*pb.Change)
-	// Contents is told, right behind Changed, what the file of a change with a diff held before and holds now. Nil: nobody asks.
+	// Contents is called right after Changed for a change with a diff, with the contents of the file before and after it. Optional.
 	Contents func(Contents)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change

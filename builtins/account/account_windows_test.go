@@ -242,7 +242,7 @@ func (u *undos) Irreversible(_ context.Context, change *pb.Change) error {
 	return nil
 }
 
-// What can be taken back is, also twice; what cannot is told beforehand.
+// The inverse of each operation restores the account, also when it runs twice; an operation without one is declared irreversible first.
 func TestUndo(t *testing.T) {
 	m := newMachine()
 	tx := &undos{}
@@ -293,7 +293,7 @@ func TestDryRun(t *testing.T) {
 	steps(&builtins.Call{})
 }
 
-// The accounts of the machine itself can be read; what Wine does not know of them is told as an error.
+// The accounts of the machine itself can be read; where Wine does not support that, an error is returned.
 func TestAccountsOfThisMachine(t *testing.T) {
 	users, err := localUsers().list()
 	if err != nil {

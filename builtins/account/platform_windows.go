@@ -256,7 +256,7 @@ func (r *Room) checkWish(call *builtins.Call, groups []string, comment *string) 
 	return nil
 }
 
-// make makes an account, with a password that nobody knows until another is set, or what is said of one that is there.
+// make creates the account, with a random password that is not returned, or changes an existing one to what the request says.
 func (r *Room) make(ctx context.Context, call *builtins.Call, in *pb.AccountCreateArgs) (bool, error) {
 	d, err := r.of(call)
 	if err != nil {
@@ -308,7 +308,7 @@ func announce(ctx context.Context, call *builtins.Call, was *pb.AccountRestore) 
 	return call.Tx.Undo(ctx, inverse, was)
 }
 
-// become makes an account what is said; exclusive takes it out of all other groups.
+// become sets the comment and the groups of an account; exclusive removes it from all groups that are not listed.
 func (r *Room) become(
 	ctx context.Context, call *builtins.Call, op string, d directory, u *user, comment *string, groups []string, exclusive bool,
 ) (bool, error) {

@@ -267,7 +267,7 @@ func (r *Rooms) Watch(ctx context.Context) (changed <-chan struct{}, events <-ch
 	return r.telemetry.Watch(ctx)
 }
 
-// Events returns events for a connection that is told the capability, until ctx ends; nil: there are none.
+// Events returns the events for a connection to which the capability is announced, until ctx ends; nil if there are none.
 func (r *Rooms) Events(ctx context.Context) (capability string, events <-chan proto.Message) {
 	return clipboard.WatchCapability, r.clipboard.Events(ctx)
 }

@@ -31,7 +31,7 @@ const (
 	DefaultMaxEvent = 1 << 20
 )
 
-// WatchCapability is what clipboard_watch announces. A connection that does not see it is told of no change.
+// WatchCapability is what clipboard_watch announces. A connection to which it is not announced gets no events.
 const WatchCapability = "clipboard_watch"
 
 // Config says who may use the clipboard. The zero value allows all that is asked for.

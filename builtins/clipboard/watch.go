@@ -16,7 +16,7 @@ import (
 // maxWatchers are the connections that are told of changes.
 const maxWatchers = 64
 
-// watches are those who are told of changes. The zero value has none.
+// watches are the subscriptions to changes of the clipboard. The zero value has none.
 type watches struct {
 	mu    sync.Mutex
 	kept  bool                                 // helpers tell of changes

@@ -264,7 +264,7 @@ func (a *attached) follow(s *streamed) *pb.ExecEnd {
 	}
 }
 
-// told lets the supervisor end: the host knows the end of the command.
+// told lets the supervisor exit: the host has received the exit status.
 func (a *attached) told() {
 	a.tell(attachedRequest{Done: true})
 	a.socket.Close()

@@ -56,7 +56,7 @@ func (c *contents) add(told builtins.Contents) {
 	e.changes, e.news = append(e.changes, change), append(e.news, new)
 }
 
-// other takes note of a change whose content nobody told: what follows is not merged with what was before.
+// other notes a change without contents: later changes of the file are not merged with earlier ones.
 func (c *contents) other(change *pb.Change) { c.end(change.Target) }
 
 func (c *contents) end(path string) {
