@@ -57,7 +57,7 @@ EXIT STATUS
 		RunE: func(c *cobra.Command, args []string) error { return a.update(c.Context(), args[0], f) },
 	}
 	c.Flags().StringVar(&f.signature, "signature", "", "`file` with the signature (default FILE.minisig)")
-	c.Flags().BoolVar(&f.downgrade, "allow-downgrade", false, "also where the version is older than the present one")
+	c.Flags().BoolVar(&f.downgrade, "allow-downgrade", false, "also where the version is older than the present one, where update.allow_downgrade of agent.yaml allows it")
 	c.Flags().BoolVar(&f.force, "force-package", false, "also where the present agent belongs to a package of the guest")
 	c.Flags().BoolVar(&f.await, "wait", false, "return when the new version has answered, or the former one is back")
 	return c
