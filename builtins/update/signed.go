@@ -60,6 +60,8 @@ func parseSignature(key minisign.PublicKey, file []byte) (*signed, error) {
 	return out, nil
 }
 
+const whenDowngraded = "a downgrade must be requested, and allowed by update.allow_downgrade in agent.yaml"
+
 // allows returns why what is signed is not what is asked for, or may not be installed over the present version.
 func (s *signed) allows(version, present string, downgrade bool) error {
 	switch {
@@ -70,9 +72,9 @@ func (s *signed) allows(version, present string, downgrade bool) error {
 	case downgrade:
 		return nil
 	case checkVersion(present) != nil:
-		return fault.Refuse("the present version %q cannot be compared with %s: a downgrade is to be asked for, and allowed by update.allow_downgrade in agent.yaml", present, version)
+		return fault.Refuse("the present version %q cannot be compared with %s: %s", present, version, whenDowngraded)
 	case semver.Compare("v"+version, "v"+present) < 0:
-		return fault.Refuse("version %s is older than the present %s: a downgrade is to be asked for, and allowed by update.allow_downgrade in agent.yaml", version, present)
+		return fault.Refuse("version %s is older than the present %s: %s", version, present, whenDowngraded)
 	}
 	return nil
 }

@@ -110,7 +110,8 @@ const preferredProgram = "/usr/local/bin/quantix-kvm-agent"
 // updateConfig says how this agent is replaced.
 func updateConfig(f flags, conf config.Config) all.UpdateConfig {
 	c := all.UpdateConfig{
-		PublicKey: conf.UpdateKey, Confirm: conf.UpdateConfirm, Downgrades: conf.UpdateDowngrade, State: f.stateDir(), Program: executable(), Version: version,
+		PublicKey: conf.UpdateKey, Confirm: conf.UpdateConfirm, Downgrades: conf.UpdateDowngrade,
+		State: f.stateDir(), Program: executable(), Version: version,
 		Trial: f.trial, Step: stopAtStep,
 		SelfTest: func(version string) []string {
 			return []string{"self-test", "--version-is", version, "--config", f.config, "--state", f.stateDir()}
