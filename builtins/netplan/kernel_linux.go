@@ -190,17 +190,23 @@ type attribute struct {
 	value []byte
 }
 
+// attributes are these as they follow each other in a message.
+func attributes(list ...attribute) (encoded []byte) {
+	for _, a := range list {
+		encoded = binary.NativeEndian.AppendUint16(encoded, uint16(unix.SizeofRtAttr+len(a.value)))
+		encoded = append(binary.NativeEndian.AppendUint16(encoded, a.kind), a.value...)
+		encoded = append(encoded, make([]byte, (4-len(encoded)%4)%4)...)
+	}
+	return encoded
+}
+
 // changeLink has the kernel change or delete a link, and waits for its answer.
-func changeLink(message uint16, index int, flags, mask uint32, attributes ...attribute) error {
+func changeLink(message uint16, index int, flags, mask uint32, of ...attribute) error {
 	body := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(body[4:], uint32(index))
 	binary.NativeEndian.PutUint32(body[8:], flags)
 	binary.NativeEndian.PutUint32(body[12:], mask)
-	for _, a := range attributes {
-		body = binary.NativeEndian.AppendUint16(body, uint16(unix.SizeofRtAttr+len(a.value)))
-		body = append(binary.NativeEndian.AppendUint16(body, a.kind), a.value...)
-		body = append(body, make([]byte, (4-len(body)%4)%4)...)
-	}
+	body = append(body, attributes(of...)...)
 	request := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
 	binary.NativeEndian.PutUint32(request, uint32(unix.SizeofNlMsghdr+len(body)))
 	binary.NativeEndian.PutUint16(request[4:], message)
@@ -237,12 +243,23 @@ func deleteLink(index int) error {
 	return nil
 }
 
-// renameLink gives a link another name. It is down meanwhile: a link that is up keeps its name before Linux 6.2.
+// renameLink gives a link another name. It is down meanwhile: a link that is up keeps its name before Linux 6.2. udev gives a link
+// its other names as alternative ones at each renaming: one that is wanted is no alternative any more.
 func renameLink(index int, name string) error {
 	if err := changeLink(unix.RTM_NEWLINK, index, 0, unix.IFF_UP); err != nil {
 		return err
 	}
-	return changeLink(unix.RTM_NEWLINK, index, 0, 0, attribute{unix.IFLA_IFNAME, append([]byte(name), 0)})
+	wanted := append([]byte(name), 0)
+	rename := func() error { return changeLink(unix.RTM_NEWLINK, index, 0, 0, attribute{unix.IFLA_IFNAME, wanted}) }
+	err := rename()
+	for try := 0; err == unix.EEXIST && try < 5; try++ { // udev may give it once more meanwhile
+		alternative := attributes(attribute{unix.IFLA_ALT_IFNAME, wanted})
+		if changeLink(unix.RTM_DELLINKPROP, index, 0, 0, attribute{unix.IFLA_PROP_LIST | unix.NLA_F_NESTED, alternative}) != nil {
+			break // another link has the name
+		}
+		err = rename()
+	}
+	return err
 }
 
 // setMTU sets the MTU of a link.

@@ -171,23 +171,31 @@ func identity(have facts.Link) *pb.NetplanLinkBefore {
 	return b
 }
 
-// renamed gives interfaces the names back that they had. Two that exchanged theirs get other ones first.
+// renamed gives interfaces the names back that they had. Those whose names are exchanged get other ones in between. An interface
+// whose name somebody else has taken meanwhile keeps its own.
 func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
-	names := map[int]string{}
+	names, held := map[int]string{}, map[string]int{}
 	for _, was := range links {
 		for i, have := range n.links {
 			if was.Mac != "" && have.Kind == "physical" && have.Name != was.Name && is(n, have, was, links) {
-				names[have.Index], n.links[i].Name = was.Name, was.Name
+				names[have.Index], held[have.Name] = was.Name, have.Index
+				n.links[i].Name = was.Name
 			}
 		}
 	}
-	for _, pass := range []func(index int) string{
-		func(index int) string { return fmt.Sprintf("quantix%d", index) }, func(index int) string { return names[index] },
-	} {
-		for _, index := range slices.Sorted(maps.Keys(names)) {
-			if err := renameLink(index, pass(index)); err != nil && !errors.Is(err, unix.EEXIST) {
-				return fault.On(names[index], err)
-			}
+	indexes := slices.Sorted(maps.Keys(names))
+	for _, index := range indexes {
+		holder, exchanged := held[names[index]]
+		if !exchanged {
+			continue
+		}
+		if err := renameLink(holder, fmt.Sprintf("quantix%d", holder)); err != nil {
+			return fault.On(names[index], err)
+		}
+	}
+	for _, index := range indexes {
+		if err := renameLink(index, names[index]); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fault.On(names[index], err)
 		}
 	}
 	return nil

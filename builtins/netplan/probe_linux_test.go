@@ -341,6 +341,10 @@ func TestLinksAreRenamedAndDeleted(t *testing.T) {
 	if err := renameLink(link.Index, "lo"); err != unix.EEXIST {
 		t.Error(err)
 	}
+	w.here("link property add dev other altname wanted")
+	if err := errors.Join(renameLink(link.Index, "wanted"), renameLink(link.Index, "other")); err != nil {
+		t.Error("udev has made the name an alternative one:", err)
+	}
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 7}
 	if err := errors.Join(setMTU(link.Index, 1400), setMAC(link.Index, mac)); err != nil {
 		t.Error(err)
