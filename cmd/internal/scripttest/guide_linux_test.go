@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,12 +52,16 @@ func TestBundledScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := run(t, files...); len(files) < 10 || n < 3*len(files) {
-		t.Errorf("%d scripts have %d cases", len(files), n)
-	}
 	tests, err := filepath.Glob(scripts + "/bundled/tests/*.lua")
 	if err != nil || len(tests) != len(files) {
 		t.Errorf("%d scripts have %d tests, %v", len(files), len(tests), err)
+	}
+	if os.Geteuid() != 0 {
+		t.Log("sysctl-profile is tested as root: only root copies a tree with files that nobody may read")
+		files = slices.DeleteFunc(files, func(file string) bool { return filepath.Base(file) == "sysctl-profile.lua" })
+	}
+	if n := run(t, files...); len(files) < 10 || n < 3*len(files) {
+		t.Errorf("%d scripts have %d cases", len(files), n)
 	}
 }
 
