@@ -1,11 +1,14 @@
 package quiesce
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
@@ -113,17 +116,73 @@ func holdsData(kind string) bool {
 	return strings.HasPrefix(kind, "fuse.")
 }
 
-// open opens each file system by one of its mounts. What cannot be opened is told; all that are returned must be closed.
-func (r *Room) open(systems []*system, below string) (opened []*system, others []left) {
+// found is what a look at the mounts has found.
+type found struct {
+	systems []*system // opened; all must be closed
+	others  []left    // that cannot be frozen
+	failed  []left    // that cannot be opened
+	refused error     // why those that were found may not be frozen
+}
+
+// look finds the file systems at mount points and opens them; stacked says that they are put into the order in which they are frozen.
+// A path on the way may lead over a server that does not answer: that is told as an error, and what is opened after that is closed.
+func (r *Room) look(ctx context.Context, points []string, stacked bool) (*found, error) {
+	mounts, below, err := freeze.Mounts()
+	if err != nil {
+		return nil, err
+	}
+	types, err := freeze.OnDisk()
+	if err != nil {
+		return nil, err
+	}
+	chosen, others := choose(mounts, types, points)
+	result := &found{others: others}
+	var at atomic.Pointer[string]
+	at.Store(new(string)) // nothing yet
+	done, gone := make(chan struct{}), make(chan struct{})
+	defer close(gone)
+	go func() {
+		r.open(result, chosen, below, &at)
+		if stacked {
+			result.stack(stack{mounts, "/sys"}, &at)
+		}
+		select {
+		case done <- struct{}{}:
+		case <-gone:
+			closeAll(result.systems)
+		}
+	}()
+	late := time.NewTimer(r.freezeTime)
+	defer late.Stop()
+	select {
+	case <-done:
+		return result, nil
+	case <-ctx.Done():
+		return nil, fault.On(*at.Load(), context.Cause(ctx))
+	case <-late.C:
+		return nil, fault.On(*at.Load(), fault.Wrapf(context.DeadlineExceeded, "a path to it does not answer within %v", r.freezeTime))
+	}
+}
+
+// stack puts the systems into the order in which they are frozen.
+func (f *found) stack(s stack, at *atomic.Pointer[string]) {
+	f.systems = s.order(f.systems, at)
+	if on, err := s.swapOn(f.systems); err != nil {
+		f.refused = fault.On(on.Point, err)
+	}
+}
+
+// open opens each file system by one of its mounts; at is where it is.
+func (r *Room) open(f *found, systems []*system, below string, at *atomic.Pointer[string]) {
 	for _, s := range systems {
+		at.Store(&s.Point)
 		err := r.openOne(s, below)
 		if err != nil {
-			others = append(others, left{freeze.Mount{Device: s.Device, Point: s.Point, Type: s.kind, Source: s.source}, err})
+			f.failed = append(f.failed, left{freeze.Mount{Device: s.Device, Point: s.Point, Type: s.kind, Source: s.source}, err})
 			continue
 		}
-		opened = append(opened, s)
+		f.systems = append(f.systems, s)
 	}
-	return opened, others
 }
 
 // openOne opens a file system at the first of its mounts where it is seen: something may have been mounted above it since.

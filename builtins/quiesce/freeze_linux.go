@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -96,20 +95,16 @@ func (r *Room) freezeSet(
 	ctx context.Context, f *set, in *pb.QuiesceFilesystemsRequest, hooks []hook, timeout time.Duration,
 	reply *pb.QuiesceFilesystemsResponse,
 ) error {
-	systems, mounts, err := r.find(in.MountPoints, reply)
+	sorted, err := r.find(ctx, in.MountPoints, reply)
 	if err != nil {
 		return err
 	}
-	sorted := stack{mounts, "/sys"}.order(systems)
 	adopted := false
 	defer func() {
 		if !adopted {
 			closeAll(sorted)
 		}
 	}()
-	if at, err := (stack{mounts, "/sys"}).swapOn(sorted); err != nil {
-		return fault.On(at.Point, err)
-	}
 	if err := r.freezeHooks(ctx, f, in, hooks); err != nil {
 		return err
 	}
@@ -147,35 +142,31 @@ func (r *Room) freezeSet(
 	return err
 }
 
-// find finds the file systems that a request means, opened. Those that it leaves out are told in the reply.
-func (r *Room) find(points []string, reply *pb.QuiesceFilesystemsResponse) ([]*system, []freeze.Mount, error) {
-	mounts, below, err := freeze.Mounts()
+// find finds the file systems that a request means, opened, in the order in which they are frozen. Those that it leaves out are told in
+// the reply.
+func (r *Room) find(ctx context.Context, points []string, reply *pb.QuiesceFilesystemsResponse) (sorted []*system, err error) {
+	found, err := r.look(ctx, points, true)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	types, err := freeze.OnDisk()
-	if err != nil {
-		return nil, nil, err
-	}
-	chosen, others := choose(mounts, types, points)
-	for _, l := range others {
-		reply.Frozen = append(reply.Frozen, l.described())
-	}
-	if len(points) > 0 && len(others) > 0 {
-		return nil, nil, fault.On(others[0].mount.Point, others[0].why)
-	}
-	opened, failed := r.open(chosen, below)
-	for _, l := range failed {
+	for _, l := range slices.Concat(found.others, found.failed) {
 		reply.Frozen = append(reply.Frozen, l.described())
 	}
 	switch {
-	case len(failed) > 0:
-		closeAll(opened)
-		return nil, nil, fault.On(failed[0].mount.Point, failed[0].why)
-	case len(opened) == 0:
-		return nil, nil, fault.Wrapf(fs.ErrNotExist, "there is no file system that can be frozen")
+	case len(points) > 0 && len(found.others) > 0:
+		err = fault.On(found.others[0].mount.Point, found.others[0].why)
+	case len(found.failed) > 0:
+		err = fault.On(found.failed[0].mount.Point, found.failed[0].why)
+	case len(found.systems) == 0:
+		err = fault.Wrapf(fs.ErrNotExist, "there is no file system that can be frozen")
+	default:
+		err = found.refused
 	}
-	return opened, mounts, nil
+	if err != nil {
+		closeAll(found.systems)
+		return nil, err
+	}
+	return found.systems, nil
 }
 
 func closeAll(systems []*system) {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -21,10 +22,11 @@ type stack struct {
 	sys    string // where sysfs is
 }
 
-// order sorts file systems so that what lies on another comes first.
-func (s stack) order(systems []*system) []*system {
+// order sorts file systems so that what lies on another comes first; at is where it is.
+func (s stack) order(systems []*system, at *atomic.Pointer[string]) []*system {
 	lower := map[*system][]string{}
 	for _, each := range systems {
+		at.Store(&each.Point)
 		lower[each] = s.below(each)
 	}
 	var sorted []*system

@@ -332,10 +332,12 @@ func (r *Room) settle(f *set) {
 		return
 	default:
 	}
-	_, _ = r.config.Frozen.Hold(f.held()) // of what is in it already
-	if !f.over() {
-		return
-	}
+	if over := f.over(); !over || f.after || len(f.ran) > 0 {
+		_, _ = r.config.Frozen.Hold(f.held()) // of what is in it already
+		if !over {
+			return
+		}
+	} // else the release that follows at once says so
 	f.thawed = time.Now()
 	if f.timer != nil {
 		f.timer.Stop()

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -17,16 +16,10 @@ func (r *Room) trim(ctx context.Context, _ *builtins.Call, in *pb.TrimRequest) (
 	if err := r.served("TrimRequest"); err != nil {
 		return nil, err
 	}
-	mounts, below, err := freeze.Mounts()
+	found, err := r.look(ctx, in.MountPoints, false)
 	if err != nil {
 		return nil, err
 	}
-	types, err := freeze.OnDisk()
-	if err != nil {
-		return nil, err
-	}
-	chosen, others := choose(mounts, types, in.MountPoints)
-	opened, failed := r.open(chosen, below)
 	reply := &pb.TrimResponse{}
 	var faults []error
 	fail := func(point, source, kind string, err error) {
@@ -37,7 +30,7 @@ func (r *Room) trim(ctx context.Context, _ *builtins.Call, in *pb.TrimRequest) (
 			faults = append(faults, fault.On(point, err))
 		}
 	}
-	for i, s := range opened {
+	for i, s := range found.systems {
 		n, err := r.trimOne(ctx, s, in.MinimumBytes)
 		switch {
 		case err == nil:
@@ -45,17 +38,17 @@ func (r *Room) trim(ctx context.Context, _ *builtins.Call, in *pb.TrimRequest) (
 				MountPoint: s.Point, Device: s.source, Filesystem: s.kind, TrimmedBytes: n,
 			})
 		case context.Cause(ctx) != nil:
-			closeAll(opened[i+1:])
+			closeAll(found.systems[i+1:])
 			return nil, fault.On(s.Point, err)
 		default:
 			fail(s.Point, s.source, s.kind, err)
 		}
 	}
-	for _, l := range failed {
+	for _, l := range found.failed {
 		fail(l.mount.Point, l.mount.Source, l.mount.Type, l.why)
 	}
 	if len(in.MountPoints) > 0 {
-		for _, l := range others {
+		for _, l := range found.others {
 			fail(l.mount.Point, l.mount.Source, l.mount.Type, trimCannot(l))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -34,30 +35,51 @@ func dropStartPages() {
 	}
 }
 
+// unlockTime is how long after a thaw memory is unlocked: snapshots of several disks come one after the other, and to unlock takes
+// as long as a thaw.
+const unlockTime = 2 * time.Second
+
 // memoryLock keeps what the agent has in memory there, while file systems are frozen: a page of its own that has to be read again, or
 // one of another program that has to be written for it, would wait for a disk. Pages that it has not used yet are not read for that.
-// Where it fails, for want of rights, nothing is lost but that.
+// Where it fails, for want of rights, nothing is lost but that. The zero value is ready.
 type memoryLock struct {
-	mu   sync.Mutex
-	want bool
+	system sync.Mutex // held over the system calls, so that the last one is what was wanted last
+
+	mu     sync.Mutex
+	want   bool
+	locked bool
+	later  *time.Timer // unlocks
 }
 
-// set locks before it returns, and unlocks some time later: who waits for a thaw does not wait for that.
+// set returns at once: the lock is there a moment later, while the first freeze still writes to its disk. Neither who waits for the
+// freeze nor who waits for the thaw waits for it.
 func (l *memoryLock) set(locked bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.want = locked; locked {
-		const onFault = 4 // MCL_ONFAULT of include/uapi/asm-generic/mman.h
-		_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | onFault)
-		return
+	l.want = locked
+	if l.later != nil {
+		l.later.Stop()
 	}
-	go l.unlock()
+	if locked {
+		go l.apply()
+	} else {
+		l.later = time.AfterFunc(unlockTime, l.apply)
+	}
 }
 
-func (l *memoryLock) unlock() {
+// apply locks or unlocks, as it is wanted now.
+func (l *memoryLock) apply() {
+	l.system.Lock()
+	defer l.system.Unlock()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.want {
+	want, has := l.want, l.locked
+	l.locked = want
+	l.mu.Unlock()
+	switch {
+	case want && !has:
+		const onFault = 4 // MCL_ONFAULT of include/uapi/asm-generic/mman.h
+		_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | onFault)
+	case !want && has:
 		_ = unix.Munlockall()
 	}
 }

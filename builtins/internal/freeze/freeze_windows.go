@@ -28,7 +28,4 @@ type meeting struct{}
 
 func newMeeting([]Hold) meeting { return meeting{} }
 
-func (meeting) access(access builtins.Access) (string, bool) {
-	wanted(access)
-	return "", false
-}
+func (meeting) access(builtins.Access) (string, bool) { return "", false }

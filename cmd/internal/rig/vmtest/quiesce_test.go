@@ -430,27 +430,44 @@ func TestQuiesceBesideQemuGA(t *testing.T) {
 	}
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})
 	points := []string{"/srv/small"}
-	var ours, theirs [2][]time.Duration
-	for range numberFrom(t, "QUANTIX_ROUNDS", 20) {
-		vm.Must(t, "dd if=/dev/urandom of=/srv/small/f bs=64k count=4 2>/dev/null; sync /srv/small/f")
-		begun := time.Now()
-		frozen := freezeGuest(t, c, &pb.QuiesceFilesystemsRequest{MountPoints: points})
-		between := time.Now()
-		if _, err := client.Call[*pb.ThawFilesystemsResponse](limited(t, time.Minute), c, &pb.ThawFilesystemsRequest{QuiesceToken: frozen.QuiesceToken}); err != nil {
-			t.Fatal(err)
-		}
-		ours[0], ours[1] = append(ours[0], between.Sub(begun)), append(ours[1], time.Since(between))
-		vm.Must(t, "dd if=/dev/urandom of=/srv/small/f bs=64k count=4 2>/dev/null; sync /srv/small/f")
-		begun = time.Now()
-		ask("guest-fsfreeze-freeze-list", map[string]any{"mountpoints": points})
-		between = time.Now()
-		ask("guest-fsfreeze-thaw", map[string]any{})
-		theirs[0], theirs[1] = append(theirs[0], between.Sub(begun)), append(theirs[1], time.Since(between))
+	var token string
+	agents := []struct {
+		name         string
+		freeze, thaw func()
+		took         [2][]time.Duration
+	}{
+		{
+			name: "the agent", freeze: func() {
+				token = freezeGuest(t, c, &pb.QuiesceFilesystemsRequest{MountPoints: points}).QuiesceToken
+			}, thaw: func() {
+				if _, err := client.Call[*pb.ThawFilesystemsResponse](limited(t, time.Minute), c, &pb.ThawFilesystemsRequest{QuiesceToken: token}); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		{
+			name: "qemu-ga", freeze: func() { ask("guest-fsfreeze-freeze-list", map[string]any{"mountpoints": points}) },
+			thaw: func() { ask("guest-fsfreeze-thaw", map[string]any{}) },
+		},
 	}
-	for i, name := range []string{"freeze", "thaw"} {
-		slices.Sort(ours[i])
-		slices.Sort(theirs[i])
-		middle := len(ours[i]) / 2
-		t.Logf("%s: %v, qemu-ga %v (median of %d), longest %v and %v", name, ours[i][middle], theirs[i][middle], len(ours[i]), ours[i][len(ours[i])-1], theirs[i][len(theirs[i])-1])
+	rounds := numberFrom(t, "QUANTIX_ROUNDS", 20)
+	for round := range rounds {
+		for i := range agents {
+			a := &agents[(i+round)%len(agents)] // neither is always the first
+			vm.Must(t, "dd if=/dev/urandom of=/srv/small/f bs=64k count=4 2>/dev/null; sync /srv/small/f")
+			begun := time.Now()
+			a.freeze()
+			between := time.Now()
+			a.thaw()
+			a.took[0], a.took[1] = append(a.took[0], between.Sub(begun)), append(a.took[1], time.Since(between))
+		}
+	}
+	for i, what := range []string{"freeze", "thaw"} {
+		for _, a := range agents {
+			first := a.took[i][0]
+			slices.Sort(a.took[i])
+			t.Logf("%s by %s: median %v, quarters %v and %v, longest %v, the first %v (%d rounds)", what, a.name,
+				a.took[i][rounds/2], a.took[i][rounds/4], a.took[i][rounds*3/4], a.took[i][rounds-1], first, rounds)
+		}
 	}
 }
