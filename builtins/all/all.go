@@ -95,6 +95,8 @@ type Config struct {
 	Update UpdateConfig
 	// Frozen is called with true when a file system was found frozen, and with false when none is any more. Optional.
 	Frozen func(bool)
+	// ProgramFrozen is called in the same way where the agent's own program is on what is frozen, or may be. Optional.
+	ProgramFrozen func(bool)
 }
 
 // UpdateConfig says how the agent is replaced.
@@ -143,7 +145,7 @@ type Rooms struct {
 
 // New opens the rooms.
 func New(c Config) *Rooms {
-	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen})
+	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen, ProgramFrozen: c.ProgramFrozen})
 	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret}
 	live := c.Dir == "" || fsys.IsRoot(c.Dir)
 	g := &guest.Guest{

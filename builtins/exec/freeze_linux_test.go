@@ -97,7 +97,7 @@ func TestThawLeft(t *testing.T) {
 		t.Fatal(reply)
 	}
 	if left := freeze.ThawLeft(note); len(left.Messages) != 0 || canWrite(t, table, point) {
-		t.Errorf("another agent is started by mistake, and thaws: %q", left)
+		t.Errorf("another agent is started by mistake, and thaws: %+v", left)
 	}
 	text, err := os.ReadFile(note)
 	if err != nil {
@@ -108,13 +108,13 @@ func TestThawLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left := freeze.ThawLeft(copied); len(left.Messages) != 1 || !strings.Contains(left.Messages[0], point) {
-		t.Errorf("%q", left)
+		t.Errorf("%+v", left)
 	}
 	if !canWrite(t, table, point) {
 		t.Error("it is still frozen")
 	}
 	if left := freeze.ThawLeft(copied); len(left.Messages) != 0 {
-		t.Errorf("told twice: %q", left)
+		t.Errorf("told twice: %+v", left)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -145,6 +146,9 @@ func (r *Room) look(ctx context.Context, points []string, stacked bool) (*found,
 		r.open(result, chosen, below, &at)
 		if stacked {
 			result.stack(stack{mounts, "/sys"}, &at)
+			if program, err := os.Executable(); err == nil {
+				stack{mounts, "/sys"}.markProgram(result.systems, below+program)
+			}
 		}
 		select {
 		case done <- struct{}{}:

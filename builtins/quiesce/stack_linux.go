@@ -76,8 +76,8 @@ func (s stack) members(source string) []string {
 		entries, _ := os.ReadDir(set)
 		var all []string
 		for _, e := range entries {
-			if text, err := os.ReadFile(filepath.Join(set, e.Name(), "dev")); err == nil {
-				all = append(all, strings.TrimSpace(string(text)))
+			if text, err := freeze.ReadKernel(filepath.Join(set, e.Name(), "dev")); err == nil {
+				all = append(all, strings.TrimSpace(text))
 			}
 		}
 		if slices.Contains(all, own) {
@@ -97,24 +97,26 @@ func (s stack) walk(device string, seen map[string]bool, found *[]string) {
 		return
 	}
 	seen[device] = true
-	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys, "dev/block", device))
+	link := filepath.Join(s.sys, "dev/block", device)
+	dir, err := os.Readlink(link)
 	if err != nil {
 		return
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, "loop/backing_file")); err == nil {
-		if of := s.holding(strings.TrimSuffix(string(text), "\n"), filepath.Base(dir)); of != "" {
+	dir = filepath.Join(filepath.Dir(link), dir)
+	if text, err := freeze.ReadKernel(filepath.Join(dir, "loop/backing_file")); err == nil {
+		if of := s.holding(strings.TrimSuffix(text, "\n"), filepath.Base(dir)); of != "" {
 			*found = append(*found, of)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "partition")); err == nil {
-		if text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev")); err == nil {
-			s.walk(strings.TrimSpace(string(text)), seen, found)
+		if text, err := freeze.ReadKernel(filepath.Join(filepath.Dir(dir), "dev")); err == nil {
+			s.walk(strings.TrimSpace(text), seen, found)
 		}
 	}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
 	for _, slave := range slaves {
-		if text, err := os.ReadFile(filepath.Join(dir, "slaves", slave.Name(), "dev")); err == nil {
-			s.walk(strings.TrimSpace(string(text)), seen, found)
+		if text, err := freeze.ReadKernel(filepath.Join(dir, "slaves", slave.Name(), "dev")); err == nil {
+			s.walk(strings.TrimSpace(text), seen, found)
 		}
 	}
 }
@@ -122,11 +124,8 @@ func (s stack) walk(device string, seen map[string]bool, found *[]string) {
 // holding returns the file system that the file of a loop device is on: by the name of the file, or, where that was removed or is not
 // seen here, by what the kernel says of it.
 func (s stack) holding(file, loop string) string {
-	var x unix.Statx_t
-	if unix.Statx(unix.AT_FDCWD, file, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &x) == nil {
-		if i := slices.IndexFunc(s.mounts, func(m freeze.Mount) bool { return m.ID == x.Mnt_id }); i >= 0 {
-			return s.mounts[i].Device
-		}
+	if device := s.device(freeze.MountOf(file)); device != "" {
+		return device
 	}
 	fd, err := unix.Open("/dev/"+loop, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -140,14 +139,31 @@ func (s stack) holding(file, loop string) string {
 	return number(info.Device)
 }
 
+// device returns the device number of a mount; empty: it is not known.
+func (s stack) device(mount uint64) string {
+	if i := slices.IndexFunc(s.mounts, func(m freeze.Mount) bool { return m.ID == mount }); i >= 0 {
+		return s.mounts[i].Device
+	}
+	return ""
+}
+
+// markProgram says of each file system whether the agent's program is on it.
+func (s stack) markProgram(systems []*system, program string) {
+	device := s.device(freeze.MountOf(program))
+	below := s.below(&system{System: freeze.System{Device: device}})
+	for _, each := range systems {
+		each.Program = device == "" || device == each.Device || slices.Contains(below, each.Device)
+	}
+}
+
 // swapOn refuses a file system that carries a swap device by a loop device: what the kernel then swaps out waits for the thaw, and so
 // may the agent. A swap file is written past its file system, and is no danger.
 func (s stack) swapOn(systems []*system) (*system, error) {
-	text, err := os.ReadFile("/proc/swaps")
+	text, err := freeze.ReadKernel("/proc/swaps")
 	if err != nil {
 		return nil, nil // a kernel without swap
 	}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		if len(fields) < 2 || fields[1] != "partition" {
 			continue

@@ -204,10 +204,8 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
 	c.Rooms.DesktopTold = func(words string) { logs.Warn(words) }
 	memory := &memoryLock{}
-	c.Rooms.Frozen = func(frozen bool) {
-		logs.out.hold(frozen)
-		memory.set(frozen)
-	}
+	c.Rooms.Frozen = logs.out.hold
+	c.Rooms.ProgramFrozen = memory.set
 	return c
 }
 

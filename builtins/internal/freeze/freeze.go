@@ -32,6 +32,8 @@ type Config struct {
 	// Changed is called with true before the first file system is frozen, or when one was found frozen, and with false when none
 	// is any more. It must not block. Optional.
 	Changed func(frozen bool)
+	// ProgramFrozen is Changed for the file system that the agent's program is on, or may be. Optional.
+	ProgramFrozen func(frozen bool)
 }
 
 // Hold is what one request has frozen, or is about to freeze.
@@ -53,6 +55,8 @@ type System struct {
 	Path  string `json:"path"`
 	// Others are its other mount points.
 	Others []string `json:"-"`
+	// Program says that the agent's program is on it, or may be.
+	Program bool `json:"-"`
 }
 
 // points are all its mount points.
@@ -69,6 +73,7 @@ type State struct {
 	watched  []string // mount points that a command left frozen, to be thawed by its watch
 	found    bool     // something is frozen that is no hold
 	told     bool     // what Changed was called with last
+	locked   bool     // what ProgramFrozen was called with last
 	released chan struct{}
 	entries  map[*entry]bool
 	release  func() // ends every hold before ThawAll
@@ -191,6 +196,13 @@ func (s *State) changed() {
 	if s.config.Changed != nil && frozen != s.told {
 		s.told = frozen
 		s.config.Changed(frozen)
+	}
+	program := s.found || slices.ContainsFunc(s.holds, func(h Hold) bool {
+		return slices.ContainsFunc(h.Systems, func(has System) bool { return has.Program })
+	})
+	if s.config.ProgramFrozen != nil && program != s.locked {
+		s.locked = program
+		s.config.ProgramFrozen(program)
 	}
 }
 

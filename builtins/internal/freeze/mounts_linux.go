@@ -1,6 +1,7 @@
 package freeze
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,21 +55,53 @@ func Mounts() (list []Mount, below string, err error) {
 	if first, err := os.Readlink("/proc/1/ns/mnt"); err == nil && ownErr == nil && first != own {
 		proc, below = "/proc/1", "/proc/1/root"
 	}
-	text, err := os.ReadFile(proc + "/mountinfo")
+	text, err := ReadKernel(proc + "/mountinfo")
 	if err != nil {
 		return nil, "", err
 	}
-	return ParseMounts(string(text)), below, nil
+	return ParseMounts(text), below, nil
+}
+
+// ReadKernel returns the text of a file that the kernel makes as it is read, such as those of proc and sysfs. It reads it in few
+// pieces: each one has the kernel make all that is before it again.
+func ReadKernel(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 0, 16<<10)
+	for {
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return "", &os.PathError{Op: "read", Path: path, Err: err}
+		case n == 0:
+			return string(text), nil
+		}
+		text = slices.Grow(text[:len(text)+n], 8<<10)
+	}
+}
+
+// MountOf returns the number of the mount that a path is on; 0: it is not known.
+func MountOf(path string) uint64 {
+	var x unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &x) != nil {
+		return 0
+	}
+	return x.Mnt_id
 }
 
 // OnDisk returns the types of file systems that are on a block device, as far as the kernel has them. Those in user space are none.
 func OnDisk() (map[string]bool, error) {
-	text, err := os.ReadFile("/proc/filesystems")
+	text, err := ReadKernel("/proc/filesystems")
 	if err != nil {
 		return nil, err
 	}
 	types := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		if fields := strings.Fields(line); len(fields) == 1 && !strings.HasPrefix(fields[0], "fuse") {
 			types[fields[0]] = true
 		}
