@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -151,8 +152,19 @@ func TestThawThatTakesLong(t *testing.T) {
 	if !canWrite(t, a) {
 		t.Error("the other is still frozen")
 	}
+	_, err = r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if reply := failedThaw(err).(*pb.ThawFilesystemsResponse); !errors.Is(err, fault.ErrBusy) || len(reply.ThawedMountPoints) > 0 {
+		t.Error("asked again: ", reply, err)
+	}
 	close(s.release)
 	eventually(t, "it is thawed", func() bool { return !r.config.Frozen.HoldsPoint(b) })
+	again := mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken}) // who asks again is told of the end
+	if !slices.Equal(again.ThawedMountPoints, []string{b}) || again.ThawedEarly || again.FrozenDurationMs < 700 {
+		t.Error(again)
+	}
+	if _, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken}); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("it is told twice: ", err)
+	}
 	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}})
 	s.release = make(chan struct{})
 	time.AfterFunc(thawEach+100*time.Millisecond, func() { close(s.release) })

@@ -28,7 +28,7 @@ const (
 	thawTime   = 700 * time.Millisecond // a thaw waits for all file systems, and for hooks, before it answers
 	thawEach   = 200 * time.Millisecond // and for one, before it goes on with the next
 	stopTime   = 5 * time.Second        // the hooks have at the end of the agent
-	maxEnded   = 64                     // thaws that came early are remembered
+	maxEnded   = 64                     // thaws that came early, or late, are remembered
 )
 
 // defaultTimeout is how long something stays frozen where a request says nothing else, and maxTimeout the most that it may say: a
@@ -60,6 +60,7 @@ type state struct {
 	closed bool
 	sets   map[string]*set // by token, from the first hook to the last
 	ended  []*early        // those that were thawed early, the oldest first
+	late   []*set          // those whose thaw took longer than its request, and whose owner has not asked since, the oldest first
 }
 
 // set is what one request freezes.
@@ -80,6 +81,7 @@ type set struct {
 	ready   bool      // all are frozen, and the reply says so
 	failed  bool      // the freeze failed, so nobody has the token
 	early   *early    // it was thawed early
+	owed    bool      // a thaw was answered before its end
 	ran     []hook    // that were told of the freeze
 	after   bool      // hooks for the thaw alone are to run, too
 	told    []*pb.HookOutcome
@@ -107,6 +109,8 @@ type system struct {
 	phase     phase
 	abandoned bool   // nobody waits for the freeze any more
 	why       string // it was not frozen
+	owed      bool   // a request to thaw it was answered before the end of that
+	result    result // of its thaw
 }
 
 // early is a set that was thawed before its time.
@@ -342,6 +346,9 @@ func (r *Room) settle(f *set) {
 	if f.timer != nil {
 		f.timer.Stop()
 	}
+	if f.owed {
+		r.keepLate(f)
+	}
 	close(f.gone)
 	r.work.Go(func() {
 		r.thawHooks(f)
@@ -410,19 +417,20 @@ func (r *Room) thawOne(s *system) <-chan result {
 	if s.phase != frozen {
 		return nil
 	}
-	s.phase = thawing
+	s.phase, s.result = thawing, result{system: s}
 	f := r.setOf(s)
 	done := make(chan result, 1)
 	go func() {
 		was, err := s.target.Thaw()
 		s.target.Close()
 		r.mu.Lock()
-		s.phase = thawed
+		s.phase, s.result = thawed, result{s, was, true, err}
+		outcome := s.result
 		r.mu.Unlock()
 		if f != nil {
 			r.settle(f)
 		}
-		done <- result{s, was, true, err}
+		done <- outcome
 	}()
 	return done
 }

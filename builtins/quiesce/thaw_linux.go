@@ -63,6 +63,9 @@ func (r *Room) meant(call *builtins.Call, in *pb.ThawFilesystemsRequest) (sets [
 			r.ended[i].asked = true
 			return nil, r.ended[i], nil
 		}
+		if i := slices.IndexFunc(r.late, func(f *set) bool { return f.token == token }); i >= 0 {
+			return []*set{r.late[i]}, nil, nil
+		}
 		f := r.sets[token]
 		if f == nil || f.failed || f.over() && !f.since.IsZero() {
 			return nil, nil, fault.Wrapf(fs.ErrNotExist, "no freeze has the token %q; nothing was thawed", token)
@@ -71,6 +74,11 @@ func (r *Room) meant(call *builtins.Call, in *pb.ThawFilesystemsRequest) (sets [
 	}
 	for _, f := range r.sets {
 		if call.MaySee(f.port) && !(f.over() && !f.since.IsZero()) {
+			sets = append(sets, f)
+		}
+	}
+	for _, f := range r.late {
+		if call.MaySee(f.port) {
 			sets = append(sets, f)
 		}
 	}
@@ -126,19 +134,16 @@ func (t *thawRequest) set(f *set) {
 		t.awaitEnd(f)
 		return
 	}
-	var list []*system
-	for _, s := range f.frozen(r) {
-		if t.wants(s) {
-			list = append(list, s)
-		}
-	}
+	list, begun := t.split(f)
 	r.mu.Lock()
-	if since := f.since; len(list) > 0 && (t.since.IsZero() || since.Before(t.since)) {
+	if since := f.since; len(list)+len(begun) > 0 && (t.since.IsZero() || since.Before(t.since)) {
 		t.since = since
 	}
 	r.mu.Unlock()
+	results := r.thawSystems(list, t.left())
+	results = append(results, t.await(f, begun)...)
 	var byOthers []string
-	for _, done := range r.thawSystems(list, t.left()) {
+	for _, done := range results {
 		point := done.system.Point
 		switch {
 		case !done.ended:
@@ -155,11 +160,67 @@ func (t *thawRequest) set(f *set) {
 		t.reply.ThawedEarly = true
 		t.faults = append(t.faults, fault.Wrapf(fault.ErrChanged, "thawed early: %s: another program did it", strings.Join(byOthers, ", ")))
 	}
+	r.owe(f, results)
 	select {
 	case <-f.gone:
 		t.hooks(f)
 	default: // something of it stays frozen
 	}
+}
+
+// split returns what is to be thawed of a set, and what an earlier request has begun to thaw and was answered before the end of that.
+func (t *thawRequest) split(f *set) (list, begun []*system) {
+	t.room.mu.Lock()
+	defer t.room.mu.Unlock()
+	for _, s := range f.systems {
+		switch {
+		case s.phase == frozen && t.wants(s):
+			list = append(list, s)
+		case s.owed && t.wants(s):
+			begun = append(begun, s)
+		}
+	}
+	return list, begun
+}
+
+// await waits for thaws that an earlier request has begun.
+func (t *thawRequest) await(f *set, begun []*system) (results []result) {
+	if len(begun) == 0 {
+		return nil
+	}
+	timer := time.NewTimer(t.left())
+	defer timer.Stop()
+	select {
+	case <-f.gone:
+	case <-timer.C:
+	}
+	t.room.mu.Lock()
+	defer t.room.mu.Unlock()
+	for _, s := range begun {
+		results = append(results, s.result)
+	}
+	return results
+}
+
+// owe takes note of which thaws have not ended when a request for them is answered: their end is told to who asks again.
+func (r *Room) owe(f *set, results []result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f.owed = false
+	for _, done := range results {
+		done.system.owed = !done.ended
+		f.owed = f.owed || !done.ended
+	}
+	r.late = slices.DeleteFunc(r.late, func(has *set) bool { return has == f })
+	if f.owed && f.over() { // it has ended meanwhile
+		r.keepLate(f)
+	}
+}
+
+// keepLate keeps a set whose end nobody was told of. The caller holds mu.
+func (r *Room) keepLate(f *set) {
+	r.late = append(r.late, f)
+	r.late = r.late[max(0, len(r.late)-maxEnded):]
 }
 
 // interrupts ends a freeze that is under way, if it is and the request means it.

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -235,11 +236,15 @@ func (a *app) runOnHost(ctx context.Context, program string, argv []string) erro
 	return c.Run()
 }
 
-// thawAfter thaws by the connection of the freeze, or, where that is gone, by a new one.
+// thawAfter thaws by the connection of the freeze, or, where that is gone, by a new one. A thaw that takes longer than the agent waits
+// for it is asked for again, which tells of its end.
 func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.ThawFilesystemsResponse, error) {
 	ctx, stop := context.WithTimeout(context.Background(), thawReply)
 	defer stop()
 	reply, err := client.Call[*pb.ThawFilesystemsResponse](ctx, s.Client, request)
+	for errors.Is(err, fault.ErrBusy) && sleep(ctx, waitEvery) == nil {
+		reply, err = client.Call[*pb.ThawFilesystemsResponse](ctx, s.Client, request)
+	}
 	if !client.Gone(err) {
 		return reply, err
 	}

@@ -17,7 +17,7 @@ func TestListVMs(t *testing.T) {
 	defer os.RemoveAll(root)
 	for _, path := range []string{
 		"var/run/quantix-kvm/vms/one.agent.sock", "var/run/quantix-kvm/vms/two.agent.1.sock",
-		"run/libvirt/qemu/channel/12-web/org.quantix.agent.1", "run/libvirt/qemu/channel/13-other/org.qemu.guest_agent.0",
+		"run/libvirt/qemu/channel/12-web/org.quantix.agent.1", "var/lib/libvirt/qemu/channel/target/domain-3-old/org.quantix.agent.1", "run/libvirt/qemu/channel/13-other/org.qemu.guest_agent.0",
 	} {
 		path = filepath.Join(root, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -29,7 +29,7 @@ func TestListVMs(t *testing.T) {
 		}
 		defer l.Close()
 	}
-	if got := fmt.Sprint(ListVMs(root)); got != "[one two web]" {
+	if got := fmt.Sprint(ListVMs(root)); got != "[old one two web]" {
 		t.Error(got)
 	}
 	for _, id := range ListVMs(root) {

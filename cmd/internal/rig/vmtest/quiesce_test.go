@@ -38,15 +38,22 @@ func freezeGuest(t *testing.T, c *client.Client, in *pb.QuiesceFilesystemsReques
 	return reply
 }
 
+// thawGuest thaws, and asks again as long as that has not ended. It returns the last reply, with all mount points.
 func thawGuest(t *testing.T, c *client.Client, token string) *pb.ThawFilesystemsResponse {
 	t.Helper()
-	begun := time.Now()
-	reply, err := client.Call[*pb.ThawFilesystemsResponse](limited(t, time.Minute), c, &pb.ThawFilesystemsRequest{QuiesceToken: token})
-	if err != nil || !reply.Success {
-		t.Fatal(reply, err)
+	var points []string
+	for {
+		reply, err := client.Call[*pb.ThawFilesystemsResponse](limited(t, time.Minute), c, &pb.ThawFilesystemsRequest{QuiesceToken: token})
+		points = append(points, reply.GetThawedMountPoints()...)
+		if errors.Is(err, fault.ErrBusy) {
+			continue
+		}
+		if err != nil || !reply.Success {
+			t.Fatal(reply, err)
+		}
+		reply.ThawedMountPoints = points
+		return reply
 	}
-	t.Logf("frozen for %d ms, thawed in %v", reply.FrozenDurationMs, time.Since(begun))
-	return reply
 }
 
 // snapshot has QEMU keep the disk as it is now, in a file that changes no more, and go on in another. It returns the file as a raw

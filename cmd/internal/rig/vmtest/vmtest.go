@@ -293,6 +293,11 @@ func (vm *VM) BootID(ctx context.Context) (string, error) { return vm.guest.hell
 // Close kills the machine and removes its files, but for Options.Disk.
 func (vm *VM) Close() error { return errors.Join(vm.Kill(), os.RemoveAll(vm.dir)) }
 
+// BootFiles returns what the machine boots from beside its disk: the kernel, its initramfs, and the kernel's command line.
+func (vm *VM) BootFiles() (kernel, initrd, line string) {
+	return vm.saved.root.Kernel, vm.saved.initrd(), kernelLine
+}
+
 // Socket returns the path of the unix socket that is the host's end of a port. QEMU serves one client at a time.
 func (vm *VM) Socket(port string) string { return filepath.Join(vm.dir, port) }
 
