@@ -27,9 +27,11 @@ type left struct {
 func choose(mounts []freeze.Mount, types map[string]bool, points []string) (systems []*system, others []left) {
 	byDevice := map[string]*system{}
 	for i, m := range mounts {
-		hidden := slices.ContainsFunc(mounts[i+1:], func(later freeze.Mount) bool { return fsys.Within(m.Point, later.Point) })
-		if hidden || m.ReadOnly || !types[m.Type] {
+		if m.ReadOnly || !types[m.Type] {
 			continue
+		}
+		if slices.ContainsFunc(mounts[i+1:], func(later freeze.Mount) bool { return fsys.Within(m.Point, later.Point) }) {
+			continue // it is hidden
 		}
 		s := byDevice[m.Device]
 		if s == nil {

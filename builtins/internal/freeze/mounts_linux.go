@@ -120,8 +120,10 @@ func Freezable() (list []Mount, below string, err error) {
 		return nil, "", err
 	}
 	for i, m := range all {
-		hidden := slices.ContainsFunc(all[i+1:], func(later Mount) bool { return fsys.Within(m.Point, later.Point) })
-		if types[m.Type] && !hidden {
+		if !types[m.Type] {
+			continue
+		}
+		if hidden := slices.ContainsFunc(all[i+1:], func(later Mount) bool { return fsys.Within(m.Point, later.Point) }); !hidden {
 			list = append(list, m)
 		}
 	}
