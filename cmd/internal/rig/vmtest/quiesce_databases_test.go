@@ -302,8 +302,9 @@ func TestQuiesceDatabases(t *testing.T) {
 	vm.Must(t, `mkdir /srv/programs && mount -o ro,noload `+device+` /srv/programs && cd /srv/programs && for d in dev proc sys run; do mount --rbind /$d $d; done &&
 		mount -t tmpfs none mnt && mount -t tmpfs none tmp && chmod 1777 tmp && mkdir -p /run/postgresql && chmod 1777 /run/postgresql`)
 	device = plugIn(t, vm, "lvm", volume, false)
-	vm.Must(t, `modprobe dm_mod; cd /srv/programs && chroot . sh -c 'pvcreate -q `+device+` && vgcreate -q vg `+device+` && lvcreate -q -Zn -Wn -L 32M -n data vg' >/run/lvm.log 2>&1 || { cat /run/lvm.log; exit 1; }
-		mkdir /srv/lvm && mkfs.ext4 -q /dev/mapper/vg-data && mount /dev/mapper/vg-data /srv/lvm`)
+	vm.Must(t, `modprobe dm_mod; cd /srv/programs && chroot . sh -c 'no="backup/backup=0 backup/archive=0"
+		pvcreate --config "$no" `+device+` && vgcreate --config "$no" vg `+device+` && lvcreate --config "$no" -Zn -Wn -L 32M -n data vg' >/run/lvm.log 2>&1 || { cat /run/lvm.log; exit 1; }
+		mkdir /srv/lvm; [ -e /dev/mapper/vg-data ] || dmsetup mknodes; mkfs.ext4 -q /dev/mapper/vg-data && mount /dev/mapper/vg-data /srv/lvm`)
 	for _, d := range disks {
 		d.start(t, vm)
 	}

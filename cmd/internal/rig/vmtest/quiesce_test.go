@@ -118,6 +118,7 @@ func replays(t *testing.T, image string) (bool, string) {
 func TestQuiesceGuest(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
+	vm.Must(t, "echo 'log_level: debug' >>/etc/quantix-kvm/agent.yaml && systemctl reload quantix-kvm-agent")
 	vm.Must(t, `mkdir -p "/srv/with space" /srv/bind /srv/outer &&
 		truncate -s 48M /var/tmp/outer && mkfs.ext4 -q /var/tmp/outer && mount -o loop /var/tmp/outer /srv/outer &&
 		truncate -s 16M /srv/outer/inner && mkfs.ext4 -q /srv/outer/inner && mount -o loop /srv/outer/inner "/srv/with space" &&
@@ -160,7 +161,9 @@ func TestQuiesceGuest(t *testing.T) {
 	if told := vm.Must(t, "tr '\\n' ' ' </run/told"); !strings.HasPrefix(told, "freeze thaw freeze thaw") {
 		t.Errorf("the hook was told %q", told)
 	}
-	vm.Must(t, "journalctl -u quantix-kvm-agent -o cat >/dev/null; systemctl is-active quantix-kvm-agent")
+	vm.Must(t, "systemctl is-active quantix-kvm-agent")
+	eventually(t, vm, "what the agent had to log while its journal was frozen is there: the eight requests that were refused",
+		"[ $(journalctl -u quantix-kvm-agent -o cat | grep operation | grep -c busy) -ge 8 ]")
 }
 
 // whileFrozen asks for what is answered, and for what is not.
