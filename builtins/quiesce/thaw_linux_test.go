@@ -66,6 +66,22 @@ func TestThawOfOneAndEarlyThaw(t *testing.T) {
 	}
 }
 
+// A thaw opens no file system and starts no program: what it needs was opened before the freeze.
+func TestThawOpensNothing(t *testing.T) {
+	r := newRoom(t, Config{})
+	a, b := disk(t, "a"), disk(t, "b")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
+	open, runner := r.openTarget, r.guest.Runner
+	r.openTarget = func(path string) (target, error) {
+		t.Error("the thaw opens ", path)
+		return open(path)
+	}
+	r.guest.Runner = nil
+	t.Setenv("PATH", "/nonexistent")
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	r.openTarget, r.guest.Runner = open, runner
+}
+
 func TestTokens(t *testing.T) {
 	r := newRoom(t, Config{})
 	a, b := disk(t, "a"), disk(t, "b")

@@ -124,6 +124,8 @@ func TestQuiesceGuest(t *testing.T) {
 		truncate -s 16M /srv/outer/inner && mkfs.ext4 -q /srv/outer/inner && mount -o loop /srv/outer/inner "/srv/with space" &&
 		mount --bind /etc /srv/bind && mount -o remount,bind,ro /srv/bind`)
 	vm.Must(t, `printf '#!/bin/sh\necho "$1" >>/run/told\n' >/etc/quantix-kvm/pre-freeze.d/hook && chmod 755 /etc/quantix-kvm/pre-freeze.d/hook`)
+	vm.Must(t, `mkdir -p /etc/limiquantix/pre-freeze.d && cd /etc/limiquantix/pre-freeze.d &&
+		printf '#!/bin/sh\necho "$1" >>/run/legacy\n' >of-another-agent && chmod 755 of-another-agent`)
 	vm.Must(t, `for d in /root /srv/outer "/srv/with space"; do
 		(cd "$d"; n=0; while :; do n=$((n+1)); echo $n >>load; [ $((n % 100)) = 0 ] && sync load; done) </dev/null >/dev/null 2>&1 &
 	done`)
@@ -160,6 +162,9 @@ func TestQuiesceGuest(t *testing.T) {
 	}
 	if told := vm.Must(t, "tr '\\n' ' ' </run/told"); !strings.HasPrefix(told, "freeze thaw freeze thaw") {
 		t.Errorf("the hook was told %q", told)
+	}
+	if told := vm.Must(t, "tr '\\n' ' ' </run/legacy"); !strings.HasPrefix(told, "freeze thaw freeze thaw") {
+		t.Errorf("the hook in the directory of another agent was told %q", told)
 	}
 	vm.Must(t, "systemctl is-active quantix-kvm-agent")
 	eventually(t, vm, "what the agent had to log while its journal was frozen is there: the eight requests that were refused",
