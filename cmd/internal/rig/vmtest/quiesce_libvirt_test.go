@@ -60,7 +60,7 @@ func TestQuiesceByLibvirt(t *testing.T) {
 
 	// In a mount namespace of its own, with its own state and configuration.
 	configuration := filepath.Join(dir, "qemu.conf")
-	words := "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\n"
+	words := "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\nstdio_handler = \"file\"\n"
 	emulator, err := exec.LookPath("qemu-system-x86_64")
 	if err == nil {
 		err = os.WriteFile(configuration, []byte(words), 0o600)
@@ -70,6 +70,14 @@ func TestQuiesceByLibvirt(t *testing.T) {
 	}
 	script := `set -e
 mkdir -p /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt
+for f in passwd group; do # the user that Debian's build looks for, which libvirt-daemon-system makes
+	cp /etc/$f "$1.$f"
+	grep -q ^libvirt-qemu: /etc/$f || case $f in
+	passwd) echo 'libvirt-qemu:x:64055:64055::/:/bin/false' >>"$1.$f" ;;
+	group) echo 'libvirt-qemu:x:64055:' >>"$1.$f" ;;
+	esac
+	mount --bind "$1.$f" /etc/$f
+done
 for d in /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt /etc/libvirt; do mount -t tmpfs none $d; done
 mkdir /var/log/libvirt/qemu /var/lib/libvirt/qemu; cp "$1" /etc/libvirt/qemu.conf; exec "$2"`
 	libvirtd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", configuration, daemon)
