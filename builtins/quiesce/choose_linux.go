@@ -22,8 +22,9 @@ type left struct {
 	why   error
 }
 
-// choose finds the file systems at mount points, each once; without points all that can be written to. mounts are all of the guest,
-// and types those that are on a block device. What was asked for and cannot be frozen, or holds data and cannot, is told.
+// choose finds the file systems at mount points, each once; without points all that can be written to. mounts are all of the
+// guest, and types those that are on a block device. What was asked for and cannot be frozen, or holds data and cannot, is
+// told.
 func choose(mounts []freeze.Mount, types map[string]bool, points []string) (systems []*system, others []left) {
 	byDevice := map[string]*system{}
 	for i, m := range mounts {
@@ -106,8 +107,8 @@ func cannot(m freeze.Mount, types map[string]bool) error {
 	return fault.Wrapf(fs.ErrNotExist, "another file system is mounted above it")
 }
 
-// holdsData says of a type that is on no block device whether it has files that outlive the guest's memory: these are told where all
-// is frozen. Others, such as proc, tmpfs and overlays of what is frozen itself, are not.
+// holdsData says of a type that is on no block device whether it has files that outlive the guest's memory: these are told
+// where all is frozen. Others, such as proc, tmpfs and overlays of what is frozen itself, are not.
 func holdsData(kind string) bool {
 	switch kind {
 	case "nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "lustre", "orangefs", "coda", "beegfs", "zfs", "vboxsf",
@@ -127,8 +128,9 @@ type found struct {
 	refused error     // why those that were found may not be frozen
 }
 
-// look finds the file systems at mount points and opens them; stacked says that they are put into the order in which they are frozen.
-// A path on the way may lead over a server that does not answer: that is told as an error, and what is opened after that is closed.
+// look finds the file systems at mount points and opens them; stacked says that they are put into the order in which they are
+// frozen. A path on the way may lead over a server that does not answer: that is told as an error, and what is opened after
+// that is closed.
 func (r *Room) look(ctx context.Context, points []string, stacked bool) (*found, error) {
 	mounts, below, err := freeze.Mounts()
 	if err != nil {
@@ -166,7 +168,8 @@ func (r *Room) look(ctx context.Context, points []string, stacked bool) (*found,
 	case <-ctx.Done():
 		return nil, fault.On(*at.Load(), context.Cause(ctx))
 	case <-late.C:
-		return nil, fault.On(*at.Load(), fault.Wrapf(context.DeadlineExceeded, "a path to it does not answer within %v", r.freezeTime))
+		late := fault.Wrapf(context.DeadlineExceeded, "a path to it does not answer within %v", r.freezeTime)
+		return nil, fault.On(*at.Load(), late)
 	}
 }
 

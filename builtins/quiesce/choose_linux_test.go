@@ -44,7 +44,8 @@ func TestParseMounts(t *testing.T) {
 	}
 }
 
-// All that can be written to and is on a disk is chosen, each once; what holds data and cannot be frozen is told, with its type.
+// All that can be written to and is on a disk is chosen, each once; what holds data and cannot be frozen is told, with its
+// type.
 func TestChooseAll(t *testing.T) {
 	systems, others := choose(freeze.ParseMounts(mountinfo), types, nil)
 	var points, told []string

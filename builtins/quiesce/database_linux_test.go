@@ -24,7 +24,8 @@ import (
 type database interface {
 	// start makes it in a directory and starts it there; writer is a client that takes statements and answers each by its number.
 	start(t *testing.T, dir string) (writer *exec.Cmd, statement func(n int64) string)
-	// check opens the database that is in the directory of a snapshot, holds it against its own check, and returns how many rows it has.
+	// check opens the database that is in the directory of a snapshot, holds it against its own check, and returns how many
+	// rows it has.
 	check(t *testing.T, dir string) (int64, error)
 }
 
@@ -141,9 +142,9 @@ func (p postgres) check(t *testing.T, dir string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
 }
 
-// A snapshot of a file system that is frozen under the load of a database needs no replay of ext4's journal, passes the database's
-// own check, and has every row that was acknowledged before the freeze. The same without a freeze is counted beside it.
-// QUANTIX_ROUNDS says how many snapshots; QUANTIX_DATABASES=1 has the test run.
+// A snapshot of a file system that is frozen under the load of a database needs no replay of ext4's journal, passes the
+// database's own check, and has every row that was acknowledged before the freeze. The same without a freeze is counted beside
+// it. QUANTIX_ROUNDS says how many snapshots; QUANTIX_DATABASES=1 has the test run.
 func TestSnapshotsOfDatabases(t *testing.T) {
 	if os.Getenv("QUANTIX_DATABASES") == "" {
 		t.Skip("takes minutes: set QUANTIX_DATABASES=1, and QUANTIX_ROUNDS for more than 3 snapshots of each")

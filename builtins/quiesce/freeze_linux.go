@@ -142,8 +142,8 @@ func (r *Room) freezeSet(
 	return err
 }
 
-// find finds the file systems that a request means, opened, in the order in which they are frozen. Those that it leaves out are told in
-// the reply.
+// find finds the file systems that a request means, opened, in the order in which they are frozen. Those that it leaves out are
+// told in the reply.
 func (r *Room) find(ctx context.Context, points []string, reply *pb.QuiesceFilesystemsResponse) (sorted []*system, err error) {
 	found, err := r.look(ctx, points, true)
 	if err != nil {
@@ -175,8 +175,8 @@ func closeAll(systems []*system) {
 	}
 }
 
-// syncAll writes what waits to be written, all file systems at once, so that what is frozen before them waits less. One that hangs is
-// an error, and left behind.
+// syncAll writes what waits to be written, all file systems at once, so that what is frozen before them waits less. One that
+// hangs is an error, and left behind.
 func (r *Room) syncAll(ctx context.Context, systems []*system) error {
 	done := make([]chan struct{}, len(systems))
 	for i, s := range systems {
@@ -216,8 +216,8 @@ func awaitChanges(ctx context.Context, running []<-chan struct{}) error {
 	return nil
 }
 
-// freezeOne freezes one file system, by a goroutine that nothing ends but the freeze. If that comes after its time the goroutine
-// thaws again.
+// freezeOne freezes one file system, by a goroutine that nothing ends but the freeze. If that comes after its time the
+// goroutine thaws again.
 func (r *Room) freezeOne(ctx context.Context, f *set, s *system) error {
 	if err := context.Cause(ctx); err != nil {
 		return err

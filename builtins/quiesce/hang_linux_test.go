@@ -53,8 +53,8 @@ func hang(t *testing.T, r *Room, point string) *hung {
 	return h
 }
 
-// A freeze that hangs has a deadline; the others are thawed, a thaw answers meanwhile, and what hung thaws when its freeze comes to
-// its end after all.
+// A freeze that hangs has a deadline; the others are thawed, a thaw answers meanwhile, and what hung thaws when its freeze
+// comes to its end after all.
 func TestFreezeThatHangs(t *testing.T) {
 	r := newRoom(t, Config{})
 	a, b := disk(t, "a"), disk(t, "b")

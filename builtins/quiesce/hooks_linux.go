@@ -22,8 +22,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// What a hook is told. The first two are QEMU's convention, the third is VMware's: it goes to hooks that have the word in their text,
-// and all others are told to thaw where the freeze fails.
+// What a hook is told. The first two are QEMU's convention, the third is VMware's: it goes to hooks that have the word in their
+// text, and all others are told to thaw where the freeze fails.
 const (
 	phaseFreeze = "freeze"
 	phaseThaw   = "thaw"
@@ -76,8 +76,8 @@ func (r *Room) hooksFor(in *pb.QuiesceFilesystemsRequest) ([]hook, error) {
 	return hooks, nil
 }
 
-// readHooks returns the hooks in directories, in the order of their names, directory by directory. What others than root could have
-// put there is an error.
+// readHooks returns the hooks in directories, in the order of their names, directory by directory. What others than root could
+// have put there is an error.
 func (r *Room) readHooks(dirs ...string) (hooks []hook, err error) {
 	for _, dir := range dirs {
 		if dir == "" {
@@ -115,7 +115,8 @@ func (r *Room) readHooks(dirs ...string) (hooks []hook, err error) {
 	return hooks, nil
 }
 
-// checkOwners refuses what others than root, or the agent's own user, can replace or write to: the object, and each directory above.
+// checkOwners refuses what others than root, or the agent's own user, can replace or write to: the object, and each directory
+// above.
 func (r *Room) checkOwners(path string) error {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -142,8 +143,8 @@ func (r *Room) checkOwners(path string) error {
 	}
 }
 
-// freezeHooks tells each hook of the freeze, one after the other. The first that fails is the last that is told. Which were told is
-// known, to this agent and to the next, before it happens.
+// freezeHooks tells each hook of the freeze, one after the other. The first that fails is the last that is told. Which were
+// told is known, to this agent and to the next, before it happens.
 func (r *Room) freezeHooks(ctx context.Context, f *set, in *pb.QuiesceFilesystemsRequest, hooks []hook) error {
 	r.mu.Lock()
 	f.after = in.RunPreFreezeScripts

@@ -57,8 +57,8 @@ func (h *hookRoom) heard(t *testing.T) string {
 	return strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", ", ")
 }
 
-// Hooks are told in the order of their names, and of the thaw in the other; a file of the same name in the directory for the thaw
-// stands for the hook, and others there come last.
+// Hooks are told in the order of their names, and of the thaw in the other; a file of the same name in the directory for the
+// thaw stands for the hook, and others there come last.
 func TestHooks(t *testing.T) {
 	r := newHookRoom(t, Config{})
 	a := disk(t, "a")
@@ -96,7 +96,8 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// A hook that fails keeps the freeze from beginning, and those that were told are told of the end: by freezeFail if they know that.
+// A hook that fails keeps the freeze from beginning, and those that were told are told of the end: by freezeFail if they know
+// that.
 func TestHookThatFails(t *testing.T) {
 	r := newHookRoom(t, Config{})
 	a := disk(t, "a")

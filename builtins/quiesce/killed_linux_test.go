@@ -72,7 +72,8 @@ func TestVictim(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newRoom(t, Config{
-		Frozen: freeze.New(freeze.Config{Note: v.Note}), FreezeHooks: filepath.Join(v.Dir, "before"), ThawHooks: filepath.Join(v.Dir, "after"),
+		Frozen:      freeze.New(freeze.Config{Note: v.Note}),
+		FreezeHooks: filepath.Join(v.Dir, "before"), ThawHooks: filepath.Join(v.Dir, "after"),
 	})
 	r.trusted = v.Dir
 	open := r.openTarget
@@ -90,8 +91,8 @@ func TestVictim(t *testing.T) {
 	t.Fatal("nothing has killed it")
 }
 
-// An agent that is killed at any step of a freeze or a thaw leaves nothing frozen once the next one has started, and each hook that was
-// told of the freeze is told of the thaw.
+// An agent that is killed at any step of a freeze or a thaw leaves nothing frozen once the next one has started, and each hook
+// that was told of the freeze is told of the thaw.
 func TestKilledAtEachStep(t *testing.T) {
 	needRoot(t)
 	for _, step := range []string{

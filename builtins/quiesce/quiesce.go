@@ -10,10 +10,12 @@
 //
 //	trim ────► the disk is told what is unused
 //
-// A freeze, and a thaw, is a system call that nothing ends: each is made by a goroutine of its own, on a file that was opened before,
-// and what waits for it has a deadline. A freeze that comes to its end too late is thawed by the goroutine that made it.
+// A freeze, and a thaw, is a system call that nothing ends: each is made by a goroutine of its own, on a file that was opened
+// before, and what waits for it has a deadline. A freeze that comes to its end too late is thawed by the goroutine that made
+// it.
 //
-// Not here: what is known of frozen file systems beyond this room, and the watch of commands that freeze (internal/freeze, exec).
+// Not here: what is known of frozen file systems beyond this room, and the watch of commands that freeze (internal/freeze,
+// exec).
 package quiesce
 
 import (
@@ -44,7 +46,8 @@ type Config struct {
 	FreezeHooks, ThawHooks string
 	// Bundled are hooks that every agent has. Nil: none.
 	Bundled fs.FS
-	// RunScript runs a Lua hook as a script with the parameter phase, for the host that a call came from. Nil: there are no scripts.
+	// RunScript runs a Lua hook as a script with the parameter phase, for the host that a call came from. Nil: there are no
+	// scripts.
 	RunScript func(ctx context.Context, call *builtins.Call, name string, source []byte, phase string) error
 	// Thawed is called with a message when something was thawed early. Optional.
 	Thawed func(words string)

@@ -24,11 +24,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// These tests freeze file systems of their own, on loop devices, and need root for that. No test freezes without naming them: that
-// would be those of the machine it runs on. The whole guest is frozen in the tests of cmd/internal/rig/vmtest.
+// These tests freeze file systems of their own, on loop devices, and need root for that. No test freezes without naming them:
+// that would be those of the machine it runs on. The whole guest is frozen in the tests of cmd/internal/rig/vmtest.
 
-// They run in namespaces of their own: an agent elsewhere on this machine, such as one of another test, that sees a frozen file system
-// while it runs a command takes that for the command's work, and thaws it in time.
+// They run in namespaces of their own: an agent elsewhere on this machine, such as one of another test, that sees a frozen file
+// system while it runs a command takes that for the command's work, and thaws it in time.
 
 func TestMain(m *testing.M) {
 	if code, ran := inOwnNamespaces(); ran {
@@ -129,7 +129,8 @@ func disk(t *testing.T, name string) string {
 	return point
 }
 
-// canWrite says whether a file can be made within a moment. The attempt is a process, which hangs until the thaw where it cannot.
+// canWrite says whether a file can be made within a moment. The attempt is a process, which hangs until the thaw where it
+// cannot.
 func canWrite(t *testing.T, point string) bool {
 	t.Helper()
 	cmd := exec.Command("touch", filepath.Join(point, "written"))

@@ -15,8 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// stack knows which file systems lie in files of others: on a loop device, with what device mapper or md makes of that, also a swap
-// device. The freeze of such a one writes into the file, so it has to come before that of the other, and its thaw after.
+// stack knows which file systems lie in files of others: on a loop device, with what device mapper or md makes of that, also a
+// swap device. The freeze of such a one writes into the file, so it has to come before that of the other, and its thaw after.
 type stack struct {
 	mounts []freeze.Mount
 	sys    string // where sysfs is
@@ -63,8 +63,8 @@ func (s stack) below(of *system) []string {
 	return found
 }
 
-// members returns the block devices of a file system that has no device number of its own: the one that it was mounted by, and those
-// that btrfs has beside it.
+// members returns the block devices of a file system that has no device number of its own: the one that it was mounted by, and
+// those that btrfs has beside it.
 func (s stack) members(source string) []string {
 	var at unix.Stat_t
 	if unix.Stat(source, &at) != nil || at.Mode&unix.S_IFMT != unix.S_IFBLK {
@@ -121,8 +121,8 @@ func (s stack) walk(device string, seen map[string]bool, found *[]string) {
 	}
 }
 
-// holding returns the file system that the file of a loop device is on: by the name of the file, or, where that was removed or is not
-// seen here, by what the kernel says of it.
+// holding returns the file system that the file of a loop device is on: by the name of the file, or, where that was removed or
+// is not seen here, by what the kernel says of it.
 func (s stack) holding(file, loop string) string {
 	if device := s.device(freeze.MountOf(file)); device != "" {
 		return device
@@ -156,8 +156,8 @@ func (s stack) markProgram(systems []*system, program string) {
 	}
 }
 
-// swapOn refuses a file system that carries a swap device by a loop device: what the kernel then swaps out waits for the thaw, and so
-// may the agent. A swap file is written past its file system, and is no danger.
+// swapOn refuses a file system that carries a swap device by a loop device: what the kernel then swaps out waits for the thaw,
+// and so may the agent. A swap file is written past its file system, and is no danger.
 func (s stack) swapOn(systems []*system) (*system, error) {
 	text, err := freeze.ReadKernel("/proc/swaps")
 	if err != nil {

@@ -31,8 +31,8 @@ const (
 	maxEnded   = 64                     // thaws that came early, or late, are remembered
 )
 
-// defaultTimeout is how long something stays frozen where a request says nothing else, and maxTimeout the most that it may say: a
-// snapshot takes seconds, and the longest is one of a storage that is busy.
+// defaultTimeout is how long something stays frozen where a request says nothing else, and maxTimeout the most that it may say:
+// a snapshot takes seconds, and the longest is one of a storage that is busy.
 const (
 	defaultTimeout = 60 * time.Second
 	maxTimeout     = 10 * time.Minute
@@ -368,8 +368,8 @@ type result struct {
 	err    error
 }
 
-// thawSystems thaws file systems, the last frozen first. One that takes long does not keep the next from it. It waits for a while at
-// most: what hangs is thawed all the same, when it can be.
+// thawSystems thaws file systems, the last frozen first. One that takes long does not keep the next from it. It waits for a
+// while at most: what hangs is thawed all the same, when it can be.
 func (r *Room) thawSystems(list []*system, limit time.Duration) (results []result) {
 	late := time.NewTimer(limit)
 	defer late.Stop()

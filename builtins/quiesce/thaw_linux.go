@@ -168,7 +168,8 @@ func (t *thawRequest) set(f *set) {
 	}
 }
 
-// split returns what is to be thawed of a set, and what an earlier request has begun to thaw and was answered before the end of that.
+// split returns what is to be thawed of a set, and what an earlier request has begun to thaw and was answered before the end of
+// that.
 func (t *thawRequest) split(f *set) (list, begun []*system) {
 	t.room.mu.Lock()
 	defer t.room.mu.Unlock()
@@ -237,7 +238,8 @@ func (t *thawRequest) interrupts(f *set) bool {
 	return false
 }
 
-// awaitEnd waits for the end of a freeze that was interrupted: what it froze already is thawed by the request that asked for it.
+// awaitEnd waits for the end of a freeze that was interrupted: what it froze already is thawed by the request that asked for
+// it.
 func (t *thawRequest) awaitEnd(f *set) {
 	timer := time.NewTimer(t.left())
 	defer timer.Stop()

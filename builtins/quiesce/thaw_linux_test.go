@@ -29,8 +29,8 @@ func TestTimerOfAnEarlierFreeze(t *testing.T) {
 	mustThaw(t, r, &pb.ThawFilesystemsRequest{QuiesceToken: second.QuiesceToken})
 }
 
-// A thaw of one of two leaves the timer of the other, and what ends by its time is told: as an event, in the log, and to who comes
-// with the token.
+// A thaw of one of two leaves the timer of the other, and what ends by its time is told: as an event, in the log, and to who
+// comes with the token.
 func TestThawOfOneAndEarlyThaw(t *testing.T) {
 	words := make(chan string, 10)
 	events := make(chan proto.Message, 10)

@@ -35,13 +35,13 @@ func dropStartPages() {
 	}
 }
 
-// unlockTime is how long after a thaw memory is unlocked: snapshots of several disks come one after the other, and to unlock takes
-// as long as a thaw.
+// unlockTime is how long after a thaw memory is unlocked: snapshots of several disks come one after the other, and to unlock
+// takes as long as a thaw.
 const unlockTime = 2 * time.Second
 
-// memoryLock keeps what the agent has in memory there, while file systems are frozen: a page of its own that has to be read again, or
-// one of another program that has to be written for it, would wait for a disk. Pages that it has not used yet are not read for that.
-// Where it fails, for want of rights, nothing is lost but that. The zero value is ready.
+// memoryLock keeps what the agent has in memory there, while file systems are frozen: a page of its own that has to be read
+// again, or one of another program that has to be written for it, would wait for a disk. Pages that it has not used yet are not
+// read for that. Where it fails, for want of rights, nothing is lost but that. The zero value is ready.
 type memoryLock struct {
 	system sync.Mutex // held over the system calls, so that the last one is what was wanted last
 
@@ -51,8 +51,8 @@ type memoryLock struct {
 	later  *time.Timer // unlocks
 }
 
-// set returns at once: the lock is there a moment later, while the first freeze still writes to its disk. Neither who waits for the
-// freeze nor who waits for the thaw waits for it.
+// set returns at once: the lock is there a moment later, while the first freeze still writes to its disk. Neither who waits for
+// the freeze nor who waits for the thaw waits for it.
 func (l *memoryLock) set(locked bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Memory is locked while something is frozen, and also where a freeze follows a thaw at once; some time after the last thaw it is not.
+// Memory is locked while something is frozen, and also where a freeze follows a thaw at once; some time after the last thaw it
+// is not.
 func TestMemoryLock(t *testing.T) {
 	if err := unix.Mlockall(unix.MCL_CURRENT); err != nil {
 		t.Skip("may not lock memory: ", err)

@@ -236,8 +236,8 @@ func (a *app) runOnHost(ctx context.Context, program string, argv []string) erro
 	return c.Run()
 }
 
-// thawAfter thaws by the connection of the freeze, or, where that is gone, by a new one. A thaw that takes longer than the agent waits
-// for it is asked for again, which tells of its end.
+// thawAfter thaws by the connection of the freeze, or, where that is gone, by a new one. A thaw that takes longer than the
+// agent waits for it is asked for again, which tells of its end.
 func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.ThawFilesystemsResponse, error) {
 	ctx, stop := context.WithTimeout(context.Background(), thawReply)
 	defer stop()

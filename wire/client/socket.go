@@ -20,7 +20,9 @@ var ErrAmbiguous = errors.New("it names several virtual machines")
 const ownSockets = "var/run/quantix-kvm/vms"
 
 // The last one is that of libvirt 9 and older, as Debian 12 has it.
-var libvirtChannels = []string{"run/libvirt/qemu/channel", "var/lib/libvirt/qemu/channel", "var/lib/libvirt/qemu/channel/target"}
+var libvirtChannels = []string{
+	"run/libvirt/qemu/channel", "var/lib/libvirt/qemu/channel", "var/lib/libvirt/qemu/channel/target",
+}
 
 // shortName is how many characters of a name libvirt puts into that of the directory.
 const shortName = 20
@@ -101,8 +103,8 @@ func libvirtSocket(base, id string) (string, error) {
 	return "", fmt.Errorf("%w: %s", ErrAmbiguous, strings.Join(names, ", "))
 }
 
-// withoutNumber returns the name in that of a directory of libvirt's, which has a number and a hyphen before it, and before that, where
-// it is of an older libvirt, "domain-".
+// withoutNumber returns the name in that of a directory of libvirt's, which has a number and a hyphen before it, and before
+// that, where it is of an older libvirt, "domain-".
 func withoutNumber(dir string) string {
 	numbered := strings.TrimPrefix(dir, "domain-")
 	if name := strings.TrimLeft(numbered, "0123456789"); len(name) < len(numbered) && strings.HasPrefix(name, "-") {

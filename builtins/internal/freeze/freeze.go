@@ -91,8 +91,8 @@ func New(config Config) *State {
 }
 
 // Hold takes note of file systems before they are frozen, or of hooks before they run, in place of what is noted under the same
-// token. From then on Enter and Check know the file systems, and the note has them. It returns what is under way and would meet them:
-// each channel is closed when that is over. A file system that is in another hold is an error of cause fault.ErrBusy.
+// token. From then on Enter and Check know the file systems, and the note has them. It returns what is under way and would meet
+// them: each channel is closed when that is over. A file system that is in another hold is an error of cause fault.ErrBusy.
 func (s *State) Hold(h Hold) (running []<-chan struct{}, err error) {
 	entries, err := s.hold(h)
 	if err != nil || len(entries) == 0 {
@@ -173,8 +173,8 @@ func (s *State) HoldsPoint(point string) bool {
 	})
 }
 
-// SetWatched takes note of what commands have left frozen and will be thawed by their watch, and whether anything was found frozen
-// that is no hold.
+// SetWatched takes note of what commands have left frozen and will be thawed by their watch, and whether anything was found
+// frozen that is no hold.
 func (s *State) SetWatched(points []string, found bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,8 +224,8 @@ func (s *State) ThawAll() {
 	thawEverything()
 }
 
-// Enter begins a change of the guest that a snapshot shall have whole or not at all; leave ends it. Where it would meet what is held
-// it waits for the end of that within ctx, or, without wait, fails at once. The error then has the cause fault.ErrBusy.
+// Enter begins a change of the guest that a snapshot shall have whole or not at all; leave ends it. Where it would meet what is
+// held it waits for the end of that within ctx, or, without wait, fails at once. The error then has the cause fault.ErrBusy.
 func (s *State) Enter(ctx context.Context, access builtins.Access, wait bool) (leave func(), err error) {
 	for {
 		e, released, busy := s.enter(access)

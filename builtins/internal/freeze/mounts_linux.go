@@ -47,8 +47,9 @@ func ParseMounts(text string) (list []Mount) {
 	return list
 }
 
-// Mounts returns what is mounted in the guest, those below first, and the directory of the agent's own file system that it is seen
-// below: an agent whose unit has a mount namespace of its own sees bind mounts and read-only ones that the guest does not have.
+// Mounts returns what is mounted in the guest, those below first, and the directory of the agent's own file system that it is
+// seen below: an agent whose unit has a mount namespace of its own sees bind mounts and read-only ones that the guest does not
+// have.
 func Mounts() (list []Mount, below string, err error) {
 	proc := "/proc/self"
 	own, ownErr := os.Readlink("/proc/self/ns/mnt")
@@ -62,8 +63,8 @@ func Mounts() (list []Mount, below string, err error) {
 	return ParseMounts(text), below, nil
 }
 
-// ReadKernel returns the text of a file that the kernel makes as it is read, such as those of proc and sysfs. It reads it in few
-// pieces: each one has the kernel make all that is before it again.
+// ReadKernel returns the text of a file that the kernel makes as it is read, such as those of proc and sysfs. It reads it in
+// few pieces: each one has the kernel make all that is before it again.
 func ReadKernel(path string) (string, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -94,7 +95,8 @@ func MountOf(path string) uint64 {
 	return x.Mnt_id
 }
 
-// OnDisk returns the types of file systems that are on a block device, as far as the kernel has them. Those in user space are none.
+// OnDisk returns the types of file systems that are on a block device, as far as the kernel has them. Those in user space are
+// none.
 func OnDisk() (map[string]bool, error) {
 	text, err := ReadKernel("/proc/filesystems")
 	if err != nil {
@@ -109,7 +111,8 @@ func OnDisk() (map[string]bool, error) {
 	return types, nil
 }
 
-// Freezable returns the mounts of file systems that may be frozen, without those that lie hidden below others: several may be of one.
+// Freezable returns the mounts of file systems that may be frozen, without those that lie hidden below others: several may be
+// of one.
 func Freezable() (list []Mount, below string, err error) {
 	all, below, err := Mounts()
 	if err != nil {
@@ -180,8 +183,8 @@ func newMeeting(holds []Hold) meeting {
 // lookTime is how long a look at what a path leads to may take.
 const lookTime = time.Second
 
-// access returns where a request would meet a hold. Paths are judged by their name, and, where that leads elsewhere by a link, by
-// what is there.
+// access returns where a request would meet a hold. Paths are judged by their name, and, where that leads elsewhere by a link,
+// by what is there.
 func (m meeting) access(access builtins.Access) (point string, met bool) {
 	paths, trees := wanted(access)
 	for _, path := range paths {

@@ -15,8 +15,8 @@ type noted struct {
 	Holds    []Hold   `json:"holds,omitempty"`
 }
 
-// note is the file in which an agent notes what is frozen, for the one that follows where it is killed. While something is noted the
-// agent has it locked, so that another one that is started by mistake leaves it alone.
+// note is the file in which an agent notes what is frozen, for the one that follows where it is killed. While something is
+// noted the agent has it locked, so that another one that is started by mistake leaves it alone.
 type note struct {
 	path string // empty: there is none
 	file *os.File
@@ -62,8 +62,8 @@ type Left struct {
 	Messages []string
 }
 
-// ThawLeft thaws what a killed agent left frozen, as it noted in file, and removes that. While the agent that noted it lives it does
-// nothing. It must be called before anything is written to a disk.
+// ThawLeft thaws what a killed agent left frozen, as it noted in file, and removes that. While the agent that noted it lives it
+// does nothing. It must be called before anything is written to a disk.
 func ThawLeft(file string) (left Left) {
 	open, err := os.OpenFile(file, os.O_RDWR, 0)
 	if err != nil {

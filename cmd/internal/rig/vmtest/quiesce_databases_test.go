@@ -89,15 +89,16 @@ func (d dataDisk) fill() error {
 	return mounted(d.image, "loop", func(dir string) error {
 		return errors.Join(
 			command("install", "-d", "-o", "postgres", dir+"/pg"),
-			command("runuser", "-u", "postgres", "--", postgresDir+"initdb", "-D", dir+"/pg", "--auth=trust", "--no-locale", "--data-checksums"),
+			command("runuser", "-u", "postgres", "--", postgresDir+"initdb", "-D", dir+"/pg",
+				"--auth=trust", "--no-locale", "--data-checksums"),
 			os.Mkdir(dir+"/sqlite", 0o777),
 			command("sqlite3", dir+"/sqlite/db", "PRAGMA journal_mode=WAL; CREATE TABLE t (n INTEGER PRIMARY KEY, pad TEXT)"),
 		)
 	})
 }
 
-// start has the guest mount the disk below the Debian of programsDisk, start the databases, and write rows with the numbers from 1 on,
-// each acknowledged by itself in a file in memory.
+// start has the guest mount the disk below the Debian of programsDisk, start the databases, and write rows with the numbers
+// from 1 on, each acknowledged by itself in a file in memory.
 func (d dataDisk) start(t *testing.T, vm *vmtest.VM) {
 	t.Helper()
 	device := plugIn(t, vm, d.node, d.image, false)
@@ -107,11 +108,14 @@ pg="chroot . setpriv --reuid=postgres --regid=postgres --clear-groups --"
 port="-h /run/postgresql -p PORT"
 $pg /usr/lib/postgresql/15/bin/postgres -D /mnt/KIND/pg -k /run/postgresql -p PORT -c listen_addresses= -c shared_buffers=16MB \
 	-c max_wal_size=64MB -c max_connections=10 </dev/null >/run/pg.KIND.log 2>&1 &
-n=0; until $pg psql $port -d postgres -qAtXc 'SELECT 1' >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 300 ] || { cat /run/pg.KIND.log; exit 1; }; sleep 0.3; done
+n=0; until $pg psql $port -d postgres -qAtXc 'SELECT 1' >/dev/null 2>&1; do
+	n=$((n+1)); [ $n -lt 300 ] || { cat /run/pg.KIND.log; exit 1; }; sleep 0.3
+done
 $pg psql $port -d postgres -qAtXc 'CREATE TABLE t (n BIGINT PRIMARY KEY, pad TEXT)'
 (n=0; while :; do n=$((n+1)); echo "INSERT INTO t VALUES ($n, repeat(md5('$n'), 10)); SELECT $n;"; done |
 	$pg psql $port -d postgres -qAtX) </dev/null >/run/acknowledged.pg.KIND 2>&1 &
-(n=0; echo 'PRAGMA synchronous=FULL;'; while :; do n=$((n+1)); echo "INSERT INTO t VALUES ($n, hex(randomblob(200)));"; echo "SELECT $n;"; done |
+(n=0; echo 'PRAGMA synchronous=FULL;'; while :; do
+	n=$((n+1)); echo "INSERT INTO t VALUES ($n, hex(randomblob(200)));"; echo "SELECT $n;"; done |
 	chroot . sqlite3 -batch /mnt/KIND/sqlite/db) </dev/null >/run/acknowledged.sqlite.KIND 2>&1 &
 `
 	vm.Must(t, strings.NewReplacer("KIND", d.kind, "DEVICE", device, "PORT", strconv.Itoa(d.port)).Replace(text))
@@ -167,7 +171,8 @@ func (d dataDisk) check(snapshot string, before [2]int, v *verdict) error {
 		if rows[0], err = d.rowsOfPostgres(dir); err != nil {
 			return err
 		}
-		out, err := exec.Command("sqlite3", "-batch", dir+"/sqlite/db", "PRAGMA integrity_check; SELECT count(*) FROM t").CombinedOutput()
+		const ask = "PRAGMA integrity_check; SELECT count(*) FROM t"
+		out, err := exec.Command("sqlite3", "-batch", dir+"/sqlite/db", ask).CombinedOutput()
 		sound, count, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		if err != nil || sound != "ok" {
 			return fmt.Errorf("sqlite: %w %s", err, out)
@@ -199,7 +204,9 @@ func (d dataDisk) rowsOfPostgres(dir string) (int, error) {
 	}
 	port := strconv.Itoa(d.port)
 	control := func(verb string, more ...string) error {
-		argv := []string{"runuser", "-u", "postgres", "--", postgresDir + "pg_ctl", "-s", "-w", "-t", "120", "-D", dir + "/pg", "-l", sockets + "/log", verb}
+		argv := []string{
+			"runuser", "-u", "postgres", "--", postgresDir + "pg_ctl", "-s", "-w", "-t", "120", "-D", dir + "/pg", "-l", sockets + "/log", verb,
+		}
 		return command(append(argv, more...)...)
 	}
 	if err := control("start", "-o", "-k "+sockets+" -p "+port+" -c listen_addresses="); err != nil {
@@ -211,7 +218,8 @@ func (d dataDisk) rowsOfPostgres(dir string) (int, error) {
 	if err := command(append([]string{postgresDir + "pg_amcheck", "--install-missing"}, to...)...); err != nil {
 		return 0, err
 	}
-	out, err := exec.Command("psql", append(to, "-qAtXc", "SELECT count(*) FROM t WHERE pad = repeat(md5(n::text), 10)")...).CombinedOutput()
+	to = append(to, "-qAtXc", "SELECT count(*) FROM t WHERE pad = repeat(md5(n::text), 10)")
+	out, err := exec.Command("psql", to...).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", err, out)
 	}
@@ -232,7 +240,9 @@ func backup(t *testing.T, vm *vmtest.VM, disks []dataDisk, number int) (copies [
 		if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, info.Size())); err != nil {
 			t.Fatal(err)
 		}
-		node := map[string]any{"driver": "raw", "node-name": "copy-" + d.node, "file": map[string]any{"driver": "file", "filename": file}}
+		node := map[string]any{
+			"driver": "raw", "node-name": "copy-" + d.node, "file": map[string]any{"driver": "file", "filename": file},
+		}
 		if err := vm.QMP(ctx, "blockdev-add", node, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -258,10 +268,10 @@ func backup(t *testing.T, vm *vmtest.VM, disks []dataDisk, number int) (copies [
 	}
 }
 
-// Snapshots of the running guest while PostgreSQL and SQLite write to ext4 and xfs: each that was taken while the guest was frozen mounts
-// without a replay of ext4's journal, passes the databases' own checks, and has every row that was acknowledged before. The same without
-// a freeze is counted beside it. A logical volume of LVM is frozen with the rest. QUANTIX_DATABASES=1 has the test run, and
-// QUANTIX_ROUNDS says how many snapshots of each there are.
+// Snapshots of the running guest while PostgreSQL and SQLite write to ext4 and xfs: each that was taken while the guest was
+// frozen mounts without a replay of ext4's journal, passes the databases' own checks, and has every row that was acknowledged
+// before. The same without a freeze is counted beside it. A logical volume of LVM is frozen with the rest. QUANTIX_DATABASES=1
+// has the test run, and QUANTIX_ROUNDS says how many snapshots of each there are.
 func TestQuiesceDatabases(t *testing.T) {
 	if os.Getenv("QUANTIX_DATABASES") == "" {
 		t.Skip("takes minutes: set QUANTIX_DATABASES=1, and QUANTIX_ROUNDS for more than 3 snapshots of each")
@@ -284,7 +294,8 @@ func TestQuiesceDatabases(t *testing.T) {
 		d := &disks[i]
 		dir := filepath.Join(base, d.kind)
 		d.image = filepath.Join(dir, "disk.raw")
-		err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(d.image, nil, 0o600), os.Truncate(d.image, 320<<20), command("mkfs."+d.kind, "-q", d.image))
+		err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(d.image, nil, 0o600), os.Truncate(d.image, 320<<20),
+			command("mkfs."+d.kind, "-q", d.image))
 		if err == nil {
 			err = d.fill()
 		}
@@ -299,12 +310,15 @@ func TestQuiesceDatabases(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	device := plugIn(t, vm, "programs", programs, true)
-	vm.Must(t, `mkdir /srv/programs && mount -o ro,noload `+device+` /srv/programs && cd /srv/programs && for d in dev proc sys run; do mount --rbind /$d $d; done &&
-		mount -t tmpfs none mnt && mount -t tmpfs none tmp && chmod 1777 tmp && mkdir -p /run/postgresql && chmod 1777 /run/postgresql`)
+	vm.Must(t, `mkdir /srv/programs && mount -o ro,noload `+device+` /srv/programs && cd /srv/programs &&
+		for d in dev proc sys run; do mount --rbind /$d $d; done &&
+		mount -t tmpfs none mnt && mount -t tmpfs none tmp && mkdir -p /run/postgresql && chmod 1777 tmp /run/postgresql`)
 	device = plugIn(t, vm, "lvm", volume, false)
 	vm.Must(t, `modprobe dm_mod; cd /srv/programs && chroot . sh -c 'no="backup/backup=0 backup/archive=0"
-		pvcreate --config "$no" `+device+` && vgcreate --config "$no" vg `+device+` && lvcreate --config "$no" -Zn -Wn -L 32M -n data vg' >/run/lvm.log 2>&1 || { cat /run/lvm.log; exit 1; }
-		mkdir /srv/lvm; [ -e /dev/mapper/vg-data ] || dmsetup mknodes; mkfs.ext4 -q /dev/mapper/vg-data && mount /dev/mapper/vg-data /srv/lvm`)
+		pvcreate --config "$no" `+device+` && vgcreate --config "$no" vg `+device+` &&
+		lvcreate --config "$no" -Zn -Wn -L 32M -n data vg' >/run/lvm.log 2>&1 || { cat /run/lvm.log; exit 1; }
+		mkdir /srv/lvm; [ -e /dev/mapper/vg-data ] || dmsetup mknodes
+		mkfs.ext4 -q /dev/mapper/vg-data && mount /dev/mapper/vg-data /srv/lvm`)
 	for _, d := range disks {
 		d.start(t, vm)
 	}
@@ -341,7 +355,8 @@ func TestQuiesceDatabases(t *testing.T) {
 		}
 	}
 	for i, d := range disks {
-		t.Logf("%s: of %d snapshots each, frozen %+v, not frozen %+v; %v rows at the end", d.kind, rounds, verdicts[i][1], verdicts[i][0], d.acknowledged(t, vm))
+		t.Logf("%s: of %d snapshots each, frozen %+v, not frozen %+v; %v rows at the end",
+			d.kind, rounds, verdicts[i][1], verdicts[i][0], d.acknowledged(t, vm))
 		if verdicts[i][1] != (verdict{}) {
 			t.Errorf("%s: frozen snapshots are bad: %+v", d.kind, verdicts[i][1])
 		}

@@ -18,8 +18,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// plugIn gives a running machine a disk that is a raw image of the host. The guest sees it as /dev/disk/by-id/virtio-NAME, and QEMU's
-// monitor knows it by the name.
+// plugIn gives a running machine a disk that is a raw image of the host. The guest sees it as /dev/disk/by-id/virtio-NAME, and
+// QEMU's monitor knows it by the name.
 func plugIn(t *testing.T, vm *vmtest.VM, name, image string, readOnly bool) string {
 	t.Helper()
 	ctx := limited(t, time.Minute)
@@ -28,7 +28,9 @@ func plugIn(t *testing.T, vm *vmtest.VM, name, image string, readOnly bool) stri
 	}
 	err := vm.QMP(ctx, "blockdev-add", node, nil)
 	if err == nil {
-		err = vm.QMP(ctx, "device_add", map[string]any{"driver": "virtio-blk-pci", "id": "disk-" + name, "drive": name, "serial": name}, nil)
+		err = vm.QMP(ctx, "device_add", map[string]any{
+			"driver": "virtio-blk-pci", "id": "disk-" + name, "drive": name, "serial": name,
+		}, nil)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -66,9 +68,9 @@ if libc.mount(b"hung", b"/srv/hung", b"fuse.sshfs", 0, options) != 0:
 time.sleep(100000)
 `
 
-// Every kind of disk is frozen, or told by its type and why, and thawed: what device mapper makes of a loop device, btrfs with a
-// subvolume that is mounted by itself, a mount point with a space, a bind mount, vfat, and a file system in user space that hangs. Then
-// the guest is frozen again and again under load, QUANTIX_ROUNDS times.
+// Every kind of disk is frozen, or told by its type and why, and thawed: what device mapper makes of a loop device, btrfs with
+// a subvolume that is mounted by itself, a mount point with a space, a bind mount, vfat, and a file system in user space that
+// hangs. Then the guest is frozen again and again under load, QUANTIX_ROUNDS times.
 func TestQuiesceKindsOfDisks(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
@@ -106,7 +108,8 @@ func TestQuiesceKindsOfDisks(t *testing.T) {
 fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub".ljust(4088, b"\0"), True)' &&
 			mkdir /srv/btrfs-subvolume && mount -o subvol=sub /dev/disk/by-id/virtio-btrfs /srv/btrfs-subvolume`)
 	}
-	vm.Must(t, fmt.Sprintf("python3 -c '%s' </dev/null >/dev/null 2>&1 & for i in $(seq 100); do grep -q /srv/hung /proc/mounts && exit; sleep 0.1; done; exit 1", hungFUSE))
+	vm.Must(t, fmt.Sprintf("python3 -c '%s' </dev/null >/dev/null 2>&1 &", hungFUSE))
+	eventually(t, vm, "it is mounted", "grep -q /srv/hung /proc/mounts")
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})
 	reply := freezeGuest(t, c, &pb.QuiesceFilesystemsRequest{})
 	var isFrozen, isNamed []string
@@ -118,11 +121,13 @@ fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub
 		case strings.Contains(f.Error, f.Filesystem+" cannot be frozen"):
 			isNamed = append(isNamed, f.MountPoint)
 		}
-		if want := map[string][]string{"/": {"/srv/bind"}, "/srv/btrfs": {"/srv/btrfs-subvolume"}}[f.MountPoint]; !slices.Equal(f.OtherMountPoints, want) {
+		others := map[string][]string{"/": {"/srv/bind"}, "/srv/btrfs": {"/srv/btrfs-subvolume"}}
+		if want := others[f.MountPoint]; !slices.Equal(f.OtherMountPoints, want) {
 			t.Errorf("%s is also at %q, want %q", f.MountPoint, f.OtherMountPoints, want)
 		}
 	}
-	if dm, outer := slices.Index(isFrozen, "/srv/dm"), slices.Index(isFrozen, "/srv/outer"); dm > outer || outer > slices.Index(isFrozen, "/") {
+	dm, outer := slices.Index(isFrozen, "/srv/dm"), slices.Index(isFrozen, "/srv/outer")
+	if dm > outer || outer > slices.Index(isFrozen, "/") {
 		t.Errorf("frozen in the order %q", isFrozen)
 	}
 	for _, list := range []*[]string{&frozen, &named, &isFrozen, &isNamed} {
@@ -132,7 +137,8 @@ fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub
 		t.Errorf("frozen %q, want %q; named %q, want %q", isFrozen, frozen, isNamed, named)
 	}
 	writes := func(point string) string {
-		return fmt.Sprintf("timeout -s KILL 1 touch '%s/written' </dev/null >/dev/null 2>&1 & sleep 0.4; ! kill -0 $! 2>/dev/null", point)
+		const line = "timeout -s KILL 1 touch '%s/written' </dev/null >/dev/null 2>&1 & sleep 0.4; ! kill -0 $! 2>/dev/null"
+		return fmt.Sprintf(line, point)
 	}
 	for _, point := range frozen {
 		if r, err := vm.Shell(t.Context(), writes(point)); err != nil || r.ExitCode == 0 {
@@ -157,7 +163,9 @@ func manyTimes(t *testing.T, vm *vmtest.VM, c *client.Client, points []string, r
 		if point == "/" {
 			point = "/root"
 		}
-		vm.Must(t, fmt.Sprintf(`cd '%s'; (n=0; while :; do n=$((n+1)); echo $n >load$((n %% 20)); [ $((n %% 50)) = 0 ] && sync load0; done) </dev/null >/dev/null 2>&1 &`, point))
+		vm.Must(t, fmt.Sprintf(`cd '%s'; (n=0; while :; do
+			n=$((n+1)); echo $n >load$((n %% 20)); [ $((n %% 50)) = 0 ] && sync load0
+		done) </dev/null >/dev/null 2>&1 &`, point))
 	}
 	var freezes, thaws []time.Duration
 	for range rounds {

@@ -26,8 +26,8 @@ const domain = `<domain type='qemu'><name>web</name><memory unit='MiB'>768</memo
 <channel type='unix'><target type='virtio' name='org.quantix.agent.1'/></channel>
 <serial type='file'><source path='%s'/></serial><memballoon model='none'/></devices></domain>`
 
-// The way to take a snapshot by libvirt that scripts/README.md describes, with a libvirtd of the test's own: the line of the guide is run
-// as it stands there. QUANTIX_LIBVIRT=1 has the test run.
+// The way to take a snapshot by libvirt that scripts/README.md describes, with a libvirtd of the test's own: the line of the
+// guide is run as it stands there. QUANTIX_LIBVIRT=1 has the test run.
 func TestQuiesceByLibvirt(t *testing.T) {
 	if os.Getenv("QUANTIX_LIBVIRT") == "" || os.Geteuid() != 0 {
 		t.Skip("set QUANTIX_LIBVIRT=1, as root; needs Debian's libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients")
@@ -46,7 +46,8 @@ func TestQuiesceByLibvirt(t *testing.T) {
 		t.Fatalf("the line is not in the guide: %q", line)
 	}
 	dir := t.TempDir()
-	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", filepath.Join(dir, "quantix-kvm-ctl"), "../../../quantix-kvm-ctl").CombinedOutput(); err != nil {
+	ctl := filepath.Join(dir, "quantix-kvm-ctl")
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", ctl, "../../../quantix-kvm-ctl").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	disk := filepath.Join(dir, "disk.qcow2")
@@ -60,7 +61,14 @@ func TestQuiesceByLibvirt(t *testing.T) {
 
 	// In a mount namespace of its own, with its own state and configuration.
 	configuration := filepath.Join(dir, "qemu.conf")
-	words := "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nsecurity_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\nstdio_handler = \"file\"\n"
+	const words = `user = "root"
+group = "root"
+dynamic_ownership = 0
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+`
 	emulator, err := exec.LookPath("qemu-system-x86_64")
 	if err == nil {
 		err = os.WriteFile(configuration, []byte(words), 0o600)
@@ -123,7 +131,8 @@ mkdir /var/log/libvirt/qemu /var/lib/libvirt/qemu; cp "$1" /etc/libvirt/qemu.con
 	}
 	t.Cleanup(func() { _, _ = run(time.Minute, "virsh destroy web") })
 	until("the agent answers", "quantix-kvm-ctl --vm web ping")
-	if out, err := run(time.Minute, `quantix-kvm-ctl --vm web exec -- sh -c '(cd /root; while :; do date >>load; done) </dev/null >/dev/null 2>&1 &'`); err != nil {
+	load := `quantix-kvm-ctl --vm web exec -- sh -c '(cd /root; while :; do date >>load; done) </dev/null >/dev/null 2>&1 &'`
+	if out, err := run(time.Minute, load); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	out, err := run(2*time.Minute, line)
