@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -152,5 +154,64 @@ func killedAt(t *testing.T, step string) {
 	mustThaw(t, next.Room, &pb.ThawFilesystemsRequest{QuiesceToken: frozen.QuiesceToken})
 	if _, err := next.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: frozen.QuiesceToken}); err == nil {
 		t.Error("what is thawed can be thawed again")
+	}
+}
+
+// The end of the agent, and a shutdown of the guest, thaw.
+func TestEndOfTheAgent(t *testing.T) {
+	state := freeze.New(freeze.Config{})
+	r := newRoom(t, Config{Frozen: state})
+	a := disk(t, "a")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	r.endAll("the guest is being shut down")
+	if !canWrite(t, a) {
+		t.Error("a shutdown does not thaw")
+	}
+	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "shut down") {
+		t.Error(err)
+	}
+	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	if err := r.release(); err != nil || !canWrite(t, a) {
+		t.Error("the end does not thaw", err)
+	}
+	if out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}); err == nil {
+		t.Error("frozen after the end", out)
+	}
+}
+
+// The next agent thaws what a killed one left, and tells who comes with the token.
+func TestKilledAgent(t *testing.T) {
+	note := filepath.Join(t.TempDir(), "frozen")
+	r := newRoom(t, Config{Frozen: freeze.New(freeze.Config{Note: note})})
+	outer := disk(t, "outer")
+	inner := filepath.Join(t.TempDir(), "inner")
+	mountIn(t, outer, inner, "ext4", 16, "-q")
+	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{outer, inner}})
+	text, err := os.ReadFile(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := freeze.ThawLeft(note); len(left.Holds) != 0 || canWrite(t, outer) {
+		t.Error("the agent lives, and another one thaws", left)
+	}
+	copied := note + ".copy" // which nobody has locked, as if the agent were killed
+	if err := os.WriteFile(copied, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	left := freeze.ThawLeft(copied)
+	if len(left.Messages) != 2 || len(left.Holds) != 1 || !canWrite(t, outer) || !canWrite(t, inner) {
+		t.Error(left)
+	}
+	if _, err := os.Stat(copied); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	next := newRoom(t, Config{Left: left})
+	_, err = next.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
+	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "killed") {
+		t.Error(err)
+	}
+	if err := r.release(); err != nil { // which was not killed after all
+		t.Error(err)
 	}
 }

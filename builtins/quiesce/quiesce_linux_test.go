@@ -417,65 +417,6 @@ func TestManyFreezes(t *testing.T) {
 	}
 }
 
-// The end of the agent, and a shutdown of the guest, thaw.
-func TestEndOfTheAgent(t *testing.T) {
-	state := freeze.New(freeze.Config{})
-	r := newRoom(t, Config{Frozen: state})
-	a := disk(t, "a")
-	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
-	r.endAll("the guest is being shut down")
-	if !canWrite(t, a) {
-		t.Error("a shutdown does not thaw")
-	}
-	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
-	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "shut down") {
-		t.Error(err)
-	}
-	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
-	if err := r.release(); err != nil || !canWrite(t, a) {
-		t.Error("the end does not thaw", err)
-	}
-	if out, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}}); err == nil {
-		t.Error("frozen after the end", out)
-	}
-}
-
-// The next agent thaws what a killed one left, and tells who comes with the token.
-func TestKilledAgent(t *testing.T) {
-	note := filepath.Join(t.TempDir(), "frozen")
-	r := newRoom(t, Config{Frozen: freeze.New(freeze.Config{Note: note})})
-	outer := disk(t, "outer")
-	inner := filepath.Join(t.TempDir(), "inner")
-	mountIn(t, outer, inner, "ext4", 16, "-q")
-	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{outer, inner}})
-	text, err := os.ReadFile(note)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if left := freeze.ThawLeft(note); len(left.Holds) != 0 || canWrite(t, outer) {
-		t.Error("the agent lives, and another one thaws", left)
-	}
-	copied := note + ".copy" // which nobody has locked, as if the agent were killed
-	if err := os.WriteFile(copied, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	left := freeze.ThawLeft(copied)
-	if len(left.Messages) != 2 || len(left.Holds) != 1 || !canWrite(t, outer) || !canWrite(t, inner) {
-		t.Error(left)
-	}
-	if _, err := os.Stat(copied); !errors.Is(err, fs.ErrNotExist) {
-		t.Error(err)
-	}
-	next := newRoom(t, Config{Left: left})
-	_, err = next.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
-	if !errors.Is(err, fault.ErrChanged) || !strings.Contains(err.Error(), "killed") {
-		t.Error(err)
-	}
-	if err := r.release(); err != nil { // which was not killed after all
-		t.Error(err)
-	}
-}
-
 // Where it is not the machine's own agent nothing is frozen, and nothing announced.
 func TestWhereNothingIsFrozen(t *testing.T) {
 	state := freeze.New(freeze.Config{})
@@ -504,19 +445,41 @@ func TestWhereNothingIsFrozen(t *testing.T) {
 	}
 }
 
-func TestTrim(t *testing.T) {
-	r := newRoom(t, Config{})
+// The agent's memory is to be locked where its own program is on what is frozen, or may be, and only there.
+func TestFileSystemOfTheProgram(t *testing.T) {
+	told := make(chan bool, 10)
+	r := newRoom(t, Config{Frozen: freeze.New(freeze.Config{ProgramFrozen: func(frozen bool) { told <- frozen }})})
 	a := disk(t, "a")
-	out, err := r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{MountPoints: []string{a}})
-	if err != nil || len(out.Filesystems) != 1 || out.Filesystems[0].TrimmedBytes < 1<<20 {
-		t.Error(out, err)
+	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a}})
+	mustThaw(t, r, &pb.ThawFilesystemsRequest{})
+	if len(told) > 0 {
+		t.Error("it is told of another file system")
 	}
-	memory := t.TempDir()
-	run(t, "mount", "-t", "tmpfs", "none", memory)
-	defer run(t, "umount", memory)
-	_, err = r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{MountPoints: []string{memory, a}})
-	reply := failedTrim(err).(*pb.TrimResponse)
-	if !errors.Is(err, errors.ErrUnsupported) || reply.Error == "" || len(reply.Filesystems) != 2 || reply.Filesystems[0].Error != "" || reply.Filesystems[1].Error == "" {
-		t.Error(reply, err)
+	inner := filepath.Join(t.TempDir(), "inner")
+	mountIn(t, a, inner, "ext4", 16, "-q")
+	mounts, _, err := freeze.Mounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := r.look(t.Context(), []string{a, inner}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(found.systems)
+	for program, want := range map[string][2]bool{ // of inner, and of what it lies on
+		inner: {true, true}, a: {false, true}, "/proc": {false, false}, "/nonexistent": {true, true},
+	} {
+		stack{mounts, "/sys"}.markProgram(found.systems, program)
+		if got := [2]bool{found.systems[0].Program, found.systems[1].Program}; got != want {
+			t.Errorf("a program on %s: %v, want %v", program, got, want)
+		}
+	}
+	state := r.config.Frozen
+	if _, err := state.Hold(freeze.Hold{Token: "x", Systems: []freeze.System{{Device: "0:0", Program: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	state.Release("x")
+	if len(told) != 2 || !<-told || <-told {
+		t.Error("a freeze of the program's own file system is not told")
 	}
 }

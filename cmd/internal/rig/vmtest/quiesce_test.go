@@ -138,7 +138,7 @@ func TestQuiesceGuest(t *testing.T) {
 	}
 	for round := range numberFrom(t, "QUANTIX_ROUNDS", 2) {
 		begun := time.Now()
-		frozen := freezeGuest(t, c, &pb.QuiesceFilesystemsRequest{RunPreFreezeScripts: true})
+		frozen := freezeGuest(t, c, &pb.QuiesceFilesystemsRequest{RunPreFreezeScripts: true, TimeoutSeconds: 300})
 		t.Logf("round %d: frozen in %v", round, time.Since(begun))
 		var points []string
 		for _, f := range frozen.Frozen {
