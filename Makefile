@@ -86,6 +86,9 @@ soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty
 	go run ./cmd/internal/rig/vmtest/prepare
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
 	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle|NetworkManager|WithoutNetplan' -v ./cmd/internal/rig/vmtest
+	QUANTIX_ROUNDS=500 go test -tags vm -count=1 -timeout 60m -run QuiesceKindsOfDisks -v ./cmd/internal/rig/vmtest
+	QUANTIX_ROUNDS=30 QUANTIX_DATABASES=1 QUANTIX_LIBVIRT=1 go test -tags vm -count=1 -timeout 60m -run 'QuiesceDatabases|QuiesceByLibvirt' -v ./cmd/internal/rig/vmtest
+	QUANTIX_ROUNDS=2 QUANTIX_FROZEN_SECONDS=60 go test -tags vm -count=1 -timeout 20m -run 'QuiesceGuest' -v ./cmd/internal/rig/vmtest
 
 clean: ## what was built
 	rm -rf $(OUT)
