@@ -165,6 +165,17 @@ func TestThawThatTakesLong(t *testing.T) {
 	if _, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken}); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("it is told twice: ", err)
 	}
+	out = mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}, TimeoutSeconds: 1})
+	s.release = make(chan struct{})
+	if _, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken}); !errors.Is(err, fault.ErrBusy) {
+		t.Error(err)
+	}
+	time.Sleep(time.Second) // its time is up, and the thaw has begun before
+	close(s.release)
+	eventually(t, "it is thawed", func() bool { return !r.config.Frozen.HoldsPoint(b) })
+	if done := mustThaw(t, r, &pb.ThawFilesystemsRequest{}); done.ThawedEarly || !slices.Equal(done.ThawedMountPoints, []string{b}) {
+		t.Error(done)
+	}
 	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{b}})
 	s.release = make(chan struct{})
 	time.AfterFunc(thawEach+100*time.Millisecond, func() { close(s.release) })

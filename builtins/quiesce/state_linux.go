@@ -211,7 +211,7 @@ func (r *Room) end(f *set, why string) {
 	case !f.ready: // it is still being frozen: the request fails
 		f.cancel(fault.Wrapf(context.Canceled, "%s", why))
 		fallthrough
-	case f.early != nil || f.over():
+	case f.early != nil || !slices.ContainsFunc(f.systems, func(s *system) bool { return s.phase == frozen }): // a thaw has begun
 		r.mu.Unlock()
 		return
 	}
