@@ -77,9 +77,9 @@ func (r *Room) meant(call *builtins.Call, in *pb.ThawFilesystemsRequest) (sets [
 			sets = append(sets, f)
 		}
 	}
-	for _, f := range r.late {
-		if call.MaySee(f.port) {
-			sets = append(sets, f)
+	for _, f := range r.late { // nothing is frozen, since a thaw has ended meanwhile
+		if len(sets) == 0 && call.MaySee(f.port) {
+			return []*set{f}, nil, nil
 		}
 	}
 	if len(sets) > 0 || len(in.MountPoints) > 0 {
@@ -207,11 +207,10 @@ func (t *thawRequest) await(f *set, begun []*system) (results []result) {
 func (r *Room) owe(f *set, results []result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f.owed = false
 	for _, done := range results {
 		done.system.owed = !done.ended
-		f.owed = f.owed || !done.ended
 	}
+	f.owed = slices.ContainsFunc(f.systems, func(s *system) bool { return s.owed })
 	r.late = slices.DeleteFunc(r.late, func(has *set) bool { return has == f })
 	if f.owed && f.over() { // it has ended meanwhile
 		r.keepLate(f)
