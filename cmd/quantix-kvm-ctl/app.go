@@ -72,7 +72,8 @@ CONNECTION
   The agent is reached over the unix socket that QEMU makes for a virtio-serial port: --socket, or the environment variable
   QUANTIX_SOCKET. --vm ID, or QUANTIX_VM, finds it: /var/run/quantix-kvm/vms/ID.agent.1.sock or ID.agent.sock there, else the
   directory below /run/libvirt/qemu/channel or /var/lib/libvirt/qemu/channel, or target there, whose name is the id, with
-  libvirt's number before it or without, and in it the first of org.quantix.agent.1, org.quantix.agent.0 and org.limiquantix.agent.0.
+  libvirt's number before it or without, and in it the first of org.quantix.agent.1, org.quantix.agent.0 and
+  org.limiquantix.agent.0.
   Such a socket serves one client at a time: while another one is connected, nothing is heard from the guest, and the
   command ends with code 3 after about three seconds; with --timeout it is waited for until then, as for a guest that is
   starting. The same code ends a command that is under way when the guest has not answered a ping for a minute.
