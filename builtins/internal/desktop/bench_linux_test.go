@@ -9,8 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// BenchmarkEcho sends 10 MiB to the helper and back.
-func BenchmarkEcho(b *testing.B) {
+// BenchmarkHelper sends 10 MiB to the helper, or from it.
+func BenchmarkHelper(b *testing.B) {
 	p, err := startHelper([]string{Arg}, []string{}, nil)
 	if err != nil {
 		b.Fatal(err)
@@ -18,19 +18,26 @@ func BenchmarkEcho(b *testing.B) {
 	l := newLink(p, &Session{User: &proc.User{}}, nil)
 	go l.read()
 	defer l.close(errEnded)
-	in := &pb.FileWriteRequest{Data: make([]byte, 10<<20)}
-	b.SetBytes(2 * 10 << 20)
-	for b.Loop() {
-		frame, err := ipc.Pack(0, in)
-		if err != nil {
-			b.Fatal(err)
-		}
-		reply, err := l.call(b.Context(), frame, time.Minute)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := ipc.Decode(reply.Body, &pb.FileWriteRequest{}); err != nil {
-			b.Fatal(err)
-		}
+	const size = 10 << 20
+	for name, in := range map[string]*pb.FileWriteRequest{
+		"there": {Data: make([]byte, size), Path: "size"},
+		"back":  {Offset: size, Path: "size"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				frame, err := ipc.Pack(0, in)
+				if err != nil {
+					b.Fatal(err)
+				}
+				reply, err := l.call(b.Context(), frame, time.Minute)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := ipc.Decode(reply.Body, &pb.FileWriteRequest{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -36,6 +36,9 @@ type PeerSpec struct {
 	User *User
 }
 
+// peerBuffer is how much one side of a channel may write before the other one reads, in bytes.
+const peerBuffer = 4 << 20
+
 // StartPeer starts this program once more. It has the user's rights alone: neither capabilities nor groups of the agent, no
 // descriptor but the channel, and "/" as its directory. It is killed when the agent ends, and its score for the OOM killer is
 // that of an ordinary process. The error is a *StartError.
@@ -49,6 +52,11 @@ func StartPeer(spec PeerSpec) (*Peer, error) {
 	if err := unix.SetNonblock(fds[0], true); err != nil { // so that a Close ends a Read
 		unix.Close(fds[0])
 		return nil, &StartError{Stage: "process", Err: err}
+	}
+	for _, fd := range fds { // what is large passes in fewer pieces; where it cannot be had, in more
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, peerBuffer) != nil {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, peerBuffer)
+		}
 	}
 	ours := os.NewFile(uintptr(fds[0]), "helper")
 	cmd := &exec.Cmd{

@@ -13,7 +13,9 @@ import (
 	"errors"
 	"io"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/quantix-kvm/guest-agent/wire/bounds"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -32,19 +34,35 @@ const (
 	maxDepth    = 16 // of messages in messages
 )
 
-// Write writes a frame with one call of Write. The error of one that is too large is of cause fault.ErrTooLarge, and nothing
-// was written.
+// bodyField is the number of body in a SessionFrame.
+const bodyField = 3
+
+// large is how many bytes are not copied: to be written together with what stands before them, or to be decoded.
+const large = 64 << 10
+
+// Write writes a frame. Only one may be written at a time. The error of one that is too large is of cause fault.ErrTooLarge, and
+// nothing was written.
 func Write(w io.Writer, frame *pb.SessionFrame) error {
+	head := &pb.SessionFrame{Id: frame.Id, Type: frame.Type, Error: frame.Error, TimeoutMs: frame.TimeoutMs}
 	size := proto.Size(frame)
 	if size > MaxFrame {
 		return fault.Wrapf(fault.ErrTooLarge, "a message of %d bytes is larger than %d", size, MaxFrame)
 	}
-	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+size), uint32(size))
-	b, err := proto.MarshalOptions{}.MarshalAppend(b, frame)
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+size-len(frame.Body)), uint32(size))
+	b, err := proto.MarshalOptions{}.MarshalAppend(b, head)
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(b)
+	body := frame.Body
+	if len(body) > 0 {
+		b = protowire.AppendVarint(protowire.AppendTag(b, bodyField, protowire.BytesType), uint64(len(body)))
+	}
+	if len(body) < large {
+		b, body = append(b, body...), nil
+	}
+	if _, err = w.Write(b); err == nil && len(body) > 0 {
+		_, err = w.Write(body)
+	}
 	return err
 }
 
@@ -86,17 +104,61 @@ func Name(message proto.Message) string {
 	return string(message.ProtoReflect().Descriptor().FullName())
 }
 
-// Decode decodes a message, once its elements have been counted. Errors are of cause fs.ErrInvalid or fault.ErrTooLarge.
+// Decode decodes a message, once its elements have been counted. What is large in it are bytes of b. Errors are of cause
+// fs.ErrInvalid or fault.ErrTooLarge.
 func Decode(b []byte, message proto.Message) error {
 	limits := bounds.Limits{What: "a message", Elements: MaxElements, Depth: maxDepth}
-	if err := limits.Check(b, message.ProtoReflect().Descriptor().Fields()); err != nil {
-		if errors.Is(err, bounds.ErrMalformed) {
-			err = fault.Invalid("%s cannot be decoded", Name(message))
+	err := limits.Check(b, message.ProtoReflect().Descriptor().Fields())
+	if err == nil {
+		err = merge(b, message.ProtoReflect())
+	}
+	if err != nil && !errors.Is(err, fault.ErrTooLarge) {
+		err = fault.Invalid("%s cannot be decoded", Name(message))
+	}
+	return err
+}
+
+// merge decodes b, which has passed the limits, into a message, as proto.Unmarshal does but for large bytes, which are not copied.
+func merge(b []byte, message protoreflect.Message) error {
+	fields := message.Descriptor().Fields()
+	begin := 0 // of what is not decoded yet
+	upTo := func(end int) error {
+		part := b[begin:end]
+		return proto.UnmarshalOptions{DiscardUnknown: true, Merge: true}.Unmarshal(part, message.Interface())
+	}
+	for at := 0; at < len(b); {
+		number, kind, n := protowire.ConsumeTag(b[at:])
+		size := protowire.ConsumeFieldValue(number, kind, b[at+max(n, 0):])
+		if n < 0 || size < 0 {
+			return bounds.ErrMalformed
 		}
-		return err
+		tag, end := at, at+n+size
+		at = end
+		field := fields.ByNumber(number)
+		if size < large || field == nil || kind != protowire.BytesType || field.IsMap() {
+			continue
+		}
+		content, _ := protowire.ConsumeBytes(b[tag+n:])
+		inner, isBytes := field.Message() != nil, field.Kind() == protoreflect.BytesKind && !field.IsList()
+		if !inner && !isBytes {
+			continue
+		}
+		if err := upTo(tag); err != nil {
+			return err
+		}
+		begin = end
+		switch {
+		case isBytes:
+			message.Set(field, protoreflect.ValueOfBytes(content))
+		case field.IsList():
+			if err := merge(content, message.Mutable(field).List().AppendMutable().Message()); err != nil {
+				return err
+			}
+		default:
+			if err := merge(content, message.Mutable(field).Message()); err != nil {
+				return err
+			}
+		}
 	}
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, message); err != nil {
-		return fault.Invalid("%s cannot be decoded", Name(message))
-	}
-	return nil
+	return upTo(len(b))
 }
