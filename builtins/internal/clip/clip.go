@@ -53,8 +53,9 @@ const (
 type Backend interface {
 	// Offered returns in which kinds there is content; none: the clipboard is empty. Names are the types as the display has them.
 	Offered(ctx context.Context, primary bool) (kinds []Kind, names []string, err error)
-	// Read returns the content in one kind, of at most limit bytes. An error of cause fs.ErrNotExist: it is not offered so.
-	Read(ctx context.Context, primary bool, kind Kind, limit int) ([]byte, error)
+	// Read returns the content in one kind, of at most limit bytes; names are those that Offered returned. An error of cause
+	// fs.ErrNotExist: it is not offered so.
+	Read(ctx context.Context, primary bool, kind Kind, names []string, limit int) ([]byte, error)
 	// Write makes the content, in as many kinds as there are, that of the clipboard. It is kept until somebody else sets it, or
 	// the backend is closed.
 	Write(ctx context.Context, primary bool, contents []Content) error
@@ -84,7 +85,7 @@ func Get(ctx context.Context, b Backend, primary bool, want []Kind, limit int) (
 		if at < 0 {
 			return Content{}, offered, missing(want, offered, names)
 		}
-		data, err := b.Read(ctx, primary, want[at], limit)
+		data, err := b.Read(ctx, primary, want[at], names, limit)
 		if errors.Is(err, fs.ErrNotExist) && again {
 			continue // somebody else has set it since
 		}

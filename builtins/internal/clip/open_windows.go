@@ -38,7 +38,7 @@ func (w *windows) Offered(_ context.Context, primary bool) (kinds []Kind, names 
 }
 
 // Read implements Backend.
-func (w *windows) Read(_ context.Context, primary bool, kind Kind, limit int) ([]byte, error) {
+func (w *windows) Read(_ context.Context, primary bool, kind Kind, _ []string, limit int) ([]byte, error) {
 	if primary {
 		return nil, errPrimary()
 	}

@@ -229,8 +229,8 @@ func (w *waylandClipboard) Offered(_ context.Context, primary bool) ([]Kind, []s
 	return kindsOf(names), names, nil
 }
 
-// Read has the owner write into a pipe.
-func (w *waylandClipboard) Read(ctx context.Context, primary bool, kind Kind, limit int) ([]byte, error) {
+// Read has the owner write into a pipe. The types are those of the offer that there is now.
+func (w *waylandClipboard) Read(ctx context.Context, primary bool, kind Kind, _ []string, limit int) ([]byte, error) {
 	at, err := w.index(primary)
 	if err != nil {
 		return nil, err

@@ -347,25 +347,41 @@ func (x *x11Clipboard) ended() error {
 	return fault.Wrapf(fault.ErrBusy, "%s has ended the connection", x.conn)
 }
 
-// Offered asks the owner in which types it has content.
-func (x *x11Clipboard) Offered(ctx context.Context, primary bool) ([]Kind, []string, error) {
-	selection := x.selection(primary)
-	var owner xproto.Window
-	err := x.ask(ctx, func() error {
+// owner returns the window that owns a selection, 0 if there is none, and what it has if it is ours.
+func (x *x11Clipboard) owner(ctx context.Context, selection xproto.Atom) (window xproto.Window, ours *owned, err error) {
+	err = x.ask(ctx, func() error {
 		reply, err := xproto.GetSelectionOwner(x.conn.Conn, selection).Reply()
 		if err == nil {
-			owner = reply.Owner
+			window = reply.Owner
 		}
 		return err
 	})
+	if err != nil || window != x.window {
+		return window, nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return window, x.owned[selection], nil
+}
+
+// Offered asks the owner in which types it has content.
+func (x *x11Clipboard) Offered(ctx context.Context, primary bool) ([]Kind, []string, error) {
+	selection := x.selection(primary)
+	owner, ours, err := x.owner(ctx, selection)
 	if err != nil || owner == 0 {
 		return nil, nil, err
+	}
+	var names []string
+	if ours != nil {
+		for _, e := range ours.encodings {
+			names = append(names, e.name)
+		}
+		return kindsOf(names), names, nil
 	}
 	_, data, err := x.fetch(ctx, selection, x.known("TARGETS"), 4*maxTypes)
 	if err != nil {
 		return nil, nil, err
 	}
-	var names []string
 	err = x.ask(ctx, func() error {
 		for ; len(data) >= 4; data = data[4:] {
 			name, err := x.nameOf(xproto.Atom(xgb.Get32(data)))
@@ -382,20 +398,23 @@ func (x *x11Clipboard) Offered(ctx context.Context, primary bool) ([]Kind, []str
 }
 
 // Read reads a selection in the best type of a kind that its owner has.
-func (x *x11Clipboard) Read(ctx context.Context, primary bool, kind Kind, limit int) ([]byte, error) {
-	_, names, err := x.Offered(ctx, primary)
+func (x *x11Clipboard) Read(ctx context.Context, primary bool, kind Kind, names []string, limit int) ([]byte, error) {
+	name, selection := typeOf(kind, names), x.selection(primary)
+	if name == "" {
+		return nil, errNotOffered(kind)
+	}
+	_, ours, err := x.owner(ctx, selection)
 	if err != nil {
 		return nil, err
 	}
-	name := typeOf(kind, names)
-	if name == "" {
-		return nil, errNotOffered(kind)
+	if ours != nil { // it need not pass through the server
+		return ours.read(kind, name, limit)
 	}
 	var target xproto.Atom
 	if err := x.ask(ctx, func() (err error) { target, err = x.atom(name); return err }); err != nil {
 		return nil, err
 	}
-	as, data, err := x.fetch(ctx, x.selection(primary), target, limit)
+	as, data, err := x.fetch(ctx, selection, target, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -403,6 +422,21 @@ func (x *x11Clipboard) Read(ctx context.Context, primary bool, kind Kind, limit 
 		name = "STRING"
 	}
 	return decode(kind, name, data)
+}
+
+// read returns what is ours in a type.
+func (o *owned) read(kind Kind, name string, limit int) ([]byte, error) {
+	for _, e := range o.encodings {
+		if e.name != name {
+			continue
+		}
+		data := e.make()
+		if len(data) > limit {
+			return nil, errTooLarge(limit)
+		}
+		return decode(kind, name, data)
+	}
+	return nil, errNotOffered(kind)
 }
 
 // notOffered is the error of an owner that does not have what was asked for.

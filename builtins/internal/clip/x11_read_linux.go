@@ -2,6 +2,7 @@ package clip
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jezek/xgb"
@@ -118,18 +119,13 @@ func (x *x11Clipboard) next(ctx context.Context, r *reader) (xgb.Event, error) {
 func (x *x11Clipboard) take(
 	ctx context.Context, r *reader, property xproto.Atom, limit int,
 ) (as xproto.Atom, data []byte, err error) {
-	as, size, err := x.look(ctx, r, property)
-	switch {
-	case err != nil:
-		return 0, nil, err
-	case as == x.known("INCR"):
-		return x.takePieces(ctx, r, property, limit)
-	case size > uint32(limit):
-		return 0, nil, errTooLarge(limit)
-	}
-	data, err = x.content(ctx, r, property, make([]byte, 0, size), limit)
-	if err == nil {
-		xproto.DeleteProperty(x.conn.Conn, r.window, property)
+	as, data, err = x.content(ctx, r, property, nil, limit)
+	if err == nil && as == x.known("INCR") {
+		size := 0 // at least that much comes, it says
+		if len(data) >= 4 {
+			size = int(min(xgb.Get32(data), uint32(limit)))
+		}
+		return x.takePieces(ctx, r, property, make([]byte, 0, size), limit)
 	}
 	return as, data, err
 }
@@ -146,11 +142,14 @@ func (x *x11Clipboard) look(ctx context.Context, r *reader, property xproto.Atom
 	return as, size, err
 }
 
-// content appends the content of a property to data, which may have limit bytes then.
-func (x *x11Clipboard) content(ctx context.Context, r *reader, property xproto.Atom, data []byte, limit int) ([]byte, error) {
+// content appends the content of a property to data, which may have limit bytes then, and deletes the property. Where it has
+// more than that, the property stays.
+func (x *x11Clipboard) content(
+	ctx context.Context, r *reader, property xproto.Atom, data []byte, limit int,
+) (as xproto.Atom, all []byte, err error) {
 	for at, more := uint32(0), true; more; {
-		err := x.ask(ctx, func() error {
-			reply, err := xproto.GetProperty(x.conn.Conn, false, r.window, property, xproto.GetPropertyTypeAny, at, readPiece/4).Reply()
+		err := x.ask(ctx, func() error { // the server deletes the property with the reply that has the last of it
+			reply, err := xproto.GetProperty(x.conn.Conn, true, r.window, property, xproto.GetPropertyTypeAny, at, readPiece/4).Reply()
 			if err != nil {
 				return err
 			}
@@ -159,25 +158,35 @@ func (x *x11Clipboard) content(ctx context.Context, r *reader, property xproto.A
 				return fault.Invalid("the X server sent %d bytes in place of %d", len(reply.Value), size)
 			}
 			if len(data)+size+int(reply.BytesAfter) > limit {
-				return errTooLarge(limit)
+				return tooLarge{errTooLarge(limit), size + int(reply.BytesAfter)}
+			}
+			if data == nil {
+				data = make([]byte, 0, size+int(reply.BytesAfter))
 			}
 			data = append(data, reply.Value[:size]...)
 			at += uint32(size) / 4
-			more = reply.BytesAfter > 0 && size > 0
+			as, more = reply.Type, reply.BytesAfter > 0 && size > 0
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 	}
-	return data, nil
+	return as, data, nil
 }
 
-// takePieces reads what comes as INCR: each piece when the one before was deleted, and an empty one at the end (ICCCM 2.7.2).
+// tooLarge is the error about a property of size bytes, which are too many.
+type tooLarge struct {
+	error
+	size int
+}
+
+func (e tooLarge) Unwrap() error { return e.error }
+
+// takePieces appends to data what comes as INCR: each piece when the one before was deleted, and an empty one at the end (ICCCM 2.7.2).
 func (x *x11Clipboard) takePieces(
-	ctx context.Context, r *reader, property xproto.Atom, limit int,
-) (as xproto.Atom, data []byte, err error) {
-	xproto.DeleteProperty(x.conn.Conn, r.window, property)
+	ctx context.Context, r *reader, property xproto.Atom, data []byte, limit int,
+) (as xproto.Atom, all []byte, err error) {
 	for {
 		event, err := x.next(ctx, r)
 		if err != nil {
@@ -187,18 +196,14 @@ func (x *x11Clipboard) takePieces(
 		if !ok || notify.Atom != property || notify.State != xproto.PropertyNewValue {
 			continue
 		}
-		var size uint32
-		if as, size, err = x.look(ctx, r, property); err != nil {
-			return 0, nil, err
-		}
-		if size > uint32(limit-len(data)) {
-			return 0, nil, x.refuse(ctx, r, property, limit, len(data)+int(size))
-		}
 		before := len(data)
-		if data, err = x.content(ctx, r, property, data, limit); err != nil {
+		as, data, err = x.content(ctx, r, property, data, limit)
+		if large := (tooLarge{}); errors.As(err, &large) {
+			return 0, nil, x.refuse(ctx, r, property, limit, before+large.size)
+		}
+		if err != nil {
 			return 0, nil, err
 		}
-		xproto.DeleteProperty(x.conn.Conn, r.window, property)
 		if len(data) == before {
 			return as, data, nil
 		}
