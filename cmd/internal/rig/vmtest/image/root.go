@@ -11,20 +11,24 @@ import (
 )
 
 // suite and packages say what the guest is: a small Debian 12 server as a cloud image has it, plus the peers and tools that
-// tests look at; NetworkManager and ifupdown are there, and a test starts them. Whatever is in one of the constants below is
-// part of the recipe's hash.
+// tests look at; NetworkManager, ifupdown and an X server without a screen are there, and a test starts them. Whatever is in one
+// of the constants below is part of the recipe's hash.
 const (
 	suite = "bookworm"
 
 	packages = "systemd,systemd-sysv,udev,dbus,netplan.io,iproute2,iputils-ping,procps,kmod,passwd,util-linux,bash," +
-		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown,isc-dhcp-client"
+		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown,isc-dhcp-client," +
+		"libpam-systemd,xserver-xorg-core,xserver-xorg-video-dummy,x11-xserver-utils,xclip"
 
-	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots.
+	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots. What draws in
+	// three dimensions, and a compiler, are large, and nobody runs them.
 	bootstrap = `
 INITRD=No mmdebstrap --mode=$MODE --variant=minbase --format=tar --skip=output/dev \
 	--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \
 	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 	--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
+	--dpkgopt='path-exclude=/usr/lib/*/dri/*' --dpkgopt='path-exclude=/usr/lib/*/libLLVM*' \
+	--dpkgopt='path-exclude=/usr/lib/*/libz3*' --dpkgopt='path-exclude=/usr/lib/*/libicu*' --dpkgopt='path-exclude=/usr/lib/gcc/*' \
 	--include="$PACKAGES" --customize-hook="$CUSTOMIZE" "$SUITE" "$OUT/root.tar"
 `
 
