@@ -18,7 +18,7 @@ import (
 // The unit starts the program of the package, which gives way to one that a host has put before it in PATH, unless that one never
 // becomes ready:
 //
-//	launch ─┬─► no other program, or one that was given up ───────────────► run
+//	launch ─┬─► no other program, or one that was given up or is not root's ─► run
 //	        └─► another: count the start ─┬─► fewer than launches so far ─► become it
 //	            ▲                         └─► note that it is given up ───► run, and say so
 //	            └ the unit removes the count when the program is ready
@@ -48,8 +48,9 @@ func launchCommand(f *flags) *cobra.Command {
 		Use:   "launch",
 		Short: "run the agent that is first in PATH, or this one where that does not start",
 		Long: `launch is what the unit runs. Where a host has put another agent before this one in PATH, as into /usr/local/bin, that
-one runs. If it has not become ready three times in a row, this one runs in its place, until the other one is replaced or the unit is
-stopped, and tells the log and the host.`,
+one runs, if it and the directories above it are root's. If it has not become ready three times in a row, this one runs in its
+place, until the other one is replaced or the unit is stopped. Where this one runs in place of another, it tells the log and the
+host.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			f, err := f.absolute()
@@ -71,6 +72,9 @@ func (l launcher) launch() (why error) {
 	other, state := l.other()
 	if other == "" {
 		return nil
+	}
+	if err := safeToRun(other); err != nil {
+		return fmt.Errorf("%s is not run: %w; this is the agent of the package", other, err)
 	}
 	switch starts := l.starts(state); {
 	case l.read(givenUp) == state:
