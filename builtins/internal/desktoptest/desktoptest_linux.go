@@ -196,7 +196,41 @@ func socket(path string) func() bool {
 func Sway(t testing.TB, outputs int) *Session {
 	t.Helper()
 	Need(t, "sway", "")
+	return sway(t, "", outputs)
+}
+
+// newSway is the variable with the directory of a newer Debian, in which sway is installed, such as mmdebstrap makes it.
+const newSway = "QUANTIX_SWAY_ROOT"
+
+// NewSway is Sway with the program of the system in the directory that QUANTIX_SWAY_ROOT names: sway speaks ext-data-control since
+// 1.11, which Debian 12 does not have. Without that variable the test is skipped.
+func NewSway(t testing.TB, outputs int) *Session {
+	t.Helper()
+	root := os.Getenv(newSway)
+	if root == "" {
+		t.Skip(newSway + " is not set (mmdebstrap --include=sway forky DIRECTORY)")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for chroot(2)")
+	}
+	return sway(t, root, outputs)
+}
+
+// sway starts sway; root is the directory of the system that it is of, and empty for this one.
+func sway(t testing.TB, root string, outputs int) *Session {
+	t.Helper()
 	s := newSession(t)
+	if root != "" { // where the session's directory is there, too
+		there := filepath.Join(root, s.Dir)
+		if err := os.MkdirAll(there, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(there) })
+		if err := syscall.Mount(s.Dir, there, "", syscall.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { syscall.Unmount(there, syscall.MNT_DETACH) })
+	}
 	config := filepath.Join(s.Dir, "sway.conf")
 	text := "xwayland disable\n"
 	for i := range outputs {
@@ -210,10 +244,15 @@ func Sway(t testing.TB, outputs int) *Session {
 	s.Set("WLR_LIBINPUT_NO_DEVICES", "1")
 	s.Set("WLR_HEADLESS_OUTPUTS", strconv.Itoa(outputs))
 	s.Set("SWAYSOCK", filepath.Join(s.Dir, "sway.sock"))
-	s.start(t, func() bool { // it listens before it has outputs
+	cmd := s.Command(context.Background(), "sway", "-c", config)
+	if root != "" {
+		cmd.Path, cmd.Err = "/usr/bin/sway", nil
+		cmd.SysProcAttr.Chroot = root
+	}
+	s.startCommand(t, func() bool { // it listens before it has outputs
 		out, err := s.Command(t.Context(), "swaymsg", "-r", "-t", "get_outputs").Output()
 		return err == nil && strings.Count(strings.ReplaceAll(string(out), " ", ""), `"width":1024,`) >= outputs
-	}, "sway", "-c", config)
+	}, cmd)
 	s.Set("WAYLAND_DISPLAY", "wayland-1")
 	s.Set("XDG_SESSION_TYPE", "wayland")
 	return s
