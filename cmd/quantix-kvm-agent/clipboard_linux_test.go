@@ -273,9 +273,9 @@ func TestClipboardOfTheDesktop(t *testing.T) {
 	if err := c.SetClipboard(ctx, &pb.ClipboardUpdateRequest{Data: []byte("stays")}); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(3 * time.Second)
+	time.Sleep(10 * time.Second)
 	if got := string(d.paste("UTF8_STRING")); got != "stays" {
-		t.Errorf("after 3 s it is %q", got)
+		t.Errorf("after 10 s it is %q", got)
 	}
 	status := func() *pb.DesktopStatus {
 		s, err := client.Call[*pb.GetStatusResponse](ctx, c, &pb.GetStatusRequest{})

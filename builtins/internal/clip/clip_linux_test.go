@@ -460,6 +460,15 @@ func TestADisplayThatEnds(t *testing.T) {
 	}
 }
 
+// A compositor that gives no program access to its clipboard is named.
+func TestCompositorWithoutDataControl(t *testing.T) {
+	s := desktoptest.Mutter(t, "1024x768")
+	_, err := Open(t.Context(), s.Getenv)
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "mutter gives no program access to its clipboard") {
+		t.Errorf("on GNOME's compositor: %v", err)
+	}
+}
+
 func TestDecodeText(t *testing.T) {
 	for _, c := range []struct {
 		data   string
