@@ -22,8 +22,12 @@ func TestLaunchRunsWhatIsRootsAlone(t *testing.T) {
 		"a group may write": {func(other string) error {
 			return errors.Join(os.Chown(other, 0, 12345), os.Chmod(other, 0o775))
 		}, "agent may be written by others"},
-		"a directory of another user": {func(other string) error { return os.Chown(filepath.Dir(other), 12345, 0) }, "is of user 12345"},
-		"a directory of all":          {func(other string) error { return os.Chmod(filepath.Dir(other), 0o777) }, "may be written by others"},
+		"a directory of another user": {func(other string) error {
+			return os.Chown(filepath.Dir(other), 12345, 0)
+		}, "is of user 12345"},
+		"a directory of all": {func(other string) error {
+			return os.Chmod(filepath.Dir(other), 0o777)
+		}, "may be written by others"},
 		"a link of another user": {func(other string) error {
 			there := filepath.Join(filepath.Dir(other), "there")
 			return errors.Join(os.Rename(other, there), os.Symlink(there, other), os.Lchown(other, 12345, 0))
@@ -50,7 +54,8 @@ func TestLaunchRunsWhatIsRootsAlone(t *testing.T) {
 			}
 			continue
 		}
-		if len(*became) != 0 || err == nil || !strings.Contains(err.Error(), c.words) || !strings.Contains(err.Error(), other+" is not run") {
+		if len(*became) != 0 || err == nil || !strings.Contains(err.Error(), c.words) ||
+			!strings.Contains(err.Error(), other+" is not run") {
 			t.Errorf("%s: %q, %v", name, *became, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jezek/xgb/xproto"
 	"golang.org/x/sys/unix"
@@ -17,9 +18,19 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
+// untilAnswered makes a request again that a compositor which has just come up is too busy to answer.
+func untilAnswered[T any](f func() (T, error)) (T, error) {
+	for end := time.Now().Add(30 * time.Second); ; {
+		v, err := f()
+		if !errors.Is(err, context.DeadlineExceeded) || time.Now().After(end) {
+			return v, err
+		}
+	}
+}
+
 func open(t *testing.T, s *desktoptest.Session) Backend {
 	t.Helper()
-	b, err := Open(t.Context(), s.Getenv)
+	b, err := untilAnswered(func() (Backend, error) { return Open(t.Context(), s.Getenv) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +40,7 @@ func open(t *testing.T, s *desktoptest.Session) Backend {
 
 func list(t *testing.T, b Backend) *pb.ListDisplaysResponse {
 	t.Helper()
-	l, err := b.Outputs(t.Context())
+	l, err := untilAnswered(func() (*pb.ListDisplaysResponse, error) { return b.Outputs(t.Context()) })
 	if err != nil {
 		t.Fatal(err)
 	}

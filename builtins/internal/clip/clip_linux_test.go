@@ -122,7 +122,8 @@ func (d *desk) set(t testing.TB, mime string, primary bool, data []byte) *exec.C
 // stopped has a program of the desktop copy, and stops it so that it answers nobody.
 func (d *desk) stopped(t testing.TB, b Backend, mime string, data []byte) {
 	t.Helper()
-	if err := Set(t.Context(), b, false, []Content{{Files, []byte("file:///a")}}); err != nil { // so that it is seen when theirs is there
+	// So that it is seen when theirs is there.
+	if err := Set(t.Context(), b, false, []Content{{Files, []byte("file:///a")}}); err != nil {
 		t.Fatal(err)
 	}
 	cmd := d.set(t, mime, false, data)

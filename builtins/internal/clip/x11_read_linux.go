@@ -183,7 +183,8 @@ type tooLarge struct {
 
 func (e tooLarge) Unwrap() error { return e.error }
 
-// takePieces appends to data what comes as INCR: each piece when the one before was deleted, and an empty one at the end (ICCCM 2.7.2).
+// takePieces appends to data what comes as INCR: each piece when the one before was deleted, and an empty one at the end (ICCCM
+// 2.7.2).
 func (x *x11Clipboard) takePieces(
 	ctx context.Context, r *reader, property xproto.Atom, data []byte, limit int,
 ) (as xproto.Atom, all []byte, err error) {

@@ -19,7 +19,8 @@ func messages() []proto.Message {
 		&pb.ClipReadReply{Content: &pb.ClipContent{Kind: "text", Data: data(large-1, 2)}},
 		&pb.ClipReadReply{Content: &pb.ClipContent{Kind: "text", Data: data(large, 3)}},
 		&pb.ClipWriteRequest{Primary: true, Contents: []*pb.ClipContent{
-			{Kind: "text", Data: data(3, 4)}, {Kind: "html", Data: data(large, 5)}, {Kind: "png", Data: data(7, 6)}, {Kind: "files", Data: data(2*large, 7)},
+			{Kind: "text", Data: data(3, 4)}, {Kind: "html", Data: data(large, 5)}, {Kind: "png", Data: data(7, 6)},
+			{Kind: "files", Data: data(2*large, 7)},
 		}},
 		&pb.FileWriteRequest{Path: "p", Data: data(large+1, 8), Offset: 9},
 		&pb.ExecuteRequest{Command: string(data(large, 'a')), Args: []string{"b", string(data(large, 'c'))}},

@@ -128,7 +128,8 @@ func TestDesktopOfWhoIsInFront(t *testing.T) {
 	vm.Must(t, desktops)
 	t.Cleanup(func() {
 		if t.Failed() {
-			r, err := vm.Shell(limited(t, time.Minute), "loginctl --no-pager list-sessions; tail -n 40 /tmp/xorg-*.log; journalctl -o cat -n 40 -u 'desktop-*'")
+			r, err := vm.Shell(limited(t, time.Minute),
+				"loginctl --no-pager list-sessions; tail -n 40 /tmp/xorg-*.log; journalctl -o cat -n 40 -u 'desktop-*'")
 			t.Logf("%v\n%s%s", err, r.Stdout, r.Stderr)
 		}
 	})
@@ -206,7 +207,8 @@ func TestDesktopOfWhoIsInFront(t *testing.T) {
 	}
 	id := vm.Must(t, "id -u alice")
 	want := strings.Join([]string{"Uid:", id, id, id, id}, "\t")
-	if got := vm.Must(t, fmt.Sprintf("grep -e ^Uid: -e ^CapEff: /proc/%d/status", ofAlice.HelperPid)); got != want+"\nCapEff:\t0000000000000000" {
+	got := vm.Must(t, fmt.Sprintf("grep -e ^Uid: -e ^CapEff: /proc/%d/status", ofAlice.HelperPid))
+	if got != want+"\nCapEff:\t0000000000000000" {
 		t.Errorf("the helper is %q", got)
 	}
 	desktopSpeed(ctx, t, vm, host, changes)
@@ -229,13 +231,15 @@ func TestDesktopOfWhoIsInFront(t *testing.T) {
 	if out, err := resize(800, 600); err != nil || out.ActualWidth != 800 {
 		t.Errorf("resize: %v, %v", out, err)
 	}
-	if got, screens := xclipOf(t, vm, "bob"), screenOf(t, vm, "alice")+" "+screenOf(t, vm, "bob"); got != "for bob" || screens != "1280x800 800x600" {
+	screens := screenOf(t, vm, "alice") + " " + screenOf(t, vm, "bob")
+	if got := xclipOf(t, vm, "bob"); got != "for bob" || screens != "1280x800 800x600" {
 		t.Errorf("bob has %q, the screens are %s", got, screens)
 	}
 
 	// His screen is locked: the clipboard is nobody's.
 	lock := func(session string, locked bool) {
-		path := vm.Must(t, "busctl call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager GetSession s "+session+" | cut -d\\\" -f2")
+		path := vm.Must(t, "busctl call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager GetSession s "+
+			session+" | cut -d\\\" -f2")
 		vm.Must(t, fmt.Sprintf("busctl call org.freedesktop.login1 %s org.freedesktop.login1.Session SetLockedHint b %v", path, locked))
 	}
 	lock(second, true)
@@ -279,7 +283,8 @@ func desktopSpeed(
 		if err := host.SetClipboard(ctx, &pb.ClipboardUpdateRequest{Data: []byte("of the host")}); err != nil { // which is not told
 			t.Fatal(err)
 		}
-		begin := asUser(t, vm, "alice", "printf \""+text+"\" > /tmp/text; date +%s%N; xclip -selection clipboard -quiet -i /tmp/text >/dev/null 2>&1 &")
+		begin := asUser(t, vm, "alice", "printf \""+text+"\" > /tmp/text; date +%s%N; "+
+			"xclip -selection clipboard -quiet -i /tmp/text >/dev/null 2>&1 &")
 		select {
 		case change := <-changes:
 			if string(change.Data) != text {
