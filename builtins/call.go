@@ -24,8 +24,6 @@ type Call struct {
 	// Sees says whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The
 	// executor sets it.
 	Sees func(port string) bool
-	// Writer is how Lock becomes the one writer; nil: the call is, or nobody else could be. The executor sets it.
-	Writer func(ctx context.Context) (release func(), err error)
 	// Deferred receives what AfterCommit is given; nil: there is no transaction. The executor sets it.
 	Deferred func(Action) error
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
@@ -167,15 +165,6 @@ func (c *Call) BeforeCommit(p Pending) error {
 		return fault.Refuse("there is no script")
 	}
 	return c.Pending(p)
-}
-
-// Lock makes the caller the one writer, for changes that no transaction takes back but that must not meet one. It waits
-// within ctx; release, which may be called again, gives the right back. In a transaction the caller is the writer already.
-func (c *Call) Lock(ctx context.Context) (release func(), err error) {
-	if c.Tx != nil || c.Writer == nil {
-		return func() {}, nil
-	}
-	return c.Writer(ctx)
 }
 
 // MaySee says whether the caller may see, and end, what the hosts on a port began.

@@ -23,12 +23,6 @@ func (tx *transaction) Before(_ context.Context, paths ...string) error {
 // A call that no executor made, as in the tests of rooms, does what it can and refuses the rest.
 func TestACallWithoutAnExecutor(t *testing.T) {
 	call := &Call{}
-	release, err := call.Lock(t.Context())
-	if err != nil || release == nil {
-		t.Fatal(err)
-	}
-	release()
-	release()
 	if err := call.AfterCommit(Action{Op: "a.b", Args: &pb.PathArgs{}}); !errors.Is(err, fault.ErrRefused) {
 		t.Error(err)
 	}
@@ -47,28 +41,19 @@ func TestACallWithoutAnExecutor(t *testing.T) {
 }
 
 func TestACallUsesWhatTheExecutorGave(t *testing.T) {
-	locked, deferred := 0, []Action{}
+	deferred := []Action{}
 	call := &Call{
-		Writer:   func(context.Context) (func(), error) { locked++; return func() { locked-- }, nil },
 		Deferred: func(a Action) error { deferred = append(deferred, a); return nil },
 		Scratch:  func(n int) []byte { return make([]byte, n, 100) },
 	}
-	release, err := call.Lock(t.Context())
-	if err != nil || locked != 1 {
-		t.Fatal(locked, err)
-	}
-	release()
-	if err := call.AfterCommit(Action{Op: "a.b", Args: &pb.PathArgs{}}); err != nil || len(deferred) != 1 || locked != 0 {
-		t.Error(deferred, locked, err)
+	if err := call.AfterCommit(Action{Op: "a.b", Args: &pb.PathArgs{}}); err != nil || len(deferred) != 1 {
+		t.Error(deferred, err)
 	}
 	if cap(call.Buffer(5)) != 100 {
 		t.Error("the memory is not the one that was given")
 	}
 	tx := &transaction{}
 	call.Tx = tx
-	if _, err := call.Lock(t.Context()); err != nil || locked != 0 {
-		t.Error("the writer asked once more to be it")
-	}
 	var told *pb.Change
 	call.Changed = func(c *pb.Change) { told = c }
 	call.ReportApplied(&pb.Change{Target: "/x"})

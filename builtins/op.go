@@ -68,6 +68,9 @@ type Op struct {
 	Partial bool
 	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
 	Transaction bool
+	// Bare tells of a request to a row with Transaction that it changes nothing that could be kept, such as what runs at present:
+	// it has no transaction then. Optional.
+	Bare func(in proto.Message) bool
 	// Own says that the operation only ends what its caller began, so that a list of allowed operations need not name it.
 	Own bool
 	// Delegates says that the row changes the guest through other rows alone, each of which is decided on by itself.
@@ -145,6 +148,11 @@ func Of[In proto.Message, R any](f func(In) R) func(proto.Message) R {
 // Changes says whether a request to this row may change the guest.
 func (op *Op) Changes(in proto.Message) bool {
 	return op.Mutates && !(op.Readonly != nil && op.Readonly(in))
+}
+
+// Transacts says whether a request to this row runs in a transaction of its own.
+func (op *Op) Transacts(in proto.Message) bool {
+	return op.Transaction && op.Changes(in) && !(op.Bare != nil && op.Bare(in))
 }
 
 // AccessOf returns what a request would read, change and run.
@@ -243,6 +251,8 @@ func (op *Op) completeNative() error {
 		return fmt.Errorf("a native row is called by hosts, and internal ones by the journal alone")
 	case op.Transaction && (!op.Mutates || op.Delegates):
 		return fmt.Errorf("a transaction of its own is for rows that change something themselves")
+	case op.Bare != nil && !op.Transaction:
+		return fmt.Errorf("it has no transaction that a request could be without")
 	}
 	return nil
 }

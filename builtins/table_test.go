@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"google.golang.org/protobuf/proto"
 )
 
 func changed(op Op, f func(*Op)) Op {
@@ -38,6 +39,9 @@ func TestATablePanics(t *testing.T) {
 		"a transaction of its own is for rows":  file(changed(stat, func(op *Op) { op.Transaction = true })),
 		"is for rows that change something themselves": file(changed(stat, func(op *Op) {
 			op.Transaction, op.Mutates, op.Delegates = true, true, true
+		})),
+		"no transaction that a request could be without": file(changed(stat, func(op *Op) {
+			op.Bare = func(proto.Message) bool { return true }
 		})),
 		"a script has a transaction already": file(changed(write, func(op *Op) { op.Transaction, op.Mutates = true, true })),
 		"by the journal alone":               file(changed(stat, func(op *Op) { op.Internal = true })),

@@ -61,7 +61,8 @@ func (r *Room) Room() builtins.Room {
 		},
 		{
 			Name: "service_control", Capability: control, Summary: "start, stop, enable or disable a service",
-			Mutates: true, Readonly: builtins.Of(asks),
+			Mutates: true, Readonly: builtins.Of(asks), Transaction: true, Inverse: restoreOp,
+			Bare:   builtins.Of(func(in *pb.ServiceControlRequest) bool { return r.linking(in.Action) == nil }),
 			Access: builtins.Of(r.controlAccess), Handler: builtins.Handle(r.control),
 		},
 	}...)}
@@ -261,7 +262,7 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 	switch action := told[in.Action]; {
 	case in.Action == pb.ServiceAction_SERVICE_ACTION_STATUS:
 	case change != nil:
-		changed, err = r.link(ctx, m, call, u, change)
+		changed, err = r.linked(ctx, call, "service_control", u, change)
 	case action == "":
 		err = fault.Invalid("there is no action %d", in.Action)
 	case (action == "stop" || action == "restart") && s.unit == m.own(ctx):
@@ -285,22 +286,6 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 var told = map[pb.ServiceAction]string{
 	pb.ServiceAction_SERVICE_ACTION_START: "start", pb.ServiceAction_SERVICE_ACTION_STOP: "stop",
 	pb.ServiceAction_SERVICE_ACTION_RESTART: "restart", pb.ServiceAction_SERVICE_ACTION_RELOAD: "reload",
-}
-
-// link changes the links of a unit for a host, as the one writer, and has the manager read them.
-func (r *Room) link(
-	ctx context.Context, m manager, call *builtins.Call, u unit,
-	change func(context.Context, *builtins.Call, string, unit) (bool, error),
-) (changed bool, err error) {
-	release, err := call.Lock(ctx)
-	if err != nil {
-		return false, err
-	}
-	defer release()
-	if changed, err = change(ctx, call, "service_control", u); err == nil && changed {
-		err = m.reload(ctx)
-	}
-	return changed, err
 }
 
 // endOwn stops or restarts the agent's own unit when the reply is on its way.

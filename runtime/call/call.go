@@ -126,9 +126,6 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 	if x.config.Policy != nil {
 		own.Sees = func(owner string) bool { return x.config.Policy.Sees(call.Port, owner) }
 	}
-	if x.journal != nil {
-		own.Writer = x.journal.Lock
-	}
 	d := &decision{Executor: x, call: &own, op: op, in: in, files: x.config.Files}
 	return d.audited(func() (proto.Message, error) {
 		if err := d.frozen(); err != nil {
@@ -140,7 +137,7 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 		if err := d.refused(ctx); err != nil {
 			return nil, d.because(err)
 		}
-		if op.Transaction && op.Changes(in) {
+		if op.Transacts(in) {
 			return d.inTransaction(ctx)
 		}
 		leave, err := d.enter(ctx)
@@ -221,10 +218,10 @@ func (d *decision) refused(ctx context.Context) error {
 	return d.kept()
 }
 
-// kept refuses a native change of what an open transaction has kept: it would be lost, or in its way. A row with a transaction
-// of its own waits for the open one instead.
+// kept refuses a native change of what an open transaction has kept: it would be lost, or in its way. A request with a
+// transaction of its own waits for the open one instead.
 func (d *decision) kept() error {
-	if d.journal == nil || d.config.Files == nil || d.op.Script != nil || d.op.Transaction || !d.op.Changes(d.in) {
+	if d.journal == nil || d.config.Files == nil || d.op.Script != nil || d.op.Transacts(d.in) || !d.op.Changes(d.in) {
 		return nil
 	}
 	if err := d.journal.Unusable(); err != nil && len(d.access.Writes) > 0 && len(d.access.Commands) == 0 {

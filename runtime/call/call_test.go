@@ -111,7 +111,10 @@ func (k *kit) rooms() []builtins.Room {
 			}),
 			row("create_directory", "", builtins.Handle(func(ctx context.Context, call *builtins.Call, in *pb.CreateDirectoryRequest) (*pb.CreateDirectoryResponse, error) {
 				return &pb.CreateDirectoryResponse{}, k.do(ctx, call, in.Path)
-			}), func(op *builtins.Op) { op.Transaction, op.Inverse = true, "test.undo" }),
+			}), func(op *builtins.Op) {
+				op.Transaction, op.Inverse = true, "test.undo"
+				op.Bare = builtins.Of(func(in *pb.CreateDirectoryRequest) bool { return in.Path == "/bare" })
+			}),
 		}},
 	}
 }

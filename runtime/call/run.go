@@ -123,14 +123,10 @@ func (r *Run) decide(op *builtins.Op) *decision {
 // newCall is what one call knows of the run.
 func (r *Run) newCall() *builtins.Call {
 	from := r.config.Call
-	call := &builtins.Call{
+	return &builtins.Call{
 		ID: from.ID, Port: from.Port, Session: from.Session, Attachments: r.config.Attachments, DryRun: r.config.DryRun,
 		Changed: r.changed, Contents: r.edited, Changes: r.Changes, AfterReply: from.AfterReply,
 	}
-	if r.config.Tx == nil && r.config.DryRun == nil && r.executor.journal != nil {
-		call.Writer = r.executor.journal.Lock
-	}
-	return call
 }
 
 // refused says why the script may not make a call: by its own word, by the rights that it has, or by the policy.

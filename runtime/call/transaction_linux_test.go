@@ -154,6 +154,24 @@ func (g *guest) call(run *Run, name, path string) error {
 	return err
 }
 
+// A request that changes nothing that a journal keeps has no transaction, and does not wait for one.
+func TestABareRequestHasNoTransaction(t *testing.T) {
+	g := newGuest(t)
+	bare := true
+	g.then = func(_ context.Context, call *builtins.Call) error {
+		bare = bare && call.Tx == nil
+		return nil
+	}
+	if _, tx := g.run(); tx == nil {
+		t.Fatal("no transaction is open")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), hangs)
+	defer cancel()
+	if err := g.native(ctx, "/bare"); err != nil || !bare {
+		t.Error(bare, err)
+	}
+}
+
 func TestANativeTransactionCommits(t *testing.T) {
 	g := newGuest(t)
 	if err := g.native(t.Context(), "/x"); err != nil {
@@ -502,51 +520,6 @@ func TestIrreversibleHidesSecrets(t *testing.T) {
 	if err := tx.Close(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
-}
-
-func TestLock(t *testing.T) {
-	g := newGuest(t)
-	locked := func(ctx context.Context, call *builtins.Call) error {
-		release, err := call.Lock(ctx)
-		if err != nil {
-			return err
-		}
-		short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
-		defer cancel()
-		if _, err := g.journal.Begin(short, journal.Header{}); !errors.Is(err, fault.ErrBusy) {
-			t.Errorf("a transaction began beside the lock: %v", err)
-		}
-		release()
-		release()
-		return nil
-	}
-	g.do = func(ctx context.Context, call *builtins.Call, _ string) error { return locked(ctx, call) }
-	if err := g.execute(t.Context(), &pb.FileDeleteRequest{Path: "/x"}); err != nil {
-		t.Error(err)
-	}
-	g.free()
-	// Released twice, it is one right still.
-	run, tx := g.run()
-	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if err := g.execute(short, &pb.FileDeleteRequest{Path: "/x"}); !errors.Is(err, fault.ErrBusy) {
-		t.Errorf("the lock was had beside a transaction: %v", err)
-	}
-	// In a transaction it is had already, in a script and in a row with its own.
-	if err := g.call(run, "test.change", "/x"); err != nil {
-		t.Error(err)
-	}
-	if err := tx.Close(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.native(t.Context(), "/x"); err != nil {
-		t.Error(err)
-	}
-	// A run without a transaction is not the writer yet.
-	if err := g.call(g.calls.Begin(RunConfig{Call: &builtins.Call{}}), "test.change", "/x"); err != nil {
-		t.Error(err)
-	}
-	g.free()
 }
 
 // What an open transaction keeps is not changed beside it: it would be lost, or in its way.
