@@ -819,7 +819,7 @@ func TestOwnDirectory(t *testing.T) {
 
 // Who has the lock is the only writer until the first release, and it is had as a transaction is.
 func TestLock(t *testing.T) {
-	g := newGuest(t, p, nil)
+	g := newGuest(t, newTestDirs(t), nil)
 	release, err := g.journal.Lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
