@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,27 @@ func checkOwner(path string, info fs.FileInfo) error {
 		return fault.Refuse("%s may be written by others: its mode is %o", path, info.Mode().Perm())
 	}
 	return nil
+}
+
+// lockStage keeps other calls of this from a staging directory until unlock is called or the process ends, and waits for them at most
+// that long. One that is not there needs no lock: what is settled by then is settled.
+func lockStage(path string, wait time.Duration) (unlock func(), err error) {
+	dir, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	} else if err != nil {
+		return nil, fault.Cause(err)
+	}
+	for until := time.Now().Add(wait); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { dir.Close() }, nil
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR || time.Now().After(until) {
+			dir.Close()
+			return nil, fault.Wrapf(fault.ErrBusy, "another process settles the update: %v", err)
+		}
+	}
 }
 
 // syncDir makes the names in a directory durable.

@@ -2,6 +2,7 @@ package update
 
 import (
 	"io/fs"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -12,6 +13,8 @@ func supported() error { return fault.Unsupported("agent_update is not supported
 func checkParents(string) error { return nil }
 
 func checkOwner(string, fs.FileInfo) error { return nil }
+
+func lockStage(string, time.Duration) (unlock func(), err error) { return func() {}, nil }
 
 // syncDir does nothing: NTFS journals its directory entries.
 func syncDir(string) error { return nil }

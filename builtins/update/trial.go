@@ -130,12 +130,21 @@ func giveUp(state string, t *pb.UpdateTrial, why error) error {
 	return errors.Join(why, writeNote(state, trialFile, t))
 }
 
+// settleWait is how long Confirm and Abandon wait for one another. Both take moments, unless the process hangs that confirms.
+const settleWait = 10 * time.Second
+
 // Abandon notes that an update is not to be started any more. It returns false where that was noted before, or the update has
-// been confirmed.
+// been confirmed. A confirmation that is under way is waited for, and counts; one that hangs does not.
 func Abandon(state, id, why string) (bool, error) {
 	t, err := Trial(state)
 	if err != nil || t == nil || t.Id != id || t.Failed != "" {
 		return false, err
+	}
+	if unlock, err := lockStage(filepath.Dir(t.Staged), settleWait); err == nil {
+		defer unlock()
+		if t, err = Trial(state); err != nil || t == nil || t.Id != id || t.Failed != "" {
+			return false, err
+		}
 	}
 	if _, err := os.Lstat(t.Staged); err != nil {
 		return false, nil
@@ -161,6 +170,7 @@ func (r *Room) noteTrial(t *transfer) error {
 }
 
 // Confirm makes the program of this process the installed one, since a host was heard. It may be called again after an error.
+// Where the update was given up before, by Abandon of any process, it fails and changes nothing.
 func (r *Room) Confirm() error {
 	r.turn.Lock()
 	defer r.turn.Unlock()
@@ -168,15 +178,26 @@ func (r *Room) Confirm() error {
 	if t == nil || r.Status().State != applying {
 		return nil
 	}
+	unlock, err := lockStage(filepath.Dir(t.Staged), settleWait)
+	if err != nil {
+		return fault.On(filepath.Dir(t.Staged), err)
+	}
+	defer unlock()
 	step := r.config.Step
-	step("confirm.backup")
 	if _, err := os.Lstat(t.Staged); err == nil { // else the new program is installed already, by a call that failed later
+		switch noted, err := Trial(r.config.State); {
+		case err != nil:
+			return err
+		case noted.GetId() == t.Id && noted.GetFailed() != "":
+			return fault.Refuse("the update was given up: %s", noted.GetFailed())
+		}
+		step("confirm.backup")
 		if err := keepFormer(t.Target); err != nil {
 			return fault.On(t.Target+backupSuffix, err)
 		}
 	}
 	step("confirm.rename")
-	err := os.Rename(t.Staged, t.Target)
+	err = os.Rename(t.Staged, t.Target)
 	if errors.Is(err, fs.ErrNotExist) { // it was renamed before, or somebody has removed it
 		err = checkSum(t.Target, t.Sha256)
 	}
