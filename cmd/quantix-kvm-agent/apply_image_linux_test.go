@@ -28,7 +28,8 @@ const imageScript = `return script {
   end,
 }`
 
-// diskWithSystem makes an image with a root file system and one for /boot, named by its fstab.
+// diskWithSystem makes an image with a root file system and one for /boot, named by its fstab: as raw, as qcow2, or as raw with
+// both in volumes of LVM, which are at the same places as the partitions.
 func diskWithSystem(t *testing.T, dir, format string) (image string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -41,9 +42,13 @@ func diskWithSystem(t *testing.T, dir, format string) (image string) {
 	}
 	tree := filepath.Join(dir, "tree")
 	const boot = "11111111-2222-3333-4444-555555555555"
+	root := "/dev/vda1"
+	if format == "lvm" {
+		root = "/dev/mapper/my--vg-root"
+	}
 	for path, text := range map[string]string{
 		"root/etc/os-release": "ID=test\n", "root/etc/old.conf": "old\n",
-		"root/etc/fstab":    "/dev/vda1 / ext4\nUUID=" + boot + " /boot ext4 defaults 0 2\n",
+		"root/etc/fstab":    root + " / ext4\nUUID=" + boot + " /boot ext4 defaults 0 2\n",
 		"root/boot/.hidden": "", "boot/grub.cfg": "timeout 5\n",
 	} {
 		path = filepath.Join(tree, path)
@@ -53,10 +58,14 @@ func diskWithSystem(t *testing.T, dir, format string) (image string) {
 	}
 	image = filepath.Join(dir, "disk.raw")
 	must(t, "sh", "-ec", `
-		truncate -s 64M "$1/disk.raw"
-		printf 'label: gpt\nstart=2048, size=65536\nsize=32768\n' | sfdisk -q "$1/disk.raw"
+		truncate -s 65M "$1/disk.raw"
+		if [ "$2" = lvm ]; then
+			gzip -dc ../internal/diskimage/testdata/lvm.head.gz | dd of="$1/disk.raw" conv=notrunc status=none
+		else
+			printf 'label: gpt\nstart=2048, size=65536\nsize=32768\n' | sfdisk -q "$1/disk.raw"
+		fi
 		mkfs.ext4 -q -F -E offset=1048576 -d "$1/tree/root" "$1/disk.raw" 32M
-		mkfs.ext4 -q -F -U `+boot+` -E offset=34603008 -d "$1/tree/boot" "$1/disk.raw" 16M`, "sh", dir)
+		mkfs.ext4 -q -F -U `+boot+` -E offset=34603008 -d "$1/tree/boot" "$1/disk.raw" 16M`, "sh", dir, format)
 	if format == "qcow2" {
 		must(t, "qemu-img", "convert", "-O", "qcow2", image, filepath.Join(dir, "disk.qcow2"))
 		image = filepath.Join(dir, "disk.qcow2")
@@ -147,7 +156,7 @@ func eventuallyGone(t *testing.T, dir string) {
 // Scripts act on an image as on a tree, whatever its format. One that fails or is interrupted or killed leaves the files of the
 // image as they were, and nothing on this machine; a dry run changes no byte.
 func TestApplyImage(t *testing.T) {
-	for _, format := range []string{"raw", "qcow2"} {
+	for _, format := range []string{"raw", "qcow2", "lvm"} {
 		t.Run(format, func(t *testing.T) {
 			dir := t.TempDir()
 			image, script := diskWithSystem(t, dir, format), filepath.Join(dir, "image.lua")
@@ -292,5 +301,16 @@ func TestApplyRefusesImages(t *testing.T) {
 	if err := os.WriteFile(empty, lvm, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused(empty, "LVM")
+	refused(empty, "LVM, and its label is of another kind")
+	for words, how := range map[string]string{
+		"encrypted by LUKS": "printf 'LUKS\\xba\\xbe' | dd of=\"$1\" conv=notrunc status=none",
+		// A mirror whose superblock is at its end has a whole file system before it.
+		"a part of a RAID": `mkfs.ext4 -q "$1" && printf '\xfc\x4e\x2b\xa9\x01\0\0\0' | dd of="$1" bs=1 seek=$((1048576 - 8192)) conv=notrunc status=none`,
+	} {
+		if err := os.WriteFile(empty, make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		must(t, "bash", "-ec", how, "bash", empty)
+		refused(empty, "the disk is "+words+", which is not supported: ")
+	}
 }

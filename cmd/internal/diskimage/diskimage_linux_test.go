@@ -68,6 +68,7 @@ func FuzzPartitions(f *testing.F) {
 	boot := make([]byte, 8<<10)
 	boot[510], boot[511], boot[450], boot[454], boot[458] = 0x55, 0xaa, 5, 1, 1
 	f.Add(boot)
+	f.Add(lvmDisk(f)[:20<<10])
 	f.Fuzz(func(t *testing.T, data []byte) {
 		size := int64(len(data))
 		list, _ := volumes(strings.NewReader(string(data)), size)

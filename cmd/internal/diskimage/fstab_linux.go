@@ -92,6 +92,9 @@ func (v volume) is(source string, disks []string) bool {
 			return true
 		}
 	}
+	if v.logical != "" && (source == "/dev/"+v.logical || source == "/dev/mapper/"+mapperName(v.logical)) {
+		return true
+	}
 	disk, number, ok := device(source)
 	return ok && v.number > 0 && number == itoa(v.number) && slices.Contains(disks, disk)
 }

@@ -160,7 +160,7 @@ func (i *Image) findRoot(all []volume) (root volume, err error) {
 	for _, v := range all {
 		switch {
 		case v.foreign != "":
-			others = append(others, fmt.Sprintf("%v is %s, which is not supported", v, v.foreign))
+			others = append(others, fmt.Sprintf("%v is %s", v, v.unsupported()))
 			continue
 		case v.kind == "" || v.kind == "vfat":
 			continue
@@ -209,7 +209,7 @@ func (i *Image) mountLine(all []volume, disks []string, line mountLine) error {
 	case line.subvolume() != "":
 		return fmt.Errorf("%s, and subvolumes are not supported", line.subvolume())
 	case all[n].foreign != "":
-		return fmt.Errorf("which is %s, and that is not supported", all[n].foreign)
+		return errors.New("which is " + all[n].unsupported())
 	case all[n].dirty != "" && !i.options.Recover:
 		return i.unclean(all[n])
 	}
@@ -279,7 +279,7 @@ func (i *Image) use(v volume, path, target string) error {
 	}
 	var dirs [3]string
 	for n, name := range []string{"lower", "upper", "work"} {
-		dirs[n] = filepath.Join(i.options.Dir, name+itoa(v.number))
+		dirs[n] = filepath.Join(i.options.Dir, name+itoa(len(i.used)))
 		if err := os.Mkdir(dirs[n], 0o755); err != nil {
 			return err
 		}
@@ -288,7 +288,7 @@ func (i *Image) use(v volume, path, target string) error {
 		return err
 	}
 	// The options of overlayfs are short names here: a path of the caller may have a comma or a colon.
-	layers := fmt.Sprintf("lowerdir=lower%d,upperdir=upper%[1]d,workdir=work%[1]d", v.number)
+	layers := fmt.Sprintf("lowerdir=lower%d,upperdir=upper%[1]d,workdir=work%[1]d", len(i.used))
 	if err := inDirectory(i.options.Dir, func() error {
 		return unix.Mount("overlay", path, "overlay", mountFlags, layers)
 	}); err != nil {

@@ -17,6 +17,7 @@ type volume struct {
 	uuid, label string
 	dirty       string // what says that it was not unmounted; "" where it was, and where that cannot be told: XFS, btrfs
 	foreign     string // what it is, where this package cannot mount it
+	logical     string // of LVM: its group and its name, with a slash between
 }
 
 // headLength is how much of a volume is looked at: the superblock of btrfs is the last one, at 64 KiB.
@@ -54,14 +55,49 @@ func identify(r io.ReaderAt) (v volume) {
 		if b[0x25]&1 != 0 {
 			v.dirty = "it is marked as in use"
 		}
-	case string(b[512:520]) == "LABELONE":
-		v.foreign = "a physical volume of LVM"
+	case labelAt(b) >= 0:
+		v.foreign = foreignLVM
 	case string(b[:6]) == "LUKS\xba\xbe":
-		v.foreign = "encrypted by LUKS"
-	case le32(b[4096:]) == 0xa92b4efc:
-		v.foreign = "a part of a RAID"
+		v.foreign = foreignLUKS
+	case le32(b[4096:]) == raidMagic, le32(b) == raidMagic: // of version 1.2 and 1.1
+		v.foreign = foreignRAID
 	}
 	return v
+}
+
+// What cannot be mounted here, in words.
+const (
+	foreignLVM  = "a physical volume of LVM"
+	foreignRAID = "a part of a RAID"
+	foreignLUKS = "encrypted by LUKS"
+)
+
+// unsupported says why a volume cannot be used, and what else can be done.
+func (v volume) unsupported() string {
+	how := map[string]string{foreignRAID: "assemble it by mdadm, ", foreignLUKS: "open it by cryptsetup, "}[v.foreign]
+	if how == "" {
+		return v.foreign + ", which is not supported"
+	}
+	return v.foreign + ", which is not supported: " + how + "mount it and give --root"
+}
+
+// raidMagic is how the superblock of md begins.
+const raidMagic = 0xa92b4efc
+
+// raidAtEnd reports whether a volume of that many bytes has a superblock of md at its end, as versions 1.0 and 0.90 have it: what is
+// at its beginning then looks like a file system of its own, and would differ from its mirror if it were written.
+func raidAtEnd(r io.ReaderAt, size int64) bool {
+	b, le32 := make([]byte, 12), binary.LittleEndian.Uint32
+	for version, at := range [2]int64{size&^(64<<10-1) - 64<<10, (size/sector - 16) &^ 7 * sector} {
+		if at <= 0 {
+			continue
+		}
+		_, err := r.ReadAt(b, at)
+		if err == nil && le32(b) == raidMagic && le32(b[4:]) == uint32(version) && (version == 1 || le32(b[8:]) == 90) {
+			return true
+		}
+	}
+	return false
 }
 
 func uuid(b []byte) string {
@@ -78,19 +114,40 @@ func text(b []byte) string {
 
 // String names the volume for people.
 func (v volume) String() string {
+	if v.logical != "" {
+		return "volume " + v.logical
+	}
 	if v.number == 0 {
 		return "the disk"
 	}
 	return "partition " + itoa(v.number)
 }
 
+// look says what lies in the span of a volume.
+func look(disk io.ReaderAt, v volume) volume {
+	r := io.NewSectionReader(disk, v.start, v.len)
+	found := identify(r)
+	found.span, found.logical = v.span, v.logical
+	if raidAtEnd(r, v.len) {
+		found.kind, found.foreign = "", foreignRAID
+	}
+	return found
+}
+
 // volumes says what is on a disk of size bytes.
 func volumes(disk io.ReaderAt, size int64) (list []volume, err error) {
 	spans, err := partitions(disk, size)
 	for _, s := range spans {
-		v := identify(io.NewSectionReader(disk, s.start, s.len))
-		v.span = s
-		list = append(list, v)
+		list = append(list, look(disk, volume{span: s}))
+	}
+	list = logicalVolumes(disk, list)
+	for n, v := range list {
+		if v.logical != "" && v.foreign == "" {
+			list[n] = look(disk, v)
+			if list[n].foreign == foreignLVM {
+				list[n].foreign += " within LVM"
+			}
+		}
 	}
 	return list, err
 }
