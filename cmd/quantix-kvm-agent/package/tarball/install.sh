@@ -28,10 +28,20 @@ if [ -z "$root" ] && { dpkg-query -S /usr/bin/quantix-kvm-agent || rpm -qf /usr/
 	exit 1
 fi
 
+# What awaits its confirmation would be half done for ever: nobody else can take it back. A script that ran was, by the agent's stop.
+unfinished() {
+	[ -n "$(ls -A "$root/var/lib/quantix-kvm/tx/open" 2>/dev/null)" ] || return 1
+	echo "quantix-kvm-agent: a transaction is open, and what it changed could not be taken back any more: have it confirmed or rolled back (quantix-kvm-agent status), or remove /var/lib/quantix-kvm/tx/open to keep the guest as it is" >&2
+}
+
 if [ "${1:-}" = --uninstall ]; then
 	case $system in
 	systemd)
 		if [ -z "$root" ] && [ -d /run/systemd/system ]; then systemctl stop quantix-kvm-agent.service || true; fi
+		if unfinished; then
+			if [ -z "$root" ] && [ -d /run/systemd/system ]; then systemctl start quantix-kvm-agent.service; fi
+			exit 1
+		fi
 		for unit in $units; do
 			systemctl ${root:+--root="$root"} disable "$unit" >/dev/null 2>&1 || true
 			rm -f "$root/etc/systemd/system/$unit"
@@ -42,6 +52,12 @@ if [ "${1:-}" = --uninstall ]; then
 	openrc)
 		if [ -z "$root" ]; then
 			rc-service quantix-kvm-agent stop || true
+		fi
+		if unfinished; then
+			if [ -z "$root" ]; then rc-service quantix-kvm-agent start; fi
+			exit 1
+		fi
+		if [ -z "$root" ]; then
 			rc-update del quantix-kvm-agent default || true
 			rc-update del quantix-kvm-agent-recover boot || true
 		fi
