@@ -30,15 +30,25 @@ type container struct {
 	root string // its root, as the host sees it
 }
 
-// bootContainer boots one whose root has further files of the host, by their paths. All of it is in a mount namespace of its own and
-// gone with it.
-func bootContainer(t *testing.T, files ...string) *container {
+// containerOptions say what differs from a container that boots the systemd of the guest.
+type containerOptions struct {
+	files   []string // of the host, by their paths, that its root has as well
+	prepare string   // a line of shell that is run in the directory of its root before the boot
+	init    string   // its process 1; empty: systemd
+	ready   string   // a line of shell that succeeds when it has booted
+}
+
+// bootContainer boots one. All of it is in a mount namespace of its own and gone with it.
+func bootContainer(t *testing.T, o containerOptions) *container {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
 	if _, err := exec.LookPath("systemd-nspawn"); err != nil {
 		t.Skip("needs systemd-nspawn: apt-get install --no-install-recommends systemd-container")
+	}
+	if o.init == "" {
+		o.init, o.ready = "-b", "systemctl is-active multi-user.target"
 	}
 	layer, err := image.FindRoot()
 	must(t, err)
@@ -50,27 +60,26 @@ func bootContainer(t *testing.T, files ...string) *container {
 		mkdir lower upper work root
 		mount -o ro,noload,loop "$2" lower
 		mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay root
-		name=$3
-		shift 3
+		name=$3 prepare=$4 init=$5
+		shift 5
 		if [ $# -gt 0 ]; then tar -C / -chf - -- "$@" | tar -C root --skip-old-files --keep-directory-symlink -xf -; fi
-		mkdir -p root/usr/sbin # none of the host's network or devices
-		exec systemd-nspawn -D root --register=no --keep-unit --private-network --machine="$name" -b`,
-		"sh", dir, layer.Disk, fmt.Sprintf("agent-%d", os.Getpid())}, files...)...)
+		(cd root && sh -ec "$prepare")
+		exec systemd-nspawn -D root --register=no --keep-unit --private-network --machine="$name" "$init"`,
+		"sh", dir, layer.Disk, fmt.Sprintf("agent-%d", os.Getpid()), o.prepare, o.init}, o.files...)...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	must(t, cmd.Start())
 	c := &container{T: t}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
-		if t.Failed() && c.init != 0 {
-			out, _ := c.command("journalctl -b --no-pager -n 60").CombinedOutput()
-			t.Logf("%s\n%s", said.Bytes(), out)
-		}
 		if c.init != 0 {
 			_ = unix.Kill(c.init, unix.SIGKILL) // and all in it with it
 		}
 		_ = cmd.Process.Kill()
 		<-ended
+		if t.Failed() {
+			t.Logf("%s", said.Bytes())
+		}
 	})
 	for ctx := limited(t, 2*time.Minute); ; {
 		select {
@@ -79,7 +88,7 @@ func bootContainer(t *testing.T, files ...string) *container {
 		default:
 		}
 		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
-		if fmt.Sscan(string(text), &c.init); c.init != 0 && c.command("systemctl is-active multi-user.target").Run() == nil {
+		if fmt.Sscan(string(text), &c.init); c.init != 0 && c.command(o.ready).Run() == nil {
 			break
 		}
 		if !pause(ctx, 50*time.Millisecond) {
@@ -135,12 +144,18 @@ func (c *container) agent() *client.Client {
 // version is that of the agent which answers, once it serves.
 func (c *container) version() string {
 	c.Helper()
+	return c.status().Version
+}
+
+// status is that of the agent which answers, once it serves.
+func (c *container) status() *pb.GetStatusResponse {
+	c.Helper()
 	for ctx := limited(c, time.Minute); ; {
 		conn := c.agent()
 		s, err := client.Call[*pb.GetStatusResponse](ctx, conn, &pb.GetStatusRequest{})
 		conn.Close()
 		if err == nil && s.State == pb.AgentState_AGENT_STATE_SERVING {
-			return s.Version
+			return s
 		}
 		if !pause(ctx, 50*time.Millisecond) {
 			c.Fatal(s, err)
@@ -177,53 +192,73 @@ func (c *container) settle(id string, action pb.ConfirmAction) {
 	}
 }
 
-// lifeOfPackage installs a package, upgrades it while a transaction is open and while a script runs, and removes it, with the commands of
-// its package manager. What is open goes on under the new version; with it the package is not removed.
-func (c *container) lifeOfPackage(install, upgrade, remove string) {
+// life are the commands of a package manager and a service manager.
+type life struct {
+	install, upgrade, remove, enabled, active string
+	removes                                   bool // also while a transaction is open: the manager asks nobody
+}
+
+// withSystemd are commands where systemd has the agent as its service.
+func withSystemd(install, upgrade, remove string) life {
+	return life{
+		install, upgrade, remove, "systemctl -q is-enabled quantix-kvm-agent", "systemctl -q is-active quantix-kvm-agent", false,
+	}
+}
+
+// lives installs a package, upgrades it while a transaction is open and after a kill in the middle of a script, and removes it. What
+// is open goes on under the new version; with it the package is not removed.
+func (c *container) lives(l life) {
 	c.Helper()
 	c.run("mkdir -p /etc/quantix-kvm && echo 'device_path: unix:/run/test.sock' > /etc/quantix-kvm/agent.yaml && echo welcome > /etc/motd")
-	c.run(install)
+	c.run(l.install)
 	if v := c.version(); v != present {
 		c.Error("version", v)
 	}
 	id := c.begin()
-	c.run(upgrade)
+	c.run(l.upgrade)
 	if v := c.version(); v != newer {
 		c.Error("after the upgrade version", v)
 	}
-	c.run("systemctl -q is-enabled quantix-kvm-agent && grep -q test.sock /etc/quantix-kvm/agent.yaml")
+	c.run(l.enabled + " && grep -q test.sock /etc/quantix-kvm/agent.yaml")
 	c.settle(id, pb.ConfirmAction_CONFIRM_ACTION_ROLLBACK)
 	c.run("! test -e /etc/open && grep -qx welcome /etc/motd")
 
 	// Through a kill of the former version in the middle of a script.
-	conn := c.agent()
-	_, _ = client.Call[*pb.RunScriptResponse](limited(c, time.Minute), conn, &pb.RunScriptRequest{Source: []byte(
-		`file.remove("/etc/motd") exec.sh("kill -KILL $(systemctl show -P MainPID quantix-kvm-agent); sleep 60", {irreversible = true})`)})
+	pid, conn := c.status().Pid, c.agent()
+	source := fmt.Sprintf(`file.remove("/etc/motd") exec.sh("kill -KILL %d; sleep 60", {irreversible = true})`, pid)
+	_, err := client.Call[*pb.RunScriptResponse](limited(c, time.Minute), conn, &pb.RunScriptRequest{Source: []byte(source)})
+	if !client.Gone(err) {
+		c.Error("the agent was not killed:", err)
+	}
 	conn.Close()
-	c.run(upgrade)
+	c.run(l.upgrade)
 	c.version()
 	c.run("grep -qx welcome /etc/motd")
 
 	id = c.begin()
-	if out, err := c.command(remove).CombinedOutput(); err == nil || !bytes.Contains(out, []byte("a transaction is open")) {
-		c.Errorf("it is removed with an open transaction: %v\n%s", err, out)
+	if out, err := c.command(l.remove).CombinedOutput(); (err == nil) != l.removes || !bytes.Contains(out, []byte("a transaction is open")) {
+		c.Errorf("a removal with an open transaction: %v\n%s", err, out)
+	}
+	if l.removes {
+		c.run("! { " + l.enabled + "; }")
+		c.run(l.upgrade)
 	}
 	c.version()
 	c.settle(id, pb.ConfirmAction_CONFIRM_ACTION_CONFIRM)
-	c.run(remove)
-	c.run("test -e /etc/open && ! test -e /usr/bin/quantix-kvm-agent && ! systemctl -q is-active quantix-kvm-agent && test -d /var/lib/quantix-kvm")
+	c.run(l.remove)
+	c.run("test -e /etc/open && ! test -e /usr/bin/quantix-kvm-agent && ! { " + l.active + "; } && test -d /var/lib/quantix-kvm")
 }
 
 // The package of Debian, from its installation to its purge.
 func TestDebInAContainer(t *testing.T) {
-	c := bootContainer(t)
+	c := bootContainer(t, containerOptions{})
 	for _, version := range []string{present, newer} {
 		path, err := packages.get(version)
 		must(t, err)
 		c.put(path, "/opt/"+version+".deb")
 	}
 	const dpkg = "dpkg --force-confold -i /opt/"
-	c.lifeOfPackage(dpkg+present+".deb", dpkg+newer+".deb", "dpkg -r quantix-kvm-agent")
+	c.lives(withSystemd(dpkg+present+".deb", dpkg+newer+".deb", "dpkg -r quantix-kvm-agent"))
 	c.run("test -e /etc/quantix-kvm/agent.yaml")
 	c.run("dpkg -P quantix-kvm-agent")
 	if left := c.run("ls -d /etc/quantix-kvm /var/lib/quantix-kvm /run/quantix-kvm /etc/systemd/system/*quantix* 2>/dev/null; dpkg -l | grep quantix || true"); left != "" {
@@ -231,13 +266,18 @@ func TestDebInAContainer(t *testing.T) {
 	}
 }
 
-// The package of rpm in a root of rpm's own, with a systemd that runs.
-func TestRPMInAContainer(t *testing.T) {
-	program, err := exec.LookPath("rpm")
-	if err != nil {
-		t.Skip("needs rpm: apt-get install --no-install-recommends rpm")
+// longPackages skips a test of packages that takes a minute, unless it is asked for.
+func longPackages(t *testing.T) {
+	t.Helper()
+	if os.Getenv("QUANTIX_PACKAGES") == "" {
+		t.Skip("takes a minute: set QUANTIX_PACKAGES=1")
 	}
-	files := []string{program, "/usr/lib/rpm"}
+}
+
+// withLibraries returns a program and what it is linked with.
+func withLibraries(t *testing.T, program string) []string {
+	t.Helper()
+	files := []string{program}
 	libraries, err := exec.Command("ldd", program).Output()
 	must(t, err)
 	for _, word := range strings.Fields(string(libraries)) {
@@ -245,17 +285,27 @@ func TestRPMInAContainer(t *testing.T) {
 			files = append(files, word)
 		}
 	}
-	c := bootContainer(t, files...)
+	return files
+}
+
+// The package of rpm in a root of rpm's own, with a systemd that runs.
+func TestRPMInAContainer(t *testing.T) {
+	longPackages(t)
+	program, err := exec.LookPath("rpm")
+	if err != nil {
+		t.Skip("needs rpm: apt-get install --no-install-recommends rpm")
+	}
+	c := bootContainer(t, containerOptions{files: append(withLibraries(t, program), "/usr/lib/rpm")})
 	for _, version := range []string{present, newer} {
 		dir := t.TempDir()
-		must(t, vmtest.RPM(limited(t, 5*time.Minute), dir, version))
+		must(t, vmtest.Packages(limited(t, 5*time.Minute), dir, version, "rpm"))
 		list, err := filepath.Glob(dir + "/quantix-kvm-agent-*.rpm")
 		if err != nil || len(list) != 1 {
 			t.Fatal(list, err)
 		}
 		c.put(list[0], "/opt/"+version+".rpm")
 	}
-	c.lifeOfPackage("rpm -i --nodeps /opt/"+present+".rpm", "rpm -U --force --nodeps /opt/"+newer+".rpm", "rpm -e quantix-kvm-agent")
+	c.lives(withSystemd("rpm -i --nodeps /opt/"+present+".rpm", "rpm -U --force --nodeps /opt/"+newer+".rpm", "rpm -e quantix-kvm-agent"))
 	if left := c.run("rpm -qa | grep quantix || true"); left != "" {
 		t.Errorf("%s is left", left)
 	}

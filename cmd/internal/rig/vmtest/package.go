@@ -15,11 +15,10 @@ func Package(ctx context.Context, dir, version string) (string, error) {
 	return filepath.Join(dir, "quantix-kvm-agent_"+version+"_amd64.deb"), build(ctx, dir, version, "deb")
 }
 
-// RPM builds the rpm packages of this tree under a version into dir.
-func RPM(ctx context.Context, dir, version string) error { return build(ctx, dir, version, "rpm") }
-
-// Packages builds all packages of this tree under a version into dir, and the tarball.
-func Packages(ctx context.Context, dir, version string) error { return build(ctx, dir, version) }
+// Packages builds packages of this tree under a version into dir, those of the packagers, which are deb, rpm, apk and tar; none: all.
+func Packages(ctx context.Context, dir, version string, packagers ...string) error {
+	return build(ctx, dir, version, packagers...)
+}
 
 func build(ctx context.Context, dir, version string, packagers ...string) error {
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
