@@ -20,7 +20,8 @@ build: ## agent and ctl for this machine, in .build
 
 package: ## packages (deb, rpm, apk) and tarballs of agent and ctl for amd64 and arm64, and for Windows where wixl and msibuild are, in .build
 	@for arch in amd64 arm64; do cmd/quantix-kvm-agent/package/build.sh $(OUT) $$arch $(VERSION) '$(LDFLAGS)' || exit 1; done
-	@if command -v wixl msibuild >/dev/null; then cmd/quantix-kvm-agent/package/windows/build.sh $(OUT) $(VERSION) '$(LDFLAGS)'; \
+	@if command -v wixl msibuild >/dev/null; then \
+	  for arch in amd64 arm64; do cmd/quantix-kvm-agent/package/windows/build.sh $(OUT) $(VERSION) '$(LDFLAGS)' $$arch || exit 1; done; \
 	else echo 'no MSI: it needs the Debian packages wixl and msitools'; fi
 
 demo: build ## a provisioning script against a scratch root, then one that fails
@@ -84,6 +85,7 @@ soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty
 	QUANTIX_PACKAGES=1 go test -count=1 -timeout 20m -run TestPackages -v ./cmd/quantix-kvm-agent
 	go test -count=1 -timeout 20m -run TestSessionsLeaveNoTrace -v ./cmd/quantix-kvm-agent -sessions=10000
 	go run ./cmd/internal/rig/vmtest/prepare
+	QUANTIX_PACKAGES=1 go test -tags vm -count=1 -timeout 20m -run 'InAContainer|UnderOpenRC' -v ./cmd/internal/rig/vmtest
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
 	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle|NetworkManager|WithoutNetplan' -v ./cmd/internal/rig/vmtest
 	QUANTIX_ROUNDS=500 go test -tags vm -count=1 -timeout 60m -run QuiesceKindsOfDisks -v ./cmd/internal/rig/vmtest

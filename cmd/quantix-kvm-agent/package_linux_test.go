@@ -1,6 +1,8 @@
 package main
 
 import (
+	"debug/pe"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,6 +83,52 @@ func TestMaintainerScriptsAreRead(t *testing.T) {
 	for _, name := range []string{"preinst", "postinst", "prerm", "postrm"} {
 		if out, err := exec.Command("sh", "-n", filepath.Join("package", name)).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v %s", name, err, out)
+		}
+	}
+}
+
+// The packages of Windows say for which processors they are, and have programs for those.
+func TestMSI(t *testing.T) {
+	if os.Getenv("QUANTIX_PACKAGES") == "" {
+		t.Skip("builds two packages of Windows, which takes a minute: set QUANTIX_PACKAGES=1")
+	}
+	for _, name := range []string{"wixl", "msibuild", "msiextract"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skip("needs wixl, msibuild and msiextract: apt-get install wixl msitools")
+		}
+	}
+	dir := t.TempDir()
+	for arch, want := range map[string]struct {
+		template string
+		machine  uint16
+	}{
+		"amd64": {"x64;1033", pe.IMAGE_FILE_MACHINE_AMD64}, "arm64": {"Arm64;1033", pe.IMAGE_FILE_MACHINE_ARM64},
+	} {
+		must(t, "package/windows/build.sh", dir, "1.2.3", "-s -w -X main.version=1.2.3", arch)
+		msi := filepath.Join(dir, "quantix-kvm-agent_1.2.3_windows_"+arch+".msi")
+		if out := must(t, "msiinfo", "suminfo", msi); !strings.Contains(out, "Template: "+want.template+"\n") || !strings.Contains(out, "Version: 500 ") {
+			t.Errorf("%s: %s", arch, out)
+		}
+		tree := filepath.Join(dir, arch)
+		must(t, "msiextract", "-C", tree, msi)
+		found := 0
+		err := filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || filepath.Ext(path) != ".exe" {
+				return err
+			}
+			found++
+			file, err := pe.Open(path)
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			if file.Machine != want.machine {
+				t.Errorf("%s is for %#x", path, file.Machine)
+			}
+			return nil
+		})
+		if err != nil || found != 2 {
+			t.Errorf("%s: %d programs, %v", arch, found, err)
 		}
 	}
 }
