@@ -45,15 +45,17 @@ func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()
 
 // firstBootScripts returns the scripts of the image and those that the host gives, which stand for those of the same name.
 func firstBootScripts(ctx context.Context, f flags, conf config.Config, inside *core.Core) ([]firstboot.Script, error) {
+	if f.root == rootDir { // before anything is read: user data of cloud-init may bring scripts
+		if err := awaitCloudInit(ctx); err != nil {
+			return nil, err
+		}
+	}
 	files := map[string]firstBootText{}
 	if err := readFirstBootDir(f.root, firstBootDir, files); err != nil {
 		return nil, err
 	}
 	params := map[string]map[string]any{}
 	if f.root == rootDir {
-		if err := awaitCloudInit(ctx); err != nil {
-			return nil, err
-		}
 		if err := hostFirstBoot(inside.Rooms.OEMStrings(), files, params); err != nil {
 			return nil, err
 		}

@@ -264,6 +264,21 @@ func TestDebInAContainer(t *testing.T) {
 	if left := c.run("ls -d /etc/quantix-kvm /var/lib/quantix-kvm /run/quantix-kvm /etc/systemd/system/*quantix* 2>/dev/null; dpkg -l | grep quantix || true"); left != "" {
 		t.Errorf("the purge leaves %s", left)
 	}
+
+	// Beside cloud-init: a first-boot script that this writes late, as write_files of user data does, is run when it has ended.
+	c.run("mkdir -p /etc/quantix-kvm/firstboot.d /run/cloud-init && touch /run/cloud-init/enabled && " +
+		"echo 'device_path: unix:/run/test.sock' > /etc/quantix-kvm/agent.yaml")
+	c.run(dpkg + present + ".deb")
+	if s := c.status().FirstBoot; s.GetState() == pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED {
+		t.Error("cloud-init has not ended, and the first boot is", s)
+	}
+	c.run(`echo 'file.write("/etc/from-cloud-init", "yes")' > /etc/quantix-kvm/firstboot.d/50-site.lua && echo '{}' > /run/cloud-init/result.json`)
+	for ctx := limited(t, time.Minute); c.status().FirstBoot.GetState() != pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED; {
+		if !pause(ctx, 100*time.Millisecond) {
+			t.Fatal(c.status().FirstBoot)
+		}
+	}
+	c.run("grep -q yes /etc/from-cloud-init")
 }
 
 // longPackages skips a test of packages that takes a minute, unless it is asked for.
