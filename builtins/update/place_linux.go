@@ -61,8 +61,8 @@ func checkOwner(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// lockStage keeps other calls of this from a staging directory until unlock is called or the process ends, and waits for them at most
-// that long. One that is not there needs no lock: what is settled by then is settled.
+// lockStage keeps other calls of this from a staging directory until unlock is called or the process ends, and waits for them
+// at most that long. One that is not there needs no lock: what is settled by then is settled.
 func lockStage(path string, wait time.Duration) (unlock func(), err error) {
 	dir, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {

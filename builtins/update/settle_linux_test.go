@@ -175,7 +175,8 @@ func TestConfirmAfterAbandon(t *testing.T) {
 	}
 }
 
-// A confirmation that fails at any of its steps can be tried again, and keeps the former program, not the new one, as what it was.
+// A confirmation that fails at any of its steps can be tried again, and keeps the former program, not the new one, as what it
+// was.
 func TestConfirmIsTriedAgain(t *testing.T) {
 	for _, at := range []string{"confirm.backup", "confirm.rename", "confirm.sync", "conclude.note", "conclude.clean", "conclude.forget"} {
 		t.Run(at, func(t *testing.T) {

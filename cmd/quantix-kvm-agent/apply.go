@@ -68,8 +68,8 @@ IMAGES
   --image FILE mounts an image, raw or qcow2, and works on its tree: on the one file system that has an os-release, with what its
   fstab has below it. Nothing else sees the mounts, and they end with apply, however it ends. That needs root, and for qcow2
   qemu-storage-daemon. An image that is in use, or whose file systems were not unmounted, is refused. With --dry-run and --drift
-  the image is read, and not changed by a byte. Volumes of LVM are found where each lies in one piece, without LVM's tools. LUKS and
-  RAID are not supported: open them, mount what is in them, and give --root.
+  the image is read, and not changed by a byte. Volumes of LVM are found where each lies in one piece, without the tools of LVM.
+  LUKS and RAID are not supported: open them, mount what is in them, and give --root.
 
 REPRODUCIBLE IMAGES
   --lock FILE writes which scripts ran, by their SHA-256, and with which parameters. Where the file is there already, and says

@@ -1,11 +1,11 @@
 // Package diskimage mounts the file systems of a disk image, raw or qcow2, as its own fstab says, so that a program can work on
 // the tree. All mounts are in a mount namespace of this process: they end with it, however it ends.
 //
-// Volumes of LVM are found by their metadata, where each lies in the image in one piece. Nothing of this machine's LVM is asked or
-// changed.
+// Volumes of LVM are found by their metadata, where each lies in the image in one piece. Nothing of this machine's LVM is
+// asked or changed.
 //
-// Not here: volumes of LVM in several pieces, thin or mirrored ones, encryption, RAID, and subvolumes of btrfs other than the default
-// one. They are told by name.
+// Not here: volumes of LVM in several pieces, thin or mirrored ones, encryption, RAID, and subvolumes of btrfs other than the
+// default one. They are told by name.
 package diskimage
 
 import "errors"

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// Volumes of LVM are found by its metadata, as lib/format_text of its sources writes it, and not by its tools: those would take the
-// volume groups of an image for some of this machine, which may have others of the same name. A volume that lies in the image in one
-// piece, as most do, needs no device mapper either: it is a part of the disk like a partition.
+// Volumes of LVM are found by its metadata, as lib/format_text of its sources writes it, and not by its tools: those would
+// take the volume groups of an image for some of this machine, which may have others of the same name. A volume that lies in
+// the image in one piece, as most do, needs no device mapper either: it is a part of the disk like a partition.
 //
 //	label ─► header of the physical volume: its identifier, where its metadata areas are
 //	           └─► header of an area ─► the text: volume group, physical volumes, logical volumes with their segments
@@ -116,8 +116,8 @@ func readArea(r *io.SectionReader, start, size int64) (string, error) {
 	return strings.TrimRight(string(text), "\x00"), nil
 }
 
-// logicalVolumes replaces the physical volumes of LVM in a list by the logical ones that lie on them. A physical volume stays, and
-// says why, where it cannot be read.
+// logicalVolumes replaces the physical volumes of LVM in a list by the logical ones that lie on them. A physical volume
+// stays, and says why, where it cannot be read.
 func logicalVolumes(disk io.ReaderAt, list []volume) (out []volume) {
 	var all []physical
 	groups := map[string]section{} // by identifier, the newest metadata of each

@@ -84,8 +84,8 @@ func (v volume) unsupported() string {
 // raidMagic is how the superblock of md begins.
 const raidMagic = 0xa92b4efc
 
-// raidAtEnd reports whether a volume of that many bytes has a superblock of md at its end, as versions 1.0 and 0.90 have it: what is
-// at its beginning then looks like a file system of its own, and would differ from its mirror if it were written.
+// raidAtEnd reports whether a volume of that many bytes has a superblock of md at its end, as versions 1.0 and 0.90 have it:
+// what is at its beginning then looks like a file system of its own, and would differ from its mirror if it were written.
 func raidAtEnd(r io.ReaderAt, size int64) bool {
 	b, le32 := make([]byte, 12), binary.LittleEndian.Uint32
 	for version, at := range [2]int64{size&^(64<<10-1) - 64<<10, (size/sector - 16) &^ 7 * sector} {

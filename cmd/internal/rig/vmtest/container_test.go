@@ -22,8 +22,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// container is the guest's own root file system, booted by its own systemd in systemd-nspawn: what needs a service manager and no
-// kernel of its own is looked at there in seconds.
+// container is the guest's own root file system, booted by its own systemd in systemd-nspawn: what needs a service manager
+// and no kernel of its own is looked at there in seconds.
 type container struct {
 	*testing.T
 	init int    // its process 1, as the host sees it
@@ -205,8 +205,8 @@ func withSystemd(install, upgrade, remove string) life {
 	}
 }
 
-// lives installs a package, upgrades it while a transaction is open and after a kill in the middle of a script, and removes it. What
-// is open goes on under the new version; with it the package is not removed.
+// lives installs a package, upgrades it while a transaction is open and after a kill in the middle of a script, and removes
+// it. What is open goes on under the new version; with it the package is not removed.
 func (c *container) lives(l life) {
 	c.Helper()
 	c.run("mkdir -p /etc/quantix-kvm && echo 'device_path: unix:/run/test.sock' > /etc/quantix-kvm/agent.yaml && echo welcome > /etc/motd")
@@ -251,10 +251,17 @@ func (c *container) lives(l life) {
 
 // The package of Debian, from its installation to its purge.
 func TestDebInAContainer(t *testing.T) {
-	c := bootContainer(t, containerOptions{})
+	longPackages(t)
+	paths := map[string]string{}
 	for _, version := range []string{present, newer} {
 		path, err := packages.get(version)
 		must(t, err)
+		paths[version] = path
+	}
+	began := time.Now()
+	defer func() { t.Logf("without the builds it took %v", time.Since(began).Round(time.Second)) }()
+	c := bootContainer(t, containerOptions{})
+	for version, path := range paths {
 		c.put(path, "/opt/"+version+".deb")
 	}
 	const dpkg = "dpkg --force-confold -i /opt/"

@@ -16,8 +16,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// What is made of an image: the agent's own package is installed, then there is a site with its user, its unit and what each machine
-// does at its first boot. image-cleanup, which every agent has, is the third one.
+// What is made of an image: the agent's own package is installed, then there is a site with its user, its unit and what each
+// machine does at its first boot. image-cleanup, which every agent has, is the third one.
 const (
 	installAgentScript = `return script {
   name = "install-agent", version = "1", needs = {"file", "exec"},
@@ -47,8 +47,8 @@ const (
 }`
 )
 
-// picture is the SHA-256 of all that an image has: names, contents, owners, modes, times, links, attributes. The image is mounted where
-// nobody else sees it, and not written.
+// picture is the SHA-256 of all that an image has: names, contents, owners, modes, times, links, attributes. The image is
+// mounted where nobody else sees it, and not written.
 func picture(t *testing.T, image string) string {
 	t.Helper()
 	out, err := exec.Command("unshare", "-m", "sh", "-ec", `mount -o ro,noload,loop "$1" "$2"
@@ -60,8 +60,8 @@ func picture(t *testing.T, image string) string {
 	return string(out)
 }
 
-// An image of Debian, as mmdebstrap makes it, becomes one with the agent by three scripts: twice the same, and unchanged by one that
-// fails. Booted, it runs its first-boot script, and the agent serves.
+// An image of Debian, as mmdebstrap makes it, becomes one with the agent by three scripts: twice the same, and unchanged by
+// one that fails. Booted, it runs its first-boot script, and the agent serves.
 func TestImageIsBuiltAndBooted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting an image needs root")

@@ -15,7 +15,8 @@ func Package(ctx context.Context, dir, version string) (string, error) {
 	return filepath.Join(dir, "quantix-kvm-agent_"+version+"_amd64.deb"), build(ctx, dir, version, "deb")
 }
 
-// Packages builds packages of this tree under a version into dir, those of the packagers, which are deb, rpm, apk and tar; none: all.
+// Packages builds packages of this tree under a version into dir, those of the packagers, which are deb, rpm, apk and tar;
+// none: all.
 func Packages(ctx context.Context, dir, version string, packagers ...string) error {
 	return build(ctx, dir, version, packagers...)
 }
