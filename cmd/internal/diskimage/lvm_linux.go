@@ -145,6 +145,17 @@ func logicalVolumes(disk io.ReaderAt, list []volume) (out []volume) {
 		}
 		all = append(all, p)
 	}
+	seen := map[string]int{}
+	for _, p := range all {
+		seen[p.id]++
+	}
+	all = slices.DeleteFunc(all, func(p physical) bool { // a copy: nothing says which one is meant
+		if seen[p.id] > 1 {
+			p.foreign += ", and another one has the same identifier"
+			out = append(out, p.volume)
+		}
+		return seen[p.id] > 1
+	})
 	taken := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(groups)) {
 		g := group{section: groups[id], name: names[id], all: all}

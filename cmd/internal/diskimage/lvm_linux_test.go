@@ -73,6 +73,15 @@ func TestLogicalVolumes(t *testing.T) {
 			t.Errorf("with byte %d changed: %s", at, got)
 		}
 	}
+	twice := append(lvmDisk(t), lvmDisk(t)...)
+	list := logicalVolumes(bytes.NewReader(twice), []volume{
+		{span: span{1, 0, 65 * mib, ""}, foreign: foreignLVM}, {span: span{2, 65 * mib, 65 * mib, ""}, foreign: foreignLVM},
+	})
+	for _, v := range list {
+		if v.foreign == "" {
+			t.Errorf("of two copies one is used: %+v", v)
+		}
+	}
 	names := volume{logical: "my-vg/the-boot", uuid: "1"}
 	for source, want := range map[string]bool{
 		"/dev/mapper/my--vg-the--boot": true, "/dev/my-vg/the-boot": true, "UUID=1": true, "/dev/mapper/my-vg-the-boot": false, "/dev/vda": false,
