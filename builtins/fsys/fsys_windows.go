@@ -224,6 +224,10 @@ func (d *realDir) mountNumber(string) (uint64, error) { return 0, nil }
 
 func (d *realDir) mount(string) (Mount, error) { return Mount{}, nil }
 
+func (r *realRoot) automount(string) (Mount, bool, error) { return Mount{}, false, nil }
+
+func (r *realRoot) trigger(string) error { return nil }
+
 func isMounted(string) (bool, error) { return false, nil }
 
 func watchMounts(context.Context) (<-chan struct{}, error) { return nil, nil }

@@ -75,6 +75,33 @@ func (c *MountCache) Of(a *At) ([]Mount, error) {
 	return list, nil
 }
 
+// Automount returns the autofs mount that a path leads to, where the file system that belongs there is not mounted. To go further
+// on the path mounts it, and takes as long as that does. waits is false where there is none, on Windows and on an overlay.
+func (r *Root) Automount(path string) (m Mount, waits bool, err error) {
+	real, raw, err := r.real(path)
+	if real == nil || err != nil {
+		return Mount{}, false, err
+	}
+	return real.automount(raw)
+}
+
+// TriggerAutomount uses a directory, so that what is mounted there at its first use is mounted. It returns when that is done, or
+// has failed, and nothing else ends it.
+func (r *Root) TriggerAutomount(path string) error {
+	real, raw, err := r.real(path)
+	if real == nil || err != nil {
+		return err
+	}
+	return real.trigger(raw)
+}
+
+// real returns the file system itself, nil where this is an overlay, and the bytes of a path.
+func (r *Root) real(path string) (*realRoot, string, error) {
+	real, _ := r.fs.(*realRoot)
+	raw, err := checkPath(path)
+	return real, raw, err
+}
+
 // IsMounted reports whether the file system with this Mount.Device is mounted anywhere.
 func IsMounted(device string) (bool, error) { return isMounted(device) }
 

@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -65,6 +66,9 @@ type Config struct {
 	// Bytes is the size of all stored replies together. Over it the oldest are shortened: they lose their result, log
 	// and changes. Optional; 0: 64 MiB.
 	Bytes int64
+	// AutomountWait is how long a step waits for what is mounted at its first use, before it counts as not there. Optional;
+	// 0: 10 s, which a local disk does not need.
+	AutomountWait time.Duration
 	// Step is for tests: it is called with the name of each action on the disk before the action runs. An error makes the
 	// action fail; ErrSkip leaves it out as if it had succeeded. Optional.
 	Step func(name string) error
@@ -96,6 +100,7 @@ type Journal struct {
 	cleanups sync.WaitGroup
 
 	unrecovered chan struct{} // see Unrecovered
+	early       atomic.Bool   // the last Recover was at early boot
 
 	mu         sync.Mutex
 	awaitBegan chan struct{} // closed, and replaced, when a transaction begins to await its confirmation
@@ -104,8 +109,9 @@ type Journal struct {
 	broken     error                 // why no transaction may begin
 	unusable   error                 // why Dir cannot be used
 	kept       []string
-	lastID     int64 // the time in the newest id
-	store      store // has a lock of its own
+	lastID     int64                 // the time in the newest id
+	triggered  map[string]chan error // mounts that were used to have them mounted, and tell the outcome
+	store      store                 // has a lock of its own
 }
 
 // unfinished is what is known of a transaction whose rollback halted.
@@ -136,8 +142,11 @@ func Open(config Config) (*Journal, error) {
 	if config.Entries == 0 {
 		config.Entries = 1000
 	}
+	if config.AutomountWait == 0 {
+		config.AutomountWait = 10 * time.Second
+	}
 	j := &Journal{config: config, writer: make(chan struct{}, 1), unrecovered: make(chan struct{}, 1), awaitBegan: make(chan struct{}),
-		unfinished: map[string]unfinished{}}
+		unfinished: map[string]unfinished{}, triggered: map[string]chan error{}}
 	if err := j.open(); err != nil {
 		if !config.Tolerant || errors.Is(err, fault.ErrBusy) {
 			return nil, fault.On("journal "+config.Dir, err)

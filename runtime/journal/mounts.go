@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -72,6 +73,7 @@ type mountCheck struct {
 	sameBoot bool
 	own      uint64
 	now      fsys.MountCache
+	failed   error // why what is mounted at its first use is not mounted; nil: there is no such file system, or it is
 }
 
 // newMountCheck takes the record of a step. It returns nil for that of an agent that recorded no mounts.
@@ -135,7 +137,9 @@ func (c *mountCheck) check(path string) error {
 		return err
 	}
 	wait := &waitingError{fromMount(was).String()}
-	if now.Point != was.Point && fsys.Within(now.Point, was.Point) { // mounted on a directory that was an ordinary one
+	if now.Type == autofs && c.failed != nil {
+		wait.mount += fmt.Sprintf(", which is mounted at its first use: %v", c.failed)
+	} else if now.Point != was.Point && fsys.Within(now.Point, was.Point) { // mounted on a directory that was an ordinary one
 		wait.mount += fmt.Sprintf(", which %s hides", now)
 	}
 	return wait
@@ -146,12 +150,61 @@ func (c *mountCheck) replaced(path string) (was *pb.JournalMount, now fsys.Mount
 	if was = longestMount(c.was, path); was == nil {
 		return nil, now, nil
 	}
-	now, err = c.current(path)
+	now, waits, err := c.automount(was, path)
+	if err == nil && !waits {
+		now, err = c.current(path)
+	}
 	same := fromMount(was).Same(now) && (!was.Volatile || c.sameBoot && was.Device == now.Device)
 	if err != nil || same || was.Own && now.Number == c.own {
 		return nil, now, err
 	}
 	return was, now, nil
+}
+
+// autofs is the type of the file systems that have something mounted on them, or on a directory of them, at its first use.
+const autofs = "autofs"
+
+// automount has a path's mount mounted where that waits for its first use. If it waits still it returns the autofs mount: nobody
+// may go on the path then, since that takes as long as the mount does, which may be for ever.
+func (c *mountCheck) automount(was *pb.JournalMount, path string) (now fsys.Mount, waits bool, err error) {
+	root := c.journal.config.Root
+	if now, waits, err = root.Automount(path); !waits || err != nil || was.Type == autofs {
+		return now, waits && was.Type != autofs, err
+	}
+	if was.Volatile || !fsys.Within(was.Point, now.Point) { // what would be mounted is not what there was
+		return now, true, nil
+	}
+	if c.failed = c.journal.trigger(was.Point); c.failed != nil {
+		return now, true, nil
+	}
+	return root.Automount(path)
+}
+
+// trigger has a mount mounted that waits for its first use, and waits for that a little. Where it takes longer the next call goes
+// on to wait.
+func (j *Journal) trigger(point string) error {
+	if j.early.Load() { // what mounts it may wait for this
+		return errDeferred
+	}
+	j.mu.Lock()
+	ended, begun := j.triggered[point]
+	if !begun {
+		ended = make(chan error, 1)
+		j.triggered[point] = ended
+		go func() { ended <- fault.Cause(j.config.Root.TriggerAutomount(point)) }()
+	}
+	j.mu.Unlock()
+	timer := time.NewTimer(j.config.AutomountWait)
+	defer timer.Stop()
+	select {
+	case err := <-ended:
+		j.mu.Lock()
+		delete(j.triggered, point)
+		j.mu.Unlock()
+		return err
+	case <-timer.C:
+		return fault.Wrapf(fault.ErrBusy, "that does not end within %v", j.config.AutomountWait)
+	}
 }
 
 // current returns the mount that a path is on, or would be.

@@ -38,6 +38,7 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 		return nil, err
 	}
 	release := func() { j.writer <- struct{}{} }
+	j.early.Store(deferOp != nil)
 	if j.reopen() != nil { // Unusable tells
 		release()
 		return nil, nil
