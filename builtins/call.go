@@ -38,6 +38,9 @@ type Call struct {
 	Contents func(Contents)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
+	// Warned is told what the reply must not keep quiet about, such as that a command was not held to what it says of itself. Nil:
+	// nobody listens. See Warn.
+	Warned func(text string)
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
 	// AfterReply calls f, on a goroutine of its own, when the reply to the request that this belongs to has left, or cannot.
@@ -50,8 +53,11 @@ type Call struct {
 	Undo bool
 	// Idle is set by an operation that the journal calls, and that found nothing to take back.
 	Idle bool
-	// Attachments are the files that came with the script.
-	Attachments map[string][]byte
+	// Attachment returns the content of a file that came with the script; fs.ErrNotExist: none of this name did. Nil: none did.
+	Attachment func(name string) ([]byte, error)
+	// ReleaseRequest gives back the memory that a large request takes, but for that many bytes: others wait for it. Nothing may
+	// refer to the bytes of the request any more. Nil: it takes none.
+	ReleaseRequest func(keep int)
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
 	Judged *fsys.Judged
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
@@ -176,6 +182,13 @@ func (c *Call) Buffer(n int) []byte {
 		return make([]byte, n)
 	}
 	return c.Scratch(n)
+}
+
+// Warn has the reply of the script say something that is no error. What was said before is not said again.
+func (c *Call) Warn(text string) {
+	if c.Warned != nil {
+		c.Warned(text)
+	}
 }
 
 // Report tells of a change.

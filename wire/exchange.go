@@ -15,6 +15,8 @@ type Exchange struct {
 	// Received is when its last byte had come. It has a reading of the monotonic clock.
 	Received time.Time
 
+	kept *keptFrame
+
 	mu      sync.Mutex
 	replied bool
 	after   []func()
@@ -45,6 +47,10 @@ func (e *Exchange) AfterReply(f func()) {
 	}
 	e.after = append(e.after, f)
 }
+
+// ReleaseRequest gives back the memory that the request takes of what all hosts share, but for that many bytes, before the reply is
+// there: nothing may refer to the bytes of the request any more.
+func (e *Exchange) ReleaseRequest(keep int) { e.kept.shrink(keep) }
 
 // newExchange begins an exchange with a request that has just come.
 func newExchange(m *pb.AgentMessage) *Exchange {

@@ -15,10 +15,46 @@ type Memory struct {
 	mu    sync.Mutex
 	left  int
 	freed chan struct{} // closed when some is given back; nil: nobody waits
+
+	making  chan struct{} // held by who makes a reply that may be large
+	replies *Memory       // for large replies that are made and not written; nil: this is that memory
+	size    int           // of replies
+	wait    time.Duration // how long a large reply waits to be made, and for the memory that it takes until it is written
 }
 
-// NewMemory returns a memory of n bytes. It must be larger than the largest frame.
-func NewMemory(n int) *Memory { return &Memory{left: n} }
+// NewMemory returns a memory of n bytes, which must be more than the largest frame has, and half as many for replies that may be
+// large. One that is larger than that half takes all of it.
+func NewMemory(n int) *Memory {
+	return &Memory{left: n, making: make(chan struct{}, maxMaking), size: n / 2, replies: &Memory{left: n / 2}, wait: replyWait}
+}
+
+// Large replies.
+const (
+	maxMaking = 2 // are made at a time: how large they become is known when they are made
+	replyWait = 10 * time.Second
+	minReply  = 64 << 10 // bytes of one that is counted
+)
+
+// errReplies is why a request is refused whose reply finds no memory.
+var errReplies = fault.Wrapf(fault.ErrBusy, "busy: replies to other requests take the memory that there is for them")
+
+// enterMaking waits until a reply that may be large can be made, for m.wait at most. leave is called when it is made, and
+// encoded.
+func (m *Memory) enterMaking(ctx context.Context) (leave func(), err error) {
+	if m == nil {
+		return noop, nil
+	}
+	timer := time.NewTimer(m.wait)
+	defer timer.Stop()
+	select {
+	case m.making <- struct{}{}:
+		return sync.OnceFunc(func() { <-m.making }), nil
+	case <-timer.C:
+		return noop, errReplies
+	case <-ctx.Done():
+		return noop, context.Cause(ctx)
+	}
+}
 
 // What is not counted, since a ping must come through whatever other hosts do; and how long the frames of one read wait
 // for memory together: the messages behind them wait as long.
@@ -30,6 +66,18 @@ const (
 
 // errMemory is why a request is refused that finds no memory.
 var errMemory = fault.Wrapf(fault.ErrBusy, "busy: other requests take the memory that there is for them")
+
+// holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none in time.
+func (m *Memory) holdReply(n int) (done func(), err error) {
+	if m == nil || n < minReply {
+		return nil, nil
+	}
+	n = min(n, m.size)
+	if !m.replies.take(context.Background(), n, time.Now().Add(m.wait)) {
+		return nil, errReplies
+	}
+	return func() { m.replies.reclaim(n) }, nil
+}
 
 // take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it took
 // none.

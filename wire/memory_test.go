@@ -273,3 +273,49 @@ func TestFramesInOneThatIsGivenUpDoNotWait(t *testing.T) {
 		t.Errorf("the pong came after %v", took)
 	}
 }
+
+// Replies that nobody reads take no more than their share of the memory, by however many connections they were asked for. One that
+// finds none is a refusal, and the memory is given back when a reply is written or its host leaves.
+func TestConnectionsShareMemoryForReplies(t *testing.T) {
+	const all, size, connections = 20 << 20, 6 << 20, 6
+	memory := NewMemory(2 * all)
+	memory.wait = 200 * time.Millisecond
+	var hosts []*host
+	for range connections {
+		h, _ := guest(t, func(c *Config) {
+			c.Memory = memory
+			c.Large = func(request proto.Message) bool { _, ok := request.(*pb.ListDirectoryRequest); return ok }
+			c.Handle = func(context.Context, *Conn, string, proto.Message) (proto.Message, error) {
+				return &pb.ListDirectoryResponse{Error: strings.Repeat("x", size)}, nil
+			}
+		})
+		hosts = append(hosts, h)
+		h.send(QTX1, "list", &pb.ListDirectoryRequest{Path: "/"})
+	}
+	time.Sleep(10 * memory.wait) // nobody reads: those that find no memory are refused
+	memory.replies.mu.Lock()
+	left := memory.replies.left
+	memory.replies.mu.Unlock()
+	if want := all % size; left > want || left < want-1000 {
+		t.Errorf("%d bytes are left of %d, for replies of %d", left, all, size)
+	}
+	refused := 0
+	for _, h := range hosts[1:] {
+		switch m := h.answer("list"); {
+		case m.ErrorDetail.GetCode() == "busy" && m.ErrorDetail.Retryable:
+			refused++
+		case len(m.GetListDirectoryResponse().GetError()) != size:
+			t.Error(m.ErrorDetail)
+		}
+	}
+	if most := connections - all/size; refused != most && refused != most-1 { // the first host's may be one of them
+		t.Errorf("%d of %d are refused", refused, connections)
+	}
+	hosts[0].conn.Close()
+	idle(t, memory.replies, all)
+	hosts[1].send(QTX1, "again", &pb.ListDirectoryRequest{Path: "/"})
+	if m := hosts[1].answer("again"); len(m.GetListDirectoryResponse().GetError()) != size {
+		t.Error(m.ErrorDetail)
+	}
+	idle(t, memory.replies, all)
+}

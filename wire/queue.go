@@ -29,6 +29,8 @@ type outgoing struct {
 	replaceable bool
 	// partial: buf is the rest of a frame whose first bytes are written, or a whole one with its header.
 	partial bool
+	// done is called when it is written, or will not be; nil: nobody waits for that. It must not block.
+	done func()
 	// request is the frame of the request that this answers, where it may be another host's than the session's; else nil. It is not
 	// of a frame that has begun to be written.
 	request []byte
@@ -188,7 +190,7 @@ func (q *queue) close(err error) {
 		q.err = err
 	}
 	q.dropped(q.partial)
-	for _, o := range q.urgent {
+	for _, o := range slices.Concat(q.urgent, q.bulk) {
 		q.dropped(o)
 	}
 	q.partial, q.urgent, q.bulk, q.bytes = outgoing{}, nil, nil, 0
@@ -198,8 +200,16 @@ func (q *queue) close(err error) {
 
 // dropped notes the request of an answer that will not be written. The caller holds the lock.
 func (q *queue) dropped(o outgoing) {
+	o.end()
 	if o.request != nil {
 		q.unanswered = append(q.unanswered, o.request)
+	}
+}
+
+// end calls done.
+func (o outgoing) end() {
+	if o.done != nil {
+		o.done()
 	}
 }
 

@@ -12,17 +12,23 @@ import (
 // reply sends the one reply to a request, and waits until its lane has room. leave, which takes the request out of those in flight,
 // is called before the host can have read the reply, and after everything that is sent later is certain to follow it.
 func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
-	c.replyTo(nil, id, payload, err, urgent, leave)
+	c.replyTo(nil, id, payload, err, urgent, leave, nil)
 }
 
-// replyTo is reply to a request whose frame is given; nil: it is certain whose it is.
-func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err error, urgent bool, leave func()) {
+// replyTo is reply to a request whose frame is given; nil: it is certain whose it is. made is called when a reply that may be large
+// is encoded, and the memory for it found; nil: it cannot be large.
+func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err error, urgent bool, leave, made func()) {
 	m := Wrap(id, payload)
 	m.ErrorDetail = fault.Detail(err)
 	o, inPlace := c.encodeInPlace(id, m)
 	var tooLarge error
 	if !inPlace {
 		o, tooLarge = c.encode(m)
+	}
+	if made != nil {
+		if tooLarge == nil {
+			o.done, tooLarge = c.config.Memory.holdReply(len(o.buf))
+		}
 	}
 	if tooLarge != nil {
 		empty := Wrap(id, nil)
@@ -31,6 +37,9 @@ func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err err
 		}
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
+	}
+	if made != nil {
+		made()
 	}
 	o.request = request
 	if err := c.enqueue(o, urgent, leave); err != nil {
@@ -131,12 +140,13 @@ func (c *Conn) enqueue(o outgoing, urgent bool, leave func()) error {
 		c.queue.close(ErrHostGone)
 		c.channel.Close()
 	}
-	rest := outgoing{buf: frame[n:], whole: o.whole, partial: true}
+	rest := outgoing{buf: frame[n:], whole: o.whole, partial: true, done: o.done}
 	if n == 0 {
 		rest.request = o.request
 	}
 	c.queue.release(rest)
 	if n == len(frame) {
+		o.end()
 		c.recycleFrame(o)
 	}
 	return err
@@ -162,7 +172,9 @@ func (c *Conn) write() {
 		if !o.partial {
 			frame = prependHeader(c.framingOf(o), o.buf)
 		}
-		if n, err := c.channel.Write(frame); err != nil {
+		n, err := c.channel.Write(frame)
+		o.end()
+		if err != nil {
 			if n == 0 {
 				c.queue.notWritten(o)
 			}

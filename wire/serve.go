@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -29,7 +30,7 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 		return // an event or a reply, which no host sends
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
-		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop)
+		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop, nil)
 		return
 	}
 	if c.config.Mutates(request) {
@@ -39,17 +40,46 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 		}
 	}
 	size := len(frame.Payload)
-	release, ok := c.keepFrame(ctx, frame, message, request, content)
-	if !ok {
+	kept := c.keepFrame(ctx, frame, message, request, content)
+	if kept == nil {
 		c.refuse(id, request, errMemory)
 		return
 	}
-	c.start(ctx, session, message, request, size, release)
+	c.start(ctx, session, message, request, size, kept)
 }
 
-// keepFrame has a request keep what it needs of its frame until release is called: the buffer, where it has one of its own or its
-// content may lie in it, or copies. ok is false where there is no memory for it.
-func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, request proto.Message, content *largeField) (release func(), ok bool) {
+// keptFrame is what a request keeps of its frame.
+type keptFrame struct {
+	mu     sync.Mutex
+	memory *Memory
+	n      int    // bytes of the memory
+	drop   func() // gives the buffer up; nil: there is none of its own
+	owned  bool   // the buffer was made for this frame alone
+}
+
+// release gives all back.
+func (k *keptFrame) release() { k.shrink(0) }
+
+// shrink gives back all but that many bytes of the memory, and the buffer, which nothing may refer to any more.
+func (k *keptFrame) shrink(to int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.drop != nil {
+		k.drop()
+		k.drop = nil
+	}
+	rest := k.n - min(to, k.n)
+	k.n -= rest
+	if k.owned {
+		k.memory.reclaim(rest)
+	} else {
+		k.memory.give(rest)
+	}
+}
+
+// keepFrame has a request keep what it needs of its frame until that is released: the buffer, where it has one of its own or its
+// content may lie in it, or copies. It returns nil where there is no memory for it.
+func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, request proto.Message, content *largeField) *keptFrame {
 	transient := c.config.Transient != nil && c.config.Transient(request)
 	if c.ownsBuffer() {
 		if content != nil {
@@ -57,21 +87,20 @@ func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, reque
 		}
 		n := c.reserved
 		buf := c.detachBuffer()
-		return func() {
+		return &keptFrame{memory: c.config.Memory, n: n, owned: true, drop: func() {
 			if transient {
 				c.reuse(buf)
 			}
 			buf = nil
-			c.config.Memory.reclaim(n)
-		}, true
+		}}
 	}
 	n := len(f.Payload)
 	if n <= freeRequest {
 		n = 0
 	} else if !c.takeMemory(ctx, n) {
-		return nil, false
+		return nil
 	}
-	release = func() { c.config.Memory.give(n) }
+	kept := &keptFrame{memory: c.config.Memory, n: n}
 	switch {
 	case content == nil:
 	case !transient || c.salvaging:
@@ -79,9 +108,9 @@ func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, reque
 	default:
 		content.set(m, content.content)
 		buf := c.decoder.Detach(reusable(&c.smallPool, minReadSize))
-		return func() { c.reuse(buf); c.config.Memory.give(n) }, true
+		kept.drop = func() { c.reuse(buf) }
 	}
-	return release, true
+	return kept
 }
 
 // checkTrust returns why a request that changes the guest must not be served, or nil.
@@ -108,8 +137,8 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 }
 
 // start serves a request on a goroutine of its own, now or when those before it leave room. A request that was sent twice is served
-// once: the reply is for both. size is that of its frame; release is called when that is not used any more.
-func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, size int, release func()) {
+// once: the reply is for both. size is that of its frame; kept is released when that is not used any more.
+func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, size int, kept *keptFrame) {
 	id, parent, vital := m.MessageId, session, c.config.Vital != nil && c.config.Vital(request)
 	light := vital || c.config.Light != nil && c.config.Light(request)
 	if c.config.Mutates(request) {
@@ -118,7 +147,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	size += waitingSize
 	place := c.admit(id, light, size)
 	if place == placeNone || place == placeDuplicate {
-		release()
+		kept.release()
 		if place == placeNone {
 			c.refuse(id, request, errTooMany)
 		}
@@ -127,7 +156,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	leave := func() { c.leave(session, id, light) }
 	call, done, err := c.config.Calls.Start(parent, c.config.Port, id)
 	if err != nil {
-		release()
+		kept.release()
 		if place == placeWaiting {
 			leave = func() { c.leaveWaiting(id, size) }
 		}
@@ -138,6 +167,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	var exchange *Exchange
 	if c.config.Transient == nil || !c.config.Transient(request) { // of those there are many, and none asks for it
 		exchange = newExchange(m)
+		exchange.kept = kept
 		call = context.WithValue(call, exchangeKey{}, exchange)
 	}
 	stop := func() {}
@@ -148,13 +178,19 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	c.replies.Add(1)
 	serve := func() {
 		defer c.replies.Done()
-		defer c.enterLarge(call, request)()
-		reply, err := c.handleInOrder(call, id, request, before, orderDone)
+		var made func()
+		enter := func() error { return nil }
+		if c.config.Large != nil && c.config.Large(request) {
+			defer c.enterLarge(call)()
+			made = noop
+			enter = func() (err error) { made, err = c.config.Memory.enterMaking(call); return err }
+		}
+		reply, err := c.handleInOrder(call, id, request, before, orderDone, enter)
 		stop()
 		done()        // the call is over; the reply may have to wait for a host that reads
 		request = nil // else it would be held as long
-		release()
-		send := func() { c.reply(id, reply, err, vital, leave) }
+		kept.release()
+		send := func() { c.replyTo(nil, id, reply, err, vital, leave, made) }
 		if exchange == nil {
 			send()
 		} else {
@@ -198,10 +234,7 @@ func (c *Conn) spawn(session context.Context, f func()) {
 }
 
 // enterLarge waits until no other request of this host holds a reply that may be large, or nobody wants this one any more.
-func (c *Conn) enterLarge(call context.Context, request proto.Message) (leave func()) {
-	if c.config.Large == nil || !c.config.Large(request) {
-		return noop
-	}
+func (c *Conn) enterLarge(call context.Context) (leave func()) {
 	select {
 	case c.large <- struct{}{}:
 		return func() { <-c.large }
@@ -210,9 +243,11 @@ func (c *Conn) enterLarge(call context.Context, request proto.Message) (leave fu
 	}
 }
 
-// handleInOrder waits for before, handles the request, and calls done for the next request of the same order. A request whose
-// context has ended by then is not handled.
-func (c *Conn) handleInOrder(ctx context.Context, id string, request proto.Message, before <-chan struct{}, done func()) (proto.Message, error) {
+// handleInOrder waits for before, calls enter, handles the request, and calls done for the next request of the same order. A request
+// whose context has ended by then, or that could not enter, is not handled.
+func (c *Conn) handleInOrder(
+	ctx context.Context, id string, request proto.Message, before <-chan struct{}, done func(), enter func() error,
+) (proto.Message, error) {
 	if before != nil {
 		select {
 		case <-before:
@@ -224,6 +259,9 @@ func (c *Conn) handleInOrder(ctx context.Context, id string, request proto.Messa
 	}
 	defer done()
 	if err := context.Cause(ctx); err != nil {
+		return c.config.Refuse(request, err), err
+	}
+	if err := enter(); err != nil {
 		return c.config.Refuse(request, err), err
 	}
 	return c.config.Handle(ctx, c, id, request)

@@ -75,6 +75,9 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		return nil, onCommand(in, err)
 	}
 	spec.Owner = call.Port
+	if says := in.GetReadonly() || len(in.GetTouches()) > 0; says && !in.GetUnconfined() && spec.Confine == nil && r.guest.Answer == nil {
+		call.Warn(program(in) + " is not held to what it says of itself: confinement is " + r.confinement())
+	}
 	change := &pb.Change{Op: op, Target: target, Action: "ran", Reversible: !in.GetIrreversible(), State: pb.ChangeState_CHANGE_STATE_APPLIED}
 	if call.DryRun != nil {
 		if result, err := predict(call, in, change); result != nil || err != nil {

@@ -263,9 +263,15 @@ func digestOf(ctx context.Context, file *os.File) (string, error) {
 }
 
 func (r *Room) attachment(_ context.Context, call *builtins.Call, in *pb.AttachmentArgs) (*pb.Content, error) {
-	content, ok := call.Attachments[in.Name]
-	if !ok {
-		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "no attachment of this name came with the script"))
+	content, err := []byte(nil), fs.ErrNotExist
+	if call.Attachment != nil {
+		content, err = call.Attachment(in.Name)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fault.Wrapf(fs.ErrNotExist, "no attachment of this name came with the script")
+	}
+	if err != nil {
+		return nil, fault.On(in.Name, err)
 	}
 	return &pb.Content{Content: content}, nil
 }

@@ -2,6 +2,7 @@ package file_test
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -442,7 +443,12 @@ func TestLooking(t *testing.T) {
 	if out, err := run[*pb.Digest](g, "file.sha256", &pb.PathArgs{Path: "/d/f"}); err != nil || out.Sha256 != "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824" {
 		t.Errorf("%v, %v", out, err)
 	}
-	g.call.Attachments = map[string][]byte{"a": []byte("data")}
+	g.call.Attachment = func(name string) ([]byte, error) {
+		if name != "a" {
+			return nil, fs.ErrNotExist
+		}
+		return []byte("data"), nil
+	}
 	if out, err := run[*pb.Content](g, "file.attachment", &pb.AttachmentArgs{Name: "a"}); err != nil || string(out.Content) != "data" {
 		t.Errorf("%v, %v", out, err)
 	}

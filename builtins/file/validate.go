@@ -37,6 +37,8 @@ func (r *Room) validator(call *builtins.Call, argv []string) (func(ctx context.C
 			spec.Env = proc.Environ(proc.LoginEnv(nil), nil)
 			if r.guest.Runner.Confinement() == proc.Confined {
 				spec.Confine = &proc.Confine{}
+			} else {
+				call.Warn(argv[0] + ", which validates, is not held to changing nothing: confinement is " + r.guest.Runner.Confinement())
 			}
 		}
 		result, err := r.guest.RunValidator(ctx, guest.Command{Line: guest.Quote(argv), Readonly: true}, spec)

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	guestof "github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -41,5 +43,22 @@ func TestAFileThatChangesWhileItIsValidated(t *testing.T) {
 		if left, _ := os.ReadDir(g.dir); len(left) != 1 {
 			t.Errorf("%s: %v is left", name, left)
 		}
+	}
+}
+
+// A program that validates and cannot be held to changing nothing is told of in the reply.
+func TestAValidatorThatIsNotHeldIsTold(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	if g.of.Runner = proc.New(proc.Config{Name: "test", Cgroup: "none", JobCgroup: "none"}); g.of.Runner.Confinement() == proc.Confined {
+		t.Fatal("it is held")
+	}
+	var said []string
+	g.call.Warned = func(text string) { said = append(said, text) }
+	in := &pb.WriteFileArgs{Path: "/f", Content: []byte("new"), Validate: []string{"true", "%s"}}
+	if _, err := run[*pb.Changed](g, "file.write", in); err != nil {
+		t.Fatal(err)
+	}
+	if len(said) != 1 || !strings.HasPrefix(said[0], "true, which validates, is not held to changing nothing: ") {
+		t.Errorf("%q", said)
 	}
 }

@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -10,6 +14,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 	"github.com/quantix-kvm/guest-agent/wire"
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -94,4 +99,46 @@ func TestHostsDoNotFillTheAgent(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The files that come with scripts take none of the memory for requests while these wait or run: others of that size are served
+// meanwhile. Each script has its own as they came.
+func TestAttachmentsOfScriptsTakeNoMemory(t *testing.T) {
+	const scripts, size = 4, 7_000_000 // two files of that size each
+	a := agenttest.Start(t, agenttest.Options{Config: "telemetry_interval_secs: 3600\nlog_level: error\n"})
+	gate := filepath.Join(t.TempDir(), "gate")
+	ask := func(c *client.Client, i int, source string) *pb.RunScriptResponse {
+		request := &pb.RunScriptRequest{Source: []byte(source), TimeoutSeconds: 120, Attachments: []*pb.Attachment{
+			{Name: "a", Data: []byte(strings.Repeat(fmt.Sprintf("%010d", i), size/10))}, {Name: "b", Data: []byte("small")},
+			{Name: "c", Data: []byte(strings.Repeat(fmt.Sprintf("%010d", i+1), size/10))},
+		}}
+		reply, err := client.Call[*pb.RunScriptResponse](t.Context(), c, request)
+		for errors.Is(err, fault.ErrBusy) && t.Context().Err() == nil { // another one is still on its way to the disk
+			reply, err = client.Call[*pb.RunScriptResponse](t.Context(), c, request)
+		}
+		if want := fmt.Sprintf("%010d%010d%010dsmall", size, i, i+1); err != nil || reply.Result.GetStringValue() != want {
+			t.Errorf("%v, %v", reply, err)
+		}
+		return reply
+	}
+	const look = `local a, c = file.attachment("a"), file.attachment("c")
+return string.format("%010d", #a) .. a:sub(-10) .. c:sub(1, 10) .. file.attachment("b")`
+	var work sync.WaitGroup
+	for i := range scripts {
+		c := a.Client(t, client.Options{})
+		work.Go(func() {
+			ask(c, i, fmt.Sprintf("exec.run({'sh', '-c', 'until [ -e %s ]; do sleep 0.05; done'}, {readonly = true})\n", gate)+look)
+		})
+	}
+	c := a.Client(t, client.Options{})
+	for i := range 4 { // while one of the others runs, and the rest wait for it
+		ask(c, 10*i, "return script { name = 'looks', readonly = true, run = function() "+look+" end }")
+	}
+	if left, _ := os.ReadDir(filepath.Join(a.State, "overlays")); len(left) > 0 {
+		t.Errorf("%v has a name", left)
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	work.Wait()
 }

@@ -135,6 +135,7 @@ func (n *nativeSession) handle(ctx context.Context, _ *wire.Conn, id string, req
 	}
 	if exchange := wire.ExchangeOf(ctx); exchange != nil {
 		call.AfterReply, call.Sent, call.Received = exchange.AfterReply, exchange.Sent, exchange.Received
+		call.ReleaseRequest = exchange.ReleaseRequest
 	}
 	return n.agent.dispatch(ctx, call, request)
 }

@@ -449,14 +449,17 @@ func TestWhatACallKnows(t *testing.T) {
 		call.ReportApplied(&pb.Change{Target: path})
 		return nil
 	}
-	files := map[string][]byte{"a": nil}
-	run := k.calls.Begin(RunConfig{Call: &builtins.Call{ID: "id", Port: "port", Session: "session"}, Attachments: files})
+	files := func(string) ([]byte, error) { return []byte("data"), nil }
+	run := k.calls.Begin(RunConfig{Call: &builtins.Call{ID: "id", Port: "port", Session: "session"}, Attachment: files})
 	for _, path := range []string{"/x", "/y"} {
 		if _, _, err := run.Call(t.Context(), "test.change", request(path)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got.ID != "id" || got.Port != "port" || got.Session != "session" || got.Tx != nil || got.Undo || len(got.Attachments) != 1 {
+	if data, err := got.Attachment("a"); err != nil || string(data) != "data" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if got.ID != "id" || got.Port != "port" || got.Session != "session" || got.Tx != nil || got.Undo {
 		t.Errorf("%+v", got)
 	}
 	if changes := got.Changes(); len(changes) != 2 || changes[1].Target != "/y" || len(run.Changes()) != 2 || len(run.After()) != 0 {

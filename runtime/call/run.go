@@ -36,8 +36,10 @@ type Run struct {
 type RunConfig struct {
 	// Call is the request that began the run: its id, port and session are those of each call. Required.
 	Call *builtins.Call
-	// Attachments are the files that came with the script.
-	Attachments map[string][]byte
+	// Attachment returns the content of a file that came with the script; see builtins.Call.
+	Attachment func(name string) ([]byte, error)
+	// Warned is told what the reply must not keep quiet about. Optional.
+	Warned func(text string)
 	// Rights are the bounds within all of which each call must be.
 	Rights []*policy.Rights
 	// Readonly refuses every call that changes something.
@@ -124,8 +126,8 @@ func (r *Run) decide(op *builtins.Op) *decision {
 func (r *Run) newCall() *builtins.Call {
 	from := r.config.Call
 	return &builtins.Call{
-		ID: from.ID, Port: from.Port, Session: from.Session, Attachments: r.config.Attachments, DryRun: r.config.DryRun,
-		Changed: r.changed, Contents: r.edited, Changes: r.Changes, AfterReply: from.AfterReply,
+		ID: from.ID, Port: from.Port, Session: from.Session, Attachment: r.config.Attachment, DryRun: r.config.DryRun,
+		Warned: r.config.Warned, Changed: r.changed, Contents: r.edited, Changes: r.Changes, AfterReply: from.AfterReply,
 	}
 }
 

@@ -59,7 +59,7 @@ func serveAutomount(setting string) error {
 		if err != nil || n < len(packet)-4 {
 			return errors.Join(err, fmt.Errorf("%d bytes", n))
 		}
-			token, answer := int(binary.NativeEndian.Uint32(packet[8:])), uint(autofsReady)
+		token, answer := int(binary.NativeEndian.Uint32(packet[8:])), uint(autofsReady)
 		switch what {
 		case "mount":
 			err = unix.Mount(disk, point, "", unix.MS_BIND, "")

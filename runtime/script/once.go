@@ -192,6 +192,7 @@ func (r *run) attach(ctx context.Context, other *run) *pb.RunScriptResponse {
 	if !hmac.Equal(other.print, r.print) || !r.call.MaySee(other.call.Port) {
 		return conflict()
 	}
+	r.releaseAttachments() // the other one has them
 	select {
 	case <-other.ended:
 		if other.reply == nil {

@@ -34,6 +34,7 @@ type run struct {
 	dry      *builtins.DryRun // nil but for a dry run
 	rights   []*policy.Rights
 	calls    *call.Run
+	spool    *spool          // of the attachments; nil: they are in the request
 	confirm  time.Duration   // within which the changes must be confirmed; 0: they need not
 	refusal  *pb.RunnerError // of the last call that a policy or the rights refused
 	reply    *pb.RunScriptResponse
@@ -51,6 +52,7 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 		return refused("params", fmt.Sprintf("the key has %d bytes; it may have %d", len(r.request.Key), maxKey))
 	}
 	if r.request.DryRun { // nothing of it is known by a key
+		defer r.spoolAttachments()()
 		return r.identified(ctx)
 	}
 	if r.key = r.request.Key; r.key == "" {
@@ -62,6 +64,7 @@ func (r *run) do(ctx context.Context) *pb.RunScriptResponse {
 		return earlier
 	}
 	defer leave()
+	defer r.spoolAttachments()()
 	r.reply = r.identified(ctx)
 	return r.reply
 }
@@ -157,7 +160,7 @@ func (r *run) timeout() time.Duration {
 // execute runs the script in a runner. The status is the caller's to say.
 func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 	r.calls = r.manager.config.Calls.Begin(call.RunConfig{
-		Call: r.call, Attachments: r.attachments(), Rights: r.rights, Readonly: r.declared.GetReadonly(),
+		Call: r.call, Attachment: r.attachment, Warned: r.warned, Rights: r.rights, Readonly: r.declared.GetReadonly(),
 		Tx: r.tx, DryRun: r.dry, Hide: r.hide.function(),
 	})
 	params, err := sandbox.FromStruct(r.request.Params)
@@ -218,18 +221,19 @@ func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply 
 	return reply
 }
 
-func (r *run) attachments() map[string][]byte {
-	files := map[string][]byte{}
-	for _, a := range r.request.Attachments {
-		files[a.Name] = a.Data
-	}
-	return files
-}
-
 func (r *run) logged(line *pb.LogLine) {
 	line.Message = r.hide.text(line.Message)
 	r.log = append(r.log, line)
 	r.event(&pb.ScriptEvent{Log: line})
+}
+
+// warned adds a line of the agent's own to the log of the script, each text once.
+func (r *run) warned(text string) {
+	text = r.hide.text(text)
+	known := func(line *pb.LogLine) bool { return line.Level == "warn" && line.Message == text }
+	if !slices.ContainsFunc(r.log, known) {
+		r.logged(&pb.LogLine{At: timestamppb.Now(), Level: "warn", Message: text})
+	}
 }
 
 func (r *run) progressed(fraction *float64, step string) {

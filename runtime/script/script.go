@@ -46,6 +46,11 @@ type Config struct {
 	Files *fsys.Root
 	// Unsupported are the tables of functions that scripts may name and this agent does not have.
 	Unsupported []string
+	// Spool is a directory where the files that come with scripts are while they wait or run, so that they take no memory.
+	// Optional; empty: there is none.
+	Spool string
+	// Enter begins what writes to Spool, until leave; see journal.Config. Optional.
+	Enter func(ctx context.Context) (leave func(), err error)
 	// Timeout bounds a run, waiting included, that says nothing else: 0: the limit of the pool.
 	Timeout time.Duration
 }
@@ -56,6 +61,7 @@ type Manager struct {
 
 	mu      sync.Mutex
 	running map[*run]context.CancelCauseFunc
+	spooled int64           // bytes of all spools
 	keys    map[string]*run // what runs, by its key
 	// described are the scripts of the last listing, by their digest: a declaration is a function of the source.
 	described map[string]*pb.ScriptInfo

@@ -152,6 +152,7 @@ func (core *Core) open(c Config) (err error) {
 	}
 	core.Scripts = script.New(script.Config{
 		Pool: c.Pool, Library: c.Library, Journal: core.Journal, Calls: core.Calls, Secret: core.secret, Files: core.Files, Unsupported: all.Unsupported,
+		Spool: c.overlays(), Enter: core.Rooms.Frozen().EnterOwn,
 		Overlay: func() (*fsys.Root, error) { return core.Files.Overlay(filepath.Join(c.overlays(), rand.Text())) },
 	})
 	if c.Disabled {
