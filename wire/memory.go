@@ -9,21 +9,21 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Memory is what all connections of an agent share for what hosts send: the buffers of large frames that are coming, and requests
-// until they are answered. A nil Memory has no bound. It is safe for concurrent use.
+// Memory is what all connections of an agent share: for the buffers of large frames that are coming, for requests until they
+// are answered, and for large replies until they are written. A nil Memory has no bound. It is safe for concurrent use.
 type Memory struct {
 	mu    sync.Mutex
 	left  int
 	freed chan struct{} // closed when some is given back; nil: nobody waits
 
 	making  chan struct{} // held by who makes a reply that may be large
-	replies *Memory       // for large replies that are made and not written; nil: this is that memory
+	replies *Memory       // the share of large replies that are made and not written; nil: this is that
 	size    int           // of replies
 	wait    time.Duration // how long a large reply waits to be made, and for the memory that it takes until it is written
 }
 
-// NewMemory returns a memory of n bytes, which must be more than the largest frame has, and half as many for replies that may be
-// large. One that is larger than that half takes all of it.
+// NewMemory returns a memory of n bytes, which must be more than the largest frame has. Replies that may be large have half of
+// it at most, and one that is larger than that half takes all of it: hosts that do not read keep no others from asking.
 func NewMemory(n int) *Memory {
 	return &Memory{left: n, making: make(chan struct{}, maxMaking), size: n / 2, replies: &Memory{left: n / 2}, wait: replyWait}
 }
@@ -67,16 +67,22 @@ const (
 // errMemory is why a request is refused that finds no memory.
 var errMemory = fault.Wrapf(fault.ErrBusy, "busy: other requests take the memory that there is for them")
 
-// holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none in time.
+// holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none
+// in time.
 func (m *Memory) holdReply(n int) (done func(), err error) {
 	if m == nil || n < minReply {
 		return nil, nil
 	}
 	n = min(n, m.size)
-	if !m.replies.take(context.Background(), n, time.Now().Add(m.wait)) {
+	until := time.Now().Add(m.wait)
+	if !m.replies.take(context.Background(), n, until) {
 		return nil, errReplies
 	}
-	return func() { m.replies.reclaim(n) }, nil
+	if !m.take(context.Background(), n, until) {
+		m.replies.give(n)
+		return nil, errReplies
+	}
+	return func() { m.replies.give(n); m.reclaim(n) }, nil
 }
 
 // take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it took

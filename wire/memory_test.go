@@ -318,4 +318,5 @@ func TestConnectionsShareMemoryForReplies(t *testing.T) {
 		t.Error(m.ErrorDetail)
 	}
 	idle(t, memory.replies, all)
+	idle(t, memory, 2*all)
 }

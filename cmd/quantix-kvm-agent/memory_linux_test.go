@@ -33,52 +33,86 @@ func peakRSS(a *agenttest.Agent, f func()) int64 {
 	}
 }
 
-// Hosts do not make the agent hold more than 32 MiB above its rest: the frames that come and the requests that are served or wait
-// share one budget, whatever connection they come by. Each request is answered, and pings come through meanwhile.
+// Hosts do not make the agent hold more than 32 MiB above its rest: the frames that come and the requests that are served or
+// wait share one budget, whatever connection they come by. Each request is answered, and pings come through meanwhile.
 func TestHostsDoNotFillTheAgent(t *testing.T) {
 	if agenttest.Race {
 		t.Skip("the race detector multiplies memory")
 	}
 	const most = 32 << 20
 	const connections, requests = 28, 62
+	slowFrames := func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest, connections int) {
+		var work sync.WaitGroup
+		defer work.Wait()
+		for i := range connections {
+			p := newPeer(t, a)
+			work.Go(func() {
+				whole := frame(t, wire.Plain, fmt.Sprint("slow-", i), large)
+				p.conn.SetWriteDeadline(time.Now().Add(4 * time.Second))
+				for at := 0; at < len(whole); at += 1 << 20 {
+					if _, err := p.conn.Write(whole[at:min(at+1<<20, len(whole)-1)]); err != nil {
+						return
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+			})
+		}
+		work.Go(func() { newPeer(t, a).alive("beside") })
+	}
+	manyRequests := func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest, requests int) {
+		c := a.Client(t, client.Options{})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		var work sync.WaitGroup
+		for range requests {
+			work.Go(func() {
+				_, err := client.Call[*pb.RunScriptResponse](ctx, c, large)
+				if err != nil && ctx.Err() != nil {
+					t.Error("a request is not answered: ", err)
+				}
+			})
+		}
+		for range 20 {
+			if _, _, err := c.Ping(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		work.Wait()
+	}
 	for name, attack := range map[string]func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest){
 		"slow frames": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
-			var work sync.WaitGroup
-			defer work.Wait()
-			for i := range connections {
-				p := newPeer(t, a)
-				work.Go(func() {
-					whole := frame(t, wire.Plain, fmt.Sprint("slow-", i), large)
-					p.conn.SetWriteDeadline(time.Now().Add(4 * time.Second))
-					for at := 0; at < len(whole); at += 1 << 20 {
-						if _, err := p.conn.Write(whole[at:min(at+1<<20, len(whole)-1)]); err != nil {
-							return
-						}
-						time.Sleep(100 * time.Millisecond)
-					}
-				})
-			}
-			work.Go(func() { newPeer(t, a).alive("beside") })
+			slowFrames(t, a, large, connections)
 		},
 		"requests that wait": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
-			c := a.Client(t, client.Options{})
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			defer cancel()
+			manyRequests(t, a, large, requests)
+		},
+		"all at once, with runners and lists that nobody reads": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
+			dir := t.TempDir()
+			for i := range 5000 {
+				if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%0200d", i)), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range 10 { // a megabyte each
+				list := frame(t, wire.Plain, fmt.Sprint("list-", i), &pb.ListDirectoryRequest{Path: dir})
+				if _, err := newPeer(t, a).conn.Write(list); err != nil {
+					t.Fatal(err)
+				}
+			}
 			var work sync.WaitGroup
-			for range requests {
+			defer work.Wait()
+			c := a.Client(t, client.Options{})
+			for range 30 {
 				work.Go(func() {
-					_, err := client.Call[*pb.RunScriptResponse](ctx, c, large)
-					if err != nil && ctx.Err() != nil {
-						t.Error("a request is not answered: ", err)
+					_, err := client.Call[*pb.RunScriptResponse](t.Context(), c, &pb.RunScriptRequest{Source: []byte(
+						`return script { name = "reads", readonly = true, run = function() exec.run({"sleep", "1"}, {readonly = true}) end }`)})
+					if err != nil && !errors.Is(err, fault.ErrBusy) {
+						t.Error(err)
 					}
 				})
 			}
-			for range 20 {
-				if _, _, err := c.Ping(ctx); err != nil {
-					t.Error(err)
-				}
-			}
-			work.Wait()
+			work.Go(func() { slowFrames(t, a, large, 10) })
+			manyRequests(t, a, large, 5)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
