@@ -38,6 +38,7 @@ func TestProtocolConstants(t *testing.T) {
 		"wire.pieceSize": pieceSize, "wire.unsolicitedBudget": unsolicitedBudget, "wire.PayloadTimeout": PayloadTimeout,
 		"wire.maxPayloadWait": maxPayloadWait, "wire.StaleAfter": StaleAfter, "wire.echoWindow": echoWindow,
 		"wire.maxWaiting": maxWaiting, "wire.waitingSize": waitingSize, "wire.memoryWait": memoryWait, "wire.freeRequest": freeRequest,
+		"wire.maxMaking": maxMaking, "wire.minReply": minReply, "wire.replyWait": replyWait,
 	}
 	for _, row := range tables(t) {
 		name := strings.Trim(row[0], "`")

@@ -426,7 +426,7 @@ exec = {}
 ---@field group? string Its group, where that is not the user's.
 ---@field check? boolean Raise on a non-zero exit; true unless said otherwise.
 ---@field max_output? integer Bytes kept of each stream; 0: 1 MiB.
----@field readonly? boolean Changes nothing.
+---@field readonly? boolean Changes nothing. Where the guest cannot hold it to that, the log of the reply says so; of touches, too.
 ---@field undo? string[] Takes it back; must be idempotent and bear that the command failed or never ran.
 ---@field touches? string[] Changes nothing but these paths.
 ---@field irreversible? boolean Cannot be taken back, and a rollback says so.

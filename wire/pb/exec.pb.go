@@ -97,7 +97,7 @@ type RunArgs struct {
 	Check *bool `protobuf:"varint,8,opt,name=check,proto3,oneof" json:"check,omitempty"`
 	// Bytes kept of each stream; 0: 1 MiB.
 	MaxOutput uint64 `protobuf:"varint,9,opt,name=max_output,json=maxOutput,proto3" json:"max_output,omitempty"`
-	// Changes nothing.
+	// Changes nothing. Where the guest cannot hold it to that, the log of the reply says so; of touches, too.
 	Readonly bool `protobuf:"varint,10,opt,name=readonly,proto3" json:"readonly,omitempty"`
 	// Takes it back; must be idempotent and bear that the command failed or never ran.
 	Undo []string `protobuf:"bytes,11,rep,name=undo,proto3" json:"undo,omitempty"`

@@ -492,24 +492,3 @@ func TestChannelLeftInTheMiddleOfReplies(t *testing.T) {
 		}
 	}
 }
-
-// A ping that comes while the agent writes a reply, and looks again and again whether the port takes more, is answered without
-// another message behind it: each look has the kernel drop the interrupt for what has come.
-func TestChannelPollsTakeNoWakeUps(t *testing.T) {
-	vm := machine(t, vmtest.Options{})
-	startAgent(t, vm)
-	ctx := limited(t, 5*time.Minute)
-	c := dial(t, vm, vmtest.CtlPort, client.Options{})
-	for i := range rounds(150) {
-		replied := make(chan error, 1)
-		go func() {
-			_, err := client.Call[*pb.ExecuteResponse](ctx, c, &pb.ExecuteRequest{Command: "head -c 400000 /dev/zero | tr '\\0' x", WaitForExit: true})
-			replied <- err
-		}()
-		time.Sleep(time.Duration(i%20) * 2 * time.Millisecond) // so that it comes before, beside or behind the reply
-		ping(t, c, promptly)
-		if err := <-replied; err != nil {
-			t.Fatal(err)
-		}
-	}
-}
