@@ -24,16 +24,16 @@ func fingerprint(key []byte, request *pb.RunScriptRequest) []byte {
 	c.text("request")
 	c.text(request.Name)
 	c.text(sentDigest(request))
-	return c.rest(request)
+	return c.rest(request, (*pb.Attachment).GetData)
 }
 
 // formerFingerprint returns the fingerprint that agents before 0.3 stored: it had the digest of a script that was
 // named.
-func formerFingerprint(key []byte, request *pb.RunScriptRequest, digest string) []byte {
+func formerFingerprint(key []byte, request *pb.RunScriptRequest, digest string, content func(*pb.Attachment) []byte) []byte {
 	c := canonical{hmac.New(sha256.New, key)}
 	c.text(scriptName(request))
 	c.text(digest)
-	return c.rest(request)
+	return c.rest(request, content)
 }
 
 // sentDigest returns the digest of the source in a request; empty: it names a script.
@@ -44,14 +44,14 @@ func sentDigest(request *pb.RunScriptRequest) string {
 	return digest(request.Source)
 }
 
-// rest adds what else tells a request from another, and returns the sum.
-func (c canonical) rest(request *pb.RunScriptRequest) []byte {
+// rest adds what else tells a request from another, and returns the sum. content returns that of an attachment.
+func (c canonical) rest(request *pb.RunScriptRequest, content func(*pb.Attachment) []byte) []byte {
 	c.structure(request.Params)
 	pairs(c, request.Secrets, func(v string) { c.text(v) })
 	c.number(uint64(len(request.Attachments)))
 	for _, a := range request.Attachments {
 		c.text(a.Name)
-		c.bytes(a.Data)
+		c.bytes(content(a))
 	}
 	pairs(c, request.Modules, c.bytes)
 	c.number(uint64(request.MemoryLimitBytes))
@@ -180,7 +180,7 @@ func (r *run) sameRequest(begin *pb.JournalBegin) bool {
 	if digest == "" {
 		digest = begin.GetScript().GetSha256()
 	}
-	return hmac.Equal(begin.GetFingerprint(), formerFingerprint(r.manager.config.Secret(), r.request, digest))
+	return hmac.Equal(begin.GetFingerprint(), formerFingerprint(r.manager.config.Secret(), r.request, digest, r.content))
 }
 
 func conflict() *pb.RunScriptResponse {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // The files that come with a script are in the memory that all hosts share for their requests. A script may wait or run for hours,
@@ -140,4 +141,10 @@ func (r *run) attachment(name string) ([]byte, error) {
 		return content, nil
 	}
 	return nil, fs.ErrNotExist
+}
+
+// content is that of an attachment; nil where it cannot be read.
+func (r *run) content(a *pb.Attachment) []byte {
+	content, _ := r.attachment(a.Name)
+	return content
 }
