@@ -185,3 +185,22 @@ func TestRecoveryBelowNewAutomount(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who gives up what an automount does not mount does not wait for it, step by step.
+func TestAbandonDoesNotTriggerAutomount(t *testing.T) {
+	m := newMountedGuest(t)
+	abandonTx(t, m.testDirs, nil, func(g *guest, tx *Tx) {
+		for _, c := range callsAt("/srv") {
+			g.mustCall(t, tx, c.op, c.in)
+		}
+	})
+	m.unmount(t)
+	defer m.automount(t, "hang")()
+	g := newGuest(t, m.testDirs, func(c *Config) { c.AutomountWait = time.Millisecond })
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Report.Waiting == "" {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	g.journal.config.AutomountWait = time.Hour
+	mustDo(t, g.journal.Abandon(t.Context(), list[0].ID, func(string) bool { return true }))
+}

@@ -72,6 +72,7 @@ type mountCheck struct {
 	was      []*pb.JournalMount
 	sameBoot bool
 	own      uint64
+	giveUp   bool // what is not mounted now is not waited for
 	now      fsys.MountCache
 	failed   error // why what is mounted at its first use is not mounted; nil: there is no such file system, or it is
 }
@@ -84,6 +85,7 @@ func (t *Tx) newMountCheck(record *pb.JournalRecord) (*mountCheck, error) {
 	own, err := t.journal.ownMount()
 	return &mountCheck{
 		journal: t.journal, was: record.Mounts, sameBoot: t.begin.BootId == t.journal.config.BootID(), own: own,
+		giveUp: t.abandoned,
 	}, err
 }
 
@@ -171,7 +173,7 @@ func (c *mountCheck) automount(was *pb.JournalMount, path string) (now fsys.Moun
 	if now, waits, err = root.Automount(path); !waits || err != nil || was.Type == autofs {
 		return now, waits && was.Type != autofs, err
 	}
-	if was.Volatile || !fsys.Within(was.Point, now.Point) { // what would be mounted is not what there was
+	if c.giveUp || was.Volatile || !fsys.Within(was.Point, now.Point) { // or what would be mounted is not what there was
 		return now, true, nil
 	}
 	if c.failed = c.journal.trigger(was.Point); c.failed != nil {
