@@ -27,6 +27,7 @@ const defaultFreeze = 60 * time.Second
 
 const (
 	lookTime  = 300 * time.Millisecond // what a file system takes for the change at most, else it counts as frozen
+	startTime = 10 * time.Second       // what the start of a probe takes at most: it is started where the quick one does not answer
 	lookEvery = 15 * time.Second       // while a command runs
 )
 
@@ -35,6 +36,7 @@ type freezes struct {
 	state   *freeze.State
 	looking sync.Mutex   // held by the one that looks
 	begun   atomic.Int64 // looks that have begun
+	quick   *quickProbe  // asked first; nil: none. Guarded by looking
 	probe   *probe       // waits for the next look; nil: none. Guarded by looking
 
 	mu      sync.Mutex
@@ -92,7 +94,7 @@ func (r *Room) look(call *builtins.Call) {
 	}
 	f.begun.Add(1)
 	points := f.unknown(r.remotes.table.canFreeze(f.state.Holds))
-	if len(points) == 0 {
+	if len(points) == 0 || f.nothingFrozen(r, points) {
 		return
 	}
 	if f.probe == nil || !f.probe.reserve() {
@@ -102,7 +104,7 @@ func (r *Room) look(call *builtins.Call) {
 		}
 		f.probe = p
 	}
-	waiting := f.probe.ask(context.Background(), probeRequest{Paths: points}, lookTime)
+	waiting := f.probe.ask(context.Background(), probeRequest{Paths: points}, lookTime, startTime)
 	if len(waiting) == 0 {
 		f.probe.rest()
 		return
@@ -216,6 +218,7 @@ func (r *Room) thawAll() {
 		f.probe.end()
 		f.probe = nil
 	}
+	f.endQuick()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true

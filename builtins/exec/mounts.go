@@ -70,7 +70,7 @@ func (r *Room) CheckRemotes(ctx context.Context, access builtins.Access) error {
 			return nil // as for want of memory: the operation has to find out
 		}
 	}
-	waiting := p.ask(ctx, probeRequest{Paths: paths, Stat: true}, answerTime)
+	waiting := p.ask(ctx, probeRequest{Paths: paths, Stat: true}, answerTime, time.Second)
 	if len(waiting) == 0 {
 		s.keep(p)
 		return nil

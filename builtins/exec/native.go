@@ -128,7 +128,7 @@ func (r *Room) identity(spec *proc.Spec, user, group string, supplementary bool,
 			spec.Dir = u.Home
 		}
 	}
-	spec.Env = proc.Environ(proc.LoginEnv(spec.User), env)
+	spec.Env = proc.Environ(r.guest.Runner.LoginEnv(spec.User), env)
 	return nil
 }
 

@@ -95,8 +95,8 @@ func (r *Room) startProbe() (*probe, error) {
 }
 
 // ask has a request done. It returns the paths that did not answer in time, or until ctx ends, by index, and whether
-// they were opened.
-func (p *probe) ask(ctx context.Context, request probeRequest, within time.Duration) map[int]bool {
+// they were opened. The time begins with the first answer, which may come later by start: the probe may have to be started.
+func (p *probe) ask(ctx context.Context, request probeRequest, within, start time.Duration) map[int]bool {
 	if p.requests.Encode(request) != nil {
 		return nil
 	}
@@ -104,7 +104,7 @@ func (p *probe) ask(ctx context.Context, request probeRequest, within time.Durat
 	for i := range request.Paths {
 		waiting[i] = false
 	}
-	timer := time.NewTimer(within + time.Second) // until its first answer, since it may have to be started
+	timer := time.NewTimer(within + start)
 	defer timer.Stop()
 	for first := true; len(waiting) > 0; first = false {
 		select {
@@ -161,6 +161,10 @@ func probeMain() bool {
 	if len(os.Args) < 2 || os.Args[1] != probeArg {
 		return false
 	}
+	if len(os.Args) > 2 && os.Args[2] == quickArg {
+		quickMain()
+		return true
+	}
 	requests, answers := gob.NewDecoder(os.Stdin), gob.NewEncoder(os.Stdout)
 	var mu sync.Mutex
 	answer := func(a probeAnswer) {
@@ -185,9 +189,7 @@ func probeMain() bool {
 					_, _ = os.Stat(path)
 				} else if fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 					answer(probeAnswer{i, true})
-					// The kernel begins the change, which waits for a thaw, before it finds that there is no such
-					// directory.
-					_ = unix.Unlinkat(fd, probeName, unix.AT_REMOVEDIR)
+					tryToChange(fd)
 					unix.Close(fd)
 				}
 				answer(probeAnswer{i, false})

@@ -9,6 +9,13 @@ import (
 // probe does not exist on Windows: no command freezes a file system there.
 type probe struct{}
 
+// quickProbe does not exist either.
+type quickProbe struct{}
+
+func (*freezes) endQuick() {}
+
+func (*freezes) nothingFrozen(*Room, []string) bool { return false }
+
 func mayFreeze() bool { return false }
 
 func (r *Room) startProbe() (*probe, error) { return nil, errors.ErrUnsupported }
@@ -18,7 +25,7 @@ type probeRequest struct {
 	Stat  bool
 }
 
-func (*probe) ask(context.Context, probeRequest, time.Duration) map[int]bool { return nil }
+func (*probe) ask(context.Context, probeRequest, time.Duration, time.Duration) map[int]bool { return nil }
 
 func (*probe) follow([]string, map[int]bool, func(string)) {}
 

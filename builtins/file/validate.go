@@ -34,7 +34,7 @@ func (r *Room) validator(call *builtins.Call, argv []string) (func(ctx context.C
 			spec.Argv = append(spec.Argv, arg)
 		}
 		if r.guest.Answer == nil && r.guest.Runner != nil {
-			spec.Env = proc.Environ(proc.LoginEnv(nil), nil)
+			spec.Env = proc.Environ(r.guest.Runner.LoginEnv(nil), nil)
 			if r.guest.Runner.Confinement() == proc.Confined {
 				spec.Confine = &proc.Confine{}
 			} else {

@@ -61,7 +61,7 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*os.File) (*child, error) {
 	env := spec.Env
 	if env == nil {
-		env = LoginEnv(spec.User)
+		env = r.LoginEnv(spec.User)
 	}
 	mark := ""
 	if group == nil {

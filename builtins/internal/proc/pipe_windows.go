@@ -44,3 +44,6 @@ func newPipe(direction, access uint32) (ours, theirs *os.File, err error) {
 	}
 	return os.NewFile(uintptr(server), "command"), os.NewFile(uintptr(client), "command"), nil
 }
+
+// openNull opens the null device for a command to read.
+func openNull() (*os.File, error) { return os.Open(os.DevNull) }

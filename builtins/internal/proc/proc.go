@@ -164,6 +164,8 @@ type Runner struct {
 	calls       sync.WaitGroup
 	openStreams map[*stream]bool  // output of commands that ended, held open by what they left running
 	running     map[*child]string // with their owners
+	login       login
+	buffers     sync.Pool // of *[]byte of outputBuffer
 	platform    platform
 }
 
@@ -369,22 +371,22 @@ func (r *Runner) admit() error {
 // waitAndCapture feeds a started command its input, and captures its output until its end.
 func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin time.Time, feed *os.File, streams [2]*stream) (*Result, error) {
 	fed := make(chan struct{})
-	go func() {
-		defer close(fed)
-		if feed != nil {
+	if feed != nil {
+		go func() {
+			defer close(fed)
 			feed.Write(spec.Stdin) // a command need not read all of it
 			feed.Close()
-		}
-	}()
+		}()
+	}
 	for _, s := range streams {
-		s.start()
+		s.start(&r.buffers)
 	}
 	result := &Result{}
 	err := r.waitExit(ctx, spec, c, result)
 	if feed != nil {
 		feed.SetWriteDeadline(time.Now())
+		<-fed
 	}
-	<-fed
 	result.Duration = time.Since(begin)
 	if err == ErrReleased {
 		for _, s := range streams {
@@ -398,14 +400,26 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 				result.Truncated = result.Truncated || time.Until(s.last) > -r.config.Drain/2
 			}
 		}
-		r.removeGroup(c)
 	}
-	c.close()
+	r.finish(c, err != ErrReleased)
 	result.Stdout, result.Stderr, result.Tail = c.text(streams[0].head), c.text(streams[1].head), c.text(streams[1].tail)
 	for _, s := range streams {
 		result.Truncated = result.Truncated || s.truncated
 	}
 	return result, err
+}
+
+// finish closes the files of a command, and removes its group where it has ended, behind the back of whoever waits for the result. Release
+// waits for it.
+func (r *Runner) finish(c *child, ended bool) {
+	r.calls.Add(1)
+	go func() {
+		defer r.calls.Done()
+		if ended {
+			r.removeGroup(c)
+		}
+		c.close()
+	}()
 }
 
 // waitExit waits for the end of a command, and ends it when its time is up or ctx ends.
@@ -495,7 +509,7 @@ func (r *Runner) own(c *child, owner string) (done func()) {
 // openStdin returns the file that the child reads, and the one that the agent writes; the latter is nil for the null device.
 func openStdin(content []byte) (read, write *os.File, err error) {
 	if content == nil {
-		read, err = os.Open(os.DevNull)
+		read, err = openNull()
 	} else {
 		read, write, err = inputPipe()
 	}

@@ -25,6 +25,11 @@ type platform struct{}
 
 func (*platform) init(*Config) {}
 
+// login keeps nothing: LoginEnv reads no accounts.
+type login struct{}
+
+func (login) env(u *User) []string { return LoginEnv(u) }
+
 // child is a started process, and the job object that holds its tree.
 type child struct {
 	cmd    *exec.Cmd

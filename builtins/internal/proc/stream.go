@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -30,18 +31,36 @@ func newStream(bound int64) (*stream, error) {
 	return &stream{read: read, write: write, limit: bound, done: make(chan struct{})}, nil
 }
 
-// start reads until the end of the stream or its read deadline. The fields must not be used before done is closed.
-func (s *stream) start() {
+// outputBuffer is the size of one read of an output, in bytes.
+const outputBuffer = 32 << 10
+
+// start reads until the end of the stream or its read deadline, into a buffer of the pool. The fields must not be used before done is
+// closed.
+func (s *stream) start(buffers *sync.Pool) {
 	s.write.Close()
 	go func() {
 		defer close(s.done)
-		_, err := io.Copy(s, onlyReader{s.read})
-		s.eof = err == nil
+		buf, ok := buffers.Get().(*[]byte)
+		if !ok {
+			buf = new(make([]byte, outputBuffer))
+		}
+		defer buffers.Put(buf)
+		for {
+			n, err := s.read.Read(*buf)
+			s.Write((*buf)[:n])
+			if err != nil {
+				s.eof = err == io.EOF
+				return
+			}
+		}
 	}()
 }
 
 // Write stores what belongs to the head and the tail, and drops the rest. It never fails.
 func (s *stream) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	s.last = time.Now()
 	keep := min(int64(len(p)), s.limit-int64(len(s.head)))
 	s.head = append(s.head, p[:keep]...)
@@ -62,9 +81,6 @@ func (s *stream) discard() {
 	s.read.Close()
 	s.write.Close()
 }
-
-// onlyReader hides the file's WriteTo, so that io.Copy uses one bounded buffer.
-type onlyReader struct{ io.Reader }
 
 // tailText returns the end of an output for an error: valid UTF-8 without surrounding space, no part of a rune, and of a
 // longer output no short part of a word, by which a secret would not be recognised.

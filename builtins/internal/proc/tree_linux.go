@@ -89,8 +89,13 @@ func (s *platform) init(config *Config) {
 // resetOOMScore sets the oom_score_adj of a command to 0: only the agent is protected from the OOM killer. It is called right
 // after the start of the command, before that has children.
 func (s *platform) resetOOMScore(pid int) {
-	if s.oomProtected {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0) // fails if the command has ended already
+	if !s.oomProtected {
+		return
+	}
+	// It fails if the command has ended already. Not os.WriteFile, which asks the runtime's poller first.
+	if fd, err := unix.Open(fmt.Sprintf("/proc/%d/oom_score_adj", pid), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		_, _ = unix.Write(fd, []byte("0"))
+		unix.Close(fd)
 	}
 }
 
@@ -244,6 +249,9 @@ func (g *cgroup) close() {
 
 // remove removes the group, and the groups that the command made in it.
 func (g *cgroup) remove() error {
+	if err := unix.Rmdir(g.dir); err != unix.EBUSY {
+		return err
+	}
 	for _, sub := range g.subgroups() {
 		unix.Rmdir(sub)
 	}

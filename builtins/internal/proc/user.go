@@ -118,6 +118,14 @@ func LoginEnv(u *User) []string {
 	return []string{"PATH=" + path, "HOME=" + home, "USER=" + u.Name, "LOGNAME=" + u.Name, "SHELL=" + shell, "LANG=C.UTF-8"}
 }
 
+// LoginEnv returns what the function LoginEnv does. It reads the accounts only where they have changed.
+func (r *Runner) LoginEnv(u *User) []string {
+	if r == nil {
+		return LoginEnv(u)
+	}
+	return r.login.env(u)
+}
+
 // self returns the user of this process; one without a name if the accounts cannot be read.
 func self() *User {
 	if files, err := fsys.Open("/"); err == nil {
