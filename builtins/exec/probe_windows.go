@@ -12,7 +12,7 @@ type probe struct{}
 // quickProbe does not exist either.
 type quickProbe struct{}
 
-func (*freezes) endQuick() {}
+func (f *freezes) endQuick() { f.quick = nil }
 
 func (*freezes) nothingFrozen(*Room, []string) bool { return false }
 
@@ -25,7 +25,9 @@ type probeRequest struct {
 	Stat  bool
 }
 
-func (*probe) ask(context.Context, probeRequest, time.Duration, time.Duration) map[int]bool { return nil }
+func (*probe) ask(context.Context, probeRequest, time.Duration, time.Duration) map[int]bool {
+	return nil
+}
 
 func (*probe) follow([]string, map[int]bool, func(string)) {}
 

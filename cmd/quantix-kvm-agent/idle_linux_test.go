@@ -15,9 +15,15 @@ import (
 // pss is the proportional set size of a process in KiB: what it would free by ending.
 func pss(b *testing.B, pid int) (kib float64) {
 	b.Helper()
+	return rollup(b, pid, "Pss")
+}
+
+// rollup is a field of the sums of all mappings of a process in KiB: see smaps_rollup in proc(5).
+func rollup(b *testing.B, pid int, field string) (kib float64) {
+	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	fail(b, err)
-	_, after, _ := strings.Cut(string(text), "\nPss:")
+	_, after, _ := strings.Cut(string(text), "\n"+field+":")
 	_, err = fmt.Sscan(after, &kib)
 	fail(b, err)
 	return kib
