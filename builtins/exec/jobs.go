@@ -60,7 +60,7 @@ type jobs struct {
 }
 
 // kept reports whether detached commands become jobs.
-func (j *jobs) kept() bool { return j.dir != "" && jobsSupported }
+func (j *jobs) kept() bool { return j.dir != "" }
 
 // detach serves exec_start for a detached command.
 func (r *Room) detach(ctx context.Context, call *builtins.Call, in *pb.ExecStartRequest) (*pb.ExecStartResponse, error) {

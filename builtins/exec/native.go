@@ -81,7 +81,8 @@ func outlive(ctx context.Context) (context.Context, func()) {
 
 // nativeSpec makes a command of a request.
 func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
-	spec := proc.Spec{Dir: in.GetWorkingDirectory(), Root: r.guest.Root(), MaxOutput: int64(in.GetMaxOutputBytes())}
+	spec := proc.Spec{Dir: in.GetWorkingDirectory(), Root: r.guest.Root(), MaxOutput: int64(in.GetMaxOutputBytes()),
+		Limits: proc.Limits{Memory: in.GetMemoryLimitBytes(), Processor: milliseconds(in.GetProcessorLimitMs())}}
 	if in.GetCommand() == "" {
 		return spec, fault.Invalid("no command")
 	}
@@ -91,6 +92,9 @@ func (r *Room) nativeSpec(in *pb.ExecuteRequest) (proc.Spec, error) {
 	spec.Argv = nativeArgv(in)
 	return spec, r.identity(&spec, in.GetRunAsUser(), in.GetRunAsGroup(), in.GetIncludeSupplementaryGroups(), in.GetEnvironment())
 }
+
+// milliseconds is a time of a request; what is longer than any process lives is no limit.
+func milliseconds(n uint64) time.Duration { return time.Duration(min(n, 1e12)) * time.Millisecond }
 
 // noNUL refuses what the kernel would cut off.
 func noNUL(texts []string) error {
@@ -182,7 +186,7 @@ func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.
 		if out.ExitCode == 0 { // it cleaned up and exited in peace, but did not do its work
 			out.ExitCode = -1
 		}
-	case result.Signal != 0:
+	case result.Signal != 0, result.Exceeded:
 		out.Error = result.How()
 	}
 	return out

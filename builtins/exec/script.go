@@ -59,7 +59,7 @@ func (r *Room) shell(ctx context.Context, call *builtins.Call, in *pb.ShellArgs)
 		Env: in.GetEnv(), Stdin: in.GetStdin(), Timeout: in.GetTimeout(), User: in.GetUser(), Group: in.GetGroup(),
 		Check: in.Check, MaxOutput: in.GetMaxOutput(), Readonly: in.GetReadonly(), Undo: in.GetUndo(), Touches: in.GetTouches(),
 		Irreversible: in.GetIrreversible(), Unconfined: in.GetUnconfined(), Private: in.GetPrivate(), Plan: in.GetPlan(),
-		UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
+		UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf(), MemoryLimit: in.GetMemoryLimit(), ProcessorLimit: in.GetProcessorLimit()})
 }
 
 // declared runs a command as what it says it is. target names it in the list of changes.
@@ -213,7 +213,8 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 		return proc.Spec{}, nil
 	}
 	spec := proc.Spec{Argv: in.GetArgv(), Dir: in.GetCwd(), Root: r.guest.Root(), Stdin: in.GetStdin(), Tied: true,
-		Timeout: seconds(in.GetTimeout()), MaxOutput: int64(min(in.GetMaxOutput(), 1<<40))}
+		Timeout: seconds(in.GetTimeout()), MaxOutput: int64(min(in.GetMaxOutput(), 1<<40)),
+		Limits: proc.Limits{Memory: in.GetMemoryLimit(), Processor: seconds(in.GetProcessorLimit())}}
 	if len(spec.Stdin) == 0 {
 		spec.Stdin = nil
 	}

@@ -194,6 +194,7 @@ func (r *Room) streamSpec(in *pb.ExecStartRequest) (proc.Spec, error) {
 	spec, err := r.nativeSpec(&pb.ExecuteRequest{
 		Command: in.GetCommand(), Args: in.GetArgs(), WorkingDirectory: in.GetWorkingDirectory(), Environment: env,
 		RunAsUser: in.GetRunAsUser(), RunAsGroup: in.GetRunAsGroup(), IncludeSupplementaryGroups: in.GetIncludeSupplementaryGroups(),
+		MemoryLimitBytes: in.GetMemoryLimitBytes(), ProcessorLimitMs: in.GetProcessorLimitMs(),
 	})
 	spec.Argv = nativeArgv(in) // what a policy was asked about
 	spec.Timeout = time.Duration(in.GetTimeoutSeconds()) * time.Second
@@ -218,7 +219,7 @@ func ended(result *proc.Result, cause error) *pb.ExecEnd {
 		if end.ExitCode == 0 { // it exited in peace, but did not do its work, or does not die
 			end.ExitCode = -1
 		}
-	case result.TimedOut || result.Signal != 0:
+	case result.TimedOut || result.Signal != 0 || result.Exceeded:
 		end.Error = result.How()
 	}
 	return end

@@ -1,9 +1,6 @@
 package exec
 
 import (
-	"context"
-	"encoding/gob"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,275 +9,43 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// supervisorArg is the hidden first argument of this program for a supervisor.
-const supervisorArg = "exec-job"
+// selfPath is where this program is found, also when it was replaced.
+func selfPath() (string, error) { return "/proc/self/exe", nil }
 
-const jobsSupported = true
+// supervisorEnv is empty: a supervisor needs nothing of the environment.
+func supervisorEnv() []string { return nil }
 
-// supervisorSpec is what a supervisor reads from its standard input.
-type supervisorSpec struct {
-	Dir       string
-	Job       []byte // pb.Job
-	Argv      []string
-	WorkDir   string
-	Env       []string
-	Root      string
-	User      *proc.User
-	Timeout   time.Duration
-	Name      string
-	JobCgroup string
-	Grace     time.Duration
-	// Attached: stdin and stdout are one socket, by which the output goes to the agent as long as that lives.
-	Attached bool
-}
+func ignoreBrokenPipe() { ossignal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
 
-// supervisorReply is what a supervisor writes to its standard output, once.
-type supervisorReply struct {
-	Job                       []byte // pb.Job; empty: nothing was started
-	Stage, Object, Text, Code string
-}
-
-// startSupervisor starts the supervisor of a job, and updates job from its reply.
-func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spec proc.Spec) error {
-	request, err := r.supervisorSpec(dir, job, spec)
+// lockSupervisor makes this process the supervisor of a job. wanted is closed when somebody wants the end of it.
+func lockSupervisor(dir string) (lock *os.File, wanted <-chan struct{}, err error) {
+	lock, err = os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	stdin, specWriter, err := os.Pipe()
+	if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		_, err = fmt.Fprintln(lock, os.Getpid())
+	}
 	if err != nil {
-		return err
+		lock.Close()
+		return nil, nil, err
 	}
-	defer specWriter.Close()
-	replyReader, stdout, err := os.Pipe()
-	if err != nil {
-		stdin.Close()
-		return err
-	}
-	defer replyReader.Close()
-	err = r.spawnSupervisor(job.Id, stdin, stdout)
-	stdin.Close()
-	stdout.Close()
-	if err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { specWriter.SetWriteDeadline(time.Now()); replyReader.SetReadDeadline(time.Now()) })
-	defer stop()
-	if err := gob.NewEncoder(specWriter).Encode(request); err != nil {
-		return &proc.StartError{Stage: "process", Err: fault.Cause(err)}
-	}
-	specWriter.Close()
-	return readReply(gob.NewDecoder(replyReader), job)
-}
-
-// supervisorSpec is what the supervisor of a job is told.
-func (r *Room) supervisorSpec(dir string, job *pb.Job, spec proc.Spec) (supervisorSpec, error) {
-	if !r.config.Commands.Reexec {
-		return supervisorSpec{}, fault.Unsupported("this program does not execute itself")
-	}
-	raw, err := proto.Marshal(job)
-	return supervisorSpec{Dir: dir, Job: raw, Argv: spec.Argv, WorkDir: spec.Dir, Env: spec.Env, Root: spec.Root, User: spec.User,
-		Timeout: spec.Timeout, Name: r.config.Commands.Name, JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}, err
-}
-
-// spawnSupervisor starts the process of a supervisor, which reads its spec from stdin and replies on stdout.
-func (r *Room) spawnSupervisor(id string, stdin, stdout *os.File) error {
-	_, err := r.guest.Runner.SpawnOn(proc.Spec{Path: "/proc/self/exe", Argv: []string{os.Args[0], supervisorArg, id},
-		Env: []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}}, stdin, stdout)
-	return err
-}
-
-// readReply takes the reply of a supervisor, with which it updates job.
-func readReply(from *gob.Decoder, job *pb.Job) error {
-	var reply supervisorReply
-	if err := from.Decode(&reply); err != nil {
-		return &proc.StartError{Stage: "process", Err: fmt.Errorf("no reply from the job's supervisor: %w", fault.Cause(err))}
-	}
-	if len(reply.Job) > 0 {
-		return proto.Unmarshal(reply.Job, job)
-	}
-	cause := fault.FromDetail(&pb.ErrorDetail{Code: reply.Code, Message: reply.Text})
-	if reply.Stage == "" {
-		return cause
-	}
-	return &proc.StartError{Stage: reply.Stage, Object: reply.Object, Err: cause}
-}
-
-// jobMain is the main function of the supervisor. It returns false if this process is none.
-func jobMain() bool {
-	if len(os.Args) < 2 || os.Args[1] != supervisorArg {
-		return false
-	}
-	ossignal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // the agent may be gone before the reply
-	var spec supervisorSpec
-	from := gob.NewDecoder(os.Stdin)
-	if err := from.Decode(&spec); err != nil {
-		return true
-	}
-	to := gob.NewEncoder(os.Stdout)
-	var out output = &spools{stdout: spool{dir: spec.Dir, name: "stdout"}, stderr: spool{dir: spec.Dir, name: "stderr"}, reply: to}
-	if spec.Attached {
-		out = &relay{dir: spec.Dir, from: from, to: to}
-	} else {
-		os.Stdin.Close()
-	}
-	if err := spec.supervise(out); err != nil {
-		to.Encode(errorReply(err))
-	}
-	return true
-}
-
-// output is where the output of a job goes.
-type output interface {
-	// started tells that the command runs. It returns why that cannot be kept, so that the command is ended.
-	started(live *proc.Live, job *pb.Job, end context.CancelCauseFunc) error
-	// write takes what the command wrote to descriptor 1 or 2, and false where nobody wants more.
-	write(fd int, data []byte) bool
-	// ended tells how the command ended.
-	ended(job *pb.Job)
-}
-
-// spools is the output of a job that was detached from the start.
-type spools struct {
-	stdout, stderr spool
-	reply          *gob.Encoder // to the agent, which may be gone
-}
-
-func (s *spools) started(_ *proc.Live, job *pb.Job, _ context.CancelCauseFunc) error {
-	raw, err := writeJob(s.stdout.dir, job)
-	if err == nil {
-		err = reserveJob(s.stdout.dir)
-	}
-	reply := supervisorReply{Job: raw}
-	if err != nil {
-		reply = errorReply(err)
-	}
-	s.reply.Encode(reply)
-	os.Stdout.Close()
-	return err
-}
-
-func (s *spools) write(fd int, data []byte) bool {
-	if fd == 1 {
-		s.stdout.Write(data)
-	} else {
-		s.stderr.Write(data)
-	}
-	return true
-}
-
-func (s *spools) ended(job *pb.Job) {
-	s.stdout.close()
-	s.stderr.close()
-	job.StdoutBytes, job.StderrBytes = s.stdout.total, s.stderr.total
-	writeJob(s.stdout.dir, job) // if that fails the job is lost
-}
-
-func errorReply(err error) supervisorReply {
-	reply := supervisorReply{Text: err.Error(), Code: fault.Code(err)}
-	var start *proc.StartError
-	if errors.As(err, &start) {
-		reply.Stage, reply.Object, reply.Text = start.Stage, start.Object, start.Err.Error()
-	}
-	return reply
-}
-
-// supervise runs the command to its end. The error is that of a command that did not start.
-func (p *supervisorSpec) supervise(out output) error {
-	lock, err := os.OpenFile(filepath.Join(p.Dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer lock.Close() // releases the lock, as the end of the process does
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil {
-		return err
-	}
-	job := &pb.Job{}
-	if err := proto.Unmarshal(p.Job, job); err != nil {
-		return err
-	}
-	return p.runCommand(job, out)
-}
-
-func (p *supervisorSpec) runCommand(job *pb.Job, out output) error {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
+	signals, end := make(chan os.Signal, 1), make(chan struct{})
 	ossignal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go func() { // ends with the process
 		<-signals
-		cancel(errEnded)
+		close(end)
 	}()
-	runner := proc.New(proc.Config{Name: p.Name, JobCgroup: p.JobCgroup, Grace: p.Grace, Reexec: true})
-	started := false
-	spec := proc.Spec{Argv: p.Argv, Dir: p.WorkDir, Env: p.Env, Root: p.Root, User: p.User, Timeout: p.Timeout}
-	result, err := runner.Serve(ctx, spec, proc.Serving{
-		Output: out.write,
-		Started: func(live *proc.Live) {
-			started = true
-			job.Pid, job.Started = uint32(live.PID()), timestamppb.Now()
-			if err := out.started(live, job, cancel); err != nil { // no agent would find the job, so the command is ended
-				cancel(err)
-			}
-		}})
-	if !started {
-		return err
-	}
-	job.State, job.Ended, job.Exit = pb.JobState_JOB_STATE_ENDED, timestamppb.Now(), ended(result, err)
-	out.ended(job)
-	runner.Release()
-	return nil
+	return lock, end, nil
 }
 
-// jobNew is the file beside jobFile that takes its place.
-const jobNew = jobFile + ".new"
-
-// jobRoom is the size of the file that is kept ready for the end of a job: more than a job takes, whose texts are
-// bounded.
-const jobRoom = 16 << 10
-
-// reserveJob makes the file that writeJob will use, so that the end of a job can be written to a full disk.
-func reserveJob(dir string) error {
-	return os.WriteFile(filepath.Join(dir, jobNew), make([]byte, jobRoom), 0o600)
-}
-
-// writeJob replaces the file of a job, durably, and returns its content.
-func writeJob(dir string, job *pb.Job) ([]byte, error) { return writeJobFile(dir, job, true) }
-
-func writeJobFile(dir string, job *pb.Job, durable bool) ([]byte, error) {
-	raw, err := proto.Marshal(job)
-	if err != nil {
-		return nil, err
-	}
-	temp := filepath.Join(dir, jobNew)
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE, 0o600) // not O_TRUNC: it would give the room away
-	if err != nil {
-		return nil, err
-	}
-	_, err = file.Write(raw)
-	err = errors.Join(err, file.Truncate(int64(len(raw))))
-	if durable {
-		err = errors.Join(err, file.Sync())
-	}
-	err = errors.Join(err, file.Close())
-	if err == nil {
-		err = os.Rename(temp, filepath.Join(dir, jobFile))
-	}
-	return raw, err
-}
+func replaceFile(from, to string) error { return os.Rename(from, to) }
 
 // supervisorAlive reports whether the supervisor of a job runs: it holds the lock.
 func supervisorAlive(dir string) bool {

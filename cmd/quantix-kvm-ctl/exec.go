@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,6 +20,8 @@ type execFlags struct {
 	shell            bool
 	env              []string
 	maxOutput        uint32
+	memory           uint64
+	processor        time.Duration
 	detach           bool
 	stdin, tty       bool
 	name             string
@@ -90,6 +93,8 @@ EXIT STATUS
 	a.flagWords(c, "group", groupNames)
 	c.Flags().BoolVar(&f.shell, "shell", false, "the command is a line for the guest's shell")
 	c.Flags().Uint32Var(&f.maxOutput, "max-output", 0, "keep this many `bytes` of each stream (default 1 MiB)")
+	c.Flags().Uint64Var(&f.memory, "memory-limit", 0, "let the command use this many `bytes` of memory (Windows guests)")
+	c.Flags().DurationVar(&f.processor, "processor-limit", 0, "let the command use this much processor `time` (Windows guests)")
 	c.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "bring the standard input to the command")
 	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
 	c.Flags().StringVar(&f.name, "name", "", "list the command in the guest by this `name`, under which jobs kill ends it")
@@ -98,7 +103,8 @@ EXIT STATUS
 }
 
 func (f *execFlags) command(args []string) (client.Command, error) {
-	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput, Env: map[string]string{}, Name: f.name}
+	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput, Env: map[string]string{}, Name: f.name,
+		MemoryLimit: f.memory, ProcessorLimit: f.processor}
 	switch {
 	case len(args) == 0 || args[0] == "":
 		return command, usage("exec needs a program, or --shell and a line")

@@ -95,6 +95,7 @@ func (r inPieces) Read(p []byte) (int, error) { return r.from.Read(p[:min(len(p)
 
 // A longer --timeout waits for a port that is not there yet.
 func TestTimeoutWaitsForThePort(t *testing.T) {
+	agenttest.NeedsFirstConnection(t)
 	socket, open := agenttest.ListenLater(t)
 	if code, _, _ := ctl(t, "-s", socket, "ping", "-c", "1"); code != exitNoAnswer {
 		t.Error(code)

@@ -435,6 +435,8 @@ exec = {}
 ---@field undo_ok? integer[] With undo: its exit codes that mean that there was nothing to undo, such as 6 of userdel for a user that does not exist.
 ---@field undo_if? string[] With undo: a command that changes nothing and says whether there is anything to undo. On exit code 0 undo runs, on 1 to 125 it does not; any other end fails the rollback, as does that it failed since it may not write.
 ---@field private? boolean With readonly: it has a view of its own of /run, /tmp and /var, and what it writes there is thrown away. Directories in /run that units and tmpfiles.d name are there even if they are missing in the guest.
+---@field memory_limit? integer Bytes of memory that it, and what it starts, may commit together; 0: any. On Windows alone; elsewhere it is refused.
+---@field processor_limit? number Seconds of processor time, as above.
 
 ---Run a program that says what it does to the guest. One of readonly, undo, touches, irreversible says what the command does to the guest.
 ---May change the guest.
@@ -462,6 +464,8 @@ function exec.run(argv, options) end
 ---@field undo_ok? integer[] As of exec.run.
 ---@field undo_if? string[] As of exec.run.
 ---@field private? boolean As of exec.run.
+---@field memory_limit? integer As of exec.run.
+---@field processor_limit? number As of exec.run.
 
 ---Run a line of shell that says what it does to the guest. As exec.run, with a line for the shell.
 ---May change the guest.

@@ -141,9 +141,9 @@ func TestCallWaitAfterADeadline(t *testing.T) {
 	})
 	defer close(release)
 	begin := time.Now()
-	_, err := CallWait[*pb.RunScriptResponse](within(t, 20*time.Millisecond), c, time.Minute, "id", &pb.RunScriptRequest{})
-	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > 4*TimeoutWait {
-		t.Errorf("%v after %v", err, took)
+	_, err := CallWait[*pb.RunScriptResponse](within(t, 20*time.Millisecond), c, time.Hour, "id", &pb.RunScriptRequest{})
+	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > time.Hour/2 {
+		t.Errorf("%v after %v", err, took) // in less than what it had for patience
 	}
 }
 

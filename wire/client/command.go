@@ -23,6 +23,9 @@ type Command struct {
 	User, Group string
 	Timeout     time.Duration // rounded up to whole seconds; 0, and what is longer: the agent's maximum
 	MaxOutput   uint32        // bytes of each stream; 0: 1 MiB
+	// MemoryLimit, in bytes, and ProcessorLimit are what the command and what it starts may use together; 0: anything.
+	MemoryLimit    uint64
+	ProcessorLimit time.Duration
 }
 
 // request returns the request of the contract for the command. There, a command without arguments is always a line for the
@@ -32,7 +35,7 @@ func (cmd Command) request(wait bool) (*pb.ExecuteRequest, error) {
 	request := &pb.ExecuteRequest{
 		Command: cmd.Line, WorkingDirectory: text.EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
 		RunAsUser: cmd.User, RunAsGroup: cmd.Group, IncludeSupplementaryGroups: true, MaxOutputBytes: cmd.MaxOutput,
-		TimeoutSeconds: Seconds(cmd.Timeout),
+		TimeoutSeconds: Seconds(cmd.Timeout), MemoryLimitBytes: cmd.MemoryLimit, ProcessorLimitMs: uint64(max(cmd.ProcessorLimit, 0) / time.Millisecond),
 	}
 	switch {
 	case (cmd.Line != "") == (len(cmd.Argv) > 0):

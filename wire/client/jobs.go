@@ -22,7 +22,7 @@ func (c *Client) Detach(ctx context.Context, cmd Command) (*pb.ExecStartResponse
 	return Call[*pb.ExecStartResponse](ctx, c, &pb.ExecStartRequest{
 		Command: plain.Command, Args: plain.Args, Program: program, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
 		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
-		Detach: true, Name: cmd.Name,
+		Detach: true, Name: cmd.Name, MemoryLimitBytes: plain.MemoryLimitBytes, ProcessorLimitMs: plain.ProcessorLimitMs,
 	})
 }
 

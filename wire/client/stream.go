@@ -86,7 +86,7 @@ func (c *Client) Stream(ctx context.Context, cmd Command, o StreamOptions) (*Str
 		Command: plain.Command, Args: plain.Args, Program: program, WorkingDirectory: plain.WorkingDirectory, Environment: plain.Environment,
 		RunAsUser: plain.RunAsUser, RunAsGroup: plain.RunAsGroup, IncludeSupplementaryGroups: true, TimeoutSeconds: plain.TimeoutSeconds,
 		Stdin: o.Stdin, Terminal: o.Terminal, Window: streamWindow,
-		Outlive: o.Outlive, Name: cmd.Name,
+		Outlive: o.Outlive, Name: cmd.Name, MemoryLimitBytes: plain.MemoryLimitBytes, ProcessorLimitMs: plain.ProcessorLimitMs,
 	})
 	if err != nil {
 		s.unregister()

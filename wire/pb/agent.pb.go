@@ -2440,8 +2440,12 @@ type ExecuteRequest struct {
 	MaxOutputBytes             uint32                 `protobuf:"varint,8,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
 	RunAsGroup                 string                 `protobuf:"bytes,9,opt,name=run_as_group,json=runAsGroup,proto3" json:"run_as_group,omitempty"`
 	IncludeSupplementaryGroups bool                   `protobuf:"varint,10,opt,name=include_supplementary_groups,json=includeSupplementaryGroups,proto3" json:"include_supplementary_groups,omitempty"`
-	unknownFields              protoimpl.UnknownFields
-	sizeCache                  protoimpl.SizeCache
+	// Bytes of memory that it, and what it starts, may commit together; 0: any. On Windows alone; elsewhere it is refused.
+	MemoryLimitBytes uint64 `protobuf:"varint,200,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	// Milliseconds of processor time, as above.
+	ProcessorLimitMs uint64 `protobuf:"varint,201,opt,name=processor_limit_ms,json=processorLimitMs,proto3" json:"processor_limit_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ExecuteRequest) Reset() {
@@ -2542,6 +2546,20 @@ func (x *ExecuteRequest) GetIncludeSupplementaryGroups() bool {
 		return x.IncludeSupplementaryGroups
 	}
 	return false
+}
+
+func (x *ExecuteRequest) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *ExecuteRequest) GetProcessorLimitMs() uint64 {
+	if x != nil {
+		return x.ProcessorLimitMs
+	}
+	return 0
 }
 
 // What a command did. Killed by signal n: exit_code 128+n, and the signal named in error. Not started: exit_code -1 and error.
@@ -8023,7 +8041,7 @@ const file_agent_proto_rawDesc = "" +
 	" \x01(\x04R\ttxPackets\x12\x1b\n" +
 	"\bprefixes\x18\xc8\x01 \x03(\rR\bprefixes\x12\x13\n" +
 	"\x04kind\x18\xc9\x01 \x01(\tR\x04kind\x12\x17\n" +
-	"\x06master\x18\xca\x01 \x01(\tR\x06master\"\xff\x03\n" +
+	"\x06master\x18\xca\x01 \x01(\tR\x06master\"\xdd\x04\n" +
 	"\x0eExecuteRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -8036,7 +8054,9 @@ const file_agent_proto_rawDesc = "" +
 	"\frun_as_group\x18\t \x01(\tR\n" +
 	"runAsGroup\x12@\n" +
 	"\x1cinclude_supplementary_groups\x18\n" +
-	" \x01(\bR\x1aincludeSupplementaryGroups\x1a>\n" +
+	" \x01(\bR\x1aincludeSupplementaryGroups\x12-\n" +
+	"\x12memory_limit_bytes\x18\xc8\x01 \x01(\x04R\x10memoryLimitBytes\x12-\n" +
+	"\x12processor_limit_ms\x18\xc9\x01 \x01(\x04R\x10processorLimitMs\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe8\x01\n" +

@@ -116,9 +116,13 @@ type RunArgs struct {
 	UndoIf []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	// With readonly: it has a view of its own of /run, /tmp and /var, and what it writes there is thrown away. Directories in /run
 	// that units and tmpfiles.d name are there even if they are missing in the guest.
-	Private       bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Private bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
+	// Bytes of memory that it, and what it starts, may commit together; 0: any. On Windows alone; elsewhere it is refused.
+	MemoryLimit uint64 `protobuf:"varint,19,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	// Seconds of processor time, as above.
+	ProcessorLimit float64 `protobuf:"fixed64,20,opt,name=processor_limit,json=processorLimit,proto3" json:"processor_limit,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RunArgs) Reset() {
@@ -277,6 +281,20 @@ func (x *RunArgs) GetPrivate() bool {
 	return false
 }
 
+func (x *RunArgs) GetMemoryLimit() uint64 {
+	if x != nil {
+		return x.MemoryLimit
+	}
+	return 0
+}
+
+func (x *RunArgs) GetProcessorLimit() float64 {
+	if x != nil {
+		return x.ProcessorLimit
+	}
+	return 0
+}
+
 // exec.sh: as exec.run, with a line for the shell.
 type ShellArgs struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -300,9 +318,13 @@ type ShellArgs struct {
 	// As of exec.run.
 	UndoIf []string `protobuf:"bytes,17,rep,name=undo_if,json=undoIf,proto3" json:"undo_if,omitempty"`
 	// As of exec.run.
-	Private       bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Private bool `protobuf:"varint,18,opt,name=private,proto3" json:"private,omitempty"`
+	// As of exec.run.
+	MemoryLimit uint64 `protobuf:"varint,19,opt,name=memory_limit,json=memoryLimit,proto3" json:"memory_limit,omitempty"`
+	// As of exec.run.
+	ProcessorLimit float64 `protobuf:"fixed64,20,opt,name=processor_limit,json=processorLimit,proto3" json:"processor_limit,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ShellArgs) Reset() {
@@ -461,6 +483,20 @@ func (x *ShellArgs) GetPrivate() bool {
 	return false
 }
 
+func (x *ShellArgs) GetMemoryLimit() uint64 {
+	if x != nil {
+		return x.MemoryLimit
+	}
+	return 0
+}
+
+func (x *ShellArgs) GetProcessorLimit() float64 {
+	if x != nil {
+		return x.ProcessorLimit
+	}
+	return 0
+}
+
 // What a command gave.
 type RunResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -560,9 +596,13 @@ type ExecStartRequest struct {
 	// names, with the output that may not have arrived. Without stdin and terminal alone; elsewhere it means nothing.
 	Outlive bool `protobuf:"varint,14,opt,name=outlive,proto3" json:"outlive,omitempty"`
 	// What the job is called in lists: letters, digits, dot, hyphen and underscore, at most 64. Optional.
-	Name          string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Name string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes of memory that it, and what it starts, may commit together; 0: any. On Windows alone; elsewhere it is refused.
+	MemoryLimitBytes uint64 `protobuf:"varint,16,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	// Milliseconds of processor time, as above.
+	ProcessorLimitMs uint64 `protobuf:"varint,17,opt,name=processor_limit_ms,json=processorLimitMs,proto3" json:"processor_limit_ms,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ExecStartRequest) Reset() {
@@ -698,6 +738,20 @@ func (x *ExecStartRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *ExecStartRequest) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *ExecStartRequest) GetProcessorLimitMs() uint64 {
+	if x != nil {
+		return x.ProcessorLimitMs
+	}
+	return 0
 }
 
 // A terminal for a command.
@@ -1519,7 +1573,7 @@ var File_exec_proto protoreflect.FileDescriptor
 const file_exec_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x04\n" +
+	"exec.proto\x12\x14limiquantix.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x04\n" +
 	"\aRunArgs\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x128\n" +
@@ -1542,11 +1596,13 @@ const file_exec_proto_rawDesc = "" +
 	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
 	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
 	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x12\x18\n" +
-	"\aprivate\x18\x12 \x01(\bR\aprivate\x1a6\n" +
+	"\aprivate\x18\x12 \x01(\bR\aprivate\x12!\n" +
+	"\fmemory_limit\x18\x13 \x01(\x04R\vmemoryLimit\x12'\n" +
+	"\x0fprocessor_limit\x18\x14 \x01(\x01R\x0eprocessorLimit\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_check\"\xb7\x04\n" +
+	"\x06_check\"\x83\x05\n" +
 	"\tShellArgs\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x10\n" +
 	"\x03cwd\x18\x02 \x01(\tR\x03cwd\x12:\n" +
@@ -1569,7 +1625,9 @@ const file_exec_proto_rawDesc = "" +
 	"\x04plan\x18\x0f \x01(\tR\x04plan\x12\x17\n" +
 	"\aundo_ok\x18\x10 \x03(\x05R\x06undoOk\x12\x17\n" +
 	"\aundo_if\x18\x11 \x03(\tR\x06undoIf\x12\x18\n" +
-	"\aprivate\x18\x12 \x01(\bR\aprivate\x1a6\n" +
+	"\aprivate\x18\x12 \x01(\bR\aprivate\x12!\n" +
+	"\fmemory_limit\x18\x13 \x01(\x04R\vmemoryLimit\x12'\n" +
+	"\x0fprocessor_limit\x18\x14 \x01(\x01R\x0eprocessorLimit\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -1578,7 +1636,7 @@ const file_exec_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06stdout\x18\x02 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\fR\x06stderr\x12\x1c\n" +
-	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"\xff\x04\n" +
+	"\ttruncated\x18\x04 \x01(\bR\ttruncated\"\xdb\x05\n" +
 	"\x10ExecStartRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12+\n" +
@@ -1596,7 +1654,9 @@ const file_exec_proto_rawDesc = "" +
 	"\aprogram\x18\f \x01(\bR\aprogram\x12\x16\n" +
 	"\x06detach\x18\r \x01(\bR\x06detach\x12\x18\n" +
 	"\aoutlive\x18\x0e \x01(\bR\aoutlive\x12\x12\n" +
-	"\x04name\x18\x0f \x01(\tR\x04name\x1a>\n" +
+	"\x04name\x18\x0f \x01(\tR\x04name\x12,\n" +
+	"\x12memory_limit_bytes\x18\x10 \x01(\x04R\x10memoryLimitBytes\x12,\n" +
+	"\x12processor_limit_ms\x18\x11 \x01(\x04R\x10processorLimitMs\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +

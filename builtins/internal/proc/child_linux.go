@@ -35,6 +35,9 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return nil, &StartError{Stage: "program", Err: fault.Invalid("no command")}
 	}
+	if spec.Limits != (Limits{}) {
+		return nil, &StartError{Stage: "limits", Err: fault.Unsupported("limits of a command are held on Windows alone")}
+	}
 	files := [3]*os.File{stdin, stdout, stderr}
 	kind := "job"
 	if spec.Tied {
@@ -75,7 +78,7 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 	if spec.Tied || spec.streamed {
 		attr.Pdeathsig = unix.SIGKILL
 	}
-	attr.Setctty = spec.terminal // which is descriptor 0
+	attr.Setctty = spec.terminal != nil // it is descriptor 0
 	cmd := &exec.Cmd{Stdin: files[0], Stdout: files[1], Stderr: files[2], SysProcAttr: attr}
 	start := r.startDirect
 	if spec.Confine != nil || spec.hasRoot() {
@@ -347,9 +350,13 @@ func (r *Runner) removeGroup(c *child) {
 	}
 }
 
-func checkIdentities() error { return nil }
+// systemUser knows nobody: the accounts are in files.
+func systemUser(string, string) (*User, error) { return nil, nil }
+
+// exceeded says whether a limit ended the command: there are none.
+func (c *child) exceeded(Limits) bool { return false }
 
 // text returns an output of the command, which is as it is.
 func (c *child) text(output []byte) []byte { return output }
 
-func systemEnv() []string { return nil }
+func systemEnv(*User) []string { return nil }

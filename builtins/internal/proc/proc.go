@@ -77,13 +77,24 @@ type Spec struct {
 	Tied bool
 	// Timeout bounds the run time of the command; 0: only ctx does.
 	Timeout time.Duration
+	// Limits bound what the command uses.
+	Limits Limits
 	// MaxOutput bounds the captured bytes of each stream; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
 	// Owner is whose command it is, which OwnerOf tells while it runs. Optional.
 	Owner string
 
-	streamed bool // started by Serve: it dies with the agent
-	terminal bool // its streams are a terminal, which becomes the controlling one
+	streamed bool            // started by Serve: it dies with the agent
+	terminal *pseudoTerminal // its streams are this terminal, which becomes the controlling one; nil: it has none
+}
+
+// Limits bound what a command, and all that it starts, may use together; 0: no bound. They are held on Windows alone; elsewhere
+// a command with one is not started.
+type Limits struct {
+	// Memory is how much memory may be committed, in bytes. Over it the command is given none, and most programs end.
+	Memory uint64
+	// Processor is how much processor time may be used in user mode. Over it all of the command is ended.
+	Processor time.Duration
 }
 
 // Confine says what a confined command may write.
@@ -113,13 +124,15 @@ type Result struct {
 	LeftOpen bool
 	// TimedOut says that Timeout ended the command.
 	TimedOut bool
+	// Exceeded says that the command used up the processor time of its Limits, which ended it.
+	Exceeded bool
 	// Duration is the time from the start to the end of the command.
 	Duration time.Duration
 }
 
 // StartError is the error of a command that was not started.
 type StartError struct {
-	// Stage is what failed: "program", "directory", "user", "confinement" or "process".
+	// Stage is what failed: "program", "directory", "user", "confinement", "limits" or "process".
 	Stage string
 	// Object is its name; may be empty.
 	Object string
@@ -154,6 +167,12 @@ const (
 	tailSize         = 512
 	shortWord        = 128 // bytes
 )
+
+// Channel is a channel to a process that SpawnOn starts.
+type Channel interface {
+	io.ReadWriteCloser
+	SetDeadline(t time.Time) error
+}
 
 // Runner runs commands. It is safe for concurrent use; Release ends its use.
 type Runner struct {
@@ -337,6 +356,9 @@ func (res *Result) How() string {
 	if res.Signal != 0 {
 		end = fmt.Sprintf("ended by signal %d (%s)", int(res.Signal), res.Signal)
 	}
+	if res.Exceeded {
+		return "used up its processor time, then " + end
+	}
 	if res.TimedOut {
 		return fmt.Sprintf("timed out after %s, then %s", res.Duration.Round(time.Millisecond), end)
 	}
@@ -451,6 +473,7 @@ func (r *Runner) waitExit(ctx context.Context, spec *Spec, c *child, result *Res
 	}
 	select {
 	case <-c.exited:
+		result.Exceeded = !kill && c.exceeded(spec.Limits)
 		result.Code, result.Signal = c.reap()
 	case <-time.After(killWait):
 		return errors.Join(err, fault.Wrapf(fault.ErrBusy, "process %d outlives SIGKILL", c.pid()))

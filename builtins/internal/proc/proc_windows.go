@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -12,7 +13,6 @@ import (
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
-	"unsafe"
 
 	"golang.org/x/sys/windows"
 
@@ -21,9 +21,11 @@ import (
 )
 
 // platform is the state of a Runner that depends on the system: none, since each command gets its own job object.
-type platform struct{}
+type platform struct {
+	logon func(name string) (*logon, error) // who a command for another user runs as
+}
 
-func (*platform) init(*Config) {}
+func (p *platform) init(*Config) { p.logon = logonWithoutPassword }
 
 // login keeps nothing: LoginEnv reads no accounts.
 type login struct{}
@@ -32,66 +34,91 @@ func (login) env(u *User) []string { return LoginEnv(u) }
 
 // child is a started process, and the job object that holds its tree.
 type child struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	once   sync.Once
-	job    windows.Handle
-	shell  bool // it is a line of shell
+	process *os.Process
+	state   *os.ProcessState // once it has exited
+	exited  chan struct{}
+	once    sync.Once
+	job     windows.Handle
+	logon   *logon // nil: the agent's own
+	shell   bool   // it is a line of shell
 }
 
 func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, error) {
 	switch {
 	case len(spec.Argv) == 0 || spec.Argv[0] == "":
 		return nil, &StartError{Stage: "program", Err: fault.Invalid("no command")}
-	case spec.User != nil:
-		return nil, &StartError{Stage: "user", Object: spec.User.Name, Err: errNoIdentities}
 	case spec.Confine != nil, spec.Root != "" && spec.Root != "/":
 		return nil, &StartError{Stage: "confinement", Err: fault.Unsupported("commands are not confined on Windows")}
 	}
-	program := spec.Path
-	if program == "" {
-		program = spec.Argv[0]
+	cmd := &exec.Cmd{Args: spec.Argv, Env: spec.Env, Dir: spec.Dir, Stdin: stdin, Stdout: stdout, Stderr: stderr,
+		SysProcAttr: &syscall.SysProcAttr{HideWindow: true, CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_SUSPENDED}}
+	c := &child{exited: make(chan struct{})}
+	cmd.SysProcAttr.CmdLine, c.shell = shellLine(spec.Argv)
+	if cmd.Env == nil {
+		cmd.Env = LoginEnv(spec.User)
 	}
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return nil, &StartError{Stage: "program", Object: program, Err: err}
+	if err := r.prepare(spec, cmd, c); err != nil {
+		c.close()
+		return nil, err
 	}
-	if err := checkBatch(path, spec.Argv[1:]); err != nil {
-		return nil, &StartError{Stage: "program", Object: path, Err: err}
-	}
-	env, dir := spec.Env, spec.Dir
-	if env == nil {
-		env = LoginEnv(nil)
-	}
-	if dir == "" {
-		dir = os.Getenv("SystemDrive") + string(os.PathSeparator)
-	}
-	job, err := newJob(spec.Tied || spec.streamed)
-	if err != nil {
-		return nil, &StartError{Stage: "process", Err: err}
-	}
-	c := &child{exited: make(chan struct{}), job: job, cmd: &exec.Cmd{Path: path, Args: spec.Argv, Env: env, Dir: dir,
-		Stdin: stdin, Stdout: stdout, Stderr: stderr,
-		SysProcAttr: &syscall.SysProcAttr{HideWindow: true,
-			CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_SUSPENDED}}}
-	c.cmd.SysProcAttr.CmdLine, c.shell = shellLine(spec.Argv)
-	if err := c.cmd.Start(); err != nil {
-		windows.CloseHandle(job)
-		return nil, &StartError{Stage: "program", Object: path, Err: fault.Cause(err)}
-	}
-	var begun error
-	err = c.cmd.Process.WithHandle(func(handle uintptr) { begun = c.begin(windows.Handle(handle)) })
-	if err = errors.Join(err, begun); err != nil {
-		c.cmd.Process.Kill()
-		c.cmd.Wait()
-		windows.CloseHandle(job)
-		return nil, &StartError{Stage: "process", Object: path, Err: err}
+	if err := c.start(spec, cmd); err != nil {
+		c.close()
+		return nil, err
 	}
 	go func() {
 		defer close(c.exited)
-		c.cmd.Wait()
+		c.state, _ = c.process.Wait()
 	}()
 	return c, nil
+}
+
+// prepare fills in what a command is started with: who, in which directory, which program, in which job.
+func (r *Runner) prepare(spec *Spec, cmd *exec.Cmd, c *child) (err error) {
+	if spec.User != nil {
+		if c.logon, err = r.platform.logon(spec.User.Name); err != nil {
+			return &StartError{Stage: "user", Object: spec.User.Name, Err: err}
+		}
+		cmd.Env = c.logon.environment(cmd.Env)
+		cmd.SysProcAttr.Token = syscall.Token(c.logon.token)
+		cmd.Dir = cmp.Or(cmd.Dir, c.logon.home)
+	}
+	if cmd.Dir == "" {
+		cmd.Dir = os.Getenv("SystemDrive") + string(os.PathSeparator)
+	}
+	program := cmp.Or(spec.Path, spec.Argv[0])
+	if cmd.Path, err = exec.LookPath(program); err != nil {
+		return &StartError{Stage: "program", Object: program, Err: err}
+	}
+	if err := checkBatch(cmd.Path, spec.Argv[1:]); err != nil {
+		return &StartError{Stage: "program", Object: cmd.Path, Err: err}
+	}
+	if c.job, err = newJob(spec.Tied || spec.streamed, spec.Limits); err != nil {
+		return &StartError{Stage: "limits", Err: err}
+	}
+	return nil
+}
+
+// start starts the process, puts it into its job and lets it run.
+func (c *child) start(spec *Spec, cmd *exec.Cmd) (err error) {
+	if spec.terminal != nil {
+		c.process, err = spec.terminal.start(cmd, windows.Token(cmd.SysProcAttr.Token), c.begin)
+	} else if err = cmd.Start(); err == nil {
+		c.process = cmd.Process
+	}
+	if err != nil {
+		return &StartError{Stage: "program", Object: cmd.Path, Err: fault.Cause(err)}
+	}
+	if spec.terminal != nil {
+		return nil
+	}
+	var begun error
+	err = c.process.WithHandle(func(handle uintptr) { begun = c.begin(windows.Handle(handle)) })
+	if err = errors.Join(err, begun); err != nil {
+		_ = c.process.Kill()
+		_, _ = c.process.Wait()
+		return &StartError{Stage: "process", Object: cmd.Path, Err: err}
+	}
+	return nil
 }
 
 // shellLine returns the command line for a line of shell, cmd.exe /C with one argument. The interpreter reads it by rules of
@@ -145,23 +172,6 @@ func checkBatch(path string, args []string) error {
 	return nil
 }
 
-// newJob makes a job object. That of a tied command kills its processes when the agent ends, which has the only handle.
-func newJob(tied bool) (windows.Handle, error) {
-	job, err := windows.CreateJobObject(nil, nil)
-	if err != nil || !tied {
-		return job, err
-	}
-	var limits windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION
-	limits.BasicLimitInformation.LimitFlags = windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-	_, err = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation,
-		uintptr(unsafe.Pointer(&limits)), uint32(unsafe.Sizeof(limits)))
-	if err != nil {
-		windows.CloseHandle(job)
-		return 0, err
-	}
-	return job, nil
-}
-
 var resumeProcess = windows.NewLazySystemDLL("ntdll.dll").NewProc("NtResumeProcess")
 
 // begin puts a process that was started suspended into its job, so that all that it starts is in it too, and lets it run.
@@ -175,12 +185,12 @@ func (c *child) begin(process windows.Handle) error {
 	return nil
 }
 
-func (c *child) pid() int { return c.cmd.Process.Pid }
+func (c *child) pid() int { return c.process.Pid }
 
 // terminate ends the job at once: Windows has no SIGTERM.
 func (c *child) terminate(_, wait time.Duration) error {
 	if err := windows.TerminateJobObject(c.job, 1); err != nil {
-		c.cmd.Process.Kill()
+		_ = c.process.Kill()
 	}
 	select {
 	case <-c.exited:
@@ -190,9 +200,24 @@ func (c *child) terminate(_, wait time.Duration) error {
 	}
 }
 
-func (c *child) reap() (int, syscall.Signal) { return c.cmd.ProcessState.ExitCode(), 0 }
+func (c *child) reap() (int, syscall.Signal) { return c.state.ExitCode(), 0 }
 
-func (c *child) close() { c.once.Do(func() { windows.CloseHandle(c.job) }) }
+func (c *child) close() {
+	c.once.Do(func() {
+		if c.job != 0 {
+			windows.CloseHandle(c.job)
+		}
+		if c.logon != nil {
+			ended := c.process == nil
+			select {
+			case <-c.exited:
+				ended = true
+			default:
+			}
+			c.logon.close(ended)
+		}
+	})
+}
 
 func (r *Runner) removeGroup(*child) {}
 
@@ -211,16 +236,13 @@ func (r *Runner) startDrain([]*os.File) error { return nil }
 // ChildMain returns false: there are no hidden sub-commands on Windows.
 func ChildMain() bool { return false }
 
-// errNoIdentities: LogonUser wants the user's password, which nobody gives the agent; and a token without one (S4U) cannot
-// be used for a process with access to the network or to encrypted files. To run as somebody else silently as the agent
-// would be worse than to refuse.
-var errNoIdentities = fault.Unsupported("running as another user is not supported on Windows: it takes the user's password")
-
-func checkIdentities() error { return &StartError{Stage: "user", Err: errNoIdentities} }
-
-// systemEnv returns the variables without which hardly any program starts, and which are all that a command gets here.
-func systemEnv() []string {
-	var env []string
+// systemEnv returns the variables without which hardly any program starts, and which are all that a command gets here. For another
+// user they are those of the logon, which are not known yet.
+func systemEnv(u *User) []string {
+	env := []string{}
+	if u != nil {
+		return env
+	}
 	for _, name := range []string{"SystemRoot", "SystemDrive", "ComSpec", "Path", "PATHEXT", "TEMP", "TMP", "ProgramData",
 		"ProgramFiles", "ALLUSERSPROFILE", "USERPROFILE", "USERNAME", "APPDATA", "LOCALAPPDATA",
 		"NUMBER_OF_PROCESSORS", "PROCESSOR_ARCHITECTURE"} {

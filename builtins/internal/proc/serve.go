@@ -44,7 +44,7 @@ const maxTrailingOutput = 1 << 20
 // Live is a running command of Serve. Its methods are safe for concurrent use, also after the command's end.
 type Live struct {
 	c        *child
-	terminal *os.File // the master; nil: none
+	terminal *pseudoTerminal // nil: none
 
 	writeMu  sync.Mutex // one at a time
 	mu       sync.Mutex
@@ -76,11 +76,12 @@ func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, erro
 	defer r.calls.Done()
 	runtime.LockOSThread() // the death signal depends on the thread, as in Run
 	defer runtime.UnlockOSThread()
-	spec.Tied, spec.streamed, spec.terminal = false, true, s.Terminal != nil
+	spec.Tied, spec.streamed = false, true
 	e, err := openStreamEnds(&spec, s)
 	if err != nil {
 		return nil, &StartError{Stage: "process", Err: err}
 	}
+	spec.terminal = e.terminal
 	begin := time.Now()
 	c, err := r.start(&spec, e.childFiles[0], e.childFiles[1], e.childFiles[2])
 	e.closeChildFiles()
@@ -98,6 +99,9 @@ func (r *Runner) Serve(ctx context.Context, spec Spec, s Serving) (*Result, erro
 	err = r.waitExit(ctx, &spec, c, result)
 	result.Duration = time.Since(begin)
 	l.markEnded()
+	if e.terminal != nil {
+		e.terminal.hangUp()
+	}
 	for _, t := range e.outputs {
 		t.commandEnded(r.config.Drain)
 	}
@@ -162,23 +166,23 @@ func (t *outputReader) commandEnded(drain time.Duration) {
 // streamEnds are the two ends of a command's streams.
 type streamEnds struct {
 	childFiles [3]*os.File
-	input      *os.File // ours, nil: none; the terminal, where there is one
-	terminal   *os.File
+	input      *os.File        // ours, nil: none; the terminal, where there is one
+	terminal   *pseudoTerminal // nil: none
 	outputs    []*outputReader
 }
 
 func openStreamEnds(spec *Spec, s Serving) (*streamEnds, error) {
 	e := &streamEnds{}
 	if s.Terminal != nil {
-		master, slave, err := openTerminal(s.Terminal, spec.User)
+		t, err := openTerminal(s.Terminal, spec.User)
 		if err != nil {
 			return nil, err
 		}
-		e.terminal, e.childFiles = master, [3]*os.File{slave, slave, slave}
+		e.terminal, e.childFiles = t, t.streams
 		if s.Input {
-			e.input = master
+			e.input = t.in
 		}
-		e.outputs = []*outputReader{{fd: 1, file: master, done: make(chan struct{})}}
+		e.outputs = []*outputReader{{fd: 1, file: t.out, done: make(chan struct{})}}
 		return e, nil
 	}
 	var content []byte // nil: the null device
@@ -218,6 +222,9 @@ func (e *streamEnds) closeInput() {
 
 func (e *streamEnds) closeOwnFiles() {
 	e.closeInput()
+	if e.terminal != nil {
+		e.terminal.hangUp()
+	}
 	for _, t := range e.outputs {
 		t.file.Close()
 	}
@@ -279,19 +286,17 @@ func (l *Live) Write(ctx context.Context, p []byte) (n int, err error) {
 		err = context.Cause(ctx)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 		err = errEnded
-	case errors.Is(err, syscall.EPIPE), l.terminal != nil && errors.Is(err, syscall.EIO):
+	case isBrokenPipe(err), l.terminal != nil && errors.Is(err, syscall.EIO):
 		err = errNoReader
 	}
 	return n, err
 }
 
-// ctrlD is the end-of-file character of a terminal.
-const ctrlD = 4
-
-// CloseInput closes the input; another call does nothing. On a terminal it writes Ctrl-D, and the input stays open.
+// CloseInput closes the input; another call does nothing. On a terminal it types what ends an input there, Ctrl-D or on Windows
+// Ctrl-Z and Enter, and the input stays open.
 func (l *Live) CloseInput(ctx context.Context) error {
 	if l.terminal != nil {
-		_, err := l.Write(ctx, []byte{ctrlD})
+		_, err := l.Write(ctx, []byte(endOfInput))
 		return err
 	}
 	l.writeMu.Lock()
@@ -319,7 +324,7 @@ func (l *Live) Signal(signal syscall.Signal) error {
 	return l.c.signal(signal)
 }
 
-// Resize sets the size of the terminal, and the command gets SIGWINCH; 0 leaves rows or columns as they are.
+// Resize sets the size of the terminal, of which the command is told; 0 leaves rows or columns as they are.
 func (l *Live) Resize(rows, cols uint16) error {
 	if l.terminal == nil {
 		return errNoTerminal
@@ -329,5 +334,5 @@ func (l *Live) Resize(rows, cols uint16) error {
 	if l.ended {
 		return errEnded
 	}
-	return resizeTerminal(l.terminal, rows, cols)
+	return l.terminal.resize(rows, cols)
 }

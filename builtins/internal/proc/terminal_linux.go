@@ -2,6 +2,7 @@ package proc
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -11,8 +12,29 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// openTerminal makes a pseudo-terminal. master is nonblocking, so that a deadline ends its reads and writes.
-func openTerminal(t *Terminal, user *User) (master, slave *os.File, err error) {
+// endOfInput is the end-of-file character of a terminal: Ctrl-D.
+const endOfInput = "\x04"
+
+// pseudoTerminal is the terminal of a command.
+type pseudoTerminal struct {
+	in, out *os.File    // our end, which is one here
+	streams [3]*os.File // those of the command
+}
+
+// openTerminal makes a pseudo-terminal. Our end is nonblocking, so that a deadline ends its reads and writes.
+func openTerminal(t *Terminal, user *User) (*pseudoTerminal, error) {
+	master, slave, err := openPTY(t, user)
+	if err != nil {
+		return nil, err
+	}
+	return &pseudoTerminal{in: master, out: master, streams: [3]*os.File{slave, slave, slave}}, nil
+}
+
+// hangUp has nothing to do: the terminal is hung up when our end is closed.
+func (*pseudoTerminal) hangUp() {}
+
+// openPTY returns both ends of a new pseudo-terminal.
+func openPTY(t *Terminal, user *User) (master, slave *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fault.On("/dev/ptmx", err)
@@ -48,8 +70,8 @@ func setSize(fd int, rows, cols uint16) error {
 	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 }
 
-func resizeTerminal(master *os.File, rows, cols uint16) error {
-	conn, err := master.SyscallConn()
+func (t *pseudoTerminal) resize(rows, cols uint16) error {
+	conn, err := t.out.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -64,6 +86,8 @@ func resizeTerminal(master *os.File, rows, cols uint16) error {
 	}
 	return err
 }
+
+func isBrokenPipe(err error) bool { return errors.Is(err, syscall.EPIPE) }
 
 // signal sends a signal to the process group of the command, whose ID is not used again before the process is reaped.
 func (c *child) signal(signal syscall.Signal) error {

@@ -22,12 +22,13 @@ type User struct {
 }
 
 // LookupUser finds who user and group are, by name or number, in the accounts of files. An empty user is the agent's
-// own; an empty group is the user's primary one. A name counts more than a number, and a number needs no account.
+// own; an empty group is the user's primary one. A name counts more than a number, and a number needs no account. On Windows the
+// account is one of Windows, and a group is refused: a logon has those of the user.
 // supplementary adds the groups that list the user. An error is a *StartError, and wraps fs.ErrNotExist for a name that
 // is not there.
 func LookupUser(files *fsys.Root, user, group string, supplementary bool) (*User, error) {
-	if err := checkIdentities(); err != nil {
-		return nil, err
+	if found, err := systemUser(user, group); found != nil || err != nil {
+		return found, err
 	}
 	accounts, err := files.Accounts()
 	if err != nil {
@@ -96,9 +97,9 @@ func SearchPaths(env map[string]string) []string {
 
 // LoginEnv returns the environment of a fresh login of u: PATH, HOME, USER, LOGNAME, SHELL and LANG, and nothing of the
 // agent's. nil is the user that the agent runs as. On Windows, where there is no such login, it is what programs need of the
-// agent's own.
+// agent's own; that of another user the logon adds when the command is started.
 func LoginEnv(u *User) []string {
-	if env := systemEnv(); env != nil {
+	if env := systemEnv(u); env != nil {
 		return env
 	}
 	if u == nil {

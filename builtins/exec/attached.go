@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -20,16 +19,16 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A streamed command that outlives the agent has a supervisor as a job has. Output goes by a socket, so that a slow host
+// A streamed command that outlives the agent has a supervisor as a job has. Output goes by a channel, so that a slow host
 // still holds the command up:
 //
-//	command ──pipe──► supervisor ──socket──► agent ──window──► host
+//	command ──pipe──► supervisor ──channel─► agent ──window──► host
 //	                      └─ the agent is gone: DIR/ID, as of any job, from the oldest output on that may not have arrived
 //
-// The agent ends the command with its connection. It is the end of the socket that makes a job of the command.
+// The agent ends the command with its connection. It is the end of the channel that makes a job of the command.
 
 // keptOutput is how much of each stream a supervisor keeps, in bytes, while the agent takes it: more than the largest window
-// and what is in the socket.
+// and what is in the channel.
 const keptOutput = 2 << 20
 
 // attachedEvent is what a supervisor tells the agent: output, or the end.
@@ -166,9 +165,9 @@ func (r *relay) ended(job *pb.Job) {
 
 // attached is a command that outlives the agent, seen from there.
 type attached struct {
-	pid    int
-	socket *os.File
-	from   *gob.Decoder
+	pid     int
+	channel proc.Channel
+	from    *gob.Decoder
 
 	mu    sync.Mutex // for to
 	to    *gob.Encoder
@@ -199,22 +198,14 @@ func (r *Room) startAttached(ctx context.Context, dir string, job *pb.Job, spec 
 		return nil, err
 	}
 	request.Attached = true
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ours, err := r.spawnSupervisor(job.Id)
 	if err != nil {
-		return nil, err
-	}
-	_ = unix.SetNonblock(pair[0], true) // for its deadlines; the other end has flags of its own
-	ours, theirs := os.NewFile(uintptr(pair[0]), "supervisor"), os.NewFile(uintptr(pair[1]), "agent")
-	err = r.spawnSupervisor(job.Id, theirs, theirs)
-	theirs.Close()
-	if err != nil {
-		ours.Close()
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), supervisorTimeout)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { ours.SetDeadline(time.Now()) })
-	a := &attached{socket: ours, from: gob.NewDecoder(ours), to: gob.NewEncoder(ours)}
+	a := &attached{channel: ours, from: gob.NewDecoder(ours), to: gob.NewEncoder(ours)}
 	if err = a.to.Encode(request); err != nil {
 		err = &proc.StartError{Stage: "process", Err: fault.Cause(err)}
 	} else {
@@ -267,11 +258,11 @@ func (a *attached) follow(s *streamed) *pb.ExecEnd {
 // told lets the supervisor exit: the host has received the exit status.
 func (a *attached) told() {
 	a.tell(attachedRequest{Done: true})
-	a.socket.Close()
+	a.channel.Close()
 }
 
 // release leaves the command to its supervisor.
-func (a *attached) release() { a.socket.Close() }
+func (a *attached) release() { a.channel.Close() }
 
 func (a *attached) tell(request attachedRequest) {
 	a.mu.Lock()
