@@ -53,15 +53,21 @@ func (r *realRoot) resolve(path string, links follow) (*At, error) {
 		clean = filepath.Join(r.dir, filepath.Clean(separator+strings.TrimPrefix(clean, filepath.VolumeName(clean))))
 	}
 	dir, name := filepath.Dir(clean), filepath.Base(clean)
-	resolved, err := filepath.EvalSymlinks(dir)
+	resolved, err := finalPath(dir)
 	if err != nil {
-		return nil, fault.Cause(err)
+		return nil, err
 	}
-	if links == followNone && resolved != dir {
+	if links == followNone && !Equal(resolved, dir) {
 		return nil, fault.Wrapf(fault.ErrChanged, "a directory above it has become a link")
 	}
-	if target, err := filepath.EvalSymlinks(clean); links == followAll && err == nil {
-		resolved, name = filepath.Dir(target), filepath.Base(target)
+	name = longName(resolved, name)
+	if links == followAll {
+		switch target, err := finalPath(clean); {
+		case err == nil:
+			resolved, name = filepath.Dir(target), filepath.Base(target)
+		case errors.Is(err, fault.ErrRefused):
+			return nil, err
+		}
 	}
 	if !r.host {
 		if err := r.inside(resolved); err != nil {
@@ -71,15 +77,19 @@ func (r *realRoot) resolve(path string, links follow) (*At, error) {
 	if name == separator {
 		name = "."
 	}
-	at := &At{Path: text.EscapePath(filepath.Join(resolved, name)), Name: name, dir: &realDir{r, resolved}}
+	at := &At{Path: text.EscapePath(filepath.Join(resolved, name)), Name: name, dir: &realDir{root: r, handle: resolved}}
 	if !r.host {
 		at.Path = text.EscapePath(r.relative(resolved, name))
 	}
 	return at, nil
 }
 
-func (r *realRoot) identify(string) (Meta, error) {
-	return Meta{}, unsupported("the identity of a path")
+func (r *realRoot) identify(path string) (Meta, error) {
+	at, err := r.resolve(path, followAll)
+	if err != nil {
+		return Meta{}, err
+	}
+	return at.dir.stat(at.Name)
 }
 
 // syncAll has nothing to do: only an administrator may flush a volume, and files are synced one by one.
@@ -87,7 +97,7 @@ func syncAll(handle) error { return nil }
 
 // inside refuses a link that leads out of the root: it cannot be read as one inside here.
 func (r *realRoot) inside(dir string) error {
-	base, err := filepath.EvalSymlinks(r.dir)
+	base, err := finalPath(r.dir)
 	if err == nil && !Within(dir, base) && !Within(filepath.Dir(base), dir) {
 		err = fault.Refuse("a link leads out of the root")
 	}
@@ -96,7 +106,7 @@ func (r *realRoot) inside(dir string) error {
 
 // relative returns the path of a name in a directory as it is in the root.
 func (r *realRoot) relative(dir, name string) string {
-	base, err := filepath.EvalSymlinks(r.dir)
+	base, err := finalPath(r.dir)
 	if err != nil {
 		base = r.dir
 	}

@@ -225,3 +225,47 @@ func TestSweepOfTemporaryFiles(t *testing.T) {
 		t.Errorf("the one that was being written: %v", err)
 	}
 }
+
+// What was judged is what is used: while an operation is at a path that rules were held against, nobody exchanges the directories
+// that lead there, and what was exchanged before is found out.
+func TestJudgedDirectoryStays(t *testing.T) {
+	root, dir := hostRoot(t), t.TempDir()
+	inner, moved := filepath.Join(dir, "a", "b"), filepath.Join(dir, "a", "c")
+	if err := os.MkdirAll(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(inner, "file")
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	judged := root.Judge()
+	if found, err := judged.Look(path, false); err != nil || found.Meta.Kind != fsys.File {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	at, err := root.As(judged).At(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(inner, moved); err == nil {
+		t.Error("the directory was renamed")
+	}
+	if _, err := at.ReadFile(10); err != nil {
+		t.Error(err)
+	}
+	if err := replace(t, at, "y"); err != nil {
+		t.Error(err)
+	}
+	if err := at.Close(); err != nil {
+		t.Error(err)
+	}
+	judged = root.Judge()
+	if _, err := judged.Look(path, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(inner, moved), os.Mkdir(inner, 0o755), os.WriteFile(path, []byte("z"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := root.As(judged).At(path); !errors.Is(err, fault.ErrChanged) {
+		t.Errorf("the other directory is %v, %v", at, err)
+	}
+}

@@ -115,6 +115,11 @@ func (j *Judged) hold(at *At, path string, links follow) error {
 	if found.Dir.Kind == Absent {
 		return nil
 	}
+	if d, ok := at.dir.(*realDir); ok {
+		if err := d.pin.set(d.handle); err != nil {
+			return err
+		}
+	}
 	dir, err := at.dir.stat(".")
 	if err != nil {
 		return err

@@ -27,16 +27,17 @@ func (r *realRoot) syncAll() error { return syncAll(r.handle) }
 type realDir struct {
 	root   *realRoot
 	handle handle
+	pin    pin
 }
 
-func (d *realDir) close() error { return closeHandle(d.handle) }
+func (d *realDir) close() error { return errors.Join(d.pin.close(), closeHandle(d.handle)) }
 
 func (d *realDir) dup() (directory, error) {
 	h, err := dupHandle(d.handle)
 	if err != nil {
 		return nil, err
 	}
-	return &realDir{d.root, h}, nil
+	return &realDir{root: d.root, handle: h}, nil
 }
 
 func (d *realDir) names() ([]string, error) { return namesIn(d.handle) }
@@ -119,10 +120,19 @@ func (d *realDir) openDir(name string) (directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &realDir{d.root, h}, nil
+	return &realDir{root: d.root, handle: h}, nil
 }
 
-func (d *realDir) create(name string) (*os.File, error) { return createAt(d.handle, name) }
+func (d *realDir) create(name string) (*os.File, error) {
+	file, err := createAt(d.handle, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.pin.holds(d.handle, file); err != nil {
+		return nil, errors.Join(err, file.Close(), unlinkAt(d.handle, name, false))
+	}
+	return file, nil
+}
 
 func (d *realDir) closeNew(file *os.File) error { return syncAndClose(file) }
 
@@ -133,7 +143,15 @@ func syncAndClose(file *os.File) error {
 	return errors.Join(err, fault.Cause(file.Close()))
 }
 
-func (d *realDir) make(name string, meta Meta) error { return makeAt(d.handle, name, meta) }
+func (d *realDir) make(name string, meta Meta) error {
+	if err := makeAt(d.handle, name, meta); err != nil {
+		return err
+	}
+	if err := d.pin.leads(d.handle); err != nil {
+		return errors.Join(err, unlinkAt(d.handle, name, meta.Kind == Directory))
+	}
+	return nil
+}
 
 func (d *realDir) setAttr(name string, kind Kind, attr Attr) error {
 	return setAttr(d.handle, name, kind, attr)

@@ -126,7 +126,7 @@ func (w *walker) at(dir handle, names []string, name string) (*At, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := &At{Path: "/", Name: name, Public: true, dir: &realDir{w.root, fd}}
+	at := &At{Path: "/", Name: name, Public: true, dir: &realDir{root: w.root, handle: fd}}
 	for i, parent := range names {
 		at.Path = appendName(at.Path, text.EscapePath(parent))
 		at.Public = at.Public && searchable(w.dirs[i])

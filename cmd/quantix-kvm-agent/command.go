@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -41,6 +42,8 @@ type flags struct {
 
 	// sessions has a value when a user has logged on or off, or the console was switched; nil: nobody tells.
 	sessions <-chan uint32
+	// hangups has a value when the configuration is to be read again; nil: only SIGHUP says so.
+	hangups chan os.Signal
 }
 
 func command() *cobra.Command {

@@ -32,7 +32,10 @@ import (
 
 // run wires an agent together and runs it.
 func run(ctx context.Context, f flags) (err error) {
-	hangups := make(chan os.Signal, 1)
+	hangups := f.hangups
+	if hangups == nil {
+		hangups = make(chan os.Signal, 1)
+	}
 	signal.Notify(hangups, syscall.SIGHUP) // before anything takes time: unheard, it would end the agent
 	defer signal.Stop(hangups)
 	ctx, restart := context.WithCancelCause(ctx)

@@ -11,7 +11,7 @@ import (
 const (
 	// accepted is what the service control manager tells the agent. Preshutdown comes before Windows ends other processes, and
 	// waits for the agent; shutdown comes where there was no preshutdown.
-	accepted = svc.AcceptStop | svc.AcceptShutdown | svc.AcceptPreShutdown | svc.AcceptSessionChange
+	accepted = svc.AcceptStop | svc.AcceptShutdown | svc.AcceptPreShutdown | svc.AcceptSessionChange | svc.AcceptParamChange
 	// stepEvery is how often the manager is told that the agent is still ending: a rollback can take long. It gives up on a
 	// service that says nothing within stepHint.
 	stepEvery = time.Second
@@ -27,6 +27,7 @@ var errServiceStop = errors.New("the service control manager wants the agent to 
 type serviceHandler struct {
 	run      func(ctx context.Context) error
 	sessions func(event uint32) // a user logged on or off, or the console was switched: WTS_… of wtsapi32.h; nil: not told
+	reload   func()             // the configuration is to be read again; nil: not told
 	tick     func(time.Duration) (<-chan time.Time, func())
 	err      error // of run
 }
@@ -67,6 +68,9 @@ func (h *serviceHandler) Execute(
 				changes <- now
 			case r.Cmd == svc.SessionChange && h.sessions != nil:
 				h.sessions(r.EventType)
+			case r.Cmd == svc.ParamChange && h.reload != nil:
+				h.reload()
+				changes <- now
 			case r.Cmd == svc.Stop, r.Cmd == svc.Shutdown, r.Cmd == svc.PreShutdown:
 				if now.State == svc.StopPending {
 					break

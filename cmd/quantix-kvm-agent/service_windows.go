@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,7 +45,7 @@ func serviceCommands(f *flags) []*cobra.Command {
 		Long: `The service runs as LocalSystem from the start of Windows, and is started again when it fails. It reads
 ` + config.DefaultFile + `, logs to ` + serviceLog + `, which is rotated by size,
 and writes warnings and errors to the event log as well. When Windows shuts down it is told early, so that a script which
-runs is taken back in time.`,
+runs is taken back in time. "reload", as "sc control ` + serviceName + ` paramchange", has it read its configuration again.`,
 	}
 	parent.AddCommand(
 		&cobra.Command{
@@ -86,13 +88,19 @@ func serviceRunCommand(f *flags) *cobra.Command {
 				}
 			}
 			sessions := make(chan uint32, sessionQueue)
-			f.sessions = sessions
+			f.sessions, f.hangups = sessions, make(chan os.Signal, 1)
 			h := &serviceHandler{
 				run: func(ctx context.Context) error { return run(ctx, *f) },
 				sessions: func(event uint32) {
 					select {
 					case sessions <- event:
 					default:
+					}
+				},
+				reload: func() {
+					select {
+					case f.hangups <- syscall.SIGHUP:
+					default: // it will be read again anyway
 					}
 				},
 			}
@@ -221,6 +229,21 @@ func stopService(s *mgr.Service) error {
 		return err
 	}
 	return awaitService(s, svc.Stopped)
+}
+
+// hangUp has the agent of a process number read its configuration again. The service alone can be told.
+func hangUp(pid int) error {
+	return withService(func(s *mgr.Service) error {
+		status, err := s.Query()
+		if err != nil {
+			return err
+		}
+		if int(status.ProcessId) != pid {
+			return fmt.Errorf("process %d is not the service, and has to be started again", pid)
+		}
+		_, err = s.Control(svc.ParamChange)
+		return err
+	})
 }
 
 // awaitService waits for a state. A service that stops while it is to start has failed.

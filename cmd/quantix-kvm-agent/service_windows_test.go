@@ -22,6 +22,7 @@ type manager struct {
 	stopped  chan error // the cause with which the agent's context ended
 	finish   chan error // what the agent then returns
 	sessions []uint32
+	reloads  int
 }
 
 func manage(t *testing.T) *manager {
@@ -35,6 +36,7 @@ func manage(t *testing.T) *manager {
 			return <-m.finish
 		},
 		sessions: func(event uint32) { m.sessions = append(m.sessions, event) },
+		reload:   func() { m.reloads++ },
 		tick:     func(time.Duration) (<-chan time.Time, func()) { return m.steps, func() {} },
 	}
 	go func() {
@@ -112,10 +114,14 @@ func TestServiceFails(t *testing.T) {
 	m.ends(failedStatus)
 }
 
-// The manager is answered while the agent runs, and users' sessions are handed on.
+// The manager is answered while the agent runs, and users' sessions and a change of the configuration are handed on.
 func TestServiceIsAsked(t *testing.T) {
 	m := manage(t)
 	m.requests <- svc.ChangeRequest{Cmd: svc.Interrogate}
+	if now := m.next(); now.State != svc.Running {
+		t.Error(now)
+	}
+	m.requests <- svc.ChangeRequest{Cmd: svc.ParamChange}
 	if now := m.next(); now.State != svc.Running {
 		t.Error(now)
 	}
@@ -126,8 +132,8 @@ func TestServiceIsAsked(t *testing.T) {
 	m.next()
 	m.finish <- nil
 	m.ends(0)
-	if !slices.Equal(m.sessions, []uint32{logon, unlock}) {
-		t.Error(m.sessions)
+	if !slices.Equal(m.sessions, []uint32{logon, unlock}) || m.reloads != 1 {
+		t.Error(m.sessions, m.reloads)
 	}
 }
 

@@ -194,11 +194,7 @@ func reload(ctx context.Context, w io.Writer, f flags) error {
 	if err != nil {
 		return err
 	}
-	process, err := os.FindProcess(int(before.Pid))
-	if err == nil {
-		err = process.Signal(syscall.SIGHUP)
-	}
-	if err != nil {
+	if err := hangUp(int(before.Pid)); err != nil {
 		return fmt.Errorf("signal the agent: %w", err)
 	}
 	for {

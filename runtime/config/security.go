@@ -202,7 +202,7 @@ func checkPath(text string) error {
 		return errors.New("is no absolute path")
 	case strings.ContainsAny(text, `*?[`):
 		return errors.New("has a wildcard, which this list does not know; a directory stands for all that is below it")
-	case slices.Contains(strings.Split(text, "/"), ".."):
+	case slices.Contains(fsys.Elements(text), ".."):
 		return errors.New("has .. in it")
 	}
 	return nil

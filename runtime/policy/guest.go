@@ -77,7 +77,7 @@ func (g *Guest) identify(f fsys.Found, o *object) error {
 		case !gone(err):
 			return err
 		}
-		if at == "/" || at == "." {
+		if fsys.IsRoot(at) || at == "." {
 			return nil
 		}
 	}

@@ -70,8 +70,8 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 		security: security, section: section, guest: guest,
 		commands: newBucket(security.CommandsPerMinute.N, 60), files: newBucket(security.FileOpsPerSecond.N, 1),
 	}
-	if runtime.GOOS != "linux" && len(security.AllowedCommands)+len(security.DeniedCommands)+len(security.AllowedWritePaths)+len(security.DeniedReadPaths) > 0 {
-		return nil, fault.Unsupported("%s: rules on paths and commands are not supported on this system", security.File)
+	if runtime.GOOS != "linux" && len(security.AllowedCommands)+len(security.DeniedCommands) > 0 {
+		return nil, fault.Unsupported("%s: rules on commands are not supported on this system", security.File)
 	}
 	for key, list := range map[string][]config.Rule{"allow_operations": security.AllowedOperations, "deny_operations": security.DeniedOperations} {
 		for _, rule := range list {

@@ -69,7 +69,7 @@ func NewRights(files *fsys.Root, who string, needs []string, scopes map[string]b
 			return nil, fault.Invalid("need %q: %s is needed as a whole; what can be limited to something are %s", text, room, strings.Join(limitable(scopes), ", "))
 		case scope == builtins.ScopePaths:
 			err = place(room, object)
-			n.below, n.places = strings.HasSuffix(object, "/"), guest.fixed(object)
+			n.below, n.places = object != "" && fsys.HasSeparator(object[len(object)-1:]), guest.fixed(object)
 		case scope == builtins.ScopeCommands:
 			err = program(room, object)
 		default:
@@ -101,7 +101,7 @@ func name(room, text string) error {
 }
 
 func place(room, text string) error {
-	if !fsys.IsAbs(text) || strings.ContainsAny(text, "*?[\x00") || slices.Contains(strings.Split(text, "/"), "..") {
+	if !fsys.IsAbs(text) || strings.ContainsAny(text, "*?[\x00") || slices.Contains(fsys.Elements(text), "..") {
 		return fault.Invalid("%s: takes an absolute path without wildcards; one that ends in / stands for all below it", room)
 	}
 	return nil
@@ -189,7 +189,7 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	}
 	for _, text := range access.Patterns {
 		dir, deep := builtins.Static(text)
-		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.Contains(n.places, "/") }) {
+		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.ContainsFunc(n.places, fsys.IsRoot) }) {
 			return r.beyond(own[0].room + ":/") // links that the wildcards go through may lead anywhere
 		}
 		if err := r.path(g, own, dir, access.Judged); err != nil {

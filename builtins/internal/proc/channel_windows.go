@@ -31,4 +31,6 @@ func (d duplex) Write(p []byte) (int, error) { return d.write.Write(p) }
 func (d duplex) Close() error { return errors.Join(d.read.Close(), d.write.Close()) }
 
 // SetDeadline implements Channel.
-func (d duplex) SetDeadline(t time.Time) error { return errors.Join(d.read.SetDeadline(t), d.write.SetDeadline(t)) }
+func (d duplex) SetDeadline(t time.Time) error {
+	return errors.Join(d.read.SetDeadline(t), d.write.SetDeadline(t))
+}

@@ -127,6 +127,7 @@ func TestService(t *testing.T) {
 		ctl(t, h, "ping")
 		lost := firstDial(t, pipePrefix+"quantix-kvm-agent")
 		agentCommand(t, "status") // over the agent's own pipe
+		reloads(t)
 		lost()
 		agentCommand(t, "service", "stop")
 		agentCommand(t, "service", "stop")
@@ -145,6 +146,21 @@ func TestService(t *testing.T) {
 	agentCommand(t, "service", "remove")
 	if hasService(t) || hasEventSource() {
 		t.Error("something is left of the service")
+	}
+}
+
+// reloads changes the configuration of the service, has it read again, and does so once more with a fault in it.
+func reloads(t *testing.T) {
+	t.Helper()
+	path := filepath.Join(programData, "agent.yaml")
+	for text, want := range map[string]string{"log_level: debug\n": "", "log_level: loud\n": "what was in force stays", "": ""} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(Program(t, "quantix-kvm-agent"), "reload").CombinedOutput()
+		if (err != nil) != (want != "") || !strings.Contains(string(out), want) {
+			t.Errorf("reload of %q: %v %s", text, err, out)
+		}
 	}
 }
 
