@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/windows"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -25,6 +26,24 @@ import (
 
 // childEnv tells a process of this test binary that it is a child, and what to do.
 const childEnv = "QUANTIX_JOURNAL_TEST_CHILD"
+
+// killEnv is the number of the action on the disk before which a child is ended by TerminateProcess; 0 or nothing: none.
+const killEnv = "QUANTIX_JOURNAL_TEST_KILL"
+
+// points counts the actions on the disk of a child.
+var points int
+
+// pointReached ends this process before the action that killEnv names.
+func pointReached(string) error {
+	points++
+	if strconv.Itoa(points) == os.Getenv(killEnv) {
+		_ = windows.TerminateProcess(windows.CurrentProcess(), killed)
+	}
+	return nil
+}
+
+// killed is the status of a process that pointReached has ended.
+const killed = 77
 
 func TestMain(m *testing.M) {
 	if what := os.Getenv(childEnv); what != "" {
@@ -54,6 +73,7 @@ func openGuest(state string) (*guest, error) {
 	g.table = builtins.NewTable(g.room)
 	g.journal, err = Open(Config{
 		Dir: state, Root: files, Version: "test",
+		Step:      pointReached,
 		MachineID: func() string { return "machine" }, BootID: func() string { return "boot" },
 		Run: func(ctx context.Context, op string, args proto.Message) (idle bool, err error) {
 			_, err = g.table.Script(op).Call(ctx, &builtins.Call{}, args)
@@ -127,7 +147,9 @@ func child(what, dir, state string) error {
 				}
 			}
 		}
-		return errors.Join(err, g.close())
+		err = errors.Join(err, g.close())
+		fmt.Println("points", points)
+		return err
 	}
 	tx, err := g.journal.Begin(ctx, Header{MessageID: "m", Key: "k"})
 	if err != nil {
@@ -149,7 +171,9 @@ func child(what, dir, state string) error {
 			return err
 		}
 	}
-	return errors.Join(tx.Close(ctx, reply), g.close())
+	err = errors.Join(tx.Close(ctx, reply), g.close())
+	fmt.Println("points", points)
+	return err
 }
 
 // tree describes all that is below a directory, but for the times of directories and of what is new.
@@ -192,10 +216,10 @@ func tree(t *testing.T, dir string) string {
 }
 
 // start starts a child in the directories.
-func start(t *testing.T, what, dir, state string) (*exec.Cmd, *bytes.Buffer) {
+func start(t *testing.T, what, dir, state string, env ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], dir, state)
-	cmd.Env = append(os.Environ(), childEnv+"="+what)
+	cmd.Env = append(append(os.Environ(), childEnv+"="+what), env...)
 	said := &bytes.Buffer{}
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := cmd.Start(); err != nil {
@@ -204,11 +228,92 @@ func start(t *testing.T, what, dir, state string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, said
 }
 
-func run(t *testing.T, what, dir, state string) {
+// run runs a child to its end, and returns how many actions on the disk it had.
+func run(t *testing.T, what, dir, state string) int {
 	t.Helper()
 	cmd, said := start(t, what, dir, state)
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%s: %v: %s", what, err, said)
+	}
+	_, count, _ := strings.Cut(said.String(), "points ")
+	n, err := strconv.Atoi(strings.TrimSpace(count))
+	if err != nil {
+		t.Fatalf("%s: %s", what, said)
+	}
+	return n
+}
+
+// killAt runs a child that ends itself before an action, and returns what it said and whether it got there.
+func killAt(t *testing.T, what, dir, state string, point int) (said string, got bool) {
+	t.Helper()
+	cmd, out := start(t, what, dir, state, killEnv+"="+strconv.Itoa(point))
+	err := cmd.Wait()
+	got = cmd.ProcessState.ExitCode() == killed
+	if err != nil && !got {
+		t.Fatalf("%s, to be killed at %d: %v: %s", what, point, err, out)
+	}
+	return out.String(), got
+}
+
+// roundsOf is how many rounds QUANTIX_ROUNDS asks for, or what is given.
+func roundsOf(t *testing.T, otherwise int) int {
+	text := os.Getenv("QUANTIX_ROUNDS")
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// newDirs makes what a transaction changes, and the directory of the journal.
+func newDirs(t *testing.T) (dir, state string) {
+	base := t.TempDir()
+	dir, state = filepath.Join(base, "files"), filepath.Join(base, "state", "tx")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(state), 0o755), fill(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir, state
+}
+
+// A process that is ended by TerminateProcess before any action of the journal on the disk, and again before any action of the
+// recovery, leaves all as it was or, where it had said so, all done. QUANTIX_ROUNDS says how many of the pairs are taken: they
+// are spread over all points of the transaction, each with another one of the recovery.
+func TestSweepOfFaultPoints(t *testing.T) {
+	rounds := roundsOf(t, 5)
+	for _, what := range []string{"commit", "roll back"} {
+		t.Run(what, func(t *testing.T) {
+			dir, state := newDirs(t)
+			before := tree(t, dir)
+			all := run(t, what, dir, state)
+			after, inRecovery, reached, again := tree(t, dir), 1, 0, 0
+			for round := range rounds {
+				point := 1 + round*all/rounds
+				dir, state := newDirs(t)
+				said, got := killAt(t, what, dir, state, point)
+				if !got {
+					t.Fatalf("point %d of %d was not reached: %s", point, all, said)
+				}
+				reached++
+				inner := 1 + round*7%inRecovery
+				if _, got := killAt(t, "recover", dir, state, inner); got {
+					again++
+				}
+				inRecovery = max(inRecovery, run(t, "recover", dir, state))
+				switch now := tree(t, dir); {
+				case now != before && now != after:
+					t.Fatalf("points %d and %d: neither as before nor as after:\n%s\nbefore:\n%s\nafter:\n%s", point, inner, now, before, after)
+				case now == before && what == "commit" && strings.Contains(said, "committed"):
+					t.Fatalf("points %d and %d: it was committed, and is as before", point, inner)
+				}
+			}
+			if again == 0 {
+				t.Error("no recovery was killed")
+			}
+			t.Logf("%d of %d points, %d recoveries killed as well, at most %d points in one", reached, all, again, inRecovery)
+		})
 	}
 }
 
@@ -216,38 +321,23 @@ func run(t *testing.T, what, dir, state string) {
 // as it was or, where it had said so, all done. The places are spread over the time that it takes; QUANTIX_ROUNDS says how
 // many there are.
 func TestSweepByTerminateProcess(t *testing.T) {
-	rounds := 4
-	if text := os.Getenv("QUANTIX_ROUNDS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds = n
-	}
-	newDirs := func() (dir, state string) {
-		base := t.TempDir()
-		dir, state = filepath.Join(base, "files"), filepath.Join(base, "state", "tx")
-		if err := errors.Join(os.MkdirAll(filepath.Dir(state), 0o755), fill(dir)); err != nil {
-			t.Fatal(err)
-		}
-		return dir, state
-	}
+	rounds := roundsOf(t, 2)
 	for _, what := range []string{"commit", "roll back"} {
 		t.Run(what, func(t *testing.T) {
-			dir, state := newDirs()
+			dir, state := newDirs(t)
 			before, begin := tree(t, dir), time.Now()
 			run(t, what, dir, state)
 			took, after := time.Since(begin), tree(t, dir)
 			if (after == before) != (what == "roll back") {
 				t.Fatalf("%s gives\n%s\nof\n%s", what, after, before)
 			}
-			killed := 0
+			hit := 0
 			for round := range rounds {
-				dir, state := newDirs()
+				dir, state := newDirs(t)
 				cmd, said := start(t, what, dir, state)
 				time.Sleep(took * time.Duration(round+1) / time.Duration(rounds+1))
 				if cmd.Process.Kill() == nil {
-					killed++
+					hit++
 				}
 				cmd.Wait()
 				recovery, _ := start(t, "recover", dir, state)
@@ -262,10 +352,10 @@ func TestSweepByTerminateProcess(t *testing.T) {
 					t.Fatalf("round %d: it was committed, and is as before", round)
 				}
 			}
-			if killed == 0 {
+			if hit == 0 {
 				t.Error("no process was killed in the midst")
 			}
-			t.Logf("%d of %d killed within %v", killed, rounds, took)
+			t.Logf("%d of %d killed within %v", hit, rounds, took)
 		})
 	}
 }
