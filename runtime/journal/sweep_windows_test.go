@@ -218,27 +218,47 @@ func tree(t *testing.T, dir string) string {
 // start starts a child in the directories.
 func start(t *testing.T, what, dir, state string, env ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], dir, state)
-	cmd.Env = append(append(os.Environ(), childEnv+"="+what), env...)
-	said := &bytes.Buffer{}
-	cmd.Stdout, cmd.Stderr = said, said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	for attempt := 1; ; attempt++ {
+		cmd := exec.Command(os.Args[0], dir, state)
+		cmd.Env = append(append(os.Environ(), childEnv+"="+what), env...)
+		said := &bytes.Buffer{}
+		cmd.Stdout, cmd.Stderr = said, said
+		err := cmd.Start()
+		if err == nil {
+			return cmd, said
+		}
+		if attempt == startAttempts {
+			t.Fatal(err)
+		}
 	}
-	return cmd, said
+}
+
+// startAttempts bounds how often a process is started that does not start: one in some hundred of Wine does not, or ends before
+// the program has begun, with status 1 and without a word.
+const startAttempts = 3
+
+// finish runs a child to its end, and says what it said and how it ended.
+func finish(t *testing.T, what, dir, state string, env ...string) (said string, status int) {
+	t.Helper()
+	for range startAttempts {
+		cmd, out := start(t, what, dir, state, env...)
+		_ = cmd.Wait() // the status says it
+		said, status = out.String(), cmd.ProcessState.ExitCode()
+		if status != 1 || said != "" {
+			break
+		}
+	}
+	return said, status
 }
 
 // run runs a child to its end, and returns how many actions on the disk it had.
 func run(t *testing.T, what, dir, state string) int {
 	t.Helper()
-	cmd, said := start(t, what, dir, state)
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("%s: %v: %s", what, err, said)
-	}
-	_, count, _ := strings.Cut(said.String(), "points ")
+	said, status := finish(t, what, dir, state)
+	_, count, _ := strings.Cut(said, "points ")
 	n, err := strconv.Atoi(strings.TrimSpace(count))
-	if err != nil {
-		t.Fatalf("%s: %s", what, said)
+	if err != nil || status != 0 {
+		t.Fatalf("%s: status %d: %s", what, status, said)
 	}
 	return n
 }
@@ -246,13 +266,11 @@ func run(t *testing.T, what, dir, state string) int {
 // killAt runs a child that ends itself before an action, and returns what it said and whether it got there.
 func killAt(t *testing.T, what, dir, state string, point int) (said string, got bool) {
 	t.Helper()
-	cmd, out := start(t, what, dir, state, killEnv+"="+strconv.Itoa(point))
-	err := cmd.Wait()
-	got = cmd.ProcessState.ExitCode() == killed
-	if err != nil && !got {
-		t.Fatalf("%s, to be killed at %d: %v: %s", what, point, err, out)
+	said, status := finish(t, what, dir, state, killEnv+"="+strconv.Itoa(point))
+	if status != 0 && status != killed {
+		t.Fatalf("%s, to be killed at %d: status %d: %s", what, point, status, said)
 	}
-	return out.String(), got
+	return said, status == killed
 }
 
 // roundsOf is how many rounds QUANTIX_ROUNDS asks for, or what is given.
