@@ -40,7 +40,8 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(out, os.Getenv("USERPROFILE"), os.Getenv("QUANTIX_TEST"))
 			os.Exit(0)
 		case "spin":
-			for {
+			for n := uint64(0); ; n++ {
+				spun = n
 			}
 		case "fill":
 			fill()
@@ -54,6 +55,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+// spun keeps a processor busy.
+var spun uint64
 
 // sleep waits for a minute, or until a file is gone.
 func sleep(file []string) {
