@@ -25,22 +25,27 @@ func finalPath(path string) (string, error) {
 		return "", fault.Cause(err)
 	}
 	defer windows.CloseHandle(h)
-	return pathOf(h)
+	final, err := pathOf(h)
+	if errors.Is(err, windows.ERROR_MORE_DATA) { // Wine cannot tell a long one, whatever the buffer
+		if final, err = filepath.EvalSymlinks(path); err != nil {
+			return "", fault.Cause(err)
+		}
+	}
+	return final, err
 }
 
 // pathOf returns the path of an open object; one that is not on a drive is refused.
 func pathOf(h windows.Handle) (string, error) {
-	const longest = 1 << 15
-	buf := make([]uint16, 2*windows.MAX_PATH)
+	buf := make([]uint16, windows.MAX_PATH)
 	for {
 		n, err := windows.GetFinalPathNameByHandle(h, &buf[0], uint32(len(buf)), 0)
-		if err == nil && int(n) < len(buf) {
-			break
-		}
-		if err != nil && !errors.Is(err, windows.ERROR_MORE_DATA) || len(buf) > longest { // Wine's way to say that it is too short
+		if err != nil {
 			return "", fault.Cause(err)
 		}
-		buf = make([]uint16, 2*len(buf))
+		if int(n) < len(buf) {
+			break
+		}
+		buf = make([]uint16, n+1)
 	}
 	path := windows.UTF16ToString(buf)
 	bare, ok := strings.CutPrefix(path, `\\?\`)

@@ -88,15 +88,6 @@ type Spec struct {
 	terminal *pseudoTerminal // its streams are this terminal, which becomes the controlling one; nil: it has none
 }
 
-// Limits bound what a command, and all that it starts, may use together; 0: no bound. They are held on Windows alone; elsewhere
-// a command with one is not started.
-type Limits struct {
-	// Memory is how much memory may be committed, in bytes. Over it the command is given none, and most programs end.
-	Memory uint64
-	// Processor is how much processor time may be used in user mode. Over it all of the command is ended.
-	Processor time.Duration
-}
-
 // Confine says what a confined command may write.
 type Confine struct {
 	// Writable are absolute paths, inside Root, that stay writable: a directory with all that is in it; of anything else the
@@ -167,12 +158,6 @@ const (
 	tailSize         = 512
 	shortWord        = 128 // bytes
 )
-
-// Channel is a channel to a process that SpawnOn starts.
-type Channel interface {
-	io.ReadWriteCloser
-	SetDeadline(t time.Time) error
-}
 
 // Runner runs commands. It is safe for concurrent use; Release ends its use.
 type Runner struct {
