@@ -153,7 +153,10 @@ func TestStreamedCommandOutlivesTheAgent(t *testing.T) {
 	in.Detach, in.Outlive = false, true
 	begun := make(chan struct{})
 	var once sync.Once
-	call := &builtins.Call{ID: "x", Session: "s", Event: func(proto.Message) bool { once.Do(func() { close(begun) }); return true }}
+	call := &builtins.Call{ID: "x", Session: "s", Event: func(proto.Message) bool {
+		once.Do(func() { close(begun) })
+		return true
+	}}
 	out, err := invoke(table, call, in)
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +172,8 @@ func TestStreamedCommandOutlivesTheAgent(t *testing.T) {
 	touch(t, file)
 	_, table = newRoom(dir)
 	id := out.(*pb.ExecStartResponse).JobId
-	if ended, said := job(t, table, id, pb.JobState_JOB_STATE_ENDED); ended.Exit.GetExitCode() != 9 || said != "begun\ndone\n" || ended.Attached {
+	ended, said := job(t, table, id, pb.JobState_JOB_STATE_ENDED)
+	if ended.Exit.GetExitCode() != 9 || said != "begun\ndone\n" || ended.Attached {
 		t.Errorf("%v, %q", ended, said)
 	}
 }

@@ -70,7 +70,8 @@ func (r *Room) supervisorSpec(dir string, job *pb.Job, spec proc.Spec) (supervis
 	}
 	raw, err := proto.Marshal(job)
 	return supervisorSpec{Dir: dir, Job: raw, Argv: spec.Argv, WorkDir: spec.Dir, Env: spec.Env, Root: spec.Root, User: spec.User,
-		Timeout: spec.Timeout, Limits: spec.Limits, Name: r.config.Commands.Name, JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}, err
+		Timeout: spec.Timeout, Limits: spec.Limits, Name: r.config.Commands.Name,
+		JobCgroup: r.config.Commands.JobCgroup, Grace: r.config.Commands.Grace}, err
 }
 
 // spawnSupervisor starts the process of a supervisor, and returns the channel to it.

@@ -96,7 +96,8 @@ func signalProcess(dir string, _ *pb.Job, _ syscall.Signal, _ bool) error {
 	}
 	defer windows.CloseHandle(process)
 	var event windows.Handle
-	err = windows.DuplicateHandle(process, windows.Handle(remote), windows.CurrentProcess(), &event, windows.EVENT_MODIFY_STATE, false, 0)
+	err = windows.DuplicateHandle(process, windows.Handle(remote), windows.CurrentProcess(), &event,
+		windows.EVENT_MODIFY_STATE, false, 0)
 	if err != nil {
 		return os.NewSyscallError("DuplicateHandle", err)
 	}

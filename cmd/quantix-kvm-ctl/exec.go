@@ -103,8 +103,8 @@ EXIT STATUS
 }
 
 func (f *execFlags) command(args []string) (client.Command, error) {
-	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput, Env: map[string]string{}, Name: f.name,
-		MemoryLimit: f.memory, ProcessorLimit: f.processor}
+	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput,
+		Env: map[string]string{}, Name: f.name, MemoryLimit: f.memory, ProcessorLimit: f.processor}
 	switch {
 	case len(args) == 0 || args[0] == "":
 		return command, usage("exec needs a program, or --shell and a line")

@@ -322,7 +322,8 @@ func TestSweepOfFaultPoints(t *testing.T) {
 				inRecovery = max(inRecovery, run(t, "recover", dir, state))
 				switch now := tree(t, dir); {
 				case now != before && now != after:
-					t.Fatalf("points %d and %d: neither as before nor as after:\n%s\nbefore:\n%s\nafter:\n%s", point, inner, now, before, after)
+					t.Fatalf("points %d and %d: neither as before nor as after:\n%s\nbefore:\n%s\nafter:\n%s",
+						point, inner, now, before, after)
 				case now == before && what == "commit" && strings.Contains(said, "committed"):
 					t.Fatalf("points %d and %d: it was committed, and is as before", point, inner)
 				}

@@ -133,7 +133,8 @@ func TestNoWayAroundPathsThatMustNotBeRead(t *testing.T) {
 		for _, in := range []proto.Message{
 			&pb.FileReadRequest{Path: path}, &pb.FileStatRequest{Path: path}, &pb.ListDirectoryRequest{Path: path},
 		} {
-			if err := k.ask(in); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "deny_file_read_paths (agent.yaml line 2)") {
+			const why = "deny_file_read_paths (agent.yaml line 2)"
+			if err := k.ask(in); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), why) {
 				t.Errorf("%T %s: %v", in, path, err)
 			}
 		}
@@ -199,7 +200,8 @@ func TestNeedsOfPaths(t *testing.T) {
 		if err := rights.Check(root, op, op.AccessOf(&pb.PathArgs{Path: dir + `\Open\file`})); err != nil {
 			t.Error(err)
 		}
-		if err := rights.Check(root, op, op.AccessOf(&pb.PathArgs{Path: dir + `\open\..\secret directory\deep\key`})); !errors.Is(err, builtins.ErrPolicy) {
+		outside := &pb.PathArgs{Path: dir + `\open\..\secret directory\deep\key`}
+		if err := rights.Check(root, op, op.AccessOf(outside)); !errors.Is(err, builtins.ErrPolicy) {
 			t.Error(need, err)
 		}
 	}

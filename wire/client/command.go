@@ -35,7 +35,8 @@ func (cmd Command) request(wait bool) (*pb.ExecuteRequest, error) {
 	request := &pb.ExecuteRequest{
 		Command: cmd.Line, WorkingDirectory: text.EscapePath(cmd.Dir), Environment: cmd.Env, WaitForExit: wait,
 		RunAsUser: cmd.User, RunAsGroup: cmd.Group, IncludeSupplementaryGroups: true, MaxOutputBytes: cmd.MaxOutput,
-		TimeoutSeconds: Seconds(cmd.Timeout), MemoryLimitBytes: cmd.MemoryLimit, ProcessorLimitMs: uint64(max(cmd.ProcessorLimit, 0) / time.Millisecond),
+		TimeoutSeconds: Seconds(cmd.Timeout), MemoryLimitBytes: cmd.MemoryLimit,
+		ProcessorLimitMs: uint64(max(cmd.ProcessorLimit, 0) / time.Millisecond),
 	}
 	switch {
 	case (cmd.Line != "") == (len(cmd.Argv) > 0):

@@ -51,7 +51,8 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 		return nil, &StartError{Stage: "confinement", Err: fault.Unsupported("commands are not confined on Windows")}
 	}
 	cmd := &exec.Cmd{Args: spec.Argv, Env: spec.Env, Dir: spec.Dir, Stdin: stdin, Stdout: stdout, Stderr: stderr,
-		SysProcAttr: &syscall.SysProcAttr{HideWindow: true, CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_SUSPENDED}}
+		SysProcAttr: &syscall.SysProcAttr{HideWindow: true,
+			CreationFlags: windows.CREATE_NEW_PROCESS_GROUP | windows.CREATE_SUSPENDED}}
 	c := &child{exited: make(chan struct{})}
 	cmd.SysProcAttr.CmdLine, c.shell = shellLine(spec.Argv)
 	if cmd.Env == nil {

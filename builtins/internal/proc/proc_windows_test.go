@@ -229,7 +229,8 @@ func TestOtherUsersWithoutALogon(t *testing.T) {
 	defer r.Release()
 	r.platform.logon = func(string) (*logon, error) { return nil, windows.ERROR_PRIVILEGE_NOT_HELD }
 	made := filepath.Join(t.TempDir(), "made")
-	_, err := r.Run(t.Context(), Spec{Argv: []string{"cmd.exe", "/C", "echo x>" + made}, User: &User{Name: `PC\guest`}, Tied: true})
+	argv := []string{"cmd.exe", "/C", "echo x>" + made}
+	_, err := r.Run(t.Context(), Spec{Argv: argv, User: &User{Name: `PC\guest`}, Tied: true})
 	var start *StartError
 	if !errors.As(err, &start) || start.Stage != "user" || !errors.Is(err, windows.ERROR_PRIVILEGE_NOT_HELD) {
 		t.Errorf("error is %v", err)
@@ -275,7 +276,8 @@ func TestRequestOfALogon(t *testing.T) {
 		t.Fatal(err)
 	}
 	request := (*s4uRequest)(unsafe.Pointer(&memory[0]))
-	if request.kind != s4uLogon || request.name.String() != "b\u00f6b" || request.domain.String() != "." || request.name.Length != 6 {
+	name, domain := request.name.String(), request.domain.String()
+	if request.kind != s4uLogon || name != "b\u00f6b" || domain != "." || request.name.Length != 6 {
 		t.Errorf("%+v", request)
 	}
 	end := uintptr(unsafe.Pointer(&memory[0])) + uintptr(len(memory))
@@ -302,8 +304,10 @@ func TestLimitsOfAJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	windows.CloseHandle(job)
-	const flags = windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE | windows.JOB_OBJECT_LIMIT_JOB_MEMORY | windows.JOB_OBJECT_LIMIT_JOB_TIME
-	if basic := got.BasicLimitInformation; basic.LimitFlags != flags || basic.PerJobUserTimeLimit != 15_000_000 || got.JobMemoryLimit != 1<<30 {
+	const flags = windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE | windows.JOB_OBJECT_LIMIT_JOB_MEMORY |
+		windows.JOB_OBJECT_LIMIT_JOB_TIME
+	basic := got.BasicLimitInformation
+	if basic.LimitFlags != flags || basic.PerJobUserTimeLimit != 15_000_000 || got.JobMemoryLimit != 1<<30 {
 		t.Errorf("%+v", got)
 	}
 	limitsHeld = func() error { return errors.ErrUnsupported }
@@ -323,7 +327,8 @@ func TestLimitsEndACommand(t *testing.T) {
 	}
 	r := New(Config{})
 	defer r.Release()
-	result, err := r.Run(t.Context(), Spec{Argv: []string{os.Args[0], "spin"}, Tied: true, Limits: Limits{Processor: 300 * time.Millisecond}})
+	result, err := r.Run(t.Context(), Spec{Argv: []string{os.Args[0], "spin"}, Tied: true,
+		Limits: Limits{Processor: 300 * time.Millisecond}})
 	if err != nil || !result.Exceeded || result.Code == 0 || !strings.Contains(result.How(), "processor time") {
 		t.Errorf("%+v, %v", result, err)
 	}
