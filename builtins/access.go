@@ -28,6 +28,8 @@ type Access struct {
 	// Helpers are programs of the guest that the operation has do its work, where these bring in code that is not the guest's
 	// yet, as a package manager does. Rules on commands are about them as well; a need of the room includes them.
 	Helpers []Command
+	// Ops is how many operations on files it stands for where that is not one. Optional.
+	Ops int
 	// Objects are other things of the guest that are looked at or changed, by kind and name.
 	Objects []Object
 

@@ -58,7 +58,7 @@ type Op struct {
 	// Defers is the internal row that the operation has done before or after the commit. Needs of the room of that row hold
 	// for it, too. Optional.
 	Defers string
-	// As returns the names of the rows of another room that do the same as a request has done; nil: as any request may have.
+	// As returns the names of the other rows that do the same as a request has done; nil: as any request may have.
 	// Rules about them hold for it, too. Optional.
 	As func(in proto.Message) []string
 	// Predictable says that the operation knows dry runs: it changes Call.DryRun then. Any other mutating row ends one.

@@ -79,12 +79,15 @@ func (r *Room) begins() {
 }
 
 // change is an object of the file system on its way from what it is to what it shall be.
-type change struct{ *edit.Change }
+type change struct {
+	*edit.Change
+	swept bool // what dead agents left in the directory was looked for already
+}
 
 func (r *Room) begin(call *builtins.Call, op, path string, how edit.How) (*change, error) {
 	c, err := r.edit.Begin(call, op, path, how)
 	if err != nil {
 		return nil, err
 	}
-	return &change{c}, nil
+	return &change{Change: c}, nil
 }

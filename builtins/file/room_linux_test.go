@@ -222,11 +222,11 @@ func needRoot(t *testing.T, why string) {
 
 func TestEveryRowFitsItsMessages(t *testing.T) {
 	g := newGuest(t, file.Config{})
-	if got := strings.Join(g.calls.Capabilities(""), " "); got != "directory_create file_delete file_list file_read file_stat file_write" {
+	if got := strings.Join(g.calls.Capabilities(""), " "); got != "directory_create file_delete file_list file_read file_stat file_tree file_write" {
 		t.Errorf("announced: %s", got)
 	}
 	for _, op := range g.table.Ops() {
-		reads := strings.Contains("file_read list_directory file_stat file.read file.exists file.stat file.list file.glob file.sha256 file.attachment", op.Name)
+		reads := strings.Contains("file_read list_directory file_stat stat_files file.read file.exists file.stat file.list file.glob file.sha256 file.attachment", op.Name)
 		if op.Mutates == reads || op.Summary == "" {
 			t.Errorf("%s: mutates is %v, summary %q", op.Name, op.Mutates, op.Summary)
 		}

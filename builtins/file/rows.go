@@ -46,6 +46,14 @@ func (r *Room) native() []builtins.Op {
 			Name: "file_stat", Summary: "describe a file, directory or link", Capability: "file_stat",
 			Access: builtins.ReadsPath, Handler: builtins.Handle(r.fileStat),
 		},
+		{
+			Name: "stat_files", Summary: "describe what is at each of many paths", Capability: "file_tree",
+			As: looksAs, Access: builtins.Of(looksAt), Handler: builtins.Handle(r.statFiles),
+		},
+		{
+			Name: "write_files", Summary: "make many files, directories and links", Capability: "file_tree",
+			Mutates: true, Transient: true, As: makesAs, Access: builtins.Of(makes), Handler: builtins.Handle(r.writeFiles),
+		},
 	}
 }
 

@@ -61,15 +61,12 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 	if inPlace {
 		err = c.ownPlace()
 	} else {
-		err = c.At.CanReplace()
+		err = c.At.CheckReplace(c.Old)
 	}
 	if err != nil {
 		return nil, err
 	}
-	// What a dead agent left here would stay for ever; a failure to look for it is no reason to refuse a file.
-	_, _ = c.At.Sweep()
-	r.left.note(fsys.Parent(c.At.Path))
-	staged, err := c.At.Stage()
+	staged, err := r.stage(c)
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +82,25 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 	return s, nil
 }
 
+// stage begins a file beside its place, or in it where nothing is. What a dead agent left there would stay for ever; a failure to
+// look for it is no reason to refuse a file.
+func (r *Room) stage(c *change) (*fsys.Staged, error) {
+	if !c.swept {
+		_, _ = c.At.Sweep()
+		r.left.note(fsys.Parent(c.At.Path))
+	}
+	return c.At.Stage()
+}
+
 // inPlace reports whether a file must not be replaced by another one: its other names, or its mount, would keep the old one.
 func (c *change) inPlace() bool { return c.Old.Kind == fsys.File && (c.Old.Links > 1 || c.Old.Mounted) }
+
+// separate has a file with several names replaced under this one alone.
+func (c *change) separate() {
+	if c.Old.Kind == fsys.File {
+		c.Old.Links = 1
+	}
+}
 
 // ownPlace refuses what another user may have put where it is, to have something else written to by that name: also a further name
 // of a file that is not his.

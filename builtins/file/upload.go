@@ -215,6 +215,10 @@ func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest, at
 		return err
 	}
 	u.made = c.Made
+	if in.Separate {
+		c.separate()
+		u.attr.Separate = true
+	}
 	if u.sink, err = r.sinkFor(c, in.Path, in.Append, attr); err != nil {
 		return err
 	}

@@ -388,6 +388,44 @@ func (a *At) Rename(to *At, replace bool) error {
 // It is unsupported on an overlay.
 func (a *At) Link(to *At) error { return a.dir.link(a.Name, to.dir, to.Name) }
 
+// LinkOver is Link for a place where a file or a link may be, which the new name replaces in one step. Where it is a name of the
+// same object already nothing is done, and false returned. Anything else there is fs.ErrExist.
+func (a *At) LinkOver(to *At) (changed bool, err error) {
+	if err := to.checkSlash(); err != nil {
+		return false, err
+	}
+	object, err := a.Stat()
+	if err != nil {
+		return false, err
+	}
+	old, err := to.Capture()
+	switch {
+	case err != nil:
+		return false, err
+	case old.Kind == Absent:
+		if err = a.Link(to); err == nil {
+			to.changed()
+		}
+		return err == nil, err
+	case object.Same(old):
+		return false, nil
+	case old.Kind != File && old.Kind != Symlink || old.Mounted:
+		return false, fs.ErrExist
+	}
+	if err := old.CheckLocked("the file"); err != nil {
+		return false, err
+	}
+	temp := tempName()
+	if err := a.dir.link(a.Name, to.dir, temp); err != nil {
+		return false, err
+	}
+	if err := to.dir.rename(temp, to.dir, to.Name, true); err != nil {
+		return false, errors.Join(err, to.dir.remove(temp, false))
+	}
+	to.changed()
+	return true, nil
+}
+
 // SameMount says whether what is at one entry can be renamed to the other, and linked there. It is unsupported on an
 // overlay.
 func SameMount(a, b *At) (bool, error) { return a.dir.sameMount(b.dir) }
@@ -403,7 +441,7 @@ func (a *At) StableInodes() (bool, error) { return a.dir.stableInodes() }
 // StatDir describes the directory that the entry is in, as it was opened.
 func (a *At) StatDir() (Meta, error) { return a.dir.stat(".") }
 
-// SetAttr sets what attr says on the object here, of kind File, Directory or a special file.
+// SetAttr sets what attr says on the object here. A link has no mode.
 func (a *At) SetAttr(attr Attr) error {
 	meta, err := a.Stat()
 	if err != nil {

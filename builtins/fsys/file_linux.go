@@ -89,6 +89,11 @@ func openSink(dir handle, name string, kind Kind) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// startWriting has the disk begin to write what a file holds. It does not wait, and what fails is told by a sync.
+func startWriting(file *os.File) {
+	_ = unix.SyncFileRange(int(file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // Reserve has the file system keep space for a file of a size, where it can, so that writing it does not fail for want of it. The
 // file's size stays.
 func Reserve(file *os.File, size int64) error {

@@ -108,6 +108,13 @@ type Attr struct {
 	// Create is used for a new file without Mode: the mode as open(2) takes it, of which a default ACL of the directory may take
 	// something away. Nil: 0666, or 0644 where there is no such ACL.
 	Create *uint32
+	// Mtime is the time of modification. A new content has the present one.
+	Mtime *Time
+	// Copied are the extended attributes that it shall have of those that a copy keeps (IsCopied): others of them are removed. Nil
+	// leaves what is there.
+	Copied map[string][]byte
+	// Separate has Commit give a new content to the one name of a file with several, and not refuse.
+	Separate bool
 
 	of *Meta // the object that it is for; nil: any
 }

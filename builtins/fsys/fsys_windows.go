@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -126,10 +127,19 @@ func setAttr(dir handle, name string, _ Kind, attr Attr) error {
 	if attr.UID != nil || attr.GID != nil {
 		return unsupported("an owner")
 	}
-	if attr.Mode == nil {
-		return nil
+	if len(attr.Copied) > 0 {
+		return unsupported("an extended attribute")
 	}
-	return fault.Cause(os.Chmod(filepath.Join(dir, name), fs.FileMode(*attr.Mode&0o777)))
+	path := filepath.Join(dir, name)
+	if attr.Mode != nil {
+		if err := os.Chmod(path, fs.FileMode(*attr.Mode&0o777)); err != nil {
+			return fault.Cause(err)
+		}
+	}
+	if attr.Mtime != nil {
+		return fault.Cause(os.Chtimes(path, time.Time{}, attr.Mtime.Time()))
+	}
+	return nil
 }
 
 func openFile(dir handle, name string, write bool) (*os.File, error) {
@@ -144,6 +154,9 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 func openLeased(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
 
 func openSink(handle, string, Kind) (*os.File, error) { return nil, unsupported("writing to a device") }
+
+// startWriting has nothing to do: see the Linux one.
+func startWriting(*os.File) {}
 
 // Reserve has nothing to do: see the Linux one.
 func Reserve(*os.File, int64) error { return nil }

@@ -2,8 +2,10 @@ package fsys
 
 import (
 	"encoding/binary"
+	"maps"
 	"math"
 	"os"
+	"strings"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -38,6 +40,28 @@ func inheritedMode(acl []byte, asked, plain uint32) uint32 {
 		group = allowed[aclGroup]
 	}
 	return asked & (allowed[aclOwner]<<6 | group<<3 | allowed[aclOther])
+}
+
+// IsCopied says whether a copy of a file keeps its extended attribute of a name: what users put there, ACLs and file capabilities.
+// All others, such as labels, belong to the system that the file is on.
+func IsCopied(name string) bool {
+	switch name {
+	case "security.capability", "system.posix_acl_access", defaultACL:
+		return true
+	}
+	return strings.HasPrefix(name, "user.")
+}
+
+// withCopied returns extended attributes with those in place of the ones that a copy keeps.
+func withCopied(have, copied map[string][]byte) map[string][]byte {
+	all := map[string][]byte{}
+	for name, value := range have {
+		if !IsCopied(name) {
+			all[name] = value
+		}
+	}
+	maps.Copy(all, copied)
+	return all
 }
 
 // inodeFlags is the name in Meta.Xattrs under which the flags of an inode are, as four bytes: no extended attribute has a name

@@ -211,11 +211,8 @@ func (o descriptor) apply(meta Meta) error {
 	if err := o.chmod(meta.Mode); err != nil {
 		return err
 	}
-	if now.Mtime != meta.Mtime {
-		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unixTime(meta.Mtime)}
-		if err := unix.UtimesNanoAt(unix.AT_FDCWD, o.path(), times, 0); err != nil {
-			return err
-		}
+	if err := o.setMtime(now, &meta.Mtime); err != nil {
+		return err
 	}
 	return o.setFlags(now.Kind, meta.Xattrs)
 }
@@ -287,10 +284,35 @@ func (o descriptor) setAttr(now Meta, attr Attr) error {
 	if err := o.chown(now, valueOr(attr.UID, now.UID), valueOr(attr.GID, now.GID)); err != nil {
 		return err
 	}
-	if attr.Mode == nil {
+	if err := o.setCopied(attr.Copied); err != nil {
+		return err
+	}
+	if attr.Mode != nil {
+		if err := o.chmod(*attr.Mode); err != nil {
+			return err
+		}
+	}
+	return o.setMtime(now, attr.Mtime)
+}
+
+// setCopied sets the attributes that a copy keeps; nil: they stay.
+func (o descriptor) setCopied(want map[string][]byte) error {
+	if want == nil {
 		return nil
 	}
-	return o.chmod(*attr.Mode)
+	have, err := o.xattrs()
+	if err != nil {
+		return err
+	}
+	return o.setXattrs(withCopied(have, want))
+}
+
+func (o descriptor) setMtime(now Meta, want *Time) error {
+	if want == nil || *want == now.Mtime {
+		return nil
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unixTime(*want)}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, o.path(), times, 0)
 }
 
 // copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says. One that replaces none
@@ -319,7 +341,13 @@ func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 		}
 		mode = newFileMode(defaultACLOf(dir), attr)
 	}
-	return o.chmod(valueOr(attr.Mode, mode))
+	if err := o.setCopied(attr.Copied); err != nil {
+		return err
+	}
+	if err := o.chmod(valueOr(attr.Mode, mode)); err != nil {
+		return err
+	}
+	return o.setMtime(now, attr.Mtime)
 }
 
 // defaultACLOf returns the default ACL of a directory; nil: it has none, or the file system has no ACLs.

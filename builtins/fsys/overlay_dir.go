@@ -314,6 +314,12 @@ func (m *Meta) setAttr(attr Attr) error {
 		m.UID, m.GID = uid, gid
 	}
 	m.Mode = valueOr(attr.Mode, m.Mode)
+	if attr.Mtime != nil {
+		m.Mtime = *attr.Mtime
+	}
+	if attr.Copied != nil {
+		m.Xattrs = withCopied(m.Xattrs, attr.Copied)
+	}
 	return nil
 }
 

@@ -80,11 +80,16 @@ func removeTemp(dir directory, name string) error {
 // CanReplace says why Commit would be refused: there is a directory, a fifo or a device here, a file with several
 // names, a mount, or a link that another user may have planted; or the path names a directory.
 func (a *At) CanReplace() error {
-	if err := a.checkSlash(); err != nil {
-		return err
-	}
 	old, err := a.Capture()
 	if err != nil {
+		return err
+	}
+	return a.CheckReplace(old)
+}
+
+// CheckReplace is CanReplace for what was captured as old.
+func (a *At) CheckReplace(old Meta) error {
+	if err := a.checkSlash(); err != nil {
 		return err
 	}
 	return a.checkReplace(old)
@@ -116,7 +121,18 @@ func (a *At) checkReplace(old Meta) error {
 // hashes are not kept: they spoke of the old content. On an error before the rename nothing has changed. The staging is
 // over either way.
 func (s *Staged) Commit(attr Attr, syncDir bool) error {
-	return s.finish(syncDir, func(old Meta) error {
+	if err := s.prepare(s.commit(attr)); err != nil {
+		return err
+	}
+	return s.place(syncDir)
+}
+
+// commit gives the file the attributes that Commit promises.
+func (s *Staged) commit(attr Attr) func(old Meta) error {
+	return func(old Meta) error {
+		if attr.Separate && old.Kind == File {
+			old.Links = 1
+		}
 		if err := s.at.checkReplace(old); err != nil {
 			return err
 		}
@@ -128,21 +144,95 @@ func (s *Staged) Commit(attr Attr, syncDir bool) error {
 			old = Meta{Kind: Absent}
 		}
 		return s.at.dir.copyAttrs(s.temp, s.File, old, attr)
-	})
+	}
+}
+
+// Placing is one of the files that CommitAll gives their names.
+type Placing struct {
+	Staged *Staged
+	Attr   Attr
+}
+
+// CommitAll is Commit of several files, each durable with its name: the disk is at work on all of them before one is waited for, and
+// a directory is synced once. It returns the error of each. The stagings are over either way.
+func CommitAll(list []Placing) []error {
+	failed := make([]error, len(list))
+	for i, p := range list {
+		if failed[i] = p.Staged.prepare(p.Staged.commit(p.Attr)); failed[i] == nil {
+			startWriting(p.Staged.File)
+		}
+	}
+	dirs := map[[2]uint64]directory{}
+	in := make([]directory, len(list))
+	for i, p := range list {
+		if failed[i] != nil {
+			continue
+		}
+		if in[i], failed[i] = sharedDir(dirs, p.Staged.at); failed[i] != nil {
+			failed[i] = errors.Join(failed[i], p.Staged.Discard())
+			continue
+		}
+		failed[i] = p.Staged.place(false)
+	}
+	for _, dir := range dirs {
+		err := errors.Join(dir.sync("."), dir.close())
+		for i := range list {
+			if err != nil && in[i] == dir && failed[i] == nil {
+				failed[i] = err
+			}
+		}
+	}
+	return failed
+}
+
+// sharedDir returns the directory of an entry, of which dirs has one for all of its entries.
+func sharedDir(dirs map[[2]uint64]directory, at *At) (directory, error) {
+	meta, err := at.StatDir()
+	if err != nil {
+		return nil, err
+	}
+	is := [2]uint64{meta.Dev, meta.Ino}
+	if dirs[is] == nil {
+		if dirs[is], err = at.dir.dup(); err != nil {
+			delete(dirs, is)
+			return nil, err
+		}
+	}
+	return dirs[is], nil
 }
 
 // Restore gives the file its name with exactly the state of meta, but for flags that would forbid to give it a name: Apply sets
 // them. It replaces anything but a directory. The rest is as with Commit.
 func (s *Staged) Restore(meta Meta, syncDir bool) error {
-	return s.finish(syncDir, func(old Meta) error {
+	err := s.prepare(func(old Meta) error {
 		if old.Kind == Directory {
 			return notRegular(Directory)
 		}
 		return s.at.dir.applyNew(s.temp, s.File, meta.Unlocked())
 	})
+	if err != nil {
+		return err
+	}
+	return s.place(syncDir)
 }
 
-func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) {
+// prepare completes the file by what it shall have of the one that it replaces. An error ends the staging.
+func (s *Staged) prepare(complete func(old Meta) error) error {
+	old, err := s.at.dir.capture(s.at.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = Meta{Kind: Absent}, nil
+	}
+	if err == nil {
+		err = complete(old)
+	}
+	if err != nil {
+		return errors.Join(err, s.Discard())
+	}
+	return nil
+}
+
+// place makes the file durable and gives it its name. It ends the staging.
+func (s *Staged) place(syncDir bool) (err error) {
 	renamed := false
 	defer func() {
 		if !renamed {
@@ -150,17 +240,6 @@ func (s *Staged) finish(syncDir bool, prepare func(old Meta) error) (err error) 
 		}
 		_ = s.at.Close()
 	}()
-	old, err := s.at.dir.capture(s.at.Name)
-	if errors.Is(err, fs.ErrNotExist) {
-		old, err = Meta{Kind: Absent}, nil
-	}
-	if err == nil {
-		err = prepare(old)
-	}
-	if err != nil {
-		_ = s.File.Close()
-		return err
-	}
 	release, err := holdLock(s.File) // until the rename: a file that is not locked may be swept
 	if err != nil {
 		return errors.Join(err, fault.Cause(s.File.Close()))

@@ -19,6 +19,35 @@ type pushFlags struct {
 	owner, group string
 	parents, sum bool
 	noResume     bool
+	keep         keepFlags
+}
+
+// keepFlags are the flags of push and pull that say what a copy keeps, and what is copied.
+type keepFlags struct {
+	all, times, checksum bool
+	exclude              []string
+}
+
+func (f *keepFlags) add(c *cobra.Command) {
+	c.Flags().BoolVarP(&f.all, "archive", "a", false, "-r, and keep owners, modes, times, hard links and extended attributes")
+	c.Flags().BoolVarP(&f.times, "preserve", "p", false, "keep modes and times of modification")
+	c.Flags().BoolVarP(&f.checksum, "checksum", "c", false, "compare files by their digests, and not by size and time")
+	c.Flags().StringArrayVar(&f.exclude, "exclude", nil, "leave out what matches a `pattern`; may be given again")
+}
+
+// check returns the error of the command line.
+func (f *keepFlags) check() error {
+	for _, pattern := range f.exclude {
+		if err := client.CheckExclude(pattern); err != nil {
+			return usage("--exclude: %w", err)
+		}
+	}
+	return nil
+}
+
+// tree returns the options of a tree.
+func (f *keepFlags) tree() client.Tree {
+	return client.Tree{All: f.all, Times: f.times, Checksum: f.checksum, Exclude: f.exclude}
 }
 
 func (a *app) pushCommand() *cobra.Command {
@@ -26,27 +55,37 @@ func (a *app) pushCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "push [-r] LOCAL... REMOTE",
 		Short: "copy files into the guest",
-		Long: `push copies local files to a path of the guest, as cp does: where REMOTE is a directory, or ends with a slash, they go into
-it under their own names. LOCAL "-" is standard input.
+		Long: `push copies local files to a path of the guest. Where REMOTE is a directory a file goes into it under its own name. LOCAL "-" is
+standard input. With -r a directory is copied with all that is in it: REMOTE becomes its copy, the first time and each time
+after. With a slash at the end of REMOTE, and where there are several, each goes into REMOTE under its own name. What is in
+the guest and not here stays.
 
 A file appears at its path when all of it has arrived, and is then on disk; a copy that fails leaves what was there. A link
-at the path is replaced, not followed. Every chunk carries a checksum; --sha256 has the agent check the whole file as well,
-before it appears.
+at the path is followed where only root can have made it. Every file carries a checksum; --sha256 has the agent check the
+SHA-256 of each file as well, before it appears.
+
+With -r a file whose content is in the guest already is not sent: with -p and -a one of the same size and time of
+modification, else, and with --checksum, one of the same SHA-256.
 
 When the connection is lost, push connects again and goes on behind what the agent has; where that is gone, since the agent was
 restarted or waited for more than 90 seconds, it sends the file from its beginning. It gives up when it has got no further for a
 minute. Standard input from a pipe cannot be sent twice: there a lost connection is an error.
 
-Without --mode a single file keeps the mode of the file that it replaces, or becomes 0644. With -r directories are copied
-with all that is in them: files and new directories get the permission bits that they have here, and symbolic links are made
-as they are, by a script. The protocol carries no modification times, extended attributes or hard links, and no owners but
---owner and --group: files belong to the agent, and their time is now. Devices, pipes and sockets are left out. What cannot
-be copied is told, the rest is copied, and the exit code is 1.
+Without --mode a single file keeps the mode of the file that it replaces, or becomes 0644. With -r files and new directories
+get the permission bits that they have here, symbolic links are made as they are, and all belong to the agent unless --owner
+and --group say whose they are. -p keeps modes, of directories that are there as well, and times of modification. -a is -r,
+and keeps owners too (by name, or by number where the guest has no such name), setuid, setgid and sticky, which names are
+those of one file, and the extended attributes user.*, ACLs and file capabilities. Devices, pipes and sockets are left out.
+What cannot be copied is told, the rest is copied, and the exit code is 1.
 
-With --json: {"files","directories","links","bytes","failed"}.`,
+--exclude leaves out files and directories by a pattern of *, ? and [a-z]: of a name at any depth, or, where it has a slash,
+of the path below LOCAL.
+
+With --json: {"files","directories","links","unchanged","bytes","failed"}.`,
 		Example: `  quantix-kvm-ctl push motd /etc/motd
   quantix-kvm-ctl push --mode 0600 --owner app --parents key.pem /etc/app/tls/
   quantix-kvm-ctl push -r ./site /srv/www
+  quantix-kvm-ctl push -a --exclude '*.tmp' --exclude /cache ./app /opt/app
   tar c etc | quantix-kvm-ctl push - /var/tmp/etc.tar`,
 		Args: cobra.MinimumNArgs(2), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -54,11 +93,16 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 			if err != nil {
 				return err
 			}
+			if err := f.keep.check(); err != nil {
+				return err
+			}
 			o := client.PushOptions{Mode: mode, Owner: f.owner, Group: f.group, Parents: f.parents, SHA256: f.sum}
 			return a.with(c.Context(), noTimeout, func(s *session) error {
 				link := a.newLink(s, !f.noResume)
 				defer link.Close()
-				return a.push(s, link, args[:len(args)-1], args[len(args)-1], o, f.recursive)
+				tree := f.keep.tree()
+				tree.Push = o
+				return a.push(s, link, args[:len(args)-1], args[len(args)-1], tree, f.recursive || f.keep.all)
 			})
 		},
 	}
@@ -68,7 +112,8 @@ With --json: {"files","directories","links","bytes","failed"}.`,
 	c.Flags().StringVar(&f.group, "group", "", "`group` of the files, by name or number")
 	a.flagWords(c, "owner", userNames)
 	a.flagWords(c, "group", groupNames)
-	c.Flags().BoolVarP(&f.parents, "parents", "p", false, "make missing directories of the guest")
+	c.Flags().BoolVar(&f.parents, "parents", false, "make missing directories of the guest")
+	f.keep.add(c)
 	c.Flags().BoolVar(&f.sum, "sha256", false, "have the agent check the SHA-256 of each file")
 	c.Flags().BoolVar(&f.noResume, "no-resume", false, noResumeUsage)
 	return c
@@ -81,20 +126,22 @@ type copyResult struct {
 	code   int // of the last failure
 }
 
-func (a *app) push(s *session, link *client.Link, locals []string, remote string, o client.PushOptions, recursive bool) error {
+func (a *app) push(s *session, link *client.Link, locals []string, remote string, tree client.Tree, recursive bool) error {
 	into := strings.HasSuffix(remote, "/")
+	there := into
 	if !into {
 		var err error
-		if into, err = isDir(s.ctx, link, remote); err != nil {
+		if there, err = isDir(s.ctx, link, remote); err != nil {
 			return err
 		}
 	}
-	if len(locals) > 1 && !into {
+	if len(locals) > 1 && !there {
 		return fmt.Errorf("%s: not a directory of the guest", remote)
 	}
+	to := destination{remote, into || len(locals) > 1, there}
 	var out copyResult
 	for _, local := range locals {
-		err := a.pushOne(s, link, local, remote, into, o, recursive, &out)
+		err := a.pushOne(s, link, local, to, tree, recursive, &out)
 		if s.ctx.Err() != nil || client.Gone(err) {
 			return err
 		}
@@ -105,38 +152,56 @@ func (a *app) push(s *session, link *client.Link, locals []string, remote string
 	return a.finishCopy(&out)
 }
 
-func (a *app) pushOne(s *session, link *client.Link, local, remote string, into bool, o client.PushOptions, recursive bool, out *copyResult) error {
+// destination is where something is copied to.
+type destination struct {
+	path  string
+	into  bool // it goes in there under its own name
+	isDir bool // a file goes in there under its own name
+}
+
+// of returns the path that something of a name gets; join puts a name below a directory.
+func (d destination) of(name string, dir bool, join func(dir, name string) string) string {
+	if !d.into && (dir || !d.isDir) || name == "." || name == ".." || name == "/" {
+		return d.path
+	}
+	return join(d.path, name)
+}
+
+func joinGuest(dir, name string) string { return strings.TrimSuffix(dir, "/") + "/" + name }
+
+func (a *app) pushOne(
+	s *session, link *client.Link, local string, to destination, tree client.Tree, recursive bool, out *copyResult,
+) error {
 	if local == "-" {
-		if into {
-			return fmt.Errorf("%s is a directory: standard input has no name there", remote)
+		if to.isDir {
+			return fmt.Errorf("%s is a directory: standard input has no name there", to.path)
 		}
-		return a.pushFile(s, link, a.stdin, remote, o, out)
+		return a.pushFile(s, link, a.stdin, to.path, tree.Push, out)
 	}
 	info, err := os.Stat(local)
 	if err != nil {
 		return err
 	}
-	target := remote
-	if name := filepath.Base(local); into && name != "." && name != ".." {
-		target = strings.TrimSuffix(remote, "/") + "/" + name
-	}
-	if !info.IsDir() {
+	target := to.of(filepath.Base(local), info.IsDir(), joinGuest)
+	if !info.IsDir() && !tree.All && !tree.Times {
 		from, err := os.Open(local)
 		if err != nil {
 			return err
 		}
 		defer from.Close()
+		o := tree.Push
 		if info.Mode().IsRegular() {
 			o.Size = info.Size()
 		}
 		return a.pushFile(s, link, from, target, o, out)
 	}
-	if !recursive {
+	if info.IsDir() && !recursive {
 		return usage("%s is a directory: give -r", local)
 	}
 	m := a.meter(local)
 	defer m.clear()
-	copied, err := link.PushTree(s.ctx, local, target, client.Tree{Push: o, Progress: m.progress(), Failed: a.failureHandler(m, out)})
+	tree.Progress, tree.Failed = m.progress(), a.failureHandler(m, out)
+	copied, err := link.PushTree(s.ctx, local, target, tree)
 	out.add(copied)
 	return err
 }
@@ -156,6 +221,7 @@ func (o *copyResult) add(c client.CopyStats) {
 	o.Files += c.Files
 	o.Directories += c.Directories
 	o.Links += c.Links
+	o.Unchanged += c.Unchanged
 	o.Bytes += c.Bytes
 }
 
@@ -184,9 +250,10 @@ func (a *app) finishCopy(out *copyResult) error {
 			Files       int   `json:"files"`
 			Directories int   `json:"directories"`
 			Links       int   `json:"links"`
+			Unchanged   int   `json:"unchanged"`
 			Bytes       int64 `json:"bytes"`
 			Failed      int   `json:"failed"`
-		}{out.Files, out.Directories, out.Links, out.Bytes, out.failed})
+		}{out.Files, out.Directories, out.Links, out.Unchanged, out.Bytes, out.failed})
 		if err != nil {
 			return err
 		}
@@ -194,7 +261,7 @@ func (a *app) finishCopy(out *copyResult) error {
 	switch {
 	case out.failed == 0:
 		return nil
-	case out.failed == 1 && out.Files+out.Directories+out.Links == 0:
+	case out.failed == 1 && out.Files+out.Directories+out.Links+out.Unchanged == 0:
 		return &failure{code: out.code}
 	}
 	return &failure{exitFailed, errors.New("not copied: " + plural(out.failed, "thing"))}

@@ -87,7 +87,7 @@ func (n *nativeSession) config() wire.Config {
 		Large: func(request proto.Message) bool {
 			switch request.(type) {
 			case *pb.ListDirectoryRequest, *pb.ListProcessesRequest, *pb.ListServicesRequest, *pb.ListInstalledSoftwareRequest,
-				*pb.ListJobsRequest, *pb.ListScriptsRequest, *pb.NetworkRequest, *pb.TransactionsRequest:
+				*pb.ListJobsRequest, *pb.ListScriptsRequest, *pb.NetworkRequest, *pb.StatFilesRequest, *pb.TransactionsRequest:
 				return true
 			}
 			return false

@@ -22,7 +22,10 @@ func newBucket(n int, seconds float64) *bucket {
 }
 
 // take says whether one more may pass, and counts it if so.
-func (b *bucket) take() bool {
+func (b *bucket) take() bool { return b.takeAll(1) }
+
+// takeAll says whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the longer.
+func (b *bucket) takeAll(n int) bool {
 	if b.size == 0 {
 		return true
 	}
@@ -34,6 +37,6 @@ func (b *bucket) take() bool {
 	if b.left < 1 {
 		return false
 	}
-	b.left--
+	b.left -= float64(n)
 	return true
 }

@@ -316,7 +316,7 @@ func (p *Policy) rate(a builtins.Access) error {
 		}
 		return nil
 	}
-	if limit := p.security.FileOpsPerSecond; len(a.Reads)+len(a.Writes)+len(a.Patterns) > 0 && !p.files.take() {
+	if limit := p.security.FileOpsPerSecond; len(a.Reads)+len(a.Writes)+len(a.Patterns) > 0 && !p.files.takeAll(max(a.Ops, 1)) {
 		return p.busy("max_file_ops_per_second", limit)
 	}
 	return nil

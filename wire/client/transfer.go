@@ -42,6 +42,8 @@ type PushOptions struct {
 	SHA256       bool // have the agent compare the digest before the file takes its place
 	Size         int64
 	Progress     Progress
+
+	separate bool // give the content to this name alone of a file with several
 }
 
 // Push writes a file in the guest: nothing is seen at path before all of it has arrived, and a failure leaves what was
@@ -86,6 +88,7 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 		request := &pb.FileWriteRequest{
 			Path: path, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
 			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)), Upload: part.upload,
+			Separate: o.separate,
 		}
 		if digest != nil {
 			digest.Write(data)

@@ -442,9 +442,11 @@ type AgentMessage struct {
 	//	*AgentMessage_ListDisplays
 	//	*AgentMessage_DisplayLayout
 	//	*AgentMessage_ClipboardWatch
+	//	*AgentMessage_StatFiles
 	//	*AgentMessage_Trim
 	//	*AgentMessage_Network
 	//	*AgentMessage_Wait
+	//	*AgentMessage_WriteFiles
 	//	*AgentMessage_RunScriptResponse
 	//	*AgentMessage_CancelResponse
 	//	*AgentMessage_ListScriptsResponse
@@ -458,9 +460,11 @@ type AgentMessage struct {
 	//	*AgentMessage_ListDisplaysResponse
 	//	*AgentMessage_DisplayLayoutResponse
 	//	*AgentMessage_ClipboardWatchResponse
+	//	*AgentMessage_StatFilesResponse
 	//	*AgentMessage_TrimResponse
 	//	*AgentMessage_NetworkResponse
 	//	*AgentMessage_WaitResponse
+	//	*AgentMessage_WriteFilesResponse
 	//	*AgentMessage_ScriptEvent
 	//	*AgentMessage_ExecOutput
 	Payload       isAgentMessage_Payload `protobuf_oneof:"payload"`
@@ -1150,6 +1154,15 @@ func (x *AgentMessage) GetClipboardWatch() *ClipboardWatchRequest {
 	return nil
 }
 
+func (x *AgentMessage) GetStatFiles() *StatFilesRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_StatFiles); ok {
+			return x.StatFiles
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetTrim() *TrimRequest {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_Trim); ok {
@@ -1172,6 +1185,15 @@ func (x *AgentMessage) GetWait() *WaitRequest {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_Wait); ok {
 			return x.Wait
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetWriteFiles() *WriteFilesRequest {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_WriteFiles); ok {
+			return x.WriteFiles
 		}
 	}
 	return nil
@@ -1294,6 +1316,15 @@ func (x *AgentMessage) GetClipboardWatchResponse() *ClipboardWatchResponse {
 	return nil
 }
 
+func (x *AgentMessage) GetStatFilesResponse() *StatFilesResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_StatFilesResponse); ok {
+			return x.StatFilesResponse
+		}
+	}
+	return nil
+}
+
 func (x *AgentMessage) GetTrimResponse() *TrimResponse {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_TrimResponse); ok {
@@ -1316,6 +1347,15 @@ func (x *AgentMessage) GetWaitResponse() *WaitResponse {
 	if x != nil {
 		if x, ok := x.Payload.(*AgentMessage_WaitResponse); ok {
 			return x.WaitResponse
+		}
+	}
+	return nil
+}
+
+func (x *AgentMessage) GetWriteFilesResponse() *WriteFilesResponse {
+	if x != nil {
+		if x, ok := x.Payload.(*AgentMessage_WriteFilesResponse); ok {
+			return x.WriteFilesResponse
 		}
 	}
 	return nil
@@ -1611,6 +1651,10 @@ type AgentMessage_ClipboardWatch struct {
 	ClipboardWatch *ClipboardWatchRequest `protobuf:"bytes,213,opt,name=clipboard_watch,json=clipboardWatch,proto3,oneof"`
 }
 
+type AgentMessage_StatFiles struct {
+	StatFiles *StatFilesRequest `protobuf:"bytes,214,opt,name=stat_files,json=statFiles,proto3,oneof"`
+}
+
 type AgentMessage_Trim struct {
 	Trim *TrimRequest `protobuf:"bytes,215,opt,name=trim,proto3,oneof"`
 }
@@ -1621,6 +1665,10 @@ type AgentMessage_Network struct {
 
 type AgentMessage_Wait struct {
 	Wait *WaitRequest `protobuf:"bytes,217,opt,name=wait,proto3,oneof"`
+}
+
+type AgentMessage_WriteFiles struct {
+	WriteFiles *WriteFilesRequest `protobuf:"bytes,218,opt,name=write_files,json=writeFiles,proto3,oneof"`
 }
 
 type AgentMessage_RunScriptResponse struct {
@@ -1675,6 +1723,10 @@ type AgentMessage_ClipboardWatchResponse struct {
 	ClipboardWatchResponse *ClipboardWatchResponse `protobuf:"bytes,233,opt,name=clipboard_watch_response,json=clipboardWatchResponse,proto3,oneof"`
 }
 
+type AgentMessage_StatFilesResponse struct {
+	StatFilesResponse *StatFilesResponse `protobuf:"bytes,234,opt,name=stat_files_response,json=statFilesResponse,proto3,oneof"`
+}
+
 type AgentMessage_TrimResponse struct {
 	TrimResponse *TrimResponse `protobuf:"bytes,235,opt,name=trim_response,json=trimResponse,proto3,oneof"`
 }
@@ -1685,6 +1737,10 @@ type AgentMessage_NetworkResponse struct {
 
 type AgentMessage_WaitResponse struct {
 	WaitResponse *WaitResponse `protobuf:"bytes,237,opt,name=wait_response,json=waitResponse,proto3,oneof"`
+}
+
+type AgentMessage_WriteFilesResponse struct {
+	WriteFilesResponse *WriteFilesResponse `protobuf:"bytes,238,opt,name=write_files_response,json=writeFilesResponse,proto3,oneof"`
 }
 
 type AgentMessage_ScriptEvent struct {
@@ -1829,11 +1885,15 @@ func (*AgentMessage_DisplayLayout) isAgentMessage_Payload() {}
 
 func (*AgentMessage_ClipboardWatch) isAgentMessage_Payload() {}
 
+func (*AgentMessage_StatFiles) isAgentMessage_Payload() {}
+
 func (*AgentMessage_Trim) isAgentMessage_Payload() {}
 
 func (*AgentMessage_Network) isAgentMessage_Payload() {}
 
 func (*AgentMessage_Wait) isAgentMessage_Payload() {}
+
+func (*AgentMessage_WriteFiles) isAgentMessage_Payload() {}
 
 func (*AgentMessage_RunScriptResponse) isAgentMessage_Payload() {}
 
@@ -1861,11 +1921,15 @@ func (*AgentMessage_DisplayLayoutResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_ClipboardWatchResponse) isAgentMessage_Payload() {}
 
+func (*AgentMessage_StatFilesResponse) isAgentMessage_Payload() {}
+
 func (*AgentMessage_TrimResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_NetworkResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_WaitResponse) isAgentMessage_Payload() {}
+
+func (*AgentMessage_WriteFilesResponse) isAgentMessage_Payload() {}
 
 func (*AgentMessage_ScriptEvent) isAgentMessage_Payload() {}
 
@@ -2686,7 +2750,10 @@ type FileWriteRequest struct {
 	Sha256 string `protobuf:"bytes,203,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// Name of the upload, of 1 to 128 bytes, fresh for each: it outlives its connection then, and can be resumed. Empty: it ends
 	// with its connection.
-	Upload        string `protobuf:"bytes,204,opt,name=upload,proto3" json:"upload,omitempty"`
+	Upload string `protobuf:"bytes,204,opt,name=upload,proto3" json:"upload,omitempty"`
+	// A file that is there with several names keeps its content under the others; with the first chunk. Else it has the new one under
+	// all of them.
+	Separate      bool `protobuf:"varint,205,opt,name=separate,proto3" json:"separate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2817,6 +2884,13 @@ func (x *FileWriteRequest) GetUpload() string {
 		return x.Upload
 	}
 	return ""
+}
+
+func (x *FileWriteRequest) GetSeparate() bool {
+	if x != nil {
+		return x.Separate
+	}
+	return false
 }
 
 // Answers one chunk; bytes_written counts this chunk alone.
@@ -7869,7 +7943,8 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x14limiquantix.agent.v1\x1a\x0fclipboard.proto\x1a\vclock.proto\x1a\fcommon.proto\x1a\rdisplay.proto\x1a\n" +
-	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\"\xb2=\n" +
+	"exec.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\rnetplan.proto\x1a\vpower.proto\x1a\x0finventory.proto\x1a\rnetwork.proto\x1a\rquiesce.proto\x1a\fscript.proto\x1a\fstatus.proto\x1a\x0ftelemetry.proto\x1a\n" +
+	"tree.proto\"\x84@\n" +
 	"\fAgentMessage\x12\x1d\n" +
 	"\n" +
 	"message_id\x18\x01 \x01(\tR\tmessageId\x128\n" +
@@ -7953,10 +8028,14 @@ const file_agent_proto_rawDesc = "" +
 	"\x12clean_transactions\x18\xd2\x01 \x01(\v2..limiquantix.agent.v1.CleanTransactionsRequestH\x00R\x11cleanTransactions\x12Q\n" +
 	"\rlist_displays\x18\xd3\x01 \x01(\v2).limiquantix.agent.v1.ListDisplaysRequestH\x00R\flistDisplays\x12T\n" +
 	"\x0edisplay_layout\x18\xd4\x01 \x01(\v2*.limiquantix.agent.v1.DisplayLayoutRequestH\x00R\rdisplayLayout\x12W\n" +
-	"\x0fclipboard_watch\x18\xd5\x01 \x01(\v2+.limiquantix.agent.v1.ClipboardWatchRequestH\x00R\x0eclipboardWatch\x128\n" +
+	"\x0fclipboard_watch\x18\xd5\x01 \x01(\v2+.limiquantix.agent.v1.ClipboardWatchRequestH\x00R\x0eclipboardWatch\x12H\n" +
+	"\n" +
+	"stat_files\x18\xd6\x01 \x01(\v2&.limiquantix.agent.v1.StatFilesRequestH\x00R\tstatFiles\x128\n" +
 	"\x04trim\x18\xd7\x01 \x01(\v2!.limiquantix.agent.v1.TrimRequestH\x00R\x04trim\x12A\n" +
 	"\anetwork\x18\xd8\x01 \x01(\v2$.limiquantix.agent.v1.NetworkRequestH\x00R\anetwork\x128\n" +
-	"\x04wait\x18\xd9\x01 \x01(\v2!.limiquantix.agent.v1.WaitRequestH\x00R\x04wait\x12Z\n" +
+	"\x04wait\x18\xd9\x01 \x01(\v2!.limiquantix.agent.v1.WaitRequestH\x00R\x04wait\x12K\n" +
+	"\vwrite_files\x18\xda\x01 \x01(\v2'.limiquantix.agent.v1.WriteFilesRequestH\x00R\n" +
+	"writeFiles\x12Z\n" +
 	"\x13run_script_response\x18\xdc\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseH\x00R\x11runScriptResponse\x12P\n" +
 	"\x0fcancel_response\x18\xdd\x01 \x01(\v2$.limiquantix.agent.v1.CancelResponseH\x00R\x0ecancelResponse\x12`\n" +
 	"\x15list_scripts_response\x18\xde\x01 \x01(\v2).limiquantix.agent.v1.ListScriptsResponseH\x00R\x13listScriptsResponse\x12S\n" +
@@ -7969,10 +8048,12 @@ const file_agent_proto_rawDesc = "" +
 	"\x1bclean_transactions_response\x18\xe6\x01 \x01(\v2/.limiquantix.agent.v1.CleanTransactionsResponseH\x00R\x19cleanTransactionsResponse\x12c\n" +
 	"\x16list_displays_response\x18\xe7\x01 \x01(\v2*.limiquantix.agent.v1.ListDisplaysResponseH\x00R\x14listDisplaysResponse\x12f\n" +
 	"\x17display_layout_response\x18\xe8\x01 \x01(\v2+.limiquantix.agent.v1.DisplayLayoutResponseH\x00R\x15displayLayoutResponse\x12i\n" +
-	"\x18clipboard_watch_response\x18\xe9\x01 \x01(\v2,.limiquantix.agent.v1.ClipboardWatchResponseH\x00R\x16clipboardWatchResponse\x12J\n" +
+	"\x18clipboard_watch_response\x18\xe9\x01 \x01(\v2,.limiquantix.agent.v1.ClipboardWatchResponseH\x00R\x16clipboardWatchResponse\x12Z\n" +
+	"\x13stat_files_response\x18\xea\x01 \x01(\v2'.limiquantix.agent.v1.StatFilesResponseH\x00R\x11statFilesResponse\x12J\n" +
 	"\rtrim_response\x18\xeb\x01 \x01(\v2\".limiquantix.agent.v1.TrimResponseH\x00R\ftrimResponse\x12S\n" +
 	"\x10network_response\x18\xec\x01 \x01(\v2%.limiquantix.agent.v1.NetworkResponseH\x00R\x0fnetworkResponse\x12J\n" +
-	"\rwait_response\x18\xed\x01 \x01(\v2\".limiquantix.agent.v1.WaitResponseH\x00R\fwaitResponse\x12G\n" +
+	"\rwait_response\x18\xed\x01 \x01(\v2\".limiquantix.agent.v1.WaitResponseH\x00R\fwaitResponse\x12]\n" +
+	"\x14write_files_response\x18\xee\x01 \x01(\v2(.limiquantix.agent.v1.WriteFilesResponseH\x00R\x12writeFilesResponse\x12G\n" +
 	"\fscript_event\x18\xf0\x01 \x01(\v2!.limiquantix.agent.v1.ScriptEventH\x00R\vscriptEvent\x12I\n" +
 	"\vexec_output\x18\xf1\x01 \x01(\v2%.limiquantix.agent.v1.ExecOutputEventH\x00R\n" +
 	"execOutputB\t\n" +
@@ -8069,7 +8150,7 @@ const file_agent_proto_rawDesc = "" +
 	"\vduration_ms\x18\x06 \x01(\x04R\n" +
 	"durationMs\x12\x14\n" +
 	"\x05error\x18\a \x01(\tR\x05error\x12\x16\n" +
-	"\x06job_id\x18\xc8\x01 \x01(\tR\x05jobId\"\x86\x03\n" +
+	"\x06job_id\x18\xc8\x01 \x01(\tR\x05jobId\"\xa3\x03\n" +
 	"\x10FileWriteRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x16\n" +
@@ -8084,7 +8165,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x05owner\x18\xc9\x01 \x01(\tR\x05owner\x12\x15\n" +
 	"\x05group\x18\xca\x01 \x01(\tR\x05group\x12\x17\n" +
 	"\x06sha256\x18\xcb\x01 \x01(\tR\x06sha256\x12\x17\n" +
-	"\x06upload\x18\xcc\x01 \x01(\tR\x06uploadB\t\n" +
+	"\x06upload\x18\xcc\x01 \x01(\tR\x06upload\x12\x1b\n" +
+	"\bseparate\x18\xcd\x01 \x01(\bR\bseparateB\t\n" +
 	"\a_crc32c\"\x8b\x01\n" +
 	"\x11FileWriteResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12#\n" +
@@ -8696,37 +8778,41 @@ var file_agent_proto_goTypes = []any{
 	(*ListDisplaysRequest)(nil),           // 92: limiquantix.agent.v1.ListDisplaysRequest
 	(*DisplayLayoutRequest)(nil),          // 93: limiquantix.agent.v1.DisplayLayoutRequest
 	(*ClipboardWatchRequest)(nil),         // 94: limiquantix.agent.v1.ClipboardWatchRequest
-	(*TrimRequest)(nil),                   // 95: limiquantix.agent.v1.TrimRequest
-	(*NetworkRequest)(nil),                // 96: limiquantix.agent.v1.NetworkRequest
-	(*WaitRequest)(nil),                   // 97: limiquantix.agent.v1.WaitRequest
-	(*RunScriptResponse)(nil),             // 98: limiquantix.agent.v1.RunScriptResponse
-	(*CancelResponse)(nil),                // 99: limiquantix.agent.v1.CancelResponse
-	(*ListScriptsResponse)(nil),           // 100: limiquantix.agent.v1.ListScriptsResponse
-	(*ConfirmResponse)(nil),               // 101: limiquantix.agent.v1.ConfirmResponse
-	(*TransactionsResponse)(nil),          // 102: limiquantix.agent.v1.TransactionsResponse
-	(*ExecStartResponse)(nil),             // 103: limiquantix.agent.v1.ExecStartResponse
-	(*ExecInputResponse)(nil),             // 104: limiquantix.agent.v1.ExecInputResponse
-	(*ListJobsResponse)(nil),              // 105: limiquantix.agent.v1.ListJobsResponse
-	(*GetStatusResponse)(nil),             // 106: limiquantix.agent.v1.GetStatusResponse
-	(*CleanTransactionsResponse)(nil),     // 107: limiquantix.agent.v1.CleanTransactionsResponse
-	(*ListDisplaysResponse)(nil),          // 108: limiquantix.agent.v1.ListDisplaysResponse
-	(*DisplayLayoutResponse)(nil),         // 109: limiquantix.agent.v1.DisplayLayoutResponse
-	(*ClipboardWatchResponse)(nil),        // 110: limiquantix.agent.v1.ClipboardWatchResponse
-	(*TrimResponse)(nil),                  // 111: limiquantix.agent.v1.TrimResponse
-	(*NetworkResponse)(nil),               // 112: limiquantix.agent.v1.NetworkResponse
-	(*WaitResponse)(nil),                  // 113: limiquantix.agent.v1.WaitResponse
-	(*ScriptEvent)(nil),                   // 114: limiquantix.agent.v1.ScriptEvent
-	(*ExecOutputEvent)(nil),               // 115: limiquantix.agent.v1.ExecOutputEvent
-	(*Pressure)(nil),                      // 116: limiquantix.agent.v1.Pressure
-	(*BlockDevice)(nil),                   // 117: limiquantix.agent.v1.BlockDevice
-	(*ContainerInfo)(nil),                 // 118: limiquantix.agent.v1.ContainerInfo
-	(*PendingShutdown)(nil),               // 119: limiquantix.agent.v1.PendingShutdown
-	(*NetplanVerify)(nil),                 // 120: limiquantix.agent.v1.NetplanVerify
-	(*NetplanStep)(nil),                   // 121: limiquantix.agent.v1.NetplanStep
-	(*FirstBoot)(nil),                     // 122: limiquantix.agent.v1.FirstBoot
-	(*HookOutcome)(nil),                   // 123: limiquantix.agent.v1.HookOutcome
-	(ClockMethod)(0),                      // 124: limiquantix.agent.v1.ClockMethod
-	(*MemoryModule)(nil),                  // 125: limiquantix.agent.v1.MemoryModule
+	(*StatFilesRequest)(nil),              // 95: limiquantix.agent.v1.StatFilesRequest
+	(*TrimRequest)(nil),                   // 96: limiquantix.agent.v1.TrimRequest
+	(*NetworkRequest)(nil),                // 97: limiquantix.agent.v1.NetworkRequest
+	(*WaitRequest)(nil),                   // 98: limiquantix.agent.v1.WaitRequest
+	(*WriteFilesRequest)(nil),             // 99: limiquantix.agent.v1.WriteFilesRequest
+	(*RunScriptResponse)(nil),             // 100: limiquantix.agent.v1.RunScriptResponse
+	(*CancelResponse)(nil),                // 101: limiquantix.agent.v1.CancelResponse
+	(*ListScriptsResponse)(nil),           // 102: limiquantix.agent.v1.ListScriptsResponse
+	(*ConfirmResponse)(nil),               // 103: limiquantix.agent.v1.ConfirmResponse
+	(*TransactionsResponse)(nil),          // 104: limiquantix.agent.v1.TransactionsResponse
+	(*ExecStartResponse)(nil),             // 105: limiquantix.agent.v1.ExecStartResponse
+	(*ExecInputResponse)(nil),             // 106: limiquantix.agent.v1.ExecInputResponse
+	(*ListJobsResponse)(nil),              // 107: limiquantix.agent.v1.ListJobsResponse
+	(*GetStatusResponse)(nil),             // 108: limiquantix.agent.v1.GetStatusResponse
+	(*CleanTransactionsResponse)(nil),     // 109: limiquantix.agent.v1.CleanTransactionsResponse
+	(*ListDisplaysResponse)(nil),          // 110: limiquantix.agent.v1.ListDisplaysResponse
+	(*DisplayLayoutResponse)(nil),         // 111: limiquantix.agent.v1.DisplayLayoutResponse
+	(*ClipboardWatchResponse)(nil),        // 112: limiquantix.agent.v1.ClipboardWatchResponse
+	(*StatFilesResponse)(nil),             // 113: limiquantix.agent.v1.StatFilesResponse
+	(*TrimResponse)(nil),                  // 114: limiquantix.agent.v1.TrimResponse
+	(*NetworkResponse)(nil),               // 115: limiquantix.agent.v1.NetworkResponse
+	(*WaitResponse)(nil),                  // 116: limiquantix.agent.v1.WaitResponse
+	(*WriteFilesResponse)(nil),            // 117: limiquantix.agent.v1.WriteFilesResponse
+	(*ScriptEvent)(nil),                   // 118: limiquantix.agent.v1.ScriptEvent
+	(*ExecOutputEvent)(nil),               // 119: limiquantix.agent.v1.ExecOutputEvent
+	(*Pressure)(nil),                      // 120: limiquantix.agent.v1.Pressure
+	(*BlockDevice)(nil),                   // 121: limiquantix.agent.v1.BlockDevice
+	(*ContainerInfo)(nil),                 // 122: limiquantix.agent.v1.ContainerInfo
+	(*PendingShutdown)(nil),               // 123: limiquantix.agent.v1.PendingShutdown
+	(*NetplanVerify)(nil),                 // 124: limiquantix.agent.v1.NetplanVerify
+	(*NetplanStep)(nil),                   // 125: limiquantix.agent.v1.NetplanStep
+	(*FirstBoot)(nil),                     // 126: limiquantix.agent.v1.FirstBoot
+	(*HookOutcome)(nil),                   // 127: limiquantix.agent.v1.HookOutcome
+	(ClockMethod)(0),                      // 128: limiquantix.agent.v1.ClockMethod
+	(*MemoryModule)(nil),                  // 129: limiquantix.agent.v1.MemoryModule
 }
 var file_agent_proto_depIdxs = []int32{
 	80,  // 0: limiquantix.agent.v1.AgentMessage.timestamp:type_name -> google.protobuf.Timestamp
@@ -8798,89 +8884,93 @@ var file_agent_proto_depIdxs = []int32{
 	92,  // 66: limiquantix.agent.v1.AgentMessage.list_displays:type_name -> limiquantix.agent.v1.ListDisplaysRequest
 	93,  // 67: limiquantix.agent.v1.AgentMessage.display_layout:type_name -> limiquantix.agent.v1.DisplayLayoutRequest
 	94,  // 68: limiquantix.agent.v1.AgentMessage.clipboard_watch:type_name -> limiquantix.agent.v1.ClipboardWatchRequest
-	95,  // 69: limiquantix.agent.v1.AgentMessage.trim:type_name -> limiquantix.agent.v1.TrimRequest
-	96,  // 70: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
-	97,  // 71: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
-	98,  // 72: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
-	99,  // 73: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
-	100, // 74: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
-	101, // 75: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
-	102, // 76: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
-	103, // 77: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
-	104, // 78: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
-	105, // 79: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
-	106, // 80: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
-	107, // 81: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
-	108, // 82: limiquantix.agent.v1.AgentMessage.list_displays_response:type_name -> limiquantix.agent.v1.ListDisplaysResponse
-	109, // 83: limiquantix.agent.v1.AgentMessage.display_layout_response:type_name -> limiquantix.agent.v1.DisplayLayoutResponse
-	110, // 84: limiquantix.agent.v1.AgentMessage.clipboard_watch_response:type_name -> limiquantix.agent.v1.ClipboardWatchResponse
-	111, // 85: limiquantix.agent.v1.AgentMessage.trim_response:type_name -> limiquantix.agent.v1.TrimResponse
-	112, // 86: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
-	113, // 87: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
-	114, // 88: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
-	115, // 89: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
-	10,  // 90: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
-	11,  // 91: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
-	116, // 92: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
-	117, // 93: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
-	118, // 94: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
-	0,   // 95: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
-	77,  // 96: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
-	80,  // 97: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
-	1,   // 98: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
-	119, // 99: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
-	119, // 100: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
-	120, // 101: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
-	80,  // 102: limiquantix.agent.v1.ConfigureNetworkResponse.confirm_until:type_name -> google.protobuf.Timestamp
-	121, // 103: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
-	119, // 104: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
-	122, // 105: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
-	2,   // 106: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
-	78,  // 107: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
-	28,  // 108: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
-	80,  // 109: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
-	123, // 110: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 111: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
-	123, // 112: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
-	80,  // 113: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
-	80,  // 114: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
-	124, // 115: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
-	35,  // 116: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
-	80,  // 117: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
-	80,  // 118: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
-	35,  // 119: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
-	3,   // 120: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 121: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 122: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 123: limiquantix.agent.v1.ClipboardGetResponse.offered:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 124: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
-	3,   // 125: limiquantix.agent.v1.ClipboardChangedEvent.offered:type_name -> limiquantix.agent.v1.ClipboardType
-	51,  // 126: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
-	80,  // 127: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
-	56,  // 128: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
-	4,   // 129: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
-	56,  // 130: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
-	61,  // 131: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
-	62,  // 132: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
-	63,  // 133: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
-	64,  // 134: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
-	66,  // 135: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
-	67,  // 136: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
-	68,  // 137: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
-	69,  // 138: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
-	125, // 139: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
-	65,  // 140: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
-	80,  // 141: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
-	80,  // 142: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
-	72,  // 143: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
-	80,  // 144: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
-	5,   // 145: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
-	79,  // 146: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
-	147, // [147:147] is the sub-list for method output_type
-	147, // [147:147] is the sub-list for method input_type
-	147, // [147:147] is the sub-list for extension type_name
-	147, // [147:147] is the sub-list for extension extendee
-	0,   // [0:147] is the sub-list for field type_name
+	95,  // 69: limiquantix.agent.v1.AgentMessage.stat_files:type_name -> limiquantix.agent.v1.StatFilesRequest
+	96,  // 70: limiquantix.agent.v1.AgentMessage.trim:type_name -> limiquantix.agent.v1.TrimRequest
+	97,  // 71: limiquantix.agent.v1.AgentMessage.network:type_name -> limiquantix.agent.v1.NetworkRequest
+	98,  // 72: limiquantix.agent.v1.AgentMessage.wait:type_name -> limiquantix.agent.v1.WaitRequest
+	99,  // 73: limiquantix.agent.v1.AgentMessage.write_files:type_name -> limiquantix.agent.v1.WriteFilesRequest
+	100, // 74: limiquantix.agent.v1.AgentMessage.run_script_response:type_name -> limiquantix.agent.v1.RunScriptResponse
+	101, // 75: limiquantix.agent.v1.AgentMessage.cancel_response:type_name -> limiquantix.agent.v1.CancelResponse
+	102, // 76: limiquantix.agent.v1.AgentMessage.list_scripts_response:type_name -> limiquantix.agent.v1.ListScriptsResponse
+	103, // 77: limiquantix.agent.v1.AgentMessage.confirm_response:type_name -> limiquantix.agent.v1.ConfirmResponse
+	104, // 78: limiquantix.agent.v1.AgentMessage.transactions_response:type_name -> limiquantix.agent.v1.TransactionsResponse
+	105, // 79: limiquantix.agent.v1.AgentMessage.exec_start_response:type_name -> limiquantix.agent.v1.ExecStartResponse
+	106, // 80: limiquantix.agent.v1.AgentMessage.exec_input_response:type_name -> limiquantix.agent.v1.ExecInputResponse
+	107, // 81: limiquantix.agent.v1.AgentMessage.list_jobs_response:type_name -> limiquantix.agent.v1.ListJobsResponse
+	108, // 82: limiquantix.agent.v1.AgentMessage.get_status_response:type_name -> limiquantix.agent.v1.GetStatusResponse
+	109, // 83: limiquantix.agent.v1.AgentMessage.clean_transactions_response:type_name -> limiquantix.agent.v1.CleanTransactionsResponse
+	110, // 84: limiquantix.agent.v1.AgentMessage.list_displays_response:type_name -> limiquantix.agent.v1.ListDisplaysResponse
+	111, // 85: limiquantix.agent.v1.AgentMessage.display_layout_response:type_name -> limiquantix.agent.v1.DisplayLayoutResponse
+	112, // 86: limiquantix.agent.v1.AgentMessage.clipboard_watch_response:type_name -> limiquantix.agent.v1.ClipboardWatchResponse
+	113, // 87: limiquantix.agent.v1.AgentMessage.stat_files_response:type_name -> limiquantix.agent.v1.StatFilesResponse
+	114, // 88: limiquantix.agent.v1.AgentMessage.trim_response:type_name -> limiquantix.agent.v1.TrimResponse
+	115, // 89: limiquantix.agent.v1.AgentMessage.network_response:type_name -> limiquantix.agent.v1.NetworkResponse
+	116, // 90: limiquantix.agent.v1.AgentMessage.wait_response:type_name -> limiquantix.agent.v1.WaitResponse
+	117, // 91: limiquantix.agent.v1.AgentMessage.write_files_response:type_name -> limiquantix.agent.v1.WriteFilesResponse
+	118, // 92: limiquantix.agent.v1.AgentMessage.script_event:type_name -> limiquantix.agent.v1.ScriptEvent
+	119, // 93: limiquantix.agent.v1.AgentMessage.exec_output:type_name -> limiquantix.agent.v1.ExecOutputEvent
+	10,  // 94: limiquantix.agent.v1.TelemetryReport.disks:type_name -> limiquantix.agent.v1.DiskUsage
+	11,  // 95: limiquantix.agent.v1.TelemetryReport.interfaces:type_name -> limiquantix.agent.v1.InterfaceInfo
+	120, // 96: limiquantix.agent.v1.TelemetryReport.pressure:type_name -> limiquantix.agent.v1.Pressure
+	121, // 97: limiquantix.agent.v1.TelemetryReport.block_devices:type_name -> limiquantix.agent.v1.BlockDevice
+	122, // 98: limiquantix.agent.v1.TelemetryReport.container:type_name -> limiquantix.agent.v1.ContainerInfo
+	0,   // 99: limiquantix.agent.v1.InterfaceInfo.state:type_name -> limiquantix.agent.v1.InterfaceState
+	77,  // 100: limiquantix.agent.v1.ExecuteRequest.environment:type_name -> limiquantix.agent.v1.ExecuteRequest.EnvironmentEntry
+	80,  // 101: limiquantix.agent.v1.FileReadResponse.modified_at:type_name -> google.protobuf.Timestamp
+	1,   // 102: limiquantix.agent.v1.ShutdownRequest.type:type_name -> limiquantix.agent.v1.ShutdownType
+	123, // 103: limiquantix.agent.v1.ShutdownResponse.pending:type_name -> limiquantix.agent.v1.PendingShutdown
+	123, // 104: limiquantix.agent.v1.ShutdownResponse.replaced:type_name -> limiquantix.agent.v1.PendingShutdown
+	124, // 105: limiquantix.agent.v1.ConfigureNetworkRequest.verify:type_name -> limiquantix.agent.v1.NetplanVerify
+	80,  // 106: limiquantix.agent.v1.ConfigureNetworkResponse.confirm_until:type_name -> google.protobuf.Timestamp
+	125, // 107: limiquantix.agent.v1.ConfigureNetworkResponse.steps:type_name -> limiquantix.agent.v1.NetplanStep
+	123, // 108: limiquantix.agent.v1.AgentReadyEvent.pending_shutdown:type_name -> limiquantix.agent.v1.PendingShutdown
+	126, // 109: limiquantix.agent.v1.AgentReadyEvent.first_boot:type_name -> limiquantix.agent.v1.FirstBoot
+	2,   // 110: limiquantix.agent.v1.ErrorEvent.severity:type_name -> limiquantix.agent.v1.ErrorSeverity
+	78,  // 111: limiquantix.agent.v1.ErrorEvent.details:type_name -> limiquantix.agent.v1.ErrorEvent.DetailsEntry
+	28,  // 112: limiquantix.agent.v1.QuiesceFilesystemsResponse.frozen:type_name -> limiquantix.agent.v1.FrozenFilesystem
+	80,  // 113: limiquantix.agent.v1.QuiesceFilesystemsResponse.auto_thaw_at:type_name -> google.protobuf.Timestamp
+	127, // 114: limiquantix.agent.v1.QuiesceFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 115: limiquantix.agent.v1.ThawFilesystemsResponse.thawed_at:type_name -> google.protobuf.Timestamp
+	127, // 116: limiquantix.agent.v1.ThawFilesystemsResponse.hooks:type_name -> limiquantix.agent.v1.HookOutcome
+	80,  // 117: limiquantix.agent.v1.SyncTimeRequest.set_time:type_name -> google.protobuf.Timestamp
+	80,  // 118: limiquantix.agent.v1.SyncTimeResponse.current_time:type_name -> google.protobuf.Timestamp
+	128, // 119: limiquantix.agent.v1.SyncTimeResponse.method:type_name -> limiquantix.agent.v1.ClockMethod
+	35,  // 120: limiquantix.agent.v1.ListDirectoryResponse.entries:type_name -> limiquantix.agent.v1.DirectoryEntry
+	80,  // 121: limiquantix.agent.v1.DirectoryEntry.modified_at:type_name -> google.protobuf.Timestamp
+	80,  // 122: limiquantix.agent.v1.DirectoryEntry.created_at:type_name -> google.protobuf.Timestamp
+	35,  // 123: limiquantix.agent.v1.FileStatResponse.entry:type_name -> limiquantix.agent.v1.DirectoryEntry
+	3,   // 124: limiquantix.agent.v1.ClipboardUpdateRequest.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 125: limiquantix.agent.v1.ClipboardGetRequest.preferred_type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 126: limiquantix.agent.v1.ClipboardGetResponse.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 127: limiquantix.agent.v1.ClipboardGetResponse.offered:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 128: limiquantix.agent.v1.ClipboardChangedEvent.type:type_name -> limiquantix.agent.v1.ClipboardType
+	3,   // 129: limiquantix.agent.v1.ClipboardChangedEvent.offered:type_name -> limiquantix.agent.v1.ClipboardType
+	51,  // 130: limiquantix.agent.v1.ListProcessesResponse.processes:type_name -> limiquantix.agent.v1.ProcessInfo
+	80,  // 131: limiquantix.agent.v1.ProcessInfo.started_at:type_name -> google.protobuf.Timestamp
+	56,  // 132: limiquantix.agent.v1.ListServicesResponse.services:type_name -> limiquantix.agent.v1.ServiceInfo
+	4,   // 133: limiquantix.agent.v1.ServiceControlRequest.action:type_name -> limiquantix.agent.v1.ServiceAction
+	56,  // 134: limiquantix.agent.v1.ServiceControlResponse.service:type_name -> limiquantix.agent.v1.ServiceInfo
+	61,  // 135: limiquantix.agent.v1.GetHardwareInfoResponse.hardware:type_name -> limiquantix.agent.v1.HardwareInfo
+	62,  // 136: limiquantix.agent.v1.HardwareInfo.cpu:type_name -> limiquantix.agent.v1.CpuInfo
+	63,  // 137: limiquantix.agent.v1.HardwareInfo.memory:type_name -> limiquantix.agent.v1.MemoryInfo
+	64,  // 138: limiquantix.agent.v1.HardwareInfo.disks:type_name -> limiquantix.agent.v1.DiskInfo
+	66,  // 139: limiquantix.agent.v1.HardwareInfo.network_adapters:type_name -> limiquantix.agent.v1.NetworkAdapterInfo
+	67,  // 140: limiquantix.agent.v1.HardwareInfo.bios:type_name -> limiquantix.agent.v1.BiosInfo
+	68,  // 141: limiquantix.agent.v1.HardwareInfo.os:type_name -> limiquantix.agent.v1.OsInfo
+	69,  // 142: limiquantix.agent.v1.HardwareInfo.gpus:type_name -> limiquantix.agent.v1.GpuInfo
+	129, // 143: limiquantix.agent.v1.MemoryInfo.modules:type_name -> limiquantix.agent.v1.MemoryModule
+	65,  // 144: limiquantix.agent.v1.DiskInfo.partitions:type_name -> limiquantix.agent.v1.PartitionInfo
+	80,  // 145: limiquantix.agent.v1.OsInfo.install_date:type_name -> google.protobuf.Timestamp
+	80,  // 146: limiquantix.agent.v1.OsInfo.last_boot:type_name -> google.protobuf.Timestamp
+	72,  // 147: limiquantix.agent.v1.ListInstalledSoftwareResponse.software:type_name -> limiquantix.agent.v1.InstalledSoftware
+	80,  // 148: limiquantix.agent.v1.InstalledSoftware.install_date:type_name -> google.protobuf.Timestamp
+	5,   // 149: limiquantix.agent.v1.AgentUpdateResponse.state:type_name -> limiquantix.agent.v1.UpdateState
+	79,  // 150: limiquantix.agent.v1.GetCapabilitiesResponse.features:type_name -> limiquantix.agent.v1.GetCapabilitiesResponse.FeaturesEntry
+	151, // [151:151] is the sub-list for method output_type
+	151, // [151:151] is the sub-list for method input_type
+	151, // [151:151] is the sub-list for extension type_name
+	151, // [151:151] is the sub-list for extension extendee
+	0,   // [0:151] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -8901,6 +8991,7 @@ func file_agent_proto_init() {
 	file_script_proto_init()
 	file_status_proto_init()
 	file_telemetry_proto_init()
+	file_tree_proto_init()
 	file_agent_proto_msgTypes[0].OneofWrappers = []any{
 		(*AgentMessage_Ping)(nil),
 		(*AgentMessage_Execute)(nil),
@@ -8969,9 +9060,11 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListDisplays)(nil),
 		(*AgentMessage_DisplayLayout)(nil),
 		(*AgentMessage_ClipboardWatch)(nil),
+		(*AgentMessage_StatFiles)(nil),
 		(*AgentMessage_Trim)(nil),
 		(*AgentMessage_Network)(nil),
 		(*AgentMessage_Wait)(nil),
+		(*AgentMessage_WriteFiles)(nil),
 		(*AgentMessage_RunScriptResponse)(nil),
 		(*AgentMessage_CancelResponse)(nil),
 		(*AgentMessage_ListScriptsResponse)(nil),
@@ -8985,9 +9078,11 @@ func file_agent_proto_init() {
 		(*AgentMessage_ListDisplaysResponse)(nil),
 		(*AgentMessage_DisplayLayoutResponse)(nil),
 		(*AgentMessage_ClipboardWatchResponse)(nil),
+		(*AgentMessage_StatFilesResponse)(nil),
 		(*AgentMessage_TrimResponse)(nil),
 		(*AgentMessage_NetworkResponse)(nil),
 		(*AgentMessage_WaitResponse)(nil),
+		(*AgentMessage_WriteFilesResponse)(nil),
 		(*AgentMessage_ScriptEvent)(nil),
 		(*AgentMessage_ExecOutput)(nil),
 	}
