@@ -140,7 +140,7 @@ func TestReplyTypesFollowTheNumbers(t *testing.T) {
 			t.Errorf("%s (%d) is answered by %d", field.Name(), field.Number(), got)
 		}
 	}
-	if requests != 25+16 {
+	if requests != 25+18 {
 		t.Errorf("%d requests", requests)
 	}
 }

@@ -426,7 +426,7 @@ func makes(in *pb.WriteFilesRequest) builtins.Access {
 
 // looksAs are the rows that do what a request for many paths does.
 func looksAs(in proto.Message) []string {
-	if request, ok := in.(*pb.StatFilesRequest); in == nil || ok && request.Sha256 {
+	if request, ok := in.(*pb.StatFilesRequest); in == nil || ok && request.GetSha256() {
 		return []string{"file_stat", "file_read"}
 	}
 	return []string{"file_stat"}
@@ -438,7 +438,7 @@ func makesAs(in proto.Message) []string {
 		return []string{"file_write", "create_directory", "file.symlink"}
 	}
 	var rows []string
-	for _, entry := range in.(*pb.WriteFilesRequest).Entries {
+	for _, entry := range in.(*pb.WriteFilesRequest).GetEntries() {
 		row := "file_write"
 		switch entry.Kind {
 		case string(fsys.Directory):
