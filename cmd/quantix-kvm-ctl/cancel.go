@@ -13,8 +13,8 @@ func (a *app) cancelCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cancel ID | --key KEY | --transaction ID",
 		Short: "stop a request or a script that runs",
-		Long: `cancel stops a request that another client started, by its message id, or a script, by its key or the id of its transaction. A
-command is ended; a script is rolled back. cancel does not wait for that.
+		Long: `cancel stops a request that another client started, by its message id, or a script, by its key or the id of its transaction, or the
+beginning of that. A command is ended; a script is rolled back. cancel does not wait for that.
 
 The exit code is 1 where nothing of that name was running.
 
@@ -36,11 +36,18 @@ With --json: {"cancelled": BOOL}.`,
 			if named != 1 {
 				return usage("cancel needs one of ID, --key and --transaction")
 			}
-			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.cancel(s, request) })
+			return a.with(c.Context(), requestTimeout, func(s *session) (err error) {
+				if request.TransactionId != "" {
+					if request.TransactionId, err = openID(s, request.TransactionId); err != nil {
+						return err
+					}
+				}
+				return a.cancel(s, request)
+			})
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "stop the script that runs under this `key`")
-	c.Flags().StringVar(&transaction, "transaction", "", "stop the script with this transaction `id`")
+	c.Flags().StringVar(&transaction, "transaction", "", "stop the script with this transaction `id`, or its beginning")
 	return c
 }
 

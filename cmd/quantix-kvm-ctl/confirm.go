@@ -21,7 +21,8 @@ func (a *app) confirmCommand() *cobra.Command {
 		Short: "keep the changes of a script that must be confirmed",
 		Long: `confirm keeps the changes of a script that was run with --confirm, or that declares that it must be confirmed: unless that
 comes in time, the agent takes all of it back by itself. So does a boot of the guest; a restart of the agent keeps the deadline.
-Meanwhile no other script can change the guest. ID is that of the transaction, which run tells; status and tx list show it.
+Meanwhile no other script can change the guest. ID is that of the transaction, or its beginning, which run tells; status and tx
+list show it.
 
 Only hosts of the port that the script came by can confirm, unless the configuration of the agent says otherwise. To confirm
 what is confirmed already does nothing.
@@ -50,12 +51,26 @@ EXIT STATUS
 			case rollback:
 				request.Action = pb.ConfirmAction_CONFIRM_ACTION_ROLLBACK
 			}
-			return a.with(c.Context(), requestTimeout, func(s *session) error { return a.confirm(s, request) })
+			return a.with(c.Context(), requestTimeout, func(s *session) (err error) {
+				if request.TransactionId, err = openID(s, request.TransactionId); err != nil {
+					return err
+				}
+				return a.confirm(s, request)
+			})
 		},
 	}
 	c.Flags().BoolVar(&rollback, "rollback", false, "take the changes back now")
 	c.Flags().DurationVar(&extend, "extend", 0, "have the deadline at least this `time` from now")
 	return c
+}
+
+// openID returns the id of the transaction that is open and begins as given, or else what was given.
+func openID(s *session, given string) (string, error) {
+	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
+	if client.Gone(err) || s.ctx.Err() != nil {
+		return "", err
+	}
+	return oneOf(given, []string{reply.GetJournal().GetOpen().GetTransactionId()}) // an older agent has no status: what was given
 }
 
 func (a *app) confirm(s *session, request *pb.ConfirmRequest) error {

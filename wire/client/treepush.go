@@ -353,7 +353,7 @@ func (p *pushTree) hardLink(it, first item) []todo {
 // sendSmall reads small files and sends them.
 func (p *pushTree) sendSmall(ctx context.Context, items []item) error {
 	var batches [][]item
-	for size := int64(treeBytes); len(items) > 0; items = items[1:] {
+	for size := int64(treeBytes) + 1; len(items) > 0; items = items[1:] { // the first begins a batch
 		if size += items[0].size; size > treeBytes || len(batches[len(batches)-1]) == treeBatch {
 			batches, size = append(batches, nil), items[0].size
 		}
