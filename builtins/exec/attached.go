@@ -181,8 +181,8 @@ func (r *Room) attach(
 	job := newJob(call, spec, line, in.GetRunAsUser(), in.GetName())
 	job.Attached = true
 	dir := filepath.Join(r.jobs.dir, job.Id)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, "", err
+	if err := makePlace(dir); err != nil {
+		return nil, "", fmt.Errorf("%w: %v", errNoPlace, err)
 	}
 	a, err := r.startAttached(ctx, dir, job, spec)
 	if err != nil {
@@ -190,6 +190,22 @@ func (r *Room) attach(
 		return nil, "", err
 	}
 	return a, job.Id, nil
+}
+
+// makePlace makes the directory of a command, and looks whether something can be written there.
+func makePlace(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	if err != nil {
+		return err
+	}
+	probe := filepath.Join(dir, "probe")
+	if err = os.WriteFile(probe, make([]byte, 4<<10), 0o600); err == nil {
+		err = os.Remove(probe)
+	}
+	if err != nil {
+		_ = os.RemoveAll(dir)
+	}
+	return err
 }
 
 func (r *Room) startAttached(ctx context.Context, dir string, job *pb.Job, spec proc.Spec) (*attached, error) {

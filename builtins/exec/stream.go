@@ -112,7 +112,10 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 		return nil, err
 	}
 	if in.GetOutlive() && !in.GetStdin() && in.GetTerminal() == nil && r.jobs.kept() && r.config.Commands.Reexec {
-		return r.startOutliving(ctx, call, s, spec, in)
+		reply, err := r.startOutliving(ctx, call, s, spec, in)
+		if !errors.Is(err, errNoPlace) {
+			return reply, err
+		} // a host that repairs a guest whose disk is full, or read-only, needs commands
 	}
 	after := r.watchFreezes(call)
 	failed := make(chan error, 1)
@@ -142,12 +145,20 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	return &pb.ExecStartResponse{ExecId: call.ID, Pid: uint32(s.live.PID()), Window: uint32(s.window)}, nil
 }
 
-// startOutliving starts a command that outlives the agent.
+// errNoPlace is why a command cannot outlive the agent that could run otherwise: what is known of it, and its output, would be
+// nowhere.
+var errNoPlace = errors.New("the directory of jobs cannot be written")
+
+// startOutliving starts a command that outlives the agent. The error is errNoPlace where it can only be started as another one.
 func (r *Room) startOutliving(
 	ctx context.Context, call *builtins.Call, s *streamed, spec proc.Spec, in *pb.ExecStartRequest,
 ) (*pb.ExecStartResponse, error) {
 	after := r.watchFreezes(call)
 	command, job, err := r.attach(ctx, call, spec, commandLine(in, spec), in)
+	if errors.Is(err, errNoPlace) {
+		after()
+		return nil, err
+	}
 	if err != nil {
 		after()
 		r.streams.leave(s)

@@ -155,3 +155,29 @@ func TestSlowHostHoldsAnOutlivingCommandUp(t *testing.T) {
 		t.Errorf("%d bytes, %v", total, s.End())
 	}
 }
+
+// Where nothing can be kept of a command, as on a disk that is read-only or full, it runs all the same, as long as its agent does.
+func TestCommandsRunWithoutAPlaceForJobs(t *testing.T) {
+	a := agenttest.Start(t, agenttest.Options{})
+	c := a.Client(t, client.Options{})
+	jobs := filepath.Join(a.State, "jobs")
+	if err := errors.Join(os.RemoveAll(jobs), os.WriteFile(jobs, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Stream(ctxFor(t, time.Minute), client.Command{Line: "echo repaired; exit 3"}, client.StreamOptions{Outlive: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	text := ""
+	for {
+		out, err := s.Next(ctxFor(t, time.Minute))
+		text += string(out.Stdout)
+		if err != nil {
+			break
+		}
+	}
+	if text != "repaired\n" {
+		t.Errorf("%q", text)
+	}
+}
