@@ -136,7 +136,9 @@ fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub
 	if !slices.Equal(isFrozen, frozen) || !slices.Equal(isNamed, named) {
 		t.Errorf("frozen %q, want %q; named %q, want %q", isFrozen, frozen, isNamed, named)
 	}
-	wrote := func(point string) string { return "/run/wrote" + strings.NewReplacer("/", "_", " ", "_").Replace(point) }
+	wrote := func(point string) string {
+		return "/run/wrote" + strings.NewReplacer("/", "_", " ", "_").Replace(point)
+	}
 	for _, point := range frozen {
 		vm.Must(t, fmt.Sprintf("(touch '%s/written' && touch %s) </dev/null >/dev/null 2>&1 &", point, wrote(point)))
 	}
