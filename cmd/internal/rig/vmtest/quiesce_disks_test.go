@@ -15,6 +15,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -157,7 +158,8 @@ fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub
 	manyTimes(t, vm, c, frozen, numberFrom(t, "QUANTIX_ROUNDS", 5))
 }
 
-// manyTimes freezes and thaws under load: each fifth time the guest, and else two disks of which one lies on the other.
+// manyTimes freezes and thaws under load: each fifth time the guest, and else two disks of which one lies on the other. A freeze that
+// takes longer than the agent lets it, as on a host that is busy, is given up, and all is to be written to after it.
 func manyTimes(t *testing.T, vm *vmtest.VM, c *client.Client, points []string, rounds int) {
 	t.Helper()
 	for _, point := range points {
@@ -169,25 +171,40 @@ func manyTimes(t *testing.T, vm *vmtest.VM, c *client.Client, points []string, r
 		done) </dev/null >/dev/null 2>&1 &`, point))
 	}
 	var freezes, thaws []time.Duration
+	writable := func() {
+		t.Helper()
+		for _, point := range points {
+			eventually(t, vm, point+" is written to", fmt.Sprintf("touch '%s/written'", point))
+		}
+	}
 	for round := range rounds {
 		in, want := &pb.QuiesceFilesystemsRequest{MountPoints: []string{"/srv/outer", "/srv/dm"}}, 2
 		if round%5 == 0 {
 			in, want = &pb.QuiesceFilesystemsRequest{}, len(points)
 		}
 		begun := time.Now()
-		token := freezeGuest(t, c, in).QuiesceToken
+		reply, err := client.Call[*pb.QuiesceFilesystemsResponse](limited(t, time.Minute), c, in)
+		if fault.Code(err) == "timeout" {
+			t.Logf("round %d is given up: %v", round, err)
+			writable()
+			continue
+		}
+		if err != nil || !reply.Success {
+			t.Fatal(reply, err)
+		}
 		frozen := time.Now()
-		if thawed := thawGuest(t, c, token).ThawedMountPoints; len(thawed) != want {
+		if thawed := thawGuest(t, c, reply.QuiesceToken).ThawedMountPoints; len(thawed) != want {
 			t.Fatalf("thawed %q, not %d", thawed, want)
 		}
 		freezes, thaws = append(freezes, frozen.Sub(begun)), append(thaws, time.Since(frozen))
 	}
+	writable()
+	vm.Must(t, "systemctl is-active quantix-kvm-agent; test ! -e /run/quantix-kvm/frozen")
+	if len(freezes) < (rounds+1)/2 {
+		t.Fatalf("%d of %d rounds were frozen", len(freezes), rounds)
+	}
 	slices.Sort(freezes)
 	slices.Sort(thaws)
 	t.Logf("%d rounds of 2 file systems, each fifth of %d, under load: a freeze takes %v, at most %v; a thaw %v, at most %v",
-		rounds, len(points), freezes[rounds/2], freezes[rounds-1], thaws[rounds/2], thaws[rounds-1])
-	for _, point := range points {
-		eventually(t, vm, point+" is written to", fmt.Sprintf("touch '%s/written'", point))
-	}
-	vm.Must(t, "systemctl is-active quantix-kvm-agent; test ! -e /run/quantix-kvm/frozen")
+		len(freezes), len(points), freezes[len(freezes)/2], slices.Max(freezes), thaws[len(thaws)/2], slices.Max(thaws))
 }
