@@ -271,7 +271,8 @@ func (w *treeWriter) link(i int, entry *pb.TreeEntry) error {
 		return fault.On(entry.Target, fault.Invalid("only a file gets another name"))
 	}
 	if trusted, err := of.At.Trusted(of.Old, nil); err != nil || !trusted {
-		return errors.Join(err, fault.Refuse("%s belongs to user %d, and others can write to the directory", entry.Target, of.Old.UID))
+		other := fault.Refuse("%s belongs to user %d, and others can write to the directory", entry.Target, of.Old.UID)
+		return errors.Join(err, other)
 	}
 	changed, err := of.At.LinkOver(c.At)
 	if err != nil || !changed {
@@ -411,8 +412,8 @@ func looksAt(in *pb.StatFilesRequest) builtins.Access {
 	return builtins.Access{Reads: in.Paths, Ops: len(in.Paths)}
 }
 
-// makes is the access of a request that makes many objects. A file that gets another name is changed, too: what is written by that
-// name it then holds.
+// makes is the access of a request that makes many objects. A file that gets another name is changed, too: what is written by
+// that name it then holds.
 func makes(in *pb.WriteFilesRequest) builtins.Access {
 	a := builtins.Access{Ops: len(in.Entries)}
 	for _, entry := range in.Entries {

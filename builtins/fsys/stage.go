@@ -153,8 +153,8 @@ type Placing struct {
 	Attr   Attr
 }
 
-// CommitAll is Commit of several files, each durable with its name: the disk is at work on all of them before one is waited for, and
-// a directory is synced once. It returns the error of each. The stagings are over either way.
+// CommitAll is Commit of several files, each durable with its name: the disk is at work on all of them before one is waited
+// for, and a directory is synced once. It returns the error of each. The stagings are over either way.
 func CommitAll(list []Placing) []error {
 	failed := make([]error, len(list))
 	for i, p := range list {

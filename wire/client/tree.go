@@ -23,9 +23,9 @@ type Tree struct {
 	SHA256 bool        // compare every pulled file with the guest's digest of it afterwards
 	// Times keeps times of modification, and modes of directories that are there already.
 	Times bool
-	// All keeps owners, setuid, setgid and sticky, times, extended attributes (user.*, ACLs, file capabilities) and which names are
-	// those of one file. Owners are known by name, and by number where the other side has no such name. A pull keeps owners if it
-	// runs as root.
+	// All keeps owners, setuid, setgid and sticky, times, extended attributes (user.*, ACLs, file capabilities) and which
+	// names are those of one file. Owners are known by name, and by number where the other side has no such name. A pull
+	// keeps owners if it runs as root.
 	All bool
 	// Checksum takes a file for unchanged by its digest alone, and not by its size and time of modification.
 	Checksum bool
@@ -37,8 +37,8 @@ type Tree struct {
 	Failed func(path string, err error) error
 }
 
-// CopyStats counts what was copied. Links are symbolic links, and further names of a file. Unchanged are the files that were the
-// same on the other side, so that nothing of their content was sent; they are not among Files.
+// CopyStats counts what was copied. Links are symbolic links, and further names of a file. Unchanged are the files that were
+// the same on the other side, so that nothing of their content was sent; they are not among Files.
 type CopyStats struct {
 	Files, Directories, Links, Unchanged int
 	Bytes                                int64

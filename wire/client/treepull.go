@@ -18,9 +18,9 @@ import (
 )
 
 // PullTree copies a directory of the guest to a local path, which becomes its copy: content, permission bits (without setuid,
-// setgid and sticky, unless Tree asks for all), modification times, and symbolic links as they are. Owners are the caller's, unless
-// Tree asks for all. A file that is here with the same size and time, or else with the same digest, is not fetched. Nothing is
-// written outside the local directory, whatever names and links the guest sends.
+// setgid and sticky, unless Tree asks for all), modification times, and symbolic links as they are. Owners are the caller's,
+// unless Tree asks for all. A file that is here with the same size and time, or else with the same digest, is not fetched.
+// Nothing is written outside the local directory, whatever names and links the guest sends.
 func (l *Link) PullTree(ctx context.Context, remote, local string, tree Tree) (CopyStats, error) {
 	p := pullTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote}
 	items, err := p.list(ctx)
@@ -42,7 +42,8 @@ func (l *Link) PullTree(ctx context.Context, remote, local string, tree Tree) (C
 	return p.copied, err
 }
 
-// PullKeeping copies one file of the guest to a local path as PullTree copies those of a tree. A link is followed, here and there.
+// PullKeeping copies one file of the guest to a local path as PullTree copies those of a tree. A link is followed, here and
+// there.
 func (l *Link) PullKeeping(ctx context.Context, remote, local string, tree Tree) (CopyStats, error) {
 	p := pullTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote}
 	it, err := p.follow(ctx, remote)

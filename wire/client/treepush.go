@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -20,14 +19,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// PushTree copies a local directory, or a file, to a path of the guest, which becomes its copy: content, permission bits of files
-// and of new directories, symbolic links as they are, and what else Tree asks for. A file whose content is in the guest already is
-// not sent: of the same size, and with Times or All of the same time of modification, else of the same digest. What is in the guest
-// and not here stays.
+// PushTree copies a local directory, or a file, to a path of the guest, which becomes its copy: content, permission bits of
+// files and of new directories, symbolic links as they are, and what else Tree asks for. A file whose content is in the guest
+// already is not sent: of the same size, and with Times or All of the same time of modification, else of the same digest.
+// What is in the guest and not here stays.
 //
 //	what is there? ► directories ► files: small ones many at a time ► links ► attributes of what is complete
 //
-// An agent without these requests gets one file after the other and links by a script; it cannot keep what Times and All ask for.
+// An agent without these requests gets one file after the other and links by a script; it cannot keep what Times and All ask
+// for.
 func (l *Link) PushTree(ctx context.Context, local, remote string, tree Tree) (CopyStats, error) {
 	p := pushTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote, first: map[string]item{}}
 	items, err := p.walk(local)
@@ -310,9 +310,13 @@ func (p *pushTree) onlyNeeded(list []todo) []todo {
 // isSo reports whether what is there has the attributes of an entry.
 func (p *pushTree) isSo(e *pb.TreeEntry, have *pb.FileStatus) bool {
 	owns := func(want string, number *uint32, name string, id uint32) bool {
-		return want == "" && number == nil || want != "" && want == name || number != nil && *number == id && (want == "" || name == want)
+		if want != "" {
+			return want == name
+		}
+		return number == nil || *number == id
 	}
-	return (e.Mode == nil || *e.Mode == have.Mode) && (e.ModifiedAt == nil || e.ModifiedAt.AsTime().Equal(have.ModifiedAt.AsTime())) &&
+	return (e.Mode == nil || *e.Mode == have.Mode) &&
+		(e.ModifiedAt == nil || e.ModifiedAt.AsTime().Equal(have.ModifiedAt.AsTime())) &&
 		owns(e.Owner, e.Uid, have.Owner, have.Uid) && owns(e.Group, e.Gid, have.Group, have.Gid) &&
 		(!e.SetXattrs || sameXattrs(e.Xattrs, have.Xattrs))
 }
@@ -462,67 +466,4 @@ func (p *pushTree) write(ctx context.Context, list []todo) (results []*pb.TreeRe
 		return err
 	})
 	return results, err
-}
-
-// plain copies to an agent without requests for trees.
-func (p *pushTree) plain(ctx context.Context, items []item) error {
-	var links []item
-	for _, it := range items {
-		if it.link {
-			links = append(links, it)
-			continue
-		}
-		if err := p.handleFailure(ctx, it.full, p.plainOne(ctx, it)); err != nil {
-			return err
-		}
-	}
-	return p.pushLinks(ctx, links)
-}
-
-func (p *pushTree) plainOne(ctx context.Context, it item) error {
-	if !it.dir {
-		return p.pushFile(ctx, it)
-	}
-	err := p.l.Do(ctx, func(ctx context.Context, c *Client) error {
-		return c.Mkdir(ctx, p.place(it), uint32(it.mode), p.tree.Push.Parents && it.name == ".")
-	})
-	p.count(&p.copied.Directories, 1, err)
-	return err
-}
-
-// linkScript makes links, all or none.
-const linkScript = "for _, l in ipairs(params.links) do file.symlink(l.target, l.path) end"
-
-// linkBatch bounds the elements of one message.
-const linkBatch = 500
-
-func (p *pushTree) pushLinks(ctx context.Context, links []item) error {
-	for batch := range slices.Chunk(links, linkBatch) {
-		err := p.makeLinks(ctx, batch)
-		p.count(&p.copied.Links, len(batch), err)
-		if err == nil {
-			continue
-		}
-		for _, l := range batch {
-			if err := p.handleFailure(ctx, p.place(l), fault.On("links were not made", err)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (p *pushTree) makeLinks(ctx context.Context, links []item) error {
-	list := make([]any, len(links))
-	for i, l := range links {
-		list[i] = map[string]any{"target": text.EscapePath(l.target), "path": text.EscapePath(p.place(l))}
-	}
-	params, err := structpb.NewStruct(map[string]any{"links": list})
-	if err != nil {
-		return err
-	}
-	return p.l.Do(ctx, func(ctx context.Context, c *Client) error {
-		reply, err := Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(linkScript), Params: params})
-		return replyError(reply.GetError(), err)
-	})
 }
