@@ -82,7 +82,7 @@ crashtest: ## every crash point of the journal, killed and without power (PART=s
 	go test -tags blocktest -count=1 -timeout 120m ./runtime/journal/blocktest $(if $(filter short,$(PART)),,-full)
 
 soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty power cuts in the guest, beside the crash tests
-	QUANTIX_PACKAGES=1 go test -count=1 -timeout 20m -run TestPackages -v ./cmd/quantix-kvm-agent
+	QUANTIX_PACKAGES=1 go test -count=1 -timeout 20m -run 'TestPackages|TestMSI' -v ./cmd/quantix-kvm-agent
 	go test -count=1 -timeout 20m -run TestSessionsLeaveNoTrace -v ./cmd/quantix-kvm-agent -sessions=10000
 	go run ./cmd/internal/rig/vmtest/prepare
 	QUANTIX_PACKAGES=1 go test -tags vm -count=1 -timeout 20m -run 'InAContainer|UnderOpenRC' -v ./cmd/internal/rig/vmtest
