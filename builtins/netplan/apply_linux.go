@@ -108,18 +108,21 @@ func newPlan(have, want map[string]*generated) *plan {
 			return strings.HasSuffix(file, ext) && slices.Contains(l.files, file)
 		})
 	}
+	made := func(l *link) bool { // what makes it changes
+		return touched(l, ".netdev") || l.renderer == byIfupdown && touched(l, "")
+	}
 	for _, id := range idsOf(p.new) {
 		l := p.new[id]
 		if touched(l, "") || p.old[id] != nil && touched(p.old[id], "") {
 			p.changed = append(p.changed, l)
 		}
-		if l.virtual != "" && (p.old[id] == nil || p.old[id].virtual == "" || touched(l, ".netdev")) {
+		if l.virtual != "" && (p.old[id] == nil || p.old[id].virtual == "" || made(l)) {
 			p.made = append(p.made, l.virtual)
 		}
 	}
 	for _, id := range idsOf(p.old) {
 		l := p.old[id]
-		if l.virtual != "" && (p.new[id] == nil || p.new[id].virtual != l.virtual || touched(l, ".netdev")) {
+		if l.virtual != "" && (p.new[id] == nil || p.new[id].virtual != l.virtual || made(l)) {
 			p.gone = append(p.gone, l.virtual)
 		}
 	}

@@ -104,7 +104,8 @@ func (r *Room) byMAC(mac string) (string, error) {
 	return "", fault.Wrapf(fs.ErrNotExist, "there is no interface %s", mac)
 }
 
-// ofIfup are the interfaces that a plan is about which ifup shall configure, or has configured.
+// ofIfup are the interfaces that a plan is about which ifup shall configure, or has configured. A VLAN goes with the interface that it
+// is on.
 func (n *snapshot) ofIfup(p *plan) (names []string) {
 	add := func(l *link) {
 		if l.renderer != byIfupdown {
@@ -125,8 +126,36 @@ func (n *snapshot) ofIfup(p *plan) (names []string) {
 			add(p.old[id])
 		}
 	}
+	for before := -1; before != len(names); {
+		before = len(names)
+		for _, set := range []map[string]*link{p.old, p.new} {
+			for _, id := range idsOf(set) {
+				if l := set[id]; l.below != "" && slices.Contains(names, l.below) && !slices.Contains(names, l.virtual) {
+					names = append(names, l.virtual)
+				}
+			}
+		}
+	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// notOthers refuses to make a bridge or a bond where somebody else has made an interface of that name.
+func (n *snapshot) notOthers(p *plan) error {
+	up, err := configured()
+	if err != nil {
+		return err
+	}
+	for _, l := range p.changed {
+		own := p.old[l.id] != nil && p.old[l.id].virtual == l.virtual
+		if l.renderer != byIfupdown || l.kind != "bridge" && l.kind != "bond" || own || slices.Contains(up, l.virtual) {
+			continue
+		}
+		if len(n.find(l)) > 0 {
+			return fault.On(l.virtual, fault.Refuse("it is there already, and ifup has not made it"))
+		}
+	}
+	return nil
 }
 
 // ownedByIfup refuses an interface with addresses that ifup did not give it: nothing would bring them back.

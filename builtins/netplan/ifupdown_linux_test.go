@@ -84,12 +84,21 @@ func TestInterfacesAreSetAside(t *testing.T) {
 
 func TestWhatIfupdownCannotSay(t *testing.T) {
 	for text, want := range map[string]string{
-		"bridges: {b: {}}":                                                          "bridges.b",
-		"ethernets: {e: {match: {name: 'e*'}}}":                                     "pattern",
-		"ethernets: {e: {nameservers: {addresses: [192.0.2.3]}}}":                   "resolvconf",
-		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:09'}}}":                "there is no such",
-		"ethernets: {mapped: {}}":                                                   "line 3 is of a mapping of mapped",
-		"ethernets: {sourced: {}}":                                                  "line 1 configures sourced",
+		"ethernets: {e: {dhcp4: true}}, bridges: {b: {interfaces: [e]}}":                                          "ethernets.e.dhcp4",
+		"ethernets: {e: {addresses: [192.0.2.7/24]}}, bonds: {b: {interfaces: [e]}}":                              "ethernets.e.addresses",
+		"bridges: {b: {interfaces: [v]}}, vlans: {v: {id: 1, link: b}}":                                           "rests on itself",
+		"bridges: {b: {parameters: {path-cost: 3}}}":                                                              "bridges.b.parameters.path-cost",
+		"bridges: {b: {parameters: {forward-delay: 4s}}}":                                                         "bridges.b.parameters.forward-delay",
+		"bridges: {b: {parameters: {ageing-time: 2147483647}}}":                                                   "bridges.b.parameters.ageing-time",
+		"ethernets: {e: {}}, bonds: {b: {interfaces: [e], parameters: {primary: e}}}":                             "bonds.b.parameters.primary",
+		"ethernets: {e: {}}, bonds: {b: {interfaces: [e], parameters: {mode: active-backup, primary: f}}}":        "f is none of its interfaces",
+		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:09'}}}, bridges: {b: {interfaces: [e]}}":             "ethernets.e: file does not",
+		"ethernets: {e: {match: {name: 'e*'}}}, bonds: {b: {interfaces: [e], parameters: {mode: active-backup}}}": "ethernets.e",
+		"ethernets: {e: {match: {name: 'e*'}}}":                                                                   "pattern",
+		"ethernets: {e: {nameservers: {addresses: [192.0.2.3]}}}":                                                 "resolvconf",
+		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:09'}}}":                                              "there is no such",
+		"ethernets: {mapped: {}}":  "line 3 is of a mapping of mapped",
+		"ethernets: {sourced: {}}": "line 1 configures sourced",
 		"ethernets: {e: {}}, vlans: {a.b: {id: 1, link: e}, a_b: {id: 2, link: e}}": "another interface",
 	} {
 		by := ifupdown{
@@ -100,7 +109,11 @@ func TestWhatIfupdownCannotSay(t *testing.T) {
 		if want == "there is no such" {
 			want = "file does not exist"
 		}
-		if _, err := ifupFiles(t, by, "network: {version: 2, "+text+"}\n"); err == nil || !strings.Contains(err.Error(), want) {
+		tr, err := readSet(set([]string{"network: {version: 2, " + text + "}\n"}), byIfupdown)
+		if err == nil {
+			_, err = tr.interfaces(by)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
@@ -117,6 +130,14 @@ func TestNothingIsInjected(t *testing.T) {
 		"ethernets: {e: {match: {name: 'e$(touch${IFS}/tmp/x)'}}}, vlans: {v: {id: 1, link: e}}",
 		"ethernets: {e: {match: {name: 'e`x`'}}}",
 		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:01'}}}",
+		"ethernets: {e: {match: {macaddress: '52:54:00:00:00:01'}}}, bridges: {b: {interfaces: [e]}}",
+		"bridges: {'b;x': {}}",
+		"bridges: {b: {interfaces: ['e;x']}}",
+		"bridges: {b: {parameters: {priority: '1;x'}}}",
+		"bridges: {b: {parameters: {forward-delay: \"1\\n up touch /tmp/x\"}}}",
+		"bonds: {b: {parameters: {mode: 'active-backup;x'}}}",
+		"bonds: {b: {parameters: {lacp-rate: '$(x)'}}}",
+		"ethernets: {e: {}}, bonds: {b: {interfaces: [e], parameters: {mode: active-backup, primary: 'e`x`'}}}",
 	} {
 		tr, err := readSet(set([]string{"network: {version: 2, " + text + "}\n"}), byIfupdown)
 		if err == nil {
@@ -135,7 +156,8 @@ func TestIfupReadsIt(t *testing.T) {
 		t.Skip("needs ifquery: install ifupdown")
 	}
 	const text = "network: {version: 2, ethernets: {eth0: {addresses: [192.0.2.7/24, '2001:db8::7/64'], routes: [{to: default, via: 192.0.2.1}]}}, " +
-		"vlans: {v.5: {id: 5, link: eth0, dhcp4: true, dhcp6: true}, v6: {id: 6, link: eth0, accept-ra: true}, v7: {id: 7, link: eth0}}}\n"
+		"vlans: {v.5: {id: 5, link: eth0, dhcp4: true, dhcp6: true}, v6: {id: 6, link: eth0, accept-ra: true}, v8: {id: 8, link: eth0}, v7: {id: 7, link: br0}}, bonds: {bond0: {interfaces: [v8], parameters: {mode: 802.3ad}}}, " +
+		"bridges: {br0: {interfaces: [bond0]}}}\n"
 	files, err := ifupFiles(t, ifupdown{have: map[string]*generated{interfacesFile: {content: []byte(adminInterfaces)}}}, text)
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +167,8 @@ func TestIfupReadsIt(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "interfaces"), []byte(all), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"eth0": "address: 192.0.2.7\n", "v.5": "pre-up: ip link set dev eth0 up", "v6": "id 6", "v7": "id 7"} {
+	for name, want := range map[string]string{"eth0": "address: 192.0.2.7\n", "v.5": "pre-up: ip link set dev eth0 up", "v6": "id 6", "v7": "id 7", "br0": "pre-up: ifup bond0 || true\n", "v8": "down: ip link set dev $IFACE nomaster\n",
+		"bond0": "type bond mode 802.3ad\n"} {
 		out, err := exec.Command(ifquery, "--interfaces="+filepath.Join(dir, "interfaces"), name).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), want) || strings.Contains(string(out), "192.0.2.9") {
 			t.Errorf("%s: %v\n%s\nof\n%s", name, err, out, all)

@@ -21,6 +21,8 @@ type link struct {
 	rename    string // the name that it gets; empty: it keeps its own
 	virtual   string // the name of a virtual interface that is made; empty: none is
 	kind      string // of the virtual interface
+	below     string // the interface that a VLAN of ifup is on
+	master    string // the bridge or bond that it is a port of, where ifup makes it one
 	port      bool   // it belongs to a bridge or a bond, and has no addresses
 	optional  bool
 	off       bool // it stays down
@@ -352,8 +354,16 @@ func (l *link) readInterfaces(text string) {
 			if prefix, err := netip.ParsePrefix(f[1]); err == nil {
 				l.addresses = append(l.addresses, prefix)
 			}
-		case f[0] == "pre-up" && slices.Contains(f, "vlan"):
-			l.virtual, l.kind = l.name, "vlan"
+		case f[0] == "pre-up" && len(f) > 11 && f[1] == "test" && f[7] == "add":
+			l.virtual, l.kind = l.name, f[11]
+			if f[8] == "link" {
+				l.below, l.kind = f[9], f[13]
+			}
+		case f[0] == "pre-up" && len(f) > 4 && f[1] == "test":
+			master := path.Base(f[4]) // in the file of the bridge or bond itself it is the port
+			if at := slices.Index(f, "master"); at > 0 && strings.TrimSuffix(f[at+1], ";") == master {
+				l.port, l.master = true, master
+			}
 		case f[0] == "up" && len(f) > 7 && f[4] == "replace" && !slices.Contains(f, "table"):
 			if via, err := netip.ParseAddr(f[7]); err == nil {
 				l.routes = append(l.routes, route{to: destination(f[5]), via: via, onLink: f[len(f)-1] == "onlink"})

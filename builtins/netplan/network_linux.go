@@ -96,6 +96,9 @@ func (n *snapshot) managed(ctx context.Context, p *plan) error {
 			}
 		}
 	}
+	if err := n.notOthers(p); err != nil {
+		return err
+	}
 	return n.ownedByIfup(n.ofIfup(p))
 }
 
@@ -303,6 +306,10 @@ func (n *snapshot) fitsOne(ctx context.Context, l *link, have facts.Link, before
 		return have.Name + " is left as it is", nil
 	case !have.Enabled:
 		return "", fmt.Errorf("%s is down", have.Name)
+	case l.master != "" && n.name(have.Master) != l.master:
+		return "", fmt.Errorf("%s is no port of %s", have.Name, l.master)
+	case l.virtual != "" && l.renderer == byIfupdown && have.Kind != l.kind:
+		return "", fmt.Errorf("%s is a %s, and no %s", have.Name, have.Kind, l.kind)
 	case !have.Up && (before.bare || l.optional):
 		return have.Name + " has no carrier, and had none before", nil
 	case l.port:

@@ -378,11 +378,29 @@ var parameters = map[string]map[string][3]string{
 		"mode": {"Bond", "Mode", "mode"}, "mii-monitor-interval": {"Bond", "MIIMonitorSec", "miimon"},
 		"lacp-rate": {"Bond", "LACPTransmitRate", "lacp_rate"}, "transmit-hash-policy": {"Bond", "TransmitHashPolicy",
 			"xmit_hash_policy"},
+		"up-delay": {"Bond", "UpDelaySec", "updelay"}, "down-delay": {"Bond", "DownDelaySec", "downdelay"},
+		"min-links": {"Bond", "MinLinks", "min_links"}, "ad-select": {"Bond", "AdSelect", "ad_select"},
+		"fail-over-mac-policy":    {"Bond", "FailOverMACPolicy", "fail_over_mac"},
+		"primary-reselect-policy": {"Bond", "PrimaryReselectPolicy", "primary_reselect"},
+		"primary":                 {"", "", "primary"}, // to systemd-networkd a matter of the port
 	},
-	"bridges": {"stp": {"Bridge", "STP", "stp"}},
+	"bridges": {
+		"stp": {"Bridge", "STP", "stp"}, "priority": {"Bridge", "Priority", "priority"},
+		"forward-delay": {"Bridge", "ForwardDelaySec", "forward-delay"}, "hello-time": {"Bridge", "HelloTimeSec", "hello-time"},
+		"max-age": {"Bridge", "MaxAgeSec", "max-age"}, "ageing-time": {"Bridge", "AgeingTimeSec", "ageing-time"},
+	},
 }
 
+// inMilliseconds are those that netplan counts in them, and systemd-networkd in seconds.
+var inMilliseconds = []string{"mii-monitor-interval", "up-delay", "down-delay"}
+
+// parameterValue is what may stand as one: a word or a number.
+var parameterValue = lazyregexp.New(`^[A-Za-z0-9_.+-]{1,64}$`)
+
 func (d *device) parameter(v *yaml.Node, path string) error {
+	if d.kind == "bridges" && d.parameters["stp"] == "" {
+		d.parameters["stp"] = "true" // as netplan has it, if there are parameters
+	}
 	for key, value := range pairs(v) {
 		if _, known := parameters[d.kind][key.Value]; !known || value.Kind != yaml.ScalarNode {
 			return untranslated(key, join(path, key.Value))
@@ -391,7 +409,7 @@ func (d *device) parameter(v *yaml.Node, path string) error {
 		if key.Value == "stp" {
 			text = strconv.FormatBool(isTrue(value))
 		}
-		if strings.ContainsAny(text, "\n=,") {
+		if !parameterValue().MatchString(text) {
 			return fault.Invalid("line %d: %s.%s is %q", value.Line, path, key.Value, value.Value)
 		}
 		d.parameters[key.Value] = text
@@ -431,6 +449,9 @@ func (t *translation) connect() error {
 				return fault.Invalid("%s.%s: interface %s belongs to %s already", d.kind, d.id, name, port.master.id)
 			}
 			port.master = d
+		}
+		if primary := d.parameters["primary"]; primary != "" && !slices.Contains(d.ports, primary) {
+			return fault.Invalid("%s.%s.parameters.primary: %s is none of its interfaces", d.kind, d.id, primary)
 		}
 	}
 	return nil

@@ -84,8 +84,6 @@ func (t *translation) stanzas(d *device, by ifupdown) (name, text string, err er
 	where := d.kind + "." + d.id
 	name = d.called()
 	switch {
-	case d.kind == "bridges" || d.kind == "bonds" || d.master != nil:
-		return "", "", fault.Unsupported("%s: for ifupdown this agent makes no bridges and bonds", where)
 	case strings.ContainsAny(name, "*?["):
 		return "", "", fault.Unsupported("%s: ifupdown takes an interface by its name, and not by a pattern", where)
 	case len(d.nameservers)+len(d.search) > 0 && !by.dns:
@@ -93,6 +91,14 @@ func (t *translation) stanzas(d *device, by ifupdown) (name, text string, err er
 	}
 	if name, err = by.nameOf(d); err != nil {
 		return "", "", fault.On(where, err)
+	}
+	if err := t.checkRest(d); err != nil {
+		return "", "", err
+	}
+	if d.master != nil {
+		if err := d.checkPort(); err != nil {
+			return "", "", err
+		}
 	}
 	begin := "auto"
 	if d.optional {
@@ -104,20 +110,36 @@ func (t *translation) stanzas(d *device, by ifupdown) (name, text string, err er
 	for i, method := range methods {
 		fmt.Fprintf(&b, "iface %s %s\n", name, method)
 		if i == 0 {
-			if d.kind == "vlans" {
-				below, err := by.nameOf(t.devices[d.link])
-				if err != nil {
-					return "", "", fault.On(where, err)
-				}
-				d.makeVLAN(&b, below)
+			if err := t.begin(&b, d, name, by); err != nil {
+				return "", "", fault.On(where, err)
 			}
-			d.before(&b)
 		}
 		if i == len(methods)-1 {
 			d.behind(&b)
 		}
 	}
 	return name, b.String(), nil
+}
+
+// begin writes what is done before the interface has an address.
+func (t *translation) begin(b *strings.Builder, d *device, name string, by ifupdown) error {
+	switch d.kind {
+	case "vlans":
+		below, err := by.nameOf(t.devices[d.link])
+		if err != nil {
+			return err
+		}
+		d.makeVLAN(b, below, t.devices[d.link].kind != "ethernets")
+	case "bridges", "bonds":
+		if err := d.makeMaster(b); err != nil {
+			return err
+		}
+	}
+	d.before(b)
+	if d.master != nil {
+		d.joinMaster(b, name)
+	}
+	return d.takePorts(b, t, by)
 }
 
 // methods are the first lines, behind the name, of each stanza of the interface, with the address that it may have.
@@ -153,14 +175,17 @@ func (by ifupdown) nameOf(d *device) (name string, err error) {
 	return name, err
 }
 
-// makeVLAN writes what makes the interface on another one, and removes it.
-func (d *device) makeVLAN(b *strings.Builder, below string) {
+// makeVLAN writes what makes the interface on another one, and removes it. One below that is made as well is made before.
+func (d *device) makeVLAN(b *strings.Builder, below string, made bool) {
+	if made {
+		fmt.Fprintf(b, "    pre-up ifup %s\n", below)
+	}
 	fmt.Fprintf(b, "    pre-up ip link set dev %s up\n", below)
 	fmt.Fprintf(b, "    pre-up test -e /sys/class/net/$IFACE || ip link add link %s name $IFACE type vlan id %d\n", below, d.vlan)
 	b.WriteString("    post-down ip link delete dev $IFACE\n")
 }
 
-// before writes what is done before the interface has an address.
+// before writes what the interface itself is given before.
 func (d *device) before(b *strings.Builder) {
 	if d.setMAC != "" {
 		fmt.Fprintf(b, "    pre-up ip link set dev $IFACE address %s\n", d.setMAC)

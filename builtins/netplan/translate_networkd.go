@@ -2,6 +2,7 @@ package netplan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -30,12 +31,15 @@ func (d *device) netdev() string {
 	section := ""
 	for _, name := range sortedKeys(d.parameters) {
 		p := parameters[d.kind][name]
+		if p[1] == "" {
+			continue
+		}
 		if section != p[0] {
 			section = p[0]
 			fmt.Fprintf(&b, "\n[%s]\n", section)
 		}
 		value := d.parameters[name]
-		if name == "mii-monitor-interval" && strings.Trim(value, "0123456789") == "" {
+		if slices.Contains(inMilliseconds, name) && strings.Trim(value, "0123456789") == "" {
 			value += "ms"
 		}
 		fmt.Fprintf(&b, "%s=%s\n", p[1], value)
@@ -69,6 +73,9 @@ func (d *device) network() string {
 	if d.master != nil {
 		kind := map[string]string{"bridges": "Bridge", "bonds": "Bond"}[d.master.kind]
 		fmt.Fprintf(&b, "LinkLocalAddressing=no\n%s=%s\n", kind, d.master.id)
+		if d.master.parameters["primary"] == d.id {
+			b.WriteString("PrimarySlave=true\n")
+		}
 	} else {
 		if dhcp := map[[2]bool]string{{true, false}: "ipv4", {false, true}: "ipv6", {true, true}: "yes"}[d.dhcp]; dhcp != "" {
 			fmt.Fprintf(&b, "DHCP=%s\n", dhcp)

@@ -38,13 +38,20 @@ func (d *device) keyfile(t *translation) string {
 		below := t.devices[d.link]
 		fmt.Fprintf(&b, "\n[vlan]\nid=%d\nparent=%s\n", d.vlan, below.called())
 	case "bridges":
-		if stp, ok := d.parameters["stp"]; ok {
-			fmt.Fprintf(&b, "\n[bridge]\nstp=%s\n", stp)
+		if len(d.parameters) > 0 {
+			b.WriteString("\n[bridge]\n")
+		}
+		for _, name := range sortedKeys(d.parameters) {
+			fmt.Fprintf(&b, "%s=%s\n", parameters[d.kind][name][2], d.parameters[name])
 		}
 	case "bonds":
 		b.WriteString("\n[bond]\n")
 		for _, name := range sortedKeys(d.parameters) {
-			fmt.Fprintf(&b, "%s=%s\n", parameters[d.kind][name][2], d.parameters[name])
+			value := d.parameters[name]
+			if name == "primary" {
+				value = t.devices[value].called()
+			}
+			fmt.Fprintf(&b, "%s=%s\n", parameters[d.kind][name][2], value)
 		}
 	}
 	if d.master == nil {
