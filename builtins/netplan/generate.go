@@ -36,6 +36,7 @@ const (
 	interfacesFile = "/etc/network/interfaces"
 	interfacesDir  = "/etc/network/interfaces.d/"
 	ownInterfaces  = interfacesDir + "quantix-"
+	allowOptional  = "allow-optional" // a class of interfaces that nobody calls: who reads the file knows by it
 )
 
 // ofNetplan is what the generator writes below /run (src/networkd.c, src/nm.c, src/openvswitch.c of netplan), and what

@@ -343,7 +343,7 @@ func (l *link) readInterfaces(text string) {
 		f := strings.Fields(line)
 		switch {
 		case len(f) < 2:
-		case f[0] == "allow-hotplug":
+		case f[0] == "allow-hotplug" || f[0] == allowOptional:
 			l.optional = true
 		case f[0] == "iface":
 			l.name = f[1]

@@ -1,6 +1,7 @@
 package netplan
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -15,12 +16,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 const bridged = "network: {version: 2, ethernets: {eth0: {mtu: 1400}, eth1: {optional: true}}, " +
 	"bonds: {bond0: {interfaces: [eth0, eth1], parameters: {mode: active-backup, mii-monitor-interval: 100, primary: eth1, " +
-	"fail-over-mac-policy: active}}}, vlans: {v5: {id: 5, link: bond0}, v6: {id: 6, link: br0, addresses: [192.0.2.6/24]}}, " +
+	"fail-over-mac-policy: active}}}, vlans: {v5: {id: 5, link: bond0}, v6: {id: 6, link: br0, optional: true, addresses: [192.0.2.6/24]}}, " +
 	"bridges: {br0: {interfaces: [bond0, v5], macaddress: '52:54:00:00:00:02', addresses: [192.0.2.7/24], dhcp6: true, " +
 	"parameters: {stp: false, forward-delay: 4, priority: 100, ageing-time: 50}}}}\n"
 
@@ -32,19 +34,20 @@ func TestBridgesAndBondsOfIfupdown(t *testing.T) {
 	}
 	for id, lines := range map[string][]string{
 		"br0": {
-			"iface br0 inet6 dhcp\n    pre-up test -e /sys/class/net/$IFACE || ip link add name $IFACE type bridge ageing_time 5000 forward_delay 400 " +
+			"iface br0 inet static\n    address 192.0.2.7/24\n    pre-up test -e /sys/class/net/$IFACE || ip link add name $IFACE type bridge ageing_time 5000 forward_delay 400 " +
 				"priority 100 stp_state 0\n    post-down ip link delete dev $IFACE\n    pre-up ip link set dev $IFACE address 52:54:00:00:00:02\n",
 			"    pre-up ifup bond0 || true\n    pre-up test ! -e /sys/class/net/bond0 || { { test -e /sys/class/net/br0/lower_bond0 || " +
 				"{ ip link set dev bond0 down && ip link set dev bond0 master br0; }; } && ip link set dev bond0 up; }\n",
-			"iface br0 inet static\n    address 192.0.2.7/24\n",
+			"up; }\niface br0 inet6 dhcp\n",
 		},
 		"bond0": {
+			"    pre-up test -e /sys/class/net/bonding_masters || modprobe bonding max_bonds=0 || true\n",
 			"type bond mode active-backup fail_over_mac active miimon 100\n",
 			"    pre-up test ! -e /sys/class/net/br0 || {", "ip link set dev bond0 type bond primary eth1 && ip link set dev eth1 up; }\n",
 		},
 		"eth0": {"iface eth0 inet manual\n", " mtu 1400\n", "    pre-up ip address flush dev $IFACE\n", "    down ip link set dev $IFACE nomaster\n"},
 		"eth1": {"allow-hotplug eth1\n", "ip link set dev bond0 type bond primary eth1; }\n"},
-		"v6":   {"    pre-up ifup br0\n"},
+		"v6":   {"auto v6\nallow-optional v6\n", "    pre-up ifup br0\n"},
 	} {
 		for _, line := range lines {
 			if text := string(files[ownInterfaces+id].content); !strings.Contains(text, line) {
@@ -58,7 +61,8 @@ func TestBridgesAndBondsOfIfupdown(t *testing.T) {
 		"eth0": {port: true, master: "bond0"}, "eth1": {port: true, master: "bond0"},
 		"v5": {virtual: "v5", kind: "vlan", below: "bond0", port: true, master: "br0"}, "v6": {virtual: "v6", kind: "vlan", below: "br0"},
 	} {
-		if l := links[id]; l.virtual != want.virtual || l.kind != want.kind || l.below != want.below || l.port != want.port || l.master != want.master {
+		if l := links[id]; l.virtual != want.virtual || l.kind != want.kind || l.below != want.below || l.port != want.port ||
+			l.master != want.master || l.optional != (id == "eth1" || id == "v6") {
 			t.Errorf("%s is read as %+v", id, l)
 		}
 	}
@@ -150,8 +154,13 @@ func TestIfupMakesABridge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { files.Close() })
-	tr := &tree{TB: t, dir: "/", room: New(&guest.Guest{Files: files, Dir: "/"}, Config{})}
+	runner := proc.New(proc.Config{Name: "netplantest", Reexec: true, Cgroup: "none", JobCgroup: "none"})
+	t.Cleanup(func() {
+		if err := errors.Join(runner.Release(), files.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	tr := &tree{TB: t, dir: "/", room: New(&guest.Guest{Files: files, Dir: "/", Runner: runner}, Config{})}
 	tr.call = &builtins.Call{Tx: keeper{tree: tr}, Changed: func(c *pb.Change) { tr.changes = append(tr.changes, c) }}
 	r := tr.room
 	const admin = "auto lo here\niface lo inet loopback\niface here inet static\n    address 192.0.2.9/24\n"
@@ -188,7 +197,9 @@ func TestIfupMakesABridge(t *testing.T) {
 		for _, c := range checks {
 			w.until(c.object+" is not as it shall be", func() bool {
 				seen, err := c.try(t.Context())
-				t.Log(c.object, seen, err)
+				if err == nil {
+					t.Log(seen)
+				}
 				return err == nil
 			})
 		}
@@ -218,6 +229,10 @@ func TestIfupMakesABridge(t *testing.T) {
 			t.Fatal(err)
 		}
 		index := link.links[slices.IndexFunc(link.links, func(l facts.Link) bool { return l.Name == "br0" })].Index
+		w.until("the bridge has no carrier", func() bool {
+			n, err := r.look(t.Context())
+			return err == nil && slices.ContainsFunc(n.links, func(l facts.Link) bool { return l.Index == index && l.Up })
+		})
 		if _, err := ask(t.Context(), index, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.7")); err != nil {
 			t.Error("who is behind the port:", err)
 		}
@@ -227,6 +242,15 @@ func TestIfupMakesABridge(t *testing.T) {
 	if p, _ := apply(text); len(p.paths)+len(p.changed)+len(p.made)+len(p.gone) > 0 {
 		t.Errorf("a second time %q change", p.paths)
 	}
+	w.run([]string{"ifdown", "br0", "here"})
+	w.run([]string{"ifup", "-a"}) // as at boot
+	bridge("400")
+	w.run([]string{"ifdown", "here"})
+	w.run([]string{"ifup", "here"})
+	bridge("400")
+	apply(strings.Replace(text, "here: {}", "here: {mtu: 1400}", 1))
+	bridge("400")
+	has("link show here", "mtu 1400")
 	apply(strings.Replace(text, "forward-delay: 4", "forward-delay: 5", 1))
 	bridge("500")
 	apply("network: {version: 2}\n")

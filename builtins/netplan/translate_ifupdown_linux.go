@@ -100,12 +100,18 @@ func (t *translation) stanzas(d *device, by ifupdown) (name, text string, err er
 			return "", "", err
 		}
 	}
-	begin := "auto"
-	if d.optional {
-		begin = "allow-hotplug"
-	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "#netplan %s\n%s %s\n", d.id, begin, name)
+	fmt.Fprintf(&b, "#netplan %s\n", d.id)
+	if !d.optional || d.kind != "ethernets" { // no event tells of one that is made only then
+		fmt.Fprintf(&b, "auto %s\n", name)
+	}
+	if d.optional {
+		class := "allow-hotplug"
+		if d.kind != "ethernets" {
+			class = allowOptional
+		}
+		fmt.Fprintf(&b, "%s %s\n", class, name)
+	}
 	methods := d.methods()
 	for i, method := range methods {
 		fmt.Fprintf(&b, "iface %s %s\n", name, method)

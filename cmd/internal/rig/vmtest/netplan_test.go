@@ -386,7 +386,7 @@ func second(address string) string {
 }
 
 // showBare shows the network, and where daemons keep it. NetworkManager counts metrics up with each activation.
-const showBare = "ip -o -4 addr show scope global | awk '{print $2, $4}' | sort; ip -4 route | sed 's/ metric 10[0-9]//; s/ *$//' | sort; ls /sys/class/net; ls /etc/netplan; " +
+const showBare = "ip -o -4 addr show scope global | awk '{print $2, $4}' | sort; ip -4 route | sed 's/ metric 10[0-9]//; s/ *$//' | sort; ls /sys/class/net | grep -v bonding_masters; ls /etc/netplan; " +
 	"for f in /etc/systemd/network/* /etc/NetworkManager/system-connections/* /etc/network/interfaces /etc/network/interfaces.d/*; do test -e $f && echo $f && stat -c %a $f && cat $f; done; true"
 
 // suite is what a guest without netplan does with a host's requests, and with scripts. It returns what is there afterwards.
@@ -508,10 +508,37 @@ EOF
 	if got := g.Must(t, "ip -o link show v7 2>/dev/null || true; ip -o -4 addr show dev ens4; pgrep dhclient || true; cat /etc/network/interfaces; ls /etc/network/interfaces.d"); got != admin {
 		t.Errorf("when nothing is asked for any more:\n%s", got)
 	}
+	g.bridged()
 	if r := g.run(set("99-limiquantix", second("10.0.3.15"), "")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || g.Must(t, showBare) != good {
 		t.Error(r, g.Must(t, showBare))
 	}
 	g.powerFails(good)
+}
+
+// bridged makes a bridge of a bond of the second interface, changes it and takes it away.
+func (g *netGuest) bridged() {
+	t := g.t
+	const bridge = "network: {version: 2, ethernets: {ens4: {}}, bonds: {bond0: {interfaces: [ens4], parameters: {mode: active-backup, " +
+		"mii-monitor-interval: 100, primary: ens4}}}, bridges: {br0: {interfaces: [bond0], addresses: [192.0.2.8/24], " +
+		"parameters: {stp: false, priority: 100}}}}\n"
+	const there = "ip -d link show br0 | grep -q 'priority 100 ' && ip link show bond0 | grep -q 'master br0 ' && " +
+		"ip -d link show bond0 | grep -q 'bond mode active-backup .*primary ens4 ' && ip link show ens4 | grep -q 'master bond0 ' && " +
+		"ip addr show br0 | grep -q 192.0.2.8 && ! ip addr show ens4 | grep inet"
+	if r := g.run(set("70-bridge", bridge, "")); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(r)
+	}
+	g.Must(t, there)
+	if r := g.run("netplan.set('70-bridge', [["+bridge+"]]) return netplan.apply()"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(r.Changes) > 0 {
+		t.Error("a second time:", r)
+	}
+	if r := g.run(set("70-bridge", strings.Replace(bridge, "100}}}}", "200}}}}", 1), "") + " and error('after that')"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Error(r)
+	}
+	g.Must(t, there)
+	if r := g.run("netplan.remove('70-bridge') return netplan.apply()"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(r)
+	}
+	g.Must(t, "! ip link show br0 && ! ip link show bond0 && ! ls /etc/network/interfaces.d/quantix-*")
 }
 
 // The power fails at some moment of a change: the guest has its old network afterwards, or the new one, and never none.
