@@ -135,6 +135,9 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 	if err != nil {
 		return err
 	}
+	if err := n.notOthers(p); err != nil { // ifdown has not removed what the administrator's files configured
+		return err
+	}
 	for _, name := range p.gone {
 		if err := n.delete(name); err != nil {
 			return err
@@ -238,6 +241,15 @@ func (n *snapshot) delete(name string) error {
 	return nil
 }
 
+// stayed says whether the interface of a name is the one that was there before, and none that was made instead.
+func (n *snapshot) stayed(name string, before []*pb.NetplanLinkBefore) bool {
+	return slices.ContainsFunc(n.links, func(have facts.Link) bool {
+		return have.Name == name && slices.ContainsFunc(before, func(was *pb.NetplanLinkBefore) bool {
+			return was.Name == name && int(was.Index) == have.Index
+		})
+	})
+}
+
 // undo is the inverse of the rows that change something.
 func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.NetplanUndo) (*pb.Changed, error) {
 	if r.mayApply() != nil {
@@ -307,6 +319,9 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 		return err
 	}
 	for _, name := range in.Made {
+		if n.stayed(name, in.Links) {
+			continue
+		}
 		if err := n.delete(name); err != nil {
 			return err
 		}

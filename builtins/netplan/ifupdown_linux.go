@@ -140,7 +140,8 @@ func (n *snapshot) ofIfup(p *plan) (names []string) {
 	return slices.Compact(names)
 }
 
-// notOthers refuses to make a bridge or a bond where somebody else has made an interface of that name.
+// notOthers refuses to make a virtual interface where there is one of that name which ifup has not made: it is not of the files that were
+// made here, and ifup has not configured it.
 func (n *snapshot) notOthers(p *plan) error {
 	up, err := configured()
 	if err != nil {
@@ -148,10 +149,7 @@ func (n *snapshot) notOthers(p *plan) error {
 	}
 	for _, l := range p.changed {
 		own := p.old[l.id] != nil && p.old[l.id].virtual == l.virtual
-		if l.renderer != byIfupdown || l.kind != "bridge" && l.kind != "bond" || own || slices.Contains(up, l.virtual) {
-			continue
-		}
-		if len(n.find(l)) > 0 {
+		if l.renderer == byIfupdown && l.virtual != "" && !own && !slices.Contains(up, l.virtual) && len(n.find(l)) > 0 {
 			return fault.On(l.virtual, fault.Refuse("it is there already, and ifup has not made it"))
 		}
 	}

@@ -297,11 +297,41 @@ func TestIfupMakesABridge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := r.look(t.Context())
+	look := func() *snapshot {
+		t.Helper()
+		n, err := r.look(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n := look()
+	if err := n.notOthers(newPlan(p.have, want)); err == nil || !strings.Contains(err.Error(), "it is there already") {
+		t.Errorf("a bridge of somebody else: %v", err)
+	}
+	// One that ifup has given an address only, and others have made.
+	if err := os.WriteFile(interfacesFile, []byte(admin+"iface br0 inet static\n    address 198.51.100.1/24\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.run([]string{"ifup", "br0"})
+	have, err := r.current(map[string]*generated{interfacesFile: {}})
+	if err == nil {
+		want, err = r.forIfup(set([]string{text}))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.notOthers(newPlan(p.have, want)); err == nil || !strings.Contains(err.Error(), "it is there already") {
-		t.Errorf("a bridge of somebody else: %v", err)
+	p, n = newPlan(have, want), look()
+	if undo = n.undo(p, nil); n.notOthers(p) != nil {
+		t.Error("ifup has configured it")
+	}
+	if err := r.act(t.Context(), tr.call, p, false); err == nil || !strings.Contains(err.Error(), "br0: it is there already") {
+		t.Errorf("a bridge of somebody else that ifup has configured: %v", err)
+	}
+	back()
+	has("address show br0", "198.51.100.1/24")
+	has("address show here", "192.0.2.9/24")
+	if !look().stayed("br0", undo.Links) {
+		t.Error("it is another bridge now")
 	}
 }

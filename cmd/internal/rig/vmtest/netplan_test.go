@@ -528,7 +528,7 @@ func (g *netGuest) bridged() {
 		t.Error(r)
 	}
 	g.Must(t, there)
-	if r := g.run("netplan.set('70-bridge', [["+bridge+"]]) return netplan.apply()"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(r.Changes) > 0 {
+	if r := g.run("netplan.set('70-bridge', [[" + bridge + "]]) return netplan.apply()"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || len(r.Changes) > 0 {
 		t.Error("a second time:", r)
 	}
 	if r := g.run(set("70-bridge", strings.Replace(bridge, "100}}}}", "200}}}}", 1), "") + " and error('after that')"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
