@@ -104,8 +104,8 @@ func (r *Room) byMAC(mac string) (string, error) {
 	return "", fault.Wrapf(fs.ErrNotExist, "there is no interface %s", mac)
 }
 
-// ofIfup are the interfaces that a plan is about which ifup shall configure, or has configured. A VLAN goes with the interface that it
-// is on.
+// ofIfup are the interfaces that a plan is about which ifup shall configure, or has configured. A VLAN goes with the interface
+// that it is on.
 func (n *snapshot) ofIfup(p *plan) (names []string) {
 	add := func(l *link) {
 		if l.renderer != byIfupdown {
@@ -140,8 +140,8 @@ func (n *snapshot) ofIfup(p *plan) (names []string) {
 	return slices.Compact(names)
 }
 
-// notOthers refuses to make a virtual interface where there is one of that name which ifup has not made: it is not of the files that were
-// made here, and ifup has not configured it.
+// notOthers refuses to make a virtual interface where there is one of that name which ifup has not made: it is not of the files
+// that were made here, and ifup has not configured it.
 func (n *snapshot) notOthers(p *plan) error {
 	up, err := configured()
 	if err != nil {
