@@ -356,12 +356,12 @@ func (l *link) readInterfaces(text string) {
 			}
 		case f[0] == "pre-up" && len(f) > 11 && f[1] == "test" && f[7] == "add":
 			l.virtual, l.kind = l.name, f[11]
-			if f[8] == "link" {
+			if f[8] == "link" && len(f) > 13 {
 				l.below, l.kind = f[9], f[13]
 			}
 		case f[0] == "pre-up" && len(f) > 4 && f[1] == "test":
 			master := path.Base(f[4]) // in the file of the bridge or bond itself it is the port
-			if at := slices.Index(f, "master"); at > 0 && strings.TrimSuffix(f[at+1], ";") == master {
+			if at := slices.Index(f, "master"); at > 0 && at+1 < len(f) && strings.TrimSuffix(f[at+1], ";") == master {
 				l.port, l.master = true, master
 			}
 		case f[0] == "up" && len(f) > 7 && f[4] == "replace" && !slices.Contains(f, "table"):

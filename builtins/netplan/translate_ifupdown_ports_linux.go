@@ -25,8 +25,8 @@ func (d *device) makeMaster(b io.Writer) error {
 	return nil
 }
 
-// options are the kind of a bridge or a bond and its parameters, as ip-link(8) takes them. The primary port is none of them: it can
-// be named when it is there.
+// options are the kind of a bridge or a bond and its parameters, as ip-link(8) takes them. The primary port is none of them: it
+// can be named when it is there.
 func (d *device) options() (string, error) {
 	words := []string{strings.TrimSuffix(d.kind, "s")}
 	if mode, ok := d.parameters["mode"]; ok { // others depend on it
@@ -82,8 +82,8 @@ func (d *device) takePorts(b io.Writer, t *translation, by ifupdown) error {
 	return nil
 }
 
-// joinMaster writes what makes the interface a port, when its bridge or bond is there: that takes it otherwise. A port has no addresses,
-// also none of its own making.
+// joinMaster writes what makes the interface a port, when its bridge or bond is there: that takes it otherwise. A port has no
+// addresses, also none of its own making.
 func (d *device) joinMaster(b io.Writer, port string) {
 	io.WriteString(b, "    pre-up ip address flush dev $IFACE\n")
 	io.WriteString(b, "    pre-up ip link set dev $IFACE addrgenmode none || true\n")
@@ -113,7 +113,8 @@ func (d *device) checkPort() error {
 		{"nameservers", len(d.nameservers)+len(d.search) > 0}, {"accept-ra", d.acceptRA != nil && *d.acceptRA},
 	} {
 		if key.said {
-			return fault.Unsupported("%s.%s.%s: it is a port of %s, and for ifupdown that has none", d.kind, d.id, key.name, d.master.id)
+			where := d.kind + "." + d.id + "." + key.name
+			return fault.Unsupported("%s: it is a port of %s, and for ifupdown that has none", where, d.master.id)
 		}
 	}
 	return nil
