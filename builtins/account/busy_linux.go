@@ -16,12 +16,24 @@ const maxNamed = 5
 
 // idle refuses a user who has processes, such as those of a login. In a tree that is not booted nobody has any.
 func (r *Room) idle(uid uint32) error {
+	running, err := r.processes(uid)
+	if err != nil || running == "" {
+		return err
+	}
+	return &fault.Error{
+		Err:  fault.Refuse("the user is logged in or has processes: %s", running),
+		Hint: "end them, or say force = true",
+	}
+}
+
+// processes names the processes of a user; empty: there is none, or the tree is not booted.
+func (r *Room) processes(uid uint32) (string, error) {
 	if !r.guest.Live {
-		return nil
+		return "", nil
 	}
 	files, err := filepath.Glob(filepath.Join(r.proc, "[0-9]*/status"))
 	if err != nil {
-		return err
+		return "", err
 	}
 	var of []string
 	for _, file := range files {
@@ -34,17 +46,11 @@ func (r *Room) idle(uid uint32) error {
 			of = append(of, fmt.Sprintf("%s (%s)", pid, name))
 		}
 	}
-	if len(of) == 0 {
-		return nil
-	}
 	more := ""
 	if len(of) > maxNamed {
 		more = " and " + strconv.Itoa(len(of)-maxNamed) + " more"
 	}
-	return &fault.Error{
-		Err:  fault.Refuse("the user is logged in or has processes: %s%s", strings.Join(of[:min(len(of), maxNamed)], ", "), more),
-		Hint: "end them, or say force = true",
-	}
+	return strings.Join(of[:min(len(of), maxNamed)], ", ") + more, nil
 }
 
 // processOf reads the name of a process, and whether one of its user numbers is uid.

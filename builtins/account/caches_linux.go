@@ -8,7 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// inverse is the operation that takes back what before-images do not: that caches know a user, and the owner of a large file.
+// inverse is the operation that takes back what before-images do not: that caches know a user, the owner of a large file,
+// and the place of a home directory.
 const inverse = "account.take_back"
 
 // caches are the daemons that keep what they have read of the files, by what shows that they run, and what makes them forget.
@@ -74,8 +75,11 @@ func (r *Room) flush(ctx context.Context) {
 	}
 }
 
-// takeBack restores the attributes of an object that has a path, and has the caches forget what they know where it has none.
+// takeBack moves a home directory back, restores the attributes of an object that has a path, and has the caches forget what they know where it has none.
 func (r *Room) takeBack(ctx context.Context, call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
+	if in.MovedTo != "" {
+		return r.moveBack(call, in)
+	}
 	if in.Path != "" {
 		return r.edit.RestoreAttr(ctx, call, in)
 	}

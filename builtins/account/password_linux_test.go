@@ -178,6 +178,7 @@ func TestDryRun(t *testing.T) {
 			{"account.password", &pb.AccountPasswordArgs{Name: "alice", Password: []byte("secret")}},
 			{"account.ssh_keys", &pb.AccountKeysArgs{Name: "alice", Keys: []string{ed25519a}}},
 			{"account.modify", &pb.AccountModifyArgs{Name: "alice", Comment: new("A"), Uid: new(uint32(1500))}},
+			{"account.modify", &pb.AccountModifyArgs{Name: "alice", Home: "/srv/new/alice", MoveHome: true, Uid: new(uint32(1501))}},
 			{"account.remove", &pb.AccountRemoveArgs{Name: "bob", Home: true}},
 		} {
 			_, err := g.do(step.op, step.in)

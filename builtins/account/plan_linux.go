@@ -19,6 +19,7 @@ type wish struct {
 	group       string
 	groups      []string
 	home, shell string
+	moveHome    bool
 	comment     *string
 	system      bool
 	createHome  *bool
@@ -60,6 +61,9 @@ func (w *wish) check(create bool) error {
 			return err
 		}
 	}
+	if w.moveHome && w.home == "" {
+		return fault.Invalid("move_home without home: it is not said where to")
+	}
 	if w.comment != nil {
 		return checkField("comment", *w.comment)
 	}
@@ -75,6 +79,7 @@ type plan struct {
 
 	home  *newHome // to be made
 	mail  *newMail
+	move  *homeMove
 	owner *newOwner
 	take  []string // paths that go with all that is below
 }
@@ -86,7 +91,7 @@ type names interface {
 }
 
 func (p *plan) empty() bool {
-	return len(p.db.files()) == 0 && p.home == nil && p.mail == nil && p.owner == nil && len(p.take) == 0
+	return len(p.db.files()) == 0 && p.home == nil && p.mail == nil && p.move == nil && p.owner == nil && len(p.take) == 0
 }
 
 // errElsewhere is the refusal of a user whom this agent does not change.

@@ -46,7 +46,10 @@ func passwordAccess(name string) builtins.Access {
 }
 
 func inverseAccess(in *pb.JournalObject) builtins.Access {
-	if in.Path == "" {
+	switch {
+	case in.MovedTo != "":
+		return builtins.Access{Writes: []string{in.MovedTo, in.Path}, Trees: []string{in.MovedTo}}
+	case in.Path == "":
 		return builtins.Access{Writes: public}
 	}
 	return builtins.Access{Writes: []string{in.Path}}
@@ -71,10 +74,10 @@ func (r *Room) wishAccess(w *wish, files []string, home string) builtins.Access 
 	if home != "" {
 		access.Writes = append(access.Writes, home)
 	}
-	if w.uid == nil && w.gid == nil && w.group == "" || checkName(w.name) != nil {
+	if w.uid == nil && w.gid == nil && w.group == "" && !w.moveHome || checkName(w.name) != nil {
 		return access
 	}
-	if owned := r.homeOf(w.name); checkPath("home", owned) == nil { // what is in it may get another owner
+	if owned := r.homeOf(w.name); checkPath("home", owned) == nil { // what is in it may get another owner, or goes away
 		access.Writes, access.Trees = append(access.Writes, owned), []string{owned}
 	}
 	return access
@@ -169,7 +172,7 @@ func createWish(in *pb.AccountCreateArgs) *wish {
 func modifyWish(in *pb.AccountModifyArgs) *wish {
 	return &wish{
 		name: in.Name, uid: in.Uid, gid: in.Gid, group: in.Group, groups: in.Groups, home: in.Home, shell: in.Shell,
-		comment: in.Comment, nonUnique: in.NonUnique, force: in.Force,
+		comment: in.Comment, moveHome: in.MoveHome, nonUnique: in.NonUnique, force: in.Force,
 	}
 }
 
@@ -195,13 +198,19 @@ func (r *Room) modify(ctx context.Context, call *builtins.Call, in *pb.AccountMo
 	if err := w.check(false); err != nil {
 		return nil, fault.On(printable(in.Name), err)
 	}
-	return r.change(ctx, call, "account.modify", in.Name, func(_ *fsys.Root, p *plan) error {
+	return r.change(ctx, call, "account.modify", in.Name, func(root *fsys.Root, p *plan) error {
 		u, err := p.existing(w.name)
 		if err != nil {
 			return err
 		}
+		was := *u
 		if err := p.modify(u, w); err != nil {
 			return err
+		}
+		if w.moveHome {
+			if err := p.moveHome(root, &was, u); err != nil {
+				return err
+			}
 		}
 		return r.mayRenumber(p, w)
 	})

@@ -357,7 +357,7 @@ func (r *Room) modify(ctx context.Context, call *builtins.Call, in *pb.AccountMo
 	if err == nil {
 		err = foreign(map[string]bool{
 			"uid": in.Uid != nil, "gid": in.Gid != nil, "group": in.Group != "", "home": in.Home != "", "shell": in.Shell != "",
-			"non_unique": in.NonUnique,
+			"non_unique": in.NonUnique, "move_home": in.MoveHome,
 		})
 	}
 	if err == nil {

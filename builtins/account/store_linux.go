@@ -123,6 +123,11 @@ func (w *writing) write(ctx context.Context) error {
 	if err := w.furnish(ctx); err != nil {
 		return err
 	}
+	if m := w.plan.move; m != nil {
+		if err := w.moveHome(ctx, m); err != nil {
+			return fault.On(m.to, err)
+		}
+	}
 	for _, f := range w.files {
 		if err := w.replace(f); err != nil {
 			return fault.On(f.path, err)
@@ -161,6 +166,11 @@ func (w *writing) begin() (keep []string, err error) {
 		}
 	}
 	more, err := w.furnished()
+	if err == nil && w.plan.move != nil {
+		var parents []string
+		parents, err = w.movable(w.plan.move)
+		more = append(more, parents...)
+	}
 	return append(keep, more...), err
 }
 

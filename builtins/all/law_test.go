@@ -59,7 +59,10 @@ var free = map[string]map[string]string{
 	"exec.sh":         {"cwd": dir, "user": runs, "group": runs, "plan": plan},
 	"exec.undo":       {"cwd": dir, "user": runs, "group": runs, "plan": plan},
 	"file.append":     {"mode": mode, "owner": owner, "group": owner},
-	"file.attributes": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"file.attributes": {
+		"image": "of a record of the journal, which has its own path", "link": "of such a record",
+		"moved_to": "of a record of another operation: this one moves nothing",
+	},
 	"file.chmod":      {"mode": mode},
 	"file.chown":      {"owner": owner, "group": owner},
 	"file.block": {

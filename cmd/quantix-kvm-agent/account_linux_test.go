@@ -72,6 +72,8 @@ account.ssh_keys("alice", {"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIARER9kPRRfMMiai
 account.create("daemon1", {system = true})
 file.write("/home/alice/large", ("x"):rep(2000000), {owner = "alice"})
 account.modify("alice", {uid = 1600, shell = "/bin/bash"})
+account.modify("alice", {home = "/srv/people/alice", move_home = true})
+account.modify("bob", {home = "/home/robert", move_home = true, uid = 1700})
 account.remove("bob", {home = true})
 account.groups("alice", {}, {exclusive = true})
 `

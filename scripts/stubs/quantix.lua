@@ -317,11 +317,12 @@ function account.list(options) end
 ---@field gid? integer The number of another primary group, which must be there.
 ---@field group? string Its name, instead of gid.
 ---@field groups? string[] Groups that the user is to be in as well.
----@field home? string Another home directory. Nothing is moved, and none is made.
+---@field home? string Another home directory. None is made, and nothing is moved unless move_home is set.
 ---@field shell? string Another login shell.
 ---@field comment? string Another GECOS field.
 ---@field non_unique? boolean Take a uid also where another user has it.
 ---@field force? boolean Change the uid or gid also while processes of the user run.
+---@field move_home? boolean Move what is in the former home directory to home, with missing directories above that. It stays on its file system: to another one nothing is moved, and the call fails. It fails as well where something is at home already, unless nothing is at the former place. Labels of SELinux stay as they are.
 
 ---Change a user. What is not given stays as it is.
 ---Changes the guest.

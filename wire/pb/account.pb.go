@@ -483,7 +483,7 @@ type AccountModifyArgs struct {
 	Group string `protobuf:"bytes,4,opt,name=group,proto3" json:"group,omitempty"`
 	// Groups that the user is to be in as well.
 	Groups []string `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`
-	// Another home directory. Nothing is moved, and none is made.
+	// Another home directory. None is made, and nothing is moved unless move_home is set.
 	Home string `protobuf:"bytes,6,opt,name=home,proto3" json:"home,omitempty"`
 	// Another login shell.
 	Shell string `protobuf:"bytes,7,opt,name=shell,proto3" json:"shell,omitempty"`
@@ -492,7 +492,11 @@ type AccountModifyArgs struct {
 	// Take a uid also where another user has it.
 	NonUnique bool `protobuf:"varint,9,opt,name=non_unique,json=nonUnique,proto3" json:"non_unique,omitempty"`
 	// Change the uid or gid also while processes of the user run.
-	Force         bool `protobuf:"varint,10,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,10,opt,name=force,proto3" json:"force,omitempty"`
+	// Move what is in the former home directory to home, with missing directories above that. It stays on its file system: to
+	// another one nothing is moved, and the call fails. It fails as well where something is at home already, unless nothing is at
+	// the former place. Labels of SELinux stay as they are.
+	MoveHome      bool `protobuf:"varint,11,opt,name=move_home,json=moveHome,proto3" json:"move_home,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +597,13 @@ func (x *AccountModifyArgs) GetNonUnique() bool {
 func (x *AccountModifyArgs) GetForce() bool {
 	if x != nil {
 		return x.Force
+	}
+	return false
+}
+
+func (x *AccountModifyArgs) GetMoveHome() bool {
+	if x != nil {
+		return x.MoveHome
 	}
 	return false
 }
@@ -980,7 +991,7 @@ const file_account_proto_rawDesc = "" +
 	"\x04_gidB\n" +
 	"\n" +
 	"\b_commentB\x0e\n" +
-	"\f_create_home\"\x9d\x02\n" +
+	"\f_create_home\"\xba\x02\n" +
 	"\x11AccountModifyArgs\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x15\n" +
 	"\x03uid\x18\x02 \x01(\rH\x00R\x03uid\x88\x01\x01\x12\x15\n" +
@@ -993,7 +1004,8 @@ const file_account_proto_rawDesc = "" +
 	"\n" +
 	"non_unique\x18\t \x01(\bR\tnonUnique\x12\x14\n" +
 	"\x05force\x18\n" +
-	" \x01(\bR\x05forceB\x06\n" +
+	" \x01(\bR\x05force\x12\x1b\n" +
+	"\tmove_home\x18\v \x01(\bR\bmoveHomeB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\n" +
 	"\n" +

@@ -746,7 +746,9 @@ type JournalObject struct {
 	Tree bool `protobuf:"varint,8,opt,name=tree,proto3" json:"tree,omitempty"`
 	// Of a large file to which something is only appended: the SHA-256 of the end of its content, up to 64 KiB. The content is
 	// not kept, and a rollback cuts the file back to state.size.
-	Tail          []byte `protobuf:"bytes,9,opt,name=tail,proto3" json:"tail,omitempty"`
+	Tail []byte `protobuf:"bytes,9,opt,name=tail,proto3" json:"tail,omitempty"`
+	// Of a directory that an operation moves: where to.
+	MovedTo       string `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -842,6 +844,13 @@ func (x *JournalObject) GetTail() []byte {
 		return x.Tail
 	}
 	return nil
+}
+
+func (x *JournalObject) GetMovedTo() string {
+	if x != nil {
+		return x.MovedTo
+	}
+	return ""
 }
 
 // The state of an object but for its content.
@@ -2079,7 +2088,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\fR\x06target\x12\x10\n" +
-	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xbd\x02\n" +
+	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xd8\x02\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -2089,7 +2098,9 @@ const file_journal_proto_rawDesc = "" +
 	"\timage_ino\x18\x06 \x01(\x04R\bimageIno\x12\x12\n" +
 	"\x04link\x18\a \x01(\tR\x04link\x12\x12\n" +
 	"\x04tree\x18\b \x01(\bR\x04tree\x12\x12\n" +
-	"\x04tail\x18\t \x01(\fR\x04tailB\n" +
+	"\x04tail\x18\t \x01(\fR\x04tail\x12\x19\n" +
+	"\bmoved_to\x18\n" +
+	" \x01(\tR\amovedToB\n" +
 	"\n" +
 	"\b_content\"\xb7\x02\n" +
 	"\fJournalState\x12\x12\n" +

@@ -1,0 +1,256 @@
+package account
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// homeMove is a home directory that gets another path.
+type homeMove struct {
+	from, to string
+	uid      uint32 // whose it is before the call
+}
+
+// errOtherFileSystem is the refusal to copy a home directory, which could neither be cheap nor be taken back in one step.
+var errOtherFileSystem = &fault.Error{
+	Err:  fault.Unsupported("the home directory is not moved to another file system"),
+	Hint: "copy it by a command, and call account.modify without move_home",
+}
+
+// moveHome plans that the home directory of a user goes where passwd says that it is from now on. Where nothing is at the former
+// place it has been moved, or never was; what is not the user's alone is refused.
+func (p *plan) moveHome(root *fsys.Root, was, u *user) error {
+	if was.home == u.home || checkPath("home", was.home) != nil {
+		return nil
+	}
+	if p.owner != nil {
+		p.owner.home = u.home // it is there when owners change
+	}
+	meta, there, err := isThere(root, was.home)
+	if err != nil || !there {
+		return err
+	}
+	from, err := root.Resolve(was.home, false)
+	if err != nil {
+		return fault.On(was.home, err)
+	}
+	to, err := root.Resolve(u.home, false)
+	if err != nil {
+		return fault.On(u.home, err)
+	}
+	if from == to { // by another name
+		return nil
+	}
+	other := p.homeOfOther(u.name, was.home)
+	switch {
+	case meta.Kind != fsys.Directory:
+		return fault.On(was.home, fault.Refuse("the home directory is a %s", meta.Kind))
+	case meta.UID != was.uid:
+		return fault.On(was.home, fault.Refuse("the home directory belongs to user %d, and the user is %d", meta.UID, was.uid))
+	case other != "":
+		return fault.On(was.home, fault.Refuse("it is the home directory of %s as well, or has that in it", other))
+	case fsys.Within(to, from):
+		return fault.On(u.home, fault.Invalid("is inside %s, which is to be moved", from))
+	}
+	if _, there, err := isThere(root, u.home); err != nil || there {
+		return errors.Join(err, fault.On(u.home, fault.Wrapf(fs.ErrExist, "the home directory %s is not moved to what is there", from)))
+	}
+	p.move = &homeMove{from: from, to: to, uid: was.uid}
+	return nil
+}
+
+// movable refuses a move that cannot be, and returns what must be kept before it: the times of the directories that it changes,
+// and that others are missing.
+func (w *writing) movable(m *homeMove) (keep []string, err error) {
+	from, err := w.edit.Begin(w.call, w.op, m.from, edit.How{Whole: true})
+	if err != nil {
+		return nil, fault.On(m.from, err)
+	}
+	defer from.Close()
+	if from.At.IsRoot() || from.Old.Mounted {
+		return nil, fault.On(m.from, fault.Refuse("the root of a file system is not moved"))
+	}
+	if err := from.At.NoMountsBelow(); err != nil {
+		return nil, fault.On(m.from, err)
+	}
+	if err := w.guest.Guard(m.to, false); err != nil {
+		return nil, fault.On(m.to, err)
+	}
+	if err := w.sameFileSystem(m); err != nil {
+		return nil, fault.On(m.to, err)
+	}
+	missing, err := w.root.Missing(m.to)
+	if err != nil {
+		return nil, fault.On(m.to, err)
+	}
+	if len(missing) == 0 {
+		return []string{fsys.Parent(m.from), fsys.Parent(m.to)}, nil
+	}
+	return append([]string{fsys.Parent(m.from), fsys.Parent(missing[0])}, missing...), nil
+}
+
+// sameFileSystem refuses a move between mounts. It looks at the real files: those of a dry run have none.
+func (w *writing) sameFileSystem(m *homeMove) error {
+	files, place := w.guest.Files, m.to
+	missing, err := files.Missing(m.to)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 {
+		place = missing[0]
+	}
+	to, err := files.At(place)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	from, err := files.At(m.from)
+	if errors.Is(err, fs.ErrNotExist) && w.call.DryRun != nil {
+		return nil // made by the script itself
+	}
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	same, err := fsys.SameMount(from, to)
+	if err == nil && !same {
+		err = errOtherFileSystem
+	}
+	return err
+}
+
+// moveHome moves a home directory. What a rollback does is announced before, with what tells the directory from others.
+func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
+	made, err := w.root.MakeParents(m.to, w.call.Tx == nil)
+	if err != nil {
+		return err
+	}
+	for _, dir := range made {
+		w.report(dir, "created")
+	}
+	from, err := w.root.At(m.from)
+	if err != nil {
+		return fault.On(m.from, err)
+	}
+	defer from.Close()
+	to, err := w.root.At(m.to)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	meta, err := from.Stat()
+	if err != nil {
+		return fault.On(m.from, err)
+	}
+	if w.call.Tx != nil {
+		back := &pb.JournalObject{Path: m.from, MovedTo: m.to, State: &pb.JournalState{Kind: string(meta.Kind), Ino: meta.Ino}}
+		if err := w.call.Tx.Undo(ctx, inverse, back); err != nil {
+			return err
+		}
+	}
+	if err := renameHome(from, to, w.call.Tx == nil && w.call.DryRun == nil); err != nil {
+		return err
+	}
+	w.report(m.from, "deleted")
+	w.report(m.to, "created")
+	if running, err := w.processes(m.uid); err == nil && running != "" {
+		w.call.Warn("the home directory " + m.from + " is moved while the user has processes: " + running)
+	}
+	return nil
+}
+
+// renameHome moves a directory, which keeps its time also on file systems where a move is a change of it.
+func renameHome(from, to *fsys.At, durable bool) error {
+	was, err := from.Capture()
+	if err != nil {
+		return err
+	}
+	err = from.Rename(to, false)
+	if errors.Is(err, syscall.EXDEV) { // a subvolume, a lower layer of overlayfs, or the quota of another project
+		return errOtherFileSystem
+	}
+	if err != nil {
+		return err
+	}
+	is, err := to.Capture()
+	if err == nil && is.Mtime != was.Mtime {
+		err = to.Apply(was)
+	}
+	if err == nil && durable {
+		err = errors.Join(to.SyncDir(), from.SyncDir())
+	}
+	return err
+}
+
+// asideSuffix is behind the name of what somebody else put where a home directory comes back to.
+const asideSuffix = ".quantix-conflict"
+
+// moveBack moves a home directory back where it was, unless it is there. Another directory is left alone.
+func (r *Room) moveBack(call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
+	from, err := r.guest.Files.Exact(in.MovedTo)
+	if errors.Is(err, fs.ErrNotExist) {
+		call.Idle = true
+		return &pb.Changed{}, nil
+	}
+	if err != nil {
+		return nil, fault.On(in.MovedTo, err)
+	}
+	defer from.Close()
+	to, err := r.guest.Files.Exact(in.Path)
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	defer to.Close()
+	moved, err := isMoved(from, in.State)
+	if err != nil {
+		return nil, fault.On(in.MovedTo, err)
+	}
+	there, err := to.Capture()
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	if !moved {
+		if there.Kind == fsys.Directory { // the move did not happen, or was taken back
+			call.Idle = true
+			return &pb.Changed{}, nil
+		}
+		return nil, fault.On(in.MovedTo, fault.Wrapf(fault.ErrChanged, "the home directory that was moved is not there"))
+	}
+	if there.Kind != fsys.Absent {
+		if err := r.putAside(to, in.Path+asideSuffix); err != nil {
+			return nil, fault.On(in.Path, err)
+		}
+	}
+	return &pb.Changed{Changed: true}, fault.On(in.Path, renameHome(from, to, true))
+}
+
+// isMoved says whether what is at a place is the directory that was described before it was moved.
+func isMoved(at *fsys.At, was *pb.JournalState) (bool, error) {
+	meta, err := at.Capture()
+	if err != nil || string(meta.Kind) != was.GetKind() {
+		return false, err
+	}
+	if meta.Ino == was.GetIno() {
+		return true, nil
+	}
+	stable, err := at.StableInodes()
+	return !stable, err
+}
+
+// putAside gives what is at a place another name: a rollback costs nobody their files.
+func (r *Room) putAside(at *fsys.At, name string) error {
+	aside, err := r.guest.Files.Exact(name)
+	if err != nil {
+		return err
+	}
+	defer aside.Close()
+	return at.Rename(aside, false)
+}
