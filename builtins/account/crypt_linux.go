@@ -98,8 +98,11 @@ func settingOf(text string) (s setting, ok bool) {
 	return s, true
 }
 
-// matches says whether a hash is that of a password. Hashes of other methods than these two match nothing.
+// matches says whether a hash is that of a password. Hashes of other methods than yescrypt and these two match nothing.
 func matches(text string, password []byte) bool {
+	if strings.HasPrefix(text, yescryptPrefix) {
+		return yescryptMatches(text, password)
+	}
 	s, ok := settingOf(text)
 	return ok && s.rounds <= mostRounds && subtle.ConstantTimeCompare([]byte(s.hash(password)), []byte(text)) == 1
 }

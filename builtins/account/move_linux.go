@@ -25,8 +25,8 @@ var errOtherFileSystem = &fault.Error{
 	Hint: "copy it by a command, and call account.modify without move_home",
 }
 
-// moveHome plans that the home directory of a user goes where passwd says that it is from now on. Where nothing is at the former
-// place it has been moved, or never was; what is not the user's alone is refused.
+// moveHome plans that the home directory of a user goes where passwd says that it is from now on. Where nothing is at the
+// former place it has been moved, or never was; what is not the user's alone is refused.
 func (p *plan) moveHome(root *fsys.Root, was, u *user) error {
 	if was.home == u.home || checkPath("home", was.home) != nil {
 		return nil
@@ -60,8 +60,10 @@ func (p *plan) moveHome(root *fsys.Root, was, u *user) error {
 	case fsys.Within(to, from):
 		return fault.On(u.home, fault.Invalid("is inside %s, which is to be moved", from))
 	}
-	if _, there, err := isThere(root, u.home); err != nil || there {
-		return errors.Join(err, fault.On(u.home, fault.Wrapf(fs.ErrExist, "the home directory %s is not moved to what is there", from)))
+	if _, there, err := isThere(root, u.home); err != nil {
+		return err
+	} else if there {
+		return fault.On(u.home, fault.Wrapf(fs.ErrExist, "the home directory %s is not moved to what is there", from))
 	}
 	p.move = &homeMove{from: from, to: to, uid: was.uid}
 	return nil

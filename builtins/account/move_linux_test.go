@@ -143,7 +143,8 @@ func TestMoveIsTakenBack(t *testing.T) {
 	undo(false)
 
 	// Somebody made another directory at the former place.
-	if err := errors.Join(os.RemoveAll(g.path("/home/robert")), os.Rename(g.path("/home/bob"), g.path("/home/robert"))); err != nil {
+	err := errors.Join(os.RemoveAll(g.path("/home/robert")), os.Rename(g.path("/home/bob"), g.path("/home/robert")))
+	if err != nil {
 		t.Fatal(err)
 	}
 	g.put("/home/bob/of-somebody", "x")

@@ -94,7 +94,11 @@ func (p *plan) setPassword(root *fsys.Root, u *user, n *newPassword) error {
 			return fault.Unsupported("there is no %s, so no password can expire", shadowFile)
 		}
 		if n.again || !n.is(u.password) {
-			u.password = n.hashed(root, p.defaults)
+			hash, err := n.hashed(root, p.defaults)
+			if err != nil {
+				return err
+			}
+			u.password = hash
 			p.db.putUser(u)
 		}
 		return nil
@@ -112,7 +116,10 @@ func (p *plan) setPassword(root *fsys.Root, u *user, n *newPassword) error {
 		}
 	}
 	if n.again || !n.is(line[1]) {
-		line[1], line[2] = n.hashed(root, p.defaults), strconv.FormatInt(p.today, 10)
+		if line[1], err = n.hashed(root, p.defaults); err != nil {
+			return err
+		}
+		line[2] = strconv.FormatInt(p.today, 10)
 	}
 	if n.expire != nil && *n.expire != (line[2] == expiredDay) {
 		line[2] = strconv.FormatInt(p.today, 10)
@@ -137,42 +144,50 @@ func (n *newPassword) is(stored string) bool {
 }
 
 // hashed is what is stored.
-func (n *newPassword) hashed(root *fsys.Root, d defaults) string {
+func (n *newPassword) hashed(root *fsys.Root, d defaults) (_ string, err error) {
 	switch {
 	case n.crypted:
-		return string(n.secret)
+		return string(n.secret), nil
 	case n.hash == "":
-		n.hash = d.newSetting(root).hash(n.secret)
+		n.hash, err = d.newHash(root, n.secret)
 	}
-	return n.hash
+	return n.hash, err
 }
 
-// newSetting is how this guest hashes passwords, as PAM does or else as login.defs says, if that is by SHA-256 or SHA-512. The C
-// libraries of all supported guests know SHA-512, so that stands for all other methods.
-func (d defaults) newSetting(root *fsys.Root) setting {
+// newHash hashes a password as this guest does: as PAM does or else as login.defs says, if that is by yescrypt, SHA-256 or
+// SHA-512. The C libraries of all supported guests know SHA-512, so that stands for all other methods.
+func (d defaults) newHash(root *fsys.Root, password []byte) (string, error) {
 	words, ok := pamWords(root)
 	if !ok {
 		words = []string{strings.ToLower(d.login["ENCRYPT_METHOD"])}
 		if n := max(d.number("SHA_CRYPT_MIN_ROUNDS", 0), d.number("SHA_CRYPT_MAX_ROUNDS", 0)); n > 0 {
 			words = append(words, "rounds="+strconv.FormatInt(n, 10))
 		}
+		if words[0] == "yescrypt" {
+			words = []string{words[0], "rounds=" + strconv.FormatInt(d.number("YESCRYPT_COST_FACTOR", 0), 10)}
+		}
 	}
-	m, sha, rounds := sha512Crypt, false, 0
+	m, sha, yes, rounds := sha512Crypt, false, false, 0
 	for _, word := range words {
 		switch word {
 		case "sha256":
 			m, sha = sha256Crypt, true
 		case "sha512":
 			sha = true
+		case "yescrypt":
+			yes = true
 		}
 		if text, ok := strings.CutPrefix(word, "rounds="); ok {
 			rounds, _ = strconv.Atoi(text)
 		}
 	}
+	if yes && !sha {
+		return yescryptHash(password, newYescryptSetting(rounds))
+	}
 	if !sha {
 		rounds = 0 // of another method, where they are something else
 	}
-	return newSetting(m, rounds)
+	return newSetting(m, rounds).hash(password), nil
 }
 
 // pamWords are the arguments of pam_unix for passwords. ok: there are some.

@@ -134,7 +134,11 @@ func TestMethodOfHashes(t *testing.T) {
 		{"", "ENCRYPT_METHOD DES\nSHA_CRYPT_MIN_ROUNDS 1500\n", "$6$"},
 		{"password requisite pam_pwquality.so\npassword [success=1 default=ignore] pam_unix.so obscure sha256 rounds=2000\n", "ENCRYPT_METHOD SHA512\n", "$5$rounds=2000$"},
 		{"auth required pam_unix.so sha256\n", "", "$6$"},
-		{"password sufficient pam_unix.so yescrypt rounds=9\n", "ENCRYPT_METHOD SHA256\n", "$6$"},
+		{"password sufficient pam_unix.so yescrypt rounds=9\n", "ENCRYPT_METHOD SHA256\n", "$y$jBT$"},
+		{"password sufficient pam_unix.so yescrypt\n", "ENCRYPT_METHOD SHA512\nYESCRYPT_COST_FACTOR 1\n", "$y$j9T$"},
+		{"", "ENCRYPT_METHOD YESCRYPT\nSHA_CRYPT_MIN_ROUNDS 1500\n", "$y$j9T$"},
+		{"", "ENCRYPT_METHOD YESCRYPT\nYESCRYPT_COST_FACTOR 1\n", "$y$j75$"},
+		{"", "ENCRYPT_METHOD SHA512\nYESCRYPT_COST_FACTOR 1\n", "$6$"},
 		{"password sufficient pam_unix.so sha512 rounds=1\n", "", "$6$rounds=1000$"},
 	} {
 		g := newTree(t, debian)

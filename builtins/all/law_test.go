@@ -55,16 +55,16 @@ var free = map[string]map[string]string{
 	"kill_process": {"signal_name": signal},
 	"file_write":   {"sha256": "of the content", "upload": "a transfer to the path that is under way", "owner": owner, "group": owner},
 
-	"exec.run":        {"cwd": dir, "user": runs, "group": runs, "plan": plan},
-	"exec.sh":         {"cwd": dir, "user": runs, "group": runs, "plan": plan},
-	"exec.undo":       {"cwd": dir, "user": runs, "group": runs, "plan": plan},
-	"file.append":     {"mode": mode, "owner": owner, "group": owner},
+	"exec.run":    {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"exec.sh":     {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"exec.undo":   {"cwd": dir, "user": runs, "group": runs, "plan": plan},
+	"file.append": {"mode": mode, "owner": owner, "group": owner},
 	"file.attributes": {
 		"image": "of a record of the journal, which has its own path", "link": "of such a record",
 		"moved_to": "of a record of another operation: this one moves nothing",
 	},
-	"file.chmod":      {"mode": mode},
-	"file.chown":      {"owner": owner, "group": owner},
+	"file.chmod": {"mode": mode},
+	"file.chown": {"owner": owner, "group": owner},
 	"file.block": {
 		"marker": "content", "text": "content", "comment": "content", "state": "present or absent", "mode": mode, "owner": owner, "group": owner,
 	},
