@@ -112,7 +112,7 @@ func (r *Room) changing() []builtins.Op {
 			Access:   builtins.Of(groupsAccess), Handler: builtins.Handle(r.groups),
 		},
 		{
-			Name: inverse, Usage: "()", Summary: "put back a home directory or the owner of a file, or have caches forget what was changed",
+			Name: inverse, Usage: "()", Summary: "put back a home directory or the owner of a file, or have caches forget a change",
 			Mutates: true, Internal: true, Access: builtins.Of(inverseAccess), Handler: builtins.Handle(r.takeBack),
 		},
 	}

@@ -75,7 +75,8 @@ func (r *Room) flush(ctx context.Context) {
 	}
 }
 
-// takeBack moves a home directory back, restores the attributes of an object that has a path, and has the caches forget what they know where it has none.
+// takeBack moves a home directory back, restores the attributes of an object that has a path, and has the caches forget what
+// they know where it has none.
 func (r *Room) takeBack(ctx context.Context, call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
 	if in.MovedTo != "" {
 		return r.moveBack(call, in)

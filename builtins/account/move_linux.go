@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strconv"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -28,8 +29,11 @@ var errOtherFileSystem = &fault.Error{
 // moveHome plans that the home directory of a user goes where passwd says that it is from now on. Where nothing is at the
 // former place it has been moved, or never was; what is not the user's alone is refused.
 func (p *plan) moveHome(root *fsys.Root, was, u *user) error {
-	if was.home == u.home || checkPath("home", was.home) != nil {
+	if was.home == u.home || was.home == "" {
 		return nil
+	}
+	if err := checkPath("the former home", was.home); err != nil { // nor do rules know what it is
+		return fault.Refuse("the home directory is not moved: %v", err)
 	}
 	if p.owner != nil {
 		p.owner.home = u.home // it is there when owners change
@@ -152,6 +156,9 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 	if err != nil {
 		return fault.On(m.from, err)
 	}
+	if meta.Kind != fsys.Directory || meta.UID != m.uid {
+		return fault.On(m.from, fault.Wrapf(fault.ErrChanged, "another %s is there now", meta.Kind))
+	}
 	if w.call.Tx != nil {
 		back := &pb.JournalObject{Path: m.from, MovedTo: m.to, State: &pb.JournalState{Kind: string(meta.Kind), Ino: meta.Ino}}
 		if err := w.call.Tx.Undo(ctx, inverse, back); err != nil {
@@ -197,34 +204,29 @@ const asideSuffix = ".quantix-conflict"
 
 // moveBack moves a home directory back where it was, unless it is there. Another directory is left alone.
 func (r *Room) moveBack(call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
-	from, err := r.guest.Files.Exact(in.MovedTo)
-	if errors.Is(err, fs.ErrNotExist) {
-		call.Idle = true
-		return &pb.Changed{}, nil
-	}
-	if err != nil {
-		return nil, fault.On(in.MovedTo, err)
-	}
-	defer from.Close()
 	to, err := r.guest.Files.Exact(in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
 	defer to.Close()
-	moved, err := isMoved(from, in.State)
-	if err != nil {
-		return nil, fault.On(in.MovedTo, err)
-	}
 	there, err := to.Capture()
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	if !moved {
-		if there.Kind == fsys.Directory { // the move did not happen, or was taken back
-			call.Idle = true
-			return &pb.Changed{}, nil
-		}
-		return nil, fault.On(in.MovedTo, fault.Wrapf(fault.ErrChanged, "the home directory that was moved is not there"))
+	from, found, err := r.lookExact(in.MovedTo)
+	if err != nil {
+		return nil, fault.On(in.MovedTo, err)
+	}
+	if from != nil {
+		defer from.Close()
+	}
+	did, err := moveState(to, there, found, in.State)
+	switch {
+	case err != nil:
+		return nil, fault.On(in.MovedTo, err)
+	case !did:
+		call.Idle = true
+		return &pb.Changed{}, nil
 	}
 	if there.Kind != fsys.Absent {
 		if err := r.putAside(to, in.Path+asideSuffix); err != nil {
@@ -234,25 +236,58 @@ func (r *Room) moveBack(call *builtins.Call, in *pb.JournalObject) (*pb.Changed,
 	return &pb.Changed{Changed: true}, fault.On(in.Path, renameHome(from, to, true))
 }
 
-// isMoved says whether what is at a place is the directory that was described before it was moved.
-func isMoved(at *fsys.At, was *pb.JournalState) (bool, error) {
-	meta, err := at.Capture()
-	if err != nil || string(meta.Kind) != was.GetKind() {
-		return false, err
+// lookExact looks at a resolved path; where a directory above is missing there is no place, and nothing there.
+func (r *Room) lookExact(path string) (*fsys.At, fsys.Meta, error) {
+	at, err := r.guest.Files.Exact(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fsys.Meta{Kind: fsys.Absent}, nil
 	}
-	if meta.Ino == was.GetIno() {
+	if err != nil {
+		return nil, fsys.Meta{}, err
+	}
+	meta, err := at.Capture()
+	if err != nil {
+		return nil, meta, errors.Join(err, at.Close())
+	}
+	return at, meta, nil
+}
+
+// moveState says whether a move happened, by what is at the former place and at the new one; was describes the directory before
+// it. On a file system where its number does not tell it from others it must be alone at one of the places.
+func moveState(at *fsys.At, former, found fsys.Meta, was *pb.JournalState) (did bool, err error) {
+	is := func(meta fsys.Meta) bool { return meta.Kind == fsys.Directory && meta.Ino == was.GetIno() }
+	switch {
+	case is(former): // it did not happen, or was taken back
+		return false, nil
+	case is(found):
 		return true, nil
 	}
 	stable, err := at.StableInodes()
-	return !stable, err
+	switch {
+	case err != nil:
+		return false, err
+	case !stable && former.Kind == fsys.Absent && found.Kind == fsys.Directory:
+		return true, nil
+	case !stable && former.Kind == fsys.Directory && found.Kind == fsys.Absent:
+		return false, nil
+	}
+	return false, fault.Wrapf(fault.ErrChanged, "the home directory that was moved is not there")
 }
 
 // putAside gives what is at a place another name: a rollback costs nobody their files.
 func (r *Room) putAside(at *fsys.At, name string) error {
-	aside, err := r.guest.Files.Exact(name)
-	if err != nil {
-		return err
+	for n := 1; n < 1000; n++ {
+		free := name
+		if n > 1 {
+			free += "-" + strconv.Itoa(n)
+		}
+		aside, err := r.guest.Files.Exact(free)
+		if err != nil {
+			return err
+		}
+		if err = errors.Join(at.Rename(aside, false), aside.Close()); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
-	defer aside.Close()
-	return at.Rename(aside, false)
+	return fs.ErrExist
 }

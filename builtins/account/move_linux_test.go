@@ -75,6 +75,8 @@ func TestHomeIsNotMoved(t *testing.T) {
 	g.refuses("account.modify", modify("bob", "relative"), "invalid", "clean path")
 	g.refuses("account.modify", modify("bob", "/home/bob/inside"), "invalid", "inside /home/bob")
 	g.refuses("account.modify", modify("bob", "/srv/there"), "exists", "/home/bob")
+	g.put(passwdFile, g.read(passwdFile)+"slash:x:1001:100::/home/slash/:/bin/sh\n")
+	g.refuses("account.modify", modify("slash", "/srv/slash"), "refused", "no clean path")
 	g.refuses("account.modify", modify("www-data", "/srv/www"), "refused", "belongs to user 0")
 }
 
@@ -156,8 +158,15 @@ func TestMoveIsTakenBack(t *testing.T) {
 	if err := os.RemoveAll(g.path("/home/bob")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.do(inverse, back); fault.Code(err) != "changed" {
-		t.Error(err)
+	for _, gone := range []string{"", "/home/robert"} { // it is at neither place
+		if gone != "" {
+			if err := os.RemoveAll(g.path(gone)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := g.do(inverse, back); fault.Code(err) != "changed" {
+			t.Error(err)
+		}
 	}
 }
 

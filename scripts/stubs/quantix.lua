@@ -338,7 +338,7 @@ function account.modify(name, options) end
 ---Set the password of a user.
 ---Changes the guest.
 ---@param name string The name of the user.
----@param password string The password. It appears in no list of changes, no log and no audit.
+---@param password string The password. It appears in no list of changes, no log and no audit. It is hashed by yescrypt, SHA-512 or SHA-256, as PAM or /etc/login.defs say; by SHA-512 where these name another method.
 ---@param options? account.password.options
 ---@return boolean changed
 function account.password(name, password, options) end

@@ -677,7 +677,8 @@ type AccountPasswordArgs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name of the user.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The password. It appears in no list of changes, no log and no audit.
+	// The password. It appears in no list of changes, no log and no audit. It is hashed by yescrypt, SHA-512 or SHA-256, as PAM
+	// or /etc/login.defs say; by SHA-512 where these name another method.
 	Password []byte `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The password is a hash as crypt(3) makes it, or ! or * for none that fits.
 	Crypted bool `protobuf:"varint,3,opt,name=crypted,proto3" json:"crypted,omitempty"`
