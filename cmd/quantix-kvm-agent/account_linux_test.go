@@ -217,3 +217,52 @@ func TestKilledAgentLeavesAccountsWhole(t *testing.T) {
 	}
 	t.Logf("%d of %d runs were taken back", interrupted, rounds)
 }
+
+// The agent is killed as soon as a home directory has moved: after its next start the directory is where passwd says, with all
+// that is in it, and the tree is as before or as after.
+func TestKilledAgentLeavesMovedHomeWhole(t *testing.T) {
+	rounds := 3
+	if n, err := strconv.Atoi(os.Getenv("QUANTIX_ROUNDS")); err == nil {
+		rounds = n
+	}
+	takenBack := 0
+	for round := range rounds {
+		root, state := accountTree(t), t.TempDir()
+		before := ownedPicture(t, root)
+		a := agenttest.Start(t, agenttest.Options{Root: root, State: state})
+		c := a.Client(t, client.Options{})
+		answered := make(chan *pb.RunScriptResponse, 1)
+		go func() {
+			source := `account.modify("bob", {home = "/srv/people/bob", move_home = true, uid = 1700})`
+			reply, _ := client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(source)})
+			answered <- reply
+		}()
+		for range 20_000 {
+			if _, err := os.Stat(filepath.Join(root, "srv/people/bob")); err == nil {
+				break
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+		a.Kill()
+		reply := <-answered
+		b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
+		awaitRecovered(t, b.Client(t, client.Options{}))
+		after := ownedPicture(t, root)
+		passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(filepath.Join(root, "srv/people/bob/file"))
+		_, former := os.Lstat(filepath.Join(root, "home/bob"))
+		moved := strings.Contains(string(passwd), "bob:x:1700:1000::/srv/people/bob:") && err == nil && string(content) == "bob's\n" &&
+			errors.Is(former, os.ErrNotExist)
+		switch {
+		case after == before && reply.GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED:
+			takenBack++
+		case !moved:
+			t.Fatalf("round %d: neither before nor after: %v\n%s\n%s", round, reply, before, after)
+		}
+		b.Kill()
+	}
+	t.Logf("%d of %d runs were taken back", takenBack, rounds)
+}
