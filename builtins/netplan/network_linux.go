@@ -175,7 +175,7 @@ func identity(have facts.Link) *pb.NetplanLinkBefore {
 }
 
 // renamed gives interfaces the names back that they had. Those whose names are exchanged get other ones in between. An interface
-// whose name somebody else has taken meanwhile keeps its own.
+// whose name somebody else has taken meanwhile keeps its own, or, where another one has that by now, is told.
 func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
 	names, held := map[int]string{}, map[string]int{}
 	for _, was := range links {
@@ -186,18 +186,19 @@ func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
 			}
 		}
 	}
-	indexes := slices.Sorted(maps.Keys(names))
+	indexes, aside := slices.Sorted(maps.Keys(names)), map[int]bool{}
 	for _, index := range indexes {
 		holder, exchanged := held[names[index]]
 		if !exchanged {
 			continue
 		}
+		aside[holder] = true
 		if err := renameLink(holder, fmt.Sprintf("quantix%d", holder)); err != nil {
 			return fault.On(names[index], err)
 		}
 	}
 	for _, index := range indexes {
-		if err := renameLink(index, names[index]); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := renameLink(index, names[index]); err != nil && (aside[index] || !errors.Is(err, unix.EEXIST)) {
 			return fault.On(names[index], err)
 		}
 	}

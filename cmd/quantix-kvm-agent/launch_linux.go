@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -15,32 +16,51 @@ import (
 func become(program string, argv ...string) error { return unix.Exec(program, argv, os.Environ()) }
 
 // safeToRun says why a program is not to be run with the rights of this process: somebody else than root, or this process's user,
-// owns or may write the file or a directory above it, by the path as it is given or behind its links. The group of a directory is
-// trusted, as Debian's staff is with /usr/local; in a directory in which all may write, one's own is safe where it is sticky.
+// owns or may write the file, a link on the way to it, or a directory above any of these. The group of a directory is trusted, as
+// Debian's staff is with /usr/local; in a directory in which all may write, one's own is safe where it is sticky.
 func safeToRun(program string) error {
-	real, err := filepath.EvalSymlinks(program)
-	if err != nil {
+	at, left, links := "/", strings.Split(program, "/"), 0
+	if err := checkPath(at, false); err != nil {
 		return err
 	}
-	if err := checkPath(real, true); err != nil {
-		return err
-	}
-	for _, path := range []string{program, real} {
-		for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
-			if err := checkPath(dir, false); err != nil {
+	for len(left) > 0 {
+		name := left[0]
+		left = left[1:]
+		if name == "" {
+			continue
+		}
+		next := filepath.Join(at, name) // with ".." the directory above, since there is no link in what is left behind
+		info, err := os.Lstat(next)
+		if err == nil {
+			err = checkOwner(next, info)
+		}
+		switch {
+		case err != nil:
+			return err
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(next)
+			if links++; err == nil && links > maxLinks {
+				err = fault.On(program, unix.ELOOP)
+			}
+			if err != nil {
 				return err
 			}
-			if dir == filepath.Dir(dir) {
-				break
+			if filepath.IsAbs(target) {
+				at = "/"
 			}
+			left = append(strings.Split(target, "/"), left...)
+			continue
 		}
+		if err := checkPath(next, !info.IsDir()); err != nil {
+			return err
+		}
+		at = next
 	}
-	link, err := os.Lstat(program)
-	if err == nil {
-		err = checkOwner(program, link)
-	}
-	return err
+	return nil
 }
+
+// maxLinks is how many links the kernel follows in a path (MAXSYMLINKS).
+const maxLinks = 40
 
 func checkPath(path string, program bool) error {
 	info, err := os.Stat(path)

@@ -37,6 +37,12 @@ func TestLaunchRunsWhatIsRootsAlone(t *testing.T) {
 			there := filepath.Join(dir, "there")
 			return errors.Join(err, os.Rename(other, there), os.Symlink(there, other), os.Chown(dir, 12345, 0))
 		}, "is of user 12345"},
+		"a link in another user's directory, to root's": {func(other string) error {
+			top := filepath.Dir(filepath.Dir(other))
+			theirs, there := filepath.Join(top, "bob"), filepath.Join(top, "there")
+			return errors.Join(os.Mkdir(theirs, 0o755), os.Rename(other, there), os.Symlink(there, filepath.Join(theirs, "l")),
+				os.Symlink("../bob/l", other), os.Chown(theirs, 12345, 0))
+		}, "bob is of user 12345"},
 		"root's, in a directory of root's group": {func(other string) error { return os.Chmod(filepath.Dir(other), 0o775) }, ""},
 		"root's, in a sticky one of all": {func(other string) error {
 			return os.Chmod(filepath.Dir(other), 0o777|os.ModeSticky)

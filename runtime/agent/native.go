@@ -85,9 +85,11 @@ func (n *nativeSession) config() wire.Config {
 			return ping
 		},
 		Large: func(request proto.Message) bool {
-			switch request.(type) {
+			switch request := request.(type) {
+			case *pb.StatFilesRequest: // digests take long, and are short
+				return !request.Sha256 || request.Xattrs
 			case *pb.ListDirectoryRequest, *pb.ListProcessesRequest, *pb.ListServicesRequest, *pb.ListInstalledSoftwareRequest,
-				*pb.ListJobsRequest, *pb.ListScriptsRequest, *pb.NetworkRequest, *pb.StatFilesRequest, *pb.TransactionsRequest:
+				*pb.ListJobsRequest, *pb.ListScriptsRequest, *pb.NetworkRequest, *pb.TransactionsRequest:
 				return true
 			}
 			return false

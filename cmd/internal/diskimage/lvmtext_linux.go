@@ -20,7 +20,7 @@ var errMetadata = errors.New("its metadata cannot be read")
 
 // parseGroup reads the text of a volume group, and returns its name as well.
 func parseGroup(text string) (name string, group section, err error) {
-	p := metadataParser{text: text}
+	p := metadataParser{text: text, left: maxElements}
 	top, err := p.section(0)
 	if err != nil || p.rest() {
 		return "", nil, errMetadata
@@ -40,10 +40,21 @@ func parseGroup(text string) (name string, group section, err error) {
 }
 
 // metadataParser reads the configuration language of LVM, as far as its metadata uses it.
-type metadataParser struct{ text string }
+type metadataParser struct {
+	text string
+	left int // elements that it may still have
+}
 
-// maxDepth bounds the sections within sections.
-const maxDepth = 8
+const (
+	maxDepth    = 8       // bounds the sections within sections
+	maxElements = 100_000 // bounds the names and values: a volume has some thirty
+)
+
+// element counts one, and reports whether it may be read.
+func (p *metadataParser) element() bool {
+	p.left--
+	return p.left >= 0
+}
 
 // rest skips blanks and comments, and reports whether anything is left.
 func (p *metadataParser) rest() bool {
@@ -93,7 +104,7 @@ func (p *metadataParser) section(depth int) (section, error) {
 			return s, nil
 		}
 		name := p.word()
-		if _, twice := s[name]; name == "" || twice || depth > maxDepth {
+		if _, twice := s[name]; name == "" || twice || depth > maxDepth || !p.element() {
 			return nil, errMetadata
 		}
 		var err error
@@ -118,7 +129,7 @@ func (p *metadataParser) value() (any, error) {
 	}
 	list := []any{}
 	for !p.take(']') {
-		if len(list) > 0 && !p.take(',') {
+		if len(list) > 0 && !p.take(',') || !p.element() {
 			return nil, errMetadata
 		}
 		v, err := p.scalar()
