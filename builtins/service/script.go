@@ -205,9 +205,10 @@ func pretend(call *builtins.Call, u unit, change func(*pretence)) {
 	units[u] = p
 }
 
-// daemonReload changes no state of the guest that one could see, so it is not among the changes.
+// daemonReload changes no state of the guest that one could see, so it is not among the changes. Where no manager runs, the one
+// of the next boot reads the files.
 func (r *Room) daemonReload(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.Nothing, error) {
-	if call.DryRun != nil {
+	if call.DryRun != nil || r.live() == none {
 		return &pb.Nothing{}, nil
 	}
 	m, err := r.open(ctx)

@@ -44,10 +44,6 @@ local function differs(path, content)
   return not file.exists(path) or file.read(path) ~= content
 end
 
-local function succeeds(...)
-  return exec.run({...}, {readonly = true, check = false}).code == 0
-end
-
 local function is_day(word)
   for name in string.gmatch(string.lower(word), "%a+") do
     local known = false
@@ -162,33 +158,34 @@ local function check_units(name)
   end
 end
 
--- Makes systemd read the files again. It is also called before they are written: undos run newest first, so that a rollback
--- ends with a reload of the restored files.
-local function reload(timer)
-  exec.run({"systemctl", "daemon-reload"}, {
-    undo = {"sh", "-c", "systemctl daemon-reload; systemctl try-restart " .. timer .. " || true"},
-  })
+-- Starts a timer that does not run. In an image nothing is started: there it is enabled.
+local function start(timer)
+  local ok, result = pcall(service.start, timer)
+  if ok then
+    return result
+  elseif result.code == "unsupported" then
+    return false
+  end
+  error(result, 0)
 end
 
--- Enables and starts the timer unless it is already; each step has an undo of its own.
-local function activate(timer, restart)
-  local changed = false
-  if not succeeds("systemctl", "is-enabled", "--quiet", timer) then
-    exec.run({"systemctl", "enable", timer}, {undo = {"systemctl", "disable", timer}})
-    changed = true
+-- Enables and starts the timer unless it is already. One that runs with other settings is started again.
+local function activate(timer, new)
+  if new then
+    service.daemon_reload()
   end
-  if not succeeds("systemctl", "is-active", "--quiet", timer) then
-    exec.run({"systemctl", "start", timer}, {undo = {"systemctl", "stop", timer}})
-    changed = true
-  elseif restart then
-    exec.run({"systemctl", "restart", timer}, {undo = {"systemctl", "try-restart", timer}})
+  local enabled = service.enable(timer)
+  local restart = new and service.status(timer).running
+  local started = start(timer)
+  if restart then
+    tx.notify(timer, "restart")
   end
-  return changed
+  return enabled or started
 end
 
 return script {
   name = "systemd-timer",
-  version = "2.0",
+  version = "2.1",
   description = "run a command on a schedule, with a systemd timer",
   params = {
     name = {
@@ -209,7 +206,10 @@ return script {
     activate = {type = "boolean", default = false, description = "enable and start the timer now"},
   },
   os = {"linux"},
-  needs = {"file:/etc/", "file:/usr/", "file:/run/systemd/", "file:/lib/systemd/", "account", "exec"},
+  needs = {
+    "file:/etc/", "file:/usr/", "file:/run/systemd/", "file:/lib/systemd/", "account", "exec:systemd-analyze",
+    "exec:true", "service", "tx",
+  },
 
   run = function(p)
     check_command(p.command)
@@ -227,9 +227,6 @@ return script {
     for _, unit in ipairs(units) do
       new = differs(unit[1], unit[2]) or new
     end
-    if new and p.activate then
-      reload(timer)
-    end
     local changed = false
     for _, unit in ipairs(units) do
       changed = file.write(unit[1], unit[2], {mode = "0644", parents = true}) or changed
@@ -240,9 +237,6 @@ return script {
       check_units(p.name)
     end
     if p.activate then
-      if new then
-        reload(timer)
-      end
       changed = activate(timer, new) or changed
     end
     return {changed = changed, service = service, timer = DIR .. timer}

@@ -1,15 +1,6 @@
 local ENABLED = "/etc/systemd/system/timers.target.wants/backup.timer"
-local RUNS = "/run/systemd/backup.timer" -- stands for a timer that runs
 file.mkdir("/etc/systemd/system", {parents = true})
-file.mkdir("/run/systemd")
-test.command("systemctl is-enabled *", {code = 1})
-test.command("systemctl is-enabled *", {exists = ENABLED})
-test.command("systemctl is-active *", {code = 3})
-test.command("systemctl is-active *", {exists = RUNS})
-test.command("systemctl enable *", {write = {[ENABLED] = ""}})
-test.command("systemctl disable *", {remove = {"/etc/systemd/system/timers.target.wants"}})
-test.command("systemctl start *", {write = {[RUNS] = ""}})
-test.command("systemctl stop *", {remove = {RUNS}})
+file.write("/usr/lib/systemd/system/timers.target", "[Unit]\n", {parents = true}) -- systemd is installed
 
 local function params(with)
   local p = {name = "backup", command = "/usr/local/bin/backup --all", on_calendar = "daily", activate = true}
@@ -20,9 +11,9 @@ local function params(with)
 end
 
 return {
-  is_written_enabled_and_started = function()
+  is_written_and_enabled = function()
     local run = test.run(params())
-    assert(run.result.changed and file.exists(ENABLED) and file.exists(RUNS))
+    assert(run.result.changed and file.exists(ENABLED) and #run.commands == 0) -- nothing is started in an image
     assert(file.read("/etc/systemd/system/backup.service"):find("\nExecStart=/usr/local/bin/backup --all\n", 1, true))
     assert(file.read("/etc/systemd/system/backup.timer"):find("\nOnCalendar=daily\n", 1, true))
   end,
@@ -106,15 +97,15 @@ return {
     assert(file.read("/etc/systemd/system/backup.service"):find("\nUser=backup\n"))
   end,
 
-  is_started_again_at_another_time = function()
+  is_enabled_once = function()
     test.run(params())
     local run = test.run(params({on_calendar = "weekly"}))
-    assert(run.result.changed and run.commands[#run.commands] == "systemctl restart backup.timer", json.encode(run))
+    assert(run.result.changed and file.exists(ENABLED))
   end,
 
   runs_nothing_unless_told = function()
     local run = test.run(params({activate = false}))
-    assert(run.result.changed and #run.commands == 0)
+    assert(run.result.changed and not file.exists(ENABLED) and #run.commands == 0)
   end,
 
   refuses_what_would_be_more_than_a_value = function()
@@ -123,12 +114,6 @@ return {
     }) do
       test.run(params({[name] = value}), {fails = name})
     end
-  end,
-
-  is_taken_back_when_it_does_not_start = function()
-    test.command("systemctl start *", {code = 1})
-    local run = test.run(params(), {fails = "exit code 1"})
-    assert(run.status == "rolled_back" and not file.exists(ENABLED))
   end,
 
   survives_a_crash = function()
