@@ -171,7 +171,7 @@ func New(c Config) *Rooms {
 	pasting := clipboard.New(front, c.Clipboard)
 	return &Rooms{
 		desktop: front, clipboard: pasting, update: updates,
-		commands: commands, host: about, telemetry: telemetry.New(), power: down, frozen: frozen, quiesce: quiescing,
+		commands: commands, host: about, telemetry: telemetry.New(g.Root()), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
 			quiescing.Room(), // first: what it has to tell at the end is told by commands
 			file.New(g, file.Config{Leftovers: c.Leftovers, EnterLeftovers: frozen.TryEnterOwn}).Room(),

@@ -32,8 +32,8 @@ type Room struct {
 	disks   facts.Disks
 }
 
-// New makes the room; version is the agent's own, and may be empty. What it tells of kernel, memory, links and disks is
-// always that of the running machine.
+// New makes the room; version is the agent's own, and may be empty. What it tells of kernel, memory and disks is always that of
+// the running machine. Names, identities and addresses are those of the guest's files where they are a tree that is not booted.
 func New(g *guest.Guest, version string) *Room {
 	return &Room{guest: g, edit: &edit.Editor{Guest: g}, version: version}
 }
@@ -122,13 +122,14 @@ func yes(b bool) *pb.LuaValue { return &pb.LuaValue{Kind: &pb.LuaValue_Boolean{B
 
 // Ready is what the host is told of this guest at the beginning of a session; version and capabilities are the caller's
 // to fill in. It asks no name server, starts no process and touches no file system but /etc and the kernel's own, so it takes
-// a few milliseconds. What cannot be read is "Unknown", and an identity empty.
+// a few milliseconds. What cannot be read is "Unknown", and an identity empty. A tree that is not booted has no address.
 func (r *Room) Ready(ctx context.Context) *pb.AgentReadyEvent {
-	release := facts.ReadRelease(ctx, "/")
+	root := r.guest.Root()
+	release := facts.ReadRelease(ctx, root)
 	kernel, machine := facts.Kernel()
 	ready := &pb.AgentReadyEvent{OsName: known(release.Name), OsVersion: known(release.Version), KernelVersion: known(kernel),
-		Architecture: known(machine), Hostname: known(facts.Hostname("/")), ProductUuid: facts.ProductUUID(), MachineId: facts.MachineID("/")}
-	links, err := facts.Links()
+		Architecture: known(machine), Hostname: known(facts.Hostname(root)), ProductUuid: r.productUUID(), MachineId: facts.MachineID(root)}
+	links, err := r.links()
 	if err != nil {
 		return ready
 	}
@@ -136,6 +137,14 @@ func (r *Room) Ready(ctx context.Context) *pb.AgentReadyEvent {
 		ready.IpAddresses = append(ready.IpAddresses, addr.String())
 	}
 	return ready
+}
+
+// productUUID is that of the running machine; a tree that is not booted has none.
+func (r *Room) productUUID() string {
+	if r.guest.Root() != "/" {
+		return ""
+	}
+	return facts.ProductUUID()
 }
 
 func known(value string) string {
@@ -155,7 +164,7 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 	system, product := systemName(release)
 	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: system, Product: product, OsVersion: release.Version, OsId: release.ID,
 		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
-		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: facts.ProductUUID(), AgentVersion: r.version}, nil
+		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: r.productUUID(), AgentVersion: r.version}, nil
 }
 
 func (r *Room) uptime(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Uptime, error) {

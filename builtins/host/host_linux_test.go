@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -63,6 +65,36 @@ func TestReadyIsWhatTheGuestIs(t *testing.T) {
 	}
 	if ready.GetVersion() != "" || len(ready.GetCapabilities()) > 0 {
 		t.Error("version and capabilities are the caller's", ready)
+	}
+}
+
+// What is told of a tree is what its files say: no name, address or identity of the machine that works on it.
+func TestATreeShowsNothingOfTheMachine(t *testing.T) {
+	root := t.TempDir()
+	r := New(&guest.Guest{Dir: root}, "")
+	ready := r.Ready(t.Context())
+	if ready.Hostname != facts.Unknown || ready.MachineId+ready.ProductUuid != "" || len(ready.IpAddresses) > 0 || ready.OsName != facts.Unknown {
+		t.Error("an empty tree:", ready)
+	}
+	for name, text := range map[string]string{"etc/hostname": "box\n", "etc/machine-id": "5f1f3c0b6d2a4e0c9a7b8d1e2f304152\n", "etc/os-release": "NAME=Some\n"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "etc"), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ready = r.Ready(t.Context()); ready.Hostname != "box" || ready.MachineId != "5f1f3c0b6d2a4e0c9a7b8d1e2f304152" || ready.OsName != "Some" {
+		t.Error(ready)
+	}
+	for _, name := range []string{"host.interfaces", "host.routes"} {
+		out, err := invoke(t, r, name, &pb.NoArgs{})
+		if err != nil || proto.Size(out) > 0 {
+			t.Errorf("%s: %v, %v", name, out, err)
+		}
+	}
+	if out, err := invoke(t, r, "host.info", &pb.NoArgs{}); err != nil || out.(*pb.HostInfo).ProductUuid != "" {
+		t.Error(out, err)
+	}
+	if out, err := invoke(t, New(&guest.Guest{}, ""), "host.interfaces", &pb.NoArgs{}); err != nil || proto.Size(out) == 0 {
+		t.Error("the running machine has interfaces:", out, err)
 	}
 }
 

@@ -17,11 +17,11 @@ const maxRoutes = 10_000
 
 // network is the view of interfaces, routes and name servers, for hosts.
 func (r *Room) network(ctx context.Context, call *builtins.Call, _ *pb.NetworkRequest) (*pb.NetworkResponse, error) {
-	links, err := facts.Links()
+	links, err := r.links()
 	if err != nil {
 		return nil, err
 	}
-	routes, err := listRoutes(links)
+	routes, err := r.listRoutes(links)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return nil, err
 	}
@@ -34,7 +34,7 @@ func (r *Room) network(ctx context.Context, call *builtins.Call, _ *pb.NetworkRe
 }
 
 func (r *Room) interfaces(context.Context, *builtins.Call, *pb.NoArgs) (*pb.Interfaces, error) {
-	links, err := facts.Links()
+	links, err := r.links()
 	if err != nil {
 		return nil, err
 	}
@@ -68,11 +68,11 @@ func linkName(links []facts.Link, index int) string {
 }
 
 func (r *Room) routes(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetRoutes, error) {
-	links, err := facts.Links()
+	links, err := r.links()
 	if err != nil {
 		return nil, err
 	}
-	routes, err := listRoutes(links)
+	routes, err := r.listRoutes(links)
 	if err == nil && len(routes) > maxRoutes {
 		err = fault.Wrapf(fault.ErrTooLarge, "there are %d routes; %d can be told", len(routes), maxRoutes)
 	}
@@ -82,7 +82,18 @@ func (r *Room) routes(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetRoute
 	return &pb.NetRoutes{Routes: routes}, nil
 }
 
-func listRoutes(links []facts.Link) (list []*pb.NetRoute, err error) {
+// links are the interfaces of the running machine; a tree that is not booted has none.
+func (r *Room) links() ([]facts.Link, error) {
+	if r.guest.Root() != "/" {
+		return nil, nil
+	}
+	return facts.Links()
+}
+
+func (r *Room) listRoutes(links []facts.Link) (list []*pb.NetRoute, err error) {
+	if r.guest.Root() != "/" {
+		return nil, nil
+	}
 	routes, err := facts.Routes()
 	for _, route := range routes {
 		list = append(list, &pb.NetRoute{

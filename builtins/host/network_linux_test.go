@@ -84,6 +84,7 @@ func TestDescribeResolved(t *testing.T) {
 // Hosts see what scripts see, in one view.
 func TestNetworkIsOneView(t *testing.T) {
 	r := treeWith(t, "nameserver 192.0.2.3\n")
+	r.guest.Dir = "" // the machine's own interfaces, with the name server of the tree
 	table := builtins.NewTable(r.Room())
 	in := &pb.NetworkRequest{}
 	out, err := call.New(call.Config{Table: table}).Execute(t.Context(), &builtins.Call{}, table.Native(in), in)

@@ -27,6 +27,7 @@ const minimumSpan = 200 * time.Millisecond
 
 // Sampler takes reports. Processor usage is that since the report before. It is safe for concurrent use.
 type Sampler struct {
+	root      string // of the guest: "/", or a tree that is not booted
 	disks     facts.Disks
 	container string // what runs the container that the guest is; empty: it is a machine
 	cgroup    string // of the container
@@ -41,14 +42,15 @@ type Sampler struct {
 // times are the seconds of all processors together since boot.
 type times struct{ busy, idle float64 }
 
-// New returns a Sampler that has taken its first sample: the first report covers the time since New.
-func New() *Sampler {
-	s := &Sampler{at: time.Now(), container: facts.ContainerKind()}
+// New returns a Sampler that has taken its first sample: the first report covers the time since New. root is "/", or that of a
+// tree that is not booted: of such a one the reports have the name, and no interfaces; all else is that of the running machine.
+func New(root string) *Sampler {
+	s := &Sampler{root: root, at: time.Now(), container: facts.ContainerKind()}
 	s.last, _ = readTimes(context.Background())
 	if s.container != "" {
 		s.cgroup = facts.GuestCgroup()
 	}
-	s.watch.init(s.container != "", s.cgroup)
+	s.watch.init(root, s.container != "", s.cgroup)
 	return s
 }
 
@@ -68,7 +70,7 @@ func (s *Sampler) Watch(ctx context.Context) (changed <-chan struct{}, events <-
 // the last values are reported for a minute, then none.
 func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 	s.watch.countKills()
-	report := &pb.TelemetryReport{CpuUsagePercent: s.usage(ctx), Hostname: facts.Hostname("/")}
+	report := &pb.TelemetryReport{CpuUsagePercent: s.usage(ctx), Hostname: facts.Hostname(s.root)}
 	if m, err := facts.ReadMemory(ctx); err == nil {
 		// The host shows Total less Used as available, so the two must add up.
 		report.MemoryTotalBytes, report.MemoryAvailableBytes, report.MemoryUsedBytes = m.Total, m.Available, m.Total-m.Available
@@ -81,7 +83,7 @@ func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 	if up, err := facts.Uptime(ctx); err == nil {
 		report.UptimeSeconds = uint64(up / time.Second)
 	}
-	if links, err := facts.Links(); err == nil {
+	if links, err := linksOf(s.root); err == nil {
 		report.Interfaces = interfaces(links)
 	}
 	if disks, err := s.disks.Read(ctx); err == nil {
@@ -103,6 +105,14 @@ func (s *Sampler) Report(ctx context.Context) *pb.TelemetryReport {
 		}
 	}
 	return report
+}
+
+// linksOf are the interfaces of the running machine; a tree that is not booted has none.
+func linksOf(root string) ([]facts.Link, error) {
+	if root != "/" {
+		return nil, nil
+	}
+	return facts.Links()
 }
 
 func pressure(p *facts.Pressure) *pb.Pressure {

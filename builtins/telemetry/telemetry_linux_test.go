@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"runtime"
@@ -16,7 +17,7 @@ import (
 )
 
 func TestReport(t *testing.T) {
-	report := New().Report(context.Background())
+	report := New("/").Report(context.Background())
 	name, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +49,7 @@ func TestUsageSinceLastReport(t *testing.T) {
 	if online, _ := os.ReadFile("/sys/devices/system/cpu/online"); strings.TrimSpace(string(online)) != "0-"+string(rune('0'+runtime.NumCPU()-1)) {
 		t.Skipf("needs all processors: this process may use %d of %s", runtime.NumCPU(), online)
 	}
-	s := New()
+	s := New("/")
 	s.Report(context.Background())
 	deadline := time.Now().Add(time.Second)
 	var all sync.WaitGroup
@@ -67,7 +68,7 @@ func TestUsageSinceLastReport(t *testing.T) {
 }
 
 func TestUsageBelowMinimumSpan(t *testing.T) {
-	s := New()
+	s := New("/")
 	s.busy, s.at = 42, time.Now().Add(time.Hour) // less than minimumSpan ago
 	if busy := s.Report(context.Background()).GetCpuUsagePercent(); busy != 42 {
 		t.Error(busy)
@@ -75,7 +76,7 @@ func TestUsageBelowMinimumSpan(t *testing.T) {
 }
 
 func TestUsageWithDecreasingCounters(t *testing.T) {
-	s := New()
+	s := New("/")
 	s.last, s.at = times{busy: 1e12, idle: 1e12}, time.Now().Add(-time.Minute)
 	if busy := s.Report(context.Background()).GetCpuUsagePercent(); busy != 0 {
 		t.Error(busy)
@@ -109,8 +110,21 @@ func TestInterfaces(t *testing.T) {
 }
 
 func BenchmarkReport(b *testing.B) {
-	s := New()
+	s := New("/")
 	for b.Loop() {
 		s.Report(context.Background())
+	}
+}
+
+// A tree that is not booted has the name that its files say, and no interface of the machine that works on it.
+func TestReportOfATree(t *testing.T) {
+	root := t.TempDir()
+	if err := errors.Join(os.Mkdir(root+"/etc", 0o755), os.WriteFile(root+"/etc/hostname", []byte("box\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	s := New(root)
+	defer s.Close()
+	if report := s.Report(t.Context()); report.Hostname != "box" || len(report.Interfaces) > 0 {
+		t.Error(report)
 	}
 }

@@ -20,6 +20,8 @@ const (
 
 // watcher tells those who watch. Its sources run while there are any.
 type watcher struct {
+	root string // of the guest
+
 	kills killCounter
 
 	mu    sync.Mutex
@@ -64,7 +66,10 @@ func (s *subscription) tell(event *pb.ErrorEvent) {
 	s.missed += n
 }
 
-func (w *watcher) init(container bool, cgroup string) { w.kills.init(container, cgroup) }
+func (w *watcher) init(root string, container bool, cgroup string) {
+	w.root = root
+	w.kills.init(container, cgroup)
+}
 
 func (w *watcher) close() error { return w.kills.close() }
 
@@ -103,7 +108,7 @@ func (w *watcher) start() {
 	touched := make(chan struct{}, 1)
 	var sources sync.WaitGroup
 	listen(ctx, &sources, touched)
-	was := fingerprint(ctx)
+	was := fingerprint(ctx, w.root)
 	sources.Go(func() { w.compare(ctx, touched, was) })
 	sources.Go(func() {
 		if before != nil {
@@ -135,7 +140,7 @@ func (w *watcher) compare(ctx context.Context, touched <-chan struct{}, was uint
 		default:
 		}
 		told = time.Now() // looking costs as well
-		if is := fingerprint(ctx); is != was {
+		if is := fingerprint(ctx, w.root); is != was {
 			was = is
 			w.tellChange()
 		}
@@ -187,10 +192,10 @@ func killEvent(message string, details map[string]string) *pb.ErrorEvent {
 }
 
 // fingerprint sums up what a change is told of at once: not what is measured.
-func fingerprint(ctx context.Context) uint64 {
+func fingerprint(ctx context.Context, root string) uint64 {
 	sum := fnv.New64a()
-	fmt.Fprintf(sum, "%q", facts.Hostname("/"))
-	if links, err := facts.Links(); err == nil {
+	fmt.Fprintf(sum, "%q", facts.Hostname(root))
+	if links, err := linksOf(root); err == nil {
 		for _, l := range links {
 			if !l.Loopback && !l.Plumbing {
 				fmt.Fprintf(sum, "\n%q %q %d %s %t %d %v", l.Name, l.MAC, l.MTU, l.Kind, l.Up, l.Master, l.Prefixes)

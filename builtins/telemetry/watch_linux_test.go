@@ -62,7 +62,7 @@ func TestWatch(t *testing.T) {
 }
 
 func watchChild() error {
-	s := New()
+	s := New("/")
 	defer s.Close()
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -289,6 +289,6 @@ func TestKillsThatThereIsNoRoomFor(t *testing.T) {
 // BenchmarkFingerprint is what a new session costs, and a change of something that nobody is told of.
 func BenchmarkFingerprint(b *testing.B) {
 	for b.Loop() {
-		fingerprint(context.Background())
+		fingerprint(context.Background(), "/")
 	}
 }

@@ -66,6 +66,49 @@ func TestValidators(t *testing.T) {
 	}
 }
 
+// Programs of others look at a new file before it is put in place: one that they take is, and of one that they do not the error
+// has their words. On a running system, and in an image where no service was ever started.
+func TestFilesAreValidatedByTheirPrograms(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can hold commands to what they say")
+	}
+	image := overlayOfRoot(t)
+	for name, root := range map[string]string{"running": "", "image": image} {
+		c := agenttest.Start(t, agenttest.Options{Root: root}).Client(t, client.Options{})
+		for _, test := range []struct{ program, argv, good, bad string }{
+			{"/usr/sbin/nginx", `"nginx", "-t", "-c", "%s"`, "events {}\nhttp { server { listen 127.0.0.1:8099; } }\n", "events {\n"},
+			{"/usr/sbin/sshd", `"/usr/sbin/sshd", "-t", "-f", "%s"`, "MaxAuthTries 3\n", "MaxAuthTrys 3\n"},
+			{"/usr/sbin/visudo", `"visudo", "-cf", "%s"`, "root ALL=(ALL) ALL\n", "root ALL=(ALL ALL\n"},
+			{"/usr/bin/named-checkconf", `"named-checkconf", "%s"`, "options { directory \"/tmp\"; };\n", "optionz {};\n"},
+			{"/usr/sbin/haproxy", `"haproxy", "-c", "-f", "%s"`, "defaults\n  mode http\n  timeout client 1s\n  timeout server 1s\n" +
+				"  timeout connect 1s\nfrontend a\n  bind 127.0.0.1:8098\n  default_backend b\nbackend b\n", "frontend\n nothing\n"},
+			{"/usr/sbin/apachectl", `"apachectl", "-t", "-f", "%s"`, "ServerName x\nServerRoot /etc/apache2\nListen 127.0.0.1:8097\n" +
+				"LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so\n" +
+				"LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so\nErrorLog /var/log/apache2/e.log\n", "Listem 1\n"},
+		} {
+			t.Run(name+test.program, func(t *testing.T) {
+				if _, err := os.Stat(test.program); err != nil {
+					t.Skipf("%s is not installed here", test.program)
+				}
+				path := fmt.Sprintf("/etc/quantix-validated-%d", os.Getpid())
+				defer os.Remove(filepath.Join("/", root, path))
+				write := func(text string) *pb.RunScriptResponse {
+					return runIn(t, c, "", fmt.Sprintf(`return file.write(%q, %q, {mode = "0440", validate = {%s}})`, path, text, test.argv))
+				}
+				if reply := write(test.bad); !strings.Contains(reply.Error.GetMessage(), "it is not put in place") {
+					t.Error("a bad one:", reply.Status, reply.Error)
+				}
+				if _, err := os.Stat(filepath.Join("/", root, path)); err == nil {
+					t.Error("a bad one is in place")
+				}
+				if reply := write(test.good); reply.Error != nil || !reply.Result.GetBoolValue() {
+					t.Error("a good one:", reply.Status, reply.Error)
+				}
+			})
+		}
+	}
+}
+
 // overlayOfRoot returns this system as an image: all that is on its root file system, with an empty /run.
 func overlayOfRoot(t *testing.T) string {
 	t.Helper()
