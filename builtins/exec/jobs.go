@@ -180,7 +180,16 @@ func (r *Room) listJobs(ctx context.Context, call *builtins.Call, in *pb.ListJob
 	if in.GetJobId() == "" {
 		list, err := r.jobs.list()
 		list = slices.DeleteFunc(r.jobs.prune(list, time.Now()), func(job *pb.Job) bool { return !call.MaySee(job.Port) })
+		if running := r.streams.named(call); len(running) > 0 {
+			list = append(list, running...)
+			slices.SortFunc(list, newerJob)
+		}
 		return &pb.ListJobsResponse{Jobs: list}, err
+	}
+	if command := r.streams.find(call, in.GetJobId()); command != nil {
+		if out, err := command.watched(ctx, in); out != nil || err != nil {
+			return out, err
+		}
 	}
 	deadline := time.Now().Add(min(time.Duration(in.GetWaitSeconds())*time.Second, maxJobWait))
 	for pause := minPoll; ; pause = min(2*pause, maxPoll) {
@@ -320,6 +329,15 @@ func (r *Room) signalJob(call *builtins.Call, in *pb.ExecInputRequest) error {
 	}
 	if !r.jobs.kept() {
 		return fault.Unsupported("this agent keeps no jobs")
+	}
+	if command := r.streams.find(call, in.GetJobId()); command != nil {
+		if signal != 0 {
+			err = command.live.Signal(signal)
+		}
+		if in.GetEnd() {
+			command.end(errEnded)
+		}
+		return err
 	}
 	job, err := r.jobs.seen(call, in.GetJobId())
 	if err != nil {

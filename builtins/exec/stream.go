@@ -66,7 +66,8 @@ type streamed struct {
 	leave  context.CancelFunc
 	window uint64
 
-	outlives bool // the agent, as a job
+	outlives bool    // the agent, as a job
+	job      *pb.Job // what is listed of one that has a name; else nil
 
 	started chan struct{} // closed when live is set
 	live    live
@@ -108,6 +109,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	}
 	spec.Owner = call.Port
 	s := newStreamed(call, in.GetWindow())
+	s.job = named(call, spec, in)
 	if err := r.streams.enter(s); err != nil {
 		return nil, err
 	}

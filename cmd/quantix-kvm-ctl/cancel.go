@@ -11,15 +11,16 @@ import (
 func (a *app) cancelCommand() *cobra.Command {
 	var key, transaction string
 	c := &cobra.Command{
-		Use:   "cancel ID | --key KEY | --transaction ID",
+		Use:   "cancel ID | NAME | --key KEY | --transaction ID",
 		Short: "stop a request or a script that runs",
-		Long: `cancel stops a request that another client started, by its message id, or a script, by its key or the id of its transaction, or the
-beginning of that. A command is ended; a script is rolled back. cancel does not wait for that.
+		Long: `cancel stops a request that another client started, by its message id, a command by its name (exec --name), or a script, by its
+key or the id of its transaction, or the beginning of that. A command is ended; a script is rolled back. cancel does not wait for that.
 
 The exit code is 1 where nothing of that name was running.
 
 With --json: {"cancelled": BOOL}.`,
 		Example: `  quantix-kvm-ctl cancel --key release-42
+  quantix-kvm-ctl cancel backup
   quantix-kvm-ctl cancel 2f9c1c3e-6a3b-4a63-9b27-0f4d6d1f8f2e`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -42,6 +43,11 @@ With --json: {"cancelled": BOOL}.`,
 						return err
 					}
 				}
+				if request.MessageId != "" {
+					if id := runningCommand(s, request.MessageId); id != "" {
+						return a.cancelJob(s, id)
+					}
+				}
 				return a.cancel(s, request)
 			})
 		},
@@ -49,6 +55,30 @@ With --json: {"cancelled": BOOL}.`,
 	c.Flags().StringVar(&key, "key", "", "stop the script that runs under this `key`")
 	c.Flags().StringVar(&transaction, "transaction", "", "stop the script with this transaction `id`, or its beginning")
 	return c
+}
+
+// runningCommand returns the id of the job that runs by a name; empty: there is none, or the agent has no jobs.
+func runningCommand(s *session, name string) string {
+	list, err := s.Jobs(s.ctx)
+	if err != nil {
+		return "" // the request says what is wrong
+	}
+	for _, job := range list { // the newest first
+		if job.Name == name && job.State == pb.JobState_JOB_STATE_RUNNING {
+			return job.Id
+		}
+	}
+	return ""
+}
+
+func (a *app) cancelJob(s *session, id string) error {
+	if err := s.SignalJob(s.ctx, id, "", true); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]bool{"cancelled": true})
+	}
+	return nil
 }
 
 func (a *app) cancel(s *session, request *pb.CancelRequest) error {

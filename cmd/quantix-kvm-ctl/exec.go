@@ -97,7 +97,7 @@ EXIT STATUS
 	c.Flags().DurationVar(&f.processor, "processor-limit", 0, "let the command use this much processor `time` (Windows guests)")
 	c.Flags().BoolVarP(&f.stdin, "stdin", "i", false, "bring the standard input to the command")
 	c.Flags().BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
-	c.Flags().StringVar(&f.name, "name", "", "list the command in the guest by this `name`, under which jobs kill ends it")
+	c.Flags().StringVar(&f.name, "name", "", "list the command in the guest by this `name`, under which cancel ends it")
 	c.Flags().BoolVarP(&f.detach, "detach", "d", false, "start the command and leave it to itself")
 	return c
 }

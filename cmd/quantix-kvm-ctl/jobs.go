@@ -228,7 +228,7 @@ func (a *app) jobsWait(s *session, link *client.Link, id string) error {
 func (a *app) jobsKillCommand() *cobra.Command {
 	var signal string
 	c := &cobra.Command{
-		Use:   "kill ID",
+		Use:   "kill ID | NAME",
 		Short: "end a job with all that it started",
 		Long: `kill ends a job: TERM to all of its processes, and after two seconds KILL. It returns at once; wait tells when the job is over.
 With --signal the process group of the command gets that signal and nothing else happens.`,

@@ -595,7 +595,8 @@ type ExecStartRequest struct {
 	// The command outlives the agent, not its host: where the agent ends first, the command goes on as the job that the answer
 	// names, with the output that may not have arrived. Without stdin and terminal alone; elsewhere it means nothing.
 	Outlive bool `protobuf:"varint,14,opt,name=outlive,proto3" json:"outlive,omitempty"`
-	// What the job is called in lists: letters, digits, dot, hyphen and underscore, at most 64. Optional.
+	// What it is called in lists (list_jobs), where one with input or a terminal is as well, while it runs: letters, digits, dot,
+	// hyphen and underscore, at most 64. Optional.
 	Name string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
 	// Bytes of memory that it, and what it starts, may commit together; 0: any. On Windows alone; elsewhere it is refused.
 	MemoryLimitBytes uint64 `protobuf:"varint,16,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
