@@ -21,7 +21,7 @@ func readmeBlock(t *testing.T, behind string) string {
 		t.Fatal(err)
 	}
 	_, rest, found := strings.Cut(string(text), behind)
-	m := regexp.MustCompile("(?ms)^```\n(.*?)^```$").FindStringSubmatch(rest)
+	m := regexp.MustCompile("(?ms)^```(?:xml)?\n(.*?)^```$").FindStringSubmatch(rest)
 	if !found || m == nil {
 		t.Fatalf("the README has no block behind %q", behind)
 	}
@@ -62,6 +62,46 @@ func TestQuickStart(t *testing.T) {
 
 // QEMU takes the README's arguments, and makes the socket.
 func TestChannelOfQEMU(t *testing.T) {
+	given := strings.ReplaceAll(readmeBlock(t, "With QEMU alone:"), "\\\n", " ")
+	startQEMU(t, given, "/run/vm/", "web.agent")
+}
+
+// Proxmox gives the README's arguments to QEMU as they are, which takes them and makes the socket where --vm 100 finds it.
+func TestChannelOfProxmox(t *testing.T) {
+	_, given, found := strings.Cut(readmeBlock(t, "With Proxmox"), "--args '")
+	given, _, ended := strings.Cut(given, "'")
+	if !found || !ended {
+		t.Fatal("the block of the README has no --args")
+	}
+	startQEMU(t, given, "/var/run/quantix-kvm/vms/", "100.agent.sock")
+}
+
+// libvirt takes the README's channel, and keeps all of it.
+func TestChannelOfLibvirt(t *testing.T) {
+	virsh, err := exec.LookPath("virsh")
+	if err != nil {
+		t.Skip("virsh is not installed here: libvirt-clients in Debian")
+	}
+	channel := readmeBlock(t, "With libvirt (")
+	path := filepath.Join(t.TempDir(), "web.xml")
+	domain := "<domain type='test'><name>web</name><memory>65536</memory><os><type>hvm</type></os><devices>" + channel + "</devices></domain>"
+	if err := os.WriteFile(path, []byte(domain), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said, err := exec.Command(virsh, "-q", "-c", "test:///default", "define --validate "+path+"; dumpxml web").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	for line := range strings.Lines(channel) {
+		if !strings.Contains(string(said), strings.TrimSpace(line)) {
+			t.Errorf("%q is not in\n%s", strings.TrimSpace(line), said)
+		}
+	}
+}
+
+// startQEMU starts QEMU with arguments in which a directory is replaced by one of the test's, until there is a socket of a name.
+func startQEMU(t *testing.T, given, vms, name string) {
+	t.Helper()
 	qemu, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		t.Skip("QEMU is not installed here: qemu-system-x86 in Debian")
@@ -71,8 +111,10 @@ func TestChannelOfQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	given := strings.ReplaceAll(readmeBlock(t, "With QEMU alone:"), "/run/vm/", dir+"/")
-	args := strings.Fields(strings.ReplaceAll(given, "\\\n", " "))
+	if !strings.Contains(given, vms) {
+		t.Fatalf("there is no %s in %s", vms, given)
+	}
+	args := strings.Fields(strings.ReplaceAll(given, vms, dir+"/"))
 	c := exec.Command(qemu, append([]string{"-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "64"}, args...)...)
 	var said strings.Builder
 	c.Stderr = &said
@@ -81,7 +123,7 @@ func TestChannelOfQEMU(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- c.Wait() }()
-	socket := filepath.Join(dir, "web.agent")
+	socket := filepath.Join(dir, name)
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if info, err := os.Stat(socket); err == nil && info.Mode()&os.ModeSocket != 0 {
 			break
