@@ -13,8 +13,9 @@ func (a *app) cancelCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cancel ID | NAME | --key KEY | --transaction ID",
 		Short: "stop a request or a script that runs",
-		Long: `cancel stops a request that another client started, by its message id, a command by its name (exec --name), or a script, by its
-key or the id of its transaction, or the beginning of that. A command is ended; a script is rolled back. cancel does not wait for that.
+		Long: `cancel stops a request that another client started, by its message id, a command by its name (exec --name), or a
+script, by its key or the id of its transaction, or the beginning of that. A command is ended; a script is rolled back. cancel
+does not wait for that.
 
 The exit code is 1 where nothing of that name was running.
 
