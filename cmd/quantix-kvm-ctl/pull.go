@@ -24,8 +24,8 @@ func (a *app) pullCommand() *cobra.Command {
 		Short: "copy files out of the guest",
 		Long: `pull copies files of the guest to a local path. Where LOCAL is a directory a file goes into it under its own
 name. LOCAL "-" is standard output. With -r a directory is copied with all that is in it: LOCAL becomes its copy, the first time
-and each time after. With a slash at the end of LOCAL, and where there are several, each goes into LOCAL under its own name. What is here and
-not in the guest stays.
+and each time after. With a slash at the end of LOCAL, and where there are several, each goes into LOCAL under its own name.
+What is here and not in the guest stays.
 
 A file appears at its path when all of it has arrived. Every chunk carries a checksum. A file that grows meanwhile is copied
 to its end; one that is replaced by another is an error. --sha256 compares what came with the digest that the guest has of the

@@ -57,8 +57,8 @@ func (a *app) pushCommand() *cobra.Command {
 		Short: "copy files into the guest",
 		Long: `push copies local files to a path of the guest. Where REMOTE is a directory a file goes into it under its own
 name. LOCAL "-" is standard input. With -r a directory is copied with all that is in it: REMOTE becomes its copy, the first time
-and each time after. With a slash at the end of REMOTE, and where there are several, each goes into REMOTE under its own name. What is in
-the guest and not here stays.
+and each time after. With a slash at the end of REMOTE, and where there are several, each goes into REMOTE under its own
+name. What is in the guest and not here stays.
 
 A file appears at its path when all of it has arrived, and is then on disk; a copy that fails leaves what was there. A link
 at the path is followed where only root can have made it. Every file carries a checksum; --sha256 has the agent check the
