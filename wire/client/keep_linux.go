@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,7 +31,7 @@ func isCopied(name string) bool {
 }
 
 // localKept describes what is at a local path, but for its setuid, setgid and sticky.
-func localKept(full string, info fs.FileInfo) (k kept, err error) {
+func localKept(names *accounts, full string, info fs.FileInfo) (k kept, err error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return k, nil
@@ -92,7 +93,7 @@ func sized(read func([]byte) (int, error)) ([]byte, error) {
 }
 
 // setOwner gives what is at a name the owner that it has in the guest, where this process may do that: as root.
-func setOwner(root *os.Root, name string, k kept) error {
+func setOwner(names *accounts, root *os.Root, name string, k kept) error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
@@ -127,13 +128,11 @@ func setXattrs(file *os.File, want []*pb.CopiedAttribute) error {
 	return nil
 }
 
-// names are the users and groups of this machine, each looked up once.
-var names accounts
-
+// accounts are the users and groups of this machine as one copy knows them, each looked up once.
 type accounts struct {
 	mu                    sync.Mutex
 	users, groups         map[uint32]string
-	userNames, groupNames map[string]uint32
+	userNames, groupNames map[string]*uint32 // nil: there is none of this name
 }
 
 func cached[K comparable, V any](mu *sync.Mutex, known *map[K]V, key K, look func() V) V {
@@ -170,23 +169,31 @@ func (a *accounts) group(gid uint32) string {
 
 // uid returns the number of a user here; otherwise is that of one who has no name here.
 func (a *accounts) uid(name string, otherwise uint32) uint32 {
-	return cached(&a.mu, &a.userNames, name, func() uint32 {
-		if u, err := user.Lookup(name); err == nil {
-			if id, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
-				return uint32(id)
-			}
+	id := cached(&a.mu, &a.userNames, name, func() *uint32 {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return nil
 		}
-		return otherwise
+		return number(u.Uid)
 	})
+	return *cmp.Or(id, &otherwise)
 }
 
 func (a *accounts) gid(name string, otherwise uint32) uint32 {
-	return cached(&a.mu, &a.groupNames, name, func() uint32 {
-		if g, err := user.LookupGroup(name); err == nil {
-			if id, err := strconv.ParseUint(g.Gid, 10, 32); err == nil {
-				return uint32(id)
-			}
+	id := cached(&a.mu, &a.groupNames, name, func() *uint32 {
+		g, err := user.LookupGroup(name)
+		if err != nil {
+			return nil
 		}
-		return otherwise
+		return number(g.Gid)
 	})
+	return *cmp.Or(id, &otherwise)
+}
+
+func number(text string) *uint32 {
+	id, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return nil
+	}
+	return new(uint32(id))
 }

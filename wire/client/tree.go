@@ -91,6 +91,24 @@ type treeCopy struct {
 	copied    CopyStats
 	doneBytes int64
 	total     int64
+	lost      map[string]bool // the objects whose first name was not copied
+	names     accounts
+}
+
+// errFirstName is why a further name of a file is not made: it would be one of what is there since before.
+var errFirstName = errors.New("its first name was not copied")
+
+// firstName notes whether the first name of a file with several was copied.
+func (p *treeCopy) firstName(it item, err error) {
+	if err == nil || it.kept.object == "" {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lost == nil {
+		p.lost = map[string]bool{}
+	}
+	p.lost[it.kept.object] = true
 }
 
 // keeps reports whether more is kept than every agent can.
@@ -201,15 +219,15 @@ func parallel(ctx context.Context, workers, n int, do func(ctx context.Context, 
 	return context.Cause(ctx)
 }
 
-// stat asks for what is at the places of items, as their indices say. The error of one is in its FileStatus.
+// stat asks for what is at the places of items, as their indices say. The error of one is in its FileStatus. Where one reply does
+// not hold the descriptions of so many, fewer are asked for.
 func (p *treeCopy) stat(ctx context.Context, paths []string, sha, xattrs bool) ([]*pb.FileStatus, error) {
 	var all []*pb.FileStatus
-	for len(paths) > 0 {
+	for most := treeStats; len(paths) > 0; {
 		request := &pb.StatFilesRequest{Sha256: sha, Xattrs: xattrs}
-		for _, path := range paths[:min(len(paths), treeStats)] {
+		for _, path := range paths[:min(len(paths), most)] {
 			request.Paths = append(request.Paths, text.EscapePath(path))
 		}
-		paths = paths[len(request.Paths):]
 		err := p.l.Do(ctx, func(ctx context.Context, c *Client) error {
 			reply, err := Call[*pb.StatFilesResponse](ctx, c, request)
 			if err == nil && len(reply.Files) != len(request.Paths) {
@@ -220,9 +238,14 @@ func (p *treeCopy) stat(ctx context.Context, paths []string, sha, xattrs bool) (
 			}
 			return err
 		})
+		if n := len(request.Paths); errors.Is(err, fault.ErrTooLarge) && n > 1 {
+			most = n / 2
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
+		paths = paths[len(request.Paths):]
 	}
 	return all, nil
 }

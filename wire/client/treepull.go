@@ -43,15 +43,22 @@ func (l *Link) PullTree(ctx context.Context, remote, local string, tree Tree) (C
 }
 
 // PullKeeping copies one file of the guest to a local path as PullTree copies those of a tree. A link is followed, here and
-// there.
+// there; a device or a pipe here is written to, as by PullFile, and stays as it is.
 func (l *Link) PullKeeping(ctx context.Context, remote, local string, tree Tree) (CopyStats, error) {
 	p := pullTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote}
 	it, err := p.follow(ctx, remote)
 	if err != nil {
 		return p.copied, err
 	}
-	if real, err := filepath.EvalSymlinks(local); err == nil {
-		local = real
+	if info, err := os.Stat(local); err == nil {
+		if !info.Mode().IsRegular() && !info.IsDir() {
+			got, err := p.l.pullInto(ctx, p.place(it), local, PullOptions{Progress: p.progressOf(), SHA256: tree.SHA256})
+			p.done(got.Size, err)
+			return p.copied, err
+		}
+		if local, err = filepath.EvalSymlinks(local); err != nil {
+			return p.copied, err
+		}
 	}
 	if p.root, err = os.OpenRoot(filepath.Dir(local)); err != nil {
 		return p.copied, err
@@ -146,7 +153,7 @@ func (p *pullTree) list(ctx context.Context) ([]item, error) {
 	if !p.tree.All {
 		return items, nil
 	}
-	return items, p.describe(ctx, items)
+	return p.describe(ctx, items)
 }
 
 // listOne lists one directory of a tree of the guest.
@@ -180,21 +187,63 @@ func guestItem(at string, e *pb.DirectoryEntry) (item, error) {
 	return it, nil
 }
 
-// describe adds what Tree.All keeps. Of the directory that the tree is the link to one is not followed, and nothing is kept.
-func (p *pullTree) describe(ctx context.Context, items []item) error {
+// describe adds what Tree.All keeps. Of the directory that the tree is the link to one is not followed, and nothing is kept. What
+// cannot be described, or is another thing by now, is a failure and is left out, with all that is below.
+func (p *pullTree) describe(ctx context.Context, items []item) (known []item, err error) {
 	all, err := p.stat(ctx, p.places(items), false, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	left := map[string]bool{}
 	for i, s := range all {
-		if kind := s.GetKind(); items[i].dir && kind == "directory" || items[i].link && kind == "symlink" || kind == "file" {
-			items[i].keep(s)
+		it := items[i]
+		if it.name != "." && left[path.Dir(it.name)] {
+			left[it.name] = true
+			continue
 		}
-		if items[i].name == "." && s.Kind == "directory" {
-			items[i].mode, items[i].mtime = fs.FileMode(s.Mode)&fs.ModePerm, s.ModifiedAt.AsTime()
+		root := it.name == "."
+		if err := describedAs(it, s); err != nil && !(root && s.Kind == "symlink") {
+			left[it.name] = !root
+			if err := p.handleFailure(ctx, p.place(it), fault.On(p.place(it), err)); err != nil {
+				return nil, err
+			}
+			if !root {
+				continue
+			}
+		} else if err == nil {
+			it.keep(s)
+			if root {
+				it.mode, it.mtime = fs.FileMode(s.Mode)&fs.ModePerm, s.ModifiedAt.AsTime()
+			}
 		}
+		known = append(known, it)
 	}
-	return nil
+	return known, nil
+}
+
+// describedAs says why a description is none of an item.
+func describedAs(it item, s *pb.FileStatus) error {
+	want := "file"
+	switch {
+	case it.dir:
+		want = "directory"
+	case it.link:
+		want = "symlink"
+	}
+	switch s.Kind {
+	case want:
+		return nil
+	case "absent":
+		return fs.ErrNotExist
+	case "file", "directory", "symlink":
+		return fault.Wrapf(fault.ErrChanged, "is a %s, and was a %s", s.Kind, want)
+	case "":
+		if err := fault.FromDetail(s.Error); err != nil {
+			return err
+		}
+		return fault.Wrapf(fault.ErrCorrupt, "the guest does not describe it")
+	}
+	return errSpecialFile
 }
 
 func (p *pullTree) places(items []item) []string {
@@ -238,14 +287,21 @@ func (p *pullTree) pull(ctx context.Context, items []item) error {
 	}{{small, pullsFlight}, {large, 1}} {
 		err := parallel(ctx, group.workers, len(group.items), func(ctx context.Context, i int) error {
 			it := group.items[i]
-			return p.handleFailure(ctx, p.place(it), p.pullFile(ctx, it, same[it.name]))
+			err := p.pullFile(ctx, it, same[it.name])
+			p.firstName(it, err)
+			return p.handleFailure(ctx, p.place(it), err)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	for _, it := range again {
-		err := p.linkTo(first[it.kept.object], it)
+		var err error
+		if p.lost[it.kept.object] {
+			err = fault.On(p.place(it), errFirstName)
+		} else {
+			err = p.linkTo(first[it.kept.object], it)
+		}
 		p.count(&p.copied.Links, 1, err)
 		p.advance(it.size)
 		if err := p.handleFailure(ctx, p.place(it), err); err != nil {
@@ -276,7 +332,7 @@ func (p *pullTree) makeOne(it item) (err error) {
 	}
 	p.count(&p.copied.Links, 1, nil)
 	if p.tree.All {
-		return setOwner(p.root, it.name, it.kept)
+		return setOwner(&p.names, p.root, it.name, it.kept)
 	}
 	return nil
 }
@@ -344,7 +400,7 @@ func (p *pullTree) dress(name string, it item) error {
 
 // own gives what is at a name its owner and extended attributes: before the mode, which each of them may change.
 func (p *pullTree) own(name string, it item) error {
-	if err := setOwner(p.root, name, it.kept); err != nil {
+	if err := setOwner(&p.names, p.root, name, it.kept); err != nil {
 		return err
 	}
 	if !hasXattrs {

@@ -107,7 +107,7 @@ func (p *pushTree) localItem(root, full string) (it item, err error) {
 		return it, err
 	}
 	if p.tree.All {
-		it.kept, err = localKept(full, info)
+		it.kept, err = localKept(&p.names, full, info)
 	}
 	if p.keeps() {
 		it.kept.special = specialOf(info.Mode())
@@ -179,7 +179,6 @@ func (p *pushTree) push(ctx context.Context, items []item) error {
 			links = append(links, p.symlink(it)...)
 		case it.kept.object != "" && again:
 			links = append(links, p.hardLink(it, first)...)
-			p.advance(it.size)
 		default:
 			if it.kept.object != "" {
 				p.first[it.kept.object] = items[i]
@@ -209,9 +208,14 @@ func (p *pushTree) push(ctx context.Context, items []item) error {
 		if err == nil {
 			late = append(late, p.attributes(it)...)
 		}
+		p.firstName(it, err)
 		if err = p.handleFailure(ctx, it.full, err); err != nil {
 			return err
 		}
+	}
+	links, err := p.onlyOfCopied(ctx, links)
+	if err != nil {
+		return err
 	}
 	if err := p.send(ctx, 1, links); err != nil {
 		return err
@@ -221,6 +225,23 @@ func (p *pushTree) push(ctx context.Context, items []item) error {
 	}
 	slices.Reverse(done) // the innermost first
 	return p.send(ctx, 1, p.onlyNeeded(done))
+}
+
+// onlyOfCopied leaves out further names of files whose first name was not copied, each of which is a failure.
+func (p *pushTree) onlyOfCopied(ctx context.Context, list []todo) (kept []todo, err error) {
+	for _, t := range list {
+		if t.entry.Kind == "link" {
+			p.advance(t.it.size)
+			if p.lost[t.it.kept.object] {
+				if err := p.handleFailure(ctx, t.it.full, fault.On(t.it.full, errFirstName)); err != nil {
+					return nil, err
+				}
+				continue
+			}
+		}
+		kept = append(kept, t)
+	}
+	return kept, nil
 }
 
 // specialOf returns setuid, setgid and sticky as the kernel has them.
@@ -348,6 +369,7 @@ func (p *pushTree) symlink(it item) []todo {
 func (p *pushTree) hardLink(it, first item) []todo {
 	if of := p.there[first.name]; p.same[first.name] && of.Object != "" && of.Object == p.there[it.name].GetObject() {
 		p.count(&p.copied.Links, 1, nil)
+		p.advance(it.size)
 		return nil
 	}
 	e := &pb.TreeEntry{Path: text.EscapePath(p.place(it)), Kind: "link", Target: text.EscapePath(p.place(first))}
@@ -358,8 +380,9 @@ func (p *pushTree) hardLink(it, first item) []todo {
 func (p *pushTree) sendSmall(ctx context.Context, items []item) error {
 	var batches [][]item
 	for size := int64(treeBytes) + 1; len(items) > 0; items = items[1:] { // the first begins a batch
-		if size += items[0].size; size > treeBytes || len(batches[len(batches)-1]) == treeBatch {
-			batches, size = append(batches, nil), items[0].size
+		own := items[0].size + xattrBytes(items[0].kept.xattrs)
+		if size += own; size > treeBytes || len(batches[len(batches)-1]) == treeBatch {
+			batches, size = append(batches, nil), own
 		}
 		batches[len(batches)-1] = append(batches[len(batches)-1], items[0])
 	}
@@ -370,6 +393,7 @@ func (p *pushTree) sendSmall(ctx context.Context, items []item) error {
 			if err == nil {
 				list = append(list, todo{it, e, nil})
 			}
+			p.firstName(it, err)
 			if err = p.handleFailure(ctx, it.full, err); err != nil {
 				return err
 			}
@@ -412,11 +436,27 @@ func (p *pushTree) pushFile(ctx context.Context, it item) error {
 
 // send sends entries that carry no files.
 func (p *pushTree) send(ctx context.Context, workers int, list []todo) error {
-	batches := slices.Collect(slices.Chunk(list, treeBatch))
+	var batches [][]todo
+	for size := int64(treeBytes) + 1; len(list) > 0; list = list[1:] {
+		own := xattrBytes(list[0].entry.Xattrs)
+		if size += own; size > treeBytes || len(batches[len(batches)-1]) == treeBatch {
+			batches, size = append(batches, nil), own
+		}
+		batches[len(batches)-1] = append(batches[len(batches)-1], list[0])
+	}
 	return parallel(ctx, workers, len(batches), func(ctx context.Context, n int) error { return p.sendBatch(ctx, batches[n]) })
 }
 
-// sendBatch sends the entries of one request. Where the request as a whole is refused, each entry is sent by itself.
+// xattrBytes is about how much extended attributes take of a request.
+func xattrBytes(list []*pb.CopiedAttribute) (n int64) {
+	for _, x := range list {
+		n += int64(len(x.Name) + len(x.Value))
+	}
+	return n
+}
+
+// sendBatch sends the entries of one request. Where the request as a whole is refused, each entry is sent by itself; where it is
+// too large, each half.
 func (p *pushTree) sendBatch(ctx context.Context, list []todo) error {
 	if len(list) == 0 {
 		return nil
@@ -430,6 +470,12 @@ func (p *pushTree) sendBatch(ctx context.Context, list []todo) error {
 		}
 		return nil
 	}
+	if n := len(list); errors.Is(err, fault.ErrTooLarge) && n > 1 {
+		if err := p.sendBatch(ctx, list[:n/2]); err != nil {
+			return err
+		}
+		return p.sendBatch(ctx, list[n/2:])
+	}
 	for i, t := range list {
 		failure := err
 		if err == nil {
@@ -438,6 +484,7 @@ func (p *pushTree) sendBatch(ctx context.Context, list []todo) error {
 		if t.entry.Kind == "file" {
 			p.done(int64(len(t.entry.Data)), failure)
 			p.advance(t.it.size)
+			p.firstName(t.it, failure)
 		}
 		if t.count != nil {
 			p.count(t.count, 1, failure)

@@ -1,0 +1,265 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// treeGuest answers the requests of trees as a guest of the entries of list.
+type treeGuest struct {
+	list   []*pb.DirectoryEntry
+	status map[string]*pb.FileStatus // by path; absent where it is missing
+	unread map[string]bool           // paths that cannot be read
+	wrong  map[string]error          // why an entry is not made, by path
+	most   int                       // descriptions of one reply; 0: any number
+
+	mu      sync.Mutex
+	entries []*pb.TreeEntry
+}
+
+func (g *treeGuest) serve(_ context.Context, request proto.Message) (proto.Message, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch request := request.(type) {
+	case *pb.ListDirectoryRequest:
+		return &pb.ListDirectoryResponse{Success: true, Entries: g.list}, nil
+	case *pb.FileReadRequest:
+		if g.unread[request.Path] {
+			return nil, fault.On(request.Path, os.ErrPermission)
+		}
+		return &pb.FileReadResponse{Success: true, Data: []byte("new"), Eof: true, Mode: 0o100644}, nil
+	case *pb.StatFilesRequest:
+		if g.most > 0 && len(request.Paths) > g.most {
+			return nil, fault.Wrapf(fault.ErrTooLarge, "more than one reply holds")
+		}
+		reply := &pb.StatFilesResponse{Success: true}
+		for _, path := range request.Paths {
+			status := g.status[path]
+			if status == nil {
+				status = &pb.FileStatus{Kind: "absent"}
+			}
+			reply.Files = append(reply.Files, status)
+		}
+		return reply, nil
+	case *pb.WriteFilesRequest:
+		if proto.Size(request) > 1<<20 {
+			return nil, fault.Wrapf(fault.ErrTooLarge, "a request of %d bytes", proto.Size(request))
+		}
+		reply := &pb.WriteFilesResponse{Success: true}
+		for _, e := range request.Entries {
+			g.entries = append(g.entries, e)
+			reply.Results = append(reply.Results, &pb.TreeResult{})
+			if err := g.wrong[e.Path]; err != nil {
+				reply.Results[len(reply.Results)-1].Error = fault.Detail(fault.On(e.Path, err))
+			}
+		}
+		return reply, nil
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// failures collects what is told to Tree.Failed.
+type failures struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (f *failures) add(path string, err error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.list = append(f.list, path+": "+err.Error())
+	return nil
+}
+
+// has reports whether there is a failure with each of these words, and no other.
+func (f *failures) has(words ...string) bool {
+	for _, word := range words {
+		if !slices.ContainsFunc(f.list, func(line string) bool { return strings.Contains(line, word) }) {
+			return false
+		}
+	}
+	return len(f.list) == len(words)
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reads(t *testing.T, path, content string) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != content {
+		t.Errorf("%s holds %q, %v; want %q", path, got, err, content)
+	}
+}
+
+// A further name of a file whose first name could not be copied would be one of old content: it is not made.
+func TestPushMakesNoNameOfAFileThatFailed(t *testing.T) {
+	for name, size := range map[string]int{"small": 10, "large": smallFile + 1} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/a", strings.Repeat("x", size))
+			if err := os.Link(dir+"/a", dir+"/b"); err != nil {
+				t.Fatal(err)
+			}
+			g := &treeGuest{
+				status: map[string]*pb.FileStatus{"/t": {Kind: "directory"}},
+				wrong:  map[string]error{"/t/a": os.ErrPermission}, // of a large file the guest takes no chunk
+			}
+			c, _ := agent(t, g.serve)
+			var f failures
+			got, err := c.PushTree(within(t, 20*time.Second), dir, "/t", Tree{All: true, Failed: f.add})
+			if err != nil || got.Files != 0 || got.Links != 0 || !f.has("/a: ", "/b: its first name was not copied") {
+				t.Errorf("%+v %v %q", got, err, f.list)
+			}
+			for _, e := range g.entries {
+				if e.Kind == "link" {
+					t.Errorf("a name was made of what is there: %v", e)
+				}
+			}
+		})
+	}
+}
+
+func TestPullMakesNoNameOfAFileThatFailed(t *testing.T) {
+	status := &pb.FileStatus{Kind: "file", Mode: 0o644, SizeBytes: 3, Object: "1-2", Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+	g := &treeGuest{
+		list: []*pb.DirectoryEntry{{Name: "a", SizeBytes: 3, Mode: 0o644}, {Name: "b", SizeBytes: 3, Mode: 0o644}},
+		status: map[string]*pb.FileStatus{
+			"/t": {Kind: "directory", Mode: 0o755, Uid: status.Uid, Gid: status.Gid}, "/t/a": status, "/t/b": status,
+		},
+		unread: map[string]bool{"/t/a": true},
+	}
+	c, _ := agent(t, g.serve)
+	dir := t.TempDir()
+	write(t, dir+"/a", "old content")
+	write(t, dir+"/b", "good")
+	var f failures
+	got, err := c.PullTree(within(t, 20*time.Second), "/t", dir, Tree{All: true, Failed: f.add})
+	if err != nil || got.Files != 0 || got.Links != 0 || !f.has("/t/a: ", "/t/b: its first name was not copied") {
+		t.Errorf("%+v %v %q", got, err, f.list)
+	}
+	reads(t, dir+"/b", "good")
+}
+
+// What the guest does not describe keeps what it has here, and is told.
+func TestPullLeavesOutWhatIsNotDescribed(t *testing.T) {
+	uid, gid := uint32(os.Getuid()), uint32(os.Getgid())
+	g := &treeGuest{
+		list: []*pb.DirectoryEntry{
+			{Name: "error", SizeBytes: 3}, {Name: "gone", SizeBytes: 3}, {Name: "link", SizeBytes: 3}, {Name: "pipe"},
+			{Name: "good", SizeBytes: 3},
+		},
+		status: map[string]*pb.FileStatus{
+			"/t":       {Kind: "directory", Mode: 0o755, Uid: uid, Gid: gid},
+			"/t/error": {Error: fault.Detail(os.ErrPermission)},
+			"/t/link":  {Kind: "symlink", SymlinkTarget: "/etc/shadow"},
+			"/t/pipe":  {Kind: "fifo"},
+			"/t/good":  {Kind: "file", Mode: 0o644, SizeBytes: 3, Uid: uid, Gid: gid},
+		},
+	}
+	c, _ := agent(t, g.serve)
+	dir := t.TempDir()
+	for _, name := range []string{"error", "gone", "link"} {
+		write(t, filepath.Join(dir, name), "old")
+	}
+	var f failures
+	got, err := c.PullTree(within(t, 20*time.Second), "/t", dir, Tree{All: true, Failed: f.add})
+	if err != nil || got.Files != 1 || got.Unchanged != 0 ||
+		!f.has("/t/error: permission denied", "/t/gone: file does not exist", "/t/link: is a symlink", "/t/pipe: neither") {
+		t.Errorf("%+v %v %q", got, err, f.list)
+	}
+	for name, want := range map[string]string{"error": "old", "gone": "old", "link": "old", "good": "new"} {
+		reads(t, filepath.Join(dir, name), want)
+	}
+}
+
+// A pipe here is written to. It is not replaced by a file.
+func TestPullKeepingWritesIntoAPipe(t *testing.T) {
+	g := &treeGuest{status: map[string]*pb.FileStatus{
+		"/f": {Kind: "file", Mode: 0o644, SizeBytes: 3, Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())},
+	}}
+	c, _ := agent(t, g.serve)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.Close()
+	got, err := NewLink(c, nil).PullKeeping(within(t, 20*time.Second), "/f", pipe, Tree{All: true})
+	if err != nil || got.Files != 1 || got.Bytes != 3 {
+		t.Fatalf("%+v %v", got, err)
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode() != os.ModeNamedPipe|0o600 {
+		t.Fatalf("the pipe is %v, %v", info.Mode(), err)
+	}
+	data := make([]byte, 3)
+	if _, err := io.ReadFull(end, data); err != nil || string(data) != "new" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
+// A name that is none here has in each copy the number that its guest says.
+func TestOwnersAreOfTheirGuest(t *testing.T) {
+	var a accounts
+	for _, id := range []uint32{0, 1001} {
+		if got := a.uid("no-such-user", id); got != id {
+			t.Errorf("uid %d, want %d", got, id)
+		}
+		if got := a.gid("no-such-group", id); got != id {
+			t.Errorf("gid %d, want %d", got, id)
+		}
+	}
+	if got := a.uid("root", 7); got != 0 {
+		t.Errorf("root is %d", got)
+	}
+}
+
+// Extended attributes count as what they take, in requests and in replies.
+func TestTreesWithLargeAttributes(t *testing.T) {
+	g := &treeGuest{most: 3, status: map[string]*pb.FileStatus{"/t": {Kind: "directory"}}}
+	c, _ := agent(t, g.serve)
+	p := pushTree{treeCopy: treeCopy{l: NewLink(c, nil), tree: Tree{All: true}}, remote: "/t"}
+	paths := []string{"/t"}
+	var list []todo
+	for i := range 40 {
+		name := fmt.Sprint(i)
+		paths = append(paths, path.Join("/t", name))
+		xattrs := []*pb.CopiedAttribute{{Name: "user.large", Value: make([]byte, 60<<10)}}
+		e := &pb.TreeEntry{Path: "/t/" + name, Kind: "attributes", SetXattrs: true, Xattrs: xattrs, ModifiedAt: timestamppb.Now()}
+		list = append(list, todo{item{name: name}, e, nil})
+	}
+	all, err := p.stat(within(t, 20*time.Second), paths, false, true)
+	if err != nil || len(all) != len(paths) || all[0].Kind != "directory" || all[40].Kind != "absent" {
+		t.Errorf("%d descriptions, %v", len(all), err)
+	}
+	if err := p.send(within(t, 20*time.Second), 1, list); err != nil || len(g.entries) != len(list) {
+		t.Errorf("%d entries, %v", len(g.entries), err)
+	}
+	g.entries = nil
+	if err := p.sendBatch(within(t, 20*time.Second), list); err != nil || len(g.entries) != len(list) {
+		t.Errorf("%d entries, %v", len(g.entries), err)
+	}
+}
