@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -31,6 +33,12 @@ const (
 	kindAttributes = "attributes"
 )
 
+// treePlace is where a staged file goes: a directory, and a name in it in lower case, for systems that make no difference.
+type treePlace struct {
+	dev, ino uint64
+	name     string
+}
+
 // treeWriter makes the entries of one request:
 //
 //	file ► staged ─┐ up to maxStaged
@@ -45,6 +53,7 @@ type treeWriter struct {
 
 	staged []fsys.Placing
 	of     []int               // whose entries these are
+	names  map[treePlace]bool  // where they go
 	swept  map[[2]uint64]bool  // directories that were swept
 	dirs   map[string]*fsys.At // in which names changed that are not durable yet, by path
 	wait   map[string][]int    // the entries of each
@@ -60,15 +69,17 @@ func (r *Room) writeFiles(ctx context.Context, call *builtins.Call, in *pb.Write
 	}
 	w := &treeWriter{
 		r: r, call: call, accounts: accounts, entries: in.Entries, results: make([]*pb.TreeResult, len(in.Entries)),
-		swept: map[[2]uint64]bool{}, dirs: map[string]*fsys.At{}, wait: map[string][]int{},
+		swept: map[[2]uint64]bool{}, names: map[treePlace]bool{}, dirs: map[string]*fsys.At{}, wait: map[string][]int{},
 	}
 	for i := range w.results {
 		w.results[i] = &pb.TreeResult{}
 	}
 	for i, entry := range in.Entries {
-		if err := context.Cause(ctx); err != nil {
-			w.discard()
-			return nil, err
+		if err := context.Cause(ctx); err != nil { // what was made stays, and the reply tells of each what became of it
+			for left := range w.results[i:] {
+				w.failed(i+left, err)
+			}
+			break
 		}
 		if entry.Kind != string(fsys.File) || len(w.staged) == maxStaged {
 			w.place()
@@ -135,7 +146,12 @@ func (w *treeWriter) attr(entry *pb.TreeEntry) (attr fsys.Attr, err error) {
 	if entry.Mode != nil && *entry.Mode > 0o7777 {
 		return attr, fault.Invalid("mode %o has more than permission bits", *entry.Mode)
 	}
-	attr.Mode, attr.Separate = entry.Mode, entry.Separate
+	for _, id := range []*uint32{attr.UID, attr.GID} {
+		if id != nil && *id == math.MaxUint32 {
+			return attr, fault.Invalid("%d is the number of no user and no group", *id)
+		}
+	}
+	attr.Mode, attr.Separate, attr.KeepSpecial = entry.Mode, entry.Separate, true
 	if t := entry.ModifiedAt; t != nil {
 		if err := t.CheckValid(); err != nil {
 			return attr, fault.Invalid("the time of modification: %v", err)
@@ -178,14 +194,24 @@ func (w *treeWriter) file(ctx context.Context, i int, entry *pb.TreeEntry, attr 
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { c.Close() }()
+	dir, err := c.At.StatDir()
+	if err != nil {
+		return err
+	}
+	place := treePlace{dir.Dev, dir.Ino, strings.ToLower(c.At.Name)}
+	if w.names[place] { // the second of two takes over what the first one has
+		w.place()
+		c.Close()
+		if c, err = w.r.begin(w.call, "write_files", entry.Path, followLinks); err != nil {
+			return err
+		}
+	}
 	if entry.Separate {
 		c.separate()
 	}
-	if dir, err := c.At.StatDir(); err == nil {
-		is := [2]uint64{dir.Dev, dir.Ino}
-		c.swept, w.swept[is] = w.swept[is], true
-	}
+	is := [2]uint64{dir.Dev, dir.Ino}
+	c.swept, w.swept[is] = w.swept[is], true
 	sink, err := w.r.sinkFor(c, entry.Path, false, attr)
 	if err != nil {
 		return err
@@ -198,6 +224,7 @@ func (w *treeWriter) file(ctx context.Context, i int, entry *pb.TreeEntry, attr 
 		return sink.finish(ctx, w.call, attr)
 	}
 	w.staged, w.of = append(w.staged, fsys.Placing{Staged: staged.staged, Attr: attr}), append(w.of, i)
+	w.names[place] = true
 	return nil
 }
 
@@ -207,14 +234,7 @@ func (w *treeWriter) place() {
 		w.failed(w.of[n], err)
 	}
 	w.staged, w.of = nil, nil
-}
-
-// discard gives up what is staged and frees the rest.
-func (w *treeWriter) discard() {
-	for _, p := range w.staged {
-		_ = p.Staged.Discard()
-	}
-	w.sync()
+	clear(w.names)
 }
 
 func (w *treeWriter) directory(ctx context.Context, i int, entry *pb.TreeEntry, attr fsys.Attr) error {
@@ -247,7 +267,7 @@ func (w *treeWriter) directory(ctx context.Context, i int, entry *pb.TreeEntry, 
 
 func (w *treeWriter) symlink(ctx context.Context, i int, entry *pb.TreeEntry, attr fsys.Attr) error {
 	_, err := w.r.edit.Symlink(ctx, w.call, edit.Link{
-		Op: "write_files", Path: entry.Path, Target: text.UnescapePath(entry.Target), Replace: true,
+		Op: "write_files", Path: entry.Path, Target: text.UnescapePath(entry.Target),
 	})
 	if err != nil {
 		return err
@@ -433,22 +453,34 @@ func looksAs(in proto.Message) []string {
 	return []string{"file_stat"}
 }
 
-// makesAs are the rows that make what a request makes.
+// makesAs are the rows that make what a request makes. What may be there already and gets a mode, an ACL or an owner is changed
+// as by file.chmod and file.chown.
 func makesAs(in proto.Message) []string {
 	if in == nil {
-		return []string{"file_write", "create_directory", "file.symlink"}
+		return []string{"file_write", "create_directory", "file.symlink", "file.chmod", "file.chown"}
 	}
 	var rows []string
-	for _, entry := range in.(*pb.WriteFilesRequest).GetEntries() {
-		row := "file_write"
-		switch entry.Kind {
-		case string(fsys.Directory):
-			row = "create_directory"
-		case string(fsys.Symlink):
-			row = "file.symlink"
-		}
+	add := func(row string) {
 		if !slices.Contains(rows, row) {
 			rows = append(rows, row)
+		}
+	}
+	for _, entry := range in.(*pb.WriteFilesRequest).GetEntries() {
+		switch entry.GetKind() {
+		case string(fsys.Directory):
+			add("create_directory")
+		case string(fsys.Symlink):
+			add("file.symlink")
+		default:
+			add("file_write")
+		}
+		mayBeThere := entry.GetKind() == string(fsys.Directory) || entry.GetKind() == kindAttributes
+		if mayBeThere && (entry.Mode != nil || entry.GetSetXattrs()) {
+			add("file.chmod")
+		}
+		owned := entry.GetOwner() != "" || entry.GetGroup() != "" || entry.Uid != nil || entry.Gid != nil
+		if owned && (mayBeThere || entry.GetKind() == string(fsys.Symlink)) {
+			add("file.chown")
 		}
 	}
 	return rows

@@ -415,16 +415,25 @@ func (a *At) LinkOver(to *At) (changed bool, err error) {
 	if err := old.CheckLocked("the file"); err != nil {
 		return false, err
 	}
-	temp := tempName()
-	if err := a.dir.link(a.Name, to.dir, temp); err != nil {
-		return false, err
+	for again := linkAttempts; ; again-- {
+		temp := tempName()
+		if err := a.dir.link(a.Name, to.dir, temp); err != nil {
+			return false, err
+		}
+		err := to.dir.rename(temp, to.dir, to.Name, true)
+		if err == nil {
+			to.changed()
+			return true, nil
+		}
+		if err = errors.Join(err, removeTemp(to.dir, temp)); !errors.Is(err, fs.ErrNotExist) || again == 0 {
+			return false, err
+		}
 	}
-	if err := to.dir.rename(temp, to.dir, to.Name, true); err != nil {
-		return false, errors.Join(err, to.dir.remove(temp, false))
-	}
-	to.changed()
-	return true, nil
 }
+
+// linkAttempts is how often a name of LinkOver is made again that a Sweep of another request has taken for a dead agent's: it
+// has no lock of its own, since the lock would be one of the file.
+const linkAttempts = 20
 
 // SameMount says whether what is at one entry can be renamed to the other, and linked there. It is unsupported on an
 // overlay.

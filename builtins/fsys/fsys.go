@@ -113,6 +113,9 @@ type Attr struct {
 	// Copied are the extended attributes that it shall have of those that a copy keeps (IsCopied): others of them are removed. Nil
 	// leaves what is there.
 	Copied map[string][]byte
+	// KeepSpecial has a new owner keep setuid, setgid and file capabilities of what is there already, of which the system takes
+	// them away with the owner.
+	KeepSpecial bool
 	// Separate has Commit give a new content to the one name of a file with several, and not refuse.
 	Separate bool
 

@@ -281,18 +281,51 @@ func setAttr(dir handle, name string, kind Kind, attr Attr) error {
 }
 
 func (o descriptor) setAttr(now Meta, attr Attr) error {
-	if err := o.chown(now, valueOr(attr.UID, now.UID), valueOr(attr.GID, now.GID)); err != nil {
+	uid, gid := valueOr(attr.UID, now.UID), valueOr(attr.GID, now.GID)
+	keep := attr.KeepSpecial && now.Kind != Symlink && (now.UID != uid || now.GID != gid)
+	var capability []byte
+	if keep && attr.Copied == nil {
+		capability = o.capability()
+	}
+	if err := o.chown(now, uid, gid); err != nil {
 		return err
+	}
+	if len(capability) > 0 {
+		if err := unix.Setxattr(o.path(), capabilityXattr, capability, 0); err != nil {
+			return fault.On("attribute "+capabilityXattr, err)
+		}
 	}
 	if err := o.setCopied(attr.Copied); err != nil {
 		return err
 	}
-	if attr.Mode != nil {
+	switch {
+	case attr.Mode != nil:
 		if err := o.chmod(*attr.Mode); err != nil {
+			return err
+		}
+	case keep && now.Mode&0o6000 != 0:
+		// An ACL that was just set decides about the permissions; a new owner only about these bits.
+		after, err := o.stat()
+		if err != nil {
+			return err
+		}
+		if err := o.chmod(after.Mode | now.Mode&0o6000); err != nil {
 			return err
 		}
 	}
 	return o.setMtime(now, attr.Mtime)
+}
+
+// capabilityXattr has the capabilities of a file.
+const capabilityXattr = "security.capability"
+
+// capability returns the file capabilities; empty: it has none.
+func (o descriptor) capability() []byte {
+	value, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(o.path(), capabilityXattr, buffer) })
+	if err != nil {
+		return nil
+	}
+	return value
 }
 
 // setCopied sets the attributes that a copy keeps; nil: they stay.

@@ -308,7 +308,7 @@ func (m *Meta) setAttr(attr Attr) error {
 		if err := checkChown(m, uid, gid); err != nil {
 			return err
 		}
-		if m.Kind == File && m.Mode&0o111 != 0 { // a new owner drops setuid and setgid
+		if m.Kind == File && m.Mode&0o111 != 0 && !attr.KeepSpecial { // a new owner drops setuid and setgid
 			m.Mode &^= 0o6000
 		}
 		m.UID, m.GID = uid, gid

@@ -154,7 +154,8 @@ type Placing struct {
 }
 
 // CommitAll is Commit of several files, each durable with its name: the disk is at work on all of them before one is waited
-// for, and a directory is synced once. It returns the error of each. The stagings are over either way.
+// for, and a directory is synced once. No two are for one place: the second would not see the first. It returns the error of
+// each. The stagings are over either way.
 func CommitAll(list []Placing) []error {
 	failed := make([]error, len(list))
 	for i, p := range list {

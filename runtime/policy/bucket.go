@@ -24,7 +24,12 @@ func newBucket(n int, seconds float64) *bucket {
 // take says whether one more may pass, and counts it if so.
 func (b *bucket) take() bool { return b.takeAll(1) }
 
-// takeAll says whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the longer.
+// maxDebt is for how many seconds those behind a large request wait at most: clients try again for a minute.
+const maxDebt = 5
+
+// takeAll says whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the
+// longer, but no longer than maxDebt seconds where more than one passes in that time. So requests for many things at once, of which the
+// protocol says how many these are at most, get through more than the limit says where it is smaller than a fifth of them.
 func (b *bucket) takeAll(n int) bool {
 	if b.size == 0 {
 		return true
@@ -37,6 +42,6 @@ func (b *bucket) takeAll(n int) bool {
 	if b.left < 1 {
 		return false
 	}
-	b.left -= float64(n)
+	b.left = max(b.left-float64(n), min(0, 1-maxDebt*b.rate))
 	return true
 }

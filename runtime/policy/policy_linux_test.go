@@ -465,6 +465,18 @@ func TestRates(t *testing.T) {
 	if n := take(); n != 10 {
 		t.Error(n)
 	}
+	// A request for many things lets those behind wait for five seconds, however small the limit is.
+	for _, limit := range []int{1, 5, 1000} {
+		b := newBucket(limit, 1)
+		b.now, b.at = func() time.Time { return now }, now
+		if !b.takeAll(1000) || b.takeAll(1) {
+			t.Errorf("%d a second: 1000 at once did not pass, or one behind did", limit)
+		}
+		now = now.Add(5*time.Second + time.Millisecond)
+		if !b.takeAll(1) {
+			t.Errorf("%d a second: nothing passes after five seconds", limit)
+		}
+	}
 	k := newKit(t, tree(t), "  max_commands_per_minute: 2\n  max_file_ops_per_second: 1\n  command_blocklist: [rm]\n")
 	for range 5 {
 		k.refused("command_blocklist", "", execute("rm", "x"))

@@ -219,8 +219,8 @@ func parallel(ctx context.Context, workers, n int, do func(ctx context.Context, 
 	return context.Cause(ctx)
 }
 
-// stat asks for what is at the places of items, as their indices say. The error of one is in its FileStatus. Where one reply does
-// not hold the descriptions of so many, fewer are asked for.
+// stat asks for what is at the places of items, as their indices say. The error of one is in its FileStatus. Where one reply
+// does not hold the descriptions of so many, fewer are asked for.
 func (p *treeCopy) stat(ctx context.Context, paths []string, sha, xattrs bool) ([]*pb.FileStatus, error) {
 	var all []*pb.FileStatus
 	for most := treeStats; len(paths) > 0; {

@@ -141,11 +141,12 @@ func TestPushMakesNoNameOfAFileThatFailed(t *testing.T) {
 }
 
 func TestPullMakesNoNameOfAFileThatFailed(t *testing.T) {
-	status := &pb.FileStatus{Kind: "file", Mode: 0o644, SizeBytes: 3, Object: "1-2", Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+	uid, gid := uint32(os.Getuid()), uint32(os.Getgid())
+	status := &pb.FileStatus{Kind: "file", Mode: 0o644, SizeBytes: 3, Object: "1-2", Uid: uid, Gid: gid}
 	g := &treeGuest{
 		list: []*pb.DirectoryEntry{{Name: "a", SizeBytes: 3, Mode: 0o644}, {Name: "b", SizeBytes: 3, Mode: 0o644}},
 		status: map[string]*pb.FileStatus{
-			"/t": {Kind: "directory", Mode: 0o755, Uid: status.Uid, Gid: status.Gid}, "/t/a": status, "/t/b": status,
+			"/t": {Kind: "directory", Mode: 0o755, Uid: uid, Gid: gid}, "/t/a": status, "/t/b": status,
 		},
 		unread: map[string]bool{"/t/a": true},
 	}

@@ -187,8 +187,8 @@ func guestItem(at string, e *pb.DirectoryEntry) (item, error) {
 	return it, nil
 }
 
-// describe adds what Tree.All keeps. Of the directory that the tree is the link to one is not followed, and nothing is kept. What
-// cannot be described, or is another thing by now, is a failure and is left out, with all that is below.
+// describe adds what Tree.All keeps. Of the directory that the tree is the link to one is not followed, and nothing is kept.
+// What cannot be described, or is another thing by now, is a failure and is left out, with all that is below.
 func (p *pullTree) describe(ctx context.Context, items []item) (known []item, err error) {
 	all, err := p.stat(ctx, p.places(items), false, true)
 	if err != nil {

@@ -455,8 +455,8 @@ func xattrBytes(list []*pb.CopiedAttribute) (n int64) {
 	return n
 }
 
-// sendBatch sends the entries of one request. Where the request as a whole is refused, each entry is sent by itself; where it is
-// too large, each half.
+// sendBatch sends the entries of one request. Where the request as a whole is refused, each entry is sent by itself; where it
+// is too large, each half.
 func (p *pushTree) sendBatch(ctx context.Context, list []todo) error {
 	if len(list) == 0 {
 		return nil
