@@ -46,3 +46,28 @@ func TestPolicyOfTheGuest(t *testing.T) {
 		}
 	}
 }
+
+// A copy of a tree changes no mode of what is there where file.chmod is denied. What is new has the mode that it shall have.
+func TestATreeUnderAPolicy(t *testing.T) {
+	root, local := t.TempDir(), t.TempDir()
+	for path, mode := range map[string]os.FileMode{root + "/d": 0o700, local + "/t": 0o755, local + "/t/new": 0o750} {
+		if err := errors.Join(os.MkdirAll(path, 0o700), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(local+"/t/new/f", []byte("x"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, Config: "security:\n  deny_operations: [file.chmod, file.chown]\n"})
+	if code, out, errs := ctl(t, "-s", a.Socket, "push", "-r", local+"/t/.", "/d"); code != 0 {
+		t.Errorf("push -r: exit code %d: %s%s", code, out, errs)
+	}
+	if code, _, errs := ctl(t, "-s", a.Socket, "push", "-a", local+"/t/.", "/d"); code != 1 || !strings.Contains(errs, "file.chmod") {
+		t.Errorf("push -a: exit code %d: %s", code, errs)
+	}
+	for path, mode := range map[string]os.FileMode{"/d": 0o700, "/d/new": 0o750, "/d/new/f": 0o640} {
+		if info, err := os.Stat(root + path); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", path, info, err)
+		}
+	}
+}

@@ -29,6 +29,9 @@ type treeGuest struct {
 	unread map[string]bool           // paths that cannot be read
 	wrong  map[string]error          // why an entry is not made, by path
 	most   int                       // descriptions of one reply; 0: any number
+	stops  int                       // so many requests are interrupted before their last entry
+	denied map[string]bool           // kinds of entries that the policy refuses
+	made   []string                  // directories that were made by themselves
 
 	mu      sync.Mutex
 	entries []*pb.TreeEntry
@@ -58,12 +61,23 @@ func (g *treeGuest) serve(_ context.Context, request proto.Message) (proto.Messa
 			reply.Files = append(reply.Files, status)
 		}
 		return reply, nil
+	case *pb.CreateDirectoryRequest:
+		g.made = append(g.made, request.Path)
+		return &pb.CreateDirectoryResponse{Success: true}, nil
 	case *pb.WriteFilesRequest:
 		if proto.Size(request) > 1<<20 {
 			return nil, fault.Wrapf(fault.ErrTooLarge, "a request of %d bytes", proto.Size(request))
 		}
 		reply := &pb.WriteFilesResponse{Success: true}
-		for _, e := range request.Entries {
+		for i, e := range request.Entries {
+			if g.denied[e.Kind] {
+				return nil, fault.Refuse("by the policy")
+			}
+			if i == len(request.Entries)-1 && g.stops > 0 {
+				g.stops--
+				reply.Results = append(reply.Results, &pb.TreeResult{Error: fault.Detail(context.Canceled)})
+				break
+			}
 			g.entries = append(g.entries, e)
 			reply.Results = append(reply.Results, &pb.TreeResult{})
 			if err := g.wrong[e.Path]; err != nil {
@@ -262,5 +276,43 @@ func TestTreesWithLargeAttributes(t *testing.T) {
 	g.entries = nil
 	if err := p.sendBatch(within(t, 20*time.Second), list); err != nil || len(g.entries) != len(list) {
 		t.Errorf("%d entries, %v", len(g.entries), err)
+	}
+}
+
+// What an agent that stops in the middle of a request has not made is sent again; without another connection it is told.
+func TestPushGoesOnWhereTheAgentStopped(t *testing.T) {
+	for name, dial := range map[string]func(context.Context) (*Client, error){
+		"again": func(context.Context) (*Client, error) { return nil, errors.ErrUnsupported }, "once": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			write(t, dir+"/a", "1")
+			write(t, dir+"/b", "2")
+			g := &treeGuest{status: map[string]*pb.FileStatus{"/t": {Kind: "directory"}}, stops: 1}
+			c, _ := agent(t, g.serve)
+			var f failures
+			got, err := NewLink(c, dial).PushTree(within(t, 20*time.Second), dir, "/t", Tree{Failed: f.add})
+			want, failed := 2, []string{}
+			if dial == nil {
+				want, failed = 1, []string{"/t/b: context canceled"}
+			}
+			if err != nil || got.Files != want || !f.has(failed...) {
+				t.Errorf("%+v %v %q", got, err, f.list)
+			}
+		})
+	}
+}
+
+// Where the policy forbids to change modes a new directory is made by itself.
+func TestPushMakesDirectoriesWhereModesAreNotChanged(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/new", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := &treeGuest{status: map[string]*pb.FileStatus{"/t": {Kind: "directory"}}, denied: map[string]bool{"directory": true}}
+	c, _ := agent(t, g.serve)
+	got, err := c.PushTree(within(t, 20*time.Second), dir, "/t", Tree{})
+	if err != nil || got.Directories != 2 || !slices.Equal(g.made, []string{"/t/new"}) {
+		t.Errorf("%+v %v %q", got, err, g.made)
 	}
 }
