@@ -60,6 +60,9 @@ type Call struct {
 	ReleaseRequest func(keep int)
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
 	Judged *fsys.Judged
+	// Kept returns fault.ErrBusy where an open transaction has changed an object: for a request that changes many of them, one after
+	// the other, and asks anew for each. All that it names as written were asked for before it began. Nil: none has.
+	Kept func(path string) error
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
 	DryRun *DryRun
 	// MaxChunk is the most bytes of a file that the reply may have; 0: as many as every channel takes at once.

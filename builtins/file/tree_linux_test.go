@@ -165,3 +165,27 @@ func TestATreeLeavesTheAgentsOwnFilesAlone(t *testing.T) {
 	}
 	g.names("/own", "f")
 }
+
+// What a transaction has changed since the request began is left to it, and the rest is made.
+func TestATreeLeavesWhatATransactionHasChanged(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	g.mkdir("/d")
+	g.call.Kept = func(path string) error {
+		if path == "/d/kept" {
+			return fault.ErrBusy
+		}
+		return nil
+	}
+	var entries []*pb.TreeEntry
+	for _, name := range []string{"before", "kept", "after"} {
+		entries = append(entries, &pb.TreeEntry{Path: "/d/" + name, Kind: "file", Data: []byte(name)})
+	}
+	if failed := g.tree(entries...); len(failed) != 1 || failed["/d/kept"] != "busy" {
+		t.Error(failed)
+	}
+	for name, want := range map[string]bool{"before": true, "kept": false, "after": true} {
+		if _, err := os.Lstat(g.dir + "/d/" + name); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

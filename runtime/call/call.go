@@ -227,16 +227,25 @@ func (d *decision) kept() error {
 	if err := d.journal.Unusable(); err != nil && len(d.access.Writes) > 0 && len(d.access.Commands) == 0 {
 		return err // a command may be what repairs it
 	}
-	for _, text := range d.access.Writes {
-		path, err := d.config.Files.Resolve(text, false)
-		if err != nil {
-			continue // the operation itself will say so
+	d.call.Kept = d.keptPath
+	for _, path := range d.access.Writes {
+		if err := d.keptPath(path); err != nil {
+			return err
 		}
-		if id, owned := d.journal.Owns(path); owned {
-			return &fault.Error{
-				Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
-				Details: map[string]string{"transaction_id": id},
-			}
+	}
+	return nil
+}
+
+// keptPath refuses the change of a path that an open transaction has kept.
+func (d *decision) keptPath(text string) error {
+	path, err := d.config.Files.Resolve(text, false)
+	if err != nil {
+		return nil // the operation itself will say so
+	}
+	if id, owned := d.journal.Owns(path); owned {
+		return &fault.Error{
+			Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
+			Details: map[string]string{"transaction_id": id},
 		}
 	}
 	return nil
