@@ -207,10 +207,12 @@ func (w *treeWriter) file(ctx context.Context, i int, entry *pb.TreeEntry, attr 
 	place := treePlace{dir.Dev, dir.Ino, strings.ToLower(c.At.Name)}
 	if w.names[place] { // the second of two takes over what the first one has
 		w.place()
-		c.Close()
-		if c, err = w.r.begin(w.call, "write_files", entry.Path, followLinks); err != nil {
+		again, err := w.r.begin(w.call, "write_files", entry.Path, followLinks)
+		if err != nil {
 			return err
 		}
+		c.Close()
+		c = again
 	}
 	if entry.Separate {
 		c.separate()

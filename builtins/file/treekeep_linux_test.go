@@ -46,7 +46,8 @@ func TestAnOwnerAloneKeepsModeAndCapabilities(t *testing.T) {
 	g.write("/plain", "x")
 	must(t, unix.Chmod(g.dir+"/plain", 0o6755))
 	for _, path := range []string{"/s", "/c"} {
-		if failed := g.tree(&pb.TreeEntry{Path: path, Kind: "attributes", Uid: new(uint32(5)), Gid: new(uint32(6))}); len(failed) > 0 {
+		entry := &pb.TreeEntry{Path: path, Kind: "attributes", Uid: new(uint32(5)), Gid: new(uint32(6))}
+		if failed := g.tree(entry); len(failed) > 0 {
 			t.Error(failed)
 		}
 	}
@@ -62,7 +63,8 @@ func TestAnOwnerAloneKeepsModeAndCapabilities(t *testing.T) {
 		}
 	}
 	have := make([]byte, 64)
-	if n, err := unix.Getxattr(g.dir+"/c", "security.capability", have); capable && (err != nil || string(have[:n]) != string(capability)) {
+	n, err := unix.Getxattr(g.dir+"/c", "security.capability", have)
+	if capable && (err != nil || string(have[:n]) != string(capability)) {
 		t.Errorf("the capability is %q, %v", have[:max(n, 0)], err)
 	}
 }
@@ -158,13 +160,15 @@ func TestWhatATreeIsAs(t *testing.T) {
 		entry *pb.TreeEntry
 		as    []string
 	}{
-		"file":       {&pb.TreeEntry{Kind: "file", Mode: new(uint32(1)), Owner: "x"}, []string{"file_write"}},
-		"directory":  {&pb.TreeEntry{Kind: "directory"}, []string{"create_directory"}},
-		"mode":       {&pb.TreeEntry{Kind: "directory", Mode: new(uint32(1))}, []string{"create_directory", "file.chmod"}},
-		"link":       {&pb.TreeEntry{Kind: "symlink", Uid: new(uint32(1))}, []string{"file.symlink", "file.chown"}},
-		"times":      {&pb.TreeEntry{Kind: "attributes"}, []string{"file_write"}},
-		"attributes": {&pb.TreeEntry{Kind: "attributes", Mode: new(uint32(1)), Group: "x"}, []string{"file_write", "file.chmod", "file.chown"}},
-		"ACL":        {&pb.TreeEntry{Kind: "attributes", SetXattrs: true}, []string{"file_write", "file.chmod"}},
+		"file":      {&pb.TreeEntry{Kind: "file", Mode: new(uint32(1)), Owner: "x"}, []string{"file_write"}},
+		"directory": {&pb.TreeEntry{Kind: "directory"}, []string{"create_directory"}},
+		"mode":      {&pb.TreeEntry{Kind: "directory", Mode: new(uint32(1))}, []string{"create_directory", "file.chmod"}},
+		"link":      {&pb.TreeEntry{Kind: "symlink", Uid: new(uint32(1))}, []string{"file.symlink", "file.chown"}},
+		"times":     {&pb.TreeEntry{Kind: "attributes"}, []string{"file_write"}},
+		"attributes": {
+			&pb.TreeEntry{Kind: "attributes", Mode: new(uint32(1)), Group: "x"}, []string{"file_write", "file.chmod", "file.chown"},
+		},
+		"ACL": {&pb.TreeEntry{Kind: "attributes", SetXattrs: true}, []string{"file_write", "file.chmod"}},
 	} {
 		if as := op.As(&pb.WriteFilesRequest{Entries: []*pb.TreeEntry{c.entry}}); !slices.Equal(as, c.as) {
 			t.Errorf("%s: %s, want %s", name, strings.Join(as, " "), strings.Join(c.as, " "))

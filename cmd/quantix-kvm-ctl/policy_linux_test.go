@@ -62,7 +62,8 @@ func TestATreeUnderAPolicy(t *testing.T) {
 	if code, out, errs := ctl(t, "-s", a.Socket, "push", "-r", local+"/t/.", "/d"); code != 0 {
 		t.Errorf("push -r: exit code %d: %s%s", code, out, errs)
 	}
-	if code, _, errs := ctl(t, "-s", a.Socket, "push", "-a", local+"/t/.", "/d"); code != 1 || !strings.Contains(errs, "file.chmod") {
+	code, _, errs := ctl(t, "-s", a.Socket, "push", "-a", local+"/t/.", "/d")
+	if code != 1 || !strings.Contains(errs, "file.chmod") {
 		t.Errorf("push -a: exit code %d: %s", code, errs)
 	}
 	for path, mode := range map[string]os.FileMode{"/d": 0o700, "/d/new": 0o750, "/d/new/f": 0o640} {

@@ -28,8 +28,9 @@ func (b *bucket) take() bool { return b.takeAll(1) }
 const maxDebt = 5
 
 // takeAll says whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the
-// longer, but no longer than maxDebt seconds where more than one passes in that time. So requests for many things at once, of which the
-// protocol says how many these are at most, get through more than the limit says where it is smaller than a fifth of them.
+// longer, but no longer than maxDebt seconds where more than one passes in that time. So requests for many things at once, of
+// which the protocol says how many these are at most, get through more than the limit says where it is smaller than a fifth of
+// them.
 func (b *bucket) takeAll(n int) bool {
 	if b.size == 0 {
 		return true
