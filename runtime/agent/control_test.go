@@ -119,6 +119,17 @@ func TestPongTellsWhatIsUnknown(t *testing.T) {
 	}
 }
 
+// A pong has the time since the agent began, which a restart ends, and not that of the guest.
+func TestPongTellsSinceWhenTheAgentRuns(t *testing.T) {
+	begun := time.Now()
+	p := newPipes("org.quantix.agent.0")
+	start(t, Config{Ports: serving(p)})
+	pong, err := client.Call[*pb.PongResponse](t.Context(), p.dial(t), &pb.PingRequest{})
+	if most := uint64(time.Since(begun).Seconds()); err != nil || pong.UptimeSeconds > most {
+		t.Error(pong, err, most)
+	}
+}
+
 // vsock is announced where a host may come that way, and nowhere else.
 func TestVsockIsAnnouncedWhereItIsServed(t *testing.T) {
 	for name, want := range map[string]bool{"vsock:9443": true, "org.quantix.agent.0": false} {
