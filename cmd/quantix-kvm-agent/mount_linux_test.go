@@ -105,13 +105,17 @@ func (m *mountedTree) shell(t *testing.T, line string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// state is all that a rollback must give back: files with their times, what is mounted, and what is on the disk.
+// state is all that a rollback must give back: files with their times, what is mounted, and what is on the disk, which is mounted
+// when the kernel has ended the mount of whatever was killed.
 func (m *mountedTree) state(t *testing.T) string {
 	t.Helper()
 	return m.shell(t, `find / -xdev -name usr -prune -o -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -path /tmp -prune -o \
 			-path /disk -prune -o -path /run -prune -o -path /root -prune -o -printf '%p %y %m %U %T@ %l\n' | sort
 		cat /etc/fstab; grep -o ' /\(srv\|mnt\)[^ ]* ' /proc/self/mountinfo || true
-		at="/srv/data dir/x"; mountpoint -q "$at" || { mkdir -p /run/look; mount -o loop,ro /disk /run/look; at=/run/look; }
+		at="/srv/data dir/x"; mountpoint -q "$at" || {
+			mkdir -p /run/look; at=/run/look; n=0
+			until mount -o loop,ro /disk $at 2>/dev/null; do test $((n += 1)) -lt 100 || exit 1; sleep 0.1; done
+		}
 		cd "$at"; find . -printf '%P %y %m %s\n' | grep -v lost | sort; cat there; cd /; test "$at" != /run/look || umount -l /run/look`)
 }
 
