@@ -38,8 +38,8 @@ type Call struct {
 	Contents func(Contents)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
-	// Warned is told what the reply must not keep quiet about, such as that a command was not held to what it says of itself. Nil:
-	// nobody listens. See Warn.
+	// Warned receives warnings that the reply must carry, such as that a command declared readonly was not confined. Nil: they are
+	// dropped. See Warn.
 	Warned func(text string)
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
@@ -55,8 +55,8 @@ type Call struct {
 	Idle bool
 	// Attachment returns the content of a file that came with the script; fs.ErrNotExist: none of this name did. Nil: none did.
 	Attachment func(name string) ([]byte, error)
-	// ReleaseRequest gives back the memory that a large request takes, but for that many bytes: others wait for it. Nothing may
-	// refer to the bytes of the request any more. Nil: it takes none.
+	// ReleaseRequest returns all but keep bytes of a large request's share of the memory budget, for which other requests wait. The
+	// request's bytes must not be used afterwards. Nil: the request has no share.
 	ReleaseRequest func(keep int)
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
 	Judged *fsys.Judged

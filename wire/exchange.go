@@ -48,8 +48,8 @@ func (e *Exchange) AfterReply(f func()) {
 	e.after = append(e.after, f)
 }
 
-// ReleaseRequest gives back the memory that the request takes of what all hosts share, but for that many bytes, before the reply is
-// there: nothing may refer to the bytes of the request any more.
+// ReleaseRequest returns all but keep bytes of the request's share of the memory budget of all hosts, before the reply is made. The
+// request's bytes must not be used afterwards.
 func (e *Exchange) ReleaseRequest(keep int) { e.kept.shrink(keep) }
 
 // newExchange begins an exchange with a request that has just come.

@@ -274,7 +274,7 @@ func moveState(at *fsys.At, former, found fsys.Meta, was *pb.JournalState) (did 
 	return false, fault.Wrapf(fault.ErrChanged, "the home directory that was moved is not there")
 }
 
-// putAside gives what is at a place another name: a rollback costs nobody their files.
+// putAside renames what others made at a path that a rollback needs, so that their files are kept.
 func (r *Room) putAside(at *fsys.At, name string) error {
 	for n := 1; n < 1000; n++ {
 		free := name

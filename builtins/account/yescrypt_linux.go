@@ -14,7 +14,7 @@ import (
 const yescryptPrefix = "$y$"
 
 const (
-	// defaultCost is the factor that libxcrypt takes where none is said: 16 MiB of memory for a hash.
+	// defaultCost is libxcrypt's default cost factor: a hash takes 16 MiB of memory.
 	defaultCost = 5
 	// mostCost is the highest that a password is hashed with here: 64 MiB. A guest may want up to 11, which is 1 GiB.
 	mostCost = 7

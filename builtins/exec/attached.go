@@ -271,7 +271,7 @@ func (a *attached) follow(s *streamed) *pb.ExecEnd {
 	}
 }
 
-// told lets the supervisor exit: the host has received the exit status.
+// told lets the supervisor exit, after the host has received the exit status.
 func (a *attached) told() {
 	a.tell(attachedRequest{Done: true})
 	a.channel.Close()

@@ -63,7 +63,7 @@ func (r *Room) startSupervisor(ctx context.Context, dir string, job *pb.Job, spe
 	return readReply(gob.NewDecoder(channel), job)
 }
 
-// supervisorSpec is what the supervisor of a job is told.
+// supervisorSpec returns the input of a job's supervisor.
 func (r *Room) supervisorSpec(dir string, job *pb.Job, spec proc.Spec) (supervisorSpec, error) {
 	if !r.config.Commands.Reexec {
 		return supervisorSpec{}, fault.Unsupported("this program does not execute itself")

@@ -118,7 +118,7 @@ func (c *stopsAfter) Err() error {
 	return nil
 }
 
-// A request that ends in the middle tells what became of each entry: what is said to be made is there, and nothing else.
+// An interrupted request reports a result for each entry: the entries reported as made exist, and no others.
 func TestATreeThatIsInterrupted(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d")

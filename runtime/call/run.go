@@ -38,7 +38,7 @@ type RunConfig struct {
 	Call *builtins.Call
 	// Attachment returns the content of a file that came with the script; see builtins.Call.
 	Attachment func(name string) ([]byte, error)
-	// Warned is told what the reply must not keep quiet about. Optional.
+	// Warned receives warnings that the reply must carry. Optional.
 	Warned func(text string)
 	// Rights are the bounds within all of which each call must be.
 	Rights []*policy.Rights
