@@ -108,7 +108,7 @@ func (r *Room) keep(ctx context.Context, call *builtins.Call, file string, want 
 }
 
 // act has the renderer take what a plan has.
-func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool) error {
+func (r *Room) act(ctx context.Context, d *daemons, call *builtins.Call, p *plan, start bool) error {
 	before, err := r.look(ctx)
 	if err != nil {
 		return err
@@ -128,7 +128,7 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 	if err := r.install(files); err != nil {
 		return err
 	}
-	if err := r.reread(ctx, p.paths); err != nil {
+	if err := r.reread(ctx, d, p.paths); err != nil {
 		return err
 	}
 	n, err := r.look(ctx)
@@ -165,9 +165,9 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 	}
 	switch {
 	case start || p.makesByNetworkd():
-		err = startNetworkd(ctx, start)
+		err = startNetworkd(ctx, d, start)
 	case p.touches(forNetworkd):
-		err = reloadNetworkd(ctx, n.touched(p))
+		err = reloadNetworkd(ctx, d, n.touched(p))
 	}
 	if err != nil {
 		return err
@@ -175,7 +175,7 @@ func (r *Room) act(ctx context.Context, call *builtins.Call, p *plan, start bool
 	if err := r.bringUp(ctx, ifup); err != nil {
 		return err
 	}
-	return useProfiles(ctx, profiles(p.paths))
+	return useProfiles(ctx, d, profiles(p.paths))
 }
 
 // touched are the interfaces, but for virtual ones that are being made, for which systemd-networkd has another file than
@@ -195,7 +195,7 @@ func (n *snapshot) touched(p *plan) (list []int) {
 }
 
 // reread has udev and systemd read what changed of theirs.
-func (r *Room) reread(ctx context.Context, paths []string) error {
+func (r *Room) reread(ctx context.Context, d *daemons, paths []string) error {
 	has := func(test func(file string) bool) bool { return slices.ContainsFunc(paths, test) }
 	if has(func(file string) bool {
 		return forUdev(file) || strings.HasSuffix(file, ".link")
@@ -205,7 +205,7 @@ func (r *Room) reread(ctx context.Context, paths []string) error {
 		}
 	}
 	if has(func(file string) bool { return strings.HasPrefix(file, "/run/systemd/system/") }) {
-		return reloadUnits(ctx)
+		return reloadUnits(ctx, d)
 	}
 	return nil
 }
@@ -285,6 +285,8 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.NetplanUndo
 
 // goBack gives the renderer what it had, and sees that the network is as it was. It bears that this is so already.
 func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
+	d := &daemons{}
+	defer d.close()
 	files, paths := map[string]*generated{}, []string{}
 	for _, f := range in.Files {
 		if !ofNetplan.MatchString(f.Path) {
@@ -301,7 +303,7 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	}
 	err := r.install(files)
 	if err == nil {
-		err = r.reread(ctx, paths)
+		err = r.reread(ctx, d, paths)
 	}
 	if err != nil {
 		return err
@@ -335,20 +337,20 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 		}
 	}
 	if in.StartNetworkd {
-		err = stopNetworkd(ctx)
+		err = stopNetworkd(ctx, d)
 	} else if slices.ContainsFunc(paths, forNetworkd) {
 		if back := newPlan(nil, files); back.makesByNetworkd() {
-			err = startNetworkd(ctx, false)
+			err = startNetworkd(ctx, d, false)
 		} else {
-			err = reloadNetworkd(ctx, n.touched(back))
+			err = reloadNetworkd(ctx, d, n.touched(back))
 		}
 	}
 	if err != nil {
 		return err
 	}
-	endCheckpoint(ctx, in.Checkpoint)
+	endCheckpoint(ctx, d, in.Checkpoint)
 	// What does not come up did not before either, if all is as it was.
-	failed := errors.Join(r.bringUp(ctx, in.IfupBefore), useProfiles(ctx, profiles(paths)))
+	failed := errors.Join(r.bringUp(ctx, in.IfupBefore), useProfiles(ctx, d, profiles(paths)))
 	if err := r.restored(ctx, in, restoreTime); err != nil {
 		return errors.Join(err, failed)
 	}
@@ -406,9 +408,11 @@ func (r *Room) goOn(ctx context.Context, call *builtins.Call) (bool, error) {
 	if err := p.supported(); err != nil {
 		return false, err
 	}
-	start, err := startsNetworkd(ctx, p)
+	d := &daemons{}
+	defer d.close()
+	start, err := startsNetworkd(ctx, d, p)
 	if err == nil {
-		err = r.act(ctx, call, p, start)
+		err = r.act(ctx, d, call, p, start)
 	}
 	return true, err
 }

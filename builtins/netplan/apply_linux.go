@@ -27,7 +27,6 @@ const (
 	defaultTime = 20 * time.Second // a host waits for 30 s
 	maxTime     = 240 * time.Second
 	restoreTime = 45 * time.Second // to see that the network is as it was; a lease may take 30
-	lookEvery   = 200 * time.Millisecond
 )
 
 // system is what of the running machine tests replace.
@@ -311,33 +310,39 @@ func (a *applying) change(ctx context.Context, p *plan, verify *pb.NetplanVerify
 	if err != nil {
 		return err
 	}
-	if err := n.managed(ctx, p); err != nil {
+	others := n.inquire(ctx, p)
+	defer others.close()
+	d := &daemons{}
+	defer d.close()
+	managed := make(chan error, 1)
+	go func() { managed <- n.managed(ctx, d, p) }()
+	answered, near := n.answering(ctx)
+	if err := <-managed; err != nil {
 		return err
 	}
-	answered := n.answering(ctx)
 	for _, g := range answered {
 		a.saw("before", g.addr.String(), "the default gateway answers on "+n.name(g.index))
 	}
-	if err := n.free(ctx, p); err != nil {
-		return err
-	}
-	starts, err := startsNetworkd(ctx, p)
+	starts, err := startsNetworkd(ctx, d, p)
 	if err != nil {
 		return err
 	}
 	undo := n.undo(p, answered)
 	undo.StartNetworkd = starts
-	if undo.Checkpoint, err = guard(ctx, p, limit); err != nil {
+	if undo.Checkpoint, err = guard(ctx, d, p, limit); err != nil {
 		return err
 	}
-	defer func() { endCheckpoint(context.WithoutCancel(ctx), undo.Checkpoint) }()
+	defer func() { endCheckpoint(context.WithoutCancel(ctx), d, undo.Checkpoint) }()
 	if a.call.Tx != nil {
 		if err := a.call.Tx.Undo(ctx, undoRow, undo); err != nil {
 			return err
 		}
 	}
+	if err := others.refused(); err != nil {
+		return err
+	}
 	acting, cancel := context.WithTimeoutCause(ctx, limit, errLate)
-	err = r.act(acting, a.call, p, starts)
+	err = r.act(acting, d, a.call, p, starts)
 	cancel()
 	if errors.Is(err, errLate) {
 		err = fault.Wrapf(syscall.ENETUNREACH, "%v, after %v", err, limit)
@@ -350,8 +355,14 @@ func (a *applying) change(ctx context.Context, p *plan, verify *pb.NetplanVerify
 	for _, g := range answered {
 		families[family(g.addr)] = true
 	}
-	checks := append(n.checks(r, p), a.probes(verify, families)...)
-	return a.until(ctx, limit, checks)
+	checks := append(n.checks(r, d, p), a.probes(verify, families)...)
+	if err := a.until(ctx, limit, checks); err != nil {
+		return err
+	}
+	if err := others.end(ctx, near); err != nil {
+		return a.failed(err)
+	}
+	return nil
 }
 
 // failed adds to an error what was seen until then.
@@ -382,8 +393,10 @@ type check struct {
 func (a *applying) until(ctx context.Context, limit time.Duration, checks []check) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
 	defer cancel()
+	kernel := watchKernel()
+	defer kernel.close()
 	for _, c := range checks {
-		seen, err := wait(ctx, c)
+		seen, err := wait(ctx, kernel, c)
 		if err != nil {
 			if errors.Is(err, errLate) {
 				err = fault.Wrapf(syscall.ENETUNREACH, "%s, %.0f s after the network was changed", seen, time.Since(a.began).Seconds())
@@ -399,9 +412,10 @@ func (a *applying) until(ctx context.Context, limit time.Duration, checks []chec
 // errLate ends the wait for a network.
 var errLate = errors.New("the time is up")
 
-// wait tries until it holds; then, or when ctx ends, it returns what was seen last.
-func wait(ctx context.Context, c check) (seen string, err error) {
-	for {
+// wait tries until it holds, whenever something changed in the kernel and from time to time; then, or when ctx ends, it returns
+// what was seen last.
+func wait(ctx context.Context, kernel *kernel, c check) (seen string, err error) {
+	for pace := pace(0); ; {
 		now, err := c.try(ctx)
 		if err == nil {
 			return now, nil
@@ -410,9 +424,12 @@ func wait(ctx context.Context, c check) (seen string, err error) {
 		if cut := context.Cause(ctx); seen == "" || cut == nil || err.Error() != cut.Error() {
 			seen = cmp.Or(now, err.Error())
 		}
-		timer := time.NewTimer(lookEvery)
+		timer := pace.next()
 		select {
 		case <-timer.C:
+		case <-kernel.changed:
+			time.Sleep(changesTogether)
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return seen, context.Cause(ctx)
@@ -469,6 +486,15 @@ func gatewayAnswers(ctx context.Context, which *int) (string, error) {
 
 // ask has a gateway answer.
 func (g gateway) ask(ctx context.Context) (net.HardwareAddr, error) {
+	q, err := g.question()
+	if err != nil {
+		return nil, err
+	}
+	return q.ask(ctx)
+}
+
+// question asks a gateway.
+func (g gateway) question() (*question, error) {
 	list, err := addresses()
 	if err != nil {
 		return nil, err
@@ -479,5 +505,5 @@ func (g gateway) ask(ctx context.Context) (net.HardwareAddr, error) {
 			from = a.prefix.Addr()
 		}
 	}
-	return ask(ctx, g.index, g.addr, from)
+	return newQuestion(g.index, g.addr, from)
 }

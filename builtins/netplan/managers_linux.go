@@ -37,7 +37,7 @@ func (m *managers) of(have facts.Link) (who, state string) {
 }
 
 // findManagers asks all daemons that run.
-func findManagers(ctx context.Context) (*managers, error) {
+func findManagers(ctx context.Context, d *daemons) (*managers, error) {
 	m := &managers{networkd: map[int]string{}, networkManager: map[string]string{}, ifupdown: map[string]bool{}}
 	list, err := configured()
 	if err != nil {
@@ -46,14 +46,13 @@ func findManagers(ctx context.Context) (*managers, error) {
 	for _, name := range list {
 		m.ifupdown[name] = true
 	}
-	conn, err := sysbus.Open(ctx)
+	conn, err := d.open(ctx)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return m, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
 	if err := m.askNetworkd(ctx, conn); err != nil {
 		return nil, err
 	}
@@ -122,7 +121,9 @@ func (m *managers) askNetworkManager(ctx context.Context, conn *sysbus.Conn) err
 
 // rendererHere asks who manages the network of a guest without netplan.
 func rendererHere(ctx context.Context) (string, error) {
-	m, err := findManagers(ctx)
+	d := &daemons{}
+	defer d.close()
+	m, err := findManagers(ctx, d)
 	if err != nil {
 		return "", err
 	}
@@ -172,7 +173,9 @@ func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*
 		}
 		out.Pending = len(differing(have, want)) > 0
 	}
-	m, err := findManagers(ctx)
+	d := &daemons{}
+	defer d.close()
+	m, err := findManagers(ctx, d)
 	if err != nil {
 		return nil, err
 	}

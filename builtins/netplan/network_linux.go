@@ -60,32 +60,43 @@ func (n *snapshot) of(index int) (list []address) {
 	return list
 }
 
-// answering are the default gateways that answer now.
-func (n *snapshot) answering(ctx context.Context) (list []gateway) {
+// answering are the default gateways that answer now, and how long they take, by interface.
+func (n *snapshot) answering(ctx context.Context) (list []gateway, took map[int]time.Duration) {
 	all, err := gateways()
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	answers := make(chan gateway)
+	type answer struct {
+		gateway
+		took time.Duration
+		err  error
+	}
+	answers, asked := make(chan answer, len(all)), 0
 	for _, g := range all {
+		q, err := g.question()
+		if err != nil {
+			continue
+		}
+		asked++
 		go func() {
-			if _, err := g.ask(ctx); err != nil {
-				g.index = 0
-			}
-			answers <- g
+			began := time.Now()
+			_, err := q.ask(ctx)
+			answers <- answer{g, time.Since(began), err}
 		}()
 	}
-	for range all {
-		if g := <-answers; g.index != 0 {
-			list = append(list, g)
+	took = map[int]time.Duration{}
+	for range asked {
+		if a := <-answers; a.err == nil {
+			list = append(list, a.gateway)
+			took[a.index] = a.took
 		}
 	}
-	return list
+	return list, took
 }
 
 // managed refuses to change an interface that another daemon manages than the one that would get the configuration.
-func (n *snapshot) managed(ctx context.Context, p *plan) error {
-	managers, err := findManagers(ctx)
+func (n *snapshot) managed(ctx context.Context, d *daemons, p *plan) error {
+	managers, err := findManagers(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -100,35 +111,6 @@ func (n *snapshot) managed(ctx context.Context, p *plan) error {
 		return err
 	}
 	return n.ownedByIfup(n.ofIfup(p))
-}
-
-// free refuses an address that somebody else answers for.
-func (n *snapshot) free(ctx context.Context, p *plan) error {
-	for _, l := range p.changed {
-		for _, have := range n.find(l) {
-			for _, prefix := range l.addresses {
-				own := slices.ContainsFunc(n.addresses, func(a address) bool { return a.prefix.Addr() == prefix.Addr() })
-				if !have.Up || !prefix.Addr().Is4() || own {
-					continue
-				}
-				if err := n.nobodyHas(ctx, have, prefix.Addr()); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// nobodyHas asks whether somebody else has an IPv4 address.
-func (n *snapshot) nobodyHas(ctx context.Context, have facts.Link, addr netip.Addr) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*askAgain+askAgain/2) // asked three times
-	defer cancel()
-	who, err := ask(ctx, have.Index, addr, netip.Addr{})
-	if err != nil || slices.ContainsFunc(n.links, func(l facts.Link) bool { return l.MAC == who.String() }) {
-		return nil
-	}
-	return fault.On(have.Name, fault.Refuse("%v is in use: %v has it", addr, who))
 }
 
 // undo is how a rollback comes back from a plan.
@@ -250,7 +232,7 @@ func (n *snapshot) before(have facts.Link) *pb.NetplanLinkBefore {
 }
 
 // checks are what must be so of interfaces: of those that change, and of those that carried an address.
-func (n *snapshot) checks(r *Room, p *plan) (list []check) {
+func (n *snapshot) checks(r *Room, d *daemons, p *plan) (list []check) {
 	for _, id := range idsOf(p.new) {
 		l := p.new[id]
 		before := &former{}
@@ -272,7 +254,7 @@ func (n *snapshot) checks(r *Room, p *plan) (list []check) {
 			if err != nil {
 				return "", err
 			}
-			return now.fits(ctx, l, before, fresh)
+			return now.fits(ctx, d, l, before, fresh)
 		}})
 	}
 	return list
@@ -280,7 +262,7 @@ func (n *snapshot) checks(r *Room, p *plan) (list []check) {
 
 // fits says what is to be seen of an interface, and why it is not as it was asked for. One that had no carrier before need not
 // have one. fresh: its manager must have taken the new configuration.
-func (n *snapshot) fits(ctx context.Context, l *link, before *former, fresh bool) (string, error) {
+func (n *snapshot) fits(ctx context.Context, d *daemons, l *link, before *former, fresh bool) (string, error) {
 	found := n.find(l)
 	if len(found) == 0 {
 		if l.optional {
@@ -290,7 +272,7 @@ func (n *snapshot) fits(ctx context.Context, l *link, before *former, fresh bool
 	}
 	var words []string
 	for _, have := range found {
-		seen, err := n.fitsOne(ctx, l, have, before, fresh)
+		seen, err := n.fitsOne(ctx, d, l, have, before, fresh)
 		if err != nil {
 			return "", err
 		}
@@ -299,7 +281,9 @@ func (n *snapshot) fits(ctx context.Context, l *link, before *former, fresh bool
 	return strings.Join(words, "; "), nil
 }
 
-func (n *snapshot) fitsOne(ctx context.Context, l *link, have facts.Link, before *former, fresh bool) (string, error) {
+func (n *snapshot) fitsOne(
+	ctx context.Context, d *daemons, l *link, have facts.Link, before *former, fresh bool,
+) (string, error) {
 	switch {
 	case l.rename != "" && have.Name != l.rename:
 		return "", fmt.Errorf("its name is %s, not %s", have.Name, l.rename)
@@ -338,7 +322,7 @@ func (n *snapshot) fitsOne(ctx context.Context, l *link, have facts.Link, before
 		return "", err
 	}
 	if fresh && l.renderer == byNetworkd {
-		if err := taken(ctx, have.Index); err != nil {
+		if err := taken(ctx, d, have.Index); err != nil {
 			return "", err
 		}
 	}
@@ -402,6 +386,8 @@ func (f *former) set(prefix netip.Prefix, six int) bool {
 func (r *Room) restored(ctx context.Context, in *pb.NetplanUndo, limit time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
 	defer cancel()
+	kernel := watchKernel()
+	defer kernel.close()
 	var checks []check
 	for _, was := range in.Links {
 		checks = append(checks, check{"link", was.Name, func(ctx context.Context) (string, error) {
@@ -432,7 +418,7 @@ func (r *Room) restored(ctx context.Context, in *pb.NetplanUndo, limit time.Dura
 		}})
 	}
 	for _, c := range checks {
-		if seen, err := wait(ctx, c); errors.Is(err, errLate) {
+		if seen, err := wait(ctx, kernel, c); errors.Is(err, errLate) {
 			return fault.On(c.object, fault.Wrapf(fault.ErrOutput, "the former network does not work: %s", seen))
 		} else if err != nil {
 			return err

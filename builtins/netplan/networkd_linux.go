@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -29,6 +30,35 @@ const (
 	beginTime       = 3 * time.Second  // for systemd-networkd to begin to change an interface; some milliseconds on real hardware
 )
 
+// daemons is the connection to the daemons that have to do with the network, made when it is needed first. It is safe for
+// concurrent use.
+type daemons struct {
+	mu   sync.Mutex
+	conn *sysbus.Conn
+}
+
+// open returns the connection; an error is that of sysbus.Open. One that broke is made anew.
+func (d *daemons) open(ctx context.Context) (*sysbus.Conn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil && d.conn.Connected() {
+		return d.conn, nil
+	}
+	conn, err := sysbus.Open(context.WithoutCancel(ctx)) // ctx may be that of a part of what it is needed for
+	if err == nil {
+		d.conn = conn
+	}
+	return conn, err
+}
+
+func (d *daemons) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
+}
+
 // has says whether a service runs. It is not started by the question.
 func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, err error) {
 	err = conn.Call(ctx, bus, busPath, bus+".NameHasOwner", []any{&owned}, service)
@@ -47,7 +77,7 @@ func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state strin
 }
 
 // startsNetworkd says whether a plan needs systemd-networkd, and it does not run.
-func startsNetworkd(ctx context.Context, p *plan) (bool, error) {
+func startsNetworkd(ctx context.Context, d *daemons, p *plan) (bool, error) {
 	needed := false
 	for file := range p.want {
 		needed = needed || forNetworkd(file) && !strings.HasSuffix(file, ".link") // which is udev's
@@ -55,24 +85,25 @@ func startsNetworkd(ctx context.Context, p *plan) (bool, error) {
 	if !needed {
 		return false, nil
 	}
-	conn, err := sysbus.Open(ctx)
+	conn, err := d.open(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close()
-	state, _, err := unitState(ctx, conn, networkdUnit)
+	if runs, err := has(ctx, conn, networkd); err != nil || runs {
+		return false, err
+	}
+	state, _, err := unitState(ctx, conn, networkdUnit) // one that has just been started may not be on the bus yet
 	return err == nil && state != "active", err
 }
 
 // reloadNetworkd has systemd-networkd read its files again, and waits until it has begun to change the interfaces of these
 // indices: before, all would look as it was. It changes those by itself for which a file is new, changed or gone
 // (networkctl(1), reload).
-func reloadNetworkd(ctx context.Context, links []int) error {
-	conn, err := sysbus.Open(ctx)
+func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	awaited := map[dbus.ObjectPath]bool{}
 	for _, index := range links {
 		var name string
@@ -129,12 +160,11 @@ func began(s *dbus.Signal) bool {
 // startNetworkd starts systemd-networkd, or starts it again if it runs, and waits until it is active. One that runs keeps
 // what it has read of a virtual interface for as long as it does, also when the interface and its file are gone, and would make
 // another one of the same name like that (src/network/netdev/netdev.c of systemd 252). The addresses stay meanwhile.
-func startNetworkd(ctx context.Context, stopped bool) error {
-	conn, err := sysbus.Open(ctx)
+func startNetworkd(ctx context.Context, d *daemons, stopped bool) error {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	_, before, err := unitState(ctx, conn, networkdUnit)
 	if err != nil {
 		return err
@@ -150,7 +180,7 @@ func startNetworkd(ctx context.Context, stopped bool) error {
 	late := fault.Wrapf(context.DeadlineExceeded, "it is not active after %v", startTime)
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, late)
 	defer cancel()
-	_, err = wait(ctx, check{try: func(ctx context.Context) (string, error) {
+	_, err = wait(ctx, &kernel{}, check{try: func(ctx context.Context) (string, error) {
 		state, since, err := unitState(ctx, conn, networkdUnit)
 		if err == nil && (state != "active" || since == before) {
 			err = errors.New(state)
@@ -161,33 +191,30 @@ func startNetworkd(ctx context.Context, stopped bool) error {
 }
 
 // stopNetworkd takes a start back.
-func stopNetworkd(ctx context.Context) error {
-	conn, err := sysbus.Open(ctx)
+func stopNetworkd(ctx context.Context, d *daemons) error {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StopUnit", nil, networkdUnit, "replace")
 }
 
 // reloadUnits has systemd read its units again.
-func reloadUnits(ctx context.Context) error {
-	conn, err := sysbus.Open(ctx)
+func reloadUnits(ctx context.Context, d *daemons) error {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.Reload", nil)
 }
 
 // taken returns an error unless systemd-networkd has given an interface its configuration. It may be at it still: it waits for
 // routers, for up to 12 s, when all that was asked for is there.
-func taken(ctx context.Context, index int) error {
-	conn, err := sysbus.Open(ctx)
+func taken(ctx context.Context, d *daemons, index int) error {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
 	state, err := networkdState(ctx, conn, index)
 	if err == nil && state != "configured" && state != "configuring" {
 		err = fmt.Errorf("systemd-networkd says: %s", state)

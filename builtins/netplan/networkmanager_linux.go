@@ -35,9 +35,9 @@ func profiles(paths []string) (list []string) {
 // nm is a connection to NetworkManager.
 type nm struct{ *sysbus.Conn }
 
-// openNM connects to NetworkManager, which must run.
-func openNM(ctx context.Context) (*nm, error) {
-	conn, err := sysbus.Open(ctx)
+// openNM connects to NetworkManager, which must run, by the connection of d.
+func openNM(ctx context.Context, d *daemons) (*nm, error) {
+	conn, err := d.open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func openNM(ctx context.Context) (*nm, error) {
 		err = fault.Unsupported("NetworkManager does not run, and is the renderer")
 	}
 	if err != nil {
-		return nil, errors.Join(err, conn.Close())
+		return nil, err
 	}
 	return &nm{conn}, nil
 }
@@ -61,15 +61,14 @@ func (c *nm) checkpoint(ctx context.Context, after time.Duration) (made dbus.Obj
 }
 
 // endCheckpoint keeps NetworkManager from going back by itself. A checkpoint that is gone has ended already.
-func endCheckpoint(ctx context.Context, made string) {
+func endCheckpoint(ctx context.Context, d *daemons, made string) {
 	if made == "" {
 		return
 	}
-	c, err := openNM(ctx)
+	c, err := openNM(ctx, d)
 	if err != nil {
 		return
 	}
-	defer c.Close()
 	_ = c.Call(ctx, networkManager, networkManagers, networkManager+".CheckpointDestroy", nil, dbus.ObjectPath(made))
 }
 
@@ -110,7 +109,7 @@ func (c *nm) activate(ctx context.Context, profile dbus.ObjectPath) error {
 	if err != nil {
 		return err
 	}
-	for {
+	for pace := pace(0); ; {
 		var state uint32
 		err := c.Property(ctx, networkManager, active, networkManager+".Connection.Active", "State", &state)
 		switch {
@@ -121,7 +120,7 @@ func (c *nm) activate(ctx context.Context, profile dbus.ObjectPath) error {
 		case state == activatedState:
 			return nil
 		}
-		timer := time.NewTimer(lookEvery)
+		timer := pace.next()
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -133,15 +132,14 @@ func (c *nm) activate(ctx context.Context, profile dbus.ObjectPath) error {
 
 // useProfiles has NetworkManager use those of the profiles that are there. What does not come up is an error, but all are
 // tried.
-func useProfiles(ctx context.Context, names []string) error {
+func useProfiles(ctx context.Context, d *daemons, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	c, err := openNM(ctx)
+	c, err := openNM(ctx, d)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
 	found, err := c.reload(ctx)
 	if err != nil {
 		return err
@@ -165,15 +163,14 @@ func isGone(err error) bool {
 }
 
 // guard has NetworkManager go back by itself if nobody ends that checkpoint within some time; empty: it is not concerned.
-func guard(ctx context.Context, p *plan, limit time.Duration) (checkpoint string, err error) {
+func guard(ctx context.Context, d *daemons, p *plan, limit time.Duration) (checkpoint string, err error) {
 	if !p.touches(forNetworkManager) {
 		return "", nil
 	}
-	c, err := openNM(ctx)
+	c, err := openNM(ctx, d)
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
 	// Longer than all that the agent itself may take, twice.
 	made, err := c.checkpoint(ctx, 2*(limit+restoreTime))
 	if err != nil {

@@ -195,8 +195,8 @@ func TestIfupMakesABridge(t *testing.T) {
 			t.Fatal(err)
 		}
 		undo = n.undo(p, nil)
-		checks := n.checks(r, p)
-		if err := r.act(t.Context(), tr.call, p, false); err != nil {
+		checks := n.checks(r, &daemons{}, p)
+		if err := r.act(t.Context(), &daemons{}, tr.call, p, false); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range checks {
@@ -330,7 +330,7 @@ func TestIfupMakesABridge(t *testing.T) {
 	if undo = n.undo(p, nil); n.notOthers(p) != nil {
 		t.Error("ifup has configured it")
 	}
-	if err := r.act(t.Context(), tr.call, p, false); err == nil || !strings.Contains(err.Error(), "br0: it is there already") {
+	if err := r.act(t.Context(), &daemons{}, tr.call, p, false); err == nil || !strings.Contains(err.Error(), "br0: it is there already") {
 		t.Errorf("a bridge of somebody else that ifup has configured: %v", err)
 	}
 	back()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -17,8 +18,10 @@ import (
 
 const (
 	// askTime is how long a neighbour may take to answer: the kernel's own default is 1 s for each of three questions
-	// (neigh/default/retrans_time_ms). askAgain is when the question is repeated.
+	// (neigh/default/retrans_time_ms). The question is repeated after askFirst, and then after twice as long each time, up to
+	// askAgain.
 	askTime  = time.Second
+	askFirst = 20 * time.Millisecond
 	askAgain = 250 * time.Millisecond
 	ethernet = 1 // ARPHRD_ETHER
 )
@@ -26,10 +29,29 @@ const (
 // errNoNeighbours says that a link has no neighbours that could be asked, such as a tunnel.
 var errNoNeighbours = errors.New("the interface has no hardware addresses")
 
-// ask returns the hardware address of whoever has an address on a link; an error: nobody answers. The question goes past the
-// kernel's own table of neighbours, which may still know one that is gone, and past its firewall. from is the sender; an
+// ask returns the hardware address of whoever has an address on a link; an error: nobody answers. from is the sender; an
 // invalid one asks as who has no address yet (RFC 5227).
 func ask(ctx context.Context, index int, addr, from netip.Addr) (net.HardwareAddr, error) {
+	q, err := newQuestion(index, addr, from)
+	if err != nil {
+		return nil, err
+	}
+	return q.ask(ctx)
+}
+
+// question is who has an address on a link. It goes past the kernel's own table of neighbours, which may still know one that is
+// gone, and past its firewall.
+type question struct {
+	link   *net.Interface
+	addr   netip.Addr
+	socket *os.File
+	text   []byte
+	to     unix.Sockaddr
+	// read returns who an answer is of; nil: it is none.
+	read func(answer []byte) net.HardwareAddr
+}
+
+func newQuestion(index int, addr, from netip.Addr) (*question, error) {
 	link, err := net.InterfaceByIndex(index)
 	if err != nil {
 		return nil, err
@@ -37,48 +59,54 @@ func ask(ctx context.Context, index int, addr, from netip.Addr) (net.HardwareAdd
 	if len(link.HardwareAddr) != 6 {
 		return nil, errNoNeighbours
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTime)
-	defer cancel()
-	var who net.HardwareAddr
+	q := &question{link: link, addr: addr}
 	if addr.Is4() {
-		who, err = askARP(ctx, link, addr, from)
+		err = q.byARP(from)
 	} else {
-		who, err = askND(ctx, link, addr)
+		err = q.byND()
 	}
-	if cut := context.Cause(ctx); err != nil && cut != nil && errors.Is(err, cut) {
-		err = fault.Wrapf(err, "%v does not answer on %s", addr, link.Name)
-	}
-	return who, err
+	return q, err
 }
 
-// askARP asks by ARP (RFC 826).
-func askARP(ctx context.Context, link *net.Interface, addr, from netip.Addr) (net.HardwareAddr, error) {
-	protocol := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ARP)))
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, protocol)
+// open makes the socket, which set prepares.
+func (q *question) open(family, kind, protocol int, set func(fd int) error) error {
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err == nil {
+		if err = set(fd); err != nil {
+			_ = unix.Close(fd)
+		}
+	}
 	if err != nil {
-		return nil, os.NewSyscallError("packet socket", err)
+		return os.NewSyscallError("socket for "+q.addr.String(), err)
 	}
-	defer unix.Close(fd)
+	q.socket = os.NewFile(uintptr(fd), "socket")
+	return nil
+}
+
+// byARP asks by ARP (RFC 826).
+func (q *question) byARP(from netip.Addr) error {
+	protocol := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ARP)))
 	everybody := [8]byte{255, 255, 255, 255, 255, 255}
-	to := &unix.SockaddrLinklayer{Protocol: uint16(protocol), Ifindex: link.Index, Halen: 6, Addr: everybody}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(protocol), Ifindex: link.Index}); err != nil {
-		return nil, os.NewSyscallError("packet socket", err)
-	}
+	q.to = &unix.SockaddrLinklayer{Protocol: uint16(protocol), Ifindex: q.link.Index, Halen: 6, Addr: everybody}
 	sender := [4]byte{}
 	if from.Is4() {
 		sender = from.As4()
 	}
-	target := addr.As4()
-	question := []byte{0, ethernet, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, lengths, request
-	question = append(question, link.HardwareAddr...)
-	question = append(question, sender[:]...)
-	question = append(question, 0, 0, 0, 0, 0, 0)
-	question = append(question, target[:]...)
-	return exchange(ctx, fd, func() error { return unix.Sendto(fd, question, 0, to) }, func(answer []byte) net.HardwareAddr {
-		if len(answer) < 28 || [4]byte(answer[14:18]) != target || slices.Equal(answer[8:14], link.HardwareAddr) {
+	target := q.addr.As4()
+	q.text = []byte{0, ethernet, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, lengths, request
+	q.text = append(q.text, q.link.HardwareAddr...)
+	q.text = append(q.text, sender[:]...)
+	q.text = append(q.text, 0, 0, 0, 0, 0, 0)
+	q.text = append(q.text, target[:]...)
+	q.read = func(answer []byte) net.HardwareAddr {
+		if len(answer) < 28 || [4]byte(answer[14:18]) != target || slices.Equal(answer[8:14], q.link.HardwareAddr) {
 			return nil
 		}
 		return slices.Clone(answer[8:14])
+	}
+	// A packet socket that has a protocol before it has an interface makes the kernel wait for all processors twice.
+	return q.open(unix.AF_PACKET, unix.SOCK_DGRAM, 0, func(fd int) error {
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(protocol), Ifindex: q.link.Index})
 	})
 }
 
@@ -89,35 +117,16 @@ const (
 	optionTarget           = 2
 )
 
-// askND asks by neighbour discovery (RFC 4861).
-func askND(ctx context.Context, link *net.Interface, addr netip.Addr) (net.HardwareAddr, error) {
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
-	if err != nil {
-		return nil, os.NewSyscallError("ICMPv6 socket", err)
-	}
-	defer unix.Close(fd)
-	filter := unix.ICMPv6Filter{}
-	for i := range filter.Data {
-		filter.Data[i] = ^uint32(0)
-	}
-	filter.Data[neighbourAdvertisement/32] &^= 1 << (neighbourAdvertisement % 32)
-	err = errors.Join(
-		unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, link.Name),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 255),
-		unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &filter),
-	)
-	if err != nil {
-		return nil, os.NewSyscallError("ICMPv6 socket", err)
-	}
-	target := addr.WithZone("").As16()
-	question := append([]byte{neighbourSolicitation, 0, 0, 0, 0, 0, 0, 0}, target[:]...)
-	question = append(question, 1, 1) // source link-layer address
-	question = append(question, link.HardwareAddr...)
+// byND asks by neighbour discovery (RFC 4861).
+func (q *question) byND() error {
+	target := q.addr.WithZone("").As16()
+	q.text = append([]byte{neighbourSolicitation, 0, 0, 0, 0, 0, 0, 0}, target[:]...)
+	q.text = append(q.text, 1, 1) // source link-layer address
+	q.text = append(q.text, q.link.HardwareAddr...)
 	// The multicast address of all that might have the address (RFC 4291, section 2.7.1).
 	group := [16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: target[13], 14: target[14], 15: target[15]}
-	to := &unix.SockaddrInet6{Addr: group, ZoneId: uint32(link.Index)}
-	return exchange(ctx, fd, func() error { return unix.Sendto(fd, question, 0, to) }, func(answer []byte) net.HardwareAddr {
+	q.to = &unix.SockaddrInet6{Addr: group, ZoneId: uint32(q.link.Index)}
+	q.read = func(answer []byte) net.HardwareAddr {
 		if len(answer) < 24 || answer[0] != neighbourAdvertisement || [16]byte(answer[8:24]) != target {
 			return nil
 		}
@@ -125,37 +134,59 @@ func askND(ctx context.Context, link *net.Interface, addr netip.Addr) (net.Hardw
 			return slices.Clone(options[2:8])
 		}
 		return net.HardwareAddr{}
+	}
+	return q.open(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6, func(fd int) error {
+		filter := unix.ICMPv6Filter{}
+		for i := range filter.Data {
+			filter.Data[i] = ^uint32(0)
+		}
+		filter.Data[neighbourAdvertisement/32] &^= 1 << (neighbourAdvertisement % 32)
+		return errors.Join(
+			unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, q.link.Name),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 255),
+			unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, unix.ICMPV6_FILTER, &filter),
+		)
 	})
 }
 
-// exchange asks again and again until read takes an answer, or ctx ends. A question that cannot be sent is repeated, too: a
-// link that comes up has no address for a moment.
-func exchange(ctx context.Context, fd int, send func() error, read func([]byte) net.HardwareAddr) (net.HardwareAddr, error) {
-	const wait = 50 * time.Millisecond
-	limit := unix.NsecToTimeval(wait.Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
+// ask asks again and again until there is an answer, or for askTime, and closes the question. One that cannot be sent is
+// repeated, too: a link that comes up has no address for a moment.
+func (q *question) ask(ctx context.Context) (net.HardwareAddr, error) {
+	// Until the kernel has closed a packet socket, all processors have passed by: some milliseconds, for which nobody waits.
+	defer func() { go q.socket.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = q.socket.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	packet := make([]byte, 1500)
-	var sent time.Time
-	for {
-		if time.Since(sent) >= askAgain {
-			if sent = time.Now(); send() != nil {
-				time.Sleep(wait)
-			}
-		}
-		n, _, err := unix.Recvfrom(fd, packet, 0)
-		if err == nil {
-			if who := read(packet[:n]); who != nil {
-				return who, nil
-			}
-		}
-		if err := context.Cause(ctx); err != nil {
+	for gap := askFirst; ; gap = min(2*gap, askAgain) {
+		q.send()
+		if err := q.socket.SetReadDeadline(time.Now().Add(gap)); err != nil {
 			return nil, err
 		}
-		if err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENETDOWN) {
-			return nil, os.NewSyscallError("socket", err)
+		for again := false; !again; {
+			if err := context.Cause(ctx); err != nil {
+				return nil, fault.Wrapf(err, "%v does not answer on %s", q.addr, q.link.Name)
+			}
+			n, err := q.socket.Read(packet)
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				again = true
+			case err == nil:
+				if who := q.read(packet[:n]); who != nil {
+					return who, nil
+				}
+			case !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, io.EOF): // an empty packet reads as the end
+				return nil, err
+			}
 		}
+	}
+}
+
+func (q *question) send() {
+	if raw, err := q.socket.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Sendto(int(fd), q.text, 0, q.to) })
 	}
 }
 

@@ -200,7 +200,7 @@ func TestFits(t *testing.T) {
 	want := &link{id: "x", name: "here", addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.7/24"), netip.MustParsePrefix("2001:db8::7/64")}}
 	says := func(expected string) {
 		t.Helper()
-		if seen, err := look().fits(t.Context(), want, &former{}, false); err == nil && expected != "" || err != nil && (expected == "" || !strings.Contains(err.Error(), expected)) {
+		if seen, err := look().fits(t.Context(), &daemons{}, want, &former{}, false); err == nil && expected != "" || err != nil && (expected == "" || !strings.Contains(err.Error(), expected)) {
 			t.Errorf("seen %q, %v, want %q", seen, err, expected)
 		}
 	}
@@ -220,11 +220,11 @@ func TestFits(t *testing.T) {
 	w.here("addr add 192.0.2.9/24 dev here") // a lease without an end
 	says("")
 	had := &former{addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")}}
-	if seen, err := look().fits(t.Context(), want, had, false); err == nil {
+	if seen, err := look().fits(t.Context(), &daemons{}, want, had, false); err == nil {
 		t.Error("an address that was set before is a lease:", seen)
 	}
 	had.dhcp[0] = true
-	if _, err := look().fits(t.Context(), want, had, false); err != nil {
+	if _, err := look().fits(t.Context(), &daemons{}, want, had, false); err != nil {
 		t.Error(err)
 	}
 	w.here("addr del 192.0.2.9/24 dev here")
@@ -254,15 +254,15 @@ func TestFits(t *testing.T) {
 	want.addresses = []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")} // the other end has it
 	w.here("addr add 2001:db8::1/64 dev here")
 	w.until("the kernel does not see that the address is in use", func() bool {
-		_, err := look().fits(t.Context(), want, &former{}, false)
+		_, err := look().fits(t.Context(), &daemons{}, want, &former{}, false)
 		return err != nil && strings.Contains(err.Error(), "somebody else has it")
 	})
 	w.there("link set there down")
 	w.until("no carrier is not seen", func() bool {
-		_, err := look().fits(t.Context(), want, &former{}, false)
+		_, err := look().fits(t.Context(), &daemons{}, want, &former{}, false)
 		return err != nil && strings.Contains(err.Error(), "no carrier")
 	})
-	if seen, err := look().fits(t.Context(), want, &former{bare: true}, false); err != nil {
+	if seen, err := look().fits(t.Context(), &daemons{}, want, &former{bare: true}, false); err != nil {
 		t.Error("one that had no carrier before is", seen, err)
 	}
 	w.here("link set here down")
@@ -286,7 +286,10 @@ func TestAddressInUse(t *testing.T) {
 	}
 	for addr, used := range map[string]bool{"192.0.2.1": true, "192.0.2.50": false} {
 		p := &plan{changed: []*link{{id: "x", name: "here", addresses: []netip.Prefix{netip.MustParsePrefix(addr + "/24")}}}}
-		if err := n.free(t.Context(), p); used != (err != nil && strings.Contains(err.Error(), addr+" is in use")) {
+		asked := n.inquire(t.Context(), p)
+		err := asked.end(t.Context(), nil)
+		asked.close()
+		if used != (err != nil && strings.Contains(err.Error(), addr+" is in use")) {
 			t.Errorf("%s: %v", addr, err)
 		}
 	}

@@ -25,7 +25,7 @@ import (
 // container is the guest's own root file system, booted by its own systemd in systemd-nspawn: what needs a service manager
 // and no kernel of its own is looked at there in seconds.
 type container struct {
-	*testing.T
+	testing.TB
 	init int    // its process 1, as the host sees it
 	root string // its root, as the host sees it
 }
@@ -39,7 +39,7 @@ type containerOptions struct {
 }
 
 // bootContainer boots one. All of it is in a mount namespace of its own and gone with it.
-func bootContainer(t *testing.T, o containerOptions) *container {
+func bootContainer(t testing.TB, o containerOptions) *container {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -68,7 +68,7 @@ func bootContainer(t *testing.T, o containerOptions) *container {
 		"sh", dir, layer.Disk, fmt.Sprintf("agent-%d", os.Getpid()), o.prepare, o.init}, o.files...)...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	must(t, cmd.Start())
-	c := &container{T: t}
+	c := &container{TB: t}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {

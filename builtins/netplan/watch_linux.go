@@ -1,0 +1,72 @@
+package netplan
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel tells of what changes in the kernel's links, addresses and routes.
+type kernel struct {
+	socket  *os.File // nil: nothing is told
+	changed chan struct{}
+	done    sync.WaitGroup
+}
+
+// watchKernel begins to listen. Without it those who wait look from time to time alone.
+func watchKernel() *kernel {
+	k := &kernel{changed: make(chan struct{}, 1)}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return k
+	}
+	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
+		unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
+	if unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}) != nil {
+		_ = unix.Close(fd)
+		return k
+	}
+	k.socket = os.NewFile(uintptr(fd), "netlink")
+	k.done.Go(k.read)
+	return k
+}
+
+func (k *kernel) read() {
+	message := make([]byte, 4096) // what does not fit is lost, and not needed
+	for {
+		if _, err := k.socket.Read(message); err != nil && !errors.Is(err, unix.ENOBUFS) { // more than could be kept
+			return
+		}
+		select {
+		case k.changed <- struct{}{}:
+		default: // that is told already
+		}
+	}
+}
+
+// close ends the listening.
+func (k *kernel) close() {
+	if k.socket != nil {
+		_ = k.socket.Close()
+	}
+	k.done.Wait()
+}
+
+const (
+	// lookFirst and lookEvery are after how long it is looked again at what nobody tells of: the time doubles with each look.
+	lookFirst = 10 * time.Millisecond
+	lookEvery = 200 * time.Millisecond
+	// changesTogether is how long what changes in the kernel is collected before it is looked at.
+	changesTogether = time.Millisecond
+)
+
+// pace is when it is looked again.
+type pace time.Duration
+
+func (p *pace) next() *time.Timer {
+	*p = pace(min(max(2*time.Duration(*p), lookFirst), lookEvery))
+	return time.NewTimer(time.Duration(*p))
+}
