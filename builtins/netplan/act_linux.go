@@ -285,8 +285,8 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.NetplanUndo
 
 // goBack gives the renderer what it had, and sees that the network is as it was. It bears that this is so already.
 func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
-	d := &daemons{}
-	defer d.close()
+	d := r.system.daemons
+	defer d.use()()
 	files, paths := map[string]*generated{}, []string{}
 	for _, f := range in.Files {
 		if !ofNetplan.MatchString(f.Path) {
@@ -408,8 +408,8 @@ func (r *Room) goOn(ctx context.Context, call *builtins.Call) (bool, error) {
 	if err := p.supported(); err != nil {
 		return false, err
 	}
-	d := &daemons{}
-	defer d.close()
+	d := r.system.daemons
+	defer d.use()()
 	start, err := startsNetworkd(ctx, d, p)
 	if err == nil {
 		err = r.act(ctx, d, call, p, start)

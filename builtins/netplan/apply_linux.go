@@ -35,9 +35,20 @@ type system struct {
 	links       func() ([]facts.Link, error)
 	// renderer returns who gets the configuration in a guest without netplan.
 	renderer func(ctx context.Context) (string, error)
+	daemons  *daemons
 }
 
-func running(*guest.Guest) system { return system{links: facts.Links, renderer: rendererHere} }
+func running(*guest.Guest) system {
+	d := &daemons{}
+	return system{
+		links: facts.Links, daemons: d, renderer: func(ctx context.Context) (string, error) { return rendererHere(ctx, d) },
+	}
+}
+
+// prepare has ready what an apply needs that comes soon.
+func (s system) prepare(ctx context.Context) { s.daemons.prepare(ctx) }
+
+func (s system) close() error { return s.daemons.close() }
 
 func ownerOf(info fs.FileInfo) (uid, gid uint32) {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -218,6 +229,9 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 	if limit > maxTime {
 		return nil, fault.Invalid("timeout is %d s, at most %d are waited for", in.Timeout, int(maxTime.Seconds()))
 	}
+	if r.guest.Live && call.DryRun == nil {
+		r.system.prepare(ctx)
+	}
 	set, err := documents(r.guest.Of(call))
 	if err != nil {
 		return nil, err
@@ -312,8 +326,8 @@ func (a *applying) change(ctx context.Context, p *plan, verify *pb.NetplanVerify
 	}
 	others := n.inquire(ctx, p)
 	defer others.close()
-	d := &daemons{}
-	defer d.close()
+	d := r.system.daemons
+	defer d.use()()
 	managed := make(chan error, 1)
 	go func() { managed <- n.managed(ctx, d, p) }()
 	answered, near := n.answering(ctx)

@@ -193,6 +193,9 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, op, name string, te
 	if err != nil || there {
 		return false, err
 	}
+	if r.guest.Live && r.mayApply() == nil && call.DryRun == nil {
+		r.system.prepare(ctx) // what is set is applied, most often, and the check takes longer than this
+	}
 	p, err := r.propose(ctx, call, name, text)
 	if err != nil {
 		return false, err

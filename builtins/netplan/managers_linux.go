@@ -53,10 +53,9 @@ func findManagers(ctx context.Context, d *daemons) (*managers, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.askNetworkd(ctx, conn); err != nil {
-		return nil, err
-	}
-	return m, m.askNetworkManager(ctx, conn)
+	second := make(chan error)
+	go func() { second <- m.askNetworkManager(ctx, conn) }()
+	return m, errors.Join(m.askNetworkd(ctx, conn), <-second)
 }
 
 func (m *managers) askNetworkd(ctx context.Context, conn *sysbus.Conn) error {
@@ -120,9 +119,8 @@ func (m *managers) askNetworkManager(ctx context.Context, conn *sysbus.Conn) err
 }
 
 // rendererHere asks who manages the network of a guest without netplan.
-func rendererHere(ctx context.Context) (string, error) {
-	d := &daemons{}
-	defer d.close()
+func rendererHere(ctx context.Context, d *daemons) (string, error) {
+	defer d.use()()
 	m, err := findManagers(ctx, d)
 	if err != nil {
 		return "", err
@@ -173,8 +171,8 @@ func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*
 		}
 		out.Pending = len(differing(have, want)) > 0
 	}
-	d := &daemons{}
-	defer d.close()
+	d := r.system.daemons
+	defer d.use()()
 	m, err := findManagers(ctx, d)
 	if err != nil {
 		return nil, err

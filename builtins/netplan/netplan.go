@@ -63,7 +63,7 @@ func (r *Room) Room() builtins.Room {
 	if r.served("ConfigureNetworkRequest") == nil && r.mayApply() == nil {
 		capability = "configure_network"
 	}
-	return builtins.Room{Name: "netplan", Sweep: r.sweep, Ops: []builtins.Op{
+	return builtins.Room{Name: "netplan", Sweep: r.sweep, Close: r.system.close, Ops: []builtins.Op{
 		{
 			Name: "netplan.get", Usage: "([name])", Summary: "the text of a file of netplan, or of all by name",
 			Access: builtins.Of(getAccess), Handler: builtins.Handle(r.get),

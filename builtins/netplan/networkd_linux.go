@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -29,35 +28,6 @@ const (
 	startTime       = 30 * time.Second // of systemd-networkd; half a second on real hardware
 	beginTime       = 3 * time.Second  // for systemd-networkd to begin to change an interface; some milliseconds on real hardware
 )
-
-// daemons is the connection to the daemons that have to do with the network, made when it is needed first. It is safe for
-// concurrent use.
-type daemons struct {
-	mu   sync.Mutex
-	conn *sysbus.Conn
-}
-
-// open returns the connection; an error is that of sysbus.Open. One that broke is made anew.
-func (d *daemons) open(ctx context.Context) (*sysbus.Conn, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.conn != nil && d.conn.Connected() {
-		return d.conn, nil
-	}
-	conn, err := sysbus.Open(context.WithoutCancel(ctx)) // ctx may be that of a part of what it is needed for
-	if err == nil {
-		d.conn = conn
-	}
-	return conn, err
-}
-
-func (d *daemons) close() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.conn != nil {
-		_ = d.conn.Close()
-	}
-}
 
 // has says whether a service runs. It is not started by the question.
 func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, err error) {

@@ -18,6 +18,10 @@ type system struct {
 
 func running(*guest.Guest) system { return system{unsupported: "Windows has no netplan"} }
 
+func (system) prepare(context.Context) {}
+
+func (system) close() error { return nil }
+
 func (r *Room) apply(context.Context, *builtins.Call, *pb.NetplanApplyArgs) (*pb.NetplanApplied, error) {
 	return nil, r.served("netplan.apply")
 }

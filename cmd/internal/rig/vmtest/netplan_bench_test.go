@@ -106,7 +106,7 @@ func netText(address string) string {
 
 func (n *network) write(address string) {
 	n.Helper()
-	must(n, os.WriteFile(filepath.Join(n.root, "etc/netplan/60-lan.yaml"), []byte(netText(address)), 0o600))
+	must(n, os.WriteFile(filepath.Join(n.root, "etc/netplan/99-limiquantix.yaml"), []byte(netText(address)), 0o600))
 }
 
 func (n *network) drain() {
@@ -118,19 +118,17 @@ func (n *network) drain() {
 	}
 }
 
-// script runs a script that must commit.
-func (n *network) script(source string) time.Duration {
+// configure has the agent write a file of netplan, or apply it.
+func (n *network) configure(address string, apply bool) time.Duration {
 	n.Helper()
 	start := time.Now()
-	r, err := client.Call[*pb.RunScriptResponse](limited(n, time.Minute), n.agent, &pb.RunScriptRequest{Source: []byte(source)})
-	if err != nil || r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+	r, err := client.Call[*pb.ConfigureNetworkResponse](limited(n, time.Minute), n.agent, &pb.ConfigureNetworkRequest{
+		NetplanConfig: netText(address), ApplyNow: apply,
+	})
+	if err != nil || !r.Success || !r.Changed {
 		n.Fatal(r, err)
 	}
-	took := time.Since(start)
-	if os.Getenv("STEPS") != "" {
-		fmt.Println(r.Result, r.Stats)
-	}
-	return took
+	return time.Since(start)
 }
 
 // generate runs the generator alone.
@@ -192,8 +190,8 @@ func BenchmarkNetplanApply(b *testing.B) {
 	}
 	for b.Loop() {
 		address := next()
-		sets = append(sets, n.script("return netplan.set('60-lan', [[\n"+netText(address)+"]])"))
-		applies = append(applies, n.script("return netplan.apply()"))
+		sets = append(sets, n.configure(address, false))
+		applies = append(applies, n.configure(address, true))
 		time.Sleep(100 * time.Millisecond)
 		n.drain()
 		address = next()

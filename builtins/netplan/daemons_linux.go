@@ -1,0 +1,92 @@
+package netplan
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins/internal/sysbus"
+)
+
+// keptTime is how long a connection to the bus is kept that nobody uses: a file is set, and applied then. To make one takes as
+// long as all questions that go by it.
+const keptTime = 5 * time.Second
+
+// daemons is the connection to the daemons that have to do with the network, made when it is needed first. It is safe for
+// concurrent use.
+type daemons struct {
+	mu    sync.Mutex
+	conn  *sysbus.Conn
+	users int
+	idle  *time.Timer // closes what nobody uses
+}
+
+// use keeps the connection, if there is one, until the returned function is called, and keptTime longer.
+func (d *daemons) use() (done func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.users++; d.idle != nil {
+		d.idle.Stop()
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.users--; d.users == 0 && d.conn != nil {
+			d.idle = time.AfterFunc(keptTime, d.expire)
+		}
+	}
+}
+
+func (d *daemons) expire() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.users == 0 {
+		_ = d.drop()
+	}
+}
+
+// open returns the connection; an error is that of sysbus.Open. One that broke is made anew.
+func (d *daemons) open(ctx context.Context) (*sysbus.Conn, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn != nil && d.conn.Connected() {
+		return d.conn, nil
+	}
+	err := d.drop()
+	if err != nil {
+		return nil, err
+	}
+	d.conn, err = sysbus.Open(context.WithoutCancel(ctx)) // it outlives what it is needed for first
+	return d.conn, err
+}
+
+// prepare opens the connection while other things go on, for who will need it soon.
+func (d *daemons) prepare(ctx context.Context) {
+	done := d.use()
+	go func() {
+		defer done()
+		_, _ = d.open(ctx) // who needs it gets the error
+	}()
+}
+
+func (d *daemons) drop() error {
+	if d.conn == nil {
+		return nil
+	}
+	conn := d.conn
+	d.conn = nil
+	if err := conn.Close(); err != nil && conn.Connected() {
+		return err
+	}
+	return nil
+}
+
+// close closes the connection.
+func (d *daemons) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.idle != nil {
+		d.idle.Stop()
+	}
+	return d.drop()
+}
