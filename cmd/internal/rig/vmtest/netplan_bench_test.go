@@ -30,6 +30,7 @@ type network struct {
 	signals   chan *dbus.Signal
 	link      dbus.ObjectPath
 	addresses chan string // that the kernel has just got
+	rows      []time.Duration
 }
 
 func bootNetwork(b *testing.B) *network {
@@ -128,7 +129,14 @@ func (n *network) configure(address string, apply bool) time.Duration {
 	if err != nil || !r.Success || !r.Changed {
 		n.Fatal(r, err)
 	}
-	return time.Since(start)
+	took := time.Since(start)
+	if len(r.Steps) > 0 {
+		n.rows = append(n.rows, time.Duration(r.Steps[len(r.Steps)-1].At*float64(time.Second)))
+		if os.Getenv("STEPS") != "" {
+			fmt.Println(took, r.Steps)
+		}
+	}
+	return took
 }
 
 // generate runs the generator alone.
@@ -207,6 +215,8 @@ func BenchmarkNetplanApply(b *testing.B) {
 		return value
 	}
 	set, apply := ms(sets, "set-ms"), ms(applies, "apply-ms")
+	row := ms(n.rows, "row-ms")
+	b.ReportMetric(row/ms(theres, "address-ms"), "row/address")
 	generate, there, configured := ms(generates, "generator-ms"), ms(theres, "address-ms"), ms(configureds, "configured-ms")
 	b.ReportMetric(set/generate, "set/generator")
 	b.ReportMetric(apply/there, "apply/address")
