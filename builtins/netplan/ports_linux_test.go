@@ -86,13 +86,38 @@ func TestBridgesAndBondsOfIfupdown(t *testing.T) {
 	}
 }
 
+// What ip takes for a bond that looks for its neighbours.
+func TestBondOfIfupdownAsksByARP(t *testing.T) {
+	files, err := ifupFiles(t, ifupdown{}, "network: {ethernets: {eth0: {}}, bonds: {bond0: {interfaces: [eth0], parameters: {mode: active-backup, "+
+		"arp-interval: 150, arp-ip-targets: [192.0.2.1, 192.0.2.2], arp-validate: all, arp-all-targets: any}}}}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "type bond mode active-backup arp_all_targets any arp_interval 150 arp_ip_target 192.0.2.1,192.0.2.2 arp_validate all\n"
+	if text := string(files[ownInterfaces+"bond0"].content); !strings.Contains(text, want) {
+		t.Errorf("%q is not in:\n%s", want, text)
+	}
+	w := newWire(t)
+	out, err := exec.Command("ip", append([]string{"link", "add", "b0"}, strings.Fields(want)...)...).CombinedOutput()
+	if err != nil {
+		t.Skipf("no bonds are made here: %v %s", err, out)
+	}
+	if got := w.run([]string{"ip", "-d", "link", "show", "b0"}); !strings.Contains(got, "arp_interval 150 arp_missed_max ") ||
+		!strings.Contains(got, "arp_ip_target 192.0.2.1,192.0.2.2 arp_validate all arp_all_targets any ") {
+		t.Error(got)
+	}
+}
+
 // The parameters of bridges and bonds are netplan's for the other renderers as well.
 func TestParametersAreNetplans(t *testing.T) {
 	tr := newTree(t)
-	const text = "network:\n  ethernets: {eth0: {}, eth1: {}}\n  bonds:\n    bond0:\n      interfaces: [eth0, eth1]\n      parameters: {mode: active-backup, " +
+	const text = "network:\n  ethernets: {eth0: {}, eth1: {}, eth2: {}, eth3: {}, eth4: {}}\n  bonds:\n    bond0:\n      interfaces: [eth0, eth1]\n      parameters: {mode: active-backup, " +
 		"primary: eth1, up-delay: 200, down-delay: 300, mii-monitor-interval: 100, fail-over-mac-policy: active, primary-reselect-policy: better}\n" +
+		"    bond2: {interfaces: [eth4], parameters: {mode: balance-rr, arp-interval: 150, arp-ip-targets: [192.0.2.1, 192.0.2.2], " +
+		"arp-validate: all, arp-all-targets: any}}\n" +
 		"    bond1: {parameters: {mode: 802.3ad, lacp-rate: fast, min-links: 1, ad-select: bandwidth, transmit-hash-policy: layer2+3}}\n" +
-		"  bridges:\n    br0: {parameters: {forward-delay: 4, hello-time: 3, max-age: 9, ageing-time: 50, priority: 100}}\n    br1: {parameters: {stp: no}}\n"
+		"  bridges:\n    br0: {parameters: {forward-delay: 4, hello-time: 3, max-age: 9, ageing-time: 50, priority: 100}}\n    br1: {parameters: {stp: no}}\n" +
+		"    br2: {interfaces: [eth2, eth3], parameters: {path-cost: {eth2: 50}, port-priority: {eth2: 14, eth3: 20}}}\n"
 	for _, renderer := range []string{byNetworkd, byNetworkManager} {
 		ours, err := translate(set([]string{text}), renderer)
 		if err != nil {
@@ -105,7 +130,7 @@ func TestParametersAreNetplans(t *testing.T) {
 		of := func(files map[string]*generated) (list []string) {
 			for _, file := range sorted(files) {
 				for _, s := range settings(files[file].content) {
-					if slices.Contains([]string{"Bond", "Bridge", "bond", "bridge"}, s.section) || s.key == "PrimarySlave" {
+					if slices.Contains([]string{"Bond", "Bridge", "bond", "bridge", "bridge-port"}, s.section) || s.key == "PrimarySlave" {
 						_, id, _ := strings.Cut(strings.TrimPrefix(filepath.Base(file), "05-"), "-")
 						list = append(list, strings.TrimPrefix(id, "netplan-")+" "+s.section+" "+s.key+"="+s.value)
 					}
@@ -114,7 +139,7 @@ func TestParametersAreNetplans(t *testing.T) {
 			slices.Sort(list)
 			return list
 		}
-		if mine, want := of(ours), of(theirs); len(want) < 18 || !slices.Equal(mine, want) {
+		if mine, want := of(ours), of(theirs); len(want) < 25 || !slices.Equal(mine, want) {
 			t.Errorf("%s:\n%s\nnetplan has\n%s", renderer, strings.Join(mine, "\n"), strings.Join(want, "\n"))
 		}
 	}
@@ -220,11 +245,11 @@ func TestIfupMakesABridge(t *testing.T) {
 		}
 	}
 	const text = "network: {version: 2, ethernets: {here: {}}, bridges: {br0: {interfaces: [here], addresses: [192.0.2.7/24], " +
-		"parameters: {stp: false, forward-delay: 4, priority: 100}}}}\n"
+		"parameters: {stp: false, forward-delay: 4, priority: 100, path-cost: {here: 77}, port-priority: {here: 14}}}}}\n"
 	bridge := func(delay string) {
 		t.Helper()
 		has("-d link show br0", "bridge forward_delay "+delay, "stp_state 0", "priority 100")
-		has("link show here", "master br0")
+		has("-d link show here", "master br0", "bridge_slave state ", "priority 14 cost 77 ")
 		has("address show br0", "192.0.2.7/24")
 		if out := w.run([]string{"ip", "address", "show", "here"}); strings.Contains(out, "inet") {
 			t.Errorf("the port has an address:\n%s", out)

@@ -37,6 +37,8 @@ type device struct {
 	link        string
 	ports       []string
 	parameters  map[string]string
+	portCost    map[string]string // of a bridge, by port
+	portRank    map[string]string
 
 	vlans  []string // that are above it
 	master *device
@@ -144,7 +146,9 @@ func untranslated(key *yaml.Node, name string) error {
 func (t *translation) device(kind string, name, value *yaml.Node) error {
 	d := t.devices[name.Value]
 	if d == nil {
-		d = &device{kind: kind, id: name.Value, parameters: map[string]string{}}
+		d = &device{
+			kind: kind, id: name.Value, parameters: map[string]string{}, portCost: map[string]string{}, portRank: map[string]string{},
+		}
 		t.devices[name.Value], t.order = d, append(t.order, name.Value)
 	}
 	switch {
@@ -371,52 +375,6 @@ func (d *device) names(v *yaml.Node, path string) error {
 	return nil
 }
 
-// parameters are those that are translated, with what they are to systemd-networkd (systemd.netdev(5)); the names of
-// NetworkManager are the kernel's (bonding.rst).
-var parameters = map[string]map[string][3]string{
-	"bonds": {
-		"mode": {"Bond", "Mode", "mode"}, "mii-monitor-interval": {"Bond", "MIIMonitorSec", "miimon"},
-		"lacp-rate": {"Bond", "LACPTransmitRate", "lacp_rate"}, "transmit-hash-policy": {"Bond", "TransmitHashPolicy",
-			"xmit_hash_policy"},
-		"up-delay": {"Bond", "UpDelaySec", "updelay"}, "down-delay": {"Bond", "DownDelaySec", "downdelay"},
-		"min-links": {"Bond", "MinLinks", "min_links"}, "ad-select": {"Bond", "AdSelect", "ad_select"},
-		"fail-over-mac-policy":    {"Bond", "FailOverMACPolicy", "fail_over_mac"},
-		"primary-reselect-policy": {"Bond", "PrimaryReselectPolicy", "primary_reselect"},
-		"primary":                 {"", "", "primary"}, // to systemd-networkd a matter of the port
-	},
-	"bridges": {
-		"stp": {"Bridge", "STP", "stp"}, "priority": {"Bridge", "Priority", "priority"},
-		"forward-delay": {"Bridge", "ForwardDelaySec", "forward-delay"}, "hello-time": {"Bridge", "HelloTimeSec", "hello-time"},
-		"max-age": {"Bridge", "MaxAgeSec", "max-age"}, "ageing-time": {"Bridge", "AgeingTimeSec", "ageing-time"},
-	},
-}
-
-// inMilliseconds are those that netplan counts in them, and systemd-networkd in seconds.
-var inMilliseconds = []string{"mii-monitor-interval", "up-delay", "down-delay"}
-
-// parameterValue is what may stand as one: a word or a number.
-var parameterValue = lazyregexp.New(`^[A-Za-z0-9_.+-]{1,64}$`)
-
-func (d *device) parameter(v *yaml.Node, path string) error {
-	if d.kind == "bridges" && d.parameters["stp"] == "" {
-		d.parameters["stp"] = "true" // as netplan has it, if there are parameters
-	}
-	for key, value := range pairs(v) {
-		if _, known := parameters[d.kind][key.Value]; !known || value.Kind != yaml.ScalarNode {
-			return untranslated(key, join(path, key.Value))
-		}
-		text := value.Value
-		if key.Value == "stp" {
-			text = strconv.FormatBool(isTrue(value))
-		}
-		if !parameterValue().MatchString(text) {
-			return fault.Invalid("line %d: %s.%s is %q", value.Line, path, key.Value, value.Value)
-		}
-		d.parameters[key.Value] = text
-	}
-	return nil
-}
-
 // connect finds the interfaces that others rest on.
 func (t *translation) connect() error {
 	find := func(d *device, name string) (*device, error) {
@@ -450,6 +408,13 @@ func (t *translation) connect() error {
 			}
 			port.master = d
 		}
+		for _, list := range []map[string]string{d.portCost, d.portRank} {
+			for _, name := range sortedKeys(list) {
+				if !slices.Contains(d.ports, name) {
+					return fault.Invalid("%s.%s.parameters: %s is none of its interfaces", d.kind, d.id, name)
+				}
+			}
+		}
 		if primary := d.parameters["primary"]; primary != "" && !slices.Contains(d.ports, primary) {
 			return fault.Invalid("%s.%s.parameters.primary: %s is none of its interfaces", d.kind, d.id, primary)
 		}
@@ -468,6 +433,14 @@ func (d *device) called() string {
 		return ""
 	}
 	return d.id
+}
+
+// asPort are the cost and the priority that it has as a port of a bridge; empty: none is said.
+func (d *device) asPort() (cost, rank string) {
+	if d.master == nil {
+		return "", ""
+	}
+	return d.master.portCost[d.id], d.master.portRank[d.id]
 }
 
 func sortedKeys(m map[string]string) []string {

@@ -46,7 +46,7 @@ func (d *device) options() (string, error) {
 			words = append(words, "stp_state", map[string]string{"true": "1", "false": "0"}[value])
 			continue
 		}
-		if slices.Contains(wordParameters, key) {
+		if key == "arp-ip-targets" || slices.Contains(wordParameters, key) {
 			words = append(words, parameters[d.kind][key][2], value)
 			continue
 		}
@@ -65,6 +65,7 @@ func (d *device) options() (string, error) {
 // wordParameters are those of bonds that are no numbers.
 var wordParameters = []string{
 	"lacp-rate", "transmit-hash-policy", "fail-over-mac-policy", "ad-select", "primary-reselect-policy",
+	"arp-validate", "arp-all-targets",
 }
 
 // takePorts writes what gives a bridge or a bond its ports, which have files of their own. Those that are not there yet come when
@@ -77,7 +78,7 @@ func (d *device) takePorts(b io.Writer, t *translation, by ifupdown) error {
 		}
 		fmt.Fprintf(b, "    pre-up ifup %s || true\n", port)
 		fmt.Fprintf(b, "    pre-up test ! -e /sys/class/net/%[1]s || { %[2]s && ip link set dev %[1]s up; }\n", port,
-			joining(port, d, d.parameters["primary"] == id))
+			joining(port, t.devices[id]))
 	}
 	return nil
 }
@@ -88,17 +89,26 @@ func (d *device) joinMaster(b io.Writer, port string) {
 	io.WriteString(b, "    pre-up ip address flush dev $IFACE\n")
 	io.WriteString(b, "    pre-up ip link set dev $IFACE addrgenmode none || true\n")
 	fmt.Fprintf(b, "    pre-up test ! -e /sys/class/net/%s || { %s; }\n", d.master.id,
-		joining(port, d.master, d.master.parameters["primary"] == d.id))
+		joining(port, d))
 	io.WriteString(b, "    down ip link set dev $IFACE nomaster\n")
 	io.WriteString(b, "    post-down ip link set dev $IFACE addrgenmode eui64 || true\n")
 }
 
-// joining is the command that makes an interface a port, if it is none yet. A bond takes only one that is down.
-func joining(port string, master *device, primary bool) string {
+// joining is the command that makes an interface, of a name, the port that it shall be, if it is none yet. A bond takes only one
+// that is down.
+func joining(port string, d *device) string {
+	master := d.master
 	line := fmt.Sprintf("{ test -e /sys/class/net/%[2]s/lower_%[1]s || { ip link set dev %[1]s down && "+
 		"ip link set dev %[1]s master %[2]s; }; }", port, master.id)
-	if primary {
+	if master.parameters["primary"] == d.id {
 		line += fmt.Sprintf(" && ip link set dev %s type bond primary %s", master.id, port)
+	}
+	cost, rank := d.asPort()
+	if cost != "" {
+		line += fmt.Sprintf(" && ip link set dev %s type bridge_slave cost %s", port, cost)
+	}
+	if rank != "" {
+		line += fmt.Sprintf(" && ip link set dev %s type bridge_slave priority %s", port, rank)
 	}
 	return line
 }

@@ -42,6 +42,9 @@ func (d *device) netdev() string {
 		if slices.Contains(inMilliseconds, name) && strings.Trim(value, "0123456789") == "" {
 			value += "ms"
 		}
+		if name == "arp-ip-targets" {
+			value = strings.ReplaceAll(value, ",", " ")
+		}
 		fmt.Fprintf(&b, "%s=%s\n", p[1], value)
 	}
 	return b.String()
@@ -99,6 +102,15 @@ func (d *device) network() string {
 	}
 	if d.kind == "bridges" || d.kind == "bonds" || d.kind == "vlans" {
 		b.WriteString("ConfigureWithoutCarrier=yes\n")
+	}
+	if cost, rank := d.asPort(); cost != "" || rank != "" {
+		b.WriteString("\n[Bridge]\n")
+		if cost != "" {
+			fmt.Fprintf(&b, "Cost=%s\n", cost)
+		}
+		if rank != "" {
+			fmt.Fprintf(&b, "Priority=%s\n", rank)
+		}
 	}
 	for _, w := range d.routes {
 		fmt.Fprintf(&b, "\n[Route]\nDestination=%v\nGateway=%v\n", w.to, w.via)

@@ -18,6 +18,15 @@ func (d *device) keyfile(t *translation) string {
 		kind := map[string]string{"bridges": "bridge", "bonds": "bond"}[d.master.kind]
 		fmt.Fprintf(&b, "slave-type=%s\nmaster=%s\n", kind, d.master.id)
 	}
+	if cost, rank := d.asPort(); cost != "" || rank != "" {
+		b.WriteString("\n[bridge-port]\n")
+		if cost != "" {
+			fmt.Fprintf(&b, "path-cost=%s\n", cost)
+		}
+		if rank != "" {
+			fmt.Fprintf(&b, "priority=%s\n", rank)
+		}
+	}
 	if name := d.called(); strings.ContainsAny(name, "*?[") {
 		fmt.Fprintf(&b, "\n[match]\ninterface-name=%s;\n", name)
 	}
