@@ -33,7 +33,8 @@ type network struct {
 	rows      []time.Duration
 }
 
-func bootNetwork(b *testing.B) *network {
+// bootAgent boots a container in which the agent of this tree runs; prepare is a line of shell, run in its root before.
+func bootAgent(b *testing.B, prepare string) (*container, *client.Client) {
 	b.Helper()
 	program := filepath.Join(b.TempDir(), "quantix-kvm-agent")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "../../../quantix-kvm-agent")
@@ -41,15 +42,29 @@ func bootNetwork(b *testing.B) *network {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
-	n := &network{container: bootContainer(b, containerOptions{prepare: `rm -f etc/netplan/*; mkdir -p etc/quantix-kvm
+	c := bootContainer(b, containerOptions{prepare: `mkdir -p etc/quantix-kvm
 		echo 'device_path: unix:/run/test.sock' > etc/quantix-kvm/agent.yaml
-		ln -sf /lib/systemd/system/systemd-networkd.service etc/systemd/system/multi-user.target.wants/`})}
+		` + prepare})
+	content, err := os.ReadFile(program)
+	must(b, err)
+	must(b, os.WriteFile(filepath.Join(c.root, "usr/bin/quantix-kvm-agent"), content, 0o755))
+	c.run("systemd-run -q --unit=agent /usr/bin/quantix-kvm-agent")
+	agent := c.agent()
+	b.Cleanup(func() { agent.Close() })
+	c.status()
+	return c, agent
+}
+
+func bootNetwork(b *testing.B) *network {
+	b.Helper()
+	c, agent := bootAgent(b, `rm -f etc/netplan/*
+		ln -sf /lib/systemd/system/systemd-networkd.service etc/systemd/system/multi-user.target.wants/`)
+	n := &network{container: c, agent: agent}
 	gateway := exec.Command("sleep", "3600")
 	gateway.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	must(b, gateway.Start())
 	b.Cleanup(func() { _ = gateway.Process.Kill(); _ = gateway.Wait() })
 	out, err := exec.Command("sh", "-ec", fmt.Sprintf(`
-		ip -n "" link show >/dev/null 2>&1 || true
 		nsenter -t %d -n ip link add lan0 type veth peer name there netns %d
 		nsenter -t %[2]d -n ip addr add 192.0.2.1/24 dev there
 		nsenter -t %[2]d -n ip link set there up`, n.init, gateway.Process.Pid)).CombinedOutput()
@@ -60,14 +75,6 @@ func bootNetwork(b *testing.B) *network {
 	n.run("/usr/libexec/netplan/generate && networkctl reload")
 	n.run("timeout 60 sh -c 'until networkctl -n0 status lan0 | grep -q \"(configured)\"; do sleep 0.1; done'")
 	b.Log(n.run("networkctl -n0 status lan0; cat /run/systemd/network/*"))
-	content, err := os.ReadFile(program)
-	must(b, err)
-	must(b, os.WriteFile(filepath.Join(n.root, "usr/bin/quantix-kvm-agent"), content, 0o755))
-	n.run("systemd-run -q --unit=agent /usr/bin/quantix-kvm-agent")
-	n.agent = n.container.agent()
-	b.Cleanup(func() { n.agent.Close() })
-	n.status()
-
 	n.bus, err = dbus.Connect("unix:path=" + filepath.Join(n.root, "run/dbus/system_bus_socket"))
 	must(b, err)
 	b.Cleanup(func() { n.bus.Close() })
