@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,6 +72,9 @@ func startsNetworkd(ctx context.Context, d *daemons, p *plan) (bool, error) {
 // (networkctl(1), reload).
 func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
 	conn, err := d.open(ctx)
+	if err == nil {
+		err = awaitNetworkd(ctx, conn)
+	}
 	if err != nil {
 		return err
 	}
@@ -114,6 +118,29 @@ func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
 		}
 	}
 	return nil
+}
+
+// awaitNetworkd waits for systemd-networkd where it is being started: it does not answer yet.
+func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
+	late := fault.Wrapf(context.DeadlineExceeded, "it is started, and not on the system bus after %v", startTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, late)
+	defer cancel()
+	for pace := pace(0); ; {
+		if runs, err := has(ctx, conn, networkd); err != nil || runs {
+			return err
+		}
+		state, _, err := unitState(ctx, conn, networkdUnit)
+		if err != nil || !slices.Contains([]string{"activating", "active", "deactivating"}, state) {
+			return err // the call tells what is wrong with one that is not started
+		}
+		timer := pace.next()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fault.On(networkdUnit, context.Cause(ctx))
+		}
+	}
 }
 
 // began says whether a signal tells that an interface is being changed. One that tells that it is configured may be of what was

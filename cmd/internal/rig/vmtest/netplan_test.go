@@ -190,8 +190,8 @@ func TestNetplanWithNetworkd(t *testing.T) {
 	for _, c := range []struct{ name, script, want string }{
 		{"a wrong gateway", set("50-guest", guestNet(ens3Wrong, ""), "{timeout = 4}"), "10.0.2.77"},
 		{"no gateway", set("50-guest", guestNet("      addresses: [10.0.2.15/24]\n", ""), "{timeout = 4}"), "there is no default gateway"},
-		{"another VLAN", set("50-guest", guestNet("      {}\n", "  vlans:\n    v5:\n      id: 5\n      link: ens3\n"+ens3Good), "{timeout = 5}"), "10.0.2.2"},
-		{"DHCP without a server", set("61-vlan", "network: {version: 2, vlans: {v6: {id: 6, link: ens4, dhcp4: true}}}\n", "{timeout = 4}"), "by DHCP"},
+		{"another VLAN", set("50-guest", guestNet("      {}\n", "  vlans:\n    v5:\n      id: 5\n      link: ens3\n"+ens3Good), "{timeout = 8}"), "10.0.2.2"},
+		{"DHCP without a server", set("61-vlan", "network: {version: 2, vlans: {v6: {id: 6, link: ens4, dhcp4: true}}}\n", "{timeout = 8}"), "by DHCP"},
 		{"a probe", set("60-second", "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.16/24]}}}\n", "{timeout = 4, verify = {tcp = '10.0.3.99:1'}}"), "10.0.3.99:1"},
 		{"an address in use", set("60-second", "network: {version: 2, ethernets: {ens4: {addresses: [10.0.3.2/24]}}}\n", ""), "is in use"},
 		{"another MAC", set("60-second", "network: {version: 2, ethernets: {x: {match: {macaddress: '52:54:00:00:00:01'}, dhcp4: true}}}\n", ""), "52:54:00:00:00:01"},
