@@ -34,7 +34,7 @@ type network struct {
 }
 
 // bootAgent boots a container in which the agent of this tree runs; prepare is a line of shell, run in its root before.
-func bootAgent(b *testing.B, prepare string) (*container, *client.Client) {
+func bootAgent(b testing.TB, prepare string) (*container, *client.Client) {
 	b.Helper()
 	program := filepath.Join(b.TempDir(), "quantix-kvm-agent")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", program, "../../../quantix-kvm-agent")
@@ -48,14 +48,14 @@ func bootAgent(b *testing.B, prepare string) (*container, *client.Client) {
 	content, err := os.ReadFile(program)
 	must(b, err)
 	must(b, os.WriteFile(filepath.Join(c.root, "usr/bin/quantix-kvm-agent"), content, 0o755))
-	c.run("systemd-run -q --unit=agent /usr/bin/quantix-kvm-agent")
+	c.run("systemd-run -q --unit=agent -p Restart=always -p RestartSec=0.1 -p StartLimitIntervalSec=0 /usr/bin/quantix-kvm-agent")
 	agent := c.agent()
 	b.Cleanup(func() { agent.Close() })
 	c.status()
 	return c, agent
 }
 
-func bootNetwork(b *testing.B) *network {
+func bootNetwork(b testing.TB) *network {
 	b.Helper()
 	c, agent := bootAgent(b, `rm -f etc/netplan/*
 		ln -sf /lib/systemd/system/systemd-networkd.service etc/systemd/system/multi-user.target.wants/`)
@@ -74,7 +74,6 @@ func bootNetwork(b *testing.B) *network {
 	n.write("192.0.2.10")
 	n.run("/usr/libexec/netplan/generate && networkctl reload")
 	n.run("timeout 60 sh -c 'until networkctl -n0 status lan0 | grep -q \"(configured)\"; do sleep 0.1; done'")
-	b.Log(n.run("networkctl -n0 status lan0; cat /run/systemd/network/*"))
 	n.bus, err = dbus.Connect("unix:path=" + filepath.Join(n.root, "run/dbus/system_bus_socket"))
 	must(b, err)
 	b.Cleanup(func() { n.bus.Close() })
