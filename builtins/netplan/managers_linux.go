@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -91,8 +92,8 @@ func (m *managers) askNetworkManager(ctx context.Context, conn *sysbus.Conn) err
 	if runs, err := has(ctx, conn, networkManager); err != nil || !runs {
 		return err
 	}
-	var devices []dbus.ObjectPath
-	if err := conn.Call(ctx, networkManager, networkManagers, networkManager+".GetDevices", []any{&devices}); err != nil {
+	devices, err := devicesOf(ctx, conn)
+	if err != nil {
 		return err
 	}
 	for _, device := range devices {
@@ -116,6 +117,25 @@ func (m *managers) askNetworkManager(ctx context.Context, conn *sysbus.Conn) err
 		}
 	}
 	return nil
+}
+
+// devicesOf asks NetworkManager for its devices. One that has just been started has its name on the bus a moment before it has
+// anything there.
+func devicesOf(ctx context.Context, conn *sysbus.Conn) (devices []dbus.ObjectPath, err error) {
+	late := time.Now().Add(beginTime)
+	for pace := pace(0); ; {
+		err = conn.Call(ctx, networkManager, networkManagers, networkManager+".GetDevices", []any{&devices})
+		if !isGone(err) || time.Now().After(late) {
+			return devices, err
+		}
+		timer := pace.next()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // rendererHere asks who manages the network of a guest without netplan.
