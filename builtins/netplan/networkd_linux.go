@@ -196,13 +196,24 @@ func stopNetworkd(ctx context.Context, d *daemons) error {
 	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StopUnit", nil, networkdUnit, "replace")
 }
 
-// reloadUnits has systemd read its units again.
+// reloadUnits has systemd read its units again. It answers nobody meanwhile, and with many units, or in an emulated guest, that takes
+// seconds.
 func reloadUnits(ctx context.Context, d *daemons) error {
 	conn, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
-	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.Reload", nil)
+	late := fault.Wrapf(context.DeadlineExceeded, "systemd has not read its units within %v", startTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, startTime, late)
+	defer cancel()
+	err = conn.Object(systemd, systemdPath).CallWithContext(ctx, systemd+".Manager.Reload", 0).Err
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	if err != nil {
+		return sysbus.Error(systemd, err)
+	}
+	return nil
 }
 
 // taken returns an error unless systemd-networkd has given an interface its configuration. It may be at it still: it waits for
