@@ -122,7 +122,7 @@ func (m *managers) askNetworkManager(ctx context.Context, conn *sysbus.Conn) err
 // devicesOf asks NetworkManager for its devices. One that has just been started has its name on the bus a moment before it has
 // anything there.
 func devicesOf(ctx context.Context, conn *sysbus.Conn) (devices []dbus.ObjectPath, err error) {
-	late := time.Now().Add(beginTime)
+	late := time.Now().Add(startTime)
 	for pace := pace(0); ; {
 		err = conn.Call(ctx, networkManager, networkManagers, networkManager+".GetDevices", []any{&devices})
 		if !isGone(err) || time.Now().After(late) {

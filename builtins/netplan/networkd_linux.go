@@ -26,7 +26,7 @@ const (
 	networkManager  = "org.freedesktop.NetworkManager"
 	networkManagers = "/org/freedesktop/NetworkManager"
 	properties      = "org.freedesktop.DBus.Properties"
-	startTime       = 30 * time.Second // of systemd-networkd; half a second on real hardware
+	startTime       = 30 * time.Second // of a daemon; half a second on real hardware
 	beginTime       = 3 * time.Second  // for systemd-networkd to begin to change an interface; some milliseconds on real hardware
 )
 
