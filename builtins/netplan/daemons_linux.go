@@ -18,7 +18,26 @@ type daemons struct {
 	mu    sync.Mutex
 	conn  *sysbus.Conn
 	users int
-	idle  *time.Timer // closes what nobody uses
+	idle  *time.Timer  // closes what nobody uses
+	begun map[int]bool // the interfaces that systemd-networkd has begun to configure since it read its files last
+}
+
+// begins takes note of an interface that systemd-networkd has begun to configure; nil: of none any more.
+func (d *daemons) begins(index *int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if index == nil {
+		d.begun = map[int]bool{}
+		return
+	}
+	d.begun[*index] = true
+}
+
+// hasBegun says whether systemd-networkd has begun to configure an interface since it read its files last.
+func (d *daemons) hasBegun(index int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.begun[index]
 }
 
 // use keeps the connection, if there is one, until the returned function is called, and keptTime longer.

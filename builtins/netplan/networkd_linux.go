@@ -78,7 +78,8 @@ func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
 	if err != nil {
 		return err
 	}
-	awaited := map[dbus.ObjectPath]bool{}
+	d.begins(nil)
+	awaited := map[dbus.ObjectPath]int{}
 	for _, index := range links {
 		var name string
 		var path dbus.ObjectPath
@@ -86,7 +87,7 @@ func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
 		if err != nil {
 			return err
 		}
-		awaited[path] = true
+		awaited[path] = index
 	}
 	signals := make(chan *dbus.Signal, 256)
 	conn.Signal(signals)
@@ -108,8 +109,11 @@ func reloadNetworkd(ctx context.Context, d *daemons, links []int) error {
 			if s == nil {
 				return fault.Wrapf(fault.ErrOutput, "the connection to the system bus broke")
 			}
-			if began(s) {
-				delete(awaited, s.Path)
+			index, is := awaited[s.Path]
+			if state := began(s); is && state != "" {
+				if delete(awaited, s.Path); state == "configuring" {
+					d.begins(&index)
+				}
 			}
 		case <-late.C: // it has found nothing to change
 			return nil
@@ -143,15 +147,18 @@ func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
 	}
 }
 
-// began says whether a signal tells that an interface is being changed. One that tells that it is configured may be of what was
-// going on before.
-func began(s *dbus.Signal) bool {
+// began returns the state of an interface that is being changed, as a signal tells it; empty: it tells of none. One that is configured
+// may be so by what was going on before.
+func began(s *dbus.Signal) string {
 	if len(s.Body) < 2 {
-		return false
+		return ""
 	}
 	changed, _ := s.Body[1].(map[string]dbus.Variant)
-	state, ok := changed["AdministrativeState"].Value().(string)
-	return ok && state != "configured"
+	state, _ := changed["AdministrativeState"].Value().(string)
+	if state == "configured" {
+		return ""
+	}
+	return state
 }
 
 // startNetworkd starts systemd-networkd, or starts it again if it runs, and waits until it is active. One that runs keeps
@@ -162,6 +169,7 @@ func startNetworkd(ctx context.Context, d *daemons, stopped bool) error {
 	if err != nil {
 		return err
 	}
+	d.begins(nil)
 	_, before, err := unitState(ctx, conn, networkdUnit)
 	if err != nil {
 		return err
@@ -219,6 +227,9 @@ func reloadUnits(ctx context.Context, d *daemons) error {
 // taken returns an error unless systemd-networkd has given an interface its configuration. It may be at it still: it waits for
 // routers, for up to 12 s, when all that was asked for is there.
 func taken(ctx context.Context, d *daemons, index int) error {
+	if d.hasBegun(index) { // it is busy with it, and slow to answer
+		return nil
+	}
 	conn, err := d.open(ctx)
 	if err != nil {
 		return err
