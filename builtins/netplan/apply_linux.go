@@ -48,7 +48,10 @@ func running(*guest.Guest) system {
 // prepare has ready what an apply needs that comes soon.
 func (s system) prepare(ctx context.Context) { s.daemons.prepare(ctx) }
 
-func (s system) close() error { return s.daemons.close() }
+func (s system) close() error {
+	s.daemons.close()
+	return nil
+}
 
 func ownerOf(info fs.FileInfo) (uid, gid uint32) {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -334,6 +337,9 @@ func (a *applying) change(ctx context.Context, p *plan, verify *pb.NetplanVerify
 	if err := <-managed; err != nil {
 		return err
 	}
+	if err := others.refused(); err != nil {
+		return err
+	}
 	for _, g := range answered {
 		a.saw("before", g.addr.String(), "the default gateway answers on "+n.name(g.index))
 	}
@@ -352,7 +358,7 @@ func (a *applying) change(ctx context.Context, p *plan, verify *pb.NetplanVerify
 			return err
 		}
 	}
-	if err := others.refused(); err != nil {
+	if err := others.refused(); err != nil { // who has answered meanwhile
 		return err
 	}
 	acting, cancel := context.WithTimeoutCause(ctx, limit, errLate)
@@ -396,13 +402,6 @@ func (a *applying) failed(err error) error {
 	return &fault.Error{Err: err, Details: details}
 }
 
-// check is something that must be so.
-type check struct {
-	step, object string
-	// try returns what is to be seen, and an error if that is not what must be.
-	try func(ctx context.Context) (seen string, err error)
-}
-
 // until waits until all checks hold, one after the other.
 func (a *applying) until(ctx context.Context, limit time.Duration, checks []check) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errLate)
@@ -421,34 +420,6 @@ func (a *applying) until(ctx context.Context, limit time.Duration, checks []chec
 		a.saw(c.step, c.object, seen)
 	}
 	return nil
-}
-
-// errLate ends the wait for a network.
-var errLate = errors.New("the time is up")
-
-// wait tries until it holds, whenever something changed in the kernel and from time to time; then, or when ctx ends, it returns
-// what was seen last.
-func wait(ctx context.Context, kernel *kernel, c check) (seen string, err error) {
-	for pace := pace(0); ; {
-		now, err := c.try(ctx)
-		if err == nil {
-			return now, nil
-		}
-		// An error that says only that the time is up says less than the one before.
-		if cut := context.Cause(ctx); seen == "" || cut == nil || err.Error() != cut.Error() {
-			seen = cmp.Or(now, err.Error())
-		}
-		timer := pace.next()
-		select {
-		case <-timer.C:
-		case <-kernel.changed:
-			time.Sleep(changesTogether)
-			timer.Stop()
-		case <-ctx.Done():
-			timer.Stop()
-			return seen, context.Cause(ctx)
-		}
-	}
 }
 
 // probes are the checks of gateways and of what the caller wants. families are those of the gateways that answered before.

@@ -60,7 +60,7 @@ func (d *daemons) expire() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.users == 0 {
-		_ = d.drop()
+		d.drop()
 	}
 }
 
@@ -71,10 +71,8 @@ func (d *daemons) open(ctx context.Context) (*sysbus.Conn, error) {
 	if d.conn != nil && d.conn.Connected() {
 		return d.conn, nil
 	}
-	err := d.drop()
-	if err != nil {
-		return nil, err
-	}
+	d.drop()
+	var err error
 	d.conn, err = sysbus.Open(context.WithoutCancel(ctx)) // it outlives what it is needed for first
 	return d.conn, err
 }
@@ -88,24 +86,20 @@ func (d *daemons) prepare(ctx context.Context) {
 	}()
 }
 
-func (d *daemons) drop() error {
-	if d.conn == nil {
-		return nil
+// drop closes the connection. The caller holds mu.
+func (d *daemons) drop() {
+	if d.conn != nil {
+		_ = d.conn.Close() // one that broke is closed already
+		d.conn = nil
 	}
-	conn := d.conn
-	d.conn = nil
-	if err := conn.Close(); err != nil && conn.Connected() {
-		return err
-	}
-	return nil
 }
 
 // close closes the connection.
-func (d *daemons) close() error {
+func (d *daemons) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.idle != nil {
 		d.idle.Stop()
 	}
-	return d.drop()
+	d.drop()
 }

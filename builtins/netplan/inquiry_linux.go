@@ -15,10 +15,11 @@ import (
 const (
 	// inquiryTime is how long the users of addresses are looked for at most, in up to six questions for each.
 	inquiryTime = 2*askAgain + askAgain/2
-	// quietTime is how long nobody must answer on a link of which nothing is known: half of what NetworkManager waits where it
-	// looks for duplicate addresses (ipv4.dad-timeout, nm-settings-nmcli(5)), and longer than renderers take in an emulated guest.
-	// Where a gateway of that link has answered, quietFactor times that is enough: the same question went to all others with it.
+	// quietTime is how long nobody must answer on a link of which nothing is known, before a change is good: neighbours answer within
+	// a few milliseconds. Where a gateway of that link has answered, quietFactor times what it took is enough, since the question
+	// went to all others with that to it, but not less than quietLeast. Renderers take longer than that most often.
 	quietTime   = 100 * time.Millisecond
+	quietLeast  = 20 * time.Millisecond
 	quietFactor = 10
 )
 
@@ -86,7 +87,7 @@ func (i *inquiry) end(ctx context.Context, near map[int]time.Duration) error {
 	for _, index := range i.links {
 		quiet := quietTime
 		if took, ok := near[index]; ok {
-			quiet = min(quiet, quietFactor*took)
+			quiet = min(quiet, max(quietLeast, quietFactor*took))
 		}
 		least = max(least, quiet)
 	}

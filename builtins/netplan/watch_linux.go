@@ -1,6 +1,8 @@
 package netplan
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"os"
 	"sync"
@@ -69,4 +71,39 @@ type pace time.Duration
 func (p *pace) next() *time.Timer {
 	*p = pace(min(max(2*time.Duration(*p), lookFirst), lookEvery))
 	return time.NewTimer(time.Duration(*p))
+}
+
+// check is something that must be so.
+type check struct {
+	step, object string
+	// try returns what is to be seen, and an error if that is not what must be.
+	try func(ctx context.Context) (seen string, err error)
+}
+
+// errLate ends the wait for a network.
+var errLate = errors.New("the time is up")
+
+// wait tries until it holds, whenever something changed in the kernel and from time to time; then, or when ctx ends, it returns
+// what was seen last.
+func wait(ctx context.Context, kernel *kernel, c check) (seen string, err error) {
+	for pace := pace(0); ; {
+		now, err := c.try(ctx)
+		if err == nil {
+			return now, nil
+		}
+		// An error that says only that the time is up says less than the one before.
+		if cut := context.Cause(ctx); seen == "" || cut == nil || err.Error() != cut.Error() {
+			seen = cmp.Or(now, err.Error())
+		}
+		timer := pace.next()
+		select {
+		case <-timer.C:
+		case <-kernel.changed:
+			time.Sleep(changesTogether)
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return seen, context.Cause(ctx)
+		}
+	}
 }
