@@ -243,7 +243,7 @@ func (op *Op) complete() (err error) {
 }
 
 func (op *Op) completeNative() error {
-	field := envelope.ByName(protoreflect.Name(op.Name))
+	field := (&pb.AgentMessage{}).ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(op.Name))
 	switch {
 	case field == nil || field.Message() != op.In.ProtoReflect().Descriptor():
 		return fmt.Errorf("the envelope has no request %s of type %s", op.Name, op.In.ProtoReflect().Descriptor().Name())
@@ -278,5 +278,3 @@ func (op *Op) completeScript() (err error) {
 	}
 	return nil
 }
-
-var envelope = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Fields()

@@ -121,8 +121,8 @@ func TestTextThatIsNotUTF8IsEscaped(t *testing.T) {
 // Every request of the envelope has a reply of the paired number, and nothing else has one.
 func TestReplyTypesFollowTheNumbers(t *testing.T) {
 	requests := 0
-	for i := range payloadOneof.Fields().Len() {
-		field := payloadOneof.Fields().Get(i)
+	for i := range payloadOneof().Fields().Len() {
+		field := payloadOneof().Fields().Get(i)
 		request := (&pb.AgentMessage{}).ProtoReflect().NewField(field).Message().Interface()
 		reply := ReplyType(request)
 		isRequest := field.Number() >= 10 && field.Number() < 50 || field.Number() >= 200 && field.Number() < 220
@@ -135,7 +135,7 @@ func TestReplyTypesFollowTheNumbers(t *testing.T) {
 		}
 		requests++
 		wrapped := Wrap("id", reply.New().Interface())
-		got := wrapped.ProtoReflect().WhichOneof(payloadOneof).Number()
+		got := wrapped.ProtoReflect().WhichOneof(payloadOneof()).Number()
 		if got != field.Number()+40 && got != field.Number()+20 {
 			t.Errorf("%s (%d) is answered by %d", field.Name(), field.Number(), got)
 		}

@@ -33,7 +33,7 @@ func (a *largeField) set(m *pb.AgentMessage, content []byte) {
 // splitLargeField returns the envelope without the field, and the field. An envelope in which a field stands twice is not split:
 // which of the two holds is decided by the decoder.
 func splitLargeField(payload []byte) (rest []byte, large *largeField) {
-	outer, ok := findLargeField(payload, envelopeFields)
+	outer, ok := findLargeField(payload, envelopeFields())
 	if !ok || outer.field.Message() == nil || outer.field.ContainingOneof() == nil {
 		return payload, nil
 	}

@@ -45,14 +45,14 @@ func TestWhatStandsTwiceIsDecodedWhole(t *testing.T) {
 		}
 		return b
 	}
-	number := payloadFields["limiquantix.agent.v1.FileWriteRequest"].Number()
+	number := payloadFields()["limiquantix.agent.v1.FileWriteRequest"].Number()
 	outer := func(parts ...[]byte) (b []byte) {
 		for _, p := range parts {
 			b = protowire.AppendBytes(protowire.AppendTag(b, number, protowire.BytesType), p)
 		}
 		return b
 	}
-	other := protowire.AppendBytes(protowire.AppendTag(nil, payloadFields["limiquantix.agent.v1.PingRequest"].Number(), protowire.BytesType), nil)
+	other := protowire.AppendBytes(protowire.AppendTag(nil, payloadFields()["limiquantix.agent.v1.PingRequest"].Number(), protowire.BytesType), nil)
 	for name, payload := range map[string][]byte{
 		"data twice, large":       outer(inner(big, big)),
 		"data twice, last small":  outer(inner(big, small)),

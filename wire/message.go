@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -12,11 +13,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-var payloadOneof = (&pb.AgentMessage{}).ProtoReflect().Descriptor().Oneofs().ByName("payload")
+var payloadOneof = sync.OnceValue(func() protoreflect.OneofDescriptor {
+	return (&pb.AgentMessage{}).ProtoReflect().Descriptor().Oneofs().ByName("payload")
+})
 
 // Payload returns the message inside an envelope, or nil where there is none.
 func Payload(m *pb.AgentMessage) proto.Message {
-	field := m.ProtoReflect().WhichOneof(payloadOneof)
+	field := m.ProtoReflect().WhichOneof(payloadOneof())
 	if field == nil {
 		return nil
 	}
@@ -31,7 +34,7 @@ func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 		return m
 	}
 	inner := payload.ProtoReflect()
-	field := payloadFields[inner.Descriptor().FullName()]
+	field := payloadFields()[inner.Descriptor().FullName()]
 	if field == nil {
 		panic(fmt.Sprintf("the envelope has no field for %s", inner.Descriptor().FullName()))
 	}
@@ -39,20 +42,20 @@ func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 	return m
 }
 
-// payloadFields are the fields of the envelope's payload, by the full names of their messages.
-var payloadFields = func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
+// payloadFields returns the fields of the envelope's payload, by the full names of their messages.
+var payloadFields = sync.OnceValue(func() map[protoreflect.FullName]protoreflect.FieldDescriptor {
 	fields := map[protoreflect.FullName]protoreflect.FieldDescriptor{}
-	for i := range payloadOneof.Fields().Len() {
-		field := payloadOneof.Fields().Get(i)
+	for i := range payloadOneof().Fields().Len() {
+		field := payloadOneof().Fields().Get(i)
 		fields[field.Message().FullName()] = field
 	}
 	return fields
-}()
+})
 
 // ReplyType returns the type of the reply to a request: the contract's number plus 40, or plus 20 for the numbers from
 // 200. It returns nil for what is no request.
 func ReplyType(request proto.Message) protoreflect.MessageType {
-	field := payloadFields[request.ProtoReflect().Descriptor().FullName()]
+	field := payloadFields()[request.ProtoReflect().Descriptor().FullName()]
 	if field == nil {
 		return nil
 	}
@@ -65,7 +68,7 @@ func ReplyType(request proto.Message) protoreflect.MessageType {
 	default:
 		return nil
 	}
-	reply := payloadOneof.Fields().ByNumber(number)
+	reply := payloadOneof().Fields().ByNumber(number)
 	if reply == nil {
 		return nil
 	}

@@ -58,8 +58,8 @@ func TestProtocolConstants(t *testing.T) {
 // The page's requests, replies and events are those of the envelope, all of them.
 func TestProtocolPayloads(t *testing.T) {
 	left := map[string]bool{}
-	for i := range payloadOneof.Fields().Len() {
-		field := payloadOneof.Fields().Get(i)
+	for i := range payloadOneof().Fields().Len() {
+		field := payloadOneof().Fields().Get(i)
 		left[fmt.Sprintf("%d %s", field.Number(), field.Name())] = true
 	}
 	number := regexp.MustCompile(`^[0-9]+$`)
@@ -81,9 +81,9 @@ func TestProtocolPayloads(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		field := payloadOneof.Fields().ByNumber(protoreflect.FieldNumber(n))
+		field := payloadOneof().Fields().ByNumber(protoreflect.FieldNumber(n))
 		reply := ReplyType(newOf(field))
-		if reply == nil || fmt.Sprint(payloadOneof.Fields().ByName(protoreflect.Name(row[3])).Message().FullName()) != string(reply.Descriptor().FullName()) {
+		if reply == nil || fmt.Sprint(payloadOneof().Fields().ByName(protoreflect.Name(row[3])).Message().FullName()) != string(reply.Descriptor().FullName()) {
 			t.Errorf("%s is not answered by %s", row[1], row[3])
 		}
 	}
@@ -99,8 +99,8 @@ func newOf(field protoreflect.FieldDescriptor) protoreflect.ProtoMessage {
 // The page's fields of the envelope are its fields.
 func TestProtocolEnvelope(t *testing.T) {
 	left := map[string]bool{}
-	for i := range envelopeFields.Len() {
-		if field := envelopeFields.Get(i); field.ContainingOneof() == nil {
+	for i := range envelopeFields().Len() {
+		if field := envelopeFields().Get(i); field.ContainingOneof() == nil {
 			left[fmt.Sprintf("%d `%s`", field.Number(), field.Name())] = true
 		}
 	}

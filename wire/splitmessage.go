@@ -41,7 +41,7 @@ func AppendHead(to []byte, f Framing, m *pb.AgentMessage, size int) ([]byte, err
 func appendSplit(to []byte, m *pb.AgentMessage, size int) ([]byte, error) {
 	payload := Payload(m)
 	fields := payload.ProtoReflect().Descriptor()
-	outer, data := payloadFields[fields.FullName()], fields.Fields().ByName("data")
+	outer, data := payloadFields()[fields.FullName()], fields.Fields().ByName("data")
 	kept := m.Payload
 	m.Payload = nil
 	to, err := proto.MarshalOptions{}.MarshalAppend(to, m)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"regexp"
 	"sort"
 	"strconv"
 	"strings"
@@ -279,11 +278,11 @@ type replacer struct {
 
 // namesCarriageReturn says whether a pattern is about carriage returns itself.
 func namesCarriageReturn(pattern string, literal bool) bool {
-	return strings.Contains(pattern, "\r") || !literal && carriageReturn.MatchString(pattern)
+	return strings.Contains(pattern, "\r") || !literal && carriageReturn().MatchString(pattern)
 }
 
 // carriageReturn matches the ways in which a pattern names one.
-var carriageReturn = regexp.MustCompile(`\\(r|x0[dD]|x\{0*[dD]\}|015)`)
+var carriageReturn = lazyregexp.New(`\\(r|x0[dD]|x\{0*[dD]\}|015)`)
 
 // forLines lets an end of a line be CR LF: the pattern sees a line feed there, as ^ and $ do, and the ends of lines stay as
 // they are. In a text whose lines end so, those that are put in do, too.

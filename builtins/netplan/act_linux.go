@@ -289,7 +289,7 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	defer d.use()()
 	files, paths := map[string]*generated{}, []string{}
 	for _, f := range in.Files {
-		if !ofNetplan.MatchString(f.Path) {
+		if !ofNetplan().MatchString(f.Path) {
 			return fault.On(f.Path, fault.Refuse("it is no file of netplan"))
 		}
 		paths = append(paths, f.Path)

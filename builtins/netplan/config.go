@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 const (
@@ -24,9 +24,9 @@ const (
 )
 
 var (
-	namePattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$`)
+	namePattern = lazyregexp.New(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$`)
 	// plainText is what YAML reads as text without quotes, but for the words below.
-	plainText = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_/-]*$`)
+	plainText = lazyregexp.New(`^[A-Za-z_][A-Za-z0-9_/-]*$`)
 	// words are what YAML 1.1 or 1.2 does not read as text (YAML 1.1, "Language-Independent Types": bool, null, float).
 	words = []string{"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 	// breaks are what YAML 1.1 takes for the end of a line, or does not print.
@@ -36,7 +36,7 @@ var (
 // fileName returns the name of a file of netplan for what it was called, with or without .yaml.
 func fileName(name string) (string, error) {
 	stem := strings.TrimSuffix(name, ".yaml")
-	if !namePattern.MatchString(stem) || strings.HasSuffix(stem, ".") {
+	if !namePattern().MatchString(stem) || strings.HasSuffix(stem, ".") {
 		return "", fault.Invalid("%q is no name of a file: letters, digits, dots and hyphens, at most 100", name)
 	}
 	return stem + ".yaml", nil
@@ -493,7 +493,7 @@ func quoted(text []byte, key string) (string, error) {
 	if strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || slices.Contains(breaks, c) }) {
 		return "", fault.Invalid("%s has a control character", key)
 	}
-	if plainText.MatchString(s) && !slices.Contains(words, strings.ToLower(s)) {
+	if plainText().MatchString(s) && !slices.Contains(words, strings.ToLower(s)) {
 		return s, nil
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`, nil

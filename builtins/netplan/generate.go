@@ -11,7 +11,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // generators are where distributions have netplan's generator. Its front end, netplan(8), is a Python program that takes a
@@ -41,7 +41,7 @@ const (
 
 // ofNetplan is what the generator writes below /run (src/networkd.c, src/nm.c, src/openvswitch.c of netplan), and what
 // translate makes instead.
-var ofNetplan = regexp.MustCompile(`^(/run/(` +
+var ofNetplan = lazyregexp.New(`^(/run/(` +
 	`systemd/network/[0-9]+-netplan-[^/]+|` +
 	`systemd/system/(netplan-[^/]+|[^/]+\.wants/netplan-[^/]+|systemd-networkd-wait-online\.service\.d/10-netplan[^/]*)|` +
 	`udev/rules\.d/[0-9]+-netplan[^/]*\.rules|` +
@@ -294,7 +294,7 @@ func readGenerated(root *os.Root, dir string, in ...string) (map[string]*generat
 					return fs.SkipDir
 				}
 				return nil
-			case !ofNetplan.MatchString(path):
+			case !ofNetplan().MatchString(path):
 				return nil
 			}
 			file, err := readOne(root, name)

@@ -175,7 +175,7 @@ func (by ifupdown) nameOf(d *device) (name string, err error) {
 	if name = d.called(); name == "" {
 		name, err = by.named(d.mac)
 	}
-	if err == nil && !namePattern.MatchString(name) {
+	if err == nil && !namePattern().MatchString(name) {
 		err = fault.Unsupported("ifupdown cannot be given an interface %q", name)
 	}
 	return name, err

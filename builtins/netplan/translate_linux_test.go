@@ -57,7 +57,7 @@ func TestTranslationIsNetplans(t *testing.T) {
 					t.Fatal(err)
 				}
 				for file := range ours {
-					if !lasting(file) || !ofNetplan.MatchString(file) {
+					if !lasting(file) || !ofNetplan().MatchString(file) {
 						t.Errorf("%s is made", file)
 					}
 				}

@@ -1,18 +1,19 @@
 package service
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // maxName is the longest name of a unit in bytes (UNIT_NAME_MAX of systemd, without the zero behind it).
 const maxName = 255
 
 // unitName is what the name of a unit is made of (systemd.unit(5)). A leading hyphen would be an option to many tools.
-var unitName = regexp.MustCompile(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\-]*(@[A-Za-z0-9:_.\\@-]*)?$`)
+var unitName = lazyregexp.New(`^[A-Za-z0-9:_.\\][A-Za-z0-9:_.\\-]*(@[A-Za-z0-9:_.\\@-]*)?$`)
 
 // unitTypes are the ends of names of units.
 var unitTypes = []string{
@@ -31,7 +32,7 @@ func parseUnit(name string) (unit, error) {
 	if !slices.ContainsFunc(unitTypes, func(t string) bool { return strings.HasSuffix(name, t) }) {
 		whole += suffix
 	}
-	if len(whole) > maxName || !unitName.MatchString(strings.TrimSuffix(whole, unit(whole).kind())) {
+	if len(whole) > maxName || !unitName().MatchString(strings.TrimSuffix(whole, unit(whole).kind())) {
 		return "", fault.On(shown(name), fault.Invalid("it is no name of a unit"))
 	}
 	return unit(whole), nil

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/firstboot"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // firstBootDir is where the scripts of an image lie that run once in each guest: NN-NAME.lua, with its parameters in NN-NAME.json.
@@ -29,7 +29,7 @@ const firstBootDir = "/etc/quantix-kvm/firstboot.d"
 
 const maxFirstBootFile = 1 << 20 // bytes
 
-var firstBootFile = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9_-]{0,100})\.(lua|json)$`)
+var firstBootFile = lazyregexp.New(`^([A-Za-z0-9][A-Za-z0-9_-]{0,100})\.(lua|json)$`)
 
 // newFirstBoot returns what runs the first-boot scripts.
 func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()) *firstboot.Runner {
@@ -126,7 +126,7 @@ func readFirstBootDir(root, dir string, to map[string]firstBootText) error {
 		return err
 	}
 	for _, entry := range entries {
-		if !firstBootFile.MatchString(entry.Name()) {
+		if !firstBootFile().MatchString(entry.Name()) {
 			continue
 		}
 		path := filepath.Join(place, entry.Name())

@@ -48,7 +48,7 @@ func readFirmware(dir string, to map[string]firstBootText) error {
 		return err
 	}
 	for _, entry := range entries {
-		if !firstBootFile.MatchString(entry.Name()) {
+		if !firstBootFile().MatchString(entry.Name()) {
 			continue
 		}
 		path := filepath.Join(dir, entry.Name(), "raw")

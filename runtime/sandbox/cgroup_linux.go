@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroup is a control group of one runner, in which the kernel limits its memory: a second layer behind the limit of
@@ -38,6 +43,7 @@ func newCgroup(heap uint64) (*cgroup, error) {
 	}
 	g := &cgroup{filepath.Join(parent, fmt.Sprintf("%d-%d", os.Getpid(), cgroupSerial.Add(1)))}
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
+		forgetCgroupsDir()
 		return nil, err
 	}
 	if err := g.write("memory.max", strconv.FormatUint(heap+cgroupOverhead, 10)); err != nil {
@@ -48,9 +54,39 @@ func newCgroup(heap uint64) (*cgroup, error) {
 	return g, nil
 }
 
-// cgroupsDir returns the directory in which groups are made, with the memory controller enabled for them. It removes
-// the groups of agents that are gone.
+// groupsPlace is what cgroupsDir has found out, for groupsPlaceFor: the mounts are long, and reading them is a good part of what a start
+// costs the agent. A group that cannot be made has it look again at once.
+var groupsPlace struct {
+	sync.Mutex
+	dir string
+	err error
+	at  time.Time // zero: nothing is known
+}
+
+const groupsPlaceFor = 10 * time.Second
+
+// cgroupsDir returns the directory in which groups are made, as findCgroupsDir has found it lately.
 func cgroupsDir() (string, error) {
+	p := &groupsPlace
+	p.Lock()
+	defer p.Unlock()
+	if p.at.IsZero() || time.Since(p.at) >= groupsPlaceFor {
+		p.dir, p.err = findCgroupsDir()
+		p.at = time.Now()
+	}
+	return p.dir, p.err
+}
+
+// forgetCgroupsDir has cgroupsDir look again.
+func forgetCgroupsDir() {
+	groupsPlace.Lock()
+	defer groupsPlace.Unlock()
+	groupsPlace.at = time.Time{}
+}
+
+// findCgroupsDir returns the directory in which groups are made, with the memory controller enabled for them. It removes
+// the groups of agents that are gone.
+func findCgroupsDir() (string, error) {
 	parent, err := memoryCgroup()
 	if err != nil {
 		return "", err
@@ -123,7 +159,18 @@ func delegatesMemory(dir string) bool {
 }
 
 func (g *cgroup) write(file, text string) error {
-	return os.WriteFile(filepath.Join(g.dir, file), []byte(text), 0)
+	return writeControl(filepath.Join(g.dir, file), text)
+}
+
+// writeControl writes a file of the kernel's, and does not bother the runtime's poller with it.
+func writeControl(path, text string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(text))
+	return err
 }
 
 // add moves a process into the group.
@@ -158,7 +205,10 @@ func (g *cgroup) remove() {
 // lowest value the kernel never kills a process, not even one over the limit of its group. It is called before the
 // runner gets a script. It never fails.
 func (r *runner) limit(limits Limits) error {
-	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid), []byte("1000"), 0) //nolint:errcheck // the process may have ended
+	writeControl(fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid), "1000") //nolint:errcheck // the process may have ended
+	if r.cgroup != nil {                                                           // it was started in it
+		return nil
+	}
 	g, err := newCgroup(limits.Memory)
 	if err != nil {
 		return nil // Layers reports it
@@ -171,8 +221,35 @@ func (r *runner) limit(limits Limits) error {
 	return nil
 }
 
+// startCommand starts the runner's process, in its group where the kernel can do that: to move it there afterwards makes all forks of
+// the machine wait.
+func (r *runner) startCommand(limits Limits) error {
+	g, err := newCgroup(limits.Memory)
+	if err != nil {
+		return r.cmd.Start()
+	}
+	fd, err := unix.Open(g.dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		first := *r.cmd.SysProcAttr
+		r.cmd.SysProcAttr.UseCgroupFD, r.cmd.SysProcAttr.CgroupFD = true, fd
+		again := &exec.Cmd{
+			Path: r.cmd.Path, Args: r.cmd.Args, Env: r.cmd.Env, Dir: r.cmd.Dir, Stdin: r.cmd.Stdin, Stdout: r.cmd.Stdout,
+			Stderr: r.cmd.Stderr, ExtraFiles: r.cmd.ExtraFiles, WaitDelay: r.cmd.WaitDelay, SysProcAttr: &first, Err: r.cmd.Err,
+		}
+		if err = r.cmd.Start(); err == nil {
+			r.cgroup = g
+			return nil
+		}
+		r.cmd = again // an old kernel, or a filter on clone3
+	}
+	g.remove()
+	return r.cmd.Start()
+}
+
 // cgroupMissing returns why runners have no groups here; nil: they have.
 func cgroupMissing() error {
+	forgetCgroupsDir()
 	g, err := newCgroup(0)
 	g.remove()
 	return err

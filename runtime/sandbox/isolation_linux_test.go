@@ -61,6 +61,21 @@ func TestRunnersDieWithTheirAgent(t *testing.T) {
 	}
 }
 
+// TestStandbysInARow: two runners wait while scripts come one right after the other, and one when they do no more.
+func TestStandbysInARow(t *testing.T) {
+	pool := newPool(t, sandbox.Config{})
+	mustRun(t, pool, script("return 1"))
+	waitFor(t, "two standbys", func() bool {
+		done := make(chan struct{})
+		go func() { defer close(done); mustRun(t, pool, script("return 1")) }()
+		mustRun(t, pool, script("return 1"))
+		<-done
+		return len(children(t)) == 2
+	})
+	waitFor(t, "one standby", func() bool { return len(children(t)) == 1 })
+	mustRun(t, pool, script("return 1"))
+}
+
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
@@ -139,6 +154,16 @@ func checkClosedOff(t *testing.T, pid int) {
 	for _, line := range want {
 		if !strings.Contains(string(status), line) {
 			t.Errorf("status of the runner lacks %q", line)
+		}
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, thread := range threads { // each has these flags for itself
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, thread.Name()))
+		if err != nil || !strings.Contains(string(status), want[0]) || !strings.Contains(string(status), want[1]) {
+			t.Errorf("thread %s of the runner lacks %q: %v", thread.Name(), want[:2], err)
 		}
 	}
 	if score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); err != nil || strings.TrimSpace(string(score)) != "1000" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Pool starts runners and keeps one warm. Its methods may be called from any goroutine.
+// Pool starts runners and keeps one warm, and two while scripts come one after the other. Its methods may be called from any goroutine.
 type Pool struct {
 	cfg     Config
 	closing chan struct{} // closed by Close: ends runs and the spawner thread
@@ -22,14 +23,32 @@ type Pool struct {
 	running             sync.WaitGroup
 	spawner             sync.WaitGroup
 
-	mu            sync.Mutex
-	limits        Limits
-	closed        bool
-	spawning      bool          // the spawner thread has been started
-	warming       chan struct{} // closed when the start of a standby has ended; nil: none is being started
-	standby       *runner       // sealed, and without a job
-	standbyLimits Limits        // those that the standby was started with
+	mu       sync.Mutex
+	limits   Limits
+	closed   bool
+	spawning bool          // the spawner thread has been started
+	standbys []standby     // the oldest first
+	starting int           // standbys that are being started
+	started  chan struct{} // closed, and made anew, when the start of a standby has ended
+	taken    time.Time     // when a standby was asked for last
+	busy     bool          // that was soon after the time before: two are kept
+	relax    *time.Timer   // ends busy
 }
+
+// standby is a runner that is sealed and has no job, and the limits that it was started with.
+type standby struct {
+	runner *runner
+	limits Limits
+}
+
+// What comes in a row.
+const (
+	// rowGap is how soon after another a script comes in a row with it. A standby takes milliseconds to start, which those that come
+	// so soon would wait for each time.
+	rowGap = 100 * time.Millisecond
+	// rowEnd is how long after the last one of a row a second standby is kept.
+	rowEnd = time.Second
+)
 
 // New returns a pool. No process is started before the first Run.
 func New(cfg Config) *Pool {
@@ -41,7 +60,7 @@ func New(cfg Config) *Pool {
 	return &Pool{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func()),
 		runs: make(chan struct{}, max(cfg.Runners-1, 1)), writes: make(chan struct{}, 1),
-		reads: make(chan struct{}, cfg.Runners),
+		reads: make(chan struct{}, cfg.Runners), started: make(chan struct{}),
 	}
 }
 
@@ -59,7 +78,7 @@ func (p *Pool) SetLimits(limits Limits) {
 	p.limits = limits.withDefaults()
 }
 
-// Close cancels every run with ErrClosed as its cause, kills the standby, and returns when no process is left. It may
+// Close cancels every run with ErrClosed as its cause, kills the standbys, and returns when no process is left. It may
 // be called more than once.
 func (p *Pool) Close() {
 	p.mu.Lock()
@@ -67,11 +86,14 @@ func (p *Pool) Close() {
 		p.closed = true
 		close(p.closing)
 	}
-	standby := p.standby
-	p.standby = nil
+	standbys := p.standbys
+	p.standbys = nil
+	if p.relax != nil {
+		p.relax.Stop()
+	}
 	p.mu.Unlock()
-	if standby != nil {
-		standby.close()
+	for _, s := range standbys {
+		s.runner.close()
 	}
 	p.running.Wait()
 	p.spawner.Wait()
@@ -118,7 +140,7 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 	if retryable { // the standby was dead: nothing of the script has run
 		out, _ = p.runOnce(ctx, job, start, limits, false)
 	}
-	p.ensureStandby()
+	p.ensureStandbys()
 	return out
 }
 
@@ -140,7 +162,7 @@ func (p *Pool) runOnce(ctx context.Context, job Job, start []byte, limits Limits
 	}
 	warm = r != nil
 	if warm {
-		p.ensureStandby() // for the next run, while this one runs
+		p.ensureStandbys() // for the next run, while this one runs
 	}
 	if r == nil {
 		var err error
@@ -177,50 +199,98 @@ func (p *Pool) onClose(f func()) (release func()) {
 	return func() { close(released); <-done }
 }
 
-// takeStandby returns the standby, and waits for one that is being started. It returns nil where there is none with the
+// takeStandby returns a standby, and waits for one that is being started. It returns nil where there is none with the
 // memory, CPU and depth limits wanted.
 func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	p.mu.Lock()
-	warming := p.warming
-	p.mu.Unlock()
-	if warming != nil {
+	p.noteRow()
+	for len(p.standbys) == 0 && p.starting > 0 && ctx.Err() == nil {
+		started := p.started
+		p.mu.Unlock()
 		select {
-		case <-warming:
+		case <-started:
 		case <-ctx.Done():
 		}
+		p.mu.Lock()
 	}
-	p.mu.Lock()
-	r := p.standby
-	fits := r != nil && p.standbyLimits.Memory == limits.Memory && p.standbyLimits.CPU == limits.CPU && p.standbyLimits.Depth == limits.Depth
-	outdated := r != nil && !fits && p.standbyLimits != p.limits // the limits have changed since
-	if fits || outdated {
-		p.standby = nil
-	}
+	var found *runner
+	var outdated []*runner
+	p.standbys = slices.DeleteFunc(p.standbys, func(s standby) bool {
+		switch {
+		case found == nil && s.limits.Memory == limits.Memory && s.limits.CPU == limits.CPU && s.limits.Depth == limits.Depth:
+			found = s.runner
+		case s.limits != p.limits: // they have changed since
+			outdated = append(outdated, s.runner)
+		default:
+			return false
+		}
+		return true
+	})
 	p.mu.Unlock()
-	if outdated {
+	for _, r := range outdated {
 		r.close()
 	}
-	if !fits {
-		return nil
-	}
-	return r
+	return found
 }
 
-// ensureStandby starts a standby in the background where there is none.
-func (p *Pool) ensureStandby() {
+// noteRow notes that a standby is asked for, and whether scripts come in a row. p.mu is held.
+func (p *Pool) noteRow() {
+	now := time.Now()
+	inRow := now.Sub(p.taken) < rowGap
+	p.taken = now
+	if !inRow || p.closed {
+		return
+	}
+	p.busy = true
+	if p.relax == nil {
+		p.relax = time.AfterFunc(rowEnd, p.endRow)
+	} else {
+		p.relax.Reset(rowEnd)
+	}
+}
+
+// endRow ends the standbys but one, since no scripts come in a row any more.
+func (p *Pool) endRow() {
+	if !p.begin() {
+		return
+	}
+	defer p.running.Done()
 	p.mu.Lock()
-	need := p.standby == nil && p.warming == nil && !p.closed
-	if need {
-		p.warming = make(chan struct{})
-		p.running.Add(1)
+	p.busy = false
+	var surplus []standby
+	if len(p.standbys) > 1 {
+		surplus, p.standbys = p.standbys[1:], p.standbys[:1:1]
 	}
 	p.mu.Unlock()
-	if need {
+	for _, s := range surplus {
+		s.runner.close()
+	}
+}
+
+// wanted is how many standbys there are to be. p.mu is held.
+func (p *Pool) wanted() int {
+	switch {
+	case p.closed:
+		return 0
+	case p.busy:
+		return 2
+	}
+	return 1
+}
+
+// ensureStandbys starts standbys in the background where there are too few.
+func (p *Pool) ensureStandbys() {
+	p.mu.Lock()
+	missing := max(p.wanted()-len(p.standbys)-p.starting, 0)
+	p.starting += missing
+	p.running.Add(missing)
+	p.mu.Unlock()
+	for range missing {
 		go p.startStandby()
 	}
 }
 
-// startStandby starts the standby. A failure is dropped: the next run starts a runner itself and reports why it cannot.
+// startStandby starts a standby. A failure is dropped: the next run starts a runner itself and reports why it cannot.
 func (p *Pool) startStandby() {
 	defer p.running.Done()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -229,12 +299,13 @@ func (p *Pool) startStandby() {
 	limits := p.Limits()
 	r, err := p.start(ctx, limits)
 	p.mu.Lock()
-	keep := err == nil && !p.closed
+	p.starting--
+	keep := err == nil && len(p.standbys) < p.wanted()
 	if keep {
-		p.standby, p.standbyLimits = r, limits
+		p.standbys = append(p.standbys, standby{r, limits})
 	}
-	close(p.warming)
-	p.warming = nil
+	close(p.started)
+	p.started = make(chan struct{})
 	p.mu.Unlock()
 	if err == nil && !keep {
 		r.close()

@@ -19,7 +19,7 @@ type runner struct {
 	messages *framing.Reader
 	stderr   headBuffer
 	cgroup   *cgroup       // on Windows a job object
-	oomKills uint64        // of the machine before it was started
+	oomKills uint64        // of the machine before it got a script; without a cgroup alone
 	exited   chan struct{} // closed once the process is reaped and its stderr read
 
 	mu     sync.Mutex
@@ -36,7 +36,7 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	cmd.Env = append([]string{
 		"GOMAXPROCS=1", "GOTRACEBACK=none", "GODEBUG=updatemaxprocs=0,containermaxprocs=0,disablethp=1", "LANG=C", "MALLOC_ARENA_MAX=1",
 	}, cfg.Env...)
-	r := &runner{cmd: cmd, oomKills: oomKills(), exited: make(chan struct{})}
+	r := &runner{cmd: cmd, exited: make(chan struct{})}
 	cmd.Stderr = &r.stderr
 	child, err := r.newConn()
 	if err != nil {
@@ -44,7 +44,7 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 	}
 	// Wait must return even if something else holds the runner's stderr open.
 	cmd.WaitDelay = time.Second
-	err = cmd.Start()
+	err = r.startCommand(limits)
 	child.Close()
 	if err != nil {
 		r.conn.Close()
@@ -52,16 +52,19 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 		return nil, err
 	}
 	if err := r.limit(limits); err != nil {
-		cmd.Process.Kill() //nolint:errcheck // it is suspended
-		cmd.Wait()         //nolint:errcheck // as it was killed
+		r.cmd.Process.Kill() //nolint:errcheck // it is suspended
+		r.cmd.Wait()         //nolint:errcheck // as it was killed
 		r.conn.Close()
 		r.cgroup.remove()
 		return nil, err
 	}
+	if r.cgroup == nil { // which tells it otherwise
+		r.oomKills = oomKills()
+	}
 	r.messages = framing.NewReader(r.conn, framing.MaxFromRunner)
 	go func() {
 		defer close(r.exited)
-		cmd.Wait() //nolint:errcheck // ProcessState has it
+		r.cmd.Wait() //nolint:errcheck // ProcessState has it
 	}()
 	return r, nil
 }

@@ -6,17 +6,23 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/confine"
 )
 
 // ownProgram is the agent itself, also where its file has been replaced.
 func ownProgram() string { return "/proc/self/exe" }
 
-// lockThread ties the goroutine to its thread.
-func lockThread() { runtime.LockOSThread() }
+// lockThread ties the goroutine to its thread, for good, and makes what it starts unable to gain privileges.
+func lockThread() {
+	runtime.LockOSThread()
+	confine.NoNewPrivileges() //nolint:errcheck // a runner does it itself then
+}
 
 // newConn makes the socketpair and sets how the process is started: killed with its parent, in a process group of its
 // own, and as a user that nobody else is where the agent is root.
@@ -42,8 +48,14 @@ func (r *runner) newConn() (child *os.File, err error) {
 	r.conn = os.NewFile(uintptr(fds[0]), "runner")
 	child = os.NewFile(uintptr(fds[1]), "agent")
 	r.cmd.ExtraFiles = []*os.File{child}
+	if null, err := nullDevice(); err == nil { // else the command opens it
+		r.cmd.Stdin, r.cmd.Stdout = null, null
+	}
 	return child, nil
 }
+
+// nullDevice returns the null device, which is opened once.
+var nullDevice = sync.OnceValues(func() (*os.File, error) { return os.OpenFile(os.DevNull, os.O_RDWR, 0) })
 
 // interrupt asks the runner to stop its script and to say where it was.
 func (r *runner) interrupt() { r.cmd.Process.Signal(syscall.SIGUSR1) } //nolint:errcheck // the kill that follows counts

@@ -35,6 +35,8 @@ func (*cgroup) outOfMemory() bool { return false }
 
 func (*cgroup) remove() {}
 
+func (r *runner) startCommand(Limits) error { return r.cmd.Start() }
+
 func (r *runner) limit(Limits) error { return errors.ErrUnsupported }
 
 // Signals that no process is killed by on these systems.

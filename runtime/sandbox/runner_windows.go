@@ -95,6 +95,9 @@ func pipePair() (ours, theirs windows.Handle, err error) {
 // memoryOverhead is memory beyond the heap, in bytes: the program, stacks, and what the runtime keeps for itself.
 const memoryOverhead = 128 << 20
 
+// startCommand starts the runner's process.
+func (r *runner) startCommand(Limits) error { return r.cmd.Start() }
+
 // limit puts the suspended runner into its job object, with limits that back up the agent's own, and lets it run.
 func (r *runner) limit(limits Limits) error {
 	g := r.cgroup

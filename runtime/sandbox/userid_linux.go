@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,12 +31,12 @@ func freeUserID() (uint32, error) {
 	if len(mapped) == 0 {
 		return 0, errors.New("the agent's user namespace has no free user id")
 	}
-	taken := takenIDs()
+	taken := lately.ids()
 	const tries = 100
 	for range tries {
 		r := mapped[0]
 		id := r.first + rand.Uint32N(r.last-r.first+1)
-		if !contains(taken, id) {
+		if !contains(taken, id) && !hasProcesses(id) {
 			return id, nil
 		}
 	}
@@ -69,6 +71,33 @@ func intersect(ranges, others []idRange) []idRange {
 		}
 	}
 	return list
+}
+
+// lately keeps what takenIDs has returned for takenFor, since it looks at each process of the machine. Those that were started
+// meanwhile hasProcesses tells.
+var lately takenLately
+
+type takenLately struct {
+	sync.Mutex
+	taken []idRange
+	at    time.Time
+}
+
+const takenFor = 10 * time.Second
+
+func (l *takenLately) ids() []idRange {
+	l.Lock()
+	defer l.Unlock()
+	if l.taken == nil || time.Since(l.at) >= takenFor {
+		l.taken, l.at = takenIDs(), time.Now()
+	}
+	return l.taken
+}
+
+// hasProcesses says whether a process has the id as its real user id, which the kernel knows without a search.
+func hasProcesses(id uint32) bool {
+	_, err := unix.Getpriority(unix.PRIO_USER, int(id))
+	return err != unix.ESRCH
 }
 
 // takenIDs returns the ids that local accounts, groups, subordinate ranges and processes have.

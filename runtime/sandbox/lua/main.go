@@ -18,6 +18,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -64,7 +65,6 @@ func runOne(c *client, l limits) error {
 	onInterrupt(func() { stop.stop("cancelled", "the script was stopped") })
 	boundLists(memory)
 	warmUp()
-	debug.FreeOSMemory()
 	debug.SetMaxStack(l.depth * goStackPerCall)
 	debug.SetMemoryLimit(int64(memory / 8 * 7))
 	if err := confine.Seal(confine.Limits{AddressSpace: memory + addressSpaceOverhead, CPU: l.cpu}); err != nil {
@@ -73,7 +73,9 @@ func runOne(c *client, l limits) error {
 	if err := c.send(&pb.RunnerMessage{Kind: &pb.RunnerMessage_Ready{Ready: &pb.RunnerReady{}}}); err != nil {
 		return err
 	}
+	settle := time.AfterFunc(settleAfter, debug.FreeOSMemory)
 	m, err := c.in.Read()
+	settle.Stop()
 	if err == io.EOF {
 		return nil // the agent did not need this runner
 	}
@@ -98,6 +100,10 @@ func runOne(c *client, l limits) error {
 	c.in.Read() //nolint:errcheck // the agent measures this process, and then kills it
 	return nil
 }
+
+// settleAfter is how long a runner waits for its script before it gives back the memory that its start took. That takes as long as a
+// fifth of the start, in which one script after the other would wait for it.
+const settleAfter = 2 * time.Second
 
 // tooLarge is the code of errors about size alone.
 const tooLarge = "too_large"

@@ -19,6 +19,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
 )
 
 // HeaderSize is the length in bytes of the header before a payload.
@@ -27,14 +28,15 @@ const HeaderSize = 12
 // MaxPayload is the length in bytes of the longest payload: a whole tree of small files fits in one record.
 const MaxPayload = 64 << 20
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli returns the table of CRC-32C, which is made when it is used first: no start of a runner needs it.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // Chain is the state of the checksum chain at the end of a file.
 type Chain struct{ salt, prev uint32 }
 
 // NewChain returns the chain of an empty file of that name.
 func NewChain(name string) Chain {
-	salt := crc32.Checksum([]byte(name), castagnoli)
+	salt := crc32.Checksum([]byte(name), castagnoli())
 	return Chain{salt, salt}
 }
 
@@ -50,7 +52,7 @@ func (c *Chain) Append(buffer, payload []byte) []byte {
 func (c *Chain) Seal(record []byte) {
 	binary.LittleEndian.PutUint32(record, uint32(len(record)-HeaderSize))
 	binary.LittleEndian.PutUint32(record[4:], c.prev)
-	c.prev = crc32.Update(crc32.Update(c.salt, castagnoli, record[:8]), castagnoli, record[HeaderSize:])
+	c.prev = crc32.Update(crc32.Update(c.salt, castagnoli(), record[:8]), castagnoli(), record[HeaderSize:])
 	binary.LittleEndian.PutUint32(record[8:], c.prev)
 }
 
@@ -140,14 +142,14 @@ func (c *Chain) check(file io.ReaderAt, at, size int64) (h header, ok bool, err 
 
 // valid compares the checksum of a record. It holds no more than a window, whatever the length says.
 func (c *Chain) valid(file io.ReaderAt, at int64, head []byte, h header) (bool, error) {
-	sum := crc32.Update(c.salt, castagnoli, head)
+	sum := crc32.Update(c.salt, castagnoli(), head)
 	part := make([]byte, min(window, h.size))
 	for left, from := h.size, at+HeaderSize; left > 0; {
 		part = part[:min(len(part), left)]
 		if _, err := file.ReadAt(part, from); err != nil {
 			return false, err
 		}
-		sum = crc32.Update(sum, castagnoli, part)
+		sum = crc32.Update(sum, castagnoli(), part)
 		left, from = left-len(part), from+int64(len(part))
 	}
 	return sum == h.crc, nil

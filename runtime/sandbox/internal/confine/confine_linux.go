@@ -73,9 +73,23 @@ func closeInheritedFDs() error {
 	return nil
 }
 
+// NoNewPrivileges sets the flag on this thread. What it starts has it from its first instruction on, and cannot drop it.
+func NoNewPrivileges() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }
+
+// inheritedNoNewPrivileges says whether the program was started with the flag, as all threads then have it: the flag is a
+// thread's own, and copied to those that it makes. It is asked before anything sets it here.
+var inheritedNoNewPrivileges = func() bool {
+	set, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, 0)
+	return errno == 0 && set == 1
+}()
+
 // noNewPrivileges sets the flag on all threads, since it holds for each by itself. A program with C code cannot do
-// that; there the seccomp filter sets it on all threads.
+// that; there the seccomp filter sets it on all threads. Where all of them have it there is nothing to do: to stop them all
+// takes milliseconds on a busy machine.
 func noNewPrivileges() error {
+	if inheritedNoNewPrivileges {
+		return nil
+	}
 	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
 	if errno == unix.ENOTSUP {
 		return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
