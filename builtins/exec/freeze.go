@@ -29,12 +29,14 @@ const (
 	lookTime  = 300 * time.Millisecond // what a file system takes for the change at most, else it counts as frozen
 	startTime = 10 * time.Second       // what the start of a probe takes at most: it is started where the quick one does not answer
 	lookEvery = 15 * time.Second       // while a command runs
+	calmFor   = 5 * time.Millisecond   // how long a look that found nothing tells what a command finds that begins then
 )
 
 // freezes are the file systems that are known to be frozen.
 type freezes struct {
 	state   *freeze.State
 	looking sync.Mutex   // held by the one that looks
+	calm    time.Time    // when a look that found nothing frozen ended last; zero: the last one found something. Guarded by looking
 	begun   atomic.Int64 // looks that have begun
 	quick   *quickProbe  // asked first; nil: none. Guarded by looking
 	probe   *probe       // waits for the next look; nil: none. Guarded by looking
@@ -56,7 +58,7 @@ func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
 	if !r.guest.Live || r.guest.Answer != nil || !r.config.Commands.Reexec || !mayFreeze() {
 		return func() {}
 	}
-	r.look(call)
+	r.lookBefore(call)
 	r.freezes.mu.Lock()
 	r.freezes.running++
 	r.freezes.mu.Unlock()
@@ -82,6 +84,18 @@ func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
 	})
 }
 
+// lookBefore is look for a command that begins now. Where commands come one right after the other, the look at the end of the one
+// before is enough: what is frozen within calmFor before a command is taken for the command's, as what is frozen while it runs.
+func (r *Room) lookBefore(call *builtins.Call) {
+	f := &r.freezes
+	f.looking.Lock()
+	calm := time.Since(f.calm) < calmFor
+	f.looking.Unlock()
+	if !calm {
+		r.look(call)
+	}
+}
+
 // look finds out which file systems are frozen that were not. Those are thawed in time if a command runs. A look of another command
 // that begins after this was called does for both: of many commands that end together two look.
 func (r *Room) look(call *builtins.Call) {
@@ -93,8 +107,10 @@ func (r *Room) look(call *builtins.Call) {
 		return
 	}
 	f.begun.Add(1)
+	f.calm = time.Time{}
 	points := f.unknown(r.remotes.table.canFreeze(f.state.Holds))
 	if len(points) == 0 || f.nothingFrozen(r, points) {
+		f.calm = time.Now()
 		return
 	}
 	if f.probe == nil || !f.probe.reserve() {

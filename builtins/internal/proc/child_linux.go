@@ -22,6 +22,7 @@ type child struct {
 	cmd     *exec.Cmd
 	tree    processTree
 	group   *cgroup       // the control group; nil: none
+	kind    string        // of the group
 	pidfd   *os.File      // nil where the kernel has none
 	exited  chan struct{} // closed when the process ended; it is a zombie until reap, so that its PID is not used again
 	watched chan struct{} // closed when the goroutine of watch ended
@@ -90,7 +91,7 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 		return nil, err
 	}
 	r.platform.resetOOMScore(cmd.Process.Pid)
-	c := &child{cmd: cmd, group: group, exited: make(chan struct{}), watched: make(chan struct{})}
+	c := &child{cmd: cmd, group: group, kind: kind, exited: make(chan struct{}), watched: make(chan struct{})}
 	if group != nil {
 		c.tree = group
 	} else {
@@ -347,6 +348,13 @@ func poll(within time.Duration, f func() bool) bool {
 func (r *Runner) removeGroup(c *child) {
 	if c.group != nil && c.group.remove() != nil {
 		r.platform.addStaleGroup(c.group.dir)
+	}
+}
+
+// prepareNext does in advance what the start of another command as c needs.
+func (r *Runner) prepareNext(c *child) {
+	if c.group != nil {
+		r.platform.makeSpare(c.kind)
 	}
 }
 

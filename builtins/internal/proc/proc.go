@@ -303,6 +303,7 @@ func (r *Runner) Release() error {
 	close(r.released)
 	r.mu.Unlock()
 	r.calls.Wait()
+	r.platform.endSpares()
 	var files []*os.File
 	for s := range r.openStreams {
 		s.read.SetReadDeadline(time.Now())
@@ -426,6 +427,7 @@ func (r *Runner) finish(c *child, ended bool) {
 			r.removeGroup(c)
 		}
 		c.close()
+		r.prepareNext(c)
 	}()
 }
 

@@ -677,6 +677,44 @@ func TestTwoRunners(t *testing.T) {
 	})
 }
 
+// The next command's group is made in advance. One that somebody has removed is not used, and none is left by Release.
+func TestSpareGroup(t *testing.T) {
+	r := newRunner(t, Config{})
+	spare := func() string {
+		r.platform.mu.Lock()
+		defer r.platform.mu.Unlock()
+		if g := r.platform.spares["job"]; g != nil {
+			return g.dir
+		}
+		return ""
+	}
+	for _, remove := range []bool{false, true} {
+		run(t, r, Spec{Argv: []string{"true"}})
+		eventually(t, "a group for the next command", func() bool { return spare() != "" })
+		want := spare()
+		if remove {
+			if err := unix.Rmdir(want); err != nil {
+				t.Fatal(err)
+			}
+		}
+		groups := string(run(t, r, Spec{Argv: []string{"cat", "/proc/self/cgroup"}}).Stdout)
+		if in := strings.Contains(groups, filepath.Base(want)+"\n"); in == remove {
+			t.Errorf("removed %v: the spare group is %s, and the command's groups are %s", remove, want, groups)
+		}
+		if !strings.Contains(groups, "/"+r.config.Name+"-") {
+			t.Errorf("the command is in no group of its own: %s", groups)
+		}
+	}
+	eventually(t, "a group for the next command", func() bool { return spare() != "" })
+	last := spare()
+	if err := r.Release(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(last); !os.IsNotExist(err) {
+		t.Errorf("after Release there is %s: %v", last, err)
+	}
+}
+
 func TestKillEach(t *testing.T) {
 	r := newRunner(t, Config{})
 	g, err := r.platform.newGroup("tied")

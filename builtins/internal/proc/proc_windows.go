@@ -25,6 +25,8 @@ type platform struct {
 	logon func(name string) (*logon, error) // who a command for another user runs as
 }
 
+func (p *platform) endSpares() {}
+
 func (p *platform) init(*Config) { p.logon = logonWithoutPassword }
 
 // login keeps nothing: LoginEnv reads no accounts.
@@ -221,6 +223,8 @@ func (c *child) close() {
 }
 
 func (r *Runner) removeGroup(*child) {}
+
+func (r *Runner) prepareNext(*child) {}
 
 // OwnerOf knows of nothing: nobody asks here.
 func (r *Runner) OwnerOf(int) (owner string, ok bool) { return "", false }

@@ -46,6 +46,7 @@ type platform struct {
 	mu          sync.Mutex
 	staleGroups []string             // groups of commands that ended, in which something still ran
 	looked      map[string]time.Time // when groups of former agents were looked for last, by parent
+	spares      map[string]*cgroup   // by kind, of the next command: see makeSpare
 
 	hung hung
 }
@@ -68,7 +69,7 @@ func (s *platform) init(config *Config) {
 	}
 	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without the file nothing is protected
 	s.oomProtected = bytes.HasPrefix(score, []byte("-"))
-	s.parents, s.looked = map[string]string{}, map[string]time.Time{}
+	s.parents, s.looked, s.spares = map[string]string{}, map[string]time.Time{}, map[string]*cgroup{}
 	top, own := ownCgroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
 		place := dir[0]
@@ -135,6 +136,55 @@ func (s *platform) newGroup(kind string) (*cgroup, error) {
 		return nil, errors.ErrUnsupported
 	}
 	s.removeStaleGroups(parent)
+	if g := s.takeSpare(kind); g != nil {
+		return g, nil
+	}
+	return s.makeGroup(kind, parent)
+}
+
+// makeSpare makes the group of the next command of a kind, behind the end of one: that takes a tenth of what a start takes. It is
+// empty, and is removed by endSpares, or by a later agent as those of commands.
+func (s *platform) makeSpare(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	parent, ok := s.parents[kind]
+	if !ok || s.spares[kind] != nil {
+		return
+	}
+	if g, err := s.makeGroup(kind, parent); err == nil {
+		s.spares[kind] = g
+	}
+}
+
+// takeSpare returns the spare group of a kind; nil: there is none, or somebody has removed it.
+func (s *platform) takeSpare(kind string) *cgroup {
+	s.mu.Lock()
+	g := s.spares[kind]
+	delete(s.spares, kind)
+	s.mu.Unlock()
+	if g == nil {
+		return nil
+	}
+	if unix.Faccessat(g.fd, "cgroup.procs", unix.F_OK, 0) != nil {
+		g.close()
+		return nil
+	}
+	return g
+}
+
+// endSpares removes the spare groups.
+func (s *platform) endSpares() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for kind, g := range s.spares {
+		_ = g.remove() // somebody may have removed it
+		g.close()
+		delete(s.spares, kind)
+	}
+}
+
+// makeGroup makes a group in the directory of a kind.
+func (s *platform) makeGroup(kind, parent string) (*cgroup, error) {
 	for made := false; ; {
 		dir := filepath.Join(parent, fmt.Sprintf("%s-%s-%s-%d", s.name, kind, s.tag, s.serial.Add(1)))
 		if err := os.Mkdir(dir, 0o755); err != nil {
