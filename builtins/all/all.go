@@ -58,6 +58,8 @@ type Config struct {
 	Reexec bool
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
 	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
+	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a while. Optional.
+	Crowd func(many bool)
 	// Protected are paths of the agent's own, which no operation on files changes and no command may say to touch.
 	// Optional.
 	Protected []string
@@ -146,7 +148,7 @@ type Rooms struct {
 // New opens the rooms.
 func New(c Config) *Rooms {
 	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen, ProgramFrozen: c.ProgramFrozen})
-	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret}
+	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret, Crowd: c.Crowd}
 	live := c.Dir == "" || fsys.IsRoot(c.Dir)
 	g := &guest.Guest{
 		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,

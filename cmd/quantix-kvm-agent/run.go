@@ -214,7 +214,7 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 
 func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
-		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout,
+		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout, Crowd: useProcessors,
 		Protected:  f.below(append([]string{f.config, f.stateDir()}, f.programs()...)...),
 		FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),

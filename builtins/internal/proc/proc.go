@@ -53,6 +53,9 @@ type Config struct {
 	Reexec bool
 	// Admit returns why no command may be started at present, such as while the root is frozen; nil: it may. Nil: always.
 	Admit func() error
+	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a while. It may
+	// not block. Nil: nobody is told.
+	Crowd func(many bool)
 }
 
 // Spec is one command.
@@ -170,6 +173,7 @@ type Runner struct {
 	running     map[*child]string // with their owners
 	login       login
 	buffers     sync.Pool // of *[]byte of outputBuffer
+	crowd       crowd
 	platform    platform
 }
 
@@ -188,6 +192,7 @@ func New(config Config) *Runner {
 		config.MaxOutput = defaultMaxOutput
 	}
 	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}, running: map[*child]string{}}
+	r.crowd.tell = config.Crowd
 	r.platform.init(&r.config)
 	return r
 }
@@ -203,6 +208,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 		return nil, err
 	}
 	defer r.calls.Done()
+	defer r.crowd.enter()()
 	if spec.Tied {
 		// The kernel sends the death signal when the thread that started the child ends, not the process. While this
 		// goroutine holds its thread, nothing can end that but the end of the process.

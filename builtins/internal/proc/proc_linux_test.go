@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -675,6 +676,33 @@ func TestTwoRunners(t *testing.T) {
 			t.Errorf("%+v", result)
 		}
 	})
+}
+
+// Whoever wants to know is told of many commands at once, and of the end of that; not of few.
+func TestCrowd(t *testing.T) {
+	told := make(chan bool, 10)
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", Crowd: func(many bool) { told <- many }})
+	together := func(n int) {
+		var all sync.WaitGroup
+		for range n {
+			all.Go(func() {
+				if result, err := r.Run(context.Background(), Spec{Argv: []string{"sleep", "1"}}); err != nil || result.Code != 0 {
+					t.Error(result, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	together(crowdSize - 1)
+	if len(told) != 0 {
+		t.Error("few commands are taken for many")
+	}
+	together(2 * crowdSize)
+	for _, want := range []bool{true, false} {
+		if many := <-told; many != want {
+			t.Errorf("told %v, want %v", many, want)
+		}
+	}
 }
 
 // The next command's group is made in advance. One that somebody has removed is not used, and none is left by Release.
