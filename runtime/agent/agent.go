@@ -37,6 +37,7 @@ type Agent struct {
 	nonce  string // of this process, in every message to a host
 	start  time.Time
 	trim   *time.Timer // returns memory to the system a while after a session ended, and from time to time during one
+	quiet  *time.Timer // does it when no request has come for a while
 
 	// What changes; each locks itself.
 	calls   wire.Calls
@@ -55,6 +56,7 @@ func New(config Config) *Agent {
 	rand.Read(nonce[:])
 	a := &Agent{
 		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, config.Trim),
+		quiet:  time.AfterFunc(trimQuiet, config.Trim),
 		memory: wire.NewMemory(requestMemory), tracker: newTracker(config.Control.Changed),
 	}
 	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})
@@ -76,6 +78,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.tracker.stop()
 	a.trim.Stop()
+	a.quiet.Stop()
 	a.drain()
 	stop(ErrStopping) // sessions write what they still owe, and end
 	work.Wait()

@@ -124,6 +124,7 @@ const (
 	defaultStop    = 60 * time.Second
 	flushTimeout   = 500 * time.Millisecond // within which a session writes its last replies when the agent stops
 	trimAfter      = time.Second            // what a large request left behind is returned to the system
+	trimQuiet      = 20 * time.Second       // the same after many small ones, once none has come for that long
 	requestMemory  = 20 << 20               // bytes, of all requests: one of the largest, and some others beside it
 )
 
