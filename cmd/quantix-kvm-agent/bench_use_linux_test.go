@@ -131,7 +131,7 @@ func benchmarkAgents(b *testing.B, n int) {
 	b.ReportMetric(float64(heapInUse()-heap)/float64(n)/1024, "host-KiB/guest")
 	hostBegan, agentsBegan, began := ownTime(b), agentsTime(b, agents), time.Now()
 	close(measuring)
-	reports.Wait()
+	waitForReports(b, &reports, clients)
 	seconds := time.Since(began).Seconds()
 	b.ReportMetric((ownTime(b)-hostBegan)/float64(n)/scaleReports, "host-µs/report")
 	b.ReportMetric(float64((agentsTime(b, agents)-agentsBegan).Microseconds())/float64(n)/scaleReports, "agent-µs/report")
@@ -160,6 +160,27 @@ func benchmarkAgents(b *testing.B, n int) {
 	}
 }
 
+// waitForReports waits until all agents have sent their reports, and fails where that takes far longer than it may: then a host has lost
+// one of them.
+func waitForReports(b *testing.B, reports *sync.WaitGroup, clients []*client.Client) {
+	done := make(chan struct{})
+	go func() { defer close(done); reports.Wait() }()
+	select {
+	case <-done:
+		return
+	case <-time.After(2 * time.Minute):
+	}
+	for i, c := range clients {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_, err := client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
+		cancel()
+		if err != nil {
+			b.Errorf("agent %d: %v", i, err)
+		}
+	}
+	b.Fatal("not all agents have sent their reports")
+}
+
 func agentsTime(b *testing.B, agents []*agenttest.Agent) (sum time.Duration) {
 	for _, a := range agents {
 		sum += cpuTime(b, a.PID())
@@ -176,7 +197,8 @@ func heapInUse() int64 {
 }
 
 // BenchmarkFileWrite4KiB: a file of 4 KiB written durably by file_write, beside a program with the same durability that does the
-// least: a file beside it written, synced and renamed over the former one, and the directory synced.
+// least, and a ping, which is what the way to the agent takes: a file beside it written, synced and renamed over the former one, and
+// the directory synced.
 func BenchmarkFileWrite4KiB(b *testing.B) {
 	ctx, root := context.Background(), b.TempDir()
 	c := benchAgent(b, root)
@@ -199,5 +221,7 @@ func BenchmarkFileWrite4KiB(b *testing.B) {
 		fail(b, err)
 		fail(b, dir.Sync())
 		fail(b, dir.Close())
+		_, err = client.Call[*pb.PongResponse](ctx, c, &pb.PingRequest{Sequence: 2})
+		fail(b, err)
 	})
 }
