@@ -21,8 +21,8 @@ const (
 	maxDepth    = 64      // of messages in messages
 )
 
-// envelopeFields returns the fields of the envelope. They are looked up when they are used first, as are those below: that takes 0.2 ms
-// and 300 KiB, and the agent's program is started anew for each script.
+// envelopeFields returns the fields of the envelope. They are looked up when they are used first, as are those below: that
+// takes 0.2 ms and 300 KiB, and the agent's program is started anew for each script.
 var envelopeFields = sync.OnceValue(func() protoreflect.FieldDescriptors {
 	return (&pb.AgentMessage{}).ProtoReflect().Descriptor().Fields()
 })

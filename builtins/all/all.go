@@ -58,7 +58,8 @@ type Config struct {
 	Reexec bool
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
 	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
-	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a while. Optional.
+	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
+	// while. Optional.
 	Crowd func(many bool)
 	// Protected are paths of the agent's own, which no operation on files changes and no command may say to touch.
 	// Optional.

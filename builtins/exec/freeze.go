@@ -36,7 +36,7 @@ const (
 type freezes struct {
 	state   *freeze.State
 	looking sync.Mutex   // held by the one that looks
-	calm    time.Time    // when a look that found nothing frozen ended last; zero: the last one found something. Guarded by looking
+	calm    time.Time    // when the last look ended; zero: it found something frozen. Guarded by looking
 	begun   atomic.Int64 // looks that have begun
 	quick   *quickProbe  // asked first; nil: none. Guarded by looking
 	probe   *probe       // waits for the next look; nil: none. Guarded by looking
@@ -84,8 +84,9 @@ func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
 	})
 }
 
-// lookBefore is look for a command that begins now. Where commands come one right after the other, the look at the end of the one
-// before is enough: what is frozen within calmFor before a command is taken for the command's, as what is frozen while it runs.
+// lookBefore is look for a command that begins now. Where commands come one right after the other, the look at the end of the
+// one before is enough: what is frozen within calmFor before a command is taken for the command's, as what is frozen while it
+// runs.
 func (r *Room) lookBefore(call *builtins.Call) {
 	f := &r.freezes
 	f.looking.Lock()

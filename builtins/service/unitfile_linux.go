@@ -331,7 +331,8 @@ func expand(text string, u unit) (string, error) {
 		}
 		rest = rest[at+2:]
 	}
-	if other := unit(b.String()); !other.kindKnown() || !unitName().MatchString(strings.TrimSuffix(string(other), other.kind())) {
+	other := unit(b.String())
+	if !other.kindKnown() || !unitName().MatchString(strings.TrimSuffix(string(other), other.kind())) {
 		return "", fault.Invalid("%.60q in the section [Install] is no name of a unit", text)
 	}
 	return b.String(), nil

@@ -24,8 +24,8 @@ import (
 
 const transfer = 64 << 20
 
-// alternate runs ours and raw in turn and reports the time of the one as a multiple of the other's: of all runs together, of the
-// medians, and of the quickest of each, in which nothing else of the machine has a part.
+// alternate runs ours and raw in turn and reports the time of the one as a multiple of the other's: of all runs together, of
+// the medians, and of the quickest of each, in which nothing else of the machine has a part.
 func alternate(b *testing.B, ours, raw func()) {
 	ours()
 	raw()
@@ -140,7 +140,8 @@ func agentTrue(c *client.Client) error {
 	return err
 }
 
-// BenchmarkExecTrue: /bin/true through the agent, beside starting it directly and a ping, which is what the way to the agent takes.
+// BenchmarkExecTrue: /bin/true through the agent, beside starting it directly and a ping, which is what the way to the agent
+// takes.
 func BenchmarkExecTrue(b *testing.B) {
 	ctx := context.Background()
 	c := benchAgent(b, "")

@@ -24,9 +24,9 @@ import (
 // trimmedAfter is longer than an agent waits for another request of its host before it gives back memory.
 const trimmedAfter = 22 * time.Second
 
-// BenchmarkUse: the memory of an agent after what an hour with a host brings: 720 reports of telemetry, one each 5 s, and 1,000
-// scripts, without the pauses: at once, when the host has asked for nothing for a while, and when it has left; and what it was before.
-// The rest of each is pages of the program, which count in full where one agent runs it.
+// BenchmarkUse: the memory of an agent after what an hour with a host brings: 720 reports of telemetry, one each 5 s, and
+// 1,000 scripts, without the pauses: at once, when the host has asked for nothing for a while, and when it has left; and what
+// it was before. The rest of each is pages of the program, which count in full where one agent runs it.
 func BenchmarkUse(b *testing.B) {
 	ctx := context.Background()
 	for b.Loop() {
@@ -160,8 +160,8 @@ func benchmarkAgents(b *testing.B, n int) {
 	}
 }
 
-// waitForReports waits until all agents have sent their reports, and fails where that takes far longer than it may: then a host has lost
-// one of them.
+// waitForReports waits until all agents have sent their reports, and fails where that takes far longer than it may: then a
+// host has lost one of them.
 func waitForReports(b *testing.B, reports *sync.WaitGroup, clients []*client.Client) {
 	done := make(chan struct{})
 	go func() { defer close(done); reports.Wait() }()
@@ -196,9 +196,9 @@ func heapInUse() int64 {
 	return int64(m.HeapInuse + m.StackInuse)
 }
 
-// BenchmarkFileWrite4KiB: a file of 4 KiB written durably by file_write, beside a program with the same durability that does the
-// least, and a ping, which is what the way to the agent takes: a file beside it written, synced and renamed over the former one, and
-// the directory synced.
+// BenchmarkFileWrite4KiB: a file of 4 KiB written durably by file_write, beside a program with the same durability that does
+// the least, and a ping, which is what the way to the agent takes: a file beside it written, synced and renamed over the
+// former one, and the directory synced.
 func BenchmarkFileWrite4KiB(b *testing.B) {
 	ctx, root := context.Background(), b.TempDir()
 	c := benchAgent(b, root)

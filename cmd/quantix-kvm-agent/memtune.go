@@ -33,8 +33,9 @@ func tuneMemory() {
 	time.AfterFunc(startTime, trimMemory)
 }
 
-// useProcessors gives the agent's own code a second processor while many commands are run at once, unless the administrator's GOMAXPROCS
-// says otherwise: a start of a program keeps the one that it runs on until the program has begun, and fifty at once took twice as long.
+// useProcessors gives the agent's own code a second processor while many commands are run at once, unless the administrator's
+// GOMAXPROCS says otherwise: a start of a program keeps the one that it runs on until the program has begun, and fifty at
+// once took twice as long.
 func useProcessors(many bool) {
 	switch {
 	case os.Getenv("GOMAXPROCS") != "":

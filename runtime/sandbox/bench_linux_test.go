@@ -53,8 +53,8 @@ func BenchmarkRun(b *testing.B) {
 	})
 }
 
-// BenchmarkTenInARow is ten trivial scripts one right after the other, from rest, with the agent's own program, in turns with ten for
-// each of which a standby waits. The medians of both are compared: the mean of a busy machine says nothing.
+// BenchmarkTenInARow is ten trivial scripts one right after the other, from rest, with the agent's own program, in turns with
+// ten for each of which a standby waits. The medians of both are compared: the mean of a busy machine says nothing.
 func BenchmarkTenInARow(b *testing.B) {
 	pool := newPool(b, sandbox.Config{Path: agentProgram(b)})
 	run := func() time.Duration {
@@ -85,8 +85,8 @@ func BenchmarkTenInARow(b *testing.B) {
 	b.ReportMetric(float64(rows[len(rows)/2])/float64(10*warms[len(warms)/2]), "x-median")
 }
 
-// BenchmarkRunnerStart is the start of a runner of the agent's own program up to its script's first call, in turns with a bare fork and
-// exec of this program, which ends at once. The processor time that the runner used up to then is told beside.
+// BenchmarkRunnerStart is the start of a runner of the agent's own program up to its script's first call, in turns with a
+// bare fork and exec of this program, which ends at once. The processor time that the runner used up to then is told beside.
 func BenchmarkRunnerStart(b *testing.B) {
 	program := agentProgram(b)
 	var starts, execs, processor []time.Duration

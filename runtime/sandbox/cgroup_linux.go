@@ -54,8 +54,8 @@ func newCgroup(heap uint64) (*cgroup, error) {
 	return g, nil
 }
 
-// groupsPlace is what cgroupsDir has found out, for groupsPlaceFor: the mounts are long, and reading them is a good part of what a start
-// costs the agent. A group that cannot be made has it look again at once.
+// groupsPlace is what cgroupsDir has found out, for groupsPlaceFor: the mounts are long, and reading them is a good part of
+// what a start costs the agent. A group that cannot be made has it look again at once.
 var groupsPlace struct {
 	sync.Mutex
 	dir string
@@ -205,7 +205,8 @@ func (g *cgroup) remove() {
 // lowest value the kernel never kills a process, not even one over the limit of its group. It is called before the
 // runner gets a script. It never fails.
 func (r *runner) limit(limits Limits) error {
-	writeControl(fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid), "1000") //nolint:errcheck // the process may have ended
+	score := fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid)
+	writeControl(score, "1000") //nolint:errcheck // the process may have ended
 	if r.cgroup != nil {                                                           // it was started in it
 		return nil
 	}
@@ -221,8 +222,8 @@ func (r *runner) limit(limits Limits) error {
 	return nil
 }
 
-// startCommand starts the runner's process, in its group where the kernel can do that: to move it there afterwards makes all forks of
-// the machine wait.
+// startCommand starts the runner's process, in its group where the kernel can do that: to move it there afterwards makes all
+// forks of the machine wait.
 func (r *runner) startCommand(limits Limits) error {
 	g, err := newCgroup(limits.Memory)
 	if err != nil {

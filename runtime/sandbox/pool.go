@@ -12,7 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Pool starts runners and keeps one warm, and two while scripts come one after the other. Its methods may be called from any goroutine.
+// Pool starts runners and keeps one warm, and two while scripts come one after the other. Its methods may be called from any
+// goroutine.
 type Pool struct {
 	cfg     Config
 	closing chan struct{} // closed by Close: ends runs and the spawner thread
@@ -43,8 +44,8 @@ type standby struct {
 
 // What comes in a row.
 const (
-	// rowGap is how soon after another a script comes in a row with it. A standby takes milliseconds to start, which those that come
-	// so soon would wait for each time.
+	// rowGap is how soon after another a script comes in a row with it. A standby takes milliseconds to start, which those
+	// that come so soon would wait for each time.
 	rowGap = 100 * time.Millisecond
 	// rowEnd is how long after the last one of a row a second standby is kept.
 	rowEnd = time.Second

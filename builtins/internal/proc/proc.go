@@ -53,8 +53,8 @@ type Config struct {
 	Reexec bool
 	// Admit returns why no command may be started at present, such as while the root is frozen; nil: it may. Nil: always.
 	Admit func() error
-	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a while. It may
-	// not block. Nil: nobody is told.
+	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
+	// while. It may not block. Nil: nobody is told.
 	Crowd func(many bool)
 }
 

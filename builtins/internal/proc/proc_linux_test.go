@@ -686,7 +686,8 @@ func TestCrowd(t *testing.T) {
 		var all sync.WaitGroup
 		for range n {
 			all.Go(func() {
-				if result, err := r.Run(context.Background(), Spec{Argv: []string{"sleep", "1"}}); err != nil || result.Code != 0 {
+				result, err := r.Run(context.Background(), Spec{Argv: []string{"sleep", "1"}})
+				if err != nil || result.Code != 0 {
 					t.Error(result, err)
 				}
 			})

@@ -142,8 +142,8 @@ func (s *platform) newGroup(kind string) (*cgroup, error) {
 	return s.makeGroup(kind, parent)
 }
 
-// makeSpare makes the group of the next command of a kind, behind the end of one: that takes a tenth of what a start takes. It is
-// empty, and is removed by endSpares, or by a later agent as those of commands.
+// makeSpare makes the group of the next command of a kind, behind the end of one: that takes a tenth of what a start takes.
+// It is empty, and is removed by endSpares, or by a later agent as those of commands.
 func (s *platform) makeSpare(kind string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -101,8 +101,8 @@ func runOne(c *client, l limits) error {
 	return nil
 }
 
-// settleAfter is how long a runner waits for its script before it gives back the memory that its start took. That takes as long as a
-// fifth of the start, in which one script after the other would wait for it.
+// settleAfter is how long a runner waits for its script before it gives back the memory that its start took. That takes as
+// long as a fifth of the start, in which one script after the other would wait for it.
 const settleAfter = 2 * time.Second
 
 // tooLarge is the code of errors about size alone.
