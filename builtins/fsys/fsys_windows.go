@@ -147,8 +147,12 @@ func openFile(dir handle, name string, write bool) (*os.File, error) {
 	if write {
 		flags = os.O_RDWR
 	}
-	file, err := os.OpenFile(filepath.Join(dir, name), flags, 0)
-	return file, fault.Cause(err)
+	path := filepath.Join(dir, name)
+	file, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		return nil, held(err, path)
+	}
+	return file, nil
 }
 
 func openLeased(dir handle, name string) (*os.File, error) { return openFile(dir, name, true) }
@@ -212,7 +216,11 @@ func linkAt(fromDir handle, from string, toDir handle, to string) error {
 }
 
 func unlinkAt(dir handle, name string, _ bool) error {
-	return fault.Cause(os.Remove(filepath.Join(dir, name)))
+	path := filepath.Join(dir, name)
+	if err := os.Remove(path); err != nil {
+		return held(err, path)
+	}
+	return nil
 }
 
 func renameAt(fromDir handle, from string, toDir handle, to string, replace bool) error {
@@ -259,7 +267,11 @@ func removeTree(ctx context.Context, dir handle, name string) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	return fault.Cause(os.RemoveAll(filepath.Join(dir, name)))
+	err := os.RemoveAll(filepath.Join(dir, name))
+	if failed := new(fs.PathError); errors.As(err, &failed) {
+		return held(err, failed.Path)
+	}
+	return fault.Cause(err)
 }
 
 // copyStep is how many bytes are copied between two looks at the context.

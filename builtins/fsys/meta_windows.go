@@ -316,14 +316,17 @@ func moveFile(from, to string, replace bool) error {
 		return err
 	}
 	err = windows.MoveFileEx(source, target, flags)
-	if !replace || !errors.Is(err, syscall.Errno(windows.ERROR_ACCESS_DENIED)) || !isReadOnly(to) {
-		return fault.Cause(err)
+	switch {
+	case err == nil:
+		return nil
+	case !replace || !errors.Is(err, syscall.Errno(windows.ERROR_ACCESS_DENIED)) || !isReadOnly(to):
+		return held(err, from, to)
 	}
 	if err := os.Chmod(to, 0o666); err != nil {
 		return fault.Cause(err)
 	}
 	if err := windows.MoveFileEx(source, target, flags); err != nil {
-		return errors.Join(fault.Cause(err), fault.Cause(os.Chmod(to, 0o444)))
+		return errors.Join(held(err, from, to), fault.Cause(os.Chmod(to, 0o444)))
 	}
 	return nil
 }
