@@ -217,6 +217,9 @@ func (r *Rooms) ConfirmUpdate() error { return r.update.Confirm() }
 // GiveUpUpdate is the contrary of ConfirmUpdate.
 func (r *Rooms) GiveUpUpdate(why error) error { return r.update.GiveUp(why) }
 
+// SessionsChanged says that a user has logged on or off, or that another one is in front.
+func (r *Rooms) SessionsChanged() { r.desktop.Changed() }
+
 // Desktop describes the desktop in front, for get_status.
 func (r *Rooms) Desktop() *pb.DesktopStatus { return r.desktop.Status() }
 

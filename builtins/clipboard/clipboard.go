@@ -1,6 +1,6 @@
 // Package clipboard reads, sets and watches the clipboard of the desktop in front.
 //
-//	clipboard_get, clipboard_update ─► allowed? locked? ─► helper in the session ─► X11 or Wayland
+//	clipboard_get, clipboard_update ─► allowed? locked? ─► helper in the session ─► X11, Wayland or Windows
 //	a change in the guest ─► helper ─► clipboard_changed ─► the hosts that asked for it by clipboard_watch
 //
 // Scripts call clipboard.get and clipboard.set. What the helper does in the session is in Serve.
@@ -10,6 +10,7 @@ package clipboard
 
 import (
 	"context"
+	"runtime"
 	"strings"
 	"time"
 
@@ -106,7 +107,11 @@ func (r *Room) features() map[string]string {
 	if r.config.Changes && !r.config.DenyHost {
 		list = append(list, "changes")
 	}
-	return map[string]string{"clipboard": strings.Join(list, ","), "clipboard_types": "text,html,png,files"}
+	types := "text,html,png,files"
+	if runtime.GOOS == "windows" { // whose lists of files are of another kind
+		types = "text,html,png"
+	}
+	return map[string]string{"clipboard": strings.Join(list, ","), "clipboard_types": types}
 }
 
 func selection(primary bool) builtins.Access {

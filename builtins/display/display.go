@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"runtime"
 	"slices"
 	"sync/atomic"
 
@@ -82,6 +83,9 @@ func (r *Room) Room() builtins.Room {
 func (r *Room) features() map[string]string {
 	if !r.available() {
 		return nil
+	}
+	if runtime.GOOS == "windows" { // whose user alone sets how large things are drawn
+		return map[string]string{"display_resize": "display_id"}
 	}
 	return map[string]string{"display_resize": "display_id,dpi"}
 }

@@ -190,6 +190,8 @@ func systemName(list *pb.ListDisplaysResponse) string {
 		return "GNOME"
 	case "kde":
 		return "KWin"
+	case "windows":
+		return "Windows"
 	}
 	return list.System
 }
@@ -304,6 +306,9 @@ func arrange(list *pb.ListDisplaysResponse, places []*place) {
 	left, top := int32(math.MaxInt32), int32(math.MaxInt32)
 	for _, p := range on {
 		left, top = min(left, p.set.GetX()), min(top, p.set.GetY())
+	}
+	if at := slices.IndexFunc(on, func(p *place) bool { return p.set.Primary }); at >= 0 && list.System == "windows" {
+		left, top = on[at].set.GetX(), on[at].set.GetY() // where it has its origin
 	}
 	for _, p := range on {
 		*p.set.X -= left

@@ -109,6 +109,8 @@ func TestPlan(t *testing.T) {
 		{"x11", "A +100+100; B +1124+100", "unchanged"},
 		{"x11", "B -800+0", "A 1024x768+800+0 primary; B 800x600+0+0; C off"},
 		{"x11", "A +0+0 800x600; B +0+0", "A 800x600+0+0 primary; B 800x600+0+0; C off"},
+		{"windows", "B 800x600 primary; A 1024x768", "A 1024x768+800+0; B 800x600+0+0 primary; C off"},
+		{"windows", "A +0+0; B -800+0", "A 1024x768+0+0 primary; B 800x600+-800+0; C off"},
 		{"gnome", "A 1920x1080 hz=60", "A 1920x1080+0+0 primary; B 800x600+1920+0; C off"},
 	} {
 		list := monitors(c.system)

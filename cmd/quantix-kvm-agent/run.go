@@ -95,7 +95,7 @@ func run(ctx context.Context, f flags) (err error) {
 	recover, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
 	work.Go(func() { recovery.run(recover, inside, log) })
-	work.Go(func() { watchSessions(recover, f.sessions, log) })
+	work.Go(func() { watchSessions(recover, f.sessions, inside.Rooms.SessionsChanged, log) })
 	first := newFirstBoot(f, conf, inside, tell.change)
 	if faulty == nil {
 		work.Go(func() { runFirstBoot(recover, first, recovery, log) })

@@ -109,7 +109,7 @@ func (x *SessionFrame) GetTimeoutMs() uint32 {
 // The desktop in front, for get_status.
 type DesktopStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// x11 or wayland; empty: there is none.
+	// x11, wayland or windows; empty: there is none.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
 	// Its number in logind; empty: logind does not know it.

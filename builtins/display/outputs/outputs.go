@@ -2,6 +2,7 @@
 //
 //	Open ─► x11: RandR by protocol
 //	        wlroots: zwlr_output_manager_v1 · kde: kde_output_management_v2 · gnome: Mutter's DisplayConfig on the session bus
+//	        windows: ChangeDisplaySettingsEx
 //	Set: the present state kept ─► Backend.Apply ─► read back ─► as asked, or the former state again
 //
 // Not here: which outputs shall be what where a request leaves that open, and which session is in front.

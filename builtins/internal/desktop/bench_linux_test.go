@@ -11,7 +11,7 @@ import (
 
 // BenchmarkHelper sends 10 MiB to the helper, or from it.
 func BenchmarkHelper(b *testing.B) {
-	p, err := startHelper([]string{Arg}, []string{}, nil)
+	p, err := (*finder)(nil).startHelper([]string{Arg}, []string{}, &Session{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,10 +1,10 @@
 // Package desktop finds the graphical session in front of the guest and keeps a helper in it, the only process that speaks to
 // the X server, the compositor and the bus of the user.
 //
-//	logind, or /proc and the sockets ─► Session: whose, X11 or Wayland, locked?
+//	logind, or /proc and the sockets, or the console of Windows ─► Session: whose, of which type, locked?
 //	                                       │ first need
-//	Call ─► request ─► socketpair ─► the helper: this program, as that user ─► reply
-//	OnEvent ◄──────────────────────── event
+//	Call ─► request ─► socketpair or pipe ─► the helper: this program, as that user ─► reply
+//	OnEvent ◄──────────────────────────────── event
 //
 // The helper is started at the first need, follows the user in front, and is started again when it dies. It is not trusted: it
 // runs as the user. What it says is bounded in size, number and time.
@@ -44,13 +44,14 @@ type Config struct {
 
 // Session is a graphical session.
 type Session struct {
-	// ID is its number in logind; empty: logind does not know it, and neither Seat nor Locked are known.
+	// ID is its number in logind, or in Windows; empty: logind does not know it, and neither Seat nor Locked are known.
 	ID string
-	// Type is x11 or wayland.
+	// Type is x11, wayland or windows.
 	Type string
 	// Seat is where it is, such as seat0.
 	Seat string
-	// Display is the X display, such as :0, or the Wayland one, such as wayland-0; empty: not known before the helper runs.
+	// Display is the X display, such as :0, or the Wayland one, such as wayland-0; empty: not known before the helper runs, or
+	// there is none, as on Windows.
 	Display string
 	// User is whose it is.
 	User *proc.User
@@ -65,7 +66,7 @@ func (s *Session) String() string { return s.Type + " session of " + s.User.Name
 
 // same says whether a helper that was started for one session serves the other.
 func (s *Session) same(other *Session) bool {
-	return s.ID == other.ID && s.Type == other.Type && s.User.UID == other.User.UID &&
+	return s.ID == other.ID && s.Type == other.Type && s.User.UID == other.User.UID && s.User.Name == other.User.Name &&
 		(s.Display == other.Display || s.Display == "" || other.Display == "")
 }
 
@@ -245,6 +246,10 @@ func (d *Desktop) Drop(request proto.Message) {
 	defer d.mu.Unlock()
 	delete(d.kept, ipc.Name(request))
 }
+
+// Changed says that another session may be in front, or that it is locked or unlocked, where others than the system's own service
+// for that know of it.
+func (d *Desktop) Changed() { d.wake() }
 
 // Status describes the desktop. It asks nobody: of a session that no helper was needed in it knows what was found last.
 func (d *Desktop) Status() *pb.DesktopStatus {

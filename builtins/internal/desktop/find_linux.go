@@ -318,8 +318,8 @@ func watchEnd(pid int, ended func()) (unwatch func(), err error) {
 	}, nil
 }
 
-func startHelper(args, env []string, user *proc.User) (*process, error) {
-	p, err := proc.StartPeer(proc.PeerSpec{Args: args, Env: env, User: user})
+func (*finder) startHelper(args, env []string, s *Session) (*process, error) {
+	p, err := proc.StartPeer(proc.PeerSpec{Args: args, Env: env, User: s.User})
 	if err != nil {
 		return nil, err
 	}

@@ -172,7 +172,7 @@ func (d *Desktop) start(session *Session) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := startHelper(d.config.Args, env, session.User)
+	process, err := d.finder.startHelper(d.config.Args, env, session)
 	if err != nil {
 		d.failed()
 		return nil, fault.On("session helper", err)

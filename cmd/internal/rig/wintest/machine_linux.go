@@ -48,7 +48,7 @@ func missing() []string {
 			break
 		}
 	}
-	for program, name := range map[string]string{"wixl": "wixl", "msibuild": "msitools"} {
+	for program, name := range map[string]string{"wixl": "wixl", "msibuild": "msitools", "Xvfb": "xvfb", "xrandr": "x11-xserver-utils"} {
 		if _, err := exec.LookPath(program); err != nil {
 			packages = append(packages, name)
 		}
@@ -63,6 +63,8 @@ type machine struct {
 	overlay string // for go build -overlay
 	lock    *os.File
 	session io.Closer // the input of a program that waits for it
+	screen  *exec.Cmd // the X server; nil: none
+	display string    // its name
 }
 
 // openMachine returns the checkout's prefix, made if it is not there, with its server running.
@@ -79,11 +81,62 @@ func openMachine(ctx context.Context) (*machine, error) {
 	if m.lock, err = os.OpenFile(filepath.Join(m.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
 		return nil, err
 	}
-	if err := m.start(ctx); err != nil {
+	err = m.startDisplay(ctx)
+	if err == nil {
+		err = m.start(ctx)
+	}
+	if err != nil {
+		m.stopDisplay()
 		m.lock.Close()
 		return nil, err
 	}
 	return m, nil
+}
+
+// startDisplay starts an X server, so that there are displays with modes and a clipboard. Programs that run in the prefix already
+// keep the one that they have.
+func (m *machine) startDisplay(ctx context.Context) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	m.screen = exec.CommandContext(ctx, "Xvfb", "-displayfd", "3", "-screen", "0", "1280x1024x24", "-nolisten", "tcp", "-noreset")
+	m.screen.ExtraFiles = []*os.File{write}
+	m.screen.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err = m.screen.Start()
+	write.Close()
+	if err != nil {
+		m.screen = nil
+		return err
+	}
+	number, err := io.ReadAll(read) // it closes its end when it is ready, or ends
+	if m.display = ":" + strings.TrimSpace(string(number)); err != nil || m.display == ":" {
+		return fmt.Errorf("no display of Xvfb: %w", errors.Join(err, m.screen.Wait()))
+	}
+	for _, mode := range modes { // by itself it has one alone
+		name := fmt.Sprintf("%sx%s", mode[1], mode[5])
+		for _, args := range [][]string{append([]string{"--newmode", name}, mode...), {"--addmode", "screen", name}} {
+			if err := m.quiet(ctx, "xrandr", args...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// modes are the timings of the modes of the display beside its own, 1280x1024, as xrandr takes them.
+var modes = [][]string{
+	strings.Fields("40.00 800 840 968 1056 600 601 605 628"),
+	strings.Fields("65.00 1024 1048 1184 1344 768 771 777 806"),
+}
+
+// stopDisplay ends the X server.
+func (m *machine) stopDisplay() {
+	if m.screen != nil {
+		_ = m.screen.Process.Kill()
+		_ = m.screen.Wait()
+	}
 }
 
 // start makes what is not there and starts the server, which stays: with one that ends with the last process, each test
@@ -153,6 +206,7 @@ func (m *machine) stop() {
 // close stops all that still runs in the prefix, unless another run uses it.
 func (m *machine) close() {
 	defer m.lock.Close()
+	defer m.stopDisplay()
 	m.session.Close()
 	if syscall.Flock(int(m.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return
@@ -163,7 +217,7 @@ func (m *machine) close() {
 // env returns the environment of programs under Wine: without its messages, and without its offers to install .NET and
 // a browser.
 func (m *machine) env() []string {
-	return append(os.Environ(), "WINEPREFIX="+filepath.Join(m.dir, "prefix"), "WINEARCH=win64", "WINELOADER="+loader(),
+	return append(os.Environ(), "DISPLAY="+m.display, "WINEPREFIX="+filepath.Join(m.dir, "prefix"), "WINEARCH=win64", "WINELOADER="+loader(),
 		"WINEDEBUG=-all", "WINEDLLOVERRIDES=mscoree,mshtml=")
 }
 
