@@ -71,7 +71,7 @@ func (r *realRoot) resolve(path string, links follow) (*At, error) {
 		}
 	}
 	if !r.host {
-		if err := r.inside(resolved); err != nil {
+		if resolved, name, err = r.inside(resolved, name); err != nil {
 			return nil, err
 		}
 	}
@@ -96,13 +96,18 @@ func (r *realRoot) identify(path string) (Meta, error) {
 // syncAll has nothing to do: only an administrator may flush a volume, and files are synced one by one.
 func syncAll(handle) error { return nil }
 
-// inside refuses a link that leads out of the root: it cannot be read as one inside here.
-func (r *realRoot) inside(dir string) error {
+// inside refuses a link that leads out of the root: it cannot be read as one inside here. The root itself is ".".
+func (r *realRoot) inside(dir, name string) (string, string, error) {
 	base, err := finalPath(r.dir)
-	if err == nil && !Within(dir, base) && !Within(filepath.Dir(base), dir) {
-		err = fault.Refuse("a link leads out of the root")
+	switch {
+	case err != nil:
+		return "", "", err
+	case Equal(filepath.Join(dir, name), base):
+		return base, ".", nil
+	case !Within(dir, base):
+		return "", "", fault.Refuse("a link leads out of the root")
 	}
-	return err
+	return dir, name, nil
 }
 
 // relative returns the path of a name in a directory as it is in the root.

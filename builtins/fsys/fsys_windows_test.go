@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,6 +165,114 @@ func TestFileHeldOpen(t *testing.T) {
 	left, _ := os.ReadDir(filepath.Dir(path))
 	if got, _ := os.ReadFile(path); string(got) != "one" || len(left) != 1 {
 		t.Errorf("it is %q, beside %v", got, left)
+	}
+}
+
+// The directory of a root is its root, by each path to it, and nothing leads out of it.
+func TestRootOfADirectory(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "outside"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "root", "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	root, err := fsys.Open(filepath.Join(dir, "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for _, path := range []string{"/", `\`, "/..", `/sub/..`, `C:\`, `/sub/../..`} {
+		if at := entry(t, root, path); !at.IsRoot() || at.Path != `\` {
+			t.Errorf("%s is %q, the root: %v", path, at.Path, at.IsRoot())
+		}
+	}
+	if _, err := root.ReadFile("/../outside", 10); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	link := filepath.Join(dir, "root", "link")
+	if err := os.Symlink(dir, link); err != nil {
+		return
+	}
+	if _, err := os.ReadFile(filepath.Join(link, "outside")); err != nil { // Wine makes a link, and does not follow it
+		return
+	}
+	if _, err := root.ReadFile("/link/outside", 10); !errors.Is(err, fault.ErrRefused) {
+		t.Error("by a link: ", err)
+	}
+}
+
+// In an overlay names have no case, each volume has its root, and nothing of it is in the real files.
+func TestOverlay(t *testing.T) {
+	root, dir := hostRoot(t), t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	for name, content := range map[string]string{"File": "one", `Sub\Deep`: "deep", "gone": "x"} {
+		if err := os.MkdirAll(filepath.Dir(in(name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(in(name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o, err := root.Overlay(filepath.Join(t.TempDir(), "contents"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	read := func(path, want string) {
+		t.Helper()
+		if got, err := o.ReadFile(path, 100); err != nil || string(got) != want {
+			t.Errorf("%s is %q, %v, and not %q", path, got, err, want)
+		}
+	}
+	read(in("fILE"), "one")
+	if err := replace(t, entry(t, o, in("FILE")), "two"); err != nil {
+		t.Fatal(err)
+	}
+	read(in("file"), "two")
+	read(strings.ToLower(dir)+"/file", "two")
+	read(in(`sub\..\SUB/deep`), "deep")
+	if err := entry(t, o, in("GONE")).Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.ReadFile(in("gone"), 100); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("what was removed:", err)
+	}
+	if err := replace(t, entry(t, o, in("Gone")), "again"); err != nil {
+		t.Fatal(err)
+	}
+	if err := entry(t, o, in("new")).Make(fsys.Meta{Kind: fsys.Directory, Mode: 0o755}); err != nil {
+		t.Fatal(err)
+	}
+	if err := entry(t, o, in("NEW")).Make(fsys.Meta{Kind: fsys.Directory, Mode: 0o755}); !errors.Is(err, fs.ErrExist) {
+		t.Error("a directory of a name that is there:", err)
+	}
+	if err := entry(t, o, in("sub")).Rename(entry(t, o, in(`new\moved`)), false); err != nil {
+		t.Fatal(err)
+	}
+	read(in(`NEW\MOVED\deep`), "deep")
+	at := entry(t, o, dir)
+	d, err := at.OpenDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	names, err := d.Names()
+	slices.Sort(names)
+	if want := []string{"FILE", "Gone", "new"}; err != nil || !slices.EqualFunc(names, want, strings.EqualFold) {
+		t.Errorf("the names are %q, %v, and not %q", names, err, want)
+	}
+	if meta, err := entry(t, o, `Z:\`).Stat(); err == nil && meta.Kind != fsys.Directory { // under Wine
+		t.Errorf("%+v", meta)
+	}
+	if got, _ := os.ReadFile(in("File")); string(got) != "one" {
+		t.Errorf("the real file has %q", got)
+	}
+	if got, _ := os.ReadFile(in("gone")); string(got) != "x" {
+		t.Errorf("what was removed in the overlay has %q", got)
+	}
+	if _, err := os.Stat(in("new")); err == nil {
+		t.Error("what was made in the overlay is there")
 	}
 }
 

@@ -56,15 +56,18 @@ func TestHoldersAreNamed(t *testing.T) {
 	if err := os.WriteFile(other, []byte("two"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for what, act := range map[string]func() error{
-		"replace": func() error { return moveFile(other, path, true) },
-		"remove":  func() error { return at.Remove() },
-		"open":    func() error { _, err := openFile(dir, "file", true); return err },
-		"tree":    func() error { return removeTree(t.Context(), filepath.Dir(dir), filepath.Base(dir)) },
+	for _, c := range []struct {
+		what string
+		act  func() error
+	}{
+		{"replace", func() error { return moveFile(other, path, true) }},
+		{"remove", at.Remove},
+		{"open", func() error { _, err := openFile(dir, "file", true); return err }},
+		{"tree", func() error { return removeTree(t.Context(), filepath.Dir(dir), filepath.Base(dir)) }}, // it removes the other one
 	} {
 		asked = nil
-		if err := act(); !errors.Is(err, fault.ErrBusy) || !strings.Contains(err.Error(), names) || !slices.Contains(asked, "file") {
-			t.Errorf("%s: %v, asked for %v", what, err, asked)
+		if err := c.act(); !errors.Is(err, fault.ErrBusy) || !strings.Contains(err.Error(), names) || !slices.Contains(asked, "file") {
+			t.Errorf("%s: %v, asked for %v", c.what, err, asked)
 		}
 	}
 	holdersOf = func(string) ([]holder, error) { return nil, errors.ErrUnsupported }

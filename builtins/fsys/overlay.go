@@ -24,10 +24,10 @@ import (
 //	                   └── old: removed (nil)
 type overlay struct {
 	real    *Root
-	top     *overlayNode
-	scratch string // the directory of contents, made with the first of them
-	files   int    // how many contents were made
-	inodes  uint64 // how many objects were made
+	tops    map[string]*overlayNode // the roots, by the volume, folded; of a system without volumes by ""
+	scratch string                  // the directory of contents, made with the first of them
+	files   int                     // how many contents were made
+	inodes  uint64                  // how many objects were made
 	// linked are the files with several names, by device and inode: what is changed by one name shows by all.
 	linked map[[2]uint64]*overlayNode
 }
@@ -37,8 +37,14 @@ type overlayNode struct {
 	meta     Meta
 	realPath string                  // the resolved path of the real object, with all that is in it; empty: there is none
 	content  string                  // the file of the content, where that differs from the real one
-	changed  map[string]*overlayNode // the names of a directory that differ; nil: removed
+	changed  map[string]overlayEntry // the names of a directory that differ, by the names folded
 	reowned  bool                    // mode or owner may differ from the real ones
+}
+
+// overlayEntry is what a name of a directory stands for.
+type overlayEntry struct {
+	name string       // as it is written
+	node *overlayNode // nil: removed
 }
 
 // checkMode says why an ordinary user could not do what the bits of a mode stand for. It says nothing about an object
@@ -68,16 +74,41 @@ const mayRead, mayWrite, maySearch = 4, 2, 1
 // a full disk. Contents are kept below the directory scratch, which is made when it is needed and removed by Close;
 // close the overlay before r. Unlike r it is for one goroutine at a time.
 func (r *Root) Overlay(scratch string) (*Root, error) {
-	top, err := r.Follow("/")
+	o := &overlay{real: r, scratch: scratch, tops: map[string]*overlayNode{}}
+	if _, err := o.top(o.volume("/")); err != nil {
+		return nil, err
+	}
+	return &Root{fs: o}, nil
+}
+
+// volume returns the volume of a path; a tree that is not the host has none, as the real one.
+func (o *overlay) volume(path string) string {
+	if !o.isHost() {
+		return ""
+	}
+	return filepath.VolumeName(withVolume(path))
+}
+
+// rootOf returns the root of a volume.
+func rootOf(volume string) string { return volume + string(filepath.Separator) }
+
+// top returns the root of a volume as a directory.
+func (o *overlay) top(volume string) (*overlayNode, error) {
+	if known := o.tops[fold(volume)]; known != nil {
+		return known, nil
+	}
+	root, err := o.real.Follow(rootOf(volume))
 	if err != nil {
 		return nil, err
 	}
-	defer top.Close()
-	meta, err := top.Capture()
+	defer root.Close()
+	meta, err := root.Capture()
 	if err != nil {
 		return nil, err
 	}
-	return &Root{fs: &overlay{real: r, scratch: scratch, top: &overlayNode{meta: meta, realPath: "/"}}}, nil
+	top := &overlayNode{meta: meta, realPath: rootOf(volume)}
+	o.tops[fold(volume)] = top
+	return top, nil
 }
 
 func (o *overlay) isHost() bool { return o.real.fs.isHost() }
@@ -107,11 +138,14 @@ func (o *overlay) child(dir *overlayNode, name string) (*overlayNode, error) {
 	if err := dir.checkMode(maySearch); err != nil {
 		return nil, err
 	}
-	if known, ok := dir.changed[name]; ok {
-		if known == nil {
+	if dir.realPath != "" {
+		name = longName(dir.realPath, name)
+	}
+	if known, ok := dir.changed[fold(name)]; ok {
+		if known.node == nil {
 			return nil, syscall.ENOENT
 		}
-		return known, nil
+		return known.node, nil
 	}
 	if dir.realPath == "" {
 		return nil, syscall.ENOENT
@@ -164,20 +198,25 @@ func (o *overlay) countUnlink(dir *overlayNode, name string) {
 
 // set changes what a name of the directory stands for; nil for nothing.
 func (n *overlayNode) set(name string, child *overlayNode) {
-	if n.changed[name] != child || child == nil {
+	if n.changed[fold(name)].node != child || child == nil {
 		n.meta.Mtime = now()
 	}
+	delete(n.changed, fold(name)) // the name is as it is written now
 	n.keep(name, child)
 }
 
 // keep stores a child that is about to be changed itself, so that child returns the same one again.
 func (n *overlayNode) keep(name string, child *overlayNode) {
 	if n.changed == nil {
-		n.changed = map[string]*overlayNode{}
+		n.changed = map[string]overlayEntry{}
 	}
-	if child != n { // "."
-		n.changed[name] = child
+	if child == n { // "."
+		return
 	}
+	if known, ok := n.changed[fold(name)]; ok {
+		name = known.name
+	}
+	n.changed[fold(name)] = overlayEntry{name, child}
 }
 
 func now() Time {
@@ -186,10 +225,12 @@ func now() Time {
 }
 
 func (o *overlay) resolve(path string, links follow) (*At, error) {
-	if volume := filepath.VolumeName(path); volume != "" {
-		return nil, fault.Unsupported("the volume %s in an overlay", volume)
+	volume := o.volume(path)
+	top, err := o.top(volume)
+	if err != nil {
+		return nil, err
 	}
-	dirs, names := []*overlayNode{o.top}, []string{}
+	dirs, names := []*overlayNode{top}, []string{}
 	rest, followed := Elements(path), 0
 	for len(rest) > 0 {
 		name, last := rest[0], len(rest) == 1
@@ -200,12 +241,12 @@ func (o *overlay) resolve(path string, links follow) (*At, error) {
 			continue
 		}
 		if last && links != followAll {
-			return o.at(dirs, append(names, name))
+			return o.at(volume, dirs, append(names, name))
 		}
 		node, err := o.child(dir, name)
 		switch {
 		case last && errors.Is(err, fs.ErrNotExist):
-			return o.at(dirs, append(names, name))
+			return o.at(volume, dirs, append(names, name))
 		case err != nil:
 			return nil, err
 		case node.meta.Kind == Symlink && links == followNone:
@@ -218,11 +259,15 @@ func (o *overlay) resolve(path string, links follow) (*At, error) {
 				return nil, err
 			}
 			if IsAbs(node.meta.Target) {
-				dirs, names = dirs[:1], names[:0]
+				volume = o.volume(node.meta.Target)
+				if top, err = o.top(volume); err != nil {
+					return nil, err
+				}
+				dirs, names = []*overlayNode{top}, names[:0]
 			}
 			rest = append(Elements(node.meta.Target), rest...)
 		case last:
-			return o.at(dirs, append(names, name))
+			return o.at(volume, dirs, append(names, name))
 		case node.meta.Kind != Directory:
 			return nil, syscall.ENOTDIR
 		default:
@@ -231,9 +276,9 @@ func (o *overlay) resolve(path string, links follow) (*At, error) {
 		}
 	}
 	if len(names) == 0 {
-		return o.at(dirs, []string{"."})
+		return o.at(volume, dirs, []string{"."})
 	}
-	return o.at(dirs[:len(dirs)-1], names)
+	return o.at(volume, dirs[:len(dirs)-1], names)
 }
 
 // maxLinks is how many links one path may lead through: the kernel's own number.
@@ -242,8 +287,8 @@ const maxLinks = 40
 // maxName is the kernel's NAME_MAX.
 const maxName = 255
 
-// at returns the entry of the last of names, in the last of dirs; dirs begins with the root and names below it.
-func (o *overlay) at(dirs []*overlayNode, names []string) (*At, error) {
+// at returns the entry of the last of names, in the last of dirs; dirs begins with the root of the volume and names below it.
+func (o *overlay) at(volume string, dirs []*overlayNode, names []string) (*At, error) {
 	name := names[len(names)-1]
 	if len(name) > maxName {
 		return nil, syscall.ENAMETOOLONG
@@ -252,7 +297,7 @@ func (o *overlay) at(dirs []*overlayNode, names []string) (*At, error) {
 	if dir.meta.Kind != Directory {
 		return nil, syscall.ENOTDIR
 	}
-	at := &At{Path: "/", Name: name, Public: true, dir: &overlayDir{o, dir}}
+	at := &At{Path: rootOf(volume), Name: name, Public: modesTellRights, dir: &overlayDir{o, dir}}
 	for i, parent := range names[:len(names)-1] {
 		at.Path = appendName(at.Path, text.EscapePath(parent))
 		at.Public = at.Public && dirs[i+1].meta.Mode&0o001 != 0
@@ -273,8 +318,8 @@ func (o *overlay) checkLink(dir, link *overlayNode, name string) error {
 		defer at.Close()
 		return at.dir.checkLink(at.Name)
 	}
-	others := dir.meta.Mode&0o022 != 0 && dir.meta.Mode&0o1000 == 0
-	if o.isHost() && (others || !trustedUser(dir.meta.UID)) {
+	others := modesTellRights && dir.meta.Mode&0o022 != 0 && dir.meta.Mode&0o1000 == 0
+	if o.isHost() && (others || modesTellRights && !trustedUser(dir.meta.UID)) {
 		return fault.Refuse("the link %s is not followed: others can write to the directory that it is in", text.EscapePath(name))
 	}
 	return nil
@@ -297,22 +342,22 @@ func (o *overlay) describe(node *overlayNode) (Meta, error) {
 
 // names lists the names in a directory, in no order, whether or not the agent may read it.
 func (o *overlay) names(dir *overlayNode) ([]string, error) {
-	found := map[string]bool{}
+	found := map[string]string{}
 	if dir.realPath != "" {
 		names, err := o.realNames(dir.realPath)
 		if err != nil {
 			return nil, err
 		}
 		for _, name := range names {
-			found[name] = true
+			found[fold(name)] = name
 		}
 	}
-	for name, node := range dir.changed {
-		if found[name] = true; node == nil {
-			delete(found, name)
+	for folded, entry := range dir.changed {
+		if found[folded] = entry.name; entry.node == nil {
+			delete(found, folded)
 		}
 	}
-	return slices.Collect(maps.Keys(found)), nil
+	return slices.Collect(maps.Values(found)), nil
 }
 
 func (o *overlay) realNames(path string) ([]string, error) {

@@ -8,6 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// modesTellRights says that the bits of a mode are who may do what.
+const modesTellRights = true
+
+// withVolume returns the path: there are no volumes.
+func withVolume(path string) string { return path }
+
+// longName returns the name: there are no others beside it.
+func longName(_, name string) string { return name }
+
 // agentIDs returns the user and the group that the agent runs as.
 func agentIDs() (uid, gid uint32) { return uint32(os.Geteuid()), uint32(os.Getegid()) }
 

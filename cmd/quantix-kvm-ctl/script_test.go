@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // The command line scripts, each against an agent of its own that acts on this machine as whoever runs the test.
 func TestScripts(t *testing.T) {
-	ctltest.Run(t, scriptDir, func(env *testscript.Env) (ctltest.Guest, error) {
+	ctltest.RunFiles(t, scripts(t), func(env *testscript.Env) (ctltest.Guest, error) {
 		dir := filepath.Join(env.WorkDir, "guest")
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return ctltest.Guest{}, err

@@ -2,7 +2,18 @@
 
 package main
 
-// scriptDir has the command line scripts, and guestShell runs a line in the guest.
-const scriptDir = "testdata/script"
+import (
+	"path/filepath"
+	"testing"
+)
+
+// scripts returns the command line scripts; guestShell runs a line in the guest.
+func scripts(t *testing.T) []string {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("there are no scripts: ", err)
+	}
+	return files
+}
 
 var guestShell = []string{"/bin/sh", "-c"}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,8 +89,16 @@ func (r *Runner) prepare(spec *Spec, cmd *exec.Cmd, c *child) (err error) {
 	if cmd.Dir == "" {
 		cmd.Dir = os.Getenv("SystemDrive") + string(os.PathSeparator)
 	}
+	if info, err := os.Stat(cmd.Dir); err != nil {
+		return &StartError{Stage: "directory", Object: cmd.Dir, Err: fault.Cause(err)}
+	} else if !info.IsDir() {
+		return &StartError{Stage: "directory", Object: cmd.Dir, Err: syscall.ENOTDIR}
+	}
 	program := cmp.Or(spec.Path, spec.Argv[0])
 	if cmd.Path, err = exec.LookPath(program); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			err = fault.Wrapf(fs.ErrNotExist, "there is no such program in PATH")
+		}
 		return &StartError{Stage: "program", Object: program, Err: err}
 	}
 	if err := checkBatch(cmd.Path, spec.Argv[1:]); err != nil {

@@ -59,6 +59,33 @@ func TestMain(m *testing.M) {
 // spun keeps a processor busy.
 var spun uint64
 
+// What cannot be started says what is missing: the program, wherever it is looked for, or the directory.
+func TestStartFails(t *testing.T) {
+	r := New(Config{})
+	defer r.Release()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		stage string
+		spec  Spec
+		want  error
+	}{
+		{"program", Spec{Argv: []string{"quantix-no-such-program"}}, fs.ErrNotExist},
+		{"program", Spec{Argv: []string{file + ".exe"}}, fs.ErrNotExist},
+		{"program", Spec{}, fs.ErrInvalid},
+		{"directory", Spec{Argv: []string{"cmd.exe"}, Dir: filepath.Join(filepath.Dir(file), "none")}, fs.ErrNotExist},
+		{"directory", Spec{Argv: []string{"cmd.exe"}, Dir: file}, syscall.ENOTDIR},
+	} {
+		_, err := r.Run(t.Context(), c.spec)
+		var start *StartError
+		if !errors.As(err, &start) || start.Stage != c.stage || !errors.Is(err, c.want) {
+			t.Errorf("%v in %q: %v", c.spec.Argv, c.spec.Dir, err)
+		}
+	}
+}
+
 // sleep waits for a minute, or until a file is gone.
 func sleep(file []string) {
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {

@@ -78,7 +78,8 @@ func Clean() {
 // noAnswer is the ctl's exit status where the agent has not answered its first ping in time. Nothing was asked for then.
 const noAnswer = 3
 
-// runCtl runs the ctl. Under Wine on a busy machine, where no answer comes in time, it is run again unless that is what is wanted.
+// runCtl runs the ctl. Under Wine on a busy machine, where a program may not start, and no answer may come in time, it is run again
+// unless that is what is wanted.
 func runCtl(ts *testscript.TestScript, binary string, args []string, want int) error {
 	attempts := 1
 	if runtime.GOOS == "windows" && want != noAnswer {
@@ -87,7 +88,7 @@ func runCtl(ts *testscript.TestScript, binary string, args []string, want int) e
 	var err error
 	for range attempts {
 		err = ts.Exec(binary, args...)
-		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != noAnswer {
+		if exit := new(exec.ExitError); err == nil || errors.As(err, &exit) && exit.ExitCode() != noAnswer {
 			break
 		}
 	}
@@ -96,6 +97,15 @@ func runCtl(ts *testscript.TestScript, binary string, args []string, want int) e
 
 // Run replays the scripts of a directory. start gives each its guest; env's Defer ends it.
 func Run(t *testing.T, dir string, start func(env *testscript.Env) (Guest, error)) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts in %s: %v", dir, err)
+	}
+	RunFiles(t, files, start)
+}
+
+// RunFiles is Run for these files.
+func RunFiles(t *testing.T, files []string, start func(env *testscript.Env) (Guest, error)) {
 	binary, err := Binary()
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +115,7 @@ func Run(t *testing.T, dir string, start func(env *testscript.Env) (Guest, error
 	var mu sync.Mutex
 	guests := map[string]Guest{} // by work directory, for conditions
 	testscript.Run(t, testscript.Params{
-		Dir: dir,
+		Files: files,
 		Setup: func(env *testscript.Env) error {
 			g, err := start(env)
 			if err != nil {
