@@ -226,13 +226,14 @@ func TestOnceByKey(t *testing.T) {
 // A script that is named may be another one, or none, when its request is sent again: that runs nothing all the same.
 func TestOnceOfAScriptThatChangesItself(t *testing.T) {
 	root := scratch(t)
-	dir := filepath.Join(root, "etc/quantix-kvm/scripts.d")
+	dir := filepath.Join(root, scriptDirs[0])
+	inLua := filepath.ToSlash(scriptDirs[0])
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]string{
-		"remove":  `file.remove("/etc/quantix-kvm/scripts.d/remove.lua")`,
-		"replace": `file.write("/etc/quantix-kvm/scripts.d/replace.lua", "return 2")`,
+		"remove":  `file.remove("` + inLua + `/remove.lua")`,
+		"replace": `file.write("` + inLua + `/replace.lua", "return 2")`,
 	} {
 		source := []byte(change + ` file.append("/etc/app.conf", "line\n") return 1`)
 		if err := os.WriteFile(filepath.Join(dir, name+".lua"), source, 0o644); err != nil {

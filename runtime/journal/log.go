@@ -186,4 +186,10 @@ func (l *log) shrink() error {
 	return nil
 }
 
-func (l *log) close() error { return fault.Cause(l.file.Close()) }
+// close closes the file. It may be called again.
+func (l *log) close() error {
+	if err := l.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return fault.Cause(err)
+	}
+	return nil
+}

@@ -225,8 +225,9 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	reply.Status, reply.NotUndone, reply.Error = report.Status(), report.NotUndone(), j.interruption(t, report)
 	reply.RollbackRan = report.Ran
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
+		_ = t.log.close()
 		if err := j.moveToKept(t.ID()); err != nil {
-			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true}, Err: errors.Join(err, t.log.close())}
+			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true}, Err: err}
 		}
 	}
 	return j.finalize(t, reply, report, reached == rollbackFailed)

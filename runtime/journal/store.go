@@ -61,6 +61,7 @@ func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abort
 		clean = nil
 	case abortErr != nil: // the log has no abort record, so the directory must leave open
 		clean = func() error {
+			_ = t.log.close()
 			if err := j.moveToKept(t.ID()); err != nil {
 				j.setBroken(fault.On("journal", err))
 				return err
@@ -101,6 +102,7 @@ func (j *Journal) clean(t *Tx, entry *pb.JournalEntry, keep bool) error {
 		return nil
 	}
 	if keep {
+		_ = t.log.close()
 		return j.moveToKept(t.ID())
 	}
 	return t.removeFiles()
@@ -130,7 +132,9 @@ func (t *Tx) removeFiles() error {
 			return err
 		}
 	}
-	if err := t.recycle(); err != nil {
+	err = t.recycle()
+	_ = t.log.close() // on Windows what is open cannot be removed
+	if err != nil {
 		return err
 	}
 	return j.do("clean.removedir", func() error { return os.RemoveAll(t.dir()) })
@@ -146,6 +150,9 @@ func (t *Tx) recycle() error {
 		return nil
 	}
 	if err := l.zero(0, l.end); err != nil {
+		return err
+	}
+	if err := l.close(); err != nil {
 		return err
 	}
 	return t.journal.do("clean.recycle", func() error { return os.Rename(t.dir("journal"), t.journal.dir("spare")) })

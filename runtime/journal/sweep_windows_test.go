@@ -296,6 +296,37 @@ func newDirs(t *testing.T) (dir, state string) {
 	return dir, state
 }
 
+// Of a transaction that has ended nothing stays open, whether it was committed or rolled back, and the next one finds the log that
+// is kept for it.
+func TestNothingIsLeftOfATransaction(t *testing.T) {
+	for _, what := range []string{"commit", "roll back"} {
+		dir, state := newDirs(t)
+		run(t, what, dir, state)
+		left, err := os.ReadDir(filepath.Join(state, "open"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("%s leaves %v, %v", what, left, err)
+		}
+		if _, err := os.Stat(filepath.Join(state, "spare")); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		g, err := openGuest(state)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err := g.journal.Recover(t.Context(), nil); err != nil || len(list) > 0 {
+			t.Errorf("%s leaves %+v to recover, %v", what, list, err)
+		}
+		tx, err := g.journal.Begin(t.Context(), Header{MessageID: "n"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply := &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED}
+		if err := errors.Join(tx.Commit(t.Context(), reply), tx.Close(t.Context(), reply), g.close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A process that is ended by TerminateProcess before any action of the journal on the disk, and again before any action of the
 // recovery, leaves all as it was or, where it had said so, all done. QUANTIX_ROUNDS says how many of the pairs are taken: they
 // are spread over all points of the transaction, each with another one of the recovery.

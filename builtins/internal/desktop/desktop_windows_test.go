@@ -224,10 +224,9 @@ func TestTheHelperFollowsTheConsole(t *testing.T) {
 	} {
 		c.set(change)
 		d.Changed()
-		waitFor(t, "the helper ends", func() bool { return helperOf() == 0 })
-		if reason := d.Status().Reason; !strings.Contains(reason, what) {
-			t.Errorf("%q and not %q", reason, what)
-		}
+		waitFor(t, "the helper ends: "+what, func() bool {
+			return helperOf() == 0 && strings.Contains(d.Status().Reason, what)
+		})
 		if _, err := Call[*pb.RunResult](t.Context(), d, &pb.ListJobsRequest{}); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("without a session: %v", err)
 		}

@@ -8,13 +8,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -123,6 +123,7 @@ func Start(t testing.TB, o Options) *Agent {
 	a.cmd = exec.Command(binary, append(args, o.Args...)...)
 	a.cmd.Env = append(os.Environ(), o.Env...)
 	a.cmd.Stderr = a.log
+	a.cmd.SysProcAttr = startedAlone()
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +149,9 @@ func Start(t testing.TB, o Options) *Agent {
 		}
 	}
 }
+
+// Dial connects to a socket of an agent, or to its pipe.
+func Dial(socket string) (net.Conn, error) { return dial(socket) }
 
 // Client connects and waits for the agent's first word.
 func (a *Agent) Client(t testing.TB, o client.Options) *client.Client {
@@ -181,14 +185,14 @@ func (a *Agent) AwaitLog(t testing.TB, text string, n int) {
 // PID is the agent's process id.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
 
-// Stop sends SIGTERM and waits for the end; it tells how long that took.
+// Stop asks the agent to end, by SIGTERM or on Windows by Ctrl+Break, and waits for the end; it tells how long that took.
 func (a *Agent) Stop() time.Duration {
 	start := time.Now()
-	a.cmd.Process.Signal(syscall.SIGTERM)
+	askToEnd(a.t, a.cmd.Process)
 	select {
 	case <-a.exited:
 	case <-time.After(30 * time.Second):
-		a.t.Error("the agent did not end within 30 s of SIGTERM")
+		a.t.Error("the agent did not end within 30 s of being asked to")
 		a.Kill()
 	}
 	return time.Since(start)
@@ -196,6 +200,11 @@ func (a *Agent) Stop() time.Duration {
 
 // Kill sends SIGKILL and waits for the end.
 func (a *Agent) Kill() {
+	select {
+	case <-a.exited:
+		return
+	default:
+	}
 	if err := a.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		a.t.Error(err)
 	}

@@ -3,9 +3,11 @@
 package agenttest
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -31,5 +33,17 @@ func listen(_ testing.TB, socket string) (net.Listener, error) { return net.List
 
 func dial(socket string) (net.Conn, error) { return net.Dial("unix", socket) }
 
+// startedAlone is how an agent is started that can be asked to end.
+func startedAlone() *syscall.SysProcAttr { return nil }
+
+func askToEnd(t testing.TB, p *os.Process) {
+	if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		t.Error(err)
+	}
+}
+
 // NeedsFirstConnection is for Windows alone.
 func NeedsFirstConnection(testing.TB) {}
+
+// Wine is for Windows alone.
+func Wine() bool { return false }

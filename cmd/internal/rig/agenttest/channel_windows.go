@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func isThere(t testing.TB, socket string) bool {
 	if err != nil {
 		return false
 	}
-	if !isWine() {
+	if !Wine() {
 		conn.Close()
 		return true
 	}
@@ -39,13 +40,28 @@ func isThere(t testing.TB, socket string) bool {
 	return true
 }
 
-func isWine() bool {
+// startedAlone is how an agent is started that can be asked to end: as the first one of a group.
+func startedAlone() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{CreationFlags: windows.CREATE_NEW_PROCESS_GROUP}
+}
+
+func askToEnd(t testing.TB, p *os.Process) {
+	if Wine() {
+		t.Skip("Ctrl+Break reaches no process of Wine without a console; stops of the service are tested with it")
+	}
+	if err := windows.GenerateConsoleCtrlEvent(windows.CTRL_BREAK_EVENT, uint32(p.Pid)); err != nil {
+		t.Error("Ctrl+Break:", err)
+	}
+}
+
+// Wine says that this is no real Windows.
+func Wine() bool {
 	return windows.NewLazySystemDLL("ntdll.dll").NewProc("wine_get_version").Find() == nil
 }
 
 // NeedsFirstConnection skips a test in which another program connects to a new pipe before all others.
 func NeedsFirstConnection(t testing.TB) {
-	if isWine() {
+	if Wine() {
 		t.Skip("under Wine the first connection to a new pipe has nobody at the other end")
 	}
 }

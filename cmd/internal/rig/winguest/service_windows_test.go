@@ -149,6 +149,42 @@ func TestService(t *testing.T) {
 	}
 }
 
+// A script that the service manager's stop meets is rolled back before the service has ended, and the host hears it.
+func TestServiceStopRollsBack(t *testing.T) {
+	onlyOne(t)
+	const name = "org.quantix.agent.2"
+	agentCommand(t, "service", "install", "--", "--device", `\\.\Global\`+name)
+	p := NewPort(t, name)
+	h := NewHost(t, p)
+	agentCommand(t, "service", "start")
+	dir := t.TempDir()
+	made, old := filepath.Join(dir, "made"), filepath.Join(dir, "old")
+	if err := os.WriteFile(old, []byte("of before"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script := scriptFile(t, dir, `file.write("DIR/old", "changed") file.write("DIR/made", "x") while true do end`)
+	type outcome struct {
+		out, errs string
+		status    int
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		out, errs, status := runCtl(t, h, "run", script)
+		ended <- outcome{out, errs, status}
+	}()
+	waitFor(t, "the script has written", func() bool { _, err := os.Stat(made); return err == nil })
+	agentCommand(t, "service", "stop")
+	if got, err := os.ReadFile(old); err != nil || string(got) != "of before" {
+		t.Errorf("the file has %q, %v", got, err)
+	}
+	if _, err := os.Stat(made); err == nil {
+		t.Error("what the script made is left")
+	}
+	if o := <-ended; o.status != 5 || !strings.Contains(o.out+o.errs, "rolled back") {
+		t.Errorf("status %d\n%s%s", o.status, o.out, o.errs)
+	}
+}
+
 // reloads changes the configuration of the service, has it read again, and does so once more with a fault in it.
 func reloads(t *testing.T) {
 	t.Helper()

@@ -13,7 +13,7 @@
 // anew. Runs in one checkout share the prefix, and the last one to end stops what is left running in it.
 //
 // Where Debian's Wine 8.0 differs from Windows so much that Go's tests do not run, it is helped: bcryptprimitives.dll, which
-// Go's runtime loads, is a forwarder made by the binutils, the prefix says that it is Windows 10, and for tests alone the
+// Go's runtime loads, is a forwarder made by the binutils, the prefix says that it is Windows 10, and in what is run there the
 // standard library takes Wine's "not implemented" for a way of deleting files as the answer of an old Windows.
 //
 // Not here: a real Windows. README.md has what Wine cannot show.

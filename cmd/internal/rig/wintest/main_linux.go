@@ -115,7 +115,7 @@ func wantsPackages(arg string) bool {
 func (m *machine) buildPrograms(ctx context.Context, msi bool) (dir string, err error) {
 	dir = filepath.Join(m.dir, "programs")
 	const cmds = "github.com/quantix-kvm/guest-agent/cmd/"
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", dir+"/",
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-overlay="+m.overlay, "-o", dir+"/",
 		cmds+"quantix-kvm-agent", cmds+"quantix-kvm-ctl")
 	cmd.Env = m.buildEnv()
 	cmd.Stderr = os.Stderr
@@ -136,7 +136,7 @@ func (m *machine) buildPackages(ctx context.Context, dir string) error {
 	for _, version := range packageVersions {
 		cmd := exec.CommandContext(ctx, filepath.Join(m.module, "cmd", "quantix-kvm-agent", "package", "windows", "build.sh"),
 			dir, version, "-s -w -X main.version="+version)
-		cmd.Env = m.buildEnv()
+		cmd.Env = append(m.buildEnv(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+m.overlay))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the MSI: %w\n%s", err, out)
 		}
