@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"slices"
+	"iter"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -29,36 +29,55 @@ func (r *Room) block(ctx context.Context, call *builtins.Call, in *pb.BlockArgs)
 	}, in.Validate)
 }
 
+// maxMarker is the most bytes of a line that marks a block.
+const maxMarker = 4 << 10
+
 // block is what a caller wants of the lines of a file between two marks.
 type block struct {
 	begin, end string
-	lines      []string // without their ends
+	text       string // the lines
 	absent     bool
 }
 
 func newBlock(in *pb.BlockArgs) (*block, error) {
-	comment := cmp.Or(in.Comment, "#")
-	b := &block{begin: comment + " BEGIN " + in.Marker, end: comment + " END " + in.Marker, absent: in.State == "absent"}
-	if text := strings.TrimSuffix(in.Text, "\n"); in.Text != "" {
-		for line := range strings.SplitSeq(text, "\n") {
-			b.lines = append(b.lines, strings.TrimSuffix(line, "\r"))
-		}
-	}
+	b := &block{text: in.Text, absent: in.State == "absent"}
 	switch {
 	case in.State != "" && in.State != "present" && in.State != "absent":
 		return nil, fault.Invalid(`state is %q, and neither "present" nor "absent"`, in.State)
 	case strings.TrimSpace(in.Marker) == "":
 		return nil, fault.Invalid("marker is not said: it tells the block from others in the file")
-	case strings.ContainsAny(in.Marker+in.Comment, "\r\n"):
+	case strings.ContainsAny(in.Marker, "\r\n") || strings.ContainsAny(in.Comment, "\r\n"):
 		return nil, fault.Invalid("marker or comment holds the end of a line")
+	case len(in.Marker)+len(in.Comment) > maxMarker:
+		return nil, fault.Wrapf(fault.ErrTooLarge, "marker and comment have more than %d bytes", maxMarker)
 	case b.absent && in.Text != "":
 		return nil, fault.Invalid("there is no text with state \"absent\"")
-	case slices.Contains(b.lines, b.begin) || slices.Contains(b.lines, b.end):
-		return nil, fault.Invalid("the text has a line that marks the block")
 	case strings.ContainsRune(in.Text, 0):
 		return nil, fault.Invalid("the text has a zero byte")
 	}
+	comment := cmp.Or(in.Comment, "#")
+	b.begin, b.end = comment+" BEGIN "+in.Marker, comment+" END "+in.Marker
+	for line := range b.lines() {
+		if line == b.begin || line == b.end {
+			return nil, fault.Invalid("the text has a line that marks the block")
+		}
+	}
 	return b, nil
+}
+
+// lines returns the lines of the text without their ends, none where there is no text. They are not made into a list: a text
+// of nothing but ends of lines would have it take many times its own size.
+func (b *block) lines() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if b.text == "" {
+			return
+		}
+		for line := range strings.SplitSeq(strings.TrimSuffix(b.text, "\n"), "\n") {
+			if !yield(strings.TrimSuffix(line, "\r")) {
+				return
+			}
+		}
+	}
 }
 
 // edit makes the new content. Lines keep their ends; those that are put in have that of the first.
@@ -74,16 +93,32 @@ func (b *block) edit(ctx context.Context, old []byte) ([]byte, error) {
 	if first := bytes.IndexByte(old, '\n'); first > 0 && old[first-1] == '\r' {
 		ending = "\r\n"
 	}
-	var text strings.Builder
+	size := at.from + len(old) - at.to
 	if at.from > 0 && old[at.from-1] != '\n' { // the last line has no end
-		text.WriteString(ending)
+		size += len(ending)
 	}
 	if !b.absent {
-		for _, line := range slices.Concat([]string{b.begin}, b.lines, []string{b.end}) {
-			text.WriteString(line + ending)
+		size += len(b.begin) + len(b.end) + 2*len(ending)
+		for line := range b.lines() {
+			size += len(line) + len(ending)
 		}
 	}
-	return slices.Concat(old[:at.from], []byte(text.String()), old[at.to:]), nil
+	if size > edit.MaxEdit {
+		return nil, edit.ErrTooLarge
+	}
+	edited := append(make([]byte, 0, size), old[:at.from]...)
+	put := func(line string) { edited = append(append(edited, line...), ending...) }
+	if at.from > 0 && old[at.from-1] != '\n' {
+		put("")
+	}
+	if !b.absent {
+		put(b.begin)
+		for line := range b.lines() {
+			put(line)
+		}
+		put(b.end)
+	}
+	return append(edited, old[at.to:]...), nil
 }
 
 // place returns where the block stands, with its marks and the end of the last; or where it comes, behind all else. nil: it

@@ -43,7 +43,7 @@ func heapRise(t *testing.T, f func()) int64 {
 // No call with the largest input, or the worst of its size, takes more than a small multiple of a file that may be edited.
 func TestEditsAreBounded(t *testing.T) {
 	const most = 48 << 20
-	lines, letters := strings.Repeat("\n", 8<<20), strings.Repeat("a\n", 4<<20)
+	lines, letters := strings.Repeat("\n", 8<<20-8), strings.Repeat("a\n", 4<<20)
 	line := func(change func(*pb.LineArgs)) *pb.LineArgs {
 		in := &pb.LineArgs{Path: "/f", Line: "x"}
 		change(in)
@@ -55,10 +55,14 @@ func TestEditsAreBounded(t *testing.T) {
 	}{
 		"lines without content":  {lines, "file.line", "", line(func(in *pb.LineArgs) { in.After = "y" })},
 		"lines that go":          {letters, "file.line", "", &pb.LineArgs{Path: "/f", Match: "^b?$", State: "absent"}},
-		"a file too large":       {lines + "\n", "file.line", "too_large", line(func(*pb.LineArgs) {})},
+		"a file too large":       {lines + strings.Repeat("\n", 9), "file.line", "too_large", line(func(*pb.LineArgs) {})},
 		"a long pattern":         {"a\n", "file.line", "too_large", line(func(in *pb.LineArgs) { in.Match = strings.Repeat("a?", 1500000) })},
 		"a pattern that repeats": {"a\n", "file.line", "too_large", line(func(in *pb.LineArgs) { in.Match = strings.Repeat("a{1000}", 500) })},
 		"groups that repeat":     {letters, "file.replace", "too_large", &pb.ReplaceArgs{Path: "/f", Pattern: strings.Repeat("(a{1000})", 20)}},
+		"a long line":            {letters, "file.line", "too_large", line(func(in *pb.LineArgs) { in.Line = strings.Repeat("x", 8<<20-1) })},
+		"a block of many lines":  {"", "file.block", "", &pb.BlockArgs{Path: "/f", Marker: "m", Text: lines[100:]}},
+		"a block too many":       {letters, "file.block", "too_large", &pb.BlockArgs{Path: "/f", Marker: "m", Text: letters}},
+		"a long marker":          {"", "file.block", "too_large", &pb.BlockArgs{Path: "/f", Marker: letters[:1] + strings.Repeat("m", 8<<20)}},
 		"many matches":           {lines, "file.replace", "too_large", &pb.ReplaceArgs{Path: "/f", Pattern: "^", Replacement: "xx"}},
 		"many references": {letters, "file.replace", "too_large",
 			&pb.ReplaceArgs{Path: "/f", Pattern: "(?s).*", Replacement: strings.Repeat("$0", 1<<20)}},

@@ -54,7 +54,7 @@ func expand(ctx context.Context, text string, vars map[string]string) ([]byte, e
 		at := len(text) - len(after)
 		line, counted = line+strings.Count(text[counted:at], "\n"), at
 		var err error
-		if rest, err = place(&to, after, vars, used); errors.Is(err, errEdited) {
+		if rest, err = place(&to, after, vars, used); errors.Is(err, edit.ErrTooLarge) {
 			return nil, err
 		} else if err != nil {
 			return nil, fault.Invalid("line %d: %v", line, err)
@@ -101,7 +101,7 @@ type expanded struct{ text []byte }
 // Write implements io.Writer, within what a file may become.
 func (e *expanded) Write(p []byte) (int, error) {
 	if len(e.text)+len(p) > edit.MaxEdit {
-		return 0, errEdited
+		return 0, edit.ErrTooLarge
 	}
 	e.text = append(e.text, p...)
 	return len(p), nil

@@ -144,7 +144,11 @@ func (w *wish) with(ctx context.Context, old []byte) ([]byte, error) {
 		}
 		line += end
 	}
-	edited := make([]byte, 0, len(old)-(at.to-at.from)+len(line))
+	size := len(old) - (at.to - at.from) + len(line)
+	if size > edit.MaxEdit {
+		return nil, edit.ErrTooLarge
+	}
+	edited := make([]byte, 0, size)
 	return append(append(append(edited, old[:at.from]...), line...), old[at.to:]...), nil
 }
 
@@ -263,8 +267,6 @@ func replacing(in *pb.ReplaceArgs) (func(context.Context, []byte) ([]byte, error
 	}, nil
 }
 
-var errEdited = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", edit.MaxEdit)
-
 // replacer replaces all matches in a text.
 type replacer struct {
 	old []byte // what is edited
@@ -343,12 +345,12 @@ func (r *replacer) all(ctx context.Context) ([]byte, error) {
 			return nil, err
 		}
 		if from = at[1]; len(edited) > edit.MaxEdit {
-			return nil, errEdited
+			return nil, edit.ErrTooLarge
 		}
 	}
 	edited = append(edited, r.old[from:]...)
 	if len(edited) > edit.MaxEdit {
-		return nil, errEdited
+		return nil, edit.ErrTooLarge
 	}
 	return edited, nil
 }
@@ -392,7 +394,7 @@ func (p *pattern) expand(edited, by, old []byte, at []int) ([]byte, error) {
 		}
 		edited = p.alone.Expand(edited, by[:n], old, at)
 		if len(edited) > edit.MaxEdit {
-			return nil, errEdited
+			return nil, edit.ErrTooLarge
 		}
 		by = by[n:]
 	}

@@ -42,6 +42,9 @@ const MaxContent = 16 << 20
 // MaxEdit is the most bytes that a file has before and after an Edit: it is in memory with what it becomes.
 const MaxEdit = 8 << 20
 
+// ErrTooLarge is what an Edit returns that would make a file of more than MaxEdit bytes. It finds out before it makes them.
+var ErrTooLarge = fault.Wrapf(fault.ErrTooLarge, "the file would have more than %d bytes", MaxEdit)
+
 // Put makes a file what it shall be, and returns whether that changed anything.
 func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed bool, err error) {
 	c, err := e.Begin(call, w.Op, w.Path, How{Follow: w.Follow, Parents: w.Parents})
