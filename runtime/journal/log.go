@@ -1,7 +1,7 @@
 package journal
 
 import (
-	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -82,16 +82,16 @@ func (l *log) scan(id string, record func(payload []byte, at int64) error) (err 
 
 // zeroTail removes the rest of a torn record behind the last one.
 func (l *log) zeroTail() error {
-	rest := bufio.NewReader(io.NewSectionReader(l.file, l.end, l.size-l.end))
-	for {
-		b, err := rest.ReadByte()
+	part, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
+	for rest := io.NewSectionReader(l.file, l.end, l.size-l.end); ; {
+		n, err := io.ReadFull(rest, part)
 		switch {
-		case errors.Is(err, io.EOF):
+		case !bytes.Equal(part[:n], zeros[:n]):
+			return l.zero(l.end, l.size)
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return nil
 		case err != nil:
 			return fault.Cause(err)
-		case b != 0:
-			return l.zero(l.end, l.size)
 		}
 	}
 }

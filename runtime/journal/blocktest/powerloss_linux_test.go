@@ -14,7 +14,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -194,24 +196,37 @@ func (r *recording) acked(n int) int {
 	return count
 }
 
-// check lets the file system and the journal recover, and returns what is wrong then.
-func (r *recording) check(m crashState) (wrong error) {
-	image, mnt := filepath.Join(r.dir, "state"), filepath.Join(r.dir, "mnt")
-	if err := m.disk.writeTo(image); err != nil {
-		return err
+// place is where one state is tried: an image, and where it is mounted.
+type place struct{ image, mnt string }
+
+// places makes as many places as states are tried at once. Most of a trial is waiting for the kernel, not computing.
+func (r *recording) places() (chan place, error) {
+	n := 2 * runtime.GOMAXPROCS(0)
+	list := make(chan place, n)
+	for i := range n {
+		p := place{filepath.Join(r.dir, fmt.Sprintf("state-%d", i)), filepath.Join(r.dir, fmt.Sprintf("mnt-%d", i))}
+		if err := os.MkdirAll(p.mnt, 0o700); err != nil {
+			return nil, err
+		}
+		list <- p
 	}
-	defer os.Remove(image)
-	unmount, err := r.mount(image, mnt)
+	return list, nil
+}
+
+// check lets the file system and the journal recover from the image in a place, and returns what is wrong then.
+func (r *recording) check(p place, acked int) (wrong error) {
+	defer os.Remove(p.image)
+	unmount, err := r.mount(p.image, p.mnt)
 	if err != nil {
 		return err
 	}
 	defer func() { wrong = errors.Join(wrong, unmount()) }()
-	g, err := start(mnt, nil)
+	g, err := start(p.mnt, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { wrong = errors.Join(wrong, g.close()) }()
-	return errors.Join(runRecovery(g), r.compare(g, r.acked(m.entries)))
+	return errors.Join(runRecovery(g), r.compare(g, acked))
 }
 
 func runRecovery(g *guest) error {
@@ -291,31 +306,64 @@ func errorClass(err error) string {
 	return varyingText.ReplaceAllString(line, "#")
 }
 
-// checkStates checks the states of a recording, and reports the first violation of each class; stop: it ends at the first.
+// checkStates checks the states of a recording, several at once, and reports the first violation of each class; stop: it
+// ends at the first.
 func (r *recording) checkStates(t *testing.T, stop, every bool, subsets int) result {
 	t.Helper()
 	sum := result{kinds: map[string]int{}}
+	places, err := r.places()
+	must(t, err)
+	var mu sync.Mutex // of sum
+	var tried sync.WaitGroup
+	defer tried.Wait() // also where the test ends early: what is mounted must be unmounted first
 	for m := range r.crashStates(every, subsets, rand.New(rand.NewPCG(*seed, 1))) {
-		sum.states++
-		err := r.check(m)
-		if err == nil {
-			continue
-		}
-		sum.violations++
-		sum.kinds[errorClass(err)]++
-		text := fmt.Sprintf("after %d of %d writes%s, with %s acknowledged: %v", m.entries, len(r.entries), m.subset, r.lastAcked(m.entries), err)
-		if *keep != "" {
-			must(t, m.disk.writeTo(filepath.Join(*keep, fmt.Sprintf("%s-%d-%d", r.kind, m.entries, sum.violations))))
-		}
-		if stop {
-			t.Log(text)
+		at := <-places
+		mu.Lock()
+		enough := stop && sum.violations > 0
+		mu.Unlock()
+		if enough {
 			break
 		}
-		if sum.kinds[errorClass(err)] == 1 {
-			t.Error(text)
+		must(t, m.disk.writeTo(at.image))
+		sum.states++
+		copied := ""
+		if *keep != "" {
+			copied = filepath.Join(*keep, fmt.Sprintf("%s-%d-%d", r.kind, m.entries, sum.states))
+			must(t, m.disk.writeTo(copied))
 		}
+		tried.Go(func() {
+			err := r.check(at, r.acked(m.entries))
+			places <- at
+			if copied != "" && err == nil {
+				_ = os.Remove(copied)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				r.report(t, &sum, m, err, stop)
+			}
+		})
 	}
+	tried.Wait()
 	return sum
+}
+
+// report counts and tells a violation; expected: it is not an error.
+func (r *recording) report(t *testing.T, sum *result, m crashState, err error, expected bool) {
+	t.Helper()
+	class := errorClass(err)
+	sum.violations++
+	sum.kinds[class]++
+	if sum.kinds[class] > 1 {
+		return
+	}
+	text := fmt.Sprintf("after %d of %d writes%s, with %s acknowledged: %v",
+		m.entries, len(r.entries), m.subset, r.lastAcked(m.entries), err)
+	if expected {
+		t.Log(text)
+	} else {
+		t.Error(text)
+	}
 }
 
 // lastAcked names the last transaction that was acknowledged after n writes.
