@@ -14,7 +14,6 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
-	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -24,8 +23,11 @@ import (
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
 const maxElements = 10_000
 
+// maxRead is the most bytes of a file that a script reads: what one answer takes, 8 MiB, less what stands around it.
+const maxRead = 8<<20 - 64
+
 func (r *Room) read(_ context.Context, call *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
-	content, err := r.guest.Of(call).ReadFile(in.Path, edit.MaxContent)
+	content, err := r.guest.Of(call).ReadFile(in.Path, maxRead)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

@@ -38,6 +38,11 @@ func TestScriptsDoNotFillTheAgent(t *testing.T) {
 			local text = table.concat(t, "\n") for i = 1, 150 do file.write(dir .. "/f", i .. "\n" .. text) end error("end")`, false},
 		{"large files", `for i = 1, 3 do file.write(dir .. "/f", big) file.append(dir .. "/f", big) pcall(file.read, dir .. "/f") end error("end")`, false},
 		{"lines", `file.write(dir .. "/f", ("\n"):rep(8000000)) file.line(dir .. "/f", {line = "z", after = "y"}) error("end")`, false},
+		{"what is read", `file.write(dir .. "/f", big) file.append(dir .. "/f", big) for i = 1, 3 do pcall(file.read, dir .. "/f") end
+			file.write(dir .. "/g", big) file.append(dir .. "/g", ("y"):rep(388544)) for i = 1, 3 do assert(#file.read(dir .. "/g") == 8388544) end error("end")`, false},
+		{"a block", `file.write(dir .. "/f", ("a\n"):rep(4000000)) pcall(file.block, dir .. "/f", {marker = "m", text = ("\n"):rep(8000000)})
+			pcall(file.block, dir .. "/g", {marker = "m", text = ("\n"):rep(8000000)})
+			pcall(file.block, dir .. "/f", {text = "x", marker = big:sub(1, 4000000), comment = big:sub(1, 3000000)}) error("end")`, false},
 		{"a template", `file.template(dir .. "/f", ("{{a|raw}}"):rep(2000), {a = big:sub(1, 4000000)})`, false},
 		{"a pattern", `file.line(dir .. "/f", {match = ("a?"):rep(1500000), line = "x"})`, false},
 		{"many files", `local old, new = ("a"):rep(16000), ("b"):rep(16000)
