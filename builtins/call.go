@@ -92,11 +92,11 @@ type Tx interface {
 	// BeforeTree keeps all that is below each path as well, for what a command may change there.
 	BeforeTree(ctx context.Context, paths ...string) error
 	// BeforeTouch is BeforeTree for a command that can change nothing but the paths, and the names in the directories
-	// that they are in: it notes what these are.
-	BeforeTouch(ctx context.Context, paths ...string) error
-	// UndeclaredChanges returns what has been made of those names since, by path, with op as their operation. A rollback
-	// names it. It comes when the command has ended; if it never does, because the agent was killed, a rollback looks for
-	// itself.
+	// that they are in: it notes what these are, and the attributes of the directories. It returns what it kept of each path.
+	BeforeTouch(ctx context.Context, paths ...string) ([]Touched, error)
+	// UndeclaredChanges returns what has been made of those names and directories since, by path, with op as their operation.
+	// A rollback names it. It comes when the command has ended; if it never does, because the agent was killed, a rollback
+	// looks for itself.
 	UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error)
 	// Take keeps the tree at path by moving it away: afterwards nothing is there.
 	Take(ctx context.Context, path string) error
@@ -110,6 +110,14 @@ type Tx interface {
 	Irreversible(ctx context.Context, change *pb.Change) error
 	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
 	NotBegun()
+}
+
+// Touched is what a transaction kept for a command that may change it.
+type Touched struct {
+	// Path is resolved; where directories are missing on the way, the first of these.
+	Path string
+	// Ino is the inode of what is there; 0: nothing is, or its file system has none.
+	Ino uint64
 }
 
 // Action is something to be done before or after a commit.

@@ -307,7 +307,9 @@ type tx struct {
 
 func (x *tx) BeforeTree(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
 
-func (x *tx) BeforeTouch(ctx context.Context, paths ...string) error { return x.Before(ctx, paths...) }
+func (x *tx) BeforeTouch(ctx context.Context, paths ...string) ([]builtins.Touched, error) {
+	return nil, x.Before(ctx, paths...)
+}
 
 func (x *tx) UndeclaredChanges(context.Context, string) ([]*pb.Change, error) { return nil, nil }
 

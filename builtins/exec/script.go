@@ -3,6 +3,7 @@ package exec
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // hint explains what a command must say of itself.
@@ -88,7 +90,13 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 		}
 		return r.observe(ctx, call, in, spec, change)
 	}
-	if err := r.makeUndoable(ctx, call, in, change); err != nil {
+	kept, err := r.makeUndoable(ctx, call, in, change)
+	if err == nil && spec.Confine != nil && len(kept) > 0 {
+		if err = r.hold(spec.Confine, kept); err != nil {
+			call.Tx.NotBegun()
+		}
+	}
+	if err != nil {
 		return nil, onCommand(in, err)
 	}
 	after := func() {}
@@ -230,25 +238,62 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 // confines says whether commands are held to what they declare.
 func (r *Room) confines() bool { return r.guest.Runner.Confinement() == proc.Confined }
 
-// makeUndoable keeps what takes a command back before it runs.
-func (r *Room) makeUndoable(ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change) error {
+// makeUndoable keeps what takes a command back before it runs. It returns what was kept for one that is held to what it touches.
+func (r *Room) makeUndoable(
+	ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change,
+) (kept []builtins.Touched, err error) {
 	if err := r.CheckRemotes(ctx, builtins.Access{Trees: in.GetTouches()}); err != nil { // all of them is read
-		return err
+		return nil, err
 	}
 	switch {
 	case call.Tx == nil:
 	case len(in.GetUndo()) > 0:
-		return call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
+		return nil, call.Tx.Undo(ctx, "exec.undo", &pb.RunArgs{Argv: in.GetUndo(), Cwd: in.GetCwd(), Env: in.GetEnv(),
 			User: in.GetUser(), Group: in.GetGroup(), Timeout: in.GetTimeout(),
 			UndoOk: in.GetUndoOk(), UndoIf: in.GetUndoIf()})
 	case confinable(in):
 		return call.Tx.BeforeTouch(ctx, touched(in)...)
 	case len(in.GetTouches()) > 0:
-		return r.keepTouched(ctx, call, in)
+		return nil, r.keepTouched(ctx, call, in)
 	case in.GetIrreversible():
-		return call.Tx.Irreversible(ctx, change)
+		return nil, call.Tx.Irreversible(ctx, change)
+	}
+	return nil, nil
+}
+
+// hold has a confined command write to what was kept, and to nothing that somebody puts in its place: where others than root can
+// exchange a directory on the way it must still be the object that was kept.
+func (r *Room) hold(confine *proc.Confine, kept []builtins.Touched) error {
+	confine.Writable, confine.Inodes = nil, map[string]uint64{}
+	for _, k := range kept {
+		path := text.UnescapePath(k.Path)
+		confine.Writable = append(confine.Writable, path)
+		others, err := r.exchangeable(k.Path)
+		if err != nil {
+			return fault.On("touches "+k.Path, err)
+		}
+		if others {
+			confine.Inodes[path] = k.Ino
+		}
 	}
 	return nil
+}
+
+// exchangeable says whether others than root may exchange a directory on the way to a resolved path.
+func (r *Room) exchangeable(path string) (bool, error) {
+	for dir := path; !fsys.IsRoot(dir); {
+		dir = fsys.Parent(dir)
+		at, err := r.guest.Files.Exact(dir)
+		if err != nil {
+			return false, err
+		}
+		meta, err := at.Stat()
+		_ = at.Close() // nothing was written
+		if err != nil || meta.Mode&0o022 != 0 || meta.UID != 0 && int(meta.UID) != os.Geteuid() {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,8 +153,12 @@ func TestTouchesNamesAllThatChanges(t *testing.T) {
 		if err := os.Symlink("two", dir+"/link"); err != nil {
 			t.Fatal(err)
 		}
+		_ = os.Remove(dir + "/fifo")
+		if err := syscall.Mkfifo(dir+"/fifo", 0o600); err != nil {
+			t.Fatal(err)
+		}
 		for name, mode := range map[string]os.FileMode{dir: 0o755, dir + "/open": 0o777} { // whatever the umask is
-			if err := os.Chmod(name, mode); err != nil {
+			if err := errors.Join(os.Chmod(name, mode), os.Chown(name, os.Geteuid(), -1)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -168,6 +173,16 @@ func TestTouchesNamesAllThatChanges(t *testing.T) {
 			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "created /new NOT_UNDONE"},
 		{"a link", `exec.sh("ln -sf one $/link", {touches = {"$/one"}})` + stray, "/link was modified, which touches does not name",
 			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified /link NOT_UNDONE"},
+		{"the owner of a link", `exec.sh("chown -h 5 $/link", {touches = {"$/one"}})` + stray, "/link was modified, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified /link NOT_UNDONE"},
+		{"the mode of a FIFO", `exec.sh("chmod 666 $/fifo", {touches = {"$/one"}})` + stray, "/fifo was modified, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified /fifo NOT_UNDONE"},
+		{"the directory", `exec.sh("chmod 777 $", {touches = {"$/one"}})` + stray, " was modified, which touches does not name",
+			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified  NOT_UNDONE"},
+		{"the directory, where all may write", `exec.sh("chown 5 $/open", {touches = {"$/open/one"}})` + stray,
+			"/open was modified, which touches does not name", pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "modified /open NOT_UNDONE"},
+		{"the directory, changed and changed back", `exec.sh("chmod 777 $; chmod 755 $", {touches = {"$/one"}}) error("wanted")`, "wanted",
+			pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
 		{"beside what is not there", `exec.sh("mkdir -p $/a/b; rm $/link", {touches = {"$/a/b/c"}})` + stray, "/link was deleted, which touches does not name",
 			pb.ScriptStatus_SCRIPT_STATUS_PARTIAL, "deleted /link NOT_UNDONE"},
 		{"replaced", `exec.sh("sed -i s/1/3/ $/one", {touches = {"$/one"}}) error("wanted")`, "wanted",

@@ -153,7 +153,7 @@ func (s *scope) BeforeTree(ctx context.Context, paths ...string) error {
 	return s.tx.BeforeTree(ctx, paths...)
 }
 
-func (s *scope) BeforeTouch(ctx context.Context, paths ...string) error {
+func (s *scope) BeforeTouch(ctx context.Context, paths ...string) ([]builtins.Touched, error) {
 	return s.tx.BeforeTouch(ctx, paths...)
 }
 

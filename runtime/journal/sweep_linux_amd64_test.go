@@ -82,7 +82,7 @@ var scenarios = map[string]func(g *guest, tx *Tx, p testDirs) error{
 		})
 	},
 	"a command that touches a tree": func(g *guest, tx *Tx, p testDirs) error {
-		if err := tx.BeforeTouch(context.Background(), "/etc/app.d", "/etc/nothing"); err != nil {
+		if _, err := tx.BeforeTouch(context.Background(), "/etc/app.d", "/etc/nothing"); err != nil {
 			return err
 		}
 		in := func(name string) string { return filepath.Join(p.files, "etc", name) }

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -17,20 +18,66 @@ import (
 )
 
 // A confined command that declares the paths it changes can still create, remove and rename other names in the same
-// directories. Those names get no before-image, since somebody else may change them meanwhile; such changes are reported.
+// directories, change the attributes of these directories, and those of links and special files in them. None of that gets a
+// before-image, since somebody else may change it meanwhile; such changes are reported.
 
 // BeforeTouch implements builtins.Tx.
-func (t *Tx) BeforeTouch(ctx context.Context, paths ...string) error {
+func (t *Tx) BeforeTouch(ctx context.Context, paths ...string) ([]builtins.Touched, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.ensureStarted(); err != nil || len(paths) == 0 {
-		return err
+		return nil, err
 	}
-	dirs, err := t.journal.neighboursOf(paths)
+	trees, err := t.journal.treesOf(paths)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return t.snapshotLocked(ctx, true, paths, dirs)
+	dirs, err := t.journal.neighboursOf(trees)
+	if err != nil {
+		return nil, err
+	}
+	s := &snapshotter{tx: t, ctx: ctx, tree: true}
+	if err := t.keep(s, paths, dirs); err != nil {
+		return nil, err
+	}
+	return touched(trees, s.objects)
+}
+
+// touched tells what was kept of trees.
+func touched(trees []string, objects []*pb.JournalObject) ([]builtins.Touched, error) {
+	inodes := map[string]uint64{}
+	for _, o := range objects {
+		inodes[o.Path] = o.State.Ino
+	}
+	list := make([]builtins.Touched, len(trees))
+	for i, tree := range trees {
+		ino, kept := inodes[tree]
+		if !kept { // a directory on the way was exchanged between two looks
+			return nil, fault.On(tree, fault.ErrChanged)
+		}
+		list[i] = builtins.Touched{Path: tree, Ino: ino}
+	}
+	return list, nil
+}
+
+// treesOf returns what is at paths, resolved; where directories are missing on the way, the first of these.
+func (j *Journal) treesOf(paths []string) ([]string, error) {
+	trees := make([]string, len(paths))
+	for i, p := range paths {
+		first, err := j.config.Root.Resolve(p, false)
+		if err != nil {
+			return nil, fault.On(p, err)
+		}
+		missing, err := j.config.Root.Missing(p)
+		if err != nil {
+			return nil, fault.On(p, err)
+		}
+		if len(missing) > 0 {
+			first = missing[0]
+		}
+		trees[i] = first
+	}
+	return trees, nil
 }
 
 // UndeclaredChanges implements builtins.Tx.
@@ -83,24 +130,12 @@ func (p *undoPass) undeclaredChanges(s *step, keep *pb.JournalKeep) []Undone {
 	return undone
 }
 
-// neighboursOf lists the directories in which a command that declares the paths could change other names as well, with
-// these names. A directory that others than the agent may write to, such as /tmp or a home, is left out.
-func (j *Journal) neighboursOf(declared []string) ([]*pb.JournalBeside, error) {
-	var trees, dirs []string
-	for _, p := range declared {
-		first, err := j.config.Root.Resolve(p, false)
-		if err != nil {
-			return nil, fault.On(p, err)
-		}
-		missing, err := j.config.Root.Missing(p)
-		if err != nil {
-			return nil, fault.On(p, err)
-		}
-		if len(missing) > 0 {
-			first = missing[0]
-		}
-		trees = append(trees, first)
-		dirs = append(dirs, fsys.Parent(first))
+// neighboursOf lists the directories in which a command that changes these trees could change other names as well, with these
+// names. Those of a directory that others than the agent may write to, such as /tmp or a home, are left out.
+func (j *Journal) neighboursOf(trees []string) ([]*pb.JournalBeside, error) {
+	var dirs []string
+	for _, tree := range trees {
+		dirs = append(dirs, fsys.Parent(tree))
 	}
 	slices.Sort(dirs)
 	var list []*pb.JournalBeside
@@ -108,42 +143,47 @@ func (j *Journal) neighboursOf(declared []string) ([]*pb.JournalBeside, error) {
 		if slices.ContainsFunc(trees, func(tree string) bool { return fsys.Within(dir, tree) }) {
 			continue // all that is there is kept
 		}
-		private, err := j.isPrivateDir(dir)
+		beside, err := j.readBeside(dir, private)
 		if err != nil {
 			return nil, fault.On(dir, err)
 		}
-		if !private {
-			continue
-		}
-		neighbours, err := j.readNeighbours(dir)
-		if err != nil {
-			return nil, fault.On(dir, err)
-		}
-		neighbours = slices.DeleteFunc(neighbours, func(n *pb.JournalNeighbour) bool { return slices.Contains(trees, joinEscaped(dir, n.Name)) })
-		list = append(list, &pb.JournalBeside{Path: dir, Neighbours: neighbours})
+		beside.Neighbours = slices.DeleteFunc(beside.Neighbours, func(n *pb.JournalNeighbour) bool {
+			return slices.Contains(trees, joinEscaped(dir, n.Name))
+		})
+		list = append(list, beside)
 	}
 	return list, nil
 }
 
-// isPrivateDir reports whether nobody but root and the agent's user may change what is in a directory.
-func (j *Journal) isPrivateDir(dir string) (bool, error) {
-	at, err := j.config.Root.Exact(dir)
-	if err != nil {
-		return false, err
-	}
-	defer at.Close()
-	meta, err := at.Stat()
-	const others = 0o022
-	return meta.Mode&others == 0 && (meta.UID == 0 || int(meta.UID) == os.Geteuid()), err
-}
-
-// readNeighbours lists what is in a directory, as far as it tells one object from another under the same name.
-func (j *Journal) readNeighbours(path string) ([]*pb.JournalNeighbour, error) {
+// readBeside reads what tells whether a directory is changed, and the names in it if listed says so.
+func (j *Journal) readBeside(path string, listed func(dir fsys.Meta) bool) (*pb.JournalBeside, error) {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
 		return nil, err
 	}
 	defer at.Close()
+	meta, err := at.Capture()
+	if err != nil {
+		return nil, err
+	}
+	state := toState(meta)
+	beside := &pb.JournalBeside{Path: path, Shared: !listed(meta),
+		State: &pb.JournalState{Kind: state.Kind, Mode: state.Mode, Uid: state.Uid, Gid: state.Gid, Xattrs: state.Xattrs}}
+	if beside.Shared {
+		return beside, nil
+	}
+	beside.Neighbours, err = j.readNeighbours(at)
+	return beside, err
+}
+
+// private reports whether nobody but root and the agent's user may change what is in a directory.
+func private(dir fsys.Meta) bool {
+	const others = 0o022
+	return dir.Mode&others == 0 && (dir.UID == 0 || int(dir.UID) == os.Geteuid())
+}
+
+// readNeighbours lists what is in a directory, as far as it tells one object from another under the same name.
+func (j *Journal) readNeighbours(at *fsys.At) ([]*pb.JournalNeighbour, error) {
 	dir, err := at.OpenDir()
 	if err != nil {
 		return nil, err
@@ -167,7 +207,7 @@ func (j *Journal) readNeighbours(path string) ([]*pb.JournalNeighbour, error) {
 			n.Kind = string(meta.Kind)
 		}
 		if meta.Kind != fsys.File && meta.Kind != fsys.Directory {
-			n.Ino, n.Target = meta.Ino, []byte(meta.Target)
+			n.Ino, n.Target, n.Mode, n.Uid, n.Gid = meta.Ino, []byte(meta.Target), meta.Mode, meta.UID, meta.GID
 		}
 		list = append(list, n)
 	}
@@ -182,9 +222,13 @@ func (j *Journal) undeclaredChanges(keep *pb.JournalKeep) ([]*pb.Change, error) 
 	}
 	var list []*pb.Change
 	for _, b := range keep.GetBeside() {
-		after, err := j.readNeighbours(b.Path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		after, err := j.readBeside(b.Path, func(fsys.Meta) bool { return !b.Shared })
+		gone := errors.Is(err, fs.ErrNotExist)
+		if err != nil && !gone {
 			return nil, fault.On(b.Path, err)
+		}
+		if b.State != nil && !gone && !proto.Equal(b.State, after.State) {
+			list = append(list, &pb.Change{Target: b.Path, Action: "modified"})
 		}
 		report := func(name, action string) {
 			list = append(list, &pb.Change{Target: joinEscaped(b.Path, name), Action: action})
@@ -193,9 +237,12 @@ func (j *Journal) undeclaredChanges(keep *pb.JournalKeep) ([]*pb.Change, error) 
 		for _, n := range b.Neighbours {
 			before[n.Name] = n
 		}
-		for _, n := range after {
+		for _, n := range after.GetNeighbours() {
 			old := before[n.Name]
 			delete(before, n.Name)
+			if b.State == nil { // of an older agent
+				n.Mode, n.Uid, n.Gid = 0, 0, 0
+			}
 			switch {
 			case kept[joinEscaped(b.Path, n.Name)], fsys.IsTemp(n.Name), proto.Equal(old, n): // a rollback before this one may have left such a file
 			case old == nil:

@@ -604,7 +604,11 @@ type JournalBeside struct {
 	// Resolved and escaped, from the root on.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// All that was there and is not kept.
-	Neighbours    []*JournalNeighbour `protobuf:"bytes,2,rep,name=neighbours,proto3" json:"neighbours,omitempty"`
+	Neighbours []*JournalNeighbour `protobuf:"bytes,2,rep,name=neighbours,proto3" json:"neighbours,omitempty"`
+	// The directory itself: mode, owner, group and extended attributes. Unset: of an older agent, which did not look.
+	State *JournalState `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Others may make and remove names there as well, so that neighbours says nothing.
+	Shared        bool `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -653,6 +657,20 @@ func (x *JournalBeside) GetNeighbours() []*JournalNeighbour {
 	return nil
 }
 
+func (x *JournalBeside) GetState() *JournalState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *JournalBeside) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
 // What tells that something else has its name now.
 type JournalNeighbour struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -663,7 +681,11 @@ type JournalNeighbour struct {
 	// Of a symlink, byte for byte.
 	Target []byte `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
 	// Unset for a file and a directory.
-	Ino           uint64 `protobuf:"varint,4,opt,name=ino,proto3" json:"ino,omitempty"`
+	Ino uint64 `protobuf:"varint,4,opt,name=ino,proto3" json:"ino,omitempty"`
+	// As of a JournalState; unset for a file and a directory, which the command cannot change, and by older agents.
+	Mode          uint32 `protobuf:"varint,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid           uint32 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +744,27 @@ func (x *JournalNeighbour) GetTarget() []byte {
 func (x *JournalNeighbour) GetIno() uint64 {
 	if x != nil {
 		return x.Ino
+	}
+	return 0
+}
+
+func (x *JournalNeighbour) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *JournalNeighbour) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *JournalNeighbour) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
 	}
 	return 0
 }
@@ -2078,17 +2121,22 @@ const file_journal_proto_rawDesc = "" +
 	"\vJournalKeep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12=\n" +
 	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\x12;\n" +
-	"\x06beside\x18\x03 \x03(\v2#.limiquantix.agent.v1.JournalBesideR\x06beside\"k\n" +
+	"\x06beside\x18\x03 \x03(\v2#.limiquantix.agent.v1.JournalBesideR\x06beside\"\xbd\x01\n" +
 	"\rJournalBeside\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12F\n" +
 	"\n" +
 	"neighbours\x18\x02 \x03(\v2&.limiquantix.agent.v1.JournalNeighbourR\n" +
-	"neighbours\"d\n" +
+	"neighbours\x128\n" +
+	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"\x9c\x01\n" +
 	"\x10JournalNeighbour\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\fR\x06target\x12\x10\n" +
-	"\x03ino\x18\x04 \x01(\x04R\x03ino\"\xd8\x02\n" +
+	"\x03ino\x18\x04 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\"\xd8\x02\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -2252,38 +2300,39 @@ var file_journal_proto_depIdxs = []int32{
 	6,  // 15: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
 	4,  // 16: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
 	5,  // 17: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	7,  // 18: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 19: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 20: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 21: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	7,  // 22: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 23: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 24: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	7,  // 25: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	25, // 26: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	26, // 27: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	24, // 28: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	16, // 29: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	26, // 30: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	26, // 31: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	27, // 32: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 33: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	19, // 34: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	27, // 35: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 36: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	24, // 37: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	25, // 38: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	27, // 39: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 40: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	7,  // 41: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	2,  // 42: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	27, // 43: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 44: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	7,  // 18: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
+	7,  // 19: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 20: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 21: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 22: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	7,  // 23: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 24: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 25: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	7,  // 26: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	25, // 27: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	26, // 28: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	24, // 29: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	16, // 30: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	26, // 31: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	26, // 32: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	27, // 33: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 34: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	19, // 35: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	27, // 36: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	19, // 37: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	24, // 38: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	25, // 39: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	27, // 40: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 41: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	7,  // 42: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	2,  // 43: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	27, // 44: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	24, // 45: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }

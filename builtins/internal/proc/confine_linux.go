@@ -112,6 +112,7 @@ type writableDir struct {
 	entries []string // the entries that stay writable; nil: all
 	mountFD int      // a clone of the directory's mounts, still writable
 	stat    unix.Stat_t
+	inodes  map[string]uint64 // what must stand at entries, see Confine.Inodes; "" is the directory itself
 }
 
 // open opens the directory, where its path leads to it by no link; fault.ErrChanged where that is another one than before. A
@@ -142,16 +143,37 @@ func (o *writableDir) clone() error {
 		return err
 	}
 	defer unix.Close(fd)
+	if err := o.compare(fd); err != nil {
+		return err
+	}
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE | unix.AT_EMPTY_PATH
 	o.mountFD, err = unix.OpenTree(fd, "", flags)
 	return err
+}
+
+// compare returns fault.ErrChanged where something else stands there than what is to be writable.
+func (o *writableDir) compare(fd int) error {
+	for name, want := range o.inodes {
+		var stat unix.Stat_t
+		err := unix.Fstatat(fd, name, &stat, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+		if err == unix.ENOENT {
+			stat.Ino, err = 0, nil
+		}
+		if err == nil && stat.Ino != want {
+			err = fault.ErrChanged
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *launchSpec) confineWrites(mounts []mountInfo, private *view) error {
 	if !p.Confined {
 		return nil
 	}
-	dirs, err := findWritableDirs(p.Writable)
+	dirs, err := findWritableDirs(p.Writable, p.Inodes)
 	if err != nil {
 		return err
 	}
@@ -224,13 +246,20 @@ func (p *launchSpec) scratchMountPoint(dirs []writableDir) string {
 func (p *launchSpec) hasRoot() bool { return p.Root != "" && p.Root != "/" }
 
 // findWritableDirs returns the directories that must stay writable for paths, each once, parents before children.
-func findWritableDirs(paths []string) ([]writableDir, error) {
+func findWritableDirs(paths []string, inodes map[string]uint64) ([]writableDir, error) {
 	found := map[string]*writableDir{}
 	for _, path := range paths {
 		if !filepath.IsAbs(path) {
 			return nil, fault.Invalid("%q is not absolute", path)
 		}
-		dir, name := containingDir(filepath.Clean(path))
+		path = filepath.Clean(path)
+		inode, resolved := inodes[path]
+		dir, name := "", ""
+		if resolved {
+			dir, name = resolvedDir(path)
+		} else {
+			dir, name = containingDir(path)
+		}
 		o := found[dir]
 		switch {
 		case o == nil && name == "":
@@ -242,6 +271,12 @@ func findWritableDirs(paths []string) ([]writableDir, error) {
 		case o.entries != nil:
 			o.entries = append(o.entries, name)
 		}
+		if o = found[dir]; resolved && o.inodes == nil {
+			o.inodes = map[string]uint64{}
+		}
+		if resolved {
+			o.inodes[name] = inode
+		}
 	}
 	list := make([]writableDir, 0, len(found))
 	for _, o := range found {
@@ -249,6 +284,14 @@ func findWritableDirs(paths []string) ([]writableDir, error) {
 	}
 	slices.SortFunc(list, func(a, b writableDir) int { return strings.Compare(a.dir, b.dir) })
 	return list, nil
+}
+
+// resolvedDir is containingDir for a path without links on its way, whose directory is there.
+func resolvedDir(path string) (dir, name string) {
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		return path, ""
+	}
+	return filepath.Dir(path), filepath.Base(path)
 }
 
 // containingDir returns the directory that must be writable for path to change, and the entry of it that leads to path; no

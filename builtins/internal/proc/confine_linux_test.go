@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 )
 
@@ -102,6 +104,59 @@ func TestWritable(t *testing.T) {
 		try("echo new >/var/quantix-x", false)
 		if text, _ := os.ReadFile(dir + "/etc/hosts"); string(text) != "again\n" {
 			t.Errorf("%q", text)
+		}
+	})
+}
+
+// Nothing is written where somebody has exchanged what was kept, or a directory on the way to it.
+func TestWritableIsExchanged(t *testing.T) {
+	withConfinement(t, func(t *testing.T, r *Runner, with func(...string) *Confine) {
+		dir := t.TempDir()
+		for _, name := range []string{"d/f", "other/f", "tree/a", "trees/a"} {
+			os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
+			os.WriteFile(filepath.Join(dir, name), []byte("old\n"), 0o644)
+		}
+		inode := func(name string) uint64 {
+			var stat unix.Stat_t
+			if err := unix.Lstat(dir+"/"+name, &stat); err != nil {
+				t.Fatal(err)
+			}
+			return stat.Ino
+		}
+		file, tree, none := inode("d/f"), inode("tree"), uint64(0)
+		try := func(what, name string, kept uint64, works bool) {
+			t.Helper()
+			c := with(dir + "/" + name)
+			c.Inodes = map[string]uint64{c.Writable[0]: kept}
+			result, err := r.Run(t.Context(), Spec{Dir: "/", Tied: true, Confine: c, Argv: sh("echo new >>" + dir + "/other/f; echo new >>" + dir + "/trees/a; true")})
+			var start *StartError
+			if works && (err != nil || result.Code != 0) || !works && (!errors.As(err, &start) || start.Stage != "confinement") {
+				t.Errorf("%s: %v %v", what, result, err)
+			}
+		}
+		try("a file", "d/f", file, true)
+		try("a tree", "tree", tree, true)
+		try("nothing", "d/new", none, true)
+		try("something where nothing was", "d/f", none, false)
+		try("nothing where something was", "d/new", file, false)
+		exchange := func(a, b string) {
+			if err := unix.Renameat2(-1, dir+"/"+a, -1, dir+"/"+b, unix.RENAME_EXCHANGE); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exchange("d", "other")
+		exchange("tree", "trees")
+		try("a file in another directory", "d/f", file, false)
+		try("another tree", "tree", tree, false)
+		exchange("d", "other")
+		if err := errors.Join(os.Rename(dir+"/d", dir+"/moved"), os.Symlink("other", dir+"/d")); err != nil {
+			t.Fatal(err)
+		}
+		try("a file behind a link", "d/f", inode("other/f"), false)
+		for _, name := range []string{"other/f", "tree/a", "trees/a"} {
+			if text, _ := os.ReadFile(dir + "/" + name); string(text) != "old\n" {
+				t.Errorf("%s: %q", name, text)
+			}
 		}
 	})
 }

@@ -53,6 +53,7 @@ type launchSpec struct {
 	System   bool // give it a /proc and a /dev below its root
 	Confined bool
 	Writable []string
+	Inodes   map[string]uint64
 	PerMount bool
 	Private  bool // see Confine
 	Probe    bool // only set up the mounts, to see whether that works
@@ -131,6 +132,7 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 	p.System = spec.hasRoot() && r.checkConfinement() == nil // which tells whether mounts may be made
 	if spec.Confine != nil {
 		p.Confined, p.Writable, p.PerMount, p.Private = true, spec.Confine.Writable, r.platform.perMount, spec.Confine.Private
+		p.Inodes = spec.Confine.Inodes
 		if !slices.ContainsFunc(env, func(entry string) bool { return strings.HasPrefix(entry, "TMPDIR=") }) {
 			p.Env = append(env[:len(env):len(env)], "TMPDIR="+scratchDir)
 		}

@@ -96,6 +96,9 @@ type Confine struct {
 	// Writable are absolute paths, inside Root, that stay writable: a directory with all that is in it; of anything else the
 	// name, which need not exist, and new names in the same directory, since files are replaced by renaming.
 	Writable []string
+	// Inodes says what stands at paths of Writable that are resolved: the inode, 0 where nothing does. Where another object is
+	// there when the mounts are made, or a link on the way, the command is not started: somebody has exchanged it. Optional.
+	Inodes map[string]uint64
 	// Private lets the command write below /run, /tmp and /var, and throws that away when the command has ended; nobody else
 	// sees it. It goes with no Writable. Where the kernel cannot do that the command is read-only there, too.
 	Private bool
