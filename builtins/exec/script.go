@@ -3,7 +3,6 @@ package exec
 import (
 	"context"
 	"errors"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -268,7 +267,7 @@ func (r *Room) hold(confine *proc.Confine, kept []builtins.Touched) error {
 	for _, k := range kept {
 		path := text.UnescapePath(k.Path)
 		confine.Writable = append(confine.Writable, path)
-		others, err := r.exchangeable(k.Path)
+		others, err := r.guest.Files.Exchangeable(k.Path)
 		if err != nil {
 			return fault.On("touches "+k.Path, err)
 		}
@@ -277,23 +276,6 @@ func (r *Room) hold(confine *proc.Confine, kept []builtins.Touched) error {
 		}
 	}
 	return nil
-}
-
-// exchangeable says whether others than root may exchange a directory on the way to a resolved path.
-func (r *Room) exchangeable(path string) (bool, error) {
-	for dir := path; !fsys.IsRoot(dir); {
-		dir = fsys.Parent(dir)
-		at, err := r.guest.Files.Exact(dir)
-		if err != nil {
-			return false, err
-		}
-		meta, err := at.Stat()
-		_ = at.Close() // nothing was written
-		if err != nil || meta.Mode&0o022 != 0 || meta.UID != 0 && int(meta.UID) != os.Geteuid() {
-			return true, err
-		}
-	}
-	return false, nil
 }
 
 // confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file

@@ -132,6 +132,14 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 		}
 		undo.ParentMtimeSec, undo.ParentMtimeNsec = meta.Mtime.Sec, meta.Mtime.Nsec
 	}
+	var err error
+	if undo.Exchangeable, err = c.Root.Exchangeable(c.Path); err == nil && undo.Exchangeable {
+		undo.Fstype = entry.kind()
+		err = noteMounts(undo)
+	}
+	if err != nil {
+		return err
+	}
 	if err := r.announce(ctx, c.Call, undo); err != nil {
 		return err
 	}
@@ -144,7 +152,16 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 	if err := r.guest.Files.SyncAll(); err != nil {
 		return err
 	}
-	ran := r.runMount(ctx, entry.fstype, entry.target)
+	var ran error
+	if undo.Exchangeable {
+		var judged fsys.Meta
+		if judged, err = c.At.Stat(); err != nil {
+			return err
+		}
+		ran = r.mountExactly(ctx, entry, judged)
+	} else {
+		ran = r.runMount(ctx, entry.fstype, entry.target)
+	}
 	have, err := r.mountedAt(entry.target)
 	switch {
 	case err != nil:
@@ -248,7 +265,7 @@ func (r *Room) unmount(ctx context.Context, call *builtins.Call, in *pb.UnmountA
 	if call.DryRun != nil {
 		return nil, call.DryRun.End(call, told) // what is below it nobody knows
 	}
-	if err := r.detach(ctx, target); err != nil {
+	if _, err := r.detach(ctx, target); err != nil {
 		return nil, fault.On(path, err)
 	}
 	call.ReportApplied(told)
@@ -306,7 +323,11 @@ func (r *Room) undoMount(ctx context.Context, call *builtins.Call, in *pb.MountU
 			err = r.systemctl(ctx, "daemon-reload")
 		}
 	case pb.MountUndo_ACTION_UNMOUNT:
-		if err = r.detach(ctx, target); err == nil {
+		found, detachErr := r.detach(ctx, target)
+		if err = detachErr; err == nil && !found && in.Exchangeable {
+			err = moved(in)
+		}
+		if err == nil {
 			err = r.removeMade(in)
 		}
 	case pb.MountUndo_ACTION_MOUNT:
@@ -320,24 +341,26 @@ func (r *Room) undoMount(ctx context.Context, call *builtins.Call, in *pb.MountU
 	return &pb.Changed{Changed: true}, nil
 }
 
-// detach unmounts all that is mounted at a target, never lazily: who still uses it would go on to change it.
-func (r *Room) detach(ctx context.Context, target string) error {
+// detach unmounts all that is mounted at a target, and says whether anything was. It does so never lazily: who still uses it would
+// go on to change it.
+func (r *Room) detach(ctx context.Context, target string) (found bool, err error) {
 	for deadline := time.Now().Add(busyWait); ; {
 		have, err := r.mountedAt(target)
 		if err != nil || have == nil {
-			return err
+			return found, err
 		}
-		switch err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); {
+		switch err := unmountAt(target, have.number); {
 		case err == nil:
+			found = true
 		case !errors.Is(err, unix.EBUSY):
-			return err
+			return found, err
 		case time.Now().After(deadline):
-			return fault.Wrapf(fault.ErrBusy, "%s is in use there, and stays mounted", wiretext.EscapePath(have.source))
+			return found, fault.Wrapf(fault.ErrBusy, "%s is in use there, and stays mounted", wiretext.EscapePath(have.source))
 		default:
 			select {
 			case <-time.After(busyEvery):
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return found, context.Cause(ctx)
 			}
 		}
 	}
@@ -386,17 +409,43 @@ func (r *Room) attachAgain(ctx context.Context, in *pb.MountUndo, target string)
 	if err != nil || have != nil {
 		return err
 	}
-	args := []string{target}
-	if in.Source != "" {
-		args = []string{"-t", in.Fstype, "-o", in.Options, in.Source, target}
+	source, fstype, options := in.Source, in.Fstype, in.Options
+	exchangeable, err := r.guest.Files.Exchangeable(in.Target)
+	if err == nil && exchangeable && source == "" {
+		var said *fstabEntry
+		if said, err = r.fstabEntry(target); err == nil {
+			source, fstype, options = said.source, said.fstype, said.options
+		}
 	}
-	if err := r.runMount(ctx, in.Fstype, args...); err != nil {
+	switch {
+	case err != nil:
+	case exchangeable:
+		err = r.mountExactly(ctx, fstabEntry{source: source, target: target, fstype: fstype, options: options}, fsys.Meta{})
+	case source == "":
+		err = r.runMount(ctx, fstype, target)
+	default:
+		err = r.runMount(ctx, fstype, "-t", fstype, "-o", options, source, target)
+	}
+	if err != nil {
 		return err
 	}
 	if have, err = r.mountedAt(target); err == nil && have == nil {
 		err = fault.Wrapf(fault.ErrInternal, "mount says that it is mounted, and it is not")
 	}
 	return err
+}
+
+// fstabEntry is what fstab says of a target.
+func (r *Room) fstabEntry(target string) (*fstabEntry, error) {
+	content, err := r.guest.Files.ReadFile(fstabFile, maxSetting)
+	if err != nil {
+		return nil, fault.On(fstabFile, err)
+	}
+	_, said, err := editFstab(content, target, nil)
+	if err == nil && said == nil {
+		err = fault.Wrapf(fs.ErrNotExist, "nothing is said of %s", wiretext.EscapePath(target))
+	}
+	return said, err
 }
 
 // runMount runs mount(8), which finds disks by their tags and knows the helpers of file systems.

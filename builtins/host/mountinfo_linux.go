@@ -97,6 +97,14 @@ func parseMountLine(line string) (*mountLine, bool) {
 	}, err == nil
 }
 
+// kind is what mountinfo calls the type of what an entry mounts; empty: that is not known.
+func (e fstabEntry) kind() string {
+	if e.fstype == "auto" || isBind(e.options) || e.fstype == "nfs" || hasDaemon(e.fstype) {
+		return ""
+	}
+	return e.fstype
+}
+
 // isMounted returns why what is mounted is not what an entry says; nil: it is.
 func (r *Room) isMounted(ctx context.Context, entry fstabEntry, have *mountLine) error {
 	same, err := r.sameSource(ctx, entry, have)

@@ -1147,9 +1147,15 @@ type MountUndo struct {
 	ParentMtimeSec  int64    `protobuf:"varint,4,opt,name=parent_mtime_sec,json=parentMtimeSec,proto3" json:"parent_mtime_sec,omitempty"`
 	ParentMtimeNsec uint32   `protobuf:"varint,5,opt,name=parent_mtime_nsec,json=parentMtimeNsec,proto3" json:"parent_mtime_nsec,omitempty"`
 	// Of ACTION_MOUNT: what was mounted; without a source, what fstab says.
-	Source        string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	Fstype        string `protobuf:"bytes,7,opt,name=fstype,proto3" json:"fstype,omitempty"`
-	Options       string `protobuf:"bytes,8,opt,name=options,proto3" json:"options,omitempty"`
+	Source  string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Fstype  string `protobuf:"bytes,7,opt,name=fstype,proto3" json:"fstype,omitempty"`
+	Options string `protobuf:"bytes,8,opt,name=options,proto3" json:"options,omitempty"`
+	// Of ACTION_UNMOUNT, where others than root could exchange a directory on the way to target: it may be mounted at another path by
+	// then.
+	Exchangeable bool `protobuf:"varint,9,opt,name=exchangeable,proto3" json:"exchangeable,omitempty"`
+	// And the numbers of the mounts that were there before, and in which boot and mount namespace.
+	Before        []uint64 `protobuf:"varint,10,rep,packed,name=before,proto3" json:"before,omitempty"`
+	Namespace     string   `protobuf:"bytes,11,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1236,6 +1242,27 @@ func (x *MountUndo) GetFstype() string {
 func (x *MountUndo) GetOptions() string {
 	if x != nil {
 		return x.Options
+	}
+	return ""
+}
+
+func (x *MountUndo) GetExchangeable() bool {
+	if x != nil {
+		return x.Exchangeable
+	}
+	return false
+}
+
+func (x *MountUndo) GetBefore() []uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *MountUndo) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
 	}
 	return ""
 }
@@ -1380,7 +1407,7 @@ const file_host_proto_rawDesc = "" +
 	"\x04dump\x18\x05 \x01(\rR\x04dump\x12\x12\n" +
 	"\x04pass\x18\x06 \x01(\rR\x04pass\"%\n" +
 	"\vUnmountArgs\x12\x16\n" +
-	"\x06target\x18\x01 \x01(\tR\x06target\"\xf2\x02\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"\xcc\x03\n" +
 	"\tMountUndo\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12>\n" +
 	"\x06action\x18\x02 \x01(\x0e2&.limiquantix.agent.v1.MountUndo.ActionR\x06action\x12\x12\n" +
@@ -1389,7 +1416,11 @@ const file_host_proto_rawDesc = "" +
 	"\x11parent_mtime_nsec\x18\x05 \x01(\rR\x0fparentMtimeNsec\x12\x16\n" +
 	"\x06source\x18\x06 \x01(\tR\x06source\x12\x16\n" +
 	"\x06fstype\x18\a \x01(\tR\x06fstype\x12\x18\n" +
-	"\aoptions\x18\b \x01(\tR\aoptions\"Y\n" +
+	"\aoptions\x18\b \x01(\tR\aoptions\x12\"\n" +
+	"\fexchangeable\x18\t \x01(\bR\fexchangeable\x12\x16\n" +
+	"\x06before\x18\n" +
+	" \x03(\x04R\x06before\x12\x1c\n" +
+	"\tnamespace\x18\v \x01(\tR\tnamespace\"Y\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eACTION_UNMOUNT\x10\x01\x12\x10\n" +

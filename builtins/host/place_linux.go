@@ -1,0 +1,188 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+	wiretext "github.com/quantix-kvm/guest-agent/wire/text"
+)
+
+// A user who owns a directory on the way to a target may exchange it for a link, or for another directory, whenever he likes. By
+// its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
+// that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
+
+// stagingDir is where the directories to mount onto are made.
+const stagingDir = "/run"
+
+// mountExactly mounts an entry onto a directory of these numbers, wherever its path leads.
+func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged fsys.Meta) error {
+	target, err := openExactly(entry.target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	var stat unix.Stat_t
+	if err := unix.Fstat(target, &stat); err != nil {
+		return err
+	}
+	if judged.Ino != 0 && (stat.Ino != judged.Ino || stat.Dev != judged.Dev) {
+		return fault.ErrChanged
+	}
+	return r.mountOnto(ctx, target, entry.target, entry.fstype, "-t", entry.fstype, "-o", entry.options, entry.source)
+}
+
+// openExactly opens a directory, where its path leads to it by no link; fault.ErrChanged where it does not.
+func openExactly(path string) (int, error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+	if errors.Is(err, unix.ELOOP) {
+		err = fault.ErrChanged
+	}
+	return fd, err
+}
+
+// mountOnto runs mount(8) with these arguments for a directory of its own, and moves what is mounted there onto target, which
+// path must still lead to then.
+func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, args ...string) (err error) {
+	stage, err := os.MkdirTemp(stagingDir, "quantix-kvm-mount-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(stage)) }()
+	if err := r.runMount(ctx, fstype, append(slices.Clone(args), stage)...); err != nil {
+		return err
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if errors.Is(err, unix.ENOSYS) {
+		err = fault.Unsupported("others than root can exchange a directory on the way, and this kernel cannot mount onto a descriptor")
+	}
+	if err == nil {
+		defer unix.Close(tree)
+	}
+	if err := errors.Join(err, unix.Unmount(stage, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(tree, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return err
+	}
+	return keepIfAt(tree, path)
+}
+
+// keepIfAt unmounts what was just mounted, and nobody uses, where a path does not lead to it.
+func keepIfAt(tree int, path string) error {
+	number := func(fd int) (uint64, error) {
+		var x unix.Statx_t
+		err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &x)
+		return x.Mnt_id, err
+	}
+	mounted, err := number(tree)
+	if err == nil {
+		var there int
+		if there, err = openExactly(path); err == nil {
+			defer unix.Close(there)
+			var found uint64
+			if found, err = number(there); err == nil && found != mounted {
+				err = fault.ErrChanged
+			}
+		}
+	}
+	if err != nil {
+		return errors.Join(err, unix.Unmount(fmt.Sprintf("/proc/self/fd/%d", tree), unix.MNT_DETACH))
+	}
+	return nil
+}
+
+// unmountAt unmounts what is mounted at a path, if it is the mount of this number: by the directory that the path is in, which
+// is followed by no link, since somebody may exchange what leads there. A mount point itself cannot be renamed.
+func unmountAt(path string, number uint64) error {
+	parent, err := openExactly(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(parent)
+	var x unix.Statx_t
+	if err := unix.Statx(parent, filepath.Base(path), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &x); err != nil {
+		return err
+	}
+	if x.Mnt_id != number {
+		return fault.ErrChanged
+	}
+	return unix.Unmount(fmt.Sprintf("/proc/self/fd/%d/%s", parent, filepath.Base(path)), unix.UMOUNT_NOFOLLOW)
+}
+
+// mountLines are the mounts of this process.
+func mountLines() ([]*mountLine, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var list []*mountLine
+	for line := range strings.Lines(string(data)) {
+		if m, ok := parseMountLine(line); ok {
+			list = append(list, m)
+		}
+	}
+	return list, nil
+}
+
+// namespace tells the mounts of this process from those of another boot or container.
+func namespace() (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	mounts, err := os.Readlink("/proc/self/ns/mnt")
+	return strings.TrimSpace(string(boot)) + " " + mounts, err
+}
+
+// noteMounts has an inverse know what is mounted before it.
+func noteMounts(undo *pb.MountUndo) error {
+	lines, err := mountLines()
+	for _, m := range lines {
+		undo.Before = append(undo.Before, m.number)
+	}
+	if err == nil {
+		undo.Namespace, err = namespace()
+	}
+	return err
+}
+
+// kernels are file systems that come and go with services and containers.
+var kernels = []string{
+	autofs, "tmpfs", "overlay", "proc", "sysfs", "devpts", "devtmpfs", "mqueue", "cgroup", "cgroup2", "nsfs", "bpf", "ramfs", "hugetlbfs",
+}
+
+// moved looks for what host.mount has mounted where nothing is mounted at its target: a directory on the way to that may have
+// another name by now. What looks like it is named, and nothing is said to be as before: which it is nobody can tell for sure.
+func moved(in *pb.MountUndo) error {
+	now, err := namespace()
+	if err != nil || now != in.Namespace { // what was mounted has ended
+		return err
+	}
+	lines, err := mountLines()
+	if err != nil {
+		return err
+	}
+	for _, m := range lines {
+		alike := m.kind == in.Fstype || in.Fstype == "" && !slices.Contains(kernels, m.kind)
+		if alike && !slices.Contains(in.Before, m.number) {
+			return &fault.Error{
+				Err: fault.Refuse("nothing is mounted there, and a %s, which was not mounted before, is at %s",
+					m.kind, wiretext.EscapePath(m.point)),
+				Hint: "a directory on the way may have been exchanged meanwhile; look whether that is to be unmounted",
+			}
+		}
+	}
+	return nil
+}
