@@ -16,12 +16,17 @@ func (r *Root) Exchangeable(path string) (bool, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		const others = 0o022
-		if err != nil || meta.Mode&others != 0 || meta.UID != 0 && int(meta.UID) != os.Geteuid() {
+		if err != nil || meta.foreign() {
 			return true, err
 		}
 	}
 	return false, nil
+}
+
+// foreign says whether others than root may change what is in a directory.
+func (m Meta) foreign() bool {
+	const others = 0o022
+	return m.Mode&others != 0 || m.UID != 0 && int(m.UID) != os.Geteuid()
 }
 
 func (r *Root) statExact(path string) (Meta, error) {

@@ -246,18 +246,20 @@ func (s *Staged) place(syncDir bool) (err error) {
 		return errors.Join(err, fault.Cause(s.File.Close()))
 	}
 	defer release()
+	watched, err := s.watched()
 	var own Meta
-	if s.shown {
-		if own, err = statFile(s.File); err != nil {
-			return errors.Join(err, fault.Cause(s.File.Close()))
-		}
+	if err == nil && watched {
+		own, err = statFile(s.File)
+	}
+	if err != nil {
+		return errors.Join(err, fault.Cause(s.File.Close()))
 	}
 	if err := s.at.dir.closeNew(s.File); err != nil {
 		return err
 	}
-	if s.shown {
+	if watched {
 		if have, err := s.at.dir.stat(s.temp); err != nil || !have.Same(own) {
-			return errors.Join(errChanged(s.Path()), err)
+			return errors.Join(errChanged(s.Path()), ignoreAbsent(err))
 		}
 	}
 	if err := s.at.dir.rename(s.temp, s.at.dir, s.at.Name, true); err != nil {
@@ -265,10 +267,32 @@ func (s *Staged) place(syncDir bool) (err error) {
 	}
 	renamed = true
 	s.at.changed()
+	if watched {
+		if have, err := s.at.dir.stat(s.at.Name); err != nil || !have.Same(own) {
+			return errors.Join(errChanged(s.at.Path), ignoreAbsent(err))
+		}
+	}
 	if syncDir {
 		return s.at.SyncDir()
 	}
 	return nil
+}
+
+// watched says whether it is to be looked whether the file still has its names: a program has looked at it, or others may put
+// their own file in its place, since the directory is another user's, or all may write to it.
+func (s *Staged) watched() (bool, error) {
+	if s.shown || s.at.dir.pretended(s.temp) {
+		return s.shown, nil
+	}
+	in, err := s.at.StatDir()
+	return err == nil && in.foreign(), err
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Create makes a file of mode 0600 with this content at once, under its own name, as files are made that are locks. Where

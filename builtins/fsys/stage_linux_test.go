@@ -71,3 +71,34 @@ func exchange(path string) error {
 	other := filepath.Join(filepath.Dir(path), "other")
 	return errors.Join(os.WriteFile(other, []byte("new\n"), 0o600), os.Rename(other, path))
 }
+
+// Nor is what a user to whom the directory belongs has put under the temporary name; nobody is told that all is well.
+func TestAStagedFileIsExchangedByTheUserOfItsDirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("gives a directory to another user: run as root")
+	}
+	dir := scratch(t)
+	must(t, os.Chown(dir, 12345, 12345))
+	write(t, dir+"/file", "old\n")
+	entry := at(t, host(t), dir+"/file")
+	for name, end := range map[string]func(*fsys.Staged) error{
+		"commit":  func(s *fsys.Staged) error { return s.Commit(fsys.Attr{}, false) },
+		"restore": func(s *fsys.Staged) error { return s.Restore(fsys.Meta{Kind: fsys.File, Mode: 0o600}, false) },
+	} {
+		staged, err := entry.Stage()
+		must(t, err)
+		_, err = staged.File.WriteString("new\n")
+		must(t, err)
+		must(t, exchange(staged.Path()))
+		if err := end(staged); !errors.Is(err, fault.ErrChanged) || content(t, dir+"/file") != "old\n" {
+			t.Errorf("%s: %v, %q", name, err, content(t, dir+"/file"))
+		}
+	}
+	staged, err := entry.Stage()
+	must(t, err)
+	_, err = staged.File.WriteString("new\n")
+	must(t, err)
+	if must(t, staged.Commit(fsys.Attr{}, false)); content(t, dir+"/file") != "new\n" {
+		t.Error(content(t, dir+"/file"))
+	}
+}

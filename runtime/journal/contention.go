@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // Who may write to a directory can put things in the way of a rollback there, by accident or on purpose: names, leases,
@@ -33,9 +34,9 @@ func (p *undoPass) retry(ctx context.Context, act func() error) error {
 }
 
 // contended reports whether an error may be gone with the next attempt: something took a name or left it in between, or
-// somebody holds a lease.
+// somebody holds a lease, or has put another file in the place of the one that was to be restored.
 func contended(err error) bool {
-	return errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
+	return errors.Is(err, fault.ErrChanged) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
 		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN)
 }
 
