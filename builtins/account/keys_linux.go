@@ -269,6 +269,9 @@ func ownFile(at *fsys.At, u *user) (content []byte, there bool, err error) {
 	}
 	defer file.Close()
 	meta, err := fsys.StatFile(file)
+	if at.Pretended() { // the file of an overlay, which is root's whatever it stands for
+		meta, err = at.Stat()
+	}
 	switch {
 	case err != nil:
 		return nil, false, fault.On(at.Path, err)

@@ -181,6 +181,7 @@ func TestDryRun(t *testing.T) {
 			{"account.create", &pb.AccountCreateArgs{Name: "alice", Groups: []string{"sudo"}}},
 			{"account.password", &pb.AccountPasswordArgs{Name: "alice", Password: []byte("secret")}},
 			{"account.ssh_keys", &pb.AccountKeysArgs{Name: "alice", Keys: []string{ed25519a}}},
+			{"account.ssh_keys", &pb.AccountKeysArgs{Name: "alice", Keys: []string{ed25519b}, Exclusive: true}},
 			{"account.modify", &pb.AccountModifyArgs{Name: "alice", Comment: new("A"), Uid: new(uint32(1500))}},
 			{"account.modify", &pb.AccountModifyArgs{Name: "alice", Home: "/srv/new/alice", MoveHome: true, Uid: new(uint32(1501))}},
 			{"account.remove", &pb.AccountRemoveArgs{Name: "bob", Home: true}},

@@ -169,6 +169,9 @@ func (a *At) ReadFile(limit int64) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
+// Pretended says whether the content here is an overlay's own, as in a dry run: its file tells nothing of owner and mode.
+func (a *At) Pretended() bool { return a.dir.pretended(a.Name) }
+
 // OpenDir opens the directory here. The caller closes it.
 func (a *At) OpenDir() (*Dir, error) {
 	dir, err := a.dir.openDir(a.Name)
