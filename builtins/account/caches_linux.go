@@ -79,7 +79,7 @@ func (r *Room) flush(ctx context.Context) {
 // they know where it has none.
 func (r *Room) takeBack(ctx context.Context, call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
 	if in.MovedTo != "" {
-		return r.moveBack(call, in)
+		return r.edit.MoveBack(ctx, call, in)
 	}
 	if in.Path != "" {
 		return r.edit.RestoreAttr(ctx, call, in)

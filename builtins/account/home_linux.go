@@ -395,7 +395,7 @@ func (w *writing) reownOne(ctx context.Context, path string) error {
 	}
 	large := c.Old.Kind == fsys.File && c.Old.Size > maxKept && w.call.Tx != nil
 	if large {
-		err = w.call.Tx.Undo(ctx, inverse, ownerOf(c))
+		err = w.call.Tx.Undo(ctx, inverse, edit.Object(c.Path, c.Old, ""))
 	} else {
 		err = c.Prepare(ctx)
 	}
@@ -421,15 +421,6 @@ func (w *writing) reownOne(ctx context.Context, path string) error {
 
 // maxKept is the size of the largest file whose content is kept, too, where only its owner changes.
 const maxKept = 1 << 20
-
-// ownerOf is what is kept of a larger one.
-func ownerOf(c *edit.Change) *pb.JournalObject {
-	state := &pb.JournalState{Mode: c.Old.Mode, Uid: c.Old.UID, Gid: c.Old.GID}
-	for name, value := range c.Old.Xattrs {
-		state.Xattrs = append(state.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
-	}
-	return &pb.JournalObject{Path: c.Path, State: state}
-}
 
 func valueOr(value *uint32, otherwise uint32) uint32 {
 	if value != nil {

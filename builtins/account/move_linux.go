@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"strconv"
 	"syscall"
 
-	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
-	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // homeMove is a home directory that gets another path.
@@ -160,8 +157,7 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 		return fault.On(m.from, fault.Wrapf(fault.ErrChanged, "another %s is there now", meta.Kind))
 	}
 	if w.call.Tx != nil {
-		back := &pb.JournalObject{Path: m.from, MovedTo: m.to, State: &pb.JournalState{Kind: string(meta.Kind), Ino: meta.Ino}}
-		if err := w.call.Tx.Undo(ctx, inverse, back); err != nil {
+		if err := w.call.Tx.Undo(ctx, inverse, edit.Object(m.from, meta, m.to)); err != nil {
 			return err
 		}
 	}
@@ -197,97 +193,4 @@ func renameHome(from, to *fsys.At, durable bool) error {
 		err = errors.Join(to.SyncDir(), from.SyncDir())
 	}
 	return err
-}
-
-// asideSuffix is behind the name of what somebody else put where a home directory comes back to.
-const asideSuffix = ".quantix-conflict"
-
-// moveBack moves a home directory back where it was, unless it is there. Another directory is left alone.
-func (r *Room) moveBack(call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
-	to, err := r.guest.Files.Exact(in.Path)
-	if err != nil {
-		return nil, fault.On(in.Path, err)
-	}
-	defer to.Close()
-	there, err := to.Capture()
-	if err != nil {
-		return nil, fault.On(in.Path, err)
-	}
-	from, found, err := r.lookExact(in.MovedTo)
-	if err != nil {
-		return nil, fault.On(in.MovedTo, err)
-	}
-	if from != nil {
-		defer from.Close()
-	}
-	did, err := moveState(to, there, found, in.State)
-	switch {
-	case err != nil:
-		return nil, fault.On(in.MovedTo, err)
-	case !did:
-		call.Idle = true
-		return &pb.Changed{}, nil
-	}
-	if there.Kind != fsys.Absent {
-		if err := r.putAside(to, in.Path+asideSuffix); err != nil {
-			return nil, fault.On(in.Path, err)
-		}
-	}
-	return &pb.Changed{Changed: true}, fault.On(in.Path, renameHome(from, to, true))
-}
-
-// lookExact looks at a resolved path; where a directory above is missing there is no place, and nothing there.
-func (r *Room) lookExact(path string) (*fsys.At, fsys.Meta, error) {
-	at, err := r.guest.Files.Exact(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fsys.Meta{Kind: fsys.Absent}, nil
-	}
-	if err != nil {
-		return nil, fsys.Meta{}, err
-	}
-	meta, err := at.Capture()
-	if err != nil {
-		return nil, meta, errors.Join(err, at.Close())
-	}
-	return at, meta, nil
-}
-
-// moveState says whether a move happened, by what is at the former place and at the new one; was describes the directory before
-// it. On a file system where its number does not tell it from others it must be alone at one of the places.
-func moveState(at *fsys.At, former, found fsys.Meta, was *pb.JournalState) (did bool, err error) {
-	is := func(meta fsys.Meta) bool { return meta.Kind == fsys.Directory && meta.Ino == was.GetIno() }
-	switch {
-	case is(former): // it did not happen, or was taken back
-		return false, nil
-	case is(found):
-		return true, nil
-	}
-	stable, err := at.StableInodes()
-	switch {
-	case err != nil:
-		return false, err
-	case !stable && former.Kind == fsys.Absent && found.Kind == fsys.Directory:
-		return true, nil
-	case !stable && former.Kind == fsys.Directory && found.Kind == fsys.Absent:
-		return false, nil
-	}
-	return false, fault.Wrapf(fault.ErrChanged, "the home directory that was moved is not there")
-}
-
-// putAside renames what others made at a path that a rollback needs, so that their files are kept.
-func (r *Room) putAside(at *fsys.At, name string) error {
-	for n := 1; n < 1000; n++ {
-		free := name
-		if n > 1 {
-			free += "-" + strconv.Itoa(n)
-		}
-		aside, err := r.guest.Files.Exact(free)
-		if err != nil {
-			return err
-		}
-		if err = errors.Join(at.Rename(aside, false), aside.Close()); !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
-	return fs.ErrExist
 }

@@ -151,7 +151,7 @@ func TestMoveIsTakenBack(t *testing.T) {
 	}
 	g.put("/home/bob/of-somebody", "x")
 	undo(true)
-	if got := g.read("/home/bob" + asideSuffix + "/of-somebody"); got != "x" {
+	if got := g.read("/home/bob.quantix-conflict/of-somebody"); got != "x" {
 		t.Error(got)
 	}
 	g.put("/home/robert/of-somebody", "x") // before the number of the other directory is free

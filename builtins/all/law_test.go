@@ -63,8 +63,9 @@ var free = map[string]map[string]string{
 		"image": "of a record of the journal, which has its own path", "link": "of such a record",
 		"moved_to": "of a record of another operation: this one moves nothing",
 	},
-	"file.chmod": {"mode": mode},
-	"file.chown": {"owner": owner, "group": owner},
+	"file.move_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"file.chmod":     {"mode": mode},
+	"file.chown":     {"owner": owner, "group": owner},
 	"file.block": {
 		"marker": "content", "text": "content", "comment": "content", "state": "present or absent", "mode": mode, "owner": owner, "group": owner,
 	},

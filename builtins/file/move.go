@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"strconv"
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -15,7 +14,7 @@ import (
 )
 
 // move gives what is at `from` the path `to`. A file or link that is at `to` is replaced by a file or link. Where nothing
-// is at `from` and something at `to`, the move has happened already: so it can be repeated, and be its own inverse.
+// is at `from` and something at `to`, the move has happened already: so it can be repeated.
 func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs) (_ *pb.Changed, err error) {
 	from, err := r.begin(call, "file.move", in.From, edit.How{Whole: true})
 	if err != nil {
@@ -32,11 +31,6 @@ func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 		return nil, fault.On(from.Path, fs.ErrNotExist)
 	case from.Absent() || from.Path == to.Path:
 		return &pb.Changed{}, nil
-	}
-	if call.Undo && !to.Absent() {
-		if done, err := from.makeWay(to); done || err != nil {
-			return &pb.Changed{Changed: true}, err
-		}
 	}
 	if err := movable(from, to); err != nil {
 		return nil, err
@@ -70,36 +64,6 @@ func movable(from, to *change) error {
 	return to.At.CanReplace()
 }
 
-// inTheWay is behind the name of what somebody else put where something is moved back to.
-const inTheWay = ".quantix-conflict"
-
-// makeWay puts aside what somebody else made meanwhile at the place that something comes back to: a rollback must not cost
-// others their files. done: it is the very file, by both names, which a crash can leave of a move.
-func (c *change) makeWay(to *change) (done bool, err error) {
-	if c.Old.Same(to.Old) {
-		return true, c.At.Remove()
-	}
-	for n := 1; n < 1000; n++ {
-		name := to.Path + inTheWay
-		if n > 1 {
-			name += "-" + strconv.Itoa(n)
-		}
-		aside, err := to.Root.At(name)
-		if err != nil {
-			return false, err
-		}
-		err = errors.Join(to.At.Rename(aside, false), aside.Close())
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		}
-		if err == nil {
-			to.Old = fsys.Meta{Kind: fsys.Absent}
-		}
-		return false, err
-	}
-	return false, fs.ErrExist
-}
-
 // moveTo renames, and copies where the two places are on different file systems.
 func (c *change) moveTo(ctx context.Context, to *change) error {
 	if to.Absent() {
@@ -108,8 +72,7 @@ func (c *change) moveTo(ctx context.Context, to *change) error {
 			if err := c.Call.Tx.Before(ctx, fsys.Parent(c.Path), fsys.Parent(to.Path)); err != nil {
 				return err
 			}
-			back := &pb.FromToArgs{From: to.Path, To: c.Path}
-			if err := c.Call.Tx.Undo(ctx, "file.move", back); err != nil {
+			if err := c.Call.Tx.Undo(ctx, edit.Moved, edit.Object(c.Path, c.Old, to.Path)); err != nil {
 				return err
 			}
 		}

@@ -145,7 +145,7 @@ func (r *Room) changing() []builtins.Op {
 		},
 		{
 			Name: "file.move", Usage: "(from, to) changed", Summary: "give a file or directory another path",
-			Inverse: "file.move", Early: true,
+			Inverse: edit.Moved,
 			Access: builtins.Of(func(in *pb.FromToArgs) builtins.Access {
 				return builtins.Access{Reads: []string{in.From}, Writes: []string{in.From, in.To}, Trees: []string{in.From}}
 			}),
@@ -169,6 +169,13 @@ func (r *Room) changing() []builtins.Op {
 		rows[i].Mutates, rows[i].Predictable = true, true
 	}
 	return append(rows, builtins.Op{
+		Name: edit.Moved, Usage: "(path) changed", Summary: "move a file or directory back",
+		Mutates: true, Internal: true, Early: true,
+		Access: builtins.Of(func(in *pb.JournalObject) builtins.Access {
+			return builtins.Access{Writes: []string{in.MovedTo, in.Path}, Trees: []string{in.MovedTo}}
+		}),
+		Handler: builtins.Handle(r.edit.MoveBack),
+	}, builtins.Op{
 		Name: edit.Inverse, Usage: "(path) changed", Summary: "give a file the attributes that it had",
 		Mutates: true, Internal: true, Early: true, Access: builtins.WritesPath, Handler: builtins.Handle(r.edit.RestoreAttr),
 	})

@@ -102,8 +102,8 @@ func TestTheTransactionHearsBeforeAnythingChanges(t *testing.T) {
 	g.changed("file.copy", &pb.FromToArgs{From: "/real/f", To: "/real/g"})
 	x.logged("before /real/g other")
 	g.changed("file.move", &pb.FromToArgs{From: "/real/g", To: "/real/h"})
-	x.logged("before /real d---------", "before /real d---------", "undo file.move")
-	if back := x.undo[0].(*pb.FromToArgs); back.From != "/real/h" || back.To != "/real/g" {
+	x.logged("before /real d---------", "before /real d---------", "undo file.move_back")
+	if back := x.undo[0].(*pb.JournalObject); back.MovedTo != "/real/h" || back.Path != "/real/g" || back.State.GetIno() == 0 {
 		t.Errorf("the way back is %v", back)
 	}
 	g.changed("file.move", &pb.FromToArgs{From: "/real/h", To: "/real/f"})

@@ -29,6 +29,14 @@ type At struct {
 	dirOnly bool   // the path ends with a slash, and nothing is here: only a directory may be made
 }
 
+// Of returns the entry for the object alone that was described as old, until it is changed: where another one is here by then the
+// error is fault.ErrChanged. It ends with a, and is not closed.
+func (a *At) Of(old Meta) *At {
+	of := *a
+	of.judged = &Found{Meta: old}
+	return &of
+}
+
 // requireDir is for a path that ends with a slash: it names a directory, or one that is still to be made. A link is
 // refused: to follow it or not would be a guess, and a wrong guess may delete.
 func (a *At) requireDir() error {
@@ -110,7 +118,13 @@ func (a *At) OpenAppend() (*os.File, error) {
 
 // OpenLeased is OpenInPlace of a file on which others may hold a lease, for which the other functions return
 // syscall.EAGAIN. It waits until they give the lease up, or the kernel takes it from them: within 45 s by default.
-func (a *At) OpenLeased() (*os.File, error) { return a.dir.openLeased(a.Name) }
+func (a *At) OpenLeased() (*os.File, error) {
+	file, err := a.dir.openLeased(a.Name)
+	if err != nil {
+		return nil, err
+	}
+	return file, a.heldOpen(file)
+}
 
 // OpenSink opens what is here for writing in place, a device or a file that the kernel makes up, such as one of /proc: such a thing is
 // written to, and never replaced. A disk is opened for reading as well; one that is mounted, or otherwise in use, is syscall.EBUSY.

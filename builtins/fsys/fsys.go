@@ -97,8 +97,14 @@ type Time struct {
 // Time is t for the standard library.
 func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 
-// Same says whether two states are of one object, whatever happened to it.
+// Same says whether two states, taken while the object was held open or for a moment only, are of one object, whatever happened to it.
 func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == other.Ino }
+
+// SameInode says whether two states, of one file system and of any time, are of one object. A file system gives a number again once
+// its object is gone: then the time that it was made tells, where both states have one. See At.StableInodes.
+func (m Meta) SameInode(other Meta) bool {
+	return m.Ino == other.Ino && (!bornTells || m.Born == other.Born || m.Born == Time{} || other.Born == Time{})
+}
 
 // Attr is what a caller wants of an object. A nil field leaves what is there; for a new object that is the agent's own
 // user and group, and the mode that the function names.

@@ -83,6 +83,7 @@ func (f *Found) fill(root *Root, path string, follow bool) error {
 	meta, err := at.Stat()
 	if err == nil {
 		f.Meta = meta
+		f.Meta.Born = Time{} // on overlayfs an object that is written to becomes another one
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -145,6 +146,9 @@ func (a *At) held(meta Meta) error {
 	case a.judged == nil || a.judged.made:
 		return nil
 	case a.judged.Meta.Kind == Absent:
+		return errJudged
+	}
+	if meta.Ino == a.judged.Meta.Ino && !meta.SameInode(a.judged.Meta) {
 		return errJudged
 	}
 	return a.sameAs(meta, a.judged.Meta)

@@ -20,6 +20,9 @@ const (
 	attributesXattr = "windows.attributes" // the bits of keptAttributes
 )
 
+// bornTells: NTFS counts in the number itself how often that was given, and the time of creation can be set.
+const bornTells = false
+
 // keptAttributes are those of the attributes that can be set.
 const keptAttributes = windows.FILE_ATTRIBUTE_READONLY | windows.FILE_ATTRIBUTE_HIDDEN | windows.FILE_ATTRIBUTE_SYSTEM |
 	windows.FILE_ATTRIBUTE_ARCHIVE | windows.FILE_ATTRIBUTE_NOT_CONTENT_INDEXED

@@ -42,14 +42,14 @@ func tailOf(file *os.File, size int64) ([]byte, error) {
 	return sum.Sum(nil), nil
 }
 
-// tailAt sums the end of the content of a file that has this size.
-func tailAt(at *fsys.At, size int64) ([]byte, error) {
-	file, err := at.Open()
+// tailAt sums the end of the content of a file.
+func tailAt(at *fsys.At, meta fsys.Meta) ([]byte, error) {
+	file, err := at.Of(meta).Open()
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	return tailOf(file, size)
+	return tailOf(file, meta.Size)
 }
 
 // cutBack restores a file to which something was appended. grown: others have changed it since the step.
@@ -100,15 +100,15 @@ func (r *restorer) tail() ([]byte, error) {
 func (r *restorer) openLeased() (*os.File, error) {
 	file, err := r.open()
 	if errors.Is(err, syscall.EAGAIN) {
-		return r.at.OpenLeased()
+		return r.at.Of(r.is).OpenLeased()
 	}
 	return file, err
 }
 
 func (r *restorer) cut() error {
-	file, err := r.at.OpenInPlace()
+	file, err := r.at.Of(r.is).OpenInPlace()
 	if errors.Is(err, syscall.EAGAIN) { // it cannot be replaced instead
-		file, err = r.at.OpenLeased()
+		file, err = r.at.Of(r.is).OpenLeased()
 	}
 	if err != nil {
 		return err

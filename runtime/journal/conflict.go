@@ -81,7 +81,7 @@ func (r *restorer) keepConflict() error {
 	if r.is.Kind == fsys.Absent || r.is.Kind == fsys.Directory && r.was.Kind == fsys.Directory {
 		return nil
 	}
-	if r.is.Kind == fsys.File && r.is.Ino == r.was.Ino {
+	if r.is.Kind == fsys.File && r.kept() {
 		err := r.copyAside()
 		if !errors.Is(err, syscall.EAGAIN) || r.is.Links > 1 {
 			return err
@@ -99,7 +99,7 @@ func (r *restorer) moveAside() error {
 func (r *restorer) copyAside() error {
 	return r.withConflictName(func(to *fsys.At) error {
 		return r.do("restore.aside", func() error {
-			if err := r.at.CopyContent(r.ctx, to); err != nil {
+			if err := r.at.Of(r.is).CopyContent(r.ctx, to); err != nil {
 				return err
 			}
 			return to.Apply(r.is)

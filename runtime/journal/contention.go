@@ -33,18 +33,18 @@ func (p *undoPass) retry(ctx context.Context, act func() error) error {
 	return err
 }
 
-// contended reports whether an error may be gone with the next attempt: something took a name or left it in between, or
-// somebody holds a lease, or has put another file in the place of the one that was to be restored.
+// contended reports whether an error may be gone with the next attempt: something took a name or left it in between, another
+// object came there, or somebody holds a lease.
 func contended(err error) bool {
-	return errors.Is(err, fault.ErrChanged) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
-		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN)
+	return errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
+		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, fault.ErrChanged)
 }
 
 // open opens the object for reading. A lease on it is waited for a moment: those who take one to serve the file to
 // others give it up at once.
 func (r *restorer) open() (file *os.File, err error) {
 	for n := 0; ; n++ {
-		file, err = r.at.Open()
+		file, err = r.at.Of(r.is).Open()
 		if !errors.Is(err, syscall.EAGAIN) || n == 5 || r.pass.patience <= 0 {
 			return file, err
 		}
@@ -56,9 +56,9 @@ func (r *restorer) open() (file *os.File, err error) {
 // openInPlace opens the object for writing. Only a file that had other names before is worth waiting for those who hold
 // a lease on it: any other one is replaced.
 func (r *restorer) openInPlace() (*os.File, error) {
-	file, err := r.at.OpenInPlace()
+	file, err := r.at.Of(r.is).OpenInPlace()
 	if errors.Is(err, syscall.EAGAIN) && r.is.Links > 1 && r.was.Links > 1 {
-		return r.at.OpenLeased()
+		return r.at.Of(r.is).OpenLeased()
 	}
 	return file, err
 }

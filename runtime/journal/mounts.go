@@ -120,6 +120,7 @@ func stepPaths(record *pb.JournalRecord) []string {
 	for _, b := range record.GetKeep().GetBeside() {
 		list = append(list, b.Path)
 	}
+	list = append(list, objectPaths(inverseObject(record.GetInverse()))...)
 	if take := record.GetTake(); take != nil {
 		list = append(list, take.Path)
 		if take.Spool != "" {

@@ -32,6 +32,16 @@ type restorer struct {
 	unreadable bool
 }
 
+// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be written in
+// place and given attributes: who made another one may have it open, and goes on to write it.
+func (r *restorer) kept() bool { return r.is.Kind == r.was.Kind && r.is.SameInode(r.was) }
+
+// isImage says whether what is there is the image, which an interrupted rollback moved back.
+func (r *restorer) isImage() bool {
+	image := fsys.Meta{Ino: r.object.ImageIno, Born: fromTime(r.object.ImageBorn)}
+	return r.object.Image != "" && r.is.SameInode(image)
+}
+
 // restore restores an object from its before-image. after is the state in which the step left it; nil: unknown.
 func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.JournalState) (c conflict, err error) {
 	if untouched(o.State, after) {
@@ -53,6 +63,9 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	if o.State.Mtime == nil {
 		return c, r.restoreKernelSetting()
 	}
+	if other, err := r.otherDirectory(after); other || err != nil {
+		return conflict{put: r.conflict}, err
+	}
 	err = r.restoreObject(after)
 	c = conflict{r.conflict, r.reset, r.began}
 	if err != nil {
@@ -62,7 +75,11 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	if err := p.tx.journal.setMtime(parent(o.Path), o.ParentMtime); err != nil {
 		return c, err
 	}
-	return c, r.verify()
+	err = r.verify()
+	if err == nil {
+		p.tx.noteMade(o.Path, r.was, r.is)
+	}
+	return c, err
 }
 
 func (r *restorer) do(step string, act func() error) error {
@@ -101,15 +118,41 @@ func (r *restorer) restoreObject(after *pb.JournalState) error {
 	case fsys.File:
 		return r.restoreFile()
 	}
-	if r.is.Kind != r.was.Kind || r.is.Rdev != r.was.Rdev {
+	link, dir := r.was.Kind == fsys.Symlink, r.was.Kind == fsys.Directory
+	if r.is.Kind != r.was.Kind || r.is.Rdev != r.was.Rdev || !link && !dir && !r.kept() {
 		return r.replace()
 	}
-	if r.is.Target != r.was.Target {
+	if link && (r.is.Target != r.was.Target || !r.kept()) {
 		if err := r.do("restore.link", func() error { return r.at.Symlink(r.was.Target) }); err != nil {
+			return err
+		}
+		if r.is, err = r.at.Capture(); err != nil {
 			return err
 		}
 	}
 	return r.apply()
+}
+
+// otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
+// are those of whoever made it. It is an error where the step changed the attributes of the kept one. A command that declared a
+// tree may have made it anew.
+func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
+	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || r.object.Tree {
+		return false, nil
+	}
+	same, err := sameInode(r.at, r.was, r.is)
+	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.wasMade(r.object.Path, r.is) {
+		return false, err
+	}
+	if after != nil {
+		left := fromState(after)
+		left.Mtime = r.was.Mtime
+		if firstDifference(r.was, left) != "" {
+			return true, fault.Wrapf(fault.ErrChanged, "another directory is there now, which is left as it is")
+		}
+	}
+	r.conflict = r.object.Path
+	return true, nil
 }
 
 // restoreAttributes restores the attributes and returns true if all else is as it was.
@@ -122,12 +165,12 @@ func (r *restorer) restoreAttributes() (bool, error) {
 		return true, nil
 	case fsys.File:
 		// Another file with several names is not changed in place: that would change it under its other names, too.
-		if r.is.Ino != r.was.Ino && (r.object.Link != "" || r.is.Links > 1) {
+		if !r.kept() && (r.object.Link != "" || r.is.Links > 1) {
 			return false, nil
 		}
 		equal, err := r.contentEqual()
-		if r.unreadable && r.is.Ino == r.was.Ino { // its mode forbids even its owner to open it
-			if err := r.do("restore.mode", func() error { return r.at.SetAttr(fsys.Attr{Mode: &r.was.Mode}) }); err != nil {
+		if r.unreadable && r.kept() { // its mode forbids even its owner to open it
+			if err := r.do("restore.mode", func() error { return r.at.SetAttrOf(r.is, fsys.Attr{Mode: &r.was.Mode}) }); err != nil {
 				return false, err
 			}
 			r.unreadable, r.is.Mode = false, r.was.Mode
@@ -141,15 +184,18 @@ func (r *restorer) restoreAttributes() (bool, error) {
 			return false, nil
 		}
 	}
+	if r.is.Kind != fsys.Directory && !r.kept() && !r.isImage() && firstDifference(r.was, r.is) != "" {
+		return false, nil
+	}
 	return true, r.apply()
 }
 
-// apply sets the attributes, if they differ.
+// apply sets the attributes of what was looked at, if they differ.
 func (r *restorer) apply() error {
 	if firstDifference(r.was, r.is) == "" {
 		return nil
 	}
-	return r.do("restore.apply", func() error { return r.at.Apply(r.was) })
+	return r.do("restore.apply", func() error { return r.at.Of(r.is).Apply(r.was) })
 }
 
 // remove removes what the transaction created.
@@ -194,14 +240,14 @@ func (r *restorer) restoreFile() error {
 			return err
 		}
 	}
-	if r.is.Kind == fsys.File && r.is.Ino != r.was.Ino || r.is.Kind != fsys.File {
+	if !r.kept() {
 		linked, err := r.relink()
 		if err != nil {
 			return err
 		}
 		if !linked {
 			err := r.retryWithFreedSpace(r.recreate)
-			if errors.Is(err, syscall.ENOSPC) && r.is.Kind == fsys.File && r.is.Links <= 1 {
+			if errors.Is(err, syscall.ENOSPC) && r.is.Kind == fsys.File && r.is.Links <= 1 && r.ours() {
 				err = r.rewriteAndApply() // the disk has no space for both
 			}
 			return err
@@ -221,6 +267,10 @@ func (r *restorer) restoreFile() error {
 	return r.captureAndApply()
 }
 
+// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
+// by what is written into it.
+func (r *restorer) ours() bool { return r.is.UID == r.was.UID || int(r.is.UID) == os.Geteuid() }
+
 // rewriteAndApply writes the content and the attributes into the file that is there.
 func (r *restorer) rewriteAndApply() error {
 	if err := r.do("restore.rewrite", r.rewrite); err != nil {
@@ -229,9 +279,9 @@ func (r *restorer) rewriteAndApply() error {
 	return r.captureAndApply()
 }
 
-// captureAndApply calls apply once the content has been written.
+// captureAndApply calls apply once the content of what is there has been written.
 func (r *restorer) captureAndApply() (err error) {
-	if r.is, err = r.at.Capture(); err != nil {
+	if r.is, err = r.at.Of(r.is).Capture(); err != nil {
 		return err
 	}
 	return r.apply()
@@ -294,6 +344,10 @@ func (r *restorer) recreate() error {
 	if err := r.copyContent(staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
+	made, err := fsys.StatFile(staged.File)
+	if err != nil {
+		return errors.Join(err, staged.Discard())
+	}
 	ended := false
 	err = r.do("restore.replace", func() error { ended = true; return staged.Restore(r.was, false) })
 	if !ended {
@@ -302,7 +356,7 @@ func (r *restorer) recreate() error {
 	if err != nil {
 		return err
 	}
-	return r.lockAgain()
+	return r.lockAgain(made)
 }
 
 func (r *restorer) renameImage(image *fsys.At) error {
@@ -312,17 +366,22 @@ func (r *restorer) renameImage(image *fsys.At) error {
 	if err := r.do("restore.imagesync", image.Sync); err != nil && !errors.Is(err, os.ErrPermission) {
 		return err
 	}
+	made, err := image.Stat()
+	if err != nil {
+		return err
+	}
 	if err := r.do("restore.rename", func() error { return image.Rename(r.at, true) }); err != nil {
 		return err
 	}
-	return r.lockAgain()
+	return r.lockAgain(made)
 }
 
-// lockAgain sets the flags that forbid to change the object, which would have forbidden to give it its name.
-func (r *restorer) lockAgain() (err error) {
+// lockAgain sets the flags that forbid to change the object that was made, which would have forbidden to give it its name.
+func (r *restorer) lockAgain(made fsys.Meta) error {
 	if firstDifference(r.was, r.was.Unlocked()) == "" {
 		return nil
 	}
+	r.is = made
 	return r.captureAndApply()
 }
 
@@ -395,7 +454,7 @@ func (r *restorer) contentEqual() (bool, error) {
 	}
 	kept, err := r.openImage()
 	if errors.Is(err, fs.ErrNotExist) {
-		if r.is.Ino == r.object.ImageIno { // it is the image itself, moved back
+		if r.isImage() { // moved back
 			return true, nil
 		}
 		return false, fault.Wrapf(fault.ErrCorrupt, "the image with its content is missing")

@@ -235,8 +235,11 @@ func (p *undoPass) logUndone(s *step, failed []*pb.JournalFailed, ran []*pb.Chan
 	if err := p.flush(); err != nil {
 		return err
 	}
-	err := p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number},
+	err := p.tx.log.append(&pb.JournalRecord{Reverted: []uint64{s.number}, Made: p.tx.unloggedMade,
 		Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Failed: failed, Ran: ran}}}, true)
+	if err == nil {
+		p.tx.unloggedMade = nil
+	}
 	p.unlogged = p.unlogged || err != nil
 	return nil
 }
@@ -271,6 +274,9 @@ func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalReco
 		})
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
+		if o := inverseObject(r.Inverse); o != nil && p.tx.ended(record)(o.Path) {
+			return []Undone{{Step: s.number, Op: r.Inverse.Op}}
+		}
 		ran, err := p.runInverse(ctx, r.Inverse)
 		return []Undone{{Step: s.number, Op: r.Inverse.Op, Err: err, Ran: ran}}
 	case *pb.JournalRecord_Irreversible:
@@ -286,7 +292,11 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (
 	if config.Run == nil {
 		return nil, fault.Unsupported("operation %s is unknown", inverse.Op)
 	}
-	args, err := inverse.Args.UnmarshalNew()
+	stored, err := p.tx.withMade(inverse)
+	if err != nil {
+		return nil, err
+	}
+	args, err := stored.UnmarshalNew()
 	if err != nil {
 		return nil, err
 	}
@@ -303,10 +313,12 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (
 	switch {
 	case err != nil:
 		ran.Action, ran.State = "failed", pb.ChangeState_CHANGE_STATE_UNKNOWN
+		return ran, err
 	case idle:
 		ran.Action = "not needed"
 	}
-	return ran, err
+	p.tx.movedBack(inverse)
+	return ran, nil
 }
 
 // restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
@@ -442,7 +454,7 @@ func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conf
 	case err != nil:
 	case r.is.Kind == fsys.Absent:
 		err = p.renameBack(from, at)
-	case r.is.Kind != fsys.Directory && r.is.Ino == take.State.Ino && unchanged(take.State, r.is):
+	case r.is.Kind != fsys.Directory && r.is.SameInode(fromState(take.State)) && unchanged(take.State, r.is):
 		// The same object under both names: after a power loss btrfs may keep the old name of a moved file.
 		err = p.tx.journal.do("restore.moved", from.Remove)
 	default:
@@ -479,7 +491,7 @@ func (p *undoPass) finishMoved(take *pb.JournalTake) error {
 		return err
 	}
 	if is.Kind == fsys.Directory { // on some file systems a move changes the directory's own time
-		if was := fromState(take.State); is.Ino == was.Ino && is.Mtime != was.Mtime {
+		if was := fromState(take.State); is.SameInode(was) && is.Mtime != was.Mtime {
 			if err := p.tx.journal.setMtime(take.Path, take.State.Mtime); err != nil {
 				return err
 			}

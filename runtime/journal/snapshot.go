@@ -209,23 +209,24 @@ func (j *Journal) mtime(dir string) (*pb.JournalTime, error) {
 }
 
 // addContent stores the content of a file: in the record if it is small, else in an image file. It is a copy, since the
-// change that follows may write the file in place. A file with other names gets one more, see addLink.
+// change that follows may write the file in place. A file with other names gets one more, see addLink. It is the file that meta
+// describes, or an error: a rollback would give its owner the content of another one.
 func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObject, setting bool) (err error) {
 	if setting {
 		o.Content, err = at.ReadFile(maxInlineTotal)
 		return err
 	}
 	if s.grows && meta.Size > maxInlineFile {
-		o.Tail, err = tailAt(at, meta.Size)
+		o.Tail, err = tailAt(at, meta)
 		return err
 	}
 	if meta.Links > 1 {
-		if err := s.addLink(at, o); err != nil {
+		if err := s.addLink(at, meta, o); err != nil {
 			return err
 		}
 	}
 	if meta.Size <= maxInlineFile && s.inlineBytes < maxInlineTotal {
-		data, err := at.ReadFile(maxInlineFile)
+		data, err := at.Of(meta).ReadFile(maxInlineFile)
 		if err == nil {
 			o.Content = append([]byte{}, data...)
 			s.inlineBytes += len(data)
@@ -241,12 +242,15 @@ func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObjec
 		return err
 	}
 	defer image.Close()
-	if err := s.tx.journal.do("image.copy", func() error { return at.CopyContent(s.ctx, image) }); err != nil {
+	if err := s.tx.journal.do("image.copy", func() error { return at.Of(meta).CopyContent(s.ctx, image) }); err != nil {
 		return s.noteDiskError(err)
 	}
 	s.files = append(s.files, o.Image)
 	made, err := image.Stat()
 	o.ImageIno = made.Ino
+	if made.Born != (fsys.Time{}) {
+		o.ImageBorn = toTime(made.Born)
+	}
 	return s.noteDiskError(err)
 }
 
@@ -259,7 +263,7 @@ func (s *snapshotter) noteDiskError(err error) error {
 }
 
 // addLink gives a file another name in the transaction's directory, so that a rollback restores the same file, not a copy.
-func (s *snapshotter) addLink(at *fsys.At, o *pb.JournalObject) error {
+func (s *snapshotter) addLink(at *fsys.At, meta fsys.Meta, o *pb.JournalObject) error {
 	name := fmt.Sprintf("%d-%d.link", s.step, len(s.objects))
 	place, err := s.fileAt(name)
 	if err != nil {
@@ -277,7 +281,11 @@ func (s *snapshotter) addLink(at *fsys.At, o *pb.JournalObject) error {
 	case err != nil:
 		return s.noteDiskError(err)
 	}
-	o.Link, s.files = name, append(s.files, name)
+	s.files = append(s.files, name)
+	if linked, err := place.Stat(); err != nil || !linked.SameInode(meta) {
+		return errors.Join(err, fault.ErrChanged)
+	}
+	o.Link = name
 	return nil
 }
 

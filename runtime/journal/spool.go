@@ -128,7 +128,7 @@ func (t *Tx) noteSpool(spool *pb.JournalSpool) {
 // checkSpool refuses a directory that is not the spool that was made at a path. at is the directory, or an entry in it.
 // Of a spool of which nothing is logged, as by an older agent, the owner and the mode must do.
 func (t *Tx) checkSpool(path string, at *fsys.At, is fsys.Meta) error {
-	was := fsys.Meta{Kind: fsys.Directory, UID: is.UID, GID: is.GID, Mode: is.Mode, Ino: is.Ino}
+	was := fsys.Meta{Kind: fsys.Directory, UID: is.UID, GID: is.GID, Mode: is.Mode, Ino: is.Ino, Born: is.Born}
 	if state := t.spools[path]; state != nil {
 		was = fromState(state)
 	} else if uid := os.Geteuid(); uid >= 0 {
@@ -144,9 +144,9 @@ func (t *Tx) checkSpool(path string, at *fsys.At, is fsys.Meta) error {
 	return nil
 }
 
-// sameInode reports whether two states have one inode number; true if the file system is not known to keep them.
+// sameInode reports whether two states have one inode; true if the file system is not known to keep the numbers.
 func sameInode(at *fsys.At, was, is fsys.Meta) (bool, error) {
-	if was.Ino == is.Ino {
+	if was.SameInode(is) {
 		return true, nil
 	}
 	stable, err := at.StableInodes()
@@ -161,7 +161,7 @@ func checkMoved(take *pb.JournalTake, at *fsys.At, is fsys.Meta) error {
 	if err != nil {
 		return err
 	}
-	if same && was.Ino != is.Ino { // the number says nothing
+	if same && !was.SameInode(is) { // the number says nothing
 		is.Mtime = was.Mtime
 		same = firstDifference(was, is) == ""
 	}

@@ -21,6 +21,9 @@ func toState(m fsys.Meta) *pb.JournalState {
 		Kind: string(m.Kind), Mode: m.Mode, Uid: m.UID, Gid: m.GID, Size: m.Size, Mtime: toTime(m.Mtime),
 		Target: []byte(m.Target), Rdev: m.Rdev, Ino: m.Ino, Links: m.Links,
 	}
+	if m.Born != (fsys.Time{}) {
+		s.Born = toTime(m.Born)
+	}
 	for name, value := range m.Xattrs {
 		s.Xattrs = append(s.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
 	}
@@ -33,6 +36,7 @@ func fromState(s *pb.JournalState) fsys.Meta {
 	m := fsys.Meta{
 		Kind: fsys.Kind(s.GetKind()), Mode: s.GetMode(), UID: s.GetUid(), GID: s.GetGid(), Size: s.GetSize(),
 		Mtime: fromTime(s.GetMtime()), Target: string(s.GetTarget()), Rdev: s.GetRdev(), Ino: s.GetIno(), Links: s.GetLinks(),
+		Born: fromTime(s.GetBorn()),
 	}
 	if len(s.GetXattrs()) > 0 {
 		m.Xattrs = map[string][]byte{}
@@ -93,8 +97,8 @@ func unchanged(after *pb.JournalState, is fsys.Meta) bool {
 // untouched reports whether a step did not change an object. It returns false for a directory, whose time changes with later
 // steps in it, and for a kernel setting, whose size and times do not depend on its content.
 func untouched(was, after *pb.JournalState) bool {
-	return after != nil && was.Mtime != nil && after.Kind != string(fsys.Directory) && after.Ino == was.Ino && after.Size == was.Size &&
-		firstDifference(fromState(was), fromState(after)) == ""
+	return after != nil && was.Mtime != nil && after.Kind != string(fsys.Directory) && after.Size == was.Size &&
+		fromState(was).SameInode(fromState(after)) && firstDifference(fromState(was), fromState(after)) == ""
 }
 
 // parent returns the directory of a resolved path; "" for the root.

@@ -33,8 +33,10 @@ type Tx struct {
 	unloggedAfter    []*pb.JournalLeft
 	unloggedReverted []uint64
 	unloggedChecked  []uint64
+	unloggedMade     []*pb.JournalMade
 	markedSteps      int // how many of steps belong to calls that ended
 	pending          pendingSyncs
+	made             map[string]*pb.JournalMade  // by path
 	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
 	index, inverses  int64                       // bytes, see reserve
 	latest           *pb.JournalRecord           // of the last step, if it is small; nil: it is in the log alone
@@ -181,9 +183,12 @@ func (t *Tx) inverse(op string, args proto.Message, last bool) error {
 	if err != nil {
 		return fault.On("the inverse "+op, err)
 	}
-	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Inverse{Inverse: &pb.JournalInverse{
-		Step: t.nextStep(), Op: op, Args: stored, Last: last, Target: t.subject(op, args),
-	}}})
+	inverse := &pb.JournalInverse{Step: t.nextStep(), Op: op, Args: stored, Last: last, Target: t.subject(op, args)}
+	mounts, err := t.inverseMounts(inverse)
+	if err != nil {
+		return err
+	}
+	return t.appendStep(&pb.JournalRecord{Mounts: mounts, Record: &pb.JournalRecord_Inverse{Inverse: inverse}})
 }
 
 // subject returns what people call an inverse, without the secrets of the request.
@@ -357,9 +362,10 @@ func (t *Tx) fail(err error) error {
 // appendRecord appends a record, which also carries what is not logged yet of earlier steps.
 func (t *Tx) appendRecord(record *pb.JournalRecord, last bool) error {
 	record.Left, record.Reverted, record.Checked = t.unloggedAfter, t.unloggedReverted, t.unloggedChecked
+	record.Made = t.unloggedMade
 	err := t.log.append(record, last)
 	if err == nil {
-		t.unloggedAfter, t.unloggedReverted, t.unloggedChecked = nil, nil, nil
+		t.unloggedAfter, t.unloggedReverted, t.unloggedChecked, t.unloggedMade = nil, nil, nil, nil
 	}
 	return err
 }
@@ -398,6 +404,9 @@ func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 		if s := t.stepByNumber(number); s != nil {
 			s.reverted = true
 		}
+	}
+	for _, made := range record.Made {
+		t.applyMade(made)
 	}
 	for _, number := range record.Checked {
 		if s := t.stepByNumber(number); s != nil {
@@ -438,6 +447,10 @@ func (v *txStatus) add(record *pb.JournalRecord) {
 	v.paths = append(v.paths, keptPaths(record.GetKeep())...)
 	if take := record.GetTake(); take != nil {
 		v.paths = append(v.paths, ownedPath{path: take.Path, tree: true})
+	}
+	o := inverseObject(record.GetInverse())
+	for _, path := range objectPaths(o) {
+		v.paths = append(v.paths, ownedPath{path: path, tree: o.MovedTo != "", disk: true})
 	}
 }
 

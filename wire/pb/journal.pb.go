@@ -50,6 +50,8 @@ type JournalRecord struct {
 	Reverted []uint64 `protobuf:"varint,15,rep,packed,name=reverted,proto3" json:"reverted,omitempty"`
 	// Earlier steps whose beside was looked at when they had ended, as far as no earlier record said so.
 	Checked []uint64 `protobuf:"varint,13,rep,packed,name=checked,proto3" json:"checked,omitempty"`
+	// Objects that a rollback made anew, as far as no earlier record said so.
+	Made []*JournalMade `protobuf:"bytes,16,rep,name=made,proto3" json:"made,omitempty"`
 	// Of a step: the mounts that its objects, and the directories that they are in, were on. Of those at or above a path the
 	// longest counts. None: written by an agent that did not record them, or where there are no mounts.
 	Mounts        []*JournalMount `protobuf:"bytes,12,rep,name=mounts,proto3" json:"mounts,omitempty"`
@@ -210,6 +212,13 @@ func (x *JournalRecord) GetReverted() []uint64 {
 func (x *JournalRecord) GetChecked() []uint64 {
 	if x != nil {
 		return x.Checked
+	}
+	return nil
+}
+
+func (x *JournalRecord) GetMade() []*JournalMade {
+	if x != nil {
+		return x.Made
 	}
 	return nil
 }
@@ -398,6 +407,68 @@ func (x *JournalMount) GetDevice() string {
 	return ""
 }
 
+// An object that a rollback made anew. Older steps know another one at its path.
+type JournalMade struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// As of a JournalState.
+	Ino           uint64       `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Born          *JournalTime `protobuf:"bytes,3,opt,name=born,proto3" json:"born,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JournalMade) Reset() {
+	*x = JournalMade{}
+	mi := &file_journal_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalMade) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalMade) ProtoMessage() {}
+
+func (x *JournalMade) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalMade.ProtoReflect.Descriptor instead.
+func (*JournalMade) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *JournalMade) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *JournalMade) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *JournalMade) GetBorn() *JournalTime {
+	if x != nil {
+		return x.Born
+	}
+	return nil
+}
+
 // The first record: which transaction this is.
 type JournalBegin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -423,7 +494,7 @@ type JournalBegin struct {
 
 func (x *JournalBegin) Reset() {
 	*x = JournalBegin{}
-	mi := &file_journal_proto_msgTypes[2]
+	mi := &file_journal_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +506,7 @@ func (x *JournalBegin) String() string {
 func (*JournalBegin) ProtoMessage() {}
 
 func (x *JournalBegin) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[2]
+	mi := &file_journal_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +519,7 @@ func (x *JournalBegin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBegin.ProtoReflect.Descriptor instead.
 func (*JournalBegin) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{2}
+	return file_journal_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JournalBegin) GetVersion() uint32 {
@@ -549,7 +620,7 @@ type JournalKeep struct {
 
 func (x *JournalKeep) Reset() {
 	*x = JournalKeep{}
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +632,7 @@ func (x *JournalKeep) String() string {
 func (*JournalKeep) ProtoMessage() {}
 
 func (x *JournalKeep) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[3]
+	mi := &file_journal_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +645,7 @@ func (x *JournalKeep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalKeep.ProtoReflect.Descriptor instead.
 func (*JournalKeep) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{3}
+	return file_journal_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JournalKeep) GetStep() uint64 {
@@ -615,7 +686,7 @@ type JournalBeside struct {
 
 func (x *JournalBeside) Reset() {
 	*x = JournalBeside{}
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +698,7 @@ func (x *JournalBeside) String() string {
 func (*JournalBeside) ProtoMessage() {}
 
 func (x *JournalBeside) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[4]
+	mi := &file_journal_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +711,7 @@ func (x *JournalBeside) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalBeside.ProtoReflect.Descriptor instead.
 func (*JournalBeside) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{4}
+	return file_journal_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JournalBeside) GetPath() string {
@@ -692,7 +763,7 @@ type JournalNeighbour struct {
 
 func (x *JournalNeighbour) Reset() {
 	*x = JournalNeighbour{}
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +775,7 @@ func (x *JournalNeighbour) String() string {
 func (*JournalNeighbour) ProtoMessage() {}
 
 func (x *JournalNeighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[5]
+	mi := &file_journal_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +788,7 @@ func (x *JournalNeighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalNeighbour.ProtoReflect.Descriptor instead.
 func (*JournalNeighbour) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{5}
+	return file_journal_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *JournalNeighbour) GetName() string {
@@ -781,7 +852,7 @@ type JournalObject struct {
 	Content []byte `protobuf:"bytes,4,opt,name=content,proto3,oneof" json:"content,omitempty"`
 	// The file of the transaction's directory that holds the content of a larger one.
 	Image string `protobuf:"bytes,5,opt,name=image,proto3" json:"image,omitempty"`
-	// The inode of image, by which a file that was restored from it is known.
+	// The inode of image, by which a file that was restored from it is known, together with image_born.
 	ImageIno uint64 `protobuf:"varint,6,opt,name=image_ino,json=imageIno,proto3" json:"image_ino,omitempty"`
 	// The file of the transaction's directory that is another name of the file; empty: there is none.
 	Link string `protobuf:"bytes,7,opt,name=link,proto3" json:"link,omitempty"`
@@ -790,15 +861,16 @@ type JournalObject struct {
 	// Of a large file to which something is only appended: the SHA-256 of the end of its content, up to 64 KiB. The content is
 	// not kept, and a rollback cuts the file back to state.size.
 	Tail []byte `protobuf:"bytes,9,opt,name=tail,proto3" json:"tail,omitempty"`
-	// Of a directory that an operation moves: where to.
-	MovedTo       string `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
+	// Of an object that an operation moves: where to.
+	MovedTo       string       `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
+	ImageBorn     *JournalTime `protobuf:"bytes,11,opt,name=image_born,json=imageBorn,proto3" json:"image_born,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalObject) Reset() {
 	*x = JournalObject{}
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +882,7 @@ func (x *JournalObject) String() string {
 func (*JournalObject) ProtoMessage() {}
 
 func (x *JournalObject) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[6]
+	mi := &file_journal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +895,7 @@ func (x *JournalObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalObject.ProtoReflect.Descriptor instead.
 func (*JournalObject) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{6}
+	return file_journal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JournalObject) GetPath() string {
@@ -896,6 +968,13 @@ func (x *JournalObject) GetMovedTo() string {
 	return ""
 }
 
+func (x *JournalObject) GetImageBorn() *JournalTime {
+	if x != nil {
+		return x.ImageBorn
+	}
+	return nil
+}
+
 // The state of an object but for its content.
 type JournalState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -909,18 +988,21 @@ type JournalState struct {
 	// Unset: it means nothing, as with a setting of the kernel.
 	Mtime *JournalTime `protobuf:"bytes,6,opt,name=mtime,proto3" json:"mtime,omitempty"`
 	// Of a symlink, byte for byte.
-	Target        []byte          `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
-	Rdev          uint64          `protobuf:"varint,8,opt,name=rdev,proto3" json:"rdev,omitempty"`
-	Xattrs        []*JournalXattr `protobuf:"bytes,9,rep,name=xattrs,proto3" json:"xattrs,omitempty"`
-	Ino           uint64          `protobuf:"varint,10,opt,name=ino,proto3" json:"ino,omitempty"`
-	Links         uint32          `protobuf:"varint,11,opt,name=links,proto3" json:"links,omitempty"`
+	Target []byte          `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
+	Rdev   uint64          `protobuf:"varint,8,opt,name=rdev,proto3" json:"rdev,omitempty"`
+	Xattrs []*JournalXattr `protobuf:"bytes,9,rep,name=xattrs,proto3" json:"xattrs,omitempty"`
+	// Is given to another object once this one is gone, which born tells.
+	Ino   uint64 `protobuf:"varint,10,opt,name=ino,proto3" json:"ino,omitempty"`
+	Links uint32 `protobuf:"varint,11,opt,name=links,proto3" json:"links,omitempty"`
+	// When the object was made; unset where the file system does not say.
+	Born          *JournalTime `protobuf:"bytes,12,opt,name=born,proto3" json:"born,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalState) Reset() {
 	*x = JournalState{}
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1014,7 @@ func (x *JournalState) String() string {
 func (*JournalState) ProtoMessage() {}
 
 func (x *JournalState) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[7]
+	mi := &file_journal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1027,7 @@ func (x *JournalState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalState.ProtoReflect.Descriptor instead.
 func (*JournalState) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{7}
+	return file_journal_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JournalState) GetKind() string {
@@ -1025,6 +1107,13 @@ func (x *JournalState) GetLinks() uint32 {
 	return 0
 }
 
+func (x *JournalState) GetBorn() *JournalTime {
+	if x != nil {
+		return x.Born
+	}
+	return nil
+}
+
 // A point in time as file systems keep it.
 type JournalTime struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1036,7 +1125,7 @@ type JournalTime struct {
 
 func (x *JournalTime) Reset() {
 	*x = JournalTime{}
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1137,7 @@ func (x *JournalTime) String() string {
 func (*JournalTime) ProtoMessage() {}
 
 func (x *JournalTime) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[8]
+	mi := &file_journal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1150,7 @@ func (x *JournalTime) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTime.ProtoReflect.Descriptor instead.
 func (*JournalTime) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{8}
+	return file_journal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JournalTime) GetSeconds() int64 {
@@ -1089,7 +1178,7 @@ type JournalXattr struct {
 
 func (x *JournalXattr) Reset() {
 	*x = JournalXattr{}
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1190,7 @@ func (x *JournalXattr) String() string {
 func (*JournalXattr) ProtoMessage() {}
 
 func (x *JournalXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[9]
+	mi := &file_journal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1203,7 @@ func (x *JournalXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalXattr.ProtoReflect.Descriptor instead.
 func (*JournalXattr) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{9}
+	return file_journal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JournalXattr) GetName() []byte {
@@ -1148,7 +1237,7 @@ type JournalTake struct {
 
 func (x *JournalTake) Reset() {
 	*x = JournalTake{}
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1249,7 @@ func (x *JournalTake) String() string {
 func (*JournalTake) ProtoMessage() {}
 
 func (x *JournalTake) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[10]
+	mi := &file_journal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1262,7 @@ func (x *JournalTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalTake.ProtoReflect.Descriptor instead.
 func (*JournalTake) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{10}
+	return file_journal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JournalTake) GetStep() uint64 {
@@ -1230,7 +1319,7 @@ type JournalSpool struct {
 
 func (x *JournalSpool) Reset() {
 	*x = JournalSpool{}
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1331,7 @@ func (x *JournalSpool) String() string {
 func (*JournalSpool) ProtoMessage() {}
 
 func (x *JournalSpool) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[11]
+	mi := &file_journal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1344,7 @@ func (x *JournalSpool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalSpool.ProtoReflect.Descriptor instead.
 func (*JournalSpool) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{11}
+	return file_journal_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JournalSpool) GetPath() string {
@@ -1288,7 +1377,7 @@ type JournalInverse struct {
 
 func (x *JournalInverse) Reset() {
 	*x = JournalInverse{}
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1389,7 @@ func (x *JournalInverse) String() string {
 func (*JournalInverse) ProtoMessage() {}
 
 func (x *JournalInverse) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[12]
+	mi := &file_journal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1402,7 @@ func (x *JournalInverse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalInverse.ProtoReflect.Descriptor instead.
 func (*JournalInverse) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{12}
+	return file_journal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JournalInverse) GetStep() uint64 {
@@ -1362,7 +1451,7 @@ type JournalIrreversible struct {
 
 func (x *JournalIrreversible) Reset() {
 	*x = JournalIrreversible{}
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1463,7 @@ func (x *JournalIrreversible) String() string {
 func (*JournalIrreversible) ProtoMessage() {}
 
 func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[13]
+	mi := &file_journal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1476,7 @@ func (x *JournalIrreversible) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalIrreversible.ProtoReflect.Descriptor instead.
 func (*JournalIrreversible) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{13}
+	return file_journal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JournalIrreversible) GetStep() uint64 {
@@ -1417,7 +1506,7 @@ type JournalAttempt struct {
 
 func (x *JournalAttempt) Reset() {
 	*x = JournalAttempt{}
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1518,7 @@ func (x *JournalAttempt) String() string {
 func (*JournalAttempt) ProtoMessage() {}
 
 func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[14]
+	mi := &file_journal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1531,7 @@ func (x *JournalAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAttempt.ProtoReflect.Descriptor instead.
 func (*JournalAttempt) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{14}
+	return file_journal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JournalAttempt) GetBootId() string {
@@ -1481,7 +1570,7 @@ type JournalUndone struct {
 
 func (x *JournalUndone) Reset() {
 	*x = JournalUndone{}
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1582,7 @@ func (x *JournalUndone) String() string {
 func (*JournalUndone) ProtoMessage() {}
 
 func (x *JournalUndone) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[15]
+	mi := &file_journal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1595,7 @@ func (x *JournalUndone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalUndone.ProtoReflect.Descriptor instead.
 func (*JournalUndone) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{15}
+	return file_journal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JournalUndone) GetFailed() []*JournalFailed {
@@ -1547,7 +1636,7 @@ type JournalFailed struct {
 
 func (x *JournalFailed) Reset() {
 	*x = JournalFailed{}
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1648,7 @@ func (x *JournalFailed) String() string {
 func (*JournalFailed) ProtoMessage() {}
 
 func (x *JournalFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[16]
+	mi := &file_journal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1661,7 @@ func (x *JournalFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalFailed.ProtoReflect.Descriptor instead.
 func (*JournalFailed) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{16}
+	return file_journal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JournalFailed) GetStep() uint64 {
@@ -1629,7 +1718,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1730,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[17]
+	mi := &file_journal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1743,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{17}
+	return file_journal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1712,7 +1801,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1813,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1826,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{18}
+	return file_journal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1783,7 +1872,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +1884,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +1897,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{19}
+	return file_journal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1852,7 +1941,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1953,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1966,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{20}
+	return file_journal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -1914,7 +2003,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2015,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2028,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{21}
+	return file_journal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -1986,7 +2075,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[22]
+	mi := &file_journal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2087,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[22]
+	mi := &file_journal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2100,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{22}
+	return file_journal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -2074,7 +2163,7 @@ var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xf7\x06\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xae\a\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -2090,7 +2179,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x05spool\x18\v \x01(\v2\".limiquantix.agent.v1.JournalSpoolH\x00R\x05spool\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
-	"\achecked\x18\r \x03(\x04R\achecked\x12:\n" +
+	"\achecked\x18\r \x03(\x04R\achecked\x125\n" +
+	"\x04made\x18\x10 \x03(\v2!.limiquantix.agent.v1.JournalMadeR\x04made\x12:\n" +
 	"\x06mounts\x18\f \x03(\v2\".limiquantix.agent.v1.JournalMountR\x06mountsB\b\n" +
 	"\x06record\"\xb8\x01\n" +
 	"\fJournalMount\x12\x14\n" +
@@ -2101,7 +2191,11 @@ const file_journal_proto_rawDesc = "" +
 	"\x02id\x18\x05 \x01(\tR\x02id\x12\x10\n" +
 	"\x03own\x18\x06 \x01(\bR\x03own\x12\x1a\n" +
 	"\bvolatile\x18\a \x01(\bR\bvolatile\x12\x16\n" +
-	"\x06device\x18\b \x01(\tR\x06device\"\x9c\x03\n" +
+	"\x06device\x18\b \x01(\tR\x06device\"j\n" +
+	"\vJournalMade\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\x125\n" +
+	"\x04born\x18\x03 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\"\x9c\x03\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0etransaction_id\x18\x02 \x01(\tR\rtransactionId\x12\x1d\n" +
@@ -2136,7 +2230,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x03ino\x18\x04 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\a \x01(\rR\x03gid\"\xd8\x02\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\"\x9a\x03\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -2148,9 +2242,11 @@ const file_journal_proto_rawDesc = "" +
 	"\x04tree\x18\b \x01(\bR\x04tree\x12\x12\n" +
 	"\x04tail\x18\t \x01(\fR\x04tail\x12\x19\n" +
 	"\bmoved_to\x18\n" +
-	" \x01(\tR\amovedToB\n" +
+	" \x01(\tR\amovedTo\x12@\n" +
 	"\n" +
-	"\b_content\"\xb7\x02\n" +
+	"image_born\x18\v \x01(\v2!.limiquantix.agent.v1.JournalTimeR\timageBornB\n" +
+	"\n" +
+	"\b_content\"\xee\x02\n" +
 	"\fJournalState\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -2163,7 +2259,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x06xattrs\x18\t \x03(\v2\".limiquantix.agent.v1.JournalXattrR\x06xattrs\x12\x10\n" +
 	"\x03ino\x18\n" +
 	" \x01(\x04R\x03ino\x12\x14\n" +
-	"\x05links\x18\v \x01(\rR\x05links\"=\n" +
+	"\x05links\x18\v \x01(\rR\x05links\x125\n" +
+	"\x04born\x18\f \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\"=\n" +
 	"\vJournalTime\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x12R\aseconds\x12\x14\n" +
 	"\x05nanos\x18\x02 \x01(\rR\x05nanos\"8\n" +
@@ -2250,89 +2347,94 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalMount)(nil),          // 1: limiquantix.agent.v1.JournalMount
-	(*JournalBegin)(nil),          // 2: limiquantix.agent.v1.JournalBegin
-	(*JournalKeep)(nil),           // 3: limiquantix.agent.v1.JournalKeep
-	(*JournalBeside)(nil),         // 4: limiquantix.agent.v1.JournalBeside
-	(*JournalNeighbour)(nil),      // 5: limiquantix.agent.v1.JournalNeighbour
-	(*JournalObject)(nil),         // 6: limiquantix.agent.v1.JournalObject
-	(*JournalState)(nil),          // 7: limiquantix.agent.v1.JournalState
-	(*JournalTime)(nil),           // 8: limiquantix.agent.v1.JournalTime
-	(*JournalXattr)(nil),          // 9: limiquantix.agent.v1.JournalXattr
-	(*JournalTake)(nil),           // 10: limiquantix.agent.v1.JournalTake
-	(*JournalSpool)(nil),          // 11: limiquantix.agent.v1.JournalSpool
-	(*JournalInverse)(nil),        // 12: limiquantix.agent.v1.JournalInverse
-	(*JournalIrreversible)(nil),   // 13: limiquantix.agent.v1.JournalIrreversible
-	(*JournalAttempt)(nil),        // 14: limiquantix.agent.v1.JournalAttempt
-	(*JournalUndone)(nil),         // 15: limiquantix.agent.v1.JournalUndone
-	(*JournalFailed)(nil),         // 16: limiquantix.agent.v1.JournalFailed
-	(*JournalAwait)(nil),          // 17: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 18: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 19: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 20: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 21: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 22: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 23: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 25: google.protobuf.Any
-	(*Change)(nil),                // 26: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 27: limiquantix.agent.v1.RunScriptResponse
+	(*JournalMade)(nil),           // 2: limiquantix.agent.v1.JournalMade
+	(*JournalBegin)(nil),          // 3: limiquantix.agent.v1.JournalBegin
+	(*JournalKeep)(nil),           // 4: limiquantix.agent.v1.JournalKeep
+	(*JournalBeside)(nil),         // 5: limiquantix.agent.v1.JournalBeside
+	(*JournalNeighbour)(nil),      // 6: limiquantix.agent.v1.JournalNeighbour
+	(*JournalObject)(nil),         // 7: limiquantix.agent.v1.JournalObject
+	(*JournalState)(nil),          // 8: limiquantix.agent.v1.JournalState
+	(*JournalTime)(nil),           // 9: limiquantix.agent.v1.JournalTime
+	(*JournalXattr)(nil),          // 10: limiquantix.agent.v1.JournalXattr
+	(*JournalTake)(nil),           // 11: limiquantix.agent.v1.JournalTake
+	(*JournalSpool)(nil),          // 12: limiquantix.agent.v1.JournalSpool
+	(*JournalInverse)(nil),        // 13: limiquantix.agent.v1.JournalInverse
+	(*JournalIrreversible)(nil),   // 14: limiquantix.agent.v1.JournalIrreversible
+	(*JournalAttempt)(nil),        // 15: limiquantix.agent.v1.JournalAttempt
+	(*JournalUndone)(nil),         // 16: limiquantix.agent.v1.JournalUndone
+	(*JournalFailed)(nil),         // 17: limiquantix.agent.v1.JournalFailed
+	(*JournalAwait)(nil),          // 18: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 19: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 20: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 21: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 22: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 23: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 24: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 26: google.protobuf.Any
+	(*Change)(nil),                // 27: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 28: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
-	2,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	3,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
-	10, // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
-	12, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
-	13, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
-	14, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	17, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	18, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	20, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
-	15, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
-	11, // 10: limiquantix.agent.v1.JournalRecord.spool:type_name -> limiquantix.agent.v1.JournalSpool
-	21, // 11: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	1,  // 12: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
-	23, // 13: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	24, // 14: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	6,  // 15: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	4,  // 16: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	5,  // 17: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	7,  // 18: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
-	7,  // 19: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 20: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 21: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 22: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	7,  // 23: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 24: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 25: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	7,  // 26: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	25, // 27: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	26, // 28: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	24, // 29: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	16, // 30: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	26, // 31: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	26, // 32: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	27, // 33: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 34: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	19, // 35: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	27, // 36: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	19, // 37: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	24, // 38: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	25, // 39: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	27, // 40: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 41: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	7,  // 42: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	2,  // 43: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	27, // 44: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	24, // 45: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	3,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	4,  // 1: limiquantix.agent.v1.JournalRecord.keep:type_name -> limiquantix.agent.v1.JournalKeep
+	11, // 2: limiquantix.agent.v1.JournalRecord.take:type_name -> limiquantix.agent.v1.JournalTake
+	13, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
+	14, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
+	15, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
+	18, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	19, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	21, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	16, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
+	12, // 10: limiquantix.agent.v1.JournalRecord.spool:type_name -> limiquantix.agent.v1.JournalSpool
+	22, // 11: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	2,  // 12: limiquantix.agent.v1.JournalRecord.made:type_name -> limiquantix.agent.v1.JournalMade
+	1,  // 13: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
+	9,  // 14: limiquantix.agent.v1.JournalMade.born:type_name -> limiquantix.agent.v1.JournalTime
+	24, // 15: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	25, // 16: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	7,  // 17: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	5,  // 18: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	6,  // 19: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	8,  // 20: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 21: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 22: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 23: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 24: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	10, // 25: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	9,  // 26: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 27: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 28: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 29: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 30: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	26, // 31: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	27, // 32: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	25, // 33: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	17, // 34: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	27, // 35: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	27, // 36: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	28, // 37: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 38: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	20, // 39: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	28, // 40: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 41: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	25, // 42: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	26, // 43: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	28, // 44: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 45: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	8,  // 46: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	3,  // 47: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	28, // 48: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 49: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -2354,14 +2456,14 @@ func file_journal_proto_init() {
 		(*JournalRecord_Undone)(nil),
 		(*JournalRecord_Spool)(nil),
 	}
-	file_journal_proto_msgTypes[6].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

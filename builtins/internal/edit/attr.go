@@ -8,7 +8,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
-	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
@@ -31,7 +30,7 @@ func (c *Change) SetAttr(ctx context.Context, attr fsys.Attr) (changed bool, err
 		return false, err
 	}
 	if err := c.At.SetAttrOf(c.Old, attr); err != nil {
-		return false, errors.Join(err, c.At.Apply(c.Old))
+		return false, errors.Join(err, c.At.Of(c.Old).Apply(c.Old))
 	}
 	if sync {
 		if err := forced(c.At); err != nil {
@@ -48,35 +47,7 @@ const maxKept = 1 << 20
 
 // keepAttr keeps the attributes of a file alone.
 func (c *Change) keepAttr(ctx context.Context, _ ...string) error {
-	was := &pb.JournalObject{Path: c.Path, State: &pb.JournalState{Mode: c.Old.Mode, Uid: c.Old.UID, Gid: c.Old.GID}}
-	for name, value := range c.Old.Xattrs {
-		was.State.Xattrs = append(was.State.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
-	}
-	return c.Call.Tx.Undo(ctx, Inverse, was)
-}
-
-// RestoreAttr is the operation Inverse: it sets the attributes that SetAttr kept. A file that somebody removed needs none.
-func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
-	at, err := e.Guest.Files.Exact(in.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &pb.Changed{}, nil
-	}
-	if err != nil {
-		return nil, fault.On(in.Path, err)
-	}
-	defer at.Close()
-	meta, err := at.Capture()
-	if err != nil || meta.Kind != fsys.File {
-		return &pb.Changed{}, fault.On(in.Path, err)
-	}
-	meta.Mode, meta.UID, meta.GID, meta.Xattrs = in.State.GetMode(), in.State.GetUid(), in.State.GetGid(), map[string][]byte{}
-	for _, x := range in.State.GetXattrs() {
-		meta.Xattrs[string(x.Name)] = x.Value
-	}
-	if err = at.Apply(meta); err == nil {
-		err = forced(at)
-	}
-	return &pb.Changed{Changed: true}, fault.On(in.Path, err)
+	return c.Call.Tx.Undo(ctx, Inverse, Object(c.Path, c.Old, ""))
 }
 
 // forced makes the attributes of what is at a place durable, unless its mode forbids opening it.

@@ -1,0 +1,217 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Who may write to a directory puts another object at the path of one that a transaction changed: a rollback gives that neither the
+// mode, nor the content, nor the place of the one that was kept.
+func TestAnotherObjectGetsNothing(t *testing.T) {
+	const large = 2 << 20 // of which the content is not kept where its mode changes
+	for _, test := range []struct {
+		name  string
+		calls []call
+		swap  func(at func(string) string) error
+		path  string // where the other object was put
+		fails bool
+	}{
+		{
+			name: "a file of the same content", path: "program",
+			calls: []call{{"file.chmod", &pb.ChmodArgs{Path: "/etc/program", Mode: "0700"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Remove(at("program")), os.WriteFile(at("program"), []byte("#!/bin/sh\n"), 0o700))
+			},
+		}, {
+			name: "a fifo", path: "app.d/fifo",
+			calls: []call{{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d/fifo", Mode: "0640"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Remove(at("app.d/fifo")), unix.Mkfifo(at("app.d/fifo"), 0o640))
+			},
+		}, {
+			name: "a directory", path: "app.d/deep", fails: true,
+			calls: []call{{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d/deep", Mode: "0711"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Rename(at("app.d/deep"), at("app.d/gone")), os.Mkdir(at("app.d/deep"), 0o700))
+			},
+		}, {
+			name: "a large file", path: "app.d/huge", fails: true,
+			calls: []call{{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d/huge", Mode: "0711"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Remove(at("app.d/huge")), os.WriteFile(at("app.d/huge"), nil, 0o700))
+			},
+		}, {
+			name: "what a file was moved to", path: "moved", fails: true,
+			calls: []call{{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/moved"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Remove(at("moved")), os.WriteFile(at("moved"), []byte("theirs"), 0o700))
+			},
+		}, {
+			name: "what a directory was moved to", path: "moved", fails: true,
+			calls: []call{{"file.move", &pb.FromToArgs{From: "/etc/app.d", To: "/etc/moved"}}},
+			swap: func(at func(string) string) error {
+				return errors.Join(os.Rename(at("moved"), at("gone")), os.Mkdir(at("moved"), 0o700))
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newTestDirs(t)
+			mustPopulate(t, p)
+			at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+			if err := os.WriteFile(at("app.d/huge"), make([]byte, large), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			g := newGuest(t, p, nil)
+			tx := g.begin(t)
+			for _, c := range test.calls {
+				g.mustCall(t, tx, c.op, c.in)
+			}
+			tx.Mark()
+			if err := test.swap(at); err != nil {
+				t.Fatal(err)
+			}
+			theirs, err := os.OpenFile(at(test.path), os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer theirs.Close()
+			before, err := fsys.StatFile(theirs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			report := tx.Rollback(t.Context())
+			if failed := report.Status() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED; failed != test.fails {
+				t.Errorf("%+v", report)
+			}
+			after, err := fsys.StatFile(theirs)
+			if err != nil || after.Mode != before.Mode || after.Size != before.Size || after.Mtime != before.Mtime {
+				t.Errorf("theirs was %+v and is %+v, %v", before, after, err)
+			}
+			place, err := os.Lstat(at(test.path))
+			own, _ := theirs.Stat()
+			if same := err == nil && os.SameFile(place, own); same != test.fails {
+				t.Errorf("theirs is at the path: %v", same)
+			}
+		})
+	}
+}
+
+// A number that is given again does not make another object the one that was kept.
+func TestNumberIsGivenAgain(t *testing.T) {
+	is := fsys.Meta{Kind: fsys.File, Ino: 7, Born: fsys.Time{Sec: 2}}
+	for born, same := range map[int64]bool{0: true, 1: false, 2: true} {
+		r := &restorer{is: is, was: fsys.Meta{Kind: fsys.File, Ino: 7, Born: fsys.Time{Sec: born}}}
+		if r.kept() != same {
+			t.Error(born, !same)
+		}
+	}
+	stored := fromState(toState(is))
+	if !stored.SameInode(is) || stored.Born != is.Born {
+		t.Error(stored)
+	}
+}
+
+// What a rollback makes anew is the object of older steps, also in the rollback that goes on after one that was interrupted.
+func TestOlderStepsKnowWhatWasMadeAnew(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		calls []call
+	}{
+		{"attributes of a large file", []call{
+			{"file.chmod", &pb.ChmodArgs{Path: "/etc/huge", Mode: "0711"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/huge", Content: []byte("short")}},
+		}},
+		{"a file that was moved", []call{
+			{"file.chmod", &pb.ChmodArgs{Path: "/etc/huge", Mode: "0711"}},
+			{"file.move", &pb.FromToArgs{From: "/etc/huge", To: "/etc/new"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("short")}},
+		}},
+		{"a file in a directory that was moved", []call{
+			{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d/huge", Mode: "0711"}},
+			{"file.move", &pb.FromToArgs{From: "/etc/app.d", To: "/etc/new"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/new/huge", Content: []byte("short")}},
+		}},
+		{"a directory that was made anew", []call{
+			{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d", Mode: "0700"}},
+			{"remake", nil},
+		}},
+	} {
+		for _, interrupted := range []bool{false, true} {
+			t.Run(test.name, func(t *testing.T) {
+				p := newTestDirs(t)
+				mustPopulate(t, p)
+				for _, name := range []string{"huge", "app.d/huge"} {
+					if err := os.WriteFile(filepath.Join(p.files, "etc", name), make([]byte, 2<<20), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before := mustDescribeTree(t, p.files)
+				change := func(g *guest, tx *Tx) {
+					for _, c := range test.calls {
+						if c.op != "remake" {
+							g.mustCall(t, tx, c.op, c.in)
+							continue
+						}
+						if err := tx.BeforeTree(t.Context(), "/etc/app.d"); err != nil {
+							t.Fatal(err)
+						}
+						dir := filepath.Join(p.files, "etc/app.d")
+						if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o711)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					tx.Mark()
+				}
+				if interrupted {
+					abandonTx(t, p, nil, change)
+					recoverInPieces(t, p)
+				} else {
+					g := newGuest(t, p, nil)
+					tx := g.begin(t)
+					change(g, tx)
+					if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+						t.Errorf("%+v", report)
+					}
+				}
+				checkTree(t, before, p.files)
+			})
+		}
+	}
+}
+
+// recoverInPieces recovers a journal by recoveries of which each is stopped at the first object that it restores.
+func recoverInPieces(t *testing.T, p testDirs) {
+	t.Helper()
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stop := func(name string) error {
+			if strings.HasPrefix(name, "restore.") {
+				cancel()
+			}
+			return nil
+		}
+		g, err := openGuest(p, func(c *Config) { c.Step = stop })
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, _ := g.journal.Recover(ctx, nil)
+		cancel()
+		_ = g.close()
+		if len(list) == 1 && !list[0].Report.Halted {
+			if got := list[0].Entry.GetReply().GetStatus(); got != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Errorf("%v %+v", got, list[0].Report)
+			}
+			return
+		}
+	}
+	t.Error("it has no end")
+}
