@@ -448,7 +448,7 @@ func TestAMoveToAnotherFileSystemIsACopy(t *testing.T) {
 	must(t, os.Symlink("f", g.dir+"/link"))
 	g.mkdir("/d")
 	g.changed("file.move", &pb.FromToArgs{From: "/f", To: "/inner/f"})
-	x.logged("before / d---------", "before /inner d---------", "undo file.move", "before /inner/f absent", "before /f content")
+	x.logged("before / d---------", "before /inner d---------", "undo file.move_back", "before /inner/f absent", "before /f content")
 	g.changed("file.move", &pb.FromToArgs{From: "/link", To: "/inner/link"})
 	g.refused("unsupported", "file.move", &pb.FromToArgs{From: "/d", To: "/inner/d"})
 	out, err := run[*pb.FileInfo](g, "file.stat", &pb.PathArgs{Path: "/inner/f"})
