@@ -50,7 +50,9 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 		if err == nil {
 			return c, nil
 		}
-		group.remove()
+		if failed := (*StartError)(nil); errors.As(err, &failed) && (failed.Stage == "program" || failed.Stage == "directory") {
+			return nil, err
+		}
 		// A group that cannot be joined (a threaded parent, a filter on clone3) shows only now. Nothing ran yet, so the
 		// same start without a group is safe, and shows whether the group was the cause.
 		if c, retryErr := r.startInGroup(spec, nil, kind, files); retryErr == nil {
@@ -61,7 +63,7 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 	return r.startInGroup(spec, nil, kind, files)
 }
 
-// startInGroup starts a command in a control group; nil: with a mark instead.
+// startInGroup starts a command in a control group; nil: with a mark instead. On an error the group is gone.
 func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*os.File) (*child, error) {
 	env := spec.Env
 	if env == nil {
@@ -88,6 +90,7 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 	pidfd := -1
 	attr.PidFD = &pidfd
 	if err := start(cmd, spec, env); err != nil {
+		abandon(cmd, group, pidfd)
 		return nil, err
 	}
 	r.platform.resetOOMScore(cmd.Process.Pid)
@@ -99,6 +102,28 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 	}
 	c.watch(pidfd)
 	return c, nil
+}
+
+// abandon frees what a start that failed had. A launcher that was started leaves its group when it has ended, which may take as
+// long as it hangs on a file system.
+func abandon(cmd *exec.Cmd, group *cgroup, pidfd int) {
+	if pidfd >= 0 {
+		unix.Close(pidfd)
+	}
+	free := func() {
+		if group != nil {
+			group.close()
+			group.remove()
+		}
+	}
+	if cmd.Process == nil {
+		free()
+		return
+	}
+	go func() {
+		cmd.Wait()
+		free()
+	}()
 }
 
 func (s *Spec) hasRoot() bool { return s.Root != "" && s.Root != "/" }

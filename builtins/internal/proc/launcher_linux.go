@@ -103,10 +103,12 @@ func (r *Runner) probeConfinement() error {
 	}
 	cmd := &exec.Cmd{SysProcAttr: &syscall.SysProcAttr{Setsid: true}}
 	err := launch(cmd, &launchSpec{Probe: true, Confined: true})
-	if err == nil {
-		cmd.Wait()
+	if err != nil {
+		abandon(cmd, nil, -1)
+		return err
 	}
-	return err
+	cmd.Wait()
+	return nil
 }
 
 // checkLauncher returns why the launcher does not work here; nil if it does.
@@ -140,7 +142,8 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 	return launch(cmd, p)
 }
 
-// launch starts the launcher and waits until it has executed the command.
+// launch starts the launcher and waits until it has executed the command. On an error a launcher that was started is being killed, and
+// is still to be waited for.
 func launch(cmd *exec.Cmd, p *launchSpec) error {
 	specRead, specWrite, err := os.Pipe()
 	if err != nil {
@@ -169,7 +172,6 @@ func launch(cmd *exec.Cmd, p *launchSpec) error {
 	err = sendSpec(specWrite, errorRead, p)
 	if err != nil {
 		cmd.Process.Kill()
-		go cmd.Wait() // it may hang on a file system, where not even that ends it
 	}
 	return err
 }

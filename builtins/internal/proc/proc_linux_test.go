@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -347,6 +348,55 @@ func TestStartErrors(t *testing.T) {
 			if !errors.As(err, &start) || start.Stage != c.stage || !errors.Is(err, c.cause) {
 				t.Errorf("%s: %v", c.name, err)
 			}
+		}
+	})
+}
+
+// A start that fails leaves no descriptor and no control group behind, however often it is tried.
+func TestFailedStartsLeaveNothing(t *testing.T) {
+	forEachKind(t, func(t *testing.T, r *Runner) {
+		interpreter := filepath.Join(t.TempDir(), "script")
+		if err := os.WriteFile(interpreter, []byte("#!/no/such\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		specs := []Spec{
+			{Argv: []string{"/no/such"}, Tied: true}, {Argv: []string{"true"}, Dir: "/no/such"}, {Argv: []string{interpreter}, Tied: true},
+		}
+		if r.checkConfinement() == nil {
+			for _, spec := range slices.Clone(specs) {
+				spec.Confine = &Confine{}
+				specs = append(specs, spec)
+			}
+		}
+		try := func() {
+			for _, spec := range specs {
+				if _, err := r.Run(t.Context(), spec); err == nil {
+					t.Fatalf("%+v was started", spec)
+				}
+			}
+		}
+		left := func() int {
+			open, err := os.ReadDir("/proc/self/fd")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := len(open)
+			for _, parent := range r.platform.parents {
+				groups, _ := filepath.Glob(filepath.Join(parent, r.platform.name+"-*"))
+				n += len(groups)
+			}
+			return n
+		}
+		try() // what is opened once
+		before := left()
+		for range 20 {
+			try()
+		}
+		for deadline := time.Now().Add(20 * time.Second); left() > before+2 && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := left(); n > before+2 {
+			t.Errorf("%d descriptors and groups more after %d failed starts", n-before, 20*len(specs))
 		}
 	})
 }
