@@ -251,14 +251,42 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// moveAway moves a tree to the spool.
+// moveAway moves a tree to the spool. What is moved is a name: another object that somebody gave it at the last moment goes back, and
+// the error is fault.ErrChanged.
 func (t *Tx) moveAway(at *fsys.At, take *pb.JournalTake) error {
 	to, err := t.openSpooled(take, true)
 	if err != nil {
 		return t.fail(err)
 	}
 	defer to.Close()
-	return t.journal.do("take.rename", func() error { return at.Rename(to, false) })
+	if err := t.journal.do("take.rename", func() error { return at.Rename(to, false) }); err != nil {
+		return err
+	}
+	is, err := to.Capture()
+	if err != nil {
+		return err
+	}
+	if checkMoved(take, to, is) == nil {
+		return nil
+	}
+	if err := t.giveBack(to, at, take); err != nil {
+		return err
+	}
+	t.markReverted(t.steps[len(t.steps)-1])
+	return fault.Wrapf(fault.ErrChanged, "another object has its name now")
+}
+
+// giveBack moves back what was not to be moved away; where its name is taken already it gets that of a conflict.
+func (t *Tx) giveBack(from, at *fsys.At, take *pb.JournalTake) error {
+	err := t.journal.do("take.back", func() error { return from.Rename(at, false) })
+	if errors.Is(err, fs.ErrExist) {
+		var aside *fsys.At
+		if aside, err = t.journal.config.Root.Exact(take.Path + t.conflictSuffix()); err == nil {
+			err = t.journal.do("take.back", func() error { return from.Rename(aside, false) })
+			_ = aside.Close()
+		}
+	}
+	return errors.Join(err, t.journal.setMtime(parent(take.Path), take.ParentMtime))
 }
 
 // setMtime sets the modification time of a directory; nil leaves it.

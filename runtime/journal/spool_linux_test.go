@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -34,6 +35,42 @@ func newSpoolGuest(t *testing.T) (testDirs, *guest) {
 		t.Fatal(err)
 	}
 	return p, newGuest(t, p, nil)
+}
+
+// An object that gets the name of one that is being removed, at the last moment, goes back; the call fails, and the transaction goes on.
+func TestAnotherObjectIsNotTaken(t *testing.T) {
+	p := newTestDirs(t)
+	mustPopulate(t, p)
+	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+	swap := true
+	g := newGuest(t, p, func(c *Config) {
+		c.Step = func(name string) error {
+			if name != "take.rename" || !swap {
+				return nil
+			}
+			swap = false
+			return errors.Join(os.Rename(at("small"), at("genuine")), os.WriteFile(at("small"), []byte("theirs"), 0o600))
+		}
+	})
+	tx := g.begin(t)
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("x")})
+	if err := g.call(t.Context(), tx, "file.remove", &pb.RemoveArgs{Path: "/etc/small"}); !errors.Is(err, fault.ErrChanged) {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(at("small")); string(got) != "theirs" {
+		t.Error(string(got), err)
+	}
+	g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/small"})
+	tx.Mark()
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Errorf("%+v", report)
+	}
+	if got, err := os.ReadFile(at("small")); string(got) != "theirs" {
+		t.Error(string(got), err)
+	}
+	if _, err := os.Stat(at("new")); err == nil {
+		t.Error("what was made before is still there")
+	}
 }
 
 // A directory that others put in the place of a spool is neither moved back nor removed, and that is told.
