@@ -177,6 +177,15 @@ func (s *stagedSink) into(at *fsys.At, from int64, attr fsys.Attr) (err error) {
 	if err := fsys.Reserve(file, from+s.size); err != nil {
 		return errors.Join(err, fault.Cause(file.Truncate(meta.Size))) // which gives back what was reserved
 	}
+	attr, err = at.Narrow(meta, attr)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, at.SetAttr(fsys.Attr{Mode: &meta.Mode}))
+		}
+	}()
+	if err != nil {
+		return err
+	}
 	if _, err := io.Copy(io.NewOffsetWriter(file, from), s.content()); err != nil {
 		return fault.Cause(err)
 	}

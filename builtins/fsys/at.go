@@ -490,6 +490,21 @@ func (a *At) SetAttrOf(old Meta, attr Attr) error {
 	return a.dir.setAttr(a.Name, meta.Kind, attr)
 }
 
+// Narrow takes from the file that was described as old the rights that attr will take, before content is written into it that is not
+// for all who had the former ones; with another owner that is everybody. It returns what SetAttr is to set once that is written.
+func (a *At) Narrow(old Meta, attr Attr) (Attr, error) {
+	want := valueOr(attr.Mode, old.Mode)
+	narrow := old.Mode & want
+	if valueOr(attr.UID, old.UID) != old.UID || valueOr(attr.GID, old.GID) != old.GID {
+		narrow = 0
+	}
+	if narrow == old.Mode {
+		return attr, nil
+	}
+	attr.Mode = &want
+	return attr, a.SetAttrOf(old, Attr{Mode: &narrow})
+}
+
 // Apply gives the object here, which must be of the same kind, the owner, extended attributes, mode and time of
 // modification of meta; what is so already is not touched, so that it can be done again. It neither changes content nor
 // makes anything durable.

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"syscall"
 	"testing"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
 func TestTrusted(t *testing.T) {
@@ -56,5 +58,41 @@ func trusted(t *testing.T, path string, owners [3]*uint32, want [3]string) {
 		if got != want[i] {
 			t.Errorf("%s, owner %d: %v, %v; want %s", path, old.UID, ok, err, want[i])
 		}
+	}
+}
+
+// Content that is not for all who had the old rights is written when these are gone, and then what was asked for is set.
+func TestNarrow(t *testing.T) {
+	dir := t.TempDir()
+	for _, test := range []struct{ old, want, narrow uint32 }{
+		{0o644, 0o600, 0o600}, {0o640, 0o604, 0o600}, {0o600, 0o644, 0o600}, {0o644, 0o644, 0o644},
+	} {
+		path := dir + "/f"
+		must(t, os.WriteFile(path, nil, 0o600))
+		must(t, os.Chmod(path, os.FileMode(test.old)))
+		entry := at(t, host(t), path)
+		old, err := entry.Capture()
+		must(t, err)
+		attr, err := entry.Narrow(old, fsys.Attr{Mode: &test.want})
+		must(t, err)
+		now, err := entry.Capture()
+		must(t, err)
+		must(t, entry.SetAttr(attr))
+		after, err := entry.Capture()
+		must(t, err)
+		if now.Mode != test.narrow || after.Mode != test.want {
+			t.Errorf("%04o to %04o: %04o, then %04o", test.old, test.want, now.Mode, after.Mode)
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("another owner needs root")
+	}
+	entry := at(t, host(t), dir+"/f")
+	old, err := entry.Capture()
+	must(t, err)
+	attr, err := entry.Narrow(old, fsys.Attr{UID: new(uint32(1234))})
+	must(t, err)
+	if now, err := entry.Capture(); err != nil || now.Mode != 0 || *attr.Mode != old.Mode {
+		t.Errorf("%+v %v", now, err)
 	}
 }

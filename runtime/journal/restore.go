@@ -256,6 +256,9 @@ func (r *restorer) restoreFile() error {
 	if equal, err := r.contentEqual(); err != nil {
 		return err
 	} else if !equal {
+		if r.is.Links <= 1 && r.widened() { // who could open it meanwhile would read what was never for him
+			return r.retryWithFreedSpace(r.recreate)
+		}
 		err := r.do("restore.rewrite", r.rewrite)
 		if err != nil && (r.is.Links <= 1 || errors.Is(err, syscall.EAGAIN)) { // a running program cannot be written
 			return r.retryWithFreedSpace(r.recreate)
@@ -265,6 +268,12 @@ func (r *restorer) restoreFile() error {
 		}
 	}
 	return r.captureAndApply()
+}
+
+// widened says whether others have rights to the file that is there which they had not to the kept one.
+func (r *restorer) widened() bool {
+	const others = 0o077
+	return r.is.Mode&^r.was.Mode&others != 0 || r.is.UID != r.was.UID || r.is.GID != r.was.GID
 }
 
 // ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
@@ -419,7 +428,11 @@ func (r *restorer) rewrite() error {
 	if err != nil {
 		return err
 	}
-	err = fault.Cause(file.Truncate(0))
+	// The content is not for those whom the step allowed to read the file.
+	_, err = r.at.Narrow(r.is, fsys.Attr{Mode: &r.was.Mode, UID: &r.was.UID, GID: &r.was.GID})
+	if err == nil {
+		err = fault.Cause(file.Truncate(0))
+	}
 	if err == nil {
 		err = r.copyContent(file)
 	}

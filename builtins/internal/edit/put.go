@@ -325,8 +325,8 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 	}
 	if w.Append && c.Old.AppendOnly {
 		err = c.extend(file, w)
-	} else if err = fill(file, at, w.Content); err == nil {
-		err = c.At.SetAttr(w.Attr)
+	} else {
+		err = c.fillAndSet(file, at, w)
 	}
 	if err == nil {
 		return nil
@@ -335,6 +335,18 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 		err = errors.Join(err, c.At.Unlock())
 	}
 	return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
+}
+
+// fillAndSet is fill and the attributes. Who is not to read the new content does not see it in between.
+func (c *Change) fillAndSet(file *os.File, at int64, w File) error {
+	attr, err := c.At.Narrow(c.Old, w.Attr)
+	if err == nil {
+		err = fill(file, at, w.Content)
+	}
+	if err == nil {
+		err = c.At.SetAttr(attr)
+	}
+	return err
 }
 
 // extend puts content behind what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody
