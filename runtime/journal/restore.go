@@ -61,7 +61,8 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return c, err
 	}
 	if o.State.Mtime == nil {
-		return c, r.restoreKernelSetting()
+		err := r.restoreKernelSetting(after)
+		return conflict{put: r.conflict}, err
 	}
 	if other, err := r.otherDirectory(after); other || err != nil {
 		return conflict{put: r.conflict}, err
@@ -499,8 +500,13 @@ func readersEqual(a, b io.Reader) (bool, error) {
 	}
 }
 
-// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes.
-func (r *restorer) restoreKernelSetting() error {
+// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes. What others set since stays,
+// and so does what another boot has set.
+func (r *restorer) restoreKernelSetting(after *pb.JournalState) error {
+	otherBoot := r.pass.tx.begin.BootId != r.pass.tx.journal.config.BootID()
+	if otherBoot && after.GetContent() == nil {
+		return nil
+	}
 	if r.was.Kind == fsys.Absent && r.is.Kind != fsys.Absent {
 		return r.do("restore.remove", r.at.Remove)
 	}
@@ -512,6 +518,18 @@ func (r *restorer) restoreKernelSetting() error {
 	}
 	if equal, err := r.contentEqual(); equal || err != nil {
 		return err
+	}
+	if left := after.GetContent(); left != nil {
+		now, err := r.at.ReadFile(maxSetting)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(now, left) {
+			if !otherBoot {
+				r.conflict = r.object.Path
+			}
+			return nil
+		}
 	}
 	return r.do("restore.rewrite", func() error {
 		file, err := r.at.OpenInPlace()

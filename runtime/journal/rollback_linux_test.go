@@ -807,6 +807,81 @@ func testKernelSetting(t *testing.T, after func(*Tx)) {
 	}
 }
 
+// A kernel setting that others set since keeps their value, and one of another boot its own.
+func TestKernelSettingOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to lower oom_score_adj")
+	}
+	for _, test := range []struct {
+		name, theirs, want string
+		boot               string // of the recovery; empty: it is rolled back at once
+		unknown            bool   // what the call left
+		conflicts          int
+	}{
+		{name: "others set it", theirs: "600", want: "600\n", conflicts: 1},
+		{name: "recovered", boot: "boot", want: "100\n"},
+		{name: "recovered, others set it", boot: "boot", theirs: "600", want: "600\n", conflicts: 1},
+		{name: "another boot", boot: "another", theirs: "600", want: "600\n"},
+		{name: "another boot that sets the same", boot: "another", want: "100\n"},
+		{name: "another boot, killed in the call", boot: "another", unknown: true, theirs: "600", want: "600\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newTestDirs(t)
+			p.files = "/"
+			path := fmt.Sprintf("/proc/%d/oom_score_adj", os.Getpid())
+			set := func(value string) {
+				t.Helper()
+				if err := os.WriteFile(path, []byte(value), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			was, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer set(string(was))
+			set("100")
+			change := func(g *guest, tx *Tx) {
+				if err := tx.Before(t.Context(), path); err != nil {
+					t.Fatal(err)
+				}
+				set("500")
+				if !test.unknown {
+					tx.Mark()
+				}
+				if err := tx.Before(t.Context(), filepath.Join(p.state, "nothing")); err != nil { // logs what the call left
+					t.Fatal(err)
+				}
+			}
+			var report Report
+			if test.boot == "" {
+				g := newGuest(t, p, nil)
+				tx := g.begin(t)
+				change(g, tx)
+				set(test.theirs)
+				report = tx.Rollback(t.Context())
+			} else {
+				abandonTx(t, p, nil, change)
+				if test.theirs != "" {
+					set(test.theirs)
+				}
+				g := newGuest(t, p, func(c *Config) { c.BootID = func() string { return test.boot } })
+				list, err := g.journal.Recover(t.Context(), nil)
+				if err != nil || len(list) != 1 {
+					t.Fatal(list, err)
+				}
+				report = list[0].Report
+			}
+			if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) != test.conflicts {
+				t.Errorf("%+v", report)
+			}
+			if is, _ := os.ReadFile(path); string(is) != test.want {
+				t.Errorf("is %q, want %q", is, test.want)
+			}
+		})
+	}
+}
+
 // A tree that contains the journal's own directory is refused.
 func TestOwnDirectory(t *testing.T) {
 	p := newTestDirs(t)

@@ -484,6 +484,9 @@ func (t *Tx) Mark() Mark {
 	return Mark(len(t.steps))
 }
 
+// maxSetting bounds the settings of the kernel that a rollback tells from what others set meanwhile, in bytes.
+const maxSetting = 4 << 10
+
 // currentState returns the state of what is at an object's path; nil if it cannot be read.
 func (j *Journal) currentState(o *pb.JournalObject) *pb.JournalState {
 	at, err := j.config.Root.Exact(o.Path)
@@ -498,6 +501,9 @@ func (j *Journal) currentState(o *pb.JournalObject) *pb.JournalState {
 	state := toState(meta)
 	if o.State.Mtime == nil {
 		state.Mtime = nil
+		if meta.Kind == fsys.File {
+			state.Content, _ = at.ReadFile(maxSetting)
+		}
 	}
 	return state
 }

@@ -995,7 +995,9 @@ type JournalState struct {
 	Ino   uint64 `protobuf:"varint,10,opt,name=ino,proto3" json:"ino,omitempty"`
 	Links uint32 `protobuf:"varint,11,opt,name=links,proto3" json:"links,omitempty"`
 	// When the object was made; unset where the file system does not say.
-	Born          *JournalTime `protobuf:"bytes,12,opt,name=born,proto3" json:"born,omitempty"`
+	Born *JournalTime `protobuf:"bytes,12,opt,name=born,proto3" json:"born,omitempty"`
+	// Of a setting of the kernel, as a call left it.
+	Content       []byte `protobuf:"bytes,13,opt,name=content,proto3,oneof" json:"content,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1110,6 +1112,13 @@ func (x *JournalState) GetLinks() uint32 {
 func (x *JournalState) GetBorn() *JournalTime {
 	if x != nil {
 		return x.Born
+	}
+	return nil
+}
+
+func (x *JournalState) GetContent() []byte {
+	if x != nil {
+		return x.Content
 	}
 	return nil
 }
@@ -2246,7 +2255,7 @@ const file_journal_proto_rawDesc = "" +
 	"\n" +
 	"image_born\x18\v \x01(\v2!.limiquantix.agent.v1.JournalTimeR\timageBornB\n" +
 	"\n" +
-	"\b_content\"\xee\x02\n" +
+	"\b_content\"\x99\x03\n" +
 	"\fJournalState\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -2260,7 +2269,10 @@ const file_journal_proto_rawDesc = "" +
 	"\x03ino\x18\n" +
 	" \x01(\x04R\x03ino\x12\x14\n" +
 	"\x05links\x18\v \x01(\rR\x05links\x125\n" +
-	"\x04born\x18\f \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\"=\n" +
+	"\x04born\x18\f \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\x12\x1d\n" +
+	"\acontent\x18\r \x01(\fH\x00R\acontent\x88\x01\x01B\n" +
+	"\n" +
+	"\b_content\"=\n" +
 	"\vJournalTime\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x12R\aseconds\x12\x14\n" +
 	"\x05nanos\x18\x02 \x01(\rR\x05nanos\"8\n" +
@@ -2457,6 +2469,7 @@ func file_journal_proto_init() {
 		(*JournalRecord_Spool)(nil),
 	}
 	file_journal_proto_msgTypes[7].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
