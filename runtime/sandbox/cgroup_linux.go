@@ -207,7 +207,7 @@ func (g *cgroup) remove() {
 func (r *runner) limit(limits Limits) error {
 	score := fmt.Sprintf("/proc/%d/oom_score_adj", r.cmd.Process.Pid)
 	writeControl(score, "1000") //nolint:errcheck // the process may have ended
-	if r.cgroup != nil {                                                           // it was started in it
+	if r.cgroup != nil {        // it was started in it
 		return nil
 	}
 	g, err := newCgroup(limits.Memory)

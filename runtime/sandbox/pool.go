@@ -200,12 +200,12 @@ func (p *Pool) onClose(f func()) (release func()) {
 	return func() { close(released); <-done }
 }
 
-// takeStandby returns a standby, and waits for one that is being started. It returns nil where there is none with the
-// memory, CPU and depth limits wanted.
+// takeStandby returns a standby, and waits for one that is being started; where another run takes that, it does not wait for
+// the next one. It returns nil where there is none with the memory, CPU and depth limits wanted.
 func (p *Pool) takeStandby(ctx context.Context, limits Limits) *runner {
 	p.mu.Lock()
 	p.noteRow()
-	for len(p.standbys) == 0 && p.starting > 0 && ctx.Err() == nil {
+	if len(p.standbys) == 0 && p.starting > 0 {
 		started := p.started
 		p.mu.Unlock()
 		select {

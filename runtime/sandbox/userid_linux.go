@@ -94,10 +94,16 @@ func (l *takenLately) ids() []idRange {
 	return l.taken
 }
 
-// hasProcesses says whether a process has the id as its real user id, which the kernel knows without a search.
+// hasProcesses says whether a process has the id as its real user id, which the kernel knows without a search. Where it may
+// not be asked, all processes are looked at.
 func hasProcesses(id uint32) bool {
-	_, err := unix.Getpriority(unix.PRIO_USER, int(id))
-	return err != unix.ESRCH
+	switch _, err := unix.Getpriority(unix.PRIO_USER, int(id)); err {
+	case nil:
+		return true
+	case unix.ESRCH:
+		return false
+	}
+	return contains(processIDs(), id)
 }
 
 // takenIDs returns the ids that local accounts, groups, subordinate ranges and processes have.
