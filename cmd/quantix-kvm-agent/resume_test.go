@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,6 +60,9 @@ func linkTo(t *testing.T, p *agenttest.Proxy) *client.Link {
 // What a killed agent left of an upload is gone when the next one has started, without another upload into that directory. What a
 // living one is taking stays.
 func TestStagedUploadsOfAKilledAgentAreRemoved(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no name has the end of a line in it there")
+	}
 	dir, state := t.TempDir(), t.TempDir()
 	begin := func(a *agenttest.Agent, path string) {
 		t.Helper()
@@ -131,7 +135,7 @@ func TestPullGoesOnAfterCuts(t *testing.T) {
 	bar := rising{t: t}
 	local := filepath.Join(to, "local")
 	got, err := linkTo(t, p).PullFile(ctxFor(t, 120*time.Second), "/file", local, client.PullOptions{Progress: bar.at, SHA256: true})
-	if err != nil || got.Size != copied || got.Mode != 0o640 {
+	if err != nil || got.Size != copied || got.Mode != modeHere(0o640) {
 		t.Fatal(got, err)
 	}
 	if now, err := os.ReadFile(local); err != nil || !bytes.Equal(now, content) {
@@ -166,6 +170,9 @@ func swap(t *testing.T, path string, content []byte) {
 // A file that was replaced while the connection was lost is copied from its beginning: the copy is the new one, whole. Where
 // what was written cannot be taken back, the copy fails.
 func TestPullOfAFileThatChangedBetween(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("a file that is read is not replaced there")
+	}
 	root := t.TempDir()
 	path := filepath.Join(root, "file")
 	before, after := noise(copied, 1), noise(copied-1000, 2)
@@ -325,6 +332,7 @@ func TestDigestFindsAChangeInPlace(t *testing.T) {
 
 // An agent that is restarted in the middle of a pull is found again.
 func TestPullOverARestartOfTheAgent(t *testing.T) {
+	agenttest.NeedsAPlaceForAnother(t)
 	root := t.TempDir()
 	content := noise(copied, 3)
 	if err := os.WriteFile(filepath.Join(root, "file"), content, 0o600); err != nil {
@@ -391,6 +399,7 @@ func TestRunOverCutConnections(t *testing.T) {
 
 // A script whose agent is killed in the middle is told of as interrupted, and is not run again.
 func TestRunOverAKillOfTheAgent(t *testing.T) {
+	agenttest.NeedsAPlaceForAnother(t)
 	root := t.TempDir()
 	first := agenttest.Start(t, agenttest.Options{Root: root})
 	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
@@ -423,6 +432,7 @@ func TestRunOverAKillOfTheAgent(t *testing.T) {
 // What a killed agent left may take longer to be taken back than a request waits for: the script is told of as interrupted
 // then, too, and not as refused.
 func TestRunOverAKillWithASlowRecovery(t *testing.T) {
+	agenttest.NeedsAPlaceForAnother(t)
 	dir := t.TempDir()
 	first := agenttest.Start(t, agenttest.Options{})
 	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
@@ -455,6 +465,7 @@ func TestRunOverAKillWithASlowRecovery(t *testing.T) {
 
 // A job is awaited over a restart of the agent that stops in order.
 func TestJobIsAwaitedOverARestart(t *testing.T) {
+	agenttest.NeedsAPlaceForAnother(t)
 	first := agenttest.Start(t, agenttest.Options{})
 	l := linkTo(t, agenttest.NewProxy(t, first, func(int) (int64, int64) { return 0, 0 }))
 	var id string

@@ -15,3 +15,6 @@ func dialLocal(ctx context.Context, path string) (io.ReadWriteCloser, error) {
 
 // localChannel returns "": virtual machines have sockets, which are files.
 func localChannel(string) string { return "" }
+
+// pipeGone is for Windows alone.
+func pipeGone(error) bool { return false }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"strings"
 	"syscall"
@@ -51,4 +52,11 @@ func localChannel(id string) string {
 		return ""
 	}
 	return path
+}
+
+// pipeGone says whether an error is that of a named pipe: one that cannot be opened, or whose other end has gone.
+func pipeGone(err error) bool {
+	var open *fs.PathError
+	return errors.As(err, &open) && strings.HasPrefix(open.Path, pipePrefix) || errors.Is(err, windows.ERROR_BROKEN_PIPE) ||
+		errors.Is(err, windows.ERROR_NO_DATA) || errors.Is(err, windows.ERROR_PIPE_NOT_CONNECTED) || errors.Is(err, winio.ErrFileClosed)
 }

@@ -76,7 +76,7 @@ func Gone(err error) bool {
 	var remote *fault.Remote
 	var network *net.OpError
 	return !errors.As(err, &remote) && (errors.Is(err, ErrNoAnswer) || errors.Is(err, ErrLost) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.As(err, &network))
+		errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) || errors.As(err, &network) || pipeGone(err))
 }
 
 // Ping sends a ping and returns the round-trip time and the pong.

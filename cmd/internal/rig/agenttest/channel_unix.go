@@ -47,3 +47,6 @@ func NeedsFirstConnection(testing.TB) {}
 
 // Wine is for Windows alone.
 func Wine() bool { return false }
+
+// NeedsAPlaceForAnother is for Windows alone.
+func NeedsAPlaceForAnother(testing.TB) {}
