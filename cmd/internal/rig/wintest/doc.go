@@ -12,6 +12,8 @@
 // prefix, is .build/wine below the module, so that each checkout has its own; "rm -r .build/wine" makes the next run begin
 // anew. Runs in one checkout share the prefix, and the last one to end stops what is left running in it.
 //
+// Its displays and its clipboard are those of an X server without a screen, Xvfb, which runs as long.
+//
 // Where Debian's Wine 8.0 differs from Windows so much that Go's tests do not run, it is helped: bcryptprimitives.dll, which
 // Go's runtime loads, is a forwarder made by the binutils, the prefix says that it is Windows 10, and in what is run there the
 // standard library takes Wine's "not implemented" for a way of deleting files as the answer of an old Windows.
