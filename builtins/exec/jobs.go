@@ -282,7 +282,7 @@ func (j *jobs) seen(call *builtins.Call, id string) (*pb.Job, error) {
 }
 
 func readJob(dir string) (*pb.Job, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, jobFile))
+	raw, err := readReplaced(filepath.Join(dir, jobFile))
 	if err != nil {
 		return nil, err
 	}

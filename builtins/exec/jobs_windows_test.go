@@ -121,6 +121,37 @@ func TestJobOutlivesAKilledAgent(t *testing.T) {
 	}
 }
 
+// What is replaced again and again is read whole each time.
+func TestFileIsReadWhileItIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < 30 && err == nil; i++ {
+			if err = os.WriteFile(path+".new", []byte("content"), 0o600); err == nil {
+				err = replaceFile(path+".new", path)
+			}
+		}
+		done <- err
+	}()
+	for {
+		if got, err := readReplaced(path); err != nil || string(got) != "content" {
+			t.Fatalf("%q, %v", got, err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		case <-time.After(time.Millisecond): // else it could never be replaced
+		}
+	}
+}
+
 // A job is ended with its supervisor, on which nothing is left to wait for; what has ended is not there.
 func TestJobIsEnded(t *testing.T) {
 	dir, file := filepath.Join(t.TempDir(), "jobs"), filepath.Join(t.TempDir(), "never")

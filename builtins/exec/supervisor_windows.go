@@ -55,17 +55,32 @@ func lockSupervisor(dir string) (lock *os.File, wanted <-chan struct{}, err erro
 	return lock, end, nil
 }
 
-// replaceWait is how long a file is waited for that somebody reads, and which cannot be replaced meanwhile.
+// replaceWait is how long a file is waited for that somebody reads, and which cannot be replaced meanwhile, or that somebody
+// replaces, and which cannot be read meanwhile.
 const replaceWait = 5 * time.Second
 
-func replaceFile(from, to string) error {
+// untilFree does something again until nobody else holds the file.
+func untilFree(do func() error) error {
 	for end := time.Now().Add(replaceWait); ; time.Sleep(5 * time.Millisecond) {
-		err := os.Rename(from, to)
+		err := do()
 		held := errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION)
 		if !held || time.Now().After(end) {
 			return err
 		}
 	}
+}
+
+func replaceFile(from, to string) error {
+	return untilFree(func() error { return os.Rename(from, to) })
+}
+
+// readReplaced reads a file that another process may replace at the same time.
+func readReplaced(path string) (content []byte, err error) {
+	err = untilFree(func() error {
+		content, err = os.ReadFile(path)
+		return err
+	})
+	return content, err
 }
 
 // supervisorAlive reports whether the supervisor of a job runs: it holds the lock.
