@@ -63,8 +63,8 @@ type uploadPart struct {
 // push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset behind the last
 // byte that was sent.
 func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part uploadPart) (acked uint32, sent int64, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	total := int64(-1)
 	if o.Size > 0 {
 		total = o.Size
@@ -126,8 +126,9 @@ type ackResult struct {
 	failure error
 }
 
-// awaitAcks waits for the replies to all chunks in order. The first failure calls stop.
-func awaitAcks(ctx context.Context, flight <-chan *pending, stop func()) (got ackResult) {
+// awaitAcks waits for the replies to all chunks in order. It calls stop with the first failure, which is the error then of what is
+// being sent as well.
+func awaitAcks(ctx context.Context, flight <-chan *pending, stop context.CancelCauseFunc) (got ackResult) {
 	for one := range flight {
 		answer, err := one.answer(ctx)
 		if err == nil {
@@ -137,7 +138,7 @@ func awaitAcks(ctx context.Context, flight <-chan *pending, stop func()) (got ac
 		case got.failure != nil:
 		case err != nil:
 			got.failure = err
-			stop()
+			stop(err)
 		default:
 			got.chunks++
 		}
