@@ -19,12 +19,10 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/all"
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
-	"github.com/quantix-kvm/guest-agent/runtime/script"
 	"github.com/quantix-kvm/guest-agent/scripts"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/port"
@@ -238,15 +236,6 @@ func limits(s config.Script) sandbox.Limits {
 		Memory: uint64(s.Memory), CPU: s.CPU, Wall: s.Wall, Source: s.Source, Calls: s.Calls, Depth: s.Depth,
 		LogLines: s.Lines, LogBytes: s.Log, Result: s.Result,
 	}
-}
-
-// library lists where scripts lie, the administrator's own first.
-func library(root string, limit int) *script.Library {
-	var places []script.Place
-	for _, dir := range scriptDirs {
-		places = append(places, script.Place{Name: dir, FS: fsys.DirFS(root, dir)})
-	}
-	return script.NewLibrary(limit, append(places, script.Place{Name: "bundled:", FS: scripts.Bundled()})...)
 }
 
 // logFaults says in the log why everything will be refused, if it will.
