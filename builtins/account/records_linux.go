@@ -22,8 +22,8 @@ const (
 	passwdFile  = "/etc/passwd"
 )
 
-// maxRecords bounds each of the files, in bytes: some 100,000 lines.
-const maxRecords = 8 << 20
+// maxRecords bounds each of the files, in bytes: some 30,000 lines.
+const maxRecords = 2 << 20
 
 // records is one of the files. A line that is not changed stays byte for byte: comments, malformed lines, and those of NIS.
 type records struct {

@@ -1,6 +1,7 @@
 package fsys
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,8 +42,12 @@ type Group struct {
 	Members []string
 }
 
-// maxAccounts bounds each of the files, in bytes: some 200,000 lines.
-const maxAccounts = 16 << 20
+// Bounds of each of the files: in bytes, in lines, and in members of a group. Whoever writes them decides how much is held.
+const (
+	maxAccounts = 2 << 20
+	maxLines    = 40_000
+	maxMembers  = 100_000
+)
 
 // The files of Accounts.
 const (
@@ -71,8 +76,14 @@ func (r *Root) eachAccount(path string, add func(fields []string, id uint32)) er
 	if err != nil {
 		return fault.On(path, err)
 	}
+	if bytes.Count(data, []byte("\n")) > maxLines {
+		return fault.On(path, fault.Wrapf(fault.ErrTooLarge, "the file has more than %d lines", maxLines))
+	}
+	if path == groupFile && bytes.Count(data, []byte(",")) > maxMembers {
+		return fault.On(path, fault.Wrapf(fault.ErrTooLarge, "the groups have more than %d members", maxMembers))
+	}
 	for line := range strings.Lines(string(data)) {
-		fields := strings.Split(strings.TrimRight(line, "\r\n"), ":")
+		fields := strings.SplitN(strings.TrimRight(line, "\r\n"), ":", 8) // seven are read
 		if len(fields) < 4 || fields[0] == "" {
 			continue
 		}

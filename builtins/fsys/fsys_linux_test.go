@@ -812,17 +812,22 @@ func TestAccountsOfAnotherRootAreNotReadOutsideOfIt(t *testing.T) {
 }
 
 func TestTooManyAccountsAreAnError(t *testing.T) {
-	dir := scratch(t)
-	must(t, os.Mkdir(dir+"/etc", 0o755))
-	write(t, dir+"/etc/passwd", "app:x:5:5::/:\n")
-	write(t, dir+"/etc/group", "")
-	must(t, os.Truncate(dir+"/etc/group", 17<<20))
-	a, err := root(t, dir).Accounts()
-	if where := new(fault.Error); !errors.As(err, &where) || where.Object != "/etc/group" || !errors.Is(err, fault.ErrTooLarge) {
-		t.Errorf("%v", err)
-	}
-	if len(a.Users) != 1 {
-		t.Errorf("what can be read is lost: %+v", a)
+	for what, group := range map[string]string{
+		"bytes":   strings.Repeat("\x00", 2<<20+1),
+		"lines":   strings.Repeat("g:x:1:\n", 40_001),
+		"members": "g:x:1:" + strings.Repeat("a,", 100_001),
+	} {
+		dir := scratch(t)
+		must(t, os.Mkdir(dir+"/etc", 0o755))
+		write(t, dir+"/etc/passwd", "app:x:5:5:one,,,,:/:\n")
+		write(t, dir+"/etc/group", group)
+		a, err := root(t, dir).Accounts()
+		if where := new(fault.Error); !errors.As(err, &where) || where.Object != "/etc/group" || !errors.Is(err, fault.ErrTooLarge) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if len(a.Users) != 1 || len(a.Groups) != 0 {
+			t.Errorf("%s: what can be read is lost, or more is held: %d, %d", what, len(a.Users), len(a.Groups))
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -122,6 +124,25 @@ func TestLinksOfATree(t *testing.T) {
 	}
 	if _, err := call(t, r, &builtins.Call{}, "service.start", &pb.ServiceRunArgs{Name: "web"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
+	}
+}
+
+// Who writes units does not decide how much is held of their links.
+func TestTooManyLinksAreAnError(t *testing.T) {
+	files := map[string]string{}
+	for i := range 10 {
+		files[fmt.Sprintf("%sa%d.service", units, i)] = fmt.Sprintf("[Install]\nAlso=a%d.service\nWantedBy=%s\n",
+			i+1, strings.Repeat("b.target ", 150))
+	}
+	files[units+"one.service"] = "[Install]\nWantedBy=" + strings.Repeat("b.target ", 100_000) + "\n"
+	r, dir := newTree(t, files)
+	for _, name := range []string{"a0", "one"} {
+		if _, err := call(t, r, &builtins.Call{}, "service.enable", &pb.ServiceEnableArgs{Name: name}); !errors.Is(err, fault.ErrTooLarge) {
+			t.Error(name, err)
+		}
+	}
+	if made, _ := filepath.Glob(dir + systemDir + "/*"); len(made) > 0 {
+		t.Error("made are", made)
 	}
 }
 

@@ -18,6 +18,7 @@ const (
 	maxUnitFile = 1 << 20
 	nullDevice  = "/dev/null"
 	maxAlso     = 64 // units that Also leads to
+	maxLinks    = 1_000
 )
 
 // unitDirs are where systemd looks for units, the first ones first (systemd.unit(5)).
@@ -247,6 +248,10 @@ func (t tree) addLinks(u unit, seen map[unit]bool, list *[]link) error {
 	}
 	if f.masked {
 		return &fault.Error{Err: fault.Refuse("it is masked"), Hint: "service.unmask takes that back"}
+	}
+	named := len(f.install.wantedBy) + len(f.install.requiredBy) + len(f.install.upheldBy) + len(f.install.alias) + len(f.install.also)
+	if len(*list)+named > maxLinks {
+		return fault.Wrapf(fault.ErrTooLarge, "its [Install] leads to more than %d links", maxLinks)
 	}
 	name := f.name(u)
 	if name.isTemplate() && f.install.enables() {
