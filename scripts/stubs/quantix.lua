@@ -485,7 +485,7 @@ file = {}
 ---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
----@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
+---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over. Who has it open already sees what is written, whatever mode it gets.
 ---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Add to the end of a file. Mode is octal text such as "0644".
@@ -670,7 +670,7 @@ function file.template(path, text, vars, options) end
 ---@field group? string A group, by name or number.
 ---@field parents? boolean Create missing parent directories.
 ---@field backup? boolean Keep what was there as path.bak.
----@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over.
+---@field inplace? boolean Write into the file that is there instead of replacing it: for files with several links or mounted over. Who has it open already sees what is written, whatever mode it gets.
 ---@field validate? string[] A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place: it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
 
 ---Make a file have a content. Mode is octal text such as "0644".

@@ -127,6 +127,7 @@ type WriteFileArgs struct {
 	// Keep what was there as path.bak.
 	Backup bool `protobuf:"varint,7,opt,name=backup,proto3" json:"backup,omitempty"`
 	// Write into the file that is there instead of replacing it: for files with several links or mounted over.
+	// Who has it open already sees what is written, whatever mode it gets.
 	Inplace bool `protobuf:"varint,8,opt,name=inplace,proto3" json:"inplace,omitempty"`
 	// A program and its arguments that looks at the new file, whose path stands in the place of %s, before that is put in place:
 	// it changes nothing, as a command with readonly. If it fails the old file stays. It is not run in a dry run.
