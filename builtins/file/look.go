@@ -23,15 +23,34 @@ import (
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
 const maxElements = 10_000
 
+// maxListed is how many entries file.list describes: each is nine values, and an answer has some 65,000.
+const maxListed = 7_000
+
 // maxRead is the most bytes of a file that a script reads: what one answer takes, 8 MiB, less what stands around it.
 const maxRead = 8<<20 - 64
 
-func (r *Room) read(_ context.Context, call *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
-	content, err := r.guest.Of(call).ReadFile(in.Path, maxRead)
+func (r *Room) read(ctx context.Context, call *builtins.Call, in *pb.ReadFileArgs) (*pb.Content, error) {
+	content, err := r.readWhole(ctx, call, in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
 	return &pb.Content{Content: content}, nil
+}
+
+func (r *Room) readWhole(ctx context.Context, call *builtins.Call, path string) ([]byte, error) {
+	at, err := r.guest.Of(call).Follow(path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	if err == nil {
+		err = builtins.Large(ctx, meta.Size)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return at.ReadFile(maxRead)
 }
 
 func (r *Room) exists(_ context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Exists, error) {
@@ -113,9 +132,16 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 		return nil, fault.On(in.Path, err)
 	}
 	defer dir.Close()
+	meta, err := dir.Stat(".")
+	if err == nil {
+		err = builtins.Large(ctx, meta.Size)
+	}
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
 	list, err := names(dir)
-	if err == nil && len(list) > maxElements {
-		err = fault.Wrapf(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxElements)
+	if err == nil && len(list) > maxListed {
+		err = fault.Wrapf(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxListed)
 	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
@@ -188,6 +214,11 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 		for _, dir := range found {
 			if err := context.Cause(ctx); err != nil {
 				return nil, err
+			}
+			if meta, err := lstat(r.guest.Of(call), dir+"/"); err == nil { // else nothing matches
+				if err := builtins.Large(ctx, meta.Size); err != nil {
+					return nil, err
+				}
 			}
 			next = append(next, matches(r.guest.Of(call), dir, element)...)
 			if len(next) > maxElements {

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -57,6 +62,69 @@ func TestScriptsDoNotFillTheAgent(t *testing.T) {
 			rise := -rest + peakRSS(a, func() {
 				reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(source), DryRun: s.dry})
 				t.Logf("%.200s %v", reply.GetError().GetMessage(), err)
+			})
+			if t.Logf("%d MiB", rise>>20); rise > most {
+				t.Errorf("the agent grew by %d MiB", rise>>20)
+			}
+		})
+	}
+}
+
+// Nor do several at once, from several hosts: each call is answered.
+func TestScriptsTogetherDoNotFillTheAgent(t *testing.T) {
+	if agenttest.Race {
+		t.Skip("the race detector multiplies memory")
+	}
+	const most, together = 32 << 20, 8
+	dir := t.TempDir()
+	write := func(name string, content []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("f", bytes.Repeat([]byte("abcdefg\n"), 1<<20-16))
+	if err := os.Mkdir(filepath.Join(dir, "many"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6000 {
+		write(fmt.Sprintf("many/%0100d", i), nil)
+	}
+	for _, s := range []struct {
+		name, source string
+		dry          bool
+	}{
+		{"what is read", `for i = 1, 4 do assert(#file.read(dir .. "/f") == 8388480) end`, false},
+		{"lists", `for i = 1, 2 do assert(#file.list(dir .. "/many") == 6000 and #file.glob(dir .. "/many/*") == 6000) end`, false},
+		{"what commands read", `for i = 1, 2 do assert(exec.run({"wc", "-c"}, {readonly = true, stdin = big}).stdout == "8000000\n") end`, false},
+		{"files", `for i = 1, 6 do file.write(dir .. "/new", i .. big) end`, true},
+		{"templates", `for i = 1, 3 do file.template(dir .. "/new", "{{a|raw}}", {a = big:sub(1, 7000000)}) end`, true},
+		{"edits", `for i = 1, 3 do file.replace(dir .. "/f", "abc", "abd", {literal = true}) file.replace(dir .. "/f", "abd", "abc", {literal = true}) end`, true},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			a := agenttest.Start(t, agenttest.Options{Config: "telemetry_interval_secs: 3600\nlog_level: error\n"})
+			c := a.Client(t, client.Options{})
+			ranScript(t, c, &pb.RunScriptRequest{Source: []byte(`exec.run({"true"}, {readonly = true})`)})
+			rest := a.RSS()
+			source := fmt.Sprintf("local dir, big = %q, (\"x\"):rep(8000000)\n%s", dir, s.source)
+			if !s.dry {
+				source = "return script { name = \"s\", readonly = true, run = function()\n" + source + "\nend }"
+			}
+			rise := -rest + peakRSS(a, func() {
+				var work sync.WaitGroup
+				for range together {
+					c := a.Client(t, client.Options{})
+					work.Go(func() {
+						request := &pb.RunScriptRequest{Source: []byte(source), DryRun: s.dry, TimeoutSeconds: 120}
+						reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 3*time.Minute), c, request)
+						for errors.Is(err, fault.ErrBusy) {
+							reply, err = client.Call[*pb.RunScriptResponse](ctxFor(t, 3*time.Minute), c, request)
+						}
+						if err != nil || reply.Error != nil && reply.Error.Kind != "busy" {
+							t.Errorf("%v, %.300s", err, reply)
+						}
+					})
+				}
+				work.Wait()
 			})
 			if t.Logf("%d MiB", rise>>20); rise > most {
 				t.Errorf("the agent grew by %d MiB", rise>>20)

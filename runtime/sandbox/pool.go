@@ -21,6 +21,7 @@ type Pool struct {
 	// A runner has a place in one of these: those that run a script, one that changes the guest, which must not wait while it
 	// keeps all other writers waiting, and those that only read a script, which are quick.
 	runs, writes, reads chan struct{}
+	large               chan struct{} // see serve
 	running             sync.WaitGroup
 	spawner             sync.WaitGroup
 
@@ -61,7 +62,7 @@ func New(cfg Config) *Pool {
 	return &Pool{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func()),
 		runs: make(chan struct{}, max(cfg.Runners-1, 1)), writes: make(chan struct{}, 1),
-		reads: make(chan struct{}, cfg.Runners), started: make(chan struct{}),
+		reads: make(chan struct{}, cfg.Runners), started: make(chan struct{}), large: make(chan struct{}, 1),
 	}
 }
 
@@ -171,7 +172,7 @@ func (p *Pool) runOnce(ctx context.Context, job Job, start []byte, limits Limits
 			return startFailedOutcome(ctx, err, limits), false
 		}
 	}
-	out, retryable = serve(ctx, r, job, start, limits)
+	out, retryable = serve(ctx, r, job, start, limits, p.large)
 	return out, retryable && warm
 }
 

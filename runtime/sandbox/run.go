@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -21,6 +23,8 @@ const (
 	interruptGrace = 500 * time.Millisecond
 	// exitGrace is the time that a runner has to exit after its connection ended.
 	exitGrace = 2 * time.Second
+	// collectAfter is how large a call is behind which memory is collected at once.
+	collectAfter = 2 << 20
 	// Bounds on texts from a runner, in bytes.
 	maxStep, maxMessage, maxTraceback, maxName = 1 << 10, 16 << 10, 16 << 10, 256
 )
@@ -54,7 +58,11 @@ type run struct {
 
 // serve has a runner run one job, and kills it. start is the job's first message. retryable is true where the runner
 // sent nothing at all, so that the job can be run by another one.
-func serve(ctx context.Context, r *runner, job Job, start []byte, limits Limits) (out Outcome, retryable bool) {
+//
+// large is the one place for calls that hold much: who has sent a large call, or asks for a large answer, waits for it.
+func serve(
+	ctx context.Context, r *runner, job Job, start []byte, limits Limits, large chan struct{},
+) (out Outcome, retryable bool) {
 	began := time.Now()
 	s := &run{runner: r, job: job, limits: limits, functions: map[string]bool{}, script: job.Start.GetName()}
 	for _, f := range job.Start.GetFunctions() {
@@ -64,14 +72,42 @@ func serve(ctx context.Context, r *runner, job Job, start []byte, limits Limits)
 	ended, watched := make(chan struct{}), make(chan struct{})
 	go func() { defer close(watched); s.watch(ctx, ended, cpu0) }()
 
+	held, most := false, int64(0)
+	take := func(size int64) error {
+		if most = max(most, size); held {
+			return nil
+		}
+		select {
+		case large <- struct{}{}:
+			held = true
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	leave := func() {
+		if !held {
+			return
+		}
+		if most >= collectAfter {
+			runtime.GC() // what it held is still counted when the next one begins
+		}
+		<-large
+		held, most = false, 0
+	}
+	defer leave()
+	calls := builtins.WithLarge(ctx, take)
+	r.messages.Announced = func(size int64) error { return builtins.Large(calls, size) }
+
 	received := 0
 	_, err := r.conn.Write(start)
 	for done := false; err == nil && !done; {
 		var m *pb.RunnerMessage
 		if m, err = r.messages.Read(); err == nil {
 			received++
-			done, err = s.handle(ctx, m)
+			done, err = s.handle(calls, m)
 		}
+		leave()
 	}
 	if err != nil {
 		s.out.Error = s.abnormalEnd(err)

@@ -210,7 +210,11 @@ var refusedKinds = map[string]bool{"syntax": true, "params": true, "source": tru
 
 // builtin serves one call of the script.
 func (r *run) builtin(ctx context.Context, from *pb.RunnerCall) *pb.RunnerReply {
-	op, out, err := r.calls.Call(ctx, from.Name, func(op *builtins.Op) (proto.Message, error) { return sandbox.Bind(op, from.Args) })
+	op, out, err := r.calls.Call(ctx, from.Name, func(op *builtins.Op) (proto.Message, error) {
+		in, err := sandbox.Bind(op, from.Args)
+		from.Args = nil // large ones need not be held twice while the call runs
+		return in, err
+	})
 	if err == nil {
 		return &pb.RunnerReply{Value: sandbox.Unbind(op, out)}
 	}

@@ -109,6 +109,9 @@ func (c *Change) edited(ctx context.Context, edit func(context.Context, []byte) 
 	if c.Old.Kind != fsys.File {
 		return nil, c.writable(File{}) // which says what is wrong with it
 	}
+	if err := builtins.Large(ctx, c.Old.Size); err != nil {
+		return nil, err
+	}
 	old, err := c.At.ReadFile(MaxEdit)
 	if err != nil {
 		return nil, err

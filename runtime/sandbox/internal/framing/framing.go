@@ -62,13 +62,16 @@ func Encode(m *pb.RunnerMessage, elements int) ([]byte, error) {
 
 // Reader reads messages from a stream. It is for one goroutine.
 type Reader struct {
+	// Announced is called with the size of each message before its bytes are read; an error is Read's. Optional.
+	Announced func(size int64) error
+
 	r           *bufio.Reader
 	maxElements int
 }
 
 // NewReader returns a Reader of messages with at most maxElements elements each. It reads ahead.
 func NewReader(in io.Reader, elements int) *Reader {
-	return &Reader{bufio.NewReaderSize(in, 4096), elements}
+	return &Reader{r: bufio.NewReaderSize(in, 4096), maxElements: elements}
 }
 
 // Read returns the next message. The error is io.EOF where the stream ended between messages.
@@ -80,6 +83,11 @@ func (r *Reader) Read() (*pb.RunnerMessage, error) {
 	size := int64(binary.BigEndian.Uint32(head[:]))
 	if size > MaxBytes {
 		return nil, malformed("%w: %d bytes announced, the limit is %d", ErrTooLarge, size, MaxBytes)
+	}
+	if r.Announced != nil {
+		if err := r.Announced(size); err != nil {
+			return nil, err
+		}
 	}
 	payload, err := r.payload(size)
 	if err != nil {

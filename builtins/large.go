@@ -1,0 +1,24 @@
+package builtins
+
+import "context"
+
+// largeCall is how many bytes of arguments, of a file or of an answer, a script's call holds without asking for more.
+const largeCall = 256 << 10
+
+type largeKey struct{}
+
+// WithLarge returns a context for a call of a script: take is asked, at most once, before the call holds more than some 100 KiB. It
+// waits for the one place that all scripts together have for such calls, which is left when the call is answered.
+func WithLarge(ctx context.Context, take func(size int64) error) context.Context {
+	return context.WithValue(ctx, largeKey{}, take)
+}
+
+// Large waits until this call may hold size bytes, which it may at once if they are few, or if no script calls. It comes
+// before what may hang, and is no place to wait for another call.
+func Large(ctx context.Context, size int64) error {
+	take, ok := ctx.Value(largeKey{}).(func(int64) error)
+	if !ok || size <= largeCall {
+		return nil
+	}
+	return take(size)
+}
