@@ -23,10 +23,11 @@ func (r *Root) Exchangeable(path string) (bool, error) {
 	return false, nil
 }
 
-// foreign says whether others than root may change what is in a directory.
+// foreign says whether others than root may change what is in a directory. On Windows no mode says that, and it is false.
 func (m Meta) foreign() bool {
 	const others = 0o022
-	return m.Mode&others != 0 || m.UID != 0 && int(m.UID) != os.Geteuid()
+	own := os.Geteuid()
+	return own >= 0 && (m.Mode&others != 0 || m.UID != 0 && int(m.UID) != own)
 }
 
 func (r *Root) statExact(path string) (Meta, error) {
