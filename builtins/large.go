@@ -7,9 +7,13 @@ const largeCall = 256 << 10
 
 type largeKey struct{}
 
-// WithLarge returns a context for a call of a script: take is asked, at most once, before the call holds more than some 100 KiB. It
-// waits for the one place that all scripts together have for such calls, which is left when the call is answered.
+// WithLarge returns a context for the calls of a script: take is asked before one holds more than some 100 KiB. It waits for
+// the one place that all scripts together have for such calls, which is left when the call is answered. A script that a call
+// runs, as the test of another one, has the place of that call.
 func WithLarge(ctx context.Context, take func(size int64) error) context.Context {
+	if ctx.Value(largeKey{}) != nil {
+		return ctx
+	}
 	return context.WithValue(ctx, largeKey{}, take)
 }
 

@@ -87,7 +87,7 @@ var free = map[string]map[string]string{
 	},
 	"host.mount_undo": {
 		"source": "of a mount that was there before", "fstype": "of such a mount", "options": "of such a mount",
-		"namespace": "tells whether numbers of mounts are those of then",
+		"namespace": "tells the mounts of this boot from those of another",
 	},
 	"host.sysctl":   {"value": "the content of the setting"},
 	"host.timezone": {"new": "a name below the directory of time zones, for /etc/localtime, which the row names"},

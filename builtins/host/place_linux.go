@@ -17,8 +17,8 @@ import (
 	wiretext "github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// A user who owns a directory on the way to a target may exchange it for a link, or for another directory, whenever he likes. By
-// its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
+// A user who owns a directory on the way to a target may exchange it for a link, or for another directory, whenever he likes.
+// By its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
 // that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
 
 // stagingDir is where the directories to mount onto are made.
@@ -65,7 +65,7 @@ func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, a
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if errors.Is(err, unix.ENOSYS) {
-		err = fault.Unsupported("others than root can exchange a directory on the way, and this kernel cannot mount onto a descriptor")
+		err = fault.Unsupported("others than root can exchange a directory on the way, and this kernel mounts onto paths alone")
 	}
 	if err == nil {
 		defer unix.Close(tree)
@@ -112,7 +112,8 @@ func unmountAt(path string, number uint64) error {
 	}
 	defer unix.Close(parent)
 	var x unix.Statx_t
-	if err := unix.Statx(parent, filepath.Base(path), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &x); err != nil {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	if err := unix.Statx(parent, filepath.Base(path), flags, unix.STATX_MNT_ID, &x); err != nil {
 		return err
 	}
 	if x.Mnt_id != number {
@@ -160,7 +161,8 @@ func noteMounts(undo *pb.MountUndo) error {
 
 // kernels are file systems that come and go with services and containers.
 var kernels = []string{
-	autofs, "tmpfs", "overlay", "proc", "sysfs", "devpts", "devtmpfs", "mqueue", "cgroup", "cgroup2", "nsfs", "bpf", "ramfs", "hugetlbfs",
+	autofs, "tmpfs", "overlay", "proc", "sysfs", "devpts", "devtmpfs", "mqueue", "cgroup", "cgroup2", "nsfs", "bpf", "ramfs",
+	"hugetlbfs",
 }
 
 // moved looks for what host.mount has mounted where nothing is mounted at its target: a directory on the way to that may have
