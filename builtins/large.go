@@ -7,9 +7,9 @@ const largeCall = 256 << 10
 
 type largeKey struct{}
 
-// WithLarge returns a context for the calls of a script: take is asked before one holds more than some 100 KiB. It waits for
-// the one place that all scripts together have for such calls, which is left when the call is answered. A script that a call
-// runs, as the test of another one, has the place of that call.
+// WithLarge returns a context for the calls of a script: take is asked before one holds more than some 100 KiB. It waits until
+// there is as much of what all scripts together may hold for such calls, which is given back when the call is answered. A script
+// that a call runs, as the test of another one, has the share of that call.
 func WithLarge(ctx context.Context, take func(size int64) error) context.Context {
 	if ctx.Value(largeKey{}) != nil {
 		return ctx
@@ -18,7 +18,7 @@ func WithLarge(ctx context.Context, take func(size int64) error) context.Context
 }
 
 // Large waits until this call may hold size bytes, which it may at once if they are few, or if no script calls. It comes
-// before what may hang, and is no place to wait for another call.
+// before what may hang, and nobody waits for another call behind it.
 func Large(ctx context.Context, size int64) error {
 	take, ok := ctx.Value(largeKey{}).(func(int64) error)
 	if !ok || size <= largeCall {

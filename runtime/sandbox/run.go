@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,6 +24,9 @@ const (
 	interruptGrace = 500 * time.Millisecond
 	// exitGrace is the time that a runner has to exit after its connection ended.
 	exitGrace = 2 * time.Second
+	// maxLarge bounds what large calls of all scripts hold together, in bytes as they are sent: the largest message, and some small
+	// ones that take long beside it. Of each byte the agent has about three at a time.
+	maxLarge = framing.MaxBytes + 1<<20
 	// collectAfter is how large a call is behind which memory is collected at once.
 	collectAfter = 2 << 20
 	// Bounds on texts from a runner, in bytes.
@@ -59,9 +63,9 @@ type run struct {
 // serve has a runner run one job, and kills it. start is the job's first message. retryable is true where the runner
 // sent nothing at all, so that the job can be run by another one.
 //
-// large is the one place for calls that hold much: who has sent a large call, or asks for a large answer, waits for it.
+// large is what large calls of all scripts may hold together: who has sent one, or asks for a large answer, waits for its share.
 func serve(
-	ctx context.Context, r *runner, job Job, start []byte, limits Limits, large chan struct{},
+	ctx context.Context, r *runner, job Job, start []byte, limits Limits, large *semaphore.Weighted,
 ) (out Outcome, retryable bool) {
 	began := time.Now()
 	s := &run{runner: r, job: job, limits: limits, functions: map[string]bool{}, script: job.Start.GetName()}
@@ -72,28 +76,25 @@ func serve(
 	ended, watched := make(chan struct{}), make(chan struct{})
 	go func() { defer close(watched); s.watch(ctx, ended, cpu0) }()
 
-	held, most := false, int64(0)
+	held := int64(0)
 	take := func(size int64) error {
-		if most = max(most, size); held {
+		if size = min(size, maxLarge); size <= held {
 			return nil
 		}
-		select {
-		case large <- struct{}{}:
-			held = true
-			return nil
-		case <-ctx.Done():
+		large.Release(held) // or two that each have a part of it would wait for each other
+		held = 0
+		if large.Acquire(ctx, size) != nil {
 			return context.Cause(ctx)
 		}
+		held = size
+		return nil
 	}
 	leave := func() {
-		if !held {
-			return
-		}
-		if most >= collectAfter {
+		if held >= collectAfter {
 			runtime.GC() // what it held is still counted when the next one begins
 		}
-		<-large
-		held, most = false, 0
+		large.Release(held)
+		held = 0
 	}
 	defer leave()
 	calls := builtins.WithLarge(ctx, take)
