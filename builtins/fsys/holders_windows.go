@@ -35,8 +35,9 @@ const (
 // holdersOf finds who has a file open. Wine's restart manager knows of nobody.
 var holdersOf = askRestartManager
 
-// held returns the error about files that cannot be changed, with the names of the processes that hold them open where that is the
-// reason. It is then of cause fault.ErrBusy, also where Windows calls it a lack of rights, as it does where a file is replaced.
+// held returns the error about files that cannot be changed, with the names of the processes that hold them open where that is
+// the reason. It is then of cause fault.ErrBusy, also where Windows calls it a lack of rights, as it does where a file is
+// replaced.
 func held(err error, paths ...string) error {
 	cause := fault.Cause(err)
 	if !errors.Is(cause, fault.ErrBusy) && !errors.Is(cause, fs.ErrPermission) {
@@ -60,8 +61,8 @@ func held(err error, paths ...string) error {
 	return fault.Wrapf(errors.Join(fault.ErrBusy, cause), "it is open in %s", strings.Join(names, ", "))
 }
 
-// The restart manager (restartmanager.h): the sizes of its texts with the zero at their end, and its answer to a list that is too
-// short.
+// The restart manager (restartmanager.h): the sizes of its texts with the zero at their end, and its answer to a list that is
+// too short.
 const (
 	maxAppName     = 256
 	maxServiceName = 64

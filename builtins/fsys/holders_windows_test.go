@@ -13,8 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// The processes that hold a file open are named where the restart manager knows them. Wine's knows none, so it is asked, and its
-// answer is given here.
+// The processes that hold a file open are named where the restart manager knows them. Wine's knows none, so it is asked, and
+// its answer is given here.
 func TestHoldersAreNamed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(path, []byte("one"), 0o600); err != nil {

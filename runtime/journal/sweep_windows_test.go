@@ -296,8 +296,8 @@ func newDirs(t *testing.T) (dir, state string) {
 	return dir, state
 }
 
-// Of a transaction that has ended nothing stays open, whether it was committed or rolled back, and the next one finds the log that
-// is kept for it.
+// Of a transaction that has ended nothing stays open, whether it was committed or rolled back, and the next one finds the log
+// that is kept for it.
 func TestNothingIsLeftOfATransaction(t *testing.T) {
 	for _, what := range []string{"commit", "roll back"} {
 		dir, state := newDirs(t)

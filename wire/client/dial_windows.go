@@ -57,6 +57,9 @@ func localChannel(id string) string {
 // pipeGone says whether an error is that of a named pipe: one that cannot be opened, or whose other end has gone.
 func pipeGone(err error) bool {
 	var open *fs.PathError
-	return errors.As(err, &open) && strings.HasPrefix(open.Path, pipePrefix) || errors.Is(err, windows.ERROR_BROKEN_PIPE) ||
-		errors.Is(err, windows.ERROR_NO_DATA) || errors.Is(err, windows.ERROR_PIPE_NOT_CONNECTED) || errors.Is(err, winio.ErrFileClosed)
+	if errors.As(err, &open) && strings.HasPrefix(open.Path, pipePrefix) {
+		return true
+	}
+	return errors.Is(err, windows.ERROR_BROKEN_PIPE) || errors.Is(err, windows.ERROR_NO_DATA) ||
+		errors.Is(err, windows.ERROR_PIPE_NOT_CONNECTED) || errors.Is(err, winio.ErrFileClosed)
 }

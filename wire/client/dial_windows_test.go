@@ -55,7 +55,8 @@ func TestPipeThatHasGone(t *testing.T) {
 	if _, err := conn.Write([]byte("x")); !Gone(err) {
 		t.Error("closed:", err)
 	}
-	if file := (&fs.PathError{Op: "open", Path: `C:\file`, Err: fs.ErrNotExist}); Gone(file) || Gone(fault.Refuse("no")) || Gone(errors.New("x")) {
+	file := &fs.PathError{Op: "open", Path: `C:\file`, Err: fs.ErrNotExist}
+	if Gone(file) || Gone(fault.Refuse("no")) || Gone(errors.New("x")) {
 		t.Error("another error is one of the connection")
 	}
 }

@@ -126,8 +126,8 @@ type ackResult struct {
 	failure error
 }
 
-// awaitAcks waits for the replies to all chunks in order. It calls stop with the first failure, which is the error then of what is
-// being sent as well.
+// awaitAcks waits for the replies to all chunks in order. It calls stop with the first failure, which is the error then of what
+// is being sent as well.
 func awaitAcks(ctx context.Context, flight <-chan *pending, stop context.CancelCauseFunc) (got ackResult) {
 	for one := range flight {
 		answer, err := one.answer(ctx)

@@ -247,8 +247,8 @@ func (d *Desktop) Drop(request proto.Message) {
 	delete(d.kept, ipc.Name(request))
 }
 
-// Changed says that another session may be in front, or that it is locked or unlocked, where others than the system's own service
-// for that know of it.
+// Changed says that another session may be in front, or that it is locked or unlocked, where others than the system's own
+// service for that know of it.
 func (d *Desktop) Changed() { d.wake() }
 
 // Status describes the desktop. It asks nobody: of a session that no helper was needed in it knows what was found last.

@@ -21,8 +21,8 @@ type origin struct {
 	leader int    // nobody asks for it
 }
 
-// finder finds the session at the console: the one that the display and the keyboard of the guest belong to. A session by Remote
-// Desktop has displays of its own, which are those of its client.
+// finder finds the session at the console: the one that the display and the keyboard of the guest belong to. A session by
+// Remote Desktop has displays of its own, which are those of its client.
 type finder struct{ console consoleAPI }
 
 // consoleAPI are the calls about sessions.
@@ -118,7 +118,8 @@ func activeConsole() (session uint32, ok bool) {
 	return session, session != ^uint32(0)
 }
 
-// consoleToken returns a token of the user of a session. An agent that is not the service serves the session that it is in alone.
+// consoleToken returns a token of the user of a session. An agent that is not the service serves the session that it is in
+// alone.
 func consoleToken(session uint32) (windows.Token, error) {
 	var token windows.Token
 	err := windows.WTSQueryUserToken(session, &token)

@@ -117,8 +117,8 @@ func waitFor(t *testing.T, what string, f func() bool) {
 	}
 }
 
-// The helper runs in the session at the console, as the user there, with the environment of a logon and without what the agent has
-// in its own. What is large passes in both directions.
+// The helper runs in the session at the console, as the user there, with the environment of a logon and without what the agent
+// has in its own. What is large passes in both directions.
 func TestHelperInTheSessionAtTheConsole(t *testing.T) {
 	t.Setenv("QUANTIX_SECRET", "of the agent")
 	d := open(t, nil, nil)
@@ -158,7 +158,8 @@ func TestHelperInTheSessionAtTheConsole(t *testing.T) {
 	events := make(chan string, 1)
 	other := open(t, nil, nil)
 	OnEvent(other, func(_ *Session, e *pb.ErrorEvent) { events <- e.Message })
-	if _, err := Do[*pb.PongResponse](t.Context(), other, Request{Message: &pb.ThawFilesystemsRequest{}, Limit: time.Minute}); err != nil {
+	tell := Request{Message: &pb.ThawFilesystemsRequest{}, Limit: time.Minute}
+	if _, err := Do[*pb.PongResponse](t.Context(), other, tell); err != nil {
 		t.Fatal(err)
 	}
 	if e := <-events; e != "told" {

@@ -50,8 +50,8 @@ const (
 	peerWait = 20 * time.Second
 )
 
-// StartPeer starts this program once more, and waits until it has opened its channel. It has no handle of the agent, and is in a
-// job of its own: it starts no other process, and ends with the agent. The error is a *StartError.
+// StartPeer starts this program once more, and waits until it has opened its channel. It has no handle of the agent, and is in
+// a job of its own: it starts no other process, and ends with the agent. The error is a *StartError.
 func StartPeer(spec PeerSpec) (*Peer, error) {
 	failed := func(stage string, err error) error { return &StartError{Stage: stage, Err: fault.Cause(err)} }
 	pipe, name, err := peerPipe(spec.Token)

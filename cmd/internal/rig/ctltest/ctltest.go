@@ -78,8 +78,8 @@ func Clean() {
 // noAnswer is the ctl's exit status where the agent has not answered its first ping in time. Nothing was asked for then.
 const noAnswer = 3
 
-// runCtl runs the ctl. Under Wine on a busy machine, where a program may not start, and no answer may come in time, it is run again
-// unless that is what is wanted.
+// runCtl runs the ctl. Under Wine on a busy machine, where a program may not start, and no answer may come in time, it is run
+// again unless that is what is wanted.
 func runCtl(ts *testscript.TestScript, binary string, args []string, want int) error {
 	attempts := 1
 	if runtime.GOOS == "windows" && want != noAnswer {

@@ -79,8 +79,8 @@ func TestDesktopOfTheUserByTheService(t *testing.T) {
 	}
 }
 
-// shown is the size of the first display. Under Wine, where a process that handles no messages is not told of a change, the X server
-// is asked.
+// shown is the size of the first display. Under Wine, where a process that handles no messages is not told of a change, the
+// X server is asked.
 func shown(t *testing.T) string {
 	t.Helper()
 	if !isWine() {

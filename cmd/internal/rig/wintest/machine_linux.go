@@ -48,7 +48,9 @@ func missing() []string {
 			break
 		}
 	}
-	for program, name := range map[string]string{"wixl": "wixl", "msibuild": "msitools", "Xvfb": "xvfb", "xrandr": "x11-xserver-utils"} {
+	for program, name := range map[string]string{
+		"wixl": "wixl", "msibuild": "msitools", "Xvfb": "xvfb", "xrandr": "x11-xserver-utils",
+	} {
 		if _, err := exec.LookPath(program); err != nil {
 			packages = append(packages, name)
 		}
@@ -93,8 +95,8 @@ func openMachine(ctx context.Context) (*machine, error) {
 	return m, nil
 }
 
-// startDisplay starts an X server, so that there are displays with modes and a clipboard. Programs that run in the prefix already
-// keep the one that they have.
+// startDisplay starts an X server, so that there are displays with modes and a clipboard. Programs that run in the prefix
+// already keep the one that they have.
 func (m *machine) startDisplay(ctx context.Context) error {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -217,8 +219,8 @@ func (m *machine) close() {
 // env returns the environment of programs under Wine: without its messages, and without its offers to install .NET and
 // a browser.
 func (m *machine) env() []string {
-	return append(os.Environ(), "DISPLAY="+m.display, "WINEPREFIX="+filepath.Join(m.dir, "prefix"), "WINEARCH=win64", "WINELOADER="+loader(),
-		"WINEDEBUG=-all", "WINEDLLOVERRIDES=mscoree,mshtml=")
+	return append(os.Environ(), "DISPLAY="+m.display, "WINEPREFIX="+filepath.Join(m.dir, "prefix"), "WINEARCH=win64",
+		"WINELOADER="+loader(), "WINEDEBUG=-all", "WINEDLLOVERRIDES=mscoree,mshtml=")
 }
 
 // wine runs a program under Wine with this process' standard streams.
