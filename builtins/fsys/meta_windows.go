@@ -303,6 +303,9 @@ func isReadOnly(path string) bool {
 	return err == nil && meta.Kind == File && meta.Mode&0o200 == 0
 }
 
+// moveWait is how long a file is waited for that another holds open and is to be replaced.
+const moveWait = 300 * time.Millisecond
+
 // moveFile renames a file, durably. With replace it takes the place of another one in one step, also of one that is read-only,
 // which nobody would be kept from changing elsewhere.
 func moveFile(from, to string, replace bool) error {
@@ -319,6 +322,11 @@ func moveFile(from, to string, replace bool) error {
 		return err
 	}
 	err = windows.MoveFileEx(source, target, flags)
+	for end := time.Now().Add(moveWait); replace && !isReadOnly(to) && time.Now().Before(end) &&
+		(errors.Is(err, windows.ERROR_ACCESS_DENIED) || errors.Is(err, windows.ERROR_SHARING_VIOLATION)); {
+		time.Sleep(5 * time.Millisecond) // somebody looks at it, or replaces it as well
+		err = windows.MoveFileEx(source, target, flags)
+	}
 	switch {
 	case err == nil:
 		return nil
