@@ -126,6 +126,9 @@ func openDir(root *fsys.Root, path string) (*fsys.Dir, error) {
 	return at.OpenDir()
 }
 
+// listedSize is how many bytes a list takes for each byte of the directory's own size.
+const listedSize = 8
+
 func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.FileList, error) {
 	dir, err := openDir(r.guest.Of(call), in.Path)
 	if err != nil {
@@ -134,7 +137,7 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 	defer dir.Close()
 	meta, err := dir.Stat(".")
 	if err == nil {
-		err = builtins.Large(ctx, meta.Size)
+		err = builtins.Large(ctx, listedSize*meta.Size)
 	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
@@ -216,7 +219,7 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 				return nil, err
 			}
 			if meta, err := lstat(r.guest.Of(call), dir+"/"); err == nil { // else nothing matches
-				if err := builtins.Large(ctx, meta.Size); err != nil {
+				if err := builtins.Large(ctx, listedSize*meta.Size); err != nil {
 					return nil, err
 				}
 			}
