@@ -262,6 +262,8 @@ func (d *realDir) mount(string) (Mount, error) { return Mount{}, nil }
 
 func (r *realRoot) automount(string) (Mount, bool, error) { return Mount{}, false, nil }
 
+func (r *realRoot) detachUserMount(string) (string, error) { return "", nil }
+
 func (r *realRoot) trigger(string) error { return nil }
 
 func isMounted(string) (bool, error) { return false, nil }

@@ -102,6 +102,16 @@ func (r *Root) real(path string) (*realRoot, string, error) {
 	return real, raw, err
 }
 
+// DetachUserMount detaches a file system that another user than root and the agent's mounted by FUSE on the way to a path, and
+// returns where that was; empty: there is none. Nobody else can enter it, root included.
+func (r *Root) DetachUserMount(path string) (point string, err error) {
+	real, raw, err := r.real(path)
+	if real == nil || err != nil {
+		return "", err
+	}
+	return real.detachUserMount(raw)
+}
+
 // IsMounted reports whether the file system with this Mount.Device is mounted anywhere.
 func IsMounted(device string) (bool, error) { return isMounted(device) }
 

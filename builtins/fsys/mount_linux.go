@@ -94,8 +94,8 @@ func noMountsBelow(dir handle, name string) error {
 
 // mountLine is a line of the kernel's list of mounts.
 type mountLine struct {
-	number                           uint64
-	device, dir, point, kind, source string
+	number                                    uint64
+	device, dir, point, kind, source, options string
 }
 
 // readMounts reads the kernel's list of mounts; see proc_pid_mountinfo(5).
@@ -115,7 +115,10 @@ func readMounts() ([]mountLine, error) {
 		if err != nil {
 			continue
 		}
-		list = append(list, mountLine{number, fields[2], UnescapeMount(fields[3]), UnescapeMount(fields[4]), more[0], UnescapeMount(more[1])})
+		list = append(list, mountLine{
+			number, fields[2], UnescapeMount(fields[3]), UnescapeMount(fields[4]), more[0], UnescapeMount(more[1]),
+			strings.Join(more[2:], " "),
+		})
 	}
 	return list, nil
 }

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -328,4 +329,47 @@ func TestRecordsWithoutMounts(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	checkTree(t, before, m.disk)
+}
+
+// A user who mounts a file system over his directory, which root cannot enter, does not hold a rollback up.
+func TestMountOfAUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount")
+	}
+	p := newTestDirs(t)
+	before := mustPopulate(t, p)
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/app.d/deep/er/file", Content: []byte("new")})
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/app.d/one", Content: []byte("new")})
+	tx.Mark()
+	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer device.Close()
+	for _, name := range []string{"etc/app.d/deep", "etc/app.d"} { // the second one hides the first
+		point := filepath.Join(p.files, name)
+		options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=65534,group_id=65534", device.Fd())
+		if err := unix.Mount("users", point, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+			t.Skip(err)
+		}
+		defer unix.Unmount(point, unix.MNT_DETACH)
+		if device, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+			t.Fatal(err)
+		}
+		defer device.Close()
+	}
+	report := tx.Rollback(t.Context())
+	for n := 0; report.Halted && n < 3; n++ { // as the agent does it
+		list, err := g.journal.Recover(t.Context(), nil)
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		report = list[0].Report
+	}
+	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !strings.Contains(report.Hint(), "a mount on /etc/app.d") {
+		t.Errorf("%+v %s", report, report.Hint())
+	}
+	checkTree(t, before, p.files)
 }

@@ -102,6 +102,12 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			return err
 		}
 		var ran []*pb.Change
+		for i := range undone[:min(len(undone), 1)] {
+			for _, point := range p.detached {
+				undone[i].Reset = append(undone[i].Reset, "a mount on "+point)
+			}
+			p.detached = nil
+		}
 		for _, u := range undone {
 			report.add(u)
 			if u.Ran != nil {
@@ -163,6 +169,22 @@ func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalReco
 	if s.inverse != "" && deferOp != nil && deferOp(s.inverse) {
 		return errDeferred
 	}
+	err := p.tx.checkMounts(record)
+	if err == nil || p.tx.journal.config.BootID() != p.tx.begin.BootId {
+		return err
+	}
+	// A user who can mount over a directory of his may delay a rollback, and not hold it up.
+	for _, path := range stepPaths(record) {
+		switch point, detachErr := p.tx.journal.config.Root.DetachUserMount(path); {
+		case detachErr != nil:
+			return errors.Join(err, detachErr)
+		case point != "":
+			p.detached = append(p.detached, point)
+		}
+	}
+	if len(p.detached) == 0 {
+		return err
+	}
 	return p.tx.checkMounts(record)
 }
 
@@ -220,6 +242,7 @@ type undoPass struct {
 	unlogged         bool            // a step was undone, and its record could not be written
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
+	detached []string      // what users had mounted in the way, until a step tells it
 	patience time.Duration // what is left for others who are in the way
 }
 
