@@ -32,6 +32,15 @@ func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	case from.Absent() || from.Path == to.Path:
 		return &pb.Changed{}, nil
 	}
+	if call.Undo && !to.Absent() { // an older agent undoes a move by another one
+		if from.Old.Same(to.Old) {
+			return &pb.Changed{Changed: true}, from.At.Remove()
+		}
+		if err := r.edit.PutAside(to.At, to.Path); err != nil {
+			return nil, fault.On(to.Path, err)
+		}
+		to.Old = fsys.Meta{Kind: fsys.Absent}
+	}
 	if err := movable(from, to); err != nil {
 		return nil, err
 	}

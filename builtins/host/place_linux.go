@@ -59,7 +59,10 @@ func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, a
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(stage)) }()
+	defer func() {
+		_ = unix.Unmount(stage, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // what an error left there
+		err = errors.Join(err, os.Remove(stage))
+	}()
 	if err := r.runMount(ctx, fstype, append(slices.Clone(args), stage)...); err != nil {
 		return err
 	}

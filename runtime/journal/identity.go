@@ -1,10 +1,6 @@
 package journal
 
 import (
-	"cmp"
-	"maps"
-	"strings"
-
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -18,30 +14,59 @@ import (
 // maxMade bounds the objects that are known to have been made anew. Of more an older step may say that it finds another one.
 const maxMade = 1000
 
-// noteMade notes that what is at a path, as the rollback left it, stands for the object that was kept.
-func (t *Tx) noteMade(path string, was, is fsys.Meta) {
-	if was.Kind == fsys.Absent || is.SameInode(was) || t.made[path] == nil && len(t.made) >= maxMade {
+// inode tells an object from all others of its file system, whatever became of its path.
+type inode struct {
+	number uint64
+	born   fsys.Time
+}
+
+func inodeOf(m fsys.Meta) inode { return inode{m.Ino, m.Born} }
+
+// noteMade notes that what a rollback left stands for the object that was kept, if an older step may ask.
+func (t *Tx) noteMade(was, is fsys.Meta) {
+	if was.Kind == fsys.Absent || is.SameInode(was) || is.Kind != fsys.Directory && !t.named[inodeOf(was)] || len(t.made) >= maxMade {
 		return
 	}
-	made := &pb.JournalMade{Path: path, Ino: is.Ino}
-	if is.Born != (fsys.Time{}) {
-		made.Born = toTime(is.Born)
-	}
+	made := &pb.JournalMade{Ino: is.Ino, Born: bornTime(is), WasIno: was.Ino, WasBorn: bornTime(was)}
 	t.applyMade(made)
 	t.unloggedMade = append(t.unloggedMade, made)
 }
 
 func (t *Tx) applyMade(made *pb.JournalMade) {
 	if t.made == nil {
-		t.made = map[string]*pb.JournalMade{}
+		t.made = map[inode]inode{}
 	}
-	t.made[made.Path] = made
+	is := inode{made.Ino, fromTime(made.Born)}
+	t.made[inode{made.WasIno, fromTime(made.WasBorn)}] = is
+	t.name(is)
 }
 
-// wasMade says whether what is at a path was made anew by the rollback of a newer step.
-func (t *Tx) wasMade(path string, is fsys.Meta) bool {
-	made := t.made[path]
-	return made != nil && is.SameInode(fsys.Meta{Ino: made.Ino, Born: fromTime(made.Born)})
+// name notes that a step asks for an object.
+func (t *Tx) name(object inode) {
+	if t.named == nil {
+		t.named = map[inode]bool{}
+	}
+	t.named[object] = true
+}
+
+// standsFor returns the object that stands for another one by now: the same, unless that was made anew.
+func (t *Tx) standsFor(object inode) inode {
+	for range len(t.made) {
+		made, ok := t.made[object]
+		if !ok {
+			break
+		}
+		object = made
+	}
+	return object
+}
+
+// bornTime is when an object was made, in its stored form; nil where that is not known.
+func bornTime(m fsys.Meta) *pb.JournalTime {
+	if m.Born == (fsys.Time{}) {
+		return nil
+	}
+	return toTime(m.Born)
 }
 
 // inverseObject returns the object that an inverse is about; nil: it is about something else.
@@ -64,33 +89,15 @@ func objectPaths(o *pb.JournalObject) []string {
 	return []string{o.Path, o.MovedTo}
 }
 
-// withMade returns an inverse that knows its object as it was made anew.
+// withMade returns the arguments of an inverse, which know its object as it was made anew.
 func (t *Tx) withMade(inverse *pb.JournalInverse) (*anypb.Any, error) {
 	o := inverseObject(inverse)
-	if o == nil || o.State == nil {
+	if o == nil || o.State == nil || len(t.made) == 0 {
 		return inverse.Args, nil
 	}
-	made := cmp.Or(t.made[o.MovedTo], t.made[o.Path])
-	if made == nil {
-		return inverse.Args, nil
-	}
-	o.State.Ino, o.State.Born = made.Ino, made.Born
+	is := t.standsFor(inodeOf(fromState(o.State)))
+	o.State.Ino, o.State.Born = is.number, bornTime(fsys.Meta{Born: is.born})
 	return anypb.New(o)
-}
-
-// movedBack notes that an inverse moved its object back, with all that was made anew in it.
-func (t *Tx) movedBack(inverse *pb.JournalInverse) {
-	o := inverseObject(inverse)
-	if o == nil || o.MovedTo == "" {
-		return
-	}
-	for path, made := range maps.Clone(t.made) {
-		if fsys.Within(path, o.MovedTo) {
-			moved := &pb.JournalMade{Path: o.Path + strings.TrimPrefix(path, o.MovedTo), Ino: made.Ino, Born: made.Born}
-			t.applyMade(moved)
-			t.unloggedMade = append(t.unloggedMade, moved)
-		}
-	}
 }
 
 // inverseMounts returns the mounts that the object of an inverse is on, and is moved from.

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -69,6 +70,11 @@ func TestAnotherObjectGetsNothing(t *testing.T) {
 			at := func(name string) string { return filepath.Join(p.files, "etc", name) }
 			if err := os.WriteFile(at("app.d/huge"), make([]byte, large), 0o600); err != nil {
 				t.Fatal(err)
+			}
+			for _, dir := range []string{".", "app.d"} {
+				if err := os.Chmod(at(dir), 0o777); err != nil {
+					t.Fatal(err)
+				}
 			}
 			g := newGuest(t, p, nil)
 			tx := g.begin(t)
@@ -140,6 +146,28 @@ func TestOlderStepsKnowWhatWasMadeAnew(t *testing.T) {
 			{"file.move", &pb.FromToArgs{From: "/etc/app.d", To: "/etc/new"}},
 			{"file.write", &pb.WriteFileArgs{Path: "/etc/new/huge", Content: []byte("short")}},
 		}},
+		{"a name that is used again", []call{
+			{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/small.old"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("1")}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("2")}},
+		}},
+		{"two moves, and a name that is used again", []call{
+			{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/b"}},
+			{"file.move", &pb.FromToArgs{From: "/etc/b", To: "/etc/c"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/b", Content: []byte("1")}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/b", Content: []byte("2")}},
+		}},
+		{"a large file that is removed and written", []call{
+			{"file.chmod", &pb.ChmodArgs{Path: "/etc/huge", Mode: "0711"}},
+			{"file.remove", &pb.RemoveArgs{Path: "/etc/huge"}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/huge", Content: []byte("1")}},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/huge", Content: []byte("2")}},
+		}},
+		{"a call that was taken back", []call{
+			{"revert", nil},
+			{"file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte("1")}},
+			{"file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/x"}},
+		}},
 		{"a directory that was made anew", []call{
 			{"file.chmod", &pb.ChmodArgs{Path: "/etc/app.d", Mode: "0700"}},
 			{"remake", nil},
@@ -149,6 +177,11 @@ func TestOlderStepsKnowWhatWasMadeAnew(t *testing.T) {
 			t.Run(test.name, func(t *testing.T) {
 				p := newTestDirs(t)
 				mustPopulate(t, p)
+				for _, dir := range []string{"", "app.d"} { // so that an object is told from another one by what it is
+					if err := os.Chmod(filepath.Join(p.files, "etc", dir), 0o777); err != nil {
+						t.Fatal(err)
+					}
+				}
 				for _, name := range []string{"huge", "app.d/huge"} {
 					if err := os.WriteFile(filepath.Join(p.files, "etc", name), make([]byte, 2<<20), 0o600); err != nil {
 						t.Fatal(err)
@@ -157,6 +190,16 @@ func TestOlderStepsKnowWhatWasMadeAnew(t *testing.T) {
 				before := mustDescribeTree(t, p.files)
 				change := func(g *guest, tx *Tx) {
 					for _, c := range test.calls {
+						if c.op == "revert" {
+							mark := tx.Mark()
+							for range 2 {
+								g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/small", Content: []byte(rand.Text())})
+							}
+							if err := tx.Revert(t.Context(), mark); err != nil {
+								t.Fatal(err)
+							}
+							continue
+						}
 						if c.op != "remake" {
 							g.mustCall(t, tx, c.op, c.in)
 							continue

@@ -60,7 +60,7 @@ func randomCalls(random *rand.Rand) []call {
 	var calls []call
 	for range 1 + random.IntN(12) {
 		flag, other := random.IntN(2) == 0, random.IntN(2) == 0
-		switch random.IntN(9) {
+		switch random.IntN(10) {
 		case 0, 1:
 			calls = append(calls, call{"file.write", &pb.WriteFileArgs{Path: path(), Content: content(), Parents: flag, Inplace: other, Mode: []string{"", "0600"}[random.IntN(2)]}})
 		case 2:
@@ -75,6 +75,8 @@ func randomCalls(random *rand.Rand) []call {
 			calls = append(calls, call{"file.chmod", &pb.ChmodArgs{Path: path(), Mode: []string{"0700", "0755"}[random.IntN(2)]}})
 		case 8:
 			calls = append(calls, call{"file.copy", &pb.FromToArgs{From: path(), To: path()}})
+		case 9:
+			calls = append(calls, call{"file.move", &pb.FromToArgs{From: path(), To: path()}})
 		}
 	}
 	return calls

@@ -78,7 +78,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	}
 	err = r.verify()
 	if err == nil {
-		p.tx.noteMade(o.Path, r.was, r.is)
+		p.tx.noteMade(r.was, r.is)
 	}
 	return c, err
 }
@@ -130,19 +130,25 @@ func (r *restorer) restoreObject(after *pb.JournalState) error {
 		if r.is, err = r.at.Capture(); err != nil {
 			return err
 		}
+		if r.is.Kind != r.was.Kind || r.is.Target != r.was.Target {
+			return fault.ErrChanged
+		}
 	}
 	return r.apply()
 }
 
 // otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
-// are those of whoever made it. It is an error where the step changed the attributes of the kept one. A command that declared a
-// tree may have made it anew.
+// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can put a
+// directory, and in a tree that a command declared, it was made anew, as by what undid a command.
 func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || r.object.Tree {
 		return false, nil
 	}
 	same, err := sameInode(r.at, r.was, r.is)
-	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.wasMade(r.object.Path, r.is) {
+	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.standsFor(inodeOf(r.was)) == inodeOf(r.is) {
+		return false, err
+	}
+	if may, err := r.pass.tx.journal.config.Root.Exchangeable(r.object.Path); !may || err != nil {
 		return false, err
 	}
 	if after != nil {
@@ -274,7 +280,9 @@ func (r *restorer) restoreFile() error {
 // widened says whether others have rights to the file that is there which they had not to the kept one.
 func (r *restorer) widened() bool {
 	const others = 0o077
-	return r.is.Mode&^r.was.Mode&others != 0 || r.is.UID != r.was.UID || r.is.GID != r.was.GID
+	const acl = "system.posix_acl_access"
+	return r.is.Mode&^r.was.Mode&others != 0 || r.is.UID != r.was.UID || r.is.GID != r.was.GID ||
+		!bytes.Equal(r.is.Xattrs[acl], r.was.Xattrs[acl])
 }
 
 // ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
@@ -307,7 +315,8 @@ func (r *restorer) relink() (bool, error) {
 		return false, err
 	}
 	defer kept.Close()
-	if _, err := kept.Stat(); err != nil {
+	same, err := kept.Stat()
+	if err != nil {
 		return false, ignoreNotExist(err)
 	}
 	if r.is.Kind != fsys.Absent {
@@ -318,7 +327,7 @@ func (r *restorer) relink() (bool, error) {
 	if err := r.do("restore.relink", func() error { return kept.Link(r.at) }); err != nil {
 		return false, err
 	}
-	r.is, err = r.at.Capture()
+	r.is, err = r.at.Of(same).Capture()
 	return true, err
 }
 

@@ -340,7 +340,6 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (
 	case idle:
 		ran.Action = "not needed"
 	}
-	p.tx.movedBack(inverse)
 	return ran, nil
 }
 

@@ -248,9 +248,7 @@ func (s *snapshotter) addContent(at *fsys.At, meta fsys.Meta, o *pb.JournalObjec
 	s.files = append(s.files, o.Image)
 	made, err := image.Stat()
 	o.ImageIno = made.Ino
-	if made.Born != (fsys.Time{}) {
-		o.ImageBorn = toTime(made.Born)
-	}
+	o.ImageBorn = bornTime(made)
 	return s.noteDiskError(err)
 }
 
@@ -282,7 +280,11 @@ func (s *snapshotter) addLink(at *fsys.At, meta fsys.Meta, o *pb.JournalObject) 
 		return s.noteDiskError(err)
 	}
 	s.files = append(s.files, name)
-	if linked, err := place.Stat(); err != nil || !linked.SameInode(meta) {
+	linked, err := place.Stat()
+	if err != nil {
+		return s.noteDiskError(err)
+	}
+	if same, err := sameInode(at, meta, linked); err != nil || !same {
 		return errors.Join(err, fault.ErrChanged)
 	}
 	o.Link = name

@@ -21,9 +21,7 @@ func toState(m fsys.Meta) *pb.JournalState {
 		Kind: string(m.Kind), Mode: m.Mode, Uid: m.UID, Gid: m.GID, Size: m.Size, Mtime: toTime(m.Mtime),
 		Target: []byte(m.Target), Rdev: m.Rdev, Ino: m.Ino, Links: m.Links,
 	}
-	if m.Born != (fsys.Time{}) {
-		s.Born = toTime(m.Born)
-	}
+	s.Born = bornTime(m)
 	for name, value := range m.Xattrs {
 		s.Xattrs = append(s.Xattrs, &pb.JournalXattr{Name: []byte(name), Value: value})
 	}

@@ -36,7 +36,8 @@ type Tx struct {
 	unloggedMade     []*pb.JournalMade
 	markedSteps      int // how many of steps belong to calls that ended
 	pending          pendingSyncs
-	made             map[string]*pb.JournalMade  // by path
+	made             map[inode]inode             // what a rollback made anew, by what it stands for
+	named            map[inode]bool              // the objects that inverses are about
 	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
 	index, inverses  int64                       // bytes, see reserve
 	latest           *pb.JournalRecord           // of the last step, if it is small; nil: it is in the log alone
@@ -432,6 +433,9 @@ func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 		s.number, s.moved, s.spool = r.Take.Step, r.Take.Path, r.Take.Spool
 	case *pb.JournalRecord_Inverse:
 		s.number, s.inverse, s.last = r.Inverse.Step, r.Inverse.Op, r.Inverse.Last
+		if o := inverseObject(r.Inverse); o != nil {
+			t.name(inodeOf(fromState(o.State)))
+		}
 	case *pb.JournalRecord_Irreversible:
 		s.number, s.irreversible = r.Irreversible.Step, true
 	default:

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -23,7 +21,7 @@ type Pool struct {
 	// A runner has a place in one of these: those that run a script, one that changes the guest, which must not wait while it
 	// keeps all other writers waiting, and those that only read a script, which are quick.
 	runs, writes, reads chan struct{}
-	large               *semaphore.Weighted // see serve
+	large               *largeCalls // see serve
 	running             sync.WaitGroup
 	spawner             sync.WaitGroup
 
@@ -64,7 +62,7 @@ func New(cfg Config) *Pool {
 	return &Pool{
 		cfg: cfg, limits: cfg.Limits.withDefaults(), closing: make(chan struct{}), spawns: make(chan func()),
 		runs: make(chan struct{}, max(cfg.Runners-1, 1)), writes: make(chan struct{}, 1),
-		reads: make(chan struct{}, cfg.Runners), started: make(chan struct{}), large: semaphore.NewWeighted(maxLarge),
+		reads: make(chan struct{}, cfg.Runners), started: make(chan struct{}), large: newLargeCalls(),
 	}
 }
 

@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -24,9 +24,9 @@ const (
 	interruptGrace = 500 * time.Millisecond
 	// exitGrace is the time that a runner has to exit after its connection ended.
 	exitGrace = 2 * time.Second
-	// maxLarge bounds what large calls of all scripts hold together, in bytes as they are sent: the largest message, and some small
-	// ones that take long beside it. Of each byte the agent has about three at a time.
-	maxLarge = framing.MaxBytes + 1<<20
+	// smallCall is up to how many bytes a large call has one of smallPlaces, so that those which take long do not stop all others. A
+	// larger one has the one place for such: of each byte the agent has about three at a time.
+	smallCall, smallPlaces = 1 << 20, 2
 	// collectAfter is how large a call is behind which memory is collected at once.
 	collectAfter = 2 << 20
 	// Bounds on texts from a runner, in bytes.
@@ -60,12 +60,19 @@ type run struct {
 	inCall    bool  // the runner waits for a reply and does not notice an interrupt
 }
 
+// largeCalls has a place for each call that may hold much.
+type largeCalls struct{ one, small chan struct{} }
+
+func newLargeCalls() *largeCalls {
+	return &largeCalls{make(chan struct{}, 1), make(chan struct{}, smallPlaces)}
+}
+
 // serve has a runner run one job, and kills it. start is the job's first message. retryable is true where the runner
 // sent nothing at all, so that the job can be run by another one.
 //
-// large is what large calls of all scripts may hold together: who has sent one, or asks for a large answer, waits for its share.
+// large has the places for large calls of all scripts: who has sent one, or asks for a large answer, waits for one.
 func serve(
-	ctx context.Context, r *runner, job Job, start []byte, limits Limits, large *semaphore.Weighted,
+	ctx context.Context, r *runner, job Job, start []byte, limits Limits, large *largeCalls,
 ) (out Outcome, retryable bool) {
 	began := time.Now()
 	s := &run{runner: r, job: job, limits: limits, functions: map[string]bool{}, script: job.Start.GetName()}
@@ -76,25 +83,33 @@ func serve(
 	ended, watched := make(chan struct{}), make(chan struct{})
 	go func() { defer close(watched); s.watch(ctx, ended, cpu0) }()
 
-	held := int64(0)
+	most := int64(0)
+	var held []chan struct{} // the places that it has: one that is larger than it was thought keeps that of a smaller one
 	take := func(size int64) error {
-		if size = min(size, maxLarge); size <= held {
+		most = max(most, size)
+		place := large.small
+		if size > smallCall {
+			place = large.one
+		}
+		if slices.Contains(held, place) || slices.Contains(held, large.one) {
 			return nil
 		}
-		large.Release(held) // or two that each have a part of it would wait for each other
-		held = 0
-		if large.Acquire(ctx, size) != nil {
+		select {
+		case place <- struct{}{}:
+			held = append(held, place)
+			return nil
+		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		held = size
-		return nil
 	}
 	leave := func() {
-		if held >= collectAfter {
+		if most >= collectAfter {
 			runtime.GC() // what it held is still counted when the next one begins
 		}
-		large.Release(held)
-		held = 0
+		for _, place := range held {
+			<-place
+		}
+		most, held = 0, nil
 	}
 	defer leave()
 	calls := builtins.WithLarge(ctx, take)

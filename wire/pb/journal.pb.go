@@ -407,13 +407,13 @@ func (x *JournalMount) GetDevice() string {
 	return ""
 }
 
-// An object that a rollback made anew. Older steps know another one at its path.
+// An object that a rollback made anew, in the place of one that older steps name. Numbers and times are as of a JournalState.
 type JournalMade struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	// As of a JournalState.
-	Ino           uint64       `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
-	Born          *JournalTime `protobuf:"bytes,3,opt,name=born,proto3" json:"born,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Born          *JournalTime           `protobuf:"bytes,3,opt,name=born,proto3" json:"born,omitempty"`
+	WasIno        uint64                 `protobuf:"varint,4,opt,name=was_ino,json=wasIno,proto3" json:"was_ino,omitempty"`
+	WasBorn       *JournalTime           `protobuf:"bytes,5,opt,name=was_born,json=wasBorn,proto3" json:"was_born,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -448,13 +448,6 @@ func (*JournalMade) Descriptor() ([]byte, []int) {
 	return file_journal_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *JournalMade) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
 func (x *JournalMade) GetIno() uint64 {
 	if x != nil {
 		return x.Ino
@@ -465,6 +458,20 @@ func (x *JournalMade) GetIno() uint64 {
 func (x *JournalMade) GetBorn() *JournalTime {
 	if x != nil {
 		return x.Born
+	}
+	return nil
+}
+
+func (x *JournalMade) GetWasIno() uint64 {
+	if x != nil {
+		return x.WasIno
+	}
+	return 0
+}
+
+func (x *JournalMade) GetWasBorn() *JournalTime {
+	if x != nil {
+		return x.WasBorn
 	}
 	return nil
 }
@@ -2200,11 +2207,12 @@ const file_journal_proto_rawDesc = "" +
 	"\x02id\x18\x05 \x01(\tR\x02id\x12\x10\n" +
 	"\x03own\x18\x06 \x01(\bR\x03own\x12\x1a\n" +
 	"\bvolatile\x18\a \x01(\bR\bvolatile\x12\x16\n" +
-	"\x06device\x18\b \x01(\tR\x06device\"j\n" +
-	"\vJournalMade\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
+	"\x06device\x18\b \x01(\tR\x06device\"\xad\x01\n" +
+	"\vJournalMade\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x125\n" +
-	"\x04born\x18\x03 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\"\x9c\x03\n" +
+	"\x04born\x18\x03 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x04born\x12\x17\n" +
+	"\awas_ino\x18\x04 \x01(\x04R\x06wasIno\x12<\n" +
+	"\bwas_born\x18\x05 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\awasBorn\"\x9c\x03\n" +
 	"\fJournalBegin\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12%\n" +
 	"\x0etransaction_id\x18\x02 \x01(\tR\rtransactionId\x12\x1d\n" +
@@ -2407,46 +2415,47 @@ var file_journal_proto_depIdxs = []int32{
 	2,  // 12: limiquantix.agent.v1.JournalRecord.made:type_name -> limiquantix.agent.v1.JournalMade
 	1,  // 13: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
 	9,  // 14: limiquantix.agent.v1.JournalMade.born:type_name -> limiquantix.agent.v1.JournalTime
-	24, // 15: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	25, // 16: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	7,  // 17: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	5,  // 18: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	6,  // 19: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	8,  // 20: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 21: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 22: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 23: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 24: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	10, // 25: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	9,  // 26: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 27: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 28: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 29: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 30: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	26, // 31: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	27, // 32: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	25, // 33: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	17, // 34: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	27, // 35: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	27, // 36: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	28, // 37: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 38: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	20, // 39: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	28, // 40: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 41: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	25, // 42: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	26, // 43: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	28, // 44: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 45: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	8,  // 46: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	3,  // 47: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	28, // 48: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 49: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	9,  // 15: limiquantix.agent.v1.JournalMade.was_born:type_name -> limiquantix.agent.v1.JournalTime
+	24, // 16: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	25, // 17: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	7,  // 18: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	5,  // 19: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	6,  // 20: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	8,  // 21: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 22: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 23: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 24: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 25: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	10, // 26: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	9,  // 27: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 28: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 29: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 30: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 31: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	26, // 32: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	27, // 33: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	25, // 34: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	17, // 35: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	27, // 36: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	27, // 37: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	28, // 38: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 39: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	20, // 40: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	28, // 41: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 42: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	25, // 43: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	26, // 44: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	28, // 45: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 46: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	8,  // 47: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	3,  // 48: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	28, // 49: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 50: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }

@@ -30,7 +30,9 @@ func (c *Change) SetAttr(ctx context.Context, attr fsys.Attr) (changed bool, err
 		return false, err
 	}
 	if err := c.At.SetAttrOf(c.Old, attr); err != nil {
-		return false, errors.Join(err, c.At.Of(c.Old).Apply(c.Old))
+		same := c.Old
+		same.Born = fsys.Time{} // on overlayfs another one by now
+		return false, errors.Join(err, c.At.Of(same).Apply(c.Old))
 	}
 	if sync {
 		if err := forced(c.At); err != nil {

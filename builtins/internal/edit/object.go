@@ -26,10 +26,24 @@ func Object(path string, was fsys.Meta, movedTo string) *pb.JournalObject {
 	return &pb.JournalObject{Path: path, MovedTo: movedTo, State: state}
 }
 
-// isObject says whether meta is of the object of a state, whatever happened to it.
-func isObject(state *pb.JournalState, meta fsys.Meta) bool {
-	born := fsys.Time{Sec: state.GetBorn().GetSeconds(), Nsec: state.GetBorn().GetNanos()}
-	return meta.Kind == fsys.Kind(state.GetKind()) && meta.SameInode(fsys.Meta{Ino: state.GetIno(), Born: born})
+// isObject says whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on overlayfs,
+// the time of birth is not either.
+func isObject(state *pb.JournalState, meta fsys.Meta, stable bool) bool {
+	was := fsys.Meta{Ino: state.GetIno()}
+	if stable {
+		was.Born = fsys.Time{Sec: state.GetBorn().GetSeconds(), Nsec: state.GetBorn().GetNanos()}
+	}
+	return meta.Kind == fsys.Kind(state.GetKind()) && meta.SameInode(was)
+}
+
+// exchangeable says whether another object can be at a path than an undo expects there: others than root can put one there, and the
+// file system tells one from another, which is stable.
+func (e *Editor) exchangeable(at *fsys.At, path string) (stable, may bool, err error) {
+	if stable, err = at.StableInodes(); err != nil || !stable {
+		return stable, false, err
+	}
+	may, err = e.Guest.Files.Exchangeable(path)
+	return stable, may, err
 }
 
 // RestoreAttr is the operation Inverse: it sets the attributes that SetAttr kept. A file that somebody removed needs none, and
@@ -43,11 +57,11 @@ func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.Journal
 	if meta.Kind != fsys.File {
 		return &pb.Changed{}, nil
 	}
-	stable, err := at.StableInodes()
+	stable, may, err := e.exchangeable(at, in.Path)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	if in.State.GetKind() != "" && stable && !isObject(in.State, meta) { // an older agent stored no kind
+	if in.State.GetKind() != "" && may && !isObject(in.State, meta, stable) { // an older agent stored no kind
 		return nil, fault.On(in.Path, fault.Wrapf(fault.ErrChanged, "another file is there now, which is left as it is"))
 	}
 	want := meta
@@ -82,11 +96,15 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 	if from != nil {
 		defer from.Close()
 	}
-	moved, err := wasMoved(to, there, found, in.State)
+	stable, err := to.StableInodes()
+	if err != nil {
+		return nil, fault.On(in.Path, err)
+	}
+	moved, err := wasMoved(there, found, in.State, stable)
 	switch {
 	case err != nil:
 		return nil, fault.On(in.MovedTo, err)
-	case !moved && isObject(in.State, found) && there.Kind != fsys.Directory:
+	case !moved && isObject(in.State, found, stable) && there.Kind != fsys.Directory:
 		// One object by both names, which a crash can leave of a move.
 		return &pb.Changed{Changed: true}, fault.On(in.MovedTo, errors.Join(from.Remove(), from.SyncDir()))
 	case !moved:
@@ -94,7 +112,7 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 		return &pb.Changed{}, nil
 	}
 	if there.Kind != fsys.Absent {
-		if err := e.putAside(to, in.Path); err != nil {
+		if err := e.PutAside(to, in.Path); err != nil {
 			return nil, fault.On(in.Path, err)
 		}
 	}
@@ -132,20 +150,15 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 	return at, meta, nil
 }
 
-// wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it. On
-// a file system where its number does not tell it from others it must be alone at one of the places.
-func wasMoved(at *fsys.At, former, found fsys.Meta, was *pb.JournalState) (bool, error) {
-	switch {
-	case isObject(was, former): // it did not happen, or was taken back
-		return false, nil
-	case isObject(was, found):
-		return true, nil
-	}
-	stable, err := at.StableInodes()
+// wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
+// On a file system where its number does not tell it from others it must be alone at one of the places.
+func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
 	switch {
-	case err != nil:
-		return false, err
+	case isObject(was, former, stable): // it did not happen, or was taken back
+		return false, nil
+	case isObject(was, found, stable):
+		return true, nil
 	case !stable && former.Kind == fsys.Absent && found.Kind == kind:
 		return true, nil
 	case !stable && former.Kind == kind && found.Kind == fsys.Absent:
@@ -157,8 +170,8 @@ func wasMoved(at *fsys.At, former, found fsys.Meta, was *pb.JournalState) (bool,
 // asideSuffix is behind the name of what somebody else put where something is moved back to.
 const asideSuffix = ".quantix-conflict"
 
-// putAside renames what others made at a path that a rollback needs: it must not cost them their files.
-func (e *Editor) putAside(at *fsys.At, path string) error {
+// PutAside renames what others made at a path that a rollback needs: it must not cost them their files.
+func (e *Editor) PutAside(at *fsys.At, path string) error {
 	for n := 1; n < 1000; n++ {
 		free := path + asideSuffix
 		if n > 1 {

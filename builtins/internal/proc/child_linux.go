@@ -50,7 +50,7 @@ func (r *Runner) start(spec *Spec, stdin, stdout, stderr *os.File) (*child, erro
 		if err == nil {
 			return c, nil
 		}
-		if failed := (*StartError)(nil); errors.As(err, &failed) && (failed.Stage == "program" || failed.Stage == "directory") {
+		if errors.As(err, &notStartable{}) {
 			return nil, err
 		}
 		// A group that cannot be joined (a threaded parent, a filter on clone3) shows only now. Nothing ran yet, so the
@@ -104,6 +104,11 @@ func (r *Runner) startInGroup(spec *Spec, group *cgroup, kind string, files [3]*
 	return c, nil
 }
 
+// notStartable is why what was asked for cannot be started, however that is tried.
+type notStartable struct{ error }
+
+func (e notStartable) Unwrap() error { return e.error }
+
 // abandon frees what a start that failed had. A launcher that was started leaves its group when it has ended, which may take as
 // long as it hangs on a file system.
 func abandon(cmd *exec.Cmd, group *cgroup, pidfd int) {
@@ -138,14 +143,14 @@ func (s *Spec) dir() string {
 // startDirect starts the command without the launcher.
 func (r *Runner) startDirect(cmd *exec.Cmd, spec *Spec, env []string) error {
 	if err := checkDir(spec.dir()); err != nil {
-		return &StartError{Stage: "directory", Object: spec.dir(), Err: fault.Cause(err)}
+		return &StartError{Stage: "directory", Object: spec.dir(), Err: notStartable{fault.Cause(err)}}
 	}
 	path, err := spec.Path, error(nil)
 	if path == "" {
 		path, err = lookPath(spec.Argv[0], env, spec.dir())
 	}
 	if err != nil {
-		return &StartError{Stage: "program", Object: spec.Argv[0], Err: fault.Cause(err)}
+		return &StartError{Stage: "program", Object: spec.Argv[0], Err: notStartable{fault.Cause(err)}}
 	}
 	cmd.Path, cmd.Args, cmd.Dir, cmd.Env = path, spec.Argv, spec.dir(), env
 	cmd.SysProcAttr.Credential = credential(spec.User)

@@ -11,8 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // withConfinement runs a test with a Runner that can confine, for both ways to make mounts read-only.

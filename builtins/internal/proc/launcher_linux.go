@@ -195,7 +195,7 @@ func sendSpec(to, from *os.File, p *launchSpec) error {
 	if f.Errno != 0 {
 		cause = fault.Wrapf(syscall.Errno(f.Errno), "%s", f.Text)
 	}
-	return &StartError{Stage: f.Stage, Object: f.Object, Err: cause}
+	return &StartError{Stage: f.Stage, Object: f.Object, Err: notStartable{cause}}
 }
 
 // launcherMain is the main function of the launcher. It returns only for a probe.

@@ -401,6 +401,23 @@ func TestFailedStartsLeaveNothing(t *testing.T) {
 	})
 }
 
+// A group that cannot be joined does not keep a command from being started.
+func TestGroupThatCannotBeJoined(t *testing.T) {
+	r := newRunner(t, Config{})
+	dir := t.TempDir() // is none
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.platform.spares["tied"] = &cgroup{dir: dir, fd: fd}
+	if result, err := r.Run(t.Context(), Spec{Argv: []string{"true"}, Tied: true}); err != nil || result.Code != 0 {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
 func TestSpawn(t *testing.T) {
 	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
