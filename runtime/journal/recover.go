@@ -96,6 +96,16 @@ type loadedJournal struct {
 // recover ends one transaction. It returns nil if that had not begun.
 func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) bool) *Recovered {
 	l, err := j.loadJournal("open", id)
+	if err != nil && !errors.Is(err, errNewer) || err == nil && l.commit == nil && l.abort == nil {
+		// What has a stored reply has ended: the log was being zeroed, behind all else, and zeros of more than one block may reach the
+		// disk in part.
+		if _, statErr := os.Stat(j.dir("done", id)); statErr == nil {
+			l.close()
+			if err := j.do("recover.removedir", func() error { return os.RemoveAll(j.dir("open", id)) }); err == nil {
+				return nil
+			}
+		}
+	}
 	if err == nil && l.empty {
 		l.close()
 		err = j.do("recover.removedir", func() error { return os.RemoveAll(j.dir("open", id)) })

@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -248,6 +250,63 @@ func TestPagesLeaveNoneOut(t *testing.T) {
 		}
 		if !slices.Equal(listed, ids) {
 			t.Errorf("pages of %d: %v, not %v", n, listed, ids)
+		}
+	}
+}
+
+// A log of several blocks that a loss of power left zeroed in part is not taken for that of an open transaction, whose reply is stored.
+func TestLogIsZeroedInPart(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		p := newTestDirs(t)
+		mustPopulate(t, p)
+		var dir string
+		var log []byte
+		g, err := openGuest(p, func(c *Config) {
+			c.Step = func(name string) error {
+				if name == "log.zero" && log == nil {
+					log, _ = os.ReadFile(filepath.Join(dir, "journal"))
+				}
+				return nil
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx := g.begin(t)
+		for i := range 80 {
+			g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: fmt.Sprintf("/etc/%d", i), Content: largeContent('a')})
+		}
+		dir = tx.dir()
+		if err := tx.Commit(t.Context(), committedReply()); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Close(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.close(); err != nil {
+			t.Fatal(err)
+		}
+		used := len(bytes.TrimRight(log, "\x00"))
+		if used < 8<<10 {
+			t.Fatalf("the log has %d bytes", used)
+		}
+		if first {
+			clear(log[:4096])
+		} else {
+			clear(log[used-used%4096:])
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "u"), 0o700), os.WriteFile(filepath.Join(dir, "journal"), log, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		after := newGuest(t, p, nil)
+		if list, err := after.journal.Recover(t.Context(), nil); err != nil || len(list) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if _, err := os.Stat(filepath.Join(p.files, "etc/19")); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Error("the directory is still there")
 		}
 	}
 }
