@@ -108,8 +108,8 @@ func (j *Journal) clean(t *Tx, entry *pb.JournalEntry, keep bool) error {
 	return t.removeFiles()
 }
 
-// removeFiles removes the transaction's files. The before-images go first, durably: beside an empty log they would read as
-// damage.
+// removeFiles removes the transaction's files. The before-images go first, durably: an older agent takes an empty log beside
+// them for damage.
 func (t *Tx) removeFiles() error {
 	j := t.journal
 	if err := t.removeSpools(); err != nil {

@@ -63,7 +63,7 @@ func variants() []variant {
 		{name: "restore.syncfile, restore.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("restore.syncfile", "restore.syncdir")},
 		{name: "save.write: the sync in it", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSyncs(func(path string) bool { return strings.Contains(path, "/done/") })},
 		{name: "save.syncdir", caught: []string{"ext4", "xfs"}, omission: omitSteps("save.syncdir")},
-		{name: "clean.syncdir", caught: []string{"ext4", "xfs", "btrfs"}, omission: omitSteps("clean.syncdir")},
+		{name: "clean.syncdir", omission: omitSteps("clean.syncdir")},
 	}
 }
 
