@@ -1,9 +1,13 @@
 package journal
 
 import (
+	"bytes"
+	"os"
+
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -119,3 +123,50 @@ func (t *Tx) inverseMounts(inverse *pb.JournalInverse) ([]*pb.JournalMount, erro
 	}
 	return mounts.record(t.journal)
 }
+
+// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be written in
+// place and given attributes: who made another one may have it open, and goes on to write it.
+func (r *restorer) kept() bool { return r.is.Kind == r.was.Kind && r.is.SameInode(r.was) }
+
+// isImage says whether what is there is the image, which an interrupted rollback moved back.
+func (r *restorer) isImage() bool {
+	image := fsys.Meta{Ino: r.object.ImageIno, Born: fromTime(r.object.ImageBorn)}
+	return r.object.Image != "" && r.is.SameInode(image)
+}
+
+// otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
+// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can put a
+// directory, and in a tree that a command declared, it was made anew, as by what undid a command.
+func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
+	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || r.object.Tree {
+		return false, nil
+	}
+	same, err := sameInode(r.at, r.was, r.is)
+	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.standsFor(inodeOf(r.was)) == inodeOf(r.is) {
+		return false, err
+	}
+	if may, err := r.pass.tx.journal.config.Root.Exchangeable(r.object.Path); !may || err != nil {
+		return false, err
+	}
+	if after != nil {
+		left := fromState(after)
+		left.Mtime = r.was.Mtime
+		if firstDifference(r.was, left) != "" {
+			return true, fault.Wrapf(fault.ErrChanged, "another directory is there now, which is left as it is")
+		}
+	}
+	r.conflict = r.object.Path
+	return true, nil
+}
+
+// widened says whether others have rights to the file that is there which they had not to the kept one.
+func (r *restorer) widened() bool {
+	const others = 0o077
+	const acl = "system.posix_acl_access"
+	return r.is.Mode&^r.was.Mode&others != 0 || r.is.UID != r.was.UID || r.is.GID != r.was.GID ||
+		!bytes.Equal(r.is.Xattrs[acl], r.was.Xattrs[acl])
+}
+
+// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
+// by what is written into it.
+func (r *restorer) ours() bool { return r.is.UID == r.was.UID || int(r.is.UID) == os.Geteuid() }

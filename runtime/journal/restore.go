@@ -32,16 +32,6 @@ type restorer struct {
 	unreadable bool
 }
 
-// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be written in
-// place and given attributes: who made another one may have it open, and goes on to write it.
-func (r *restorer) kept() bool { return r.is.Kind == r.was.Kind && r.is.SameInode(r.was) }
-
-// isImage says whether what is there is the image, which an interrupted rollback moved back.
-func (r *restorer) isImage() bool {
-	image := fsys.Meta{Ino: r.object.ImageIno, Born: fromTime(r.object.ImageBorn)}
-	return r.object.Image != "" && r.is.SameInode(image)
-}
-
 // restore restores an object from its before-image. after is the state in which the step left it; nil: unknown.
 func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.JournalState) (c conflict, err error) {
 	if untouched(o.State, after) {
@@ -135,31 +125,6 @@ func (r *restorer) restoreObject(after *pb.JournalState) error {
 		}
 	}
 	return r.apply()
-}
-
-// otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
-// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can put a
-// directory, and in a tree that a command declared, it was made anew, as by what undid a command.
-func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
-	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || r.object.Tree {
-		return false, nil
-	}
-	same, err := sameInode(r.at, r.was, r.is)
-	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.standsFor(inodeOf(r.was)) == inodeOf(r.is) {
-		return false, err
-	}
-	if may, err := r.pass.tx.journal.config.Root.Exchangeable(r.object.Path); !may || err != nil {
-		return false, err
-	}
-	if after != nil {
-		left := fromState(after)
-		left.Mtime = r.was.Mtime
-		if firstDifference(r.was, left) != "" {
-			return true, fault.Wrapf(fault.ErrChanged, "another directory is there now, which is left as it is")
-		}
-	}
-	r.conflict = r.object.Path
-	return true, nil
 }
 
 // restoreAttributes restores the attributes and returns true if all else is as it was.
@@ -276,18 +241,6 @@ func (r *restorer) restoreFile() error {
 	}
 	return r.captureAndApply()
 }
-
-// widened says whether others have rights to the file that is there which they had not to the kept one.
-func (r *restorer) widened() bool {
-	const others = 0o077
-	const acl = "system.posix_acl_access"
-	return r.is.Mode&^r.was.Mode&others != 0 || r.is.UID != r.was.UID || r.is.GID != r.was.GID ||
-		!bytes.Equal(r.is.Xattrs[acl], r.was.Xattrs[acl])
-}
-
-// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
-// by what is written into it.
-func (r *restorer) ours() bool { return r.is.UID == r.was.UID || int(r.is.UID) == os.Geteuid() }
 
 // rewriteAndApply writes the content and the attributes into the file that is there.
 func (r *restorer) rewriteAndApply() error {
@@ -507,47 +460,6 @@ func readersEqual(a, b io.Reader) (bool, error) {
 			return true, nil
 		}
 	}
-}
-
-// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes. What others set since stays,
-// and so does what another boot has set.
-func (r *restorer) restoreKernelSetting(after *pb.JournalState) error {
-	otherBoot := r.pass.tx.begin.BootId != r.pass.tx.journal.config.BootID()
-	if otherBoot && after.GetContent() == nil {
-		return nil
-	}
-	if r.was.Kind == fsys.Absent && r.is.Kind != fsys.Absent {
-		return r.do("restore.remove", r.at.Remove)
-	}
-	if r.was.Kind != r.is.Kind || r.was.Kind == fsys.Directory && r.is.Mode != r.was.Mode {
-		return fault.Wrapf(fault.ErrChanged, "is a %s but was a %s", r.is.Kind, r.was.Kind)
-	}
-	if r.was.Kind != fsys.File {
-		return nil
-	}
-	if equal, err := r.contentEqual(); equal || err != nil {
-		return err
-	}
-	if left := after.GetContent(); left != nil {
-		now, err := r.at.ReadFile(maxSetting)
-		if err != nil {
-			return err
-		}
-		if !bytes.Equal(now, left) {
-			if !otherBoot {
-				r.conflict = r.object.Path
-			}
-			return nil
-		}
-	}
-	return r.do("restore.rewrite", func() error {
-		file, err := r.at.OpenInPlace()
-		if err != nil {
-			return err
-		}
-		_, err = file.Write(r.object.Content)
-		return errors.Join(fault.Cause(err), fault.Cause(file.Close()))
-	})
 }
 
 // verify checks that the object is as it was.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"slices"
 	"syscall"
@@ -443,92 +442,6 @@ func (j *Journal) readDirNames(path string) ([]string, error) {
 	}
 	names, err := dir.Names()
 	return names, errors.Join(err, dir.Close())
-}
-
-// restoreMoved moves a tree back from the spool.
-func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conflict string, err error) {
-	from, err := p.tx.openSpooled(take, false)
-	if errors.Is(err, fs.ErrNotExist) && take.Spool != "" {
-		return "", p.finishMoved(take) // the directory was never made, or is removed already
-	}
-	if err != nil {
-		return "", err
-	}
-	defer from.Close()
-	spooled, err := from.Capture()
-	if err == nil && spooled.Kind == fsys.Absent {
-		return "", p.finishMoved(take)
-	}
-	if err == nil {
-		err = checkMoved(take, from, spooled)
-	}
-	if err != nil {
-		return "", err
-	}
-	at, err := p.tx.journal.config.Root.Exact(take.Path)
-	if err != nil {
-		return "", err
-	}
-	defer at.Close()
-	r := &restorer{pass: p, ctx: ctx, at: at, object: &pb.JournalObject{Path: take.Path, State: take.State}}
-	r.is, err = at.Capture()
-	switch {
-	case err != nil:
-	case r.is.Kind == fsys.Absent:
-		err = p.renameBack(from, at)
-	case r.is.Kind != fsys.Directory && r.is.SameInode(fromState(take.State)) && unchanged(take.State, r.is):
-		// The same object under both names: after a power loss btrfs may keep the old name of a moved file.
-		err = p.tx.journal.do("restore.moved", from.Remove)
-	default:
-		if err = r.moveAside(); err == nil {
-			err = p.renameBack(from, at)
-		}
-	}
-	if err == nil {
-		err = p.finishMoved(take)
-	}
-	return r.conflict, err
-}
-
-func (p *undoPass) renameBack(from, at *fsys.At) error {
-	return p.tx.journal.do("restore.moved", func() error { return from.Rename(at, false) })
-}
-
-// finishMoved restores the times once the tree is back, and removes an empty spool.
-func (p *undoPass) finishMoved(take *pb.JournalTake) error {
-	p.markDirty(take.Path)
-	at, err := p.tx.journal.config.Root.Exact(take.Path)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	is, err := at.Capture()
-	if err != nil {
-		return err
-	}
-	if is.Kind == fsys.Absent {
-		return fault.Wrapf(fault.ErrCorrupt, "the moved tree is missing")
-	}
-	if err := checkMoved(take, at, is); err != nil {
-		return err
-	}
-	if is.Kind == fsys.Directory { // on some file systems a move changes the directory's own time
-		if was := fromState(take.State); is.SameInode(was) && is.Mtime != was.Mtime {
-			if err := p.tx.journal.setMtime(take.Path, take.State.Mtime); err != nil {
-				return err
-			}
-		}
-	}
-	if take.Spool != "" {
-		removed, err := p.tx.removeEmptySpool("restore.spool", take, take.SpoolParentMtime)
-		if err != nil {
-			return err
-		}
-		if removed {
-			p.markDirty(take.Spool)
-		}
-	}
-	return p.tx.journal.setMtime(parent(take.Path), take.ParentMtime)
 }
 
 // flush makes durable what was restored.
