@@ -100,8 +100,9 @@ func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 // Same says whether two states, taken while the object was held open or for a moment only, are of one object, whatever happened to it.
 func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == other.Ino }
 
-// SameInode says whether two states, of one file system and of any time, are of one object. A file system gives a number again once
-// its object is gone: then the time that it was made tells, where both states have one. See At.StableInodes.
+// SameInode reports whether two states of objects on one file system, taken at any two times, are of one object. The number of an
+// object that was removed is given to a new one, so that the birth times are compared, too, where both are known. See
+// At.StableInodes.
 func (m Meta) SameInode(other Meta) bool {
 	return m.Ino == other.Ino && (!bornTells || m.Born == other.Born || m.Born == Time{} || other.Born == Time{})
 }

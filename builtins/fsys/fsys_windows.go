@@ -262,7 +262,7 @@ func (d *realDir) mount(string) (Mount, error) { return Mount{}, nil }
 
 func (r *realRoot) automount(string) (Mount, bool, error) { return Mount{}, false, nil }
 
-func (r *realRoot) detachUserMount(string) (string, error) { return "", nil }
+func (r *realRoot) detachUserMounts([]string) ([]string, error) { return nil, nil }
 
 func (r *realRoot) trigger(string) error { return nil }
 

@@ -102,14 +102,14 @@ func (r *Root) real(path string) (*realRoot, string, error) {
 	return real, raw, err
 }
 
-// DetachUserMount detaches a file system that another user than root and the agent's mounted by FUSE on the way to a path, and
-// returns where that was; empty: there is none. Nobody else can enter it, root included.
-func (r *Root) DetachUserMount(path string) (point string, err error) {
-	real, raw, err := r.real(path)
+// DetachUserMounts detaches the file systems that other users than root and the agent's mounted by FUSE on the way to resolved paths,
+// and returns where these were. Nobody else can enter such a mount, root included.
+func (r *Root) DetachUserMounts(paths []string) (points []string, err error) {
+	real, _, err := r.real("/")
 	if real == nil || err != nil {
-		return "", err
+		return nil, err
 	}
-	return real.detachUserMount(raw)
+	return real.detachUserMounts(paths)
 }
 
 // IsMounted reports whether the file system with this Mount.Device is mounted anywhere.

@@ -72,7 +72,7 @@ func exchange(path string) error {
 	return errors.Join(os.WriteFile(other, []byte("new\n"), 0o600), os.Rename(other, path))
 }
 
-// Nor is what a user to whom the directory belongs has put under the temporary name; nobody is told that all is well.
+// A user who owns the directory may give the temporary name to a file of his own: it is not placed, and the error says so.
 func TestAStagedFileIsExchangedByTheUserOfItsDirectory(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("gives a directory to another user: run as root")

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,26 +17,36 @@ import (
 // userID is in the options of a FUSE mount, and says who made it; see mount.fuse3(8).
 var userID = regexp.MustCompile(`(?:^|,)user_id=(\d+)(?:,|$)`)
 
-func (r *realRoot) detachUserMount(path string) (point string, err error) {
+func (r *realRoot) detachUserMounts(paths []string) (points []string, err error) {
 	root, err := os.Readlink(descriptor{r.handle}.path())
 	if err != nil {
-		return "", fault.Cause(err)
+		return nil, fault.Cause(err)
 	}
 	mounts, err := readMounts()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	full := strings.TrimSuffix(root, "/") + "/" + strings.Join(Elements(path), "/")
-	for _, m := range mounts {
-		user := userID.FindStringSubmatch(m.options)
-		if user == nil || user[1] == "0" || user[1] == fmt.Sprint(os.Geteuid()) || !strings.HasPrefix(m.kind, "fuse") ||
-			!Within(full, m.point) || m.point == root || !Within(m.point, root) {
+	for _, m := range slices.Backward(mounts) { // what was mounted later may hide what was mounted before
+		if !m.ofUser() || m.point == root || !Within(m.point, root) {
 			continue
 		}
-		point := strings.TrimPrefix(strings.TrimPrefix(m.point, root), "/")
-		return "/" + text.EscapePath(point), r.detach(point, m.number)
+		below := strings.TrimPrefix(strings.TrimPrefix(m.point, root), "/")
+		point := "/" + text.EscapePath(below)
+		if !slices.ContainsFunc(paths, func(path string) bool { return Within(path, point) }) {
+			continue
+		}
+		if err := r.detach(below, m.number); err != nil {
+			return points, fault.On(point, err)
+		}
+		points = append(points, point)
 	}
-	return "", nil
+	return points, nil
+}
+
+// ofUser says whether another user than root and the agent's made the mount.
+func (m mountLine) ofUser() bool {
+	user := userID.FindStringSubmatch(m.options)
+	return user != nil && user[1] != "0" && user[1] != strconv.Itoa(os.Geteuid()) && strings.HasPrefix(m.kind, "fuse")
 }
 
 // detach detaches the mount of a number at a point below the root. Nothing of it is entered: that may never return.

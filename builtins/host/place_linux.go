@@ -169,7 +169,7 @@ var kernels = []string{
 }
 
 // moved looks for what host.mount has mounted where nothing is mounted at its target: a directory on the way to that may have
-// another name by now. What looks like it is named, and nothing is said to be as before: which it is nobody can tell for sure.
+// another name by now. A new mount of the same type is an error that names it: it may be the one, or somebody else's.
 func moved(in *pb.MountUndo) error {
 	now, err := namespace()
 	if err != nil || now != in.Namespace { // what was mounted has ended

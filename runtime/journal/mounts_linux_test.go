@@ -345,14 +345,14 @@ func TestMountOfAUser(t *testing.T) {
 	tx.Mark()
 	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		t.Skip(err)
+		t.Skip("no FUSE here: ", err)
 	}
 	defer device.Close()
 	for _, name := range []string{"etc/app.d/deep", "etc/app.d"} { // the second one hides the first
 		point := filepath.Join(p.files, name)
 		options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=65534,group_id=65534", device.Fd())
 		if err := unix.Mount("users", point, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-			t.Skip(err)
+			t.Skip("no FUSE here: ", err)
 		}
 		defer unix.Unmount(point, unix.MNT_DETACH)
 		if device, err = os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {

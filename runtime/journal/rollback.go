@@ -173,16 +173,9 @@ func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalReco
 		return err
 	}
 	// A user who can mount over a directory of his may delay a rollback, and not hold it up.
-	for _, path := range stepPaths(record) {
-		switch point, detachErr := p.tx.journal.config.Root.DetachUserMount(path); {
-		case detachErr != nil:
-			return errors.Join(err, detachErr)
-		case point != "":
-			p.detached = append(p.detached, point)
-		}
-	}
-	if len(p.detached) == 0 {
-		return err
+	points, detachErr := p.tx.journal.config.Root.DetachUserMounts(stepPaths(record))
+	if p.detached = append(p.detached, points...); len(points) == 0 || detachErr != nil {
+		return errors.Join(err, detachErr)
 	}
 	return p.tx.checkMounts(record)
 }

@@ -67,7 +67,7 @@ func (windowsBackend) Apply(_ context.Context, settings []*pb.DisplaySetting) er
 			Mode: winuser.Mode{Width: s.Width, Height: s.Height, Refresh: uint32(math.Round(s.Refresh))},
 		})
 	}
-	// The primary one first: the places of the others are told from its corner.
+	// The primary display first: positions of the others are relative to its corner.
 	slices.SortStableFunc(all, func(a, b winuser.Setting) int {
 		switch {
 		case a.Primary == b.Primary:

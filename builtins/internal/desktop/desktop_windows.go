@@ -85,7 +85,7 @@ func userOf(token windows.Token) (*proc.User, error) {
 // environment returns nothing: it comes with the token.
 func (*finder) environment(*Session) ([]string, error) { return nil, nil }
 
-// tells returns false: a change is told by whoever runs the service, and by nobody else.
+// tells returns false: the service manager reports changes of sessions, and the finder does not.
 func (*finder) tells(error) bool { return false }
 
 func (*finder) close() error { return nil }

@@ -167,7 +167,7 @@ func TestHelperInTheSessionAtTheConsole(t *testing.T) {
 	}
 }
 
-// A helper that is killed, or does not answer, is told and started again.
+// A helper that is killed, or does not answer, is reported and started again.
 func TestHelperIsStartedAgain(t *testing.T) {
 	told := make(chan string, 10)
 	d := open(t, nil, func(words string) { told <- words })
@@ -197,7 +197,7 @@ func TestHelperIsStartedAgain(t *testing.T) {
 	}
 }
 
-// The helper follows the session at the console when that is told, and ends with the last one.
+// The helper moves to the session at the console when the service manager reports a change, and ends with the last session.
 func TestTheHelperFollowsTheConsole(t *testing.T) {
 	c := &console{number: windows.WTSGetActiveConsoleSessionId()}
 	d := open(t, c, nil)
