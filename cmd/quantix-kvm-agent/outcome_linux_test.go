@@ -192,6 +192,9 @@ func TestTouchesNamesAllThatChanges(t *testing.T) {
 		{"through a link", `exec.sh("echo x >> $/link", {touches = {"$/link"}, unconfined = true}) error("wanted")`, "wanted",
 			pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK, ""},
 	} {
+		if os.Geteuid() != 0 && strings.Contains(test.source, "chown") {
+			continue // needs root
+		}
 		reset()
 		reply := runIn(t, c, dir, test.source)
 		if reply.Status != test.status || states(reply.NotUndone, dir) != test.undone || !strings.Contains(reply.GetError().GetMessage(), test.message) {

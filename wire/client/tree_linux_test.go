@@ -182,7 +182,7 @@ func TestPullLeavesOutWhatIsNotDescribed(t *testing.T) {
 	g := &treeGuest{
 		list: []*pb.DirectoryEntry{
 			{Name: "error", SizeBytes: 3}, {Name: "gone", SizeBytes: 3}, {Name: "link", SizeBytes: 3}, {Name: "pipe"},
-			{Name: "good", SizeBytes: 3},
+			{Name: "good", SizeBytes: 3, Mode: 0o100644},
 		},
 		status: map[string]*pb.FileStatus{
 			"/t":       {Kind: "directory", Mode: 0o755, Uid: uid, Gid: gid},
