@@ -206,6 +206,10 @@ func (w *writing) makeHome(ctx context.Context, h *newHome) error {
 	if err := at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}); err != nil {
 		return err
 	}
+	dir, err := at.Stat()
+	if err != nil {
+		return err
+	}
 	w.report(h.path, "created")
 	for _, e := range h.entries {
 		if err := w.makeEntry(ctx, h, e); err != nil {
@@ -213,7 +217,7 @@ func (w *writing) makeHome(ctx context.Context, h *newHome) error {
 		}
 		w.report(fsys.Join(h.path, e.path), "created")
 	}
-	if err := at.SetAttr(fsys.Attr{Mode: &h.mode, UID: &h.uid, GID: &h.gid}); err != nil {
+	if err := at.SetAttrOf(dir, fsys.Attr{Mode: &h.mode, UID: &h.uid, GID: &h.gid}); err != nil {
 		return err
 	}
 	if w.call.Tx == nil {

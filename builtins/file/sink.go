@@ -177,10 +177,10 @@ func (s *stagedSink) into(at *fsys.At, from int64, attr fsys.Attr) (err error) {
 	if err := fsys.Reserve(file, from+s.size); err != nil {
 		return errors.Join(err, fault.Cause(file.Truncate(meta.Size))) // which gives back what was reserved
 	}
-	attr, err = at.Narrow(meta, attr)
+	attr, err = at.Narrow(file, meta, attr)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, at.SetAttr(fsys.Attr{Mode: &meta.Mode}))
+			err = errors.Join(err, at.SetAttrFile(file, fsys.Attr{Mode: &meta.Mode}))
 		}
 	}()
 	if err != nil {
@@ -192,10 +192,13 @@ func (s *stagedSink) into(at *fsys.At, from int64, attr fsys.Attr) (err error) {
 	if err := file.Truncate(from + s.size); err != nil {
 		return fault.Cause(err)
 	}
-	if err := at.SetAttr(attr); err != nil {
+	if err := at.SetAttrFile(file, attr); err != nil {
 		return err
 	}
-	return fault.Cause(file.Sync())
+	if err := file.Sync(); err != nil {
+		return fault.Cause(err)
+	}
+	return at.CheckFile(file)
 }
 
 // add puts the content behind what is in the file by now. It ends the staging.

@@ -374,17 +374,8 @@ func (a *At) StableInodes() (bool, error) { return a.dir.stableInodes() }
 // StatDir describes the directory that the entry is in, as it was opened.
 func (a *At) StatDir() (Meta, error) { return a.dir.stat(".") }
 
-// SetAttr sets what attr says on the object here. A link has no mode.
-func (a *At) SetAttr(attr Attr) error {
-	meta, err := a.Stat()
-	if err != nil {
-		return err
-	}
-	attr.of = &meta
-	return a.dir.setAttr(a.Name, meta.Kind, attr)
-}
-
-// SetAttrOf is SetAttr of the object that was described as old; another one in its place is fault.ErrChanged.
+// SetAttrOf sets what attr says on the object here, which was described as old; another one in its place is fault.ErrChanged. A link
+// has no mode.
 func (a *At) SetAttrOf(old Meta, attr Attr) error {
 	meta, err := a.Stat()
 	if err == nil {
@@ -397,9 +388,34 @@ func (a *At) SetAttrOf(old Meta, attr Attr) error {
 	return a.dir.setAttr(a.Name, meta.Kind, attr)
 }
 
-// Narrow takes from the file that was described as old the rights that attr will take, before content is written into it that is not
-// for all who had the former ones; with another owner that is everybody. It returns what SetAttr is to set once that is written.
-func (a *At) Narrow(old Meta, attr Attr) (Attr, error) {
+// SetAttrFile sets what attr says on the file that was opened here, wherever its name leads by now.
+func (a *At) SetAttrFile(file *os.File, attr Attr) error {
+	return a.dir.setAttrFile(a.Name, file, attr)
+}
+
+// ApplyFile is Apply to the file that was opened here, wherever its name leads by now.
+func (a *At) ApplyFile(file *os.File, meta Meta) error { return a.dir.applyFile(a.Name, file, meta) }
+
+// CheckFile returns fault.ErrChanged where the file that was opened here is not here any more.
+func (a *At) CheckFile(file *os.File) error {
+	if a.dir.pretended(a.Name) {
+		return nil
+	}
+	open, err := statFile(file)
+	if err != nil {
+		return err
+	}
+	have, err := a.dir.stat(a.Name)
+	if err != nil || a.sameAs(have, open) != nil {
+		return errors.Join(fault.Wrapf(fault.ErrChanged, "another object took its place while it was written"), ignoreAbsent(err))
+	}
+	return nil
+}
+
+// Narrow takes from the file that was opened here, and described as old, the rights that attr will take, before content is written
+// into it that is not for all who had the former ones; with another owner that is everybody. It returns what SetAttrFile is to set
+// once that is written.
+func (a *At) Narrow(file *os.File, old Meta, attr Attr) (Attr, error) {
 	want := valueOr(attr.Mode, old.Mode)
 	narrow := old.Mode & want
 	if valueOr(attr.UID, old.UID) != old.UID || valueOr(attr.GID, old.GID) != old.GID {
@@ -409,7 +425,7 @@ func (a *At) Narrow(old Meta, attr Attr) (Attr, error) {
 		return attr, nil
 	}
 	attr.Mode = &want
-	return attr, a.SetAttrOf(old, Attr{Mode: &narrow})
+	return attr, a.SetAttrFile(file, Attr{Mode: &narrow})
 }
 
 // Apply gives the object here, which must be of the same kind, the owner, extended attributes, mode and time of

@@ -73,8 +73,10 @@ type directory interface {
 	setAttr(name string, kind Kind, attr Attr) error
 	// apply is At.Apply.
 	apply(name string, meta Meta) error
-	// applyNew is apply for a file that create made and that is open still: the name may be another user's by now.
-	applyNew(name string, file *os.File, meta Meta) error
+	// setAttrFile is setAttr of a file that is open: the name may be another object's by now.
+	setAttrFile(name string, file *os.File, attr Attr) error
+	// applyFile is apply for a file that is open: the name may be another object's by now.
+	applyFile(name string, file *os.File, meta Meta) error
 	// copyAttrs gives a file that create made the attributes of the file old that it replaces, but for what attr says.
 	copyAttrs(name string, file *os.File, old Meta, attr Attr) error
 

@@ -179,7 +179,7 @@ func applyAt(dir handle, name string, meta Meta) error {
 	return o.apply(meta)
 }
 
-func applyFile(file *os.File, meta Meta) error {
+func applyFile(_ handle, _ string, file *os.File, meta Meta) error {
 	return descriptor{int(file.Fd())}.apply(meta)
 }
 
@@ -279,6 +279,15 @@ func setAttr(dir handle, name string, kind Kind, attr Attr) error {
 	}
 	if now.Kind != kind || attr.of != nil && !now.Same(*attr.of) {
 		return fault.ErrChanged
+	}
+	return o.setAttr(now, attr)
+}
+
+func setAttrFile(_ handle, _ string, file *os.File, attr Attr) error {
+	o := descriptor{int(file.Fd())}
+	now, err := o.stat()
+	if err != nil {
+		return err
 	}
 	return o.setAttr(now, attr)
 }

@@ -280,9 +280,11 @@ func applyAt(dir handle, name string, meta Meta) error {
 	return nil
 }
 
-func applyFile(file *os.File, meta Meta) error {
-	return applyAt(filepath.Dir(file.Name()), filepath.Base(file.Name()), meta)
+func setAttrFile(dir handle, name string, _ *os.File, attr Attr) error {
+	return setAttr(dir, name, File, attr)
 }
+
+func applyFile(dir handle, name string, _ *os.File, meta Meta) error { return applyAt(dir, name, meta) }
 
 // copyAttrs gives a new file the access list and the attributes of the one that it replaces.
 func copyAttrs(_ handle, file *os.File, old Meta, attr Attr) error {

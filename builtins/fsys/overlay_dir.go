@@ -295,7 +295,11 @@ func (d *overlayDir) apply(name string, want Meta) error {
 	return d.change(name, func(m *Meta) error { return m.setMeta(want) })
 }
 
-func (d *overlayDir) applyNew(name string, _ *os.File, want Meta) error { return d.apply(name, want) }
+func (d *overlayDir) setAttrFile(name string, _ *os.File, attr Attr) error {
+	return d.setAttr(name, File, attr)
+}
+
+func (d *overlayDir) applyFile(name string, _ *os.File, want Meta) error { return d.apply(name, want) }
 
 func (d *overlayDir) copyAttrs(name string, _ *os.File, old Meta, attr Attr) error {
 	return d.change(name, func(m *Meta) error { return m.copyAttrs(old, attr, d.node.meta.Xattrs[defaultACL]) })

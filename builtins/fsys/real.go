@@ -159,7 +159,13 @@ func (d *realDir) setAttr(name string, kind Kind, attr Attr) error {
 
 func (d *realDir) apply(name string, meta Meta) error { return applyAt(d.handle, name, meta) }
 
-func (d *realDir) applyNew(_ string, file *os.File, meta Meta) error { return applyFile(file, meta) }
+func (d *realDir) setAttrFile(name string, file *os.File, attr Attr) error {
+	return setAttrFile(d.handle, name, file, attr)
+}
+
+func (d *realDir) applyFile(name string, file *os.File, meta Meta) error {
+	return applyFile(d.handle, name, file, meta)
+}
 
 func (d *realDir) copyAttrs(_ string, file *os.File, old Meta, attr Attr) error {
 	return copyAttrs(d.handle, file, old, attr)

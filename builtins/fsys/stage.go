@@ -209,7 +209,7 @@ func (s *Staged) Restore(meta Meta, syncDir bool) error {
 		if old.Kind == Directory {
 			return notRegular(Directory)
 		}
-		return s.at.dir.applyNew(s.temp, s.File, meta.Unlocked())
+		return s.at.dir.applyFile(s.temp, s.File, meta.Unlocked())
 	})
 	if err != nil {
 		return err

@@ -392,7 +392,7 @@ func (r *restorer) rewrite() error {
 		return err
 	}
 	// The content is not for those whom the step allowed to read the file.
-	_, err = r.at.Narrow(r.is, fsys.Attr{Mode: &r.was.Mode, UID: &r.was.UID, GID: &r.was.GID})
+	_, err = r.at.Narrow(file, r.is, fsys.Attr{Mode: &r.was.Mode, UID: &r.was.UID, GID: &r.was.GID})
 	if err == nil {
 		err = fault.Cause(file.Truncate(0))
 	}

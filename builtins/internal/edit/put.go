@@ -332,22 +332,25 @@ func (c *Change) rewrite(ctx context.Context, w File) (err error) {
 		err = c.fillAndSet(file, at, w)
 	}
 	if err == nil {
+		err = c.At.CheckFile(file)
+	}
+	if err == nil {
 		return nil
 	}
 	if c.Old.AppendOnly {
-		err = errors.Join(err, c.At.Unlock())
+		err = errors.Join(err, c.At.ApplyFile(file, c.Old.Unlocked()))
 	}
-	return errors.Join(err, fill(file, at, old), c.At.Apply(c.Old))
+	return errors.Join(err, fill(file, at, old), c.At.ApplyFile(file, c.Old))
 }
 
 // fillAndSet is fill and the attributes. Who is not to read the new content does not see it in between.
 func (c *Change) fillAndSet(file *os.File, at int64, w File) error {
-	attr, err := c.At.Narrow(c.Old, w.Attr)
+	attr, err := c.At.Narrow(file, c.Old, w.Attr)
 	if err == nil {
 		err = fill(file, at, w.Content)
 	}
 	if err == nil {
-		err = c.At.SetAttr(attr)
+		err = c.At.SetAttrFile(file, attr)
 	}
 	return err
 }
