@@ -40,7 +40,10 @@ func New(g *guest.Guest, version string) *Room {
 
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
-	return builtins.Room{Name: "host", Ops: slices.Concat(r.looking(), r.setting(), r.mounting(), r.platformRows()), Restored: r.restored}
+	return builtins.Room{
+		Name: "host", Ops: slices.Concat(r.looking(), r.setting(), r.mounting(), r.platformRows()),
+		Sweep: r.sweep, Restored: r.restored,
+	}
 }
 
 // looking are the rows that change nothing.

@@ -325,6 +325,7 @@ func (r *Room) undoMount(ctx context.Context, call *builtins.Call, in *pb.MountU
 	case pb.MountUndo_ACTION_UNMOUNT:
 		found, detachErr := r.detach(ctx, target)
 		if err = detachErr; err == nil && !found && in.Exchangeable {
+			removeStages()
 			err = moved(in)
 		}
 		if err == nil {

@@ -8,6 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
+func (r *Room) sweep(context.Context) error { return nil }
+
 func (r *Room) mount(context.Context, *builtins.Call, *pb.MountArgs) (*pb.Changed, error) {
 	return nil, fault.Unsupported("nothing is mounted by an fstab on Windows")
 }

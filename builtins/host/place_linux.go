@@ -21,9 +21,6 @@ import (
 // By its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
 // that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
 
-// stagingDir is where the directories to mount onto are made.
-const stagingDir = "/run"
-
 // mountExactly mounts an entry onto a directory of these numbers, wherever its path leads.
 func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged fsys.Meta) error {
 	target, err := openExactly(entry.target)
@@ -55,25 +52,22 @@ func openExactly(path string) (int, error) {
 // mountOnto runs mount(8) with these arguments for a directory of its own, and moves what is mounted there onto target, which
 // path must still lead to then.
 func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, args ...string) (err error) {
-	stage, err := os.MkdirTemp(stagingDir, "quantix-kvm-mount-")
+	stage, err := newStage()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		_ = unix.Unmount(stage, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // what an error left there
-		err = errors.Join(err, os.Remove(stage))
-	}()
-	if err := r.runMount(ctx, fstype, append(slices.Clone(args), stage)...); err != nil {
+	defer func() { err = errors.Join(err, stage.remove()) }()
+	if err := r.runMount(ctx, fstype, append(slices.Clone(args), stage.point())...); err != nil {
 		return err
 	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, stage, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, stage.point(), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if errors.Is(err, unix.ENOSYS) {
 		err = fault.Unsupported("others than root can exchange a directory on the way, and this kernel mounts onto paths alone")
 	}
 	if err == nil {
 		defer unix.Close(tree)
 	}
-	if err := errors.Join(err, unix.Unmount(stage, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)); err != nil {
+	if err := errors.Join(err, unix.Unmount(stage.point(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)); err != nil {
 		return err
 	}
 	if err := unix.MoveMount(tree, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {

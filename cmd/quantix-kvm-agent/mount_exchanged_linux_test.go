@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -62,5 +63,58 @@ func TestMountWhereAUserExchangesDirectories(t *testing.T) {
 		if seen != "" { // it was told
 			return
 		}
+	}
+}
+
+// What an agent had mounted aside when it was killed is gone after the next start, and the transaction is rolled back. What is of
+// an agent that lives, or nobody's of that kind, stays.
+func TestKilledWhileItMountsAside(t *testing.T) {
+	m := newMountedTree(t)
+	home := filepath.Join(m.dir, "home")
+	if err := errors.Join(os.MkdirAll(home+"/t", 0o755), os.Lchown(home, 12345, 12345)); err != nil {
+		t.Fatal(err)
+	}
+	m.shell(t, `mount -t tmpfs none /usr/sbin
+		printf '#!/bin/sh\nmount -i -t tmpfs "$1" "$2" && sleep 1000\n' >/usr/sbin/mount.slow; chmod 755 /usr/sbin/mount.slow
+		cd /run; mkdir -m 700 quantix-kvm-mount-1 quantix-kvm-mount-x quantix-kvm-mount-3; mkdir -m 755 quantix-kvm-mount-2
+		chown 12345 quantix-kvm-mount-3`)
+	other, err := os.Open(m.dir + "/run/quantix-kvm-mount-1")
+	if err == nil {
+		err = unix.Flock(int(other.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	before := m.shell(t, "ls -l /run; cat /etc/fstab; stat -c %y /home")
+	state := t.TempDir()
+	a := m.start(t, state)
+	c := a.Client(t, client.Options{})
+	go func() {
+		_, _ = client.Call[*pb.RunScriptResponse](t.Context(), c, &pb.RunScriptRequest{
+			Source: []byte(`host.mount({source = "slowly", target = "/home/t", fstype = "slow"})`),
+		})
+	}()
+	await := func(there bool) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); (m.shell(t, "grep slowly /proc/self/mountinfo || true") != "") != there; {
+			if time.Now().After(end) {
+				t.Fatalf("mounted: %v", !there)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	await(true)
+	a.Kill()
+	a = m.start(t, state)
+	if reply := m.run(t, a, "return 1"); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(reply)
+	}
+	await(false)
+	if now := m.shell(t, "ls -l /run; cat /etc/fstab; stat -c %y /home"); now != before {
+		t.Errorf("left\n%s\nof\n%s", now, before)
+	}
+	if kept, _ := os.ReadDir(state + "/tx/kept"); len(kept) > 0 {
+		t.Errorf("the transaction was not rolled back: %v", kept)
 	}
 }
