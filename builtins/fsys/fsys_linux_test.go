@@ -161,6 +161,12 @@ func TestAResolvedPathIsTakenAsItStands(t *testing.T) {
 	if _, err := r.Exact(dir + "/a/b/f"); !errors.Is(err, fault.ErrChanged) {
 		t.Errorf("got %v", err)
 	}
+	if os.Geteuid() == 0 { // another user's link is one as well
+		must(t, os.Lchown(dir+"/a", 12345, 12345))
+		if _, err := r.Exact(dir + "/a/b/f"); !errors.Is(err, fault.ErrChanged) {
+			t.Errorf("got %v", err)
+		}
+	}
 	if entry, err := r.Exact(dir + "/a"); err != nil {
 		t.Errorf("the last element may be a link: %v", err)
 	} else {

@@ -45,10 +45,10 @@ func (r *realRoot) resolve(path string, links follow) (*At, error) {
 		}
 		target, link, err := w.enter(name, last)
 		switch {
+		case link && links == followNone: // whoever made it
+			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", text.EscapePath(name))
 		case err != nil:
 			return nil, err
-		case link && links == followNone:
-			return nil, fault.Wrapf(fault.ErrChanged, "the directory %s has become a link", text.EscapePath(name))
 		case link:
 			if IsAbs(target) {
 				w.backTo(0)
@@ -143,7 +143,7 @@ func searchable(dir handle) bool {
 	return unix.Fstat(dir, &stat) == nil && stat.Mode&unix.S_IXOTH != 0
 }
 
-// readLink returns the target of a link that may be followed, and whether there is a link at all.
+// readLink returns the target of a link that may be followed, and whether there is a link at all, also with an error.
 func readLink(r *realRoot, dir handle, name string) (target string, link bool, err error) {
 	fd, err := unix.Openat(dir, name, pathOnly, 0)
 	if err != nil {
@@ -158,10 +158,10 @@ func readLink(r *realRoot, dir handle, name string) (target string, link bool, e
 		return "", false, nil
 	}
 	if err := checkLinkOwner(r, dir, name, &stat); err != nil {
-		return "", false, err
+		return "", true, err
 	}
 	if err := checkMagicLink(dir, fd, name); err != nil {
-		return "", false, err
+		return "", true, err
 	}
 	target, err = readlinkat(fd, "")
 	return target, true, err

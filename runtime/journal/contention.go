@@ -22,10 +22,11 @@ const (
 	maxTries    = 25                    // of one object
 )
 
-// retry repeats what others may have been in the way of, as long as there is patience.
-func (p *undoPass) retry(ctx context.Context, act func() error) error {
+// retry repeats what others may have been in the way of, as long as there is patience. Below a directory that was found to be taken
+// away nothing is repeated.
+func (p *undoPass) retry(ctx context.Context, path string, act func() error) error {
 	err := act()
-	for n := 1; n < maxTries && contended(err) && p.patience > 0 && context.Cause(ctx) == nil; n++ {
+	for n := 1; n < maxTries && contended(err) && !p.away[parent(path)] && p.patience > 0 && context.Cause(ctx) == nil; n++ {
 		time.Sleep(patienceFor)
 		p.patience -= patienceFor
 		err = act()

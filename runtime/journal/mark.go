@@ -67,6 +67,7 @@ func (t *Tx) Revert(ctx context.Context, to Mark) error {
 		return fault.Wrapf(fault.ErrInternal, "the transaction has ended")
 	}
 	p := t.newPass()
+	p.inScript = true
 	var reverted []*step
 	for _, s := range undoOrder(t.steps[to:]) {
 		if s.reverted {

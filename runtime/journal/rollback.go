@@ -234,12 +234,14 @@ type undoPass struct {
 	unlogged         bool            // a step was undone, and its record could not be written
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
-	detached []string      // what users had mounted in the way, until a step tells it
-	patience time.Duration // what is left for others who are in the way
+	detached []string        // what users had mounted in the way, until a step tells it
+	patience time.Duration   // what is left for others who are in the way
+	away     map[string]bool // directories that others have taken away
+	inScript bool            // what a call changed that failed is undone, and the script goes on
 }
 
 func (t *Tx) newPass() *undoPass {
-	return &undoPass{tx: t, tempFilesRemoved: map[string]bool{}, dirty: map[string]bool{}, patience: maxPatience}
+	return &undoPass{tx: t, tempFilesRemoved: map[string]bool{}, dirty: map[string]bool{}, away: map[string]bool{}, patience: maxPatience}
 }
 
 func (p *undoPass) markDirty(path string) { p.dirty[path] = true }
@@ -282,11 +284,12 @@ func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalReco
 			return []Undone{{Step: s.number, Op: "restore", Target: r.Take.Path}}
 		}
 		u := Undone{Step: s.number, Op: "restore", Target: r.Take.Path}
-		u.Err = p.retry(ctx, func() error {
+		u.Err = p.retry(ctx, u.Target, func() error {
 			c, err := p.restoreMoved(ctx, r.Take)
 			u.Conflict = cmp.Or(u.Conflict, c)
 			return err
 		})
+		p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putMoved(r.Take, to) })
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
 		if o := inverseObject(r.Inverse); o != nil && p.tx.ended(record)(o.Path) {
@@ -358,7 +361,7 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 			u.Err = p.prune(ctx, o.Path, children[o.Path])
 		}
 		if u.Err == nil {
-			u.Err = p.retry(ctx, func() error {
+			u.Err = p.retry(ctx, u.Target, func() error {
 				c, err := p.restore(ctx, o, after)
 				u.Conflict = cmp.Or(u.Conflict, c.put)
 				if len(c.reset) > 0 {
@@ -369,6 +372,9 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 				}
 				return err
 			})
+		}
+		if !o.Tree { // of a tree all is kept together
+			p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
 		}
 		list = append(list, u)
 	}

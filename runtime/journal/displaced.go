@@ -1,0 +1,121 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// Who may write to a directory may remove or move another one that is in it, while a script has changed something below that. What
+// stood there cannot be put back where it was. It is put beside, with a conflict name in the next directory above that is there, and
+// named as not undone; all else is taken back.
+
+// takenAway returns the next directory above a path that is there, if the one that the path is in is not, and others than root may
+// have taken it away.
+func (j *Journal) takenAway(path string) (above string, taken bool) {
+	for dir := parent(path); dir != ""; dir = parent(dir) {
+		at, err := j.config.Root.Exact(dir)
+		if ignoreGone(err) != nil {
+			return "", false
+		}
+		if err != nil {
+			continue
+		}
+		meta, err := at.Stat()
+		_ = at.Close()
+		if err == nil && meta.Kind == fsys.Directory {
+			return dir, dir != parent(path) && !private(meta)
+		}
+		if ignoreNotExist(err) != nil {
+			return "", false
+		}
+	}
+	return "", false
+}
+
+// displaced ends the undoing of an object that failed, where its directory was taken away: put puts it as it was at a place that is
+// free, and returns false where there is nothing to put. The outcome names where it is.
+func (p *undoPass) displaced(ctx context.Context, u *Undone, put func(to *fsys.At) (bool, error)) {
+	if u.Err == nil || ignoreGone(u.Err) != nil || p.inScript || context.Cause(ctx) != nil {
+		return
+	}
+	above, taken := p.tx.journal.takenAway(u.Target)
+	if !taken {
+		return
+	}
+	p.away[parent(u.Target)] = true
+	beside := joinEscaped(above, fsys.Base(u.Target))
+	at, err := p.tx.journal.config.Root.Exact(beside)
+	if err != nil {
+		return
+	}
+	defer at.Close()
+	r := &restorer{pass: p, ctx: ctx, object: &pb.JournalObject{Path: beside}, at: at}
+	was := false
+	err = r.withConflictName(func(to *fsys.At) error {
+		is, err := to.Capture()
+		if err == nil && is.Kind != fsys.Absent {
+			err = fs.ErrExist
+		}
+		if err == nil {
+			was, err = put(to)
+		}
+		return err
+	}, false)
+	if err != nil {
+		u.Err = errors.Join(u.Err, err)
+		return
+	}
+	why := fault.Wrapf(fault.ErrChanged, "its directory was removed or moved away meanwhile")
+	if was {
+		why = fault.Wrapf(fault.ErrChanged, "its directory was removed or moved away meanwhile; as it was it is at %s", r.conflict)
+	}
+	u.Err, u.Irreversible = nil, &pb.Change{Op: u.Op, Target: fault.On(u.Target, why).Error(), Action: "restore"}
+}
+
+// putKept makes an object at another place as it was before. Of a directory there is nothing to put, and of a large file to which
+// something was appended nothing was kept.
+func (p *undoPass) putKept(ctx context.Context, o *pb.JournalObject, to *fsys.At) (bool, error) {
+	was := fromState(o.State)
+	r := &restorer{pass: p, ctx: ctx, object: o, at: to, was: was, is: fsys.Meta{Kind: fsys.Absent}}
+	switch {
+	case was.Kind == fsys.Directory || len(o.Tail) > 0:
+		return false, nil
+	case was.Kind != fsys.File:
+		return true, r.do("restore.make", func() error { return to.Make(was) })
+	}
+	staged, err := to.Stage() // and no rename of the image, which would be missing when this is repeated
+
+	if err != nil {
+		return false, err
+	}
+	if err := r.copyContent(staged.File); err != nil {
+		return false, errors.Join(err, staged.Discard())
+	}
+	return true, r.do("restore.replace", func() error { return staged.Restore(was, false) })
+}
+
+// putMoved moves a tree from the spool to another place.
+func (p *undoPass) putMoved(take *pb.JournalTake, to *fsys.At) (bool, error) {
+	from, err := p.tx.openSpooled(take, false)
+	if err != nil {
+		return false, ignoreNotExist(err)
+	}
+	defer from.Close()
+	spooled, err := from.Capture()
+	if err != nil || spooled.Kind == fsys.Absent {
+		return false, err
+	}
+	if err := checkMoved(take, from, spooled); err != nil {
+		return false, err
+	}
+	if err := p.renameBack(from, to); err != nil || take.Spool == "" {
+		return err == nil, err
+	}
+	_, err = p.tx.removeEmptySpool("restore.spool", take, take.SpoolParentMtime)
+	return true, err
+}
