@@ -15,7 +15,9 @@ type Exchange struct {
 	// Received is when its last byte had come. It has a reading of the monotonic clock.
 	Received time.Time
 
-	kept *keptFrame
+	kept      *keptFrame
+	memory    *Memory
+	replyHeld func() // gives back what HoldReply took; nil: nothing
 
 	mu      sync.Mutex
 	replied bool
@@ -51,6 +53,17 @@ func (e *Exchange) AfterReply(f func()) {
 // ReleaseRequest returns all but keep bytes of the request's share of the memory budget of all hosts, before the reply is made. The
 // request's bytes must not be used afterwards.
 func (e *Exchange) ReleaseRequest(keep int) { e.kept.shrink(keep) }
+
+// HoldReply takes memory of all hosts for a reply of n bytes until that is written, or the host has left: before it is made, where
+// its size is known. It waits for 10 s at most; the error then is fault.ErrBusy. A second call does nothing.
+func (e *Exchange) HoldReply(n int) error {
+	if e.replyHeld != nil {
+		return nil
+	}
+	done, err := e.memory.holdReply(n)
+	e.replyHeld = done
+	return err
+}
 
 // newExchange begins an exchange with a request that has just come.
 func newExchange(m *pb.AgentMessage) *Exchange {

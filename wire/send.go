@@ -12,12 +12,19 @@ import (
 // reply sends the one reply to a request, and waits until its lane has room. leave, which takes the request out of those in flight,
 // is called before the host can have read the reply, and after everything that is sent later is certain to follow it.
 func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
-	c.replyTo(nil, id, payload, err, urgent, leave, nil)
+	c.replyTo(nil, id, payload, err, urgent, leave, replyMemory{})
 }
 
-// replyTo is reply to a request whose frame is given; nil: it is certain whose it is. made is called when a reply that may be large
-// is encoded, and the memory for it found; nil: it cannot be large.
-func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err error, urgent bool, leave, made func()) {
+// replyMemory is what a reply that may be large has of the memory of all hosts.
+type replyMemory struct {
+	made func() // called when it is encoded, and the memory for it found; nil: that is not counted
+	held func() // gives back, when it is written, the memory that was found before it was made; nil: none was
+}
+
+// replyTo is reply to a request whose frame is given; nil: it is certain whose it is.
+func (c *Conn) replyTo(
+	request []byte, id string, payload proto.Message, err error, urgent bool, leave func(), memory replyMemory,
+) {
 	m := Wrap(id, payload)
 	m.ErrorDetail = fault.Detail(err)
 	o, inPlace := c.encodeInPlace(id, m)
@@ -25,10 +32,8 @@ func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err err
 	if !inPlace {
 		o, tooLarge = c.encode(m)
 	}
-	if made != nil {
-		if tooLarge == nil {
-			o.done, tooLarge = c.config.Memory.holdReply(len(o.buf))
-		}
+	if memory.made != nil && tooLarge == nil {
+		o.done, tooLarge = c.config.Memory.holdReply(len(o.buf))
 	}
 	if tooLarge != nil {
 		empty := Wrap(id, nil)
@@ -38,8 +43,11 @@ func (c *Conn) replyTo(request []byte, id string, payload proto.Message, err err
 		empty.ErrorDetail = fault.Detail(tooLarge)
 		o, _ = c.encode(empty)
 	}
-	if made != nil {
-		made()
+	if memory.made != nil {
+		memory.made()
+	}
+	if memory.held != nil {
+		o.done = memory.held
 	}
 	o.request = request
 	if err := c.enqueue(o, urgent, leave); err != nil {

@@ -30,7 +30,7 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 		return // an event or a reply, which no host sends
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
-		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop, nil)
+		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop, replyMemory{})
 		return
 	}
 	if c.config.Mutates(request) {
@@ -167,7 +167,7 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 	var exchange *Exchange
 	if c.config.Transient == nil || !c.config.Transient(request) { // of those there are many, and none asks for it
 		exchange = newExchange(m)
-		exchange.kept = kept
+		exchange.kept, exchange.memory = kept, c.config.Memory
 		call = context.WithValue(call, exchangeKey{}, exchange)
 	}
 	stop := func() {}
@@ -190,11 +190,11 @@ func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request p
 		done()        // the call is over; the reply may have to wait for a host that reads
 		request = nil // else it would be held as long
 		kept.release()
-		send := func() { c.replyTo(nil, id, reply, err, vital, leave, made) }
 		if exchange == nil {
-			send()
+			c.replyTo(nil, id, reply, err, vital, leave, replyMemory{made: made})
 		} else {
-			exchange.end(c.queue, send)
+			memory := replyMemory{made: made, held: exchange.replyHeld}
+			exchange.end(c.queue, func() { c.replyTo(nil, id, reply, err, vital, leave, memory) })
 		}
 	}
 	if place == placeServed {

@@ -75,6 +75,8 @@ type Config struct {
 	FreezeFile string
 	Left       Left
 	State      string
+	// Spool is a directory, on the same file system, for long output of commands. Optional.
+	Spool string
 	// FreezeHooks and ThawHooks are the directories of hooks that run before a freeze and after a thaw. BundledHooks are the hooks
 	// that come with the agent. RunScript runs a hook that is a Lua script. All are optional.
 	FreezeHooks, ThawHooks string
@@ -149,7 +151,10 @@ type Rooms struct {
 // New opens the rooms.
 func New(c Config) *Rooms {
 	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen, ProgramFrozen: c.ProgramFrozen})
-	processes := proc.Config{Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret, Crowd: c.Crowd}
+	processes := proc.Config{
+		Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret, Crowd: c.Crowd,
+		Spool: proc.Spool{Dir: c.Spool, Enter: frozen.TryEnterOwn},
+	}
 	live := c.Dir == "" || fsys.IsRoot(c.Dir)
 	g := &guest.Guest{
 		Files: c.Files, Dir: c.Dir, Live: live, Runner: proc.New(processes), Answer: c.Answer, Protected: c.Protected,

@@ -274,7 +274,7 @@ func TestExecuteReplyFitsAFrame(t *testing.T) {
 	_, table := room(t, Config{})
 	line := "head -c 9000000 /dev/zero | tr '\\0' '\\377' >&2; head -c 9000000 /dev/zero | tr '\\0' '\\376'"
 	got := native(t, table, &pb.ExecuteRequest{Command: line, MaxOutputBytes: 1<<32 - 1, WaitForExit: true})
-	if size := proto.Size(got); size > 16<<20-1024 || size < 14<<20 || !got.GetTruncated() {
+	if size := proto.Size(got); size > 16<<20-1024 || size < 12<<20 || !got.GetTruncated() {
 		t.Errorf("%d %v", size, got.GetTruncated())
 	}
 	if !strings.HasSuffix(got.GetStdout(), `\xfe`) || !strings.HasSuffix(got.GetStderr(), `\xff`) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 	"unicode"
+	"unsafe"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
@@ -16,9 +18,12 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// replyBudget bounds both streams together as they stand in the reply: a frame is at most 16 MiB, with some room for the
-// envelope.
-const replyBudget = 15 << 20
+// replyBudget bounds both streams together as they stand in the reply. A frame is at most 16 MiB, and while it is made the agent
+// has them twice, of which it may hold 32 MiB.
+const replyBudget = 13 << 20
+
+// collectAfter is the size of output from which it is worth a collection that it is gone, in bytes.
+const collectAfter = 4 << 20
 
 // execute is the native operation. A command that was started always gives a reply of its own, also where it was cancelled:
 // what it wrote until then is worth having.
@@ -38,6 +43,9 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	}
 	ctx, done := outlive(ctx)
 	defer done()
+	if call.HoldReply != nil {
+		spec.Hold = func(size int64) error { return call.HoldReply(int(size)) }
+	}
 	after := r.watchFreezes(call)
 	result, err := r.guest.Runner.Run(ctx, spec)
 	after()
@@ -170,6 +178,10 @@ func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.
 	out.Stderr, cutErr = outputText(result.Stderr, result.Truncated, replyBudget/2)
 	out.Stdout, cutOut = outputText(result.Stdout, result.Truncated, replyBudget-len(out.Stderr))
 	out.Truncated = out.Truncated || cutOut || cutErr
+	raw := len(result.Stdout) + len(result.Stderr)
+	if result.Stdout, result.Stderr = nil, nil; raw > collectAfter && len(out.Stdout)+len(out.Stderr) > raw {
+		debug.FreeOSMemory() // it was copied, and the reply is encoded next
+	}
 	switch {
 	case errors.Is(cause, proc.ErrReleased):
 		out.ExitCode, out.Error = -1, cause.Error()
@@ -195,7 +207,7 @@ func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.
 // outputText makes output fit for a string field of at most budget bytes: valid UTF-8 stays as it is, any other byte is written
 // as \xNN. Nothing is cut within a rune; output that was cut already loses a half rune at its end.
 func outputText(raw []byte, wasCut bool, budget int) (s string, cut bool) {
-	s = string(raw)
+	s = unsafe.String(unsafe.SliceData(raw), len(raw)) // of 15 MiB there is no second copy; nobody writes to raw any more
 	if wasCut {
 		s = text.TrimPartialRune(s)
 	}

@@ -98,6 +98,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	if err != nil {
 		return nil, onCommand(in, err)
 	}
+	spec.Hold = func(size int64) error { return builtins.Large(ctx, size) }
 	after := func() {}
 	if spec.Confine == nil { // a confined one may not freeze
 		after = r.watchFreezes(call)
@@ -127,6 +128,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 func (r *Room) observe(
 	ctx context.Context, call *builtins.Call, in *pb.RunArgs, spec proc.Spec, change *pb.Change,
 ) (*pb.RunResult, error) {
+	spec.Hold = func(size int64) error { return builtins.Large(ctx, size) }
 	result, err := r.guest.Run(ctx, guest.Command{Line: change.Target, Readonly: true}, spec)
 	out, err := finish(in, spec.Confine != nil, result, err)
 	switch {

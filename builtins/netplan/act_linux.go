@@ -389,7 +389,7 @@ func (r *Room) goOn(ctx context.Context, call *builtins.Call) (bool, error) {
 	if !sysbus.Available() {
 		return false, nil
 	}
-	set, err := documents(r.guest.Files)
+	set, err := documents(ctx, r.guest.Files)
 	if err != nil {
 		return false, err
 	}

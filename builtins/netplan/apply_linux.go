@@ -235,7 +235,7 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 	if r.guest.Live && call.DryRun == nil {
 		r.system.prepare(ctx)
 	}
-	set, err := documents(r.guest.Of(call))
+	set, err := documents(ctx, r.guest.Of(call))
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +290,7 @@ func (a *applying) remember(set []*document, failed error) error {
 
 // settled returns an error while the files are those whose apply failed, and not what the renderers have.
 func (r *Room) settled(ctx context.Context, call *builtins.Call, in *pb.NetplanSettledArgs) (*pb.Nothing, error) {
-	set, err := documents(r.guest.Of(call))
+	set, err := documents(ctx, r.guest.Of(call))
 	if err != nil || !bytes.Equal(fingerprint(set), in.Files) {
 		return &pb.Nothing{}, err
 	}

@@ -37,10 +37,31 @@ func list(files *fsys.Root, dir string) ([]string, error) {
 	return names, err
 }
 
+// bounds are what is left of the bounds of all files together.
+type bounds struct {
+	bytes, values int
+	asked         int64 // of builtins.Large
+}
+
+// take takes what a file has, before it is parsed.
+func (b *bounds) take(ctx context.Context, text []byte) error {
+	b.bytes -= len(text)
+	if b.bytes < 0 {
+		return fault.Wrapf(fault.ErrTooLarge, "netplan's files have more than %d bytes together", maxText)
+	}
+	n := values(text)
+	if b.values -= n; b.values < 0 {
+		return fault.Wrapf(fault.ErrTooLarge, "netplan's files have more than %d values together", maxValues)
+	}
+	b.asked += int64(len(text) + n*valueSize)
+	return builtins.Large(ctx, b.asked)
+}
+
 // documents are the files that netplan reads, in its order: of files of one name the one in the last directory alone. What
 // cannot be parsed is there with its text; netplan's generator says what is wrong with it.
-func documents(files *fsys.Root) ([]*document, error) {
+func documents(ctx context.Context, files *fsys.Root) ([]*document, error) {
 	found := map[string]*document{}
+	left := bounds{bytes: maxText, values: maxValues}
 	for _, dir := range dirs {
 		names, err := list(files, dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -61,6 +82,9 @@ func documents(files *fsys.Root) ([]*document, error) {
 			if err != nil {
 				return nil, fault.On(path, err)
 			}
+			if err := left.take(ctx, text); err != nil {
+				return nil, fault.On(path, err)
+			}
 			d, err := parse(path, text)
 			if err != nil {
 				d = &document{path: path, text: text}
@@ -76,11 +100,11 @@ func documents(files *fsys.Root) ([]*document, error) {
 	return all, nil
 }
 
-func (r *Room) get(_ context.Context, call *builtins.Call, in *pb.NetplanGetArgs) (*pb.LuaValue, error) {
+func (r *Room) get(ctx context.Context, call *builtins.Call, in *pb.NetplanGetArgs) (*pb.LuaValue, error) {
 	if err := r.served("netplan.get"); err != nil {
 		return nil, err
 	}
-	all, err := documents(r.guest.Of(call))
+	all, err := documents(ctx, r.guest.Of(call))
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +143,7 @@ func (r *Room) propose(ctx context.Context, call *builtins.Call, name string, te
 	if err != nil {
 		return nil, fault.On(own+"/"+name, err)
 	}
-	all, err := documents(r.guest.Of(call))
+	all, err := documents(ctx, r.guest.Of(call))
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +300,7 @@ func (r *Room) removable(ctx context.Context, call *builtins.Call, c *edit.Chang
 	if err := mayTouch(files, name); err != nil {
 		return err
 	}
-	all, err := documents(files)
+	all, err := documents(ctx, files)
 	if err != nil {
 		return err
 	}

@@ -257,6 +257,7 @@ func TestBadFilesAreRefused(t *testing.T) {
 		{"a tab", "network:\n\tversion: 2\n", "line 2 begins with a tab"},
 		{"a key twice", "network:\n  ethernets:\n    eth0: {dhcp4: true}\n    eth0: {dhcp6: true}\n", "line 4: the key ethernets.eth0 stands there twice, first in line 3"},
 		{"a deep key twice", "network:\n  ethernets:\n    eth0: {dhcp4: true, mtu: 1400, dhcp4: false}\n", "ethernets.eth0.dhcp4 stands there twice"},
+		{"too many values", "network: [" + strings.Repeat("1,", 40_000) + "1]", "values"},
 		{"two documents", "network: {}\n---\nnetwork: {}\n", "second document"},
 		{"an alias", "network:\n  ethernets:\n    eth0: &a {dhcp4: true}\n    eth1: *a\n", "write it out"},
 		{"an unknown key", "network:\n  ethernets:\n    eth0: {dhpc4: true}\n", "unknown key 'dhpc4'"},

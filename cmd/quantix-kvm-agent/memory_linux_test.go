@@ -79,6 +79,23 @@ func TestHostsDoNotFillTheAgent(t *testing.T) {
 		}
 		work.Wait()
 	}
+	outputs := func(source string) func(t *testing.T, a *agenttest.Agent, _ *pb.RunScriptRequest) {
+		return func(t *testing.T, a *agenttest.Agent, _ *pb.RunScriptRequest) {
+			var work sync.WaitGroup
+			defer work.Wait()
+			for range 8 {
+				c := a.Client(t, client.Options{})
+				work.Go(func() {
+					reply, err := client.Call[*pb.ExecuteResponse](t.Context(), c, &pb.ExecuteRequest{
+						Command: "sh", Args: []string{"-c", source}, WaitForExit: true, MaxOutputBytes: 30_000_000, TimeoutSeconds: 60,
+					})
+					if err != nil || reply.ExitCode != 0 || len(reply.Stdout) < 8<<20-8 || !reply.Truncated {
+						t.Errorf("%.200v, %d bytes, %v", reply, len(reply.GetStdout()), err)
+					}
+				})
+			}
+		}
+	}
 	for name, attack := range map[string]func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest){
 		"slow frames": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
 			slowFrames(t, a, large, connections)
@@ -86,6 +103,8 @@ func TestHostsDoNotFillTheAgent(t *testing.T) {
 		"requests that wait": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
 			manyRequests(t, a, large, requests)
 		},
+		"output of commands":                 outputs("yes | head -c 30000000"),
+		"output of commands that is no text": outputs("head -c 30000000 /dev/urandom"),
 		"all at once, with runners and lists that nobody reads": func(t *testing.T, a *agenttest.Agent, large *pb.RunScriptRequest) {
 			dir := t.TempDir()
 			for i := range 5000 {

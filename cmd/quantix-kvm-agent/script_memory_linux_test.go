@@ -70,6 +70,48 @@ func TestScriptsDoNotFillTheAgent(t *testing.T) {
 	}
 }
 
+// Nor do the network's files, of which all are looked at when one is checked: 600 of 60 kB, one that is dense, or as many as may be.
+func TestNetplanDoesNotFillTheAgent(t *testing.T) {
+	if agenttest.Race {
+		t.Skip("the race detector multiplies memory")
+	}
+	const most = 32 << 20
+	for name, files := range map[string]string{
+		"many":  `local text = "network:\n" .. ("  # a comment of 30 bytes ......\n"):rep(1800) for i = 1, 600 do put(i, text) end`,
+		"dense": `put(1, "network: [" .. ("1,"):rep(120000) .. "1]\n")`,
+		"most":  `local text = "network:\n" .. ("  a: [1,1,1,1,1,1,1,1]\n"):rep(600) for i = 1, 5 do put(i, text) end`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			a := agenttest.Start(t, agenttest.Options{Root: root, Config: "telemetry_interval_secs: 3600\nlog_level: error\n"})
+			c := a.Client(t, client.Options{})
+			ranScript(t, c, &pb.RunScriptRequest{Source: []byte("return 1")})
+			rest := a.RSS()
+			rise := -rest + peakRSS(a, func() {
+				_, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 3*time.Minute), c, &pb.RunScriptRequest{Source: []byte(
+					`local function put(i, text) file.write("/etc/netplan/" .. i .. ".yaml", text, {parents = true}) end
+` + files)})
+				if err != nil {
+					t.Error(err)
+				}
+				var work sync.WaitGroup
+				defer work.Wait()
+				for range 4 {
+					c := a.Client(t, client.Options{})
+					work.Go(func() {
+						reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, 3*time.Minute), c, &pb.RunScriptRequest{Source: []byte(
+							`return script { name = "s", readonly = true, run = function() for i = 1, 3 do netplan.get("none") end end }`)})
+						t.Logf("%.200s %v", reply.GetError().GetMessage(), err)
+					})
+				}
+			})
+			if t.Logf("%d MiB", rise>>20); rise > most {
+				t.Errorf("the agent grew by %d MiB", rise>>20)
+			}
+		})
+	}
+}
+
 // Nor do several at once, from several hosts: each call is answered.
 func TestScriptsTogetherDoNotFillTheAgent(t *testing.T) {
 	if agenttest.Race {
@@ -96,6 +138,8 @@ func TestScriptsTogetherDoNotFillTheAgent(t *testing.T) {
 		{"what is read", `for i = 1, 4 do assert(#file.read(dir .. "/f") == 8388480) end`, false},
 		{"lists", `for i = 1, 2 do assert(#file.list(dir .. "/many") == 6000 and #file.glob(dir .. "/many/*") == 6000) end`, false},
 		{"what commands read", `for i = 1, 2 do assert(exec.run({"wc", "-c"}, {readonly = true, stdin = big}).stdout == "8000000\n") end`, false},
+		{"what commands write", `for i = 1, 2 do
+			assert(#exec.run({"sh", "-c", "yes | head -c 9000000"}, {readonly = true, max_output = 8000000}).stdout == 8000000) end`, false},
 		{"files", `for i = 1, 6 do file.write(dir .. "/new", i .. big) end`, true},
 		{"templates", `for i = 1, 3 do file.template(dir .. "/new", "{{a|raw}}", {a = big:sub(1, 7000000)}) end`, true},
 		{"edits", `for i = 1, 3 do file.replace(dir .. "/f", "abc", "abd", {literal = true}) file.replace(dir .. "/f", "abd", "abc", {literal = true}) end`, true},

@@ -137,7 +137,7 @@ func (n *nativeSession) handle(ctx context.Context, _ *wire.Conn, id string, req
 	}
 	if exchange := wire.ExchangeOf(ctx); exchange != nil {
 		call.AfterReply, call.Sent, call.Received = exchange.AfterReply, exchange.Sent, exchange.Received
-		call.ReleaseRequest = exchange.ReleaseRequest
+		call.ReleaseRequest, call.HoldReply = exchange.ReleaseRequest, exchange.HoldReply
 	}
 	return n.agent.dispatch(ctx, call, request)
 }

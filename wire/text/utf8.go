@@ -18,6 +18,21 @@ func ToValidUTF8(s string) string {
 	return out
 }
 
+// invalidGrowth is by how much a byte becomes longer that is written as \xNN.
+const invalidGrowth = len(`\xNN`) - 1
+
+// invalidBytes returns how many bytes of a text are not UTF-8.
+func invalidBytes(s string) (count int) {
+	for i := 0; i < len(s); {
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 {
+			count++
+		}
+		i += size
+	}
+	return count
+}
+
 // ToValidUTF8Max is ToValidUTF8 with a result of at most limit bytes. It cuts neither within a rune nor within a \xNN; truncated
 // tells whether it cut.
 func ToValidUTF8Max(s string, limit int) (out string, truncated bool) {
@@ -25,13 +40,13 @@ func ToValidUTF8Max(s string, limit int) (out string, truncated bool) {
 		return s, false
 	}
 	var b strings.Builder
-	b.Grow(min(len(s)+len(s)/8, max(limit, 0)))
+	b.Grow(min(len(s)+invalidGrowth*invalidBytes(s), max(limit, 0))) // exactly: of 15 MiB there are no copies
 	for i := 0; i < len(s); {
 		r, size := utf8.DecodeRuneInString(s[i:])
 		invalid := r == utf8.RuneError && size == 1
 		width := size
 		if invalid {
-			width = len(`\xNN`)
+			width = 1 + invalidGrowth
 		}
 		if width > limit-b.Len() {
 			return b.String(), true

@@ -51,6 +51,8 @@ type Config struct {
 	Reexec bool
 	// Admit returns why no command may be started at present, such as while the root is frozen; nil: it may. Nil: always.
 	Admit func() error
+	// Spool is where output is kept that is long. The zero value: in memory.
+	Spool Spool
 	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
 	// while. It may not block. Nil: nobody is told.
 	Crowd func(many bool)
@@ -82,6 +84,9 @@ type Spec struct {
 	Limits Limits
 	// MaxOutput bounds the captured bytes of each stream; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
+	// Hold is asked before output that was spooled is read into memory; size is that of all output, in bytes. Where it fails the
+	// output is its first 64 KiB, and truncated. Nil: nothing is asked.
+	Hold func(size int64) error
 	// Owner is whose command it is, which OwnerOf tells while it runs. Optional.
 	Owner string
 
@@ -174,7 +179,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 	}
 	var streams [2]*stream
 	for i := range streams {
-		s, err := newStream(r.outputLimit(spec.MaxOutput))
+		s, err := newStream(r.outputLimit(spec.MaxOutput), r.config.Spool)
 		if err != nil {
 			if i > 0 {
 				streams[0].discard()
@@ -342,10 +347,18 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 		}
 	}
 	r.finish(c, err != ErrReleased)
-	result.Stdout, result.Stderr, result.Tail = c.text(streams[0].head), c.text(streams[1].head), c.text(streams[1].tail)
-	for _, s := range streams {
-		result.Truncated = result.Truncated || s.truncated
+	hold := sync.OnceValue(func() error {
+		if spec.Hold == nil {
+			return nil
+		}
+		return spec.Hold(streams[0].kept.size() + streams[1].kept.size())
+	})
+	for i, to := range []*[]byte{&result.Stdout, &result.Stderr} {
+		all, cut := streams[i].kept.take(hold)
+		*to = c.text(all)
+		result.Truncated = result.Truncated || streams[i].truncated || cut
 	}
+	result.Tail = c.text(streams[1].tail)
 	return result, err
 }
 

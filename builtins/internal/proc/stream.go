@@ -17,18 +17,18 @@ type stream struct {
 	done        chan struct{} // closed when its reader returned
 
 	last      time.Time // when the last bytes came
-	head      []byte    // the first bound bytes
+	kept      capture   // the first limit bytes
 	tail      []byte    // the last tailSize bytes
-	truncated bool      // more was written than head holds
+	truncated bool      // more was written than was kept
 	eof       bool      // all writers closed it
 }
 
-func newStream(bound int64) (*stream, error) {
+func newStream(bound int64, spool Spool) (*stream, error) {
 	read, write, err := outputPipe()
 	if err != nil {
 		return nil, err
 	}
-	return &stream{read: read, write: write, limit: bound, done: make(chan struct{})}, nil
+	return &stream{read: read, write: write, limit: bound, kept: capture{spool: spool}, done: make(chan struct{})}, nil
 }
 
 // outputBuffer is the size of one read of an output, in bytes.
@@ -62,8 +62,8 @@ func (s *stream) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	s.last = time.Now()
-	keep := min(int64(len(p)), s.limit-int64(len(s.head)))
-	s.head = append(s.head, p[:keep]...)
+	keep := min(int64(len(p)), s.limit-s.kept.size())
+	s.kept.add(p[:keep])
 	s.truncated = s.truncated || keep < int64(len(p))
 	if len(p) >= tailSize {
 		s.tail = append(s.tail[:0], p[len(p)-tailSize:]...)
@@ -80,6 +80,7 @@ func (s *stream) Write(p []byte) (int, error) {
 func (s *stream) discard() {
 	s.read.Close()
 	s.write.Close()
+	s.kept.close()
 }
 
 // tailText returns the end of an output for an error: valid UTF-8 without surrounding space, no part of a rune, and of a

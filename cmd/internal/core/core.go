@@ -113,7 +113,7 @@ func Open(c Config) (*Core, error) {
 		}
 		return core.Scripts.Running()
 	}
-	c.Rooms.State, c.Rooms.RunScript = c.State, core.runHook
+	c.Rooms.State, c.Rooms.Spool, c.Rooms.RunScript = c.State, c.overlays(), core.runHook
 	core.Rooms = all.New(c.Rooms)
 	if err := core.open(c); err != nil {
 		return nil, errors.Join(err, core.Close())

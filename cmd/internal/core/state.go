@@ -33,6 +33,9 @@ func (core *Core) prepareState(c Config) error {
 		if err := os.RemoveAll(c.overlays()); err != nil { // those of an agent that was killed
 			return fault.Cause(err)
 		}
+		if err := os.Mkdir(c.overlays(), 0o700); err != nil {
+			return fault.Cause(err)
+		}
 	}
 	key := c.Key
 	if key == nil {
@@ -44,7 +47,7 @@ func (core *Core) prepareState(c Config) error {
 	return nil
 }
 
-// overlays is the directory for the overlays of dry runs.
+// overlays is the directory for the overlays of dry runs, and for files without names.
 func (c Config) overlays() string { return filepath.Join(c.State, "overlays") }
 
 // secret keys the fingerprints of requests, and the marks of commands. Without a state directory none is stored, and so any
