@@ -264,7 +264,11 @@ func (a *At) Remove() error {
 
 // RemoveAll removes what is here, a directory with all that is below it. It follows no link, and refuses, before it
 // removes anything, a tree in which a file system is mounted. An error later leaves a part of the tree.
-func (a *At) RemoveAll(ctx context.Context) error {
+func (a *At) RemoveAll(ctx context.Context) error { return a.RemoveAllOf(ctx, nil) }
+
+// RemoveAllOf is RemoveAll that goes into no directory of which own says no: that is fault.ErrChanged, and such a directory stays
+// with all that is in it. On an overlay and on Windows own is not asked.
+func (a *At) RemoveAllOf(ctx context.Context, own func(dir Meta) bool) error {
 	meta, err := a.removable()
 	if err != nil {
 		return err
@@ -275,7 +279,7 @@ func (a *At) RemoveAll(ctx context.Context) error {
 	if err := a.NoMountsBelow(); err != nil {
 		return err
 	}
-	return a.dir.removeAll(ctx, a.Name)
+	return a.dir.removeAll(ctx, a.Name, own)
 }
 
 // NoMountsBelow refuses a directory below which a file system is mounted.

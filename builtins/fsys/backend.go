@@ -85,8 +85,8 @@ type directory interface {
 
 	// remove removes an empty directory, or anything else.
 	remove(name string, isDir bool) error
-	// removeAll removes a directory with all that is below it.
-	removeAll(ctx context.Context, name string) error
+	// removeAll removes a directory with all that is below it, and goes into none of which own, unless it is nil, says no.
+	removeAll(ctx context.Context, name string, own func(dir Meta) bool) error
 	// rename is At.Rename.
 	rename(name string, to directory, toName string, replace bool) error
 	// link is At.Link.

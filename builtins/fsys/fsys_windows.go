@@ -270,7 +270,7 @@ func isMounted(string) (bool, error) { return false, nil }
 
 func watchMounts(context.Context) (<-chan struct{}, error) { return nil, nil }
 
-func removeTree(ctx context.Context, dir handle, name string) error {
+func removeTree(ctx context.Context, dir handle, name string, _ func(dir Meta) bool) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}

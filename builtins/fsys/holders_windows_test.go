@@ -63,7 +63,7 @@ func TestHoldersAreNamed(t *testing.T) {
 		{"replace", func() error { return moveFile(other, path, true) }},
 		{"remove", at.Remove},
 		{"open", func() error { _, err := openFile(dir, "file", true); return err }},
-		{"tree", func() error { return removeTree(t.Context(), filepath.Dir(dir), filepath.Base(dir)) }}, // it removes the other one
+		{"tree", func() error { return removeTree(t.Context(), filepath.Dir(dir), filepath.Base(dir), nil) }}, // it removes the other one
 	} {
 		asked = nil
 		if err := c.act(); !errors.Is(err, fault.ErrBusy) || !strings.Contains(err.Error(), names) || !slices.Contains(asked, "file") {

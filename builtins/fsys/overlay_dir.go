@@ -398,7 +398,7 @@ func (d *overlayDir) remove(name string, isDir bool) error {
 	return nil
 }
 
-func (d *overlayDir) removeAll(_ context.Context, name string) error {
+func (d *overlayDir) removeAll(_ context.Context, name string, _ func(dir Meta) bool) error {
 	if _, err := d.child(name); err != nil {
 		return err
 	}

@@ -173,8 +173,8 @@ func (d *realDir) copyAttrs(_ string, file *os.File, old Meta, attr Attr) error 
 
 func (d *realDir) remove(name string, isDir bool) error { return unlinkAt(d.handle, name, isDir) }
 
-func (d *realDir) removeAll(ctx context.Context, name string) error {
-	return removeTree(ctx, d.handle, name)
+func (d *realDir) removeAll(ctx context.Context, name string, own func(dir Meta) bool) error {
+	return removeTree(ctx, d.handle, name, own)
 }
 
 func (d *realDir) rename(name string, to directory, toName string, replace bool) error {

@@ -18,9 +18,10 @@ type remover struct {
 	ctx context.Context
 	top handle
 	mnt uint64
+	own func(dir Meta) bool // nil: all are removed
 }
 
-func removeTree(ctx context.Context, dir handle, name string) error {
+func removeTree(ctx context.Context, dir handle, name string, own func(dir Meta) bool) error {
 	mnt, err := mountID(dir, name)
 	if err != nil {
 		return err
@@ -30,7 +31,10 @@ func removeTree(ctx context.Context, dir handle, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	r := &remover{ctx: ctx, top: fd, mnt: mnt}
+	r := &remover{ctx: ctx, top: fd, mnt: mnt, own: own}
+	if err := r.checkOwn(fd); err != nil {
+		return err
+	}
 	for {
 		err := r.empty(fd, 0)
 		if err != nil {
@@ -76,6 +80,9 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 	if mnt, err := mountID(fd, ""); err != nil || mnt != r.mnt {
 		return fault.Refuse("a file system is mounted here")
 	}
+	if err := r.checkOwn(fd); err != nil {
+		return err
+	}
 	if depth >= maxDepth {
 		return renameAt(dir, name, r.top, tempName(), false)
 	}
@@ -83,4 +90,16 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 		return err
 	}
 	return unlinkAt(dir, name, true)
+}
+
+// checkOwn refuses a directory that is another's. Nothing is removed in it before: who moves it into the tree cannot empty it so.
+func (r *remover) checkOwn(dir handle) error {
+	if r.own == nil {
+		return nil
+	}
+	meta, err := statAt(dir, ".")
+	if err == nil && !r.own(meta) {
+		err = fault.Wrapf(fault.ErrChanged, "a directory that somebody moved here")
+	}
+	return err
 }

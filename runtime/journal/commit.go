@@ -318,3 +318,17 @@ func (t *Tx) abort(reply *pb.RunScriptResponse, failed bool) error {
 	}
 	return err
 }
+
+func (j *Journal) readDirNames(path string) ([]string, error) {
+	at, err := j.config.Root.Exact(path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	dir, err := at.OpenDir()
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.Names()
+	return names, errors.Join(err, dir.Close())
+}

@@ -344,3 +344,14 @@ func (g *guest) awaitCleaning(t testing.TB) {
 	}
 	g.journal.writer <- struct{}{}
 }
+
+// withoutTimes removes the times from a result of describeTree: those of new objects differ from run to run.
+func withoutTimes(tree map[string]string) map[string]string {
+	bare := map[string]string{}
+	for name, text := range tree {
+		head, tail, _ := strings.Cut(text, " time ")
+		_, tail, _ = strings.Cut(tail, " ")
+		bare[name] = head + tail
+	}
+	return bare
+}

@@ -136,17 +136,17 @@ func (r *restorer) isImage() bool {
 
 // otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
 // are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can put a
-// directory, and in a tree that a command declared, it was made anew, as by what undid a command.
+// directory it was made anew, as by what undid a command. In a tree that a command declared it is moved aside, and nothing is there.
 func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
-	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || r.object.Tree {
+	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || !r.object.Tree && firstDifference(r.was, r.is) == "" {
 		return false, nil
 	}
-	same, err := sameInode(r.at, r.was, r.is)
-	if same || err != nil || firstDifference(r.was, r.is) == "" || r.pass.tx.standsFor(inodeOf(r.was)) == inodeOf(r.is) {
+	other, err := r.pass.otherDirectory(r.at, r.object, r.is)
+	if !other || err != nil {
 		return false, err
 	}
-	if may, err := r.pass.tx.journal.config.Root.Exchangeable(r.object.Path); !may || err != nil {
-		return false, err
+	if r.object.Tree {
+		return false, r.moveAside()
 	}
 	if after != nil {
 		left := fromState(after)
@@ -157,6 +157,17 @@ func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	}
 	r.conflict = r.object.Path
 	return true, nil
+}
+
+// otherDirectory says whether a directory is another one than that of an object, which somebody else put at its path. In a tree that
+// a command declared one that was made since is the command's.
+func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta) (bool, error) {
+	was := fromState(o.State)
+	same, err := sameInode(at, was, is)
+	if same || err != nil || p.tx.standsFor(inodeOf(was)) == inodeOf(is) || o.Tree && p.tree.madeSince(is) {
+		return false, err
+	}
+	return p.tx.journal.config.Root.Exchangeable(o.Path)
 }
 
 // widened says whether others have rights to the file that is there which they had not to the kept one.

@@ -188,7 +188,7 @@ func (r *restorer) makeWay() error {
 		return nil
 	}
 	if r.object.Tree {
-		return ignoreNotExist(r.do("restore.clear", func() error { return r.at.RemoveAll(r.ctx) }))
+		return r.clear("restore.clear")
 	}
 	if r.is.Kind != fsys.Directory {
 		return ignoreNotExist(r.do("restore.remove", r.at.Remove))

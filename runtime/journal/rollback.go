@@ -234,6 +234,7 @@ type undoPass struct {
 	unlogged         bool            // a step was undone, and its record could not be written
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
+	tree     *tree           // of the present step
 	detached []string        // what users had mounted in the way, until a step tells it
 	patience time.Duration   // what is left for others who are in the way
 	away     map[string]bool // directories that others have taken away
@@ -336,111 +337,6 @@ func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (
 		ran.Action = "not needed"
 	}
 	return ran, nil
-}
-
-// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
-func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
-	var list []Undone
-	for _, o := range keep.Objects {
-		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory && p.notDirectory(o.Path) && !p.ended(o.Path) {
-			_, _ = p.restore(ctx, o, nil) // repeated below, where its error counts
-		}
-	}
-	children := keptChildren(keep)
-	for i, o := range slices.Backward(keep.Objects) {
-		var after *pb.JournalState
-		if p.compareAfter {
-			after = s.stateAfter(uint32(i))
-		}
-		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
-		if p.ended(o.Path) {
-			list = append(list, u)
-			continue
-		}
-		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory {
-			u.Err = p.prune(ctx, o.Path, children[o.Path])
-		}
-		if u.Err == nil {
-			u.Err = p.retry(ctx, u.Target, func() error {
-				c, err := p.restore(ctx, o, after)
-				u.Conflict = cmp.Or(u.Conflict, c.put)
-				if len(c.reset) > 0 {
-					u.Reset = c.reset
-				}
-				if c.began || c.put != "" { // a half restored object matches no state
-					after = nil
-				}
-				return err
-			})
-		}
-		if !o.Tree { // of a tree all is kept together
-			p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
-		}
-		list = append(list, u)
-	}
-	return list
-}
-
-func (p *undoPass) notDirectory(path string) bool {
-	at, err := p.tx.journal.config.Root.Exact(path)
-	if err != nil {
-		return true
-	}
-	defer at.Close()
-	meta, err := at.Stat()
-	return err != nil || meta.Kind != fsys.Directory
-}
-
-// keptChildren returns the paths that were in each directory of a step.
-func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
-	dirs := map[string]map[string]bool{}
-	for _, o := range keep.Objects {
-		if fsys.Kind(o.State.Kind) == fsys.Absent {
-			continue
-		}
-		if dirs[parent(o.Path)] == nil {
-			dirs[parent(o.Path)] = map[string]bool{}
-		}
-		dirs[parent(o.Path)][o.Path] = true
-	}
-	return dirs
-}
-
-// prune removes what was not in a directory before.
-func (p *undoPass) prune(ctx context.Context, dir string, was map[string]bool) error {
-	names, err := p.tx.journal.readDirNames(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		path := childPath(dir, name)
-		if was[path] {
-			continue
-		}
-		at, err := p.tx.journal.config.Root.Exact(path)
-		if err != nil {
-			return err
-		}
-		err = p.tx.journal.do("restore.prune", func() error { return at.RemoveAll(ctx) })
-		if err = errors.Join(ignoreNotExist(err), at.Close()); err != nil {
-			return fault.On(path, err)
-		}
-	}
-	return nil
-}
-
-func (j *Journal) readDirNames(path string) ([]string, error) {
-	at, err := j.config.Root.Exact(path)
-	if err != nil {
-		return nil, err
-	}
-	defer at.Close()
-	dir, err := at.OpenDir()
-	if err != nil {
-		return nil, err
-	}
-	names, err := dir.Names()
-	return names, errors.Join(err, dir.Close())
 }
 
 // flush makes durable what was restored.

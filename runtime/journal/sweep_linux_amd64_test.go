@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -306,17 +305,6 @@ func follow(t *testing.T, pid, n int) (outcome, int) {
 			deliver = int(status.StopSignal())
 		}
 	}
-}
-
-// withoutTimes removes the times from a result of describeTree: those of new objects differ from run to run.
-func withoutTimes(tree map[string]string) map[string]string {
-	bare := map[string]string{}
-	for name, text := range tree {
-		head, tail, _ := strings.Cut(text, " time ")
-		_, tail, _ = strings.Cut(tail, " ")
-		bare[name] = head + tail
-	}
-	return bare
 }
 
 func sweepScenario(t *testing.T, name string) {

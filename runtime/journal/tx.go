@@ -138,6 +138,7 @@ func (t *Tx) snapshotLocked(ctx context.Context, tree bool, paths []string, neig
 // keep takes the before-images of paths as the next step.
 func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside) (err error) {
 	s.step, s.seen = t.nextStep(), map[string]bool{}
+	at := now()
 	defer func() {
 		if err != nil && t.err == nil { // no record names them, and the next step has the same number
 			s.removeFiles()
@@ -161,7 +162,11 @@ func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside
 	if err != nil {
 		return err
 	}
-	return t.appendStep(&pb.JournalRecord{Mounts: mounts, Record: &pb.JournalRecord_Keep{Keep: &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}}})
+	keep := &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}
+	if s.tree {
+		keep.At = at
+	}
+	return t.appendStep(&pb.JournalRecord{Mounts: mounts, Record: &pb.JournalRecord_Keep{Keep: keep}})
 }
 
 // Undo implements builtins.Tx.

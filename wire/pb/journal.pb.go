@@ -620,7 +620,9 @@ type JournalKeep struct {
 	Step    uint64           `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
 	Objects []*JournalObject `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
 	// What a rollback cannot take back, and names.
-	Beside        []*JournalBeside `protobuf:"bytes,3,rep,name=beside,proto3" json:"beside,omitempty"`
+	Beside []*JournalBeside `protobuf:"bytes,3,rep,name=beside,proto3" json:"beside,omitempty"`
+	// When that was, of a step with trees: what is younger is the command's. Unset: of an older agent.
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -672,6 +674,13 @@ func (x *JournalKeep) GetObjects() []*JournalObject {
 func (x *JournalKeep) GetBeside() []*JournalBeside {
 	if x != nil {
 		return x.Beside
+	}
+	return nil
+}
+
+func (x *JournalKeep) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
 	}
 	return nil
 }
@@ -2228,11 +2237,12 @@ const file_journal_proto_rawDesc = "" +
 	"\astarted\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x12\n" +
 	"\x04port\x18\v \x01(\tR\x04port\x12\x18\n" +
-	"\asecrets\x18\f \x01(\bR\asecrets\"\x9d\x01\n" +
+	"\asecrets\x18\f \x01(\bR\asecrets\"\xc9\x01\n" +
 	"\vJournalKeep\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12=\n" +
 	"\aobjects\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalObjectR\aobjects\x12;\n" +
-	"\x06beside\x18\x03 \x03(\v2#.limiquantix.agent.v1.JournalBesideR\x06beside\"\xbd\x01\n" +
+	"\x06beside\x18\x03 \x03(\v2#.limiquantix.agent.v1.JournalBesideR\x06beside\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xbd\x01\n" +
 	"\rJournalBeside\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12F\n" +
 	"\n" +
@@ -2420,42 +2430,43 @@ var file_journal_proto_depIdxs = []int32{
 	25, // 17: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
 	7,  // 18: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
 	5,  // 19: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	6,  // 20: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	8,  // 21: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 22: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 23: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 24: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 25: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	10, // 26: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	9,  // 27: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 28: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 29: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 30: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 31: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	26, // 32: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	27, // 33: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	25, // 34: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	17, // 35: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	27, // 36: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	27, // 37: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	28, // 38: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 39: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	20, // 40: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	28, // 41: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 42: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	25, // 43: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	26, // 44: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	28, // 45: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 46: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	8,  // 47: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	3,  // 48: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	28, // 49: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 50: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	25, // 20: limiquantix.agent.v1.JournalKeep.at:type_name -> google.protobuf.Timestamp
+	6,  // 21: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	8,  // 22: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 23: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 24: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 25: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 26: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	10, // 27: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	9,  // 28: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 29: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 30: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 31: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 32: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	26, // 33: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	27, // 34: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	25, // 35: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	17, // 36: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	27, // 37: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	27, // 38: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	28, // 39: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 40: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	20, // 41: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	28, // 42: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	20, // 43: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	25, // 44: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	26, // 45: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	28, // 46: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 47: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	8,  // 48: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	3,  // 49: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	28, // 50: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	25, // 51: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }

@@ -96,11 +96,14 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 	if from != nil {
 		defer from.Close()
 	}
-	stable, err := to.StableInodes()
+	stable, may, err := e.exchangeable(to, in.Path)
+	if err == nil && stable && !may {
+		may, err = e.Guest.Files.Exchangeable(in.MovedTo)
+	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	moved, err := wasMoved(there, found, in.State, stable)
+	moved, err := wasMoved(there, found, in.State, stable, stable && may)
 	switch {
 	case err != nil:
 		return nil, fault.On(in.MovedTo, err)
@@ -151,17 +154,18 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 }
 
 // wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
-// On a file system where its number does not tell it from others it must be alone at one of the places.
-func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable bool) (bool, error) {
+// Where others than root cannot put an object there (may), it may have been saved anew meanwhile, as by sed -i: then one of its kind
+// alone at one of the places stands for it, as on a file system where its number does not tell it from others.
+func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
 	switch {
 	case isObject(was, former, stable): // it did not happen, or was taken back
 		return false, nil
 	case isObject(was, found, stable):
 		return true, nil
-	case !stable && former.Kind == fsys.Absent && found.Kind == kind:
+	case !may && former.Kind == fsys.Absent && found.Kind == kind:
 		return true, nil
-	case !stable && former.Kind == kind && found.Kind == fsys.Absent:
+	case !may && former.Kind == kind && found.Kind == fsys.Absent:
 		return false, nil
 	}
 	return false, fault.Wrapf(fault.ErrChanged, "the %s that was moved is not there", was.GetKind())

@@ -1,0 +1,219 @@
+package journal
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
+)
+
+// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
+func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
+	var list []Undone
+	t := p.newTree(ctx, keep)
+	for i, o := range slices.Backward(keep.Objects) {
+		var after *pb.JournalState
+		if p.compareAfter {
+			after = s.stateAfter(uint32(i))
+		}
+		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
+		if p.ended(o.Path) {
+			list = append(list, u)
+			continue
+		}
+		if u.Err = t.lost[parent(o.Path)]; u.Err == nil {
+			u.Conflict, u.Err = t.prune(o)
+		}
+		if u.Err == nil {
+			u.Err = p.retry(ctx, u.Target, func() error {
+				c, err := p.restore(ctx, o, after)
+				u.Conflict = cmp.Or(u.Conflict, c.put)
+				if len(c.reset) > 0 {
+					u.Reset = c.reset
+				}
+				if c.began || c.put != "" { // a half restored object matches no state
+					after = nil
+				}
+				return err
+			})
+		}
+		if !o.Tree { // of a tree all is kept together
+			p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
+		}
+		list = append(list, u)
+	}
+	return list
+}
+
+// tree is what a step kept of trees that a command declared, while it is restored.
+type tree struct {
+	pass     *undoPass
+	ctx      context.Context
+	children map[string]map[string]bool // the paths that were in each directory
+	dirs     map[inode]bool             // that were kept
+	since    time.Time                  // when they were
+	aside    map[string]string          // where other directories that were at these paths are by now
+	lost     map[string]error           // directories that are not there, and could not be made
+}
+
+// newTree makes the directories that are missing. What others put in the place of one is moved aside.
+func (p *undoPass) newTree(ctx context.Context, keep *pb.JournalKeep) *tree {
+	t := &tree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{}}
+	if t.since = p.tx.begin.Started.AsTime(); keep.At != nil {
+		t.since = keep.At.AsTime()
+	}
+	p.tree = t
+	var dirs []*pb.JournalObject
+	for _, o := range keep.Objects {
+		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory {
+			dirs = append(dirs, o)
+			t.dirs[inodeOf(fromState(o.State))] = true
+		}
+	}
+	for _, o := range dirs {
+		if p.ended(o.Path) {
+			continue
+		}
+		if err := t.lost[parent(o.Path)]; err != nil {
+			t.lost[o.Path] = err
+			continue
+		}
+		if p.checkTreeDir(o) == nil {
+			continue
+		}
+		c, err := p.restore(ctx, o, nil)
+		t.aside[o.Path] = c.put
+		if p.checkTreeDir(o) != nil {
+			if t.lost[o.Path] = err; err == nil {
+				t.lost[o.Path] = fault.On(o.Path, fault.ErrChanged)
+			}
+		}
+	}
+	return t
+}
+
+// checkTreeDir returns an error where the directory of a tree is not there, or another one is.
+func (p *undoPass) checkTreeDir(o *pb.JournalObject) error {
+	dir, err := p.openTreeDir(o)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
+}
+
+// openTreeDir opens the directory of a tree; fault.ErrChanged where another one is there.
+func (p *undoPass) openTreeDir(o *pb.JournalObject) (*fsys.Dir, error) {
+	at, err := p.tx.journal.config.Root.Exact(o.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	dir, err := at.OpenDir()
+	if err != nil {
+		return nil, err
+	}
+	is, err := dir.Stat(".")
+	other := false
+	if err == nil {
+		other, err = p.otherDirectory(at, o, is)
+	}
+	if err == nil && other {
+		err = fault.Wrapf(fault.ErrChanged, "another directory is there")
+	}
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return dir, nil
+}
+
+// keptChildren returns the paths that were in each directory of a step.
+func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
+	dirs := map[string]map[string]bool{}
+	for _, o := range keep.Objects {
+		if fsys.Kind(o.State.Kind) == fsys.Absent {
+			continue
+		}
+		if dirs[parent(o.Path)] == nil {
+			dirs[parent(o.Path)] = map[string]bool{}
+		}
+		dirs[parent(o.Path)][o.Path] = true
+	}
+	return dirs
+}
+
+// prune removes from the directory of a tree what was not in it before. Directories that others moved there are moved aside; the
+// name of the last one, or of what was in the place of the directory itself, is returned.
+func (t *tree) prune(o *pb.JournalObject) (conflict string, err error) {
+	conflict = t.aside[o.Path]
+	if !o.Tree || fsys.Kind(o.State.Kind) != fsys.Directory {
+		return "", nil
+	}
+	dir, err := t.pass.openTreeDir(o)
+	if err != nil {
+		return conflict, err
+	}
+	defer dir.Close()
+	names, err := dir.Names()
+	if err != nil {
+		return conflict, err
+	}
+	for _, name := range names {
+		path := childPath(o.Path, name)
+		if t.children[o.Path][path] {
+			continue
+		}
+		at, err := dir.At(name)
+		if err != nil {
+			return conflict, err
+		}
+		r := &restorer{pass: t.pass, ctx: t.ctx, object: &pb.JournalObject{Path: path}, at: at}
+		if err := errors.Join(r.clear("restore.prune"), at.Close()); err != nil {
+			return conflict, fault.On(path, err)
+		}
+		conflict = cmp.Or(r.conflict, conflict)
+	}
+	return conflict, nil
+}
+
+// clear removes what is there, with all that is below it. Where somebody moved a directory there, that is not removed, and what is left
+// is moved aside.
+func (r *restorer) clear(step string) error {
+	own, err := r.pass.tree.own(r.object.Path)
+	if err == nil {
+		err = ignoreNotExist(r.do(step, func() error { return r.at.RemoveAllOf(r.ctx, own) }))
+	}
+	switch {
+	case !errors.Is(err, fault.ErrChanged):
+		return err
+	case strings.Contains(r.at.Name, r.pass.tx.conflictSuffix()): // it was moved aside already
+		r.conflict = r.object.Path
+		return nil
+	}
+	return r.moveAside()
+}
+
+// own returns what tells the directories of the command from those that others have moved to a path, or below it; nil where none
+// but root can.
+func (t *tree) own(path string) (func(fsys.Meta) bool, error) {
+	may, err := t.pass.tx.journal.config.Root.Exchangeable(path)
+	if !may || err != nil {
+		return nil, err
+	}
+	return func(dir fsys.Meta) bool { return t.dirs[inodeOf(dir)] || t.madeSince(dir) }, nil
+}
+
+// madeSince says whether a directory was made since the trees were kept. Where the file system does not tell, one of root's was there
+// before.
+func (t *tree) madeSince(dir fsys.Meta) bool {
+	if dir.Born == (fsys.Time{}) {
+		return dir.UID != 0
+	}
+	const tick = 20 * time.Millisecond // which the clock of a file system may be behind
+	return !dir.Born.Time().Before(t.since.Add(-tick))
+}
