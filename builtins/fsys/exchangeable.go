@@ -10,17 +10,26 @@ import (
 // user's, or others may write to it. Between two looks such a path may lead to two places. Directories that are missing are left
 // out.
 func (r *Root) Exchangeable(path string) (bool, error) {
+	below := Meta{Kind: Absent} // what is at the path itself may be another object than before
 	for dir := path; !IsRoot(dir); {
 		dir = Parent(dir)
 		meta, err := r.statExact(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil || meta.foreign() {
+		if err != nil || meta.foreign() && !meta.holds(below) {
 			return true, err
 		}
+		below = meta
 	}
 	return false, nil
+}
+
+// holds says whether only root, or the agent's user, may move what is in a directory, though others may write to it.
+func (m Meta) holds(child Meta) bool {
+	const sticky = 0o1000
+	trusted := func(m Meta) bool { return m.UID == 0 || int(m.UID) == os.Geteuid() }
+	return m.Mode&sticky != 0 && trusted(m) && child.Kind != Absent && trusted(child)
 }
 
 // foreign says whether others than root may change what is in a directory. On Windows no mode says that, and it is false.

@@ -111,6 +111,41 @@ func TestAnotherObjectGetsNothing(t *testing.T) {
 	}
 }
 
+// A file that was moved, and then saved anew where none but root can, is moved back: it is nobody else's.
+func TestWhatWasSavedAnewIsMovedBack(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		save string // the path of the file that is saved anew
+		want string // what small holds afterwards
+	}{
+		{"at the new place", "moved", "anew"},
+		{"at the former place, after it was moved back", "small", "anew"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := newTestDirs(t)
+			mustPopulate(t, p)
+			at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+			g := newGuest(t, p, nil)
+			tx := g.begin(t)
+			g.mustCall(t, tx, "file.move", &pb.FromToArgs{From: "/etc/small", To: "/etc/moved"})
+			tx.Mark()
+			err := errors.Join(os.Remove(at("moved")), os.WriteFile(at("beside"), []byte("anew"), 0o600), os.Rename(at("beside"), at(test.save)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Errorf("%+v", report)
+			}
+			if got, err := os.ReadFile(at("small")); err != nil || string(got) != test.want {
+				t.Errorf("%q, %v", got, err)
+			}
+			if _, err := os.Lstat(at("moved")); !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // A number that is given again does not make another object the one that was kept.
 func TestNumberIsGivenAgain(t *testing.T) {
 	is := fsys.Meta{Kind: fsys.File, Ino: 7, Born: fsys.Time{Sec: 2}}

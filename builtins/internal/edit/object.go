@@ -154,8 +154,8 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 }
 
 // wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
-// Where others than root cannot put an object there (may), it may have been saved anew meanwhile, as by sed -i: then one of its kind
-// alone at one of the places stands for it, as on a file system where its number does not tell it from others.
+// may says that others than root can put an object there. Where they cannot, it may have been saved anew meanwhile, as by sed -i, and
+// where its number does not tell it from others nothing does: then one of its kind, alone at one of the places, stands for it.
 func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
 	switch {
