@@ -15,8 +15,9 @@ import (
 // the owner, the mode or the place of the one that was kept. So a step knows its objects by inode number and time of birth. An
 // object that the rollback of a newer step had to make anew has others; older steps are told.
 
-// maxMade bounds the objects that are known to have been made anew. Of more an older step may say that it finds another one.
-const maxMade = 1000
+// maxMade bounds the directories that are known to have been made anew, beside the objects that older steps name. Of more an older
+// step may say that it finds another one.
+const maxMade = maxObjects
 
 // inode tells an object from all others of its file system, whatever became of its path.
 type inode struct {
@@ -28,7 +29,10 @@ func inodeOf(m fsys.Meta) inode { return inode{m.Ino, m.Born} }
 
 // noteMade notes that what a rollback left stands for the object that was kept, if an older step may ask.
 func (t *Tx) noteMade(was, is fsys.Meta) {
-	if was.Kind == fsys.Absent || is.SameInode(was) || is.Kind != fsys.Directory && !t.named[inodeOf(was)] || len(t.made) >= maxMade {
+	if was.Kind == fsys.Absent || is.SameInode(was) {
+		return
+	}
+	if !t.named[inodeOf(was)] && (is.Kind != fsys.Directory || len(t.made) >= maxMade) {
 		return
 	}
 	made := &pb.JournalMade{Ino: is.Ino, Born: bornTime(is), WasIno: was.Ino, WasBorn: bornTime(was)}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -263,6 +265,45 @@ func TestOlderStepsKnowWhatWasMadeAnew(t *testing.T) {
 				checkTree(t, before, p.files)
 			})
 		}
+	}
+}
+
+// However many objects a rollback makes anew, older steps know them.
+func TestManyAreMadeAnew(t *testing.T) {
+	const files = 1100
+	for _, interrupted := range []bool{false, true} {
+		p := newMemoryDirs(t)
+		dir := filepath.Join(p.files, "etc")
+		var err error
+		for i := range files {
+			err = errors.Join(err, os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), nil, 0o600))
+		}
+		if err = errors.Join(err, os.Chmod(dir, 0o777)); err != nil { // so that an object is told from another one by what it is
+			t.Fatal(err)
+		}
+		before := mustDescribeTree(t, p.files)
+		change := func(g *guest, tx *Tx) {
+			for i := range files {
+				from, to := fmt.Sprint("/etc/", i), fmt.Sprint("/etc/moved-", i)
+				g.mustCall(t, tx, "file.move", &pb.FromToArgs{From: from, To: to})
+				g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: to, Content: []byte("new")})
+			}
+			tx.Mark()
+		}
+		if interrupted {
+			abandonTx(t, p, nil, change)
+			for _, actions := range []int{files, 100 * files} {
+				recoverPart(t, p, actions)
+			}
+		} else {
+			g := newGuest(t, p, nil)
+			tx := g.begin(t)
+			change(g, tx)
+			if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+				t.Error(report.Hint(), len(report.NotUndone()))
+			}
+		}
+		checkTree(t, before, p.files)
 	}
 }
 
