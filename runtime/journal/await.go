@@ -82,13 +82,21 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 		t.actions = actions
 	}
 	LimitReply(reply)
-	record := &pb.JournalAwait{Reply: reply, BootId: t.journal.config.BootID(), After: t.actions,
-		UntilBoottimeMs: uint64(max(until.Boottime, 0).Milliseconds()), Until: timestamppb.New(until.Wall)}
-	if err := t.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: record}}, false); err != nil {
+	if err := t.appendRecord(t.awaitRecord(reply, until), false); err != nil {
 		return t.fail(fault.On("journal", err))
 	}
 	t.beginAwait(reply, until)
 	return nil
+}
+
+// awaitRecord returns the record of a deadline: only the first one holds the reply.
+func (t *Tx) awaitRecord(reply *pb.RunScriptResponse, until Deadline) *pb.JournalRecord {
+	boot, ms, wall := t.journal.config.BootID(), uint64(max(until.Boottime, 0).Milliseconds()), timestamppb.New(until.Wall)
+	if t.phase == awaiting {
+		return &pb.JournalRecord{Record: &pb.JournalRecord_Extend{Extend: &pb.JournalExtend{BootId: boot, UntilBoottimeMs: ms, Until: wall}}}
+	}
+	return &pb.JournalRecord{Record: &pb.JournalRecord_Await{Await: &pb.JournalAwait{
+		Reply: reply, BootId: boot, After: t.actions, UntilBoottimeMs: ms, Until: wall}}}
 }
 
 // beginAwait makes it known that the transaction awaits its confirmation.
@@ -109,6 +117,7 @@ func (t *Tx) beginAwait(reply *pb.RunScriptResponse, until Deadline) {
 // TakeBack is Rollback of a transaction that is not confirmed. That, and why, is durable first: a restart of the agent in
 // the middle goes on with the rollback instead of waiting for a confirmation again.
 func (t *Tx) TakeBack(ctx context.Context, why *pb.ScriptError) Report {
+	defer t.enterAnyway()()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.phase == awaiting {

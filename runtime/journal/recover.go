@@ -210,6 +210,14 @@ func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
 		l.tx.wasInterrupted = l.tx.wasInterrupted && !r.Undone.Halted
 	case *pb.JournalRecord_Await:
 		l.await = r.Await
+	case *pb.JournalRecord_Extend:
+		if l.await == nil {
+			return fault.Wrapf(fault.ErrCorrupt, "record %d: a new deadline of what awaits no confirmation", number)
+		}
+		l.await.BootId, l.await.UntilBoottimeMs, l.await.Until = r.Extend.BootId, r.Extend.UntilBoottimeMs, r.Extend.Until
+		if l.await.Reply != nil {
+			l.await.Reply.ConfirmUntil = r.Extend.Until
+		}
 	case *pb.JournalRecord_Commit:
 		l.commit = r.Commit
 	case *pb.JournalRecord_Abort:

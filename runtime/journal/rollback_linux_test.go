@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -328,6 +329,63 @@ func TestAwait(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// However often it gets more time, the journal of what awaits its confirmation does not hold the reply again, and the last deadline
+// counts after a restart.
+func TestMoreTime(t *testing.T) {
+	p := newTestDirs(t)
+	mustPopulate(t, p)
+	long := committedReply()
+	long.Result = structpb.NewStringValue(strings.Repeat("x", 100_000))
+	until := Deadline{Boottime: 3000 * time.Second, Wall: time.Unix(1e9+3000, 0).UTC()}
+	abandonTx(t, p, nil, func(g *guest, tx *Tx) {
+		c := sampleCalls()[0]
+		g.mustCall(t, tx, c.op, c.in)
+		for i := range 200 {
+			more := time.Duration(i-199) * time.Second
+			if err := tx.Await(t.Context(), long, Deadline{Boottime: until.Boottime + more, Wall: until.Wall.Add(more)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	files, err := filepath.Glob(filepath.Join(p.state, "open/*/journal"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if info, err := os.Stat(files[0]); err != nil || info.Size() > 2<<20 {
+		t.Error(info.Size(), err)
+	}
+	g := newGuest(t, p, nil)
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Tx == nil || list[0].Until != until {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	if open := g.journal.Awaiting(); len(open.GetReply().GetResult().GetStringValue()) != 100_000 {
+		t.Error("the reply is lost")
+	}
+	if err := list[0].Tx.Close(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// What takes back writes as a commit does: it is held up while the file systems are frozen.
+func TestTakingBackWaitsForTheThaw(t *testing.T) {
+	entered, p := 0, newTestDirs(t)
+	mustPopulate(t, p)
+	g := newGuest(t, p, func(c *Config) {
+		c.Enter = func(context.Context) (func(), error) { entered++; return func() {}, nil }
+	})
+	tx := g.begin(t)
+	c := sampleCalls()[0]
+	g.mustCall(t, tx, c.op, c.in)
+	if err := tx.Await(t.Context(), committedReply(), g.journal.Within(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	was := entered
+	if tx.TakeBack(t.Context(), &pb.ScriptError{Kind: "timeout"}); entered == was {
+		t.Error("it writes at any time")
+	}
 }
 
 // Once it is decided to take back what awaited its confirmation, an agent that ends in the middle goes on with that at its next

@@ -43,6 +43,7 @@ type JournalRecord struct {
 	//	*JournalRecord_Abort
 	//	*JournalRecord_Undone
 	//	*JournalRecord_Spool
+	//	*JournalRecord_Extend
 	Record isJournalRecord_Record `protobuf_oneof:"record"`
 	// What earlier steps left behind, as far as no earlier record said so.
 	Left []*JournalLeft `protobuf:"bytes,14,rep,name=left,proto3" json:"left,omitempty"`
@@ -195,6 +196,15 @@ func (x *JournalRecord) GetSpool() *JournalSpool {
 	return nil
 }
 
+func (x *JournalRecord) GetExtend() *JournalExtend {
+	if x != nil {
+		if x, ok := x.Record.(*JournalRecord_Extend); ok {
+			return x.Extend
+		}
+	}
+	return nil
+}
+
 func (x *JournalRecord) GetLeft() []*JournalLeft {
 	if x != nil {
 		return x.Left
@@ -278,6 +288,10 @@ type JournalRecord_Spool struct {
 	Spool *JournalSpool `protobuf:"bytes,11,opt,name=spool,proto3,oneof"`
 }
 
+type JournalRecord_Extend struct {
+	Extend *JournalExtend `protobuf:"bytes,17,opt,name=extend,proto3,oneof"`
+}
+
 func (*JournalRecord_Begin) isJournalRecord_Record() {}
 
 func (*JournalRecord_Keep) isJournalRecord_Record() {}
@@ -299,6 +313,8 @@ func (*JournalRecord_Abort) isJournalRecord_Record() {}
 func (*JournalRecord_Undone) isJournalRecord_Record() {}
 
 func (*JournalRecord_Spool) isJournalRecord_Record() {}
+
+func (*JournalRecord_Extend) isJournalRecord_Record() {}
 
 // A mounted file system, by what it is known by after another boot.
 type JournalMount struct {
@@ -1724,7 +1740,70 @@ func (x *JournalFailed) GetStays() *Change {
 	return nil
 }
 
-// All is done and durable, and taken back unless it is confirmed in time. The last of several counts.
+// What awaits its confirmation has more time. The last of several counts.
+type JournalExtend struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	BootId string                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// As of JournalAwait.
+	UntilBoottimeMs uint64                 `protobuf:"varint,2,opt,name=until_boottime_ms,json=untilBoottimeMs,proto3" json:"until_boottime_ms,omitempty"`
+	Until           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *JournalExtend) Reset() {
+	*x = JournalExtend{}
+	mi := &file_journal_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JournalExtend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JournalExtend) ProtoMessage() {}
+
+func (x *JournalExtend) ProtoReflect() protoreflect.Message {
+	mi := &file_journal_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JournalExtend.ProtoReflect.Descriptor instead.
+func (*JournalExtend) Descriptor() ([]byte, []int) {
+	return file_journal_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *JournalExtend) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *JournalExtend) GetUntilBoottimeMs() uint64 {
+	if x != nil {
+		return x.UntilBoottimeMs
+	}
+	return 0
+}
+
+func (x *JournalExtend) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// All is done and durable, and taken back unless it is confirmed in time. The last of several counts: older agents wrote another
+// one for each new deadline.
 type JournalAwait struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Reply  *RunScriptResponse     `protobuf:"bytes,1,opt,name=reply,proto3" json:"reply,omitempty"`
@@ -1743,7 +1822,7 @@ type JournalAwait struct {
 
 func (x *JournalAwait) Reset() {
 	*x = JournalAwait{}
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1834,7 @@ func (x *JournalAwait) String() string {
 func (*JournalAwait) ProtoMessage() {}
 
 func (x *JournalAwait) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[18]
+	mi := &file_journal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1847,7 @@ func (x *JournalAwait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAwait.ProtoReflect.Descriptor instead.
 func (*JournalAwait) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{18}
+	return file_journal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JournalAwait) GetReply() *RunScriptResponse {
@@ -1826,7 +1905,7 @@ type JournalCommit struct {
 
 func (x *JournalCommit) Reset() {
 	*x = JournalCommit{}
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1838,7 +1917,7 @@ func (x *JournalCommit) String() string {
 func (*JournalCommit) ProtoMessage() {}
 
 func (x *JournalCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[19]
+	mi := &file_journal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1851,7 +1930,7 @@ func (x *JournalCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalCommit.ProtoReflect.Descriptor instead.
 func (*JournalCommit) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{19}
+	return file_journal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JournalCommit) GetReply() *RunScriptResponse {
@@ -1897,7 +1976,7 @@ type JournalAction struct {
 
 func (x *JournalAction) Reset() {
 	*x = JournalAction{}
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1988,7 @@ func (x *JournalAction) String() string {
 func (*JournalAction) ProtoMessage() {}
 
 func (x *JournalAction) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[20]
+	mi := &file_journal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2001,7 @@ func (x *JournalAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAction.ProtoReflect.Descriptor instead.
 func (*JournalAction) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{20}
+	return file_journal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JournalAction) GetOp() string {
@@ -1966,7 +2045,7 @@ type JournalAbort struct {
 
 func (x *JournalAbort) Reset() {
 	*x = JournalAbort{}
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2057,7 @@ func (x *JournalAbort) String() string {
 func (*JournalAbort) ProtoMessage() {}
 
 func (x *JournalAbort) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[21]
+	mi := &file_journal_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2070,7 @@ func (x *JournalAbort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAbort.ProtoReflect.Descriptor instead.
 func (*JournalAbort) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{21}
+	return file_journal_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JournalAbort) GetReply() *RunScriptResponse {
@@ -2028,7 +2107,7 @@ type JournalLeft struct {
 
 func (x *JournalLeft) Reset() {
 	*x = JournalLeft{}
-	mi := &file_journal_proto_msgTypes[22]
+	mi := &file_journal_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2119,7 @@ func (x *JournalLeft) String() string {
 func (*JournalLeft) ProtoMessage() {}
 
 func (x *JournalLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[22]
+	mi := &file_journal_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2132,7 @@ func (x *JournalLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalLeft.ProtoReflect.Descriptor instead.
 func (*JournalLeft) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{22}
+	return file_journal_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JournalLeft) GetStep() uint64 {
@@ -2100,7 +2179,7 @@ type JournalEntry struct {
 
 func (x *JournalEntry) Reset() {
 	*x = JournalEntry{}
-	mi := &file_journal_proto_msgTypes[23]
+	mi := &file_journal_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2191,7 @@ func (x *JournalEntry) String() string {
 func (*JournalEntry) ProtoMessage() {}
 
 func (x *JournalEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_journal_proto_msgTypes[23]
+	mi := &file_journal_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2204,7 @@ func (x *JournalEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalEntry.ProtoReflect.Descriptor instead.
 func (*JournalEntry) Descriptor() ([]byte, []int) {
-	return file_journal_proto_rawDescGZIP(), []int{23}
+	return file_journal_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JournalEntry) GetBegin() *JournalBegin {
@@ -2188,7 +2267,7 @@ var File_journal_proto protoreflect.FileDescriptor
 
 const file_journal_proto_rawDesc = "" +
 	"\n" +
-	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xae\a\n" +
+	"\rjournal.proto\x12\x14limiquantix.agent.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\fscript.proto\"\xed\a\n" +
 	"\rJournalRecord\x12:\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginH\x00R\x05begin\x127\n" +
 	"\x04keep\x18\x02 \x01(\v2!.limiquantix.agent.v1.JournalKeepH\x00R\x04keep\x127\n" +
@@ -2201,7 +2280,8 @@ const file_journal_proto_rawDesc = "" +
 	"\x05abort\x18\t \x01(\v2\".limiquantix.agent.v1.JournalAbortH\x00R\x05abort\x12=\n" +
 	"\x06undone\x18\n" +
 	" \x01(\v2#.limiquantix.agent.v1.JournalUndoneH\x00R\x06undone\x12:\n" +
-	"\x05spool\x18\v \x01(\v2\".limiquantix.agent.v1.JournalSpoolH\x00R\x05spool\x125\n" +
+	"\x05spool\x18\v \x01(\v2\".limiquantix.agent.v1.JournalSpoolH\x00R\x05spool\x12=\n" +
+	"\x06extend\x18\x11 \x01(\v2#.limiquantix.agent.v1.JournalExtendH\x00R\x06extend\x125\n" +
 	"\x04left\x18\x0e \x03(\v2!.limiquantix.agent.v1.JournalLeftR\x04left\x12\x1a\n" +
 	"\breverted\x18\x0f \x03(\x04R\breverted\x12\x18\n" +
 	"\achecked\x18\r \x03(\x04R\achecked\x125\n" +
@@ -2329,7 +2409,11 @@ const file_journal_proto_rawDesc = "" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x16\n" +
 	"\x06target\x18\x03 \x01(\tR\x06target\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x122\n" +
-	"\x05stays\x18\x05 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x05stays\"\x9a\x02\n" +
+	"\x05stays\x18\x05 \x01(\v2\x1c.limiquantix.agent.v1.ChangeR\x05stays\"\x86\x01\n" +
+	"\rJournalExtend\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12*\n" +
+	"\x11until_boottime_ms\x18\x02 \x01(\x04R\x0funtilBoottimeMs\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x9a\x02\n" +
 	"\fJournalAwait\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12\x17\n" +
 	"\aboot_id\x18\x02 \x01(\tR\x06bootId\x12*\n" +
@@ -2377,7 +2461,7 @@ func file_journal_proto_rawDescGZIP() []byte {
 	return file_journal_proto_rawDescData
 }
 
-var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_journal_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_journal_proto_goTypes = []any{
 	(*JournalRecord)(nil),         // 0: limiquantix.agent.v1.JournalRecord
 	(*JournalMount)(nil),          // 1: limiquantix.agent.v1.JournalMount
@@ -2397,17 +2481,18 @@ var file_journal_proto_goTypes = []any{
 	(*JournalAttempt)(nil),        // 15: limiquantix.agent.v1.JournalAttempt
 	(*JournalUndone)(nil),         // 16: limiquantix.agent.v1.JournalUndone
 	(*JournalFailed)(nil),         // 17: limiquantix.agent.v1.JournalFailed
-	(*JournalAwait)(nil),          // 18: limiquantix.agent.v1.JournalAwait
-	(*JournalCommit)(nil),         // 19: limiquantix.agent.v1.JournalCommit
-	(*JournalAction)(nil),         // 20: limiquantix.agent.v1.JournalAction
-	(*JournalAbort)(nil),          // 21: limiquantix.agent.v1.JournalAbort
-	(*JournalLeft)(nil),           // 22: limiquantix.agent.v1.JournalLeft
-	(*JournalEntry)(nil),          // 23: limiquantix.agent.v1.JournalEntry
-	(*ScriptRef)(nil),             // 24: limiquantix.agent.v1.ScriptRef
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*anypb.Any)(nil),             // 26: google.protobuf.Any
-	(*Change)(nil),                // 27: limiquantix.agent.v1.Change
-	(*RunScriptResponse)(nil),     // 28: limiquantix.agent.v1.RunScriptResponse
+	(*JournalExtend)(nil),         // 18: limiquantix.agent.v1.JournalExtend
+	(*JournalAwait)(nil),          // 19: limiquantix.agent.v1.JournalAwait
+	(*JournalCommit)(nil),         // 20: limiquantix.agent.v1.JournalCommit
+	(*JournalAction)(nil),         // 21: limiquantix.agent.v1.JournalAction
+	(*JournalAbort)(nil),          // 22: limiquantix.agent.v1.JournalAbort
+	(*JournalLeft)(nil),           // 23: limiquantix.agent.v1.JournalLeft
+	(*JournalEntry)(nil),          // 24: limiquantix.agent.v1.JournalEntry
+	(*ScriptRef)(nil),             // 25: limiquantix.agent.v1.ScriptRef
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*anypb.Any)(nil),             // 27: google.protobuf.Any
+	(*Change)(nil),                // 28: limiquantix.agent.v1.Change
+	(*RunScriptResponse)(nil),     // 29: limiquantix.agent.v1.RunScriptResponse
 }
 var file_journal_proto_depIdxs = []int32{
 	3,  // 0: limiquantix.agent.v1.JournalRecord.begin:type_name -> limiquantix.agent.v1.JournalBegin
@@ -2416,57 +2501,59 @@ var file_journal_proto_depIdxs = []int32{
 	13, // 3: limiquantix.agent.v1.JournalRecord.inverse:type_name -> limiquantix.agent.v1.JournalInverse
 	14, // 4: limiquantix.agent.v1.JournalRecord.irreversible:type_name -> limiquantix.agent.v1.JournalIrreversible
 	15, // 5: limiquantix.agent.v1.JournalRecord.attempt:type_name -> limiquantix.agent.v1.JournalAttempt
-	18, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
-	19, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
-	21, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
+	19, // 6: limiquantix.agent.v1.JournalRecord.await:type_name -> limiquantix.agent.v1.JournalAwait
+	20, // 7: limiquantix.agent.v1.JournalRecord.commit:type_name -> limiquantix.agent.v1.JournalCommit
+	22, // 8: limiquantix.agent.v1.JournalRecord.abort:type_name -> limiquantix.agent.v1.JournalAbort
 	16, // 9: limiquantix.agent.v1.JournalRecord.undone:type_name -> limiquantix.agent.v1.JournalUndone
 	12, // 10: limiquantix.agent.v1.JournalRecord.spool:type_name -> limiquantix.agent.v1.JournalSpool
-	22, // 11: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
-	2,  // 12: limiquantix.agent.v1.JournalRecord.made:type_name -> limiquantix.agent.v1.JournalMade
-	1,  // 13: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
-	9,  // 14: limiquantix.agent.v1.JournalMade.born:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 15: limiquantix.agent.v1.JournalMade.was_born:type_name -> limiquantix.agent.v1.JournalTime
-	24, // 16: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
-	25, // 17: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
-	7,  // 18: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
-	5,  // 19: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
-	25, // 20: limiquantix.agent.v1.JournalKeep.at:type_name -> google.protobuf.Timestamp
-	6,  // 21: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
-	8,  // 22: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
-	8,  // 23: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 24: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 25: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 26: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	10, // 27: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	9,  // 28: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 29: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 30: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 31: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 32: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	26, // 33: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	27, // 34: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	25, // 35: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	17, // 36: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	27, // 37: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	27, // 38: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	28, // 39: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 40: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	20, // 41: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	28, // 42: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	20, // 43: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	25, // 44: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	26, // 45: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	28, // 46: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 47: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	8,  // 48: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	3,  // 49: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	28, // 50: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	25, // 51: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	52, // [52:52] is the sub-list for method output_type
-	52, // [52:52] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	18, // 11: limiquantix.agent.v1.JournalRecord.extend:type_name -> limiquantix.agent.v1.JournalExtend
+	23, // 12: limiquantix.agent.v1.JournalRecord.left:type_name -> limiquantix.agent.v1.JournalLeft
+	2,  // 13: limiquantix.agent.v1.JournalRecord.made:type_name -> limiquantix.agent.v1.JournalMade
+	1,  // 14: limiquantix.agent.v1.JournalRecord.mounts:type_name -> limiquantix.agent.v1.JournalMount
+	9,  // 15: limiquantix.agent.v1.JournalMade.born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 16: limiquantix.agent.v1.JournalMade.was_born:type_name -> limiquantix.agent.v1.JournalTime
+	25, // 17: limiquantix.agent.v1.JournalBegin.script:type_name -> limiquantix.agent.v1.ScriptRef
+	26, // 18: limiquantix.agent.v1.JournalBegin.started:type_name -> google.protobuf.Timestamp
+	7,  // 19: limiquantix.agent.v1.JournalKeep.objects:type_name -> limiquantix.agent.v1.JournalObject
+	5,  // 20: limiquantix.agent.v1.JournalKeep.beside:type_name -> limiquantix.agent.v1.JournalBeside
+	26, // 21: limiquantix.agent.v1.JournalKeep.at:type_name -> google.protobuf.Timestamp
+	6,  // 22: limiquantix.agent.v1.JournalBeside.neighbours:type_name -> limiquantix.agent.v1.JournalNeighbour
+	8,  // 23: limiquantix.agent.v1.JournalBeside.state:type_name -> limiquantix.agent.v1.JournalState
+	8,  // 24: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 25: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 26: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 27: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	10, // 28: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	9,  // 29: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 30: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 31: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 32: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 33: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	27, // 34: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	28, // 35: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	26, // 36: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	17, // 37: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	28, // 38: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	28, // 39: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	26, // 40: limiquantix.agent.v1.JournalExtend.until:type_name -> google.protobuf.Timestamp
+	29, // 41: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 42: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	21, // 43: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	29, // 44: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	21, // 45: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	26, // 46: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	27, // 47: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	29, // 48: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 49: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	8,  // 50: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	3,  // 51: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	29, // 52: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 53: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
@@ -2487,6 +2574,7 @@ func file_journal_proto_init() {
 		(*JournalRecord_Abort)(nil),
 		(*JournalRecord_Undone)(nil),
 		(*JournalRecord_Spool)(nil),
+		(*JournalRecord_Extend)(nil),
 	}
 	file_journal_proto_msgTypes[7].OneofWrappers = []any{}
 	file_journal_proto_msgTypes[8].OneofWrappers = []any{}
@@ -2496,7 +2584,7 @@ func file_journal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_journal_proto_rawDesc), len(file_journal_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
