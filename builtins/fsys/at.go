@@ -378,6 +378,20 @@ func (a *At) StableInodes() (bool, error) { return a.dir.stableInodes() }
 // StatDir describes the directory that the entry is in, as it was opened.
 func (a *At) StatDir() (Meta, error) { return a.dir.stat(".") }
 
+// SetDirMtime sets the time of modification of that directory.
+func (a *At) SetDirMtime(mtime Time) error {
+	meta, err := a.StatDir()
+	if err != nil || meta.Mtime == mtime {
+		return err
+	}
+	return a.dir.setAttr(".", Directory, Attr{Mtime: &mtime, of: &meta})
+}
+
+// Beside returns the entry of another name, not escaped, in that directory. The caller closes it.
+func (a *At) Beside(name string) (*At, error) {
+	return (&Dir{a.dir, Parent(a.Path)}).At(name)
+}
+
 // SetAttrOf sets what attr says on the object here, which was described as old; another one in its place is fault.ErrChanged. A link
 // has no mode.
 func (a *At) SetAttrOf(old Meta, attr Attr) error {

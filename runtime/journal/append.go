@@ -54,7 +54,14 @@ func tailAt(at *fsys.At, meta fsys.Meta) ([]byte, error) {
 
 // cutBack restores a file to which something was appended. grown: others have changed it since the step.
 func (r *restorer) cutBack(grown bool) error {
-	if r.is.Kind != fsys.File || r.is.Size < r.was.Size {
+	other := r.is.Kind != fsys.File || r.is.Size < r.was.Size
+	if !other {
+		var err error
+		if other, err = r.pass.exchanged(r.at, r.object.Path, r.was, r.is); err != nil {
+			return err
+		}
+	}
+	if other {
 		return fault.Wrapf(fault.ErrChanged, "what was appended is not undone: it is not the file any more that it was")
 	}
 	tail, err := r.tail()
@@ -70,11 +77,32 @@ func (r *restorer) cutBack(grown bool) error {
 				return err
 			}
 		}
+	}
+	if r.is.Links <= 1 && r.widened() { // who could open it meanwhile would go on to write it
+		err := r.recut()
+		if !errors.Is(err, syscall.ENOSPC) {
+			return err
+		}
+	}
+	if r.is.Size > r.was.Size {
 		if err := r.do("restore.cut", r.cut); err != nil {
 			return err
 		}
 	}
 	return r.captureAndApply()
+}
+
+// recut puts a copy of what the content was in the place of the file.
+func (r *restorer) recut() error {
+	from, err := r.openLeased()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return r.replaceBy(func(to *os.File) error {
+		_, err := io.Copy(to, io.NewSectionReader(from, 0, r.was.Size))
+		return fault.Cause(err)
+	})
 }
 
 // tailEqual says whether a file has the length and the end that it had.

@@ -98,12 +98,22 @@ func (r *restorer) moveAside() error {
 
 func (r *restorer) copyAside() error {
 	return r.withConflictName(func(to *fsys.At) error {
-		return r.do("restore.aside", func() error {
-			if err := r.at.Of(r.is).CopyContent(r.ctx, to); err != nil {
-				return err
-			}
-			return to.Apply(r.is)
-		})
+		if _, err := to.Stat(); err == nil {
+			return fs.ErrExist
+		}
+		from, err := r.at.Of(r.is).Open()
+		if err != nil {
+			return err
+		}
+		defer from.Close()
+		staged, err := to.Stage() // it has its attributes before it has a name
+		if err != nil {
+			return err
+		}
+		if err := fsys.CopyFile(r.ctx, staged.File, from); err != nil {
+			return errors.Join(err, staged.Discard())
+		}
+		return r.do("restore.aside", func() error { return staged.Restore(r.is, true) })
 	}, false)
 }
 
@@ -124,7 +134,7 @@ func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error 
 			candidate += "-" + strconv.Itoa(n)
 		}
 		path := childPath(parent(r.object.Path), candidate)
-		to, err := r.pass.tx.journal.config.Root.Exact(path)
+		to, err := r.at.Beside(candidate)
 		if err != nil {
 			return err
 		}

@@ -167,12 +167,43 @@ func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 // a command declared one that was made since is the command's.
 func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta) (bool, error) {
 	was := fromState(o.State)
+	if o.Tree && p.tree.madeSince(is) && (trusted(is.UID) || is.UID == was.UID) {
+		return false, nil
+	}
+	return p.exchanged(at, o.Path, was, is)
+}
+
+// exchanged says whether others put another directory at the path of one.
+func (p *undoPass) exchanged(at *fsys.At, path string, was, is fsys.Meta) (bool, error) {
 	same, err := sameInode(at, was, is)
-	if same || err != nil || p.tx.standsFor(inodeOf(was)) == inodeOf(is) || o.Tree && p.tree.madeSince(is) {
+	if same || err != nil || p.tx.standsFor(inodeOf(was)) == inodeOf(is) {
 		return false, err
 	}
-	return p.tx.journal.config.Root.Exchangeable(o.Path)
+	return p.tx.journal.config.Root.Exchangeable(path)
 }
+
+// errExchanged is the error of an object whose directory is another one by now. Nothing is done in that: it is another user's, who
+// would read or keep what is put there.
+var errExchanged = fault.Wrapf(fault.ErrChanged, "another directory took the place of the one that it was in")
+
+// checkParent returns errExchanged where the directory that an object was in is not the one that it is looked for in.
+func (p *undoPass) checkParent(at *fsys.At, ino uint64, born *pb.JournalTime) error {
+	if ino == 0 {
+		return nil
+	}
+	is, err := at.StatDir()
+	if err != nil {
+		return err
+	}
+	other, err := p.exchanged(at, parent(at.Path), fsys.Meta{Ino: ino, Born: fromTime(born)}, is)
+	if err == nil && other {
+		err = errExchanged
+	}
+	return err
+}
+
+// trusted says whether a user is root, or the agent's.
+func trusted(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }
 
 // widened says whether others have rights to the file that is there which they had not to the kept one.
 func (r *restorer) widened() bool {

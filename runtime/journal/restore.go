@@ -45,6 +45,9 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return c, err
 	}
 	defer at.Close()
+	if err := p.checkParent(at, o.ParentIno, o.ParentBorn); err != nil {
+		return c, err
+	}
 	p.sweepTempFiles(parent(o.Path))
 	r := &restorer{pass: p, ctx: ctx, object: o, at: at, was: fromState(o.State)}
 	if r.is, err = at.Capture(); err != nil {
@@ -63,7 +66,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return c, err
 	}
 	p.markDirty(o.Path)
-	if err := p.tx.journal.setMtime(parent(o.Path), o.ParentMtime); err != nil {
+	if err := p.tx.journal.setDirMtime(at, o.ParentMtime); err != nil {
 		return c, err
 	}
 	err = r.verify()
@@ -309,11 +312,16 @@ func (r *restorer) recreate() error {
 			return r.renameImage(image)
 		}
 	}
+	return r.replaceBy(r.copyContent)
+}
+
+// replaceBy puts a new file in place of what is there, with the content that fill writes.
+func (r *restorer) replaceBy(fill func(to *os.File) error) error {
 	staged, err := r.at.Stage()
 	if err != nil {
 		return err
 	}
-	if err := r.copyContent(staged.File); err != nil {
+	if err := fill(staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
 	made, err := fsys.StatFile(staged.File)

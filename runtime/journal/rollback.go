@@ -290,7 +290,7 @@ func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalReco
 			u.Conflict = cmp.Or(u.Conflict, c)
 			return err
 		})
-		p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putMoved(r.Take, to) })
+		p.displaced(ctx, &u, r.Take.State, func(to *fsys.At) (bool, error) { return p.putMoved(r.Take, to) })
 		return []Undone{u}
 	case *pb.JournalRecord_Inverse:
 		if o := inverseObject(r.Inverse); o != nil && p.tx.ended(record)(o.Path) {

@@ -136,7 +136,7 @@ func (s *snapshotter) addPlace(at *fsys.At) error {
 		if err != nil {
 			return err
 		}
-		o.ParentMtime = toTime(above.Mtime)
+		o.ParentMtime, o.ParentIno, o.ParentBorn = toTime(above.Mtime), above.Ino, bornTime(above)
 	}
 	if meta.Kind == fsys.File {
 		if err := s.addContent(at, meta, o, pseudo); err != nil {

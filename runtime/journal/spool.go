@@ -281,12 +281,12 @@ func (t *Tx) giveBack(from, at *fsys.At, take *pb.JournalTake) error {
 	err := t.journal.do("take.back", func() error { return from.Rename(at, false) })
 	if errors.Is(err, fs.ErrExist) {
 		var aside *fsys.At
-		if aside, err = t.journal.config.Root.Exact(take.Path + t.conflictSuffix()); err == nil {
+		if aside, err = at.Beside(at.Name + t.conflictSuffix()); err == nil {
 			err = t.journal.do("take.back", func() error { return from.Rename(aside, false) })
 			_ = aside.Close()
 		}
 	}
-	return errors.Join(err, t.journal.setMtime(parent(take.Path), take.ParentMtime))
+	return errors.Join(err, t.journal.setDirMtime(at, take.ParentMtime))
 }
 
 // setMtime sets the modification time of a directory; nil leaves it.
@@ -299,12 +299,23 @@ func (j *Journal) setMtime(dir string, mtime *pb.JournalTime) error {
 		return fault.On(dir, err)
 	}
 	defer at.Close()
-	meta, err := at.Capture()
+	meta, err := at.Stat()
 	if err == nil && meta.Kind == fsys.Directory && meta.Mtime != fromTime(mtime) {
-		meta.Mtime = fromTime(mtime)
-		err = j.do("restore.time", func() error { return at.Apply(meta) })
+		err = j.do("restore.time", func() error { return at.SetAttrOf(meta, fsys.Attr{Mtime: new(fromTime(mtime))}) })
 	}
 	return fault.On(dir, err)
+}
+
+// setDirMtime is setMtime for the directory that an entry is in.
+func (j *Journal) setDirMtime(at *fsys.At, mtime *pb.JournalTime) error {
+	if mtime == nil {
+		return nil
+	}
+	is, err := at.StatDir()
+	if err == nil && is.Mtime != fromTime(mtime) {
+		err = j.do("restore.time", func() error { return at.SetDirMtime(fromTime(mtime)) })
+	}
+	return fault.On(parent(at.Path), err)
 }
 
 // restoreMoved moves a tree back from the spool.
@@ -332,6 +343,9 @@ func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conf
 		return "", err
 	}
 	defer at.Close()
+	if err := p.checkParent(at, take.ParentIno, take.ParentBorn); err != nil {
+		return "", err
+	}
 	r := &restorer{pass: p, ctx: ctx, at: at, object: &pb.JournalObject{Path: take.Path, State: take.State}}
 	r.is, err = at.Capture()
 	switch {
@@ -390,5 +404,8 @@ func (p *undoPass) finishMoved(take *pb.JournalTake) error {
 			p.markDirty(take.Spool)
 		}
 	}
-	return p.tx.journal.setMtime(parent(take.Path), take.ParentMtime)
+	if err := p.checkParent(at, take.ParentIno, take.ParentBorn); err != nil {
+		return err
+	}
+	return p.tx.journal.setDirMtime(at, take.ParentMtime)
 }

@@ -44,7 +44,7 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 			})
 		}
 		if !o.Tree { // of a tree all is kept together
-			p.displaced(ctx, &u, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
+			p.displaced(ctx, &u, o.State, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
 		}
 		list = append(list, u)
 	}
@@ -62,7 +62,8 @@ type tree struct {
 	lost     map[string]error           // directories that are not there, and could not be made
 }
 
-// newTree makes the directories that are missing. What others put in the place of one is moved aside.
+// newTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before anything is
+// put into them. What others put in the place of one is moved aside.
 func (p *undoPass) newTree(ctx context.Context, keep *pb.JournalKeep) *tree {
 	t := &tree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{}}
 	if t.since = p.tx.begin.Started.AsTime(); keep.At != nil {
@@ -91,7 +92,7 @@ func (p *undoPass) newTree(ctx context.Context, keep *pb.JournalKeep) *tree {
 		t.aside[o.Path] = c.put
 		if p.checkTreeDir(o) != nil {
 			if t.lost[o.Path] = err; err == nil {
-				t.lost[o.Path] = fault.On(o.Path, fault.ErrChanged)
+				t.lost[o.Path] = errExchanged
 			}
 		}
 	}
@@ -107,7 +108,7 @@ func (p *undoPass) checkTreeDir(o *pb.JournalObject) error {
 	return dir.Close()
 }
 
-// openTreeDir opens the directory of a tree; fault.ErrChanged where another one is there.
+// openTreeDir opens the directory of a tree; errExchanged where another one is there.
 func (p *undoPass) openTreeDir(o *pb.JournalObject) (*fsys.Dir, error) {
 	at, err := p.tx.journal.config.Root.Exact(o.Path)
 	if err != nil {
@@ -121,10 +122,10 @@ func (p *undoPass) openTreeDir(o *pb.JournalObject) (*fsys.Dir, error) {
 	is, err := dir.Stat(".")
 	other := false
 	if err == nil {
-		other, err = p.otherDirectory(at, o, is)
+		other, err = p.exchanged(at, o.Path, fromState(o.State), is)
 	}
 	if err == nil && other {
-		err = fault.Wrapf(fault.ErrChanged, "another directory is there")
+		err = errExchanged
 	}
 	if err != nil {
 		return nil, errors.Join(err, dir.Close())

@@ -286,10 +286,11 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 // newTake returns the record of a step that moves away the tree at an entry.
 func (t *Tx) newTake(at *fsys.At, meta fsys.Meta) (*pb.JournalRecord, error) {
 	take := &pb.JournalTake{Step: t.nextStep(), Path: at.Path, State: toState(meta)}
-	var err error
-	if take.ParentMtime, err = t.journal.mtime(parent(at.Path)); err != nil {
+	above, err := at.StatDir()
+	if err != nil {
 		return nil, err
 	}
+	take.ParentMtime, take.ParentIno, take.ParentBorn = toTime(above.Mtime), above.Ino, bornTime(above)
 	if err := t.chooseSpool(at, take); err != nil {
 		return nil, err
 	}

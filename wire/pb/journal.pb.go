@@ -894,8 +894,11 @@ type JournalObject struct {
 	// not kept, and a rollback cuts the file back to state.size.
 	Tail []byte `protobuf:"bytes,9,opt,name=tail,proto3" json:"tail,omitempty"`
 	// Of an object that an operation moves: where to.
-	MovedTo       string       `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
-	ImageBorn     *JournalTime `protobuf:"bytes,11,opt,name=image_born,json=imageBorn,proto3" json:"image_born,omitempty"`
+	MovedTo   string       `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
+	ImageBorn *JournalTime `protobuf:"bytes,11,opt,name=image_born,json=imageBorn,proto3" json:"image_born,omitempty"`
+	// Which directory it is in, as of a JournalState; unset where there was none, and by older agents.
+	ParentIno     uint64       `protobuf:"varint,12,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
+	ParentBorn    *JournalTime `protobuf:"bytes,13,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1003,6 +1006,20 @@ func (x *JournalObject) GetMovedTo() string {
 func (x *JournalObject) GetImageBorn() *JournalTime {
 	if x != nil {
 		return x.ImageBorn
+	}
+	return nil
+}
+
+func (x *JournalObject) GetParentIno() uint64 {
+	if x != nil {
+		return x.ParentIno
+	}
+	return 0
+}
+
+func (x *JournalObject) GetParentBorn() *JournalTime {
+	if x != nil {
+		return x.ParentBorn
 	}
 	return nil
 }
@@ -1272,8 +1289,11 @@ type JournalTake struct {
 	Spool string `protobuf:"bytes,5,opt,name=spool,proto3" json:"spool,omitempty"`
 	// Of the directory that the spool is made in.
 	SpoolParentMtime *JournalTime `protobuf:"bytes,6,opt,name=spool_parent_mtime,json=spoolParentMtime,proto3" json:"spool_parent_mtime,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Which directory path is in, as of a JournalState; unset by older agents.
+	ParentIno     uint64       `protobuf:"varint,7,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
+	ParentBorn    *JournalTime `protobuf:"bytes,8,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JournalTake) Reset() {
@@ -1344,6 +1364,20 @@ func (x *JournalTake) GetSpool() string {
 func (x *JournalTake) GetSpoolParentMtime() *JournalTime {
 	if x != nil {
 		return x.SpoolParentMtime
+	}
+	return nil
+}
+
+func (x *JournalTake) GetParentIno() uint64 {
+	if x != nil {
+		return x.ParentIno
+	}
+	return 0
+}
+
+func (x *JournalTake) GetParentBorn() *JournalTime {
+	if x != nil {
+		return x.ParentBorn
 	}
 	return nil
 }
@@ -2337,7 +2371,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x03ino\x18\x04 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\a \x01(\rR\x03gid\"\x9a\x03\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\"\xfd\x03\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -2351,7 +2385,11 @@ const file_journal_proto_rawDesc = "" +
 	"\bmoved_to\x18\n" +
 	" \x01(\tR\amovedTo\x12@\n" +
 	"\n" +
-	"image_born\x18\v \x01(\v2!.limiquantix.agent.v1.JournalTimeR\timageBornB\n" +
+	"image_born\x18\v \x01(\v2!.limiquantix.agent.v1.JournalTimeR\timageBorn\x12\x1d\n" +
+	"\n" +
+	"parent_ino\x18\f \x01(\x04R\tparentIno\x12B\n" +
+	"\vparent_born\x18\r \x01(\v2!.limiquantix.agent.v1.JournalTimeR\n" +
+	"parentBornB\n" +
 	"\n" +
 	"\b_content\"\x99\x03\n" +
 	"\fJournalState\x12\x12\n" +
@@ -2376,14 +2414,18 @@ const file_journal_proto_rawDesc = "" +
 	"\x05nanos\x18\x02 \x01(\rR\x05nanos\"8\n" +
 	"\fJournalXattr\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\x9c\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xff\x02\n" +
 	"\vJournalTake\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
 	"\fparent_mtime\x18\x04 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\vparentMtime\x12\x14\n" +
 	"\x05spool\x18\x05 \x01(\tR\x05spool\x12O\n" +
-	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\"\\\n" +
+	"\x12spool_parent_mtime\x18\x06 \x01(\v2!.limiquantix.agent.v1.JournalTimeR\x10spoolParentMtime\x12\x1d\n" +
+	"\n" +
+	"parent_ino\x18\a \x01(\x04R\tparentIno\x12B\n" +
+	"\vparent_born\x18\b \x01(\v2!.limiquantix.agent.v1.JournalTimeR\n" +
+	"parentBorn\"\\\n" +
 	"\fJournalSpool\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\x8a\x01\n" +
@@ -2522,38 +2564,40 @@ var file_journal_proto_depIdxs = []int32{
 	8,  // 24: limiquantix.agent.v1.JournalObject.state:type_name -> limiquantix.agent.v1.JournalState
 	9,  // 25: limiquantix.agent.v1.JournalObject.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
 	9,  // 26: limiquantix.agent.v1.JournalObject.image_born:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 27: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
-	10, // 28: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
-	9,  // 29: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 30: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
-	9,  // 31: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	9,  // 32: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
-	8,  // 33: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
-	27, // 34: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
-	28, // 35: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
-	26, // 36: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
-	17, // 37: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
-	28, // 38: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
-	28, // 39: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
-	26, // 40: limiquantix.agent.v1.JournalExtend.until:type_name -> google.protobuf.Timestamp
-	29, // 41: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	26, // 42: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
-	21, // 43: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
-	29, // 44: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	21, // 45: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
-	26, // 46: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
-	27, // 47: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
-	29, // 48: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	26, // 49: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
-	8,  // 50: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
-	3,  // 51: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
-	29, // 52: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
-	26, // 53: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
-	54, // [54:54] is the sub-list for method output_type
-	54, // [54:54] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	9,  // 27: limiquantix.agent.v1.JournalObject.parent_born:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 28: limiquantix.agent.v1.JournalState.mtime:type_name -> limiquantix.agent.v1.JournalTime
+	10, // 29: limiquantix.agent.v1.JournalState.xattrs:type_name -> limiquantix.agent.v1.JournalXattr
+	9,  // 30: limiquantix.agent.v1.JournalState.born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 31: limiquantix.agent.v1.JournalTake.state:type_name -> limiquantix.agent.v1.JournalState
+	9,  // 32: limiquantix.agent.v1.JournalTake.parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 33: limiquantix.agent.v1.JournalTake.spool_parent_mtime:type_name -> limiquantix.agent.v1.JournalTime
+	9,  // 34: limiquantix.agent.v1.JournalTake.parent_born:type_name -> limiquantix.agent.v1.JournalTime
+	8,  // 35: limiquantix.agent.v1.JournalSpool.state:type_name -> limiquantix.agent.v1.JournalState
+	27, // 36: limiquantix.agent.v1.JournalInverse.args:type_name -> google.protobuf.Any
+	28, // 37: limiquantix.agent.v1.JournalIrreversible.change:type_name -> limiquantix.agent.v1.Change
+	26, // 38: limiquantix.agent.v1.JournalAttempt.at:type_name -> google.protobuf.Timestamp
+	17, // 39: limiquantix.agent.v1.JournalUndone.failed:type_name -> limiquantix.agent.v1.JournalFailed
+	28, // 40: limiquantix.agent.v1.JournalUndone.ran:type_name -> limiquantix.agent.v1.Change
+	28, // 41: limiquantix.agent.v1.JournalFailed.stays:type_name -> limiquantix.agent.v1.Change
+	26, // 42: limiquantix.agent.v1.JournalExtend.until:type_name -> google.protobuf.Timestamp
+	29, // 43: limiquantix.agent.v1.JournalAwait.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 44: limiquantix.agent.v1.JournalAwait.until:type_name -> google.protobuf.Timestamp
+	21, // 45: limiquantix.agent.v1.JournalAwait.after:type_name -> limiquantix.agent.v1.JournalAction
+	29, // 46: limiquantix.agent.v1.JournalCommit.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	21, // 47: limiquantix.agent.v1.JournalCommit.after:type_name -> limiquantix.agent.v1.JournalAction
+	26, // 48: limiquantix.agent.v1.JournalCommit.at:type_name -> google.protobuf.Timestamp
+	27, // 49: limiquantix.agent.v1.JournalAction.args:type_name -> google.protobuf.Any
+	29, // 50: limiquantix.agent.v1.JournalAbort.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 51: limiquantix.agent.v1.JournalAbort.at:type_name -> google.protobuf.Timestamp
+	8,  // 52: limiquantix.agent.v1.JournalLeft.state:type_name -> limiquantix.agent.v1.JournalState
+	3,  // 53: limiquantix.agent.v1.JournalEntry.begin:type_name -> limiquantix.agent.v1.JournalBegin
+	29, // 54: limiquantix.agent.v1.JournalEntry.reply:type_name -> limiquantix.agent.v1.RunScriptResponse
+	26, // 55: limiquantix.agent.v1.JournalEntry.finished:type_name -> google.protobuf.Timestamp
+	56, // [56:56] is the sub-list for method output_type
+	56, // [56:56] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_journal_proto_init() }
