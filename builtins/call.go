@@ -92,6 +92,9 @@ type Tx interface {
 	// BeforeAppend keeps the length of the file at path, and what tells that the content up to there is still the same:
 	// for an operation that appends to it in place, and changes its attributes at most.
 	BeforeAppend(ctx context.Context, path string) error
+	// Kept returns what the last call of Before or BeforeAppend kept at a resolved path; false: it kept nothing there. A caller that
+	// holds its place open compares: who may exchange a directory on the way can lead two looks to two places.
+	Kept(path string) (Touched, bool)
 	// BeforeTree keeps all that is below each path as well, for what a command may change there.
 	BeforeTree(ctx context.Context, paths ...string) error
 	// BeforeTouch is BeforeTree for a command that can change nothing but the paths, and the names in the directories
@@ -121,6 +124,8 @@ type Touched struct {
 	Path string
 	// Ino is the inode of what is there; 0: nothing is, or its file system has none.
 	Ino uint64
+	// Dir is that of the directory that it is in; 0: that is missing too, or its file system has none.
+	Dir uint64
 }
 
 // Action is something to be done before or after a commit.

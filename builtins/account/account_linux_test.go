@@ -22,6 +22,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -49,6 +50,8 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 	k.tree.kept = append(k.tree.kept, paths...)
 	return nil
 }
+
+func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
 func (k keeper) Take(_ context.Context, path string) error {
 	return os.RemoveAll(filepath.Join(k.tree.dir, path))

@@ -93,6 +93,9 @@ func (c *change) moveTo(ctx context.Context, to *change) error {
 	if err := to.Prepare(ctx, c.Path); err != nil {
 		return err
 	}
+	if err := c.CheckKept(); err != nil {
+		return err
+	}
 	return c.rename(ctx, to, true)
 }
 

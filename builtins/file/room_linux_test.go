@@ -16,6 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	guestof "github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -173,6 +174,8 @@ func (x *tx) Before(_ context.Context, paths ...string) error {
 	}
 	return nil
 }
+
+func (x *tx) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(x.g.dir, path) }
 
 func (x *tx) Take(_ context.Context, path string) error {
 	if x.fail != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -38,6 +39,8 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 	k.tree.kept = append(k.tree.kept, paths...)
 	return nil
 }
+
+func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
 func newTree(t *testing.T) *tree {
 	t.Helper()

@@ -22,6 +22,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/runtime/call"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -55,6 +56,8 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 	k.tree.kept = append(k.tree.kept, paths...)
 	return nil
 }
+
+func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
 func (k keeper) Undo(_ context.Context, op string, args proto.Message) error {
 	if op != undoRow {

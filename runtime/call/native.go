@@ -146,6 +146,8 @@ func (s *scope) BeforeAppend(ctx context.Context, path string) error {
 	return s.tx.BeforeAppend(ctx, path)
 }
 
+func (s *scope) Kept(path string) (builtins.Touched, bool) { return s.tx.Kept(path) }
+
 func (s *scope) Take(ctx context.Context, path string) error { return s.tx.Take(ctx, path) }
 func (s *scope) NotBegun()                                   { s.tx.NotBegun() }
 

@@ -234,7 +234,7 @@ type undoPass struct {
 	unlogged         bool            // a step was undone, and its record could not be written
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
-	tree     *tree           // of the present step
+	tree     *keptTree       // of the present step
 	detached []string        // what users had mounted in the way, until a step tells it
 	patience time.Duration   // what is left for others who are in the way
 	away     map[string]bool // directories that others have taken away

@@ -16,7 +16,7 @@ import (
 // restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
 func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
 	var list []Undone
-	t := p.newTree(ctx, keep)
+	t := p.newKeptTree(ctx, keep)
 	for i, o := range slices.Backward(keep.Objects) {
 		var after *pb.JournalState
 		if p.compareAfter {
@@ -51,8 +51,8 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 	return list
 }
 
-// tree is what a step kept of trees that a command declared, while it is restored.
-type tree struct {
+// keptTree is what a step kept of trees that a command declared, while it is restored.
+type keptTree struct {
 	pass     *undoPass
 	ctx      context.Context
 	children map[string]map[string]bool // the paths that were in each directory
@@ -62,10 +62,10 @@ type tree struct {
 	lost     map[string]error           // directories that are not there, and could not be made
 }
 
-// newTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before anything is
+// newKeptTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before anything is
 // put into them. What others put in the place of one is moved aside.
-func (p *undoPass) newTree(ctx context.Context, keep *pb.JournalKeep) *tree {
-	t := &tree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{}}
+func (p *undoPass) newKeptTree(ctx context.Context, keep *pb.JournalKeep) *keptTree {
+	t := &keptTree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{}}
 	if t.since = p.tx.begin.Started.AsTime(); keep.At != nil {
 		t.since = keep.At.AsTime()
 	}
@@ -150,7 +150,7 @@ func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
 
 // prune removes from the directory of a tree what was not in it before. Directories that others moved there are moved aside; the
 // name of the last one, or of what was in the place of the directory itself, is returned.
-func (t *tree) prune(o *pb.JournalObject) (conflict string, err error) {
+func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 	conflict = t.aside[o.Path]
 	if !o.Tree || fsys.Kind(o.State.Kind) != fsys.Directory {
 		return "", nil
@@ -201,7 +201,7 @@ func (r *restorer) clear(step string) error {
 
 // own returns what tells the directories of the command from those that others have moved to a path, or below it; nil where none
 // but root can.
-func (t *tree) own(path string) (func(fsys.Meta) bool, error) {
+func (t *keptTree) own(path string) (func(fsys.Meta) bool, error) {
 	may, err := t.pass.tx.journal.config.Root.Exchangeable(path)
 	if !may || err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (t *tree) own(path string) (func(fsys.Meta) bool, error) {
 
 // madeSince says whether a directory was made since the trees were kept. Where the file system does not tell, one of root's was there
 // before.
-func (t *tree) madeSince(dir fsys.Meta) bool {
+func (t *keptTree) madeSince(dir fsys.Meta) bool {
 	if dir.Born == (fsys.Time{}) {
 		return dir.UID != 0
 	}

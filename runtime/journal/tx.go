@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -48,6 +49,7 @@ type Tx struct {
 	earlierFailures []Undone            // of that rollback
 	earlierRan      []*pb.Change        // what that rollback ran
 	awaited         *pb.JournalAwait    // the last record of that kind, of one that is recovered; nil: there is none
+	kept            []builtins.Touched  // by the last step that kept objects one by one
 	abandoned       bool                // mounts that are not there are not waited for
 	commitUncertain bool                // the commit record may be on disk although Commit failed
 
@@ -163,10 +165,27 @@ func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside
 		return err
 	}
 	keep := &pb.JournalKeep{Step: s.step, Objects: s.objects, Beside: neighbours}
+	t.kept = nil
 	if s.tree {
 		keep.At = at
+	} else {
+		for _, o := range s.objects {
+			t.kept = append(t.kept, builtins.Touched{Path: o.Path, Ino: o.State.Ino, Dir: o.ParentIno})
+		}
 	}
 	return t.appendStep(&pb.JournalRecord{Mounts: mounts, Record: &pb.JournalRecord_Keep{Keep: keep}})
+}
+
+// Kept implements builtins.Tx.
+func (t *Tx) Kept(path string) (builtins.Touched, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, kept := range t.kept {
+		if kept.Path == path {
+			return kept, true
+		}
+	}
+	return builtins.Touched{}, false
 }
 
 // Undo implements builtins.Tx.

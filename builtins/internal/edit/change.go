@@ -10,6 +10,7 @@ package edit
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -113,7 +114,31 @@ func (c *Change) Prepare(ctx context.Context, others ...string) (err error) {
 	if err := c.Call.Before(ctx, paths...); err != nil {
 		return err
 	}
+	if err := c.CheckKept(); err != nil {
+		return err
+	}
 	return c.MakeParents()
+}
+
+// CheckKept returns fault.ErrChanged where the transaction has kept another object than the one that is to be changed: who may
+// exchange a directory on the way can lead the two looks to two places.
+func (c *Change) CheckKept() error {
+	if c.Call.Tx == nil || c.At == nil {
+		return nil
+	}
+	dir, err := c.At.StatDir()
+	if err != nil {
+		return err
+	}
+	kept, ok := c.Call.Tx.Kept(c.Path)
+	if ok && kept.Ino == c.Old.Ino && (kept.Dir == 0 || kept.Dir == dir.Ino) {
+		return nil
+	}
+	if stable, err := c.At.StableInodes(); !stable && ok || err != nil {
+		return err
+	}
+	c.Call.Tx.NotBegun()
+	return fault.Wrapf(fault.ErrChanged, "a directory above was exchanged")
 }
 
 // MakeParents makes the missing directories above.
@@ -124,7 +149,16 @@ func (c *Change) MakeParents() (err error) {
 	if c.Made, err = c.Root.MakeParents(c.Path, c.Durable()); err != nil {
 		return err
 	}
-	c.At, err = c.Root.At(c.Path)
+	if c.At, err = c.Root.At(c.Path); err != nil {
+		return err
+	}
+	is, err := c.At.Stat()
+	if err == nil && is.Kind != fsys.Absent || c.At.Path != c.Path {
+		return fault.Wrapf(fault.ErrChanged, "a directory above was exchanged")
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
 	return err
 }
 

@@ -103,7 +103,7 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	moved, err := wasMoved(there, found, in.State, stable, stable && may)
+	moved, err := wasMoved(there, found, in.State, stable, may)
 	switch {
 	case err != nil:
 		return nil, fault.On(in.MovedTo, err)
@@ -154,18 +154,19 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 }
 
 // wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
-// may says that others than root can put an object there. Where they cannot, it may have been saved anew meanwhile, as by sed -i, and
-// where its number does not tell it from others nothing does: then one of its kind, alone at one of the places, stands for it.
+// may says that others than root can put an object there. Where they cannot, a file may have been saved anew meanwhile, as by sed -i,
+// and where its number does not tell it from others nothing does: then one of its kind, alone at one of the places, stands for it.
 func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
+	alone := !stable || !may && kind == fsys.File
 	switch {
 	case isObject(was, former, stable): // it did not happen, or was taken back
 		return false, nil
 	case isObject(was, found, stable):
 		return true, nil
-	case !may && former.Kind == fsys.Absent && found.Kind == kind:
+	case alone && former.Kind == fsys.Absent && found.Kind == kind:
 		return true, nil
-	case !may && former.Kind == kind && found.Kind == fsys.Absent:
+	case alone && former.Kind == kind && found.Kind == fsys.Absent:
 		return false, nil
 	}
 	return false, fault.Wrapf(fault.ErrChanged, "the %s that was moved is not there", was.GetKind())

@@ -187,6 +187,9 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		if err := c.Call.Tx.BeforeAppend(ctx, c.Path); err != nil {
 			return err
 		}
+		if err := c.CheckKept(); err != nil {
+			return err
+		}
 		return c.rewrite(ctx, w)
 	}
 	if !c.grows(w) {
