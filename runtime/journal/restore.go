@@ -61,8 +61,8 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return conflict{put: r.conflict}, err
 	}
 	err = r.restoreObject(after)
-	c = conflict{r.conflict, r.reset, r.began}
-	if err != nil {
+	if c = (conflict{r.conflict, r.reset, r.began}); err != nil {
+		c.reset = nil
 		return c, err
 	}
 	p.markDirty(o.Path)
