@@ -28,15 +28,14 @@ func (r *Root) Exchangeable(path string) (bool, error) {
 // holds says whether only root, or the agent's user, may move what is in a directory, though others may write to it.
 func (m Meta) holds(child Meta) bool {
 	const sticky = 0o1000
-	trusted := func(m Meta) bool { return m.UID == 0 || int(m.UID) == os.Geteuid() }
-	return m.Mode&sticky != 0 && trusted(m) && child.Kind != Absent && trusted(child)
+	return m.Mode&sticky != 0 && TrustedUser(m.UID) && child.Kind != Absent && TrustedUser(child.UID)
 }
 
 // foreign says whether others than root may change what is in a directory. On Windows no mode says that, and it is false.
 func (m Meta) foreign() bool {
 	const others = 0o022
 	own := os.Geteuid()
-	return own >= 0 && (m.Mode&others != 0 || m.UID != 0 && int(m.UID) != own)
+	return own >= 0 && (m.Mode&others != 0 || !TrustedUser(m.UID))
 }
 
 func (r *Root) statExact(path string) (Meta, error) {

@@ -107,6 +107,19 @@ func (m Meta) SameInode(other Meta) bool {
 	return m.Ino == other.Ino && (!bornTells || m.Born == other.Born || m.Born == Time{} || other.Born == Time{})
 }
 
+// MayBe reports whether an object, on a file system that is not At.StableInodes, can be taken for the one that was described before,
+// where others than root may have put another one in its place: they cannot give it the number and a trusted owner, and one of
+// their own only they have the use of.
+func (m Meta) MayBe(was Meta) bool {
+	if m.Kind != was.Kind {
+		return false
+	}
+	if TrustedUser(m.UID) {
+		return m.Ino == was.Ino
+	}
+	return m.UID == was.UID
+}
+
 // Attr is what a caller wants of an object. A nil field leaves what is there; for a new object that is the agent's own
 // user and group, and the mode that the function names.
 type Attr struct {

@@ -47,11 +47,16 @@ func stableInodes(dir handle) (bool, error) {
 		return false, err
 	}
 	switch int64(stat.Type) {
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC, zfs, bcachefs:
 		return true, nil
 	}
 	return false, nil
 }
+
+const (
+	zfs      = 0x2fc12fc1 // ZFS_SUPER_MAGIC of OpenZFS' include/sys/zfs_vfsops_os.h
+	bcachefs = 0xca451a4e // BCACHEFS_SUPER_MAGIC of the kernel's include/uapi/linux/magic.h
+)
 
 // configfs is CONFIGFS_MAGIC of the kernel's fs/configfs/mount.c.
 const configfs = 0x62656570

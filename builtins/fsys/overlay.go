@@ -319,7 +319,7 @@ func (o *overlay) checkLink(dir, link *overlayNode, name string) error {
 		return at.dir.checkLink(at.Name)
 	}
 	others := modesTellRights && dir.meta.Mode&0o022 != 0 && dir.meta.Mode&0o1000 == 0
-	if o.isHost() && (others || modesTellRights && !trustedUser(dir.meta.UID)) {
+	if o.isHost() && (others || modesTellRights && !TrustedUser(dir.meta.UID)) {
 		return fault.Refuse("the link %s is not followed: others can write to the directory that it is in", text.EscapePath(name))
 	}
 	return nil

@@ -16,7 +16,7 @@ import (
 // here, and neither written in place nor taken for what was wanted. In a directory that is another user's own the error
 // refuses: only the caller can say whose the file shall be.
 func (a *At) Trusted(old Meta, owner *uint32) (bool, error) {
-	if old.Kind == Absent || trustedUser(old.UID) || owner != nil && *owner == old.UID {
+	if old.Kind == Absent || TrustedUser(old.UID) || owner != nil && *owner == old.UID {
 		return true, nil
 	}
 	if pseudo, err := a.dir.pseudo(); pseudo || err != nil {
@@ -26,15 +26,15 @@ func (a *At) Trusted(old Meta, owner *uint32) (bool, error) {
 	switch {
 	case err != nil:
 		return false, err
-	case !trustedUser(dir.UID) && owner == nil:
+	case !TrustedUser(dir.UID) && owner == nil:
 		return false, &fault.Error{
 			Err:  fault.Refuse("it belongs to user %d, in a directory of user %d", old.UID, dir.UID),
 			Hint: "say whose it shall be: the owner",
 		}
 	}
 	const others = 0o022
-	return trustedUser(dir.UID) && dir.Mode&others == 0, nil
+	return TrustedUser(dir.UID) && dir.Mode&others == 0, nil
 }
 
-// trustedUser says whether a user can do what the agent can anyway.
-func trustedUser(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+// TrustedUser says whether a user can do what the agent can anyway: root, or the agent's own.
+func TrustedUser(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }

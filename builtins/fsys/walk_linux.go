@@ -173,7 +173,7 @@ func checkLinkOwner(r *realRoot, dir handle, name string, link *unix.Stat_t) err
 	if !r.host {
 		return nil
 	}
-	if !trustedUser(link.Uid) {
+	if !TrustedUser(link.Uid) {
 		return fault.Refuse("the link %s is not followed: it belongs to user %d", text.EscapePath(name), link.Uid)
 	}
 	var parent unix.Stat_t
@@ -182,7 +182,7 @@ func checkLinkOwner(r *realRoot, dir handle, name string, link *unix.Stat_t) err
 	}
 	// In a sticky directory others cannot move or remove a link of ours, and cannot make one that is ours.
 	others := parent.Mode&(unix.S_IWGRP|unix.S_IWOTH) != 0 && parent.Mode&unix.S_ISVTX == 0
-	if others || !trustedUser(parent.Uid) {
+	if others || !TrustedUser(parent.Uid) {
 		return fault.Refuse("the link %s is not followed: others can write to the directory that it is in", text.EscapePath(name))
 	}
 	return nil

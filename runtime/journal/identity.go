@@ -167,7 +167,7 @@ func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 // a command declared one that was made since is the command's.
 func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta) (bool, error) {
 	was := fromState(o.State)
-	if o.Tree && p.tree.madeSince(is) && (trusted(is.UID) || is.UID == was.UID) {
+	if o.Tree && p.tree.madeSince(is) && (fsys.TrustedUser(is.UID) || is.UID == was.UID) {
 		return false, nil
 	}
 	return p.exchanged(at, o.Path, was, is)
@@ -175,8 +175,11 @@ func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta
 
 // exchanged says whether others put another directory at the path of one.
 func (p *undoPass) exchanged(at *fsys.At, path string, was, is fsys.Meta) (bool, error) {
-	same, err := sameInode(at, was, is)
-	if same || err != nil || p.tx.standsFor(inodeOf(was)) == inodeOf(is) {
+	if was.SameInode(is) || p.tx.standsFor(inodeOf(was)) == inodeOf(is) {
+		return false, nil
+	}
+	stable, err := at.StableInodes()
+	if err != nil || !stable && is.MayBe(was) {
 		return false, err
 	}
 	return p.tx.journal.config.Root.Exchangeable(path)
@@ -195,15 +198,13 @@ func (p *undoPass) checkParent(at *fsys.At, ino uint64, born *pb.JournalTime) er
 	if err != nil {
 		return err
 	}
-	other, err := p.exchanged(at, parent(at.Path), fsys.Meta{Ino: ino, Born: fromTime(born)}, is)
+	// Where numbers do not last the directory of a user counts as the same.
+	other, err := p.exchanged(at, parent(at.Path), fsys.Meta{Kind: fsys.Directory, UID: is.UID, Ino: ino, Born: fromTime(born)}, is)
 	if err == nil && other {
 		err = errExchanged
 	}
 	return err
 }
-
-// trusted says whether a user is root, or the agent's.
-func trusted(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }
 
 // widened says whether others have rights to the file that is there which they had not to the kept one.
 func (r *restorer) widened() bool {

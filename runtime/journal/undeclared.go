@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -179,7 +178,7 @@ func (j *Journal) readBeside(path string, listed func(dir fsys.Meta) bool) (*pb.
 // private reports whether nobody but root and the agent's user may change what is in a directory.
 func private(dir fsys.Meta) bool {
 	const others = 0o022
-	return dir.Mode&others == 0 && (dir.UID == 0 || int(dir.UID) == os.Geteuid())
+	return dir.Mode&others == 0 && fsys.TrustedUser(dir.UID)
 }
 
 // readNeighbours lists what is in a directory, as far as it tells one object from another under the same name.

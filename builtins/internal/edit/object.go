@@ -27,19 +27,26 @@ func Object(path string, was fsys.Meta, movedTo string) *pb.JournalObject {
 }
 
 // isObject says whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on overlayfs,
-// the time of birth is not either.
-func isObject(state *pb.JournalState, meta fsys.Meta, stable bool) bool {
-	was := fsys.Meta{Ino: state.GetIno()}
-	if stable {
-		was.Born = fsys.Time{Sec: state.GetBorn().GetSeconds(), Nsec: state.GetBorn().GetNanos()}
+// the time of birth is not either; may says that others than root can have put another object there.
+func isObject(state *pb.JournalState, meta fsys.Meta, stable, may bool) bool {
+	was := stateMeta(state)
+	if !stable {
+		was.Born = fsys.Time{}
 	}
-	return meta.Kind == fsys.Kind(state.GetKind()) && meta.SameInode(was)
+	return meta.Kind == was.Kind && meta.SameInode(was) && (stable || !may || meta.MayBe(was))
 }
 
-// exchangeable says whether another object can be at a path than an undo expects there: others than root can put one there, and the
-// file system tells one from another, which is stable.
+func stateMeta(state *pb.JournalState) fsys.Meta {
+	return fsys.Meta{
+		Kind: fsys.Kind(state.GetKind()), Ino: state.GetIno(), UID: state.GetUid(),
+		Born: fsys.Time{Sec: state.GetBorn().GetSeconds(), Nsec: state.GetBorn().GetNanos()},
+	}
+}
+
+// exchangeable says whether numbers tell an object at a path from others, which is stable, and whether others than root can put another
+// object there than an undo expects.
 func (e *Editor) exchangeable(at *fsys.At, path string) (stable, may bool, err error) {
-	if stable, err = at.StableInodes(); err != nil || !stable {
+	if stable, err = at.StableInodes(); err != nil {
 		return stable, false, err
 	}
 	may, err = e.Guest.Files.Exchangeable(path)
@@ -61,7 +68,7 @@ func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.Journal
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	if in.State.GetKind() != "" && may && !isObject(in.State, meta, stable) { // an older agent stored no kind
+	if in.State.GetKind() != "" && may && !isObject(in.State, meta, stable, may) && (stable || !meta.MayBe(stateMeta(in.State))) { // an older agent stored no kind
 		return nil, fault.On(in.Path, fault.Wrapf(fault.ErrChanged, "another file is there now, which is left as it is"))
 	}
 	want := meta
@@ -97,7 +104,7 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 		defer from.Close()
 	}
 	stable, may, err := e.exchangeable(to, in.Path)
-	if err == nil && stable && !may {
+	if err == nil && !may {
 		may, err = e.Guest.Files.Exchangeable(in.MovedTo)
 	}
 	if err != nil {
@@ -107,7 +114,7 @@ func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.Journal
 	switch {
 	case err != nil:
 		return nil, fault.On(in.MovedTo, err)
-	case !moved && isObject(in.State, found, stable) && there.Kind != fsys.Directory:
+	case !moved && isObject(in.State, found, stable, may) && there.Kind != fsys.Directory:
 		// One object by both names, which a crash can leave of a move.
 		return &pb.Changed{Changed: true}, fault.On(in.MovedTo, errors.Join(from.Remove(), from.SyncDir()))
 	case !moved:
@@ -158,11 +165,11 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 // and where its number does not tell it from others nothing does: then one of its kind, alone at one of the places, stands for it.
 func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
-	alone := !stable || !may && kind == fsys.File
+	alone := !may && (!stable || kind == fsys.File) || may && !stable && !fsys.TrustedUser(was.GetUid()) && found.MayBe(stateMeta(was))
 	switch {
-	case isObject(was, former, stable): // it did not happen, or was taken back
+	case isObject(was, former, stable, may): // it did not happen, or was taken back
 		return false, nil
-	case isObject(was, found, stable):
+	case isObject(was, found, stable, may):
 		return true, nil
 	case alone && former.Kind == fsys.Absent && found.Kind == kind:
 		return true, nil
