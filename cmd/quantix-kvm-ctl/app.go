@@ -17,8 +17,8 @@ import (
 
 // app is one run of the program.
 type app struct {
-	stdin          *os.File
-	stdout, stderr *os.File
+	stdin, stderr *os.File
+	stdout        *output
 
 	// Global flags.
 	socket, vm, framing string
@@ -40,7 +40,10 @@ func (a *app) run(args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		return 0
+		if err = a.stdout.err(); err == nil {
+			return 0
+		}
+		a.started = true // --help and --version end before that
 	}
 	a.json = a.json || wantsJSON(args) // the mistake may stand before it
 	f := a.classify(cmd, err, ctx.Err() != nil)

@@ -77,7 +77,7 @@ func ctl(t *testing.T, args ...string) (code int, stdout, stderr string) {
 		defer f.Close()
 		files[i] = f
 	}
-	a := &app{stdin: files[0], stdout: files[1], stderr: files[2]}
+	a := &app{stdin: files[0], stdout: &output{file: files[1]}, stderr: files[2]}
 	code = a.run(args)
 	text := func(f *os.File) string {
 		b, err := os.ReadFile(f.Name())

@@ -107,7 +107,7 @@ func (a *app) editor(ctx context.Context, file string) error {
 	}
 	c := exec.CommandContext(ctx, shell[0], append(shell[1:], line+` "$QUANTIX_FILE"`)...)
 	c.Env = append(os.Environ(), "QUANTIX_FILE="+file)
-	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout.file, a.stderr
 	if err := c.Run(); err != nil {
 		return fmt.Errorf("editor %s: %w; nothing is copied back", line, err)
 	}
@@ -145,11 +145,11 @@ func (a *app) diff(ctx context.Context, link *client.Link, remote, local string)
 		return &failure{exitExecFailed, err}
 	}
 	argv := []string{"-u", "--label", "guest:" + remote, "--label", local, theirs, local}
-	if isTerminal(a.stdout) && os.Getenv("NO_COLOR") == "" {
+	if isTerminal(a.stdout.file) && os.Getenv("NO_COLOR") == "" {
 		argv = append([]string{"--color=always"}, argv...)
 	}
 	c := exec.CommandContext(ctx, "diff", argv...)
-	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout.file, a.stderr
 	err = c.Run()
 	var exited *exec.ExitError
 	switch {

@@ -132,7 +132,7 @@ func forwardInput(ctx context.Context, from io.Reader, stream *client.Stream) {
 
 // windowSize returns the size of this host's terminal; 0 where there is none.
 func (a *app) windowSize() (rows, cols uint32) {
-	for _, f := range []*os.File{a.stdout, a.stdin, a.stderr} {
+	for _, f := range []*os.File{a.stdout.file, a.stdin, a.stderr} {
 		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
 			return uint32(height), uint32(width)
 		}

@@ -229,7 +229,7 @@ func (a *app) freeze(ctx context.Context, f *freezeFlags, argv []string) error {
 func (a *app) runOnHost(ctx context.Context, program string, argv []string) error {
 	c := exec.CommandContext(context.WithoutCancel(ctx), program, argv[1:]...)
 	c.Args[0] = argv[0]
-	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout, a.stderr
+	c.Stdin, c.Stdout, c.Stderr = a.stdin, a.stdout.file, a.stderr
 	if a.json {
 		c.Stdout = a.stderr
 	}

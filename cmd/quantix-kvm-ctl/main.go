@@ -9,6 +9,6 @@ package main
 import "os"
 
 func main() {
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	a := &app{stdin: os.Stdin, stdout: &output{file: os.Stdout}, stderr: os.Stderr}
 	os.Exit(a.run(os.Args[1:]))
 }

@@ -34,7 +34,7 @@ func (a *app) printPretty(v any) error {
 
 // printJSON prints a value as JSON in one line, on a terminal in several.
 func (a *app) printJSON(v any) error {
-	if isScreen(a.stdout) {
+	if isScreen(a.stdout.file) {
 		return a.printPretty(v)
 	}
 	text, err := toJSON(v)

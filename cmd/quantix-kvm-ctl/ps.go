@@ -74,7 +74,7 @@ func (a *app) ps(s *session, request *pb.ListProcessesRequest) error {
 
 // screen returns the size of the terminal that stdout is; 0 if it is none.
 func (a *app) screen() (rows, columns int) {
-	if !isScreen(a.stdout) {
+	if !isScreen(a.stdout.file) {
 		return 0, 0
 	}
 	r, c := a.windowSize()
