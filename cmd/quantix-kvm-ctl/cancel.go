@@ -1,10 +1,11 @@
 package main
 
 import (
-	"errors"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -93,7 +94,7 @@ func (a *app) cancel(s *session, request *pb.CancelRequest) error {
 		}
 	}
 	if !cancelled {
-		return &failure{exitFailed, errors.New("nothing of that name is running")}
+		return fault.Wrapf(fs.ErrNotExist, "nothing of that name is running")
 	}
 	return nil
 }

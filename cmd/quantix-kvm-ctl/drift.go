@@ -28,7 +28,8 @@ script was run.
 
 Commands whose effect cannot be foretold are listed; they count neither as drift nor as its absence.
 
-With --json stdout holds a list of objects with script, drift (true or false) and the whole RunScriptResponse as reply.
+With --json stdout holds a list of objects with script, drift (true or false) and the whole RunScriptResponse as reply. A script
+that failed is the last one in it.
 
 EXIT STATUS
   0  all is as wanted, as far as it can be foretold
@@ -123,8 +124,9 @@ func (a *app) drift(s *session, link *client.Link, scripts []string, requests []
 		if reply == nil || reply.Status == pb.ScriptStatus_SCRIPT_STATUS_UNSPECIFIED {
 			return err
 		}
-		if err := a.scriptOutcome(reply); err != nil {
-			return err
+		failed := a.scriptOutcome(reply)
+		if failed != nil && !a.json {
+			return failed
 		}
 		would, unknown := scriptreport.Foretold(reply.Changes)
 		if would > 0 {
@@ -139,6 +141,12 @@ func (a *app) drift(s *session, link *client.Link, scripts []string, requests []
 			return err
 		}
 		list = append(list, entry{scripts[i], would > 0, text})
+		if failed != nil {
+			if err := a.printJSON(list); err != nil {
+				return err
+			}
+			return failed
+		}
 	}
 	if a.json {
 		if err := a.printJSON(list); err != nil {

@@ -94,8 +94,16 @@ func execFailure(f *failure) *failure {
 	if f.err == nil || f.code >= exitTimeout {
 		return f
 	}
-	return &failure{exitExecFailed, f.err}
+	return &failure{exitExecFailed, &execError{f.err, codeWord(f)}}
 }
+
+// execError is an error of exec whose exit code does not tell any more what it is.
+type execError struct {
+	error
+	word string // for codeWord
+}
+
+func (e *execError) Unwrap() error { return e.error }
 
 // errorLine is the form of an error with --json.
 type errorLine struct {
@@ -150,6 +158,10 @@ func codeWord(f *failure) string {
 		return "timeout"
 	case exitInterrupted:
 		return "cancelled"
+	}
+	var exec *execError
+	if errors.As(f.err, &exec) {
+		return exec.word
 	}
 	return fault.Code(f.err)
 }

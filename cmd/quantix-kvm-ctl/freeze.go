@@ -122,8 +122,11 @@ With --json: TrimResponse.`,
 				if reply == nil {
 					return err
 				}
-				if a.json && err == nil {
-					return a.printJSON(reply)
+				if err != nil && len(reply.Filesystems) == 0 {
+					return err
+				}
+				if a.json {
+					return errors.Join(a.printJSON(reply), err)
 				}
 				rows := [][]string{{"MOUNTED AT", "TYPE", "TRIMMED"}}
 				for _, f := range reply.Filesystems {
