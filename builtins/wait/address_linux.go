@@ -9,12 +9,23 @@ import (
 )
 
 // conditions are what can be waited for here.
-const conditions = "address,ready,unit,file"
+func (r *Room) conditions() string {
+	switch {
+	case !r.guest.Live:
+		return "file"
+	case !systemdIsInit():
+		return "address,file"
+	}
+	return "address,ready,unit,file"
+}
 
 func (r *Room) address(ctx context.Context, in *pb.WaitAddress) (*pb.WaitResponse, error) {
 	want, err := parseWanted(in)
 	if err != nil {
 		return nil, err
+	}
+	if !r.guest.Live {
+		return nil, fault.Unsupported("waiting for an address is not supported: a tree that is not booted has none")
 	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()

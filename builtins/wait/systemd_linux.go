@@ -27,6 +27,11 @@ const (
 // booted is there where systemd is the init (sd_booted(3)).
 const booted = "/run/systemd/system"
 
+func systemdIsInit() bool {
+	_, err := os.Stat(booted)
+	return err == nil
+}
+
 // busPause is how long a bus that broke off is left alone.
 const busPause = 200 * time.Millisecond
 
@@ -46,7 +51,7 @@ func (r *Room) follow(ctx context.Context, what string, path locate, holds look)
 	if !r.guest.Live {
 		return nil, fault.Unsupported("%s is not supported: in a tree that is not booted nothing runs", what)
 	}
-	if _, err := os.Stat(booted); err != nil {
+	if !systemdIsInit() {
 		return nil, fault.Unsupported("%s is not supported: the init of this guest is not systemd", what)
 	}
 	for {

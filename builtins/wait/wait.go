@@ -39,7 +39,7 @@ func New(g *guest.Guest) *Room { return &Room{guest: g} }
 // Room is what the table and the executor know of the room.
 func (r *Room) Room() builtins.Room {
 	return builtins.Room{
-		Name: "wait", Features: func() map[string]string { return map[string]string{"wait": conditions} },
+		Name: "wait", Features: func() map[string]string { return map[string]string{"wait": r.conditions()} },
 		Ops: []builtins.Op{{
 			Name: "wait", Summary: "answer when an address, a file, a unit or the end of the boot is there", Capability: "wait",
 			Access: builtins.Of(access), Handler: builtins.Handle(r.wait),

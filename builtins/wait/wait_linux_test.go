@@ -242,7 +242,7 @@ func TestWaitEnds(t *testing.T) {
 	gone := errors.New("the host has left")
 	for name, in := range map[string]*pb.WaitRequest{"file": forFile("/never"), "address": forAddress("203.0.113.77", "")} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		done := askUntil(t, ctx, dir, in)
+		done := askUntil(t, ctx, "", in)
 		waits(t, done)
 		cancel(gone)
 		if err := getError(t, done); !errors.Is(err, gone) {
@@ -275,10 +275,25 @@ func TestWaitMakesSense(t *testing.T) {
 	}
 	for _, in := range []*pb.WaitRequest{
 		{Condition: &pb.WaitRequest_Unit{Unit: &pb.WaitUnit{Name: "x"}}}, {Condition: &pb.WaitRequest_Ready{}},
+		forAddress("", ""), forAddress("127.0.0.1", ""), // that the machine has
 	} {
 		if err := getError(t, ask(t, dir, in)); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "not booted") {
 			t.Error(err)
 		}
+	}
+}
+
+// The feature names what the guest can wait for, and nothing else.
+func TestWaitFeature(t *testing.T) {
+	if got := New(&guest.Guest{Dir: t.TempDir()}).Room().Features()["wait"]; got != "file" {
+		t.Error(got)
+	}
+	want := "address,ready,unit,file"
+	if _, err := os.Stat(booted); err != nil {
+		want = "address,file"
+	}
+	if got := New(&guest.Guest{Live: true}).Room().Features()["wait"]; got != want {
+		t.Error(got)
 	}
 }
 
@@ -367,7 +382,7 @@ func TestAddress(t *testing.T) {
 // addressIn is TestAddress in a network namespace of its own thread: each wait runs on that thread, and what happens meanwhile is
 // made by a process that was started before.
 func addressIn(t *testing.T) {
-	r := New(&guest.Guest{})
+	r := New(&guest.Guest{Live: true})
 	wait := func(in *pb.WaitAddress, script string) (*pb.WaitResponse, error) {
 		cmd := exec.Command("/bin/sh", "-ec", script)
 		if err := cmd.Start(); err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // conditions are what can be waited for here.
-const conditions = "none"
+func (r *Room) conditions() string { return "none" }
 
 func unsupported(what string) (*pb.WaitResponse, error) {
 	return nil, fault.Unsupported("waiting for %s is not supported on Windows", what)
