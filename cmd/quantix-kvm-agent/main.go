@@ -12,6 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/all"
 	"github.com/quantix-kvm/guest-agent/builtins/exec"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scripttest"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/usagetext"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua"
 )
@@ -28,8 +29,8 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "quantix-kvm-agent:", err)
+	if c, err := command().ExecuteContextC(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "quantix-kvm-agent:", usagetext.Of(c, err))
 		code := 1
 		var exit *exitError
 		if errors.As(err, &exit) {

@@ -116,3 +116,12 @@ return script {
 		t.Errorf("got %q, error %v", got, err)
 	}
 }
+
+// A word that is no command is a mistake, and does not pass as a request for help.
+func TestNoSuchScriptCommand(t *testing.T) {
+	c := command()
+	c.SetArgs([]string{"script", "bogus"})
+	if err := c.Execute(); err == nil || !strings.Contains(err.Error(), `unknown command "bogus"`) {
+		t.Error(err)
+	}
+}

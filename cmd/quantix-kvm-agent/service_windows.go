@@ -46,6 +46,8 @@ func serviceCommands(f *flags) []*cobra.Command {
 ` + config.DefaultFile + `, logs to ` + serviceLog + `, which is rotated by size,
 and writes warnings and errors to the event log as well. When Windows shuts down it is told early, so that a script which
 runs is taken back in time. "reload", as "sc control ` + serviceName + ` paramchange", has it read its configuration again.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	parent.AddCommand(
 		&cobra.Command{

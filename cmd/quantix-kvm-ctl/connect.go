@@ -73,8 +73,11 @@ const connectPause = 200 * time.Millisecond
 // connectOnce is one attempt. passed is what went by of the limit before.
 func (a *app) connectOnce(ctx context.Context, limit, grace, passed time.Duration) (*session, error) {
 	framing, err := wire.ParseFraming(a.framing)
-	if err != nil || a.timeout < 0 {
-		return nil, usage("--framing is plain or qtx1, and --timeout is not negative")
+	if err != nil {
+		return nil, usage("--framing %s: it is plain or qtx1", a.framing)
+	}
+	if a.timeout < 0 {
+		return nil, usage("--timeout %v: it is negative", a.timeout)
 	}
 	path, err := a.findSocket("/")
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
+	"github.com/quantix-kvm/guest-agent/cmd/internal/usagetext"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -57,7 +58,7 @@ func (a *app) classify(cmd *cobra.Command, err error, interrupted bool) *failure
 	if a.started {
 		f = withExitCode(err)
 	} else {
-		f.err = inPlainWords(cmd, err)
+		f.err = usagetext.Of(cmd, err)
 	}
 	if cmd.Name() == "exec" {
 		f = execFailure(f)

@@ -34,7 +34,7 @@ The exit code is 0 if every ping was answered, else 3.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if count < 0 || interval < 0 {
-				return usage("--count and --interval are not negative")
+				return usage("--count or --interval is negative")
 			}
 			s, err := a.connect(c.Context(), a.timeout, interruptGrace)
 			if err != nil {

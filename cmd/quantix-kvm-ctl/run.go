@@ -131,7 +131,7 @@ func (a *app) scriptRequest(script string, f *runFlags) (*pb.RunScriptRequest, e
 	}
 	switch {
 	case f.confirm < 0:
-		return nil, usage("--confirm is not negative")
+		return nil, usage("--confirm %v: it is negative", f.confirm)
 	case f.then != "" && (f.confirm == 0 || f.dryRun):
 		return nil, usage("--then goes with --confirm, and not with --dry-run")
 	case f.confirms:

@@ -38,7 +38,7 @@ With --json: {"telemetry": TelemetryReport, "processes": [ProcessInfo, ...]}, on
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.complete(false, processNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			if every <= 0 || count < 0 {
-				return usage("--delay is positive, and --count is not negative")
+				return usage("--delay is not positive, or --count is negative")
 			}
 			request.Filter = strings.Join(args, "")
 			return a.with(c.Context(), noTimeout, func(s *session) error { return a.top(s, request, every, count) })

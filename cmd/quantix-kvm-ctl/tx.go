@@ -36,7 +36,7 @@ With --json: an array of TransactionInfo.`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if limit < 0 {
-				return usage("--limit is not negative")
+				return usage("--limit is negative")
 			}
 			return a.with(c.Context(), requestTimeout, func(s *session) error {
 				list, err := s.Transactions(s.ctx, limit)

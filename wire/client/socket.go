@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // channelNames are the channels of a virtual machine, in the order in which they are tried: the Node Daemon keeps number 0
@@ -34,7 +36,7 @@ const shortName = 20
 // ErrAmbiguous; the error names what there is.
 func FindSocket(root, id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, `/\`) || strings.Trim(id, ".") == "" {
-		return "", fmt.Errorf("virtual machine %q: %w", id, fs.ErrInvalid)
+		return "", fault.Wrapf(fs.ErrInvalid, "virtual machine %q: that is no id: it is empty, has a slash or is of dots alone", id)
 	}
 	if pipe := localChannel(id); pipe != "" {
 		return pipe, nil
