@@ -125,6 +125,9 @@ The exit code is 1 where they differ, as that of diff, and 125 where they could 
 		Example: "  quantix-kvm-ctl diff /etc/nginx/nginx.conf ./nginx.conf",
 		Args:    cobra.ExactArgs(2), ValidArgsFunction: a.completePath,
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.hasNoJSON("diff"); err != nil {
+				return err
+			}
 			return a.with(c.Context(), noTimeout, func(s *session) error {
 				link := a.newLink(s, true)
 				defer link.Close()

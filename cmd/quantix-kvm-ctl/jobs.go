@@ -133,6 +133,9 @@ connection is lost or the agent is restarted.`,
 		Example: "  quantix-kvm-ctl jobs logs -f 20260102-030405-abcdef",
 		Args:    cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, jobIDs),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.hasNoJSON("jobs logs"); err != nil {
+				return err
+			}
 			return a.with(c.Context(), noTimeout, func(s *session) error {
 				id, err := jobID(s, args[0])
 				if err != nil {

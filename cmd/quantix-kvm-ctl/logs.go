@@ -25,6 +25,9 @@ It runs journalctl, or tail, in the guest, as exec does.`,
   quantix-kvm-ctl logs -f`,
 		Args: cobra.MaximumNArgs(1), ValidArgsFunction: a.complete(false, unitNames),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.hasNoJSON("logs"); err != nil {
+				return err
+			}
 			if lines < 0 {
 				return usage("--lines %d: it is no whole number from 0 on", lines)
 			}

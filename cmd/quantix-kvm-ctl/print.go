@@ -45,6 +45,14 @@ func (a *app) printJSON(v any) error {
 	return err
 }
 
+// hasNoJSON refuses --json for a command whose output has no such form: stdout would hold something else.
+func (a *app) hasNoJSON(command string) error {
+	if a.json {
+		return usage("%s has no output as JSON", command)
+	}
+	return nil
+}
+
 // toJSON returns compact JSON.
 func toJSON(v any) (json.RawMessage, error) { return scriptreport.JSON(v) }
 
