@@ -178,9 +178,9 @@ func reloadCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "reload",
 		Short: "have the agent of this guest read its configuration again",
-		Long: `reload has the agent read its configuration again and waits for the outcome. log_level, telemetry_interval_secs and the
-limits of scripts change at once; other keys wait for a restart, and are named. A configuration with faults changes nothing: the
-faults are told, and the exit code is 1.`,
+		Long: `reload has the agent read its configuration again and waits for the outcome. log_level, telemetry_interval_secs,
+security and the limits of scripts change at once; other keys wait for a restart, and are named. A configuration with faults
+changes nothing: the faults are told, and the exit code is 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return reload(c.Context(), c.OutOrStdout(), *f) },
 	}
