@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"reflect"
 	"slices"
@@ -35,6 +37,7 @@ type reloader struct {
 	started    config.Config // what the agent was started with
 	inForce    config.Config // of that what can change, as it is now
 	loaded     time.Time
+	absent     bool // there was no file
 	generation uint32
 	err        error
 	warnings   []string
@@ -44,8 +47,13 @@ type reloader struct {
 func newReloader(path string, conf config.Config, warnings []string, faulty error, settings []setting, check func(config.Config) error, log *zap.Logger) *reloader {
 	return &reloader{
 		path: path, settings: settings, check: check, log: log, refusing: faulty != nil,
-		started: conf, inForce: conf, loaded: time.Now(), generation: 1, err: faulty, warnings: warnings,
+		started: conf, inForce: conf, loaded: time.Now(), absent: isAbsent(path), generation: 1, err: faulty, warnings: warnings,
 	}
+}
+
+func isAbsent(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // settings lists everything that a configuration says. live gives what puts the changeable ones into force.
@@ -94,7 +102,7 @@ func (r *reloader) reload() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.generation++
-	r.loaded, r.err, r.warnings = time.Now(), err, warnings
+	r.loaded, r.absent, r.err, r.warnings = time.Now(), isAbsent(r.path), err, warnings
 	for _, warning := range warnings {
 		r.log.Warn("configuration", zap.String("file", r.path), zap.String("warning", warning))
 	}
@@ -130,7 +138,7 @@ func (r *reloader) status() *pb.ConfigStatus {
 	defer r.mu.Unlock()
 	s := &pb.ConfigStatus{
 		Path: r.path, Loaded: timestamppb.New(r.loaded), Generation: r.generation,
-		Warnings: slices.Clone(r.warnings), NeedsRestart: slices.Clone(r.pending),
+		Warnings: slices.Clone(r.warnings), NeedsRestart: slices.Clone(r.pending), Absent: r.absent,
 	}
 	if r.err != nil {
 		s.Error = r.err.Error()

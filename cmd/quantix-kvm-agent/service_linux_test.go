@@ -245,6 +245,18 @@ func TestReload(t *testing.T) {
 		!strings.Contains(s.Errors[len(s.Errors)-1].Message, "what was in force stays") {
 		t.Error(s)
 	}
+	if s.Config.Absent {
+		t.Error("the file is there")
+	}
+	if err := os.Remove(s.Config.Path); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := tool(t, "reload", "--control", control); err != nil {
+		t.Error(out, err)
+	}
+	if s := status(t, control); !s.Config.Absent || s.Config.Error != "" {
+		t.Error(s.Config)
+	}
 }
 
 // An agent that refuses says so in its status, and that a restart ends it once the file is sound.

@@ -759,7 +759,9 @@ type ConfigStatus struct {
 	Error    string   `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	Warnings []string `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Keys whose new value waits for a restart of the agent.
-	NeedsRestart  []string `protobuf:"bytes,6,rep,name=needs_restart,json=needsRestart,proto3" json:"needs_restart,omitempty"`
+	NeedsRestart []string `protobuf:"bytes,6,rep,name=needs_restart,json=needsRestart,proto3" json:"needs_restart,omitempty"`
+	// There was no such file: everything is as by default.
+	Absent        bool `protobuf:"varint,7,opt,name=absent,proto3" json:"absent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -834,6 +836,13 @@ func (x *ConfigStatus) GetNeedsRestart() []string {
 		return x.NeedsRestart
 	}
 	return nil
+}
+
+func (x *ConfigStatus) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
 }
 
 // A line about something that happened.
@@ -954,7 +963,7 @@ const file_status_proto_rawDesc = "" +
 	"\x04kept\x18\x04 \x03(\tR\x04kept\"<\n" +
 	"\fSandboxLayer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\amissing\x18\x02 \x01(\tR\amissing\"\xcd\x01\n" +
+	"\amissing\x18\x02 \x01(\tR\amissing\"\xe5\x01\n" +
 	"\fConfigStatus\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x122\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06loaded\x12\x1e\n" +
@@ -963,7 +972,8 @@ const file_status_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1a\n" +
 	"\bwarnings\x18\x05 \x03(\tR\bwarnings\x12#\n" +
-	"\rneeds_restart\x18\x06 \x03(\tR\fneedsRestart\"h\n" +
+	"\rneeds_restart\x18\x06 \x03(\tR\fneedsRestart\x12\x16\n" +
+	"\x06absent\x18\a \x01(\bR\x06absent\"h\n" +
 	"\n" +
 	"StatusLine\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +

@@ -178,7 +178,11 @@ func journalRows(j *pb.JournalStatus) [][]string {
 
 func configRows(s *pb.GetStatusResponse) [][]string {
 	c := s.Config
-	rows := [][]string{{"configuration", fmt.Sprintf("%s, read %s", c.GetPath(), age(s.Now, c.GetLoaded()))}}
+	words := "read " + age(s.Now, c.GetLoaded())
+	if c.GetAbsent() {
+		words = "not there " + age(s.Now, c.GetLoaded()) + ", so all is as by default"
+	}
+	rows := [][]string{{"configuration", c.GetPath() + ", " + words}}
 	if c.GetError() != "" {
 		rows = append(rows, []string{"", "faults: " + c.Error})
 	}

@@ -40,6 +40,10 @@ func TestRowsTellEverything(t *testing.T) {
 			t.Errorf("%q is missing in\n%s", want, &text)
 		}
 	}
+	s.Config = &pb.ConfigStatus{Path: "/etc/x", Loaded: at(time.Hour), Absent: true}
+	if rows := configRows(s); rows[0][1] != "/etc/x, not there 1h0m0s ago, so all is as by default" {
+		t.Error(rows)
+	}
 	if Rows(&pb.GetStatusResponse{}) == nil { // an agent that tells nothing breaks nothing
 		t.Error("no rows")
 	}
