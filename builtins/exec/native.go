@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -120,7 +121,14 @@ func onStart(err error) error {
 	if !errors.As(err, &start) || start.Object == "" {
 		return err
 	}
-	return &fault.Error{Object: start.Object, Err: fault.Wrapf(start.Err, "%s: %v", start.Stage, start.Err),
+	words := fmt.Sprintf("%s: %v", start.Stage, start.Err)
+	if start.Stage == "user" && errors.Is(start.Err, fs.ErrNotExist) {
+		words = "there is no such user"
+		if strings.HasPrefix(start.Object, "group ") {
+			words = "there is no such group"
+		}
+	}
+	return &fault.Error{Object: start.Object, Err: fault.Wrapf(start.Err, "%s", words),
 		Details: map[string]string{"stage": start.Stage}}
 }
 
