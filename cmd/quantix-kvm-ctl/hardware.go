@@ -60,8 +60,8 @@ func machineRows(h *pb.HardwareInfo) (rows [][]string) {
 	add("serial", bios.GetSystemSerial())
 	add("uuid", bios.GetSystemUuid())
 	add("firmware", bios.GetVendor(), bios.GetVersion(), bios.GetReleaseDate())
-	add("processors", cpu.GetModel(), parenthesis(fmt.Sprintf("%d sockets, %d cores, %d threads, %s",
-		cpu.GetSockets(), cpu.GetCores(), cpu.GetThreads(), cpu.GetArchitecture())))
+	add("processors", cpu.GetModel(), parenthesis(strings.Join([]string{plural(int(cpu.GetSockets()), "socket"),
+		plural(int(cpu.GetCores()), "core"), plural(int(cpu.GetThreads()), "thread"), cpu.GetArchitecture()}, ", ")))
 	if cpu.GetFrequencyMhz() > 0 {
 		add("frequency", strconv.FormatFloat(cpu.GetFrequencyMhz(), 'f', 0, 64), "MHz")
 	}

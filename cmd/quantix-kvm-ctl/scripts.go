@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -13,7 +11,8 @@ func (a *app) scriptsCommand() *cobra.Command {
 		Use:   "scripts",
 		Short: "list the scripts that the guest has",
 		Long: `scripts lists the scripts that run can start by name: the administrator's, those of packages, and those that the agent brings.
-One that cannot run is listed with the reason.
+One that cannot run is listed with the reason. CHANGES says whether a script may change the guest; run NAME --help tells what it
+needs.
 
 With --json: an array of ScriptInfo, with the declared parameters.`,
 		Example: `  quantix-kvm-ctl scripts
@@ -39,7 +38,7 @@ func (a *app) printScripts(scripts []*pb.ScriptInfo) error {
 		}
 		return a.printJSON(array)
 	}
-	rows := [][]string{{"NAME", "VERSION", "CHANGES", "NEEDS", "DESCRIPTION"}}
+	rows := [][]string{{"NAME", "VERSION", "CHANGES", "DESCRIPTION"}}
 	for _, script := range scripts {
 		changes, words := "yes", script.Description
 		if script.Readonly {
@@ -48,7 +47,7 @@ func (a *app) printScripts(scripts []*pb.ScriptInfo) error {
 		if script.Error != "" {
 			words = "cannot run: " + script.Error
 		}
-		rows = append(rows, []string{script.Name, script.Version, changes, strings.Join(script.Needs, " "), words})
+		rows = append(rows, []string{script.Name, script.Version, changes, words})
 	}
 	return table(a.stdout, rows)
 }
