@@ -1113,7 +1113,7 @@ function test.command(command, options) end
 ---@field secrets? table<string, string> Values by their names.
 ---@field attachments? table<string, string> Files that are sent along, by name.
 
----The same at every such call. The agent is killed at each of the calls in turn.
+---Do at every call that changes something what test.crash_at does at one. The agent is killed at each of the calls in turn.
 ---@param params? table As they would be given by -p.
 ---@param options? test.crash.options
 ---@return integer kills

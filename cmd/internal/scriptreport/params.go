@@ -26,6 +26,7 @@ type Input struct {
 // UsageError is an error of the command line.
 type UsageError struct{ error }
 
+// Unwrap returns what is wrong.
 func (e *UsageError) Unwrap() error { return e.error }
 
 func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }

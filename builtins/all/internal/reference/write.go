@@ -2,6 +2,7 @@ package reference
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -69,7 +70,7 @@ func (d *description) markdown() []byte {
 	}
 	b.WriteString("\n## Tables\n")
 	for _, c := range d.classes {
-		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", c.name, sentence(c.text))
+		fmt.Fprintf(&b, "\n### %s\n\n%s\n\n", c.name, sentence(ofFunction(c.text)))
 		rows(&b, "field", c.fields)
 	}
 	if len(d.unsupported) == 0 {
@@ -110,6 +111,17 @@ func rows(b *strings.Builder, head string, fields []field) {
 
 // cell keeps a text in its cell of a table.
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
+
+// ofFunction returns the comment of a message as the description of a table: where it begins with the name of a function, the table
+// is what that gives.
+func ofFunction(text string) string {
+	if name := functionName.FindString(text); name != "" {
+		return "what `" + name + "` gives" + text[len(name):]
+	}
+	return text
+}
+
+var functionName = regexp.MustCompile(`^[a-z]+\.[a-z_]+\b`)
 
 // sentence makes one of a line.
 func sentence(text string) string {

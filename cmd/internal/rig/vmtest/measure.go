@@ -25,6 +25,7 @@ type Figures struct {
 	FromGuest float64 // MiB/s
 }
 
+// String writes the figures in one line.
 func (f Figures) String() string {
 	return fmt.Sprintf("round trip of %d bytes: median %v, p99 %v; to guest %.0f MiB/s, from guest %.0f MiB/s",
 		roundTripSize, f.RoundTrip.Median, f.RoundTrip.P99, f.ToGuest, f.FromGuest)

@@ -43,6 +43,7 @@ type Error struct {
 	Desc  string `json:"desc"`
 }
 
+// Error returns what QEMU said.
 func (e *Error) Error() string { return e.Desc }
 
 type reply struct {
