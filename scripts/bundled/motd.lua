@@ -10,9 +10,15 @@ local TEXT = [[
 Contact: {{contact}}
 ]]
 
+local WITHOUT_LINES = [[
+{{title}}
+
+Contact: {{contact}}
+]]
+
 return script {
   name = "motd",
-  version = "1.0",
+  version = "1.1",
   description = "set the message of the day in /etc/motd",
   params = {
     title = {type = "string", required = true, description = "the first line"},
@@ -29,7 +35,7 @@ return script {
         error("lines[" .. i .. "] must be a string")
       end
     end
-    local text = p.text or TEXT
+    local text = p.text or (#p.lines > 0 and TEXT or WITHOUT_LINES)
     local lines = table.concat(p.lines, "\n")
     local all = {title = p.title, lines = lines, contact = p.contact, hostname = host.info().hostname}
     local vars = {}

@@ -6,7 +6,7 @@ end
 
 return {
   says_what_is_given = function()
-    says({title = "Welcome"}, "Welcome\n\n\n\nContact: the owner of this machine\n")
+    says({title = "Welcome"}, "Welcome\n\nContact: the owner of this machine\n")
   end,
 
   takes_several_lines = function()
