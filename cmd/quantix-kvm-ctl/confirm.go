@@ -64,13 +64,18 @@ EXIT STATUS
 	return c
 }
 
-// openID returns the id of the transaction that is open and begins as given, or else what was given.
+// openID returns the id of the transaction that is open and begins as given, or else of the one that has ended and does; where there
+// is neither, what was given.
 func openID(s *session, given string) (string, error) {
 	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
 	if client.Gone(err) || s.ctx.Err() != nil {
 		return "", err
 	}
-	return oneOf(given, []string{reply.GetJournal().GetOpen().GetTransactionId()}) // an older agent has no status: what was given
+	open := reply.GetJournal().GetOpen().GetTransactionId() // empty for an older agent, which has no status
+	if given != "" && strings.HasPrefix(open, given) {
+		return open, nil
+	}
+	return transactionID(s, given)
 }
 
 func (a *app) confirm(s *session, request *pb.ConfirmRequest) error {

@@ -285,7 +285,7 @@ func parseSize(text string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 32)
 	if err != nil || n == 0 {
-		return 0, usage("%s is no size such as 32MiB", text)
+		return 0, usage("--memory %s: it is no size such as 32MiB", text)
 	}
 	return n * factor, nil
 }
