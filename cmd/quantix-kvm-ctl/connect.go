@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -94,6 +95,10 @@ func (a *app) connectOnce(ctx context.Context, limit, grace, passed time.Duratio
 	s.stops = append(s.stops, func() { s.Client.Close() })
 	if err := s.Alive(ctx); err != nil {
 		s.close()
+		var network *net.OpError
+		if errors.As(err, &network) { // the words of the library name neither end
+			err = fault.Wrapf(err, "the connection to %s ended: %v", path, network.Err)
+		}
 		return nil, err
 	}
 	if a.verbose {

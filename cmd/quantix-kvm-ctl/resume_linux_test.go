@@ -105,3 +105,24 @@ func TestExecOfWhatRestartsTheAgent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A socket whose other end hangs up at once is named, and not how the library calls its two ends. Whether the write or the read finds
+// it out depends on which comes first.
+func TestHungUp(t *testing.T) {
+	l, socket := listen(t)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	for range 20 {
+		code, _, stderr := ctl(t, "-s", socket, "info")
+		if code != 3 || !strings.Contains(stderr, "the connection to ") || strings.Contains(stderr, "->") {
+			t.Fatalf("%d %q", code, stderr)
+		}
+	}
+}
