@@ -91,6 +91,9 @@ func decodeJSON(text []byte, to any) error {
 		if errors.Is(err, io.EOF) {
 			return errors.New("there is nothing in it")
 		}
+		if other := new(json.UnmarshalTypeError); errors.As(err, &other) { // only an object is asked for as such
+			return fmt.Errorf("it is a JSON %s in place of an object", other.Value)
+		}
 		return err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {

@@ -1,6 +1,8 @@
 package scriptreport
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -29,5 +31,21 @@ func TestParamValues(t *testing.T) {
 	}
 	if _, err := paramValue("text", true); err == nil {
 		t.Error("text was taken as JSON")
+	}
+}
+
+// A file of parameters that is no object is told in words of JSON.
+func TestParamsFileOfAnotherKind(t *testing.T) {
+	for text, want := range map[string]string{
+		"[1]": "a JSON array in place of an object", `"x"`: "a JSON string in place of an object", "7": "a JSON number in place of an object",
+		"": "there is nothing in it", "{} {}": "something stands behind the value",
+	} {
+		file := filepath.Join(t.TempDir(), "params.json")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (Input{}).Params(file, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
 }
