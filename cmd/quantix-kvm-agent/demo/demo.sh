@@ -2,7 +2,7 @@
 # The demonstration behind "make demo": an agent on a private socket, acting on a scratch tree. Leaves nothing behind.
 set -euo pipefail
 bin=$(cd "$1" && pwd)
-here=$(cd "$(dirname "$0")" && pwd)
+cd "$(dirname "$0")"
 work=$(mktemp -d)
 agent=
 finish() {
@@ -34,20 +34,20 @@ say 'telemetry'
 ctl telemetry
 
 say 'a provisioning script: what it would do'
-cat "$here/provision.lua"
-ctl run --dry-run "$here/provision.lua" -p site=demo.example -p port=8080
+cat "./provision.lua"
+ctl run --dry-run "./provision.lua" -p site=demo.example -p port=8080
 
 say 'the same script, done: one message there, one back'
-ctl run "$here/provision.lua" -p site=demo.example -p port=8080
+ctl run "./provision.lua" -p site=demo.example -p port=8080
 
 say 'again: nothing is left to change'
-ctl run "$here/provision.lua" -p site=demo.example -p port=8080
+ctl run "./provision.lua" -p site=demo.example -p port=8080
 
 say 'a script that fails half-way'
-cat "$here/fails.lua"
+cat "./fails.lua"
 picture >"$work/before"
 status=0
-ctl run "$here/fails.lua" || status=$?
+ctl run "./fails.lua" || status=$?
 [ "$status" -ne 0 ] || { echo 'demo: the failing script did not fail'; exit 1; }
 picture >"$work/after"
 if diff "$work/before" "$work/after"; then
