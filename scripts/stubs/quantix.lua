@@ -1113,7 +1113,7 @@ function test.command(command, options) end
 ---@field secrets? table<string, string> Values by their names.
 ---@field attachments? table<string, string> Files that are sent along, by name.
 
----Do at every call that changes something what test.crash_at does at one. The agent is killed at each of the calls in turn.
+---Do at each call that changes something, 25 at most, what test.crash_at does at one. The agent is killed at the calls in turn. Of more than 25 it takes as many, evenly.
 ---@param params? table As they would be given by -p.
 ---@param options? test.crash.options
 ---@return integer kills

@@ -422,7 +422,7 @@ func (x *TrialCrashAtArgs) GetAttachments() map[string][]byte {
 	return nil
 }
 
-// test.crash: the agent is killed at each of the calls in turn.
+// test.crash: the agent is killed at the calls in turn. Of more than 25 it takes as many, evenly.
 type TrialCrashArgs struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Params        *LuaTable              `protobuf:"bytes,1,opt,name=params,proto3" json:"params,omitempty"`

@@ -6,7 +6,7 @@
 // Of a file NAME_test.lua beside a script, or in tests there, which returns a table of functions, each is a case with a tree of its own.
 // A run that commits is followed by one on a copy that must change nothing, a run that fails must leave the tree as it
 // was, and at a crash an agent, a process of its own, is killed for certain. A script without such a file is run like
-// that without parameters, and killed at each of its calls.
+// that without parameters, and killed at its calls that change something, at 25 of them at most.
 //
 // Not here: what a test can call (builtins/trial), and the command line.
 package scripttest
