@@ -54,8 +54,9 @@ SCRIPT is a file, where it has a slash or ends in .lua, or the name of a script 
 Commands of scripts run in the tree, with a /dev and /proc of their own that are gone with them; that needs root. Services are
 enabled by links, users are made in the tree's files. What needs a running guest fails and says so.
 
-apply keeps its journal outside of the tree, in --state. After a crash the next apply on the same tree, with the same --state,
-first takes back what was unfinished.
+apply keeps its journal outside of the tree, in --state: unless that is given, in a directory for the tree's path below
+/var/lib/quantix-kvm-apply, for others than root below quantix-kvm-apply in $XDG_STATE_HOME or ~/.local/state. After a crash the
+next apply on the same tree, with the same --state, first takes back what was unfinished.
 
 PARAMETERS
   -p KEY=VALUE         for each script that declares KEY, and for those that declare nothing. VALUE is JSON if it is JSON, else
