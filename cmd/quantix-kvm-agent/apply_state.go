@@ -98,9 +98,8 @@ func (f flags) ownKey() bool {
 	return err == nil && len(key) == 32+len(treeID) && strings.HasSuffix(string(key), treeID)
 }
 
-// forget removes the state where all is ended, and nothing of it is needed any more. What else lies in its directory stays,
-// and so
-// does the directory then.
+// forget removes the state where all is ended, and nothing of it is needed any more. What else lies in its directory stays, and
+// so does the directory then.
 func (f flags) forget(failed error) (err error) {
 	defer func() {
 		_ = os.Remove(f.state) // it stays where anything is in it

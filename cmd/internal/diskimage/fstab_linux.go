@@ -20,9 +20,8 @@ var diskTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "auto"}
 // unescape replaces what fstab(5) writes for blanks.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`)
 
-// parseFstab returns the lines that mount a file system of a disk at boot: that of the root, if there is one, and those
-// below it,
-// outer directories first.
+// parseFstab returns the lines that mount a file system of a disk at boot: that of the root, if there is one, and those below
+// it, outer directories first.
 func parseFstab(text string) (root mountLine, list []mountLine) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)

@@ -266,9 +266,9 @@ func (i *Image) read(name string) (string, error) {
 	return string(text), err
 }
 
-// use mounts a volume at path for programs, which is target in the image, once. Where the image is only read, the volume has
-// a writable layer above it that is
-// thrown away: a dry run that finds a read-only file system tells of that instead of what it was asked for.
+// use mounts a volume at path for programs, which is target in the image, once. Where the image is only read, the volume has a
+// writable layer above it that is thrown away: a dry run that finds a read-only file system tells of that instead of what it
+// was asked for.
 func (i *Image) use(v volume, path, target string) error {
 	if at, mounted := i.used[v.start]; mounted {
 		return fmt.Errorf("%v is mounted already, at %s", v, at)
@@ -405,8 +405,7 @@ func (i *Image) Mounts() (list []string) {
 }
 
 // LeftOut returns the lines of the fstab that are not mounted since the image does not have what they name: those of other
-// disks,
-// and those that may be missing.
+// disks, and those that may be missing.
 func (i *Image) LeftOut() []string { return i.leftOut }
 
 // unmount unmounts what was mounted last. A process that still has a file open there is waited for, some seconds.
