@@ -32,10 +32,11 @@ func recoverCommand(f *flags) *cobra.Command {
 		Short: "take back at boot what an interrupted script changed, before the network starts",
 		Long: `recover --early takes back what scripts had changed that were interrupted by a loss of power or a crash: files and links
 only, while nothing but the disk is there. It runs once at boot, before the network is configured, so that a half-written
-configuration is never used. What needs running services, or a file system that is not mounted yet, is left to the agent, and all that is older
-with it. It gives up after 20 seconds; where units or the network must be read again after that, systemd has 45 seconds for it.
+configuration is never used. What needs running services, or a file system that is not mounted yet, is left to the agent, and
+all that is older with it. It gives up after 20 seconds; where units or the network must be read again after that, systemd has
+45 seconds for it.
 
-It does nothing, and says so, while an agent runs.`,
+Where nothing was interrupted it does nothing. While an agent runs it takes nothing back: it says so, and the exit code is 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if !early {
