@@ -90,7 +90,7 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 func agentFlags(set *pflag.FlagSet, f *flags) {
 	set.StringVar(&f.config, "config", config.DefaultFile, "configuration `file`; one that does not exist means defaults")
 	set.StringVar(&f.device, "device", "", "channel to the host: auto, a device `path`, unix:PATH or pipe:NAME to listen, unix-connect:PATH, vsock:PORT, vsock:PORT:CID,CID[:unprivileged] (default device_path of the configuration)")
-	set.StringVar(&f.logLevel, "log-level", "", "trace, debug, info, warn or error (default log_level of the configuration)")
+	set.StringVar(&f.logLevel, "log-level", "", "the least `level` that is logged: trace, debug, info, warn or error (default log_level of the configuration)")
 }
 
 // stateDir returns the state directory.

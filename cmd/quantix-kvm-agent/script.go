@@ -21,7 +21,7 @@ import (
 // scriptCommand is for authors: it needs neither a host nor a configuration.
 func scriptCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "script", Short: "help for who writes scripts", Args: cobra.NoArgs,
+		Use: "script", Short: "commands for people who write scripts", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }, // so that a word that is no command is an error
 	}
 	c.AddCommand(newCommand(), checkCommand(), trialCommand(), docCommand())

@@ -127,7 +127,7 @@ EXIT STATUS
 	f := root.PersistentFlags()
 	f.StringVarP(&a.socket, "socket", "s", "", "unix socket of the agent at `path`, or vsock:CID:PORT; on Windows a pipe too, as \\\\.\\pipe\\NAME (default $QUANTIX_SOCKET)")
 	f.Var((*onceValue)(&a.vm), "vm", "find the socket of the virtual machine with this `id`")
-	f.StringVar(&a.framing, "framing", "plain", "how requests are framed: plain, or qtx1 for agents that know only that")
+	f.StringVar(&a.framing, "framing", "plain", "the `form` in which requests are framed: plain, or qtx1 for agents that know only that")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; 2m for network apply, 1h for trim; none for cat, push, pull, edit, diff, exec, logs, jobs logs, jobs wait, run, drift, top, update, wait, and what goes on until it is interrupted; freeze has one of its own)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell on stderr which socket is used, and how to leave a terminal")

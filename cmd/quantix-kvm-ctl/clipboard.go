@@ -41,7 +41,7 @@ TYPES
 
 // clipboardFlags adds the flags that get and set have in common.
 func clipboardFlags(c *cobra.Command, kind *string, primary *bool) {
-	c.Flags().StringVar(kind, "type", "text", "text, html, png or files")
+	c.Flags().StringVar(kind, "type", "text", "the content is of this `type`: text, html, png or files")
 	c.Flags().BoolVar(primary, "primary", false, "what is selected, and pasted by the middle mouse button, instead")
 	if err := c.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(clipboardTypes, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // the flag is the one above
