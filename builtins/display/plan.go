@@ -134,7 +134,7 @@ func (p *place) apply(list *pb.ListDisplaysResponse, a *pb.DisplaySetting) error
 	}
 	mode := outputs.FindMode(p.now.Modes, p.set.Width, p.set.Height, p.set.Refresh)
 	if mode == nil && !p.now.AnySize {
-		return outputs.NoMode(systemName(list), p.now.Modes, p.set)
+		return outputs.NoModeError(systemName(list), p.now.Modes, p.set)
 	}
 	if mode != nil {
 		p.set.Refresh = mode.Refresh

@@ -345,7 +345,7 @@ func finish(in *pb.RunArgs, confined bool, result *proc.Result, err error) (*pb.
 	check := in.Check == nil || in.GetCheck()
 	if err := result.Err(); err != nil && (check || result.TimedOut) {
 		failed := &fault.Error{Object: program(in), Err: err}
-		if confined && guest.Says(result, guest.ReadOnlyText) {
+		if confined && guest.OutputContains(result, guest.ReadOnlyText) {
 			failed.Hint = "the command may write only what touches names, and files under $TMPDIR; " + unconfinedHint
 			if in.GetReadonly() {
 				failed.Hint = "a readonly command may write only files under $TMPDIR, and with private = true below /run, /tmp and /var, " +

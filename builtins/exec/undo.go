@@ -60,7 +60,7 @@ func (r *Room) undoNeeded(ctx context.Context, in *pb.RunArgs) (bool, error) {
 	result, err := r.runUndo(ctx, test)
 	held := r.guest.Answer == nil && r.confines()
 	if err == nil && exited(result) && result.Code > 0 && result.Code <= maxNo {
-		if !held || !guest.Says(result, guest.ReadOnlyText) {
+		if !held || !guest.OutputContains(result, guest.ReadOnlyText) {
 			return false, nil
 		}
 	}

@@ -51,7 +51,7 @@ type treeWriter struct {
 	entries  []*pb.TreeEntry
 	results  []*pb.TreeResult // of each entry
 
-	staged []fsys.Placing
+	staged []fsys.Placement
 	of     []int               // whose entries these are
 	names  map[treePlace]bool  // where they go
 	swept  map[[2]uint64]bool  // directories that were swept
@@ -230,7 +230,7 @@ func (w *treeWriter) file(ctx context.Context, i int, entry *pb.TreeEntry, attr 
 	if !ok || c.inPlace() {
 		return sink.finish(ctx, w.call, attr)
 	}
-	w.staged, w.of = append(w.staged, fsys.Placing{Staged: staged.staged, Attr: attr}), append(w.of, i)
+	w.staged, w.of = append(w.staged, fsys.Placement{Staged: staged.staged, Attr: attr}), append(w.of, i)
 	w.names[place] = true
 	return nil
 }

@@ -147,8 +147,8 @@ func (s *Staged) commit(attr Attr) func(old Meta) error {
 	}
 }
 
-// Placing is one of the files that CommitAll gives their names.
-type Placing struct {
+// Placement is one of the files that CommitAll gives their names.
+type Placement struct {
 	Staged *Staged
 	Attr   Attr
 }
@@ -156,7 +156,7 @@ type Placing struct {
 // CommitAll is Commit of several files, each durable with its name: the disk is at work on all of them before one is waited
 // for, and a directory is synced once. No two are for one place: the second would not see the first. It returns the error of
 // each. The stagings are over either way.
-func CommitAll(list []Placing) []error {
+func CommitAll(list []Placement) []error {
 	failed := make([]error, len(list))
 	for i, p := range list {
 		if failed[i] = p.Staged.prepare(p.Staged.commit(p.Attr)); failed[i] == nil {

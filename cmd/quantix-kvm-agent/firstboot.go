@@ -153,7 +153,7 @@ func readFirstBootDir(root, dir string, to map[string]firstBootText) error {
 }
 
 func trusted(info fs.FileInfo) error {
-	if why := core.Untrusted(info); why != "" {
+	if why := core.WhyUntrusted(info); why != "" {
 		return errors.New(why)
 	}
 	return nil

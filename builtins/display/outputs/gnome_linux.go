@@ -236,7 +236,7 @@ func (s *mutterState) configuration(settings []*pb.DisplaySetting) ([]mutterLogi
 		}
 		mode := FindMode(now.Modes, set.Width, set.Height, set.Refresh)
 		if mode == nil {
-			return nil, fault.On(set.Name, NoMode("GNOME", now.Modes, set))
+			return nil, fault.On(set.Name, NoModeError("GNOME", now.Modes, set))
 		}
 		listed := m.Modes[slices.Index(now.Modes, mode)]
 		want := mutterLogicalConfig{

@@ -266,7 +266,7 @@ func (d *kdeDevice) configure(configuration *wayland.Object, set *pb.DisplaySett
 	listed := d.describe().Modes
 	mode := FindMode(listed, set.Width, set.Height, set.Refresh)
 	if mode == nil {
-		return NoMode("KWin", listed, set)
+		return NoModeError("KWin", listed, set)
 	}
 	err := configuration.Request(kdeEnable, d.object, int32(1))
 	if err == nil {

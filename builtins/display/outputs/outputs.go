@@ -193,8 +193,8 @@ func Sort(outputs []*pb.DisplayOutput) {
 	})
 }
 
-// NoMode returns the error about a mode that an output does not have where it takes no others, with the sizes that it has.
-func NoMode(system string, modes []*pb.DisplayMode, set *pb.DisplaySetting) error {
+// NoModeError returns the error about a mode that an output does not have where it takes no others, with the sizes that it has.
+func NoModeError(system string, modes []*pb.DisplayMode, set *pb.DisplaySetting) error {
 	var sizes []string
 	for _, m := range modes {
 		size := fmt.Sprintf("%dx%d", m.Width, m.Height)

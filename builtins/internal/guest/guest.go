@@ -139,7 +139,7 @@ func (g *Guest) RunValidator(ctx context.Context, command Command, spec proc.Spe
 // missedView says whether a validator may have failed for want of a private view.
 func missedView(result *proc.Result) bool {
 	return result.Err() != nil && result.Signal == 0 && !result.TimedOut &&
-		slices.ContainsFunc(viewTexts, func(text string) bool { return Says(result, text) })
+		slices.ContainsFunc(viewTexts, func(text string) bool { return OutputContains(result, text) })
 }
 
 // ReadOnlyText is how programs report EROFS.
@@ -148,8 +148,8 @@ const ReadOnlyText = "Read-only file system"
 // viewTexts are what programs say that may not write, or miss what is made in /run at boot, or when a service starts.
 var viewTexts = []string{ReadOnlyText, "/run/", "/var/lock"}
 
-// Says reports whether a command wrote a text, as far as that was kept.
-func Says(result *proc.Result, text string) bool {
+// OutputContains reports whether a command wrote a text, as far as that was kept.
+func OutputContains(result *proc.Result, text string) bool {
 	return slices.ContainsFunc([][]byte{result.Stdout, result.Stderr, result.Tail}, func(b []byte) bool {
 		return bytes.Contains(b, []byte(text))
 	})

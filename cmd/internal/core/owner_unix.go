@@ -33,7 +33,7 @@ func checkOwners(state, root string) error {
 			return ignoreGone(err)
 		}
 		relative, _ := filepath.Rel(state, path)
-		if why := Untrusted(info); why != "" && entry.Type()&fs.ModeSymlink == 0 {
+		if why := WhyUntrusted(info); why != "" && entry.Type()&fs.ModeSymlink == 0 {
 			return fault.Refuse("state directory %s: %s %s: it was not made by this agent", state, path, why)
 		}
 		if entry.IsDir() && (entry.Name() == "u" || strings.Count(relative, "/") >= 3) {
@@ -66,7 +66,7 @@ func checkPath(path, root string) error {
 		if err != nil {
 			return fault.Cause(err)
 		}
-		why := Untrusted(info)
+		why := WhyUntrusted(info)
 		shared := info.Mode()&fs.ModeSticky != 0 && len(rest) > 0 && ownedByUs(info)
 		if below(at, root) && why != "" && !shared {
 			return fault.Refuse("%s %s, who could exchange what the agent trusts", at, why)
@@ -98,8 +98,8 @@ func elements(path string) []string {
 	return strings.FieldsFunc(filepath.Clean(path), func(c rune) bool { return c == '/' })
 }
 
-// Untrusted returns what is wrong with the owner or the mode of something that must be root's or the agent's own; empty: nothing.
-func Untrusted(info fs.FileInfo) string {
+// WhyUntrusted returns what is wrong with the owner or the mode of what must be root's or the agent's own; empty: nothing.
+func WhyUntrusted(info fs.FileInfo) string {
 	stat := info.Sys().(*syscall.Stat_t)
 	switch {
 	case !ownedByUs(info):
