@@ -89,7 +89,8 @@ OUTPUT
   What was asked for goes to stdout, everything else to stderr. With --json stdout holds JSON, each value in one line unless
   it is a terminal: messages of the protocol are written with their field names, modes of files as octal text, bytes as base64
   and times as RFC 3339, every field present. An error is then one line on stderr, unless it is in the reply on stdout, as that
-  of a script is: {"error":{"code","message","op","object","hint"},"exit_code"}. diff, logs and jobs logs have no such form.
+  of a script is: {"error":{"code","message","op","object","hint"},"exit_code"}. The code is the agent's, or usage, no_answer or
+  failed where it is this program that tells of the error. diff, logs and jobs logs have no such form.
   Differences are coloured on a terminal, unless NO_COLOR is set.
 
 INTERRUPT

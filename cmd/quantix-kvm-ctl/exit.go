@@ -164,5 +164,9 @@ func codeWord(f *failure) string {
 	if errors.As(f.err, &exec) {
 		return exec.word
 	}
-	return fault.Code(f.err)
+	var remote *fault.Remote
+	if word := fault.Code(f.err); word != fault.Code(fault.ErrInternal) || errors.As(f.err, &remote) {
+		return word
+	}
+	return "failed" // internal is a fault of the agent, and this is none
 }

@@ -1,14 +1,15 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // pullFlags are the flags of pull.
@@ -85,7 +86,7 @@ func (a *app) pull(s *session, link *client.Link, remotes []string, local string
 		to.into = os.IsPathSeparator(local[len(local)-1]) || len(remotes) > 1
 		to.isDir = os.IsPathSeparator(local[len(local)-1]) || err == nil && info.IsDir()
 		if len(remotes) > 1 && !to.isDir {
-			return fmt.Errorf("%s: not a directory", local)
+			return fault.Wrapf(syscall.ENOTDIR, "%s: not a directory", local)
 		}
 		if err := makeParents(local, to.isDir, f.parents); err != nil {
 			return err

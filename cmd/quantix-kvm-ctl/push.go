@@ -6,10 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // pushFlags are the flags of push.
@@ -136,7 +138,7 @@ func (a *app) push(s *session, link *client.Link, locals []string, remote string
 		}
 	}
 	if len(locals) > 1 && !there {
-		return fmt.Errorf("%s: not a directory of the guest", remote)
+		return fault.Wrapf(syscall.ENOTDIR, "%s: not a directory of the guest", remote)
 	}
 	to := destination{remote, into || len(locals) > 1, there}
 	var out copyResult
@@ -263,6 +265,8 @@ func (a *app) finishCopy(out *copyResult) error {
 		return nil
 	case out.failed == 1 && out.Files+out.Directories+out.Links+out.Unchanged == 0:
 		return &failure{code: out.code}
+	case a.json:
+		return &failure{code: exitFailed} // each failure was told, and their number is in the result
 	}
 	return &failure{exitFailed, errors.New("not copied: " + plural(out.failed, "thing"))}
 }
