@@ -34,7 +34,7 @@ With --json: WaitResponse.
 
 EXIT STATUS
   0    it is so
-  1    the unit has failed
+  1    the unit has failed, or what was given is no address, or no absolute path
   2    the command line makes no sense
   4    refused, or the guest has nothing of the kind
   124  it took too long`,
