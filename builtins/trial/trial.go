@@ -40,7 +40,10 @@ func (s Stage) Room() builtins.Room {
 			Summary: "on a copy of the tree, " +
 				"kill the agent at a call that changes something, start it again, and compare: all must be as it was",
 		},
-		{Name: "test.crash", Usage: "([params]) kills", Handler: of(s.Crash), Summary: "do at each call that changes something, 25 at most, what test.crash_at does at one"},
+		{
+			Name: "test.crash", Usage: "([params]) kills", Handler: of(s.Crash),
+			Summary: "do at each call that changes something, 25 at most, what test.crash_at does at one",
+		},
 		{
 			Name: "test.command", Usage: "(command)", Handler: of(s.Command),
 			Summary: "say what a command of the script answers; others succeed and say nothing",

@@ -57,8 +57,8 @@ const keyName = "key"
 // stateNames are what an agent makes in a state directory beside these two.
 var stateNames = []string{"tx", "overlays", "jobs", "uploads"}
 
-// takeState makes the state directory, and keeps other applies from it until the function that it returns is called. It waits for
-// them that long. A directory where names of a state are anything else is refused.
+// takeState makes the state directory, and keeps other applies from it until the function that it returns is called. It waits
+// for them that long. A directory where names of a state are anything else is refused.
 func (f flags) takeState(wait time.Duration) (unlock func(), err error) {
 	unlock, err = lockDirectory(f.state, wait)
 	if err != nil {

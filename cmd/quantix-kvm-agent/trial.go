@@ -42,7 +42,8 @@ The test of NAME.lua is NAME_test.lua beside it, or in the directory tests there
     survives = function() test.crash({port = 8443}) end,  -- killed at its calls, recovered: all must be as it was
   }
 
-A script without a test file is run without parameters, once more, and killed at its calls that change something, at 25 of them at most.
+A script without a test file is run without parameters, once more, and killed at its calls that change something, at 25 of them
+at most.
 
 EXIT STATUS
   0  all passed

@@ -64,8 +64,8 @@ EXIT STATUS
 	return c
 }
 
-// openID returns the id of the transaction that is open and begins as given, or else of the one that has ended and does; where there
-// is neither, what was given.
+// openID returns the id of the transaction that is open and begins as given, or else of the one that has ended and does; where
+// there is neither, what was given.
 func openID(s *session, given string) (string, error) {
 	reply, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
 	if client.Gone(err) || s.ctx.Err() != nil {

@@ -21,7 +21,8 @@ var (
 	badValueWords = regexp.MustCompile(`(?s)^invalid argument "(.*)" for "(?:-\w, )?(--[\w-]+)" flag: (.*)$`)
 )
 
-// Of says what is wrong with a command line in plain words, and how the command c is called. Any other error is returned as it is.
+// Of says what is wrong with a command line in plain words, and how the command c is called. Any other error is returned as it
+// is.
 func Of(c *cobra.Command, err error) error {
 	text := err.Error()
 	if m := badValueWords.FindStringSubmatch(text); m != nil {

@@ -112,8 +112,8 @@ func rows(b *strings.Builder, head string, fields []field) {
 // cell keeps a text in its cell of a table.
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 
-// ofFunction returns the comment of a message as the description of a table: where it begins with the name of a function, the table
-// is what that gives.
+// ofFunction returns the comment of a message as the description of a table: where it begins with the name of a function, the
+// table is what that gives.
 func ofFunction(text string) string {
 	if name := functionName.FindString(text); name != "" {
 		return "what `" + name + "` gives" + text[len(name):]
