@@ -381,11 +381,13 @@ func (r *Runner) removeGroup(c *child) {
 	}
 }
 
-// prepareNext does in advance what the start of another command as c needs.
-func (r *Runner) prepareNext(c *child) {
-	if c.group != nil {
-		r.platform.makeSpare(c.kind)
+// leaveGroup leaves the control group of a command that ended to the next one, or removes it.
+func (r *Runner) leaveGroup(c *child) {
+	if c.group != nil && r.platform.keepSpare(c.kind, c.group) {
+		c.group = nil
+		return
 	}
+	r.removeGroup(c)
 }
 
 // systemUser knows nobody: the accounts are in files.

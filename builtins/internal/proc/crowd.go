@@ -11,7 +11,7 @@ const (
 	crowdTime = 500 * time.Millisecond // after the start of the last of them
 )
 
-// crowd tells when many commands are run at once. The zero value tells nobody.
+// crowd tells when many commands are run at once.
 type crowd struct {
 	tell    func(many bool)
 	running atomic.Int64
@@ -23,9 +23,6 @@ type crowd struct {
 
 // enter notes that a command is being started, until leave is called.
 func (c *crowd) enter() (leave func()) {
-	if c.tell == nil {
-		return func() {}
-	}
 	if c.running.Add(1) >= crowdSize {
 		c.set()
 	}

@@ -154,7 +154,14 @@ func New(config Config) *Runner {
 		config.MaxOutput = defaultMaxOutput
 	}
 	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}, running: map[*child]string{}}
-	r.crowd.tell = config.Crowd
+	r.crowd.tell = func(many bool) {
+		if !many {
+			r.platform.endSpares(1)
+		}
+		if config.Crowd != nil {
+			config.Crowd(many)
+		}
+	}
 	r.platform.init(&r.config)
 	return r
 }
@@ -195,8 +202,11 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 		c, err = r.start(&spec, stdin, streams[0].write, streams[1].write)
 		stdin.Close()
 		if err == nil {
-			defer r.own(c, spec.Owner)()
-			return r.waitAndCapture(ctx, &spec, c, begin, feed, streams)
+			disown := r.own(c, spec.Owner)
+			result, err := r.waitAndCapture(ctx, &spec, c, begin, feed, streams)
+			disown() // before another command may have its group
+			r.finish(c, err != ErrReleased)
+			return result, err
 		}
 	}
 	if feed != nil {
@@ -271,7 +281,7 @@ func (r *Runner) Release() error {
 	close(r.released)
 	r.mu.Unlock()
 	r.calls.Wait()
-	r.platform.endSpares()
+	r.platform.endSpares(0)
 	var files []*os.File
 	for s := range r.openStreams {
 		s.read.SetReadDeadline(time.Now())
@@ -346,7 +356,6 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 			}
 		}
 	}
-	r.finish(c, err != ErrReleased)
 	hold := sync.OnceValue(func() error {
 		if spec.Hold == nil {
 			return nil
@@ -362,17 +371,16 @@ func (r *Runner) waitAndCapture(ctx context.Context, spec *Spec, c *child, begin
 	return result, err
 }
 
-// finish closes the files of a command, and removes its group where it has ended, behind the back of whoever waits for the result. Release
-// waits for it.
+// finish closes the files of a command, and is done with its group where it has ended, behind the back of whoever waits for the
+// result. Release waits for it.
 func (r *Runner) finish(c *child, ended bool) {
 	r.calls.Add(1)
 	go func() {
 		defer r.calls.Done()
 		if ended {
-			r.removeGroup(c)
+			r.leaveGroup(c)
 		}
 		c.close()
-		r.prepareNext(c)
 	}()
 }
 

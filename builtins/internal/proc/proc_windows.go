@@ -26,7 +26,7 @@ type platform struct {
 	logon func(name string) (*logon, error) // who a command for another user runs as
 }
 
-func (p *platform) endSpares() {}
+func (p *platform) endSpares(int) {}
 
 func (p *platform) init(*Config) { p.logon = logonWithoutPassword }
 
@@ -233,7 +233,7 @@ func (c *child) close() {
 
 func (r *Runner) removeGroup(*child) {}
 
-func (r *Runner) prepareNext(*child) {}
+func (r *Runner) leaveGroup(*child) {}
 
 // OwnerOf knows of nothing: nobody asks here.
 func (r *Runner) OwnerOf(int) (owner string, ok bool) { return "", false }

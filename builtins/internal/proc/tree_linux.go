@@ -46,7 +46,7 @@ type platform struct {
 	mu          sync.Mutex
 	staleGroups []string             // groups of commands that ended, in which something still ran
 	looked      map[string]time.Time // when groups of former agents were looked for last, by parent
-	spares      map[string]*cgroup   // by kind, of the next command: see makeSpare
+	spares      map[string][]*cgroup // by kind, of the next commands: see keepSpare
 
 	hung hung
 }
@@ -69,7 +69,7 @@ func (s *platform) init(config *Config) {
 	}
 	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without the file nothing is protected
 	s.oomProtected = bytes.HasPrefix(score, []byte("-"))
-	s.parents, s.looked, s.spares = map[string]string{}, map[string]time.Time{}, map[string]*cgroup{}
+	s.parents, s.looked, s.spares = map[string]string{}, map[string]time.Time{}, map[string][]*cgroup{}
 	top, own := ownCgroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
 		place := dir[0]
@@ -142,44 +142,58 @@ func (s *platform) newGroup(kind string) (*cgroup, error) {
 	return s.makeGroup(kind, parent)
 }
 
-// makeSpare makes the group of the next command of a kind, behind the end of one: that takes a tenth of what a start takes.
-// It is empty, and is removed by endSpares, or by a later agent as those of commands.
-func (s *platform) makeSpare(kind string) {
+// maxSpares bounds the groups of a kind that are kept for the next commands. One takes 8 KiB of the kernel's memory.
+const maxSpares = 64
+
+// keepSpare keeps the group of a command that has ended for the next one of its kind, if it is as a new one: to remove one and to
+// make another takes a tenth of what a start takes, and all that change groups wait for each other. It is empty, and is removed by
+// endSpares, or by a later agent as those of commands.
+func (s *platform) keepSpare(kind string, g *cgroup) bool {
+	if !g.isAsNew() {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	parent, ok := s.parents[kind]
-	if !ok || s.spares[kind] != nil {
-		return
+	if len(s.spares[kind]) >= maxSpares {
+		return false
 	}
-	if g, err := s.makeGroup(kind, parent); err == nil {
-		s.spares[kind] = g
-	}
+	s.spares[kind] = append(s.spares[kind], g)
+	return true
 }
 
-// takeSpare returns the spare group of a kind; nil: there is none, or somebody has removed it.
+// takeSpare returns a spare group of a kind; nil: there is none, or somebody has removed or frozen it. A start in a frozen one would hang.
 func (s *platform) takeSpare(kind string) *cgroup {
 	s.mu.Lock()
-	g := s.spares[kind]
-	delete(s.spares, kind)
-	s.mu.Unlock()
-	if g == nil {
+	list := s.spares[kind]
+	if len(list) == 0 {
+		s.mu.Unlock()
 		return nil
 	}
-	if unix.Faccessat(g.fd, "cgroup.procs", unix.F_OK, 0) != nil {
+	g := list[len(list)-1]
+	s.spares[kind] = list[:len(list)-1]
+	s.mu.Unlock()
+	if !g.has("cgroup.events", eventsAsNew) {
+		_ = g.remove()
 		g.close()
 		return nil
 	}
 	return g
 }
 
-// endSpares removes the spare groups.
-func (s *platform) endSpares() {
+// endSpares removes the spare groups of each kind but some.
+func (s *platform) endSpares(but int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for kind, g := range s.spares {
-		_ = g.remove() // somebody may have removed it
-		g.close()
-		delete(s.spares, kind)
+	for kind, list := range s.spares {
+		if len(list) <= but {
+			continue
+		}
+		for _, g := range list[but:] {
+			_ = g.remove() // somebody may have removed it
+			g.close()
+		}
+		clear(list[but:])
+		s.spares[kind] = list[:but]
 	}
 }
 
@@ -283,7 +297,13 @@ func (r *Runner) OwnerOf(pid int) (owner string, ok bool) {
 	running := maps.Clone(r.running)
 	r.mu.Unlock()
 	for c, owner := range running {
-		if slices.Contains(c.members(), pid) {
+		if !slices.Contains(c.members(), pid) {
+			continue
+		}
+		r.mu.Lock()
+		_, still := r.running[c] // else its group may be another command's by now
+		r.mu.Unlock()
+		if still {
 			return owner, true
 		}
 	}
@@ -319,6 +339,31 @@ func (g *cgroup) subgroups() []string {
 		}
 	}
 	return dirs
+}
+
+// eventsAsNew is cgroup.events of a group that nothing runs in, and that is not frozen.
+const eventsAsNew = "populated 0\nfrozen 0\n"
+
+// isAsNew reports whether nothing is left in the group of what ran in it: no process, no group, no other owner, and no setting that the
+// next command would feel. Limits are not looked for where no controller has any.
+func (g *cgroup) isAsNew() bool {
+	var stat unix.Stat_t
+	if unix.Fstat(g.fd, &stat) != nil || stat.Nlink != 2 || int(stat.Uid) != os.Geteuid() || stat.Mode&0o022 != 0 {
+		return false
+	}
+	return g.has("cgroup.events", eventsAsNew) && g.has("cgroup.controllers", "")
+}
+
+// has reports whether a short file of the group has this content. It does not bother the runtime's poller with it.
+func (g *cgroup) has(file, content string) bool {
+	fd, err := unix.Openat(g.fd, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var buf [64]byte
+	n, err := unix.Read(fd, buf[:])
+	return err == nil && string(buf[:n]) == content
 }
 
 func (g *cgroup) empty() bool {
