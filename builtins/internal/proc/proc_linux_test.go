@@ -405,14 +405,18 @@ func TestFailedStartsLeaveNothing(t *testing.T) {
 func TestGroupThatCannotBeJoined(t *testing.T) {
 	r := newRunner(t, Config{})
 	dir := t.TempDir() // is none
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.events"), []byte(eventsAsNew), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.platform.spares["tied"] = []*cgroup{{dir: dir, fd: fd}}
+	events, err := unix.Open(filepath.Join(dir, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.platform.spares["tied"] = []*cgroup{{dir: dir, fd: fd, events: events}}
 	if result, err := r.Run(t.Context(), Spec{Argv: []string{"true"}, Tied: true}); err != nil || result.Code != 0 {
 		t.Errorf("%+v, %v", result, err)
 	}
@@ -831,7 +835,7 @@ func TestSpareGroupThatIsNotAsNew(t *testing.T) {
 	} {
 		env := append(LoginEnv(nil), "TOP="+top)
 		used := strings.TrimSpace(string(run(t, r, Spec{Argv: sh(own + "pwd; " + command), Env: env, Timeout: time.Second}).Stdout))
-		g := &cgroup{dir: used, fd: -1}
+		g := &cgroup{dir: used, fd: -1, events: -1}
 		t.Cleanup(func() {
 			g.kill()
 			eventually(t, "the end of a group", func() bool { err := g.remove(); return err == nil || errors.Is(err, os.ErrNotExist) })

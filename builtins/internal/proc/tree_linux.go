@@ -47,6 +47,7 @@ type platform struct {
 	staleGroups []string             // groups of commands that ended, in which something still ran
 	looked      map[string]time.Time // when groups of former agents were looked for last, by parent
 	spares      map[string][]*cgroup // by kind, of the next commands: see keepSpare
+	controls    map[string]int       // by kind, the open cgroup.subtree_control of the parent
 
 	hung hung
 }
@@ -70,6 +71,7 @@ func (s *platform) init(config *Config) {
 	score, _ := os.ReadFile("/proc/self/oom_score_adj") // without the file nothing is protected
 	s.oomProtected = bytes.HasPrefix(score, []byte("-"))
 	s.parents, s.looked, s.spares = map[string]string{}, map[string]time.Time{}, map[string][]*cgroup{}
+	s.controls = map[string]int{}
 	top, own := ownCgroup()
 	for kind, dir := range map[string][2]string{"tied": {config.Cgroup, own}, "job": {config.JobCgroup, ""}} {
 		place := dir[0]
@@ -125,8 +127,9 @@ func ownCgroup() (top, own string) {
 
 // cgroup is the control group of one command.
 type cgroup struct {
-	dir string
-	fd  int
+	dir    string
+	fd     int // of dir
+	events int // of its cgroup.events
 }
 
 // newGroup makes a group for a command of a kind, "tied" or "job".
@@ -154,7 +157,7 @@ func (s *platform) keepSpare(kind string, g *cgroup) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.spares[kind]) >= maxSpares {
+	if len(s.spares[kind]) >= maxSpares || s.haveLimits(kind) {
 		return false
 	}
 	s.spares[kind] = append(s.spares[kind], g)
@@ -172,12 +175,31 @@ func (s *platform) takeSpare(kind string) *cgroup {
 	g := list[len(list)-1]
 	s.spares[kind] = list[:len(list)-1]
 	s.mu.Unlock()
-	if !g.has("cgroup.events", eventsAsNew) {
+	if !holds(g.events, eventsAsNew) {
 		_ = g.remove()
 		g.close()
 		return nil
 	}
 	return g
+}
+
+// haveLimits reports whether the groups of a kind may have limits, which the next command would feel. The caller holds mu.
+func (s *platform) haveLimits(kind string) bool {
+	fd, ok := s.controls[kind]
+	if !ok {
+		var err error
+		fd, err = unix.Open(filepath.Join(s.parents[kind], "cgroup.subtree_control"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return true
+		}
+		s.controls[kind] = fd
+	}
+	if holds(fd, "") {
+		return false
+	}
+	unix.Close(fd) // the directory may be another one by now
+	delete(s.controls, kind)
+	return true
 }
 
 // endSpares removes the spare groups of each kind but some.
@@ -195,13 +217,21 @@ func (s *platform) endSpares(but int) {
 		clear(list[but:])
 		s.spares[kind] = list[:but]
 	}
+	if but > 0 {
+		return
+	}
+	for kind, fd := range s.controls {
+		unix.Close(fd)
+		delete(s.controls, kind)
+	}
 }
 
 // makeGroup makes a group in the directory of a kind.
 func (s *platform) makeGroup(kind, parent string) (*cgroup, error) {
 	for made := false; ; {
 		dir := filepath.Join(parent, fmt.Sprintf("%s-%s-%s-%d", s.name, kind, s.tag, s.serial.Add(1)))
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		err := os.Mkdir(dir, 0o755)
+		if err != nil {
 			if errors.Is(err, os.ErrExist) {
 				continue // another Runner of this process
 			}
@@ -212,12 +242,17 @@ func (s *platform) makeGroup(kind, parent string) (*cgroup, error) {
 			}
 			return nil, err
 		}
-		fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		g := &cgroup{dir: dir, fd: -1, events: -1}
+		g.fd, err = unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			g.events, err = unix.Openat(g.fd, "cgroup.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
 		if err != nil {
+			g.close()
 			os.Remove(dir)
 			return nil, err
 		}
-		return &cgroup{dir: dir, fd: fd}, nil
+		return g, nil
 	}
 }
 
@@ -269,7 +304,7 @@ func (s *platform) addStaleGroup(dir string) {
 func (r *Runner) Sweep(ctx context.Context) error {
 	var trees []processTree
 	for _, dir := range r.platform.otherAgentGroups(r.platform.parents["tied"], "tied") {
-		g := &cgroup{dir: dir, fd: -1}
+		g := &cgroup{dir: dir, fd: -1, events: -1}
 		defer g.remove()
 		trees = append(trees, g)
 	}
@@ -311,9 +346,11 @@ func (r *Runner) OwnerOf(pid int) (owner string, ok bool) {
 }
 
 func (g *cgroup) close() {
-	if g.fd >= 0 {
-		unix.Close(g.fd)
-		g.fd = -1
+	for _, fd := range []*int{&g.fd, &g.events} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
 	}
 }
 
@@ -344,25 +381,17 @@ func (g *cgroup) subgroups() []string {
 // eventsAsNew is cgroup.events of a group that nothing runs in, and that is not frozen.
 const eventsAsNew = "populated 0\nfrozen 0\n"
 
-// isAsNew reports whether nothing is left in the group of what ran in it: no process, no group, no other owner, and no setting that the
-// next command would feel. Limits are not looked for where no controller has any.
+// isAsNew reports whether nothing is left in the group of what ran in it: no process, no group, no other owner, and no freeze.
 func (g *cgroup) isAsNew() bool {
 	var stat unix.Stat_t
-	if unix.Fstat(g.fd, &stat) != nil || stat.Nlink != 2 || int(stat.Uid) != os.Geteuid() || stat.Mode&0o022 != 0 {
-		return false
-	}
-	return g.has("cgroup.events", eventsAsNew) && g.has("cgroup.controllers", "")
+	return unix.Fstat(g.fd, &stat) == nil && stat.Nlink == 2 && int(stat.Uid) == os.Geteuid() && stat.Mode&0o022 == 0 &&
+		holds(g.events, eventsAsNew)
 }
 
-// has reports whether a short file of the group has this content. It does not bother the runtime's poller with it.
-func (g *cgroup) has(file, content string) bool {
-	fd, err := unix.Openat(g.fd, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
+// holds reports whether an open file of the kernel's, which is short, has this content now.
+func holds(fd int, content string) bool {
 	var buf [64]byte
-	n, err := unix.Read(fd, buf[:])
+	n, err := unix.Pread(fd, buf[:], 0)
 	return err == nil && string(buf[:n]) == content
 }
 
