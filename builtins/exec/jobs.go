@@ -133,7 +133,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), supervisorTimeout)
 	defer cancel()
-	after := r.watchFreezes(call)
+	after := r.watchFreezes(call).end
 	if err := r.startSupervisor(ctx, dir, job, spec); err != nil {
 		after()
 		os.RemoveAll(dir)

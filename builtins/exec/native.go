@@ -47,9 +47,9 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	if call.HoldReply != nil {
 		spec.Hold = func(size int64) error { return call.HoldReply(int(size)) }
 	}
-	after := r.watchFreezes(call)
+	watch := r.watchFreezes(call)
 	result, err := r.guest.Runner.Run(ctx, spec)
-	after()
+	watch.endLater()
 	if result == nil {
 		return nil, onStart(err)
 	}
