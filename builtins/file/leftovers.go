@@ -23,6 +23,26 @@ type leftovers struct {
 
 	mu    sync.Mutex
 	noted map[string]bool
+
+	sweeping sync.Mutex
+	swept    map[string]time.Time // when what is left in a directory was looked for last
+}
+
+// sweepEvery is how often a directory is looked through. That takes the longer the more is in it, and uploads into one come in a row.
+const sweepEvery = time.Minute
+
+// due says whether a directory is to be looked through, and takes it for done.
+func (l *leftovers) due(dir string) bool {
+	l.sweeping.Lock()
+	defer l.sweeping.Unlock()
+	if at, ok := l.swept[dir]; ok && time.Since(at) < sweepEvery {
+		return false
+	}
+	if l.swept == nil || len(l.swept) >= maxNoted {
+		l.swept = map[string]time.Time{}
+	}
+	l.swept[dir] = time.Now()
+	return true
 }
 
 // Bounds of the file: paths of its directories, and bytes that are read of it.

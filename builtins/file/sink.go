@@ -85,9 +85,11 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 // stage begins a file beside its place, or in it where nothing is. What a dead agent left there would stay for ever; a failure to
 // look for it is no reason to refuse a file.
 func (r *Room) stage(c *change) (*fsys.Staged, error) {
-	if !c.swept {
-		_, _ = c.At.Sweep()
-		r.left.note(fsys.Parent(c.At.Path))
+	if dir := fsys.Parent(c.At.Path); !c.swept {
+		if r.left.due(dir) {
+			_, _ = c.At.Sweep()
+		}
+		r.left.note(dir)
 	}
 	return c.At.Stage()
 }

@@ -138,7 +138,7 @@ func (s *uploads) expire(key uploadKey, u *upload) {
 	s.expires.Add(1)
 	s.mu.Unlock()
 	defer s.expires.Done()
-	_ = s.end(u) // nobody to tell; what stays is swept by the next upload beside it
+	_ = s.end(u) // nobody to tell; what stays is swept by a later upload beside it
 }
 
 func (s *uploads) end(u *upload) error {

@@ -11,7 +11,7 @@ import (
 )
 
 func (r *realRoot) automount(path string) (Mount, bool, error) {
-	root, err := os.Readlink(descriptor{r.handle}.path())
+	root, err := os.Readlink(descriptor{fd: r.handle}.path())
 	if err != nil {
 		return Mount{}, false, fault.Cause(err)
 	}

@@ -25,26 +25,29 @@ const (
 	lockFlags = flagI | flagA
 )
 
-// openForFlags opens a file or directory, which the calls for flags need; false: it has none that can be read. O_NONBLOCK
-// is for a file on which others hold a lease.
-func (o descriptor) openForFlags(kind Kind) (fd int, ok bool) {
+// openForFlags opens a file or directory, which the calls for flags need, until done is called; false: it has none that can be read.
+// O_NONBLOCK is for a file on which others hold a lease.
+func (o descriptor) openForFlags(kind Kind) (fd int, done func(), ok bool) {
 	if kind != File && kind != Directory {
-		return -1, false
+		return -1, nil, false
+	}
+	if o.open {
+		return o.fd, func() {}, true
 	}
 	if pseudo, err := pseudo(o.fd); err != nil || pseudo { // to open a file of /proc or /sys may do something
-		return -1, false
+		return -1, nil, false
 	}
 	fd, err := unix.Open(o.path(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	return fd, err == nil
+	return fd, func() { unix.Close(fd) }, err == nil
 }
 
 // flags returns the kept flags of a file or directory; false: they are not known.
 func (o descriptor) flags(kind Kind) (uint32, bool) {
-	fd, ok := o.openForFlags(kind)
+	fd, done, ok := o.openForFlags(kind)
 	if !ok {
 		return 0, false
 	}
-	defer unix.Close(fd)
+	defer done()
 	flags, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
 	return flags & keptFlags, err == nil
 }
@@ -52,11 +55,11 @@ func (o descriptor) flags(kind Kind) (uint32, bool) {
 // setFlags sets the kept flags that extended attributes of a Meta hold; none where they hold none.
 func (o descriptor) setFlags(kind Kind, xattrs map[string][]byte) error {
 	want := flagsOf(xattrs)
-	fd, ok := o.openForFlags(kind)
+	fd, done, ok := o.openForFlags(kind)
 	if !ok {
 		return nil // they were not read either
 	}
-	defer unix.Close(fd)
+	defer done()
 	now, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
 	if err != nil || now&keptFlags == want {
 		if want != 0 && err != nil {

@@ -34,7 +34,7 @@ func statAt(dir handle, name string) (Meta, error) {
 	return meta, nil
 }
 
-func statFile(file *os.File) (Meta, error) { return descriptor{int(file.Fd())}.stat() }
+func statFile(file *os.File) (Meta, error) { return opened(file).stat() }
 
 // changeTime returns when a file was changed last, its attributes and names included.
 func changeTime(file *os.File) (Time, error) {
@@ -80,11 +80,17 @@ func kindOfMode(mode uint16) Kind {
 }
 
 // descriptor stands for an object, O_PATH or not, which is looked at and changed itself: never what it links to.
-type descriptor struct{ fd int }
+type descriptor struct {
+	fd   int
+	open bool // it is known not to be O_PATH, so that all calls take it, which cost less than those by its path
+}
+
+// opened is the descriptor of an open file.
+func opened(file *os.File) descriptor { return descriptor{fd: int(file.Fd()), open: true} }
 
 func openDescriptor(dir handle, name string) (descriptor, error) {
 	fd, err := unix.Openat(dir, name, pathOnly, 0)
-	return descriptor{fd}, err
+	return descriptor{fd: fd}, err
 }
 
 func (o descriptor) close() { _ = unix.Close(o.fd) }
@@ -134,7 +140,7 @@ func (o descriptor) capture() (Meta, error) {
 
 // xattrs reads all extended attributes; nil where the file system has none.
 func (o descriptor) xattrs() (map[string][]byte, error) {
-	list, err := readSized(func(buffer []byte) (int, error) { return unix.Listxattr(o.path(), buffer) })
+	list, err := readSized(func(buffer []byte) (int, error) { return o.listxattr(buffer) })
 	if errors.Is(err, unix.EOPNOTSUPP) || err == nil && len(list) == 0 {
 		return nil, nil
 	}
@@ -143,7 +149,7 @@ func (o descriptor) xattrs() (map[string][]byte, error) {
 	}
 	all := map[string][]byte{}
 	for name := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
-		value, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(o.path(), name, buffer) })
+		value, err := readSized(func(buffer []byte) (int, error) { return o.getxattr(name, buffer) })
 		if errors.Is(err, unix.ENODATA) {
 			continue // gone between the two calls
 		}
@@ -153,6 +159,20 @@ func (o descriptor) xattrs() (map[string][]byte, error) {
 		all[name] = value
 	}
 	return all, nil
+}
+
+func (o descriptor) listxattr(buffer []byte) (int, error) {
+	if o.open {
+		return unix.Flistxattr(o.fd, buffer)
+	}
+	return unix.Listxattr(o.path(), buffer)
+}
+
+func (o descriptor) getxattr(name string, buffer []byte) (int, error) {
+	if o.open {
+		return unix.Fgetxattr(o.fd, name, buffer)
+	}
+	return unix.Getxattr(o.path(), name, buffer)
 }
 
 // readSized calls a function that says how big a buffer it needs, until the buffer is big enough.
@@ -180,7 +200,7 @@ func applyAt(dir handle, name string, meta Meta) error {
 }
 
 func applyFile(_ handle, _ string, file *os.File, meta Meta) error {
-	return descriptor{int(file.Fd())}.apply(meta)
+	return opened(file).apply(meta)
 }
 
 // apply sets owner, xattrs, mode and mtime in this order, since setting one may change a later one: a new owner drops
@@ -233,7 +253,12 @@ func (o descriptor) chmod(mode uint32) error {
 	if err != nil || now.Mode == mode || now.Kind == Symlink {
 		return err
 	}
-	if err := unix.Chmod(o.path(), mode); err != nil {
+	if o.open {
+		err = unix.Fchmod(o.fd, mode)
+	} else {
+		err = unix.Chmod(o.path(), mode)
+	}
+	if err != nil {
 		return err
 	}
 	// The kernel silently drops setgid where the caller is not in the group.
@@ -284,7 +309,7 @@ func setAttr(dir handle, name string, kind Kind, attr Attr) error {
 }
 
 func setAttrFile(_ handle, _ string, file *os.File, attr Attr) error {
-	o := descriptor{int(file.Fd())}
+	o := opened(file)
 	now, err := o.stat()
 	if err != nil {
 		return err
@@ -333,7 +358,7 @@ const capabilityXattr = "security.capability"
 
 // capability returns the file capabilities; empty: it has none.
 func (o descriptor) capability() []byte {
-	value, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(o.path(), capabilityXattr, buffer) })
+	value, err := readSized(func(buffer []byte) (int, error) { return o.getxattr(capabilityXattr, buffer) })
 	if err != nil {
 		return nil
 	}
@@ -363,7 +388,7 @@ func (o descriptor) setMtime(now Meta, want *Time) error {
 // copyAttrs gives a staged file the attributes of the file that it replaces, but for what attr says. One that replaces none
 // keeps what it inherits of its directory.
 func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
-	o := descriptor{int(file.Fd())}
+	o := opened(file)
 	now, err := o.stat()
 	if err != nil {
 		return err
@@ -371,7 +396,7 @@ func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 	var mode uint32
 	if old.Kind == File {
 		mode = old.Mode
-		if err := o.setOwner(old.UID, old.GID, attr); err != nil {
+		if err := o.chown(now, valueOr(attr.UID, old.UID), valueOr(attr.GID, old.GID)); err != nil {
 			return err
 		}
 		if err := o.setXattrs(keptXattrs(old.Xattrs)); err != nil {
@@ -381,7 +406,7 @@ func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 			return err
 		}
 	} else {
-		if err := o.setOwner(now.UID, now.GID, attr); err != nil {
+		if err := o.chown(now, valueOr(attr.UID, now.UID), valueOr(attr.GID, now.GID)); err != nil {
 			return err
 		}
 		mode = newFileMode(defaultACLOf(dir), attr)
@@ -397,17 +422,9 @@ func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 
 // defaultACLOf returns the default ACL of a directory; nil: it has none, or the file system has no ACLs.
 func defaultACLOf(dir handle) []byte {
-	acl, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(descriptor{dir}.path(), defaultACL, buffer) })
+	acl, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(descriptor{fd: dir}.path(), defaultACL, buffer) })
 	if err != nil {
 		return nil
 	}
 	return acl
-}
-
-func (o descriptor) setOwner(uid, gid uint32, attr Attr) error {
-	now, err := o.stat()
-	if err != nil {
-		return err
-	}
-	return o.chown(now, valueOr(attr.UID, uid), valueOr(attr.GID, gid))
 }

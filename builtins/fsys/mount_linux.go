@@ -152,7 +152,7 @@ func (d *realDir) mount(name string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	root, err := os.Readlink(descriptor{d.root.handle}.path())
+	root, err := os.Readlink(descriptor{fd: d.root.handle}.path())
 	if err != nil {
 		return Mount{}, fault.Cause(err)
 	}
@@ -230,7 +230,7 @@ func xfsID(fd handle) (string, error) {
 	if err := unix.Fstat(fd, &stat); err != nil {
 		return "", err
 	}
-	path := descriptor{fd}.path()
+	path := descriptor{fd: fd}.path()
 	if stat.Mode&unix.S_IFMT != unix.S_IFDIR { // a fifo would wait, a device would act
 		var err error
 		if path, err = os.Readlink(path); err != nil {

@@ -32,7 +32,7 @@ func (r *realRoot) identify(path string) (Meta, error) {
 		return Meta{}, err
 	}
 	defer unix.Close(fd)
-	return descriptor{fd}.stat()
+	return descriptor{fd: fd}.stat()
 }
 
 func syncAll(root handle) error {

@@ -18,7 +18,7 @@ import (
 var userID = regexp.MustCompile(`(?:^|,)user_id=(\d+)(?:,|$)`)
 
 func (r *realRoot) detachUserMounts(paths []string) (points []string, err error) {
-	root, err := os.Readlink(descriptor{r.handle}.path())
+	root, err := os.Readlink(descriptor{fd: r.handle}.path())
 	if err != nil {
 		return nil, fault.Cause(err)
 	}
@@ -65,5 +65,5 @@ func (r *realRoot) detach(point string, number uint64) error {
 	if !strings.Contains(string(info), fmt.Sprintf("mnt_id:\t%d\n", number)) {
 		return fault.ErrChanged
 	}
-	return unix.Unmount(descriptor{fd}.path(), unix.MNT_DETACH)
+	return unix.Unmount(descriptor{fd: fd}.path(), unix.MNT_DETACH)
 }
