@@ -205,7 +205,7 @@ func (u *upload) taken(c chunk) bool {
 // start begins the sink of an upload. Nothing of it is seen but new directories, and what a device does when it is opened.
 func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest, attr fsys.Attr) (err error) {
 	how := followLinks
-	how.Parents = in.CreateParents
+	how.Parents, how.Plain = in.CreateParents, true // what the file keeps of it is looked at when it takes its name
 	c, err := r.begin(call, "file_write", in.Path, how)
 	if err != nil {
 		return err

@@ -39,7 +39,7 @@ type Change struct {
 	Path string
 	// At is the place; nil as long as a directory above is missing.
 	At *fsys.At
-	// Old is what is there, complete.
+	// Old is what is there, complete unless How.Plain was set.
 	Old fsys.Meta
 	// Made are the directories above that were made.
 	Made []string
@@ -56,6 +56,7 @@ type How struct {
 	Parents bool // with missing directories above it
 	Whole   bool // the change takes away what is below, too
 	Source  bool // it is only read
+	Plain   bool // the extended attributes of what is there are not asked for
 }
 
 // Begin looks at what is there. It changes nothing. The caller ends the change if there is no error.
@@ -70,7 +71,7 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 	if len(c.missing) > 0 {
 		c.Path, err = c.Root.Resolve(path, false)
 	} else {
-		err = c.look(path, how.Follow)
+		err = c.look(path, how)
 	}
 	if err == nil && !how.Source && e.Guard != nil {
 		err = e.Guard(c.Path, how.Whole)
@@ -82,16 +83,24 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 	return c, nil
 }
 
-func (c *Change) look(path string, follow bool) (err error) {
+func (c *Change) look(path string, how How) (err error) {
 	resolve := c.Root.At
-	if follow {
+	if how.Follow {
 		resolve = c.Root.Follow
 	}
 	if c.At, err = resolve(path); err != nil {
 		return err
 	}
 	c.Path = c.At.Path
-	c.Old, err = c.At.Capture()
+	if !how.Plain {
+		c.Old, err = c.At.Capture()
+		return err
+	}
+	old, err := c.At.Stat()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	c.Old = old
 	return err
 }
 

@@ -74,7 +74,15 @@ func (g *Guest) Of(call *builtins.Call) *fsys.Root {
 // Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved
 // one; whole says that what is below goes too.
 func (g *Guest) Guard(path string, whole bool) error {
+	var above []fsys.Meta
+	known := !whole
+	if known {
+		above, known = g.upwards(path)
+	}
 	for _, text := range g.Protected {
+		if known && g.apart(above, text) {
+			continue
+		}
 		own, err := g.Files.Resolve(text, true)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -87,6 +95,29 @@ func (g *Guest) Guard(path string, whole bool) error {
 		}
 	}
 	return nil
+}
+
+// upwards describes what stands at a path and at each one above, as far as something does; false: that is not known.
+func (g *Guest) upwards(path string) (list []fsys.Meta, ok bool) {
+	for ; ; path = fsys.Parent(path) {
+		meta, err := g.Files.Identify(path)
+		switch {
+		case err == nil && meta.Ino != 0:
+			list = append(list, meta)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, false
+		}
+		if fsys.IsRoot(path) || path == "." {
+			return list, true
+		}
+	}
+}
+
+// apart says that none of some objects is what stands at a path now. It is a quick look for what is true of nearly all: where it is false
+// that says nothing.
+func (g *Guest) apart(list []fsys.Meta, path string) bool {
+	own, err := g.Files.Identify(path)
+	return err == nil && own.Ino != 0 && !slices.ContainsFunc(list, own.Same)
 }
 
 // within says whether a path is dir or below it, or what stands there is the object that stands at dir or below that.
