@@ -104,9 +104,9 @@ func (w *watch) end() {
 	})
 }
 
-// endLater is end behind the reply, which need not wait for it: until the look nothing is logged, and who asks what commands have
-// left frozen has it made at once. Many commands that end at once share one. An agent that is killed before it does not leave to the
-// next one what it would have found, as one that is killed while the command runs.
+// endLater is end behind the reply, which need not wait for it: until the look nothing is logged, and who asks what commands
+// have left frozen has it made at once. Many commands that end at once share one. An agent that is killed before it does not
+// leave to the next one what it would have found, as one that is killed while the command runs.
 func (w *watch) endLater() {
 	if w == nil || w.call.AfterReply == nil {
 		w.end()

@@ -88,7 +88,8 @@ func TestFreezeLimit(t *testing.T) {
 	}
 }
 
-// A reply does not wait for the look behind its command. Until that is made logs are held back, and who asks what is frozen has it made.
+// A reply does not wait for the look behind its command. Until that is made logs are held back, and who asks what is frozen
+// has it made.
 func TestLookBehindTheReply(t *testing.T) {
 	var mu sync.Mutex
 	held := false

@@ -28,7 +28,8 @@ type leftovers struct {
 	swept    map[string]time.Time // when what is left in a directory was looked for last
 }
 
-// sweepEvery is how often a directory is looked through. That takes the longer the more is in it, and uploads into one come in a row.
+// sweepEvery is how often a directory is looked through. That takes the longer the more is in it, and uploads into one come
+// in a row.
 const sweepEvery = time.Minute
 
 // due says whether a directory is to be looked through, and takes it for done.

@@ -25,8 +25,8 @@ const (
 	lockFlags = flagI | flagA
 )
 
-// openForFlags opens a file or directory, which the calls for flags need, until done is called; false: it has none that can be read.
-// O_NONBLOCK is for a file on which others hold a lease.
+// openForFlags opens a file or directory, which the calls for flags need, until done is called; false: it has none that can
+// be read. O_NONBLOCK is for a file on which others hold a lease.
 func (o descriptor) openForFlags(kind Kind) (fd int, done func(), ok bool) {
 	if kind != File && kind != Directory {
 		return -1, nil, false

@@ -422,7 +422,7 @@ func copyAttrs(dir handle, file *os.File, old Meta, attr Attr) error {
 
 // defaultACLOf returns the default ACL of a directory; nil: it has none, or the file system has no ACLs.
 func defaultACLOf(dir handle) []byte {
-	acl, err := readSized(func(buffer []byte) (int, error) { return unix.Getxattr(descriptor{fd: dir}.path(), defaultACL, buffer) })
+	acl, err := readSized(func(buffer []byte) (int, error) { return descriptor{fd: dir}.getxattr(defaultACL, buffer) })
 	if err != nil {
 		return nil
 	}

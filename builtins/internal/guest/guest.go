@@ -113,8 +113,8 @@ func (g *Guest) upwards(path string) (list []fsys.Meta, ok bool) {
 	}
 }
 
-// apart says that none of some objects is what stands at a path now. It is a quick look for what is true of nearly all: where it is false
-// that says nothing.
+// apart says that none of some objects is what stands at a path now. It is a quick look for what is true of nearly all:
+// where it is false that says nothing.
 func (g *Guest) apart(list []fsys.Meta, path string) bool {
 	own, err := g.Files.Identify(path)
 	return err == nil && own.Ino != 0 && !slices.ContainsFunc(list, own.Same)

@@ -401,27 +401,6 @@ func TestFailedStartsLeaveNothing(t *testing.T) {
 	})
 }
 
-// A group that cannot be joined does not keep a command from being started.
-func TestGroupThatCannotBeJoined(t *testing.T) {
-	r := newRunner(t, Config{})
-	dir := t.TempDir() // is none
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.events"), []byte(eventsAsNew), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	events, err := unix.Open(filepath.Join(dir, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.platform.spares["tied"] = []*cgroup{{dir: dir, fd: fd, events: events}}
-	if result, err := r.Run(t.Context(), Spec{Argv: []string{"true"}, Tied: true}); err != nil || result.Code != 0 {
-		t.Errorf("%+v, %v", result, err)
-	}
-}
-
 func TestSpawn(t *testing.T) {
 	forEachKind(t, func(t *testing.T, r *Runner) {
 		dir := t.TempDir()
@@ -775,97 +754,6 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("told %v, want %v", many, want)
 		}
 	}
-}
-
-// The group of a command that has ended is the next one's. One that somebody has removed or frozen is not used, and none is left by
-// Release.
-func TestSpareGroup(t *testing.T) {
-	r := newRunner(t, Config{})
-	spare := func() string {
-		r.platform.mu.Lock()
-		defer r.platform.mu.Unlock()
-		if list := r.platform.spares["job"]; len(list) > 0 {
-			return list[len(list)-1].dir
-		}
-		return ""
-	}
-	for _, spoil := range []func(dir string) error{nil, unix.Rmdir, func(dir string) error {
-		return os.WriteFile(filepath.Join(dir, "cgroup.freeze"), []byte("1"), 0)
-	}} {
-		run(t, r, Spec{Argv: []string{"true"}})
-		eventually(t, "a group for the next command", func() bool { return spare() != "" })
-		want, remove := spare(), spoil != nil
-		if remove {
-			if err := spoil(want); err != nil {
-				t.Fatal(err)
-			}
-		}
-		groups := string(run(t, r, Spec{Argv: []string{"cat", "/proc/self/cgroup"}}).Stdout)
-		if in := strings.Contains(groups, filepath.Base(want)+"\n"); in == remove {
-			t.Errorf("spoilt %v: the spare group is %s, and the command's groups are %s", remove, want, groups)
-		}
-		if !strings.Contains(groups, "/"+r.config.Name+"-") {
-			t.Errorf("the command is in no group of its own: %s", groups)
-		}
-	}
-	eventually(t, "a group for the next command", func() bool { return spare() != "" })
-	last := spare()
-	if err := r.Release(); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Stat(last); !os.IsNotExist(err) {
-		t.Errorf("after Release there is %s: %v", last, err)
-	}
-}
-
-// A group in which a command has left or set anything is no other command's.
-func TestSpareGroupThatIsNotAsNew(t *testing.T) {
-	top, _ := ownCgroup()
-	if top == "" || os.Geteuid() != 0 {
-		t.Skip("needs root and cgroup v2")
-	}
-	r := newRunner(t, Config{})
-	const own = `cd "$TOP$(sed -n s/^0:://p /proc/self/cgroup)"; `
-	for name, command := range map[string]string{
-		"a process": "sleep 300 </dev/null >/dev/null 2>&1 &",
-		"a group":   "mkdir sub",
-		"an owner":  "chown 1 .",
-		"rights":    "chmod 777 .",
-		"a freeze":  "echo 1 >cgroup.freeze; sleep 300",
-	} {
-		env := append(LoginEnv(nil), "TOP="+top)
-		used := strings.TrimSpace(string(run(t, r, Spec{Argv: sh(own + "pwd; " + command), Env: env, Timeout: time.Second}).Stdout))
-		g := &cgroup{dir: used, fd: -1, events: -1}
-		t.Cleanup(func() {
-			g.kill()
-			eventually(t, "the end of a group", func() bool { err := g.remove(); return err == nil || errors.Is(err, os.ErrNotExist) })
-		})
-		for range 2 {
-			result := run(t, r, Spec{Argv: sh(own + "pwd"), Env: env, Timeout: 10 * time.Second})
-			if now := strings.TrimSpace(string(result.Stdout)); now == used || now == "" {
-				t.Errorf("%s: the next command is in %q, as the one before in %q", name, now, used)
-			}
-		}
-	}
-}
-
-// Groups that many commands leave at once are there for others that soon follow, and but for one no longer than for those.
-func TestSpareGroupsOfMany(t *testing.T) {
-	r := newRunner(t, Config{})
-	spares := func() int {
-		r.platform.mu.Lock()
-		defer r.platform.mu.Unlock()
-		return len(r.platform.spares["job"])
-	}
-	var all sync.WaitGroup
-	for range 2 * crowdSize {
-		all.Go(func() { run(t, r, Spec{Argv: []string{"sleep", "0.3"}}) })
-	}
-	all.Wait()
-	if spares() < 2 {
-		t.Skip("needs cgroup v2")
-	}
-	eventually(t, "a single spare group", func() bool { return spares() == 1 })
 }
 
 func TestKillEach(t *testing.T) {

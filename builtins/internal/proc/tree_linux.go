@@ -148,9 +148,9 @@ func (s *platform) newGroup(kind string) (*cgroup, error) {
 // maxSpares bounds the groups of a kind that are kept for the next commands. One takes 8 KiB of the kernel's memory.
 const maxSpares = 64
 
-// keepSpare keeps the group of a command that has ended for the next one of its kind, if it is as a new one: to remove one and to
-// make another takes a tenth of what a start takes, and all that change groups wait for each other. It is empty, and is removed by
-// endSpares, or by a later agent as those of commands.
+// keepSpare keeps the group of a command that has ended for the next one of its kind, if it is as a new one: to remove one
+// and to make another takes a tenth of what a start takes, and all that change groups wait for each other. It is empty, and
+// is removed by endSpares, or by a later agent as those of commands.
 func (s *platform) keepSpare(kind string, g *cgroup) bool {
 	if !g.isAsNew() {
 		return false
@@ -164,7 +164,8 @@ func (s *platform) keepSpare(kind string, g *cgroup) bool {
 	return true
 }
 
-// takeSpare returns a spare group of a kind; nil: there is none, or somebody has removed or frozen it. A start in a frozen one would hang.
+// takeSpare returns a spare group of a kind; nil: there is none, or somebody has removed, frozen or entered it. A start in a
+// frozen one would hang.
 func (s *platform) takeSpare(kind string) *cgroup {
 	s.mu.Lock()
 	list := s.spares[kind]
@@ -176,7 +177,9 @@ func (s *platform) takeSpare(kind string) *cgroup {
 	s.spares[kind] = list[:len(list)-1]
 	s.mu.Unlock()
 	if !holds(g.events, eventsAsNew) {
-		_ = g.remove()
+		if g.remove() != nil {
+			s.addStaleGroup(g.dir)
+		}
 		g.close()
 		return nil
 	}
