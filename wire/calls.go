@@ -10,47 +10,63 @@ import (
 // Calls are the requests that are being served, on all connections of an agent. The zero value is ready.
 type Calls struct {
 	mu      sync.Mutex
-	running map[string][]*running
+	running map[string]*running // the last one of each id
 	count   int
 	closed  bool
 	idle    chan struct{} // closed when nothing runs any more; set by Shutdown
 }
 
+// running is one of them.
 type running struct {
-	owner  string
-	cancel context.CancelCauseFunc
+	owner, id string
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
+	next      *running // of the same id
 }
 
 // Start registers a call under its message id and its owner, the port that it came by. Its context ends with parent, and when
 // Cancel is called for the id; done must be called when the call is over. After Shutdown no call starts: the error is ErrBusy.
 func (c *Calls) Start(parent context.Context, owner, id string) (ctx context.Context, done func(), err error) {
+	call := &running{owner: owner, id: id}
+	call.ctx, call.cancel = context.WithCancelCause(parent)
+	if err := c.begin(call); err != nil {
+		call.cancel(err)
+		return nil, nil, err
+	}
+	return call.ctx, func() { call.cancel(nil); c.end(call) }, nil
+}
+
+// begin registers a call with its context. The error is ErrBusy after Shutdown.
+func (c *Calls) begin(call *running) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, nil, fault.Wrapf(fault.ErrBusy, "the agent is stopping")
+		return fault.Wrapf(fault.ErrBusy, "the agent is stopping")
 	}
-	ctx, cancel := context.WithCancelCause(parent)
-	call := &running{owner, cancel}
 	if c.running == nil {
-		c.running = map[string][]*running{}
+		c.running = map[string]*running{}
 	}
-	c.running[id] = append(c.running[id], call)
+	call.next = c.running[call.id]
+	c.running[call.id] = call
 	c.count++
-	return ctx, func() { cancel(nil); c.end(id, call) }, nil
+	return nil
 }
 
-func (c *Calls) end(id string, call *running) {
+// end removes a call that is over. Nobody cancels it any more.
+func (c *Calls) end(call *running) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	list := c.running[id]
-	for i := range list {
-		if list[i] == call {
-			c.running[id] = append(list[:i:i], list[i+1:]...)
-			break
+	if first := c.running[call.id]; first == call && call.next == nil {
+		delete(c.running, call.id)
+	} else if first == call {
+		c.running[call.id] = call.next
+	} else {
+		for ; first != nil; first = first.next {
+			if first.next == call {
+				first.next = call.next
+				break
+			}
 		}
-	}
-	if len(c.running[id]) == 0 {
-		delete(c.running, id)
 	}
 	c.count--
 	if c.count == 0 && c.idle != nil {
@@ -67,7 +83,7 @@ var errCancelRequested = fault.Wrapf(context.Canceled, "a host asked for it")
 func (c *Calls) Cancel(id string, sees func(owner string) bool) (found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, call := range c.running[id] {
+	for call := c.running[id]; call != nil; call = call.next {
 		if sees(call.owner) {
 			call.cancel(errCancelRequested)
 			found = true
@@ -88,8 +104,8 @@ func (c *Calls) Len() int {
 func (c *Calls) Shutdown(ctx context.Context, cause error) error {
 	c.mu.Lock()
 	c.closed = true
-	for _, list := range c.running {
-		for _, call := range list {
+	for _, call := range c.running {
+		for ; call != nil; call = call.next {
 			call.cancel(cause)
 		}
 	}

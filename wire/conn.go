@@ -51,7 +51,7 @@ const (
 	// maxReusedBuffer is the largest buffer of a frame that goes back to the pool, in bytes.
 	maxReusedBuffer = 1 << 20
 	// SocketChunk is the most bytes of a file in one frame to a host that is connected by a socket, which loses none of it.
-	SocketChunk = 128 << 10
+	SocketChunk = 256 << 10
 	// minReadSize is the smallest buffer for a read, in bytes.
 	minReadSize = 64 << 10
 )
@@ -109,19 +109,23 @@ type Conn struct {
 	config      Config
 	channel     io.ReadWriteCloser
 	queue       *queue
-	decoder     Decoder   // the reader's
-	reserved    int       // the reader's: bytes of Config.Memory for the decoder's buffer; 0: it is the small one
-	spare       []byte    // the reader's: the small buffer, while the decoder has a larger one
-	memoryUntil time.Time // the reader's: when the frames of this read stop waiting for memory; zero: none has waited
-	salvaging   bool      // the reader's: frames lie within the buffer of one that is given up
-	peer        peer      // the reader's
-	piecePool   sync.Pool // of *[]byte with a capacity of pieceSize, for frames that are written and what goes into them
-	chunkPool   sync.Pool // of *[]byte with a capacity of chunkSize, likewise
-	smallPool   sync.Pool // of *[]byte of up to freeBuffer, in which frames came
-	largePool   sync.Pool // of *[]byte of up to maxReusedBuffer, in which frames came that did not fit into those
-	workers     chan func()
-	large       chan struct{} // held by the request whose reply may be large
-	idleWorkers atomic.Int32  // goroutines that wait for one of them
+	decoder     Decoder    // the reader's
+	reserved    int        // the reader's: bytes of Config.Memory for the decoder's buffer; 0: it is the small one
+	spare       []byte     // the reader's: the small buffer, while the decoder has a larger one
+	texts       chunkTexts // the reader's
+	memoryUntil time.Time  // the reader's: when the frames of this read stop waiting for memory; zero: none has waited
+	salvaging   bool       // the reader's: frames lie within the buffer of one that is given up
+	peer        peer       // the reader's
+	piecePool   BufferPool // with a capacity of pieceSize, for frames that are written and what goes into them
+	chunkPool   BufferPool // with a capacity of chunkSize, likewise
+	smallPool   BufferPool // of up to freeBuffer, in which frames came
+	largePool   BufferPool // of up to maxReusedBuffer, in which frames came that did not fit into those
+	workers     chan *servedCall
+	lasting     chan callContext // contexts of calls that outlive their host, for others
+	leaving     chan callContext // contexts of all other calls, likewise
+	over        atomic.Bool      // Serve ends
+	large       chan struct{}    // held by the request whose reply may be large
+	idleWorkers atomic.Int32     // goroutines that wait for one of them
 
 	received     atomic.Bool  // a frame has come
 	lastFrame    atomic.Int64 // when the last one came, in ns since 1970; 0: none has
@@ -134,14 +138,14 @@ type Conn struct {
 	replies sync.WaitGroup // requests whose reply is not queued yet
 
 	inFlightMu   sync.Mutex
-	inFlight     map[string]*scratch // ids of the requests being served or waiting, and the Scratch of each
+	inFlight     map[string]scratch // ids of the requests being served or waiting, and the Scratch of each
 	serving      int                 // requests that are being served, without those
 	light        int                 // vital and light requests that are being served
 	waiting      []*waitingRequest   // oldest first
 	waitingBytes int
 
 	orderMu sync.Mutex
-	order   map[string]chan struct{} // closed when the last request of that name is served
+	order   map[string]*orderPlace // of the last request of each
 }
 
 // backlogReporter is a channel that knows whether what was just read may have waited from before the session began.
@@ -160,8 +164,9 @@ type tryWriter interface {
 // NewConn makes a connection over a channel, which it owns: Serve closes it.
 func NewConn(channel io.ReadWriteCloser, config Config) *Conn {
 	c := &Conn{
-		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan func()), large: make(chan struct{}, 1),
-		inFlight: map[string]*scratch{}, order: map[string]chan struct{}{}, began: time.Now(),
+		config: config, channel: channel, queue: newQueue(), decoder: Decoder{Accept: config.Framing}, workers: make(chan *servedCall), large: make(chan struct{}, 1),
+		lasting: make(chan callContext, maxIdleContexts), leaving: make(chan callContext, maxIdleContexts),
+		inFlight: map[string]scratch{}, order: map[string]*orderPlace{}, began: time.Now(),
 	}
 	c.writeFraming.Store(int32(Plain))
 	if config.Framing == QTX1 {
@@ -181,6 +186,8 @@ func (c *Conn) Serve(ctx context.Context) error {
 	c.greet(session, &work)
 	err := c.read(ctx, session, &work)
 	c.dropBuffer()
+	c.over.Store(true)
+	c.dropContexts()
 	leave(ErrHostGone)
 	c.queue.close(ErrHostGone)
 	if errors.Is(err, errPeerChanged) {
@@ -303,10 +310,15 @@ func (c *Conn) readWithin(space []byte) (n int, err error) {
 // frame takes one frame. errNotDecoded: it was no envelope at all, so that the next one cannot be trusted to begin where this
 // one ended. errPeerChanged: it was put back into the channel.
 func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame Frame, old bool) error {
-	id, err := Inspect(frame.Payload)
 	var message *pb.AgentMessage
 	var content *largeField
-	if err == nil {
+	var s *servedCall
+	var id string
+	var err error
+	if chunk := c.texts.decodeChunk(frame.Payload); chunk != nil {
+		message, content, s = &chunk.envelope.message, chunk.large(), &chunk.served
+		id = message.MessageId
+	} else if id, err = Inspect(frame.Payload); err == nil {
 		message, content, err = decodeSplit(frame.Payload)
 	}
 	if err == nil && frame.Aligned && c.peerChanged(message) {
@@ -315,7 +327,7 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 	}
 	c.noteFrame(session, work, frame)
 	if err == nil {
-		c.dispatch(ctx, session, frame, message, content, old)
+		c.dispatch(ctx, session, frame, message, content, s, old)
 		return nil
 	}
 	c.warn("frame refused", err)
@@ -324,7 +336,7 @@ func (c *Conn) frame(ctx, session context.Context, work *sync.WaitGroup, frame F
 		reason = fault.Wrapf(fault.ErrCorrupt, "%v", err)
 	}
 	if id != "" {
-		c.reply(id, nil, reason, true, noop)
+		c.reply(id, nil, reason)
 	}
 	if undecoded {
 		return errNotDecoded

@@ -26,7 +26,7 @@ func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup)
 	id := beginningID(begun.Payload)
 	switch {
 	case c.reserved == 0 && c.takeMemory(ctx, n):
-		buf := reusable(&c.largePool, n)
+		buf := c.largePool.Get(n)
 		if cap(buf) < n {
 			buf = make([]byte, 0, n)
 		}
@@ -37,7 +37,7 @@ func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup)
 	default:
 		c.noteFrame(session, work, begun)
 		c.warn("request refused", errMemory)
-		c.reply(id, nil, errMemory, true, noop)
+		c.reply(id, nil, errMemory)
 		c.decoder.Discard(size)
 	}
 	return true
@@ -77,16 +77,38 @@ func (c *Conn) reuse(buf []byte) {
 	switch {
 	case cap(buf) == 0 || cap(buf) > maxReusedBuffer:
 	case cap(buf) > freeBuffer:
-		c.largePool.Put(&buf)
+		c.largePool.Put(buf)
 	default:
-		c.smallPool.Put(&buf)
+		c.smallPool.Put(buf)
 	}
 }
 
-// reusable returns a buffer that was kept, of n bytes at least; nil where there is none.
-func reusable(pool *sync.Pool, n int) []byte {
-	if kept, ok := pool.Get().(*[]byte); ok && cap(*kept) >= n {
-		return *kept
+// BufferPool keeps buffers for a while. The zero value is ready. It is safe for concurrent use.
+type BufferPool struct {
+	full, empty sync.Pool // of *[]byte: with a buffer, and for the next one that is kept
+}
+
+// Get returns a buffer that was kept, of n bytes at least; nil where there is none.
+func (p *BufferPool) Get(n int) []byte {
+	kept, ok := p.full.Get().(*[]byte)
+	if !ok {
+		return nil
 	}
-	return nil
+	buf := *kept
+	*kept = nil
+	p.empty.Put(kept)
+	if cap(buf) < n {
+		return nil
+	}
+	return buf
+}
+
+// Put keeps a buffer, which is the pool's from then on.
+func (p *BufferPool) Put(buf []byte) {
+	kept, ok := p.empty.Get().(*[]byte)
+	if !ok {
+		kept = new([]byte)
+	}
+	*kept = buf
+	p.full.Put(kept)
 }

@@ -27,6 +27,10 @@ func decodeSplit(payload []byte) (*pb.AgentMessage, *largeField, error) {
 
 // set sets the field in the payload of the envelope.
 func (a *largeField) set(m *pb.AgentMessage, content []byte) {
+	if write, ok := m.Payload.(*pb.AgentMessage_FileWrite); ok {
+		write.FileWrite.Data = content
+		return
+	}
 	Payload(m).ProtoReflect().Set(a.field, protoreflect.ValueOfBytes(content))
 }
 

@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -40,6 +41,32 @@ func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 	}
 	m.ProtoReflect().Set(field, protoreflect.ValueOfMessage(inner))
 	return m
+}
+
+// envelope is an envelope and what is in it beside the payload, in one piece of memory.
+type envelope struct {
+	message   pb.AgentMessage
+	timestamp timestamppb.Timestamp
+	read      pb.AgentMessage_FileReadResponse
+	write     pb.AgentMessage_FileWriteResponse
+}
+
+// wrap is Wrap.
+func (e *envelope) wrap(id string, payload proto.Message) *pb.AgentMessage {
+	switch payload := payload.(type) {
+	case *pb.FileReadResponse:
+		e.read.FileReadResponse = payload
+		e.message.Payload = &e.read
+	case *pb.FileWriteResponse:
+		e.write.FileWriteResponse = payload
+		e.message.Payload = &e.write
+	default:
+		return Wrap(id, payload)
+	}
+	now := time.Now()
+	e.timestamp.Seconds, e.timestamp.Nanos = now.Unix(), int32(now.Nanosecond())
+	e.message.MessageId, e.message.Timestamp = id, &e.timestamp
+	return &e.message
 }
 
 // payloadFields returns the fields of the envelope's payload, by the full names of their messages.

@@ -11,6 +11,7 @@ import (
 const (
 	maxUrgent   = 1024    // frames
 	maxBulk     = 4 << 20 // bytes, beyond the frame that is in hand
+	maxLane     = 8       // messages that an empty lane keeps memory for
 	pieceSize   = 32 << 10
 	headerSpace = len(magic) + 4
 	chunkSize   = SocketChunk + MaxHead
@@ -95,14 +96,17 @@ func (q *queue) pending() bool { return len(q.partial.buf)+len(q.urgent)+len(q.b
 // idle reports whether nothing is claimed or waits to be written.
 func (q *queue) idle() bool { return !q.claimed && !q.pending() }
 
-// put waits until the lane has room. leave is called then, before the writer can take the message.
-func (q *queue) put(o outgoing, urgent bool, leave func()) error {
+// put waits until the lane has room. The request that the message answers, if any, leaves those in flight then, before the writer can take
+// the message.
+func (q *queue) put(o outgoing, urgent bool, s *servedCall) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for q.err == nil && q.full(urgent) {
 		q.changed.Wait()
 	}
-	leave()
+	if s != nil {
+		s.leave()
+	}
 	if q.err != nil {
 		q.dropped(o)
 		return q.err
@@ -174,9 +178,13 @@ func (q *queue) next() (outgoing, bool) {
 		q.bytes -= len((*lane)[0].buf)
 	}
 	o := (*lane)[0]
+	q.inHand = o.request
+	if len(*lane) == 1 && cap(*lane) <= maxLane { // as most often: its memory is used again
+		(*lane)[0], *lane = outgoing{}, (*lane)[:0]
+		return o, true
+	}
 	(*lane)[0] = outgoing{}
-	*lane, q.inHand = (*lane)[1:], o.request
-	if len(*lane) == 0 {
+	if *lane = (*lane)[1:]; len(*lane) == 0 {
 		*lane = nil
 	}
 	return o, true

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"io"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -9,10 +10,25 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// reply sends the one reply to a request, and waits until its lane has room. leave, which takes the request out of those in flight,
-// is called before the host can have read the reply, and after everything that is sent later is certain to follow it.
-func (c *Conn) reply(id string, payload proto.Message, err error, urgent bool, leave func()) {
-	c.replyTo(nil, id, payload, err, urgent, leave, replyMemory{})
+// reply sends the one reply to a request that is not served.
+func (c *Conn) reply(id string, payload proto.Message, err error) {
+	m := Wrap(id, payload)
+	m.ErrorDetail = fault.Detail(err)
+	o, tooLarge := c.encode(m)
+	if tooLarge != nil {
+		o = c.tooLarge(id, payload, tooLarge)
+	}
+	c.queueReply(o, true, nil)
+}
+
+// replyUrgent sends the reply to a request that waits for nothing. frame is that of the request; nil: it is certain whose it is.
+func (c *Conn) replyUrgent(frame []byte, id string, payload proto.Message) {
+	o, err := c.encode(Wrap(id, payload))
+	if err != nil {
+		o = c.tooLarge(id, payload, err)
+	}
+	o.request = frame
+	c.queueReply(o, true, nil)
 }
 
 // replyMemory is what a reply that may be large has of the memory of all hosts.
@@ -21,27 +37,26 @@ type replyMemory struct {
 	held func() // gives back, when it is written, the memory that was found before it was made; nil: none was
 }
 
-// replyTo is reply to a request whose frame is given; nil: it is certain whose it is.
-func (c *Conn) replyTo(
-	request []byte, id string, payload proto.Message, err error, urgent bool, leave func(), memory replyMemory,
-) {
-	m := Wrap(id, payload)
+// replyTo sends the one reply to a request that was served, and waits until its lane has room. The request is taken out of those in
+// flight before the host can have read the reply, and after everything that is sent later is certain to follow it.
+func (c *Conn) replyTo(s *servedCall, payload proto.Message, err error, memory replyMemory) {
+	m := s.reply.wrap(s.id, payload)
 	m.ErrorDetail = fault.Detail(err)
-	o, inPlace := c.encodeInPlace(id, m)
+	o, inPlace := c.encodeInPlace(s, m)
 	var tooLarge error
 	if !inPlace {
-		o, tooLarge = c.encode(m)
+		o, tooLarge = c.encodeInto(m, func(n int) []byte {
+			if n <= len(s.room) {
+				return s.room[:n:n]
+			}
+			return c.buffer(n)
+		})
 	}
 	if memory.made != nil && tooLarge == nil {
 		o.done, tooLarge = c.config.Memory.holdReply(len(o.buf))
 	}
 	if tooLarge != nil {
-		empty := Wrap(id, nil)
-		if payload != nil {
-			empty = Wrap(id, payload.ProtoReflect().Type().New().Interface())
-		}
-		empty.ErrorDetail = fault.Detail(tooLarge)
-		o, _ = c.encode(empty)
+		o = c.tooLarge(s.id, payload, tooLarge)
 	}
 	if memory.made != nil {
 		memory.made()
@@ -49,8 +64,22 @@ func (c *Conn) replyTo(
 	if memory.held != nil {
 		o.done = memory.held
 	}
-	o.request = request
-	if err := c.enqueue(o, urgent, leave); err != nil {
+	c.queueReply(o, s.urgent, s)
+}
+
+// tooLarge is the reply in place of one that is not sent.
+func (c *Conn) tooLarge(id string, payload proto.Message, why error) outgoing {
+	empty := Wrap(id, nil)
+	if payload != nil {
+		empty = Wrap(id, payload.ProtoReflect().Type().New().Interface())
+	}
+	empty.ErrorDetail = fault.Detail(why)
+	o, _ := c.encode(empty)
+	return o
+}
+
+func (c *Conn) queueReply(o outgoing, urgent bool, s *servedCall) {
+	if err := c.enqueue(o, urgent, s); err != nil {
 		c.warn("reply dropped", err)
 	}
 }
@@ -79,15 +108,17 @@ func (c *Conn) send(id string, event proto.Message, urgent bool) bool {
 		}
 	}
 	if urgent {
-		return c.enqueue(o, true, noop) == nil
+		return c.enqueue(o, true, nil) == nil
 	}
 	_, o.replaceable = event.(*pb.TelemetryReport)
 	return c.queue.tryPut(o)
 }
 
-func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) {
+func (c *Conn) encode(m *pb.AgentMessage) (outgoing, error) { return c.encodeInto(m, c.buffer) }
+
+func (c *Conn) encodeInto(m *pb.AgentMessage, alloc func(n int) []byte) (outgoing, error) {
 	m.Session = c.config.Session
-	buf, err := marshal(m, c.buffer)
+	buf, err := marshal(m, alloc)
 	if n := len(buf) - headerSpace; err == nil && n > MaxFrame {
 		err = fault.Wrapf(fault.ErrTooLarge, "reply of %d bytes is larger than %d", n, MaxFrame)
 	}
@@ -103,8 +134,8 @@ func (c *Conn) buffer(n int) []byte {
 	case n > pieceSize:
 		pool, size = &c.chunkPool, chunkSize
 	}
-	if kept, ok := pool.Get().(*[]byte); ok {
-		return *kept
+	if kept := pool.Get(size); kept != nil {
+		return kept
 	}
 	return make([]byte, size)
 }
@@ -115,11 +146,9 @@ func newBuffer(n int) []byte { return make([]byte, n) }
 func (c *Conn) recycle(buf []byte) {
 	switch cap(buf) {
 	case pieceSize:
-		buf = buf[:pieceSize]
-		c.piecePool.Put(&buf)
+		c.piecePool.Put(buf[:pieceSize])
 	case chunkSize:
-		buf = buf[:chunkSize]
-		c.chunkPool.Put(&buf)
+		c.chunkPool.Put(buf[:chunkSize])
 	}
 }
 
@@ -132,16 +161,19 @@ func (c *Conn) recycleFrame(o outgoing) {
 	c.recycle(o.buf)
 }
 
-// noop is the leave of a message that answers no request in flight.
+// noop does nothing.
 func noop() {}
 
-// enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane.
-func (c *Conn) enqueue(o outgoing, urgent bool, leave func()) error {
+// enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane. s is the
+// request in flight that it answers; nil: it answers none.
+func (c *Conn) enqueue(o outgoing, urgent bool, s *servedCall) error {
 	channel, can := c.channel.(tryWriter)
 	if !can || len(o.buf) > c.directSize() || !c.queue.claim() {
-		return c.queue.put(o, urgent, leave)
+		return c.queue.put(o, urgent, s)
 	}
-	leave()
+	if s != nil {
+		s.leave()
+	}
 	frame := prependHeader(c.framingOf(o), o.buf)
 	n, err := channel.TryWrite(frame)
 	if err != nil {
@@ -224,15 +256,17 @@ func WriteMessage(to io.Writer, f Framing, m *pb.AgentMessage) error {
 
 // AppendMessage adds one envelope to a buffer, as a frame: several of them can then be written in one call.
 func AppendMessage(to []byte, f Framing, m *pb.AgentMessage) ([]byte, error) {
-	buf, err := marshal(m, newBuffer)
+	at := len(to)
+	buf, err := marshal(m, func(n int) []byte { return slices.Grow(to, n)[at : at+n] })
 	if err != nil {
 		return to, err
 	}
 	if n := len(buf) - headerSpace; n > MaxFrame {
 		return to, fault.Wrapf(fault.ErrTooLarge, "message of %d bytes is larger than %d", n, MaxFrame)
 	}
+	frame := prependHeader(f, buf)
 	if to == nil {
-		return prependHeader(f, buf), nil
+		return frame, nil
 	}
-	return append(to, prependHeader(f, buf)...), nil
+	return append(to, frame...), nil // which may move it by some bytes
 }

@@ -13,8 +13,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// dispatch checks a message and starts the call that it asks for.
-func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.AgentMessage, content *largeField, old bool) {
+// dispatch checks a message and starts the call that it asks for. s is what was made for it already; nil: nothing was.
+func (c *Conn) dispatch(
+	ctx, session context.Context, frame Frame, message *pb.AgentMessage, content *largeField, s *servedCall, old bool,
+) {
 	id := message.MessageId
 	if frame.Aligned && message.Session == c.config.Session {
 		c.lastEcho = time.Now()
@@ -22,7 +24,7 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 	request := Payload(message)
 	if request == nil {
 		if message.ErrorDetail == nil {
-			c.reply(id, nil, fault.Unsupported("unknown request"), true, noop)
+			c.reply(id, nil, fault.Unsupported("unknown request"))
 		}
 		return
 	}
@@ -30,7 +32,7 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 		return // an event or a reply, which no host sends
 	}
 	if reply, urgent := c.config.Urgent(c, request); urgent {
-		c.replyTo(c.mayBeAnothers(frame), id, reply, nil, true, noop, replyMemory{})
+		c.replyUrgent(c.mayBeAnothers(frame), id, reply)
 		return
 	}
 	if c.config.Mutates(request) {
@@ -39,21 +41,48 @@ func (c *Conn) dispatch(ctx, session context.Context, frame Frame, message *pb.A
 			return
 		}
 	}
-	size := len(frame.Payload)
-	kept := c.keepFrame(ctx, frame, message, request, content)
-	if kept == nil {
+	if s == nil {
+		s = &servedCall{}
+	}
+	s.conn, s.session, s.id, s.request = c, session, id, request
+	if !c.keepFrame(ctx, frame, message, content, s) {
 		c.refuse(id, request, errMemory)
 		return
 	}
-	c.start(ctx, session, message, request, size, kept)
+	c.start(ctx, message, len(frame.Payload), s)
 }
+
+// servedCall is a request with all that it takes until its reply has left.
+type servedCall struct {
+	conn    *Conn
+	session context.Context
+	id      string
+	request proto.Message
+	kept    keptFrame
+	running running         // ctx is that of the call
+	stop    func()          // ends the timer of the call; nil: it has none
+	mutates bool            // it outlives its host
+	again   bool            // the context may serve another call
+	large   bool            // the reply may be
+	exempt  bool            // it is served whatever else is in flight
+	urgent  bool            // its reply is
+	order   orderPlace      // among those of its order
+	call    context.Context // running.ctx with what belongs to the request
+	sharing *Exchange       // nil: nobody asks
+	reply   envelope
+	room    [smallReply]byte // for a small reply
+}
+
+// smallReply is the size of most replies without content, in bytes.
+const smallReply = 320
 
 // keptFrame is what a request keeps of its frame.
 type keptFrame struct {
 	mu     sync.Mutex
 	memory *Memory
 	n      int    // bytes of the memory
-	drop   func() // gives the buffer up; nil: there is none of its own
+	buf    []byte // the buffer of its own; nil: there is none
+	pool   *Conn  // whose buffer that is when it is given up; nil: nobody's
 	owned  bool   // the buffer was made for this frame alone
 }
 
@@ -64,10 +93,10 @@ func (k *keptFrame) release() { k.shrink(0) }
 func (k *keptFrame) shrink(to int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.drop != nil {
-		k.drop()
-		k.drop = nil
+	if k.buf != nil && k.pool != nil {
+		k.pool.reuse(k.buf)
 	}
+	k.buf = nil
 	rest := k.n - min(to, k.n)
 	k.n -= rest
 	if k.owned {
@@ -78,39 +107,42 @@ func (k *keptFrame) shrink(to int) {
 }
 
 // keepFrame has a request keep what it needs of its frame until that is released: the buffer, where it has one of its own or its
-// content may lie in it, or copies. It returns nil where there is no memory for it.
-func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, request proto.Message, content *largeField) *keptFrame {
-	transient := c.config.Transient != nil && c.config.Transient(request)
+// content may lie in it, or copies. It returns false where there is no memory for it.
+func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, content *largeField, s *servedCall) bool {
+	transient := c.isTransient(s.request)
+	kept := &s.kept
+	kept.memory = c.config.Memory
 	if c.ownsBuffer() {
 		if content != nil {
 			content.set(m, content.content)
 		}
-		n := c.reserved
-		buf := c.detachBuffer()
-		return &keptFrame{memory: c.config.Memory, n: n, owned: true, drop: func() {
-			if transient {
-				c.reuse(buf)
-			}
-			buf = nil
-		}}
+		kept.n, kept.owned = c.reserved, true
+		kept.buf = c.detachBuffer()
+		if transient {
+			kept.pool = c
+		}
+		return true
 	}
-	n := len(f.Payload)
-	if n <= freeRequest {
-		n = 0
-	} else if !c.takeMemory(ctx, n) {
-		return nil
+	if n := len(f.Payload); n > freeRequest {
+		if !c.takeMemory(ctx, n) {
+			return false
+		}
+		kept.n = n
 	}
-	kept := &keptFrame{memory: c.config.Memory, n: n}
 	switch {
 	case content == nil:
 	case !transient || c.salvaging:
 		content.set(m, bytes.Clone(content.content))
 	default:
 		content.set(m, content.content)
-		buf := c.decoder.Detach(reusable(&c.smallPool, minReadSize))
-		kept.drop = func() { c.reuse(buf) }
+		kept.buf, kept.pool = c.decoder.Detach(c.smallPool.Get(minReadSize)), c
 	}
-	return kept
+	return true
+}
+
+// isTransient reports whether nothing refers to the bytes of a request after its call.
+func (c *Conn) isTransient(request proto.Message) bool {
+	return c.config.Transient != nil && c.config.Transient(request)
 }
 
 // checkTrust returns why a request that changes the guest must not be served, or nil.
@@ -133,104 +165,181 @@ func isFresh(m *pb.AgentMessage) bool {
 }
 
 func (c *Conn) refuse(id string, request proto.Message, err error) {
-	c.reply(id, c.config.Refuse(request, err), err, true, noop)
+	c.reply(id, c.config.Refuse(request, err), err)
 }
 
 // start serves a request on a goroutine of its own, now or when those before it leave room. A request that was sent twice is served
-// once: the reply is for both. size is that of its frame; kept is released when that is not used any more.
-func (c *Conn) start(ctx, session context.Context, m *pb.AgentMessage, request proto.Message, size int, kept *keptFrame) {
-	id, parent, vital := m.MessageId, session, c.config.Vital != nil && c.config.Vital(request)
-	light := vital || c.config.Light != nil && c.config.Light(request)
-	if c.config.Mutates(request) {
+// once: the reply is for both. size is that of its frame.
+func (c *Conn) start(ctx context.Context, m *pb.AgentMessage, size int, s *servedCall) {
+	request := s.request
+	s.urgent = c.config.Vital != nil && c.config.Vital(request)
+	s.exempt = s.urgent || c.config.Light != nil && c.config.Light(request)
+	s.large = c.config.Large != nil && c.config.Large(request)
+	s.mutates = c.config.Mutates(request)
+	transient := c.isTransient(request)
+	size += waitingSize
+	place := c.admit(s.id, s.exempt, size)
+	if place == placeNone || place == placeDuplicate {
+		s.kept.release()
+		if place == placeNone {
+			c.refuse(s.id, request, errTooMany)
+		}
+		return
+	}
+	parent := s.session
+	if s.mutates {
 		parent = ctx
 	}
-	size += waitingSize
-	place := c.admit(id, light, size)
-	if place == placeNone || place == placeDuplicate {
-		kept.release()
-		if place == placeNone {
-			c.refuse(id, request, errTooMany)
-		}
-		return
-	}
-	leave := func() { c.leave(session, id, light) }
-	call, done, err := c.config.Calls.Start(parent, c.config.Port, id)
-	if err != nil {
-		kept.release()
+	s.running.owner, s.running.id = c.config.Port, s.id
+	s.again = transient && place == placeServed // something else is called when the context of one that waits ends
+	c.takeContext(parent, s)
+	if err := c.config.Calls.begin(&s.running); err != nil {
+		s.running.cancel(err)
+		s.kept.release()
 		if place == placeWaiting {
-			leave = func() { c.leaveWaiting(id, size) }
-		}
-		leave()
-		c.refuse(id, request, err)
-		return
-	}
-	var exchange *Exchange
-	if c.config.Transient == nil || !c.config.Transient(request) { // of those there are many, and none asks for it
-		exchange = newExchange(m)
-		exchange.kept, exchange.memory = kept, c.config.Memory
-		call = context.WithValue(call, exchangeKey{}, exchange)
-	}
-	stop := func() {}
-	if m.TimeoutMs > 0 {
-		call, stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
-	}
-	before, orderDone := c.acquireOrder(request)
-	c.replies.Add(1)
-	serve := func() {
-		defer c.replies.Done()
-		var made func()
-		enter := func() error { return nil }
-		if c.config.Large != nil && c.config.Large(request) {
-			defer c.enterLarge(call)()
-			made = noop
-			enter = func() (err error) { made, err = c.config.Memory.enterMaking(call); return err }
-		}
-		reply, err := c.handleInOrder(call, id, request, before, orderDone, enter)
-		stop()
-		done()        // the call is over; the reply may have to wait for a host that reads
-		request = nil // else it would be held as long
-		kept.release()
-		if exchange == nil {
-			c.replyTo(nil, id, reply, err, vital, leave, replyMemory{made: made})
+			c.leaveWaiting(s.id, size)
 		} else {
-			memory := replyMemory{made: made, held: exchange.replyHeld}
-			exchange.end(c.queue, func() { c.replyTo(nil, id, reply, err, vital, leave, memory) })
+			s.leave()
 		}
-	}
-	if place == placeServed {
-		c.spawn(session, serve)
+		c.refuse(s.id, request, err)
 		return
 	}
-	w := &waitingRequest{size: size, serve: serve}
-	c.wait(session, w)
-	context.AfterFunc(call, func() { c.serveCancelled(session, w) })
+	call := s.running.ctx
+	if !transient { // of those there are many, and none asks for it
+		s.sharing = newExchange(m)
+		s.sharing.kept, s.sharing.memory = &s.kept, c.config.Memory
+		call = context.WithValue(call, exchangeKey{}, s.sharing)
+	}
+	if m.TimeoutMs > 0 {
+		call, s.stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
+	}
+	s.call = call
+	c.enterOrder(s)
+	c.replies.Add(1)
+	if place == placeServed {
+		c.spawn(s)
+		return
+	}
+	w := &waitingRequest{size: size, request: s}
+	c.wait(w)
+	context.AfterFunc(call, func() { c.serveCancelled(w) })
+}
+
+// leave takes the request out of those in flight.
+func (s *servedCall) leave() { s.conn.leave(s.id, s.exempt) }
+
+// serve handles the request, and has its reply queued.
+func (s *servedCall) serve() {
+	c := s.conn
+	defer c.replies.Done()
+	var memory replyMemory
+	if s.large {
+		defer c.enterLarge(s.call)()
+		memory.made = noop
+	}
+	reply, err := s.handleInOrder(&memory)
+	if s.stop != nil {
+		s.stop()
+	}
+	c.config.Calls.end(&s.running) // the call is over; the reply may have to wait for a host that reads
+	c.giveContext(s)
+	s.request = nil // else it would be held as long
+	s.kept.release()
+	if s.sharing == nil {
+		c.replyTo(s, reply, err, memory)
+		return
+	}
+	memory.held = s.sharing.replyHeld
+	s.sharing.end(c.queue, func() { c.replyTo(s, reply, err, memory) })
 }
 
 // errTooMany is why a request is refused that would have to wait with too many others.
 var errTooMany = fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection, and as many as may be wait", MaxInFlight)
 
-// spawn runs f on a goroutine of its own, an idle one if there is any: its stack has already grown to what requests need.
-func (c *Conn) spawn(session context.Context, f func()) {
+// spawn serves a request on a goroutine of its own, an idle one if there is any: its stack has already grown to what requests need.
+func (c *Conn) spawn(s *servedCall) {
 	select {
-	case c.workers <- f:
-		return
+	case c.workers <- s:
 	default:
+		go c.work(s, s.session)
 	}
-	go func() {
-		for {
-			f()
-			if c.idleWorkers.Add(1) > maxIdleWorkers {
-				c.idleWorkers.Add(-1)
-				return
-			}
-			select {
-			case f = <-c.workers:
-				c.idleWorkers.Add(-1)
-			case <-session.Done():
-				return
-			}
+}
+
+// work serves a request, and then others.
+func (c *Conn) work(s *servedCall, session context.Context) {
+	for {
+		s.serve()
+		s = nil
+		if c.idleWorkers.Add(1) > maxIdleWorkers {
+			c.idleWorkers.Add(-1)
+			return
 		}
-	}()
+		select {
+		case s = <-c.workers:
+			c.idleWorkers.Add(-1)
+		case <-session.Done():
+			return
+		}
+	}
+}
+
+// maxIdleContexts bounds the contexts that wait for another call, of each kind.
+const maxIdleContexts = 8
+
+// takeContext gives a call its context: for one of which there are many, that of a former one that was not cancelled, where there is
+// one.
+func (c *Conn) takeContext(parent context.Context, s *servedCall) {
+	if s.again {
+		select {
+		case r := <-c.idleContexts(s):
+			s.running.ctx, s.running.cancel = r.ctx, r.cancel
+			return
+		default:
+		}
+	}
+	s.running.ctx, s.running.cancel = context.WithCancelCause(parent)
+}
+
+// callContext is the context of a call.
+type callContext struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+func (c *Conn) idleContexts(s *servedCall) chan callContext {
+	if s.mutates {
+		return c.lasting
+	}
+	return c.leaving
+}
+
+// giveContext ends the use of a context by a call that is over.
+func (c *Conn) giveContext(s *servedCall) {
+	if s.again && s.running.ctx.Err() == nil {
+		select {
+		case c.idleContexts(s) <- callContext{s.running.ctx, s.running.cancel}:
+			if c.over.Load() {
+				c.dropContexts()
+			}
+			return
+		default:
+		}
+	}
+	s.running.cancel(nil)
+}
+
+// dropContexts ends the contexts that wait, which the agent would hold.
+func (c *Conn) dropContexts() {
+	for {
+		select {
+		case r := <-c.lasting:
+			r.cancel(nil)
+		case r := <-c.leaving:
+			r.cancel(nil)
+		default:
+			return
+		}
+	}
 }
 
 // enterLarge waits until no other request of this host holds a reply that may be large, or nobody wants this one any more.
@@ -243,28 +352,30 @@ func (c *Conn) enterLarge(call context.Context) (leave func()) {
 	}
 }
 
-// handleInOrder waits for before, calls enter, handles the request, and calls done for the next request of the same order. A request
-// whose context has ended by then, or that could not enter, is not handled.
-func (c *Conn) handleInOrder(
-	ctx context.Context, id string, request proto.Message, before <-chan struct{}, done func(), enter func() error,
-) (proto.Message, error) {
-	if before != nil {
+// handleInOrder handles the request behind those before it of the same order. One whose context has ended by then, or for whose reply
+// there is no memory, is not handled.
+func (s *servedCall) handleInOrder(memory *replyMemory) (proto.Message, error) {
+	c, ctx, request := s.conn, s.call, s.request
+	if before := s.order.before; before != nil {
 		select {
 		case <-before:
 		case <-ctx.Done():
-			go func() { <-before; done() }() // the next request must still wait for the previous one
+			go func() { <-before; c.leaveOrder(s) }() // the next request must still wait for the previous one
 			err := context.Cause(ctx)
 			return c.config.Refuse(request, err), err
 		}
 	}
-	defer done()
+	defer c.leaveOrder(s)
 	if err := context.Cause(ctx); err != nil {
 		return c.config.Refuse(request, err), err
 	}
-	if err := enter(); err != nil {
-		return c.config.Refuse(request, err), err
+	if s.large {
+		var err error
+		if memory.made, err = c.config.Memory.enterMaking(ctx); err != nil {
+			return c.config.Refuse(request, err), err
+		}
 	}
-	return c.config.Handle(ctx, c, id, request)
+	return c.config.Handle(ctx, c, s.id, request)
 }
 
 // place is what a connection has for a request.
@@ -279,8 +390,8 @@ const (
 
 // waitingRequest is a request that waits until one before it has ended.
 type waitingRequest struct {
-	size  int
-	serve func()
+	size    int
+	request *servedCall
 }
 
 // admit adds a request of a size to those in flight, where there is a place for it. leave, or leaveWaiting, removes it.
@@ -304,15 +415,15 @@ func (c *Conn) admit(id string, light bool, size int) place {
 		c.waitingBytes += size
 		p = placeWaiting
 	}
-	c.inFlight[id] = nil
+	c.inFlight[id] = scratch{}
 	return p
 }
 
 // leave removes a request that was served from those in flight. The next one that waits is served.
-func (c *Conn) leave(session context.Context, id string, light bool) {
+func (c *Conn) leave(id string, light bool) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
-	if s := c.inFlight[id]; s != nil {
+	if s := c.inFlight[id]; s.buf != nil {
 		c.recycle(s.buf)
 	}
 	delete(c.inFlight, id)
@@ -322,7 +433,7 @@ func (c *Conn) leave(session context.Context, id string, light bool) {
 	}
 	c.serving--
 	if len(c.waiting) > 0 && c.serving < MaxInFlight {
-		c.serveWaiting(session, 0)
+		c.serveWaiting(0)
 	}
 }
 
@@ -335,31 +446,31 @@ func (c *Conn) leaveWaiting(id string, size int) {
 }
 
 // wait has a request wait, or be served where there is room by now.
-func (c *Conn) wait(session context.Context, w *waitingRequest) {
+func (c *Conn) wait(w *waitingRequest) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	c.waiting = append(c.waiting, w)
 	if c.serving < MaxInFlight {
-		c.serveWaiting(session, 0)
+		c.serveWaiting(0)
 	}
 }
 
 // serveCancelled serves a request at once whose context has ended, if it still waits: it gets its reply.
-func (c *Conn) serveCancelled(session context.Context, w *waitingRequest) {
+func (c *Conn) serveCancelled(w *waitingRequest) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	if i := slices.Index(c.waiting, w); i >= 0 {
-		c.serveWaiting(session, i)
+		c.serveWaiting(i)
 	}
 }
 
 // serveWaiting serves a request that waits. The caller holds inFlightMu.
-func (c *Conn) serveWaiting(session context.Context, i int) {
+func (c *Conn) serveWaiting(i int) {
 	w := c.waiting[i]
 	c.waiting = slices.Delete(c.waiting, i, i+1)
 	c.waitingBytes -= w.size
 	c.serving++
-	c.spawn(session, w.serve)
+	c.spawn(w.request)
 }
 
 // Scratch returns a buffer for n bytes of the reply to a request that is being served. The buffer is reused once that reply is
@@ -370,10 +481,10 @@ func (c *Conn) Scratch(id string, n int) []byte {
 	}
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
-	if s, ok := c.inFlight[id]; !ok || s != nil {
+	if s, ok := c.inFlight[id]; !ok || s.buf != nil {
 		return make([]byte, n) // not being served any more, or asked for twice
 	}
-	s := &scratch{c.buffer(MaxHead + n), n}
+	s := scratch{c.buffer(MaxHead + n), n}
 	c.inFlight[id] = s
 	return s.buf[MaxHead : MaxHead+n]
 }
@@ -387,26 +498,41 @@ func (c *Conn) MaxChunk() int {
 	return SocketChunk
 }
 
-// acquireOrder returns what a request has to wait for, nil for nothing, and the function that lets the next one of its order run.
-func (c *Conn) acquireOrder(request proto.Message) (before <-chan struct{}, done func()) {
-	name := ""
-	if c.config.Order != nil {
-		name = c.config.Order(request)
+// orderPlace is the place of a request among those that are served one after the other.
+type orderPlace struct {
+	name   string
+	before <-chan struct{} // closed when the one before it is served; nil: there is none
+	served chan struct{}   // closed when it is served itself; nil: none waits for that. Guarded by the connection's lock
+}
+
+// enterOrder puts a request behind the last one of its order.
+func (c *Conn) enterOrder(s *servedCall) {
+	if c.config.Order == nil {
+		return
 	}
-	if name == "" {
-		return nil, func() {}
+	if s.order.name = c.config.Order(s.request); s.order.name == "" {
+		return
 	}
 	c.orderMu.Lock()
 	defer c.orderMu.Unlock()
-	mine := make(chan struct{})
-	last := c.order[name]
-	c.order[name] = mine
-	return last, func() {
-		c.orderMu.Lock()
-		defer c.orderMu.Unlock()
-		close(mine)
-		if c.order[name] == mine {
-			delete(c.order, name)
-		}
+	if last := c.order[s.order.name]; last != nil {
+		last.served = make(chan struct{})
+		s.order.before = last.served
+	}
+	c.order[s.order.name] = &s.order
+}
+
+// leaveOrder lets the next request of an order be served.
+func (c *Conn) leaveOrder(s *servedCall) {
+	if s.order.name == "" {
+		return
+	}
+	c.orderMu.Lock()
+	defer c.orderMu.Unlock()
+	if s.order.served != nil {
+		close(s.order.served)
+	}
+	if c.order[s.order.name] == &s.order {
+		delete(c.order, s.order.name)
 	}
 }

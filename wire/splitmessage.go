@@ -79,37 +79,36 @@ type scratch struct {
 
 // encodeInPlace encodes a reply whose content lies in the scratch buffer of its request, without copying that. ok is false where it
 // does not lie there, or cannot be encoded so. The buffer is the message's then.
-func (c *Conn) encodeInPlace(id string, m *pb.AgentMessage) (o outgoing, ok bool) {
+func (c *Conn) encodeInPlace(call *servedCall, m *pb.AgentMessage) (o outgoing, ok bool) {
 	reply, is := m.Payload.(*pb.AgentMessage_FileReadResponse)
 	if !is || len(reply.FileReadResponse.Data) == 0 {
 		return o, false
 	}
 	data := reply.FileReadResponse.Data
-	s := c.scratchWith(id, data)
-	if s == nil {
+	s := c.scratchWith(call.id, data)
+	if s.buf == nil {
 		return o, false
 	}
-	var room [MaxHead]byte
 	m.Session = c.config.Session
 	reply.FileReadResponse.Data = nil
-	head, err := appendSplit(room[:0], m, len(data))
+	head, err := appendSplit(call.room[:0], m, len(data))
 	reply.FileReadResponse.Data = data
 	if err != nil || len(head) > MaxHead-headerSpace {
 		return o, false
 	}
-	c.takeScratch(id)
+	c.takeScratch(call.id)
 	at := MaxHead - len(head)
 	copy(s.buf[at:], head)
 	return outgoing{buf: s.buf[at-headerSpace : MaxHead+len(data)], whole: s.buf}, true
 }
 
 // scratchWith returns the scratch buffer of a request if data is its content, from the beginning on.
-func (c *Conn) scratchWith(id string, data []byte) *scratch {
+func (c *Conn) scratchWith(id string, data []byte) scratch {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
 	s := c.inFlight[id]
-	if s == nil || len(data) > s.n || &s.buf[MaxHead] != &data[0] {
-		return nil
+	if s.buf == nil || len(data) > s.n || &s.buf[MaxHead] != &data[0] {
+		return scratch{}
 	}
 	return s
 }
@@ -118,5 +117,5 @@ func (c *Conn) scratchWith(id string, data []byte) *scratch {
 func (c *Conn) takeScratch(id string) {
 	c.inFlightMu.Lock()
 	defer c.inFlightMu.Unlock()
-	c.inFlight[id] = nil
+	c.inFlight[id] = scratch{}
 }

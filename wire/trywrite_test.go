@@ -66,7 +66,8 @@ func TestRepliesWrittenAtOnceArriveWhole(t *testing.T) {
 	for s := range senders {
 		work.Go(func() {
 			for i := range each {
-				conn.reply(fmt.Sprint(s, "-", i), &pb.FileReadResponse{Data: bytes.Repeat([]byte{byte(i)}, 37*i)}, nil, s == 0, noop)
+				call := &servedCall{conn: conn, id: fmt.Sprint(s, "-", i), urgent: s == 0, exempt: true}
+				conn.replyTo(call, &pb.FileReadResponse{Data: bytes.Repeat([]byte{byte(i)}, 37*i)}, nil, replyMemory{})
 			}
 		})
 	}

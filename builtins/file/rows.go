@@ -28,7 +28,7 @@ func (r *Room) native() []builtins.Op {
 		},
 		{
 			Name: "file_read", Summary: "read a chunk of a file", Capability: "file_read",
-			Access: builtins.ReadsPath, Handler: builtins.Handle(r.fileRead),
+			Transient: true, Access: builtins.ReadsPath, Handler: builtins.Handle(r.fileRead),
 		},
 		{
 			Name: "list_directory", Summary: "list a directory, sorted by name", Capability: "file_list",

@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -45,8 +46,10 @@ type Client struct {
 	channel io.ReadWriteCloser
 	writer  *writer
 
-	host    uint64    // the number of this connection, in every request
-	buffers sync.Pool // of *[]byte with a capacity of largeBuffer
+	host     uint64            // the number of this connection, in every request
+	buffers  wire.BufferPool   // with a capacity of largeBuffer
+	answered sync.Pool         // of *pending
+	replies  wire.ReplyDecoder // the reader's
 
 	mu       sync.Mutex
 	pending  map[string]*pending
@@ -211,11 +214,22 @@ func failureWithoutDetail(reply proto.Message) error {
 }
 
 // NewID returns a fresh message id: a random UUID (version 4).
-func NewID() string {
+func NewID() string { return string(appendID(make([]byte, 0, idSize))) }
+
+// idSize is how long a UUID is as a text.
+const idSize = 36
+
+func appendID(to []byte) []byte {
 	var b [16]byte
 	rand.Read(b[:])
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+	for i, part := range [][]byte{b[:4], b[4:6], b[6:8], b[8:10], b[10:]} {
+		if i > 0 {
+			to = append(to, '-')
+		}
+		to = hex.AppendEncode(to, part)
+	}
+	return to
 }
 
 // newHost returns a random number for a connection, which is not 0.
@@ -265,73 +279,10 @@ func (c *Client) start(ctx context.Context, id string, request proto.Message) (*
 		return nil, err
 	}
 	if err := p.send(ctx, request); err != nil {
-		c.unregister(id)
-		if ctx.Err() != nil {
-			c.cancelLater(id) // a part of it may be on its way
-		}
+		c.notSent(ctx, id)
 		return nil, err
 	}
 	return p, nil
-}
-
-// startSplit sends a request whose content is the end of a buffer, behind the room for the head of its frame. The buffer may be used again
-// when there is no error.
-func (c *Client) startSplit(ctx context.Context, id string, request proto.Message, buf []byte) (*pending, error) {
-	p, err := c.register(id)
-	if err != nil {
-		return nil, err
-	}
-	var room [wire.MaxHead]byte
-	head, err := wire.AppendHead(room[:0], c.options.Framing, c.envelope(ctx, id, request), len(buf)-wire.MaxHead)
-	switch {
-	case err != nil:
-	case len(head) > wire.MaxHead:
-		err = c.writer.write(ctx, append(head, buf[wire.MaxHead:]...))
-	default:
-		at := wire.MaxHead - len(head)
-		copy(buf[at:], head)
-		err = c.writer.write(ctx, buf[at:])
-	}
-	if err != nil {
-		c.unregister(id)
-		if ctx.Err() != nil {
-			c.cancelLater(id) // a part of it may be on its way
-		}
-		return nil, err
-	}
-	p.markSent()
-	return p, nil
-}
-
-// startAll sends several requests in one write, which costs the guest less than as many. answer must be called for each.
-func (c *Client) startAll(ctx context.Context, requests []proto.Message) (all []*pending, err error) {
-	var frames []byte
-	for _, request := range requests {
-		var p *pending
-		if p, err = c.register(NewID()); err != nil {
-			break
-		}
-		all = append(all, p)
-		if frames, err = wire.AppendMessage(frames, c.options.Framing, c.envelope(ctx, p.id, request)); err != nil {
-			break
-		}
-	}
-	if err == nil && len(frames) > 0 {
-		err = c.writer.write(ctx, frames)
-	}
-	if err != nil {
-		for _, p := range all {
-			c.unregister(p.id)
-			if ctx.Err() != nil {
-				c.cancelLater(p.id) // it may be on its way
-			}
-		}
-		return nil, err
-	}
-	for _, p := range all {
-		p.markSent()
-	}
-	return all, nil
 }
 
 // answer waits for the reply. When ctx ends first, the agent is asked to cancel the request.
@@ -390,10 +341,20 @@ func (c *Client) register(id string) (*pending, error) {
 	if c.pending[id] != nil {
 		return nil, fmt.Errorf("request %s is already in flight", id)
 	}
-	p := &pending{c: c, id: id, wait: make(chan *pb.AgentMessage, 1)}
+	p, _ := c.answered.Get().(*pending)
+	if p == nil {
+		p = &pending{c: c, wait: make(chan *pb.AgentMessage, 1)}
+	}
+	p.id = id
 	c.pending[id] = p
 	c.scheduleCheck()
 	return p, nil
+}
+
+// done gives a request back that was answered, to be used for another one.
+func (p *pending) done() {
+	*p = pending{c: p.c, wait: p.wait}
+	p.c.answered.Put(p)
 }
 
 func (c *Client) unregister(id string) {
@@ -422,6 +383,12 @@ func (c *Client) sendLater(request proto.Message) {
 // envelope returns the envelope of a request.
 func (c *Client) envelope(ctx context.Context, id string, request proto.Message) *pb.AgentMessage {
 	m := wire.Wrap(id, request)
+	c.address(ctx, m)
+	return m
+}
+
+// address says in an envelope who asks whom, and until when.
+func (c *Client) address(ctx context.Context, m *pb.AgentMessage) {
 	m.Host = c.host
 	if deadline, ok := ctx.Deadline(); ok {
 		m.TimeoutMs = uint64(max(1, time.Until(deadline).Milliseconds()))
@@ -429,5 +396,4 @@ func (c *Client) envelope(ctx context.Context, id string, request proto.Message)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m.Session = c.session
-	return m
 }

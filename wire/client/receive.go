@@ -37,7 +37,7 @@ func (c *Client) receive() error {
 			if !ok {
 				break
 			}
-			m, content, err := wire.DecodeSplit(frame.Payload)
+			m, content, err := c.replies.Decode(frame.Payload)
 			if err != nil {
 				decoder.Resync()
 				continue
@@ -77,8 +77,8 @@ const largeBuffer = wire.SocketChunk + readSize
 
 // largeBuffer returns an empty buffer for a large frame.
 func (c *Client) largeBuffer() []byte {
-	if kept, ok := c.buffers.Get().(*[]byte); ok {
-		return (*kept)[:0]
+	if kept := c.buffers.Get(largeBuffer); kept != nil {
+		return kept[:0]
 	}
 	return make([]byte, 0, largeBuffer)
 }
@@ -86,7 +86,7 @@ func (c *Client) largeBuffer() []byte {
 // reuse keeps a buffer for another large frame.
 func (c *Client) reuse(buf []byte) {
 	if cap(buf) == largeBuffer {
-		c.buffers.Put(&buf)
+		c.buffers.Put(buf)
 	}
 }
 

@@ -8,8 +8,6 @@ import (
 	"hash"
 	"io"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/quantix-kvm/guest-agent/wire"
 	"github.com/quantix-kvm/guest-agent/wire/crc32c"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -75,6 +73,8 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 	}
 	sent = int64(part.first) * pushChunk
 	chunks := &chunkReader{from: from}
+	requests := c.newChunkRequests(ctx)
+	defer requests.end()
 	flight := make(chan *pending, pushWindow-1) // and one that waits for a place
 	finished := make(chan ackResult, 1)
 	go func() { finished <- awaitAcks(ctx, flight, cancel) }()
@@ -85,18 +85,20 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 			break
 		}
 		data := buf[wire.MaxHead:]
-		request := &pb.FileWriteRequest{
+		request := &requests.write
+		*request = pb.FileWriteRequest{
 			Path: path, Offset: uint64(sent), Eof: last, ChunkNumber: number, CreateParents: o.Parents,
-			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: new(crc(data)), Upload: part.upload,
+			Mode: o.Mode, Owner: o.Owner, Group: o.Group, Crc32C: &requests.crc, Upload: part.upload,
 			Separate: o.separate,
 		}
+		requests.crc = crc(data)
 		if digest != nil {
 			digest.Write(data)
 			if last {
 				request.Sha256 = hex.EncodeToString(digest.Sum(nil))
 			}
 		}
-		sending, startErr := c.startSplit(ctx, NewID(), request, buf)
+		sending, startErr := requests.writeChunk(buf)
 		if startErr != nil {
 			err = startErr
 			break
@@ -133,6 +135,7 @@ func awaitAcks(ctx context.Context, flight <-chan *pending, stop context.CancelC
 		answer, err := one.answer(ctx)
 		if err == nil {
 			_, err = read[*pb.FileWriteResponse](answer)
+			one.done()
 		}
 		switch {
 		case got.failure != nil:
@@ -267,7 +270,15 @@ func (p *puller) readChunk(ctx context.Context, offset int64) (*pb.FileReadRespo
 }
 
 func (p *puller) request(offset int64) *pb.FileReadRequest {
-	return &pb.FileReadRequest{Path: p.path, Offset: uint64(offset), ChunkSize: uint32(p.chunk), Generation: p.options.Generation}
+	request := &pb.FileReadRequest{}
+	p.fill(request, offset)
+	return request
+}
+
+// fill has a request ask for the chunk at an offset.
+func (p *puller) fill(request *pb.FileReadRequest, offset int64) {
+	request.Path, request.Offset = p.path, uint64(offset)
+	request.ChunkSize, request.Generation = uint32(p.chunk), p.options.Generation
 }
 
 func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadResponse, error) {
@@ -276,6 +287,7 @@ func (p *puller) answer(ctx context.Context, sent *pending) (*pb.FileReadRespons
 		return nil, err
 	}
 	p.buf = sent.buf
+	sent.done()
 	reply, err := read[*pb.FileReadResponse](answer)
 	if err != nil {
 		return nil, err
@@ -310,8 +322,10 @@ func (p *puller) consume(reply *pb.FileReadResponse) error {
 // shorter than asked, and returns a last reply where there was one, or nil when the rest must be asked for.
 func (p *puller) pullPipelined(ctx context.Context) (*pb.FileReadResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	requests := p.c.newChunkRequests(ctx)
 	var flight []*pending
 	defer func() {
+		requests.end()
 		cancel()
 		for _, sent := range flight {
 			sent.answer(ctx) // which cancels it
@@ -323,21 +337,25 @@ func (p *puller) pullPipelined(ctx context.Context) (*pb.FileReadResponse, error
 	}
 	for next := p.offset; ; {
 		for len(flight) <= window-batch && next+p.chunk <= p.total {
-			var more []proto.Message
-			for ; len(more) < batch && next+p.chunk <= p.total; next += p.chunk {
-				more = append(more, p.request(next))
-			}
-			sent, err := p.c.startAll(ctx, more)
+			asked := 0
+			more, err := requests.readAll(flight, func() bool {
+				if asked == batch || next+p.chunk > p.total {
+					return false
+				}
+				p.fill(&requests.read, next)
+				asked, next = asked+1, next+p.chunk
+				return true
+			})
 			if err != nil {
 				return nil, err
 			}
-			flight = append(flight, sent...)
+			flight = more
 		}
 		if len(flight) == 0 {
 			return nil, nil
 		}
 		reply, err := p.answer(ctx, flight[0])
-		flight = flight[1:]
+		flight = append(flight[:0], flight[1:]...)
 		if err != nil || reply.Eof {
 			return reply, err
 		}

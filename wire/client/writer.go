@@ -65,6 +65,11 @@ func (w *writer) write(ctx context.Context, frame []byte) error {
 		return w.writeInBackground(ctx, frame)
 	}
 	n, err := writeInterruptible(ctx, channel, w.channel, frame)
+	return w.written(ctx, frame, n, err)
+}
+
+// written ends a write that could be interrupted, of which n bytes are written. It unlocks, or has that done behind the rest.
+func (w *writer) written(ctx context.Context, frame []byte, n int, err error) error {
 	if ctx.Err() == nil || err == nil {
 		<-w.writing
 		return err

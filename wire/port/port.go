@@ -136,6 +136,7 @@ type device struct{ name, path string }
 // listener is a unix socket to which hosts' tools connect, several at a time.
 type listener struct {
 	path       string
+	name       string
 	l          *net.UnixListener
 	socketInfo fs.FileInfo // the socket
 	sessions   atomic.Int32
@@ -166,10 +167,10 @@ func listenUnix(path string) (Port, error) {
 		l.Close()
 		return nil, err
 	}
-	return &listener{path: path, l: l, socketInfo: made}, nil
+	return &listener{path: path, name: "unix:" + path, l: l, socketInfo: made}, nil
 }
 
-func (l *listener) Name() string { return "unix:" + l.path }
+func (l *listener) Name() string { return l.name }
 
 // Close also takes the socket away, unless another one has its place.
 func (l *listener) Close() error {

@@ -53,6 +53,11 @@ func (s *virtioSession) tryWrite(fd uintptr, p []byte) (n int, err error) {
 type unixSession struct {
 	*net.UnixConn
 	raw syscall.RawConn
+
+	once func(fd uintptr) bool // writes p, and leaves n and err
+	p    []byte
+	n    int
+	err  error
 }
 
 // newUnixSession returns the session of a connection.
@@ -61,15 +66,20 @@ func newUnixSession(conn *net.UnixConn) io.ReadWriteCloser {
 	if err != nil {
 		return conn
 	}
-	return &unixSession{conn, raw}
+	s := &unixSession{UnixConn: conn, raw: raw}
+	s.once = func(fd uintptr) bool {
+		s.n, s.err = rawIO(unix.SYS_WRITE, fd, s.p)
+		return true
+	}
+	return s
 }
 
 // TryWrite is that of trackedSession.
 func (s *unixSession) TryWrite(p []byte) (n int, err error) {
-	rawErr := s.raw.Write(func(fd uintptr) bool {
-		n, err = rawIO(unix.SYS_WRITE, fd, p)
-		return true
-	})
+	s.p = p
+	rawErr := s.raw.Write(s.once)
+	n, err = s.n, s.err
+	s.p, s.n, s.err = nil, 0, nil
 	switch {
 	case err == unix.EAGAIN:
 		return 0, nil
