@@ -15,25 +15,32 @@ import (
 // dropStartPages returns the pages of the program file to the system, as far as nothing can have been written to them: what
 // is needed again comes from the page cache. Where that fails nothing is lost.
 func dropStartPages() {
+	for _, pages := range programPages() {
+		_ = unix.Madvise(pages, unix.MADV_DONTNEED)
+	}
+}
+
+// programPages are the mappings of the program file that nothing is written to, which stay as they are.
+var programPages = sync.OnceValue(func() (list [][]byte) {
 	own, err := os.Readlink("/proc/self/exe")
 	if err != nil {
-		return
+		return nil
 	}
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
-		return
+		return nil
 	}
 	defer maps.Close()
 	for lines := bufio.NewScanner(maps); lines.Scan(); {
 		var from, to uintptr
 		var rights string
 		_, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights)
-		if err != nil || !strings.HasSuffix(lines.Text(), " "+own) || rights != "r-xp" && rights != "r--p" {
-			continue
+		if err == nil && strings.HasSuffix(lines.Text(), " "+own) && (rights == "r-xp" || rights == "r--p") {
+			list = append(list, unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(nil), from)), to-from))
 		}
-		_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(nil), from)), to-from), unix.MADV_DONTNEED)
 	}
-}
+	return list
+})
 
 // unlockTime is how long after a thaw memory is unlocked: snapshots of several disks come one after the other, and to unlock
 // takes as long as a thaw.

@@ -110,7 +110,7 @@ func run(ctx context.Context, f flags) (err error) {
 		}[name]
 	}), rules.check, log)
 	a := agent.New(agent.Config{
-		Calls: inside.Calls, Log: log, Refusing: faulty, Trim: trimMemory,
+		Calls: inside.Calls, Log: log, Refusing: faulty, Trim: trimMemory, Rest: dropStartPages,
 		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
 		Ports: agent.PortsConfig{
 			Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },

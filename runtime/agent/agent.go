@@ -23,6 +23,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -38,6 +39,8 @@ type Agent struct {
 	start  time.Time
 	trim   *time.Timer // returns memory to the system a while after a session ended, and from time to time during one
 	quiet  *time.Timer // does it when no request has come for a while
+
+	resting atomic.Bool // no request has come since quiet
 
 	// What changes; each locks itself.
 	calls   wire.Calls
@@ -56,9 +59,12 @@ func New(config Config) *Agent {
 	rand.Read(nonce[:])
 	a := &Agent{
 		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, config.Trim),
-		quiet:  time.AfterFunc(trimQuiet, config.Trim),
 		memory: wire.NewMemory(requestMemory), tracker: newTracker(config.Control.Changed),
 	}
+	a.quiet = time.AfterFunc(trimQuiet, func() {
+		a.resting.Store(true)
+		a.config.Trim()
+	})
 	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})
 	return a
 }

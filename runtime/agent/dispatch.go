@@ -27,6 +27,7 @@ func (a *Agent) dispatch(ctx context.Context, call *builtins.Call, request proto
 	case *pb.GetStatusRequest:
 		return a.Status(), nil
 	}
+	a.resting.Store(false)
 	defer a.quiet.Reset(trimQuiet)
 	if err := a.gate(ctx); err != nil {
 		return a.refusal(request, err), err

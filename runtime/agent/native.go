@@ -256,6 +256,9 @@ func (n *nativeSession) sendTelemetry(ctx context.Context) {
 	if report := n.agent.measure(ctx); report != nil {
 		n.send(report)
 	}
+	if n.agent.resting.Load() {
+		n.agent.config.Rest()
+	}
 }
 
 // reportFirst sends telemetry, or gives up when measuring takes long: the pong must not.
