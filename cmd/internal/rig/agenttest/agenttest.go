@@ -29,6 +29,7 @@ type Options struct {
 	Config string   // the text of agent.yaml
 	Args   []string // more arguments
 	Env    []string // more environment
+	Alone  bool     // in namespaces of its own, where it sees no processes but its own; needs root, and Linux
 }
 
 // Agent is a running one.
@@ -124,6 +125,9 @@ func Start(t testing.TB, o Options) *Agent {
 	a.cmd.Env = append(os.Environ(), o.Env...)
 	a.cmd.Stderr = a.log
 	a.cmd.SysProcAttr = startedAlone()
+	if o.Alone {
+		asOwnKernel(a.cmd)
+	}
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
