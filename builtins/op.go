@@ -85,7 +85,7 @@ type Op struct {
 	// no order. Optional.
 	Order func(in proto.Message) string
 	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
-	// is over.
+	// is over. Nothing that they begin waits for the end of their context, which may serve another call.
 	Transient bool
 	// Routine tells of a request that it only goes on with what another one began, and that was audited: where it succeeds
 	// it is not audited again. Optional.

@@ -283,65 +283,6 @@ func (c *Conn) work(s *servedCall, session context.Context) {
 	}
 }
 
-// maxIdleContexts bounds the contexts that wait for another call, of each kind.
-const maxIdleContexts = 8
-
-// takeContext gives a call its context: for one of which there are many, that of a former one that was not cancelled, where there is
-// one.
-func (c *Conn) takeContext(parent context.Context, s *servedCall) {
-	if s.again {
-		select {
-		case r := <-c.idleContexts(s):
-			s.running.ctx, s.running.cancel = r.ctx, r.cancel
-			return
-		default:
-		}
-	}
-	s.running.ctx, s.running.cancel = context.WithCancelCause(parent)
-}
-
-// callContext is the context of a call.
-type callContext struct {
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-}
-
-func (c *Conn) idleContexts(s *servedCall) chan callContext {
-	if s.mutates {
-		return c.lasting
-	}
-	return c.leaving
-}
-
-// giveContext ends the use of a context by a call that is over.
-func (c *Conn) giveContext(s *servedCall) {
-	if s.again && s.running.ctx.Err() == nil {
-		select {
-		case c.idleContexts(s) <- callContext{s.running.ctx, s.running.cancel}:
-			if c.over.Load() {
-				c.dropContexts()
-			}
-			return
-		default:
-		}
-	}
-	s.running.cancel(nil)
-}
-
-// dropContexts ends the contexts that wait, which the agent would hold.
-func (c *Conn) dropContexts() {
-	for {
-		select {
-		case r := <-c.lasting:
-			r.cancel(nil)
-		case r := <-c.leaving:
-			r.cancel(nil)
-		default:
-			return
-		}
-	}
-}
-
 // enterLarge waits until no other request of this host holds a reply that may be large, or nobody wants this one any more.
 func (c *Conn) enterLarge(call context.Context) (leave func()) {
 	select {
@@ -496,43 +437,4 @@ func (c *Conn) MaxChunk() int {
 		return 0
 	}
 	return SocketChunk
-}
-
-// orderPlace is the place of a request among those that are served one after the other.
-type orderPlace struct {
-	name   string
-	before <-chan struct{} // closed when the one before it is served; nil: there is none
-	served chan struct{}   // closed when it is served itself; nil: none waits for that. Guarded by the connection's lock
-}
-
-// enterOrder puts a request behind the last one of its order.
-func (c *Conn) enterOrder(s *servedCall) {
-	if c.config.Order == nil {
-		return
-	}
-	if s.order.name = c.config.Order(s.request); s.order.name == "" {
-		return
-	}
-	c.orderMu.Lock()
-	defer c.orderMu.Unlock()
-	if last := c.order[s.order.name]; last != nil {
-		last.served = make(chan struct{})
-		s.order.before = last.served
-	}
-	c.order[s.order.name] = &s.order
-}
-
-// leaveOrder lets the next request of an order be served.
-func (c *Conn) leaveOrder(s *servedCall) {
-	if s.order.name == "" {
-		return
-	}
-	c.orderMu.Lock()
-	defer c.orderMu.Unlock()
-	if s.order.served != nil {
-		close(s.order.served)
-	}
-	if c.order[s.order.name] == &s.order {
-		delete(c.order, s.order.name)
-	}
 }

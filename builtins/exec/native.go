@@ -19,8 +19,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// replyBudget bounds both streams together as they stand in the reply. A frame is at most 16 MiB, and while it is made the agent
-// has them twice, of which it may hold 32 MiB.
+// replyBudget bounds both streams together as they stand in the reply. A frame is at most 16 MiB, and while it is made the
+// agent has them twice, of which it may hold 32 MiB.
 const replyBudget = 13 << 20
 
 // collectAfter is the size of output from which it is worth a collection that it is gone, in bytes.

@@ -21,11 +21,6 @@ import (
 const (
 	maxConfig = 256 << 10 // bytes of a file; netplan's own examples have at most 4 KiB
 	maxDepth  = 16        // of keys in keys; netplan's deepest are 8
-
-	// What all files have together, all of which are in memory when one is checked: some thousand interfaces.
-	maxText   = 1 << 20
-	maxValues = 60_000
-	valueSize = 200 // bytes in memory of one, by yaml.Node
 )
 
 var (
@@ -98,23 +93,6 @@ func parse(path string, text []byte) (*document, error) {
 		}
 	}
 	return d, nil
-}
-
-// values returns how many keys and values a YAML text has at most, by what stands between them.
-func values(text []byte) (count int) {
-	for i, c := range text {
-		switch c {
-		case ',', '[', '{':
-			count += 2
-		case '\n':
-			count++
-		case ':', '-', '?':
-			if i+1 == len(text) || text[i+1] <= ' ' {
-				count++
-			}
-		}
-	}
-	return count
 }
 
 // checkKeys refuses keys that stand twice in one place, and what is not one value in one place.

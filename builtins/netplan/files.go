@@ -37,26 +37,6 @@ func list(files *fsys.Root, dir string) ([]string, error) {
 	return names, err
 }
 
-// bounds are what is left of the bounds of all files together.
-type bounds struct {
-	bytes, values int
-	asked         int64 // of builtins.Large
-}
-
-// take takes what a file has, before it is parsed.
-func (b *bounds) take(ctx context.Context, text []byte) error {
-	b.bytes -= len(text)
-	if b.bytes < 0 {
-		return fault.Wrapf(fault.ErrTooLarge, "netplan's files have more than %d bytes together", maxText)
-	}
-	n := values(text)
-	if b.values -= n; b.values < 0 {
-		return fault.Wrapf(fault.ErrTooLarge, "netplan's files have more than %d values together", maxValues)
-	}
-	b.asked += int64(len(text) + n*valueSize)
-	return builtins.Large(ctx, b.asked)
-}
-
 // documents are the files that netplan reads, in its order: of files of one name the one in the last directory alone. What
 // cannot be parsed is there with its text; netplan's generator says what is wrong with it.
 func documents(ctx context.Context, files *fsys.Root) ([]*document, error) {

@@ -67,7 +67,9 @@ Subsystem sftp internal-sftp
 
 // ssh is the command for a connection, as an argument of others.
 func (s sshServer) ssh(port string) []string {
-	return []string{"-q", "-i", s.key, port, s.port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes"}
+	return []string{
+		"-q", "-i", s.key, port, s.port, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes",
+	}
 }
 
 func quietly(b *testing.B, command *exec.Cmd) {
@@ -88,9 +90,9 @@ func manyFiles(b *testing.B) string {
 	return dir
 }
 
-// BenchmarkSmallFiles: 400 files of 1 to 8 KiB, by ctl and by programs over ssh on the same machine, each as a program of its own: to a new
-// directory, beside scp and tar, and once more unchanged, beside rsync. With ctl a file has its content on the disk when it has
-// its name; the others leave that to the kernel, but for the rsync that is told to --fsync.
+// BenchmarkSmallFiles: 400 files of 1 to 8 KiB, by ctl and by programs over ssh on the same machine, each as a program of
+// its own: to a new directory, beside scp and tar, and once more unchanged, beside rsync. With ctl contents and names are on the
+// disk when it ends; the others leave that to the kernel, but for the rsync that is told to --fsync.
 func BenchmarkSmallFiles(b *testing.B) {
 	s, from, to := startSSH(b), manyFiles(b), b.TempDir()
 	ctl := filepath.Join(b.TempDir(), "ctl")

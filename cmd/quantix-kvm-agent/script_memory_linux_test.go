@@ -70,7 +70,8 @@ func TestScriptsDoNotFillTheAgent(t *testing.T) {
 	}
 }
 
-// Nor do the network's files, of which all are looked at when one is checked: 600 of 60 kB, one that is dense, or as many as may be.
+// Nor do the network's files, of which all are looked at when one is checked: 600 of 60 kB, one that is dense, or as many as
+// may be.
 func TestNetplanDoesNotFillTheAgent(t *testing.T) {
 	if agenttest.Race {
 		t.Skip("the race detector multiplies memory")

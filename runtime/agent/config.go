@@ -28,8 +28,8 @@ type Config struct {
 	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and from time
 	// to time. Optional; default: debug.FreeOSMemory.
 	Trim func()
-	// Rest returns what a report of telemetry took and the pause behind it does not need. It is called behind each while no request has
-	// come since Trim was called. Optional; default: nothing.
+	// Rest returns what a report of telemetry took and the pause behind it does not need. It is called behind each while no
+	// request has come since Trim was called. Optional; default: nothing.
 	Rest func()
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back. Optional;
 	// default: 60 s.

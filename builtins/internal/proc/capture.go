@@ -2,8 +2,8 @@ package proc
 
 import "os"
 
-// Spool says where output of commands is kept until they have ended, beyond 64 KiB of each stream: many may run at once, and what
-// they write is in memory only when the reply is made.
+// Spool says where output of commands is kept until they have ended, beyond 64 KiB of each stream: many may run at once,
+// and what they write is in memory only when the reply is made.
 type Spool struct {
 	// Dir is a directory for files without names; empty, or not there: all output is kept in memory.
 	Dir string

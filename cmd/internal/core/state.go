@@ -33,9 +33,7 @@ func (core *Core) prepareState(c Config) error {
 		if err := os.RemoveAll(c.overlays()); err != nil { // those of an agent that was killed
 			return fault.Cause(err)
 		}
-		if err := os.Mkdir(c.overlays(), 0o700); err != nil {
-			return fault.Cause(err)
-		}
+		_ = os.Mkdir(c.overlays(), 0o700) // without it what would be in there is in memory
 	}
 	key := c.Key
 	if key == nil {

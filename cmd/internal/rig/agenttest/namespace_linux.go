@@ -5,7 +5,8 @@ import (
 	"syscall"
 )
 
-// asOwnKernel has a command run with processes and mounts of its own, of which its /proc tells: as in a guest, which sees no others.
+// asOwnKernel has a command run with processes and mounts of its own, of which its /proc tells: as in a guest, which sees no
+// others.
 func asOwnKernel(cmd *exec.Cmd) {
 	const script = `mount --make-rprivate / && mount -t proc proc /proc && exec "$@"`
 	cmd.Args = append([]string{"sh", "-c", script, "sh", cmd.Path}, cmd.Args[1:]...)
