@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -108,13 +110,17 @@ func (r *Room) readChunk(file *os.File, meta fsys.Meta, call *builtins.Call, in 
 		return nil, fault.Cause(err)
 	}
 	data = data[:n]
-	return &pb.FileReadResponse{
-		Success: true, Data: data, Offset: in.Offset, TotalSize: uint64(meta.Size), Mode: typeAndMode(meta),
-		Eof:        ended || meta.Size > 0 && in.Offset+uint64(n) == uint64(meta.Size),
-		ModifiedAt: stamp(meta.Mtime),
-		Generation: generation(meta),
-		Crc32C:     new(r.crc(data)),
-	}, nil
+	reply := &struct { // in one piece of memory
+		out      pb.FileReadResponse
+		modified timestamppb.Timestamp
+		crc      uint32
+	}{crc: r.crc(data)}
+	reply.modified.Seconds, reply.modified.Nanos = meta.Mtime.Sec, int32(meta.Mtime.Nsec)
+	out := &reply.out
+	out.Success, out.Data, out.Offset, out.TotalSize, out.Mode = true, data, in.Offset, uint64(meta.Size), typeAndMode(meta)
+	out.Eof = ended || meta.Size > 0 && in.Offset+uint64(n) == uint64(meta.Size)
+	out.ModifiedAt, out.Generation, out.Crc32C = &reply.modified, generation(meta), &reply.crc
+	return out, nil
 }
 
 // generation names a state of a file.

@@ -76,8 +76,10 @@ func (r *rules) record(e call.Entry) {
 	if r.Security().Audit.On {
 		r.audit.Info("audit", fieldsOf(e)...)
 	}
-	r.log.Debug("operation", zap.String("op", e.Operation), zap.String("id", e.ID), zap.String("port", e.Port),
-		zap.Duration("took", e.Took), zap.String("code", fault.Code(e.Err)))
+	if line := r.log.Check(zap.DebugLevel, "operation"); line != nil {
+		line.Write(zap.String("op", e.Operation), zap.String("id", e.ID), zap.String("port", e.Port),
+			zap.Duration("took", e.Took), zap.String("code", fault.Code(e.Err)))
+	}
 }
 
 // panicked logs a panic in an operation.

@@ -110,6 +110,9 @@ func hideOf(ctx context.Context) func(string) string {
 
 // unique returns a list without what stands in it again.
 func unique(list []string) []string {
+	if len(list) < 2 {
+		return list
+	}
 	var out []string
 	for _, s := range list {
 		if !slices.Contains(out, s) {

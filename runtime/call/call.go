@@ -122,11 +122,11 @@ func (x *Executor) Capabilities(port string) []string {
 // Execute runs a native row for a host. A row with a transaction of its own has ended it when this returns: it committed, or
 // all is as it was and the error says why. An error names the operation, as in "file_write /etc/motd: read-only file system".
 func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtins.Op, in proto.Message) (proto.Message, error) {
-	own := *call
+	d := &decision{Executor: x, own: *call, op: op, in: in, files: x.config.Files}
+	d.call = &d.own
 	if x.config.Policy != nil {
-		own.Sees = func(owner string) bool { return x.config.Policy.Sees(call.Port, owner) }
+		d.own.Sees = func(owner string) bool { return x.config.Policy.Sees(call.Port, owner) }
 	}
-	d := &decision{Executor: x, call: &own, op: op, in: in, files: x.config.Files}
 	return d.audited(func() (proto.Message, error) {
 		if err := d.frozen(); err != nil {
 			return nil, d.because(err)
@@ -180,6 +180,7 @@ func (x *Executor) Subject(name string, args proto.Message) string {
 type decision struct {
 	*Executor
 	call   *builtins.Call
+	own    builtins.Call // where it is that of a request
 	op     *builtins.Op
 	files  *fsys.Root          // in which rules look paths up; nil: none is judged
 	in     proto.Message       // nil as long as it is not made
