@@ -81,7 +81,7 @@ func ownTime(b *testing.B) float64 {
 const agentsVariable = "QUANTIX_AGENTS"
 
 // BenchmarkScale: many agents on the sockets of this machine, and this process as the host of all: what each costs the host and
-// itself while all report telemetry each 5 s, and a script in all at once. Where the figures of a guest are the same with few and
+// itself while all report telemetry each 5 s, and for a script in each. Where the figures of a guest are the same with few and
 // with many, it is linear. Each agent sees its own processes alone, as in a guest. QUANTIX_AGENTS=1000 needs 12 GiB.
 func BenchmarkScale(b *testing.B) {
 	if os.Geteuid() != 0 {
@@ -105,7 +105,10 @@ func BenchmarkScale(b *testing.B) {
 	}
 }
 
-const scaleReports = 3 // that each agent sends while it is measured
+const (
+	scaleReports = 3  // that each agent sends while it is measured
+	scaleScripts = 50 // at once, of all agents: on one machine a process is started for each
+)
 
 func benchmarkAgents(b *testing.B, n int) {
 	ctx := context.Background()
@@ -143,8 +146,11 @@ func benchmarkAgents(b *testing.B, n int) {
 	b.ReportMetric(seconds/scaleReports, "s/report")
 	hostBegan, began = ownTime(b), time.Now()
 	var all sync.WaitGroup
+	places := make(chan bool, scaleScripts)
 	for _, c := range clients {
+		places <- true
 		all.Go(func() {
+			defer func() { <-places }()
 			reply, err := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte("file.write('/f', 'x')")})
 			if err != nil || reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
 				b.Error(reply, err)
