@@ -114,6 +114,9 @@ type Tx interface {
 	UndoLast(ctx context.Context, op string, args proto.Message) error
 	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
 	Irreversible(ctx context.Context, change *pb.Change) error
+	// HeldNames returns how many names of a file are the transaction's own: those that it took away, and those by which it keeps a
+	// file that has several. None of them is seen by others.
+	HeldNames(file fsys.Meta) uint32
 	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
 	NotBegun()
 }

@@ -190,7 +190,7 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	if same, err := sameContent(ctx, from, to); same && trusted || err != nil {
 		return &pb.Changed{}, err
 	}
-	if err := to.At.CanReplace(); err != nil {
+	if err := to.At.CheckReplace(to.Old); err != nil {
 		return nil, err
 	}
 	attr := fsys.Attr{}
@@ -223,7 +223,7 @@ func (c *change) copyFrom(ctx context.Context, from *change, attr fsys.Attr) err
 	if err := from.CopyOld(ctx, staged.File); err != nil {
 		return errors.Join(err, staged.Discard())
 	}
-	return staged.Commit(attr, c.Durable())
+	return c.Commit(staged, attr)
 }
 
 // sameContent compares two files; a place without a file is never the same.

@@ -70,7 +70,7 @@ func movable(from, to *change) error {
 		// Renaming over another name of the same file does nothing, and a copy kept of it would part its names.
 		return fault.On(from.Path, fault.Refuse("the file has %d names, and another file is in its way", from.Old.Links))
 	}
-	return to.At.CanReplace()
+	return to.At.CheckReplace(to.Old)
 }
 
 // moveTo renames, and copies where the two places are on different file systems.

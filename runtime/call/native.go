@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -150,6 +151,7 @@ func (s *scope) Kept(path string) (builtins.Touched, bool) { return s.tx.Kept(pa
 
 func (s *scope) Take(ctx context.Context, path string) error { return s.tx.Take(ctx, path) }
 func (s *scope) NotBegun()                                   { s.tx.NotBegun() }
+func (s *scope) HeldNames(file fsys.Meta) uint32             { return s.tx.HeldNames(file) }
 
 func (s *scope) BeforeTree(ctx context.Context, paths ...string) error {
 	return s.tx.BeforeTree(ctx, paths...)

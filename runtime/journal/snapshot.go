@@ -288,6 +288,7 @@ func (s *snapshotter) addLink(at *fsys.At, meta fsys.Meta, o *pb.JournalObject) 
 		return errors.Join(err, fault.ErrChanged)
 	}
 	o.Link = name
+	s.tx.hold(s.tx.journal.state, txFilePath(s.tx.ID(), name), linked)
 	return nil
 }
 

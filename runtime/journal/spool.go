@@ -267,6 +267,11 @@ func (t *Tx) moveAway(at *fsys.At, take *pb.JournalTake) error {
 		return err
 	}
 	if checkMoved(take, to, is) == nil {
+		root := t.journal.state
+		if take.Spool != "" {
+			root = t.journal.config.Root
+		}
+		t.holdTaken(root, to.Path, is)
 		return nil
 	}
 	if err := t.giveBack(to, at, take); err != nil {

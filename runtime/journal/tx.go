@@ -38,6 +38,10 @@ type Tx struct {
 	markedSteps      int // how many of steps belong to calls that ended
 	pending          pendingSyncs
 	made             map[inode]inode             // what a rollback made anew, by what it stands for
+	held             map[object][]heldName       // the names of files with several that are the transaction's own
+	heldCount        int                         // of these
+	unsearched       []heldName                  // trees that were moved away, in which such names were not looked for
+	searched         int                         // names that were looked at in such trees
 	named            map[inode]bool              // the objects that inverses are about
 	spools           map[string]*pb.JournalState // on other mounts: those that were made, by path
 	index, inverses  int64                       // bytes, see reserve

@@ -98,7 +98,7 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 	}
 	overFile := !c.Absent() && c.Old.Kind == fsys.File
 	if overFile {
-		if err := c.At.CanReplace(); err != nil {
+		if err := c.At.CheckReplace(c.Old); err != nil {
 			return false, err
 		}
 	}

@@ -46,6 +46,7 @@ type Change struct {
 
 	editor    *Editor
 	untrusted bool     // what is there is not fsys.At.Trusted
+	separate  bool     // all other names of what is there are the transaction's own
 	cost      uint64   // bytes that are copied to keep a large file, as far as a dry run tells
 	missing   []string // the directories above that Prepare makes
 }
@@ -92,16 +93,28 @@ func (c *Change) look(path string, how How) (err error) {
 		return err
 	}
 	c.Path = c.At.Path
-	if !how.Plain {
-		c.Old, err = c.At.Capture()
+	if how.Plain {
+		old, err := c.At.Stat()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		c.Old = old
 		return err
 	}
-	old, err := c.At.Stat()
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if c.Old, err = c.At.Capture(); err != nil {
+		return err
 	}
-	c.Old = old
-	return err
+	if c.Old.Kind == fsys.File && c.Old.Links > 1 && c.Call.Tx != nil {
+		c.Old.Links -= min(c.Call.Tx.HeldNames(c.Old), c.Old.Links-1)
+		c.separate = c.Old.Links == 1
+	}
+	return nil
+}
+
+// Commit gives a staged file the place of what is there.
+func (c *Change) Commit(staged *fsys.Staged, attr fsys.Attr) error {
+	attr.Separate = attr.Separate || c.separate
+	return staged.Commit(attr, c.Durable())
 }
 
 // ForetellCost finds out, in a dry run, what keeping a large file would cost.

@@ -147,7 +147,7 @@ func (c *Change) writable(w File) error {
 	case c.At == nil:
 		return nil
 	case !w.InPlace || c.Absent():
-		return c.At.CanReplace()
+		return c.At.CheckReplace(c.Old)
 	case c.Old.Kind == fsys.Directory:
 		return syscall.EISDIR
 	case c.Old.Kind != fsys.File:
@@ -227,7 +227,7 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 			return errors.Join(err, staged.Discard())
 		}
 	}
-	return staged.Commit(w.Attr, c.Durable())
+	return c.Commit(staged, w.Attr)
 }
 
 // grows says whether a large file gets no more than something behind it.
@@ -413,7 +413,7 @@ func (c *Change) backup(ctx context.Context) (err error) {
 // Duplicate makes the place of another change an exact copy of the file that is here. The copy of one that is not
 // trusted is for the agent's user alone.
 func (c *Change) Duplicate(ctx context.Context, to *Change) error {
-	if err := to.At.CanReplace(); err != nil {
+	if err := to.At.CheckReplace(to.Old); err != nil {
 		return err
 	}
 	staged, err := to.At.Stage()
@@ -424,7 +424,7 @@ func (c *Change) Duplicate(ctx context.Context, to *Change) error {
 		return errors.Join(err, staged.Discard())
 	}
 	if c.untrusted {
-		return staged.Commit(fsys.Attr{Mode: new(uint32(0o600)), UID: new(uint32(os.Geteuid()))}, to.Durable())
+		return to.Commit(staged, fsys.Attr{Mode: new(uint32(0o600)), UID: new(uint32(os.Geteuid()))})
 	}
 	return staged.Restore(c.Old, to.Durable())
 }
