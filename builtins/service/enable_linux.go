@@ -84,6 +84,11 @@ func (r *Room) disable(ctx context.Context, call *builtins.Call, op string, u un
 		return r.removeFromLevels(ctx, call, op, t, u)
 	}
 	f, err := t.find(u)
+	if errors.Is(err, fs.ErrNotExist) { // the link of an alias is there only as long as the unit is enabled
+		if own := t.aliased(ctx, u); own != nil {
+			f, err = own, nil
+		}
+	}
 	if err != nil {
 		return false, err
 	}

@@ -102,6 +102,17 @@ func TestLinksOfATree(t *testing.T) {
 			t.Error(out, err)
 		}
 	}
+	for _, want := range []bool{true, false} { // by its alias, whose link goes with it
+		if want {
+			if _, err := call(t, r, &builtins.Call{}, "service.enable", &pb.ServiceEnableArgs{Name: "web"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := call(t, r, &builtins.Call{}, "service.disable", &pb.ServiceEnableArgs{Name: "www"})
+		if err != nil || out.(*pb.Changed).Changed != want {
+			t.Error(want, out, err)
+		}
+	}
 	left, _ := filepath.Glob(dir + systemDir + "/*/web*")
 	if _, err := os.Lstat(dir + systemDir + "/www.service"); err == nil || len(left) > 0 {
 		t.Error("left are", left)

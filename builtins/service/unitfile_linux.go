@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"maps"
@@ -115,6 +116,35 @@ func (t tree) lookup(u unit, depth int) (*found, error) {
 		return f, t.read(f)
 	}
 	return nil, fs.ErrNotExist
+}
+
+// maxSearched is how many files of units are read for an alias.
+const maxSearched = 10_000
+
+// aliased returns the file of the unit that has an alias in its section [Install]; nil: none has.
+func (t tree) aliased(ctx context.Context, alias unit) *found {
+	read := 0
+	for _, dir := range unitDirs {
+		for _, name := range t.names(dir) {
+			u := unit(name)
+			if !u.kindKnown() || u.kind() != alias.kind() || u.isTemplate() {
+				continue
+			}
+			if read++; read > maxSearched || context.Cause(ctx) != nil {
+				return nil
+			}
+			f, err := t.lookup(u, 0)
+			if err != nil || f.masked {
+				continue
+			}
+			for _, text := range f.install.alias {
+				if name, err := expand(text, u); err == nil && name == string(alias) {
+					return f
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // kindKnown says whether a name ends as that of a unit does.
