@@ -285,7 +285,8 @@ func TestHelp(t *testing.T) {
 }
 
 func TestTexts(t *testing.T) {
-	for mode, want := range map[uint32]string{0o644: "-rw-r--r--", 0o4755: "-rwsr-xr-x", 0o6644: "-rwSr-Sr--", 0o1777: "-rwxrwxrwt", 0o100600: "-rw-------"} {
+	for mode, want := range map[uint32]string{0o644: "-rw-r--r--", 0o4755: "-rwsr-xr-x", 0o6644: "-rwSr-Sr--", 0o1777: "-rwxrwxrwt", 0o100600: "-rw-------",
+		0o010644: "prw-r--r--", 0o020620: "crw--w----", 0o060660: "brw-rw----", 0o140755: "srwxr-xr-x"} {
 		if got := modeText(&pb.DirectoryEntry{Mode: mode}); got != want {
 			t.Errorf("%o: %s", mode, got)
 		}

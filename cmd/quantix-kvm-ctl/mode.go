@@ -21,16 +21,30 @@ func parseMode(text string) (uint32, error) {
 	return uint32(mode), nil
 }
 
-// modeText writes type and permissions as ls does. What is neither a directory nor a link counts as a file, since messages
-// have no type for it.
+// kindOf returns what an entry is, in words and as the letter of ls. The mode says it as that of stat(2), if the agent puts the type
+// of the file into it.
+func kindOf(e *pb.DirectoryEntry) (words string, letter byte) {
+	switch bits := e.Mode &^ permissionBits; {
+	case e.IsSymlink:
+		return "link", 'l'
+	case e.IsDirectory:
+		return "directory", 'd'
+	case bits == 0o010000:
+		return "fifo", 'p'
+	case bits == 0o020000:
+		return "character device", 'c'
+	case bits == 0o060000:
+		return "block device", 'b'
+	case bits == 0o140000:
+		return "socket", 's'
+	}
+	return "file", '-'
+}
+
+// modeText writes type and permissions as ls does.
 func modeText(e *pb.DirectoryEntry) string {
 	text := []byte("-rwxrwxrwx")
-	switch {
-	case e.IsSymlink:
-		text[0] = 'l'
-	case e.IsDirectory:
-		text[0] = 'd'
-	}
+	_, text[0] = kindOf(e)
 	for i := range 9 {
 		if e.Mode&(1<<(8-i)) == 0 {
 			text[1+i] = '-'

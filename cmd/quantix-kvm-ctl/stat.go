@@ -47,12 +47,9 @@ func (a *app) printStat(path string, e *pb.DirectoryEntry, nth int) error {
 	if nth > 0 {
 		fmt.Fprintln(a.stdout)
 	}
-	kind := "file"
-	switch {
-	case e.IsDirectory:
-		kind = "directory"
-	case e.IsSymlink:
-		kind = "link to " + text.UnescapePath(e.SymlinkTarget)
+	kind, _ := kindOf(e)
+	if e.IsSymlink {
+		kind += " to " + text.UnescapePath(e.SymlinkTarget)
 	}
 	return table(a.stdout, [][]string{
 		{"path", path},
