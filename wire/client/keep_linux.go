@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -196,4 +198,22 @@ func number(text string) *uint32 {
 		return nil
 	}
 	return new(uint32(id))
+}
+
+// setLinkTime sets when a link was modified; a time that is not known stays.
+func setLinkTime(root *os.Root, name string, t time.Time) error {
+	if !isKnown(t) {
+		return nil
+	}
+	when, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return err
+	}
+	dir, err := root.Open(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, when}
+	return unix.UtimesNanoAt(int(dir.Fd()), path.Base(name), times, unix.AT_SYMLINK_NOFOLLOW)
 }

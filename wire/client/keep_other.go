@@ -5,6 +5,7 @@ package client
 import (
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -20,3 +21,5 @@ func localKept(*accounts, string, fs.FileInfo) (kept, error) { return kept{}, ni
 func setOwner(*accounts, *os.Root, string, kept) error { return nil }
 
 func setXattrs(*os.File, []*pb.CopiedAttribute) error { return nil }
+
+func setLinkTime(*os.Root, string, time.Time) error { return nil }

@@ -176,6 +176,32 @@ func TestPullMakesNoNameOfAFileThatFailed(t *testing.T) {
 	reads(t, dir+"/b", "good")
 }
 
+// A copy keeps the time of a link, of one that is here already, too.
+func TestPullKeepsTheTimesOfLinks(t *testing.T) {
+	when := time.Unix(1_000_000_000, 123_456_789)
+	status := &pb.FileStatus{Kind: "symlink", SymlinkTarget: "x", Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
+	g := &treeGuest{status: map[string]*pb.FileStatus{"/t": {
+		Kind: "directory", Mode: 0o755, Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()),
+	}}}
+	for _, name := range []string{"new", "there"} {
+		entry := &pb.DirectoryEntry{Name: name, IsSymlink: true, SymlinkTarget: "x", ModifiedAt: timestamppb.New(when)}
+		g.list, g.status["/t/"+name] = append(g.list, entry), status
+	}
+	c, _ := agent(t, g.serve)
+	dir := t.TempDir()
+	if err := os.Symlink("x", dir+"/there"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.PullTree(within(t, 20*time.Second), "/t", dir, Tree{All: true}); err != nil || got.Links != 2 {
+		t.Fatalf("%+v %v", got, err)
+	}
+	for _, name := range []string{"new", "there"} {
+		if info, err := os.Lstat(dir + "/" + name); err != nil || !info.ModTime().Equal(when) {
+			t.Errorf("%s: %v, %v", name, info.ModTime(), err)
+		}
+	}
+}
+
 // What the guest does not describe keeps what it has here, and is told.
 func TestPullLeavesOutWhatIsNotDescribed(t *testing.T) {
 	uid, gid := uint32(os.Getuid()), uint32(os.Getgid())

@@ -331,10 +331,13 @@ func (p *pullTree) makeOne(it item) (err error) {
 		}
 	}
 	p.count(&p.copied.Links, 1, nil)
-	if p.tree.All {
-		return setOwner(&p.names, p.root, it.name, it.kept)
+	if !p.tree.All {
+		return nil
 	}
-	return nil
+	if err := setOwner(&p.names, p.root, it.name, it.kept); err != nil {
+		return err
+	}
+	return setLinkTime(p.root, it.name, it.mtime)
 }
 
 // unchangedOf finds out which files are here already, by name.
