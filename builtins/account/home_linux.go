@@ -191,18 +191,14 @@ func (w *writing) furnish(ctx context.Context) error {
 
 // makeHome makes a home directory, which becomes the user's when all is in it: another user may have had the number.
 func (w *writing) makeHome(ctx context.Context, h *newHome) error {
-	made, err := w.root.MakeParents(h.path, w.call.Tx == nil)
-	if err != nil {
-		return err
-	}
-	for _, dir := range made {
-		w.report(dir, "created")
-	}
-	at, err := w.root.At(h.path)
+	at, made, err := w.root.MakeParents(h.path, w.call.Tx == nil)
 	if err != nil {
 		return err
 	}
 	defer at.Close()
+	for _, dir := range made {
+		w.report(dir, "created")
+	}
 	if err := at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}); err != nil {
 		return err
 	}

@@ -132,10 +132,11 @@ func (w *writing) sameFileSystem(m *homeMove) error {
 
 // moveHome moves a home directory. What a rollback does is announced before, with what tells the directory from others.
 func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
-	made, err := w.root.MakeParents(m.to, w.call.Tx == nil)
+	to, made, err := w.root.MakeParents(m.to, w.call.Tx == nil)
 	if err != nil {
 		return err
 	}
+	defer to.Close()
 	for _, dir := range made {
 		w.report(dir, "created")
 	}
@@ -144,11 +145,6 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 		return fault.On(m.from, err)
 	}
 	defer from.Close()
-	to, err := w.root.At(m.to)
-	if err != nil {
-		return err
-	}
-	defer to.Close()
 	meta, err := from.Stat()
 	if err != nil {
 		return fault.On(m.from, err)

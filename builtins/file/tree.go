@@ -135,7 +135,7 @@ func (w *treeWriter) make(ctx context.Context, i int, entry *pb.TreeEntry) error
 	case kindHardLink:
 		return w.link(i, entry)
 	case kindAttributes:
-		return w.attributes(entry, attr)
+		return w.attributes(entry, attr, "")
 	}
 	return fault.Invalid("the kind %q is none of file, directory, symlink, link and attributes", entry.Kind)
 }
@@ -280,7 +280,7 @@ func (w *treeWriter) symlink(ctx context.Context, i int, entry *pb.TreeEntry, at
 		return err
 	}
 	attr.Mode, attr.Copied = nil, nil // which no link has
-	return w.attributes(entry, attr)
+	return w.attributes(entry, attr, fsys.Symlink)
 }
 
 func (w *treeWriter) link(i int, entry *pb.TreeEntry) error {
@@ -308,13 +308,17 @@ func (w *treeWriter) link(i int, entry *pb.TreeEntry) error {
 	return w.changed(i, c.At.Path)
 }
 
-// attributes changes nothing but attributes, which the next sync of the file system makes durable.
-func (w *treeWriter) attributes(entry *pb.TreeEntry, attr fsys.Attr) error {
+// attributes changes nothing but attributes, which the next sync of the file system makes durable. Made is what the entry made
+// before; empty: what is there already is meant.
+func (w *treeWriter) attributes(entry *pb.TreeEntry, attr fsys.Attr, made fsys.Kind) error {
 	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.How{})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if made != "" && c.Old.Kind != made {
+		return fault.Wrapf(fault.ErrChanged, "something else took its name meanwhile")
+	}
 	if c.Absent() {
 		return fs.ErrNotExist
 	}

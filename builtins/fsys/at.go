@@ -1,7 +1,6 @@
 package fsys
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -126,6 +125,9 @@ func (d *Dir) Names() ([]string, error) { return d.dir.names() }
 // Stat is At.Stat of a name in the directory, not escaped.
 func (d *Dir) Stat(name string) (Meta, error) { return d.dir.stat(name) }
 
+// SetAttr sets what attr says on the directory itself, wherever its name leads by now.
+func (d *Dir) SetAttr(attr Attr) error { return d.dir.setAttr(".", Directory, attr) }
+
 // At returns the entry of a name in the directory, not escaped, which costs the same at any depth. It outlives the directory;
 // the caller closes it. A path that is too long for Root.Exact is refused.
 func (d *Dir) At(name string) (*At, error) {
@@ -136,27 +138,6 @@ func (d *Dir) At(name string) (*At, error) {
 	dir, err := d.dir.dup()
 	at.dir = dir
 	return at, err
-}
-
-// Mkdir makes a directory. Unless attr says otherwise it has the mode that mkdir(2) would give it: 0755, or what a default
-// ACL of the directory above makes of 0777, and setgid where that has it. While it is made others cannot enter it.
-func (a *At) Mkdir(attr Attr) error {
-	above, err := a.dir.capture(".")
-	if err != nil {
-		return err
-	}
-	if attr.Mode == nil {
-		const setgid = 0o2000
-		attr.Mode = new(inheritedMode(above.Xattrs[defaultACL], askedOfDir, modeOfDir) | above.Mode&setgid)
-	}
-	if err := a.dir.make(a.Name, Meta{Kind: Directory}); err != nil {
-		return err
-	}
-	a.changed()
-	if err := a.dir.setAttr(a.Name, Directory, attr); err != nil {
-		return errors.Join(err, a.dir.remove(a.Name, true))
-	}
-	return nil
 }
 
 // Symlink makes a link to target, byte for byte, or replaces the link that is here by it, in one step. Where anything
@@ -190,34 +171,12 @@ func (a *At) symlink(target string, file bool) error {
 		if err := a.dir.rename(temp, a.dir, a.Name, true); err != nil {
 			return errors.Join(err, a.dir.remove(temp, false))
 		}
+		if is, err := a.dir.stat(a.Name); err != nil || is.Kind != Symlink || is.Target != target {
+			return errors.Join(errChangedName, ignoreAbsent(err))
+		}
 		return nil
 	}
 	return fs.ErrExist
-}
-
-// Make makes an object without content from its description: a directory, a link or a special file. Where something is
-// already the error is fs.ErrExist. The object is complete before it takes the name.
-func (a *At) Make(meta Meta) error {
-	if meta.Kind == File || meta.Kind == Absent {
-		return fault.Invalid("a %s cannot be made from its description", meta.Kind)
-	}
-	temp := tempName()
-	if err := a.dir.make(temp, meta); err != nil {
-		return err
-	}
-	a.changed()
-	free := meta.Unlocked()
-	err := a.dir.apply(temp, free)
-	if err == nil {
-		err = a.dir.rename(temp, a.dir, a.Name, false)
-	}
-	if err != nil {
-		return errors.Join(err, a.dir.remove(temp, meta.Kind == Directory))
-	}
-	if len(free.Xattrs) != len(meta.Xattrs) || !bytes.Equal(free.Xattrs[inodeFlags], meta.Xattrs[inodeFlags]) {
-		return a.dir.apply(a.Name, meta)
-	}
-	return nil
 }
 
 // Unlock takes the flags of chattr(1) from the object here that forbid to change it. Apply sets them again.

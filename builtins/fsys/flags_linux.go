@@ -25,6 +25,10 @@ const (
 	lockFlags = flagI | flagA
 )
 
+// inodeFlags is the name in Meta.Xattrs under which the flags of an inode are, as four bytes: no extended attribute has a name
+// without a namespace of its own.
+const inodeFlags = "inode.flags"
+
 // openForFlags opens a file or directory, which the calls for flags need, until done is called; false: it has none that can
 // be read. O_NONBLOCK is for a file on which others hold a lease.
 func (o descriptor) openForFlags(kind Kind) (fd int, done func(), ok bool) {

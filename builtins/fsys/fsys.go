@@ -27,7 +27,6 @@ package fsys
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -321,41 +320,6 @@ func (r *Root) Resolve(path string, follow bool) (string, error) {
 		return "", err
 	}
 	return r.resolveBelow(missing, path)
-}
-
-// MakeParents makes the directories above path that do not exist, with mode 0755 and the agent as owner, and returns
-// the resolved paths of those that it made, the outermost first. One that somebody else makes meanwhile is used as it
-// is. Their names are durable if syncDir is set. On an error nothing of it stays.
-func (r *Root) MakeParents(path string, syncDir bool) (made []string, err error) {
-	missing, err := r.Missing(path)
-	if err != nil {
-		return nil, err
-	}
-	for _, dir := range missing {
-		switch err := r.mkdir(dir, syncDir); {
-		case err == nil:
-			made = append(made, dir)
-		case !errors.Is(err, fs.ErrExist):
-			r.RemoveEmpty(made)
-			return nil, fmt.Errorf("directory %s: %w", dir, err)
-		}
-	}
-	return made, nil
-}
-
-func (r *Root) mkdir(dir string, syncDir bool) error {
-	at, err := r.At(dir)
-	if err != nil {
-		return err
-	}
-	defer at.Close()
-	if err := at.Mkdir(Attr{}); err != nil || !syncDir {
-		return err
-	}
-	if err := at.SyncDir(); err != nil {
-		return errors.Join(err, at.Remove())
-	}
-	return nil
 }
 
 // RemoveEmpty undoes MakeParents: it removes directories, the last first, as far as they are empty.

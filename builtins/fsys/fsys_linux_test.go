@@ -280,9 +280,12 @@ func TestMissingParentsAreMadeAndTakenBack(t *testing.T) {
 	if path, err := r.Resolve(dir+"/link/a/b/f", false); err != nil || path != dir+"/real/a/b/f" {
 		t.Errorf("resolves to %s, %v", path, err)
 	}
-	made, err := r.MakeParents(dir+"/link/a/b/f", true)
+	entry, made, err := r.MakeParents(dir+"/link/a/b/f", true)
 	if err != nil || !reflect.DeepEqual(made, want) {
 		t.Fatalf("made %v, %v", made, err)
+	}
+	if entry.Path != dir+"/real/a/b/f" || entry.Public != at(t, r, entry.Path).Public || entry.Close() != nil {
+		t.Errorf("the entry is %+v", entry)
 	}
 	if info, err := os.Stat(dir + "/real/a/b"); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("%v, %v", info, err)
@@ -293,7 +296,7 @@ func TestMissingParentsAreMadeAndTakenBack(t *testing.T) {
 		t.Errorf("what is not empty stays, the rest goes: %v", got)
 	}
 	write(t, dir+"/file", "")
-	if _, err := r.MakeParents(dir+"/file/a/b", true); !errors.Is(err, syscall.ENOTDIR) {
+	if _, _, err := r.MakeParents(dir+"/file/a/b", true); !errors.Is(err, syscall.ENOTDIR) {
 		t.Errorf("below a file: %v", err)
 	}
 	must(t, os.Symlink("nowhere", dir+"/dangling"))

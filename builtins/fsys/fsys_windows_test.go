@@ -284,7 +284,11 @@ func TestLongPaths(t *testing.T) {
 		path = filepath.Join(path, strings.Repeat("d", 60))
 	}
 	path = filepath.Join(path, "file")
-	if _, err := root.MakeParents(path, true); err != nil {
+	at, _, err := root.MakeParents(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := at.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for _, content := range []string{"one", "two"} {

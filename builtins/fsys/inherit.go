@@ -64,10 +64,6 @@ func withCopied(have, copied map[string][]byte) map[string][]byte {
 	return all
 }
 
-// inodeFlags is the name in Meta.Xattrs under which the flags of an inode are, as four bytes: no extended attribute has a name
-// without a namespace of its own.
-const inodeFlags = "inode.flags"
-
 // CheckLocked says why an object, in the words of what, cannot be changed: chattr(1) set a flag. Nil: it has none of those.
 func (m Meta) CheckLocked(what string) error {
 	flag := "a"

@@ -251,6 +251,10 @@ func (d *overlayDir) make(name string, meta Meta) error {
 	return nil
 }
 
+func (d *overlayDir) begin(name string, meta Meta, aside bool) (making, error) {
+	return beginNamed(d, name, meta, aside)
+}
+
 // newMeta returns the state of a new object in the directory.
 func (d *overlayDir) newMeta(kind Kind, mode uint32) Meta {
 	d.overlay.inodes++

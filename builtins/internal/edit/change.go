@@ -168,10 +168,7 @@ func (c *Change) MakeParents() (err error) {
 	if len(c.missing) == 0 {
 		return nil
 	}
-	if c.Made, err = c.Root.MakeParents(c.Path, c.Durable()); err != nil {
-		return err
-	}
-	if c.At, err = c.Root.At(c.Path); err != nil {
+	if c.At, c.Made, err = c.Root.MakeParents(c.Path, c.Durable()); err != nil {
 		return err
 	}
 	is, err := c.At.Stat()
