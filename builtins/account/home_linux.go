@@ -199,21 +199,27 @@ func (w *writing) makeHome(ctx context.Context, h *newHome) error {
 	for _, dir := range made {
 		w.report(dir, "created")
 	}
-	if err := at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}); err != nil {
-		return err
-	}
-	dir, err := at.Stat()
+	home, err := at.MakeDir(fsys.Attr{Mode: new(uint32(0o700))})
 	if err != nil {
 		return err
 	}
 	w.report(h.path, "created")
+	dirs := newDirs{{".", home}}
+	defer func() { dirs.closeTo(0) }()
 	for _, e := range h.entries {
-		if err := w.makeEntry(ctx, h, e); err != nil {
+		if err := w.makeEntry(ctx, h, &dirs, e); err != nil {
 			return fault.On(e.path, err)
 		}
 		w.report(fsys.Join(h.path, e.path), "created")
 	}
-	if err := at.SetAttrOf(dir, fsys.Attr{Mode: &h.mode, UID: &h.uid, GID: &h.gid}); err != nil {
+	is, err := home.Stat(".")
+	if err == nil {
+		err = w.leads(h.path, is) // else it stays the agent's, wherever it is
+	}
+	if err == nil {
+		err = home.SetAttr(fsys.Attr{Mode: &h.mode, UID: &h.uid, GID: &h.gid})
+	}
+	if err != nil {
 		return err
 	}
 	if w.call.Tx == nil {
@@ -222,9 +228,33 @@ func (w *writing) makeHome(ctx context.Context, h *newHome) error {
 	return nil
 }
 
+// newDirs are the directories that were made from a home directory down to the one that is being filled, each by its path below
+// the home. They are open: others may have the path lead elsewhere meanwhile.
+type newDirs []newDir
+
+type newDir struct {
+	path string
+	dir  *fsys.Dir
+}
+
+// of returns the directory that a path is in, and closes those that are full.
+func (d *newDirs) of(path string) *fsys.Dir {
+	for n := len(*d); (*d)[n-1].path != fsys.Parent(path); n-- {
+		d.closeTo(n - 1)
+	}
+	return (*d)[len(*d)-1].dir
+}
+
+func (d *newDirs) closeTo(n int) {
+	for _, open := range (*d)[n:] {
+		_ = open.dir.Close()
+	}
+	*d = (*d)[:n]
+}
+
 // makeEntry makes one object of the skeleton in a home directory.
-func (w *writing) makeEntry(ctx context.Context, h *newHome, e entry) error {
-	to, err := w.root.At(fsys.Join(h.path, e.path))
+func (w *writing) makeEntry(ctx context.Context, h *newHome, dirs *newDirs, e entry) error {
+	to, err := dirs.of(e.path).At(text.UnescapePath(fsys.Base(e.path)))
 	if err != nil {
 		return err
 	}
@@ -234,7 +264,11 @@ func (w *writing) makeEntry(ctx context.Context, h *newHome, e entry) error {
 	}
 	switch e.meta.Kind {
 	case fsys.Directory:
-		return to.Mkdir(fsys.Attr{Mode: &meta.Mode, UID: &h.uid, GID: &h.gid})
+		dir, err := to.MakeDir(fsys.Attr{Mode: &meta.Mode, UID: &h.uid, GID: &h.gid})
+		if err == nil {
+			*dirs = append(*dirs, newDir{e.path, dir})
+		}
+		return err
 	case fsys.Symlink:
 		return to.Make(meta)
 	}

@@ -160,12 +160,29 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 	if err := renameHome(from, to, w.call.Tx == nil && w.call.DryRun == nil); err != nil {
 		return err
 	}
+	if err := w.leads(m.to, meta); err != nil {
+		return errors.Join(fault.On(m.to, err), to.Rename(from, false))
+	}
 	w.report(m.from, "deleted")
 	w.report(m.to, "created")
 	if running, err := w.processes(m.uid); err == nil && running != "" {
 		w.call.Warn("the home directory " + m.from + " is moved while the user has processes: " + running)
 	}
 	return nil
+}
+
+// leads says why a path does not lead to what was put there: it, or a directory above it, may have been exchanged.
+func (w *writing) leads(path string, there fsys.Meta) error {
+	var is fsys.Meta
+	at, err := w.root.Exact(path)
+	if err == nil {
+		is, err = at.Stat()
+		_ = at.Close()
+	}
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !is.Same(there) {
+		return fault.Wrapf(fault.ErrChanged, "the path leads elsewhere by now")
+	}
+	return err
 }
 
 // renameHome moves a directory, which keeps its time also on file systems where a move is a change of it.
@@ -182,8 +199,11 @@ func renameHome(from, to *fsys.At, durable bool) error {
 		return err
 	}
 	is, err := to.Capture()
+	if err == nil && !is.Same(was) {
+		err = fault.Wrapf(fault.ErrChanged, "another %s took its place", is.Kind)
+	}
 	if err == nil && is.Mtime != was.Mtime {
-		err = to.Apply(was)
+		err = to.Of(is).Apply(was)
 	}
 	if err == nil && durable {
 		err = errors.Join(to.SyncDir(), from.SyncDir())
