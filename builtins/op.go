@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -44,6 +45,9 @@ type Op struct {
 	// Access computes what a request would read, change and run. It must bear any request. Nil: nothing that a rule could
 	// name.
 	Access func(in proto.Message) Access
+	// AccessIn is Access for a row that has to look at files to tell: at those that the call acts on, pretended ones too. Nil
+	// files are the guest's own. Optional.
+	AccessIn func(files *fsys.Root, in proto.Message) Access
 	// OnError makes the reply to a request that failed, for messages whose error is more than their error field. Optional.
 	OnError func(err error) proto.Message
 
@@ -145,6 +149,11 @@ func Of[In proto.Message, R any](f func(In) R) func(proto.Message) R {
 	return func(in proto.Message) R { return f(in.(In)) }
 }
 
+// In is Of for AccessIn.
+func In[In proto.Message](f func(*fsys.Root, In) Access) func(*fsys.Root, proto.Message) Access {
+	return func(files *fsys.Root, in proto.Message) Access { return f(files, in.(In)) }
+}
+
 // Changes says whether a request to this row may change the guest.
 func (op *Op) Changes(in proto.Message) bool {
 	return op.Mutates && !(op.Readonly != nil && op.Readonly(in))
@@ -155,12 +164,18 @@ func (op *Op) Transacts(in proto.Message) bool {
 	return op.Transaction && op.Changes(in) && !(op.Bare != nil && op.Bare(in))
 }
 
-// AccessOf returns what a request would read, change and run.
-func (op *Op) AccessOf(in proto.Message) Access {
-	if op.Access == nil {
-		return Access{}
+// AccessOf returns what a request that acts on the guest's own files would read, change and run.
+func (op *Op) AccessOf(in proto.Message) Access { return op.AccessOn(nil, in) }
+
+// AccessOn is AccessOf for one that acts on files, such as those of a dry run.
+func (op *Op) AccessOn(files *fsys.Root, in proto.Message) Access {
+	switch {
+	case op.AccessIn != nil:
+		return op.AccessIn(files, in)
+	case op.Access != nil:
+		return op.Access(in)
 	}
-	return op.Access(in)
+	return Access{}
 }
 
 // Room returns the part of a script row's name before the dot; of a native row it is empty.

@@ -79,17 +79,17 @@ func (r *Room) changing() []builtins.Op {
 		{
 			Name: "account.create", Usage: "(name) changed", Summary: "make a user, or make one that is there what is said",
 			Mutates: true, Predictable: true, Inverse: inverse,
-			Access: builtins.Of(r.createAccess), Handler: builtins.Handle(r.create),
+			AccessIn: builtins.In(r.createAccess), Handler: builtins.Handle(r.create),
 		},
 		{
 			Name: "account.modify", Usage: "(name) changed", Summary: "change a user",
 			Mutates: true, Predictable: true, Inverse: inverse,
-			Access: builtins.Of(r.modifyAccess), Handler: builtins.Handle(r.modify),
+			AccessIn: builtins.In(r.modifyAccess), Handler: builtins.Handle(r.modify),
 		},
 		{
 			Name: "account.remove", Usage: "(name) changed", Summary: "remove a user",
 			Mutates: true, Predictable: true, Inverse: inverse,
-			Access: builtins.Of(r.removeAccess), Handler: builtins.Handle(r.remove),
+			AccessIn: builtins.In(r.removeAccess), Handler: builtins.Handle(r.remove),
 		},
 		{
 			Name: "account.password", Usage: "(name, password) changed", Summary: "set the password of a user",
@@ -102,7 +102,7 @@ func (r *Room) changing() []builtins.Op {
 			Summary: "the keys by which a user may log in; with keys, or exclusive, whether setting them changed anything",
 			Mutates: true, Predictable: true,
 			Readonly: builtins.Of(func(in *pb.AccountKeysArgs) bool { return len(in.Keys) == 0 && !in.Exclusive }),
-			Access:   builtins.Of(r.keysAccess), Handler: builtins.Handle(r.keys),
+			AccessIn: builtins.In(r.keysAccess), Handler: builtins.Handle(r.keys),
 		},
 		{
 			Name: "account.groups", Usage: "(name, [groups])",

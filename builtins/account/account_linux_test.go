@@ -159,7 +159,7 @@ func (g *tree) do(name string, in proto.Message) (proto.Message, error) {
 	g.kept, g.changes = nil, nil
 	ops := g.room.Room().Ops
 	op := &ops[slices.IndexFunc(ops, func(op builtins.Op) bool { return op.Name == name })]
-	op.Access(in)
+	op.AccessOf(in)
 	g.op, g.undos = op, 0
 	out, err := op.Call(g.t.Context(), g.call, in)
 	if held, _ := filepath.Glob(g.path("/etc/[a-z]*.lock")); len(held) > 0 {

@@ -76,6 +76,14 @@ func (d defaults) said(name, otherwise string) string {
 
 func (d defaults) home(name string) string { return fsys.Join(d.said("HOME", "/home"), name) }
 
+// skeleton is what a new home directory is a copy of.
+func (d defaults) skeleton() string { return d.said("SKEL", defaultSkeleton) }
+
+// makesMail says whether a new user gets a mail spool.
+func (d defaults) makesMail(system bool) bool {
+	return !system && d.useradd["CREATE_MAIL_SPOOL"] == "yes"
+}
+
 // mailOf is the mail spool of a user.
 func (d defaults) mailOf(name string) string {
 	dir := d.login["MAIL_DIR"]

@@ -50,12 +50,9 @@ type newOwner struct {
 
 // furnish plans the home directory and the mail spool of a user where they are missing.
 func (p *plan) furnish(root *fsys.Root, u *user, w *wish) error {
-	wanted := !w.system || w.home != ""
+	wanted := w.wantsHome()
 	if u.at >= 0 && w.home == "" && u.uid < readDefaults(root).id("UID_MIN", 1000) {
-		wanted = false // a user of the system, who was there: /nonexistent is to stay so
-	}
-	if w.createHome != nil {
-		wanted = *w.createHome
+		wanted = w.createHome != nil && *w.createHome // a user of the system, who was there: /nonexistent is to stay so
 	}
 	if !wanted || checkPath("home", u.home) != nil {
 		return nil
@@ -66,13 +63,13 @@ func (p *plan) furnish(root *fsys.Root, u *user, w *wish) error {
 	}
 	if !there {
 		p.home = &newHome{
-			path: u.home, uid: u.uid, gid: u.gid, mode: p.defaults.homeMode(), skeleton: p.defaults.said("SKEL", defaultSkeleton),
+			path: u.home, uid: u.uid, gid: u.gid, mode: p.defaults.homeMode(), skeleton: p.defaults.skeleton(),
 		}
 		if err := p.home.readSkeleton(root); err != nil {
 			return err
 		}
 	}
-	if u.at < 0 && !w.system && p.defaults.useradd["CREATE_MAIL_SPOOL"] == "yes" {
+	if u.at < 0 && p.defaults.makesMail(w.system) {
 		return p.furnishMail(root, u)
 	}
 	return nil

@@ -27,6 +27,14 @@ type wish struct {
 	force       bool
 }
 
+// wantsHome says whether a user who is not there yet is to have a home directory.
+func (w *wish) wantsHome() bool {
+	if w.createHome != nil {
+		return *w.createHome
+	}
+	return !w.system || w.home != ""
+}
+
 // check refuses a wish that cannot be met anywhere.
 func (w *wish) check(create bool) error {
 	name := checkName

@@ -34,6 +34,9 @@ func listAccess() builtins.Access { return builtins.Access{Reads: public} }
 // public are the files that everybody reads: what is changed in them is shown.
 var public = []string{passwdFile, groupFile}
 
+// told are those of all: what was in them stands in the list of changes.
+var told = []string{passwdFile, groupFile, subuidFile, subgidFile}
+
 // all are the files that a new or a removed user changes.
 var all = []string{passwdFile, groupFile, shadowFile, gshadowFile, subuidFile, subgidFile}
 
@@ -42,7 +45,9 @@ func nameAccess(in *pb.AccountNameArgs) builtins.Access {
 }
 
 func passwordAccess(name string) builtins.Access {
-	return builtins.Access{Objects: []builtins.Object{object(name)}, Writes: []string{passwdFile, shadowFile}}
+	access := resetAccess(&pb.ResetPasswordRequest{Username: name})
+	access.Reads = []string{passwdFile}
+	return access
 }
 
 func inverseAccess(in *pb.JournalObject) builtins.Access {
@@ -55,7 +60,10 @@ func inverseAccess(in *pb.JournalObject) builtins.Access {
 	return builtins.Access{Writes: []string{in.Path}}
 }
 
-func resetAccess(in *pb.ResetPasswordRequest) builtins.Access { return passwordAccess(in.Username) }
+// resetAccess is that of a host, which is shown no changes.
+func resetAccess(in *pb.ResetPasswordRequest) builtins.Access {
+	return builtins.Access{Objects: []builtins.Object{object(in.Username)}, Writes: []string{passwdFile, shadowFile}}
+}
 
 func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access {
 	access := builtins.Access{Objects: append(groupObjects(in.Groups), object(in.Name)), Reads: public}
@@ -66,10 +74,10 @@ func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access {
 }
 
 // wishAccess is that of making a user what is wished. home is the directory that may be made, or is written down; empty: none.
-func (r *Room) wishAccess(w *wish, files []string, home string) builtins.Access {
+func (r *Room) wishAccess(files *fsys.Root, w *wish, writes []string, home string) builtins.Access {
 	access := builtins.Access{
 		Objects: append(groupObjects(append([]string{w.group}, w.groups...)), object(w.name)),
-		Reads:   public, Writes: slices.Clone(files),
+		Reads:   append(slices.Clone(told), loginDefs, useraddFile), Writes: slices.Clone(writes),
 	}
 	if home != "" {
 		access.Writes = append(access.Writes, home)
@@ -77,71 +85,85 @@ func (r *Room) wishAccess(w *wish, files []string, home string) builtins.Access 
 	if w.uid == nil && w.gid == nil && w.group == "" && !w.moveHome || checkName(w.name) != nil {
 		return access
 	}
-	if owned := r.homeOf(w.name); checkPath("home", owned) == nil { // what is in it may get another owner, or goes away
+	if owned := r.homeOf(files, w.name); checkPath("home", owned) == nil { // what is in it may get another owner, or goes away
 		access.Writes, access.Trees = append(access.Writes, owned), []string{owned}
 	}
 	return access
 }
 
-func (r *Room) createAccess(in *pb.AccountCreateArgs) builtins.Access {
-	w := createWish(in)
-	home := w.home
-	if home == "" && checkNewName(w.name) == nil {
-		home = r.homeOf(w.name)
+// createAccess has the skeleton, which is copied to where its user reads it, and the mail spool.
+func (r *Room) createAccess(files *fsys.Root, in *pb.AccountCreateArgs) builtins.Access {
+	w, home, d := createWish(in), in.Home, r.defaults(files)
+	named := checkNewName(w.name) == nil
+	if home == "" && named {
+		home = r.homeOf(files, w.name)
 	}
-	return r.wishAccess(w, all, home)
+	access := r.wishAccess(files, w, all, home)
+	if w.wantsHome() {
+		access.Reads, access.Trees = append(access.Reads, d.skeleton()), append(access.Trees, d.skeleton())
+	}
+	if named && d.makesMail(w.system) {
+		access.Writes = append(access.Writes, d.mailOf(w.name))
+	}
+	return access
 }
 
-func (r *Room) modifyAccess(in *pb.AccountModifyArgs) builtins.Access {
-	return r.wishAccess(modifyWish(in), []string{passwdFile, groupFile, gshadowFile}, in.Home)
+func (r *Room) modifyAccess(files *fsys.Root, in *pb.AccountModifyArgs) builtins.Access {
+	return r.wishAccess(files, modifyWish(in), []string{passwdFile, groupFile, gshadowFile}, in.Home)
 }
 
-func (r *Room) removeAccess(in *pb.AccountRemoveArgs) builtins.Access {
-	access := builtins.Access{Objects: []builtins.Object{object(in.Name)}, Reads: public, Writes: all}
+func (r *Room) removeAccess(files *fsys.Root, in *pb.AccountRemoveArgs) builtins.Access {
+	access := builtins.Access{Objects: []builtins.Object{object(in.Name)}, Reads: told, Writes: all}
 	if !in.Home || checkName(in.Name) != nil {
 		return access
 	}
-	access.Writes = append(slices.Clone(all), r.defaults().mailOf(in.Name))
-	if home := r.homeOf(in.Name); checkPath("home", home) == nil {
+	access.Writes = append(slices.Clone(all), r.defaults(files).mailOf(in.Name))
+	if home := r.homeOf(files, in.Name); checkPath("home", home) == nil {
 		access.Writes, access.Trees = append(access.Writes, home), []string{home}
 	}
 	return access
 }
 
-func (r *Room) keysAccess(in *pb.AccountKeysArgs) builtins.Access {
+func (r *Room) keysAccess(files *fsys.Root, in *pb.AccountKeysArgs) builtins.Access {
 	access := builtins.Access{Objects: []builtins.Object{object(in.Name)}, Reads: public}
 	if checkName(in.Name) != nil {
 		return access
 	}
-	home := r.homeOf(in.Name)
+	home := r.homeOf(files, in.Name)
 	if checkPath("home", home) != nil {
 		return access
 	}
-	if file := fsys.Join(home, keysFile); len(in.Keys) == 0 && !in.Exclusive {
-		access.Reads = append(slices.Clone(public), file)
-	} else {
+	file := fsys.Join(home, keysFile)
+	access.Reads = append(slices.Clone(public), file)
+	if len(in.Keys) > 0 || in.Exclusive {
 		access.Writes = []string{file}
 	}
 	return access
 }
 
-// homeOf is the home directory of a user, or what it would be. What a dry run pretends it does not see.
-func (r *Room) homeOf(name string) string {
-	if r.guest.Files != nil {
-		if passwd, err := readRecords(r.guest.Files, passwdFile); err == nil {
+// homeOf is the home directory of a user, or what it would be, in the files that a call acts on; nil: the guest's own.
+func (r *Room) homeOf(files *fsys.Root, name string) string {
+	if files == nil {
+		files = r.guest.Files
+	}
+	if files != nil {
+		if passwd, err := readRecords(files, passwdFile); err == nil {
 			if line, at, err := passwd.find(name, 7); err == nil && at >= 0 {
 				return line[5]
 			}
 		}
 	}
-	return r.defaults().home(name)
+	return r.defaults(files).home(name)
 }
 
-func (r *Room) defaults() defaults {
-	if r.guest.Files == nil {
+func (r *Room) defaults(files *fsys.Root) defaults {
+	if files == nil {
+		files = r.guest.Files
+	}
+	if files == nil {
 		return defaults{}
 	}
-	return readDefaults(r.guest.Files)
+	return readDefaults(files)
 }
 
 // available says whether accounts can be changed here at all.
@@ -189,7 +211,13 @@ func (r *Room) create(ctx context.Context, call *builtins.Call, in *pb.AccountCr
 		if err := r.mayRenumber(p, w); err != nil {
 			return err
 		}
-		return p.furnish(root, u, w)
+		if err := p.furnish(root, u, w); err != nil {
+			return err
+		}
+		if p.home != nil && !call.Judged.IsAbout(p.home.skeleton) {
+			return fault.On(useraddFile, fault.Wrapf(fault.ErrChanged, "it names another skeleton now"))
+		}
+		return nil
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -103,20 +104,24 @@ func of(name string, groups []string, homes ...string) builtins.Access {
 	return access
 }
 
-func (r *Room) createAccess(in *pb.AccountCreateArgs) builtins.Access {
+func (r *Room) createAccess(_ *fsys.Root, in *pb.AccountCreateArgs) builtins.Access {
 	return of(in.Name, append([]string{in.Group}, in.Groups...), in.Home)
 }
 
-func (r *Room) modifyAccess(in *pb.AccountModifyArgs) builtins.Access {
+func (r *Room) modifyAccess(_ *fsys.Root, in *pb.AccountModifyArgs) builtins.Access {
 	return of(in.Name, append([]string{in.Group}, in.Groups...), in.Home)
 }
 
-func (r *Room) removeAccess(in *pb.AccountRemoveArgs) builtins.Access { return of(in.Name, nil) }
-func passwordAccess(name string) builtins.Access                      { return of(name, nil) }
-func resetAccess(in *pb.ResetPasswordRequest) builtins.Access         { return of(in.Username, nil) }
-func (r *Room) keysAccess(in *pb.AccountKeysArgs) builtins.Access     { return of(in.Name, nil) }
-func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access           { return of(in.Name, in.Groups) }
-func inverseAccess(in *pb.AccountRestore) builtins.Access             { return of(in.Name, in.Groups) }
+func (r *Room) removeAccess(_ *fsys.Root, in *pb.AccountRemoveArgs) builtins.Access {
+	return of(in.Name, nil)
+}
+func passwordAccess(name string) builtins.Access              { return of(name, nil) }
+func resetAccess(in *pb.ResetPasswordRequest) builtins.Access { return of(in.Username, nil) }
+func (r *Room) keysAccess(_ *fsys.Root, in *pb.AccountKeysArgs) builtins.Access {
+	return of(in.Name, nil)
+}
+func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access { return of(in.Name, in.Groups) }
+func inverseAccess(in *pb.AccountRestore) builtins.Access   { return of(in.Name, in.Groups) }
 
 // checkName refuses what cannot be the name of a user or a group (NetUserAdd has the list of characters).
 func checkName(name string) error {

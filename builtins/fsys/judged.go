@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -21,6 +22,7 @@ import (
 // It belongs to one request, and is for one goroutine at a time.
 type Judged struct {
 	root  *Root
+	about []string
 	found map[look]*Found
 }
 
@@ -43,8 +45,14 @@ type Found struct {
 	made bool // what stands there now is the operation's own doing
 }
 
-// Judge begins a request that acts on r.
-func (r *Root) Judge() *Judged { return &Judged{root: r} }
+// Judge begins a request that acts on r, and is about these paths.
+func (r *Root) Judge(about ...string) *Judged { return &Judged{root: r, about: about} }
+
+// IsAbout says whether a path is one of those that the request is about. An operation that learns only when it runs which paths
+// it reads asks: rules were not. Where no rule has looked at anything, as with nil, the answer is yes.
+func (j *Judged) IsAbout(path string) bool {
+	return j == nil || len(j.found) == 0 || slices.Contains(j.about, path)
+}
 
 // Look returns what a path leads to, the first time it is asked. Of a link that is the link, or with follow what is
 // behind it. What is not there does not count as an error.

@@ -39,17 +39,11 @@ var (
 )
 
 func localeAccess(in *pb.LocaleArgs) builtins.Access {
-	if in.New == "" {
-		return builtins.Access{}
-	}
-	return builtins.Access{Writes: []string{localeConf, debianLocale}}
+	return rewrites(in.New != "", localeConf, debianLocale)
 }
 
 func keymapAccess(in *pb.KeymapArgs) builtins.Access {
-	if in.New == "" {
-		return builtins.Access{}
-	}
-	return builtins.Access{Writes: []string{consoleConf, debianKeyboard}}
+	return rewrites(in.New != "", consoleConf, debianKeyboard)
 }
 
 // locale tells the locale of programs that say nothing else, or sets it. Programs that run, and who is logged in, keep theirs.

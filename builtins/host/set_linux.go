@@ -55,32 +55,31 @@ func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
 }
 
 func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
-	switch {
-	case in.New == "":
-		return builtins.Access{}
-	case r.guest.Live:
-		return builtins.Access{Writes: []string{hostnameFile, liveHostname}}
+	if r.guest.Live && in.New != "" {
+		return rewrites(true, hostnameFile, liveHostname)
 	}
-	return builtins.Access{Writes: []string{hostnameFile}}
+	return rewrites(in.New != "", hostnameFile)
+}
+
+// rewrites is the access of a row that tells what stands in files, or changes it, and shows what was there.
+func rewrites(change bool, files ...string) builtins.Access {
+	if !change {
+		return builtins.Access{Reads: files}
+	}
+	return builtins.Access{Reads: files, Writes: files}
 }
 
 func timezoneAccess(in *pb.TimezoneArgs) builtins.Access {
-	if in.New == "" {
-		return builtins.Access{}
-	}
-	return builtins.Access{Writes: []string{timezoneLink, timezoneFile}}
+	return rewrites(in.New != "", timezoneLink, timezoneFile)
 }
 
 // sysctlAccess is that of the file of a setting; a name that is none is refused by the operation.
 func sysctlAccess(in *pb.SysctlArgs) builtins.Access {
 	file, err := settingFile(in.Name)
-	switch {
-	case err != nil:
+	if err != nil {
 		return builtins.Access{}
-	case in.Value == nil:
-		return builtins.Access{Reads: []string{file}}
 	}
-	return builtins.Access{Reads: []string{file}, Writes: []string{file}}
+	return rewrites(in.Value != nil, file)
 }
 
 // hostname tells the name of the guest, or sets it: for good in /etc/hostname, and in the running kernel.

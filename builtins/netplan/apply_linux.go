@@ -235,7 +235,7 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 	if r.guest.Live && call.DryRun == nil {
 		r.system.prepare(ctx)
 	}
-	set, err := documents(ctx, r.guest.Of(call))
+	set, err := r.judged(ctx, call)
 	if err != nil {
 		return nil, err
 	}

@@ -37,40 +37,58 @@ func list(files *fsys.Root, dir string) ([]string, error) {
 	return names, err
 }
 
+// filePaths are those of the files in the directories, as far as they can be listed.
+func filePaths(files *fsys.Root) (paths []string, err error) {
+	for _, dir := range dirs {
+		names, e := list(files, dir)
+		if e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, fault.On(dir, e))
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, ".yaml") && utf8.ValidString(name) {
+				paths = append(paths, dir+"/"+name)
+			}
+		}
+	}
+	return paths, err
+}
+
+// judged are the documents for a call, each of which the rules have been asked about.
+func (r *Room) judged(ctx context.Context, call *builtins.Call) ([]*document, error) {
+	all, err := documents(ctx, r.guest.Of(call))
+	for _, d := range all {
+		if err == nil && !call.Judged.IsAbout(d.path) {
+			err = fault.On(d.path, fault.Wrapf(fault.ErrChanged, "it has come meanwhile"))
+		}
+	}
+	return all, err
+}
+
 // documents are the files that netplan reads, in its order: of files of one name the one in the last directory alone. What
 // cannot be parsed is there with its text; netplan's generator says what is wrong with it.
 func documents(ctx context.Context, files *fsys.Root) ([]*document, error) {
+	paths, err := filePaths(files)
+	if err != nil {
+		return nil, err
+	}
 	found := map[string]*document{}
 	left := bounds{bytes: maxText, values: maxValues}
-	for _, dir := range dirs {
-		names, err := list(files, dir)
-		if errors.Is(err, fs.ErrNotExist) {
+	for _, path := range paths {
+		text, err := files.ReadFile(path, maxConfig)
+		if errors.Is(err, fs.ErrNotExist) { // a link to nothing, or removed meanwhile
 			continue
 		}
 		if err != nil {
-			return nil, fault.On(dir, err)
+			return nil, fault.On(path, err)
 		}
-		for _, name := range names {
-			path := dir + "/" + name
-			if !strings.HasSuffix(name, ".yaml") || !utf8.ValidString(name) {
-				continue
-			}
-			text, err := files.ReadFile(path, maxConfig)
-			if errors.Is(err, fs.ErrNotExist) { // a link to nothing, or removed meanwhile
-				continue
-			}
-			if err != nil {
-				return nil, fault.On(path, err)
-			}
-			if err := left.take(ctx, text); err != nil {
-				return nil, fault.On(path, err)
-			}
-			d, err := parse(path, text)
-			if err != nil {
-				d = &document{path: path, text: text}
-			}
-			found[name] = d
+		if err := left.take(ctx, text); err != nil {
+			return nil, fault.On(path, err)
 		}
+		d, err := parse(path, text)
+		if err != nil {
+			d = &document{path: path, text: text}
+		}
+		found[baseName(path)] = d
 	}
 	var all []*document
 	for _, d := range found {
@@ -84,7 +102,13 @@ func (r *Room) get(ctx context.Context, call *builtins.Call, in *pb.NetplanGetAr
 	if err := r.served("netplan.get"); err != nil {
 		return nil, err
 	}
-	all, err := documents(ctx, r.guest.Of(call))
+	get := r.judged
+	if in.Name != "" { // the access names that file alone, and nothing is told of the others
+		get = func(ctx context.Context, call *builtins.Call) ([]*document, error) {
+			return documents(ctx, r.guest.Of(call))
+		}
+	}
+	all, err := get(ctx, call)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +147,7 @@ func (r *Room) propose(ctx context.Context, call *builtins.Call, name string, te
 	if err != nil {
 		return nil, fault.On(own+"/"+name, err)
 	}
-	all, err := documents(ctx, r.guest.Of(call))
+	all, err := r.judged(ctx, call)
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +304,7 @@ func (r *Room) removable(ctx context.Context, call *builtins.Call, c *edit.Chang
 	if err := mayTouch(files, name); err != nil {
 		return err
 	}
-	all, err := documents(ctx, files)
+	all, err := r.judged(ctx, call)
 	if err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*
 		return nil, err
 	}
 	out := &pb.NetplanStatus{}
-	set, err := documents(ctx, r.guest.Of(call))
+	set, err := r.judged(ctx, call)
 	if err != nil {
 		return nil, err
 	}

@@ -13,9 +13,11 @@
 package netplan
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -66,53 +68,51 @@ func (r *Room) Room() builtins.Room {
 	return builtins.Room{Name: "netplan", Sweep: r.sweep, Close: r.system.close, Ops: []builtins.Op{
 		{
 			Name: "netplan.get", Usage: "([name])", Summary: "the text of a file of netplan, or of all by name",
-			Access: builtins.Of(getAccess), Handler: builtins.Handle(r.get),
+			AccessIn: builtins.In(r.getAccess), Handler: builtins.Handle(r.get),
 		},
 		{
 			Name: "netplan.validate", Usage: "(config)",
-			Summary: "check what a file would hold, together with all others; returns its text and its conflicts with them",
-			Access:  builtins.Of(validateAccess), Handler: builtins.Handle(r.validate),
+			Summary:  "check what a file would hold, together with all others; returns its text and its conflicts with them",
+			AccessIn: builtins.In(r.validateAccess), Handler: builtins.Handle(r.validate),
 		},
 		{
 			Name: "netplan.set", Usage: "(name, config) changed",
 			Summary: "have a file of netplan hold YAML, or a table that becomes it; checked together with all others",
 			Mutates: true, Predictable: true, Inverse: undoRow,
-			Access: builtins.Of(setAccess), Handler: builtins.Handle(r.set),
+			AccessIn: builtins.In(r.setAccess), Handler: builtins.Handle(r.set),
 		},
 		{
 			Name: "netplan.remove", Usage: "(name) changed", Summary: "remove a file of netplan, if the others are good without it",
 			Mutates: true, Predictable: true, Inverse: undoRow,
-			Access: builtins.Of(removeAccess), Handler: builtins.Handle(r.remove),
+			AccessIn: builtins.In(r.removeAccess), Handler: builtins.Handle(r.remove),
 		},
 		{
 			Name: "netplan.apply", Usage: "()",
 			Summary: "have the network be as the files say, see that it works, and go back if it does not",
 			Mutates: true, Predictable: true, Inverse: undoRow,
-			Access: builtins.Of(func(*pb.NetplanApplyArgs) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.apply),
+			AccessIn: builtins.In(r.applyAccess), Handler: builtins.Handle(r.apply),
 		},
 		{
 			Name: "netplan.status", Usage: "()",
-			Summary: "who manages the network interfaces, and whether netplan.apply would change something",
-			Access: builtins.Of(func(*pb.NoArgs) builtins.Access {
-				return builtins.Access{Objects: []builtins.Object{network}}
-			}),
-			Handler: builtins.Handle(r.status),
+			Summary:  "who manages the network interfaces, and whether netplan.apply would change something",
+			AccessIn: builtins.In(r.statusAccess), Handler: builtins.Handle(r.status),
 		},
 		{
 			Name: settledRow, Usage: "()", Summary: "see that no file is left whose netplan.apply failed",
 			Internal: true,
-			Access:   builtins.Of(func(*pb.NetplanSettledArgs) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.settled),
+			Access:   builtins.Of(func(*pb.NetplanSettledArgs) builtins.Access { return internalAccess() }),
+			Handler:  builtins.Handle(r.settled),
 		},
 		{
 			// In another boot than the one it was announced in there is nothing that the early recovery would have to do.
 			Name: undoRow, Usage: "()", Summary: "go back to the network that was",
 			Mutates: true, Internal: true, Early: true,
-			Access: builtins.Of(func(*pb.NetplanUndo) builtins.Access { return applyAccess() }), Handler: builtins.Handle(r.undo),
+			Access: builtins.Of(func(*pb.NetplanUndo) builtins.Access { return internalAccess() }), Handler: builtins.Handle(r.undo),
 		},
 		{
 			Name: "configure_network", Capability: capability, Summary: "write the host's file of netplan, and apply it",
 			Mutates: true, Transaction: true, Inverse: undoRow,
-			Access: builtins.Of(configureAccess), Handler: builtins.Handle(r.configure),
+			AccessIn: builtins.In(r.configureAccess), Handler: builtins.Handle(r.configure),
 		},
 	}}
 }
@@ -122,9 +122,9 @@ var dirs = []string{"/lib/netplan", "/etc/netplan", "/run/netplan"}
 
 const own = "/etc/netplan" // the one that is written
 
-func getAccess(in *pb.NetplanGetArgs) builtins.Access {
+func (r *Room) getAccess(files *fsys.Root, in *pb.NetplanGetArgs) builtins.Access {
 	if in.Name == "" {
-		return builtins.Access{Reads: dirs, Trees: dirs}
+		return builtins.Access{Reads: r.read(files), Trees: dirs}
 	}
 	name, err := fileName(in.Name)
 	if err != nil {
@@ -137,26 +137,59 @@ func getAccess(in *pb.NetplanGetArgs) builtins.Access {
 	return a
 }
 
-func validateAccess(*pb.NetplanValidateArgs) builtins.Access { return applyAccess() }
+func (r *Room) validateAccess(files *fsys.Root, _ *pb.NetplanValidateArgs) builtins.Access {
+	return r.readAccess(files)
+}
 
-// setAccess has all files among what is read: a refusal tells of the keys in them.
-func setAccess(in *pb.NetplanSetArgs) builtins.Access { return writeAccess(in.Name) }
+func (r *Room) setAccess(files *fsys.Root, in *pb.NetplanSetArgs) builtins.Access {
+	return r.writeAccess(files, in.Name)
+}
 
-func removeAccess(in *pb.NetplanRemoveArgs) builtins.Access { return writeAccess(in.Name) }
+func (r *Room) removeAccess(files *fsys.Root, in *pb.NetplanRemoveArgs) builtins.Access {
+	return r.writeAccess(files, in.Name)
+}
 
-func writeAccess(name string) builtins.Access {
-	a := builtins.Access{Reads: dirs, Trees: dirs, Objects: []builtins.Object{network}}
+func (r *Room) writeAccess(files *fsys.Root, name string) builtins.Access {
+	a := r.readAccess(files)
 	if name, err := fileName(name); err == nil { // the operation refuses what is no name
 		a.Writes = []string{own + "/" + name}
 	}
 	return a
 }
 
-func applyAccess() builtins.Access {
+func (r *Room) applyAccess(files *fsys.Root, _ *pb.NetplanApplyArgs) builtins.Access {
+	return r.readAccess(files)
+}
+
+func (r *Room) statusAccess(files *fsys.Root, _ *pb.NoArgs) builtins.Access {
+	return r.readAccess(files)
+}
+
+func (r *Room) configureAccess(files *fsys.Root, _ *pb.ConfigureNetworkRequest) builtins.Access {
+	return r.writeAccess(files, hostFile)
+}
+
+// readAccess has all files among what is read: a refusal tells of the keys in them.
+func (r *Room) readAccess(files *fsys.Root) builtins.Access {
+	return builtins.Access{Reads: r.read(files), Trees: dirs, Objects: []builtins.Object{network}}
+}
+
+// internalAccess is that of the rows that the journal calls: what they go on with was allowed.
+func internalAccess() builtins.Access {
 	return builtins.Access{Reads: dirs, Trees: dirs, Objects: []builtins.Object{network}}
 }
 
-func configureAccess(*pb.ConfigureNetworkRequest) builtins.Access { return writeAccess(hostFile) }
+// read are the directories, and each file in them by itself: one may be a link to anywhere.
+func (r *Room) read(files *fsys.Root) []string {
+	if files == nil {
+		files = r.guest.Files
+	}
+	if files == nil {
+		return dirs
+	}
+	all, _ := filePaths(files) // what cannot be listed is not read by the operation either
+	return slices.Concat(dirs, all)
+}
 
 // served returns why nothing can be done here.
 func (r *Room) served(what string) error {

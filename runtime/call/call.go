@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -201,7 +202,7 @@ func (d *decision) because(err error) error {
 // judge has rules look paths up once, for the operation too.
 func (d *decision) judge() {
 	if d.files != nil && len(d.access.Reads)+len(d.access.Writes)+len(d.access.Patterns) > 0 {
-		d.access.Judged = d.files.Judge()
+		d.access.Judged = d.files.Judge(slices.Concat(d.access.Reads, d.access.Writes)...)
 		d.call.Judged = d.access.Judged
 	}
 }
@@ -305,7 +306,7 @@ func (d *decision) look() error {
 	if is, want := d.in.ProtoReflect().Descriptor(), d.op.In.ProtoReflect().Descriptor(); is != want {
 		return fault.Invalid("the request is a %s, not a %s", is.Name(), want.Name())
 	}
-	d.access, d.routine = d.op.AccessOf(d.in), d.op.Routine != nil && d.op.Routine(d.in)
+	d.access, d.routine = d.op.AccessOn(d.files, d.in), d.op.Routine != nil && d.op.Routine(d.in)
 	d.judge()
 	return nil
 }

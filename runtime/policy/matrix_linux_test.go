@@ -2,6 +2,7 @@ package policy
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,7 +80,7 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 			continue
 		}
 		in := request(op)
-		access := op.AccessOf(in)
+		access := op.AccessOn(root, in)
 		commands, helpers, writes := len(access.Commands) > 0, len(access.Helpers) > 0, len(access.Writes) > 0
 		if helpers != slices.Contains([]string{"package.install", "package.remove", "package.update"}, op.Name) {
 			t.Errorf("%s has the helpers %v", op.Name, access.Helpers)
@@ -114,6 +115,159 @@ func TestEveryChangeByEveryRule(t *testing.T) {
 				t.Errorf("%s is refused by %s: %v", op.Name, rule, err)
 			}
 		}
+	}
+}
+
+// unshown are paths that rows change without telling what was there: they replace it, or give it another owner or mode, or keep
+// it from the list of changes whatever its mode is. * is each path that such a row changes.
+var unshown = map[string]string{
+	"account.create": "/etc/shadow /etc/gshadow", "account.modify": "/etc/gshadow", "account.remove": "/etc/shadow /etc/gshadow",
+	"account.groups": "/etc/gshadow", "account.password": "/etc/shadow", "reset_password": "*",
+	"create_directory": "*", "file_write": "*", "write_files": "*",
+	"file.mkdir": "*", "file.symlink": "*", "file.chmod": "*", "file.chown": "*",
+	"exec.run": "*", "exec.sh": "*",
+	"service.enable": "*", "service.disable": "*", "service.mask": "*", "service.unmask": "*",
+}
+
+// A link to a file that must not be read gives nobody its content, whatever the path is that it stands at, of those that a row
+// reads or changes: the row is refused, and what it foretells without a rule tells of nothing that its access does not say.
+func TestALinkToWhatMustNotBeRead(t *testing.T) {
+	const content = "PASSWORD=hunter2\n"
+	tree := func() (*kit, *os.Root) {
+		dir := t.TempDir()
+		files, err := os.OpenRoot(dir) // nothing outside of it is ever touched
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { files.Close() })
+		for path, text := range map[string]string{
+			"secret/file": content, "etc/group": "root:x:0:\nb:x:7:\n",
+			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\na:x:1000:0::/home/a:/bin/sh\n",
+			"etc/shadow": "root:*:::::::\na:*:::::::\n", "etc/subuid": "", "etc/subgid": "", "etc/timezone": "Etc/UTC\n",
+			"etc/fstab": "", "etc/skel/.profile": "", "usr/share/zoneinfo/UTC": "TZif",
+			"etc/netplan/own.yaml": "network: {version: 2}\n", "etc/default/locale": "LANG=C\n", "usr/share/keymaps/us.map": "", "bin/program": "",
+		} {
+			if err := errors.Join(files.MkdirAll(filepath.Dir(path), 0o755), files.WriteFile(path, []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k := newKit(t, dir, "  deny_file_read_paths: [/secret]\n")
+		made := all.New(all.Config{Files: k.guest.Files, Dir: dir})
+		t.Cleanup(func() { made.Close() })
+		k.table = builtins.NewTable(made.List()...)
+		return k, files
+	}
+	tried := 0
+	first, _ := tree()
+	for i := range first.table.Ops() {
+		op := &first.table.Ops()[i]
+		if op.Internal {
+			continue
+		}
+		in := request(op)
+		access := op.AccessOn(first.guest.Files, in)
+		for _, path := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(access.Reads, access.Writes)))) {
+			if fsys.Within(path, "/secret") || fsys.Within(path, "/proc") {
+				continue
+			}
+			k, files := tree()
+			at := strings.TrimPrefix(path, "/")
+			err := errors.Join(files.RemoveAll(at), files.MkdirAll(filepath.Dir(at), 0o755), files.Symlink("/secret/file", at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tried++
+			op := &k.table.Ops()[i]
+			refused := k.now.Check("", op, in, op.AccessOn(k.guest.Files, in))
+			may := unshown[op.Name] == "*" || slices.Contains(strings.Fields(unshown[op.Name]), path)
+			if may != (refused == nil) || refused != nil && !strings.Contains(refused.Error(), "deny_file_read_paths") {
+				t.Errorf("%s with a link at %s: %v", op.Name, path, refused)
+			}
+			if refused == nil && strings.Contains(foretold(t, k, op, in), "hunter2") {
+				t.Errorf("%s shows what a link at %s leads to", op.Name, path)
+			}
+		}
+	}
+	if tried < 30 {
+		t.Errorf("%d paths were tried", tried)
+	}
+}
+
+// foretold is all that a dry run of a row tells.
+func foretold(t *testing.T, k *kit, op *builtins.Op, in proto.Message) string {
+	t.Helper()
+	if op.Mutates && !op.Predictable {
+		return ""
+	}
+	overlay, err := k.guest.Files.Overlay(filepath.Join(t.TempDir(), "overlay"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overlay.Close()
+	var told strings.Builder
+	call := &builtins.Call{DryRun: &builtins.DryRun{Files: overlay}, Changed: func(c *pb.Change) { fmt.Fprintln(&told, c) }}
+	out, err := op.Call(t.Context(), call, in)
+	fmt.Fprintln(&told, out, err)
+	return told.String()
+}
+
+// What a new home directory is a copy of is read, also where a dry run has just pretended which directory that is, and a mail
+// spool is written. An operation that finds another skeleton than the rules were asked about copies nothing.
+func TestSkeletonAndMailOfANewUser(t *testing.T) {
+	dir := t.TempDir()
+	for path, text := range map[string]string{
+		"secret/d/data": "TOPSECRET", "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/skel/.profile": "",
+		"etc/default/useradd": "CREATE_MAIL_SPOOL=yes\n", "var/mail/root": "", "home/root/x": "",
+	} {
+		file := filepath.Join(dir, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := newKit(t, dir, "  deny_file_read_paths: [/secret]\n")
+	made := all.New(all.Config{Files: k.guest.Files, Dir: dir})
+	t.Cleanup(func() { made.Close() })
+	k.table = builtins.NewTable(made.List()...)
+	op, in := k.table.Script("account.create"), &pb.AccountCreateArgs{Name: "eve"}
+	overlay, err := k.guest.Files.Overlay(filepath.Join(t.TempDir(), "overlay"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overlay.Close()
+	ask := func() (builtins.Access, error) {
+		access := op.AccessOn(overlay, in)
+		access.Judged = overlay.Judge(slices.Concat(access.Reads, access.Writes)...)
+		return access, k.now.Check("", op, in, access)
+	}
+	before, err := ask()
+	if err != nil {
+		t.Error(err)
+	}
+	at, err := overlay.At("/etc/default/useradd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	staged, err := at.Stage()
+	if err == nil {
+		_, err = staged.File.WriteString("SKEL=/secret/d\nCREATE_MAIL_SPOOL=yes\n")
+	}
+	if err = errors.Join(err, staged.Commit(fsys.Attr{}, false)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask(); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), "line 2): /secret/d") {
+		t.Errorf("the skeleton is read: %v", err)
+	}
+	call := &builtins.Call{DryRun: &builtins.DryRun{Files: overlay}, Judged: before.Judged}
+	if out, err := op.Call(t.Context(), call, in); !errors.Is(err, fault.ErrChanged) {
+		t.Errorf("%v, %v", out, err)
+	}
+	if _, err := overlay.ReadFile("/home/eve/data", 100); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what must not be read was copied: %v", err)
+	}
+	k.set("  allow_file_write_paths: [/etc, /home]\n")
+	if _, err := ask(); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), "/var/mail/eve") {
+		t.Errorf("the mail spool is written: %v", err)
 	}
 }
 
