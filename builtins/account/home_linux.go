@@ -194,7 +194,7 @@ func (w *writing) makeHome(ctx context.Context, h *newHome) error {
 	}
 	defer at.Close()
 	for _, dir := range made {
-		w.report(dir, "created")
+		w.report(dir.Path, "created")
 	}
 	home, err := at.MakeDir(fsys.Attr{Mode: new(uint32(0o700))})
 	if err != nil {

@@ -138,7 +138,7 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 	}
 	defer to.Close()
 	for _, dir := range made {
-		w.report(dir, "created")
+		w.report(dir.Path, "created")
 	}
 	from, err := w.root.At(m.from)
 	if err != nil {

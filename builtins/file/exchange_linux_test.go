@@ -34,8 +34,8 @@ func (g *guest) exchangeOnce(a, b string) (done chan error) {
 	return done
 }
 
-// Who exchanges the name of a file while it is written in place does not have another file get its mode, and nobody is told that
-// the new content is there.
+// Who exchanges the name of a file while it is written in place does not have another file get its mode, and nobody is told
+// that the new content is there.
 func TestWhatIsWrittenInPlaceGetsTheAttributes(t *testing.T) {
 	long := []byte(strings.Repeat("0123456789abcdef", 512<<10))
 	list := chunks("/f", long, 1<<20)
@@ -79,6 +79,46 @@ func TestWhatIsWrittenInPlaceGetsTheAttributes(t *testing.T) {
 			if !told {
 				t.Error("the exchange was never told")
 			}
+		})
+	}
+}
+
+// An upload is for the directory that its path led to with the first chunk. Where that was moved, or exchanged for another one,
+// the host is told, nothing of it is left, and what took the place stays.
+func TestAnUploadIntoADirectoryThatWasMoved(t *testing.T) {
+	data := random(30)
+	for name, c := range map[string]struct {
+		first, then func(g *guest)
+		fine        bool
+	}{
+		"moved":     {then: func(g *guest) {}},
+		"exchanged": {then: func(g *guest) { g.mkdir("/d") }},
+		"was there": {first: func(g *guest) { g.mkdir("/d") }, then: func(g *guest) { g.mkdir("/d") }},
+		"elsewhere": {then: func(g *guest) { g.mkdir("/other"); must(t, os.Symlink("other", g.dir+"/d")) }},
+		"a link":    {then: func(g *guest) { must(t, os.Symlink("d2", g.dir+"/d")) }, fine: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuest(t, file.Config{})
+			if c.first != nil {
+				c.first(g)
+			}
+			list := chunks("/d/f", data, 10)
+			g.send(list[:2]...)
+			must(t, os.Rename(g.dir+"/d", g.dir+"/d2"))
+			c.then(g)
+			if c.fine {
+				g.send(list[2])
+				g.has("/d2/f", string(data))
+				return
+			}
+			g.refused("changed", "", list[2])
+			g.names("/d2")
+			if name == "exchanged" || name == "was there" {
+				g.names("/d")
+			}
+			must(t, os.RemoveAll(g.dir+"/d"))
+			g.send(list...)
+			g.has("/d/f", string(data))
 		})
 	}
 }

@@ -77,7 +77,7 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 	case inPlace:
 		s.place = s.overwrite
 	default:
-		s.place = func(_ context.Context, _ *builtins.Call, attr fsys.Attr) error { return staged.Commit(attr, true) }
+		s.place = s.commit
 	}
 	return s, nil
 }
@@ -147,6 +147,27 @@ func (s *stagedSink) discard() error { return s.staged.Discard() }
 
 // content reads what has come.
 func (s *stagedSink) content() io.Reader { return io.NewSectionReader(s.staged.File, 0, s.size) }
+
+// commit gives the file its name, if the path leads where it led with the first chunk. It ends the staging.
+func (s *stagedSink) commit(_ context.Context, call *builtins.Call, attr fsys.Attr) error {
+	if err := s.room.leadsTo(call, s.path, s.staged); err != nil {
+		return errors.Join(err, s.staged.Discard())
+	}
+	return s.staged.Commit(attr, true)
+}
+
+// leadsTo says why a path does not lead to what a file was staged for: a directory above it was moved, or exchanged.
+func (r *Room) leadsTo(call *builtins.Call, path string, staged *fsys.Staged) error {
+	at, err := r.guest.Of(call).Follow(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.Wrapf(fault.ErrChanged, "its directory is gone; begin again")
+	}
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	return staged.CheckPlace(at)
+}
 
 // overwrite writes the content into the file that is there, when there is space for it. It ends the staging.
 func (s *stagedSink) overwrite(_ context.Context, call *builtins.Call, attr fsys.Attr) (err error) {

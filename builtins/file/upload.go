@@ -31,8 +31,8 @@ import (
 // what is there, in one go at the end.
 type upload struct {
 	mu     sync.Mutex
-	sink   sink     // nil before the first chunk and after the end
-	made   []string // directories made for it
+	sink   sink           // nil before the first chunk and after the end
+	made   []fsys.MadeDir // directories made for it
 	append bool
 	named  bool
 	total  uint32

@@ -322,20 +322,6 @@ func (r *Root) Resolve(path string, follow bool) (string, error) {
 	return r.resolveBelow(missing, path)
 }
 
-// RemoveEmpty undoes MakeParents: it removes directories, the last first, as far as they are empty.
-func (r *Root) RemoveEmpty(dirs []string) {
-	for i := len(dirs) - 1; i >= 0; i-- {
-		at, err := r.At(dirs[i])
-		if err != nil {
-			return
-		}
-		if meta, err := at.Stat(); err == nil && meta.Kind == Directory {
-			_ = at.Remove()
-		}
-		_ = at.Close()
-	}
-}
-
 // ReadFile reads a regular file, following safe links, and returns fault.ErrTooLarge for one of more than limit bytes.
 func (r *Root) ReadFile(path string, limit int64) ([]byte, error) {
 	at, err := r.Follow(path)

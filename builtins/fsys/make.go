@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -98,11 +99,18 @@ func (a *At) Make(meta Meta) error {
 	return errors.Join(err, made.end())
 }
 
+// MadeDir is a directory that MakeParents made.
+type MadeDir struct {
+	// Path is resolved.
+	Path string
+
+	meta Meta
+}
+
 // MakeParents makes the directories above path that do not exist, with mode 0755 and the agent as owner. It returns the entry
-// that the path names then, in the very directory that was made, and the resolved paths of those that it made, the outermost
-// first. One that somebody else makes meanwhile is used as it is. Their names are durable if syncDir is set. On an error
-// nothing of it stays.
-func (r *Root) MakeParents(path string, syncDir bool) (at *At, made []string, err error) {
+// that the path names then, in the very directory that was made, and those that it made, the outermost first. One that somebody
+// else makes meanwhile is used as it is. Their names are durable if syncDir is set. On an error nothing of it stays.
+func (r *Root) MakeParents(path string, syncDir bool) (at *At, made []MadeDir, err error) {
 	missing, err := r.Missing(path)
 	if err != nil {
 		return nil, nil, err
@@ -123,20 +131,21 @@ func (r *Root) MakeParents(path string, syncDir bool) (at *At, made []string, er
 		if i+1 < len(missing) {
 			next = missing[i+1]
 		}
-		is, e := at.makeParent(syncDir)
-		if e == nil {
-			made = append(made, dir)
+		is, err := at.makeParent(syncDir)
+		switch {
+		case err == nil:
+			made = append(made, MadeDir{dir, is.meta})
+		case errors.Is(err, fs.ErrExist):
+			is.Dir, err = at.OpenDir()
 		}
 		var below *At
-		if e == nil || errors.Is(e, fs.ErrExist) {
-			below, e = r.enter(at, is, next)
+		if err == nil {
+			below, err = r.enter(at, is.Dir, next)
 		}
-		if e = errors.Join(e, at.Close()); e != nil {
-			if below != nil {
-				_ = below.Close()
-			}
+		_ = at.Close()
+		if err != nil {
 			r.RemoveEmpty(made)
-			return nil, nil, fmt.Errorf("directory %s: %w", dir, e)
+			return nil, nil, fmt.Errorf("directory %s: %w", dir, err)
 		}
 		at = below
 	}
@@ -149,37 +158,59 @@ func (r *Root) MakeParents(path string, syncDir bool) (at *At, made []string, er
 	return at, made, nil
 }
 
-// makeParent makes a directory, whose name is durable if syncDir is set.
-func (a *At) makeParent(syncDir bool) (*Dir, error) {
-	dir, err := a.MakeDir(Attr{})
-	if err != nil || !syncDir {
-		return dir, err
+// RemoveEmpty undoes MakeParents: it removes directories, the last first, as far as they are empty, and still those that it
+// made.
+func (r *Root) RemoveEmpty(made []MadeDir) {
+	for _, dir := range slices.Backward(made) {
+		at, err := r.At(dir.Path)
+		if err != nil {
+			return
+		}
+		if meta, err := at.Stat(); err == nil && meta.Kind == Directory && meta.Same(dir.meta) && meta.SameInode(dir.meta) {
+			_ = at.Remove()
+		}
+		_ = at.Close()
 	}
-	if err := a.SyncDir(); err != nil {
-		return nil, errors.Join(err, dir.Close(), a.Remove())
-	}
-	return dir, nil
 }
 
-// enter returns the entry for a resolved path in the directory at an entry; nil: it was made by somebody else. It closes dir.
-func (r *Root) enter(above *At, dir *Dir, path string) (_ *At, err error) {
-	if dir == nil {
-		if dir, err = above.OpenDir(); err != nil {
-			return nil, err
-		}
+// parent is a directory above a path, open, and what it was when it was made.
+type parent struct {
+	*Dir
+	meta Meta
+}
+
+// makeParent makes a directory, whose name is durable if syncDir is set.
+func (a *At) makeParent(syncDir bool) (p parent, err error) {
+	if p.Dir, err = a.MakeDir(Attr{}); err != nil {
+		return parent{}, err
+	}
+	if p.meta, err = p.Stat("."); err == nil && syncDir {
+		err = a.SyncDir()
+	}
+	if err != nil {
+		return parent{}, errors.Join(err, p.Close(), a.Remove())
+	}
+	return p, nil
+}
+
+// enter returns the entry for a resolved path in the directory at another entry. It closes dir.
+func (r *Root) enter(above *At, dir *Dir, path string) (*At, error) {
+	defer dir.Close()
+	meta, err := dir.Stat(".")
+	if err != nil {
+		return nil, err
 	}
 	at, err := dir.At(text.UnescapePath(Base(path)))
-	if err == nil {
-		meta, e := dir.Stat(".")
-		at.Public = above.Public && modesTellRights && meta.Mode&0o001 != 0
-		if err = e; err == nil && r.judged != nil {
-			err = r.judged.hold(at, path, followDirs)
-		}
-		if err != nil {
-			_ = at.Close()
+	if err != nil {
+		return nil, err
+	}
+	at.Public = above.Public && modesTellRights && meta.Mode&0o001 != 0
+	if r.judged != nil {
+		if err := r.judged.hold(at, path, followDirs); err != nil {
+			return nil, errors.Join(err, at.Close())
 		}
 	}
-	return at, errors.Join(err, dir.Close())
+	return at, nil
 }
 
 // namedMaking is a making that goes by names: those of an overlay, which nobody else sees, or of a system where a directory is

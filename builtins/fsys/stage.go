@@ -114,6 +114,20 @@ func (a *At) checkReplace(old Meta) error {
 	return old.CheckLocked("the file")
 }
 
+// CheckPlace returns fault.ErrChanged where an entry is not the one that the file is for: it is in another directory, or has
+// another name.
+func (s *Staged) CheckPlace(at *At) error {
+	own, err := s.at.StatDir()
+	if err != nil {
+		return err
+	}
+	dir, err := at.StatDir()
+	if err == nil && !(dir.Same(own) && Equal(at.Name, s.at.Name)) {
+		err = fault.Wrapf(fault.ErrChanged, "the path leads elsewhere by now")
+	}
+	return err
+}
+
 // Commit gives the file its name. The file takes owner, mode, ACLs, label and other extended attributes of the file
 // that it replaces, flags of chattr among them, unless attr says otherwise; if it replaces none, or one that is not
 // Trusted, it has what open(2) would give it: mode 0644, or what the default ACL of the directory makes of 0666. Its

@@ -42,7 +42,7 @@ type Change struct {
 	// Old is what is there, complete unless How.Plain was set.
 	Old fsys.Meta
 	// Made are the directories above that were made.
-	Made []string
+	Made []fsys.MadeDir
 
 	editor    *Editor
 	untrusted bool     // what is there is not fsys.At.Trusted
