@@ -166,7 +166,11 @@ func (r *Root) RemoveEmpty(made []MadeDir) {
 		if err != nil {
 			return
 		}
-		if meta, err := at.Stat(); err == nil && meta.Kind == Directory && meta.Same(dir.meta) && meta.SameInode(dir.meta) {
+		meta, err := at.Stat()
+		if stable, e := at.StableInodes(); err == nil && stable && e == nil && !(meta.Same(dir.meta) && meta.SameInode(dir.meta)) {
+			err = fault.ErrChanged
+		}
+		if err == nil && meta.Kind == Directory {
 			_ = at.Remove()
 		}
 		_ = at.Close()
