@@ -237,7 +237,7 @@ func (w *treeWriter) file(ctx context.Context, i int, entry *pb.TreeEntry, attr 
 
 // place puts what is staged in its place.
 func (w *treeWriter) place() {
-	var list []fsys.Placing
+	var list []fsys.Placement
 	var of []int
 	for n, p := range w.staged {
 		i := w.of[n]

@@ -1,6 +1,7 @@
 package fsys
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -77,14 +78,16 @@ func (a *At) Stat() (Meta, error) {
 // StatFile describes an open file, except for its extended attributes.
 func StatFile(file *os.File) (Meta, error) { return statFile(file) }
 
-// Capture describes the complete state of what is here. Where nothing is, the kind is Absent, and there is no error.
+// Capture describes the complete state of what is here. Where nothing is, the kind is Absent, and there is no error. Where extended
+// attributes have more than 256 KiB the error is fault.ErrTooLarge, and all else is described; Xattrs then tells the state from one
+// without an error.
 func (a *At) Capture() (Meta, error) {
 	meta, err := a.dir.capture(a.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Meta{Kind: Absent}, nil
 	}
-	if err == nil {
-		err = a.held(meta)
+	if err == nil || errors.Is(err, fault.ErrTooLarge) {
+		err = cmp.Or(a.held(meta), err)
 	}
 	return meta, err
 }
@@ -151,7 +154,7 @@ func (a *At) symlink(target string, file bool) error {
 	if err := a.checkSlash(); err != nil {
 		return err
 	}
-	old, err := a.Capture()
+	old, err := a.captureFor()
 	if err != nil {
 		return err
 	}
@@ -286,7 +289,7 @@ func (a *At) LinkOver(to *At) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	old, err := to.Capture()
+	old, err := to.captureFor()
 	switch {
 	case err != nil:
 		return false, err

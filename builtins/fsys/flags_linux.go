@@ -91,7 +91,7 @@ func unlockAt(dir handle, name string) error {
 	}
 	defer o.close()
 	meta, err := o.capture()
-	if err != nil || !meta.locked() {
+	if err != nil && !errors.Is(err, fault.ErrTooLarge) || !meta.locked() {
 		return err
 	}
 	return o.setFlags(meta.Kind, unlocked(meta.Xattrs))

@@ -291,7 +291,7 @@ func (r *Root) resolveBelow(missing []string, path string) (string, error) {
 		return "", err
 	}
 	defer at.Close()
-	meta, err := at.Capture()
+	meta, err := at.captureFor()
 	if err == nil && meta.Kind == Symlink {
 		return "", fault.Refuse("%s is a link to nothing", at.Path)
 	}

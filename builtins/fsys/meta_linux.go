@@ -1,12 +1,10 @@
 package fsys
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -126,7 +124,7 @@ func (o descriptor) capture() (Meta, error) {
 			return Meta{}, err
 		}
 	}
-	if meta.Xattrs, err = o.xattrs(); err != nil {
+	if meta.Xattrs, err = o.xattrs(); err != nil && !errors.Is(err, fault.ErrTooLarge) {
 		return meta, err
 	}
 	if flags, ok := o.flags(meta.Kind); ok && flags != 0 {
@@ -135,59 +133,7 @@ func (o descriptor) capture() (Meta, error) {
 		}
 		meta.Xattrs[inodeFlags] = binary.LittleEndian.AppendUint32(nil, flags)
 	}
-	return meta, nil
-}
-
-// xattrs reads all extended attributes; nil where the file system has none.
-func (o descriptor) xattrs() (map[string][]byte, error) {
-	list, err := readSized(func(buffer []byte) (int, error) { return o.listxattr(buffer) })
-	if errors.Is(err, unix.EOPNOTSUPP) || err == nil && len(list) == 0 {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	all := map[string][]byte{}
-	for name := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
-		value, err := readSized(func(buffer []byte) (int, error) { return o.getxattr(name, buffer) })
-		if errors.Is(err, unix.ENODATA) {
-			continue // gone between the two calls
-		}
-		if err != nil {
-			return nil, fault.On("attribute "+name, err)
-		}
-		all[name] = value
-	}
-	return all, nil
-}
-
-func (o descriptor) listxattr(buffer []byte) (int, error) {
-	if o.open {
-		return unix.Flistxattr(o.fd, buffer)
-	}
-	return unix.Listxattr(o.path(), buffer)
-}
-
-func (o descriptor) getxattr(name string, buffer []byte) (int, error) {
-	if o.open {
-		return unix.Fgetxattr(o.fd, name, buffer)
-	}
-	return unix.Getxattr(o.path(), name, buffer)
-}
-
-// readSized calls a function that says how big a buffer it needs, until the buffer is big enough.
-func readSized(read func([]byte) (int, error)) ([]byte, error) {
-	for {
-		n, err := read(nil)
-		if err != nil || n == 0 {
-			return []byte{}, err
-		}
-		buffer := make([]byte, n)
-		n, err = read(buffer)
-		if !errors.Is(err, unix.ERANGE) {
-			return buffer[:max(n, 0)], err
-		}
-	}
+	return meta, err
 }
 
 func applyAt(dir handle, name string, meta Meta) error {
@@ -207,7 +153,7 @@ func applyFile(_ handle, _ string, file *os.File, meta Meta) error {
 // setuid and file capabilities, and an ACL contains the group's bits of the mode. Only content changes mtime. Flags come
 // last: one of them forbids all of it.
 func (o descriptor) apply(meta Meta) error {
-	now, err := o.capture()
+	now, err := o.stat()
 	if err != nil {
 		return err
 	}
@@ -218,7 +164,11 @@ func (o descriptor) apply(meta Meta) error {
 		return fault.ErrChanged
 	}
 	if now.locked() {
-		if sameAttributes(now, meta) {
+		if now, err = o.capture(); err != nil { // what has more attributes than are read is not as it was
+			if !errors.Is(err, fault.ErrTooLarge) {
+				return err
+			}
+		} else if sameAttributes(now, meta) {
 			return nil
 		}
 		if err := o.setFlags(now.Kind, unlocked(now.Xattrs)); err != nil {
@@ -266,30 +216,6 @@ func (o descriptor) chmod(mode uint32) error {
 		err = fault.Wrapf(os.ErrPermission, "the mode became %04o instead of %04o", now.Mode, mode)
 	}
 	return err
-}
-
-func (o descriptor) setXattrs(want map[string][]byte) error {
-	have, err := o.xattrs()
-	if err != nil {
-		return err
-	}
-	for name := range have {
-		if _, wanted := want[name]; wanted || name == inodeFlags {
-			continue
-		}
-		if err := unix.Removexattr(o.path(), name); err != nil && !errors.Is(err, unix.ENODATA) {
-			return fault.On("attribute "+name, err)
-		}
-	}
-	for name, value := range want {
-		if old, ok := have[name]; ok && bytes.Equal(old, value) || name == inodeFlags {
-			continue
-		}
-		if err := unix.Setxattr(o.path(), name, value, 0); err != nil {
-			return fault.On("attribute "+name, err)
-		}
-	}
-	return nil
 }
 
 func setAttr(dir handle, name string, kind Kind, attr Attr) error {
@@ -363,18 +289,6 @@ func (o descriptor) capability() []byte {
 		return nil
 	}
 	return value
-}
-
-// setCopied sets the attributes that a copy keeps; nil: they stay.
-func (o descriptor) setCopied(want map[string][]byte) error {
-	if want == nil {
-		return nil
-	}
-	have, err := o.xattrs()
-	if err != nil {
-		return err
-	}
-	return o.setXattrs(withCopied(have, want))
 }
 
 func (o descriptor) setMtime(now Meta, want *Time) error {

@@ -80,11 +80,20 @@ func removeTemp(dir directory, name string) error {
 // CanReplace says why Commit would be refused: there is a directory, a fifo or a device here, a file with several
 // names, a mount, or a link that another user may have planted; or the path names a directory.
 func (a *At) CanReplace() error {
-	old, err := a.Capture()
+	old, err := a.captureFor()
 	if err != nil {
 		return err
 	}
 	return a.CheckReplace(old)
+}
+
+// captureFor is Capture for what needs no extended attributes: of those there may be too many.
+func (a *At) captureFor() (Meta, error) {
+	meta, err := a.Capture()
+	if errors.Is(err, fault.ErrTooLarge) {
+		err = nil
+	}
+	return meta, err
 }
 
 // CheckReplace is CanReplace for what was captured as old.
@@ -142,8 +151,11 @@ func (s *Staged) Commit(attr Attr, syncDir bool) error {
 }
 
 // commit gives the file the attributes that Commit promises.
-func (s *Staged) commit(attr Attr) func(old Meta) error {
-	return func(old Meta) error {
+func (s *Staged) commit(attr Attr) func(old Meta, err error) error {
+	return func(old Meta, err error) error {
+		if err != nil {
+			return err
+		}
 		if attr.Separate && old.Kind == File {
 			old.Links = 1
 		}
@@ -219,7 +231,10 @@ func sharedDir(dirs map[[2]uint64]directory, at *At) (directory, error) {
 // Restore gives the file its name with exactly the state of meta, but for flags that would forbid to give it a name: Apply sets
 // them. It replaces anything but a directory. The rest is as with Commit.
 func (s *Staged) Restore(meta Meta, syncDir bool) error {
-	err := s.prepare(func(old Meta) error {
+	err := s.prepare(func(old Meta, err error) error {
+		if err != nil && !errors.Is(err, fault.ErrTooLarge) {
+			return err
+		}
 		if old.Kind == Directory {
 			return notRegular(Directory)
 		}
@@ -231,16 +246,13 @@ func (s *Staged) Restore(meta Meta, syncDir bool) error {
 	return s.place(syncDir)
 }
 
-// prepare completes the file by what it shall have of the one that it replaces. An error ends the staging.
-func (s *Staged) prepare(complete func(old Meta) error) error {
+// prepare completes the file by what it shall have of the one that it replaces, as Capture describes that. An error ends the staging.
+func (s *Staged) prepare(complete func(old Meta, err error) error) error {
 	old, err := s.at.dir.capture(s.at.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		old, err = Meta{Kind: Absent}, nil
 	}
-	if err == nil {
-		err = complete(old)
-	}
-	if err != nil {
+	if err = complete(old, err); err != nil {
 		return errors.Join(err, s.Discard())
 	}
 	return nil

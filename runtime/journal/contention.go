@@ -10,6 +10,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // Who may write to a directory can put things in the way of a rollback there, by accident or on purpose: names, leases,
@@ -39,6 +40,35 @@ func (p *undoPass) retry(ctx context.Context, path string, act func() error) err
 func contended(err error) bool {
 	return errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
 		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, fault.ErrChanged)
+}
+
+// captureAny describes what is at a place, whoever put it there. Of extended attributes, of which others may set any number, partly says
+// that there are more than are read: those that were differ from all that is kept.
+func captureAny(at *fsys.At) (meta fsys.Meta, partly bool, err error) {
+	meta, err = at.Capture()
+	if partly = errors.Is(err, fault.ErrTooLarge); partly {
+		err = nil
+	}
+	return meta, partly, err
+}
+
+// capture looks at what is there.
+func (r *restorer) capture() (err error) {
+	r.is, r.partly, err = captureAny(r.at)
+	return err
+}
+
+// merge is mergeAttributes with what is there. Extended attributes that are read in part are not kept, and are named by reset.
+func (r *restorer) merge(after *pb.JournalState) (want fsys.Meta, reset []string) {
+	left, is := fromState(after), r.is
+	if r.partly {
+		is.Xattrs = left.Xattrs
+	}
+	want, reset = mergeAttributes(r.was, left, is, unchanged(after, r.is))
+	if r.partly && want.Kind == is.Kind {
+		reset = append(reset, "extended attributes, of which there are more than can be kept")
+	}
+	return want, reset
 }
 
 // open opens the object for reading. A lease on it is waited for a moment: those who take one to serve the file to

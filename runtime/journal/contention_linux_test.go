@@ -2,8 +2,10 @@ package journal
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,5 +94,47 @@ func TestNamesAreTaken(t *testing.T) {
 	}
 	if data, _ := os.ReadFile(at("small")); string(data) != "small\n" {
 		t.Errorf("%q", data)
+	}
+}
+
+// More attributes than are read, which others set, make no rollback fail: those of a file that the step left are named, and another file
+// that has its name is kept.
+func TestAttributesBeyondABound(t *testing.T) {
+	p := newMemoryDirs(t)
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	for _, name := range []string{"/etc/small", "/etc/program", "/etc/empty"} {
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: name, Content: []byte("ours")})
+	}
+	tx.Mark()
+	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+	err := errors.Join(os.WriteFile(at("theirs"), []byte("theirs"), 0o644), os.Rename(at("theirs"), at("program")))
+	for _, name := range []string{"small", "program"} {
+		for i := range 20 {
+			if err := unix.Setxattr(at(name), fmt.Sprintf("user.%d", i), make([]byte, 64<<10), 0); err != nil {
+				t.Skipf("no large attributes here: %v", err)
+			}
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := tx.Rollback(t.Context())
+	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || len(report.Conflicts()) != 1 ||
+		!strings.Contains(report.Hint(), "extended attributes") {
+		t.Errorf("%+v: %s", report, report.Hint())
+	}
+	for name, want := range map[string]string{"small": "small\n", "empty": ""} {
+		if data, _ := os.ReadFile(at(name)); string(data) != want {
+			t.Errorf("%s is %q", name, data)
+		}
+		if n, _ := unix.Listxattr(at(name), nil); n > 20 { // a note of the test's own
+			t.Errorf("%s has attributes of %d bytes", name, n)
+		}
+	}
+	for _, path := range report.Conflicts() {
+		if data, _ := os.ReadFile(filepath.Join(p.files, path)); string(data) != "theirs" {
+			t.Errorf("%s is %q", path, data)
+		}
 	}
 }

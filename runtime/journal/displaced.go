@@ -62,7 +62,7 @@ func (p *undoPass) displaced(ctx context.Context, u *Undone, was *pb.JournalStat
 	r := &restorer{pass: p, ctx: ctx, object: &pb.JournalObject{Path: beside}, at: at}
 	something := false
 	err = r.withConflictName(func(to *fsys.At) error {
-		is, err := to.Capture()
+		is, _, err := captureAny(to)
 		if err == nil && is.Kind != fsys.Absent {
 			err = fs.ErrExist
 		}

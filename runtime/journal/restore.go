@@ -30,6 +30,8 @@ type restorer struct {
 	began bool
 	// unreadable: the content cannot be compared, since the mode or a lease forbids to read it.
 	unreadable bool
+	// partly: extended attributes in `is` are not all, see captureAny.
+	partly bool
 }
 
 // restore restores an object from its before-image. after is the state in which the step left it; nil: unknown.
@@ -50,7 +52,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	}
 	p.sweepTempFiles(parent(o.Path))
 	r := &restorer{pass: p, ctx: ctx, object: o, at: at, was: fromState(o.State)}
-	if r.is, err = at.Capture(); err != nil {
+	if err = r.capture(); err != nil {
 		return c, err
 	}
 	if o.State.Mtime == nil {
@@ -89,7 +91,7 @@ func (r *restorer) do(step string, act func() error) error {
 
 func (r *restorer) restoreObject(after *pb.JournalState) error {
 	if after != nil {
-		r.was, r.reset = mergeAttributes(r.was, fromState(after), r.is, unchanged(after, r.is))
+		r.was, r.reset = r.merge(after)
 	}
 	if len(r.object.Tail) > 0 {
 		return r.cutBack(after != nil && !unchanged(after, r.is))
@@ -255,7 +257,7 @@ func (r *restorer) rewriteAndApply() error {
 
 // captureAndApply calls apply once the content of what is there has been written.
 func (r *restorer) captureAndApply() (err error) {
-	if r.is, err = r.at.Of(r.is).Capture(); err != nil {
+	if r.is, r.partly, err = captureAny(r.at.Of(r.is)); err != nil {
 		return err
 	}
 	return r.apply()
@@ -472,8 +474,7 @@ func readersEqual(a, b io.Reader) (bool, error) {
 
 // verify checks that the object is as it was.
 func (r *restorer) verify() error {
-	var err error
-	if r.is, err = r.at.Capture(); err != nil {
+	if err := r.capture(); err != nil {
 		return err
 	}
 	if what := firstDifference(r.was, r.is); what != "" {

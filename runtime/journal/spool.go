@@ -352,7 +352,7 @@ func (p *undoPass) restoreMoved(ctx context.Context, take *pb.JournalTake) (conf
 		return "", err
 	}
 	r := &restorer{pass: p, ctx: ctx, at: at, object: &pb.JournalObject{Path: take.Path, State: take.State}}
-	r.is, err = at.Capture()
+	err = r.capture()
 	switch {
 	case err != nil:
 	case r.is.Kind == fsys.Absent:

@@ -161,7 +161,7 @@ func (j *Journal) readBeside(path string, listed func(dir fsys.Meta) bool) (*pb.
 		return nil, err
 	}
 	defer at.Close()
-	meta, err := at.Capture()
+	meta, _, err := captureAny(at)
 	if err != nil {
 		return nil, err
 	}
