@@ -104,7 +104,7 @@ func (h *newHome) readSkeleton(root *fsys.Root) error {
 			return err
 		}
 		defer dir.Close()
-		names, err := dir.Names()
+		names, err := dir.Names(maxSkeleton)
 		if err != nil {
 			return err
 		}
@@ -363,6 +363,7 @@ func (w *writing) chownHome(ctx context.Context) error {
 // ownedBelow lists a directory and all that is below it on the same file system, the directory last: as long as it is its
 // owner's nothing else in it changes hands.
 func ownedBelow(ctx context.Context, root *fsys.Root, dir string) (paths []string, err error) {
+	left := maxOwned
 	var walk func(path string) error
 	walk = func(path string) error {
 		open, err := openDir(root, path)
@@ -370,10 +371,17 @@ func ownedBelow(ctx context.Context, root *fsys.Root, dir string) (paths []strin
 			return err
 		}
 		defer open.Close()
-		names, err := open.Names()
+		names, err := open.Names(left)
+		if errors.Is(err, fault.ErrTooLarge) {
+			return &fault.Error{
+				Err:  fault.Wrapf(fault.ErrTooLarge, "more than %d objects would change their owner", maxOwned),
+				Hint: "make another user, or change the owners by a command that says what undoes it",
+			}
+		}
 		if err != nil {
 			return err
 		}
+		left -= len(names)
 		slices.Sort(names) // so that a dry run tells it in the order of the run
 		for _, name := range names {
 			if err := context.Cause(ctx); err != nil {
@@ -385,12 +393,6 @@ func ownedBelow(ctx context.Context, root *fsys.Root, dir string) (paths []strin
 			}
 			if err != nil {
 				return err
-			}
-			if len(paths) >= maxOwned {
-				return &fault.Error{
-					Err:  fault.Wrapf(fault.ErrTooLarge, "more than %d objects would change their owner", maxOwned),
-					Hint: "make another user, or change the owners by a command that says what undoes it",
-				}
 			}
 			below := fsys.Join(path, text.EscapePath(name))
 			if meta.Kind == fsys.Directory {

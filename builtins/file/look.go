@@ -105,11 +105,10 @@ func typeOf(kind fsys.Kind) string {
 	return string(kind)
 }
 
-// names lists a directory, escaped and sorted. After an error they are those that could be read.
+// names lists a directory, escaped and sorted.
 func names(dir *fsys.Dir) ([]string, error) {
-	raw, err := dir.Names()
-	list := make([]string, len(raw))
-	for i, name := range raw {
+	list, err := dir.Names(maxListed)
+	for i, name := range list {
 		list[i] = text.EscapePath(name)
 	}
 	sort.Strings(list)
@@ -143,9 +142,6 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 		return nil, fault.On(in.Path, err)
 	}
 	list, err := names(dir)
-	if err == nil && len(list) > maxListed {
-		err = fault.Wrapf(fault.ErrTooLarge, "the directory has %d entries, and %d are the most", len(list), maxListed)
-	}
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -218,13 +214,7 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 			if err := context.Cause(ctx); err != nil {
 				return nil, err
 			}
-			if meta, err := lstat(r.guest.Of(call), dir+"/"); err == nil { // else nothing matches
-				if err := builtins.Large(ctx, listedSize*meta.Size); err != nil {
-					return nil, err
-				}
-			}
-			next = append(next, matches(r.guest.Of(call), dir, element)...)
-			if len(next) > maxElements {
+			if next = appendMatches(ctx, next, r.guest.Of(call), dir, element); len(next) > maxElements {
 				return nil, fault.On(in.Pattern, fault.Wrapf(fault.ErrTooLarge, "more than %d paths match", maxElements))
 			}
 		}
@@ -234,28 +224,29 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 	return &pb.Paths{Paths: found}, nil
 }
 
-// matches gives the paths in a directory that an element of a pattern stands for.
-func matches(root *fsys.Root, dir, element string) []string {
+// appendMatches appends the paths in a directory that an element of a pattern stands for, and stops behind the bound.
+func appendMatches(ctx context.Context, list []string, root *fsys.Root, dir, element string) []string {
 	if !strings.ContainsAny(element, `*?[\`) {
 		if _, err := lstat(root, dir+"/"+element); err != nil {
-			return nil
+			return list
 		}
-		return []string{dir + "/" + element}
+		return append(list, dir+"/"+element)
 	}
 	open, err := openDir(root, dir+"/")
 	if err != nil {
-		return nil
+		return list
 	}
 	defer open.Close()
-	list, _ := names(open)
-	var matched []string
-	for _, name := range list {
-		ok, _ := fsys.Match(text.UnescapePath(element), text.UnescapePath(name)) // a byte that is no text is one letter
+	_ = open.Each(func(name string) error {
+		ok, _ := fsys.Match(text.UnescapePath(element), name) // a byte that is no text is one letter
 		if ok && (name[0] != '.' || element[0] == '.') {
-			matched = append(matched, dir+"/"+name)
+			if list = append(list, dir+"/"+text.EscapePath(name)); len(list) > maxElements {
+				return fault.ErrTooLarge
+			}
 		}
-	}
-	return matched
+		return context.Cause(ctx)
+	})
+	return list
 }
 
 func (r *Room) sha256(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (*pb.Digest, error) {

@@ -133,11 +133,7 @@ func (c *change) removable(recursive bool) error {
 		return err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
-	if err == nil && len(names) > 0 {
-		err = syscall.ENOTEMPTY
-	}
-	return err
+	return dir.Each(func(string) error { return syscall.ENOTEMPTY })
 }
 
 // removed shows the content of a file that goes.

@@ -29,38 +29,64 @@ func (r *Room) listDirectory(
 		return nil, fault.On(in.Path, err)
 	}
 	defer dir.Close()
-	all, failed := names(dir)
-	if !in.IncludeHidden {
-		all = slices.DeleteFunc(all, func(name string) bool { return name[0] == '.' })
-	}
+	page := page{dir: in.Path, token: in.ContinuationToken, max: int(in.MaxEntries)}
+	total := 0
+	failed := dir.Each(func(name string) error {
+		if in.IncludeHidden || name[0] != '.' {
+			page.add(text.EscapePath(name))
+			total++
+		}
+		return context.Cause(ctx)
+	})
 	accounts, err := r.guest.Files.Accounts()
 	failed = errors.Join(failed, err)
-	out := &pb.ListDirectoryResponse{Success: true, TotalEntries: uint32(len(all))}
-	page, more := cutPage(all, in.ContinuationToken, in.MaxEntries)
-	if more {
-		out.ContinuationToken = page[len(page)-1]
+	out := &pb.ListDirectoryResponse{Success: true, TotalEntries: uint32(total)}
+	page.cut()
+	if page.more {
+		out.ContinuationToken = page.names[len(page.names)-1]
 	}
-	failed = errors.Join(failed, describe(ctx, out, dir, in.Path, page, accounts))
+	failed = errors.Join(failed, describe(ctx, out, dir, in.Path, page.names, accounts))
 	if failed != nil {
 		out.Error = fault.On(in.Path, failed).Error()
 	}
 	return out, context.Cause(ctx)
 }
 
-// cutPage gives the names behind a token, at most max of them (0: all), and whether there are more.
-func cutPage(sorted []string, token string, max uint32) (page []string, more bool) {
-	from := 0
-	if token != "" {
-		var found bool
-		if from, found = slices.BinarySearch(sorted, token); found {
-			from++
+// page is a part of a directory in the order of its names: the first ones behind a token, at most max of them (0: all), and no more
+// than one reply holds. Of a directory of any size it keeps few more.
+type page struct {
+	dir, token string
+	max        int
+	names      []string
+	size       int  // a part of the bytes that their entries have
+	more       bool // there are names behind them
+}
+
+func (p *page) add(name string) {
+	if p.token != "" && name <= p.token {
+		return
+	}
+	p.names = append(p.names, name)
+	p.size += p.sizeOf(name)
+	if p.max > 0 && len(p.names) > 2*p.max+1000 || p.size > 2*maxListing {
+		p.cut()
+	}
+}
+
+// sizeOf returns less than the bytes of an entry, which has the name and the path.
+func (p *page) sizeOf(name string) int { return 2*len(name) + len(p.dir) + 8 }
+
+// cut sorts the names, and drops those that are behind the page.
+func (p *page) cut() {
+	slices.Sort(p.names)
+	p.size = 0
+	for i, name := range p.names {
+		if i > 0 && (p.size > maxListing || i == p.max) {
+			p.names, p.more = slices.Clip(p.names[:i]), true
+			return
 		}
+		p.size += p.sizeOf(name)
 	}
-	page = sorted[from:]
-	if max == 0 || uint32(len(page)) <= max {
-		return page, false
-	}
-	return page[:max], true
 }
 
 // describe adds the entries of a page to a listing. Names that are gone meanwhile are left out; the error tells of

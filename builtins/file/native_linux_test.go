@@ -181,13 +181,14 @@ func page(g *guest, in *pb.ListDirectoryRequest) *pb.ListDirectoryResponse {
 func TestPagesTogetherAreTheWholeDirectory(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d")
-	for _, i := range rand.Perm(1000) {
-		g.write(fmt.Sprintf("/d/%03d", i), "")
+	const many = 2500 // more than are held for a page
+	for _, i := range rand.Perm(many) {
+		g.write(fmt.Sprintf("/d/%04d", i), "")
 	}
 	var got []string
 	for token := ""; ; {
 		out := page(g, &pb.ListDirectoryRequest{Path: "/d", MaxEntries: 10, ContinuationToken: token})
-		if out.TotalEntries != 1000 || len(out.Entries) != 10 {
+		if out.TotalEntries != many || len(out.Entries) != 10 {
 			t.Fatalf("total %d, page of %d", out.TotalEntries, len(out.Entries))
 		}
 		for _, e := range out.Entries {
@@ -201,15 +202,15 @@ func TestPagesTogetherAreTheWholeDirectory(t *testing.T) {
 		must(t, os.Rename(g.dir+"/d/"+token+"x", g.dir+"/d/"+token))
 	}
 	for i, name := range got {
-		if name != fmt.Sprintf("%03d", i) {
+		if name != fmt.Sprintf("%04d", i) {
 			t.Fatalf("name %d is %s", i, name)
 		}
 	}
-	if len(got) != 1000 {
+	if len(got) != many {
 		t.Errorf("%d names", len(got))
 	}
-	must(t, os.Remove(g.dir+"/d/500"))
-	if out := page(g, &pb.ListDirectoryRequest{Path: "/d", MaxEntries: 1, ContinuationToken: "500"}); out.Entries[0].Name != "501" {
+	must(t, os.Remove(g.dir+"/d/0500"))
+	if out := page(g, &pb.ListDirectoryRequest{Path: "/d", MaxEntries: 1, ContinuationToken: "0500"}); out.Entries[0].Name != "0501" {
 		t.Errorf("behind a token that is gone: %v", out.Entries)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
-	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // At is an entry of a directory: the open directory, and a name in it, at which there may be nothing. Its methods do
@@ -110,37 +109,6 @@ func (a *At) OpenDir() (*Dir, error) {
 		return nil, err
 	}
 	return &Dir{dir, a.Path}, nil
-}
-
-// Dir is a directory that is open for reading.
-type Dir struct {
-	dir  directory
-	path string // resolved, escaped
-}
-
-// Close frees the directory.
-func (d *Dir) Close() error { return d.dir.close() }
-
-// Names returns the names in the directory, not escaped, in no order. After an error they are those that were read
-// before.
-func (d *Dir) Names() ([]string, error) { return d.dir.names() }
-
-// Stat is At.Stat of a name in the directory, not escaped.
-func (d *Dir) Stat(name string) (Meta, error) { return d.dir.stat(name) }
-
-// SetAttr sets what attr says on the directory itself, wherever its name leads by now.
-func (d *Dir) SetAttr(attr Attr) error { return d.dir.setAttr(".", Directory, attr) }
-
-// At returns the entry of a name in the directory, not escaped, which costs the same at any depth. It outlives the directory;
-// the caller closes it. A path that is too long for Root.Exact is refused.
-func (d *Dir) At(name string) (*At, error) {
-	at := &At{Path: Join(d.path, text.EscapePath(name)), Name: name}
-	if _, err := checkPath(at.Path); err != nil {
-		return nil, err
-	}
-	dir, err := d.dir.dup()
-	at.dir = dir
-	return at, err
 }
 
 // Symlink makes a link to target, byte for byte, or replaces the link that is here by it, in one step. Where anything

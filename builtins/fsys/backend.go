@@ -25,8 +25,8 @@ type directory interface {
 	// dup opens the directory once more.
 	dup() (directory, error)
 
-	// names lists what is in the directory, but for "." and "..". After an error it returns what it has read.
-	names() ([]string, error)
+	// each calls f with the name of each object in the directory, but for "." and "..", in no order, until it returns an error.
+	each(f func(name string) error) error
 	// stat describes an object; its extended attributes may be missing.
 	stat(name string) (Meta, error)
 	// capture describes the complete state of an object.
@@ -94,6 +94,8 @@ type directory interface {
 	rename(name string, to directory, toName string, replace bool) error
 	// link is At.Link.
 	link(name string, to directory, toName string) error
+	// syncAll makes durable all of the file system that the directory is on.
+	syncAll() error
 	// sync makes an object durable: of a directory the names in it, of a file content and state.
 	sync(name string) error
 	// sweep removes temporary files that nobody has locked, and returns how many there were.

@@ -29,7 +29,10 @@ func (d dirFS) Open(name string) (fs.File, error) {
 	return file, nil
 }
 
-// ReadDir lists a directory, in no order.
+// maxEntries bounds the names that a listing holds.
+const maxEntries = 10_000
+
+// ReadDir lists a directory, in no order. Where there are more than 10,000 names the error is fault.ErrTooLarge.
 func (d dirFS) ReadDir(name string) ([]fs.DirEntry, error) {
 	list, err := d.list(name)
 	if err != nil {
@@ -61,7 +64,7 @@ func (d dirFS) list(name string) (list []fs.DirEntry, err error) {
 		return nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
+	names, err := dir.Names(maxEntries)
 	for _, name := range names {
 		if meta, err := dir.Stat(name); err == nil { // else it is gone
 			list = append(list, dirEntry{name, meta})

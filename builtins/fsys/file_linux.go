@@ -117,16 +117,13 @@ func openDir(dir handle, name string) (handle, error) {
 	return unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
-// namesIn reads a directory through a descriptor of its own, so that it can be read again.
-func namesIn(dir handle) ([]string, error) {
+// openNames opens a directory once more, so that it can be read from its beginning.
+func openNames(dir handle) (*os.File, error) {
 	fd, err := openDir(dir, ".")
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), ".")
-	defer file.Close()
-	names, err := file.Readdirnames(-1)
-	return names, fault.Cause(err)
+	return os.NewFile(uintptr(fd), "."), nil
 }
 
 func lockFile(file *os.File) error { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) }

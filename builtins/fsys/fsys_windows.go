@@ -184,14 +184,9 @@ func openDir(dir handle, name string) (handle, error) {
 	return path, fault.Cause(err)
 }
 
-func namesIn(dir handle) ([]string, error) {
+func openNames(dir handle) (*os.File, error) {
 	file, err := os.Open(dir)
-	if err != nil {
-		return nil, fault.Cause(err)
-	}
-	defer file.Close()
-	names, err := file.Readdirnames(-1)
-	return names, fault.Cause(err)
+	return file, fault.Cause(err)
 }
 
 // lockFile does nothing: a file that is open cannot be removed on Windows anyway.

@@ -257,7 +257,7 @@ func TestOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	names, err := d.Names()
+	names, err := d.Names(100)
 	slices.Sort(names)
 	if want := []string{"FILE", "Gone", "new"}; err != nil || !slices.EqualFunc(names, want, strings.EqualFold) {
 		t.Errorf("the names are %q, %v, and not %q", names, err, want)

@@ -127,14 +127,15 @@ func (m *made) checkLent(own Meta) error {
 	if err != nil {
 		return err
 	}
-	var names []string
+	empty := true
 	if is.Kind == Directory {
-		if names, err = namesIn(m.fd); err != nil {
+		err := eachName(m.fd, func(string) error { empty = false; return errEnough })
+		if err != nil && err != errEnough {
 			return err
 		}
 	}
 	older := is.Born != Time{} && own.Born != Time{} && is.Born.Time().Before(own.Born.Time())
-	if is.Kind != m.kind || is.UID != own.UID || !is.foreign() || older || len(names) > 0 {
+	if is.Kind != m.kind || is.UID != own.UID || !is.foreign() || older || !empty {
 		m.unplaced = false // it is not ours to remove
 		return errChangedName
 	}

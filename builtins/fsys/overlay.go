@@ -180,8 +180,13 @@ func (o *overlay) shared(node *overlayNode) *overlayNode {
 	return node
 }
 
+// maxCounted bounds how deep below a directory that is removed the names of files are counted.
+const maxCounted = 64
+
 // countUnlink lowers the number of names of what is at a name, and of all that is below it, as far as that can be seen.
-func (o *overlay) countUnlink(dir *overlayNode, name string) {
+func (o *overlay) countUnlink(dir *overlayNode, name string) { o.countUnlinkBelow(dir, name, 0) }
+
+func (o *overlay) countUnlinkBelow(dir *overlayNode, name string, depth int) {
 	node, err := o.child(dir, name)
 	if err != nil {
 		return
@@ -190,10 +195,13 @@ func (o *overlay) countUnlink(dir *overlayNode, name string) {
 		node.meta.Links--
 		return
 	}
-	names, _ := o.names(node)
-	for _, name := range names {
-		o.countUnlink(node, name)
+	if depth == maxCounted {
+		return
 	}
+	_ = o.each(node, func(name string) error {
+		o.countUnlinkBelow(node, name, depth+1)
+		return nil
+	})
 }
 
 // set changes what a name of the directory stands for; nil for nothing.
@@ -340,38 +348,42 @@ func (o *overlay) describe(node *overlayNode) (Meta, error) {
 	return meta, nil
 }
 
-// names lists the names in a directory, in no order, whether or not the agent may read it.
-func (o *overlay) names(dir *overlayNode) ([]string, error) {
-	found := map[string]string{}
+// each calls f with each name in a directory, in no order, whether or not the agent may read it.
+func (o *overlay) each(dir *overlayNode, f func(name string) error) error {
 	if dir.realPath != "" {
-		names, err := o.realNames(dir.realPath)
+		err := o.eachReal(dir.realPath, func(name string) error {
+			if _, changed := dir.changed[fold(name)]; changed {
+				return nil
+			}
+			return f(name)
+		})
 		if err != nil {
-			return nil, err
-		}
-		for _, name := range names {
-			found[fold(name)] = name
+			return err
 		}
 	}
-	for folded, entry := range dir.changed {
-		if found[folded] = entry.name; entry.node == nil {
-			delete(found, folded)
+	for _, entry := range slices.Collect(maps.Values(dir.changed)) { // f may change it
+		if entry.node == nil {
+			continue
+		}
+		if err := f(entry.name); err != nil {
+			return err
 		}
 	}
-	return slices.Collect(maps.Values(found)), nil
+	return nil
 }
 
-func (o *overlay) realNames(path string) ([]string, error) {
+func (o *overlay) eachReal(path string, f func(name string) error) error {
 	at, err := o.real.Exact(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer at.Close()
 	dir, err := at.OpenDir()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer dir.Close()
-	return dir.Names()
+	return dir.Each(f)
 }
 
 // copyUp gives a real file a content in the scratch directory, which can be written to.

@@ -35,12 +35,14 @@ func (d *overlayDir) checkFree(name string) error {
 	return d.checkWrite(".")
 }
 
-func (d *overlayDir) names() ([]string, error) {
+func (d *overlayDir) each(f func(name string) error) error {
 	if err := d.node.checkMode(mayRead); err != nil {
-		return nil, err
+		return err
 	}
-	return d.overlay.names(d.node)
+	return d.overlay.each(d.node, f)
 }
+
+func (d *overlayDir) syncAll() error { return nil }
 
 func (d *overlayDir) stat(name string) (Meta, error) {
 	node, err := d.child(name)
@@ -207,7 +209,7 @@ func (d *overlayDir) openDir(name string) (directory, error) {
 		return nil, syscall.ENOTDIR
 	}
 	dir := &overlayDir{d.overlay, node}
-	if _, err := dir.names(); err != nil { // whether it can be read
+	if err := dir.each(func(string) error { return errEnough }); err != nil && err != errEnough { // whether it can be read
 		return nil, err
 	}
 	return dir, nil
@@ -390,12 +392,8 @@ func (d *overlayDir) remove(name string, isDir bool) error {
 	case node.meta.Kind != Directory && isDir:
 		return syscall.ENOTDIR
 	case isDir:
-		names, err := d.overlay.names(node)
-		if err != nil {
+		if err := d.overlay.each(node, func(string) error { return syscall.ENOTEMPTY }); err != nil {
 			return err
-		}
-		if len(names) > 0 {
-			return syscall.ENOTEMPTY
 		}
 	}
 	d.unlink(name)

@@ -95,7 +95,7 @@ func TestAnOverlayChangesNoRealDirectory(t *testing.T) {
 	var names []string
 	top, err := at(t, o, "/").OpenDir()
 	must(t, err)
-	names, err = top.Names()
+	names, err = top.Names(100)
 	must(t, errors.Join(err, top.Close()))
 	slices.Sort(names)
 	want := []string{".quantix-kvm-0123456789abcdef.tmp", "copy", "fifo", "file", "link", "made"}
@@ -217,7 +217,7 @@ func TestAnOverlayDoesWhatTheFileSystemWould(t *testing.T) {
 		}
 		top, err := at(t, current, "/a").OpenDir()
 		must(t, err)
-		names, err := top.Names()
+		names, err := top.Names(100)
 		must(t, err)
 		slices.Sort(names)
 		for _, name := range names {

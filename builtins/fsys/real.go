@@ -40,7 +40,7 @@ func (d *realDir) dup() (directory, error) {
 	return &realDir{root: d.root, handle: h}, nil
 }
 
-func (d *realDir) names() ([]string, error) { return namesIn(d.handle) }
+func (d *realDir) each(f func(name string) error) error { return eachName(d.handle, f) }
 
 func (d *realDir) stat(name string) (Meta, error) { return statAt(d.handle, name) }
 
@@ -193,6 +193,8 @@ func (d *realDir) link(name string, to directory, toName string) error {
 	return linkAt(d.handle, name, target.handle, toName)
 }
 
+func (d *realDir) syncAll() error { return syncAll(d.handle) }
+
 func (d *realDir) sync(name string) error {
 	if name == "." {
 		return syncDir(d.handle)
@@ -222,21 +224,22 @@ func (d *realDir) sync(name string) error {
 }
 
 func (d *realDir) sweep() (int, error) {
-	names, err := d.names()
 	swept := 0
-	for _, name := range names {
+	var failed error // the first of them: there may be any number of such names
+	err := d.each(func(name string) error {
 		if !IsTemp(name) {
-			continue
+			return nil
 		}
-		removed, e := d.sweepFile(name)
-		if e != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", name, e))
+		removed, err := d.sweepFile(name)
+		if err != nil && failed == nil {
+			failed = fmt.Errorf("%s: %w", name, err)
 		}
 		if removed {
 			swept++
 		}
-	}
-	return swept, err
+		return nil
+	})
+	return swept, errors.Join(err, failed)
 }
 
 // sweepFile removes a temporary file that nobody has locked.

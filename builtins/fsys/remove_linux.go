@@ -35,13 +35,22 @@ func removeTree(ctx context.Context, dir handle, name string, own func(dir Meta)
 	if err := r.checkOwn(fd); err != nil {
 		return err
 	}
+	return r.emptyAndRemove(fd, dir, name, 0)
+}
+
+// emptyAndRemove removes a directory that is open as fd.
+func (r *remover) emptyAndRemove(fd, dir handle, name string, depth int) error {
 	for {
-		err := r.empty(fd, 0)
+		err := r.empty(fd, depth)
 		if err != nil {
 			return err
 		}
-		// Not empty again: a deep directory came up, or somebody still writes here, which the context bounds.
+		// Not empty again: a deep directory came up, the file system left names out that were behind removed ones, or somebody
+		// still writes here, which the context bounds.
 		if err = unlinkAt(dir, name, true); err != unix.ENOTEMPTY {
+			return err
+		}
+		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
 	}
@@ -49,19 +58,15 @@ func removeTree(ctx context.Context, dir handle, name string, own func(dir Meta)
 
 // empty removes everything in a directory.
 func (r *remover) empty(dir handle, depth int) error {
-	names, err := namesIn(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
+	return eachName(dir, func(name string) error {
 		if err := context.Cause(r.ctx); err != nil {
 			return err
 		}
 		if err := r.remove(dir, name, depth); err != nil && err != unix.ENOENT {
 			return fault.On(text.EscapePath(name), err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (r *remover) remove(dir handle, name string, depth int) error {
@@ -86,10 +91,7 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 	if depth >= maxDepth {
 		return renameAt(dir, name, r.top, tempName(), false)
 	}
-	if err := r.empty(fd, depth+1); err != nil {
-		return err
-	}
-	return unlinkAt(dir, name, true)
+	return r.emptyAndRemove(fd, dir, name, depth+1)
 }
 
 // checkOwn refuses a directory that is another's. Nothing is removed in it before: who moves it into the tree cannot empty it so.

@@ -294,6 +294,9 @@ func normalLocale(name string) string {
 	return language
 }
 
+// maxEntries bounds the names in a directory that are read.
+const maxEntries = 10_000
+
 // names lists a directory.
 func names(root *fsys.Root, path string) ([]string, error) {
 	at, err := root.Follow(path)
@@ -306,7 +309,7 @@ func names(root *fsys.Root, path string) ([]string, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	return dir.Names()
+	return dir.Names(maxEntries)
 }
 
 // The head of glibc's archive of locales (its locale/locarchive.h): numbers of 32 bits in the order of the machine that made

@@ -20,6 +20,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
+// maxNames bounds the names in a directory that are read.
+const maxNames = 10_000
+
 // list returns the names in a directory, in order.
 func list(files *fsys.Root, dir string) ([]string, error) {
 	at, err := files.Follow(dir)
@@ -32,7 +35,7 @@ func list(files *fsys.Root, dir string) ([]string, error) {
 		return nil, err
 	}
 	defer open.Close()
-	names, err := open.Names()
+	names, err := open.Names(maxNames)
 	slices.Sort(names)
 	return names, err
 }

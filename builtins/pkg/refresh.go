@@ -74,7 +74,7 @@ func addLists(root *fsys.Root, dir string, depth int, files map[string]string) e
 		return absent(err)
 	}
 	defer opened.Close()
-	names, err := opened.Names()
+	names, err := opened.Names(maxLists)
 	if err != nil {
 		return err
 	}

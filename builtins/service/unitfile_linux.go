@@ -196,6 +196,9 @@ func (t tree) read(f *found) error {
 	return nil
 }
 
+// maxNames bounds the names in a directory of units that are read.
+const maxNames = 50_000
+
 // names are what is in a directory, sorted; nothing where it cannot be read.
 func (t tree) names(dir string) []string {
 	at, err := t.files.Follow(dir)
@@ -208,7 +211,7 @@ func (t tree) names(dir string) []string {
 		return nil
 	}
 	defer open.Close()
-	names, _ := open.Names()
+	names, _ := open.Names(maxNames)
 	slices.Sort(names)
 	return names
 }

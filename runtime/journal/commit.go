@@ -166,34 +166,57 @@ func (t *Tx) syncChanges() error {
 	return t.journal.syncPaths("commit", paths)
 }
 
-// addTreePaths adds all that is below the directories whose value is true.
+// addTreePaths adds all that is below the directories whose value is true. Where that is more than is kept of trees, the file systems
+// that the rest is on are made durable at once.
 func (j *Journal) addTreePaths(paths map[string]bool) error {
+	left := maxObjects
 	var walk func(dir string) error
 	walk = func(dir string) error {
-		names, err := j.readDirNames(dir)
+		var below []string
+		err := j.eachName(dir, func(name string) error {
+			if left--; left < 0 {
+				return errManyPaths
+			}
+			path := childPath(dir, name)
+			paths[path] = false
+			below = append(below, path)
+			return nil
+		})
 		if ignoreGone(err) == nil || errors.Is(err, syscall.ELOOP) { // no directory
 			err = nil
 		}
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			path := childPath(dir, name)
-			paths[path] = false
-			if err := walk(path); err != nil {
-				return err
+		for _, path := range below {
+			if err == nil {
+				err = walk(path)
 			}
 		}
-		return nil
+		return err
 	}
-	for path, tree := range paths {
-		if tree {
-			if err := walk(path); err != nil {
-				return fault.On(path, err)
-			}
+	for _, path := range sortedKeys(paths) {
+		if !paths[path] {
+			continue
+		}
+		err := walk(path)
+		if err == errManyPaths { // what a command declared has no other file system in it
+			err = j.syncFileSystem("commit.syncall", path)
+		}
+		if err != nil {
+			return fault.On(path, err)
 		}
 	}
 	return nil
+}
+
+var errManyPaths = errors.New("more paths than are kept")
+
+// syncFileSystem makes durable the file system that a directory is on.
+func (j *Journal) syncFileSystem(step, path string) error {
+	dir, err := j.openDir(path)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer dir.Close()
+	return j.do(step, dir.SyncAll)
 }
 
 // syncPaths syncs what is at the paths, and then their parent directories. The removal of an object is durable with its
@@ -319,16 +342,21 @@ func (t *Tx) abort(reply *pb.RunScriptResponse, failed bool) error {
 	return err
 }
 
-func (j *Journal) readDirNames(path string) ([]string, error) {
+// eachName calls f with the names in a directory, until it returns an error.
+func (j *Journal) eachName(path string, f func(name string) error) error {
+	dir, err := j.openDir(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Each(f)
+}
+
+func (j *Journal) openDir(path string) (*fsys.Dir, error) {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
 		return nil, err
 	}
 	defer at.Close()
-	dir, err := at.OpenDir()
-	if err != nil {
-		return nil, err
-	}
-	names, err := dir.Names()
-	return names, errors.Join(err, dir.Close())
+	return at.OpenDir()
 }

@@ -101,16 +101,16 @@ func (p *undoPass) sweepTempFiles(dir string) {
 		return
 	}
 	p.tempFilesRemoved[dir] = true
-	names, _ := p.tx.journal.readDirNames(dir)
 	swept := false
-	for _, name := range names {
+	_ = p.tx.journal.eachName(dir, func(name string) error {
 		if !fsys.IsTemp(name) {
-			continue
+			return nil
 		}
 		at, err := p.tx.journal.config.Root.Exact(childPath(dir, name))
 		if err != nil {
-			continue
+			return nil
 		}
+		defer at.Close()
 		meta, err := at.Stat()
 		switch {
 		case err != nil:
@@ -120,6 +120,6 @@ func (p *undoPass) sweepTempFiles(dir string) {
 			_, _ = at.Sweep()
 			swept = true
 		}
-		_ = at.Close()
-	}
+		return nil
+	})
 }

@@ -94,3 +94,67 @@ func TestInversesAreBounded(t *testing.T) {
 		t.Error(report)
 	}
 }
+
+// The rollback of a write does not hold the names of a directory in which others made any number of them.
+func TestNamesBesideAWriteAreNotHeld(t *testing.T) {
+	const n, most = 20_000, 1 << 20 // bytes: all of the names have more than four times as many
+	p := newMemoryDirs(t)
+	swept, before := 0, int64(0)
+	g := newGuest(t, p, func(c *Config) {
+		c.Step = func(step string) error {
+			if step == "restore.sweep" {
+				if rise := liveHeap() - before; rise > most {
+					t.Errorf("%d KiB are held", rise>>10)
+				}
+				swept++
+			}
+			return nil
+		}
+	})
+	tx := g.begin(t)
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("ours")})
+	tx.Mark()
+	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
+	err := errors.Join(os.WriteFile(at("first"), nil, 0o644), os.Mkdir(at(".quantix-kvm-0.tmp"), 0o755))
+	for i := range n {
+		err = errors.Join(err, os.Link(at("first"), at(strings.Repeat("n", 200)+fmt.Sprint(i))))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	before = liveHeap()
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || swept != 1 {
+		t.Errorf("%+v, swept %d", report, swept)
+	}
+}
+
+// A declared tree in which a command made more than is kept of one is durable all the same, with the file system that it is on.
+func TestATreeThatGrewIsMadeDurable(t *testing.T) {
+	p := newMemoryDirs(t)
+	all, files := 0, 0
+	g := newGuest(t, p, func(c *Config) {
+		c.Step = func(step string) error {
+			switch step {
+			case "commit.syncall":
+				all++
+			case "commit.syncfile":
+				files++
+			}
+			return nil
+		}
+	})
+	tx := g.begin(t)
+	if _, err := tx.BeforeTouch(t.Context(), "/etc/app.d"); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	for i := range maxObjects + 10 {
+		err = errors.Join(err, os.Mkdir(filepath.Join(p.files, "etc/app.d", fmt.Sprint(i)), 0o755))
+	}
+	if err = errors.Join(err, tx.Commit(t.Context(), committedReply())); err != nil {
+		t.Fatal(err)
+	}
+	if all != 1 || files > maxObjects {
+		t.Errorf("%d syncs of a file system, %d of files", all, files)
+	}
+}

@@ -30,6 +30,7 @@ type snapshotter struct {
 	tree        bool
 	grows       bool // something is appended to the objects, and nothing else is changed
 	depth       int  // of the directory in the tree that is being kept
+	pending     int  // names that were read, and whose objects are not kept yet
 	seen        map[string]bool
 	objects     []*pb.JournalObject
 	mounts      mountList // that they are on
@@ -167,11 +168,13 @@ func (s *snapshotter) addChildren(at *fsys.At, meta fsys.Meta) error {
 		return err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
+	names, err := dir.Names(max(maxObjects-len(s.objects)-s.pending, 0))
 	if err != nil {
 		return err
 	}
+	s.pending += len(names)
 	for _, name := range names {
+		s.pending--
 		child, err := dir.At(name)
 		if err != nil {
 			return err

@@ -160,26 +160,23 @@ func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 		return conflict, err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
-	if err != nil {
-		return conflict, err
-	}
-	for _, name := range names {
+	err = dir.Each(func(name string) error {
 		path := childPath(o.Path, name)
 		if t.children[o.Path][path] {
-			continue
+			return nil
 		}
 		at, err := dir.At(name)
 		if err != nil {
-			return conflict, err
+			return err
 		}
 		r := &restorer{pass: t.pass, ctx: t.ctx, object: &pb.JournalObject{Path: path}, at: at}
 		if err := errors.Join(r.clear("restore.prune"), at.Close()); err != nil {
-			return conflict, fault.On(path, err)
+			return fault.On(path, err)
 		}
 		conflict = cmp.Or(r.conflict, conflict)
-	}
-	return conflict, nil
+		return nil
+	})
+	return conflict, err
 }
 
 // clear removes what is there, with all that is below it. Where somebody moved a directory there, that is not removed, and what is left

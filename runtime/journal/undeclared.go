@@ -188,18 +188,15 @@ func (j *Journal) readNeighbours(at *fsys.At) ([]*pb.JournalNeighbour, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
-	if err != nil {
-		return nil, err
-	}
-	list := make([]*pb.JournalNeighbour, 0, len(names))
-	for _, name := range names {
+	var list []*pb.JournalNeighbour
+	size := 0
+	err = dir.Each(func(name string) error {
 		meta, err := dir.Stat(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue
+			return nil
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		n := &pb.JournalNeighbour{Name: text.EscapePath(name)}
 		if meta.Kind != fsys.File {
@@ -208,9 +205,13 @@ func (j *Journal) readNeighbours(at *fsys.At) ([]*pb.JournalNeighbour, error) {
 		if meta.Kind != fsys.File && meta.Kind != fsys.Directory {
 			n.Ino, n.Target, n.Mode, n.Uid, n.Gid = meta.Ino, []byte(meta.Target), meta.Mode, meta.UID, meta.GID
 		}
+		if size += proto.Size(n); size > maxRecord {
+			return fault.Wrapf(fault.ErrTooLarge, "the names in it have more than %d bytes", maxRecord)
+		}
 		list = append(list, n)
-	}
-	return list, nil
+		return nil
+	})
+	return list, err
 }
 
 // undeclaredChanges lists the neighbours that changed since the record, sorted by path.

@@ -149,25 +149,29 @@ func (g *Guest) hasName(dir string, file fsys.Meta, left *int) (bool, error) {
 		return false, ignoreGone(err)
 	}
 	defer open.Close()
-	names, err := open.Names()
-	if err != nil {
-		return false, err
-	}
 	var below []string
-	for _, name := range names {
+	found := errors.New("found")
+	err = open.Each(func(name string) error {
 		if *left--; *left < 0 {
-			return true, nil
+			return found
 		}
 		meta, err := open.Stat(name)
 		switch {
 		case err != nil && gone(err):
 		case err != nil:
-			return false, err
+			return err
 		case meta.Same(file):
-			return true, nil
+			return found
 		case meta.Kind == fsys.Directory && meta.Dev == file.Dev:
 			below = append(below, fsys.Join(dir, name))
 		}
+		return nil
+	})
+	if err == found {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	for _, name := range below {
 		if found, err := g.hasName(name, file, left); found || err != nil {

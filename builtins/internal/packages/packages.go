@@ -196,6 +196,9 @@ func (r *Reader) dir(path string) (*fsys.Dir, error) {
 	return at.OpenDir()
 }
 
+// maxNames bounds the names in a directory of a package manager that are read.
+const maxNames = 100_000
+
 // names returns the names in a directory, escaped; none where it is not there.
 func (r *Reader) names(path string) ([]string, error) {
 	dir, err := r.dir(path)
@@ -206,7 +209,7 @@ func (r *Reader) names(path string) ([]string, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Names()
+	names, err := dir.Names(maxNames)
 	for i, name := range names {
 		names[i] = text.EscapePath(name)
 	}
@@ -220,15 +223,15 @@ func (r *Reader) times(path, suffix string) map[string]time.Time {
 		return nil
 	}
 	defer dir.Close()
-	names, _ := dir.Names() // what could not be read has no time
-	times := make(map[string]time.Time, len(names)/8)
-	for _, name := range names {
+	times := map[string]time.Time{}
+	_ = dir.Each(func(name string) error { // what could not be read has no time
 		if base, ok := strings.CutSuffix(name, suffix); ok {
 			if meta, err := dir.Stat(name); err == nil {
 				times[base] = meta.Mtime.Time()
 			}
 		}
-	}
+		return nil
+	})
 	return times
 }
 

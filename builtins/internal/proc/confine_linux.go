@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -209,17 +210,21 @@ func (o *writableDir) makeOthersReadOnly(mounts []mountInfo, perMount bool) erro
 	}
 	dir := os.NewFile(uintptr(fd), o.dir)
 	defer dir.Close()
-	entries, err := dir.ReadDir(-1)
-	if err != nil {
-		return fault.On(o.dir, err)
+	var entries []os.DirEntry
+	for err == nil {
+		var some []os.DirEntry
+		some, err = dir.ReadDir(maxSiblings)
+		entries = append(entries, slices.DeleteFunc(some, func(e os.DirEntry) bool {
+			mountable := e.IsDir() || e.Type().IsRegular()
+			return !mountable || slices.Contains(o.entries, e.Name()) || filepath.Join(o.dir, e.Name()) == scratchDir
+		})...)
+		if len(entries) > maxSiblings {
+			return fault.Refuse("%s has more than %d entries beside what is touched, which is how many are made read-only; "+
+				"touch the directory as a whole, or keep what is touched in one of its own", o.dir, maxSiblings)
+		}
 	}
-	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool {
-		mountable := e.IsDir() || e.Type().IsRegular()
-		return !mountable || slices.Contains(o.entries, e.Name()) || filepath.Join(o.dir, e.Name()) == scratchDir
-	})
-	if len(entries) > maxSiblings {
-		return fault.Refuse("%s has %d entries beside what is touched, and at most %d are made read-only; "+
-			"touch the directory as a whole, or keep what is touched in one of its own", o.dir, len(entries), maxSiblings)
+	if err != io.EOF {
+		return fault.On(o.dir, err)
 	}
 	for _, e := range entries {
 		path := filepath.Join(o.dir, e.Name())

@@ -67,7 +67,7 @@ func walk(root *fsys.Root, name string, visit func(*fsys.At, fsys.Meta) error) e
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	names, err := dir.Names()
+	names, err := dir.Names(100_000) // of a tree that a test made
 	if err = errors.Join(err, dir.Close()); err != nil {
 		return err
 	}
