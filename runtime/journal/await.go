@@ -66,7 +66,7 @@ func (t *Tx) Await(ctx context.Context, reply *pb.RunScriptResponse, until Deadl
 	if err := t.checkOpen(ctx); err != nil {
 		return err
 	}
-	actions, err := toActions(after)
+	actions, err := t.toActions(after)
 	if err != nil {
 		return err
 	}

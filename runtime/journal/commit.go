@@ -44,7 +44,7 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 		return err
 	}
 	LimitReply(reply)
-	actions, err := toActions(after)
+	actions, err := t.toActions(after)
 	if err != nil {
 		return err
 	}
@@ -74,14 +74,18 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 }
 
 // toActions makes records of actions.
-func toActions(after []Action) ([]*pb.JournalAction, error) {
+func (t *Tx) toActions(after []Action) ([]*pb.JournalAction, error) {
 	var list []*pb.JournalAction
 	for _, action := range after {
 		args, err := anypb.New(action.Args)
 		if err != nil {
 			return nil, fault.On("the action "+action.Op, err)
 		}
-		list = append(list, &pb.JournalAction{Op: action.Op, Args: args, SameBoot: action.SameBoot, Target: action.Target})
+		record := &pb.JournalAction{Op: action.Op, Args: args, SameBoot: action.SameBoot, Target: action.Target}
+		if t.begin.GetSecrets() {
+			record.Target, record.Told = "", t.tell(action.Target)
+		}
+		list = append(list, record)
 	}
 	return list, nil
 }
@@ -113,9 +117,13 @@ func (t *Tx) after(ctx context.Context) []*pb.Change {
 	var list []*pb.Change
 	for len(t.actions) > 0 && context.Cause(ctx) == nil {
 		action := t.actions[0]
-		change := &pb.Change{Op: action.Op, Target: action.Target, Action: "ran", State: pb.ChangeState_CHANGE_STATE_APPLIED}
+		target := action.Told
+		if !t.begin.GetSecrets() { // else an older agent wrote it as it was
+			target = action.Target
+		}
+		change := &pb.Change{Op: action.Op, Target: target, Action: "ran", State: pb.ChangeState_CHANGE_STATE_APPLIED}
 		if err := t.runAction(ctx, action); err != nil {
-			change.State, change.Target = pb.ChangeState_CHANGE_STATE_UNKNOWN, fault.On(action.Target, err).Error()
+			change.State, change.Target = pb.ChangeState_CHANGE_STATE_UNKNOWN, fault.On(target, err).Error()
 		}
 		list = append(list, change)
 		t.actions = t.actions[1:]
@@ -243,7 +251,7 @@ func (j *Journal) syncPaths(step string, paths map[string]bool) error {
 	return nil
 }
 
-func sortedKeys(set map[string]bool) []string {
+func sortedKeys[V any](set map[string]V) []string {
 	list := make([]string, 0, len(set))
 	for path := range set {
 		list = append(list, path)

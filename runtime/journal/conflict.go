@@ -154,7 +154,7 @@ func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error 
 	return fs.ErrExist
 }
 
-// Hint returns in words what others had changed meanwhile; empty: nothing.
+// Hint returns in words what others had changed meanwhile, without secrets; empty: nothing.
 func (r Report) Hint() string {
 	var hints []string
 	if at := r.Conflicts(); len(at) > 0 {
@@ -167,5 +167,5 @@ func (r Report) Hint() string {
 			break // one shows what it is about
 		}
 	}
-	return strings.Join(hints, "; ")
+	return r.told(strings.Join(hints, "; "))
 }

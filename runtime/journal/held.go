@@ -71,14 +71,13 @@ func (t *Tx) search(root *fsys.Root, at *fsys.At) {
 		return
 	}
 	defer dir.Close()
-	names, _ := dir.Names()
-	for _, name := range names {
+	_ = dir.Each(func(name string) error {
 		if t.searched++; t.searched > maxHeldNames {
-			return
+			return errManyPaths
 		}
 		child, err := dir.At(name)
 		if err != nil {
-			continue
+			return nil
 		}
 		if meta, err := child.Stat(); err == nil && meta.Kind == fsys.Directory {
 			t.search(root, child)
@@ -86,5 +85,6 @@ func (t *Tx) search(root *fsys.Root, at *fsys.At) {
 			t.hold(root, child.Path, meta)
 		}
 		_ = child.Close()
-	}
+		return nil
+	})
 }

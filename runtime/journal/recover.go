@@ -164,6 +164,7 @@ func (j *Journal) loadJournal(place, id string) (*loadedJournal, error) {
 			records++
 			return l.addPayload(payload, records, at)
 		})
+		l.tx.names.ready()
 		if err != nil {
 			return l, err
 		}
@@ -225,6 +226,7 @@ func (l *loadedJournal) addPayload(payload []byte, number int, at int64) error {
 	case nil:
 		return fault.Wrapf(errNewer, "the journal has a record of a type that this agent does not know: a newer agent wrote it")
 	}
+	l.tx.names.add(record)
 	l.tx.applyRecord(record, at)
 	return nil
 }
@@ -245,7 +247,7 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
 		_ = t.log.close()
 		if err := j.moveToKept(t.ID()); err != nil {
-			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true}, Err: err}
+			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true, tell: report.tell}, Err: err}
 		}
 	}
 	return j.finalize(t, reply, report, reached == rollbackFailed)
@@ -341,7 +343,7 @@ func (j *Journal) quarantine(id string, l *loadedJournal, why error) *Recovered 
 	r.Entry = j.newEntry(begin, &pb.RunScriptResponse{
 		Status: pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED, TransactionId: id, Script: begin.Script,
 		Error:     &pb.ScriptError{Kind: "interrupted", Message: r.Err.Error()},
-		NotUndone: l.tx.announcedChanges(pb.ChangeState_CHANGE_STATE_UNKNOWN),
+		NotUndone: l.tx.tellTargets(l.tx.announcedChanges(pb.ChangeState_CHANGE_STATE_UNKNOWN)),
 	}, "quarantined")
 	l.close()
 	if err := j.moveToKept(id); err != nil {
@@ -364,6 +366,14 @@ func (t *Tx) interruptedChanges(report Report) []*pb.Change {
 		if slices.ContainsFunc(report.Steps, func(u Undone) bool { return u.Err != nil && u.Op == c.Op && u.Target == c.Target }) {
 			c.State = pb.ChangeState_CHANGE_STATE_NOT_UNDONE
 		}
+	}
+	return t.tellTargets(list)
+}
+
+// tellTargets takes secrets out of the targets of changes.
+func (t *Tx) tellTargets(list []*pb.Change) []*pb.Change {
+	for _, c := range list {
+		c.Target = t.tell(c.Target)
 	}
 	return list
 }

@@ -27,7 +27,16 @@ type Report struct {
 	// Waiting is the mount that Recover waits for, since the next step changed something on it; empty: it waits for none.
 	Waiting string
 
-	restored map[string]bool // the targets in Steps of which there is nothing else to tell
+	restored map[string]bool     // the targets in Steps of which there is nothing else to tell
+	tell     func(string) string // takes secrets out of a text; nil: there are none
+}
+
+// told returns a text as it may be told.
+func (r Report) told(text string) string {
+	if r.tell == nil {
+		return text
+	}
+	return r.tell(text)
 }
 
 // Undone is the outcome of undoing one object or operation.
@@ -80,17 +89,17 @@ func (r Report) Status() pb.ScriptStatus {
 	return pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK
 }
 
-// NotUndone lists for the reply what could not be undone. Each target is followed by the reason.
+// NotUndone lists for the reply what could not be undone, without secrets. Each target is followed by the reason.
 func (r Report) NotUndone() []*pb.Change {
 	var list []*pb.Change
 	for _, u := range r.Steps {
 		switch {
 		case u.Irreversible != nil:
 			c := proto.Clone(u.Irreversible).(*pb.Change)
-			c.State, c.Reversible = pb.ChangeState_CHANGE_STATE_NOT_UNDONE, false
+			c.Target, c.State, c.Reversible = r.told(c.Target), pb.ChangeState_CHANGE_STATE_NOT_UNDONE, false
 			list = append(list, c)
 		case u.Err != nil:
-			list = append(list, &pb.Change{Op: u.Op, Target: fault.On(u.Target, u.Err).Error(), Action: "restore", State: pb.ChangeState_CHANGE_STATE_NOT_UNDONE})
+			list = append(list, &pb.Change{Op: u.Op, Target: r.told(fault.On(u.Target, u.Err).Error()), Action: "restore", State: pb.ChangeState_CHANGE_STATE_NOT_UNDONE})
 		}
 	}
 	return list
@@ -102,9 +111,9 @@ func (r Report) Settle(changes []*pb.Change) {
 	fails, restored := map[string]bool{}, map[string]bool{}
 	for _, u := range r.Steps {
 		if u.Err != nil || u.Irreversible != nil {
-			fails[u.Target] = true
+			fails[r.told(u.Target)] = true
 		} else {
-			restored[u.Target] = true
+			restored[r.told(u.Target)] = true
 		}
 	}
 	stray := r.Halted || r.Err != nil

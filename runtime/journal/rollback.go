@@ -24,12 +24,16 @@ func (t *Tx) Rollback(ctx context.Context) Report {
 }
 
 // rollback undoes the steps, except inverses for which deferOp returns true.
-func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) Report {
+func (t *Tx) rollback(ctx context.Context, deferOp func(op string) bool) (report Report) {
 	if t.phase != running && t.phase != awaiting {
 		return Report{Err: fault.Wrapf(fault.ErrInternal, "the transaction has ended")}
 	}
 	t.setPhase(rollingBack)
-	report := Report{Steps: slices.Clone(t.earlierFailures), Ran: slices.Clone(t.earlierRan)}
+	report = Report{Steps: slices.Clone(t.earlierFailures), Ran: slices.Clone(t.earlierRan)}
+	if t.begin.GetSecrets() {
+		report.tell = t.tell
+		defer func() { report.Err = t.tellError(report.Err) }()
+	}
 	if t.commitUncertain {
 		if report.Err = t.markAborted(); report.Err != nil {
 			t.setPhase(halted) // all changes are durable, so recovery decides by whether the commit record is

@@ -22,6 +22,7 @@ import (
 // keep the order of Before, the change, and the next Before.
 type Tx struct {
 	hide    func(string) string // takes secrets out of a text; nil: there are none, or they are not known any more
+	names   toldNames           // with secrets, of a transaction whose secrets are not known any more
 	journal *Journal
 	begin   *pb.JournalBegin
 
@@ -248,6 +249,9 @@ func (t *Tx) irreversible(change *pb.Change) error {
 	change = proto.CloneOf(change)
 	limitTexts(change.ProtoReflect()) // as in the reply
 	change.Diff = ""
+	if t.hide != nil {
+		change.Target = t.hide(change.Target)
+	}
 	return t.appendStep(&pb.JournalRecord{Record: &pb.JournalRecord_Irreversible{Irreversible: &pb.JournalIrreversible{Step: t.nextStep(), Change: change}}})
 }
 
@@ -402,6 +406,7 @@ func (t *Tx) appendRecord(record *pb.JournalRecord, last bool) error {
 
 // appendStep appends the record of a step.
 func (t *Tx) appendStep(record *pb.JournalRecord) error {
+	t.addTold(record)
 	if err := t.reserve(record); err != nil {
 		return err
 	}

@@ -121,12 +121,28 @@ func (p *undoPass) undeclaredChanges(s *step, keep *pb.JournalKeep) []Undone {
 	if err != nil {
 		return []Undone{{Step: s.number, Op: "look", Target: keep.Beside[0].Path, Err: err}}
 	}
+	if p.tx.begin.GetSecrets() && p.tx.hide == nil {
+		list = ofDirectories(list, there.Beside)
+	}
 	var undone []Undone
 	for _, change := range list {
 		change.Op = "restore"
 		undone = append(undone, Undone{Step: s.number, Op: "restore", Target: change.Target, Irreversible: change})
 	}
 	return undone
+}
+
+// ofDirectories returns changes of the directories in place of those of names in them: any name may be a secret that is not known any
+// more.
+func ofDirectories(list []*pb.Change, beside []*pb.JournalBeside) []*pb.Change {
+	var dirs []*pb.Change
+	for _, b := range beside {
+		changed := func(c *pb.Change) bool { return c.Target == b.Path || parent(c.Target) == b.Path }
+		if slices.ContainsFunc(list, changed) {
+			dirs = append(dirs, &pb.Change{Target: b.Path, Action: "modified"})
+		}
+	}
+	return dirs
 }
 
 // neighboursOf lists the directories in which a command that changes these trees could change other names as well, with these

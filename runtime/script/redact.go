@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // redactor takes secrets out of what people see, as they are and as base64, hexadecimal digits, URL or JSON.
@@ -86,7 +87,7 @@ func formsOf(value string) []string {
 	quoted, _ := json.Marshal(value)
 	digits := hex.EncodeToString([]byte(value))
 	list := []string{
-		value, url.QueryEscape(value), url.PathEscape(value), inQuotes(string(quoted)), inQuotes(strings.TrimSuffix(plain.String(), "\n")),
+		value, text.EscapePath(value), url.QueryEscape(value), url.PathEscape(value), inQuotes(string(quoted)), inQuotes(strings.TrimSuffix(plain.String(), "\n")),
 		inQuotes(strconv.Quote(value)), strings.ReplaceAll(value, "'", `'\''`), luaQuoted.Replace(value), digits, strings.ToUpper(digits),
 	}
 	for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {

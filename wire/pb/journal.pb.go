@@ -897,8 +897,10 @@ type JournalObject struct {
 	MovedTo   string       `protobuf:"bytes,10,opt,name=moved_to,json=movedTo,proto3" json:"moved_to,omitempty"`
 	ImageBorn *JournalTime `protobuf:"bytes,11,opt,name=image_born,json=imageBorn,proto3" json:"image_born,omitempty"`
 	// Which directory it is in, as of a JournalState; unset where there was none, and by older agents.
-	ParentIno     uint64       `protobuf:"varint,12,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
-	ParentBorn    *JournalTime `protobuf:"bytes,13,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
+	ParentIno  uint64       `protobuf:"varint,12,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
+	ParentBorn *JournalTime `protobuf:"bytes,13,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
+	// How people are told the path, if it has a secret of the request in it.
+	Told          string `protobuf:"bytes,14,opt,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1022,6 +1024,13 @@ func (x *JournalObject) GetParentBorn() *JournalTime {
 		return x.ParentBorn
 	}
 	return nil
+}
+
+func (x *JournalObject) GetTold() string {
+	if x != nil {
+		return x.Told
+	}
+	return ""
 }
 
 // The state of an object but for its content.
@@ -1290,8 +1299,10 @@ type JournalTake struct {
 	// Of the directory that the spool is made in.
 	SpoolParentMtime *JournalTime `protobuf:"bytes,6,opt,name=spool_parent_mtime,json=spoolParentMtime,proto3" json:"spool_parent_mtime,omitempty"`
 	// Which directory path is in, as of a JournalState; unset by older agents.
-	ParentIno     uint64       `protobuf:"varint,7,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
-	ParentBorn    *JournalTime `protobuf:"bytes,8,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
+	ParentIno  uint64       `protobuf:"varint,7,opt,name=parent_ino,json=parentIno,proto3" json:"parent_ino,omitempty"`
+	ParentBorn *JournalTime `protobuf:"bytes,8,opt,name=parent_born,json=parentBorn,proto3" json:"parent_born,omitempty"`
+	// As of a JournalObject.
+	Told          string `protobuf:"bytes,9,opt,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1380,6 +1391,13 @@ func (x *JournalTake) GetParentBorn() *JournalTime {
 		return x.ParentBorn
 	}
 	return nil
+}
+
+func (x *JournalTake) GetTold() string {
+	if x != nil {
+		return x.Told
+	}
+	return ""
 }
 
 // The spool of earlier take records was made. A tree is moved there only after this.
@@ -2002,8 +2020,10 @@ type JournalAction struct {
 	Args  *anypb.Any             `protobuf:"bytes,2,opt,name=args,proto3" json:"args,omitempty"`
 	// Left out if the guest was booted again since.
 	SameBoot bool `protobuf:"varint,3,opt,name=same_boot,json=sameBoot,proto3" json:"same_boot,omitempty"`
-	// What people call it.
-	Target        string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// What people call it; unset where the request had secrets.
+	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// What people call it, without the secrets of the request.
+	Told          string `protobuf:"bytes,5,opt,name=told,proto3" json:"told,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2062,6 +2082,13 @@ func (x *JournalAction) GetSameBoot() bool {
 func (x *JournalAction) GetTarget() string {
 	if x != nil {
 		return x.Target
+	}
+	return ""
+}
+
+func (x *JournalAction) GetTold() string {
+	if x != nil {
+		return x.Told
 	}
 	return ""
 }
@@ -2371,7 +2398,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x03ino\x18\x04 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\a \x01(\rR\x03gid\"\xfd\x03\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\"\x91\x04\n" +
 	"\rJournalObject\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\x12D\n" +
@@ -2389,7 +2416,8 @@ const file_journal_proto_rawDesc = "" +
 	"\n" +
 	"parent_ino\x18\f \x01(\x04R\tparentIno\x12B\n" +
 	"\vparent_born\x18\r \x01(\v2!.limiquantix.agent.v1.JournalTimeR\n" +
-	"parentBornB\n" +
+	"parentBorn\x12\x12\n" +
+	"\x04told\x18\x0e \x01(\tR\x04toldB\n" +
 	"\n" +
 	"\b_content\"\x99\x03\n" +
 	"\fJournalState\x12\x12\n" +
@@ -2414,7 +2442,7 @@ const file_journal_proto_rawDesc = "" +
 	"\x05nanos\x18\x02 \x01(\rR\x05nanos\"8\n" +
 	"\fJournalXattr\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xff\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x93\x03\n" +
 	"\vJournalTake\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x128\n" +
@@ -2425,7 +2453,8 @@ const file_journal_proto_rawDesc = "" +
 	"\n" +
 	"parent_ino\x18\a \x01(\x04R\tparentIno\x12B\n" +
 	"\vparent_born\x18\b \x01(\v2!.limiquantix.agent.v1.JournalTimeR\n" +
-	"parentBorn\"\\\n" +
+	"parentBorn\x12\x12\n" +
+	"\x04told\x18\t \x01(\tR\x04told\"\\\n" +
 	"\fJournalSpool\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x128\n" +
 	"\x05state\x18\x02 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\x8a\x01\n" +
@@ -2467,12 +2496,13 @@ const file_journal_proto_rawDesc = "" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x129\n" +
 	"\x05after\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalActionR\x05after\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x17\n" +
-	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"~\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\x92\x01\n" +
 	"\rJournalAction\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12(\n" +
 	"\x04args\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04args\x12\x1b\n" +
 	"\tsame_boot\x18\x03 \x01(\bR\bsameBoot\x12\x16\n" +
-	"\x06target\x18\x04 \x01(\tR\x06target\"\x91\x01\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x12\n" +
+	"\x04told\x18\x05 \x01(\tR\x04told\"\x91\x01\n" +
 	"\fJournalAbort\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
