@@ -132,6 +132,47 @@ func TestFirstBootKilled(t *testing.T) {
 	}
 }
 
+// While a host's transaction awaits its confirmation first-boot scripts wait: none of them has failed.
+func TestFirstBootWaitsForAConfirmation(t *testing.T) {
+	root, state := scratch(t), t.TempDir()
+	dir := filepath.Join(root, firstBootDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, State: state})
+	awaitFirstBoot(t, a)
+	reply := runUnconfirmed(t, a.Client(t, client.Options{}), 600)
+	a.Kill()
+	for _, name := range []string{"10-first", "20-second"} {
+		if err := os.WriteFile(filepath.Join(dir, name+".lua"), []byte(`file.append("/srv/log", "`+name+`\n")`), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a = agenttest.Start(t, agenttest.Options{Root: root, State: state})
+	c := a.Client(t, client.Options{})
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		s, err := client.Call[*pb.GetStatusResponse](t.Context(), c, &pb.GetStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := s.FirstBoot
+		if first.GetState() == pb.FirstBootState_FIRST_BOOT_STATE_RUNNING && strings.Contains(first.Error, reply.TransactionId) {
+			break
+		}
+		if first.GetState() == pb.FirstBootState_FIRST_BOOT_STATE_FAILED || time.Now().After(deadline) {
+			t.Fatalf("first boot: %v", first)
+		}
+	}
+	if got := confirmAs(t, c, reply.TransactionId, pb.ConfirmAction_CONFIRM_ACTION_CONFIRM); got.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Error(got)
+	}
+	s := awaitFirstBoot(t, a)
+	text, err := os.ReadFile(filepath.Join(root, "srv/log"))
+	if err != nil || s.State != pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED || string(text) != "10-first\n20-second\n" {
+		t.Errorf("%v %q %v", s, text, err)
+	}
+}
+
 func TestFirstBootFromTheHost(t *testing.T) {
 	params := map[string]map[string]any{}
 	for _, text := range []string{"org.quantix.firstboot:10-net.mtu=9000", "another vendor's", "org.quantix.firstboot:10-net.name=a=b"} {

@@ -2,7 +2,8 @@
 // as a transaction.
 //
 // A script that fails leaves the guest as it was, and those behind it wait: they may build on it. It is run again at the next
-// boot. A clone of the guest, which has another identity, runs all of them again.
+// boot. A clone of the guest, which has another identity, runs all of them again. One that is refused since others are at work, such as
+// a transaction that awaits its confirmation, has not failed: it is run once they have ended.
 //
 // Not here: where scripts come from, and what runs them.
 package firstboot
@@ -20,6 +21,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -130,7 +132,7 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 			return s.Name, errors.New(line.Error)
 		}
 		r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, s.Name, "")
-		failed := r.once(ctx, s)
+		failed := r.patiently(ctx, s)
 		if failed != nil && ctx.Err() != nil {
 			return s.Name, failed // it did not fail: the agent stops
 		}
@@ -146,7 +148,30 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 	return "", nil
 }
 
-// once runs a script. That of an agent that was killed before it wrote down what became of it is not run again where it was committed.
+// refusedFor is how long a script waits that was refused since others are at work, before it is run again.
+const refusedFor = time.Second
+
+// patiently runs a script, as soon as others who are at work let it.
+func (r *Runner) patiently(ctx context.Context, s Script) error {
+	said := ""
+	for {
+		err := r.once(ctx, s)
+		if !errors.Is(err, fault.ErrBusy) {
+			return err
+		}
+		if err.Error() != said {
+			said = err.Error()
+			r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, s.Name, "waits: "+said)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(refusedFor):
+		}
+	}
+}
+
+// once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it wrote down what became of it is not run again where it was committed.
 func (r *Runner) once(ctx context.Context, s Script) error {
 	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source, ConfirmSeconds: new(uint32)} // nobody is there to confirm
 	if s.Params != nil {
@@ -165,6 +190,8 @@ func (r *Runner) once(ctx context.Context, s Script) error {
 			return nil
 		case reply.Replayed || reply.Error.GetKind() == "key_conflict":
 			continue // an earlier run that failed, maybe of what the script was then
+		case reply.Status == pb.ScriptStatus_SCRIPT_STATUS_REFUSED && reply.Error.GetKind() == "busy":
+			return fault.Wrapf(fault.ErrBusy, "%s", reply.Error.GetMessage())
 		}
 		return fmt.Errorf("%s: %s", statusWord(reply.Status), reply.Error.GetMessage())
 	}

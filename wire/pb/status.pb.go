@@ -438,7 +438,7 @@ type FirstBoot struct {
 	State FirstBootState         `protobuf:"varint,1,opt,name=state,proto3,enum=limiquantix.agent.v1.FirstBootState" json:"state,omitempty"`
 	// The script that runs, or that failed; empty: none.
 	Script string `protobuf:"bytes,2,opt,name=script,proto3" json:"script,omitempty"`
-	// Why it failed.
+	// Why it failed, or, while it is not run yet, what it waits for.
 	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -81,6 +81,9 @@ func Rows(s *pb.GetStatusResponse) [][]string {
 func firstBootRows(f *pb.FirstBoot) [][]string {
 	switch f.GetState() {
 	case pb.FirstBootState_FIRST_BOOT_STATE_RUNNING:
+		if f.Error != "" { // what it waits for
+			return [][]string{{"first boot", f.Script + " " + f.Error}}
+		}
 		return [][]string{{"first boot", strings.TrimSpace("runs " + f.Script)}}
 	case pb.FirstBootState_FIRST_BOOT_STATE_FAILED:
 		return [][]string{{"first boot", strings.TrimPrefix("failed: "+f.Script+": "+f.Error, "failed: : ")}}
