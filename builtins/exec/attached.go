@@ -178,7 +178,7 @@ type attached struct {
 func (r *Room) attach(
 	ctx context.Context, call *builtins.Call, spec proc.Spec, line string, in *pb.ExecStartRequest,
 ) (*attached, string, error) {
-	job := newJob(call, spec, line, in.GetRunAsUser(), in.GetName())
+	job := r.jobs.newJob(call, spec, line, in.GetRunAsUser(), in.GetName())
 	job.Attached = true
 	dir := filepath.Join(r.jobs.dir, job.Id)
 	if err := makePlace(dir); err != nil {

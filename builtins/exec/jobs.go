@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -57,6 +58,9 @@ var errNoJob = fault.Wrapf(fs.ErrNotExist, "there is no such job")
 type jobs struct {
 	dir string // empty: there are none
 	mu  sync.Mutex
+
+	ids  sync.Mutex
+	last string // the latest id
 }
 
 // kept reports whether detached commands become jobs.
@@ -89,9 +93,13 @@ func commandLine(in *pb.ExecStartRequest, spec proc.Spec) string {
 	return in.GetCommand()
 }
 
-func newJob(call *builtins.Call, spec proc.Spec, line, user, name string) *pb.Job {
-	return &pb.Job{Id: newJobID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line),
+func (j *jobs) newJob(call *builtins.Call, spec proc.Spec, line, user, name string) *pb.Job {
+	job := &pb.Job{Id: j.newID(time.Now()), State: pb.JobState_JOB_STATE_RUNNING, Command: printable(line),
 		Directory: printable(spec.Dir), User: user, RequestId: call.ID, Port: call.Port, Name: name}
+	if job.BootId = facts.BootID(); job.BootId != "" {
+		job.UptimeMs = uint64(sinceBoot().Milliseconds())
+	}
+	return job
 }
 
 // maxJobName is the length of the longest name of a job.
@@ -118,7 +126,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 		return nil, err
 	}
 	running := 0
-	for _, job := range r.jobs.prune(list, time.Now()) {
+	for _, job := range r.jobs.prune(list) {
 		if job.State == pb.JobState_JOB_STATE_RUNNING && !job.Attached {
 			running++
 		}
@@ -126,7 +134,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	if running >= maxRunningJobs {
 		return nil, fault.Wrapf(fault.ErrBusy, "busy: %d jobs run already", maxRunningJobs)
 	}
-	job := newJob(call, spec, line, user, name)
+	job := r.jobs.newJob(call, spec, line, user, name)
 	dir := filepath.Join(r.jobs.dir, job.Id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -160,14 +168,36 @@ func printable(s string) string {
 	return out
 }
 
-// newJobID returns an id that sorts by time and is a valid file name.
-func newJobID(now time.Time) string {
-	return now.UTC().Format("20060102-150405") + "-" + strings.ToLower(rand.Text()[:6])
+// idTime is the time in the id of a job.
+const idTime = "20060102-150405"
+
+// newID returns an id that sorts behind all others, and by time if nobody sets the clock back, and is a valid file name.
+func (j *jobs) newID(now time.Time) string {
+	j.ids.Lock()
+	defer j.ids.Unlock()
+	if j.kept() {
+		entries, _ := os.ReadDir(j.dir) // sorted; where it cannot be read no job is begun
+		for _, e := range slices.Backward(entries) {
+			if validJobID(e.Name()) {
+				j.last = max(j.last, e.Name())
+				break
+			}
+		}
+	}
+	id := func(at time.Time) string { return at.UTC().Format(idTime) + "-" + strings.ToLower(rand.Text()[:6]) }
+	next := id(now)
+	if len(j.last) > len(idTime) && next[:len(idTime)] <= j.last[:len(idTime)] {
+		if last, err := time.Parse(idTime, j.last[:len(idTime)]); err == nil && last.Year() < 9999 {
+			next = id(last.Add(time.Second))
+		}
+	}
+	j.last = next
+	return next
 }
 
-// validJobID reports whether an id of a request has the form of newJobID, and so is no path.
+// validJobID reports whether an id of a request has the form of newID, and so is no path.
 func validJobID(id string) bool {
-	return len(id) == len("20060102-150405-abcdef") && !strings.ContainsFunc(id, func(c rune) bool {
+	return len(id) == len(idTime)+len("-abcdef") && !strings.ContainsFunc(id, func(c rune) bool {
 		return (c < '0' || c > '9') && (c < 'a' || c > 'z') && c != '-'
 	})
 }
@@ -179,7 +209,7 @@ func (r *Room) listJobs(ctx context.Context, call *builtins.Call, in *pb.ListJob
 	}
 	if in.GetJobId() == "" {
 		list, err := r.jobs.list()
-		list = slices.DeleteFunc(r.jobs.prune(list, time.Now()), func(job *pb.Job) bool { return !call.MaySee(job.Port) })
+		list = slices.DeleteFunc(r.jobs.prune(list), func(job *pb.Job) bool { return !call.MaySee(job.Port) })
 		if running := r.streams.named(call); len(running) > 0 {
 			list = append(list, running...)
 			slices.SortFunc(list, newerJob)
@@ -293,14 +323,17 @@ func readJob(dir string) (*pb.Job, error) {
 	return job, nil
 }
 
-// prune removes jobs that ended too long ago or are too many, and returns the rest.
-func (j *jobs) prune(list []*pb.Job, now time.Time) []*pb.Job {
+// prune removes jobs that ended and began too long ago or are too many, and returns the rest. The list has the newest first.
+func (j *jobs) prune(list []*pb.Job) []*pb.Job { return j.pruneAt(list, facts.BootID(), sinceBoot()) }
+
+func (j *jobs) pruneAt(list []*pb.Job, boot string, now time.Duration) []*pb.Job {
 	known, ended := map[string]bool{}, 0
 	left := list[:0]
-	for _, job := range list {
+	ages := agesOf(list, boot, now)
+	for i, job := range list {
 		known[job.Id] = true
 		if job.State != pb.JobState_JOB_STATE_RUNNING {
-			if ended++; ended > maxEndedJobs || now.Sub(job.Started.AsTime()) > endedJobAge {
+			if ended++; ended > maxEndedJobs || ages[i] > endedJobAge {
 				os.RemoveAll(filepath.Join(j.dir, job.Id))
 				continue
 			}
@@ -311,11 +344,30 @@ func (j *jobs) prune(list []*pb.Job, now time.Time) []*pb.Job {
 	for _, e := range entries { // directories whose supervisor died before it wrote the job
 		info, err := e.Info()
 		dir := filepath.Join(j.dir, e.Name())
-		if err == nil && !known[e.Name()] && validJobID(e.Name()) && now.Sub(info.ModTime()) > staleDirAge && !supervisorAlive(dir) {
+		if err == nil && !known[e.Name()] && validJobID(e.Name()) && time.Since(info.ModTime()) > staleDirAge && !supervisorAlive(dir) {
 			os.RemoveAll(dir)
 		}
 	}
 	return left
+}
+
+// agesOf returns how long ago jobs began, the newest of which is the first, by the clock of this boot, which began now ago. Between two
+// boots it counts no time: how long the guest was off only the wall clock tells, which may be wrong by years. So a job may look younger
+// than it is. One that says nothing of its boot counts as young as the newer one beside it.
+func agesOf(list []*pb.Job, boot string, now time.Duration) []time.Duration {
+	ages := make([]time.Duration, len(list))
+	start, age := time.Duration(0), time.Duration(0)
+	for i, job := range list {
+		if job.BootId != "" {
+			up := time.Duration(job.UptimeMs) * time.Millisecond
+			if job.BootId != boot {
+				boot, start = job.BootId, start-up
+			}
+			age = now - start - up
+		}
+		ages[i] = age
+	}
+	return ages
 }
 
 // signalJob serves exec_input for a job.

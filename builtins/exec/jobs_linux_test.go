@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -139,27 +140,73 @@ func TestJobIDIsNoPath(t *testing.T) {
 
 func TestPruneJobs(t *testing.T) {
 	j := &jobs{dir: t.TempDir()}
-	now := time.Now()
+	const now = 100 * 24 * time.Hour
 	var list []*pb.Job
 	for i := range maxEndedJobs + 5 {
-		began := now.Add(-time.Duration(i) * time.Hour)
-		if i == 3 {
-			began = now.Add(-endedJobAge - time.Hour)
+		began := now - time.Duration(i)*time.Hour
+		if i == maxEndedJobs+3 { // the oldest of those that ended
+			began = now - endedJobAge - time.Hour
 		}
-		job := &pb.Job{Id: newJobID(began), State: pb.JobState_JOB_STATE_ENDED, Started: timestamppb.New(began)}
+		job := &pb.Job{Id: j.newID(time.Now()), State: pb.JobState_JOB_STATE_ENDED, BootId: "boot", UptimeMs: uint64(began.Milliseconds())}
 		if err := os.Mkdir(filepath.Join(j.dir, job.Id), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		list = append(list, job)
 	}
-	list[maxEndedJobs+4].State = pb.JobState_JOB_STATE_RUNNING // the oldest of all
-	left := j.prune(list, now)
+	few := slices.Clone(list[maxEndedJobs:])
+	if left := j.pruneAt(few, "boot", now); len(left) != 4 {
+		t.Errorf("%d of five are left, of which one is too old", len(left))
+	}
+	list = slices.Delete(list, maxEndedJobs+3, maxEndedJobs+4)
+	list[maxEndedJobs+3].State = pb.JobState_JOB_STATE_RUNNING // the oldest of all
+	left := j.pruneAt(list, "boot", now)
 	entries, err := os.ReadDir(j.dir)
-	if err != nil || len(left) != maxEndedJobs || len(entries) != maxEndedJobs {
+	if err != nil || len(left) != maxEndedJobs+1 || len(entries) != maxEndedJobs+1 {
 		t.Errorf("%d are listed, %d are there, %v", len(left), len(entries), err)
 	}
 	if last := left[len(left)-1]; last.State != pb.JobState_JOB_STATE_RUNNING {
 		t.Errorf("a running job was dropped")
+	}
+}
+
+// The order of jobs does not hang on a clock that is set back, nor on one that was far ahead once, also for another agent.
+func TestJobIDsGoOn(t *testing.T) {
+	dir := t.TempDir()
+	ahead := time.Date(2099, 12, 31, 23, 59, 59, 0, time.UTC)
+	var ids []string
+	for _, at := range []time.Time{time.Now(), ahead, time.Now(), time.Now().Add(-time.Hour)} {
+		for range 2 {
+			j := &jobs{dir: dir}
+			for range 3 {
+				ids = append(ids, j.newID(at))
+				if err := os.Mkdir(filepath.Join(dir, ids[len(ids)-1]), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if !slices.IsSorted(ids) || slices.ContainsFunc(ids, func(id string) bool { return !validJobID(id) }) {
+		t.Error(ids)
+	}
+	last := &jobs{dir: t.TempDir(), last: "99991231-235959-abcdef"}
+	if id := last.newID(time.Now()); !validJobID(id) {
+		t.Error(id)
+	}
+}
+
+// The age of jobs is by the clock of the boot, whatever the wall clock was: of earlier boots it is at least what is known of them.
+func TestAgesOfJobs(t *testing.T) {
+	job := func(boot string, up time.Duration) *pb.Job {
+		return &pb.Job{BootId: boot, UptimeMs: uint64(up.Milliseconds()), Started: timestamppb.New(time.Now().AddDate(-50, 0, 0))}
+	}
+	h := time.Hour
+	list := []*pb.Job{{}, job("c", 5*h), {}, job("c", 2*h), job("b", 7*h), job("b", 3*h), job("a", h), {}}
+	want := []time.Duration{0, 5 * h, 5 * h, 8 * h, 10 * h, 14 * h, 17 * h, 17 * h}
+	if got := agesOf(list, "c", 10*h); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := agesOf(list[4:], "c", 10*h); !slices.Equal(got, []time.Duration{10 * h, 14 * h, 17 * h, 17 * h}) {
+		t.Errorf("none of this boot: %v", got)
 	}
 }
 

@@ -18,11 +18,11 @@ import (
 // jobs while it runs, and is ended as they are.
 
 // named describes a command that is called by a name; nil: it has none.
-func named(call *builtins.Call, spec proc.Spec, in *pb.ExecStartRequest) *pb.Job {
+func (r *Room) named(call *builtins.Call, spec proc.Spec, in *pb.ExecStartRequest) *pb.Job {
 	if in.GetName() == "" {
 		return nil
 	}
-	job := newJob(call, spec, commandLine(in, spec), in.GetRunAsUser(), in.GetName())
+	job := r.jobs.newJob(call, spec, commandLine(in, spec), in.GetRunAsUser(), in.GetName())
 	job.Attached, job.Started = true, timestamppb.New(time.Now())
 	return job
 }

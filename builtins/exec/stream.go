@@ -109,7 +109,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 	}
 	spec.Owner = call.Port
 	s := newStreamed(call, in.GetWindow())
-	s.job = named(call, spec, in)
+	s.job = r.named(call, spec, in)
 	if err := r.streams.enter(s); err != nil {
 		return nil, err
 	}

@@ -1429,7 +1429,11 @@ type Job struct {
 	// Its output goes to the host that started it, with whose connection it ends; it is removed at its end.
 	Attached bool `protobuf:"varint,14,opt,name=attached,proto3" json:"attached,omitempty"`
 	// What the request called it.
-	Name          string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
+	// The boot in which it began, and how long the guest had been up by then: its age must not depend on a clock that can be set. Unset
+	// for jobs of older agents, and where boots cannot be told from one another.
+	BootId        string `protobuf:"bytes,16,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	UptimeMs      uint64 `protobuf:"varint,17,opt,name=uptime_ms,json=uptimeMs,proto3" json:"uptime_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1567,6 +1571,20 @@ func (x *Job) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *Job) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Job) GetUptimeMs() uint64 {
+	if x != nil {
+		return x.UptimeMs
+	}
+	return 0
 }
 
 var File_exec_proto protoreflect.FileDescriptor
@@ -1711,7 +1729,7 @@ const file_exec_proto_rawDesc = "" +
 	"\rstdout_offset\x18\x03 \x01(\x04R\fstdoutOffset\x12\x16\n" +
 	"\x06stderr\x18\x04 \x01(\fR\x06stderr\x12#\n" +
 	"\rstderr_offset\x18\x05 \x01(\x04R\fstderrOffset\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xed\x03\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xa3\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.limiquantix.agent.v1.JobStateR\x05state\x12\x18\n" +
@@ -1729,7 +1747,9 @@ const file_exec_proto_rawDesc = "" +
 	"request_id\x18\f \x01(\tR\trequestId\x12\x12\n" +
 	"\x04port\x18\r \x01(\tR\x04port\x12\x1a\n" +
 	"\battached\x18\x0e \x01(\bR\battached\x12\x12\n" +
-	"\x04name\x18\x0f \x01(\tR\x04name*e\n" +
+	"\x04name\x18\x0f \x01(\tR\x04name\x12\x17\n" +
+	"\aboot_id\x18\x10 \x01(\tR\x06bootId\x12\x1b\n" +
+	"\tuptime_ms\x18\x11 \x01(\x04R\buptimeMs*e\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11JOB_STATE_RUNNING\x10\x01\x12\x13\n" +
