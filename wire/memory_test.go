@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -325,4 +327,39 @@ func TestConnectionsShareMemoryForReplies(t *testing.T) {
 	}
 	idle(t, memory.replies, all)
 	idle(t, memory, 2*all)
+}
+
+// Memory that a request takes for its reply before that is made is held until the reply is written: another one waits for it, and is
+// told where it finds none in time.
+func TestMemoryForAReplyBeforeItIsMade(t *testing.T) {
+	const all, size = 20 << 20, 8 << 20
+	memory := NewMemory(all)
+	memory.wait = 500 * time.Millisecond
+	held := make(chan error, 2)
+	ask := func() *host {
+		h, _ := guest(t, func(c *Config) {
+			c.Memory = memory
+			c.Handle = func(ctx context.Context, _ *Conn, _ string, _ proto.Message) (proto.Message, error) {
+				held <- ExchangeOf(ctx).HoldReply(size)
+				return &pb.ExecuteResponse{Stdout: strings.Repeat("x", size)}, nil
+			}
+		})
+		h.send(QTX1, "execute", &pb.ExecuteRequest{Command: "true"})
+		return h
+	}
+	first := ask()
+	if err := <-held; err != nil {
+		t.Fatal(err)
+	}
+	second := ask() // while nobody reads the reply to the first one
+	if err := <-held; !errors.Is(err, fault.ErrBusy) {
+		t.Error(err)
+	}
+	for _, h := range []*host{first, second} {
+		if m := h.answer("execute"); len(m.GetExecuteResponse().GetStdout()) != size {
+			t.Error(m.ErrorDetail)
+		}
+	}
+	idle(t, memory.replies, all/2)
+	idle(t, memory, all)
 }
