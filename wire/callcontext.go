@@ -5,8 +5,8 @@ import "context"
 // maxIdleContexts bounds the contexts that wait for another call, of each kind.
 const maxIdleContexts = 8
 
-// takeContext gives a call its context: for one of which there are many, that of a former one that was not cancelled, where there is
-// one.
+// takeContext gives a call its context: for one of which there are many, that of a former one that was not cancelled, where
+// there is one.
 func (c *Conn) takeContext(parent context.Context, s *servedCall) {
 	if s.again {
 		select {

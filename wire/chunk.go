@@ -10,8 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A transfer has thousands of messages of four kinds that differ in little. These are decoded here, each into one piece of memory, with what
-// else is needed for a request until it is answered:
+// A transfer has thousands of messages of four kinds that differ in little. These are decoded here, each into one piece of
+// memory, with what else is needed for a request until it is answered:
 //
 //	payload ─► the decoder of chunks
 //	               └─► anything else, or anything unusual ─► Inspect, decode
@@ -75,8 +75,8 @@ func share(last *string, b []byte, ok *bool) string {
 	return *last
 }
 
-// decodeChunk decodes a request for a chunk or with a large one, which stays in the payload. nil: it is none, or has something that is
-// left to other decoders, such as a field twice.
+// decodeChunk decodes a request for a chunk or with a large one, which stays in the payload. nil: it is none, or has something
+// that is left to other decoders, such as a field twice.
 func (t *chunkTexts) decodeChunk(payload []byte) *chunk {
 	number, inner := chunkPayload(payload)
 	if number != fileReadField && number != fileWriteField {

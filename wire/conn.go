@@ -91,8 +91,9 @@ type Config struct {
 	// Order returns a key: requests of the same key are served one after the other, as they came. Empty, or a nil Order: no
 	// order.
 	Order func(request proto.Message) string
-	// Transient reports whether nothing refers to the bytes of a request after Handle returned, nor waits for the end of its context: the
-	// content of a file then is not copied out of its frame, and the context may be that of a later request. Nil: none is.
+	// Transient reports whether nothing refers to the bytes of a request after Handle returned, nor waits for the end of its
+	// context: the content of a file then is not copied out of its frame, and the context may be that of a later request. Nil:
+	// none is.
 	Transient func(request proto.Message) bool
 	// Large reports whether a reply may be large: such requests of one host are served one after the other, each when the reply to
 	// the one before has gone into the queue. Nil: none is.

@@ -329,8 +329,8 @@ func TestConnectionsShareMemoryForReplies(t *testing.T) {
 	idle(t, memory, 2*all)
 }
 
-// Memory that a request takes for its reply before that is made is held until the reply is written: another one waits for it, and is
-// told where it finds none in time.
+// Memory that a request takes for its reply before that is made is held until the reply is written: another one waits for it,
+// and is told where it finds none in time.
 func TestMemoryForAReplyBeforeItIsMade(t *testing.T) {
 	const all, size = 20 << 20, 8 << 20
 	memory := NewMemory(all)

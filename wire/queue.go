@@ -96,8 +96,8 @@ func (q *queue) pending() bool { return len(q.partial.buf)+len(q.urgent)+len(q.b
 // idle reports whether nothing is claimed or waits to be written.
 func (q *queue) idle() bool { return !q.claimed && !q.pending() }
 
-// put waits until the lane has room. The request that the message answers, if any, leaves those in flight then, before the writer can take
-// the message.
+// put waits until the lane has room. The request that the message answers, if any, leaves those in flight then, before the
+// writer can take the message.
 func (q *queue) put(o outgoing, urgent bool, s *servedCall) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -21,7 +21,8 @@ func (c *Conn) reply(id string, payload proto.Message, err error) {
 	c.queueReply(o, true, nil)
 }
 
-// replyUrgent sends the reply to a request that waits for nothing. frame is that of the request; nil: it is certain whose it is.
+// replyUrgent sends the reply to a request that waits for nothing. frame is that of the request; nil: it is certain whose it
+// is.
 func (c *Conn) replyUrgent(frame []byte, id string, payload proto.Message) {
 	o, err := c.encode(Wrap(id, payload))
 	if err != nil {
@@ -37,8 +38,8 @@ type replyMemory struct {
 	held func() // gives back, when it is written, the memory that was found before it was made; nil: none was
 }
 
-// replyTo sends the one reply to a request that was served, and waits until its lane has room. The request is taken out of those in
-// flight before the host can have read the reply, and after everything that is sent later is certain to follow it.
+// replyTo sends the one reply to a request that was served, and waits until its lane has room. The request is taken out of
+// those in flight before the host can have read the reply, and after everything that is sent later is certain to follow it.
 func (c *Conn) replyTo(s *servedCall, payload proto.Message, err error, memory replyMemory) {
 	m := s.reply.wrap(s.id, payload)
 	m.ErrorDetail = fault.Detail(err)
@@ -164,8 +165,8 @@ func (c *Conn) recycleFrame(o outgoing) {
 // noop does nothing.
 func noop() {}
 
-// enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane. s is the
-// request in flight that it answers; nil: it answers none.
+// enqueue sends a message: at once where nothing else is being written and the channel takes it, otherwise through its lane. s
+// is the request in flight that it answers; nil: it answers none.
 func (c *Conn) enqueue(o outgoing, urgent bool, s *servedCall) error {
 	channel, can := c.channel.(tryWriter)
 	if !can || len(o.buf) > c.directSize() || !c.queue.claim() {

@@ -256,7 +256,8 @@ func (s *servedCall) serve() {
 // errTooMany is why a request is refused that would have to wait with too many others.
 var errTooMany = fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection, and as many as may be wait", MaxInFlight)
 
-// spawn serves a request on a goroutine of its own, an idle one if there is any: its stack has already grown to what requests need.
+// spawn serves a request on a goroutine of its own, an idle one if there is any: its stack has already grown to what requests
+// need.
 func (c *Conn) spawn(s *servedCall) {
 	select {
 	case c.workers <- s:
@@ -293,8 +294,8 @@ func (c *Conn) enterLarge(call context.Context) (leave func()) {
 	}
 }
 
-// handleInOrder handles the request behind those before it of the same order. One whose context has ended by then, or for whose reply
-// there is no memory, is not handled.
+// handleInOrder handles the request behind those before it of the same order. One whose context has ended by then, or for whose
+// reply there is no memory, is not handled.
 func (s *servedCall) handleInOrder(memory *replyMemory) (proto.Message, error) {
 	c, ctx, request := s.conn, s.call, s.request
 	if before := s.order.before; before != nil {

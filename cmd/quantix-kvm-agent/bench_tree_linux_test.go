@@ -91,8 +91,8 @@ func manyFiles(b *testing.B) string {
 }
 
 // BenchmarkSmallFiles: 400 files of 1 to 8 KiB, by ctl and by programs over ssh on the same machine, each as a program of
-// its own: to a new directory, beside scp and tar, and once more unchanged, beside rsync. With ctl contents and names are on the
-// disk when it ends; the others leave that to the kernel, but for the rsync that is told to --fsync.
+// its own: to a new directory, beside scp and tar, and once more unchanged, beside rsync. With ctl contents and names are on
+// the disk when it ends; the others leave that to the kernel, but for the rsync that is told to --fsync.
 func BenchmarkSmallFiles(b *testing.B) {
 	s, from, to := startSSH(b), manyFiles(b), b.TempDir()
 	ctl := filepath.Join(b.TempDir(), "ctl")

@@ -10,8 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// chunkRequests sends the requests of one transfer, thousands that differ in little, from memory that is used again for the next one. Its
-// methods may not be called at once.
+// chunkRequests sends the requests of one transfer, thousands that differ in little, from memory that is used again for the
+// next one. Its methods may not be called at once.
 type chunkRequests struct {
 	c     *Client
 	ctx   context.Context
@@ -65,8 +65,8 @@ func (r *chunkRequests) envelope(id string) *pb.AgentMessage {
 	return &r.message
 }
 
-// readAll asks for chunks in one write, which costs the guest less than as many; next changes r.read for one after the other, and returns
-// false behind the last one. answer must be called for each.
+// readAll asks for chunks in one write, which costs the guest less than as many; next changes r.read for one after the other,
+// and returns false behind the last one. answer must be called for each.
 func (r *chunkRequests) readAll(all []*pending, next func() bool) ([]*pending, error) {
 	first := len(all)
 	r.message.Payload = &r.readIn
@@ -96,8 +96,8 @@ func (r *chunkRequests) readAll(all []*pending, next func() bool) ([]*pending, e
 	return all, nil
 }
 
-// writeChunk sends r.write with the end of a buffer as its content, behind the room for the head of its frame. The buffer may be used again
-// when there is no error. answer must be called.
+// writeChunk sends r.write with the end of a buffer as its content, behind the room for the head of its frame. The buffer may
+// be used again when there is no error. answer must be called.
 func (r *chunkRequests) writeChunk(buf []byte) (*pending, error) {
 	p, err := r.c.register(r.newID())
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What is captured is what was written, whether there is a place for it on the disk, none, one that is frozen after a while, or one
-// that is closed to writing. Nothing is left there.
+// What is captured is what was written, whether there is a place for it on the disk, none, one that is frozen after a while, or
+// one that is closed to writing. Nothing is left there.
 func TestCapture(t *testing.T) {
 	var all []byte
 	for i := range 40 {

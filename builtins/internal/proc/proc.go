@@ -84,8 +84,8 @@ type Spec struct {
 	Limits Limits
 	// MaxOutput bounds the captured bytes of each stream; 0: 1 MiB. The rest is read and dropped.
 	MaxOutput int64
-	// Hold is asked before output that was spooled is read into memory; size is that of all output, in bytes. Where it fails the
-	// output is its first 64 KiB, and truncated. Nil: nothing is asked.
+	// Hold is asked before output that was spooled is read into memory; size is that of all output, in bytes. Where it fails
+	// the output is its first 64 KiB, and truncated. Nil: nothing is asked.
 	Hold func(size int64) error
 	// Owner is whose command it is, which OwnerOf tells while it runs. Optional.
 	Owner string
