@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -511,20 +513,45 @@ func TestInterfaceThatIsNotThere(t *testing.T) {
 	}
 }
 
-// What an agent that was killed left, with secrets in it, is removed by the next one of the machine.
+// What an agent that was killed left, with secrets in it, is removed by the next one of the machine. What has such a name in a
+// directory where any user makes names is not looked at, and what cannot be removed holds up nothing.
 func TestSweep(t *testing.T) {
-	dir := "/tmp/" + scratchName + "test"
-	if err := os.MkdirAll(dir+"/etc/netplan", 0o700); err != nil {
-		t.Fatal(err)
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to whom /run belongs")
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	for _, machine := range []bool{false, true} {
-		if err := New(&guest.Guest{Live: true}, Config{Machine: machine}).sweep(t.Context()); err != nil {
+	// Of this thread alone: what is mounted here is seen by nobody else, and ends with the thread, which is not used again.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		t.Skip("needs a mount namespace: ", err)
+	}
+	mount := func(point string) {
+		t.Helper()
+		if err := unix.Mount("none", point, "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Stat(dir); (err == nil) == machine {
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	mount("/run")
+	mount("/tmp")
+	ours, held, others := "/run/"+scratchName+"test", "/run/"+scratchName+"held", "/tmp/"+scratchName+"test"
+	for _, dir := range []string{ours, held, others} {
+		if err := os.MkdirAll(dir+"/etc/netplan", 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mount(held)
+	for _, machine := range []bool{false, true} {
+		if err := New(&guest.Guest{Live: true}, Config{Machine: machine}).sweep(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(ours); (err == nil) == machine {
 			t.Errorf("of the machine: %t, it is there: %v", machine, err)
 		}
+	}
+	if _, err := os.Stat(others + "/etc/netplan"); err != nil {
+		t.Error("what any user may have made is looked at: ", err)
 	}
 }
 
