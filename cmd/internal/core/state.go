@@ -1,7 +1,6 @@
 package core
 
 import (
-	"bufio"
 	"crypto/rand"
 	"errors"
 	"io/fs"
@@ -58,12 +57,15 @@ func (core *Core) secret() []byte {
 }
 
 // unmounted returns the mount point of fstab(5) that a directory is below and that nothing is mounted on: what is there then
-// is not the state directory, and may even be empty; "" if there is none. What is mounted by hand alone is not waited for.
+// is not the state directory, and may even be empty; "" if there is none. What is mounted by hand alone is not waited for. A
+// line needs three fields: mount(8) takes the rest as defaults.
 func unmounted(fstab, dir string, mounted func(point string) bool) string {
-	lines := bufio.NewScanner(strings.NewReader(fstab))
-	for lines.Scan() {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 4 || strings.HasPrefix(fields[0], "#") || slices.Contains(strings.Split(fields[3], ","), "noauto") {
+	for line := range strings.Lines(fstab) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		if len(fields) > 3 && slices.Contains(strings.Split(fields[3], ","), "noauto") {
 			continue
 		}
 		point := fsys.UnescapeMount(fields[1])

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 )
 
@@ -13,10 +14,12 @@ func TestUnmounted(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("fstab is of Linux")
 	}
-	const fstab = "# /dev/vda9 /var ext4 defaults 0 2\nUUID=1 / ext4 defaults 0 1\nUUID=2 /va ext4 defaults 0 2\n" +
-		"UUID=3 /var\\040x ext4 nofail 0 2\nUUID=4\t/var/lib\text4\tnofail,x 0 2\nUUID=5 /var/lib/quantix-kvm ext4 noauto 0 2\nUUID=6 none swap sw 0 0\n"
+	fstab := "# /dev/vda9 /var ext4 defaults 0 2\nUUID=1 / ext4 defaults 0 1\nUUID=2 /va ext4 defaults 0 2\n" +
+		"UUID=3 /var\\040x ext4 nofail 0 2\nUUID=4\t/var/lib\text4\tnofail,x 0 2\nUUID=5 /var/lib/quantix-kvm ext4 noauto 0 2\nUUID=6 none swap sw 0 0\n" +
+		"#" + strings.Repeat("x", 1<<17) + "\nUUID=7 /opt ext4\n/dev/sr0 /media\n"
 	for dir, want := range map[string]string{
 		"/var/lib/quantix-kvm": "/var/lib", "/var/lib": "/var/lib", "/var x/state": "/var x", "/srv/state": "", "/va/x": "/va",
+		"/opt/state": "/opt", "/media/state": "",
 	} {
 		if point := unmounted(fstab, dir, func(point string) bool { return false }); point != want {
 			t.Errorf("%s waits for %q", dir, point)
