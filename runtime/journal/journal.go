@@ -39,6 +39,10 @@ type Config struct {
 	Dir string
 	// Prepare is called before the files of Dir are opened, each time that is tried. Optional.
 	Prepare func() error
+	// Ready is called once nothing that a former agent began is unfinished, before the first transaction begins: by Open, or by
+	// the Recover that ended what was. What that took back, such as the machine ID, is as it was by then. It is not called where a
+	// transaction still awaits its confirmation. An error is as one of Prepare. Optional.
+	Ready func() error
 	// Tolerant: a Dir that cannot be used, such as on a disk that is read-only, does not fail Open. No transaction may begin
 	// until a Recover finds that it can be used.
 	Tolerant bool
@@ -100,6 +104,7 @@ type Journal struct {
 	cleanups sync.WaitGroup
 
 	unrecovered chan struct{} // see Unrecovered
+	ready       bool          // Config.Ready was called; who is the writer changes it
 	early       atomic.Bool   // the last Recover was at early boot
 
 	mu         sync.Mutex
@@ -162,6 +167,10 @@ func (j *Journal) setUnusable(err error) {
 	j.store.reset(true)
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.lock != nil {
+		_, _ = j.state.Close(), j.lock.Close()
+		j.lock = nil
+	}
 	j.unusable = fault.Refuse("the state directory cannot be used: %v", fault.On(j.config.Dir, err))
 	j.broken = j.unusable
 }
@@ -235,6 +244,11 @@ func (j *Journal) open() error {
 	if err = errors.Join(err, j.refreshKept()); err != nil {
 		return errors.Join(fault.Cause(err), state.Close(), lock.Close())
 	}
+	if j.ready = false; !unrecovered {
+		if err := j.becomeReady(); err != nil {
+			return errors.Join(err, state.Close(), lock.Close())
+		}
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.lock, j.state, j.lastID = lock, state, max(j.lastID, newest)
@@ -242,6 +256,16 @@ func (j *Journal) open() error {
 		j.broken = errUnrecovered
 	}
 	return nil
+}
+
+// becomeReady calls Config.Ready, unless that was done. The caller is the writer.
+func (j *Journal) becomeReady() error {
+	if j.ready || j.config.Ready == nil {
+		return nil
+	}
+	err := j.config.Ready()
+	j.ready = err == nil
+	return err
 }
 
 var errUnrecovered = fault.Wrapf(fault.ErrBusy, "busy: an interrupted transaction is not rolled back yet")

@@ -72,13 +72,19 @@ func (j *Journal) endWaiting(ctx context.Context, id string, sees func(port stri
 		return false, errors.Join(r.Report.Err, r.Err, context.Cause(ctx))
 	}
 	j.mu.Lock()
-	none := len(j.unfinished) == 0
-	if none && errors.Is(j.broken, fault.ErrBusy) {
-		j.broken = nil
-	}
+	none, busy := len(j.unfinished) == 0, errors.Is(j.broken, fault.ErrBusy)
 	j.mu.Unlock()
-	if !none {
+	switch {
+	case !none:
 		j.askForRecovery() // it finds out what is waited for now
+	case busy:
+		if err := j.becomeReady(); err != nil {
+			j.setUnusable(err)
+			return true, errors.Join(r.Err, err)
+		}
+		j.mu.Lock()
+		j.broken = nil
+		j.mu.Unlock()
 	}
 	return true, r.Err
 }

@@ -50,6 +50,7 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 	}
 	var list []Recovered
 	var broken error
+	awaits := false
 	for _, name := range slices.Backward(names) {
 		leave := j.enterAnyway()
 		r := j.recover(ctx, name.Name(), deferOp)
@@ -62,7 +63,14 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 		}
 		list = append(list, *r)
 		if r.Tx != nil {
-			release = func() {} // the open transaction is the writer
+			release, awaits = func() {}, true // the open transaction is the writer
+		}
+	}
+	if broken == nil && !awaits {
+		if err := j.becomeReady(); err != nil {
+			j.setUnusable(err)
+			release()
+			return list, context.Cause(ctx)
 		}
 	}
 	j.mu.Lock()

@@ -138,9 +138,9 @@ func (core *Core) open(c Config) (err error) {
 		c.BootID = core.Rooms.BootID
 	}
 	core.Journal, err = openJournal(journal.Config{
-		Dir: filepath.Join(c.State, "tx"), Root: core.Files, Version: c.Rooms.Version,
+		Dir: c.journalDir(), Root: core.Files, Version: c.Rooms.Version,
 		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo, Subject: inverses.Subject, Enter: core.Rooms.Frozen().EnterOwn,
-		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) },
+		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) }, Ready: func() error { return core.ready(c) },
 	}, c.LockWait)
 	if err != nil {
 		return err

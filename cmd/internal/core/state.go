@@ -10,17 +10,17 @@ import (
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // prepareState makes the state directory and what the core has in it beside the journal.
 func (core *Core) prepareState(c Config) error {
-	fstab, err := os.ReadFile("/etc/fstab")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fault.Cause(err)
-	}
-	if point := unmounted(string(fstab), c.State, isMountPoint); point != "" {
-		return fault.Wrapf(fs.ErrNotExist, "waiting for %s, which /etc/fstab mounts", point)
+	if err := core.awaitMount(c); err != nil {
+		left, e := core.fstabIsLeft(c)
+		if e != nil || !left {
+			return errors.Join(err, e)
+		}
 	}
 	if err := os.MkdirAll(c.State, 0o700); err != nil {
 		return fault.Wrapf(err, "make the state directory (choose another with --state): %v", err)
@@ -36,6 +36,7 @@ func (core *Core) prepareState(c Config) error {
 	}
 	key := c.Key
 	if key == nil {
+		var err error
 		if key, err = readKey(c.State, c.MachineID()); err != nil {
 			return err
 		}
@@ -43,6 +44,42 @@ func (core *Core) prepareState(c Config) error {
 	core.key.Store(&key)
 	return nil
 }
+
+// awaitMount returns an error while what fstab mounts at, or above, the state directory is not mounted.
+func (core *Core) awaitMount(c Config) error {
+	fstab, err := os.ReadFile(fstabFile)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fault.Cause(err)
+	}
+	if point := unmounted(string(fstab), c.State, isMountPoint); point != "" {
+		return fault.Wrapf(fs.ErrNotExist, "waiting for %s, which %s mounts", point, fstabFile)
+	}
+	return nil
+}
+
+// fstabFile says what is mounted at each boot.
+const fstabFile = "/etc/fstab"
+
+// fstabIsLeft reports whether a script that was interrupted had changed fstab, and what takes that back lies in the state directory
+// as it is now. What fstab mounts there is then not to be waited for before that is done: it may be the script's own line.
+func (core *Core) fstabIsLeft(c Config) (bool, error) {
+	if filepath.Clean(c.Root) != "/" {
+		return false, nil
+	}
+	resolved, err := core.Files.Resolve(fstabFile, true)
+	if err != nil {
+		return false, fault.On(fstabFile, err)
+	}
+	return journal.UnfinishedOwns(c.journalDir(), fstabFile, resolved)
+}
+
+// ready is called when what an earlier agent left has been taken back.
+func (core *Core) ready(c Config) error {
+	return core.awaitMount(c)
+}
+
+// journalDir is the directory of the journal.
+func (c Config) journalDir() string { return filepath.Join(c.State, "tx") }
 
 // overlays is the directory for the overlays of dry runs, and for files without names.
 func (c Config) overlays() string { return filepath.Join(c.State, "overlays") }
