@@ -19,6 +19,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
 	"github.com/quantix-kvm/guest-agent/runtime/firstboot"
+	"github.com/quantix-kvm/guest-agent/runtime/journal"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
@@ -36,11 +38,30 @@ func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()
 	return firstboot.New(firstboot.Config{
 		File:     filepath.Join(f.stateDir(), "first-boot.json"),
 		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf, inside) },
-		Instance: inside.Rooms.MachineID(), Boot: inside.Rooms.BootID(), Changed: changed,
+		Instance: func(ctx context.Context) (string, error) { return firstBootInstance(ctx, inside.Journal) },
+		Boot:     inside.Rooms.BootID(), Changed: changed,
 		Run: func(ctx context.Context, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
 			return execute[*pb.RunScriptResponse](ctx, inside, request)
 		},
 	})
+}
+
+// firstBootInstance returns the machine ID once nothing is left unfinished that may have changed it.
+func firstBootInstance(ctx context.Context, j *journal.Journal) (string, error) {
+	for {
+		err := j.Refusal()
+		if err == nil {
+			return j.MachineID(), nil
+		}
+		if !errors.Is(err, fault.ErrBusy) {
+			return "", err
+		}
+		select {
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // firstBootScripts returns the scripts of the image and those that the host gives, which stand for those of the same name.

@@ -45,8 +45,11 @@ type Config struct {
 	Scripts func(context.Context) ([]Script, error)
 	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set. Required.
 	Run func(context.Context, *pb.RunScriptRequest) (*pb.RunScriptResponse, error)
-	// Instance tells this guest from its clone, and Boot this boot from the next. Required.
-	Instance, Boot string
+	// Instance returns what tells this guest from its clone. It waits until that is certain: what is taken back may change it.
+	// Required.
+	Instance func(context.Context) (string, error)
+	// Boot tells this boot from the next. Required.
+	Boot string
 	// Changed is called when State may return something new. It must not block. Optional.
 	Changed func()
 }
@@ -119,7 +122,11 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 	if err != nil || len(list) == 0 {
 		return "", err
 	}
-	done, err := r.read()
+	instance, err := r.config.Instance(ctx)
+	if err != nil {
+		return "", err
+	}
+	done, err := r.read(instance)
 	if err != nil {
 		return "", err
 	}
@@ -132,7 +139,7 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 			return s.Name, errors.New(line.Error)
 		}
 		r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, s.Name, "")
-		failed := r.patiently(ctx, s)
+		failed := r.patiently(ctx, instance, s)
 		if failed != nil && ctx.Err() != nil {
 			return s.Name, failed // it did not fail: the agent stops
 		}
@@ -152,10 +159,10 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 const refusedFor = time.Second
 
 // patiently runs a script, as soon as others who are at work let it.
-func (r *Runner) patiently(ctx context.Context, s Script) error {
+func (r *Runner) patiently(ctx context.Context, instance string, s Script) error {
 	said := ""
 	for {
-		err := r.once(ctx, s)
+		err := r.once(ctx, instance, s)
 		if !errors.Is(err, fault.ErrBusy) {
 			return err
 		}
@@ -171,8 +178,9 @@ func (r *Runner) patiently(ctx context.Context, s Script) error {
 	}
 }
 
-// once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it wrote down what became of it is not run again where it was committed.
-func (r *Runner) once(ctx context.Context, s Script) error {
+// once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it wrote down
+// what became of it is not run again where it was committed.
+func (r *Runner) once(ctx context.Context, instance string, s Script) error {
 	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source, ConfirmSeconds: new(uint32)} // nobody is there to confirm
 	if s.Params != nil {
 		var err error
@@ -181,7 +189,7 @@ func (r *Runner) once(ctx context.Context, s Script) error {
 		}
 	}
 	for attempt := range maxAttempts {
-		request.Key = fmt.Sprintf("first-boot:%s:%s:%d", r.config.Instance, s.Name, attempt)
+		request.Key = fmt.Sprintf("first-boot:%s:%s:%d", instance, s.Name, attempt)
 		reply, err := r.config.Run(ctx, request)
 		switch {
 		case err != nil:
@@ -209,8 +217,8 @@ func statusWord(s pb.ScriptStatus) string {
 }
 
 // read reads what ran in this guest. What ran in the one that it was cloned from does not count.
-func (r *Runner) read() (*record, error) {
-	mine := &record{Instance: r.config.Instance, Scripts: map[string]recordLine{}}
+func (r *Runner) read(instance string) (*record, error) {
+	mine := &record{Instance: instance, Scripts: map[string]recordLine{}}
 	text, err := os.ReadFile(r.config.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return mine, nil
@@ -222,7 +230,7 @@ func (r *Runner) read() (*record, error) {
 	if err := json.Unmarshal(text, there); err != nil {
 		return nil, fmt.Errorf("%s: %w", r.config.File, err)
 	}
-	if there.Instance != r.config.Instance || there.Scripts == nil {
+	if there.Instance != instance || there.Scripts == nil {
 		return mine, nil
 	}
 	return there, nil

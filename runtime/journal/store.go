@@ -270,12 +270,13 @@ func (j *Journal) loadStore() error {
 		known[e.id()], known[e.id()+tempSuffix] = true, true
 	}
 	var list []*storedEntry
+	machines := j.machines()
 	for _, name := range names {
 		if known[name.Name()] {
 			continue
 		}
 		entry, err := j.readHead(name.Name())
-		if err != nil || entry.Begin.MachineId != j.config.MachineID() {
+		if err != nil || !entry.isOf(machines) {
 			if err := os.Remove(j.dir("done", name.Name())); err != nil {
 				return fault.Cause(err)
 			}
@@ -366,10 +367,10 @@ func (j *Journal) readEntry(id string) (*pb.JournalEntry, error) {
 // replies until all are within Config.Bytes: a request that is sent again must not run again only because others had
 // long replies.
 func (j *Journal) trim() {
-	over, size := len(j.store.entries)-j.config.Entries, int64(0)
+	over, size, machines := len(j.store.entries)-j.config.Entries, int64(0), j.machines()
 	j.store.entries = slices.DeleteFunc(j.store.entries, func(e *storedEntry) bool {
 		over--
-		if over < 0 && e.Begin.MachineId == j.config.MachineID() && j.config.Uptime()-e.finished < j.config.Expiry {
+		if over < 0 && e.isOf(machines) && j.config.Uptime()-e.finished < j.config.Expiry {
 			size += e.size
 			return false
 		}

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/builtins/all"
@@ -138,5 +140,52 @@ func TestNothingIsTakenBackBeforeTheSweep(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(root, "file")); !os.IsNotExist(err) {
 		t.Error(err)
+	}
+}
+
+// The key of the state directory stays where a script that was interrupted had written another machine ID: what asks for it before
+// that is taken back, and after, gets the same.
+func TestTheKeyOutlivesAnInterruptedScript(t *testing.T) {
+	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
+	path := filepath.Join(root, "etc/machine-id")
+	id := func(c string) []byte { return []byte(strings.Repeat(c, 32) + "\n") }
+	if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o755), os.WriteFile(path, id("1"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	open := func() *Core {
+		t.Helper()
+		core, err := Open(Config{Root: root, State: state, BootID: func() string { return "boot" }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return core
+	}
+	core := open()
+	key := core.secret()
+	tx, err := core.Journal.Begin(t.Context(), journal.Header{})
+	if err == nil {
+		err = tx.Before(t.Context(), "/etc/machine-id")
+	}
+	if err = errors.Join(err, os.WriteFile(path, id("2"), 0o644), core.Close()); err != nil || len(key) != keyLength {
+		t.Fatal(key, err)
+	}
+	core = open()
+	if !bytes.Equal(core.secret(), key) {
+		t.Error("what is interrupted has changed the key")
+	}
+	if events, err := core.Recover(t.Context()); err != nil || len(events) != 1 {
+		t.Error(events, err)
+	}
+	if !bytes.Equal(core.secret(), key) {
+		t.Error("the recovery has changed the key")
+	}
+	core.Close()
+	if err := os.WriteFile(path, id("3"), 0o644); err != nil { // as in a clone
+		t.Fatal(err)
+	}
+	core = open()
+	defer core.Close()
+	if bytes.Equal(core.secret(), key) {
+		t.Error("a clone has the same key")
 	}
 }

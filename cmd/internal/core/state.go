@@ -35,14 +35,35 @@ func (core *Core) prepareState(c Config) error {
 		_ = os.Mkdir(c.overlays(), 0o700) // without it what would be in there is in memory
 	}
 	key := c.Key
-	if key == nil {
-		var err error
-		if key, err = readKey(c.State, c.MachineID()); err != nil {
-			return err
+	if key == nil { // whose it is counts once the machine's ID is no more that of a script which is taken back
+		content, err := os.ReadFile(c.keyFile())
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault.Cause(err)
+		}
+		if len(content) >= keyLength {
+			key = content[:keyLength]
 		}
 	}
-	core.key.Store(&key)
+	core.setKey(key)
 	return nil
+}
+
+// ready is called when what an earlier agent left has been taken back.
+func (core *Core) ready(c Config) error {
+	if err := core.awaitMount(c); err != nil || c.Key != nil {
+		return err
+	}
+	key, err := readKey(c.State, c.MachineID())
+	if err == nil {
+		core.setKey(key)
+	}
+	return err
+}
+
+func (core *Core) setKey(key []byte) {
+	if key != nil {
+		core.key.Store(&key)
+	}
 }
 
 // awaitMount returns an error while what fstab mounts at, or above, the state directory is not mounted.
@@ -73,10 +94,8 @@ func (core *Core) fstabIsLeft(c Config) (bool, error) {
 	return journal.UnfinishedOwns(c.journalDir(), fstabFile, resolved)
 }
 
-// ready is called when what an earlier agent left has been taken back.
-func (core *Core) ready(c Config) error {
-	return core.awaitMount(c)
-}
+// keyFile is the file of the key.
+func (c Config) keyFile() string { return filepath.Join(c.State, keyName) }
 
 // journalDir is the directory of the journal.
 func (c Config) journalDir() string { return filepath.Join(c.State, "tx") }
@@ -126,6 +145,7 @@ func isMountPoint(point string) bool {
 
 // keyLength is the length of the key in bytes. In its file the machine's ID follows, or unknownMachine.
 const (
+	keyName        = "key"
 	keyLength      = 32
 	unknownMachine = "-"
 )
@@ -134,7 +154,7 @@ const (
 // copy of, it makes one that stays the same as long as the directory and the machine do. An empty ID is one that is not
 // known, as in an image: the machines that come of it make their own.
 func readKey(dir, machine string) ([]byte, error) {
-	path := filepath.Join(dir, "key")
+	path := filepath.Join(dir, keyName)
 	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
