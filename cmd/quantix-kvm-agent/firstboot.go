@@ -33,10 +33,18 @@ const maxFirstBootFile = 1 << 20 // bytes
 
 var firstBootFile = lazyregexp.New(`^([A-Za-z0-9][A-Za-z0-9_-]{0,100})\.(lua|json)$`)
 
+// firstBootFile keeps which first-boot scripts ran.
+func (f flags) firstBootFile() string { return filepath.Join(f.stateDir(), "first-boot.json") }
+
+// machineChanged is told that a script under a key has changed the machine ID.
+func (f flags) machineChanged(key, from, to string) error {
+	return firstboot.InstanceChanged(f.firstBootFile(), key, from, to)
+}
+
 // newFirstBoot returns what runs the first-boot scripts.
 func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()) *firstboot.Runner {
 	return firstboot.New(firstboot.Config{
-		File:     filepath.Join(f.stateDir(), "first-boot.json"),
+		File:     f.firstBootFile(),
 		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf, inside) },
 		Instance: func(ctx context.Context) (string, error) { return firstBootInstance(ctx, inside.Journal) },
 		Boot:     inside.Rooms.BootID(), Changed: changed,

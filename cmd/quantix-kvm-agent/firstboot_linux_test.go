@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,6 +171,51 @@ func TestFirstBootWaitsForAConfirmation(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(root, "srv/log"))
 	if err != nil || s.State != pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED || string(text) != "10-first\n20-second\n" {
 		t.Errorf("%v %q %v", s, text, err)
+	}
+}
+
+// A script that gives the guest its machine ID, as in an image that has none or an old one, does not have the scripts run again: not when
+// it is taken back, and not once it has committed.
+func TestFirstBootSetsTheMachineID(t *testing.T) {
+	root, state := scratch(t), t.TempDir()
+	dir := filepath.Join(root, firstBootDir)
+	const former, own = "0123456789abcdef0123456789abcdef\n", "fedcba9876543210fedcba9876543210\n"
+	machine, log := filepath.Join(root, "etc/machine-id"), filepath.Join(root, "srv/log")
+	err := os.MkdirAll(dir, 0o755)
+	for path, content := range map[string]string{
+		machine:                        former,
+		filepath.Join(dir, "10-a.lua"): `file.append("/srv/log", "a ")`,
+		filepath.Join(dir, "20-b.lua"): `file.write("/etc/machine-id", "` + own[:32] + `\n") file.append("/srv/log", "b ")
+if not file.exists("/srv/go-on") then while true do end end`,
+		filepath.Join(dir, "30-c.lua"): `file.append("/srv/log", "c ")`,
+	} {
+		err = errors.Join(err, os.WriteFile(path, []byte(content), 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(path string) string {
+		text, _ := os.ReadFile(path)
+		return string(text)
+	}
+	a := agenttest.Start(t, agenttest.Options{Root: root, State: state})
+	for deadline := time.Now().Add(time.Minute); read(log) != "a b " && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	a.Kill()
+	if read(machine) != own {
+		t.Fatalf("the script has not come to set it: %q, %q", read(machine), read(log))
+	}
+	if err := os.WriteFile(filepath.Join(root, "srv/go-on"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"taken back", "committed"} {
+		a := agenttest.Start(t, agenttest.Options{Root: root, State: state})
+		s := awaitFirstBoot(t, a)
+		if s.State != pb.FirstBootState_FIRST_BOOT_STATE_CONFIGURED || read(log) != "a b c " || read(machine) != own {
+			t.Errorf("%s: %v, %q, %q", when, s, read(log), read(machine))
+		}
+		a.Stop()
 	}
 }
 

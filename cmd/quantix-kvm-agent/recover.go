@@ -59,7 +59,9 @@ func recoverEarly(ctx context.Context, w io.Writer, f flags) (err error) {
 	if left, err := os.ReadDir(filepath.Join(f.stateDir(), "tx", "open")); err != nil || len(left) == 0 {
 		return nil // nothing to do, on nearly every boot
 	}
-	inside, err := core.Open(core.Config{Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, config.Default())})
+	inside, err := core.Open(core.Config{
+		Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, config.Default()), MachineChanged: f.machineChanged,
+	})
 	if err != nil {
 		return err
 	}

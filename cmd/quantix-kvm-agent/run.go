@@ -200,7 +200,7 @@ func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
 func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, logs *logger) core.Config {
 	c := core.Config{
 		Root: f.root, State: f.stateDir(), Tolerant: true, Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
-		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled,
+		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled, MachineChanged: f.machineChanged,
 	}
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
 	c.Rooms.DesktopTold = func(words string) { logs.Warn(words) }

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +44,9 @@ type Config struct {
 	File string
 	// Scripts returns the scripts, in their order. Required.
 	Scripts func(context.Context) ([]Script, error)
-	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set. Required.
+	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set; what another guest
+	// ran, of which this one is a clone, it does not know. Where a run has another Instance come of it, InstanceChanged is called
+	// before it returns. Required.
 	Run func(context.Context, *pb.RunScriptRequest) (*pb.RunScriptResponse, error)
 	// Instance returns what tells this guest from its clone. It waits until that is certain: what is taken back may change it.
 	// Required.
@@ -139,7 +142,7 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 			return s.Name, errors.New(line.Error)
 		}
 		r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, s.Name, "")
-		failed := r.patiently(ctx, instance, s)
+		failed := r.patiently(ctx, s)
 		if failed != nil && ctx.Err() != nil {
 			return s.Name, failed // it did not fail: the agent stops
 		}
@@ -148,7 +151,10 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 			line.Error = failed.Error()
 		}
 		done.Scripts[s.Name] = line
-		if err := errors.Join(failed, r.write(done)); err != nil {
+		if done.Instance, err = r.config.Instance(ctx); err != nil { // the script may have changed it
+			return s.Name, errors.Join(failed, err)
+		}
+		if err := errors.Join(failed, write(r.config.File, done)); err != nil {
 			return s.Name, err
 		}
 	}
@@ -159,10 +165,10 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 const refusedFor = time.Second
 
 // patiently runs a script, as soon as others who are at work let it.
-func (r *Runner) patiently(ctx context.Context, instance string, s Script) error {
+func (r *Runner) patiently(ctx context.Context, s Script) error {
 	said := ""
 	for {
-		err := r.once(ctx, instance, s)
+		err := r.once(ctx, s)
 		if !errors.Is(err, fault.ErrBusy) {
 			return err
 		}
@@ -180,7 +186,7 @@ func (r *Runner) patiently(ctx context.Context, instance string, s Script) error
 
 // once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it wrote down
 // what became of it is not run again where it was committed.
-func (r *Runner) once(ctx context.Context, instance string, s Script) error {
+func (r *Runner) once(ctx context.Context, s Script) error {
 	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source, ConfirmSeconds: new(uint32)} // nobody is there to confirm
 	if s.Params != nil {
 		var err error
@@ -189,7 +195,7 @@ func (r *Runner) once(ctx context.Context, instance string, s Script) error {
 		}
 	}
 	for attempt := range maxAttempts {
-		request.Key = fmt.Sprintf("first-boot:%s:%s:%d", instance, s.Name, attempt)
+		request.Key = fmt.Sprintf("%s%s:%d", keyPrefix, s.Name, attempt)
 		reply, err := r.config.Run(ctx, request)
 		switch {
 		case err != nil:
@@ -226,9 +232,9 @@ func (r *Runner) read(instance string) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	there := &record{}
-	if err := json.Unmarshal(text, there); err != nil {
-		return nil, fmt.Errorf("%s: %w", r.config.File, err)
+	there, err := parse(r.config.File, text)
+	if err != nil {
+		return nil, err
 	}
 	if there.Instance != instance || there.Scripts == nil {
 		return mine, nil
@@ -236,19 +242,52 @@ func (r *Runner) read(instance string) (*record, error) {
 	return there, nil
 }
 
-func (r *Runner) write(now *record) error {
+func parse(file string, text []byte) (*record, error) {
+	r := &record{}
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return r, nil
+}
+
+// keyPrefix is what the keys of the runs begin with.
+const keyPrefix = "first-boot:"
+
+// InstanceChanged has what ran in a guest stay with it where the run under a key has given it another Instance. Other keys than a
+// Runner's are those of others, of whom it is not known whether they made another guest of it. file is that of Config. No Runner
+// writes it meanwhile. Done once more it changes nothing.
+func InstanceChanged(file, key, from, to string) error {
+	if !strings.HasPrefix(key, keyPrefix) {
+		return nil
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	there, err := parse(file, text)
+	if err != nil || there.Instance != from {
+		return err
+	}
+	there.Instance = to
+	return write(file, there)
+}
+
+func write(file string, now *record) error {
 	text, err := json.MarshalIndent(now, "", "  ")
 	if err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(filepath.Dir(r.config.File), ".first-boot-")
+	temp, err := os.CreateTemp(filepath.Dir(file), ".first-boot-")
 	if err != nil {
 		return err
 	}
 	_, err = temp.Write(append(text, '\n'))
 	err = errors.Join(err, temp.Sync(), temp.Close())
 	if err == nil {
-		err = os.Rename(temp.Name(), r.config.File)
+		err = os.Rename(temp.Name(), file)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(temp.Name()))

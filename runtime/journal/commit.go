@@ -51,7 +51,8 @@ func (t *Tx) Commit(ctx context.Context, reply *pb.RunScriptResponse, after ...A
 	if t.phase == awaiting {
 		actions = append(actions, t.actions...)
 	}
-	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID(), After: actions}
+	machine := t.journal.config.MachineID()
+	commit := &pb.JournalCommit{Reply: reply, At: now(), BootId: t.journal.config.BootID(), After: actions, MachineId: &machine}
 	if len(after) > 0 && t.log == nil {
 		if err := t.fail(t.createFiles()); err != nil {
 			return err

@@ -54,8 +54,12 @@ type Config struct {
 	// Subject returns what an operation with these arguments is about, as people call it. Optional.
 	Subject func(op string, args proto.Message) string
 	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
+	// What a transaction stored counts in a guest with the machine ID that it began with, or that it left.
 	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string
+	// MachineChanged is told of a transaction that has committed and leaves another machine ID, before its reply is stored, and once
+	// more where that was interrupted. Optional.
+	MachineChanged func(begin *pb.JournalBegin, to string) error
 	// Enter begins what writes to Dir, or to Root as Recover, Rollback and the actions after a commit do, until leave: it waits while
 	// these are frozen, within ctx. A step of a transaction is entered by who makes it. Optional.
 	Enter func(ctx context.Context) (leave func(), err error)

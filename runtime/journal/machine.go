@@ -82,5 +82,33 @@ func (j *Journal) readBegin(id string) *pb.JournalBegin {
 
 // isOf reports whether an entry is one of a guest with one of these machine IDs.
 func (e *storedEntry) isOf(machines []string) bool {
-	return slices.Contains(machines, e.Begin.MachineId)
+	return slices.Contains(machines, e.Begin.MachineId) || e.MachineIdAfter != nil && slices.Contains(machines, *e.MachineIdAfter)
+}
+
+// changedTo returns the machine ID that a transaction which committed leaves, unless it began with the same.
+func changedTo(begin *pb.JournalBegin, id string) *string {
+	if id == begin.GetMachineId() {
+		return nil
+	}
+	return &id
+}
+
+// machineAfter returns what newEntry notes of a commit that an earlier agent wrote. In another boot the guest may be a clone: what was
+// then counts.
+func (j *Journal) machineAfter(begin *pb.JournalBegin, commit *pb.JournalCommit) *string {
+	switch {
+	case j.thisBoot(commit.BootId):
+		return changedTo(begin, j.config.MachineID())
+	case commit.MachineId == nil: // of an older agent
+		return nil
+	}
+	return changedTo(begin, *commit.MachineId)
+}
+
+// tellMachine tells of another machine ID that a transaction left.
+func (j *Journal) tellMachine(entry *pb.JournalEntry) error {
+	if entry.MachineIdAfter == nil || j.config.MachineChanged == nil {
+		return nil
+	}
+	return j.config.MachineChanged(entry.Begin, *entry.MachineIdAfter)
 }

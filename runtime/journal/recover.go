@@ -314,6 +314,7 @@ func (j *Journal) finishCommit(ctx context.Context, t *Tx, commit *pb.JournalCom
 		reply = proto.Clone(reply).(*pb.RunScriptResponse)
 		reply.AfterCommit = done
 	}
+	t.machineAfter = j.machineAfter(t.begin, commit)
 	return j.finalize(t, reply, Report{}, false)
 }
 
@@ -321,11 +322,14 @@ func (j *Journal) finishCommit(ctx context.Context, t *Tx, commit *pb.JournalCom
 func (j *Journal) finalize(t *Tx, reply *pb.RunScriptResponse, report Report, keep bool) *Recovered {
 	t.setPhase(closed)
 	entry := j.newEntry(t.begin, reply, "done")
+	entry.MachineIdAfter = t.machineAfter
 	j.mu.Lock()
 	delete(j.unfinished, t.ID())
 	j.mu.Unlock()
 	j.store.add(entry)
-	_ = j.clean(t, entry, keep) // the next Recover does it again
+	if j.tellMachine(entry) == nil {
+		_ = j.clean(t, entry, keep)
+	} // else the next Recover does it again
 	_ = t.log.close()
 	return &Recovered{ID: t.ID(), Entry: entry, Report: report}
 }

@@ -48,8 +48,16 @@ func (s *store) reset(loaded bool) {
 // reached before it was closed.
 func (j *Journal) finishTx(t *Tx, last phase, reply *pb.RunScriptResponse, abortErr error) {
 	entry := j.newEntry(t.begin, reply, "done")
-	keep := last == rollbackFailed
-	clean := func() error { return j.clean(t, entry, keep) }
+	if last == committed {
+		entry.MachineIdAfter = changedTo(t.begin, j.config.MachineID())
+	}
+	keep, told := last == rollbackFailed, j.tellMachine(entry)
+	clean := func() error {
+		if told != nil {
+			return told
+		}
+		return j.clean(t, entry, keep)
+	}
 	switch {
 	case last == halted:
 		clean = nil
@@ -251,7 +259,7 @@ func (s *store) add(entry *pb.JournalEntry) {
 // indexed returns what the index holds of an entry.
 func indexed(entry *pb.JournalEntry, size int64, finished time.Duration) *storedEntry {
 	small := &pb.JournalEntry{Begin: entry.Begin, Finished: entry.Finished, Phase: entry.Phase, BootId: entry.BootId,
-		UptimeMs: entry.UptimeMs, Head: entry.Head, Changes: entry.Changes,
+		UptimeMs: entry.UptimeMs, Head: entry.Head, Changes: entry.Changes, MachineIdAfter: entry.MachineIdAfter,
 		Reply: &pb.RunScriptResponse{Status: entry.GetReply().GetStatus()}}
 	return &storedEntry{JournalEntry: small, size: size, finished: finished}
 }

@@ -57,6 +57,7 @@ type Tx struct {
 	kept            []builtins.Touched  // by the last step that kept objects one by one
 	abandoned       bool                // mounts that are not there are not waited for
 	commitUncertain bool                // the commit record may be on disk although Commit failed
+	machineAfter    *string             // of one that had committed and is recovered: as of a JournalEntry
 
 	status txStatus
 }

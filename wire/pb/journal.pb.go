@@ -1946,11 +1946,13 @@ func (x *JournalAwait) GetGivenUp() bool {
 
 // All is done, durable, and stays.
 type JournalCommit struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reply         *RunScriptResponse     `protobuf:"bytes,1,opt,name=reply,proto3" json:"reply,omitempty"`
-	After         []*JournalAction       `protobuf:"bytes,2,rep,name=after,proto3" json:"after,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
-	BootId        string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reply  *RunScriptResponse     `protobuf:"bytes,1,opt,name=reply,proto3" json:"reply,omitempty"`
+	After  []*JournalAction       `protobuf:"bytes,2,rep,name=after,proto3" json:"after,omitempty"`
+	At     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	BootId string                 `protobuf:"bytes,4,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// The machine ID as the transaction leaves it; unset by older agents.
+	MachineId     *string `protobuf:"bytes,5,opt,name=machine_id,json=machineId,proto3,oneof" json:"machine_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2009,6 +2011,13 @@ func (x *JournalCommit) GetAt() *timestamppb.Timestamp {
 func (x *JournalCommit) GetBootId() string {
 	if x != nil {
 		return x.BootId
+	}
+	return ""
+}
+
+func (x *JournalCommit) GetMachineId() string {
+	if x != nil && x.MachineId != nil {
+		return *x.MachineId
 	}
 	return ""
 }
@@ -2233,9 +2242,12 @@ type JournalEntry struct {
 	// agents stored the whole reply here.
 	Head bool `protobuf:"varint,7,opt,name=head,proto3" json:"head,omitempty"`
 	// How many changes the whole reply has.
-	Changes       uint32 `protobuf:"varint,8,opt,name=changes,proto3" json:"changes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Changes uint32 `protobuf:"varint,8,opt,name=changes,proto3" json:"changes,omitempty"`
+	// The machine ID at the end of a transaction that committed and changed it. The entry counts in a guest that has this one, and in
+	// one that has that of begin; a clone has neither.
+	MachineIdAfter *string `protobuf:"bytes,9,opt,name=machine_id_after,json=machineIdAfter,proto3,oneof" json:"machine_id_after,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *JournalEntry) Reset() {
@@ -2322,6 +2334,13 @@ func (x *JournalEntry) GetChanges() uint32 {
 		return x.Changes
 	}
 	return 0
+}
+
+func (x *JournalEntry) GetMachineIdAfter() string {
+	if x != nil && x.MachineIdAfter != nil {
+		return *x.MachineIdAfter
+	}
+	return ""
 }
 
 var File_journal_proto protoreflect.FileDescriptor
@@ -2491,12 +2510,15 @@ const file_journal_proto_rawDesc = "" +
 	"\x11until_boottime_ms\x18\x03 \x01(\x04R\x0funtilBoottimeMs\x120\n" +
 	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x129\n" +
 	"\x05after\x18\x05 \x03(\v2#.limiquantix.agent.v1.JournalActionR\x05after\x12\x19\n" +
-	"\bgiven_up\x18\x06 \x01(\bR\agivenUp\"\xce\x01\n" +
+	"\bgiven_up\x18\x06 \x01(\bR\agivenUp\"\x81\x02\n" +
 	"\rJournalCommit\x12=\n" +
 	"\x05reply\x18\x01 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x129\n" +
 	"\x05after\x18\x02 \x03(\v2#.limiquantix.agent.v1.JournalActionR\x05after\x12*\n" +
 	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x17\n" +
-	"\aboot_id\x18\x04 \x01(\tR\x06bootId\"\x92\x01\n" +
+	"\aboot_id\x18\x04 \x01(\tR\x06bootId\x12\"\n" +
+	"\n" +
+	"machine_id\x18\x05 \x01(\tH\x00R\tmachineId\x88\x01\x01B\r\n" +
+	"\v_machine_id\"\x92\x01\n" +
 	"\rJournalAction\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12(\n" +
 	"\x04args\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\x04args\x12\x1b\n" +
@@ -2510,7 +2532,7 @@ const file_journal_proto_rawDesc = "" +
 	"\vJournalLeft\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
 	"\x06object\x18\x02 \x01(\rR\x06object\x128\n" +
-	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\xb9\x02\n" +
+	"\x05state\x18\x03 \x01(\v2\".limiquantix.agent.v1.JournalStateR\x05state\"\xfd\x02\n" +
 	"\fJournalEntry\x128\n" +
 	"\x05begin\x18\x01 \x01(\v2\".limiquantix.agent.v1.JournalBeginR\x05begin\x12=\n" +
 	"\x05reply\x18\x02 \x01(\v2'.limiquantix.agent.v1.RunScriptResponseR\x05reply\x126\n" +
@@ -2519,7 +2541,9 @@ const file_journal_proto_rawDesc = "" +
 	"\aboot_id\x18\x05 \x01(\tR\x06bootId\x12\x1b\n" +
 	"\tuptime_ms\x18\x06 \x01(\x04R\buptimeMs\x12\x12\n" +
 	"\x04head\x18\a \x01(\bR\x04head\x12\x18\n" +
-	"\achanges\x18\b \x01(\rR\achangesB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
+	"\achanges\x18\b \x01(\rR\achanges\x12-\n" +
+	"\x10machine_id_after\x18\t \x01(\tH\x00R\x0emachineIdAfter\x88\x01\x01B\x13\n" +
+	"\x11_machine_id_afterB,Z*github.com/quantix-kvm/guest-agent/wire/pbb\x06proto3"
 
 var (
 	file_journal_proto_rawDescOnce sync.Once
@@ -2652,6 +2676,8 @@ func file_journal_proto_init() {
 	}
 	file_journal_proto_msgTypes[7].OneofWrappers = []any{}
 	file_journal_proto_msgTypes[8].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[20].OneofWrappers = []any{}
+	file_journal_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

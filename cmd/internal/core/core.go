@@ -60,6 +60,8 @@ type Config struct {
 	Halt <-chan struct{}
 	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
 	MachineID, BootID func() string
+	// MachineChanged is told that a script which committed has changed the machine ID; key is that of its run. Optional.
+	MachineChanged func(key, from, to string) error
 	// Key keys the fingerprints of requests, and the marks of commands. Nil: one that is kept in State.
 	Key []byte
 	// LockWait is how long a journal that another process has open is waited for; 0: not at all.
@@ -141,6 +143,7 @@ func (core *Core) open(c Config) (err error) {
 		Dir: c.journalDir(), Root: core.Files, Version: c.Rooms.Version,
 		MachineID: c.MachineID, BootID: c.BootID, Run: inverses.Undo, Subject: inverses.Subject, Enter: core.Rooms.Frozen().EnterOwn,
 		Tolerant: c.Tolerant, Prepare: func() error { return core.prepareState(c) }, Ready: func() error { return core.ready(c) },
+		MachineChanged: c.machineChanged,
 	}, c.LockWait)
 	if err != nil {
 		return err

@@ -143,9 +143,9 @@ func TestNothingIsTakenBackBeforeTheSweep(t *testing.T) {
 	}
 }
 
-// The key of the state directory stays where a script that was interrupted had written another machine ID: what asks for it before
-// that is taken back, and after, gets the same.
-func TestTheKeyOutlivesAnInterruptedScript(t *testing.T) {
+// The key of the state directory stays where a script has written another machine ID: what asks for it before that is taken back, and
+// after, gets the same.
+func TestTheKeyOutlivesScripts(t *testing.T) {
 	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
 	path := filepath.Join(root, "etc/machine-id")
 	id := func(c string) []byte { return []byte(strings.Repeat(c, 32) + "\n") }
@@ -178,6 +178,22 @@ func TestTheKeyOutlivesAnInterruptedScript(t *testing.T) {
 	}
 	if !bytes.Equal(core.secret(), key) {
 		t.Error("the recovery has changed the key")
+	}
+	// Of a script that commits, the guest keeps it as well.
+	tx, err = core.Journal.Begin(t.Context(), journal.Header{})
+	if err == nil {
+		err = tx.Before(t.Context(), "/etc/machine-id")
+	}
+	if err = errors.Join(err, os.WriteFile(path, id("2"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	reply := &pb.RunScriptResponse{Status: pb.ScriptStatus_SCRIPT_STATUS_COMMITTED}
+	if err := errors.Join(tx.Commit(t.Context(), reply), tx.Close(t.Context(), nil), core.Close()); err != nil {
+		t.Fatal(err)
+	}
+	core = open()
+	if !bytes.Equal(core.secret(), key) {
+		t.Error("a script has changed the key")
 	}
 	core.Close()
 	if err := os.WriteFile(path, id("3"), 0o644); err != nil { // as in a clone

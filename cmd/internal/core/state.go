@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/runtime/journal"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 // prepareState makes the state directory and what the core has in it beside the journal.
@@ -150,6 +152,24 @@ const (
 	unknownMachine = "-"
 )
 
+// machineChanged is told of a script that left another machine ID. The guest is the same, and keeps its key.
+func (c Config) machineChanged(begin *pb.JournalBegin, to string) error {
+	from := begin.GetMachineId()
+	if c.Key == nil && to != "" { // else it stays as it is
+		content, err := os.ReadFile(c.keyFile())
+		if err == nil && len(content) > keyLength && string(content[keyLength:]) == cmp.Or(from, unknownMachine) {
+			err = writeKey(c.State, content[:keyLength], to)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault.Cause(err)
+		}
+	}
+	if c.MachineChanged == nil {
+		return nil
+	}
+	return c.MachineChanged(begin.GetKey(), from, to)
+}
+
 // readKey reads the random key of a state directory. Where there is none, or it is of another machine, which this one is a
 // copy of, it makes one that stays the same as long as the directory and the machine do. An empty ID is one that is not
 // known, as in an image: the machines that come of it make their own.
@@ -169,17 +189,19 @@ func readKey(dir, machine string) ([]byte, error) {
 	default:
 		rand.Read(key)
 	}
-	if machine == "" {
-		machine = unknownMachine
-	}
+	return key, writeKey(dir, key, machine)
+}
+
+// writeKey writes the key of a machine.
+func writeKey(dir string, key []byte, machine string) error {
 	temp, err := os.CreateTemp(dir, ".key-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.Remove(temp.Name())
-	_, err = temp.Write(slices.Concat(key, []byte(machine)))
+	_, err = temp.Write(slices.Concat(key, []byte(cmp.Or(machine, unknownMachine))))
 	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return nil, err
+		return err
 	}
-	return key, os.Rename(temp.Name(), path)
+	return os.Rename(temp.Name(), filepath.Join(dir, keyName))
 }
