@@ -104,8 +104,9 @@ type Tx interface {
 	// A rollback names it. It comes when the command has ended; if it never does, because the agent was killed, a rollback
 	// looks for itself.
 	UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error)
-	// Take keeps the tree at path by moving it away: afterwards nothing is there.
-	Take(ctx context.Context, path string) error
+	// Take keeps the tree at path by moving it away: afterwards nothing is there. seen is what the caller has found there: another object
+	// is fault.ErrChanged. Without a kind it may be any.
+	Take(ctx context.Context, path string, seen fsys.Meta) error
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do: its row's Inverse. It
 	// must be idempotent and bear that the change never happened.
 	Undo(ctx context.Context, op string, args proto.Message) error

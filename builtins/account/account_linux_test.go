@@ -53,7 +53,7 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 
 func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
-func (k keeper) Take(_ context.Context, path string) error {
+func (k keeper) Take(_ context.Context, path string, _ fsys.Meta) error {
 	return os.RemoveAll(filepath.Join(k.tree.dir, path))
 }
 

@@ -312,6 +312,7 @@ func (w *writing) report(path, action string) {
 
 // clear plans that the home directory and the mail spool of a user go. What is not the user's alone is refused.
 func (p *plan) clear(root *fsys.Root, u *user) error {
+	p.taken = u.uid
 	if checkPath("home", u.home) == nil {
 		meta, there, err := isThere(root, u.home)
 		if err != nil {

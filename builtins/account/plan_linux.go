@@ -90,6 +90,7 @@ type plan struct {
 	move  *homeMove
 	owner *newOwner
 	take  []string // paths that go with all that is below
+	taken uint32   // the user that they must belong to
 }
 
 // names asks the name service for what the files do not have. A user or group that is in there belongs to a directory service.

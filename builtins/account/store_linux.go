@@ -237,13 +237,16 @@ func (w *writing) takeAway(ctx context.Context, path string) error {
 	if c.Old.Mounted {
 		return fault.Refuse("a file system is mounted here")
 	}
+	if c.Old.UID != w.plan.taken { // as it did a moment before
+		return fault.Wrapf(fault.ErrChanged, "it belongs to user %d now", c.Old.UID)
+	}
 	if c.Old.Kind == fsys.Directory {
 		if err := c.At.NoMountsBelow(); err != nil {
 			return err
 		}
 	}
 	if w.call.Tx != nil {
-		err = w.call.Tx.Take(ctx, c.Path)
+		err = w.call.Tx.Take(ctx, c.Path, c.Old)
 	} else if err = c.At.RemoveAll(ctx); err == nil {
 		err = c.At.SyncDir()
 	}

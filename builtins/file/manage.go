@@ -146,7 +146,7 @@ func (c *change) removed() *edit.Content {
 
 func (c *change) takeAway(ctx context.Context, recursive bool) error {
 	if c.Call.Tx != nil {
-		return c.Call.Tx.Take(ctx, c.Path)
+		return c.Call.Tx.Take(ctx, c.Path, c.Old)
 	}
 	remove := c.At.Remove
 	if recursive {

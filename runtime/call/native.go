@@ -149,9 +149,12 @@ func (s *scope) BeforeAppend(ctx context.Context, path string) error {
 
 func (s *scope) Kept(path string) (builtins.Touched, bool) { return s.tx.Kept(path) }
 
-func (s *scope) Take(ctx context.Context, path string) error { return s.tx.Take(ctx, path) }
-func (s *scope) NotBegun()                                   { s.tx.NotBegun() }
-func (s *scope) HeldNames(file fsys.Meta) uint32             { return s.tx.HeldNames(file) }
+func (s *scope) Take(ctx context.Context, path string, seen fsys.Meta) error {
+	return s.tx.Take(ctx, path, seen)
+}
+
+func (s *scope) NotBegun()                       { s.tx.NotBegun() }
+func (s *scope) HeldNames(file fsys.Meta) uint32 { return s.tx.HeldNames(file) }
 
 func (s *scope) BeforeTree(ctx context.Context, paths ...string) error {
 	return s.tx.BeforeTree(ctx, paths...)

@@ -149,32 +149,6 @@ func TestWhatWasSavedAnewIsMovedBack(t *testing.T) {
 	}
 }
 
-// A file that only ends as the kept one did is not taken for it: neither cut back nor given what that one had.
-func TestAnotherFileIsNotCutBack(t *testing.T) {
-	p := newTestDirs(t)
-	mustPopulate(t, p)
-	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
-	content := make([]byte, 2<<20)
-	if err := errors.Join(os.Chmod(at("."), 0o777), os.WriteFile(at("huge"), content, 0o755)); err != nil {
-		t.Fatal(err)
-	}
-	g := newGuest(t, p, nil)
-	tx := g.begin(t)
-	g.mustCall(t, tx, "file.append", &pb.WriteFileArgs{Path: "/etc/huge", Content: []byte("more")})
-	tx.Mark()
-	copy(content, "theirs")
-	err := errors.Join(os.Remove(at("huge")), os.WriteFile(at("huge"), append(content, "more"...), 0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED || report.Hint() != "" {
-		t.Errorf("%+v", report)
-	}
-	if info, err := os.Stat(at("huge")); err != nil || info.Mode() != 0o600 || info.Size() != int64(len(content)+4) {
-		t.Error(info, err)
-	}
-}
-
 // The rights that an append gave are gone after a rollback, also of who opened the file meanwhile.
 func TestWhoOpenedWhatIsCutBackDoesNotWriteIt(t *testing.T) {
 	p := newTestDirs(t)
@@ -203,49 +177,6 @@ func TestWhoOpenedWhatIsCutBackDoesNotWriteIt(t *testing.T) {
 	info, _ := os.Stat(path)
 	if err != nil || !bytes.Equal(got, content) || info.Mode() != 0o600 {
 		t.Error(len(got), info.Mode(), err)
-	}
-}
-
-// What a rollback sets the time of is the directory in which it restored something, whatever has its name by then.
-func TestTimeOfADirectoryIsSetByWhatIsOpen(t *testing.T) {
-	p := newTestDirs(t)
-	mustPopulate(t, p)
-	home := func(name string) string { return filepath.Join(p.files, "home", name) }
-	err := errors.Join(os.MkdirAll(home("sub"), 0o755), os.Mkdir(home("theirs"), 0o700), os.WriteFile(home("sub/file"), []byte("old"), 0o600),
-		os.Chmod(home("."), 0o777), os.Chmod(home("sub"), 0o777))
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, err := os.Stat(home("theirs"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	exchange := func() {
-		if err := unix.Renameat2(unix.AT_FDCWD, home("sub"), unix.AT_FDCWD, home("theirs"), unix.RENAME_EXCHANGE); err != nil {
-			t.Error(err)
-		}
-	}
-	times := 0
-	g := newGuest(t, p, func(c *Config) {
-		c.Step = func(name string) error {
-			if name == "restore.time" {
-				if times++; times == 1 {
-					exchange()
-				}
-			}
-			return nil
-		}
-	})
-	tx := g.begin(t)
-	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/home/sub/file", Content: []byte("new")})
-	tx.Mark()
-	tx.Rollback(t.Context())
-	if times == 0 {
-		t.Fatal("no time was set")
-	}
-	exchange()
-	if after, err := os.Stat(home("theirs")); err != nil || after.Mode() != before.Mode() || !after.ModTime().Equal(before.ModTime()) {
-		t.Error(after.Mode(), after.ModTime(), err)
 	}
 }
 

@@ -206,12 +206,14 @@ func (t *keptTree) own(path string) (func(fsys.Meta) bool, error) {
 	return func(dir fsys.Meta) bool { return t.dirs[inodeOf(dir)] || t.madeSince(dir) }, nil
 }
 
+// clockTick is how much the clock of a file system may be behind.
+const clockTick = 20 * time.Millisecond
+
 // madeSince says whether a directory was made since the trees were kept. Where the file system does not tell, one of root's was there
 // before.
 func (t *keptTree) madeSince(dir fsys.Meta) bool {
 	if dir.Born == (fsys.Time{}) {
 		return dir.UID != 0
 	}
-	const tick = 20 * time.Millisecond // which the clock of a file system may be behind
-	return !dir.Born.Time().Before(t.since.Add(-tick))
+	return !dir.Born.Time().Before(t.since.Add(-clockTick))
 }

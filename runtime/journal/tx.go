@@ -272,7 +272,7 @@ func (t *Tx) markReverted(s *step) {
 }
 
 // Take implements builtins.Tx. If nothing is at the path it does nothing.
-func (t *Tx) Take(ctx context.Context, path string) error {
+func (t *Tx) Take(ctx context.Context, path string, seen fsys.Meta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.ensureStarted(); err != nil {
@@ -292,6 +292,11 @@ func (t *Tx) Take(ctx context.Context, path string) error {
 	}
 	if meta.Mounted || at.IsRoot() {
 		return fault.Refuse("a file system is mounted here")
+	}
+	if seen.Kind != "" && !meta.Same(seen) {
+		if stable, err := at.StableInodes(); stable || err != nil {
+			return errors.Join(err, fault.Wrapf(fault.ErrChanged, "another object has its name now"))
+		}
 	}
 	record, err := t.newTake(at, meta)
 	if err != nil {
