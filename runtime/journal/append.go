@@ -69,7 +69,7 @@ func (r *restorer) cutBack(grown bool) error {
 		return err
 	}
 	if !bytes.Equal(tail, r.object.Tail) {
-		return fault.Wrapf(fault.ErrChanged, "what was appended is not undone: what is before it has changed")
+		return settledError{fault.Wrapf(fault.ErrChanged, "what was appended is not undone: what is before it has changed")}
 	}
 	if r.is.Size > r.was.Size {
 		if grown {

@@ -21,13 +21,18 @@ const (
 	maxPatience = 10 * time.Second
 	patienceFor = 20 * time.Millisecond // between two attempts
 	maxTries    = 25                    // of one object
+	rootTries   = 3                     // of one that was changed where only root can do that
 )
 
 // retry repeats what others may have been in the way of, as long as there is patience. Below a directory that was found to be taken
 // away nothing is repeated.
 func (p *undoPass) retry(ctx context.Context, path string, act func() error) error {
 	err := act()
-	for n := 1; n < maxTries && contended(err) && !p.away[parent(path)] && p.patience > 0 && context.Cause(ctx) == nil; n++ {
+	tries := maxTries
+	if errors.Is(err, fault.ErrChanged) && !p.othersAt(path) {
+		tries = rootTries
+	}
+	for n := 1; n < tries && contended(err) && !p.away[parent(path)] && p.patience > 0 && context.Cause(ctx) == nil; n++ {
 		time.Sleep(patienceFor)
 		p.patience -= patienceFor
 		err = act()
@@ -35,9 +40,23 @@ func (p *undoPass) retry(ctx context.Context, path string, act func() error) err
 	return err
 }
 
+// othersAt says whether others than root can be in the way at a path.
+func (p *undoPass) othersAt(path string) bool {
+	may, err := p.tx.journal.config.Root.Exchangeable(path)
+	return may || err != nil
+}
+
+// settledError is one that no further attempt changes.
+type settledError struct{ error }
+
+func (e settledError) Unwrap() error { return e.error }
+
 // contended reports whether an error may be gone with the next attempt: something took a name or left it in between, another
 // object came there, or somebody holds a lease.
 func contended(err error) bool {
+	if errors.As(err, &settledError{}) {
+		return false
+	}
 	return errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) ||
 		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, fault.ErrChanged)
 }

@@ -3,6 +3,7 @@ package journal
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -135,6 +137,27 @@ func TestAttributesBeyondABound(t *testing.T) {
 	for _, path := range report.Conflicts() {
 		if data, _ := os.ReadFile(filepath.Join(p.files, path)); string(data) != "theirs" {
 			t.Errorf("%s is %q", path, data)
+		}
+	}
+}
+
+// What has changed where only root can have done that, or what no attempt makes good, is not tried again and again.
+func TestWhatIsTriedAgain(t *testing.T) {
+	_, g, _ := userGuest(t, nil)
+	p := g.begin(t).newPass()
+	settled := settledError{fault.ErrChanged}
+	for _, test := range []struct {
+		path string
+		err  error
+		want int
+	}{
+		{"/etc/small", fault.ErrChanged, rootTries}, {"/home/sub/f", fault.ErrChanged, maxTries}, {"/home/sub/f", settled, 1},
+		{"/etc/small", fs.ErrExist, maxTries}, {"/etc/small", fs.ErrPermission, 1},
+	} {
+		tries := 0
+		err := p.retry(t.Context(), test.path, func() error { tries++; return test.err })
+		if tries != test.want || !errors.Is(err, test.err) && test.err != error(settled) {
+			t.Errorf("%s, %v: %d times, %v", test.path, test.err, tries, err)
 		}
 	}
 }

@@ -85,7 +85,7 @@ func serve(
 
 	most := int64(0)
 	var held []chan struct{} // the places that it has: one that is larger than it was thought keeps that of a smaller one
-	take := func(size int64) error {
+	take := func(ctx context.Context, size int64) error {
 		most = max(most, size)
 		place := large.small
 		if size > smallCall {
