@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io/fs"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -129,14 +130,68 @@ func (g *Guest) within(path, dir string) bool {
 	if err != nil || want.Ino == 0 {
 		return false
 	}
-	for ; ; path = fsys.Parent(path) {
-		if have, err := g.Files.Identify(path); err == nil && have.Same(want) {
+	for above := path; ; above = fsys.Parent(above) {
+		if have, err := g.Files.Identify(above); err == nil && have.Same(want) {
 			return true
 		}
-		if fsys.IsRoot(path) || path == "." {
+		if fsys.IsRoot(above) || above == "." {
+			return g.mountedWithin(path, dir, want)
+		}
+	}
+}
+
+// mountedWithin says whether a path is below a mount of a part of dir, which is described as own: the directory itself is seen nowhere
+// on the way to it. Below another root than the machine's it is not known where what is mounted above that begins.
+func (g *Guest) mountedWithin(path, dir string, own fsys.Meta) bool {
+	a, pathFrom, err := g.nearest(path)
+	if err != nil {
+		return false
+	}
+	defer a.Close()
+	b, dirFrom, err := g.nearest(dir)
+	if err != nil {
+		return false
+	}
+	defer b.Close()
+	if in, err := a.StatDir(); err != nil || in.Dev != own.Dev {
+		if meta, err := a.Stat(); err != nil || meta.Dev != own.Dev {
 			return false
 		}
 	}
+	var mounts fsys.MountCache
+	one, errA := mounts.Of(a)
+	other, errB := mounts.Of(b)
+	if errA != nil || errB != nil || len(one) == 0 || len(other) == 0 {
+		return false
+	}
+	m, n := one[len(one)-1], other[len(other)-1]
+	return m.Device == n.Device && m.Number != n.Number && fsys.Within(inside(m, pathFrom), inside(n, dirFrom))
+}
+
+// nearest returns the entry of a resolved path, or of the next one above it that is there.
+func (g *Guest) nearest(path string) (at *fsys.At, from string, err error) {
+	for {
+		at, err = g.Files.Exact(path)
+		if err == nil {
+			if _, err = at.Stat(); err == nil {
+				return at, path, nil
+			}
+			_ = at.Close()
+		}
+		if !errors.Is(err, fs.ErrNotExist) || fsys.IsRoot(path) || path == "." {
+			return nil, "", err
+		}
+		path = fsys.Parent(path)
+	}
+}
+
+// inside is where a path on a mount is in the file system itself.
+func inside(m fsys.Mount, path string) string {
+	below, err := filepath.Rel(m.Point, path)
+	if err != nil {
+		return path
+	}
+	return fsys.Join(m.Dir, below)
 }
 
 // Run runs a command of a script to its end as spec says, or has it answered.
