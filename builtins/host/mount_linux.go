@@ -152,13 +152,17 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 	if err := r.guest.Files.SyncAll(); err != nil {
 		return err
 	}
+	source, err := r.boundSource(c.Root, entry)
+	if err != nil {
+		return err
+	}
 	var ran error
-	if undo.Exchangeable {
+	if undo.Exchangeable || source.Ino != 0 {
 		var judged fsys.Meta
 		if judged, err = c.At.Stat(); err != nil {
 			return err
 		}
-		ran = r.mountExactly(ctx, entry, judged)
+		ran = r.mountExactly(ctx, entry, judged, source)
 	} else {
 		ran = r.runMount(ctx, entry.fstype, entry.target)
 	}
@@ -421,7 +425,7 @@ func (r *Room) attachAgain(ctx context.Context, in *pb.MountUndo, target string)
 	switch {
 	case err != nil:
 	case exchangeable:
-		err = r.mountExactly(ctx, fstabEntry{source: source, target: target, fstype: fstype, options: options}, fsys.Meta{})
+		err = r.mountExactly(ctx, fstabEntry{source: source, target: target, fstype: fstype, options: options}, fsys.Meta{}, fsys.Meta{})
 	case source == "":
 		err = r.runMount(ctx, fstype, target)
 	default:

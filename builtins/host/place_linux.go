@@ -21,8 +21,28 @@ import (
 // By its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
 // that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
 
-// mountExactly mounts an entry onto a directory of these numbers, wherever its path leads.
-func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged fsys.Meta) error {
+// boundSource describes the directory that an entry binds, if others than root can exchange what leads to it; else it has no number.
+func (r *Room) boundSource(root *fsys.Root, entry fstabEntry) (fsys.Meta, error) {
+	path := wiretext.EscapePath(entry.source)
+	if !isBind(entry.options) || !fsys.IsAbs(path) {
+		return fsys.Meta{}, nil
+	}
+	at, err := root.Follow(path)
+	if err != nil {
+		return fsys.Meta{}, fault.On(path, err)
+	}
+	defer at.Close()
+	shared, err := root.Exchangeable(at.Path)
+	if err != nil || !shared {
+		return fsys.Meta{}, fault.On(path, err)
+	}
+	meta, err := at.Stat()
+	return meta, fault.On(path, err)
+}
+
+// mountExactly mounts an entry onto a directory of these numbers, wherever its path leads, if what it mounts has those of source, or
+// these are not known.
+func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged, source fsys.Meta) error {
 	target, err := openExactly(entry.target)
 	if err != nil {
 		return err
@@ -35,7 +55,7 @@ func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged fsys.M
 	if judged.Ino != 0 && (stat.Ino != judged.Ino || stat.Dev != judged.Dev) {
 		return fault.ErrChanged
 	}
-	return r.mountOnto(ctx, target, entry.target, entry.fstype, "-t", entry.fstype, "-o", entry.options, entry.source)
+	return r.mountOnto(ctx, target, entry.target, entry.fstype, source, "-t", entry.fstype, "-o", entry.options, entry.source)
 }
 
 // openExactly opens a directory, where its path leads to it by no link; fault.ErrChanged where it does not.
@@ -51,7 +71,7 @@ func openExactly(path string) (int, error) {
 
 // mountOnto runs mount(8) with these arguments for a directory of its own, and moves what is mounted there onto target, which
 // path must still lead to then.
-func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, args ...string) (err error) {
+func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, source fsys.Meta, args ...string) (err error) {
 	stage, err := newStage()
 	if err != nil {
 		return err
@@ -66,6 +86,12 @@ func (r *Room) mountOnto(ctx context.Context, target int, path, fstype string, a
 	}
 	if err == nil {
 		defer unix.Close(tree)
+	}
+	if err == nil && source.Ino != 0 {
+		var stat unix.Stat_t
+		if err = unix.Fstat(tree, &stat); err == nil && (stat.Ino != source.Ino || stat.Dev != source.Dev) {
+			err = fault.Wrapf(fault.ErrChanged, "another directory took the place of what is to be mounted")
+		}
 	}
 	if err := errors.Join(err, unix.Unmount(stage.point(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)); err != nil {
 		return err

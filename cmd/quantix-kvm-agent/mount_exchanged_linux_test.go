@@ -118,3 +118,47 @@ func TestKilledWhileItMountsAside(t *testing.T) {
 		t.Errorf("the transaction was not rolled back: %v", kept)
 	}
 }
+
+// What is bound is the directory that the source led to when it was judged, or nothing: never another one that a user puts there.
+func TestBindMountOfAnExchangedDirectory(t *testing.T) {
+	m := newMountedTree(t)
+	home := filepath.Join(m.dir, "home")
+	err := errors.Join(os.MkdirAll(home+"/m/src", 0o755), os.MkdirAll(m.dir+"/victim", 0o700), os.MkdirAll(m.dir+"/shown", 0o755),
+		os.MkdirAll(home+"/x", 0o755), os.WriteFile(m.dir+"/victim/secret", nil, 0o600), os.Symlink("/victim", home+"/x/src"))
+	for _, path := range []string{home, home + "/m", home + "/m/src", home + "/x", home + "/x/src"} {
+		err = errors.Join(err, os.Lchown(path, 12345, 12345))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := m.start(t, t.TempDir())
+	const mount = `host.mount({source = "/home/m/src", target = "/shown", fstype = "none", options = "bind"})`
+	if reply := m.run(t, a, mount); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Fatal(reply)
+	}
+	if reply := m.run(t, a, `host.unmount("/shown")`); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+		t.Fatal(reply)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+				_ = unix.Renameat2(-1, home+"/m", -1, home+"/x", unix.RENAME_EXCHANGE)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for n := range 25 {
+		reply := m.run(t, a, mount)
+		if seen := m.shell(t, "ls /shown"); seen != "" {
+			t.Fatalf("after %d: %s is shown, %v", n, seen, reply)
+		}
+		if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
+			m.run(t, a, `host.unmount("/shown")`)
+		}
+	}
+}
