@@ -2,6 +2,7 @@ package script
 
 import (
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"hash/maphash"
@@ -9,6 +10,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -17,7 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// redactor takes secrets out of what people see, as they are and as base64, hexadecimal digits, URL or JSON.
+// redactor takes secrets out of what people see, as they are and as base64, hexadecimal digits, URL, JSON or UTF-16.
 //
 // A text may hold a part of a secret alone: output is cut, and base64 is broken into lines. So what is looked for are pieces
 // of a few characters, in the text without its white space; all that belongs to one is hidden. A form of a secret that is
@@ -90,16 +92,39 @@ func formsOf(value string) []string {
 		value, text.EscapePath(value), url.QueryEscape(value), url.PathEscape(value), inQuotes(string(quoted)), inQuotes(strings.TrimSuffix(plain.String(), "\n")),
 		inQuotes(strconv.Quote(value)), strings.ReplaceAll(value, "'", `'\''`), luaQuoted.Replace(value), digits, strings.ToUpper(digits),
 	}
-	for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-		list = append(list, encoding.EncodeToString([]byte(value)))
-		for shift := range 3 { // as a part of a longer text, at each alignment: what does not depend on its neighbours
-			whole := encoding.EncodeToString(append(make([]byte, shift), value...))
-			if begin, end := (shift*8+5)/6, (shift+len(value))*8/6; end-begin >= pieceLength {
-				list = append(list, whole[begin:end])
-			}
+	list = append(list, base64Of(base64.RawStdEncoding, value)...)
+	list = append(list, base64Of(base64.RawURLEncoding, value)...)
+	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} { // as programs of Windows write
+		wide := wideOf(order, value)
+		digits := hex.EncodeToString([]byte(wide))
+		list = append(list, wide, digits, strings.ToUpper(digits))
+		if valid := text.ToValidUTF8(wide); valid != wide { // as output is shown
+			list = append(list, valid)
+		}
+	}
+	return append(list, base64Of(base64.RawStdEncoding, wideOf(binary.LittleEndian, value))...) // as PowerShell takes commands
+}
+
+// base64Of returns how a value looks in base64: alone, and as a part of a longer text at each alignment, there what does not depend on
+// its neighbours.
+func base64Of(encoding *base64.Encoding, value string) []string {
+	list := []string{encoding.EncodeToString([]byte(value))}
+	for shift := range 3 {
+		whole := encoding.EncodeToString(append(make([]byte, shift), value...))
+		if begin, end := (shift*8+5)/6, (shift+len(value))*8/6; end-begin >= pieceLength {
+			list = append(list, whole[begin:end])
 		}
 	}
 	return list
+}
+
+// wideOf returns a value as UTF-16.
+func wideOf(order binary.AppendByteOrder, value string) string {
+	var b []byte
+	for _, unit := range utf16.Encode([]rune(value)) {
+		b = order.AppendUint16(b, unit)
+	}
+	return string(b)
 }
 
 // luaQuoted is what string.format("%q") does.

@@ -4,18 +4,21 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // However a secret is written, it does not stand in what people see.
@@ -110,5 +113,37 @@ func TestLargeSecret(t *testing.T) {
 	}
 	if told := r.text("x " + secret[100_000:102_000] + " y"); !strings.HasPrefix(told, hidden) && !strings.HasPrefix(told, "x") || len(told) > 1000 {
 		t.Errorf("%d bytes are left: %.200q", len(told), told)
+	}
+}
+
+// So it is as UTF-16, which programs of Windows write, and in what PowerShell takes as a command.
+func TestWideSecretsAreHidden(t *testing.T) {
+	for _, secret := range []string{"s3cr3t-w0rd", `pa'ss "word" <&>`, "größe-ß-päss", "key-\U0001F511-word"} {
+		r := newRedactor(map[string]string{"p": secret})
+		for name, order := range map[string]binary.AppendByteOrder{"little endian": binary.LittleEndian, "big endian": binary.BigEndian} {
+			wide := func(s string) []byte {
+				var b []byte
+				for _, unit := range utf16.Encode([]rune(s)) {
+					b = order.AppendUint16(b, unit)
+				}
+				return b
+			}
+			forms := map[string]string{
+				"raw": string(wide("set " + secret + " here")), "shown": text.ToValidUTF8(string(wide("set " + secret + " here"))),
+				"hex": hex.EncodeToString(wide(secret)), "upper": strings.ToUpper(hex.EncodeToString(wide(secret))),
+			}
+			if name == "little endian" {
+				for _, before := range []string{"", "a", "set ", "and set it"} {
+					forms["base64 behind "+before] = base64.StdEncoding.EncodeToString(wide(before + secret + "; exit"))
+				}
+			}
+			for form, written := range forms {
+				shown := r.text(written)
+				if !strings.Contains(shown, hidden) || strings.Contains(shown, string(wide(secret[:6]))) ||
+					len(strings.ReplaceAll(shown, hidden, "")) > len(written)-len(wide(secret))/2 {
+					t.Errorf("%q, %s, %s: %q is shown of %q", secret, name, form, shown, written)
+				}
+			}
+		}
 	}
 }
