@@ -126,3 +126,26 @@ func TestFlagsAreRestored(t *testing.T) {
 		}
 	}
 }
+
+// A flag that a command gives to the directory of what it declared is named, as a mode is.
+func TestFlagsOfADirectoryThatACommandChanges(t *testing.T) {
+	p := newTestDirs(t)
+	mustPopulate(t, p)
+	etc := filepath.Join(p.files, "etc")
+	if err := os.Chmod(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	if _, err := tx.BeforeTouch(t.Context(), "/etc/small"); err != nil {
+		t.Fatal(err)
+	}
+	setInodeFlags(t, etc, noDump)
+	list, err := tx.UndeclaredChanges(t.Context(), "exec.run")
+	if err != nil || len(list) != 1 || list[0].Target != "/etc" || list[0].Action != "modified" {
+		t.Error(list, err)
+	}
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_PARTIAL {
+		t.Errorf("%+v", report)
+	}
+}
