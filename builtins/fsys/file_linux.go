@@ -209,7 +209,7 @@ func CopyFitting(ctx context.Context, to, from *os.File) error {
 }
 
 func copyFile(ctx context.Context, to, from *os.File, check func(to, from *os.File) error) error {
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+	if shareBlocks(to, from) == nil {
 		return nil
 	}
 	info, err := from.Stat()
@@ -337,4 +337,28 @@ func sweepTemp(d *realDir, name string) (removed bool, err error) {
 		return false, nil
 	}
 	return true, removeTemp(d, name)
+}
+
+// shareBlocks gives a file the content of another one, in no space of its own.
+func shareBlocks(to, from *os.File) error { return unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) }
+
+// reserve takes the space for the content of a file.
+func reserve(file *os.File, size int64) error {
+	if size == 0 {
+		return nil
+	}
+	for {
+		err := unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func isSparse(file *os.File) (bool, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return false, err
+	}
+	return stat.Blocks*512 < stat.Size, nil // stat(2): blocks of 512 bytes
 }

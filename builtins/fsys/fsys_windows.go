@@ -301,3 +301,10 @@ func CopyFile(ctx context.Context, to, from *os.File) error {
 }
 
 func sharesBlocks(*os.File, string) bool { return false }
+
+func shareBlocks(_, _ *os.File) error { return errors.ErrUnsupported }
+
+// reserve is unsupported: what Windows takes it gives back with the handle.
+func reserve(*os.File, int64) error { return errors.ErrUnsupported }
+
+func isSparse(*os.File) (bool, error) { return false, nil }

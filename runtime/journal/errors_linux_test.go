@@ -354,6 +354,32 @@ func TestNoSpaceForSecondFile(t *testing.T) {
 	}
 }
 
+// Where others have filled the disk since a file became smaller, a rollback that has no space for it leaves what is there, whole.
+func TestFullDiskTearsNoFile(t *testing.T) {
+	for _, inplace := range []bool{false, true} {
+		there, p := newMountedDirs(t, "tmpfs", "size=4m"), newTestDirs(t)
+		p.files = there.files
+		file := filepath.Join(p.files, "large")
+		if err := os.WriteFile(file, bytes.Repeat([]byte("0123456789abcdef"), 160<<10), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		g := newGuest(t, p, nil)
+		tx := g.begin(t)
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/large", Content: []byte("short"), Inplace: inplace})
+		tx.Mark()
+		fillDisk(t, filepath.Join(p.files, "full"))
+		if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
+			t.Errorf("%+v", report)
+		}
+		if got, err := os.ReadFile(file); string(got) != "short" {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if err := tx.Close(t.Context(), &pb.RunScriptResponse{}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)

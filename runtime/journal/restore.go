@@ -404,15 +404,40 @@ func (r *restorer) rewrite() error {
 	// The content is not for those whom the step allowed to read the file.
 	_, err = r.at.Narrow(file, r.is, fsys.Attr{Mode: &r.was.Mode, UID: &r.was.UID, GID: &r.was.GID})
 	if err == nil {
-		err = fault.Cause(file.Truncate(0))
-	}
-	if err == nil {
-		err = r.copyContent(file)
+		err = r.overwrite(file)
 	}
 	if err == nil {
 		err = fault.Cause(file.Sync())
 	}
 	return errors.Join(err, fault.Cause(file.Close()))
+}
+
+// overwrite writes the content of the before-image into a file. Where others have filled the disk meanwhile the file stays as it is.
+func (r *restorer) overwrite(file *os.File) error {
+	err := r.overwriteDense(file)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	if err := fault.Cause(file.Truncate(0)); err != nil {
+		return err
+	}
+	return r.copyContent(file)
+}
+
+// overwriteDense is overwrite but for content with holes, and where no space can be taken beforehand: that is errors.ErrUnsupported.
+func (r *restorer) overwriteDense(file *os.File) error {
+	if r.object.Image == "" {
+		return fsys.Overwrite(r.ctx, file, bytes.NewReader(r.object.Content), int64(len(r.object.Content)))
+	}
+	from, err := r.openImage()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if sparse, err := fsys.IsSparse(from); sparse || err != nil {
+		return errors.Join(err, errors.ErrUnsupported)
+	}
+	return fsys.Overwrite(r.ctx, file, from, r.was.Size)
 }
 
 // contentEqual compares the content of the file with the before-image.
