@@ -35,7 +35,7 @@ const (
 var free = map[string]map[string]string{
 	"account.create":    {"shell": login, "comment": comment},
 	"account.modify":    {"shell": login, "comment": comment},
-	"account.take_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"account.take_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record", "told": "of such a record"},
 	"account.ssh_keys":  {"keys": "the content of a file below the home directory, which the row names"},
 	"reset_password":    {"new_password": "a secret: no rule may speak of it"},
 
@@ -61,9 +61,10 @@ var free = map[string]map[string]string{
 	"file.append": {"mode": mode, "owner": owner, "group": owner},
 	"file.attributes": {
 		"image": "of a record of the journal, which has its own path", "link": "of such a record",
+		"told":     "of such a record",
 		"moved_to": "of a record of another operation: this one moves nothing",
 	},
-	"file.move_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record"},
+	"file.move_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record", "told": "of such a record"},
 	"file.chmod":     {"mode": mode},
 	"file.chown":     {"owner": owner, "group": owner},
 	"file.block": {

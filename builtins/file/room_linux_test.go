@@ -177,6 +177,8 @@ func (x *tx) Before(_ context.Context, paths ...string) error {
 
 func (x *tx) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(x.g.dir, path) }
 
+func (*tx) HeldNames(fsys.Meta) uint32 { return 0 }
+
 func (x *tx) Take(_ context.Context, path string, _ fsys.Meta) error {
 	if x.fail != nil {
 		return x.fail

@@ -42,6 +42,8 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 
 func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
+func (keeper) HeldNames(fsys.Meta) uint32 { return 0 }
+
 func newTree(t *testing.T) *tree {
 	t.Helper()
 	g := &tree{t: t, dir: t.TempDir()}

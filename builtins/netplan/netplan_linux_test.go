@@ -61,6 +61,8 @@ func (k keeper) Before(_ context.Context, paths ...string) error {
 
 func (k keeper) Kept(path string) (builtins.Touched, bool) { return txtest.Kept(k.tree.dir, path) }
 
+func (keeper) HeldNames(fsys.Meta) uint32 { return 0 }
+
 func (k keeper) Undo(_ context.Context, op string, args proto.Message) error {
 	if op != undoRow {
 		k.tree.Errorf("%s is not the inverse that is declared", op)

@@ -19,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -145,6 +146,9 @@ func (j *journal) Irreversible(_ context.Context, change *pb.Change) error {
 	j.told = append(j.told, change.Op+" "+change.Action+" "+change.Target)
 	return j.err
 }
+
+func (*journal) HeldNames(fsys.Meta) uint32                { return 0 }
+func (*journal) Kept(path string) (builtins.Touched, bool) { return txtest.Kept("/", path) }
 
 func (j *journal) NotBegun() { j.told = append(j.told, "not begun") }
 

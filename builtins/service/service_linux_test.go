@@ -19,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
+	"github.com/quantix-kvm/guest-agent/builtins/internal/txtest"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -217,8 +218,10 @@ func (u *undo) UndoLast(_ context.Context, _ string, args proto.Message) error {
 	u.was = args.(*pb.ServiceRestore)
 	return nil
 }
-func (*undo) Before(context.Context, ...string) error { return nil }
-func (*undo) NotBegun()                               {}
+func (*undo) Before(context.Context, ...string) error   { return nil }
+func (*undo) HeldNames(fsys.Meta) uint32                { return 0 }
+func (*undo) Kept(path string) (builtins.Touched, bool) { return txtest.Kept("/", path) }
+func (*undo) NotBegun()                                 {}
 
 const bootedEnv = "SERVICE_TEST_SYSTEMD"
 
