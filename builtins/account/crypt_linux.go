@@ -1,6 +1,7 @@
 package account
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -98,17 +99,25 @@ func settingOf(text string) (s setting, ok bool) {
 	return s, true
 }
 
-// matches says whether a hash is that of a password. Hashes of other methods than yescrypt and these two match nothing.
-func matches(text string, password []byte) bool {
+// matches says whether a hash is that of a password. Hashes of other methods than yescrypt and these two match nothing. The error is
+// the cause of ctx.
+func matches(ctx context.Context, text string, password []byte) (bool, error) {
 	if strings.HasPrefix(text, yescryptPrefix) {
-		return yescryptMatches(text, password)
+		return yescryptMatches(ctx, text, password)
 	}
 	s, ok := settingOf(text)
-	return ok && s.rounds <= mostRounds && subtle.ConstantTimeCompare([]byte(s.hash(password)), []byte(text)) == 1
+	if !ok || s.rounds > mostRounds {
+		return false, nil
+	}
+	hash, err := s.hash(ctx, password)
+	return err == nil && subtle.ConstantTimeCompare([]byte(hash), []byte(text)) == 1, err
 }
 
-// hash returns the text that stands for a password.
-func (s setting) hash(password []byte) string {
+// roundsAtOnce is how many rounds there are between two looks at the context: some milliseconds.
+const roundsAtOnce = 4096
+
+// hash returns the text that stands for a password. The error is the cause of ctx.
+func (s setting) hash(ctx context.Context, password []byte) (string, error) {
 	h, salt := s.method.sum(), []byte(s.salt)
 	size := h.Size()
 	sum := func(parts ...[]byte) []byte {
@@ -138,7 +147,11 @@ func (s setting) hash(password []byte) string {
 	p := stretch(sum(repeated(password, len(password))...), len(password))
 	defer clear(p)
 	saltSum := stretch(sum(repeated(salt, 16+int(a[0]))...), len(salt))
+	defer clear(b)
 	for round := range s.rounds {
+		if round%roundsAtOnce == 0 && ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
 		h.Reset()
 		first, last := a, p
 		if round%2 != 0 {
@@ -154,8 +167,7 @@ func (s setting) hash(password []byte) string {
 		h.Write(last)
 		a = h.Sum(a[:0:0])
 	}
-	clear(b)
-	return s.head() + s.method.encode(a)
+	return s.head() + s.method.encode(a), nil
 }
 
 func (s setting) head() string {

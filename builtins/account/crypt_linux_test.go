@@ -1,11 +1,66 @@
 package account
 
 import (
+	"context"
+	"errors"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/quantix-kvm/guest-agent/builtins"
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
+
+// isHashOf says whether a hash is that of a password.
+func isHashOf(text string, password []byte) bool {
+	is, err := matches(context.Background(), text, password)
+	return is && err == nil
+}
+
+// Who hashes by many rounds, or waits for others who hash, can be stopped: what is hashed, or compared, is not finished then.
+func TestHashingCanBeStopped(t *testing.T) {
+	stop := errors.New("stop")
+	stopped := func(what string, hash func(ctx context.Context) error) {
+		t.Helper()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		time.AfterFunc(10*time.Millisecond, func() { cancel(stop) })
+		if err := hash(ctx); err != stop {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	password := []byte(strings.Repeat("p", maxPassword))
+	for _, m := range []method{sha512Crypt, sha256Crypt} {
+		s := newSetting(m, mostRounds)
+		stopped("hash", func(ctx context.Context) error { _, err := s.hash(ctx, password); return err })
+		stopped("compare", func(ctx context.Context) error { _, err := matches(ctx, s.head()+"x", password); return err })
+	}
+	yescryptTurn <- struct{}{}
+	defer func() { <-yescryptTurn }()
+	setting := newYescryptSetting(1)
+	stopped("wait", func(ctx context.Context) error { _, err := yescryptHash(ctx, password, setting); return err })
+	stopped("wait to compare", func(ctx context.Context) error { _, err := matches(ctx, setting+"$x", password); return err })
+}
+
+// A script that sets a password waits until it may hold what a hash takes, and one with a hash does not.
+func TestHashingAsksForItsMemory(t *testing.T) {
+	g := newTree(t, debian)
+	asked := int64(0)
+	refuse := errors.New("not now")
+	ctx := builtins.WithLarge(t.Context(), func(size int64) error { asked = size; return refuse })
+	set := func(in *pb.AccountPasswordArgs) error {
+		_, err := g.room.password(ctx, g.call, in)
+		return err
+	}
+	if err := set(&pb.AccountPasswordArgs{Name: "bob", Password: []byte("secret")}); !errors.Is(err, refuse) || asked != mostYescrypt {
+		t.Errorf("%v, asked for %d bytes", err, asked)
+	}
+	if err := set(&pb.AccountPasswordArgs{Name: "bob", Password: []byte("!"), Crypted: true}); err != nil {
+		t.Error(err)
+	}
+}
 
 // Hashes that libxcrypt makes of the passwords and salts with which the description of the method is tested.
 func TestHashesOfPasswords(t *testing.T) {
@@ -18,12 +73,12 @@ func TestHashesOfPasswords(t *testing.T) {
 		"$6$rounds=10000$saltstringsaltst$OW1/O6BYHV6BcXZu8QVeXbDWra3Oeqh0sbHbbMCVNSnCM/UrjmM0Dp8vOuZeHBy/YTBmSK6H9qs/y3RnOaw5v.": "Hello world!",
 	} {
 		s, ok := settingOf(text)
-		if got := s.hash([]byte(password)); !ok || got != text || !matches(text, []byte(password)) {
+		if got, err := s.hash(t.Context(), []byte(password)); !ok || err != nil || got != text || !isHashOf(text, []byte(password)) {
 			t.Errorf("%q becomes %s, not %s", password, got, text)
 		}
 	}
 	for _, text := range []string{"", "!", "*", "x", "$6$", "$6$rounds=x$salt$", "$1$salt$x", "$6$rounds=999999999$salt$x", "$y$j9T$salt$x"} {
-		if matches(text, []byte("x")) {
+		if isHashOf(text, []byte("x")) {
 			t.Errorf("%s is taken for a hash of x", text)
 		}
 	}
@@ -42,10 +97,10 @@ func TestHashesAreThoseOfOpenSSL(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := s.hash([]byte(password)); got != want {
+			if got, err := s.hash(t.Context(), []byte(password)); got != want || err != nil {
 				t.Errorf("%d bytes: %s, not %s", length, got, want)
 			}
-			if !matches(want, []byte(password)) || matches(want, []byte(password+"x")) || matches("!"+want, []byte(password)) {
+			if !isHashOf(want, []byte(password)) || isHashOf(want, []byte(password+"x")) || isHashOf("!"+want, []byte(password)) {
 				t.Errorf("%s is compared wrongly", want)
 			}
 		}

@@ -79,29 +79,31 @@ func (r *Room) setPassword(ctx context.Context, call *builtins.Call, op string, 
 	if err := checkPassword(n.secret, n.crypted); err != nil {
 		return nil, fault.On(printable(n.name), err)
 	}
+	if !n.crypted { // before the files are locked: whoever holds that memory may wait for the lock
+		if err := builtins.Large(ctx, mostYescrypt); err != nil {
+			return nil, err
+		}
+	}
 	return r.change(ctx, call, op, n.name, func(root *fsys.Root, p *plan) error {
 		u, err := p.existing(n.name)
 		if err != nil {
 			return err
 		}
-		return p.setPassword(root, u, n)
+		return p.setPassword(ctx, root, u, n)
 	})
 }
 
-func (p *plan) setPassword(root *fsys.Root, u *user, n *newPassword) error {
+func (p *plan) setPassword(ctx context.Context, root *fsys.Root, u *user, n *newPassword) error {
 	if p.db.shadow.absent {
 		if n.expire != nil && *n.expire {
 			return fault.Unsupported("there is no %s, so no password can expire", shadowFile)
 		}
-		if n.again || !n.is(u.password) {
-			hash, err := n.hashed(root, p.defaults)
-			if err != nil {
-				return err
-			}
+		hash, err := n.instead(ctx, u.password, root, p.defaults)
+		if err == nil && hash != "" {
 			u.password = hash
 			p.db.putUser(u)
 		}
-		return nil
+		return err
 	}
 	line, at, err := p.db.shadow.find(u.name, 9)
 	if err != nil {
@@ -115,10 +117,12 @@ func (p *plan) setPassword(root *fsys.Root, u *user, n *newPassword) error {
 			return err
 		}
 	}
-	if n.again || !n.is(line[1]) {
-		if line[1], err = n.hashed(root, p.defaults); err != nil {
-			return err
-		}
+	hash, err := n.instead(ctx, line[1], root, p.defaults)
+	if err != nil {
+		return err
+	}
+	if hash != "" {
+		line[1] = hash
 		line[2] = strconv.FormatInt(p.today, 10)
 	}
 	if n.expire != nil && *n.expire != (line[2] == expiredDay) {
@@ -135,28 +139,33 @@ func (p *plan) setPassword(root *fsys.Root, u *user, n *newPassword) error {
 	return nil
 }
 
-// is says whether what is stored is this password.
-func (n *newPassword) is(stored string) bool {
-	if n.crypted {
-		return stored == string(n.secret)
+// instead returns what takes the place of what is stored; empty: that is this password already, and stays.
+func (n *newPassword) instead(ctx context.Context, stored string, root *fsys.Root, d defaults) (hash string, err error) {
+	if !n.again {
+		if same, err := n.is(ctx, stored); same || err != nil {
+			return "", err
+		}
 	}
-	return matches(stored, n.secret)
-}
-
-// hashed is what is stored.
-func (n *newPassword) hashed(root *fsys.Root, d defaults) (_ string, err error) {
 	switch {
 	case n.crypted:
 		return string(n.secret), nil
 	case n.hash == "":
-		n.hash, err = d.newHash(root, n.secret)
+		n.hash, err = d.newHash(ctx, root, n.secret)
 	}
 	return n.hash, err
 }
 
+// is says whether what is stored is this password.
+func (n *newPassword) is(ctx context.Context, stored string) (bool, error) {
+	if n.crypted {
+		return stored == string(n.secret), nil
+	}
+	return matches(ctx, stored, n.secret)
+}
+
 // newHash hashes a password as this guest does: as PAM does or else as login.defs says, if that is by yescrypt, SHA-256 or
 // SHA-512. The C libraries of all supported guests know SHA-512, so that stands for all other methods.
-func (d defaults) newHash(root *fsys.Root, password []byte) (string, error) {
+func (d defaults) newHash(ctx context.Context, root *fsys.Root, password []byte) (string, error) {
 	words, ok := pamWords(root)
 	if !ok {
 		words = []string{strings.ToLower(d.login["ENCRYPT_METHOD"])}
@@ -182,12 +191,12 @@ func (d defaults) newHash(root *fsys.Root, password []byte) (string, error) {
 		}
 	}
 	if yes && !sha {
-		return yescryptHash(password, newYescryptSetting(rounds))
+		return yescryptHash(ctx, password, newYescryptSetting(rounds))
 	}
 	if !sha {
 		rounds = 0 // of another method, where they are something else
 	}
-	return newSetting(m, rounds).hash(password), nil
+	return newSetting(m, rounds).hash(ctx, password)
 }
 
 // pamWords are the arguments of pam_unix for passwords. ok: there are some.

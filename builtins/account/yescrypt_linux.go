@@ -1,10 +1,11 @@
 package account
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/subtle"
+	"runtime"
 	"strings"
-	"sync"
 
 	"github.com/go-crypt/x/yescrypt"
 )
@@ -16,10 +17,11 @@ const yescryptPrefix = "$y$"
 const (
 	// defaultCost is libxcrypt's default cost factor: a hash takes 16 MiB of memory.
 	defaultCost = 5
-	// mostCost is the highest that a password is hashed with here: 64 MiB. A guest may want up to 11, which is 1 GiB.
-	mostCost = 7
-	// mostYescrypt is the memory in bytes that a password may need to be compared with a hash.
-	mostYescrypt = 64 << 20
+	// mostCost is the highest that a password is hashed with here: 32 MiB, which is what a script may make the agent grow by. A
+	// guest may want up to 11, which is 1 GiB.
+	mostCost = 6
+	// mostYescrypt is the memory in bytes that a password may need to be hashed, or compared with a hash.
+	mostYescrypt = 32 << 20
 
 	yescryptSalt = 16 // bytes
 )
@@ -40,25 +42,39 @@ func newYescryptSetting(cost int) string {
 	return yescryptPrefix + string(yescrypt.EncodeSetting(0, log, r)) + "$" + string(yescrypt.Encode64(salt[:]))
 }
 
-// yescryptTurn is for one hash at a time: each needs memory.
-var yescryptTurn sync.Mutex
+// yescryptTurn has a place for one hash at a time: each needs memory.
+var yescryptTurn = make(chan struct{}, 1)
 
-// yescryptHash returns the text that stands for a password. Of the setting, which may be a hash, the digest does not matter.
-func yescryptHash(password []byte, setting string) (string, error) {
-	yescryptTurn.Lock()
-	defer yescryptTurn.Unlock()
+// yescryptHash returns the text that stands for a password. Of the setting, which may be a hash, the digest does not matter. It waits
+// until others are hashed, or ctx ends: one takes less than a second.
+func yescryptHash(ctx context.Context, password []byte, setting string) (string, error) {
+	if err := context.Cause(ctx); err != nil {
+		return "", err
+	}
+	select {
+	case yescryptTurn <- struct{}{}:
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	defer func() {
+		runtime.GC() // what it held is still counted when the next one begins
+		<-yescryptTurn
+	}()
 	hash, err := yescrypt.Hash(password, []byte(setting))
 	return string(hash), err
 }
 
 // yescryptMatches says whether a hash by yescrypt is that of a password. One with parameters that libxcrypt does not make, or
 // that needs too much memory, matches nothing.
-func yescryptMatches(text string, password []byte) bool {
+func yescryptMatches(ctx context.Context, text string, password []byte) (bool, error) {
 	params, rest, _ := strings.Cut(text[len(yescryptPrefix):], "$")
 	_, log, r, err := yescrypt.DecodeSetting([]byte(params))
 	if err != nil || log < 1 || log > 30 || r < 1 || 128*int64(r)<<log > mostYescrypt || strings.Count(rest, "$") != 1 {
-		return false
+		return false, nil
 	}
-	hash, err := yescryptHash(password, text)
-	return err == nil && subtle.ConstantTimeCompare([]byte(hash), []byte(text)) == 1
+	hash, err := yescryptHash(ctx, password, text)
+	if err != nil {
+		return false, context.Cause(ctx)
+	}
+	return subtle.ConstantTimeCompare([]byte(hash), []byte(text)) == 1, nil
 }
