@@ -177,7 +177,7 @@ func child(what, dir, state string) error {
 }
 
 // tree describes all that is below a directory, but for the times of directories and of what is new.
-func tree(t *testing.T, dir string) string {
+func describeFiles(t *testing.T, dir string) string {
 	t.Helper()
 	files, err := fsys.Open("")
 	if err != nil {
@@ -335,9 +335,9 @@ func TestSweepOfFaultPoints(t *testing.T) {
 	for _, what := range []string{"commit", "roll back"} {
 		t.Run(what, func(t *testing.T) {
 			dir, state := newDirs(t)
-			before := tree(t, dir)
+			before := describeFiles(t, dir)
 			all := run(t, what, dir, state)
-			after, inRecovery, reached, again := tree(t, dir), 1, 0, 0
+			after, inRecovery, reached, again := describeFiles(t, dir), 1, 0, 0
 			for round := range rounds {
 				point := 1 + round*all/rounds
 				dir, state := newDirs(t)
@@ -351,7 +351,7 @@ func TestSweepOfFaultPoints(t *testing.T) {
 					again++
 				}
 				inRecovery = max(inRecovery, run(t, "recover", dir, state))
-				switch now := tree(t, dir); {
+				switch now := describeFiles(t, dir); {
 				case now != before && now != after:
 					t.Fatalf("points %d and %d: neither as before nor as after:\n%s\nbefore:\n%s\nafter:\n%s",
 						point, inner, now, before, after)
@@ -375,9 +375,9 @@ func TestSweepByTerminateProcess(t *testing.T) {
 	for _, what := range []string{"commit", "roll back"} {
 		t.Run(what, func(t *testing.T) {
 			dir, state := newDirs(t)
-			before, begin := tree(t, dir), time.Now()
+			before, begin := describeFiles(t, dir), time.Now()
 			run(t, what, dir, state)
-			took, after := time.Since(begin), tree(t, dir)
+			took, after := time.Since(begin), describeFiles(t, dir)
 			if (after == before) != (what == "roll back") {
 				t.Fatalf("%s gives\n%s\nof\n%s", what, after, before)
 			}
@@ -395,7 +395,7 @@ func TestSweepByTerminateProcess(t *testing.T) {
 				recovery.Process.Kill()
 				recovery.Wait()
 				run(t, "recover", dir, state)
-				switch now := tree(t, dir); {
+				switch now := describeFiles(t, dir); {
 				case now != before && now != after:
 					t.Fatalf("round %d: neither as before nor as after:\n%s\nbefore:\n%s\nafter:\n%s", round, now, before, after)
 				case now == before && what == "commit" && strings.Contains(said.String(), "committed"):
