@@ -45,8 +45,8 @@ func newYescryptSetting(cost int) string {
 // yescryptTurn has a place for one hash at a time: each needs memory.
 var yescryptTurn = make(chan struct{}, 1)
 
-// yescryptHash returns the text that stands for a password. Of the setting, which may be a hash, the digest does not matter. It waits
-// until others are hashed, or ctx ends: one takes less than a second.
+// yescryptHash returns the text that stands for a password. Of the setting, which may be a hash, the digest does not matter. It
+// waits until others are hashed, or ctx ends: one takes less than a second.
 func yescryptHash(ctx context.Context, password []byte, setting string) (string, error) {
 	if err := context.Cause(ctx); err != nil {
 		return "", err

@@ -60,8 +60,7 @@ var free = map[string]map[string]string{
 	"exec.undo":   {"cwd": dir, "user": runs, "group": runs, "plan": plan},
 	"file.append": {"mode": mode, "owner": owner, "group": owner},
 	"file.attributes": {
-		"image": "of a record of the journal, which has its own path", "link": "of such a record",
-		"told":     "of such a record",
+		"image": "of a record of the journal, which has its own path", "link": "of such a record", "told": "of such a record",
 		"moved_to": "of a record of another operation: this one moves nothing",
 	},
 	"file.move_back": {"image": "of a record of the journal, which has its own path", "link": "of such a record", "told": "of such a record"},

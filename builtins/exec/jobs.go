@@ -344,16 +344,17 @@ func (j *jobs) pruneAt(list []*pb.Job, boot string, now time.Duration) []*pb.Job
 	for _, e := range entries { // directories whose supervisor died before it wrote the job
 		info, err := e.Info()
 		dir := filepath.Join(j.dir, e.Name())
-		if err == nil && !known[e.Name()] && validJobID(e.Name()) && time.Since(info.ModTime()) > staleDirAge && !supervisorAlive(dir) {
+		stale := err == nil && time.Since(info.ModTime()) > staleDirAge
+		if stale && !known[e.Name()] && validJobID(e.Name()) && !supervisorAlive(dir) {
 			os.RemoveAll(dir)
 		}
 	}
 	return left
 }
 
-// agesOf returns how long ago jobs began, the newest of which is the first, by the clock of this boot, which began now ago. Between two
-// boots it counts no time: how long the guest was off only the wall clock tells, which may be wrong by years. So a job may look younger
-// than it is. One that says nothing of its boot counts as young as the newer one beside it.
+// agesOf returns how long ago jobs began, the newest of which is the first, by the clock of this boot, which began now ago.
+// Between two boots it counts no time: how long the guest was off only the wall clock tells, which may be wrong by years. So a
+// job may look younger than it is. One that says nothing of its boot counts as young as the newer one beside it.
 func agesOf(list []*pb.Job, boot string, now time.Duration) []time.Duration {
 	ages := make([]time.Duration, len(list))
 	start, age := time.Duration(0), time.Duration(0)

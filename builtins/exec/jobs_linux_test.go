@@ -194,7 +194,8 @@ func TestJobIDsGoOn(t *testing.T) {
 	}
 }
 
-// The age of jobs is by the clock of the boot, whatever the wall clock was: of earlier boots it is at least what is known of them.
+// The age of jobs is by the clock of the boot, whatever the wall clock was: of earlier boots it is at least what is known of
+// them.
 func TestAgesOfJobs(t *testing.T) {
 	job := func(boot string, up time.Duration) *pb.Job {
 		return &pb.Job{BootId: boot, UptimeMs: uint64(up.Milliseconds()), Started: timestamppb.New(time.Now().AddDate(-50, 0, 0))}

@@ -21,6 +21,11 @@ import (
 // maxListing is the most bytes of a listing: a frame of the protocol holds 16 MiB, with its envelope.
 const maxListing = 15 << 20
 
+// maxPage is the most entries of a listing: they take some 20 MiB of memory.
+const maxPage = 50_000
+
+var errListing = fault.Wrapf(fault.ErrTooLarge, "more entries than one reply holds; ask for pages with max_entries")
+
 func (r *Room) listDirectory(
 	ctx context.Context, call *builtins.Call, in *pb.ListDirectoryRequest,
 ) (*pb.ListDirectoryResponse, error) {
@@ -29,7 +34,10 @@ func (r *Room) listDirectory(
 		return nil, fault.On(in.Path, err)
 	}
 	defer dir.Close()
-	page := page{dir: in.Path, token: in.ContinuationToken, max: int(in.MaxEntries)}
+	page := page{token: in.ContinuationToken, max: maxPage}
+	if in.MaxEntries > 0 {
+		page.max = int(min(in.MaxEntries, maxPage))
+	}
 	total := 0
 	failed := dir.Each(func(name string) error {
 		if in.IncludeHidden || name[0] != '.' {
@@ -45,47 +53,40 @@ func (r *Room) listDirectory(
 	if page.more {
 		out.ContinuationToken = page.names[len(page.names)-1]
 	}
-	failed = errors.Join(failed, describe(ctx, out, dir, in.Path, page.names, accounts))
+	err = describe(ctx, out, dir, in.Path, page.names, accounts)
+	if err == nil && page.more && in.MaxEntries == 0 {
+		err = errListing
+	}
+	failed = errors.Join(failed, err)
 	if failed != nil {
 		out.Error = fault.On(in.Path, failed).Error()
 	}
 	return out, context.Cause(ctx)
 }
 
-// page is a part of a directory in the order of its names: the first ones behind a token, at most max of them (0: all), and no more
-// than one reply holds. Of a directory of any size it keeps few more.
+// page is a part of a directory in the order of its names: the first ones behind a token, at most max of them. Of a directory
+// of any size it holds few more.
 type page struct {
-	dir, token string
-	max        int
-	names      []string
-	size       int  // a part of the bytes that their entries have
-	more       bool // there are names behind them
+	token string
+	max   int
+	names []string
+	more  bool // there are names behind them
 }
 
 func (p *page) add(name string) {
 	if p.token != "" && name <= p.token {
 		return
 	}
-	p.names = append(p.names, name)
-	p.size += p.sizeOf(name)
-	if p.max > 0 && len(p.names) > 2*p.max+1000 || p.size > 2*maxListing {
+	if p.names = append(p.names, name); len(p.names) > 2*p.max+1000 {
 		p.cut()
 	}
 }
 
-// sizeOf returns less than the bytes of an entry, which has the name and the path.
-func (p *page) sizeOf(name string) int { return 2*len(name) + len(p.dir) + 8 }
-
 // cut sorts the names, and drops those that are behind the page.
 func (p *page) cut() {
 	slices.Sort(p.names)
-	p.size = 0
-	for i, name := range p.names {
-		if i > 0 && (p.size > maxListing || i == p.max) {
-			p.names, p.more = slices.Clip(p.names[:i]), true
-			return
-		}
-		p.size += p.sizeOf(name)
+	if len(p.names) > p.max {
+		p.names, p.more = slices.Clone(p.names[:p.max]), true
 	}
 }
 
@@ -110,7 +111,7 @@ func describe(ctx context.Context, out *pb.ListDirectoryResponse, dir *fsys.Dir,
 		e := entry(name, child(at, name), meta, accounts)
 		if size += proto.Size(e) + 8; size > maxListing {
 			out.ContinuationToken = page[i-1]
-			return fault.Wrapf(fault.ErrTooLarge, "more entries than one reply holds; ask for pages with max_entries")
+			return errListing
 		}
 		out.Entries = append(out.Entries, e)
 	}

@@ -77,9 +77,9 @@ func (a *At) Stat() (Meta, error) {
 // StatFile describes an open file, except for its extended attributes.
 func StatFile(file *os.File) (Meta, error) { return statFile(file) }
 
-// Capture describes the complete state of what is here. Where nothing is, the kind is Absent, and there is no error. Where extended
-// attributes have more than 256 KiB the error is fault.ErrTooLarge, and all else is described; Xattrs then tells the state from one
-// without an error.
+// Capture describes the complete state of what is here. Where nothing is, the kind is Absent, and there is no error. Where
+// extended attributes have more than 256 KiB the error is fault.ErrTooLarge, and all else is described; Xattrs then tells the
+// state from one without an error.
 func (a *At) Capture() (Meta, error) {
 	meta, err := a.dir.capture(a.Name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -17,12 +17,12 @@ type Dir struct {
 // Close frees the directory.
 func (d *Dir) Close() error { return d.dir.close() }
 
-// Each calls f with the name of each object in the directory, not escaped, in no order, until it returns an error, which Each returns.
-// It holds few names at a time, however many there are. f may remove what has the name.
+// Each calls f with the name of each object in the directory, not escaped, in no order, until it returns an error, which Each
+// returns. It holds few names at a time, however many there are. f may remove what has the name.
 func (d *Dir) Each(f func(name string) error) error { return d.dir.each(f) }
 
-// Names returns the names in the directory, not escaped, in no order. Where there are more than most it is fault.ErrTooLarge, and
-// nothing is returned. After another error they are those that were read before.
+// Names returns the names in the directory, not escaped, in no order. Where there are more than most it is fault.ErrTooLarge,
+// and nothing is returned. After another error they are those that were read before.
 func (d *Dir) Names(most int) (names []string, err error) {
 	err = d.Each(func(name string) error {
 		if len(names) >= most {

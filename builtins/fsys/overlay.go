@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -350,9 +349,10 @@ func (o *overlay) describe(node *overlayNode) (Meta, error) {
 
 // each calls f with each name in a directory, in no order, whether or not the agent may read it.
 func (o *overlay) each(dir *overlayNode, f func(name string) error) error {
+	changed := maps.Clone(dir.changed) // f may change it
 	if dir.realPath != "" {
 		err := o.eachReal(dir.realPath, func(name string) error {
-			if _, changed := dir.changed[fold(name)]; changed {
+			if _, is := changed[fold(name)]; is {
 				return nil
 			}
 			return f(name)
@@ -361,7 +361,7 @@ func (o *overlay) each(dir *overlayNode, f func(name string) error) error {
 			return err
 		}
 	}
-	for _, entry := range slices.Collect(maps.Values(dir.changed)) { // f may change it
+	for _, entry := range changed {
 		if entry.node == nil {
 			continue
 		}

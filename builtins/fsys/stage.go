@@ -246,7 +246,8 @@ func (s *Staged) Restore(meta Meta, syncDir bool) error {
 	return s.place(syncDir)
 }
 
-// prepare completes the file by what it shall have of the one that it replaces, as Capture describes that. An error ends the staging.
+// prepare completes the file by what it shall have of the one that it replaces, as Capture describes that. An error ends the
+// staging.
 func (s *Staged) prepare(complete func(old Meta, err error) error) error {
 	old, err := s.at.dir.capture(s.at.Name)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,15 +10,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// maxXattrs bounds the values of an object's extended attributes that are read, in bytes. Those of real files, a label, an ACL, a
-// capability, have less than 4 KiB, which is all that ext4 takes; on xfs a user can give a file of his a gigabyte.
+// maxXattrs bounds the values of an object's extended attributes that are read, in bytes. Those of real files, a label, an ACL,
+// a capability, have less than 4 KiB, which is all that ext4 takes; on xfs a user can give a file of his a gigabyte.
 const maxXattrs = 256 << 10
 
 // unlisted stands among extended attributes for those that cannot be listed. None has an empty name.
 const unlisted = ""
 
-// xattrs reads all extended attributes; nil where the file system has none. Where they have more than maxXattrs it returns those that
-// were read before the bound, the one that is beyond it as an empty one, and fault.ErrTooLarge.
+// xattrs reads all extended attributes; nil where the file system has none. Where they have more than maxXattrs it returns
+// those that were read before the bound, the one that is beyond it as an empty one, and fault.ErrTooLarge.
 func (o descriptor) xattrs() (map[string][]byte, error) {
 	names, err := o.xattrNames()
 	if errors.Is(err, fault.ErrTooLarge) {
@@ -46,7 +46,8 @@ func (o descriptor) xattrs() (map[string][]byte, error) {
 	return all, nil
 }
 
-// xattrNames lists the names of the extended attributes; none where the file system has none. The kernel lists no more than 64 KiB.
+// xattrNames lists the names of the extended attributes; none where the file system has none. The kernel lists no more than 64
+// KiB.
 func (o descriptor) xattrNames() ([]string, error) {
 	list, err := readSized(func(buffer []byte) (int, error) { return o.listxattr(buffer) })
 	switch {

@@ -175,8 +175,8 @@ func (t *Tx) syncChanges() error {
 	return t.journal.syncPaths("commit", paths)
 }
 
-// addTreePaths adds all that is below the directories whose value is true. Where that is more than is kept of trees, the file systems
-// that the rest is on are made durable at once.
+// addTreePaths adds all that is below the directories whose value is true. Where that is more than is kept of trees, the file
+// systems that the rest is on are made durable at once.
 func (j *Journal) addTreePaths(paths map[string]bool) error {
 	left := maxObjects
 	var walk func(dir string) error

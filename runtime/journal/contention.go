@@ -61,8 +61,8 @@ func contended(err error) bool {
 		errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, fault.ErrChanged)
 }
 
-// captureAny describes what is at a place, whoever put it there. Of extended attributes, of which others may set any number, partly says
-// that there are more than are read: those that were differ from all that is kept.
+// captureAny describes what is at a place, whoever put it there. Of extended attributes, of which others may set any number,
+// partly says that there are more than are read: those that were differ from all that is kept.
 func captureAny(at *fsys.At) (meta fsys.Meta, partly bool, err error) {
 	meta, err = at.Capture()
 	if partly = errors.Is(err, fault.ErrTooLarge); partly {

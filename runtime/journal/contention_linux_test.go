@@ -99,8 +99,8 @@ func TestNamesAreTaken(t *testing.T) {
 	}
 }
 
-// More attributes than are read, which others set, make no rollback fail: those of a file that the step left are named, and another file
-// that has its name is kept.
+// More attributes than are read, which others set, make no rollback fail: those of a file that the step left are named, and
+// another file that has its name is kept.
 func TestAttributesBeyondABound(t *testing.T) {
 	p := newMemoryDirs(t)
 	g := newGuest(t, p, nil)

@@ -255,7 +255,8 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	if err := t.abort(reply, reached == rollbackFailed); err != nil {
 		_ = t.log.close()
 		if err := j.moveToKept(t.ID()); err != nil {
-			return &Recovered{ID: t.ID(), Report: Report{Steps: report.Steps, Err: err, Halted: true, tell: report.tell}, Err: err}
+			report.Err, report.Halted, report.Ran = err, true, nil
+			return &Recovered{ID: t.ID(), Report: report, Err: err}
 		}
 	}
 	return j.finalize(t, reply, report, reached == rollbackFailed)

@@ -99,7 +99,10 @@ func (r Report) NotUndone() []*pb.Change {
 			c.Target, c.State, c.Reversible = r.told(c.Target), pb.ChangeState_CHANGE_STATE_NOT_UNDONE, false
 			list = append(list, c)
 		case u.Err != nil:
-			list = append(list, &pb.Change{Op: u.Op, Target: r.told(fault.On(u.Target, u.Err).Error()), Action: "restore", State: pb.ChangeState_CHANGE_STATE_NOT_UNDONE})
+			list = append(list, &pb.Change{
+				Op: u.Op, Target: r.told(fault.On(u.Target, u.Err).Error()), Action: "restore",
+				State: pb.ChangeState_CHANGE_STATE_NOT_UNDONE,
+			})
 		}
 	}
 	return list

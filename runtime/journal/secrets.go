@@ -22,8 +22,8 @@ func (t *Tx) withoutSecrets(err error) error {
 	return fault.Wrapf(err, "it failed (%s); what it said is not told, since the request had secrets", fault.Code(err))
 }
 
-// tell returns a text of the journal's own, such as a path, without the secrets of the request. Where nobody knows these any more it is
-// without the names that had some.
+// tell returns a text of the journal's own, such as a path, without the secrets of the request. Where nobody knows these any
+// more it is without the names that had some.
 func (t *Tx) tell(text string) string {
 	switch {
 	case !t.begin.GetSecrets():
@@ -110,7 +110,8 @@ func (n *toldNames) ready() {
 	}
 	var pairs []string
 	names := sortedKeys(n.told)
-	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(len(b), len(a)) }) // a longer one may begin with another
+	longest := func(a, b string) int { return cmp.Compare(len(b), len(a)) }
+	slices.SortStableFunc(names, longest) // since it may begin with another one
 	for _, name := range names {
 		pairs = append(pairs, name, n.told[name])
 	}

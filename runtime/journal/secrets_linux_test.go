@@ -58,8 +58,8 @@ func checkTold(t *testing.T, p testDirs, list []Recovered, err error) string {
 	return told
 }
 
-// What an agent that died leaves of a request with secrets is taken back by one that does not know them, which tells and stores none:
-// neither of paths, nor of what is in their place, nor of what cannot be taken back.
+// What an agent that died leaves of a request with secrets is taken back by one that does not know them, which tells and stores
+// none: neither of paths, nor of what is in their place, nor of what cannot be taken back.
 func TestRecoveryTellsNoSecretsOfPaths(t *testing.T) {
 	p := newMemoryDirs(t)
 	at := func(name string) string { return filepath.Join(p.files, "etc", name) }
@@ -104,7 +104,8 @@ func TestRecoveryTellsNoSecretsOfPaths(t *testing.T) {
 	}
 }
 
-// Actions after a commit are told without secrets, also by the agent that repeats them; one that an older agent recorded has no target.
+// Actions after a commit are told without secrets, also by the agent that repeats them; one that an older agent recorded has no
+// target.
 func TestRecoveryTellsNoSecretsOfActions(t *testing.T) {
 	p := newTestDirs(t)
 	run := func(c *Config) {

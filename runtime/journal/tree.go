@@ -162,8 +162,8 @@ func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 	defer dir.Close()
 	err = dir.Each(func(name string) error {
 		path := childPath(o.Path, name)
-		if t.children[o.Path][path] {
-			return nil
+		if err := context.Cause(t.ctx); err != nil || t.children[o.Path][path] {
+			return err
 		}
 		at, err := dir.At(name)
 		if err != nil {

@@ -132,8 +132,8 @@ func (p *undoPass) undeclaredChanges(s *step, keep *pb.JournalKeep) []Undone {
 	return undone
 }
 
-// ofDirectories returns changes of the directories in place of those of names in them: any name may be a secret that is not known any
-// more.
+// ofDirectories returns changes of the directories in place of those of names in them: any name may be a secret that is not
+// known any more.
 func ofDirectories(list []*pb.Change, beside []*pb.JournalBeside) []*pb.Change {
 	var dirs []*pb.Change
 	for _, b := range beside {

@@ -89,7 +89,8 @@ func formsOf(value string) []string {
 	quoted, _ := json.Marshal(value)
 	digits := hex.EncodeToString([]byte(value))
 	list := []string{
-		value, text.EscapePath(value), url.QueryEscape(value), url.PathEscape(value), inQuotes(string(quoted)), inQuotes(strings.TrimSuffix(plain.String(), "\n")),
+		value, text.EscapePath(value), url.QueryEscape(value), url.PathEscape(value), inQuotes(string(quoted)),
+		inQuotes(strings.TrimSuffix(plain.String(), "\n")),
 		inQuotes(strconv.Quote(value)), strings.ReplaceAll(value, "'", `'\''`), luaQuoted.Replace(value), digits, strings.ToUpper(digits),
 	}
 	list = append(list, base64Of(base64.RawStdEncoding, value)...)

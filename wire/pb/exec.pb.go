@@ -1430,8 +1430,8 @@ type Job struct {
 	Attached bool `protobuf:"varint,14,opt,name=attached,proto3" json:"attached,omitempty"`
 	// What the request called it.
 	Name string `protobuf:"bytes,15,opt,name=name,proto3" json:"name,omitempty"`
-	// The boot in which it began, and how long the guest had been up by then: its age must not depend on a clock that can be set. Unset
-	// for jobs of older agents, and where boots cannot be told from one another.
+	// The boot in which it began, and how long the guest had been up by then: its age must not depend on a clock that can be set.
+	// Unset for jobs of older agents, and where boots cannot be told from one another.
 	BootId        string `protobuf:"bytes,16,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	UptimeMs      uint64 `protobuf:"varint,17,opt,name=uptime_ms,json=uptimeMs,proto3" json:"uptime_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
