@@ -63,8 +63,8 @@ type Call struct {
 	HoldReply func(n int) error
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
 	Judged *fsys.Judged
-	// Kept returns fault.ErrBusy where an open transaction has changed an object: for a request that changes many of them, one after
-	// the other, and asks anew for each. All that it names as written were asked for before it began. Nil: none has.
+	// Kept returns fault.ErrBusy where an open transaction has changed the object at a resolved path: what the operation has found,
+	// maybe through a link, is asked for before it is changed. See CheckKept. Nil: none has.
 	Kept func(path string) error
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
 	DryRun *DryRun
@@ -184,6 +184,15 @@ func (c *Call) OnceReplied(f func()) {
 		return
 	}
 	c.AfterReply(f)
+}
+
+// CheckKept returns fault.ErrBusy where an open transaction that the call is not part of has changed the object at a resolved path,
+// and would take the change back.
+func (c *Call) CheckKept(path string) error {
+	if c.Kept == nil {
+		return nil
+	}
+	return c.Kept(path)
 }
 
 // BeforeCommit has an operation done, as a call of the script, once its last line has run and before the transaction commits;

@@ -70,7 +70,7 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 	if err != nil {
 		return nil, err
 	}
-	s := &stagedSink{room: r, path: path, staged: staged, old: c.Old}
+	s := &stagedSink{room: r, path: path, at: c.Path, staged: staged, old: c.Old}
 	switch {
 	case add:
 		s.place = s.add
@@ -123,6 +123,7 @@ func (c *change) ownPlace() error {
 type stagedSink struct {
 	room   *Room
 	path   string
+	at     string // where path led to when it began, resolved
 	staged *fsys.Staged
 	old    fsys.Meta // of the file that it is for, when it began
 	size   int64
@@ -140,6 +141,9 @@ func (s *stagedSink) Write(p []byte) (int, error) {
 func (s *stagedSink) digest(ctx context.Context) (string, error) { return digestOf(ctx, s.staged.File) }
 
 func (s *stagedSink) finish(ctx context.Context, call *builtins.Call, attr fsys.Attr) error {
+	if err := call.CheckKept(s.at); err != nil { // by a transaction that began meanwhile
+		return errors.Join(err, s.staged.Discard())
+	}
 	return s.place(ctx, call, attr)
 }
 
@@ -284,6 +288,9 @@ func (s *kernelSink) finish(_ context.Context, call *builtins.Call, _ fsys.Attr)
 		return err
 	}
 	defer at.Close()
+	if err := call.CheckKept(at.Path); err != nil {
+		return err
+	}
 	if pseudo, err := at.Pseudo(); err != nil || !pseudo {
 		return errors.Join(err, fault.Wrapf(fault.ErrChanged, "the path leads elsewhere than with the first chunk"))
 	}

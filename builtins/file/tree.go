@@ -116,11 +116,6 @@ func detailOn(path, op string, err error) *pb.ErrorDetail {
 
 // make makes one entry. A file is only staged.
 func (w *treeWriter) make(ctx context.Context, i int, entry *pb.TreeEntry) error {
-	if kept := w.call.Kept; kept != nil { // by a transaction that began meanwhile
-		if err := kept(entry.Path); err != nil {
-			return err
-		}
-	}
 	attr, err := w.attr(entry)
 	if err != nil {
 		return err

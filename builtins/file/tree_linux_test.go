@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -171,17 +172,38 @@ func TestATreeLeavesWhatATransactionHasChanged(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d")
 	g.call.Kept = func(path string) error {
-		if path == "/d/kept" {
+		if path == "/d/kept" || fsys.Within(path, "/d/keptdir") {
 			return fault.ErrBusy
 		}
 		return nil
+	}
+	for name, target := range map[string]string{"link": "kept", "dirlink": "keptdir"} {
+		if err := os.Symlink(target, g.dir+"/d/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.mkdir("/d/keptdir")
+	if err := os.WriteFile(g.dir+"/d/other", nil, 0o644); err != nil {
+		t.Fatal(err)
 	}
 	var entries []*pb.TreeEntry
 	for _, name := range []string{"before", "kept", "after"} {
 		entries = append(entries, &pb.TreeEntry{Path: "/d/" + name, Kind: "file", Data: []byte(name)})
 	}
-	if failed := g.tree(entries...); len(failed) != 1 || failed["/d/kept"] != "busy" {
+	mode := uint32(0o700)
+	busy := []*pb.TreeEntry{
+		{Path: "/d/link", Kind: "file", Data: []byte("x")}, {Path: "/d/dirlink", Kind: "directory", Mode: &mode},
+		{Path: "/d/dirlink/x", Kind: "file"}, {Path: "/d/keptdir", Kind: "attributes", Mode: &mode},
+		{Path: "/d/hard", Kind: "link", Target: "/d/dirlink/y"}, {Path: "/d/keptdir/z", Kind: "link", Target: "/d/other"},
+	}
+	failed := g.tree(append(entries, busy...)...)
+	if failed["/d/kept"] != "busy" || len(failed) != 1+len(busy) {
 		t.Error(failed)
+	}
+	for _, e := range busy {
+		if failed[e.Path] != "busy" {
+			t.Errorf("%s %s: %q", e.Kind, e.Path, failed[e.Path])
+		}
 	}
 	for name, want := range map[string]bool{"before": true, "kept": false, "after": true} {
 		if _, err := os.Lstat(g.dir + "/d/" + name); (err == nil) != want {

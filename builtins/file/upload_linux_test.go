@@ -15,6 +15,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -292,6 +293,40 @@ func TestAnUploadWithANameWaitsForAWhile(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("what was staged stays: ", entries)
 		}
+	}
+}
+
+// What a transaction has changed is found through links as well, and also where that began between two chunks.
+func TestAnUploadLeavesWhatATransactionHasChanged(t *testing.T) {
+	for _, name := range []string{"one name", "several names"} {
+		g := newGuest(t, file.Config{})
+		g.write("/f", "of the transaction")
+		must(t, os.Symlink("f", g.dir+"/l"))
+		if name == "several names" { // is written in place
+			must(t, os.Link(g.dir+"/f", g.dir+"/g"))
+		}
+		busy := func(path string) error {
+			if path == "/f" {
+				return fault.ErrBusy
+			}
+			return nil
+		}
+		for _, appends := range []bool{true, false} {
+			list := chunks("/l", []byte("xy"), 1)
+			for _, c := range list {
+				c.Append = appends
+			}
+			g.call.Kept = busy
+			g.refused("busy", "", list[0])
+			g.call.Kept = nil
+			g.send(list[0])
+			g.call.Kept = busy
+			g.refused("busy", "", list[1])
+			g.has("/f", "of the transaction")
+		}
+		g.call.Kept = nil
+		g.send(chunks("/l", []byte("xy"), 1)...)
+		g.has("/f", "xy")
 	}
 }
 

@@ -230,7 +230,11 @@ func (d *decision) kept() error {
 		return err // a command may be what repairs it
 	}
 	d.call.Kept = d.keptPath
-	for _, path := range d.access.Writes {
+	for _, text := range d.access.Writes {
+		path, err := d.config.Files.Resolve(text, false)
+		if err != nil {
+			continue // the operation itself will say so
+		}
 		if err := d.keptPath(path); err != nil {
 			return err
 		}
@@ -238,12 +242,8 @@ func (d *decision) kept() error {
 	return nil
 }
 
-// keptPath refuses the change of a path that an open transaction has kept.
-func (d *decision) keptPath(text string) error {
-	path, err := d.config.Files.Resolve(text, false)
-	if err != nil {
-		return nil // the operation itself will say so
-	}
+// keptPath refuses the change of a resolved path that an open transaction has kept.
+func (d *decision) keptPath(path string) error {
 	if id, owned := d.journal.Owns(path); owned {
 		return &fault.Error{
 			Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),

@@ -60,7 +60,8 @@ type How struct {
 	Plain   bool // the extended attributes of what is there are not asked for
 }
 
-// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error.
+// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error. What an open transaction has
+// changed is fault.ErrBusy to a call that is not part of it.
 func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, error) {
 	c := &Change{editor: e, Root: e.Guest.Of(call), Call: call, Op: op, Old: fsys.Meta{Kind: fsys.Absent}}
 	var err error
@@ -76,6 +77,9 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 	}
 	if err == nil && !how.Source && e.Guard != nil {
 		err = e.Guard(c.Path, how.Whole)
+	}
+	if err == nil && !how.Source {
+		err = call.CheckKept(c.Path)
 	}
 	if err != nil {
 		c.Close()
