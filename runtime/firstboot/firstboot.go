@@ -151,8 +151,10 @@ func (r *Runner) run(ctx context.Context) (name string, err error) {
 			line.Error = failed.Error()
 		}
 		done.Scripts[s.Name] = line
-		if done.Instance, err = r.config.Instance(ctx); err != nil { // the script may have changed it
-			return s.Name, errors.Join(failed, err)
+		if failed == nil { // the script may have changed it
+			if done.Instance, err = r.config.Instance(ctx); err != nil {
+				return s.Name, err
+			}
 		}
 		if err := errors.Join(failed, write(r.config.File, done)); err != nil {
 			return s.Name, err
