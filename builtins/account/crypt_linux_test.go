@@ -49,7 +49,7 @@ func TestHashingAsksForItsMemory(t *testing.T) {
 	g := newTree(t, debian)
 	asked := int64(0)
 	refuse := errors.New("not now")
-	ctx := builtins.WithLarge(t.Context(), func(size int64) error { asked = size; return refuse })
+	ctx := builtins.WithLarge(t.Context(), func(_ context.Context, size int64) error { asked = size; return refuse })
 	set := func(in *pb.AccountPasswordArgs) error {
 		_, err := g.room.password(ctx, g.call, in)
 		return err
