@@ -20,6 +20,7 @@ type conflict struct {
 	put   string   // where their version is now; empty: there is none
 	reset []string // attributes that they set, and that are as before again
 	began bool     // the object may be half restored
+	apart bool     // it had other names, which are of another file now
 }
 
 // mergeAttributes returns the attributes that a rollback restores, of an object that others may have changed since.

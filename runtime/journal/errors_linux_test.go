@@ -380,6 +380,34 @@ func TestFullDiskTearsNoFile(t *testing.T) {
 	}
 }
 
+// A file with several names of which a command replaced one is a file of its own after a rollback, where no further name could be kept on
+// another mount. The report says so.
+func TestNamesThatArePartedAreTold(t *testing.T) {
+	there, p := newMountedDirs(t, "tmpfs", "size=1m"), newTestDirs(t)
+	p.files = there.files
+	at := func(name string) string { return filepath.Join(p.files, name) }
+	if err := errors.Join(os.WriteFile(at("one"), []byte("text"), 0o640), os.Link(at("one"), at("two"))); err != nil {
+		t.Fatal(err)
+	}
+	g := newGuest(t, p, nil)
+	tx := g.begin(t)
+	if _, err := tx.BeforeTouch(t.Context(), "/one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(at("one")), os.WriteFile(at("one"), []byte("new"), 0o640)); err != nil {
+		t.Fatal(err)
+	}
+	tx.Mark()
+	report := tx.Rollback(t.Context())
+	told := report.NotUndone()
+	if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_PARTIAL || len(told) != 1 || !strings.Contains(told[0].Target, "/one: its other names") {
+		t.Errorf("%+v", report)
+	}
+	if got, err := os.ReadFile(at("one")); string(got) != "text" {
+		t.Error(got, err)
+	}
+}
+
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)

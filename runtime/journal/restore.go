@@ -63,7 +63,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 		return conflict{put: r.conflict}, err
 	}
 	err = r.restoreObject(after)
-	if c = (conflict{r.conflict, r.reset, r.began}); err != nil {
+	if c = (conflict{put: r.conflict, reset: r.reset, began: r.began}); err != nil {
 		c.reset = nil
 		return c, err
 	}
@@ -73,6 +73,7 @@ func (p *undoPass) restore(ctx context.Context, o *pb.JournalObject, after *pb.J
 	}
 	err = r.verify()
 	if err == nil {
+		c.apart = r.was.Kind == fsys.File && r.is.Links < r.was.Links && !r.kept()
 		p.tx.noteMade(r.was, r.is)
 	}
 	return c, err
@@ -426,8 +427,8 @@ func (r *restorer) overwrite(file *os.File) error {
 
 // overwriteDense is overwrite but for content with holes, and where no space can be taken beforehand: that is errors.ErrUnsupported.
 func (r *restorer) overwriteDense(file *os.File) error {
-	if r.object.Image == "" {
-		return fsys.Overwrite(r.ctx, file, bytes.NewReader(r.object.Content), int64(len(r.object.Content)))
+	if r.object.Image == "" { // so little is not begun again and again where one recovery after the other is stopped
+		return fsys.Overwrite(context.WithoutCancel(r.ctx), file, bytes.NewReader(r.object.Content), int64(len(r.object.Content)))
 	}
 	from, err := r.openImage()
 	if err != nil {

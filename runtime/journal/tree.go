@@ -37,6 +37,9 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 				if len(c.reset) > 0 {
 					u.Reset = c.reset
 				}
+				if c.apart {
+					u.Irreversible = &pb.Change{Op: u.Op, Target: o.Path + ": its other names are of another file now", Action: "restore"}
+				}
 				if c.began || c.put != "" { // a half restored object matches no state
 					after = nil
 				}
