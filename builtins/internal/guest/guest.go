@@ -114,11 +114,14 @@ func (g *Guest) upwards(path string) (list []fsys.Meta, ok bool) {
 	}
 }
 
-// apart says that none of some objects is what stands at a path now. It is a quick look for what is true of nearly all:
-// where it is false that says nothing.
+// apart says that none of some objects, of which the last is the root, is what stands at a path now, and that none but the root is
+// where a part of its file system is mounted. It is a quick look for what is true of nearly all: where it is false that says nothing.
 func (g *Guest) apart(list []fsys.Meta, path string) bool {
 	own, err := g.Files.Identify(path)
-	return err == nil && own.Ino != 0 && !slices.ContainsFunc(list, own.Same)
+	if err != nil || own.Ino == 0 || slices.ContainsFunc(list, own.Same) {
+		return false
+	}
+	return !slices.ContainsFunc(list[:max(len(list)-1, 0)], func(m fsys.Meta) bool { return m.Mounted && m.Dev == own.Dev })
 }
 
 // within says whether a path is dir or below it, or what stands there is the object that stands at dir or below that.
