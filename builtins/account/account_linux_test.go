@@ -59,6 +59,8 @@ func (k keeper) Take(_ context.Context, path string, _ fsys.Meta) error {
 
 func (k keeper) HeldNames(fsys.Meta) uint32 { return 0 }
 
+func (k keeper) NotBegun() {}
+
 func (k keeper) Undo(_ context.Context, op string, _ proto.Message) error {
 	if op != k.tree.op.Inverse {
 		return fmt.Errorf("%s is not the inverse that %s declares", op, k.tree.op.Name)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -70,5 +71,53 @@ func TestHomeIsNotMovedElsewhere(t *testing.T) {
 	g.owned("/home/bob", 0o755, 1000, 1000)
 	if slices.ContainsFunc(g.changes, func(c *pb.Change) bool { return c.Target == "/home/bob" }) {
 		t.Errorf("the changes are %v", g.changes)
+	}
+}
+
+// The key of a user comes into a directory that was looked at and found the user's, or nowhere: the user exchanges it for root's
+// or a link as soon as it is made or has its mode.
+func TestKeysDoNotFollowAnExchange(t *testing.T) {
+	other := map[string]func(g *tree) error{
+		"a link": func(g *tree) error { return link(g, "../../root/.ssh", "/home/bob/other") },
+		"root's directory": func(g *tree) error {
+			return os.Mkdir(g.path("/home/bob/other"), 0o755)
+		},
+		"a directory that others may read": func(g *tree) error {
+			return errors.Join(os.Mkdir(g.path("/home/bob/other"), 0o755), os.Chown(g.path("/home/bob/other"), 1000, 1000))
+		},
+		"a file": func(g *tree) error { return os.WriteFile(g.path("/home/bob/other"), nil, 0o644) },
+	}
+	for name, put := range other {
+		for _, told := range []string{"created", "modified"} {
+			t.Run(name+" when it is "+told, func(t *testing.T) {
+				g := newTree(t, debian)
+				err := errors.Join(os.MkdirAll(g.path("/root/.ssh"), 0o700), put(g))
+				if told == "modified" {
+					err = errors.Join(err, g.own("/home/bob/.ssh"), os.Chmod(g.path("/home/bob/.ssh"), 0o755))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				note, exchanges := g.call.Changed, 0
+				g.call.Changed = func(c *pb.Change) {
+					note(c)
+					if c.Target == "/home/bob/.ssh" && c.Action == told {
+						exchanges++
+						at, to := g.path(c.Target), g.path("/home/bob/other")
+						if err := unix.Renameat2(unix.AT_FDCWD, at, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				_, err = g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}})
+				if !errors.Is(err, fault.ErrChanged) || exchanges != 1 {
+					t.Errorf("the error after %d exchanges is %v", exchanges, err)
+				}
+				if after := g.picture(); strings.Contains(after, "authorized_keys") {
+					t.Errorf("a key was written:\n%s", after)
+				}
+				g.owned("/root/.ssh", 0o700, 0, 0)
+			})
+		}
 	}
 }

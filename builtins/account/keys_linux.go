@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"unicode"
 	"unicode/utf8"
 
@@ -22,7 +23,8 @@ import (
 
 const (
 	keysDir  = ".ssh"
-	keysFile = keysDir + "/authorized_keys"
+	keysName = "authorized_keys"
+	keysFile = keysDir + "/" + keysName
 	maxKeys  = 1 << 20   // bytes of the file
 	maxKey   = 16 << 10  // bytes of a line: a key of RSA with 16,384 bits has 3 KiB
 	minRSA   = 1024 / 8  // bytes of the modulus that sshd takes
@@ -199,48 +201,52 @@ func (r *Room) keys(ctx context.Context, call *builtins.Call, in *pb.AccountKeys
 		lines, err := keysOf(root, u)
 		return texts(lines), fault.On(in.Name, err)
 	}
-	home, err := homeFor(root, u)
-	if err != nil {
-		return nil, fault.On(in.Name, err)
-	}
-	changed, err := r.setKeys(ctx, call, home, u, wished, in.Exclusive)
+	changed, err := r.setKeys(ctx, call, root, u, wished, in.Exclusive)
 	if err != nil {
 		return nil, on(in.Name, err)
 	}
 	return yes(changed), nil
 }
 
-// homeFor is the home directory of a user, if it is one that keys can be put into.
-func homeFor(root *fsys.Root, u *user) (string, error) {
+// openHome opens the home directory of a user, if it is one that keys can be put into, and returns its resolved path as well,
+// which may lead elsewhere by then. The caller closes it.
+func openHome(root *fsys.Root, u *user) (home *fsys.Dir, path string, err error) {
 	if err := checkPath("home", u.home); err != nil {
-		return "", fault.Refuse("there is no home directory: %v", err)
+		return nil, "", fault.Refuse("there is no home directory: %v", err)
 	}
-	home, err := root.Resolve(u.home, true)
+	at, err := root.Follow(u.home)
+	if err == nil {
+		defer at.Close()
+		home, err = at.OpenDir()
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, "", fault.Wrapf(fs.ErrNotExist, "there is no home directory %s", u.home)
+	}
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	meta, there, err := isThere(root, home)
-	switch {
-	case err != nil:
-		return "", err
-	case !there || meta.Kind != fsys.Directory:
-		return "", fault.Wrapf(fs.ErrNotExist, "there is no home directory %s", home)
-	case meta.UID != u.uid:
-		return "", fault.Refuse("the home directory %s belongs to user %d, and the user is %d", home, meta.UID, u.uid)
+	meta, err := home.Stat(".")
+	if err == nil && meta.UID != u.uid {
+		err = fault.Refuse("the home directory %s belongs to user %d, and the user is %d", at.Path, meta.UID, u.uid)
 	}
-	return home, nil
+	if err != nil {
+		_ = home.Close()
+		return nil, "", err
+	}
+	return home, at.Path, nil
 }
 
 // keysOf are the lines with keys in the file of a user; none where there is no such file.
 func keysOf(root *fsys.Root, u *user) (lines []string, err error) {
-	home, err := homeFor(root, u)
+	home, path, err := openHome(root, u)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
 		return nil, err
 	}
-	at, err := root.At(fsys.Join(home, keysFile))
+	_ = home.Close()
+	at, err := root.At(fsys.Join(path, keysFile)) // wherever that leads: ownFile sees on the open file that it is the user's
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -286,18 +292,28 @@ func ownFile(at *fsys.At, u *user) (content []byte, there bool, err error) {
 }
 
 // setKeys changes the file of a user, which is the user's, as is the directory that it is in. Neither may be a link: the user
-// could have it lead anywhere.
+// could have it lead anywhere. Both directories are held open from the look at their owner on: the user can exchange them.
 func (r *Room) setKeys(
-	ctx context.Context, call *builtins.Call, home string, u *user, wished []*key, exclusive bool,
+	ctx context.Context, call *builtins.Call, root *fsys.Root, u *user, wished []*key, exclusive bool,
 ) (changed bool, err error) {
-	dirChanged, err := r.ownDirectory(ctx, call, fsys.Join(home, keysDir), u, len(wished) > 0)
+	home, path, err := openHome(root, u)
 	if err != nil {
 		return false, err
 	}
-	c, err := r.edit.Begin(call, "account.ssh_keys", fsys.Join(home, keysFile), edit.How{})
-	if errors.Is(err, fs.ErrNotExist) && len(wished) == 0 {
-		return dirChanged, nil // there is no directory, so there are no keys
+	defer home.Close()
+	at, err := root.In(home, keysDir)
+	if err != nil {
+		return false, err
 	}
+	dir, dirChanged, err := r.ownDirectory(ctx, call, at, u, len(wished) > 0)
+	if err != nil || dir == nil { // without a directory there are no keys
+		return false, err
+	}
+	defer dir.Close()
+	if at, err = root.In(dir, keysName); err != nil {
+		return false, err
+	}
+	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.How{})
 	if err != nil {
 		return false, err
 	}
@@ -333,39 +349,76 @@ func (r *Room) setKeys(
 	}
 	c.Report(c.PutAction(), shown)
 	if dirChanged {
-		r.relabel(ctx, call, fsys.Join(home, keysDir))
+		r.relabel(ctx, call, fsys.Join(path, keysDir))
 	}
 	return true, nil
 }
 
-// ownDirectory makes a directory the user's alone. One that is another's is refused: the user could have put it there.
+// ownDirectory makes a directory the user's alone, and returns it as it is held open, or nil where there is none and make is not
+// set. One that is another's is refused: the user could have put it there. The entry is closed.
 func (r *Room) ownDirectory(
-	ctx context.Context, call *builtins.Call, path string, u *user, make bool,
-) (changed bool, err error) {
-	c, err := r.edit.Begin(call, "account.ssh_keys", path, edit.How{})
+	ctx context.Context, call *builtins.Call, at *fsys.At, u *user, make bool,
+) (dir *fsys.Dir, changed bool, err error) {
+	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.How{})
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	defer c.End(&err)
 	attr := fsys.Attr{Mode: new(uint32(0o700)), UID: &u.uid, GID: &u.gid}
 	switch {
 	case c.Absent() && !make:
-		return false, nil
+		return nil, false, nil
 	case c.Absent():
-		if err := c.Prepare(ctx); err != nil {
-			return false, err
-		}
-		if err := c.At.Mkdir(attr); err != nil {
-			return false, err
-		}
-		c.Report("created", nil)
-		return true, c.SyncDir(c.At)
+		dir, err := r.newDirectory(ctx, c, attr)
+		return dir, err == nil, err
 	case c.Old.Kind != fsys.Directory:
-		return false, fault.Refuse("it is a %s and no directory", strings.ReplaceAll(string(c.Old.Kind), "_", " "))
+		return nil, false, fault.Refuse("it is a %s and no directory", strings.ReplaceAll(string(c.Old.Kind), "_", " "))
 	case c.Old.UID != u.uid: // as it stays: a root's directory that came here meanwhile must not become the user's
-		return false, fault.Refuse("the directory belongs to user %d, and the user is %d", c.Old.UID, u.uid)
-	case !edit.Differs(c.Old, attr):
-		return false, nil
+		return nil, false, fault.Refuse("the directory belongs to user %d, and the user is %d", c.Old.UID, u.uid)
 	}
-	return c.SetAttr(ctx, attr)
+	if edit.Differs(c.Old, attr) {
+		if changed, err = c.SetAttr(ctx, attr); err != nil {
+			return nil, false, err
+		}
+	}
+	dir, err = openOwn(c)
+	return dir, changed, err
 }
+
+func (r *Room) newDirectory(ctx context.Context, c *edit.Change, attr fsys.Attr) (*fsys.Dir, error) {
+	if err := c.Prepare(ctx); err != nil {
+		return nil, err
+	}
+	dir, err := c.At.MakeDir(attr)
+	if err != nil {
+		return nil, err
+	}
+	c.Report("created", nil)
+	if err := c.SyncDir(c.At); err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// openOwn opens the directory of a change, whose owner was looked at, and no other one that may have taken its place.
+func openOwn(c *edit.Change) (*fsys.Dir, error) {
+	dir, err := c.At.OpenDir()
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
+		return nil, errExchanged
+	}
+	if err != nil {
+		return nil, err
+	}
+	is, err := dir.Stat(".")
+	if err == nil && (!is.Same(c.Old) || is.UID != c.Old.UID) {
+		err = errExchanged
+	}
+	if err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+var errExchanged = fault.Wrapf(fault.ErrChanged, "the directory was exchanged meanwhile")

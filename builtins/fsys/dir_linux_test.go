@@ -117,3 +117,44 @@ func TestNamesAreBounded(t *testing.T) {
 		t.Errorf("an overlay: %v", err)
 	}
 }
+
+// An entry in a directory that is held open is in that one, and held against what was judged at its path.
+func TestAnEntryInAHeldDirectory(t *testing.T) {
+	dir := scratch(t)
+	must(t, errors.Join(os.Mkdir(dir+"/a", 0o755), os.Mkdir(dir+"/b", 0o755)))
+	judged := host(t).Judge()
+	_, err := judged.Look(dir+"/a/f", false)
+	must(t, err)
+	held := openDir(t, dir+"/a")
+	must(t, errors.Join(os.Rename(dir+"/a", dir+"/c"), os.Rename(dir+"/b", dir+"/a")))
+	r := host(t).As(judged)
+	in, err := r.In(held, "f")
+	must(t, err)
+	defer in.Close()
+	must(t, in.Mkdir(fsys.Attr{}))
+	if _, err := os.Stat(dir + "/c/f"); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.In(openDir(t, dir+"/a"), "f"); !errors.Is(err, fault.ErrChanged) {
+		t.Errorf("in another directory than was judged the error is %v", err)
+	}
+}
+
+// What a dry run makes in a directory that is open is there for its later steps.
+func TestAnOverlayKeepsWhatIsMadeInAnOpenDirectory(t *testing.T) {
+	dir := scratch(t)
+	must(t, os.Mkdir(dir+"/a", 0o755))
+	over, err := host(t).Overlay(scratch(t) + "/overlay")
+	must(t, err)
+	defer over.Close()
+	open, err := at(t, over, dir+"/a").OpenDir()
+	must(t, err)
+	defer open.Close()
+	in, err := over.In(open, "made")
+	must(t, err)
+	defer in.Close()
+	must(t, in.Mkdir(fsys.Attr{}))
+	if is, err := at(t, over, dir+"/a/made").Stat(); err != nil || is.Kind != fsys.Directory {
+		t.Errorf("%v, %v", is, err)
+	}
+}

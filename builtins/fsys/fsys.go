@@ -164,6 +164,19 @@ func (r *Root) Close() error { return r.fs.close() }
 // The caller closes the entry. An error does not name the path.
 func (r *Root) At(path string) (*At, error) { return r.resolve(path, followDirs) }
 
+// In is At for a name, not escaped, in a directory that is open: the entry is in that one, wherever its path leads by now. The
+// caller closes both.
+func (r *Root) In(dir *Dir, name string) (*At, error) {
+	at, err := dir.At(name)
+	if err != nil || r.judged == nil {
+		return at, err
+	}
+	if err := r.judged.hold(at, at.Path, followDirs); err != nil {
+		return nil, errors.Join(err, at.Close())
+	}
+	return at, nil
+}
+
 // Follow is At for a path whose last element is followed where it is a link: it returns the entry behind it.
 func (r *Root) Follow(path string) (*At, error) { return r.resolve(path, followAll) }
 

@@ -204,16 +204,11 @@ func (r *Root) enter(above *At, dir *Dir, path string) (*At, error) {
 	if err != nil {
 		return nil, err
 	}
-	at, err := dir.At(text.UnescapePath(Base(path)))
+	at, err := r.In(dir, text.UnescapePath(Base(path)))
 	if err != nil {
 		return nil, err
 	}
 	at.Public = above.Public && modesTellRights && meta.Mode&0o001 != 0
-	if r.judged != nil {
-		if err := r.judged.hold(at, path, followDirs); err != nil {
-			return nil, errors.Join(err, at.Close())
-		}
-	}
 	return at, nil
 }
 

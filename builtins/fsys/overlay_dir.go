@@ -212,6 +212,7 @@ func (d *overlayDir) openDir(name string) (directory, error) {
 	if err := dir.each(func(string) error { return errEnough }); err != nil && err != errEnough { // whether it can be read
 		return nil, err
 	}
+	d.node.keep(name, node) // something may be made in it
 	return dir, nil
 }
 

@@ -63,7 +63,7 @@ type How struct {
 // Begin looks at what is there. It changes nothing. The caller ends the change if there is no error. What an open transaction has
 // changed is fault.ErrBusy to a call that is not part of it.
 func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, error) {
-	c := &Change{editor: e, Root: e.Guest.Of(call), Call: call, Op: op, Old: fsys.Meta{Kind: fsys.Absent}}
+	c := e.change(call, op)
 	var err error
 	if how.Parents {
 		if c.missing, err = c.Root.Missing(path); err != nil {
@@ -73,10 +73,27 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 	if len(c.missing) > 0 {
 		c.Path, err = c.Root.Resolve(path, false)
 	} else {
-		err = c.look(path, how)
+		err = c.find(path, how)
 	}
-	if err == nil && !how.Source && e.Guard != nil {
-		err = e.Guard(c.Path, how.Whole)
+	return c.begun(how, err)
+}
+
+// BeginAt is Begin of an entry that was resolved before, such as one in a directory that is held open. The entry becomes the
+// change's, and is closed on an error. Follow and Parents of how are not for it.
+func (e *Editor) BeginAt(call *builtins.Call, op string, at *fsys.At, how How) (*Change, error) {
+	c := e.change(call, op)
+	c.At = at
+	return c.begun(how, c.look(how))
+}
+
+func (e *Editor) change(call *builtins.Call, op string) *Change {
+	return &Change{editor: e, Root: e.Guest.Of(call), Call: call, Op: op, Old: fsys.Meta{Kind: fsys.Absent}}
+}
+
+// begun ends the beginning of a change that was found, or not.
+func (c *Change) begun(how How, err error) (*Change, error) {
+	if err == nil && !how.Source && c.editor.Guard != nil {
+		err = c.editor.Guard(c.Path, how.Whole)
 	}
 	if err == nil && !how.Source {
 		err = call.CheckKept(c.Path)
@@ -88,7 +105,7 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 	return c, nil
 }
 
-func (c *Change) look(path string, how How) (err error) {
+func (c *Change) find(path string, how How) (err error) {
 	resolve := c.Root.At
 	if how.Follow {
 		resolve = c.Root.Follow
@@ -96,6 +113,11 @@ func (c *Change) look(path string, how How) (err error) {
 	if c.At, err = resolve(path); err != nil {
 		return err
 	}
+	return c.look(how)
+}
+
+// look describes what is at the change's entry.
+func (c *Change) look(how How) (err error) {
 	c.Path = c.At.Path
 	if how.Plain {
 		old, err := c.At.Stat()
