@@ -96,7 +96,7 @@ func (c *Change) begun(how How, err error) (*Change, error) {
 		err = c.editor.Guard(c.Path, how.Whole)
 	}
 	if err == nil && !how.Source {
-		err = call.CheckKept(c.Path)
+		err = c.Call.CheckKept(c.Path)
 	}
 	if err != nil {
 		c.Close()
