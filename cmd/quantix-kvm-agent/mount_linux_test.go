@@ -131,7 +131,9 @@ func (m *mountedTree) run(t *testing.T, a *agenttest.Agent, source string) *pb.R
 
 func (m *mountedTree) request(t *testing.T, a *agenttest.Agent, request *pb.RunScriptRequest) *pb.RunScriptResponse {
 	t.Helper()
-	reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, time.Minute), a.Client(t, client.Options{}), request)
+	c := a.Client(t, client.Options{})
+	defer c.Close() // an agent has so many at most
+	reply, err := client.Call[*pb.RunScriptResponse](ctxFor(t, time.Minute), c, request)
 	if err != nil {
 		t.Fatal(err)
 	}

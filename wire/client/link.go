@@ -226,11 +226,14 @@ type pullState struct {
 	path     string
 	got      PullResult
 	restarts int // so far
+	attempts int
 }
 
 func (p *pullState) attempt(ctx context.Context, c *Client) (progressed bool, err error) {
 	part := p.o
 	part.Offset += p.dst.n
+	part.chunk = max(pullChunk>>min(p.attempts, 8), portChunk) // what is under way when a connection is lost comes again
+	p.attempts++
 	if p.dst.n > 0 {
 		if part.resume = p.got.last; part.resume == "" {
 			return false, p.restart(fault.Wrapf(fault.ErrChanged, "%s: the connection was lost, and this agent cannot tell whether the file is still the same", p.path))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -196,6 +197,7 @@ type PullOptions struct {
 	Progress   Progress
 
 	resume string // the state that the file must be in at the beginning
+	chunk  int64  // bytes to ask for at a time; 0: pullChunk
 }
 
 // PullResult describes what was read.
@@ -218,7 +220,7 @@ func (c *Client) Pull(ctx context.Context, path string, to io.Writer, o PullOpti
 func (c *Client) pull(ctx context.Context, path string, to io.Writer, o PullOptions) (PullResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset, chunk: pullChunk}
+	p := puller{c: c, path: path, to: to, options: o, offset: o.Offset, chunk: cmp.Or(o.chunk, pullChunk)}
 	if o.resume != "" {
 		p.options.Generation = o.resume
 	}
