@@ -232,7 +232,7 @@ type pullState struct {
 func (p *pullState) attempt(ctx context.Context, c *Client) (progressed bool, err error) {
 	part := p.o
 	part.Offset += p.dst.n
-	part.chunk = max(pullChunk>>min(p.attempts, 8), portChunk) // what is under way when a connection is lost comes again
+	part.chunk = max(int64(pullChunk)>>min(p.attempts, 8), portChunk) // what is under way when a connection is lost comes again
 	p.attempts++
 	if p.dst.n > 0 {
 		if part.resume = p.got.last; part.resume == "" {
