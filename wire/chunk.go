@@ -70,7 +70,10 @@ func share(last *string, b []byte, ok *bool) string {
 	if string(b) == *last {
 		return *last
 	}
-	*ok = *ok && utf8.Valid(b)
+	if !utf8.Valid(b) {
+		*ok = false
+		return ""
+	}
 	*last = string(b)
 	return *last
 }

@@ -81,3 +81,19 @@ func TestChunksAreDecodedAlike(t *testing.T) {
 		t.Error("a ping is no chunk")
 	}
 }
+
+// A text that is not UTF-8 is left to the decoder of all messages, which refuses it, each time that it comes.
+func TestChunkWithATextThatIsNotUTF8(t *testing.T) {
+	read := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "/\xff")
+	payload := protowire.AppendString(protowire.AppendTag(nil, idField, protowire.BytesType), "1")
+	payload = protowire.AppendBytes(protowire.AppendTag(payload, fileReadField, protowire.BytesType), read)
+	if err := proto.Unmarshal(payload, &pb.AgentMessage{}); err == nil {
+		t.Fatal("it is decoded")
+	}
+	var texts chunkTexts
+	for n := range 3 {
+		if c := texts.decodeChunk(payload); c != nil {
+			t.Errorf("%d: %q", n, c.read.Path)
+		}
+	}
+}
