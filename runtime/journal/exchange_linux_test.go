@@ -154,6 +154,43 @@ func TestAppendedFileThatRootReplaced(t *testing.T) {
 	}
 }
 
+// A large file in a user's directory to which something was appended is cut back also where the rollback of a later step, or an
+// interrupted one, has made it anew.
+func TestAppendedFileThatIsMadeAnew(t *testing.T) {
+	for _, interrupted := range []bool{false, true} {
+		p, g, home := userGuest(t, nil)
+		old := strings.Repeat("x", 2<<20)
+		if err := os.WriteFile(home+"/log", []byte(old), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tx := g.begin(t)
+		g.mustCall(t, tx, "file.append", &pb.WriteFileArgs{Path: "/home/log", Content: []byte("more")})
+		g.mustCall(t, tx, "file.append", &pb.WriteFileArgs{Path: "/home/log", Content: []byte("more")})
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/home/log", Content: []byte("new")})
+		tx.Mark()
+		var report Report
+		if interrupted {
+			if err := g.close(); err != nil {
+				t.Fatal(err)
+			}
+			g = newGuest(t, p, nil)
+			list, err := g.journal.Recover(t.Context(), nil)
+			if len(list) != 1 || err != nil {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			report = list[0].Report
+		} else {
+			report = tx.Rollback(t.Context())
+		}
+		if report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Errorf("%+v", report)
+		}
+		if got, err := os.ReadFile(home + "/log"); string(got) != old || err != nil {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+	}
+}
+
 // On a file system whose numbers do not tell objects from each other, such as overlayfs, no object gets back rights that may be
 // another one's: a large file, a moved file and a directory that a user exchanged.
 func TestExchangedOnOverlay(t *testing.T) {

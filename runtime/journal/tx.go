@@ -469,6 +469,11 @@ func (t *Tx) applyRecord(record *pb.JournalRecord, at int64) {
 	switch r := record.Record.(type) {
 	case *pb.JournalRecord_Keep:
 		s.number = r.Keep.Step
+		for _, o := range r.Keep.Objects {
+			if len(o.Tail) > 0 { // no other file is cut back
+				t.name(inodeOf(fromState(o.State)))
+			}
+		}
 	case *pb.JournalRecord_Take:
 		s.number, s.moved, s.spool = r.Take.Step, r.Take.Path, r.Take.Spool
 	case *pb.JournalRecord_Inverse:
