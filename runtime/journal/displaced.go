@@ -90,8 +90,8 @@ func ownOnly(m fsys.Meta) fsys.Meta {
 	return m
 }
 
-// putKept makes an object at another place with the content that it had before. Of a directory there is nothing to put, and of a large file to which
-// something was appended nothing was kept.
+// putKept makes an object at another place with the content that it had before. Of a directory there is nothing to put, and of a
+// large file to which something was appended nothing was kept.
 func (p *undoPass) putKept(ctx context.Context, o *pb.JournalObject, to *fsys.At) (bool, error) {
 	was := ownOnly(fromState(o.State))
 	r := &restorer{pass: p, ctx: ctx, object: o, at: to, was: was, is: fsys.Meta{Kind: fsys.Absent}}
