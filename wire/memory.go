@@ -72,12 +72,15 @@ const heldTimes = 6
 
 // holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none
 // in time.
-func (m *Memory) holdReply(n int) (done func(), err error) {
+func (m *Memory) holdReply(n int) (done func(), err error) { return m.holdReplyFor(n, 1) }
+
+// holdReplyFor waits some times as long as holdReply.
+func (m *Memory) holdReplyFor(n int, times time.Duration) (done func(), err error) {
 	if m == nil || n < minReply {
 		return nil, nil
 	}
 	n = min(n, m.size)
-	until := time.Now().Add(heldTimes * m.wait)
+	until := time.Now().Add(times * m.wait)
 	if !m.replies.take(context.Background(), n, until) {
 		return nil, errReplies
 	}
