@@ -6,6 +6,9 @@ import "github.com/quantix-kvm/guest-agent/builtins/fsys"
 // away which are looked at for them.
 const maxHeldNames = 10_000
 
+// maxHeldDepth bounds how deep such trees are searched, since all directories on the way are open.
+const maxHeldDepth = 64
+
 // object tells a file from all others that are there now.
 type object struct{ dev, ino uint64 }
 
@@ -45,7 +48,7 @@ func (t *Tx) HeldNames(file fsys.Meta) uint32 {
 	defer t.mu.Unlock()
 	for _, tree := range t.unsearched {
 		if at, err := tree.root.Exact(tree.path); err == nil {
-			t.search(tree.root, at)
+			t.search(tree.root, at, 1)
 			_ = at.Close()
 		}
 	}
@@ -64,8 +67,11 @@ func (t *Tx) HeldNames(file fsys.Meta) uint32 {
 	return n
 }
 
-// search notes the names in a tree, as far as the bound goes.
-func (t *Tx) search(root *fsys.Root, at *fsys.At) {
+// search notes the names in a tree, as far as the bounds go: depth counts the directories that are open.
+func (t *Tx) search(root *fsys.Root, at *fsys.At, depth int) {
+	if depth > maxHeldDepth {
+		return
+	}
 	dir, err := at.OpenDir()
 	if err != nil {
 		return
@@ -80,7 +86,7 @@ func (t *Tx) search(root *fsys.Root, at *fsys.At) {
 			return nil
 		}
 		if meta, err := child.Stat(); err == nil && meta.Kind == fsys.Directory {
-			t.search(root, child)
+			t.search(root, child, depth+1)
 		} else if err == nil {
 			t.hold(root, child.Path, meta)
 		}

@@ -163,24 +163,33 @@ func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 		return conflict, err
 	}
 	defer dir.Close()
-	err = dir.Each(func(name string) error {
-		path := childPath(o.Path, name)
-		if err := context.Cause(t.ctx); err != nil || t.children[o.Path][path] {
-			return err
-		}
-		at, err := dir.At(name)
-		if err != nil {
-			return err
-		}
-		r := &restorer{pass: t.pass, ctx: t.ctx, object: &pb.JournalObject{Path: path}, at: at}
-		if err := errors.Join(r.clear("restore.prune"), at.Close()); err != nil {
-			return fault.On(path, err)
-		}
-		conflict = cmp.Or(r.conflict, conflict)
-		return nil
-	})
+	found := true
+	for n := 0; found && err == nil && n < maxPrunes; n++ {
+		found = false
+		err = dir.Each(func(name string) error {
+			path := childPath(o.Path, name)
+			if err := context.Cause(t.ctx); err != nil || t.children[o.Path][path] {
+				return err
+			}
+			at, err := dir.At(name)
+			if err != nil {
+				return err
+			}
+			r := &restorer{pass: t.pass, ctx: t.ctx, object: &pb.JournalObject{Path: path}, at: at}
+			if err := errors.Join(r.clear("restore.prune"), at.Close()); err != nil {
+				return fault.On(path, err)
+			}
+			conflict = cmp.Or(r.conflict, conflict)
+			found = found || r.conflict != path // which stays: it was moved aside before
+			return nil
+		})
+	}
 	return conflict, err
 }
+
+// maxPrunes bounds how often a directory is looked through: some file systems leave out names that are behind removed ones, and
+// somebody may go on to make new ones.
+const maxPrunes = 100
 
 // clear removes what is there, with all that is below it. Where somebody moved a directory there, that is not removed, and what is left
 // is moved aside.

@@ -186,6 +186,9 @@ func (c *Change) CheckKept() error {
 		return err
 	}
 	c.Call.Tx.NotBegun()
+	if kept.Dir == 0 || kept.Dir == dir.Ino {
+		return fault.Wrapf(fault.ErrChanged, "another object came there meanwhile")
+	}
 	return fault.Wrapf(fault.ErrChanged, "a directory above was exchanged")
 }
 
