@@ -58,7 +58,7 @@ type Call struct {
 	// ReleaseRequest returns all but keep bytes of a large request's share of the memory budget, for which other requests wait. The
 	// request's bytes must not be used afterwards. Nil: the request has no share.
 	ReleaseRequest func(keep int)
-	// HoldReply waits until there is memory for a reply of n bytes, for a minute at most: before one that is large is made. Nil: it
+	// HoldReply waits until there is memory for a reply of n bytes, for 10 s at most: before one that is large is made. Nil: it
 	// has no bound, or another one.
 	HoldReply func(n int) error
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.

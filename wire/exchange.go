@@ -55,12 +55,12 @@ func (e *Exchange) AfterReply(f func()) {
 func (e *Exchange) ReleaseRequest(keep int) { e.kept.shrink(keep) }
 
 // HoldReply takes memory of all hosts for a reply of n bytes until that is written, or the host has left: before it is made,
-// where its size is known. It waits for a minute at most; the error then is fault.ErrBusy. A second call does nothing.
+// where its size is known. It waits for 10 s at most; the error then is fault.ErrBusy. A second call does nothing.
 func (e *Exchange) HoldReply(n int) error {
 	if e.replyHeld != nil {
 		return nil
 	}
-	done, err := e.memory.holdReplyFor(n, heldTimes)
+	done, err := e.memory.holdReply(n)
 	e.replyHeld = done
 	return err
 }

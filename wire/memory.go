@@ -67,20 +67,14 @@ const (
 // errMemory is why a request is refused that finds no memory.
 var errMemory = fault.Wrapf(fault.ErrBusy, "busy: other requests take the memory that there is for them")
 
-// heldTimes is how many times as long as another reply one waits that is not made yet, and takes no memory meanwhile.
-const heldTimes = 6
-
 // holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none
 // in time.
-func (m *Memory) holdReply(n int) (done func(), err error) { return m.holdReplyFor(n, 1) }
-
-// holdReplyFor waits some times as long as holdReply.
-func (m *Memory) holdReplyFor(n int, times time.Duration) (done func(), err error) {
+func (m *Memory) holdReply(n int) (done func(), err error) {
 	if m == nil || n < minReply {
 		return nil, nil
 	}
 	n = min(n, m.size)
-	until := time.Now().Add(times * m.wait)
+	until := time.Now().Add(m.wait)
 	if !m.replies.take(context.Background(), n, until) {
 		return nil, errReplies
 	}
