@@ -67,13 +67,11 @@ func New(g *guest.Guest, config Config) *Room {
 	if config.Frozen == nil {
 		config.Frozen = freeze.New(freeze.Config{})
 	}
-	r := &Room{
+	return &Room{
 		config: config, guest: g, jobs: jobs{dir: config.Jobs},
 		freezes: freezes{state: config.Frozen, known: map[string]*frozen{}},
 		remotes: remotes{hung: map[string]bool{}},
 	}
-	config.Frozen.OnWatched(r.settle)
-	return r
 }
 
 // Room is what the table, the executor and the agent know of the room.

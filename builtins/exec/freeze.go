@@ -29,24 +29,20 @@ const (
 	lookTime  = 300 * time.Millisecond // what a file system takes for the change at most, else it counts as frozen
 	startTime = 10 * time.Second       // what the start of a probe takes at most: it is started where the quick one does not answer
 	lookEvery = 15 * time.Second       // while a command runs
-	freshFor  = 5 * time.Millisecond   // how long a look tells what a command finds that begins then
+	calmFor   = 5 * time.Millisecond   // how long a look that found nothing tells what a command finds that begins then
 )
 
 // freezes are the file systems that are known to be frozen.
 type freezes struct {
 	state   *freeze.State
 	looking sync.Mutex   // held by the one that looks
+	calm    time.Time    // when the last look ended; zero: it found something frozen. Guarded by looking
 	begun   atomic.Int64 // looks that have begun
 	quick   *quickProbe  // asked first; nil: none. Guarded by looking
 	probe   *probe       // waits for the next look; nil: none. Guarded by looking
 
-	settling sync.Mutex // held by settle
-
 	mu      sync.Mutex
-	looked  time.Time          // when the last look began, or a command ended that one is owed for; zero: the last one failed
-	owed    int                // commands that have ended, and for which a look is owed
-	last    *builtins.Call     // of the last of them
-	running int                // commands that may freeze something, with those
+	running int                // commands that may freeze something
 	known   map[string]*frozen // by mount point
 	closed  bool               // all is thawed, and the agent stops
 }
@@ -57,24 +53,16 @@ type frozen struct {
 	target *freeze.Target
 }
 
-// watch is a command that may freeze something, from watchFreezes until its end. A nil one may not.
-type watch struct {
-	room  *Room
-	call  *builtins.Call
-	ended chan struct{}
-	once  sync.Once
-}
-
-// watchFreezes looks for file systems that a command leaves frozen, from now on until the end of the watch.
-func (r *Room) watchFreezes(call *builtins.Call) *watch {
+// watchFreezes looks for file systems that a command leaves frozen, from now on until after is called at its end.
+func (r *Room) watchFreezes(call *builtins.Call) (after func()) {
 	if !r.guest.Live || r.guest.Answer != nil || !r.config.Commands.Reexec || !mayFreeze() {
-		return nil
+		return func() {}
 	}
 	r.lookBefore(call)
 	r.freezes.mu.Lock()
 	r.freezes.running++
 	r.freezes.mu.Unlock()
-	w := &watch{room: r, call: call, ended: make(chan struct{})}
+	ended := make(chan struct{})
 	go func() {
 		tick := time.NewTicker(lookEvery)
 		defer tick.Stop()
@@ -82,83 +70,29 @@ func (r *Room) watchFreezes(call *builtins.Call) *watch {
 			select {
 			case <-tick.C:
 				r.look(call)
-			case <-w.ended:
+			case <-ended:
 				return
 			}
 		}
 	}()
-	return w
-}
-
-// end looks what the command has left frozen. It may be called more than once.
-func (w *watch) end() {
-	if w == nil {
-		return
-	}
-	w.once.Do(func() {
-		close(w.ended)
-		w.room.look(w.call)
-		w.room.freezes.mu.Lock()
-		w.room.freezes.running--
-		w.room.freezes.mu.Unlock()
+	return sync.OnceFunc(func() {
+		close(ended)
+		r.look(call)
+		r.freezes.mu.Lock()
+		r.freezes.running--
+		r.freezes.mu.Unlock()
 	})
-}
-
-// endLater is end behind the reply, which need not wait for it: until the look nothing is logged, and who asks what commands
-// have left frozen has it made at once. Many commands that end at once share one. An agent that is killed before it does not
-// leave to the next one what it would have found, as one that is killed while the command runs.
-func (w *watch) endLater() {
-	if w == nil || w.call.AfterReply == nil {
-		w.end()
-		return
-	}
-	w.once.Do(func() {
-		close(w.ended)
-		f := &w.room.freezes
-		f.mu.Lock()
-		f.looked, f.last = time.Now(), w.call
-		f.owed++
-		first := f.owed == 1
-		if first {
-			f.state.SetLooking(true)
-		}
-		f.mu.Unlock()
-		if first {
-			w.call.AfterReply(w.room.settle)
-		}
-	})
-}
-
-// settle makes the look that is owed, and returns when none is.
-func (r *Room) settle() {
-	f := &r.freezes
-	f.settling.Lock()
-	defer f.settling.Unlock()
-	f.mu.Lock()
-	call, ended := f.last, f.owed
-	f.last, f.owed = nil, 0
-	f.mu.Unlock()
-	if ended == 0 {
-		return
-	}
-	r.look(call)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.running -= ended
-	if f.owed == 0 {
-		f.state.SetLooking(false)
-	}
 }
 
 // lookBefore is look for a command that begins now. Where commands come one right after the other, the look at the end of the
-// one before is enough: what is frozen within freshFor before a command is taken for the command's, as what is frozen while it
+// one before is enough: what is frozen within calmFor before a command is taken for the command's, as what is frozen while it
 // runs.
 func (r *Room) lookBefore(call *builtins.Call) {
 	f := &r.freezes
-	f.mu.Lock()
-	fresh := time.Since(f.looked) < freshFor
-	f.mu.Unlock()
-	if !fresh {
+	f.looking.Lock()
+	calm := time.Since(f.calm) < calmFor
+	f.looking.Unlock()
+	if !calm {
 		r.look(call)
 	}
 }
@@ -174,16 +108,16 @@ func (r *Room) look(call *builtins.Call) {
 		return
 	}
 	f.begun.Add(1)
-	f.setLooked(time.Now())
+	f.calm = time.Time{}
 	points := f.unknown(r.remotes.table.canFreeze(f.state.Holds))
 	if len(points) == 0 || f.nothingFrozen(r, points) {
+		f.calm = time.Now()
 		return
 	}
 	if f.probe == nil || !f.probe.reserve() {
 		p, err := r.startProbe()
-		if err != nil { // as for want of memory; the next command looks again
-			f.setLooked(time.Time{})
-			return
+		if err != nil {
+			return // as for want of memory; the next command looks again
 		}
 		f.probe = p
 	}
@@ -197,12 +131,6 @@ func (r *Room) look(call *builtins.Call) {
 	}
 	go f.probe.follow(points, waiting, func(point string) { r.forget(point) })
 	f.probe = nil
-}
-
-func (f *freezes) setLooked(at time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.looked = at
 }
 
 func (f *freezes) stopped() bool {
@@ -300,7 +228,6 @@ func (f *freezes) tell() {
 
 // thawAll thaws what commands froze, since no timer fires after the end of the agent.
 func (r *Room) thawAll() {
-	r.settle()
 	f := &r.freezes
 	f.looking.Lock() // a look that is under way may find something
 	defer f.looking.Unlock()

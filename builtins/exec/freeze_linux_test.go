@@ -88,66 +88,6 @@ func TestFreezeLimit(t *testing.T) {
 	}
 }
 
-// A reply does not wait for the look behind its command. Until that is made logs are held back, and who asks what is frozen
-// has it made.
-func TestLookBehindTheReply(t *testing.T) {
-	var mu sync.Mutex
-	held := false
-	state := freeze.New(freeze.Config{Changed: func(frozen bool) { mu.Lock(); defer mu.Unlock(); held = frozen }})
-	r, table := room(t, Config{FreezeLimit: time.Hour, Frozen: state})
-	point := newFreezableDisk(t, table)
-	var replied []func()
-	run := func(command string) {
-		t.Helper()
-		in := &pb.ExecuteRequest{Command: command, WaitForExit: true}
-		call := &builtins.Call{AfterReply: func(f func()) { replied = append(replied, f) }}
-		out, err := table.Invoke(context.Background(), call, table.Native(in), in)
-		if err != nil || out.(*pb.ExecuteResponse).ExitCode != 0 {
-			t.Fatalf("%s: %v, %v", command, out, err)
-		}
-	}
-	holds := func() bool { mu.Lock(); defer mu.Unlock(); return held }
-	known := func() bool { r.freezes.mu.Lock(); defer r.freezes.mu.Unlock(); return r.freezes.known[point] != nil }
-	for range 2 {
-		run("true")
-		if !holds() {
-			t.Error("logs are not held back before the look")
-		}
-	}
-	for _, f := range replied {
-		f()
-	}
-	if holds() {
-		t.Error("logs are held back behind the look")
-	}
-	run("fsfreeze --freeze " + point)
-	if known() {
-		t.Error("the reply waited for the look")
-	}
-	if watched := state.Watched(); len(watched) != 1 || watched[0] != point || !known() || !holds() {
-		t.Errorf("watched is %q, and logs are held back: %v", watched, holds())
-	}
-	target, err := freeze.Open(point)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer target.Close()
-	if thawed, err := target.Thaw(); !thawed || err != nil {
-		t.Fatal(thawed, err)
-	}
-	eventually(t, "logs go on after the thaw", func() bool { return !holds() })
-	run("fsfreeze --freeze " + point)
-	if err := r.release(); err != nil {
-		t.Fatal(err)
-	}
-	if thawed, err := target.Thaw(); thawed || err != nil {
-		t.Errorf("the end of the agent leaves it frozen: %v, %v", thawed, err)
-	}
-	if r.freezes.running != 0 {
-		t.Errorf("%d commands run", r.freezes.running)
-	}
-}
-
 // The freeze file of a killed agent lets the next one thaw.
 func TestThawLeft(t *testing.T) {
 	note := filepath.Join(t.TempDir(), "frozen")

@@ -141,7 +141,7 @@ func (r *Room) startJob(ctx context.Context, call *builtins.Call, spec proc.Spec
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), supervisorTimeout)
 	defer cancel()
-	after := r.watchFreezes(call).end
+	after := r.watchFreezes(call)
 	if err := r.startSupervisor(ctx, dir, job, spec); err != nil {
 		after()
 		os.RemoveAll(dir)

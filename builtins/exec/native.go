@@ -47,9 +47,9 @@ func (r *Room) execute(ctx context.Context, call *builtins.Call, in *pb.ExecuteR
 	if call.HoldReply != nil {
 		spec.Hold = func(size int64) error { return call.HoldReply(int(size)) }
 	}
-	watch := r.watchFreezes(call)
+	after := r.watchFreezes(call)
 	result, err := r.guest.Runner.Run(ctx, spec)
-	watch.endLater()
+	after()
 	if result == nil {
 		return nil, onStart(err)
 	}

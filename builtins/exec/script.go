@@ -101,7 +101,7 @@ func (r *Room) declared(ctx context.Context, call *builtins.Call, op, target str
 	spec.Hold = func(size int64) error { return builtins.Large(ctx, size) }
 	after := func() {}
 	if spec.Confine == nil { // a confined one may not freeze
-		after = r.watchFreezes(call).end
+		after = r.watchFreezes(call)
 	}
 	result, err := r.guest.Run(ctx, guest.Command{
 		Line: target, Readonly: in.GetReadonly(), Irreversible: in.GetIrreversible(), Touches: in.GetTouches(),

@@ -119,7 +119,7 @@ func (r *Room) execStart(ctx context.Context, call *builtins.Call, in *pb.ExecSt
 			return reply, err
 		} // a host that repairs a guest whose disk is full, or read-only, needs commands
 	}
-	after := r.watchFreezes(call).end
+	after := r.watchFreezes(call)
 	failed := make(chan error, 1)
 	go func() {
 		defer r.streams.leave(s)
@@ -155,7 +155,7 @@ var errNoPlace = errors.New("the directory of jobs cannot be written")
 func (r *Room) startOutliving(
 	ctx context.Context, call *builtins.Call, s *streamed, spec proc.Spec, in *pb.ExecStartRequest,
 ) (*pb.ExecStartResponse, error) {
-	after := r.watchFreezes(call).end
+	after := r.watchFreezes(call)
 	command, job, err := r.attach(ctx, call, spec, commandLine(in, spec), in)
 	if errors.Is(err, errNoPlace) {
 		after()

@@ -23,7 +23,7 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*
 			return &pb.RunResult{}, err
 		}
 	}
-	after := r.watchFreezes(call).end
+	after := r.watchFreezes(call)
 	result, err := r.runUndo(ctx, in)
 	after()
 	if err == nil && exited(result) && slices.Contains(in.GetUndoOk(), int32(result.Code)) {

@@ -29,8 +29,8 @@ type Config struct {
 	Note string
 	// Own is the directory in which transactions write; empty: there are none.
 	Own string
-	// Changed is called with true before the first file system is frozen, when one was found frozen, or while SetLooking says that
-	// one may be, and with false when none is any more. It must not block. Optional.
+	// Changed is called with true before the first file system is frozen, or when one was found frozen, and with false when none
+	// is any more. It must not block. Optional.
 	Changed func(frozen bool)
 	// ProgramFrozen is Changed for the file system that the agent's program is on, or may be. Optional.
 	ProgramFrozen func(frozen bool)
@@ -72,13 +72,11 @@ type State struct {
 	holds    []Hold
 	watched  []string // mount points that a command left frozen, to be thawed by its watch
 	found    bool     // something is frozen that is no hold
-	looking  bool     // something may be frozen that is neither
 	told     bool     // what Changed was called with last
 	locked   bool     // what ProgramFrozen was called with last
 	released chan struct{}
 	entries  map[*entry]bool
 	release  func() // ends every hold before ThawAll
-	look     func() // called before Watched
 }
 
 // entry is a change of the guest that is under way.
@@ -184,29 +182,8 @@ func (s *State) SetWatched(points []string, found bool) {
 	s.changed()
 }
 
-// SetLooking takes note of whether it is still to be found out what a command has left frozen.
-func (s *State) SetLooking(looking bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.looking = looking
-	s.tell()
-}
-
-// OnWatched sets what finds out, before Watched returns, what is still to be found out.
-func (s *State) OnWatched(look func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.look = look
-}
-
 // Watched returns what commands have left frozen.
 func (s *State) Watched() []string {
-	s.mu.Lock()
-	look := s.look
-	s.mu.Unlock()
-	if look != nil {
-		look()
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.watched)
@@ -215,12 +192,7 @@ func (s *State) Watched() []string {
 // changed writes the note and tells. The caller holds mu.
 func (s *State) changed() {
 	s.note.write(noted{Commands: s.watched, Holds: s.holds})
-	s.tell()
-}
-
-// tell calls Changed and ProgramFrozen where that has something to tell. The caller holds mu.
-func (s *State) tell() {
-	frozen := s.looking || s.found || slices.ContainsFunc(s.holds, func(h Hold) bool { return len(h.Systems) > 0 })
+	frozen := s.found || slices.ContainsFunc(s.holds, func(h Hold) bool { return len(h.Systems) > 0 })
 	if s.config.Changed != nil && frozen != s.told {
 		s.told = frozen
 		s.config.Changed(frozen)
