@@ -271,7 +271,7 @@ func (a *attached) follow(s *streamed) *pb.ExecEnd {
 	}
 }
 
-// told tells the supervisor that the host has received the exit status, so that it exits.
+// told sends the supervisor that the host has received the exit status. It then exits.
 func (a *attached) told() {
 	a.tell(attachedRequest{Done: true})
 	a.channel.Close()

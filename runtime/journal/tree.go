@@ -65,10 +65,13 @@ type keptTree struct {
 	lost     map[string]error           // directories that are not there, and could not be made
 }
 
-// newKeptTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before anything is
-// put into them. What others put in the place of one is moved aside.
+// newKeptTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before
+// anything is put into them. What others put in the place of one is moved aside.
 func (p *undoPass) newKeptTree(ctx context.Context, keep *pb.JournalKeep) *keptTree {
-	t := &keptTree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{}}
+	t := &keptTree{
+		pass: p, ctx: ctx, children: keptChildren(keep),
+		dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{},
+	}
 	if t.since = p.tx.begin.Started.AsTime(); keep.At != nil {
 		t.since = keep.At.AsTime()
 	}

@@ -68,7 +68,8 @@ func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.Journal
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	if in.State.GetKind() != "" && may && !isObject(in.State, meta, stable, may) && (stable || !meta.MayBe(stateMeta(in.State))) { // an older agent stored no kind
+	other := !isObject(in.State, meta, stable, may) && (stable || !meta.MayBe(stateMeta(in.State)))
+	if in.State.GetKind() != "" && may && other { // an older agent stored no kind
 		return nil, fault.On(in.Path, fault.Wrapf(fault.ErrChanged, "another file is there now, which is left as it is"))
 	}
 	want := meta
