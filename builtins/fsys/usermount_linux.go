@@ -3,7 +3,6 @@ package fsys
 import (
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,10 +11,11 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/text"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // userID is in the options of a FUSE mount, and says who made it; see mount.fuse3(8).
-var userID = regexp.MustCompile(`(?:^|,)user_id=(\d+)(?:,|$)`)
+var userID = lazyregexp.New(`(?:^|,)user_id=(\d+)(?:,|$)`)
 
 func (r *realRoot) detachUserMounts(paths []string) (points []string, err error) {
 	root, err := os.Readlink(descriptor{fd: r.handle}.path())
@@ -45,7 +45,7 @@ func (r *realRoot) detachUserMounts(paths []string) (points []string, err error)
 
 // ofUser says whether another user than root and the agent's made the mount.
 func (m mountLine) ofUser() bool {
-	user := userID.FindStringSubmatch(m.options)
+	user := userID().FindStringSubmatch(m.options)
 	return user != nil && user[1] != "0" && user[1] != strconv.Itoa(os.Geteuid()) && strings.HasPrefix(m.kind, "fuse")
 }
 

@@ -5,40 +5,41 @@ package usagetext
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // The words that the libraries have for mistakes of a command line.
 var (
-	tooFewWords   = regexp.MustCompile(`^requires at least (\d+) arg\(s\), only received (\d+)$`)
-	exactWords    = regexp.MustCompile(`^accepts (\d+) arg\(s\), received (\d+)$`)
-	tooManyWords  = regexp.MustCompile(`^accepts at most (\d+) arg\(s\), received (\d+)$`)
-	betweenWords  = regexp.MustCompile(`^accepts between (\d+) and (\d+) arg\(s\), received (\d+)$`)
-	noneWords     = regexp.MustCompile(`^unknown command "(.*)" for ".*"$`)
-	badValueWords = regexp.MustCompile(`(?s)^invalid argument "(.*)" for "(?:-\w, )?(--[\w-]+)" flag: (.*)$`)
+	tooFewWords   = lazyregexp.New(`^requires at least (\d+) arg\(s\), only received (\d+)$`)
+	exactWords    = lazyregexp.New(`^accepts (\d+) arg\(s\), received (\d+)$`)
+	tooManyWords  = lazyregexp.New(`^accepts at most (\d+) arg\(s\), received (\d+)$`)
+	betweenWords  = lazyregexp.New(`^accepts between (\d+) and (\d+) arg\(s\), received (\d+)$`)
+	noneWords     = lazyregexp.New(`^unknown command "(.*)" for ".*"$`)
+	badValueWords = lazyregexp.New(`(?s)^invalid argument "(.*)" for "(?:-\w, )?(--[\w-]+)" flag: (.*)$`)
 )
 
 // Of says what is wrong with a command line in plain words, and how the command c is called. Any other error is returned as it
 // is.
 func Of(c *cobra.Command, err error) error {
 	text := err.Error()
-	if m := badValueWords.FindStringSubmatch(text); m != nil {
+	if m := badValueWords().FindStringSubmatch(text); m != nil {
 		return fmt.Errorf("%s %s: %s", m[2], m[1], plainCause(m[3]))
 	}
 	needs := ""
-	if m := tooFewWords.FindStringSubmatch(text); m != nil {
+	if m := tooFewWords().FindStringSubmatch(text); m != nil {
 		needs = fmt.Sprintf("needs at least %s, and got %s", arguments(m[1]), m[2])
-	} else if m := exactWords.FindStringSubmatch(text); m != nil {
+	} else if m := exactWords().FindStringSubmatch(text); m != nil {
 		needs = fmt.Sprintf("needs %s, and got %s", arguments(m[1]), m[2])
-	} else if m := tooManyWords.FindStringSubmatch(text); m != nil {
+	} else if m := tooManyWords().FindStringSubmatch(text); m != nil {
 		needs = fmt.Sprintf("takes at most %s, and got %s", arguments(m[1]), m[2])
-	} else if m := betweenWords.FindStringSubmatch(text); m != nil {
+	} else if m := betweenWords().FindStringSubmatch(text); m != nil {
 		needs = fmt.Sprintf("takes %s to %s, and got %s", m[1], arguments(m[2]), m[3])
 	}
-	if m := noneWords.FindStringSubmatch(text); m != nil && !c.HasSubCommands() {
+	if m := noneWords().FindStringSubmatch(text); m != nil && !c.HasSubCommands() {
 		needs = fmt.Sprintf("takes no argument, and got %q", m[1])
 	}
 	if needs == "" {
