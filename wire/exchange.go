@@ -60,7 +60,7 @@ func (e *Exchange) HoldReply(n int) error {
 	if e.replyHeld != nil {
 		return nil
 	}
-	done, err := e.memory.holdReply(n)
+	done, err := e.memory.holdReply(n, nil)
 	e.replyHeld = done
 	return err
 }

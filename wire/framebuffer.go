@@ -67,8 +67,10 @@ func (c *Conn) detachBuffer() []byte {
 // dropBuffer gives a buffer back that nothing refers to any more.
 func (c *Conn) dropBuffer() {
 	if n := c.reserved; n > 0 {
-		c.reuse(c.detachBuffer())
-		c.config.Memory.reclaim(n)
+		buf := c.detachBuffer()
+		collected := isCollected(buf)
+		c.reuse(buf)
+		c.config.Memory.reclaim(n, collected)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+	"unsafe"
+	"weak"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
@@ -68,8 +70,8 @@ const (
 var errMemory = fault.Wrapf(fault.ErrBusy, "busy: other requests take the memory that there is for them")
 
 // holdReply takes the memory of a reply of n bytes until it is written, or dropped. The error is errReplies where there is none
-// in time.
-func (m *Memory) holdReply(n int) (done func(), err error) {
+// in time. collected is as in reclaim.
+func (m *Memory) holdReply(n int, collected func() bool) (done func(), err error) {
 	if m == nil || n < minReply {
 		return nil, nil
 	}
@@ -82,7 +84,7 @@ func (m *Memory) holdReply(n int) (done func(), err error) {
 		m.replies.give(n)
 		return nil, errReplies
 	}
-	return func() { m.replies.give(n); m.reclaim(n) }, nil
+	return func() { m.replies.give(n); m.reclaim(n, collected) }, nil
 }
 
 // take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it took
@@ -125,14 +127,34 @@ func (m *Memory) tryTake(n int) (freed <-chan struct{}, taken bool) {
 	return m.freed, false
 }
 
-// reclaim gives the n bytes of a buffer back that nothing refers to any more. Where they are many it frees them first, on a
-// goroutine of its own: whoever takes them next must not have them beside those that wait for the collector.
-func (m *Memory) reclaim(n int) {
+// reclaim gives the n bytes of a buffer back that nothing is to refer to any more. Where they are many it frees them first, on a
+// goroutine of its own, and looks whether they are: whoever takes them next must not have them beside those that wait for the
+// collector, or for a goroutine that has not been run since. collected is that look; nil: there is no buffer to look for.
+func (m *Memory) reclaim(n int, collected func() bool) {
 	if m == nil || n < reclaimSize {
 		m.give(n)
 		return
 	}
-	go func() { debug.FreeOSMemory(); m.give(n) }()
+	go func() {
+		debug.FreeOSMemory()
+		for wait := time.Millisecond; collected != nil && !collected() && wait < reclaimWait; wait *= 2 {
+			time.Sleep(wait)
+			debug.FreeOSMemory()
+		}
+		m.give(n)
+	}()
+}
+
+// reclaimWait bounds how long a buffer that something still refers to is waited for.
+const reclaimWait = time.Second
+
+// isCollected returns a func that reports whether a buffer is collected. It does not keep the buffer.
+func isCollected(buf []byte) func() bool {
+	if cap(buf) < reclaimSize {
+		return nil
+	}
+	first := weak.Make(unsafe.SliceData(buf))
+	return func() bool { return first.Value() == nil }
 }
 
 // reclaimSize is the size from which a buffer is worth a collection, in bytes.

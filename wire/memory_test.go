@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -362,4 +363,19 @@ func TestMemoryForAReplyBeforeItIsMade(t *testing.T) {
 	}
 	idle(t, memory.replies, all/2)
 	idle(t, memory, all)
+}
+
+// Memory is given back once its buffer is collected, not before: who takes it next has no other one beside.
+func TestMemoryWaitsForItsBuffer(t *testing.T) {
+	const n = 8 << 20
+	memory := NewMemory(n)
+	memory.tryTake(n)
+	buf := make([]byte, n)
+	memory.reclaim(n, isCollected(buf))
+	time.Sleep(50 * time.Millisecond)
+	if _, taken := memory.tryTake(n); taken {
+		t.Error("it is given back while something refers to the buffer")
+	}
+	runtime.KeepAlive(buf)
+	idle(t, memory, n)
 }

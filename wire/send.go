@@ -54,7 +54,7 @@ func (c *Conn) replyTo(s *servedCall, payload proto.Message, err error, memory r
 		})
 	}
 	if memory.made != nil && tooLarge == nil {
-		o.done, tooLarge = c.config.Memory.holdReply(len(o.buf))
+		o.done, tooLarge = c.config.Memory.holdReply(len(o.buf), isCollected(o.buf))
 	}
 	if tooLarge != nil {
 		o = c.tooLarge(s.id, payload, tooLarge)

@@ -96,11 +96,12 @@ func (k *keptFrame) shrink(to int) {
 	if k.buf != nil && k.pool != nil {
 		k.pool.reuse(k.buf)
 	}
+	collected := isCollected(k.buf)
 	k.buf = nil
 	rest := k.n - min(to, k.n)
 	k.n -= rest
 	if k.owned {
-		k.memory.reclaim(rest)
+		k.memory.reclaim(rest, collected)
 	} else {
 		k.memory.give(rest)
 	}
