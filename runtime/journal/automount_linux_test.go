@@ -133,7 +133,10 @@ func TestRecoveryTriggersAutomount(t *testing.T) {
 
 // Where that fails or does not end the recovery waits, as for any mount, and not for ever in one call.
 func TestRecoveryWaitsForAutomount(t *testing.T) {
-	for what, why := range map[string]string{"fail": "no such file", "hang": "does not end within"} {
+	for what, expected := range map[string]struct {
+		why  string
+		wait time.Duration
+	}{"fail": {"no such file", time.Minute}, "hang": {"does not end within", 100 * time.Millisecond}} {
 		t.Run(what, func(t *testing.T) {
 			m := newMountedGuest(t)
 			before := mustDescribeTree(t, m.disk)
@@ -145,10 +148,11 @@ func TestRecoveryWaitsForAutomount(t *testing.T) {
 			after := mustDescribeTree(t, m.disk)
 			m.unmount(t)
 			stop := m.automount(t, what)
-			g := newGuest(t, m.testDirs, func(c *Config) { c.AutomountWait = 100 * time.Millisecond })
+			g := newGuest(t, m.testDirs, func(c *Config) { c.AutomountWait = expected.wait })
 			for range maxAttempts + 1 {
 				list, err := g.journal.Recover(t.Context(), nil)
-				if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Report.Waiting, "/srv (") || !strings.Contains(list[0].Report.Waiting, why) {
+				if err != nil || len(list) != 1 || !strings.HasPrefix(list[0].Report.Waiting, "/srv (") ||
+					!strings.Contains(list[0].Report.Waiting, expected.why) {
 					t.Fatalf("%+v, %v", list, err)
 				}
 			}
