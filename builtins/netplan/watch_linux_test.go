@@ -1,7 +1,7 @@
 package netplan
 
 import (
-	"os"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -59,11 +59,13 @@ func ownBus(t *testing.T) (stop func()) {
 	t.Cleanup(stop)
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+socket)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		conn, err := net.Dial("unix", socket) // the socket is there a moment before somebody listens
+		if err == nil {
+			conn.Close()
 			return stop
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("there is no bus")
+			t.Fatal("there is no bus:", err)
 		}
 	}
 }
