@@ -73,7 +73,6 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 			return runAgain(c.Context(), f)
 		},
 	}
-	c.SetVersionTemplate("quantix-kvm-agent {{.Version}}\n")
 	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or one of its own for another state directory)")
 	agentFlags(c.Flags(), &f)
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")

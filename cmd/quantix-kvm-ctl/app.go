@@ -121,7 +121,6 @@ EXIT STATUS
 			return a.readSettings()
 		},
 	}
-	root.SetVersionTemplate("quantix-kvm-ctl {{.Version}}\n")
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
