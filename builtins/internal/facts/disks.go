@@ -5,8 +5,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/shirou/gopsutil/v3/disk"
 )
 
 // Disk is one mounted file system, in bytes. Total exceeds Used and Available where space is reserved for root.
@@ -31,7 +29,7 @@ type Disks struct {
 	mu     sync.Mutex
 	probes map[string]*probe // by mount point
 
-	usage func(path string) (*disk.UsageStat, error) // nil: disk.Usage
+	sizes func(path string) (Disk, error) // nil: sizes
 }
 
 // probe is the state of one file system.
@@ -83,19 +81,19 @@ func (d *Disks) query(m Disk) chan struct{} {
 	if p.inFlight != nil {
 		return p.inFlight
 	}
-	usage := d.usage
-	if usage == nil {
-		usage = disk.Usage
+	ask := d.sizes
+	if ask == nil {
+		ask = sizes
 	}
 	done := make(chan struct{})
 	p.inFlight = done
 	go func() {
-		u, err := usage(m.Mount)
+		answer, err := ask(m.Mount)
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if p.valid = err == nil; p.valid {
-			p.last, p.at = Disk{Mount: m.Mount, Device: m.Device, Type: m.Type, Total: u.Total, Used: u.Used, Available: u.Free,
-				Inodes: u.InodesTotal, InodesUsed: u.InodesUsed}, time.Now()
+			answer.Mount, answer.Device, answer.Type = m.Mount, m.Device, m.Type
+			p.last, p.at = answer, time.Now()
 		}
 		p.inFlight = nil
 		close(done)

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/shirou/gopsutil/v3/disk"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,7 +87,7 @@ func TestVisibleData(t *testing.T) {
 	} {
 		var got []string
 		for _, d := range visibleData(c.mountinfo) {
-			got = append(got, d.Mount+"="+d.Device)
+			got = append(got, d.point+"="+d.source)
 		}
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%s: %q, want %s", name, got, c.want)
@@ -146,12 +145,40 @@ func TestDiskThatIsMountedOver(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		at := slices.IndexFunc(visibleData(string(text)), func(d Disk) bool { return d.Mount == over })
-		if at < 0 || visibleData(string(text))[at].Device != above {
-			t.Errorf("%+v, want %s above", visibleData(string(text)), above)
+		list := visibleData(string(text))
+		at := slices.IndexFunc(list, func(m *mount) bool { return m.point == over })
+		if at < 0 || list[at].source != above {
+			t.Errorf("%+v, want %s above", list, above)
 		}
 	}()
 	<-done
+}
+
+// Blocks are counted by the fragment size, of which the block size is a multiple where FUSE says so.
+func TestSizesOf(t *testing.T) {
+	s := unix.Statfs_t{Bsize: 131072, Frsize: 512, Blocks: 100, Bfree: 40, Bavail: 30, Files: 9, Ffree: 4}
+	if got := sizesOf(s); got != (Disk{Total: 51200, Used: 30720, Available: 15360, Inodes: 9, InodesUsed: 5}) {
+		t.Errorf("%+v", got)
+	}
+	s = unix.Statfs_t{Bsize: 4096, Blocks: 100, Bfree: 101, Ffree: 1}
+	if got := sizesOf(s); got != (Disk{Total: 409600}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// What the kernel calls /dev/root is told by its number.
+func TestDeviceName(t *testing.T) {
+	root := t.TempDir()
+	os.MkdirAll(root+"/sys/dev/block", 0o755)
+	os.Symlink("../../devices/pci0000:00/virtio1/block/vda/vda1", root+"/sys/dev/block/253:1")
+	for _, c := range []struct{ source, device, want string }{
+		{"/dev/root", "253:1", "/dev/vda1"}, {"/dev/root", "0:24", "/dev/root"}, {"/dev/vdb", "253:1", "/dev/vdb"},
+	} {
+		m := &mount{source: c.source, device: c.device}
+		if got := m.deviceName(root); got != c.want {
+			t.Errorf("%s of %s is %s, want %s", c.source, c.device, got, c.want)
+		}
+	}
 }
 
 func TestReadMemory(t *testing.T) {
@@ -456,12 +483,12 @@ func TestDisks(t *testing.T) {
 
 func TestDisksWithHungFileSystem(t *testing.T) {
 	questions, answer := make(chan string, 100), make(chan struct{})
-	d := &Disks{usage: func(path string) (*disk.UsageStat, error) {
+	d := &Disks{sizes: func(path string) (Disk, error) {
 		if path == "/" {
 			questions <- path
 			<-answer
 		}
-		return disk.Usage(path)
+		return sizes(path)
 	}}
 	for range 3 {
 		begin := time.Now()
@@ -489,11 +516,11 @@ func TestDisksWithHungFileSystem(t *testing.T) {
 
 func TestDisksLastAnswerOfHungFileSystem(t *testing.T) {
 	answer, hang := make(chan struct{}), false
-	d := &Disks{usage: func(path string) (*disk.UsageStat, error) {
+	d := &Disks{sizes: func(path string) (Disk, error) {
 		if path == "/" && hang {
 			<-answer
 		}
-		return disk.Usage(path)
+		return sizes(path)
 	}}
 	first, err := d.Read(context.Background())
 	if err != nil {

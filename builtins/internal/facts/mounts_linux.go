@@ -2,11 +2,14 @@ package facts
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // dataMounts lists the file systems that hold data and that paths lead to, each once, without touching them.
@@ -15,11 +18,11 @@ func dataMounts(context.Context) ([]Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts := visibleData(string(text))
-	for i := range mounts {
-		mounts[i].Device = deviceName(mounts[i].Device)
+	var disks []Disk
+	for _, m := range visibleData(string(text)) {
+		disks = append(disks, Disk{Mount: m.point, Device: m.deviceName("/"), Type: m.kind})
 	}
-	return mounts, nil
+	return disks, nil
 }
 
 // mount is a line of mountinfo, see proc_pid_mountinfo(5).
@@ -34,7 +37,7 @@ type mount struct {
 // visibleData returns the file systems in a mountinfo that hold data. Of the mounts of one it is that at the root
 // directory, else the first that is not a part of it, else the first. What is mounted over is left out: its path leads to
 // another file system.
-func visibleData(mountinfo string) []Disk {
+func visibleData(mountinfo string) (chosen []*mount) {
 	var list []*mount
 	byID := map[int]*mount{}
 	for line := range strings.Lines(mountinfo) {
@@ -43,7 +46,6 @@ func visibleData(mountinfo string) []Disk {
 			byID[m.id] = m
 		}
 	}
-	var chosen []*mount
 	for _, m := range list {
 		if isHidden(m, list, byID, 0) || !holdsData(m.kind, m.source) && m.point != "/" {
 			continue
@@ -56,11 +58,7 @@ func visibleData(mountinfo string) []Disk {
 			chosen[same] = m
 		}
 	}
-	var disks []Disk
-	for _, m := range chosen {
-		disks = append(disks, Disk{Mount: m.point, Device: m.source, Type: m.kind})
-	}
-	return disks
+	return chosen
 }
 
 // maxMountDepth bounds how many mounts are within one another, against a list that is not consistent.
@@ -113,12 +111,40 @@ func unescapeMount(field string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(field)
 }
 
-// deviceName returns the name of a disk by which the kernel lists it: what device mapper makes has others.
-func deviceName(source string) string {
-	if strings.HasPrefix(source, "/dev/mapper/") {
-		if resolved, err := filepath.EvalSymlinks(source); err == nil {
+// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what the
+// kernel itself mounted at its start is called /dev/root, which is not there.
+func (m *mount) deviceName(root string) string {
+	switch {
+	case strings.HasPrefix(m.source, "/dev/mapper/"):
+		if resolved, err := filepath.EvalSymlinks(m.source); err == nil {
 			return resolved
 		}
+	case m.source == "/dev/root":
+		if target, err := os.Readlink(filepath.Join(root, "sys/dev/block", m.device)); err == nil {
+			return "/dev/" + filepath.Base(target)
+		}
 	}
-	return source
+	return m.source
+}
+
+// sizes asks a file system how full it is.
+func sizes(path string) (Disk, error) {
+	var s unix.Statfs_t
+	err := unix.Statfs(path, &s)
+	for errors.Is(err, unix.EINTR) { // as of FUSE
+		err = unix.Statfs(path, &s)
+	}
+	return sizesOf(s), err
+}
+
+// sizesOf reads what statfs(2) tells: its blocks are of the fragment size. The block size, which is the best one for reads, may be
+// another, as with FUSE and virtiofs.
+func sizesOf(s unix.Statfs_t) Disk {
+	unit := uint64(s.Frsize)
+	if unit == 0 {
+		unit = uint64(s.Bsize)
+	}
+	d := Disk{Total: s.Blocks * unit, Used: (s.Blocks - min(s.Bfree, s.Blocks)) * unit, Available: s.Bavail * unit, Inodes: s.Files}
+	d.InodesUsed = s.Files - min(s.Ffree, s.Files)
+	return d
 }

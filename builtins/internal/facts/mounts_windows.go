@@ -20,3 +20,12 @@ func dataMounts(ctx context.Context) ([]Disk, error) {
 	}
 	return mounts, nil
 }
+
+// sizes asks a drive how full it is.
+func sizes(path string) (Disk, error) {
+	u, err := disk.Usage(path)
+	if err != nil {
+		return Disk{}, err
+	}
+	return Disk{Total: u.Total, Used: u.Used, Available: u.Free, Inodes: u.InodesTotal, InodesUsed: u.InodesUsed}, nil
+}
