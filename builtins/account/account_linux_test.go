@@ -509,6 +509,47 @@ func TestRemove(t *testing.T) {
 }
 
 // What cannot be, or would do harm, is refused, and nothing changes.
+// A home directory with a slash at its end is the same one, and the line keeps it.
+func TestHomeWithSlash(t *testing.T) {
+	g := newTree(t, debian)
+	passwd := strings.Replace(debian[passwdFile], ":/home/bob:", ":/home/bob/:", 1)
+	g.put(passwdFile, passwd)
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}})
+	g.owned(bobKeys, 0o600, 1000, 1000)
+	g.sets("account.modify", &pb.AccountModifyArgs{Name: "bob", Comment: new("B")})
+	if line := g.line(passwdFile, "bob"); line != "bob:x:1000:1000:B:/home/bob/:/bin/bash" {
+		t.Error(line)
+	}
+	g.sets("account.remove", &pb.AccountRemoveArgs{Name: "bob", Home: true})
+	if _, err := os.Lstat(g.path("/home/bob")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	g.sets("account.create", &pb.AccountCreateArgs{Name: "al", Home: "/home/al/"})
+	if line := g.line(passwdFile, "al"); !strings.Contains(line, ":/home/al:") {
+		t.Error(line)
+	}
+	if did, err := g.do("account.create", &pb.AccountCreateArgs{Name: "al", Home: "/home/al/"}); err != nil || did.(*pb.Changed).Changed {
+		t.Error(did, err)
+	}
+}
+
+// The C library passes over blanks before a member, and over commas without one.
+func TestMembersWithBlanks(t *testing.T) {
+	g := newTree(t, debian)
+	g.put(groupFile, g.read(groupFile)+"docker:x:990:root, bob\nadm:x:991:bob,\n")
+	if a, err := g.do("account.get", &pb.AccountNameArgs{Name: "bob"}); err != nil || !slices.Contains(a.(*pb.Account).Groups, "docker") {
+		t.Error(a, err)
+	}
+	before := g.read(groupFile)
+	if _, err := g.do("account.groups", &pb.AccountGroupsArgs{Name: "bob", Groups: []string{"docker", "adm"}}); err != nil || g.read(groupFile) != before {
+		t.Error(err, g.read(groupFile))
+	}
+	g.sets("account.remove", &pb.AccountRemoveArgs{Name: "bob"})
+	if docker, adm := g.line(groupFile, "docker"), g.line(groupFile, "adm"); docker != "docker:x:990:root" || adm != "adm:x:991:" {
+		t.Error(docker, adm)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	g := newTree(t, debian)
 	for _, name := range []string{

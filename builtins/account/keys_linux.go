@@ -135,13 +135,23 @@ func checkBlob(kind, text string, count int) error {
 // merge makes the content of an authorized_keys of what is there and what is wished.
 func merge(old []byte, wished []*key, exclusive bool) []byte {
 	var out []string
-	have := map[string]bool{}
+	have, exact := map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(string(old)) { // a key may stand there several times, with other options
+		k, err := parseKey(line)
+		if want := wishedFor(wished, k); err == nil && want != nil && want.options == k.options {
+			exact[k.blob] = true
+		}
+	}
 	for line := range strings.Lines(string(old)) {
 		k, err := parseKey(line)
 		switch want := wishedFor(wished, k); {
 		case err == nil && k == nil, err != nil && !exclusive: // a comment, or what sshd may know and this does not
 			out = append(out, line)
 		case err != nil || exclusive && (want == nil || have[k.blob]):
+		case want != nil && exact[k.blob] && want.options != k.options:
+			if !exclusive {
+				out = append(out, line)
+			}
 		case want != nil && want.options != "" && want.options != k.options && !have[k.blob]:
 			have[k.blob] = true
 			out = append(out, want.line()+"\n")
@@ -208,11 +218,14 @@ func (r *Room) keys(ctx context.Context, call *builtins.Call, in *pb.AccountKeys
 	return yes(changed), nil
 }
 
-// openHome opens the home directory of a user, if it is one that keys can be put into, and returns its resolved path as well,
+// openHome opens the home directory of a user, if it is one whose keys sshd reads, and returns its resolved path as well,
 // which may lead elsewhere by then. The caller closes it.
 func openHome(root *fsys.Root, u *user) (home *fsys.Dir, path string, err error) {
 	if err := checkPath("home", u.home); err != nil {
 		return nil, "", fault.Refuse("there is no home directory: %v", err)
+	}
+	if err := readsKeys(root, u); err != nil {
+		return nil, "", err
 	}
 	at, err := root.Follow(u.home)
 	if err == nil {

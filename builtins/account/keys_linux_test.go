@@ -81,6 +81,58 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// A key may stand there several times, with other options: that of which the line is given is there.
+func TestKeyOfSeveralLines(t *testing.T) {
+	one, two := "from=\"192.0.2.1\" "+ed25519a, "from=\"192.0.2.2\" "+ed25519a
+	for _, c := range []struct {
+		key, want string
+		exclusive bool
+	}{
+		{two, one + "\n" + two + "\n", false}, {two, two + "\n", true}, {one, one + "\n" + two + "\n", false}, {one, one + "\n", true},
+		{ed25519a, one + "\n" + two + "\n", false},
+	} {
+		g := newTree(t, debian)
+		g.put(bobKeys, one+"\n"+two+"\n")
+		if err := errors.Join(os.Chown(g.path("/home/bob/.ssh"), 1000, 1000), os.Chown(g.path(bobKeys), 1000, 1000), os.Chmod(g.path(bobKeys), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{c.key}, Exclusive: c.exclusive}); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.read(bobKeys); got != c.want {
+			t.Errorf("%s %v: %s", c.key, c.exclusive, got)
+		}
+	}
+}
+
+// Where sshd reads other files, a key in the home directory lets nobody in.
+func TestKeysElsewhere(t *testing.T) {
+	for _, c := range []struct{ main, part, where string }{
+		{"AuthorizedKeysFile /etc/ssh/keys/%u\n", "", sshdConfig},
+		{"authorizedkeysfile=\"/etc/ssh/keys/%u\" # all\n", "", sshdConfig},
+		{"Include /etc/ssh/sshd_config.d/*.conf\nAuthorizedKeysFile .ssh/authorized_keys\n", "AuthorizedKeysFile none\n", "/etc/ssh/sshd_config.d/50.conf"},
+		{"Include sshd_config.d/*.conf\n", "\n AuthorizedKeysFile\t.ssh/keys\n", "/etc/ssh/sshd_config.d/50.conf"},
+		{"Include other/*.conf\n", "AuthorizedKeysFile none\n", ""},
+		{"AuthorizedKeysFile .ssh/authorized_keys .ssh/authorized_keys2\nInclude sshd_config.d/*\n", "AuthorizedKeysFile none\n", ""},
+		{"AuthorizedKeysFile /etc/ssh/keys/%u %h/.ssh/authorized_keys\n", "", ""},
+		{"AuthorizedKeysFile /home/%u/.ssh/authorized_keys\n", "", ""},
+		{"#AuthorizedKeysFile none\nMatch User git\nAuthorizedKeysFile none\n", "", ""},
+		{"", "", ""},
+	} {
+		g := newTree(t, debian)
+		g.put(sshdConfig, c.main)
+		g.put("/etc/ssh/sshd_config.d/50.conf", c.part)
+		g.put("/etc/ssh/sshd_config.d/.hidden.conf", "AuthorizedKeysFile /hidden\n")
+		in := &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}}
+		if c.where == "" {
+			g.sets("account.ssh_keys", in)
+			continue
+		}
+		g.refuses("account.ssh_keys", in, "refused", c.where+": sshd reads keys from ")
+		g.refuses("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob"}, "refused", c.where)
+	}
+}
+
 func TestKeysThatAreNone(t *testing.T) {
 	g := newTree(t, debian)
 	short := wireKey("ssh-ed25519", "short")

@@ -75,7 +75,7 @@ func TestHomeIsNotMoved(t *testing.T) {
 	g.refuses("account.modify", modify("bob", "relative"), "invalid", "clean path")
 	g.refuses("account.modify", modify("bob", "/home/bob/inside"), "invalid", "inside /home/bob")
 	g.refuses("account.modify", modify("bob", "/srv/there"), "exists", "/home/bob")
-	g.put(passwdFile, g.read(passwdFile)+"slash:x:1001:100::/home/slash/:/bin/sh\n")
+	g.put(passwdFile, g.read(passwdFile)+"slash:x:1001:100::/home/./slash:/bin/sh\n")
 	g.refuses("account.modify", modify("slash", "/srv/slash"), "refused", "no clean path")
 	g.refuses("account.modify", modify("www-data", "/srv/www"), "refused", "belongs to user 0")
 }

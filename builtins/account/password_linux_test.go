@@ -93,7 +93,8 @@ func TestPasswordRefusals(t *testing.T) {
 			}
 		}
 	}
-	for _, hash := range []string{"plain", "a:b", "$6$a\nb", "x", "$6$", "$6$salt hash", "!!!", strings.Repeat("$6$a$", 100), "ä"} {
+	for _, hash := range []string{"plain", "a:b", "$6$a\nb", "x", "$6$", "$6$salt hash", "!!!", strings.Repeat("$6$a$", 100), "ä", "$6$abc$def", "$2b$12$short",
+		"$y$j9T$salt$" + strings.Repeat("x", 42), "$6$" + strings.Repeat("x", 86), "$1$salt$", "!$5$salt$" + strings.Repeat("x", 44)} {
 		g.refuses("reset_password", &pb.ResetPasswordRequest{Username: "bob", NewPassword: hash, Crypted: true}, "invalid", "hash")
 	}
 	if got := g.line(shadowFile, "bob") + g.line(shadowFile, "root"); got != "bob:$6$saltstring$x:19000:0:99999:7:::root:*:19000:0:99999:7:::" {

@@ -93,7 +93,7 @@ func (r *Room) wishAccess(files *fsys.Root, w *wish, writes []string, home strin
 
 // createAccess has the skeleton, which is copied to where its user reads it, and the mail spool.
 func (r *Room) createAccess(files *fsys.Root, in *pb.AccountCreateArgs) builtins.Access {
-	w, home, d := createWish(in), in.Home, r.defaults(files)
+	w, home, d := createWish(in), cleanHome(in.Home), r.defaults(files)
 	named := checkNewName(w.name) == nil
 	if home == "" && named {
 		home = r.homeOf(files, w.name)
@@ -109,7 +109,7 @@ func (r *Room) createAccess(files *fsys.Root, in *pb.AccountCreateArgs) builtins
 }
 
 func (r *Room) modifyAccess(files *fsys.Root, in *pb.AccountModifyArgs) builtins.Access {
-	return r.wishAccess(files, modifyWish(in), []string{passwdFile, groupFile, gshadowFile}, in.Home)
+	return r.wishAccess(files, modifyWish(in), []string{passwdFile, groupFile, gshadowFile}, cleanHome(in.Home))
 }
 
 func (r *Room) removeAccess(files *fsys.Root, in *pb.AccountRemoveArgs) builtins.Access {
@@ -134,7 +134,7 @@ func (r *Room) keysAccess(files *fsys.Root, in *pb.AccountKeysArgs) builtins.Acc
 		return access
 	}
 	file := fsys.Join(home, keysFile)
-	access.Reads = append(slices.Clone(public), file)
+	access.Reads = append(slices.Clone(public), file, sshdConfig)
 	if len(in.Keys) > 0 || in.Exclusive {
 		access.Writes = []string{file}
 	}
@@ -149,7 +149,7 @@ func (r *Room) homeOf(files *fsys.Root, name string) string {
 	if files != nil {
 		if passwd, err := readRecords(files, passwdFile); err == nil {
 			if line, at, err := passwd.find(name, 7); err == nil && at >= 0 {
-				return line[5]
+				return cleanHome(line[5])
 			}
 		}
 	}
@@ -186,14 +186,14 @@ func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
 
 func createWish(in *pb.AccountCreateArgs) *wish {
 	return &wish{
-		name: in.Name, uid: in.Uid, gid: in.Gid, group: in.Group, groups: in.Groups, home: in.Home, shell: in.Shell,
+		name: in.Name, uid: in.Uid, gid: in.Gid, group: in.Group, groups: in.Groups, home: cleanHome(in.Home), shell: in.Shell,
 		comment: in.Comment, system: in.System, createHome: in.CreateHome, nonUnique: in.NonUnique, force: in.Force,
 	}
 }
 
 func modifyWish(in *pb.AccountModifyArgs) *wish {
 	return &wish{
-		name: in.Name, uid: in.Uid, gid: in.Gid, group: in.Group, groups: in.Groups, home: in.Home, shell: in.Shell,
+		name: in.Name, uid: in.Uid, gid: in.Gid, group: in.Group, groups: in.Groups, home: cleanHome(in.Home), shell: in.Shell,
 		comment: in.Comment, moveHome: in.MoveHome, nonUnique: in.NonUnique, force: in.Force,
 	}
 }

@@ -145,9 +145,11 @@ func (db *database) files() (list []*records) {
 
 // user is a line of passwd.
 type user struct {
-	name, password, comment, home, shell string
-	uid, gid                             uint32
-	at                                   int // which line; -1: a new one
+	name, password, comment, shell string
+	home                           string // without a slash at its end
+	homeText                       string // as the line has it
+	uid, gid                       uint32
+	at                             int // which line; -1: a new one
 }
 
 // user returns the user of a name; nil where there is none.
@@ -168,12 +170,25 @@ func userOf(line []string) (*user, bool) {
 	uid, ok1 := fsys.ParseID(line[2])
 	gid, ok2 := fsys.ParseID(line[3])
 	return &user{
-		name: line[0], password: line[1], uid: uid, gid: gid, comment: line[4], home: line[5], shell: line[6], at: -1,
+		name: line[0], password: line[1], uid: uid, gid: gid, comment: line[4], home: cleanHome(line[5]), homeText: line[5],
+		shell: line[6], at: -1,
 	}, ok1 && ok2
 }
 
+// cleanHome is a home directory without the slash that may stand at its end.
+func cleanHome(path string) string {
+	if short := strings.TrimRight(path, "/"); short != "" {
+		return short
+	}
+	return path
+}
+
 func (db *database) putUser(u *user) {
-	db.passwd.put(u.at, u.name, u.password, formatID(u.uid), formatID(u.gid), u.comment, u.home, u.shell)
+	home := u.home
+	if cleanHome(u.homeText) == home {
+		home = u.homeText
+	}
+	db.passwd.put(u.at, u.name, u.password, formatID(u.uid), formatID(u.gid), u.comment, home, u.shell)
 }
 
 // eachUser calls f with each user.
@@ -221,11 +236,13 @@ func (db *database) groupsOf(name string) (names []string) {
 	return names
 }
 
+// listOf are the names in a field. As the C library has it, there may be blanks before a name, and commas without any.
 func listOf(field string) []string {
-	if field == "" {
-		return nil
+	names := strings.Split(field, ",")
+	for i := range names {
+		names[i] = strings.TrimLeft(names[i], " \t")
 	}
-	return strings.Split(field, ",")
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 
 // setMember makes a user a member of a group, or no longer one, in both of its files.
