@@ -42,4 +42,36 @@ func TestTheKernelRefusesAValue(t *testing.T) {
 	if is, err := os.ReadFile(setting); err != nil || string(is) != string(was) {
 		t.Errorf("it is %q, and was %q, error %v", is, was, err)
 	}
+	if value, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.icmp_ratemask", Value: new("0x1819")}); err != nil || !value.GetBoolean() {
+		t.Error(value, err)
+	}
+	if value, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.icmp_ratemask", Value: new("0x1819")}); err != nil || value.GetBoolean() {
+		t.Error(value, err)
+	}
+	const ports = "9149,8080,9148,9150"
+	if value, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.ip_local_reserved_ports", Value: new(ports)}); err != nil || !value.GetBoolean() {
+		t.Error(value, err)
+	}
+	for _, value := range []*string{nil, new("1")} {
+		_, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.route.flush", Value: value})
+		if fault.Code(err) != "refused" || !strings.Contains(err.Error(), "only be written") {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSameSetting(t *testing.T) {
+	for _, c := range []struct {
+		told, said string
+		want       bool
+	}{
+		{"16\n", "0x10", true}, {"8", "010", true}, {"10", "010", false}, {"4\t4\t1\t7", "4 4 1 7", true}, {"4 4", "4", false},
+		{"8080,9148-9150", "9150,9148,8080,9149", true}, {"1-5", "1-3,2-5", true}, {"1-5", "1-4", false}, {"1-5", "1,5", false},
+		{"-1", "-1", true}, {"-1", "1", false}, {"", "", true}, {"9223372036854775807", "9223372036854775806", false},
+		{"18446744073692774399", "18446744073692774398", false}, {"a,b", "b,a", false},
+	} {
+		if got := sameSetting(c.told, c.said); got != c.want {
+			t.Errorf("%q and %q: %v", c.told, c.said, got)
+		}
+	}
 }

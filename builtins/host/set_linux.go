@@ -2,10 +2,14 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -227,6 +231,12 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "this kernel has no such setting"))
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, &fault.Error{
+			Object: in.Name, Err: fault.Refuse("it can only be written, so nothing would take that back"),
+			Hint: "the script sysctl-profile writes it, as does exec.run with irreversible = true",
+		}
+	}
 	if err != nil {
 		return nil, fault.On(in.Name, err)
 	}
@@ -236,7 +246,7 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	if strings.ContainsAny(*in.Value, "\n\x00") {
 		return nil, fault.On(in.Name, fault.Invalid("the value has more than one line"))
 	}
-	if sameWords(string(have), *in.Value) {
+	if sameSetting(string(have), *in.Value) {
 		return yes(false), nil
 	}
 	changed, err := r.write(ctx, call, "host.sysctl", file, *in.Value, true)
@@ -246,7 +256,7 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	if err != nil {
 		return nil, err
 	}
-	if now, err := root.ReadFile(file, maxSetting); err != nil || !sameWords(string(now), *in.Value) {
+	if now, err := root.ReadFile(file, maxSetting); err != nil || !sameSetting(string(now), *in.Value) {
 		return nil, errors.Join(fault.On(in.Name, fault.Refuse("the kernel made %q of %q", strings.TrimSpace(string(now)), *in.Value)), err)
 	}
 	return yes(changed), nil
@@ -268,6 +278,45 @@ func settingFile(name string) (string, error) {
 // sameWords compares values as the kernel prints and takes them.
 func sameWords(a, b string) bool {
 	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
+}
+
+// sameSetting compares values of a setting, of which the kernel tells numbers in decimal, and lists of numbers as ranges.
+func sameSetting(a, b string) bool {
+	return slices.EqualFunc(strings.Fields(a), strings.Fields(b), func(x, y string) bool {
+		m, err := strconv.ParseInt(x, 0, 64)
+		n, also := strconv.ParseInt(y, 0, 64)
+		if err == nil && also == nil {
+			return m == n
+		}
+		return x == y || ranges(x) == ranges(y)
+	})
+}
+
+// ranges returns a list of numbers and ranges of them in order, with neighbours as one; of what is none, the word itself.
+func ranges(word string) string {
+	var list [][2]uint64
+	for item := range strings.SplitSeq(word, ",") {
+		first, last, is := strings.Cut(item, "-")
+		if !is {
+			last = first
+		}
+		m, err := strconv.ParseUint(first, 10, 32)
+		n, also := strconv.ParseUint(last, 10, 32)
+		if err != nil || also != nil {
+			return word
+		}
+		list = append(list, [2]uint64{m, n})
+	}
+	slices.SortFunc(list, func(a, b [2]uint64) int { return cmp.Compare(a[0], b[0]) })
+	joined := list[:1]
+	for _, r := range list[1:] {
+		if before := &joined[len(joined)-1]; r[0] <= before[1]+1 {
+			before[1] = max(before[1], r[1])
+		} else {
+			joined = append(joined, r)
+		}
+	}
+	return fmt.Sprint(joined)
 }
 
 // write makes a file hold one line, and returns whether that changed anything. What it holds already is compared as the kernel

@@ -22,6 +22,31 @@ local function words(text)
   return table.concat(list, " ")
 end
 
+-- A list of numbers, such as 8080,9148,9149, as the kernel tells it: 8080,9148-9149. Other words as they are.
+local function ranges(word)
+  local list, out = {}, {}
+  for item in string.gmatch(word .. ",", "([^,]*),") do
+    local first, last = string.match(item, "^(%d+)-?(%d*)$")
+    if not first then
+      return word
+    end
+    list[#list + 1] = {tonumber(first), tonumber(last) or tonumber(first)}
+  end
+  table.sort(list, function(a, b) return a[1] < b[1] end)
+  for _, range in ipairs(list) do
+    local before = out[#out]
+    if before and range[1] <= before[2] + 1 then
+      before[2] = math.max(before[2], range[2])
+    else
+      out[#out + 1] = range
+    end
+  end
+  for i, range in ipairs(out) do
+    out[i] = range[1] .. "-" .. range[2]
+  end
+  return table.concat(out, ",")
+end
+
 -- Compares values as the kernel takes and tells them: 0x10 is told as 16.
 local function same(a, b)
   local left, right = {}, {}
@@ -35,6 +60,7 @@ local function same(a, b)
     local x, y = left[i], right[i]
     local m, n = tonumber(x), tonumber(y)
     local equal = x == y or m and m == n and math.abs(m) < 2^53
+    equal = equal or x and y and string.find(x .. y, "[,-]") and ranges(x) == ranges(y)
     if not equal then
       return false
     end
@@ -55,6 +81,26 @@ local function text_of(name, value)
     error("settings: the value of " .. name .. " is not one line of text or a number")
   end
   return words(value)
+end
+
+-- What goes first: to change whether packets are forwarded sets other parameters anew, and what is of all interfaces sets that of
+-- each.
+local function rank(path)
+  if path == "/proc/sys/net/ipv4/ip_forward" or string.find(path, "^/proc/sys/net/ipv%d/conf/all/forwarding$") then
+    return 0
+  end
+  local of = string.match(path, "^/proc/sys/net/ipv%d/conf/(%w+)/")
+  return of == "all" and 1 or of == "default" and 2 or 3
+end
+
+-- The file of the parameters that ufw sets when it starts; nil where it does not.
+local function of_ufw()
+  local enabled = file.exists("/etc/ufw/ufw.conf") and file.read("/etc/ufw/ufw.conf") or ""
+  if string.find("\n" .. string.lower(enabled), "\n%s*enabled%s*=[%s\"']*yes") then
+    local default = file.exists("/etc/default/ufw") and file.read("/etc/default/ufw") or ""
+    local path = string.match("\n" .. default, "\n%s*IPT_SYSCTL%s*=[ \t\"']*([^%s\"']+)")
+    return path and file.exists(path) and path or nil
+  end
 end
 
 -- The files that set parameters at each boot, in the order in which they are read.
@@ -79,6 +125,7 @@ local function files_at_boot()
   if legacy and file.exists("/etc/sysctl.conf") then
     list[#list + 1] = "/etc/sysctl.conf"
   end
+  list[#list + 1] = of_ufw()
   return list
 end
 
@@ -107,7 +154,7 @@ end
 
 return script {
   name = "sysctl-profile",
-  version = "2.0",
+  version = "2.1",
   description = "set kernel parameters, now and at every boot",
   params = {
     name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "the name of the file, without .conf"},
@@ -132,7 +179,10 @@ return script {
       want[path] = {name = name, path = path, value = text_of(name, value)}
       names[#names + 1] = name
     end
-    table.sort(names)
+    table.sort(names, function(a, b)
+      local first, second = rank(path_of(a)), rank(path_of(b))
+      return first < second or first == second and a < b
+    end)
     for i, name in ipairs(names) do
       local setting = want[path_of(name)]
       names[i], lines[i] = setting, name .. " = " .. setting.value

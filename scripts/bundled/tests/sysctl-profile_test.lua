@@ -37,6 +37,38 @@ return {
     test.run({name = "x", settings = {["net/ipv4/ip_forward"] = 1, ["net.ipv4.ip_forward"] = 0}}, {fails = "are one parameter"})
   end,
 
+  what_sets_others_goes_first = function()
+    file.write("/proc/sys/net/ipv6/conf/all/forwarding", "0\n", {parents = true})
+    for _, name in ipairs({"all", "default", "A1"}) do
+      file.write("/proc/sys/net/ipv4/conf/" .. name .. "/accept_redirects", "0\n", {parents = true})
+    end
+    local got = conf({
+      ["net.ipv4.conf.A1.accept_redirects"] = 1, ["net/ipv4/conf/all/accept_redirects"] = 1, ["fs.file-max"] = 2,
+      ["net.ipv4.ip_forward"] = 1, ["net.ipv4.conf.default.accept_redirects"] = 1, ["net.ipv6.conf.all.forwarding"] = 1,
+    })
+    local order = {"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net/ipv4/conf/all/accept_redirects",
+      "net.ipv4.conf.default.accept_redirects", "fs.file-max", "net.ipv4.conf.A1.accept_redirects"}
+    assert(string.gsub(got, " = %d", "") == table.concat(order, "\n") .. "\n", got)
+  end,
+
+  lists_are_compared_as_such = function()
+    local ports = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+    file.write(ports, "8080,9148-9150\n")
+    conf({["net.ipv4.ip_local_reserved_ports"] = "9149,8080,9148,9150"})
+    assert(file.read(ports) == "8080,9148-9150\n")
+    conf({["net.ipv4.ip_local_reserved_ports"] = "9149,8080"})
+    assert(file.read(ports) == "9149,8080\n")
+  end,
+
+  sees_what_ufw_sets = function()
+    file.write("/etc/ufw/ufw.conf", "# on\nENABLED=yes\n", {parents = true})
+    file.write("/etc/default/ufw", "IPT_SYSCTL=/etc/ufw/sysctl.conf\n", {parents = true})
+    file.write("/etc/ufw/sysctl.conf", "# router\nnet/ipv4/ip_forward=0\n")
+    test.run({name = "x", settings = settings}, {fails = "overridden at each boot by /etc/ufw/sysctl.conf:2"})
+    file.write("/etc/ufw/ufw.conf", "ENABLED=no\n")
+    conf(settings)
+  end,
+
   values_are_exact = function()
     assert(conf({["fs.file-max"] = "9223372036854775807"}) == "fs.file-max = 9223372036854775807\n")
     assert(conf({["fs.file-max"] = 9007199254740991}) == "fs.file-max = 9007199254740991\n")
