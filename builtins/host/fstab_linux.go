@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -20,6 +21,9 @@ type fstabEntry struct {
 	source, target, fstype, options string
 	dump, pass                      uint64
 }
+
+// numbersBehind matches options that have the last two fields of a line of fstab in them.
+var numbersBehind = lazyregexp.New(` [0-9] [0-9]$`)
 
 var fstypeName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._+,-]*$`)
 
@@ -45,7 +49,8 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		return e, fault.Invalid("swap is not mounted; the script swap-file makes some")
 	case !fstypeName().MatchString(e.fstype):
 		return e, fault.Invalid("%q is no type of a file system", e.fstype)
-	case strings.Contains(e.source, "/") && !fsys.IsAbs(e.source) && !strings.ContainsAny(e.source, ":=") && e.fstype != "zfs":
+	case strings.Contains(e.source, "/") && !fsys.IsAbs(e.source) && !strings.ContainsAny(e.source, ":=") &&
+		!slices.Contains([]string{"zfs", "9p", "virtiofs"}, e.fstype):
 		return e, fault.Invalid("%q is no path from the root on", e.source)
 	case fuseProgram(e.fstype, e.source) == "":
 		return e, fault.Invalid("%s with the source %q says no program", e.fstype, e.source)
@@ -53,7 +58,7 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		return e, fault.Invalid("dump and pass are numbers of one digit")
 	}
 	name, value, tagged := strings.Cut(e.source, "=")
-	if tagged && tags[name] != "" && (value == "" || strings.ContainsAny(value, `/"'`)) {
+	if tagged && tags[name] != "" && (value == "" || strings.ContainsAny(value, `"'`) || strings.Contains(value, "..")) {
 		return e, fault.Invalid("%q names no file system", e.source)
 	}
 	for name, field := range map[string]string{"source": e.source, "target": e.target, "options": e.options} {
@@ -61,12 +66,18 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 			return e, fault.Invalid("%s holds a control character, such as the end of a line", name)
 		}
 	}
+	if numbersBehind().MatchString(e.options) {
+		return e, fault.Invalid("options end with two numbers; they are dump and pass")
+	}
 	for option := range strings.SplitSeq(e.options, ",") {
 		switch option {
 		case "":
 			return e, fault.Invalid("options hold an empty one")
 		case "remount", "move":
 			return e, fault.Invalid("%s is no option of a file system that is mounted anew", option)
+		}
+		if strings.Trim(option, " ") != option {
+			return e, fault.Invalid("options: %q begins or ends with a blank", option)
 		}
 		for _, p := range optionPaths(option) {
 			if !fsys.IsAbs(p) || strings.Contains(p, `\`) {
@@ -138,15 +149,19 @@ func parseEntry(line string) (e fstabEntry, ok bool) {
 }
 
 // editFstab returns fstab with the entry for a target; nil: with none. All other lines stay as they are, and so does an entry
-// that says the same.
-func editFstab(old []byte, target string, want *fstabEntry) (content []byte, was *fstabEntry, err error) {
+// that says the same. leads says whether another target than this one leads to it, by a link; nil: none does.
+func editFstab(
+	old []byte, target string, want *fstabEntry, leads func(e fstabEntry) bool,
+) (content []byte, was *fstabEntry, err error) {
 	lines := bytes.SplitAfter(old, []byte("\n"))
 	at := -1
 	for i, line := range lines {
 		e, ok := parseEntry(string(line))
-		if e.target = path.Clean(e.target); !ok || e.target != target || e.fstype == "swap" {
+		e.target = path.Clean(e.target)
+		if !ok || e.fstype == "swap" || e.target != target && (leads == nil || !leads(e)) {
 			continue
 		}
+		e.target = target
 		if was != nil {
 			return nil, nil, fault.Refuse("lines %d and %d are both of %s", at+1, i+1, target)
 		}

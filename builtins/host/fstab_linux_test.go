@@ -18,31 +18,31 @@ const someFstab = "# static\n\nUUID=0a1b / ext4 errors=remount-ro 0 1\n/dev/vdb1
 
 func TestEditFstab(t *testing.T) {
 	want := &fstabEntry{source: "LABEL=my disk", target: "/srv", fstype: "ext4", options: "defaults", pass: 2}
-	added, was, err := editFstab([]byte(someFstab), "/srv", want)
+	added, was, err := editFstab([]byte(someFstab), "/srv", want, nil)
 	if err != nil || was != nil || string(added) != someFstab+"\nLABEL=my\\040disk /srv ext4 defaults 0 2\n" {
 		t.Errorf("%q %v %v", added, was, err)
 	}
 	for _, same := range []string{string(added), someFstab + "\nLABEL=my\\040disk\t\t/srv/  ext4\tdefaults 0\t2\n"} { // however it is written
-		if got, was, err := editFstab([]byte(same), "/srv", want); err != nil || string(got) != same || same == string(added) && *was != *want {
+		if got, was, err := editFstab([]byte(same), "/srv", want, nil); err != nil || string(got) != same || same == string(added) && *was != *want {
 			t.Errorf("%q %v", got, err)
 		}
 	}
 	other := &fstabEntry{source: "/dev/vdc", target: "/old place", fstype: "xfs", options: "noatime"}
-	got, was, err := editFstab([]byte(someFstab), "/old place", other)
+	got, was, err := editFstab([]byte(someFstab), "/old place", other, nil)
 	if err != nil || was.source != "/dev/vdb1" ||
 		string(got) != strings.Replace(someFstab, "/dev/vdb1\t/old\\040place\text4\tdefaults\t0 2", "/dev/vdc /old\\040place xfs noatime 0 0", 1) {
 		t.Errorf("%q %v %v", got, was, err)
 	}
-	if got, _, err := editFstab(added, "/srv", nil); err != nil || string(got) != someFstab+"\n" {
+	if got, _, err := editFstab(added, "/srv", nil, nil); err != nil || string(got) != someFstab+"\n" {
 		t.Errorf("%q %v", got, err)
 	}
-	if got, was, err := editFstab([]byte(someFstab), "/tmp", nil); err != nil || was == nil || string(got) != strings.TrimSuffix(someFstab, "none /tmp tmpfs nosuid") {
+	if got, was, err := editFstab([]byte(someFstab), "/tmp", nil, nil); err != nil || was == nil || string(got) != strings.TrimSuffix(someFstab, "none /tmp tmpfs nosuid") {
 		t.Errorf("%q %v", got, err)
 	}
-	if got, _, err := editFstab(nil, "/srv", want); err != nil || string(got) != want.String()+"\n" {
+	if got, _, err := editFstab(nil, "/srv", want, nil); err != nil || string(got) != want.String()+"\n" {
 		t.Errorf("%q %v", got, err)
 	}
-	if _, _, err := editFstab([]byte("a /x ext4\nb /x ext4\n"), "/x", want); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "lines 1 and 2") {
+	if _, _, err := editFstab([]byte("a /x ext4\nb /x ext4\n"), "/x", want, nil); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "lines 1 and 2") {
 		t.Error(err)
 	}
 	for _, e := range []fstabEntry{
@@ -111,6 +111,39 @@ func TestMountBelowRoot(t *testing.T) {
 	g.holds("etc/fstab", someFstab+"\n")
 }
 
+// A line of fstab may name the directory by a link.
+func TestFstabNamesALink(t *testing.T) {
+	for _, line := range []string{"LABEL=data /data/sub ext4 defaults 0 2", "/dev/vdb /data/sub/ ext4 noatime 0 0"} {
+		g := newTree(t)
+		g.room.guest.Live = false
+		err := errors.Join(os.MkdirAll(filepath.Join(g.dir, "srv/real"), 0o755), os.Symlink("/srv/real", filepath.Join(g.dir, "data")),
+			os.WriteFile(filepath.Join(g.dir, "etc/fstab"), []byte(line+"\nserver:/x /data nfs defaults\n"), 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mount := &pb.MountArgs{Source: "LABEL=data", Target: "/data/sub", Fstype: "ext4", Pass: 2}
+		if _, err := invokeAs(g.call, g.room, "host.mount", mount); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(line, "/dev") {
+			line = "LABEL=data /srv/real/sub ext4 defaults 0 2"
+		}
+		g.holds("etc/fstab", line+"\nserver:/x /data nfs defaults\n")
+		if _, err := invokeAs(g.call, g.room, "host.unmount", &pb.UnmountArgs{Target: "/srv/real/sub"}); err != nil {
+			t.Fatal(err)
+		}
+		g.holds("etc/fstab", "server:/x /data nfs defaults\n")
+	}
+}
+
+func TestSourcesWithSlashes(t *testing.T) {
+	for _, in := range []*pb.MountArgs{{Source: "host/share", Fstype: "9p"}, {Source: "a/b", Fstype: "virtiofs"}, {Source: "LABEL=/boot", Fstype: "ext3"}} {
+		if _, err := newEntry(in, "/mnt"); err != nil {
+			t.Error(in, err)
+		}
+	}
+}
+
 func TestMountRefuses(t *testing.T) {
 	g := newTree(t)
 	g.room.guest.Live = false
@@ -149,6 +182,8 @@ func TestMountRefuses(t *testing.T) {
 		"relative bind":    func(in *pb.MountArgs) { in.Source, in.Fstype, in.Options = "etc", "", "bind" },
 		"relative image":   func(in *pb.MountArgs) { in.Source, in.Options = "srv/a.img", "loop" },
 		"relative layer":   func(in *pb.MountArgs) { in.Source, in.Fstype, in.Options = "x", "overlay", "lowerdir=/a:b" },
+		"line as options":  func(in *pb.MountArgs) { in.Options = "noatime,logbufs=8 0 2" },
+		"blank in options": func(in *pb.MountArgs) { in.Options = "defaults, noatime" },
 		"no program":       func(in *pb.MountArgs) { in.Source, in.Fstype = "#x", "fuse" },
 	} {
 		t.Run(name, func(t *testing.T) {

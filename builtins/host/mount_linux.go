@@ -198,7 +198,8 @@ func (r *Room) putFstab(
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fault.On(fstabFile, err)
 	}
-	content, _, err := editFstab(old, target, want)
+	leads := r.leadsTo(call, target)
+	content, _, err := editFstab(old, target, want, leads)
 	if err != nil {
 		return false, fault.On(fstabFile, err)
 	}
@@ -215,7 +216,7 @@ func (r *Room) putFstab(
 	changed, err = r.edit.Put(ctx, call, edit.File{
 		Op: op, Path: fstabFile, Follow: true,
 		Edit: func(_ context.Context, old []byte) ([]byte, error) {
-			content, _, err := editFstab(old, target, want)
+			content, _, err := editFstab(old, target, want, leads)
 			return content, err
 		},
 	})
@@ -224,6 +225,23 @@ func (r *Room) putFstab(
 	}
 	// Else systemd goes by the old entry, and may unmount what is mounted by the new one.
 	return changed, r.systemctl(ctx, "daemon-reload")
+}
+
+// leadsTo says of an entry of fstab whether its target leads to another one by a link. What is mounted of the network is not looked
+// at: a server that does not answer would hold up the call.
+func (r *Room) leadsTo(call *builtins.Call, target string) func(fstabEntry) bool {
+	root := r.guest.Files
+	if call != nil {
+		root = r.guest.Of(call)
+	}
+	return func(e fstabEntry) bool {
+		name, _, _ := strings.Cut(e.source, "=")
+		if tags[name] == "" && !strings.HasPrefix(e.source, "/dev/") && !isBind(e.options) {
+			return false
+		}
+		at, err := root.Resolve(wiretext.EscapePath(e.target), true)
+		return err == nil && at == wiretext.EscapePath(target)
+	}
 }
 
 func systemdRuns() bool {
@@ -296,7 +314,7 @@ func (r *Room) announceUnmount(
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	_, was, err := editFstab(old, wiretext.UnescapePath(path), nil)
+	_, was, err := editFstab(old, wiretext.UnescapePath(path), nil, r.leadsTo(call, wiretext.UnescapePath(path)))
 	if err != nil {
 		return false, fault.On(fstabFile, err)
 	}
@@ -446,7 +464,7 @@ func (r *Room) fstabEntry(target string) (*fstabEntry, error) {
 	if err != nil {
 		return nil, fault.On(fstabFile, err)
 	}
-	_, said, err := editFstab(content, target, nil)
+	_, said, err := editFstab(content, target, nil, r.leadsTo(nil, target))
 	if err == nil && said == nil {
 		err = fault.Wrapf(fs.ErrNotExist, "nothing is said of %s", wiretext.EscapePath(target))
 	}
