@@ -22,6 +22,7 @@ import (
 const (
 	localeConf     = "/etc/locale.conf"      // locale.conf(5)
 	debianLocale   = "/etc/default/locale"   // pam_env reads it
+	environment    = "/etc/environment"      // pam_env reads it, too
 	consoleConf    = "/etc/vconsole.conf"    // vconsole.conf(5)
 	debianKeyboard = "/etc/default/keyboard" // keyboard(5)
 	debianVersion  = "/etc/debian_version"   // tells which of them a guest without either takes
@@ -39,7 +40,11 @@ var (
 )
 
 func localeAccess(in *pb.LocaleArgs) builtins.Access {
-	return rewrites(in.New != "", localeConf, debianLocale)
+	a := rewrites(in.New != "", localeConf, debianLocale)
+	if in.New != "" {
+		a.Reads = append(slices.Clone(a.Reads), environment)
+	}
+	return a
 }
 
 func keymapAccess(in *pb.KeymapArgs) builtins.Access {
@@ -65,6 +70,9 @@ func (r *Room) locale(ctx context.Context, call *builtins.Call, in *pb.LocaleArg
 	if there, err := hasLocale(root, in.New); err != nil || !there {
 		return nil, missing(in.New, "locale", "the guest has those that locale -a lists", err)
 	}
+	if err := checkOverrides(root, in.New); err != nil {
+		return nil, err
+	}
 	files, err := settingFiles(root, localeConf, debianLocale)
 	if err != nil {
 		return nil, err
@@ -78,6 +86,20 @@ func (r *Room) locale(ctx context.Context, call *builtins.Call, in *pb.LocaleArg
 		changed = changed || also
 	}
 	return yes(changed), nil
+}
+
+// checkOverrides refuses a locale that would be without effect: LC_ALL goes before LANG. systemd does not read it, and pam_env does.
+func checkOverrides(root *fsys.Root, locale string) error {
+	for _, file := range []string{debianLocale, environment} {
+		all, err := variable(root, "LC_ALL", file)
+		if err == nil && all != "" && normalLocale(all) != normalLocale(locale) {
+			err = fault.Refuse("LC_ALL is %s there, which goes before LANG", all)
+		}
+		if err != nil {
+			return fault.On(file, err)
+		}
+	}
+	return nil
 }
 
 // keymap tells the layout of the console's keyboard, or sets it: from the next boot on.

@@ -15,6 +15,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -98,6 +99,22 @@ func TestLocaleOfDebian(t *testing.T) {
 }
 
 // What this machine's own C library lists is found, and nothing else.
+// With LC_ALL beside it LANG is without effect.
+func TestLocaleIsOverridden(t *testing.T) {
+	for _, file := range []string{"etc/default/locale", "etc/environment"} {
+		g := newTree(t)
+		g.put("etc/debian_version", "12\n")
+		g.put(file, "LC_ALL=\"POSIX\"\n")
+		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "/"+file+": LC_ALL is POSIX") || g.kept != nil {
+			t.Error(err)
+		}
+		g.put(file, "#LC_ALL=C\nLC_ALL=C.utf8\n")
+		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestLocalesOfThisMachine(t *testing.T) {
 	out, err := exec.Command("locale", "-a").Output()
 	if err != nil {
