@@ -29,6 +29,7 @@ type link struct {
 	addresses []netip.Prefix
 	dhcp      [2]bool // IPv4, IPv6
 	routes    []route
+	direct    []netip.Prefix // what is reached without a gateway, beside the networks of addresses
 }
 
 // route is a way through a gateway.
@@ -113,7 +114,7 @@ func settings(content []byte) (list []setting) {
 
 // readNetworkd reads a .network, .netdev or .link file (systemd.network(5), systemd.netdev(5), systemd.link(5)).
 func (l *link) readNetworkd(ext string, list []setting) {
-	ways, dhcp := map[int]*route{}, ""
+	ways, ends, dhcp := map[int]*route{}, map[int]bool{}, "" // ends: packets are not delivered
 	for _, s := range list {
 		switch s.section + " " + s.key + " " + ext {
 		case "NetDev Name .netdev":
@@ -156,17 +157,22 @@ func (l *link) readNetworkd(ext string, list []setting) {
 				ways[s.group] = &route{}
 			}
 			ways[s.group].set(s)
+		case "Route Type .network":
+			ends[s.group] = s.value != "unicast"
 		}
 	}
 	if ext == ".network" {
 		l.dhcp = [2]bool{dhcp == "ipv4" || dhcp == "yes", dhcp == "ipv6" || dhcp == "yes"}
 	}
-	for _, way := range ways {
-		if way.via.IsValid() {
+	for group, way := range ways {
+		switch {
+		case way.via.IsValid():
 			if !way.to.IsValid() {
 				way.to = everywhere(way.via)
 			}
 			l.routes = append(l.routes, *way)
+		case way.to.IsValid() && !ends[group]:
+			l.direct = append(l.direct, way.to)
 		}
 	}
 }
@@ -237,10 +243,12 @@ func (l *link) readKeyfile(list []setting) {
 			if prefix, err := netip.ParsePrefix(parts[0]); err == nil {
 				l.addresses = append(l.addresses, prefix)
 			}
-		case strings.HasPrefix(s.key, "route") && strings.Trim(s.key[5:], "0123456789") == "" && len(parts) > 1:
+		case strings.HasPrefix(s.key, "route") && strings.Trim(s.key[5:], "0123456789") == "":
 			to := destination(parts[0])
-			if via, err := netip.ParseAddr(parts[1]); to.IsValid() && err == nil {
+			if via, err := netip.ParseAddr(append(parts, "")[1]); to.IsValid() && err == nil {
 				l.routes = append(l.routes, route{to: to, via: via})
+			} else if to.IsValid() {
+				l.direct = append(l.direct, to)
 			}
 		}
 	}
@@ -269,8 +277,11 @@ func (l *link) is(have facts.Link) bool {
 }
 
 // outside returns the first gateway that no network of the interface reaches; where addresses are leased nobody knows that
-// before.
+// before. What a VRF reaches it does by its interfaces.
 func (l *link) outside() (netip.Addr, bool) {
+	if l.kind == "vrf" {
+		return netip.Addr{}, false
+	}
 	for _, w := range l.routes {
 		family := 0
 		if w.via.Is6() {
@@ -279,7 +290,8 @@ func (l *link) outside() (netip.Addr, bool) {
 		if w.onLink || w.via.IsLinkLocalUnicast() || l.dhcp[family] || l.port {
 			continue
 		}
-		if !slices.ContainsFunc(l.addresses, func(p netip.Prefix) bool { return p.Contains(w.via) }) && l.hasFamily(family) {
+		reached := func(p netip.Prefix) bool { return p.Contains(w.via) }
+		if !slices.ContainsFunc(l.addresses, reached) && !slices.ContainsFunc(l.direct, reached) && l.hasFamily(family) {
 			return w.via, true
 		}
 	}
