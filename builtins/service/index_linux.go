@@ -161,9 +161,15 @@ func (x *indexer) state(dir string, u unit, file fs.DirEntry) string {
 	}
 	f := &found{unit: u}
 	f.parse(string(content))
+	var dirs []string
 	for _, dir := range unitDirs {
 		if x.has(dir, string(u)+".d") {
-			x.dropIns(f, dir+"/"+string(u)+".d")
+			dirs = append(dirs, dir+"/"+string(u)+".d")
+		}
+	}
+	for _, path := range dropIns(dirs, x.names) {
+		if content, err := os.ReadFile(x.at(path)); err == nil {
+			f.parse(string(content))
 		}
 	}
 	return f.word(x.index.wanted[string(u)], linked)
@@ -183,14 +189,12 @@ func (x *indexer) has(dir, name string) bool {
 	return there
 }
 
-func (x *indexer) dropIns(f *found, dir string) {
+// names are what is in a directory.
+func (x *indexer) names(dir string) (list []string) {
 	for _, file := range x.read(dir) {
-		if strings.HasSuffix(file.Name(), ".conf") {
-			if content, err := os.ReadFile(x.at(dir + "/" + file.Name())); err == nil {
-				f.parse(string(content))
-			}
-		}
+		list = append(list, file.Name())
 	}
+	return list
 }
 
 // current says whether an index still holds: no directory that it is of was changed, and systemd read no files again.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +137,59 @@ func TestLinksOfATree(t *testing.T) {
 	}
 	if _, err := call(t, r, &builtins.Call{}, "service.start", &pb.ServiceRunArgs{Name: "web"}); !errors.Is(err, errors.ErrUnsupported) {
 		t.Error(err)
+	}
+}
+
+// [Install] is read as systemd reads it.
+func TestInstallOfUnits(t *testing.T) {
+	const wants = "[Install]\nWantedBy=multi-user.target\n"
+	r, dir := newTree(t, map[string]string{
+		units + "also.service": "[Install]\nAlso=a.service nosuch.service\n", units + "a.service": wants,
+		units + "comment.service": "[Install]\nWantedBy=multi-user.target \\\n# not a target\n  graphical.target\n",
+		units + "quoted.service":  "[Install]\nWantedBy=\"multi-user.target\" 'graphical.target'\n",
+		units + "mark.service":    "\ufeff" + wants, units + "blank.service": "[Install]\r\n WantedBy = x.target\\ \r\n",
+		units + "hidden.service": wants, units + "hidden.service.d/1.conf": "[Install]\nWantedBy=vendor.target\n",
+		systemDir + "/hidden.service.d/1.conf": "[Install]\nWantedBy=admin.target\n",
+		units + "order.service":                wants, systemDir + "/order.service.d/1.conf": "[Install]\nWantedBy=one.target\n",
+		units + "order.service.d/2.conf": "[Install]\nWantedBy=\nWantedBy=two.target\n",
+		units + "i@.service":             wants, units + "i@.service.d/1.conf": "[Install]\nWantedBy=all.target\n",
+		units + "i@one.service.d/2.conf": "[Install]\nWantedBy=one.target\n",
+		units + "alias@.service":         "[Install]\nWantedBy=multi-user.target\nAlias=other-%i.service\n",
+		units + "fixed@.service":         "[Install]\nAlias=fixed2@b.service\nWantedBy=multi-user.target\n",
+		units + "plain.service":          "[Install]\nAlias=plain@.service\n",
+	})
+	if err := os.Symlink(nullDevice, dir+systemDir+"/order.service.d/3.conf"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"also": "multi-user.target.wants/a.service", "comment": "graphical.target.wants/comment.service multi-user.target.wants/comment.service",
+		"quoted": "graphical.target.wants/quoted.service multi-user.target.wants/quoted.service", "mark": "multi-user.target.wants/mark.service",
+		"hidden": "admin.target.wants/hidden.service multi-user.target.wants/hidden.service", "order": "two.target.wants/order.service",
+		"i@one":   "all.target.wants/i@one.service multi-user.target.wants/i@one.service one.target.wants/i@one.service",
+		"i@two":   "all.target.wants/i@two.service multi-user.target.wants/i@two.service",
+		"fixed@b": "fixed2@b.service multi-user.target.wants/fixed@b.service",
+		"blank":   "", "alias@x": "", "fixed@c": "", "plain": "",
+	} {
+		_, err := call(t, r, &builtins.Call{}, "service.enable", &pb.ServiceEnableArgs{Name: name})
+		if (err == nil) != (want != "") {
+			t.Error(name, err)
+		}
+		links, _ := filepath.Glob(dir + systemDir + "/*.wants/*")
+		aliases, _ := filepath.Glob(dir + systemDir + "/*.service")
+		var got []string
+		for _, link := range append(links, aliases...) {
+			got = append(got, strings.TrimPrefix(link, dir+systemDir+"/"))
+			if err := os.Remove(link); err != nil {
+				t.Fatal(err)
+			}
+		}
+		slices.Sort(got)
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	if state := newIndex(dir, 1).of("mark.service"); state != "disabled" {
+		t.Error(state)
 	}
 }
 

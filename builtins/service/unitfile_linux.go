@@ -66,9 +66,9 @@ func (t tree) isDir(path string) bool {
 // find returns the file of a unit, or that of its template. The error is fs.ErrNotExist where there is none, and says so of one
 // that is made from something else.
 func (t tree) find(u unit) (*found, error) {
-	f, err := t.lookup(u, 0)
+	f, err := t.lookup(u, u, 0)
 	if errors.Is(err, fs.ErrNotExist) && u != u.template() {
-		f, err = t.lookup(u.template(), 0)
+		f, err = t.lookup(u.template(), u, 0)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = t.absent(u)
@@ -92,7 +92,8 @@ func (t tree) absent(u unit) error {
 // maxAliases is how many aliases may lead to a unit.
 const maxAliases = 8
 
-func (t tree) lookup(u unit, depth int) (*found, error) {
+// lookup returns the file of a unit, with what stands beside it for the instance that was asked for.
+func (t tree) lookup(u, asked unit, depth int) (*found, error) {
 	for _, dir := range unitDirs {
 		path := dir + "/" + string(u)
 		kind, target, err := t.what(path)
@@ -105,7 +106,7 @@ func (t tree) lookup(u unit, depth int) (*found, error) {
 			return &found{unit: u, path: path, masked: true}, nil
 		case kind == fsys.Symlink && fsys.Base(target) != string(u) && depth < maxAliases:
 			if other := unit(fsys.Base(target)); other.kindKnown() && slices.Contains(unitDirs, fsys.Parent(leads(dir, target))) {
-				return t.lookup(other, depth+1)
+				return t.lookup(other, other, depth+1)
 			}
 		}
 		f := &found{unit: u, path: path, linked: kind == fsys.Symlink && dir == systemDir}
@@ -113,7 +114,7 @@ func (t tree) lookup(u unit, depth int) (*found, error) {
 			f.path = leads(dir, target)
 			f.linked = !slices.Contains(unitDirs, fsys.Parent(f.path))
 		}
-		return f, t.read(f)
+		return f, t.read(f, asked)
 	}
 	return nil, fs.ErrNotExist
 }
@@ -133,7 +134,7 @@ func (t tree) aliased(ctx context.Context, alias unit) *found {
 			if read++; read > maxSearched || context.Cause(ctx) != nil {
 				return nil
 			}
-			f, err := t.lookup(u, 0)
+			f, err := t.lookup(u, u, 0)
 			if err != nil || f.masked {
 				continue
 			}
@@ -175,25 +176,44 @@ func leads(dir, target string) string {
 	return fsys.Join(dir, target)
 }
 
-// read reads [Install] of a unit's file, and of the files that go with it.
-func (t tree) read(f *found) error {
+// read reads [Install] of a unit's file, and of the files that go with it, or with the instance of it that was asked for.
+func (t tree) read(f *found, asked unit) error {
 	content, err := t.files.ReadFile(f.path, maxUnitFile)
 	if err != nil {
 		return fault.On(f.path, err)
 	}
 	f.masked = len(content) == 0 && fsys.Parent(f.path) != systemDir || f.masked
 	f.parse(string(content))
+	var dirs []string
 	for _, dir := range unitDirs {
-		at := dir + "/" + string(f.unit) + ".d"
-		for _, name := range t.names(at) {
-			if strings.HasSuffix(name, ".conf") {
-				if content, err := t.files.ReadFile(at+"/"+name, maxUnitFile); err == nil {
-					f.parse(string(content))
-				}
-			}
+		dirs = append(dirs, dir+"/"+string(f.unit)+".d")
+		if asked != f.unit && asked.template() == f.unit {
+			dirs = append(dirs, dir+"/"+string(asked)+".d")
+		}
+	}
+	for _, path := range dropIns(dirs, t.names) {
+		if content, err := t.files.ReadFile(path, maxUnitFile); err == nil { // a link to nothing says nothing
+			f.parse(string(content))
 		}
 	}
 	return nil
+}
+
+// dropIns are the files in directories that go with a unit, in the order in which they are read: by name, and of one name that of
+// the first directory alone.
+func dropIns(dirs []string, names func(dir string) []string) (paths []string) {
+	of := map[string]string{}
+	for _, dir := range dirs {
+		for _, name := range names(dir) {
+			if of[name] == "" && strings.HasSuffix(name, ".conf") {
+				of[name] = dir + "/" + name
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		paths = append(paths, of[name])
+	}
+	return paths
 }
 
 // maxNames bounds the names in a directory of units that are read.
@@ -218,10 +238,18 @@ func (t tree) names(dir string) []string {
 
 // parse reads the section [Install] of a file of settings (systemd.syntax(7)). An empty value takes back those before it.
 func (f *found) parse(content string) {
-	section := ""
-	for line := range strings.Lines(strings.ReplaceAll(content, "\\\n", " ")) {
+	section, before := "", ""
+	for line := range strings.Lines(strings.TrimPrefix(content, "\ufeff")) {
+		goesOn := strings.HasSuffix(strings.TrimRight(line, "\r\n"), "\\")
 		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' || line[0] == ';' {
+		if line != "" && (line[0] == '#' || line[0] == ';') { // also between the lines of one setting
+			continue
+		}
+		if before += line; goesOn {
+			before = strings.TrimSuffix(before, "\\") + " "
+			continue
+		}
+		if line, before = strings.TrimSpace(before), ""; line == "" {
 			continue
 		}
 		if line[0] == '[' {
@@ -233,6 +261,11 @@ func (f *found) parse(content string) {
 			continue
 		}
 		words := strings.Fields(value)
+		for i, word := range words {
+			if n := len(word); n > 1 && (word[0] == '"' || word[0] == '\'') && word[n-1] == word[0] {
+				words[i] = word[1 : n-1]
+			}
+		}
 		if strings.TrimSpace(key) == "DefaultInstance" {
 			f.instance = strings.TrimSpace(value)
 			continue
@@ -309,6 +342,10 @@ func (t tree) addLinks(u unit, seen map[unit]bool, list *[]link) error {
 		}
 		if unit(alias).kind() != name.kind() {
 			return fault.Invalid("its alias %s is of another kind", alias)
+		}
+		_, instance, templated := name.split()
+		if _, other, also := unit(alias).split(); also != templated || also && other != "" && other != instance {
+			return fault.Invalid("%s can be no alias of %s", alias, name)
 		}
 		if alias != string(name) {
 			*list = append(*list, link{systemDir + "/" + alias, f.path})
