@@ -9,6 +9,8 @@ local OPTIONS = {"/etc/default/ssh", "/etc/sysconfig/sshd", "/etc/sysconfig/ssh"
 local ALIASES = {
   challengeresponseauthentication = "kbdinteractiveauthentication", skeyauthentication = "kbdinteractiveauthentication",
 }
+-- What lets users in who give no password.
+local WITHOUT_PASSWORD = {pubkeyauthentication = true, gssapiauthentication = true, hostbasedauthentication = true}
 local ROOT_LOGIN = {["no"] = 0, ["forced-commands-only"] = 1, ["prohibit-password"] = 2, ["yes"] = 3}
 
 -- Prints what the server would do, without a server that runs: sshd wants its directory, and a host key, which an image
@@ -332,7 +334,7 @@ local function check_effect(start, block, want, groups)
       for _, group in ipairs(list) do
         allowed[#allowed + 1] = group
       end
-    elseif want[key] and not is[key] then
+    elseif (want[key] or WITHOUT_PASSWORD[key]) and not is[key] then
       is[key] = value_of(key, list[1])
     end
   end
@@ -343,6 +345,13 @@ local function check_effect(start, block, want, groups)
     elseif is[key] ~= want[key] and not (block and as_strict(key, is[key], want[key])) then
       error("not in effect" .. where .. ": sshd has " .. key .. " " .. is[key] .. ", not " .. want[key])
     end
+  end
+  local nobody = not block and want.passwordauthentication == "no" and is.pubkeyauthentication == "no"
+  for key in pairs(WITHOUT_PASSWORD) do
+    nobody = nobody and is[key] ~= "yes"
+  end
+  if nobody then
+    error("nobody could log in: sshd takes no keys either (PubkeyAuthentication)")
   end
   if groups and (#allowed == 0 or not within(allowed, groups)) then
     error("not in effect" .. where .. ": sshd has allowgroups " .. table.concat(allowed, " "))
@@ -363,7 +372,7 @@ end
 
 return script {
   name = "sshd-hardening",
-  version = "2.1",
+  version = "2.2",
   description = "keys only and no root passwords for the SSH server; fails where another setting overrides that",
   params = {
     permit_root_login = {type = "string", default = "prohibit-password",

@@ -51,6 +51,14 @@ return {
     test.run({allow_groups = {"admin"}}, {fails = "sshd has allowgroups "})
   end,
 
+  does_not_lock_everybody_out = function()
+    local without = EFFECT .. "pubkeyauthentication no\nhostbasedauthentication no\n"
+    test.command("sh -c *", {stdout = without .. "gssapiauthentication no\n"})
+    test.run(nil, {fails = "nobody could log in"})
+    test.command("sh -c *", {stdout = without .. "gssapiauthentication yes\n"})
+    test.run()
+  end,
+
   asks_for_each_match_block = function()
     file.write(MAIN, INCLUDE .. "Match User git,!root Address 10.0.0.0/8\nX11Forwarding no\nMATCH all\n  MaxAuthTries 2\n")
     test.command("sh -c *", {stdout = EFFECT})
