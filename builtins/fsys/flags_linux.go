@@ -77,9 +77,6 @@ func (o descriptor) setFlags(kind Kind, xattrs map[string][]byte) error {
 	return nil
 }
 
-// locked says whether the object has a flag that forbids to change it.
-func (m Meta) locked() bool { return m.AppendOnly || m.Immutable }
-
 // unlockAt takes the flags from an object that forbid to change it. Where there is none nothing is done.
 func unlockAt(dir handle, name string) error {
 	o, err := openDescriptor(dir, name)

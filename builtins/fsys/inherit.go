@@ -79,6 +79,9 @@ func (m Meta) CheckLocked(what string) error {
 	}
 }
 
+// locked says whether the object has a flag of chattr(1) that forbids to change it.
+func (m Meta) locked() bool { return m.AppendOnly || m.Immutable }
+
 // Unlocked returns the state without the flags of chattr(1) that forbid to change or rename the object.
 func (m Meta) Unlocked() Meta {
 	m.Xattrs, m.AppendOnly, m.Immutable = unlocked(m.Xattrs), false, false

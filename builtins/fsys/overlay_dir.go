@@ -1,6 +1,7 @@
 package fsys
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -31,6 +32,15 @@ func (d *overlayDir) checkFree(name string) error {
 		return syscall.EEXIST
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
+	}
+	return d.checkNames(nil)
+}
+
+// checkNames says why no name can be given in the directory; or why the one of an object cannot be taken away: the kernel asks
+// for the flags of chattr(1) first.
+func (d *overlayDir) checkNames(taken *overlayNode) error {
+	if d.node.meta.Immutable || taken != nil && (d.node.meta.AppendOnly || taken.meta.locked()) {
+		return syscall.EPERM
 	}
 	return d.checkWrite(".")
 }
@@ -291,7 +301,7 @@ func (d *overlayDir) setAttr(name string, kind Kind, attr Attr) error {
 		if m.Kind != kind {
 			return fault.ErrChanged
 		}
-		if uid, _ := agentIDs(); uid != 0 && m.UID != uid {
+		if uid, _ := agentIDs(); m.locked() || uid != 0 && m.UID != uid {
 			return syscall.EPERM
 		}
 		return m.setAttr(attr)
@@ -384,7 +394,7 @@ func (d *overlayDir) remove(name string, isDir bool) error {
 	if err != nil {
 		return err
 	}
-	if err := d.checkWrite("."); err != nil {
+	if err := d.checkNames(node); err != nil {
 		return err
 	}
 	switch {
@@ -402,10 +412,11 @@ func (d *overlayDir) remove(name string, isDir bool) error {
 }
 
 func (d *overlayDir) removeAll(_ context.Context, name string, _ func(dir Meta) bool) error {
-	if _, err := d.child(name); err != nil {
+	node, err := d.child(name)
+	if err != nil {
 		return err
 	}
-	if err := d.checkWrite("."); err != nil {
+	if err := d.checkNames(node); err != nil {
 		return err
 	}
 	d.unlink(name)
@@ -438,7 +449,7 @@ func (d *overlayDir) rename(name string, to directory, toName string, replace bo
 	case d.node.meta.Dev != target.node.meta.Dev:
 		return syscall.EXDEV
 	}
-	if err := errors.Join(d.checkWrite("."), target.checkWrite(".")); err != nil {
+	if err := cmp.Or(d.checkNames(node), target.checkNames(there)); err != nil {
 		return err
 	}
 	target.overlay.countUnlink(target.node, toName)
