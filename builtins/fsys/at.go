@@ -194,7 +194,8 @@ func (a *At) Remove() error {
 }
 
 // RemoveAll removes what is here, a directory with all that is below it. It follows no link, and refuses, before it
-// removes anything, a tree in which a file system is mounted. An error later leaves a part of the tree.
+// removes anything, a tree in which a file system is mounted. Flags of chattr(1) are taken off what is below, as a rename of the
+// tree heeds none of them. An error later leaves a part of the tree.
 func (a *At) RemoveAll(ctx context.Context) error { return a.RemoveAllOf(ctx, nil) }
 
 // RemoveAllOf is RemoveAll that goes into no directory of which own says no: that is fault.ErrChanged, and such a directory stays

@@ -87,8 +87,11 @@ func unlockAt(dir handle, name string) error {
 		return err
 	}
 	defer o.close()
-	meta, err := o.capture()
-	if err != nil && !errors.Is(err, fault.ErrTooLarge) || !meta.locked() {
+	meta, err := o.stat()
+	if err != nil || !meta.locked() {
+		return err
+	}
+	if meta, err = o.capture(); err != nil && !errors.Is(err, fault.ErrTooLarge) {
 		return err
 	}
 	return o.setFlags(meta.Kind, unlocked(meta.Xattrs))

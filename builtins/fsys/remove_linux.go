@@ -2,6 +2,7 @@ package fsys
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -38,8 +39,11 @@ func removeTree(ctx context.Context, dir handle, name string, own func(dir Meta)
 	return r.emptyAndRemove(fd, dir, name, 0)
 }
 
-// emptyAndRemove removes a directory that is open as fd.
+// emptyAndRemove removes a directory that is open as fd, also where flags of chattr(1) forbid to take names out of it.
 func (r *remover) emptyAndRemove(fd, dir handle, name string, depth int) error {
+	if err := unlockAt(fd, "."); err != nil {
+		return err
+	}
 	for {
 		err := r.empty(fd, depth)
 		if err != nil {
@@ -76,7 +80,7 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 	}
 	fd, e := openDir(dir, name)
 	if e == unix.ENOTDIR || e == unix.ELOOP {
-		return err
+		return unlinkLocked(dir, name)
 	}
 	if e != nil {
 		return e
@@ -92,6 +96,29 @@ func (r *remover) remove(dir handle, name string, depth int) error {
 		return renameAt(dir, name, r.top, tempName(), false)
 	}
 	return r.emptyAndRemove(fd, dir, name, depth+1)
+}
+
+// unlinkLocked removes a file that flags of chattr(1) keep from that. If it has other names it keeps them.
+func unlinkLocked(dir handle, name string) error {
+	o, err := openDescriptor(dir, name)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	meta, err := o.capture()
+	switch {
+	case err != nil && !errors.Is(err, fault.ErrTooLarge):
+		return err
+	case !meta.locked():
+		return unix.EPERM
+	}
+	if err := o.setFlags(meta.Kind, unlocked(meta.Xattrs)); err != nil {
+		return err
+	}
+	if err = unlinkAt(dir, name, false); err == nil && meta.Links == 1 {
+		return nil
+	}
+	return errors.Join(err, o.setFlags(meta.Kind, meta.Xattrs))
 }
 
 // checkOwn refuses a directory that is another's. Nothing is removed in it before: who moves it into the tree cannot empty it so.

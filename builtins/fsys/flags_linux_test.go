@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -90,6 +91,32 @@ func TestAnOverlayKnowsWhatFlagsForbid(t *testing.T) {
 		}
 		if results[0] != results[1] {
 			t.Errorf("%s: the file system:\n%s\nthe overlay:\n%s", name, results[0], results[1])
+		}
+	}
+}
+
+// What flags of chattr(1) keep from being removed goes with the tree that it is in, and nothing of that is left.
+func TestATreeIsRemovedWithWhatFlagsForbid(t *testing.T) {
+	for name, flag := range map[string]int{"immutable": unix.STATX_ATTR_IMMUTABLE, "append only": unix.STATX_ATTR_APPEND} {
+		dir := scratch(t)
+		must(t, os.MkdirAll(dir+"/tree/sub/empty", 0o755))
+		for _, file := range []string{"/tree/file", "/tree/sub/file", "/tree/sub/other"} {
+			write(t, dir+file, "content")
+		}
+		for _, path := range []string{"/tree/file", "/tree/sub/file", "/tree/sub/empty"} {
+			flagged(t, dir+path, flag)
+		}
+		write(t, dir+"/tree/sub/linked", "content")
+		must(t, os.Link(dir+"/tree/sub/linked", dir+"/other"))
+		flagged(t, dir+"/other", flag)
+		flagged(t, dir+"/tree/sub", flag)
+		r := root(t, dir)
+		must(t, at(t, r, "/tree").RemoveAll(t.Context()))
+		if got := listing(t, dir); !slices.Equal(got, []string{"other"}) {
+			t.Errorf("%s: %q is left", name, got)
+		}
+		if meta, err := at(t, r, "/other").Stat(); err != nil || !meta.Immutable && !meta.AppendOnly {
+			t.Errorf("%s: another name has lost its flag: %+v, %v", name, meta, err)
 		}
 	}
 }
