@@ -24,7 +24,7 @@ func (r *Room) block(ctx context.Context, call *builtins.Call, in *pb.BlockArgs)
 		return nil, fault.On(in.Path, err)
 	}
 	return r.put(ctx, call, edit.File{
-		Op: "file.block", Path: in.Path, Attr: attr, Edit: b.edit, Follow: true,
+		Op: "file.block", Path: in.Path, Attr: attr, Edit: ofText(b.edit), Follow: true,
 		Parents: in.Parents && !b.absent, Backup: in.Backup, InPlace: in.Inplace,
 	}, in.Validate)
 }
@@ -38,6 +38,9 @@ type block struct {
 	text       string // the lines
 	absent     bool
 }
+
+// closings are the ends of comments that do not end with their line.
+var closings = map[string]string{"<!--": "-->", "/*": "*/"}
 
 func newBlock(in *pb.BlockArgs) (*block, error) {
 	b := &block{text: in.Text, absent: in.State == "absent"}
@@ -56,7 +59,11 @@ func newBlock(in *pb.BlockArgs) (*block, error) {
 		return nil, fault.Invalid("the text has a zero byte")
 	}
 	comment := cmp.Or(in.Comment, "#")
-	b.begin, b.end = comment+" BEGIN "+in.Marker, comment+" END "+in.Marker
+	closed := ""
+	if mark := closings[strings.TrimSpace(comment)]; !strings.HasSuffix(in.Marker, mark) {
+		closed = " " + mark
+	}
+	b.begin, b.end = comment+" BEGIN "+in.Marker+closed, comment+" END "+in.Marker+closed
 	for line := range b.lines() {
 		if line == b.begin || line == b.end {
 			return nil, fault.Invalid("the text has a line that marks the block")

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -35,6 +37,11 @@ func TestLines(t *testing.T) {
 		"lines that match go":                    {"a=1\nb\na=2", "b\n", &pb.LineArgs{Match: "^a=", State: "absent"}},
 		"what is not there goes":                 {"b\n", "b\n", &pb.LineArgs{Line: "a", State: "absent"}},
 		"all lines go":                           {"a\n", "", &pb.LineArgs{Line: "a", State: "absent"}},
+		"behind a byte order mark":               {"\ufeffa=1\nb=1\n", "\ufeffa=2\nb=1\n", &pb.LineArgs{Line: "a=2", Match: "^a="}},
+		"and it stands there":                    {"\ufeffa=1\n", "\ufeffa=1\n", &pb.LineArgs{Line: "a=1"}},
+		"before what is behind the mark":         {"\ufeffa=1\r\n", "\ufeffx\r\na=1\r\n", &pb.LineArgs{Line: "x", Before: "^a"}},
+		"the mark alone stays":                   {"\ufeffa=1\n", "\ufeff", &pb.LineArgs{Line: "a=1", State: "absent"}},
+		"a line with the mark":                   {"\ufeffa=1\n", "a=1\n", &pb.LineArgs{Line: "a=1", Match: `^\x{FEFF}`}},
 		"bytes that are no text":                 {"\xff\xfe\na\n", "\xff\xfe\nb\n", &pb.LineArgs{Line: "b", Match: "^a$"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -51,6 +58,37 @@ func TestLines(t *testing.T) {
 			g.has("/f", c.want)
 		})
 	}
+}
+
+// TestTextThatIsNotEdited: what is put into a file of UTF-16 would be no text there.
+func TestTextThatIsNotEdited(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	for _, old := range []string{"\xff\xfea\x00\r\x00\n\x00", "\xfe\xff\x00a\x00\r\x00\n"} {
+		g.write("/f", old)
+		for op, in := range map[string]proto.Message{
+			"file.line":    &pb.LineArgs{Path: "/f", Line: "b"},
+			"file.block":   &pb.BlockArgs{Path: "/f", Marker: "web", Text: "b"},
+			"file.replace": &pb.ReplaceArgs{Path: "/f", Pattern: "a", Replacement: "b"},
+		} {
+			if got := g.refused("refused", op, in); !strings.Contains(got, "UTF-16") {
+				t.Errorf("%s of %q: %s", op, old, got)
+			}
+		}
+		g.has("/f", old)
+	}
+}
+
+// TestReplaceBehindAMark: a byte order mark is no part of the first line, unless the pattern is about it.
+func TestReplaceBehindAMark(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	g.write("/f", "\ufeffa\nb\n")
+	g.changed("file.replace", &pb.ReplaceArgs{Path: "/f", Pattern: "^a", Replacement: "c"})
+	g.has("/f", "\ufeffc\nb\n")
+	g.changed("file.replace", &pb.ReplaceArgs{Path: "/f", Pattern: `\A\x{feff}`})
+	g.has("/f", "c\nb\n")
+	g.write("/f", "\ufeffa\n")
+	g.changed("file.replace", &pb.ReplaceArgs{Path: "/f", Pattern: "\ufeff", Literal: true})
+	g.has("/f", "a\n")
 }
 
 func TestLinesOfAFileThatIsNotThere(t *testing.T) {

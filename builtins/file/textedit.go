@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -29,10 +30,39 @@ func (r *Room) line(ctx context.Context, call *builtins.Call, in *pb.LineArgs) (
 		return nil, fault.On(in.Path, err)
 	}
 	return r.put(ctx, call, edit.File{
-		Op: "file.line", Path: in.Path, Attr: attr, Edit: wish.edit, Follow: true,
+		Op: "file.line", Path: in.Path, Attr: attr, Follow: true,
+		Edit:    ofText(wish.edit, in.Line, in.Match, in.After, in.Before),
 		Parents: in.Parents && !wish.absent, Backup: in.Backup, InPlace: in.Inplace,
 	}, in.Validate)
 }
+
+// byteOrderMark is how some programs, most of them on Windows, begin a file of UTF-8.
+const byteOrderMark = "\ufeff"
+
+// ofText lets an edit see a text without its byte order mark, which is no part of the first line, and puts that back; unless
+// what was said names it. A file of UTF-16 is refused: what an edit puts in would not be text in it.
+func ofText(edited func(context.Context, []byte) ([]byte, error), said ...string) func(context.Context, []byte) ([]byte, error) {
+	return func(ctx context.Context, old []byte) ([]byte, error) {
+		wide := bytes.HasPrefix(old, []byte("\xff\xfe")) || bytes.HasPrefix(old, []byte("\xfe\xff"))
+		switch {
+		case wide && bytes.IndexByte(old, 0) >= 0:
+			return nil, fault.Refuse("the file is UTF-16, and only text whose lines end in one byte is edited; write the whole file")
+		case !bytes.HasPrefix(old, []byte(byteOrderMark)) || namedMark().MatchString(strings.Join(said, " ")):
+			return edited(ctx, old)
+		}
+		text, err := edited(ctx, old[len(byteOrderMark):])
+		if err != nil {
+			return nil, err
+		}
+		if len(byteOrderMark)+len(text) > edit.MaxEdit {
+			return nil, edit.ErrTooLarge
+		}
+		return slices.Concat([]byte(byteOrderMark), text), nil
+	}
+}
+
+// namedMark matches a byte order mark in a text, and the way in which a pattern names one.
+var namedMark = lazyregexp.New(`\x{feff}|\\x\{0*[fF][eE][fF][fF]\}`)
 
 // wish is what a caller wants of the lines of a file.
 type wish struct {
@@ -211,7 +241,8 @@ func (r *Room) replace(ctx context.Context, call *builtins.Call, in *pb.ReplaceA
 		return nil, fault.On(in.Path, err)
 	}
 	return r.put(ctx, call, edit.File{
-		Op: "file.replace", Path: in.Path, Edit: transform, Follow: true, Backup: in.Backup, InPlace: in.Inplace,
+		Op: "file.replace", Path: in.Path, Follow: true, Backup: in.Backup, InPlace: in.Inplace,
+		Edit: ofText(transform, in.Pattern, in.Replacement),
 	}, in.Validate)
 }
 

@@ -504,7 +504,7 @@ function file.attachment(name) end
 ---@class (exact) file.block.options
 ---@field marker? string What the two lines of comment say behind BEGIN and END: it tells the block from others in the file.
 ---@field text? string The lines as they shall stand there; the end of the last one may be left out.
----@field comment? string What begins a comment in the file; "#" if nothing is said.
+---@field comment? string What begins a comment in the file; "#" if nothing is said. The end of one that begins with <!-- or /* is added.
 ---@field state? string "present", which is meant if nothing is said, or "absent": the block goes, with its two lines of comment.
 ---@field mode? string Of a file that is made; one that is there keeps what it has unless it is said.
 ---@field owner? string A user, by name or number.

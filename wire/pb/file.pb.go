@@ -1237,7 +1237,7 @@ type BlockArgs struct {
 	Marker string `protobuf:"bytes,2,opt,name=marker,proto3" json:"marker,omitempty"`
 	// The lines as they shall stand there; the end of the last one may be left out.
 	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
-	// What begins a comment in the file; "#" if nothing is said.
+	// What begins a comment in the file; "#" if nothing is said. The end of one that begins with <!-- or /* is added.
 	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
 	// "present", which is meant if nothing is said, or "absent": the block goes, with its two lines of comment.
 	State string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
