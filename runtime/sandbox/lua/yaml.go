@@ -120,17 +120,18 @@ func (r *yamlReader) read(n *yaml.Node, depth int) (glua.LValue, error) {
 	if depth > framing.MaxNesting {
 		return nil, fmt.Errorf("line %d: nested deeper than %d", n.Line, framing.MaxNesting)
 	}
-	switch n.Kind {
-	case yaml.AliasNode:
+	tag := n.ShortTag()
+	switch {
+	case n.Kind == yaml.AliasNode:
 		return r.read(n.Alias, depth+1)
-	case yaml.ScalarNode:
+	case n.Kind == yaml.ScalarNode:
 		return r.scalar(n)
-	case yaml.SequenceNode:
+	case n.Kind == yaml.SequenceNode && (tag == "!!seq" || tag == "!"):
 		return r.sequence(n, depth)
-	case yaml.MappingNode:
+	case n.Kind == yaml.MappingNode && (tag == "!!map" || tag == "!"):
 		return r.mapping(n, depth)
 	}
-	return nil, fmt.Errorf("line %d: this is no value", n.Line)
+	return nil, fmt.Errorf("line %d: the type %s is not known", n.Line, tag)
 }
 
 func (r *yamlReader) sequence(n *yaml.Node, depth int) (glua.LValue, error) {
