@@ -202,7 +202,7 @@ func number(text string) *uint32 {
 
 // setLinkTime sets when a link was modified; a time that is not known stays.
 func setLinkTime(root *os.Root, name string, t time.Time) error {
-	if !isKnown(t) {
+	if t.IsZero() {
 		return nil
 	}
 	when, err := unix.TimeToTimespec(t)

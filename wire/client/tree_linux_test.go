@@ -176,28 +176,35 @@ func TestPullMakesNoNameOfAFileThatFailed(t *testing.T) {
 	reads(t, dir+"/b", "good")
 }
 
-// A copy keeps the time of a link, of one that is here already, too.
-func TestPullKeepsTheTimesOfLinks(t *testing.T) {
-	when := time.Unix(1_000_000_000, 123_456_789)
-	status := &pb.FileStatus{Kind: "symlink", SymlinkTarget: "x", Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
-	g := &treeGuest{status: map[string]*pb.FileStatus{"/t": {
-		Kind: "directory", Mode: 0o755, Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()),
-	}}}
-	for _, name := range []string{"new", "there"} {
-		entry := &pb.DirectoryEntry{Name: name, IsSymlink: true, SymlinkTarget: "x", ModifiedAt: timestamppb.New(when)}
-		g.list, g.status["/t/"+name] = append(g.list, entry), status
-	}
-	c, _ := agent(t, g.serve)
-	dir := t.TempDir()
-	if err := os.Symlink("x", dir+"/there"); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := c.PullTree(within(t, 20*time.Second), "/t", dir, Tree{All: true}); err != nil || got.Links != 2 {
-		t.Fatalf("%+v %v", got, err)
-	}
-	for _, name := range []string{"new", "there"} {
-		if info, err := os.Lstat(dir + "/" + name); err != nil || !info.ModTime().Equal(when) {
-			t.Errorf("%s: %v, %v", name, info.ModTime(), err)
+// A copy keeps the time of a file, and of a link, of one that is here already, too; the beginning of 1970 as any other.
+func TestPullKeepsTimes(t *testing.T) {
+	for _, when := range []time.Time{time.Unix(1_000_000_000, 123_456_789), time.Unix(0, 0)} {
+		owned := func(kind string) *pb.FileStatus {
+			return &pb.FileStatus{
+				Kind: kind, Mode: 0o755, Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid()), ModifiedAt: timestamppb.New(when),
+			}
+		}
+		g := &treeGuest{
+			list:   []*pb.DirectoryEntry{{Name: "file", SizeBytes: 3, Mode: 0o100644, ModifiedAt: timestamppb.New(when)}},
+			status: map[string]*pb.FileStatus{"/t": owned("directory"), "/t/file": owned("file")},
+		}
+		for _, name := range []string{"new", "there"} {
+			entry := &pb.DirectoryEntry{Name: name, IsSymlink: true, SymlinkTarget: "x", ModifiedAt: timestamppb.New(when)}
+			g.list, g.status["/t/"+name] = append(g.list, entry), owned("symlink")
+			g.status["/t/"+name].SymlinkTarget = "x"
+		}
+		c, _ := agent(t, g.serve)
+		dir := t.TempDir()
+		if err := os.Symlink("x", dir+"/there"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.PullTree(within(t, 20*time.Second), "/t", dir, Tree{All: true}); err != nil || got.Links != 2 || got.Files != 1 {
+			t.Fatalf("%+v %v", got, err)
+		}
+		for _, name := range []string{"new", "there", "file"} {
+			if info, err := os.Lstat(dir + "/" + name); err != nil || !info.ModTime().Equal(when) {
+				t.Errorf("%s: %v, %v", name, info.ModTime(), err)
+			}
 		}
 	}
 }

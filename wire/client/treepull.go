@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
@@ -101,7 +103,7 @@ func (p *pullTree) follow(ctx context.Context, remote string) (it item, err erro
 			return it, fault.On(remote, fs.ErrNotExist)
 		case s.Kind == "file":
 			it = item{
-				source: remote, size: int64(s.SizeBytes), mode: fs.FileMode(s.Mode) & fs.ModePerm, mtime: s.ModifiedAt.AsTime(),
+				source: remote, size: int64(s.SizeBytes), mode: fs.FileMode(s.Mode) & fs.ModePerm, mtime: timeOf(s.ModifiedAt),
 			}
 			it.keep(s)
 			it.kept.object = "" // its other names are not copied
@@ -179,7 +181,7 @@ func guestItem(at string, e *pb.DirectoryEntry) (item, error) {
 	}
 	it := item{
 		name: path.Join(at, name), dir: e.IsDirectory, link: e.IsSymlink, target: text.UnescapePath(e.SymlinkTarget),
-		mode: fs.FileMode(e.Mode) & fs.ModePerm, mtime: e.ModifiedAt.AsTime(),
+		mode: fs.FileMode(e.Mode) & fs.ModePerm, mtime: timeOf(e.ModifiedAt),
 	}
 	if !it.dir && !it.link {
 		it.size = int64(e.SizeBytes)
@@ -213,7 +215,7 @@ func (p *pullTree) describe(ctx context.Context, items []item) (known []item, er
 		} else if err == nil {
 			it.keep(s)
 			if root {
-				it.mode, it.mtime = fs.FileMode(s.Mode)&fs.ModePerm, s.ModifiedAt.AsTime()
+				it.mode, it.mtime = fs.FileMode(s.Mode)&fs.ModePerm, timeOf(s.ModifiedAt)
 			}
 		}
 		known = append(known, it)
@@ -348,7 +350,7 @@ func (p *pullTree) unchangedOf(ctx context.Context, items []item) (map[string]bo
 		info, err := p.root.Lstat(it.name)
 		switch {
 		case err != nil || !info.Mode().IsRegular() || info.Size() != it.size:
-		case !p.tree.Checksum && isKnown(it.mtime) && info.ModTime().Equal(it.mtime):
+		case !p.tree.Checksum && !it.mtime.IsZero() && info.ModTime().Equal(it.mtime):
 			same[it.name] = true
 		default:
 			unsure = append(unsure, it)
@@ -443,10 +445,16 @@ func (p *pullTree) linkTo(first, it item) error {
 	return replaceLocal(p.root, it.name, func(temp string) error { return p.root.Link(first.name, temp) })
 }
 
-func isKnown(t time.Time) bool { return !t.IsZero() && t.Unix() != 0 }
+// timeOf returns when something was modified; zero where the agent does not say.
+func timeOf(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
 
 func chtimes(root *os.Root, name string, t time.Time) error {
-	if !isKnown(t) {
+	if t.IsZero() {
 		return nil
 	}
 	return root.Chtimes(name, t, t)
@@ -461,7 +469,7 @@ func isRealDir(root *os.Root, name string) bool {
 // unless all is kept.
 func (p *pullTree) setDirMetadata(ctx context.Context, items []item) error {
 	for _, it := range slices.Backward(items) {
-		if !it.dir || !isRealDir(p.root, it.name) || it.name == "." && !(p.tree.All && isKnown(it.mtime)) {
+		if !it.dir || !isRealDir(p.root, it.name) || it.name == "." && !(p.tree.All && !it.mtime.IsZero()) {
 			continue
 		}
 		if err := p.handleFailure(ctx, it.name, p.dress(it.name, it)); err != nil {
