@@ -80,7 +80,7 @@ func (r *restorer) cutBack(grown bool) error {
 	}
 	if r.is.Links <= 1 && r.widened() { // who could open it meanwhile would go on to write it
 		err := r.recut()
-		if !errors.Is(err, syscall.ENOSPC) {
+		if !noSpace(err) {
 			return err
 		}
 	}

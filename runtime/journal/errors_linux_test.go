@@ -408,6 +408,65 @@ func TestNamesThatArePartedAreTold(t *testing.T) {
 	}
 }
 
+// What a command removed is restored although what it made has filled the disk, also where that is removed later, and a directory has to
+// be made.
+func TestDiskThatACommandFilled(t *testing.T) {
+	for _, tree := range []bool{true, false} {
+		there, p := newMountedDirs(t, "tmpfs", "size=2m"), newTestDirs(t)
+		p.files = there.files
+		at := func(name string) string { return filepath.Join(p.files, name) }
+		if err := os.MkdirAll(at("d/sub"), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for i := range 60 {
+			name := fmt.Sprintf("d/%d", i)
+			names = append(names, name, fmt.Sprintf("d/sub/%d", i))
+			for _, name := range names[len(names)-2:] {
+				if err := os.WriteFile(at(name), bytes.Repeat([]byte(name), 2000), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		before := mustDescribeTree(t, p.files)
+		g := newGuest(t, p, nil)
+		tx := g.begin(t)
+		full, err := "d/new", error(nil)
+		if tree {
+			err = tx.BeforeTree(t.Context(), "/d")
+		} else {
+			full, names = "full", names[:20]
+			paths := []string{"/full"}
+			for _, name := range names {
+				paths = append(paths, "/"+name)
+			}
+			err = tx.Before(t.Context(), paths...)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if err := os.Remove(at(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tree {
+			if err := os.Remove(at("d/sub")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fillDisk(t, at(full))
+		tx.Mark()
+		if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatalf("%+v", report)
+		}
+		checkTree(t, before, p.files)
+		if err := tx.Close(t.Context(), committedReply()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)

@@ -225,7 +225,7 @@ func (r *restorer) restoreFile() error {
 		}
 		if !linked {
 			err := r.retryWithFreedSpace(r.recreate)
-			if errors.Is(err, syscall.ENOSPC) && r.is.Kind == fsys.File && r.is.Links <= 1 && r.ours() {
+			if noSpace(err) && r.is.Kind == fsys.File && r.is.Links <= 1 && r.ours() {
 				err = r.rewriteAndApply() // the disk has no space for both
 			}
 			return err
@@ -293,7 +293,7 @@ func (r *restorer) relink() (bool, error) {
 // retryWithFreedSpace calls act, and if the disk is full again, with the space that the journal can free.
 func (r *restorer) retryWithFreedSpace(act func() error) error {
 	err := act()
-	if errors.Is(err, syscall.ENOSPC) && r.pass.tx.log != nil && r.pass.tx.log.shrink() == nil {
+	if noSpace(err) && r.pass.tx.log != nil && r.pass.tx.log.shrink() == nil {
 		err = act()
 	}
 	return err

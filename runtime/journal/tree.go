@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -13,46 +14,61 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content.
+// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content. What finds
+// no space is tried once more behind all others: what filled the disk may be what is removed with them.
 func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
-	var list []Undone
+	list := make([]Undone, len(keep.Objects))
+	began := make([]bool, len(keep.Objects))
 	t := p.newKeptTree(ctx, keep)
-	for i, o := range slices.Backward(keep.Objects) {
-		var after *pb.JournalState
-		if p.compareAfter {
-			after = s.stateAfter(uint32(i))
+	for again := range 2 {
+		full := false
+		t.makeDirs(keep)
+		for i, o := range slices.Backward(keep.Objects) {
+			u := &list[len(list)-1-i]
+			if again > 0 && !noSpace(u.Err) {
+				continue
+			}
+			*u = Undone{Step: s.number, Op: "restore", Target: o.Path, Conflict: u.Conflict}
+			if p.ended(o.Path) {
+				continue
+			}
+			if u.Err = t.lost[parent(o.Path)]; u.Err == nil {
+				var c string
+				c, u.Err = t.prune(o)
+				u.Conflict = cmp.Or(u.Conflict, c)
+			}
+			if u.Err == nil {
+				u.Err = p.retry(ctx, u.Target, func() error {
+					var after *pb.JournalState
+					if p.compareAfter && !began[i] {
+						after = s.stateAfter(uint32(i))
+					}
+					c, err := p.restore(ctx, o, after)
+					u.Conflict = cmp.Or(u.Conflict, c.put)
+					if len(c.reset) > 0 {
+						u.Reset = c.reset
+					}
+					if c.apart {
+						u.Irreversible = &pb.Change{Op: u.Op, Target: o.Path + ": its other names are of another file now", Action: "restore"}
+					}
+					began[i] = began[i] || c.began || c.put != "" // a half restored object matches no state
+					return err
+				})
+			}
+			if !o.Tree { // of a tree all is kept together
+				p.displaced(ctx, u, o.State, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
+			}
+			full = full || noSpace(u.Err)
 		}
-		u := Undone{Step: s.number, Op: "restore", Target: o.Path}
-		if p.ended(o.Path) {
-			list = append(list, u)
-			continue
+		if !full {
+			break
 		}
-		if u.Err = t.lost[parent(o.Path)]; u.Err == nil {
-			u.Conflict, u.Err = t.prune(o)
-		}
-		if u.Err == nil {
-			u.Err = p.retry(ctx, u.Target, func() error {
-				c, err := p.restore(ctx, o, after)
-				u.Conflict = cmp.Or(u.Conflict, c.put)
-				if len(c.reset) > 0 {
-					u.Reset = c.reset
-				}
-				if c.apart {
-					u.Irreversible = &pb.Change{Op: u.Op, Target: o.Path + ": its other names are of another file now", Action: "restore"}
-				}
-				if c.began || c.put != "" { // a half restored object matches no state
-					after = nil
-				}
-				return err
-			})
-		}
-		if !o.Tree { // of a tree all is kept together
-			p.displaced(ctx, &u, o.State, func(to *fsys.At) (bool, error) { return p.putKept(ctx, o, to) })
-		}
-		list = append(list, u)
 	}
 	return list
 }
+
+// noSpace says whether an error is that of a disk, or a quota, that is full.
+func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // keptTree is what a step kept of trees that a command declared, while it is restored.
 type keptTree struct {
@@ -65,26 +81,30 @@ type keptTree struct {
 	lost     map[string]error           // directories that are not there, and could not be made
 }
 
-// newKeptTree makes the directories that are missing, and gives those that the command made anew what the kept ones had, before
-// anything is put into them. What others put in the place of one is moved aside.
 func (p *undoPass) newKeptTree(ctx context.Context, keep *pb.JournalKeep) *keptTree {
-	t := &keptTree{
-		pass: p, ctx: ctx, children: keptChildren(keep),
-		dirs: map[inode]bool{}, aside: map[string]string{}, lost: map[string]error{},
-	}
+	t := &keptTree{pass: p, ctx: ctx, children: keptChildren(keep), dirs: map[inode]bool{}, aside: map[string]string{}}
 	if t.since = p.tx.begin.Started.AsTime(); keep.At != nil {
 		t.since = keep.At.AsTime()
 	}
 	p.tree = t
-	var dirs []*pb.JournalObject
 	for _, o := range keep.Objects {
-		if o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory {
-			dirs = append(dirs, o)
+		if isTreeDir(o) {
 			t.dirs[inodeOf(fromState(o.State))] = true
 		}
 	}
-	for _, o := range dirs {
-		if p.ended(o.Path) {
+	return t
+}
+
+// isTreeDir says whether an object is a directory of a tree.
+func isTreeDir(o *pb.JournalObject) bool { return o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory }
+
+// makeDirs makes the directories that are missing, and gives those that the command made anew what the kept ones had, before
+// anything is put into them. What others put in the place of one is moved aside.
+func (t *keptTree) makeDirs(keep *pb.JournalKeep) {
+	p := t.pass
+	t.lost = map[string]error{}
+	for _, o := range keep.Objects {
+		if !isTreeDir(o) || p.ended(o.Path) {
 			continue
 		}
 		if err := t.lost[parent(o.Path)]; err != nil {
@@ -94,15 +114,14 @@ func (p *undoPass) newKeptTree(ctx context.Context, keep *pb.JournalKeep) *keptT
 		if p.checkTreeDir(o) == nil {
 			continue
 		}
-		c, err := p.restore(ctx, o, nil)
-		t.aside[o.Path] = c.put
+		c, err := p.restore(t.ctx, o, nil)
+		t.aside[o.Path] = cmp.Or(c.put, t.aside[o.Path])
 		if p.checkTreeDir(o) != nil {
 			if t.lost[o.Path] = err; err == nil {
 				t.lost[o.Path] = errExchanged
 			}
 		}
 	}
-	return t
 }
 
 // checkTreeDir returns an error where the directory of a tree is not there, or another one is.
@@ -158,7 +177,7 @@ func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
 // name of the last one, or of what was in the place of the directory itself, is returned.
 func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 	conflict = t.aside[o.Path]
-	if !o.Tree || fsys.Kind(o.State.Kind) != fsys.Directory {
+	if !isTreeDir(o) {
 		return "", nil
 	}
 	dir, err := t.pass.openTreeDir(o)
