@@ -241,9 +241,6 @@ func (x *Executor) takeBack(p *pending, why *pb.ScriptError) {
 		report.Settle(reply.Changes)
 	}
 	reply.Error.Hint = report.Hint()
-	if report.Err != nil {
-		reply.Error.Hint = "the rollback is not complete: " + report.Err.Error()
-	}
 	x.end(end, p, reply)
 }
 

@@ -118,12 +118,16 @@ func (r *Run) rollBack(ctx context.Context, tx *journal.Tx, reply *pb.RunScriptR
 	report := tx.Rollback(ctx)
 	reply.Status, reply.NotUndone = report.Status(), append(report.NotUndone(), r.Undone(report)...)
 	reply.RollbackRan = report.Ran
-	reply.Error = &pb.ScriptError{Kind: builtins.ErrorKind(cause), Message: cause.Error(), Code: fault.Code(cause)}
+	reply.Error = &pb.ScriptError{
+		Kind: builtins.ErrorKind(cause), Message: cause.Error(), Code: fault.Code(cause), Hint: report.Hint(),
+	}
 	switch {
 	case report.Err != nil:
 		return fmt.Errorf("%w; transaction %s could not be taken back whole: %w", cause, tx.ID(), report.Err)
 	case len(reply.NotUndone) > 0:
 		return fmt.Errorf("%w; of transaction %s was not taken back: %s %s", cause, tx.ID(), reply.NotUndone[0].Op, reply.NotUndone[0].Target)
+	case reply.Error.Hint != "":
+		return fmt.Errorf("%w; %s", cause, reply.Error.Hint)
 	}
 	return cause
 }

@@ -155,18 +155,33 @@ func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error 
 	return fs.ErrExist
 }
 
-// Hint returns in words what others had changed meanwhile, without secrets; empty: nothing.
+// maxHints bounds how many objects of a kind a hint names.
+const maxHints = 20
+
+// Hint returns in words why the rollback is not complete, and what others had changed meanwhile, without secrets; empty: neither.
 func (r Report) Hint() string {
-	var hints []string
+	var hints, reset []string
+	if r.Err != nil {
+		hints = append(hints, "the rollback is not complete: "+r.Err.Error())
+	}
 	if at := r.Conflicts(); len(at) > 0 {
-		hints = append(hints, "others had changed some of it meanwhile; theirs was kept as "+at[0])
+		hints = append(hints, "others had changed some of it meanwhile; theirs was kept as "+some(at))
 	}
 	for _, u := range r.Steps {
 		if len(u.Reset) > 0 {
-			hints = append(hints, fmt.Sprintf("others had set %s of %s meanwhile, which is as before again",
-				strings.Join(u.Reset, ", "), u.Target))
-			break // one shows what it is about
+			reset = append(reset, strings.Join(u.Reset, ", ")+" of "+u.Target)
 		}
 	}
+	if len(reset) > 0 {
+		hints = append(hints, fmt.Sprintf("others had set %s meanwhile, which is as before again", some(reset)))
+	}
 	return r.told(strings.Join(hints, "; "))
+}
+
+// some joins the first of a list, and says how many more there are.
+func some(list []string) string {
+	if more := len(list) - maxHints; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:maxHints], ", "), more)
+	}
+	return strings.Join(list, ", ")
 }

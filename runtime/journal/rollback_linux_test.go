@@ -93,6 +93,9 @@ func TestConflict(t *testing.T) {
 				if _, err := os.Lstat(filepath.Join(p.files, path)); err != nil {
 					t.Errorf("a conflict that is not there: %v", err)
 				}
+				if !strings.Contains(report.Hint(), path) {
+					t.Errorf("%s is not in %q", path, report.Hint())
+				}
 			}
 			now := mustDescribeTree(t, p.files)
 			kept := 0

@@ -120,9 +120,7 @@ func (r *run) rollBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	if reply.Status = report.Status(); reply.Status == pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK && r.nothingRan(reply) {
 		reply.Status = pb.ScriptStatus_SCRIPT_STATUS_REFUSED
 	}
-	if report.Err != nil {
-		reply.Error.Hint = "the rollback is not complete: " + report.Err.Error()
-	} else if hint := report.Hint(); hint != "" {
+	if hint := report.Hint(); hint != "" {
 		reply.Error.Hint = hint
 	}
 }
