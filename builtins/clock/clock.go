@@ -115,15 +115,14 @@ func (r *Room) Room() builtins.Room {
 
 // served returns why no request can be served here.
 func (r *Room) served() error {
-	const request = "SyncTimeRequest"
 	switch {
 	case !r.guest.Live:
-		return fault.Unsupported("%s is not supported: a tree that is not booted has no clock", request)
+		return fault.Unsupported("not supported: a tree that is not booted has no clock")
 	case !r.config.Machine:
-		return fault.Unsupported("%s is not supported: this agent is not the one that the machine is installed with", request)
+		return fault.Unsupported("not supported: this agent is not the one that the machine is installed with")
 	}
 	if err := r.system.why(); err != nil {
-		return fault.Unsupported("%s is not supported: %v", request, err)
+		return fault.Unsupported("not supported: %v", err)
 	}
 	return nil
 }

@@ -86,7 +86,7 @@ func (s timeService) correct(ctx context.Context, _, measure bool) (corrected, e
 	on, err := s.running()
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
-		return done, fault.Unsupported("SyncTimeRequest without set_time is not supported: Windows sees no clock of its host, and %v", err)
+		return done, fault.Unsupported("not supported without set_time: Windows sees no clock of its host, and %v", err)
 	case err != nil:
 		return done, err
 	case !on:

@@ -327,7 +327,7 @@ func lastAnswer(ctx context.Context, bus *sysbus.Conn, name string) (m ntpMessag
 // noSource is the error where nothing knows the time.
 func noSource(err error) error {
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) {
-		return fault.Unsupported("SyncTimeRequest without set_time is not supported: " +
+		return fault.Unsupported("not supported without set_time: " +
 			"the guest sees no clock of its host, and runs no time daemon that is known")
 	}
 	return err

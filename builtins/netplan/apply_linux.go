@@ -218,7 +218,7 @@ func (a *applying) saw(step, object, seen string) {
 }
 
 func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApplyArgs) (*pb.NetplanApplied, error) {
-	err := r.served("netplan.apply")
+	err := r.served()
 	if err == nil && r.guest.Live {
 		err = r.mayApply()
 	}

@@ -102,7 +102,7 @@ func documents(ctx context.Context, files *fsys.Root) ([]*document, error) {
 }
 
 func (r *Room) get(ctx context.Context, call *builtins.Call, in *pb.NetplanGetArgs) (*pb.LuaValue, error) {
-	if err := r.served("netplan.get"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	get := r.judged
@@ -176,7 +176,7 @@ func (r *Room) propose(ctx context.Context, call *builtins.Call, name string, te
 }
 
 func (r *Room) validate(ctx context.Context, call *builtins.Call, in *pb.NetplanValidateArgs) (*pb.NetplanValidated, error) {
-	if err := r.served("netplan.validate"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	if in.Name == "" {
@@ -198,7 +198,7 @@ func (r *Room) validate(ctx context.Context, call *builtins.Call, in *pb.Netplan
 }
 
 func (r *Room) set(ctx context.Context, call *builtins.Call, in *pb.NetplanSetArgs) (*pb.Changed, error) {
-	if err := r.served("netplan.set"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	text, err := yamlOf(in.Config)
@@ -273,7 +273,7 @@ func conflicting(p *proposal) error {
 }
 
 func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.NetplanRemoveArgs) (*pb.Changed, error) {
-	if err := r.served("netplan.remove"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	name, err := fileName(in.Name)
@@ -359,7 +359,7 @@ func (r *Room) announceFiles(ctx context.Context, call *builtins.Call) error {
 func (r *Room) configure(
 	ctx context.Context, call *builtins.Call, in *pb.ConfigureNetworkRequest,
 ) (*pb.ConfigureNetworkResponse, error) {
-	err := r.served("ConfigureNetworkRequest")
+	err := r.served()
 	if err == nil && in.ApplyNow && r.guest.Live {
 		err = r.mayApply()
 	}

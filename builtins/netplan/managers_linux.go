@@ -165,7 +165,7 @@ func rendererHere(ctx context.Context, d *daemons) (string, error) {
 }
 
 func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.NetplanStatus, error) {
-	err := r.served("netplan.status")
+	err := r.served()
 	if err != nil {
 		return nil, err
 	}

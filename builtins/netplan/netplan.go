@@ -62,7 +62,7 @@ var network = builtins.Object{Kind: "netplan", Name: "network"}
 // Room is what the table, the executor and the agent know of the room.
 func (r *Room) Room() builtins.Room {
 	capability := ""
-	if r.served("ConfigureNetworkRequest") == nil && r.mayApply() == nil {
+	if r.served() == nil && r.mayApply() == nil {
 		capability = "configure_network"
 	}
 	return builtins.Room{Name: "netplan", Sweep: r.sweep, Close: r.system.close, Ops: []builtins.Op{
@@ -192,12 +192,12 @@ func (r *Room) read(files *fsys.Root) []string {
 }
 
 // served returns why nothing can be done here.
-func (r *Room) served(what string) error {
+func (r *Room) served() error {
 	if r.system.unsupported != "" {
-		return fault.Unsupported("%s is not supported: %s", what, r.system.unsupported)
+		return fault.Unsupported("not supported: %s", r.system.unsupported)
 	}
 	if r.guest.Files == nil {
-		return fault.Unsupported("%s is not supported here: there are no files", what)
+		return fault.Unsupported("not supported here: there are no files")
 	}
 	return nil
 }

@@ -23,21 +23,21 @@ func (system) prepare(context.Context) {}
 func (system) close() error { return nil }
 
 func (r *Room) apply(context.Context, *builtins.Call, *pb.NetplanApplyArgs) (*pb.NetplanApplied, error) {
-	return nil, r.served("netplan.apply")
+	return nil, r.served()
 }
 
 func (r *Room) settled(context.Context, *builtins.Call, *pb.NetplanSettledArgs) (*pb.Nothing, error) {
-	return nil, r.served(settledRow)
+	return nil, r.served()
 }
 
 func (r *Room) status(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetplanStatus, error) {
-	return nil, r.served("netplan.status")
+	return nil, r.served()
 }
 
 func (r *Room) undo(context.Context, *builtins.Call, *pb.NetplanUndo) (*pb.Changed, error) {
-	return nil, r.served(undoRow)
+	return nil, r.served()
 }
 
-func (r *Room) forIfup([]*document) (map[string]*generated, error) { return nil, r.served("netplan") }
+func (r *Room) forIfup([]*document) (map[string]*generated, error) { return nil, r.served() }
 
 func ownerOf(fs.FileInfo) (uid, gid uint32) { return 0, 0 }

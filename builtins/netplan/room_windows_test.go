@@ -20,7 +20,7 @@ func TestEveryRowIsUnsupported(t *testing.T) {
 		}
 	}
 	in := &pb.ConfigureNetworkRequest{NetplanConfig: "netsh x & echo pwned > f", ApplyNow: true}
-	if _, err := table.Native(in).Call(t.Context(), &builtins.Call{}, in); err == nil || !strings.Contains(err.Error(), "ConfigureNetworkRequest is not supported") {
+	if _, err := table.Native(in).Call(t.Context(), &builtins.Call{}, in); err == nil || !strings.Contains(err.Error(), "not supported: Windows has no netplan") {
 		t.Error(err)
 	}
 	if len(table.Capabilities(func(*builtins.Op) bool { return false })) > 0 {

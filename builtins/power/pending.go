@@ -258,7 +258,7 @@ func (r *Room) fail(s *shutdown, err error) {
 
 // start goes on with what an earlier agent process accepted.
 func (r *Room) start() {
-	if r.config.Note == "" || r.served("ShutdownRequest") != nil {
+	if r.config.Note == "" || r.served() != nil {
 		return
 	}
 	r.mu.Lock()

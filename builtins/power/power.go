@@ -101,7 +101,7 @@ func (r *Room) Room() builtins.Room {
 			Mutates: true, Internal: true, Access: builtins.Of(actionAccess), Handler: builtins.Handle(r.committed),
 		},
 	}}
-	if r.served("ShutdownRequest") == nil {
+	if r.served() == nil {
 		room.Ops[0].Capability = "shutdown"
 		room.Features = func() map[string]string { return map[string]string{"shutdown": "delay,message,cancel"} }
 	}
@@ -136,15 +136,15 @@ func always(name string) func(message) builtins.Access {
 func actionAccess(in *pb.PowerAction) builtins.Access { return object(in.Type) }
 
 // served returns why a request cannot be served here.
-func (r *Room) served(request string) error {
+func (r *Room) served() error {
 	switch {
 	case !r.guest.Live:
-		return fault.Unsupported("%s is not supported: a tree that is not booted cannot be shut down", request)
+		return fault.Unsupported("not supported: a tree that is not booted cannot be shut down")
 	case !r.config.Machine:
-		return fault.Unsupported("%s is not supported: this agent is not the one that the machine is installed with", request)
+		return fault.Unsupported("not supported: this agent is not the one that the machine is installed with")
 	}
 	if err := r.machine.why(); err != nil {
-		return fault.Unsupported("%s is not supported: %v", request, err)
+		return fault.Unsupported("not supported: %v", err)
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func check(message string) error {
 }
 
 func (r *Room) shutdown(_ context.Context, call *builtins.Call, in *pb.ShutdownRequest) (*pb.ShutdownResponse, error) {
-	if err := r.served("ShutdownRequest"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	if err := check(in.Message); err != nil {
@@ -192,7 +192,7 @@ func (r *Room) shutdown(_ context.Context, call *builtins.Call, in *pb.ShutdownR
 func (r *Room) afterCommit(what string) func(context.Context, *builtins.Call, *pb.PowerArgs) (*pb.Nothing, error) {
 	return func(_ context.Context, call *builtins.Call, in *pb.PowerArgs) (*pb.Nothing, error) {
 		if r.guest.Answer == nil {
-			if err := r.served("power." + what); err != nil {
+			if err := r.served(); err != nil {
 				return nil, err
 			}
 		}
@@ -231,7 +231,7 @@ func (r *Room) committed(_ context.Context, _ *builtins.Call, in *pb.PowerAction
 	if r.guest.Answer != nil {
 		return &pb.Nothing{}, nil
 	}
-	if err := r.served("power." + in.Type); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	if in.Type != "reboot" && in.Type != "poweroff" {

@@ -23,9 +23,6 @@ func canList() bool {
 	return len(fs.read("self/stat")) > 0
 }
 
-// available says why a request cannot be served on this system.
-func available(string) error { return nil }
-
 // readAll reads the processes that are asked for. One that ends meanwhile is left out.
 func (r *Room) readAll(
 	ctx context.Context, fs *procfs, in *pb.ListProcessesRequest, by order,

@@ -12,9 +12,6 @@ const maxSignal = 64
 func canList() bool { return true }
 func canKill() bool { return true }
 
-// available says why a request cannot be served on this system.
-func available(string) error { return nil }
-
 // signalNumber knows the signals that the Go library has names for; 0: there is no such signal. Which of them can be sent
 // target.send says.
 func signalNumber(name string) syscall.Signal {

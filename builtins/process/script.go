@@ -55,7 +55,7 @@ func (r *Room) scriptList(ctx context.Context, call *builtins.Call, in *pb.Proce
 }
 
 func (r *Room) scriptKill(ctx context.Context, call *builtins.Call, in *pb.ProcessKillArgs) (*pb.Nothing, error) {
-	if err := r.served(in); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	number, err := signalOf(killRequest(in))

@@ -21,7 +21,7 @@ import (
 func (r *Room) quiesce(
 	ctx context.Context, call *builtins.Call, in *pb.QuiesceFilesystemsRequest,
 ) (*pb.QuiesceFilesystemsResponse, error) {
-	if err := r.served("QuiesceFilesystemsRequest"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	timeout := defaultTimeout

@@ -83,7 +83,7 @@ func (r *Room) Room() builtins.Room {
 			Mutates: true, Access: builtins.Of(trimAccess), Handler: builtins.Handle(r.trim), OnError: failedTrim,
 		},
 	}}
-	if r.served("QuiesceFilesystemsRequest") == nil {
+	if r.served() == nil {
 		for i, capability := range []string{"quiesce", "thaw", "trim"} {
 			room.Ops[i].Capability = capability
 		}

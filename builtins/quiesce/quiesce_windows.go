@@ -18,8 +18,8 @@ func (*Room) start() {}
 func (*Room) release() error { return nil }
 
 // served returns why a request is not served here: a shadow copy without the writers of VSS would be no quiesced one.
-func (*Room) served(request string) error {
-	return fault.Unsupported("%s is not supported: it is not there on Windows yet", request)
+func (*Room) served() error {
+	return fault.Unsupported("not supported on Windows yet")
 }
 
 // Status returns nil: nothing is frozen.
@@ -29,13 +29,13 @@ func (state) Status() []*pb.FrozenStatus { return nil }
 func (state) Notices() []*pb.ErrorEvent { return nil }
 
 func (r *Room) quiesce(context.Context, *builtins.Call, *pb.QuiesceFilesystemsRequest) (*pb.QuiesceFilesystemsResponse, error) {
-	return nil, r.served("QuiesceFilesystemsRequest")
+	return nil, r.served()
 }
 
 func (r *Room) thaw(context.Context, *builtins.Call, *pb.ThawFilesystemsRequest) (*pb.ThawFilesystemsResponse, error) {
-	return nil, r.served("ThawFilesystemsRequest")
+	return nil, r.served()
 }
 
 func (r *Room) trim(context.Context, *builtins.Call, *pb.TrimRequest) (*pb.TrimResponse, error) {
-	return nil, r.served("TrimRequest")
+	return nil, r.served()
 }

@@ -155,14 +155,14 @@ func (r *Room) start() {
 }
 
 // served returns why a request cannot be served here.
-func (r *Room) served(request string) error {
+func (r *Room) served() error {
 	switch {
 	case !r.guest.Live:
-		return fault.Unsupported("%s is not supported: a tree that is not booted cannot be frozen", request)
+		return fault.Unsupported("not supported: a tree that is not booted cannot be frozen")
 	case !r.config.Machine:
-		return fault.Unsupported("%s is not supported: this agent is not the one that the machine is installed with", request)
+		return fault.Unsupported("not supported: this agent is not the one that the machine is installed with")
 	case os.Geteuid() != 0:
-		return fault.Unsupported("%s is not supported: the agent is not root", request)
+		return fault.Unsupported("not supported: the agent is not root")
 	}
 	return nil
 }

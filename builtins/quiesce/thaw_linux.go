@@ -19,7 +19,7 @@ import (
 
 // thaw thaws what a token, or anything on the caller's port, has frozen. It answers within a second whatever hangs.
 func (r *Room) thaw(_ context.Context, call *builtins.Call, in *pb.ThawFilesystemsRequest) (*pb.ThawFilesystemsResponse, error) {
-	if err := r.served("ThawFilesystemsRequest"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	if dir := in.PostThawScriptDir; dir != "" && filepath.Clean(dir) != filepath.Clean(r.config.ThawHooks) {

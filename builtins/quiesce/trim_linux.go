@@ -13,7 +13,7 @@ import (
 
 // trim trims file systems one after the other: disks have enough to do with one. One that fails does not keep others from it.
 func (r *Room) trim(ctx context.Context, _ *builtins.Call, in *pb.TrimRequest) (*pb.TrimResponse, error) {
-	if err := r.served("TrimRequest"); err != nil {
+	if err := r.served(); err != nil {
 		return nil, err
 	}
 	found, err := r.look(ctx, in.MountPoints, false)

@@ -188,7 +188,7 @@ var actions = map[string]string{
 func (r *Room) list(ctx context.Context, _ *builtins.Call, in *pb.ListServicesRequest) (*pb.ListServicesResponse, error) {
 	found, err := r.find(ctx, in.Filter, in.RunningOnly)
 	if errors.Is(err, errors.ErrUnsupported) {
-		return nil, fault.Unsupported("ListServicesRequest is not supported: %v", err)
+		return nil, fault.Unsupported("not supported: %v", err)
 	}
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ import (
 func supported() error {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0) // by which a version that hangs is ended
 	if err != nil {
-		return fault.Unsupported("agent_update is not supported: the kernel has no pidfd_open: %v", err)
+		return fault.Unsupported("not supported: the kernel has no pidfd_open: %v", err)
 	}
 	_ = unix.Close(fd)
 	return nil

@@ -8,7 +8,7 @@ import (
 )
 
 // supported returns why no program can be replaced on this system.
-func supported() error { return fault.Unsupported("agent_update is not supported on Windows yet") }
+func supported() error { return fault.Unsupported("not supported on Windows yet") }
 
 func checkParents(string) error { return nil }
 

@@ -163,9 +163,9 @@ func (r *Room) access(in *pb.AgentUpdateRequest) builtins.Access {
 func (r *Room) served() error {
 	switch {
 	case r.guest == nil || !r.guest.Live:
-		return fault.Unsupported("agent_update is not supported: a tree that is not booted has no agent that runs")
+		return fault.Unsupported("not supported: a tree that is not booted has no agent that runs")
 	case r.config.Restart == nil:
-		return fault.Unsupported("agent_update is not supported: nothing starts this agent again")
+		return fault.Unsupported("not supported: nothing starts this agent again")
 	case supported() != nil:
 		return supported()
 	case r.config.PublicKey == "":

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -62,8 +61,6 @@ func requests() []proto.Message {
 	return list
 }
 
-var capital = regexp.MustCompile(`[A-Z]`)
-
 // Every request of the contract, empty as a careless host would send it, is answered at once, once, by its id and in
 // its own reply type; what the agent cannot do yet says so by name.
 func TestEveryRequestIsAnsweredInItsType(t *testing.T) {
@@ -79,7 +76,8 @@ func TestEveryRequestIsAnsweredInItsType(t *testing.T) {
 		if reply == nil || reply.ProtoReflect().Descriptor() != wire.ReplyType(request).Descriptor() {
 			t.Errorf("%s: answered with %T (%v)", name, reply, err)
 		}
-		operation := strings.ToLower(capital.ReplaceAllString(strings.TrimSuffix(name, "Request"), "_$0"))[1:]
+		envelope := wire.Wrap("", request).ProtoReflect()
+		operation := string(envelope.WhichOneof(envelope.Descriptor().Oneofs().ByName("payload")).Name())
 		if errors.Is(err, errors.ErrUnsupported) && !strings.Contains(err.Error(), name) && !strings.HasPrefix(err.Error(), operation+":") {
 			t.Errorf("%s: %v does not name it", name, err)
 		}
