@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
@@ -31,13 +32,16 @@ func (c *Client) SyncTime(ctx context.Context, request *pb.SyncTimeRequest) (*pb
 	return Call[*pb.SyncTimeResponse](ctx, c, request)
 }
 
-// knows returns an error with these words unless the agent has details of a feature.
+// knows returns an error unless the agent has details of a feature: with these words, or that it does not serve it at all.
 func (c *Client) knows(ctx context.Context, feature, words string) error {
 	can, err := Call[*pb.GetCapabilitiesResponse](ctx, c, &pb.GetCapabilitiesRequest{})
-	if err == nil && can.Features[feature] == "" {
-		err = fault.Unsupported("%s", words)
+	switch {
+	case err != nil || can.Features[feature] != "":
+		return err
+	case !slices.Contains(can.Capabilities, feature):
+		return fault.Unsupported("the agent in the guest does not announce %s", feature)
 	}
-	return err
+	return fault.Unsupported("%s", words)
 }
 
 // ClockOffset is how far the guest's clock is ahead of the host's.

@@ -6,7 +6,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -30,12 +29,9 @@ func (c *Client) Kill(ctx context.Context, request *pb.KillProcessRequest) error
 		request.Signal, request.SignalName = number, ""
 	}
 	if request.SignalName != "" || request.StartTicks != 0 {
-		can, err := Call[*pb.GetCapabilitiesResponse](ctx, c, &pb.GetCapabilitiesRequest{})
+		err := c.knows(ctx, "process_kill", "the agent in the guest knows HUP, INT, QUIT, KILL and TERM alone, and no start_ticks")
 		if err != nil {
 			return err
-		}
-		if can.Features["process_kill"] == "" {
-			return fault.Unsupported("the agent in the guest knows HUP, INT, QUIT, KILL and TERM alone, and no start_ticks")
 		}
 	}
 	_, err := Call[*pb.KillProcessResponse](ctx, c, request)
