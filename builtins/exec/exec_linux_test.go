@@ -177,7 +177,7 @@ func TestExecuteKeepsOutputOnTimeout(t *testing.T) {
 	_, table := room(t, Config{})
 	got := native(t, table, &pb.ExecuteRequest{Command: "echo a; echo b >&2; sleep 60; true", TimeoutSeconds: 1, WaitForExit: true})
 	if got.GetStdout() != "a\n" || got.GetStderr() != "b\n" || !got.GetTimedOut() || got.GetExitCode() != -1 || got.GetDurationMs() < 1000 ||
-		!strings.HasPrefix(got.GetError(), "timed out after ") || strings.Contains(got.GetError(), "maximum") {
+		!strings.HasPrefix(got.GetError(), "timed out after 1s, then ended by signal ") || strings.Contains(got.GetError(), "maximum") {
 		t.Error(got)
 	}
 }

@@ -123,10 +123,7 @@ func onStart(err error) error {
 	}
 	words := fmt.Sprintf("%s: %v", start.Stage, start.Err)
 	if start.Stage == "user" && errors.Is(start.Err, fs.ErrNotExist) {
-		words = "there is no such user"
-		if strings.HasPrefix(start.Object, "group ") {
-			words = "there is no such group"
-		}
+		words = start.Err.Error()
 	}
 	return &fault.Error{Object: start.Object, Err: fault.Wrapf(start.Err, "%s", words),
 		Details: map[string]string{"stage": start.Stage}}

@@ -400,7 +400,7 @@ func (r *Runner) waitExit(ctx context.Context, spec *Spec, c *child, result *Res
 	select {
 	case <-c.exited:
 	case <-timeout:
-		result.TimedOut, kill = true, true
+		result.TimedOut, result.Limit, kill = true, spec.Timeout, true
 	case <-ctx.Done():
 		err, kill = context.Cause(ctx), true
 	case <-released:

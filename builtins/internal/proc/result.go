@@ -24,8 +24,9 @@ type Result struct {
 	Truncated bool
 	// LeftOpen says that processes which the command left running still hold its output open.
 	LeftOpen bool
-	// TimedOut says that Timeout ended the command.
+	// TimedOut says that Timeout, which is in Limit then, ended the command.
 	TimedOut bool
+	Limit    time.Duration
 	// Exceeded says that the command used up the processor time of its Limits, which ended it.
 	Exceeded bool
 	// Duration is the time from the start to the end of the command.
@@ -79,7 +80,7 @@ func (res *Result) How() string {
 		return "used up its processor time, then " + end
 	}
 	if res.TimedOut {
-		return fmt.Sprintf("timed out after %s, then %s", res.Duration.Round(time.Millisecond), end)
+		return fmt.Sprintf("timed out after %v, then %s", res.Limit, end)
 	}
 	return end
 }

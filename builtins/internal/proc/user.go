@@ -40,7 +40,7 @@ func LookupUser(files *fsys.Root, user, group string, supplementary bool) (*User
 	}
 	if group != "" {
 		if found.GID, err = accounts.GID(group); err != nil {
-			return nil, &StartError{Stage: "user", Object: "group " + group, Err: fs.ErrNotExist}
+			return nil, &StartError{Stage: "user", Object: "group " + group, Err: fault.Wrapf(fs.ErrNotExist, "there is no such group")}
 		}
 	}
 	if supplementary {
@@ -63,7 +63,7 @@ func findUser(accounts *fsys.Accounts, user string) (*User, error) {
 	case known:
 		return &User{Name: account.Name, UID: account.UID, GID: account.GID, Home: account.Home, Shell: account.Shell}, nil
 	case !isNumber:
-		return nil, &StartError{Stage: "user", Object: user, Err: fs.ErrNotExist}
+		return nil, &StartError{Stage: "user", Object: user, Err: fault.Wrapf(fs.ErrNotExist, "there is no such user")}
 	case user == "":
 		return &User{Name: strconv.Itoa(int(number)), UID: number, GID: uint32(os.Getgid())}, nil
 	}

@@ -21,7 +21,7 @@ func systemUser(user, group string) (*User, error) {
 	_, domain, use, err := windows.LookupSID("", user)
 	switch {
 	case errors.Is(err, windows.ERROR_NONE_MAPPED):
-		return nil, &StartError{Stage: "user", Object: user, Err: fs.ErrNotExist}
+		return nil, &StartError{Stage: "user", Object: user, Err: fault.Wrapf(fs.ErrNotExist, "there is no such user")}
 	case err != nil:
 		return nil, &StartError{Stage: "user", Object: user, Err: fault.Cause(err)}
 	case use != windows.SidTypeUser:
