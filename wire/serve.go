@@ -212,7 +212,7 @@ func (c *Conn) start(ctx context.Context, m *pb.AgentMessage, size int, s *serve
 		call = context.WithValue(call, exchangeKey{}, s.sharing)
 	}
 	if m.TimeoutMs > 0 {
-		call, s.stop = context.WithTimeout(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond)
+		call, s.stop = context.WithTimeoutCause(call, time.Duration(min(m.TimeoutMs, 1<<40))*time.Millisecond, errHostTime)
 	}
 	s.call = call
 	c.enterOrder(s)
@@ -253,6 +253,9 @@ func (s *servedCall) serve() {
 	memory.held = s.sharing.replyHeld
 	s.sharing.end(c.queue, func() { c.replyTo(s, reply, err, memory) })
 }
+
+// errHostTime is why a request ended that took longer than its host waits.
+var errHostTime = fault.Wrapf(context.DeadlineExceeded, "it was not done in the time that the host waits for it")
 
 // errTooMany is why a request is refused that would have to wait with too many others.
 var errTooMany = fault.Wrapf(fault.ErrBusy, "busy: %d requests are in flight on this connection, and as many as may be wait", MaxInFlight)
