@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/scriptreport"
 	"github.com/quantix-kvm/guest-agent/wire/client"
@@ -99,13 +100,13 @@ func (a *app) printConfirmed(id string, reply *pb.ConfirmResponse) {
 		return
 	}
 	for _, c := range reply.AfterCommit {
-		fmt.Fprintf(a.stderr, "after the commit: %s\n", scriptreport.ChangeLine(c))
+		fmt.Fprintln(a.stderr, scriptreport.AfterLine(c))
 	}
 	for _, c := range reply.RollbackRan {
 		fmt.Fprintln(a.stderr, scriptreport.RanLine(c))
 	}
 	for _, c := range reply.NotUndone {
-		fmt.Fprintf(a.stderr, "not undone: %s\n", scriptreport.ChangeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action}))
+		fmt.Fprintf(a.stderr, "not undone: %s\n", scriptreport.ChangeLine(reply.Status, &pb.Change{Op: c.Op, Target: c.Target, Action: c.Action}))
 	}
 	words := scriptreport.StatusText(reply.Status)
 	if reply.Status == pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM {
@@ -134,5 +135,9 @@ func (a *app) confirmOutcome(reply *pb.ConfirmResponse) error {
 	if a.json {
 		return &failure{code: code} // the error is in the reply
 	}
-	return &failure{code, errors.New(strings.TrimSpace(scriptreport.ErrorText(reply.Error)))}
+	told := proto.CloneOf(reply.Error)
+	if told.Kind == "params" { // a script's, and here there are none
+		told.Kind = ""
+	}
+	return &failure{code, errors.New(strings.TrimSpace(scriptreport.ErrorText(told)))}
 }

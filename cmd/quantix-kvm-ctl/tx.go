@@ -216,17 +216,17 @@ func (a *app) printTransaction(t *pb.TransactionInfo) error {
 		fmt.Fprintf(a.stdout, "log: %-5s %s\n", line.Level, printable(line.Message))
 	}
 	for _, c := range t.Reply.Changes {
-		fmt.Fprintf(a.stdout, "change: %s\n", scriptreport.ChangeLine(c))
+		fmt.Fprintf(a.stdout, "change: %s\n", scriptreport.ChangeLine(t.Reply.Status, c))
 		scriptreport.Diff(a.stdout, c.Diff)
 	}
 	for _, c := range t.Reply.AfterCommit {
-		fmt.Fprintf(a.stdout, "after the commit: %s\n", scriptreport.ChangeLine(c))
+		fmt.Fprintln(a.stdout, scriptreport.AfterLine(c))
 	}
 	for _, c := range t.Reply.RollbackRan {
 		fmt.Fprintln(a.stdout, scriptreport.RanLine(c))
 	}
 	for _, c := range t.Reply.NotUndone {
-		fmt.Fprintf(a.stdout, "not undone: %s\n", scriptreport.ChangeLine(&pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))
+		fmt.Fprintf(a.stdout, "not undone: %s\n", scriptreport.ChangeLine(t.Reply.Status, &pb.Change{Op: c.Op, Target: c.Target, Action: c.Action, ContentHidden: c.ContentHidden}))
 	}
 	if t.Reply.Error != nil {
 		fmt.Fprintf(a.stdout, "error: %s\n", printable(scriptreport.ErrorText(t.Reply.Error)))

@@ -21,14 +21,14 @@ func Log(w io.Writer, line *pb.LogLine) {
 // Changes lists what a script did, with diffs.
 func Changes(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.Changes {
-		fmt.Fprintf(w, "%s\n", ChangeLine(c))
+		fmt.Fprintln(w, ChangeLine(reply.Status, c))
 		Diff(w, c.Diff)
 		if c.DiffTruncated {
 			fmt.Fprintln(w, "    (the difference is longer)")
 		}
 	}
 	for _, c := range reply.AfterCommit {
-		fmt.Fprintf(w, "after the commit: %s\n", ChangeLine(c))
+		fmt.Fprintln(w, AfterLine(c))
 	}
 	for _, c := range reply.RollbackRan {
 		fmt.Fprintln(w, RanLine(c))
@@ -53,8 +53,8 @@ func Diff(w io.Writer, diff string) {
 // lineColours are the colours of the lines of a difference, by their first character: green, red and cyan.
 var lineColours = map[string]string{"+": "\x1b[32m", "-": "\x1b[31m", "@": "\x1b[36m"}
 
-// ChangeLine describes a change in one line.
-func ChangeLine(c *pb.Change) string {
+// ChangeLine describes a change in one line; status is that of the script.
+func ChangeLine(status pb.ScriptStatus, c *pb.Change) string {
 	words := c.Action + " " + c.Target
 	switch c.State {
 	case pb.ChangeState_CHANGE_STATE_UNDONE:
@@ -67,8 +67,17 @@ func ChangeLine(c *pb.Change) string {
 			words = "would run " + c.Target
 		}
 	case pb.ChangeState_CHANGE_STATE_UNKNOWN:
-		words = "cannot be foretold: " + words
+		if status == pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN {
+			words = "cannot be foretold: " + words
+		} else {
+			words = "UNKNOWN whether it is undone: " + words
+		}
 	}
+	return described(words, c)
+}
+
+// described is a line about a change that begins with words.
+func described(words string, c *pb.Change) string {
 	words += " (" + c.Op
 	if c.ContentHidden {
 		words += ", content hidden"
@@ -77,6 +86,18 @@ func ChangeLine(c *pb.Change) string {
 		words += ", keeps a copy of " + human.Size(c.KeptBytes)
 	}
 	return strings.ReplaceAll(human.Printable(words+")"), "\n", " ")
+}
+
+// AfterLine describes in one line what ran once a script had committed, or, in a dry run, would.
+func AfterLine(c *pb.Change) string {
+	words := "ran after the commit: "
+	switch c.State {
+	case pb.ChangeState_CHANGE_STATE_WOULD:
+		words = "would run after the commit: "
+	case pb.ChangeState_CHANGE_STATE_UNKNOWN:
+		words = "FAILED after the commit: "
+	}
+	return described(words+c.Target, c)
 }
 
 // RanLine describes in one line what a rollback ran, with when and how long.
@@ -112,9 +133,9 @@ func StatusText(status pb.ScriptStatus) string {
 func Status(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.NotUndone {
 		if c.State != pb.ChangeState_CHANGE_STATE_NOT_UNDONE {
-			fmt.Fprintf(w, "NOT UNDONE: %s\n", ChangeLine(c))
+			fmt.Fprintf(w, "NOT UNDONE: %s\n", ChangeLine(reply.Status, c))
 		} else if !listed(c, reply.Changes) {
-			fmt.Fprintln(w, ChangeLine(c))
+			fmt.Fprintln(w, ChangeLine(reply.Status, c))
 		}
 	}
 	words := StatusText(reply.Status)

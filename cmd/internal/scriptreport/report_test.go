@@ -1,10 +1,36 @@
 package scriptreport
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
+
+// A change of which nothing is known has other words where a script ran than in a dry run.
+func TestChangesOfUnknownState(t *testing.T) {
+	const dry, failed = pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED
+	const unknown = pb.ChangeState_CHANGE_STATE_UNKNOWN
+	ran := &pb.Change{Op: "exec.on_commit", Target: "x", Action: "ran", State: unknown}
+	for status, want := range map[pb.ScriptStatus]string{
+		dry:    "cannot be foretold: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
+		failed: "UNKNOWN whether it is undone: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
+	} {
+		var b strings.Builder
+		Changes(&b, &pb.RunScriptResponse{Status: status, Changes: []*pb.Change{ran}, AfterCommit: []*pb.Change{ran}})
+		if b.String() != want {
+			t.Errorf("%v: %q, wanted %q", status, b.String(), want)
+		}
+	}
+	for state, want := range map[pb.ChangeState]string{
+		pb.ChangeState_CHANGE_STATE_APPLIED: "ran after the commit: x (exec.on_commit)",
+		pb.ChangeState_CHANGE_STATE_WOULD:   "would run after the commit: x (exec.on_commit)",
+	} {
+		if got := AfterLine(&pb.Change{Op: "exec.on_commit", Target: "x", Action: "ran", State: state}); got != want {
+			t.Errorf("%q, wanted %q", got, want)
+		}
+	}
+}
 
 func TestErrorText(t *testing.T) {
 	for want, e := range map[string]*pb.ScriptError{
