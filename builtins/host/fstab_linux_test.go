@@ -192,6 +192,8 @@ func TestMountRefuses(t *testing.T) {
 			g.kept, g.changes = nil, nil
 			if out, err := invokeAs(g.call, g.room, "host.mount", in); err == nil {
 				t.Error("taken:", out)
+			} else if name == "no target" && !strings.Contains(err.Error(), "target is not said") {
+				t.Error(err)
 			}
 			if g.kept != nil || len(g.changes) > 0 {
 				t.Error(g.kept, g.changes)
@@ -215,6 +217,9 @@ func TestMountAccess(t *testing.T) {
 	}
 	if !slices.Contains(a.Writes, "/up") || !slices.Contains(a.Writes, "/work") || slices.Contains(a.Writes, "/root") {
 		t.Error(a)
+	}
+	if a := mountAccess(&pb.MountArgs{}); slices.Contains(a.Writes, "") {
+		t.Error("the empty path is among", a.Writes)
 	}
 	if a := mountAccess(&pb.MountArgs{Source: "//s/x", Target: "/mnt", Fstype: "cifs", Options: "credentials=/etc/secret"}); !slices.Contains(a.Reads, "/etc/secret") {
 		t.Error(a)

@@ -21,6 +21,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/facts"
 	"github.com/quantix-kvm/guest-agent/builtins/internal/guest"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -32,7 +33,7 @@ type Room struct {
 	disks   facts.Disks
 }
 
-// New makes the room; version is the agent's own, and may be empty. What it tells of kernel, memory and disks is always that of
+// New makes the room; version is the agent's own, and may be empty. The kernel, processors and memory in host.info are always those of
 // the running machine. Names, identities and addresses are those of the guest's files where they are a tree that is not booted.
 func New(g *guest.Guest, version string) *Room {
 	return &Room{guest: g, edit: &edit.Editor{Guest: g}, version: version}
@@ -170,17 +171,34 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: r.productUUID(), AgentVersion: r.version}, nil
 }
 
+// running returns an error where a script asks a tree for what only a machine has. A test of a script is told of its own machine.
+func (r *Room) running(what string) error {
+	if r.guest.Root() == "/" || r.guest.Answer != nil {
+		return nil
+	}
+	return fault.Unsupported("%s is that of the running machine, not of a tree", what)
+}
+
 func (r *Room) uptime(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Uptime, error) {
+	if err := r.running("the uptime"); err != nil {
+		return nil, err
+	}
 	up, err := facts.Uptime(ctx)
 	return &pb.Uptime{Seconds: up.Seconds()}, err
 }
 
 func (r *Room) memory(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Memory, error) {
+	if err := r.running("the memory"); err != nil {
+		return nil, err
+	}
 	m, err := facts.ReadMemory(ctx)
 	return &pb.Memory{Total: m.Total, Available: m.Available, SwapTotal: m.SwapTotal, SwapFree: m.SwapFree}, err
 }
 
 func (r *Room) mounted(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Disks, error) {
+	if err := r.running("what is mounted"); err != nil {
+		return nil, err
+	}
 	disks, err := r.disks.Read(ctx)
 	if err != nil {
 		return nil, err

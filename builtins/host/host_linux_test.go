@@ -117,6 +117,20 @@ func TestInfoOfAnImage(t *testing.T) {
 	}
 }
 
+// What only a machine has is not told of a tree; a test of a script is told of its own machine.
+func TestATreeDoesNotRun(t *testing.T) {
+	for _, name := range []string{"host.uptime", "host.memory", "host.disks"} {
+		tree := &guest.Guest{Dir: t.TempDir()}
+		if out, err := invoke(t, New(tree, ""), name, &pb.NoArgs{}); !errors.Is(err, errors.ErrUnsupported) {
+			t.Error(name, out, err)
+		}
+		tree.Answer = func(context.Context, guest.Command) (*pb.RunResult, error) { return nil, nil }
+		if _, err := invoke(t, New(tree, ""), name, &pb.NoArgs{}); err != nil {
+			t.Error(name, err)
+		}
+	}
+}
+
 func TestReading(t *testing.T) {
 	r := New(&guest.Guest{}, "")
 	out, err := invoke(t, r, "host.interfaces", &pb.NoArgs{})

@@ -40,8 +40,11 @@ func (r *Room) mounting() []builtins.Op {
 // mountAccess has what is mounted among what is read and changed: by the new path both may happen to it.
 func mountAccess(in *pb.MountArgs) builtins.Access {
 	a := builtins.Access{
-		Reads: []string{fstabFile}, Writes: []string{fstabFile, in.Target},
+		Reads: []string{fstabFile}, Writes: []string{fstabFile},
 		Objects: []builtins.Object{{Kind: "mount", Name: in.Source}},
+	}
+	if in.Target != "" { // the operation refuses that
+		a.Writes = append(a.Writes, in.Target)
 	}
 	if fsys.IsAbs(in.Source) {
 		a.Reads, a.Writes = append(a.Reads, in.Source), append(a.Writes, in.Source)

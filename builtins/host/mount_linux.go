@@ -37,6 +37,9 @@ func (r *Room) mount(ctx context.Context, call *builtins.Call, in *pb.MountArgs)
 	if _, err := r.files(call); err != nil {
 		return nil, err
 	}
+	if in.Target == "" {
+		return nil, fault.Invalid("target is not said")
+	}
 	c, err := r.edit.Begin(call, "host.mount", in.Target, edit.How{Follow: true, Parents: true})
 	if err != nil {
 		return nil, fault.On(in.Target, err)

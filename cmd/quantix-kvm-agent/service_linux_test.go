@@ -226,7 +226,7 @@ func TestReload(t *testing.T) {
 	if out, err := tool(t, "reload", "--control", control); err != nil || !strings.Contains(out, "waits for a restart: framing") {
 		t.Error(out, err)
 	}
-	if reply := script("for i = 1, 10 do host.uptime() end"); reply.Error.GetKind() != "calls" {
+	if reply := script("for i = 1, 10 do host.info() end"); reply.Error.GetKind() != "calls" {
 		t.Error(reply)
 	}
 	a.AwaitLog(t, `"level":"debug"`, 1)
@@ -237,7 +237,7 @@ func TestReload(t *testing.T) {
 	if out, err := tool(t, "reload", "--control", control); err == nil || !strings.Contains(out, "line 2: nonsense: unknown key") {
 		t.Error(out, err)
 	}
-	if reply := script("for i = 1, 10 do host.uptime() end"); reply.Error.GetKind() != "calls" {
+	if reply := script("for i = 1, 10 do host.info() end"); reply.Error.GetKind() != "calls" {
 		t.Error("a faulty file changed something:", reply)
 	}
 	s := status(t, control)
