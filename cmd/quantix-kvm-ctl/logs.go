@@ -17,8 +17,8 @@ func (a *app) logsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "logs [-f] [-n LINES] [UNIT]",
 		Short: "show the log of the guest, or of one of its units",
-		Long: `logs shows the end of the guest's journal, or with UNIT of what that unit wrote. A guest without a journal shows the end of
-/var/log/messages or /var/log/syslog, where UNIT is a text that lines must hold.
+		Long: `logs shows the end of the guest's journal, or with UNIT of what that unit wrote. A guest without a journal, or whose
+journal has nothing of it, shows the end of /var/log/messages or /var/log/syslog, where UNIT is a text that lines must hold.
 
 It runs journalctl, or tail, in the guest, as exec does.`,
 		Example: `  quantix-kvm-ctl logs -n 20 nginx
@@ -51,18 +51,31 @@ func (a *app) logs(s *session, unit string, lines int, follow bool) error {
 	if follow {
 		argv = append(argv, "--follow")
 	}
-	err := a.execLive(s, client.Command{Argv: argv}, false, false)
-	if !client.IsProgram(err) || !errors.Is(err, fs.ErrNotExist) {
+	err := a.execLive(s, client.Command{Argv: argv, Timeout: a.timeout}, false, false)
+	none := client.IsProgram(err) && errors.Is(err, fs.ErrNotExist)
+	if empty := err == nil && !follow && lines > 0 && !a.stdout.wrote.Load(); !none && !empty {
 		return err
 	}
 	const line = `for f in /var/log/messages /var/log/syslog; do [ -r "$f" ] || continue; ` +
 		`if [ -n "$1" ]; then if [ -n "$3" ]; then tail -n "$2" -F "$f" | grep -F -e "$1"; else grep -F -e "$1" "$f" | tail -n "$2"; fi; ` +
-		`else tail -n "$2" $3 "$f"; fi; exit; done; echo "there is neither a journal nor a /var/log/messages or syslog" >&2; exit 1`
-	more := ""
+		`else tail -n "$2" $3 "$f"; fi; exit; done; ` +
+		`[ -n "$4" ] || { echo "there is neither a journal nor a /var/log/messages or syslog" >&2; exit 1; }`
+	more, journal := "", "empty"
 	if follow {
 		more = "-F"
 	}
-	return a.execLive(s, client.Command{Argv: []string{"sh", "-c", line, "sh", unit, strconv.Itoa(lines), more}}, false, false)
+	if none {
+		journal = ""
+	}
+	argv = []string{"sh", "-c", line, "sh", unit, strconv.Itoa(lines), more, journal}
+	err = a.execLive(s, client.Command{Argv: argv, Timeout: a.timeout}, false, false)
+	if err == nil && lines > 0 && !a.stdout.wrote.Load() {
+		if unit != "" {
+			unit = " of " + unit
+		}
+		a.note("logs: nothing%s is logged", unit)
+	}
+	return err
 }
 
 // unitNames returns the units of the guest, as completions.

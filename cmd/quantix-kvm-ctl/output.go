@@ -3,11 +3,13 @@ package main
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // output is the standard output. It remembers the first write that failed, so that no command whose output was lost ends as done.
 type output struct {
-	file *os.File
+	file  *os.File
+	wrote atomic.Bool // anything
 
 	mu   sync.Mutex
 	lost error
@@ -15,6 +17,9 @@ type output struct {
 
 func (o *output) Write(p []byte) (int, error) {
 	n, err := o.file.Write(p)
+	if n > 0 {
+		o.wrote.Store(true)
+	}
 	if err != nil {
 		o.mu.Lock()
 		defer o.mu.Unlock()
