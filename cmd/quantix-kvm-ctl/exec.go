@@ -70,8 +70,12 @@ EXIT STATUS
 			if err != nil {
 				return err
 			}
+			kept := c.Flags().Changed("max-output")
+			if f.detach && kept {
+				return usage("--max-output goes not with --detach: the guest keeps the last 2 to 4 MiB of each stream of a job")
+			}
 			command.Timeout = a.timeout
-			whole := a.json || f.detach || c.Flags().Changed("max-output")
+			whole := a.json || f.detach || kept
 			if whole && (f.stdin || f.tty) {
 				return usage("--stdin and --tty go with none of --json, --detach and --max-output")
 			}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -32,7 +33,10 @@ func readSettings() (s settings, err error) {
 	}
 	path := filepath.Join(dir, settingsFile)
 	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return s, nil
+	}
+	if _, unseen := os.Lstat(path); errors.Is(unseen, fs.ErrPermission) { // in a directory of somebody else, as with sudo -u
 		return s, nil
 	}
 	if err != nil {
