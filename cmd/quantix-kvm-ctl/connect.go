@@ -97,7 +97,7 @@ func (a *app) connectOnce(ctx context.Context, limit, grace, passed time.Duratio
 		s.close()
 		var network *net.OpError
 		if errors.As(err, &network) { // the words of the library name neither end
-			err = fault.Wrapf(err, "the connection to %s ended: %v", path, network.Err)
+			err = fault.Wrapf(err, "the connection to %s ended: %v", path, fault.Cause(network.Err))
 		}
 		return nil, err
 	}

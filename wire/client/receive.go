@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -52,7 +53,7 @@ func (c *Client) receive() error {
 			return fmt.Errorf("the connection to the agent ended: %w", io.ErrUnexpectedEOF)
 		}
 		if err != nil {
-			return fmt.Errorf("the connection to the agent ended: %w", err)
+			return fault.Wrapf(err, "the connection to the agent ended: %v", fault.Cause(unwrapNet(err)))
 		}
 	}
 }

@@ -2,10 +2,13 @@ package client
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // writer writes frames, one after the other and each whole: when a context ends its caller returns, and the channel never gets half a
@@ -44,6 +47,15 @@ func (w *writer) close() {
 	w.background.Wait()
 }
 
+// lost says of an error of the net package what it means; its own words name neither end.
+func lost(err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) {
+		return err
+	}
+	return fault.Wrapf(err, "the connection to the agent ended: %v", fault.Cause(op.Err))
+}
+
 // deadliner is a channel whose writes can be interrupted, as those of the net and os packages.
 type deadliner interface{ SetWriteDeadline(time.Time) error }
 
@@ -60,7 +72,7 @@ func (w *writer) write(ctx context.Context, frame []byte) error {
 	case ctx.Done() == nil:
 		_, err := w.channel.Write(frame)
 		<-w.writing
-		return err
+		return lost(err)
 	case !can:
 		return w.writeInBackground(ctx, frame)
 	}
@@ -72,7 +84,7 @@ func (w *writer) write(ctx context.Context, frame []byte) error {
 func (w *writer) written(ctx context.Context, frame []byte, n int, err error) error {
 	if ctx.Err() == nil || err == nil {
 		<-w.writing
-		return err
+		return lost(err)
 	}
 	if n == 0 {
 		<-w.writing
@@ -119,7 +131,7 @@ func (w *writer) writeInBackground(ctx context.Context, frame []byte) error {
 	}
 	select {
 	case err := <-written:
-		return err
+		return lost(err)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

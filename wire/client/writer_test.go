@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -144,5 +146,34 @@ func TestAtMostEightChunksAhead(t *testing.T) {
 	}
 	if n := most.Load(); n < 2 || n > 8 {
 		t.Errorf("%d chunks of a pull were under way", n)
+	}
+}
+
+// A channel that ends in the middle of a write is told in words of its own, and counts as gone.
+func TestEndOfTheChannelInAWrite(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	host, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	guest, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, ctx := range []context.Context{ctx, context.Background()} {
+		for name, channel := range map[string]io.Writer{"interruptible": host, "not": bare{host}} {
+			err := newWriter(channel).write(ctx, []byte("x"))
+			if !Gone(err) || !strings.HasPrefix(err.Error(), "the connection to the agent ended: ") || strings.Contains(err.Error(), "->") {
+				t.Error(name, err)
+			}
+		}
 	}
 }
