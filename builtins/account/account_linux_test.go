@@ -508,7 +508,6 @@ func TestRemove(t *testing.T) {
 	g.refuses("account.remove", &pb.AccountRemoveArgs{Name: "twin", Home: true}, "refused", "home directory of three")
 }
 
-// What cannot be, or would do harm, is refused, and nothing changes.
 // A home directory with a slash at its end is the same one, and the line keeps it.
 func TestHomeWithSlash(t *testing.T) {
 	g := newTree(t, debian)
@@ -550,6 +549,7 @@ func TestMembersWithBlanks(t *testing.T) {
 	}
 }
 
+// What cannot be, or would do harm, is refused, and nothing changes.
 func TestRefusals(t *testing.T) {
 	g := newTree(t, debian)
 	for _, name := range []string{

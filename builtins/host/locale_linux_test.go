@@ -98,7 +98,6 @@ func TestLocaleOfDebian(t *testing.T) {
 	}
 }
 
-// What this machine's own C library lists is found, and nothing else.
 // With LC_ALL beside it LANG is without effect.
 func TestLocaleIsOverridden(t *testing.T) {
 	for _, file := range []string{"etc/default/locale", "etc/environment"} {
@@ -115,6 +114,7 @@ func TestLocaleIsOverridden(t *testing.T) {
 	}
 }
 
+// What this machine's own C library lists is found, and nothing else.
 func TestLocalesOfThisMachine(t *testing.T) {
 	out, err := exec.Command("locale", "-a").Output()
 	if err != nil {
