@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -50,19 +51,26 @@ func (r *Room) dns(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.
 // isStub says whether an address is one on which systemd-resolved listens (systemd-resolved.service(8)).
 func isStub(server string) bool { return server == "127.0.0.53" || server == "127.0.0.54" }
 
-// parseResolvConf reads resolv.conf(5): of search and domain the last one counts.
+// maxServers is how many servers the C libraries ask; they pass over more.
+const maxServers = 3
+
+// parseResolvConf reads resolv.conf(5): of search and domain the last one counts, and a keyword begins its line.
 func parseResolvConf(content string) *pb.NetDns {
 	out := &pb.NetDns{Manager: "resolv.conf"}
 	for line := range strings.Lines(content) {
 		words := strings.Fields(line)
-		if len(words) < 2 || strings.HasPrefix(words[0], "#") || strings.HasPrefix(words[0], ";") {
+		if len(words) < 2 || !strings.HasPrefix(line, words[0]) {
 			continue
 		}
 		switch words[0] {
 		case "nameserver":
-			out.Servers = append(out.Servers, words[1])
-		case "search", "domain":
+			if _, err := netip.ParseAddr(words[1]); err == nil && len(out.Servers) < maxServers {
+				out.Servers = append(out.Servers, words[1])
+			}
+		case "search":
 			out.Search = words[1:]
+		case "domain":
+			out.Search = words[1:2]
 		case "options":
 			out.Options = append(out.Options, words[1:]...)
 		}

@@ -40,8 +40,11 @@ func treeWith(t *testing.T, content string) *Room {
 func TestDNS(t *testing.T) {
 	for content, want := range map[string]*pb.NetDns{
 		"": {Manager: "resolv.conf"},
-		"# nameserver 192.0.2.1\n; nameserver 192.0.2.2\nnameserver 192.0.2.3\n\tnameserver   2001:db8::53  # here\nnameserver\nsearch a.example b.example\ndomain c.example\noptions timeout:1 rotate\nunknown x\noptions edns0": {
+		"# nameserver 192.0.2.1\n; nameserver 192.0.2.2\nnameserver 192.0.2.3\n\tnameserver 192.0.2.4\nnameserver   2001:db8::53  # here\nnameserver\nnameserver ns1\nsearch a.example b.example\ndomain c.example d\noptions timeout:1 rotate\nunknown x\noptions edns0": {
 			Manager: "resolv.conf", Servers: []string{"192.0.2.3", "2001:db8::53"}, Search: []string{"c.example"}, Options: []string{"timeout:1", "rotate", "edns0"},
+		},
+		"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver fe80::1%eth0\nnameserver 192.0.2.4\n": {
+			Manager: "resolv.conf", Servers: []string{"192.0.2.1", "192.0.2.2", "fe80::1%eth0"},
 		},
 		"nameserver 127.0.0.53\nsearch .\n": {Manager: "resolv.conf", Servers: []string{"127.0.0.53"}, Search: []string{"."}}, // nothing runs in the tree
 	} {

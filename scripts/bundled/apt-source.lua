@@ -2,6 +2,11 @@
 -- where it is there.
 
 local APT = "/usr/bin/apt-get"
+local METHODS = "/usr/lib/apt/methods" -- by which APT fetches, by the schemes of their URIs
+-- What dpkg calls architectures that the kernel calls otherwise.
+local ARCHITECTURES = {
+  x86_64 = "amd64", aarch64 = "arm64", i686 = "i386", armv7l = "armhf", ppc64le = "ppc64el", riscv64gc = "riscv64",
+}
 -- What APT takes for no.
 local OFF = {["no"] = true, ["false"] = true, ["without"] = true, ["off"] = true, ["disable"] = true, ["0"] = true}
 
@@ -34,6 +39,21 @@ local function suites_and_components(suites, components)
     lines[2] = "Components: " .. joined(components or {"main"}, "components")
   end
   return lines
+end
+
+-- Fails where APT would not fetch from the source: it has no method for the URI, or dpkg no such architecture.
+local function check_fetch(uri, architectures)
+  local scheme = string.match(uri, "^[^:]*")
+  if string.lower(scheme) == "ppa" then
+    error("uri: " .. uri .. " is short for add-apt-repository alone; give https://ppa.launchpadcontent.net/OWNER/NAME/ubuntu")
+  elseif file.exists(METHODS) and not file.exists(METHODS .. "/" .. scheme) then
+    error("uri: APT has no method for " .. scheme .. ": there is no " .. METHODS .. "/" .. scheme)
+  end
+  for _, name in ipairs(architectures) do
+    if ARCHITECTURES[name] then
+      error("architectures: dpkg calls " .. name .. " " .. ARCHITECTURES[name])
+    end
+  end
 end
 
 -- The key as APT reads it, and the suffix of its file. In ASCII armor it wants an empty line before the key, and one key only.
@@ -123,7 +143,7 @@ end
 
 return script {
   name = "apt-source",
-  version = "2.0",
+  version = "2.1",
   description = "add an APT package source with its key",
   params = {
     name = {type = "string", required = true, pattern = "^%w[%w_.-]*$", description = "the name of both files, without suffix"},
@@ -138,9 +158,10 @@ return script {
     update = {type = "boolean", default = false, description = "update the package lists now"},
   },
   os = {"linux"},
-  needs = {"file:/etc/apt/", "file:/usr/bin/apt-get", "exec:apt-get"},
+  needs = {"file:/etc/apt/", "file:/usr/bin/apt-get", "file:/usr/lib/apt/methods/", "exec:apt-get"},
 
   run = function(p)
+    check_fetch(p.uri, p.architectures)
     local key, suffix = keyring(p.key or file.attachment("key"))
     local ring = "/etc/apt/keyrings/" .. p.name
     local lines = {"Types: deb", "URIs: " .. p.uri}

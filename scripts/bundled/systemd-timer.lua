@@ -12,7 +12,7 @@ local PLACES = {
 local ANALYZE = "/usr/bin/systemd-analyze"
 local SHORT = {
   minutely = true, hourly = true, daily = true, weekly = true, monthly = true, quarterly = true, semiannually = true,
-  yearly = true, annually = true, anually = true, biannually = true,
+  yearly = true, annually = true, anually = true, biannually = true, ["semi-annually"] = true, ["bi-annually"] = true,
 }
 local DAYS = {"monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"}
 -- The letters of the specifiers that systemd replaces.

@@ -48,7 +48,7 @@ return {
 
   takes_schedules_only = function()
     for _, text in ipairs({
-      "daily", "Weekly UTC", "Mon *-*-* 03:00", "Mon..Fri 10:00", "Sat,Thu,Mon..Wed,Sat..Sun", "*:0/15",
+      "daily", "Semi-annually", "Weekly UTC", "Mon *-*-* 03:00", "Mon..Fri 10:00", "Sat,Thu,Mon..Wed,Sat..Sun", "*:0/15",
       "*-*~07/1 12..14:10,20",
       "2099-03-05 05:40:23.42 Europe/Vienna", "monday *-05-03", "@4102444800",
     }) do
