@@ -14,7 +14,6 @@ package host
 
 import (
 	"context"
-	"runtime"
 	"slices"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
@@ -167,7 +166,7 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 	}
 	system, product := systemName(release)
 	return &pb.HostInfo{Hostname: facts.Hostname(r.guest.Dir), Os: system, Product: product, OsVersion: release.Version, OsId: release.ID,
-		Kernel: kernel, Architecture: machine, Cpus: uint32(runtime.NumCPU()), MemoryBytes: memory.Total,
+		Kernel: kernel, Architecture: machine, Cpus: uint32(facts.CPUs()), MemoryBytes: memory.Total,
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: r.productUUID(), AgentVersion: r.version}, nil
 }
 

@@ -111,7 +111,7 @@ end
 
 return script {
   name = "hosts-entry",
-  version = "2.0",
+  version = "2.1",
   description = "add names to an address in /etc/hosts, or remove them",
   params = {
     address = {type = "ip", required = true, description = "IPv4 or IPv6"},
@@ -173,7 +173,7 @@ return script {
         if last and not string.find(last.text, "\n$") then
           last.text, last.tail = last.text .. "\n", last.tail and last.tail .. "\n"
         end
-        held = {text = p.address .. "\t" .. table.concat(names, " ") .. "\n"}
+        held = {text = p.address .. "\t" .. table.concat(names, " ") .. (last and string.match(last.text, "\r?\n$") or "\n")}
         lines[#lines + 1] = held
       end
     end

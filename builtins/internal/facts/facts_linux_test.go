@@ -55,6 +55,18 @@ func TestMachineIDs(t *testing.T) {
 	}
 }
 
+func TestCPUs(t *testing.T) {
+	for list, want := range map[string]int{"0": 1, "0-3": 4, "0-1,3,8-9": 5, "": runtime.NumCPU(), "0-x": runtime.NumCPU(), "3-0": runtime.NumCPU()} {
+		if got := cpusIn(list); got != want {
+			t.Errorf("%q is %d, want %d", list, got, want)
+		}
+	}
+	out, err := exec.Command("getconf", "_NPROCESSORS_ONLN").Output()
+	if err == nil && strings.TrimSpace(string(out)) != strconv.Itoa(CPUs()) {
+		t.Errorf("%d, and getconf says %s", CPUs(), out)
+	}
+}
+
 func TestHostnameIn(t *testing.T) {
 	for text, want := range map[string]string{
 		"box\n": "box", "# comment\nweb1\n": "web1", "\n\n  # c\n web1 \r\nother\n": "web1", "#only": "", "": "",

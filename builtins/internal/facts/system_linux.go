@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 
 	"github.com/shirou/gopsutil/v3/load"
@@ -57,6 +59,26 @@ func Kernel() (release, machine string) {
 		return "", ""
 	}
 	return unix.ByteSliceToString(name.Release[:]), unix.ByteSliceToString(name.Machine[:])
+}
+
+// CPUs counts the processors that are online, whichever of them the agent may use; as runtime.NumCPU where the kernel does not tell.
+func CPUs() int { return cpusIn(firstLine("/", "sys/devices/system/cpu/online")) }
+
+// cpusIn counts the processors of a list such as 0-3,6.
+func cpusIn(list string) (count int) {
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, is := strings.Cut(part, "-")
+		if !is {
+			last = first
+		}
+		from, err := strconv.Atoi(first)
+		to, also := strconv.Atoi(last)
+		if err != nil || also != nil || to < from {
+			return runtime.NumCPU()
+		}
+		count += to - from + 1
+	}
+	return count
 }
 
 // Load returns the load averages over 1, 5 and 15 minutes; 0 if they cannot be read.

@@ -69,3 +69,6 @@ func Processes(ctx context.Context) (int, error) {
 
 // Load returns 0: Windows has no load averages.
 func Load(context.Context) (one, five, fifteen float64) { return 0, 0, 0 }
+
+// CPUs counts the processors.
+func CPUs() int { return runtime.NumCPU() }

@@ -15,6 +15,7 @@ return {
   adds_names_to_an_address = function()
     becomes(DB, "127.0.0.1 localhost\n10.0.0.5 old\n", "127.0.0.1 localhost\n10.0.0.5 db.example.org db old\n")
     becomes(DB, "127.0.0.1 localhost", "127.0.0.1 localhost\n10.0.0.5\tdb.example.org db\n")
+    becomes(DB, "127.0.0.1 localhost\r\n", "127.0.0.1 localhost\r\n10.0.0.5\tdb.example.org db\r\n")
     file.remove(HOSTS)
     assert(test.run(DB).result.changed and file.read(HOSTS) == "10.0.0.5\tdb.example.org db\n")
   end,
