@@ -64,6 +64,8 @@ func (r *Room) mount(ctx context.Context, call *builtins.Call, in *pb.MountArgs)
 		return nil, err
 	}
 	switch {
+	case have != nil && changed:
+		call.Warn(c.Path + " stays mounted as it is: options that fstab has now count when it is mounted the next time")
 	case have != nil: // as it shall be
 	case r.guest.Live:
 		changed = true
@@ -175,6 +177,8 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 		return err
 	case ran != nil && (have == nil || r.isMounted(ctx, entry, have) != nil): // else systemd was quicker
 		return ran
+	case have == nil && slices.Contains(strings.Split(entry.options, ","), "nofail"):
+		return fault.Wrapf(fs.ErrNotExist, "there is no %s: because of nofail mount(8) does not say so", wiretext.EscapePath(entry.source))
 	case have == nil:
 		return fault.Wrapf(fault.ErrInternal, "mount says that it is mounted, and it is not")
 	}

@@ -186,6 +186,13 @@ func TestMountInScript(t *testing.T) {
 	if again.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || again.Result.GetBoolValue() || len(again.Changes) > 0 {
 		t.Error(again)
 	}
+	other := m.run(t, a, `host.mount{source = "/disk", target = "/srv/data dir/x", fstype = "ext4", options = "loop,nodev,noatime"}`)
+	if s := fmt.Sprint(other.Log); other.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED || !strings.Contains(s, "stays mounted as it is") {
+		t.Error(other)
+	}
+	if r := m.run(t, a, `host.mount{source = "/disk", target = "/srv/data dir/x", fstype = "ext4", options = "loop,nodev"}`); r.Error != nil {
+		t.Error(r)
+	}
 	m.refusals(t, a)
 	m.unmounts(t, a)
 }
@@ -194,14 +201,15 @@ func TestMountInScript(t *testing.T) {
 func (m *mountedTree) refusals(t *testing.T, a *agenttest.Agent) {
 	mounted := m.state(t)
 	for source, want := range map[string]string{
-		`host.mount{source = "none", target = "/srv/data dir/x", fstype = "tmpfs"}`:          "is mounted there",
-		`host.mount{source = "none", target = "/usr", fstype = "tmpfs"}`:                     "",
-		`host.mount{source = "none", target = "` + a.State + `", fstype = "tmpfs"}`:          "agent's own",
-		`host.mount{source = "none", target = "/tmp", fstype = "tmpfs"}`:                     "agent's own",
-		`host.mount{source = "none", target = "/open/link/x", fstype = "tmpfs"}`:             "is not followed",
-		`host.unmount("` + a.State + `")`:                                                    "agent's own",
-		`host.mount{source = "none", target = "/etc/fstab", fstype = "tmpfs"}`:               "",
-		`host.mount{source = "none", target = "/srv/a", fstype = "tmpfs", options = "x\ny"}`: "control character",
+		`host.mount{source = "none", target = "/srv/data dir/x", fstype = "tmpfs"}`:               "is mounted there",
+		`host.mount{source = "/no-disk", target = "/srv/y", fstype = "ext4", options = "nofail"}`: "there is no /no-disk",
+		`host.mount{source = "none", target = "/usr", fstype = "tmpfs"}`:                          "",
+		`host.mount{source = "none", target = "` + a.State + `", fstype = "tmpfs"}`:               "agent's own",
+		`host.mount{source = "none", target = "/tmp", fstype = "tmpfs"}`:                          "agent's own",
+		`host.mount{source = "none", target = "/open/link/x", fstype = "tmpfs"}`:                  "is not followed",
+		`host.unmount("` + a.State + `")`:                                                         "agent's own",
+		`host.mount{source = "none", target = "/etc/fstab", fstype = "tmpfs"}`:                    "",
+		`host.mount{source = "none", target = "/srv/a", fstype = "tmpfs", options = "x\ny"}`:      "control character",
 	} {
 		r := m.run(t, a, source)
 		if r.Status != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK || !strings.Contains(r.Error.GetMessage(), want) {
