@@ -135,7 +135,8 @@ func holdsData(kind, device string) bool {
 	case "squashfs", "erofs", "iso9660", "udf", "cramfs", "devtmpfs", "fuse.snapfuse":
 		return false
 	case "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "virtiofs", "zfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs",
-		"fuse.ceph", "fuse.rclone", "vboxsf":
+		"fuse.ceph", "fuse.rclone", "fuse.mergerfs", "fuse.juicefs", "fuse.gcsfuse", "fuse.blobfuse2", "fuse.vmhgfs-fuse", "vboxsf",
+		"prl_fs", "lustre", "gpfs", "beegfs", "afs":
 		return true
 	}
 	return strings.HasPrefix(device, "/dev/") || len(device) >= 2 && device[1] == ':' // the latter on Windows

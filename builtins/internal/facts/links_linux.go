@@ -142,7 +142,7 @@ func address(bits int, attributes []syscall.NetlinkRouteAttr) (prefix netip.Pref
 // has virtual ports or none. Of a container the link that leads outside is a veth, too. An overlay network is of the
 // containers, unless nothing else has an address.
 func markPlumbing(links []Link, container bool) {
-	virtual := []string{"veth", "tun", "vxlan", "geneve", "ipip", "bridge"}
+	virtual := []string{"veth", "tun", "vxlan", "geneve", "ipip", "gretap", "ip6gretap", "dummy", "bridge"}
 	overlay := func(l Link) bool { return l.Kind == "vxlan" || l.Kind == "geneve" || l.Kind == "ipip" }
 	outside := map[int]bool{}
 	for _, l := range links {
