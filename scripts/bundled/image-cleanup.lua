@@ -5,6 +5,7 @@ local MACHINE = {
   "/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/var/lib/urandom/random-seed", "/var/lib/random-seed",
   "/var/lib/misc/random-seed", "/var/lib/seedrng/*", "/boot/loader/random-seed", "/boot/efi/loader/random-seed",
   "/efi/loader/random-seed", "/etc/hostid", "/etc/nvme/hostnqn", "/etc/nvme/hostid", "/etc/lvm/devices/system.devices",
+  "/var/lib/fwupd/pki/*", "/var/lib/yum/uuid", "/etc/sysconfig/hw-uuid",
   "/etc/docker/key.json", "/var/lib/docker/engine-id", "/var/lib/whoopsie/whoopsie-id",
   "/etc/cockpit/ws-certs.d/0-self-signed*",
   "/var/lib/quantix-kvm/key", "/var/lib/quantix-kvm/tx/done/*", "/var/lib/quantix-kvm/jobs/*", -- of an agent that does not run
@@ -24,6 +25,7 @@ local REGISTRATION = {
   "/var/lib/zypp/AnonymousUniqueId", "/var/lib/ubuntu-advantage/private/*", "/etc/krb5.keytab", "/var/lib/sss/db/*",
   "/var/lib/sss/secrets/*", "/var/lib/samba/private/secrets.tdb", "/etc/salt/minion_id", "/etc/salt/pki/minion/minion.*",
   "/etc/puppetlabs/puppet/ssl/*", "/var/lib/puppet/ssl/*", "/var/lib/tailscale/tailscaled.state",
+  "/var/lib/zerotier-one/identity.*", "/var/lib/teleport/host_uuid", "/var/lib/landscape/client/*",
 }
 local CACHES = {
   "/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*", "/var/cache/dnf/*", "/var/cache/libdnf5/*",
@@ -113,7 +115,7 @@ end
 
 return script {
   name = "image-cleanup",
-  version = "2.0",
+  version = "2.1",
   description = "remove the identity, caches and logs of a machine before an image is made of it",
   params = {
     machine_id = {

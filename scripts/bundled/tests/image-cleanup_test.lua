@@ -32,7 +32,7 @@ return {
       "/etc/krb5.keytab", "/var/lib/quantix-kvm/key", "/var/lib/quantix-kvm/tx/done/1", "/home/me/.zsh_history",
       "/var/cache/dnf/x/repodata", "/var/cache/zypp/raw/x", "/var/lib/cloud/data/instance-id",
       "/var/log/messages-20260101", "/var/log/secure-20260101.xz", "/var/log/audit/audit.log.1", "/var/log/YaST2/y2log-1.gz",
-      "/var/lib/systemd/coredump/core.zst",
+      "/var/lib/systemd/coredump/core.zst", "/var/lib/yum/uuid", "/var/lib/zerotier-one/identity.secret",
     }
     local emptied = {
       "/var/log/messages", "/var/log/secure", "/var/log/audit/audit.log", "/var/log/zypp/history", "/var/log/YaST2/y2log",
