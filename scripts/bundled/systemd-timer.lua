@@ -15,6 +15,8 @@ local SHORT = {
   yearly = true, annually = true, anually = true, biannually = true, ["semi-annually"] = true, ["bi-annually"] = true,
 }
 local DAYS = {"monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"}
+-- Words that only a shell understands.
+local SHELL = {["|"] = true, ["||"] = true, ["&&"] = true, ["&"] = true}
 -- The letters of the specifiers that systemd replaces.
 local SPECIFIERS = "^[aAbBCdDEfgGhHiIjJlLmMnNoOpPqsStTuUvVwWyYz]"
 
@@ -109,6 +111,19 @@ local function check_command(text)
   if #replaced > 0 then
     log.warn("command: systemd replaces " .. table.concat(replaced, ", ") .. "; %% stands for a percent sign")
   end
+  local bare = string.gsub(string.gsub(string.gsub(text, "\\.", ""), '"[^"]*"', "q"), "'[^']*'", "q")
+  for word in string.gmatch(bare, "%S+") do
+    if SHELL[word] or string.find(word, "^%d?[<>]") then
+      error("command: systemd starts no shell, to which " .. word .. " means something; give it to one: /bin/sh -c '…'")
+    end
+  end
+  local variables = {}
+  for word in string.gmatch(string.gsub(text, "%$%$", ""), "%${[%w_]+}") do
+    variables[#variables + 1] = word
+  end
+  if #variables > 0 then
+    log.warn("command: systemd replaces " .. table.concat(variables, ", ") .. "; $$ stands for a dollar sign")
+  end
   if string.find(text, "\\%s*$") then
     error("command: it ends in a backslash, which would go on with the next line")
   end
@@ -185,7 +200,7 @@ end
 
 return script {
   name = "systemd-timer",
-  version = "2.1",
+  version = "2.2",
   description = "run a command on a schedule, with a systemd timer",
   params = {
     name = {

@@ -46,6 +46,17 @@ return {
     assert(test.run(params({command = "/bin/x %n %%m"})).log[1]:find("replaces %n;", 1, true))
   end,
 
+  refuses_what_only_a_shell_understands = function()
+    for command, word in pairs({
+      ["/bin/x | /bin/y"] = "|", ["/bin/x >/var/log/x 2>&1"] = ">/var/log/x", ["/bin/x && /bin/y"] = "&&", ["/bin/x 2> y"] = "2>",
+      ["/bin/x < y"] = "<", ["/bin/x 'a b' >> y"] = ">>",
+    }) do
+      test.run(params({command = command}), {fails = "no shell, to which " .. word .. " means"})
+    end
+    assert(#test.run(params({command = "/bin/sh -c 'x | y > z && \"a\" $f $${g}' \"a | b\" a\\'b"})).log == 0)
+    assert(test.run(params({command = "/bin/sh -c 'for f in *; do echo ${f}; done'"})).log[1]:find("replaces ${f};", 1, true))
+  end,
+
   takes_schedules_only = function()
     for _, text in ipairs({
       "daily", "Semi-annually", "Weekly UTC", "Mon *-*-* 03:00", "Mon..Fri 10:00", "Sat,Thu,Mon..Wed,Sat..Sun", "*:0/15",
