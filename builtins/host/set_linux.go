@@ -25,6 +25,7 @@ import (
 // Where settings stand.
 const (
 	hostnameFile  = "/etc/hostname"
+	hostsFile     = "/etc/hosts"
 	timezoneLink  = "/etc/localtime"
 	timezoneFile  = "/etc/timezone" // of Debian and what comes from it
 	zones         = "/usr/share/zoneinfo"
@@ -59,10 +60,14 @@ func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
 }
 
 func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
+	a := rewrites(in.New != "", hostnameFile)
 	if r.guest.Live && in.New != "" {
-		return rewrites(true, hostnameFile, liveHostname)
+		a = rewrites(true, hostnameFile, liveHostname)
 	}
-	return rewrites(in.New != "", hostnameFile)
+	if in.New != "" {
+		a.Reads = append(slices.Clone(a.Reads), hostsFile)
+	}
+	return a
 }
 
 // rewrites is the access of a row that tells what stands in files, or changes it, and shows what was there.
@@ -97,6 +102,7 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	if _, err := r.files(call); err != nil {
 		return nil, err
 	}
+	old := r.hostnameIs(call)
 	changed, err := r.edit.Put(ctx, call, edit.File{
 		Op: "host.hostname", Path: hostnameFile, Content: []byte(in.New + "\n"), Follow: true,
 		Same: func(have []byte) bool { return facts.HostnameIn(have) == in.New },
@@ -106,7 +112,31 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 		also, err = r.write(ctx, call, "host.hostname", liveHostname, in.New, true)
 		changed = changed || also
 	}
+	if err == nil && changed {
+		r.warnOfHosts(call, old, in.New)
+	}
 	return yes(changed), err
+}
+
+// warnOfHosts says that /etc/hosts has an address for the old name of the guest, and none for the new one: programs such as sudo
+// look their own name up.
+func (r *Room) warnOfHosts(call *builtins.Call, old, now string) {
+	content, err := r.guest.Of(call).ReadFile(hostsFile, maxSetting)
+	if err != nil || old == "" {
+		return
+	}
+	has := func(name string) bool {
+		for line := range strings.Lines(string(content)) {
+			line, _, _ = strings.Cut(line, "#")
+			if words := strings.Fields(line); len(words) > 1 && slices.ContainsFunc(words[1:], func(w string) bool { return strings.EqualFold(w, name) }) {
+				return true
+			}
+		}
+		return false
+	}
+	if has(old) && !has(now) {
+		call.Warn(hostsFile + " has an address for " + old + " still, and none for " + now + "; the script hosts-entry gives it one")
+	}
 }
 
 // hostnameIs sees what a dry run pretends as well.

@@ -267,3 +267,24 @@ func TestSettingsOfADryRun(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Who changes the name is told where the old one stands still.
+func TestHostnameInHosts(t *testing.T) {
+	for hosts, warns := range map[string]bool{
+		"127.0.0.1 localhost\n127.0.1.1\tbox.example BOX # box\n": true, "127.0.0.1 localhost\n": false, "127.0.1.1 box\n10.0.0.1 web1\n": false,
+		"127.0.0.1 localhost # box\n": false,
+	} {
+		g := newTree(t)
+		g.put("etc/hosts", hosts)
+		var said []string
+		g.call.Warned = func(text string) { said = append(said, text) }
+		for range 2 { // the second time nothing changes
+			if _, err := g.do("host.hostname", &pb.HostnameArgs{New: "web1"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if (len(said) == 1) != warns || len(said) > 1 {
+			t.Errorf("%q: %q", hosts, said)
+		}
+	}
+}
