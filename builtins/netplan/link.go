@@ -322,7 +322,10 @@ func (r *Room) sensible(d *document, set []*document, made map[string]*generated
 		}
 		if via, outside := l.outside(); outside {
 			file, key, line := place(d, set, name, via)
-			return fault.On(file, fault.Invalid("line %d: %s is %v, which is in no network of %s", line, key, via, name))
+			return &fault.Error{
+				Object: file, Err: fault.Invalid("line %d: %s is %v, which is in no network of %s", line, key, via, name),
+				Hint: "on-link: true is for a gateway that the interface reaches all the same",
+			}
 		}
 		if there == nil || kind != "ethernets" || l.optional || l.other || slices.ContainsFunc(there, l.is) {
 			continue

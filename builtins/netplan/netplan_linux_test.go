@@ -287,6 +287,10 @@ func TestBadFilesAreRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
+			var told *fault.Error
+			if strings.Contains(c.want, "in no network") && (!errors.As(err, &told) || !strings.Contains(told.Hint, "on-link: true")) {
+				t.Errorf("%v has no hint", err)
+			}
 			if err != nil && strings.Contains(err.Error(), "quantix-netplan-") {
 				t.Errorf("it names a place that is gone: %v", err)
 			}
