@@ -19,6 +19,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/edit"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
+	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 const (
@@ -71,6 +72,33 @@ func parseKey(line string) (*key, error) {
 		return nil, fault.Invalid("%.40q is no type of a key", k.kind)
 	}
 	return k, checkBlob(k.kind, k.blob, fields)
+}
+
+// keyOptions are the options of a key that sshd(8) knows, in lower case, and whether they have a value.
+var keyOptions = map[string]bool{
+	"agent-forwarding": false, "port-forwarding": false, "pty": false, "user-rc": false, "x11-forwarding": false,
+	"touch-required": false, "no-agent-forwarding": false, "no-port-forwarding": false, "no-pty": false, "no-user-rc": false,
+	"no-x11-forwarding": false, "no-touch-required": false, "verify-required": false, "restrict": false, "cert-authority": false,
+	"command": true, "environment": true, "expiry-time": true, "from": true, "permitlisten": true, "permitopen": true,
+	"principals": true, "tunnel": true,
+}
+
+// keyOption is the first option of several.
+var keyOption = lazyregexp.New(`^([A-Za-z0-9-]+)(="(?:\\"|[^"])*")?(,|$)`)
+
+// checkOptions refuses options for a new key that sshd does not know: it would skip the line, too.
+func checkOptions(text string) error {
+	for rest := text; rest != ""; {
+		option := keyOption().FindStringSubmatch(rest)
+		if option == nil {
+			return fault.Invalid("%.40q are no options of a key", rest)
+		}
+		valued, known := keyOptions[strings.ToLower(option[1])]
+		if rest = rest[len(option[0]):]; !known || valued != (option[2] != "") || rest == "" && option[3] != "" {
+			return fault.Invalid("%.40q is no option of a key", option[0])
+		}
+	}
+	return nil
 }
 
 // word cuts the first word off a line.
@@ -192,6 +220,9 @@ func (r *Room) keys(ctx context.Context, call *builtins.Call, in *pb.AccountKeys
 		k, err := parseKey(line)
 		if err == nil && k == nil {
 			err = fault.Invalid("a key is empty or a comment")
+		}
+		if err == nil {
+			err = checkOptions(k.options)
 		}
 		if err != nil {
 			return nil, fault.On(in.Name, err)

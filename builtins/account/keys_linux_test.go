@@ -105,6 +105,21 @@ func TestKeyOfSeveralLines(t *testing.T) {
 	}
 }
 
+func TestOptionsOfKeys(t *testing.T) {
+	for _, options := range []string{
+		"no-pty", "NO-PTY,No-X11-Forwarding", "restrict,pty,command=\"/bin/x \\\"a,b\\\" # c\"", "cert-authority,principals=\"a,b\"", "from=\"10.0.0.0/8,!10.0.0.1\"",
+		"environment=\"A=B C\",environment=\"D=\",permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"1\",expiry-time=\"20300101\"", "no-touch-required,verify-required",
+	} {
+		k, err := parseKey(options + " " + ed25519a)
+		if err == nil {
+			err = checkOptions(k.options)
+		}
+		if err != nil || k.options != options {
+			t.Errorf("%s: %v %v", options, k, err)
+		}
+	}
+}
+
 // Where sshd reads other files, a key in the home directory lets nobody in.
 func TestKeysElsewhere(t *testing.T) {
 	for _, c := range []struct{ main, part, where string }{
@@ -141,7 +156,8 @@ func TestKeysThatAreNone(t *testing.T) {
 		ed25519a + "\n" + ed25519b, "options only", "-----BEGIN OPENSSH PRIVATE KEY-----", wireKey("ssh-rsa", "\x01\x00\x01", strings.Repeat("x", 64)),
 		wireKey("ssh-dss", "a", "b", "c", "d"), wireKey("ecdsa-sha2-nistp256", "nistp384", "\x04"+strings.Repeat("c", 64)), "x\x00 " + ed25519a, "\xff " + ed25519a,
 		strings.Replace(ed25519a, " a@host", "=", 1), wireKey("ssh-ed25519", strings.Repeat("a", 32), "more"), "command=\"x " + ed25519a,
-		ed25519a + strings.Repeat("x", maxKey),
+		ed25519a + strings.Repeat("x", maxKey), "bogus-option " + ed25519a, "no-pty, " + ed25519a, "no-pty=\"x\" " + ed25519a, "command " + ed25519a,
+		"command=/bin/x " + ed25519a, "no-command=\"x\" " + ed25519a, "from=\"a\"no-pty " + ed25519a, ",no-pty " + ed25519a,
 	} {
 		before := g.picture()
 		_, err := g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519b, line}})
