@@ -93,10 +93,10 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 		return err
 	}
 	defer at.Close()
-	err = t.journal.do("spool.mkdir", func() error { return at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}) })
-	if err == nil {
-		err = t.journal.do("spool.syncdir", at.SyncDir)
+	if err := t.journal.do("spool.mkdir", func() error { return at.Mkdir(fsys.Attr{Mode: new(uint32(0o700))}) }); err != nil {
+		return noSpoolError{err}
 	}
+	err = t.journal.do("spool.syncdir", at.SyncDir)
 	if err == nil {
 		err = t.journal.setMtime(parent(take.Spool), take.SpoolParentMtime)
 	}
@@ -117,6 +117,11 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	t.noteSpool(spool)
 	return nil
 }
+
+// noSpoolError says why a mount takes no spool: it is read-only, say. That is no failure of the journal.
+type noSpoolError struct{ error }
+
+func (e noSpoolError) Unwrap() error { return e.error }
 
 func (t *Tx) noteSpool(spool *pb.JournalSpool) {
 	if t.spools == nil {
@@ -255,7 +260,10 @@ func ignoreNotExist(err error) error {
 // the error is fault.ErrChanged.
 func (t *Tx) moveAway(at *fsys.At, take *pb.JournalTake) error {
 	to, err := t.openSpooled(take, true)
-	if err != nil {
+	switch none := (noSpoolError{}); {
+	case errors.As(err, &none):
+		return none.error
+	case err != nil:
 		return t.fail(err)
 	}
 	defer to.Close()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -74,6 +76,31 @@ func TestAnotherObjectIsNotTaken(t *testing.T) {
 }
 
 // A directory that others put in the place of a spool is neither moved back nor removed, and that is told.
+// What cannot be removed since its file system is read-only ends the call, and not the transaction.
+func TestNothingIsTakenFromAReadOnlyMount(t *testing.T) {
+	p, g := newSpoolGuest(t)
+	before := mustDescribeTree(t, p.files)
+	tx := g.begin(t)
+	const readOnly = unix.MS_REMOUNT | unix.MS_RDONLY
+	if err := unix.Mount("", p.files, "", readOnly, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.call(t.Context(), tx, "file.remove", &pb.RemoveArgs{Path: "/etc/small"}); !errors.Is(err, unix.EROFS) {
+		t.Error(err)
+	}
+	if err := unix.Mount("", p.files, "", unix.MS_REMOUNT, ""); err != nil {
+		t.Fatal(err)
+	}
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/etc/new", Content: []byte("x")})
+	g.mustCall(t, tx, "file.remove", &pb.RemoveArgs{Path: "/etc/small"})
+	if report := tx.Rollback(t.Context()); report.Status() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+		t.Errorf("%+v", report)
+	}
+	if d := differences(before, mustDescribeTree(t, p.files)); d != "" {
+		t.Error(d)
+	}
+}
+
 func TestSpoolTakenOver(t *testing.T) {
 	for _, end := range []string{"rollback", "commit", "recovery"} {
 		t.Run(end, func(t *testing.T) {
