@@ -186,9 +186,16 @@ func TestADryRunKnowsWhatIsReadOnly(t *testing.T) {
 	g := crowded(t)
 	must(t, unix.Mount("none", g.dir+"/empty", "tmpfs", unix.MS_RDONLY, "size=64k"))
 	t.Cleanup(func() { must(t, unix.Unmount(g.dir+"/empty", unix.MNT_DETACH)) })
+	must(t, unix.Mount(g.dir+"/dir", g.dir+"/dir", "", unix.MS_BIND, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(g.dir+"/dir", unix.MNT_DETACH)) })
+	must(t, unix.Mount("", g.dir+"/dir", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	defer g.pretending()()
+	g.refused("read_only", "file.chmod", &pb.ChmodArgs{Path: "/dir/x", Mode: "0755"})
+	g.refused("read_only", "file.chmod", &pb.ChmodArgs{Path: "/dir/sub", Mode: "0700"})
+	g.refused("read_only", "file.chown", &pb.ChownArgs{Path: "/dir/x", Owner: "1"})
+	g.refused("read_only", "file.write", &pb.WriteFileArgs{Path: "/dir/x", Content: []byte("x"), Mode: "0755", Inplace: true})
 	g.refused("read_only", "file.write", &pb.WriteFileArgs{Path: "/empty/f", Content: []byte("x")})
-	g.refused("unsupported", "file.move", &pb.FromToArgs{From: "/dir", To: "/empty/dir"})
+	g.refused("unsupported", "file.move", &pb.FromToArgs{From: "/shut", To: "/empty/dir"})
 	g.refused("refused", "file.remove", &pb.RemoveArgs{Path: "/empty", Recursive: true})
 }
 

@@ -77,8 +77,9 @@ func (d *overlayDir) checkWrite(name string) error {
 	if err != nil {
 		return err
 	}
-	if node.realPath != "" && !node.reowned {
-		return d.askReal(node, func(at *At) error { return at.dir.checkWrite(at.Name) })
+	err = d.askReal(node, func(at *At) error { return at.dir.checkWrite(at.Name) })
+	if node.realPath != "" && !node.reowned || errors.Is(err, syscall.EROFS) {
+		return err
 	}
 	if node.meta.Kind == Directory {
 		return node.checkMode(mayWrite | maySearch)
@@ -297,6 +298,9 @@ func (d *overlayDir) change(name string, change func(*Meta) error) error {
 }
 
 func (d *overlayDir) setAttr(name string, kind Kind, attr Attr) error {
+	if err := d.checkWrite(name); errors.Is(err, syscall.EROFS) {
+		return err
+	}
 	return d.change(name, func(m *Meta) error {
 		if m.Kind != kind {
 			return fault.ErrChanged
