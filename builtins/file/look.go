@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -17,7 +18,6 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text"
-	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
 // maxElements is how many names one answer to a script holds: the protocol's bound for elements of a message.
@@ -166,49 +166,24 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 // child puts a name behind the path of a directory as the caller wrote it.
 func child(dir, name string) string { return strings.TrimRight(dir, "/") + "/" + name }
 
-var (
-	// negatedClass turns the negated class of a shell into that of package path; what is behind a backslash is itself.
-	negatedClass = strings.NewReplacer(`\\`, `\\`, `\[`, `\[`, "[!", "[^")
-	// namedClass matches a class such as [[:digit:]].
-	namedClass = lazyregexp.New(`\[[^]]*\[[:.=]`)
-)
-
-// unknownInGlob returns why a pattern that a shell knows is none here; empty: it has nothing of the kind. A brace or a
-// bracket behind a backslash is itself.
-func unknownInGlob(pattern string) string {
-	plain := strings.NewReplacer(`\\`, "", `\{`, "", `\[`, "", `\*`, "").Replace(pattern)
-	switch {
-	case strings.Contains(plain, "{"):
-		return `braces are not known in a pattern; write \{ for the character`
-	case strings.Contains(plain, "**"):
-		return "** is not known in a pattern; write one * for each directory"
-	case namedClass().MatchString(plain):
-		return "named classes are not known in a pattern; write a range, such as [0-9]"
-	}
-	return ""
-}
-
-// glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone. What cannot be
-// looked into is left out, as is what is behind a link that is not safe.
+// glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone, and by a slash at the end
+// only a directory. What cannot be looked into is left out, as is what is behind a link that is not safe.
 func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (*pb.Paths, error) {
 	if !fsys.IsAbs(in.Pattern) {
 		return nil, fault.On(in.Pattern, fault.Invalid("the pattern is relative; give it from the root on"))
 	}
-	if why := unknownInGlob(in.Pattern); why != "" {
-		return nil, fault.On(in.Pattern, fault.Invalid("%s", why))
+	pattern, err := text.Glob(filepath.ToSlash(in.Pattern))
+	if err != nil {
+		return nil, fault.On(in.Pattern, fault.Invalid("%v", err))
 	}
-	in.Pattern = negatedClass.Replace(in.Pattern)
-	if _, err := fsys.Match(in.Pattern, ""); err != nil {
+	if filepath.Separator == '\\' && strings.Contains(pattern, `\`) { // which a class that holds "]" or "-" got
 		return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
 	}
-	if fsys.IsRoot(in.Pattern) {
-		return &pb.Paths{Paths: []string{fsys.Clean(in.Pattern)}}, nil
+	if fsys.IsRoot(pattern) {
+		return &pb.Paths{Paths: []string{fsys.Clean(pattern)}}, nil
 	}
-	found := []string{filepath.VolumeName(in.Pattern)}
-	for _, element := range fsys.Elements(fsys.Clean(in.Pattern)) {
-		if _, err := fsys.Match(element, ""); err != nil { // a class does not hold a slash
-			return nil, fault.On(in.Pattern, fault.Invalid("is no pattern"))
-		}
+	found := []string{filepath.VolumeName(pattern)}
+	for _, element := range fsys.Elements(fsys.Clean(pattern)) {
 		var next []string
 		for _, dir := range found {
 			if err := context.Cause(ctx); err != nil {
@@ -220,8 +195,22 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 		}
 		found = next
 	}
+	if strings.HasSuffix(pattern, "/") {
+		found = slices.DeleteFunc(found, func(path string) bool { return !isDir(r.guest.Of(call), path) })
+	}
 	sort.Strings(found)
 	return &pb.Paths{Paths: found}, nil
+}
+
+// isDir says whether a path leads to a directory.
+func isDir(root *fsys.Root, path string) bool {
+	at, err := root.Follow(path)
+	if err != nil {
+		return false
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	return err == nil && meta.Kind == fsys.Directory
 }
 
 // appendMatches appends the paths in a directory that an element of a pattern stands for, and stops behind the bound.

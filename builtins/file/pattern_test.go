@@ -90,19 +90,3 @@ func TestReferencesToGroups(t *testing.T) {
 		}
 	}
 }
-
-// TestGlobOfShells: what a shell knows and a pattern here does not is refused.
-func TestGlobOfShells(t *testing.T) {
-	for pattern, good := range map[string]bool{
-		"/a/*.conf": true, "/[!a]*": true, "/[a-z]?": true, "/[.]x": true, `/\{a\}`: true, `/\[:x`: true,
-		"/**/x": false, "/a**": false, `/a\**`: true,
-		"/*.{conf,cfg}": false, "/[[:digit:]]": false, "/[![:space:]]*": false, "/[[.a.]]": false, "/[[=a=]]": false,
-	} {
-		if got := negatedClass.Replace(pattern); pattern == "/[!a]*" && got != "/[^a]*" || pattern[1] == '\\' && got != pattern {
-			t.Errorf("%s becomes %s", pattern, got)
-		}
-		if why := unknownInGlob(pattern); (why == "") != good {
-			t.Errorf("%s: %s", pattern, why)
-		}
-	}
-}

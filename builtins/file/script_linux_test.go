@@ -402,6 +402,10 @@ func TestGlobMatchesElementByElement(t *testing.T) {
 		"/[!b]1/x.conf":     "/a1/x.conf",
 		"/[!a]1/x.conf":     "",
 		"/\\b":              "/b",
+		"/*/":               "/a1 /a2 /b /link",
+		"/a3/":              "",
+		"/link/":            "/link",
+		"/[]a-]3":           "/a3",
 	} {
 		out, err := run[*pb.Paths](g, "file.glob", &pb.GlobArgs{Pattern: pattern})
 		if err != nil || strings.Join(out.GetPaths(), " ") != want {

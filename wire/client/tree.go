@@ -29,7 +29,7 @@ type Tree struct {
 	All bool
 	// Checksum takes a file for unchanged by its digest alone, and not by its size and time of modification.
 	Checksum bool
-	// Exclude are patterns of path.Match of what is left out: of a name at any depth, or, with a slash in it, of the path in the
+	// Exclude are patterns of *, ? and [a-z] of what is left out: of a name at any depth, or, with a slash in it, of the path in the
 	// tree. Of a directory all that is below is left out.
 	Exclude  []string
 	Progress Progress // of all files together
@@ -133,20 +133,31 @@ func (p *treeCopy) handleFailure(ctx context.Context, path string, err error) er
 func (p *treeCopy) excluded(name string) bool {
 	for _, pattern := range p.tree.Exclude {
 		of := name
-		if pattern = strings.Trim(pattern, "/"); !strings.Contains(pattern, "/") {
+		if pattern = strings.TrimSuffix(pattern, "/"); !strings.Contains(pattern, "/") {
 			of = path.Base(name)
 		}
-		if matched, _ := path.Match(pattern, of); matched && name != "." {
+		pattern, err := text.Glob(strings.TrimPrefix(pattern, "/"))
+		if matched, _ := path.Match(pattern, of); err == nil && matched && name != "." {
 			return true
 		}
 	}
 	return false
 }
 
-// CheckExclude returns an error for a pattern of Tree.Exclude that is malformed.
+// CheckExclude returns an error for a pattern of Tree.Exclude that is none.
 func CheckExclude(pattern string) error {
-	if _, err := path.Match(pattern, ""); err != nil {
-		return fault.Invalid("the pattern %q is malformed", pattern)
+	if _, err := text.Glob(pattern); err != nil {
+		return fault.Invalid("the pattern %q: %v", pattern, err)
+	}
+	return nil
+}
+
+// checkExclude is CheckExclude of all of them.
+func (t Tree) checkExclude() error {
+	for _, pattern := range t.Exclude {
+		if err := CheckExclude(pattern); err != nil {
+			return err
+		}
 	}
 	return nil
 }

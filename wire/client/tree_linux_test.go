@@ -349,3 +349,23 @@ func TestPushMakesDirectoriesWhereModesAreNotChanged(t *testing.T) {
 		t.Errorf("%+v %v %q", got, err, g.made)
 	}
 }
+
+// What is excluded is what a shell would match, or the pattern is an error.
+func TestExclude(t *testing.T) {
+	c := treeCopy{tree: Tree{Exclude: []string{"[!a]*.log", "/cache", "sub/[]x-]", "tmp/"}}}
+	for name, want := range map[string]bool{
+		"b.log": true, "a.log": false, "d/b.log": true, "cache": true, "d/cache": false, "d/tmp": true, "sub/]": true, "sub/-": true, "sub/y": false,
+	} {
+		if c.excluded(name) != want {
+			t.Errorf("%s: %v", name, !want)
+		}
+	}
+	for _, pattern := range []string{"**/x", "*.{a,b}", "[[:digit:]]", "[a"} {
+		if _, err := (&Link{}).PushTree(t.Context(), t.TempDir(), "/t", Tree{Exclude: []string{pattern}}); fault.Code(err) != "invalid" {
+			t.Errorf("%s: %v", pattern, err)
+		}
+		if _, err := (&Link{}).PullTree(t.Context(), "/t", t.TempDir(), Tree{Exclude: []string{pattern}}); fault.Code(err) != "invalid" {
+			t.Errorf("%s: %v", pattern, err)
+		}
+	}
+}

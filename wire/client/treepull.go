@@ -24,6 +24,9 @@ import (
 // unless Tree asks for all. A file that is here with the same size and time, or else with the same digest, is not fetched.
 // Nothing is written outside the local directory, whatever names and links the guest sends.
 func (l *Link) PullTree(ctx context.Context, remote, local string, tree Tree) (CopyStats, error) {
+	if err := tree.checkExclude(); err != nil {
+		return CopyStats{}, err
+	}
 	p := pullTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote}
 	items, err := p.list(ctx)
 	if err != nil {

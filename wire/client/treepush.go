@@ -28,6 +28,9 @@ import (
 // An agent without these requests gets one file after the other and links by a script; it cannot keep what Times and All ask
 // for.
 func (l *Link) PushTree(ctx context.Context, local, remote string, tree Tree) (CopyStats, error) {
+	if err := tree.checkExclude(); err != nil {
+		return CopyStats{}, err
+	}
 	p := pushTree{treeCopy: treeCopy{l: l, tree: tree}, remote: remote, first: map[string]item{}}
 	items, err := p.walk(local)
 	if err != nil {

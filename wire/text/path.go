@@ -1,4 +1,4 @@
-// Package text writes what need not be UTF-8 into the string fields of messages, which must be.
+// Package text writes what need not be UTF-8 into the string fields of messages, which must be, and reads patterns of names.
 //
 //	a path or a name ──EscapePath──► %NN ──UnescapePath──► the same bytes
 //	any other text ──ToValidUTF8──► \xNN, for people: there is no way back
