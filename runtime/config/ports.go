@@ -1,10 +1,10 @@
 package config
 
 import (
-	"path"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/wire/port"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // What device specifications, and the names of the ports that they open, begin with; as port.Open has it. All else is the
@@ -60,9 +60,15 @@ func ProtocolOf(portName string) Protocol {
 	return Native
 }
 
+// isPattern reports whether a pattern of package path means the same as one of a shell: [!a], {a,b} and ** do not.
+func isPattern(pattern string) bool {
+	glob, err := text.Glob(pattern)
+	return err == nil && glob == pattern
+}
+
 // isPortPattern reports whether a text can match the name of a port: one that cannot would restrict nobody.
 func isPortPattern(text string) bool {
-	if _, err := path.Match(text, ""); err != nil {
+	if !isPattern(text) {
 		return false
 	}
 	for _, known := range portNames {

@@ -3,12 +3,12 @@ package config
 import (
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"gopkg.in/yaml.v3"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
 // Security is what agent.yaml says under security: who may do what. Its zero value forbids nothing, and an empty list of
@@ -218,7 +218,7 @@ func checkPort(text string) error {
 
 // checkOperation checks an element of a list of operations.
 func checkOperation(text string) error {
-	if _, err := path.Match(text, ""); text == "" || err != nil {
+	if text == "" || !isPattern(text) {
 		return errors.New("is no name of an operation")
 	}
 	return nil
