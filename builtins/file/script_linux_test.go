@@ -418,6 +418,13 @@ func TestGlobMatchesElementByElement(t *testing.T) {
 	}
 }
 
+func TestTargetsOfLinks(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	for _, target := range []string{"", "a\x00b"} {
+		g.refused("invalid", "file.symlink", &pb.SymlinkArgs{Path: "/l", Target: target})
+	}
+}
+
 func TestLooking(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d/sub")

@@ -254,6 +254,9 @@ func (d *overlayDir) make(name string, meta Meta) error {
 		}
 		made.Mode = 0o700 | d.node.meta.Mode&0o2000
 	case Symlink:
+		if len(meta.Target) > maxPath {
+			return syscall.ENAMETOOLONG
+		}
 		made.Mode, made.Target, made.Size = 0o777, meta.Target, int64(len(meta.Target))
 	case BlockDevice, CharDevice:
 		if uid, _ := agentIDs(); uid != 0 {

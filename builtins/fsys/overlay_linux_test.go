@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -193,6 +194,8 @@ func TestAnOverlayDoesWhatTheFileSystemWould(t *testing.T) {
 		{"make again", on("/a/s", makes(fsys.Meta{Kind: fsys.Fifo}))},
 		{"make in what is not there", on("/x/s", makes(fsys.Meta{Kind: fsys.Fifo}))},
 		{"symlink", on("/a/l", func(entry *fsys.At) error { return entry.Symlink("file") })},
+		{"symlink to a long path", on("/a/long", func(entry *fsys.At) error { return entry.Symlink(strings.Repeat("x", 4095)) })},
+		{"symlink to one too long", on("/a/longer", func(entry *fsys.At) error { return entry.Symlink(strings.Repeat("x", 4096)) })},
 		{"symlink replaced", on("/a/l", func(entry *fsys.At) error { return entry.Symlink("new") })},
 		{"symlink over a file", on("/a/file", func(entry *fsys.At) error { return entry.Symlink("new") })},
 		{"remove a full directory", on("/a", (*fsys.At).Remove)},

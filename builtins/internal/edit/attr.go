@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -91,6 +92,8 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 	switch {
 	case w.Target == "":
 		return false, fault.Invalid("the target is empty")
+	case strings.ContainsRune(w.Target, 0):
+		return false, fault.Invalid("the target has a zero byte")
 	case c.Old.Kind == fsys.Symlink && trusted && same(c.Old.Target):
 		return false, nil
 	case c.Old.Kind != fsys.Symlink && !c.Absent() && !(w.Replace && c.Old.Kind == fsys.File):
