@@ -3,6 +3,7 @@ package firstboot
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -59,5 +60,23 @@ func TestInstanceChangedByAKilledRun(t *testing.T) {
 	clear(known)
 	if err := next().Run(t.Context()); err == nil || len(ran) < 4 || ran[3] != "10-a.lua" {
 		t.Errorf("a clone: %v, ran %q", err, ran)
+	}
+}
+
+// Of those whom a kill interrupts while they write no more than one file is left, and none after the next write.
+func TestNothingIsLeftOfAKill(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "first-boot.json")
+	if err := os.WriteFile(file+".new", []byte("longer than what is written to it now"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(file, &record{Instance: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	r := New(Config{File: file})
+	if got, err := r.read("one"); err != nil || got.Instance != "one" {
+		t.Error(got, err)
+	}
+	if list, err := os.ReadDir(filepath.Dir(file)); err != nil || len(list) != 1 {
+		t.Error(list, err)
 	}
 }

@@ -194,14 +194,18 @@ func readKey(dir, machine string) ([]byte, error) {
 
 // writeKey writes the key of a machine.
 func writeKey(dir string, key []byte, machine string) error {
-	temp, err := os.CreateTemp(dir, ".key-")
+	path := filepath.Join(dir, keyName)
+	next := path + ".new" // always this one, so that of those whom a kill interrupts one is left at most
+	temp, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temp.Name())
 	_, err = temp.Write(slices.Concat(key, []byte(cmp.Or(machine, unknownMachine))))
-	if err = errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
+	if err = errors.Join(err, temp.Sync(), temp.Close()); err == nil {
+		err = os.Rename(next, path)
 	}
-	return os.Rename(temp.Name(), filepath.Join(dir, keyName))
+	if err != nil {
+		return errors.Join(err, os.Remove(next))
+	}
+	return nil
 }

@@ -41,6 +41,9 @@ func TestTheKeyIsOfOneMachine(t *testing.T) {
 		}
 		return key
 	}
+	if err := os.WriteFile(filepath.Join(dir, "key.new"), make([]byte, 100), 0o600); err != nil { // of one that was killed
+		t.Fatal(err)
+	}
 	first := read("one")
 	if !bytes.Equal(read("one"), first) || !bytes.Equal(read(""), first) || !bytes.Equal(read("one"), first) {
 		t.Error("a machine has not kept its key")
@@ -66,5 +69,8 @@ func TestTheKeyIsOfOneMachine(t *testing.T) {
 	info, err := os.Stat(filepath.Join(dir, "key"))
 	if err != nil || info.Mode().Perm() != 0o600 && runtime.GOOS != "windows" { // where the directory's rights count
 		t.Errorf("%v, %v", info, err)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 1 {
+		t.Error(list, err)
 	}
 }
