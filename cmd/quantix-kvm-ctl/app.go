@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/manual"
 )
@@ -116,8 +117,11 @@ EXIT STATUS
   quantix-kvm-ctl --vm web push -r ./site /var/www`,
 		SilenceUsage: true, SilenceErrors: true,
 		Version: versionLine(),
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			a.started = true
+			if err := noneIsEmpty(c); err != nil {
+				return err
+			}
 			return a.readSettings()
 		},
 	}
@@ -147,6 +151,18 @@ EXIT STATUS
 		a.versionCommand(), manual.Command(1, version),
 	)
 	return root
+}
+
+// noneIsEmpty refuses a flag with an empty value, as of a variable that is not set: without it the command would be another one, for
+// another user or another machine.
+func noneIsEmpty(c *cobra.Command) (err error) {
+	c.Flags().Visit(func(f *pflag.Flag) {
+		text := f.Name == "message" || f.Name == "text"
+		if f.Value.Type() == "string" && f.Value.String() == "" && !text && err == nil {
+			err = usage("--%s is empty", f.Name)
+		}
+	})
+	return err
 }
 
 // readSettings takes what the command line leaves open from the user's file.

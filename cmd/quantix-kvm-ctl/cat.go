@@ -36,6 +36,9 @@ With --json: one line for each file, {"path","size","mode","data"}, the content 
 func (a *app) cat(s *session, path string) error {
 	if !a.json {
 		_, err := s.PullTo(s.ctx, path, a.stdout, client.PullOptions{})
+		if lost := a.stdout.err(); lost != nil { // it is not the file that fails
+			return lost
+		}
 		return err
 	}
 	var content bytes.Buffer

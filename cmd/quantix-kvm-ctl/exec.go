@@ -74,6 +74,9 @@ EXIT STATUS
 			if f.detach && kept {
 				return usage("--max-output goes not with --detach: the guest keeps the last 2 to 4 MiB of each stream of a job")
 			}
+			if f.name != "" && !f.detach && (a.json || kept) {
+				return usage("--name goes not with --json and --max-output, but for --detach")
+			}
 			command.Timeout = a.timeout
 			whole := a.json || f.detach || kept
 			if whole && (f.stdin || f.tty) {
@@ -110,6 +113,8 @@ func (f *execFlags) command(args []string) (client.Command, error) {
 	command := client.Command{Dir: f.dir, User: f.user, Group: f.group, MaxOutput: f.maxOutput,
 		Env: map[string]string{}, Name: f.name, MemoryLimit: f.memory, ProcessorLimit: f.processor}
 	switch {
+	case f.processor < 0:
+		return command, usage("--processor-limit %v: it is negative", f.processor)
 	case len(args) == 0 || args[0] == "":
 		return command, usage("exec needs a program, or --shell and a line")
 	case f.shell && len(args) > 1:

@@ -263,7 +263,7 @@ func jobID(s *session, given string) (string, error) {
 	named := ""
 	for _, job := range list { // the newest first
 		ids = append(ids, job.Id)
-		if job.Name == given && (named == "" || job.State == pb.JobState_JOB_STATE_RUNNING) {
+		if given != "" && job.Name == given && (named == "" || job.State == pb.JobState_JOB_STATE_RUNNING) {
 			named = job.Id
 			if job.State == pb.JobState_JOB_STATE_RUNNING {
 				break

@@ -86,7 +86,7 @@ func (a *app) wait(ctx context.Context, request *pb.WaitRequest) error {
 		defer stop()
 		ctx = limited
 	}
-	for {
+	for noted := false; ; {
 		reply, err := a.waitOnce(ctx, request)
 		switch {
 		case err == nil:
@@ -95,6 +95,10 @@ func (a *app) wait(ctx context.Context, request *pb.WaitRequest) error {
 			return context.Cause(ctx)
 		case !again(err):
 			return err
+		}
+		if !noted {
+			a.note("%v; waiting for an agent", err)
+			noted = true
 		}
 		if err := sleep(ctx, waitEvery); err != nil { // for an agent that does not run there is nothing else
 			return err
