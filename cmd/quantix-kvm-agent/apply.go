@@ -170,6 +170,13 @@ func applyTree(
 	if err != nil {
 		return err
 	}
+	latest, err := latestTime(os.Getenv("SOURCE_DATE_EPOCH"))
+	if err == nil && !a.dryRun {
+		err = lock.check()
+	}
+	if err != nil {
+		return err
+	}
 	inside, err := openTree(f, pool, found)
 	if err != nil {
 		return err
@@ -204,7 +211,7 @@ func applyTree(
 	if !a.dryRun {
 		err := lock.write()
 		for _, dir := range mounts {
-			err = errors.Join(err, clampTimes(dir, os.Getenv("SOURCE_DATE_EPOCH")))
+			err = errors.Join(err, clampTimes(dir, latest))
 		}
 		if err != nil {
 			return err

@@ -12,17 +12,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clampTimes gives what is in a tree, as far as it lies on the same file system, no later modification time than epoch, in seconds
-// since 1970, as https://reproducible-builds.org/specs/source-date-epoch/ asks for; "": nothing is done.
-func clampTimes(root, epoch string) error {
+// latestTime is the time that an epoch stands for, in seconds since 1970; the zero time for "".
+func latestTime(epoch string) (time.Time, error) {
 	if epoch == "" {
-		return nil
+		return time.Time{}, nil
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
 	if err != nil || seconds < 0 {
-		return fmt.Errorf("SOURCE_DATE_EPOCH is %q, which is no number of seconds", epoch)
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH is %q, which is no number of seconds", epoch)
 	}
-	latest := time.Unix(seconds, 0)
+	return time.Unix(seconds, 0), nil
+}
+
+// clampTimes gives what is in a tree, as far as it lies on the same file system, no later modification time, as
+// https://reproducible-builds.org/specs/source-date-epoch/ asks for; nothing is done for the zero time.
+func clampTimes(root string, latest time.Time) error {
+	if latest.IsZero() {
+		return nil
+	}
 	var top unix.Stat_t
 	if err := unix.Lstat(root, &top); err != nil {
 		return fmt.Errorf("%s: %w", root, err)

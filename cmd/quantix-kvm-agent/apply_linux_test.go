@@ -187,3 +187,16 @@ func TestApplyIsReproducible(t *testing.T) {
 		t.Errorf("%s\nbut\n%s", pictures[0], pictures[1])
 	}
 }
+
+// What keeps apply from ending well for sure is found before the tree is changed.
+func TestApplyChecksFirst(t *testing.T) {
+	root, dir, apply := makeTree(t)
+	before, site := picture(t, root), filepath.Join(dir, "site.lua")
+	if out, code := apply(site, "--lock", filepath.Join(dir, "nowhere", "lock")); code != 1 || !strings.Contains(out, "--lock: ") || picture(t, root) != before {
+		t.Errorf("a lock that cannot be written: %d %s", code, out)
+	}
+	t.Setenv("SOURCE_DATE_EPOCH", "yesterday")
+	if out, code := apply(site); code != 1 || !strings.Contains(out, "no number of seconds") || picture(t, root) != before {
+		t.Errorf("an epoch that is none: %d %s", code, out)
+	}
+}

@@ -111,6 +111,18 @@ func (l *lockFile) difference(now *lockFile) string {
 	return "it was written in another way"
 }
 
+// check says whether the file could be written, before anything is changed.
+func (l *lockFile) check() error {
+	if l.text == nil {
+		return nil
+	}
+	temp, err := os.CreateTemp(filepath.Dir(l.path), filepath.Base(l.path)+".*")
+	if err != nil {
+		return fmt.Errorf("--lock: %w", err)
+	}
+	return errors.Join(temp.Close(), os.Remove(temp.Name()))
+}
+
 // write writes the file where there is none yet.
 func (l *lockFile) write() error {
 	if l.text == nil {
