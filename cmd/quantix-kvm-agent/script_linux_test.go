@@ -28,6 +28,7 @@ func TestCheckFinds(t *testing.T) {
 		{"one of the language", "string.trim('a')", "s.lua:1:1: string has no function trim\n"},
 		{"an unknown option", "file.write('/a', 'b', {\n  mode = '0644', onwer = 'root'})", "s.lua:2:18: file.write: unknown option onwer, did you mean owner?\n"},
 		{"a missing argument", "file.write('/a')", "s.lua:1:1: file.write: argument 2 (content) is missing\n"},
+		{"no options", "service.start('a', 'b')", "s.lua:1:1: service.start: argument 2 must be a table of options\n"},
 		{"too many", "file.read('/a', 'b')", "s.lua:1:1: file.read takes at most 1 arguments, not 2\n"},
 		{"in functions", "local function f() return function() return x end end\nreturn f", "s.lua:1:45: x is not known\n"},
 		{"a declaration", "return script {\n  nmae = 'x', run = function() host.info() end,\n}",

@@ -330,7 +330,6 @@ func (c *checker) call(n *ast.FuncCallExpr, s *scope) {
 	}
 }
 
-// checkArguments checks the number of arguments of a call.
 // declarations are the options of a command, of which it has exactly one: what it does to the guest.
 var declarations = []string{"readonly", "undo", "touches", "irreversible"}
 
@@ -368,6 +367,7 @@ func (c *checker) checkDeclared(n *ast.FuncCallExpr, name string, column int) {
 	}
 }
 
+// checkArguments checks the number of arguments of a call.
 func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
 	args, most := n.Args, len(f.GetArgs())
 	if len(args) > 0 {
@@ -387,15 +387,23 @@ func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, colu
 	case len(args) > most:
 		c.report(n.Line(), column, "%s takes at most %d arguments, not %d", f.GetName(), most, len(args))
 	case len(args) > least && len(f.GetOptions()) > 0:
-		c.checkOptions(f, args)
+		c.checkOptions(n, f, column)
 	}
 }
 
-// checkOptions checks the names in a table of options that is written out: the last argument, where no positional one
-// belongs.
-func (c *checker) checkOptions(f *pb.RunnerFunction, args []ast.Expr) {
+// checkOptions checks the last argument, where no positional one belongs: it is a table of options, whose names are known where it is
+// written out.
+func (c *checker) checkOptions(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
+	args := n.Args
+	if len(args) <= len(f.GetArgs()) {
+		return
+	}
+	switch args[len(args)-1].(type) {
+	case *ast.StringExpr, *ast.NumberExpr, *ast.TrueExpr, *ast.FalseExpr:
+		c.report(n.Line(), column, "%s: argument %d must be a table of options", f.GetName(), len(args))
+	}
 	t, ok := args[len(args)-1].(*ast.TableExpr)
-	if !ok || len(args) <= len(f.GetArgs()) {
+	if !ok {
 		return
 	}
 	for _, field := range t.Fields {
