@@ -213,19 +213,20 @@ func judge(t *testing.T, vm *vmtest.VM, before string, reply *pb.RunScriptRespon
 	return false
 }
 
-// served waits until the agent serves again, recovery included.
+// served waits until the agent serves again and has recovered: on a slow machine it serves while it still recovers.
 func served(t *testing.T, vm *vmtest.VM) *client.Client {
 	t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); ; {
 		c := dial(t, vm, vmtest.AgentPort, client.Options{})
-		_, err := client.Call[*pb.FileStatResponse](limited(t, 20*time.Second), c, &pb.FileStatRequest{Path: "/"})
-		if err == nil {
+		status, err := client.Call[*pb.GetStatusResponse](limited(t, 20*time.Second), c, &pb.GetStatusRequest{})
+		if err == nil && status.State != pb.AgentState_AGENT_STATE_RECOVERING {
 			return c
 		}
 		c.Close()
 		if time.Now().After(deadline) {
-			t.Fatal(err)
+			t.Fatal(status, err)
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
