@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -399,6 +400,29 @@ func TestLinesOfNISStayLast(t *testing.T) {
 	}
 	if !strings.HasSuffix(g.read(groupFile), "nogroup:x:65534:\nalice:x:1001:\n") {
 		t.Error(g.read(groupFile))
+	}
+}
+
+// openSUSE has its settings below /usr, and the administrator's files go before them.
+func TestSettingsOfTheDistribution(t *testing.T) {
+	files := maps.Clone(debian)
+	delete(files, loginDefs)
+	delete(files, useraddFile)
+	files["/usr/etc/login.defs"] = "USERGROUPS_ENAB no\nUID_MIN 2000\nHOME_MODE 0711\n"
+	files["/usr/etc/login.defs.d/70-more.defs"], files["/etc/login.defs.d/70-more.defs"] = "UID_MIN 2100\n", "UID_MIN 2200\n"
+	files["/usr/etc/default/useradd"], files["/etc/login.defs.d/note"] = "SHELL=/bin/zsh\n", "UID_MIN 9\n"
+	g := newTree(t, files)
+	g.sets("account.create", &pb.AccountCreateArgs{Name: "al"})
+	if line := g.line(passwdFile, "al"); line != "al:x:2200:100::/home/al:/bin/zsh" {
+		t.Error(line)
+	}
+	g.owned("/home/al", 0o711, 2200, 100)
+	g.put(loginDefs, "UID_MIN 3000\n")
+	g.put(useraddFile, "SHELL=/bin/ksh\n")
+	g.put("/etc/login.defs.d/70-more.defs", "")
+	g.sets("account.create", &pb.AccountCreateArgs{Name: "bo"})
+	if line := g.line(passwdFile, "bo"); line != "bo:x:3000:3000::/home/bo:/bin/ksh" {
+		t.Error(line)
 	}
 }
 

@@ -1,8 +1,10 @@
 package account
 
 import (
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,10 +12,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
-// Where the guest says how its accounts are made.
+// Where the guest says how its accounts are made. What a file of the administrator's does not say because it is not there, that of
+// the distribution below vendorDir says, as openSUSE has it; beside both there are files for parts of it (login.defs.d).
 const (
 	loginDefs   = "/etc/login.defs"
 	useraddFile = "/etc/default/useradd"
+	vendorDir   = "/usr"
+	maxParts    = 1000
 	maxDefaults = 1 << 20 // bytes of each
 )
 
@@ -21,18 +26,41 @@ const (
 type defaults struct{ login, useradd map[string]string }
 
 func readDefaults(root *fsys.Root) defaults {
-	return defaults{
-		login:   settingsOf(root, loginDefs, func(r rune) bool { return r == ' ' || r == '\t' }),
-		useradd: settingsOf(root, useraddFile, func(r rune) bool { return r == '=' }),
+	d := defaults{login: map[string]string{}, useradd: map[string]string{}}
+	for _, dir := range []string{"", vendorDir} {
+		if addSettings(d.useradd, root, dir+useraddFile, func(r rune) bool { return r == '=' }) {
+			break
+		}
 	}
+	blank := func(r rune) bool { return r == ' ' || r == '\t' }
+	for _, dir := range []string{"", vendorDir} {
+		if addSettings(d.login, root, dir+loginDefs, blank) {
+			break
+		}
+	}
+	parts := map[string]string{} // of two files of one name the administrator's counts
+	for _, dir := range []string{vendorDir + loginDefs + ".d", loginDefs + ".d"} {
+		if at, err := openDir(root, dir); err == nil {
+			names, _ := at.Names(maxParts)
+			at.Close()
+			for _, name := range names {
+				parts[name] = dir + "/" + name
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		if strings.HasSuffix(name, ".defs") {
+			addSettings(d.login, root, parts[name], blank)
+		}
+	}
+	return d
 }
 
-// settingsOf reads a file of names and values, one on a line. One that is not there has none.
-func settingsOf(root *fsys.Root, path string, between func(rune) bool) map[string]string {
-	values := map[string]string{}
+// addSettings reads a file of names and values, one on a line, and says whether it could.
+func addSettings(values map[string]string, root *fsys.Root, path string, between func(rune) bool) bool {
 	data, err := root.ReadFile(path, maxDefaults)
 	if err != nil {
-		return values
+		return false
 	}
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSpace(line)
@@ -42,7 +70,7 @@ func settingsOf(root *fsys.Root, path string, between func(rune) bool) map[strin
 		}
 		values[line[:at]] = strings.Trim(strings.TrimSpace(line[at+1:]), `"`)
 	}
-	return values
+	return true
 }
 
 // number returns a setting of login.defs; decimal, octal or hexadecimal.

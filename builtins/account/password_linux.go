@@ -16,7 +16,7 @@ import (
 // pamFiles are where distributions say how passwords are hashed, the common ones first.
 var pamFiles = []string{
 	"/etc/pam.d/common-password", "/etc/pam.d/system-auth", "/etc/pam.d/password-auth", "/etc/pam.d/base-password",
-	"/etc/pam.d/passwd",
+	"/etc/pam.d/passwd", "/usr/lib/pam.d/common-password",
 }
 
 // newPassword is a password on its way into the files.
