@@ -83,6 +83,10 @@ type Contents struct {
 	Diff func(old, new []byte) (text string, truncated bool)
 }
 
+// SpoolPrefix begins the name of the directory, at the root of a mount, where a transaction keeps what was removed there. Scripts
+// do not see it.
+const SpoolPrefix = ".quantix-tx-"
+
 // Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes
 // before the change. An error means that nothing may be changed.
 type Tx interface {

@@ -105,9 +105,10 @@ func typeOf(kind fsys.Kind) string {
 	return string(kind)
 }
 
-// names lists a directory, escaped and sorted.
+// names lists a directory, escaped and sorted, without what is the journal's own.
 func names(dir *fsys.Dir) ([]string, error) {
 	list, err := dir.Names(maxListed)
+	list = slices.DeleteFunc(list, func(name string) bool { return strings.HasPrefix(name, builtins.SpoolPrefix) })
 	for i, name := range list {
 		list[i] = text.EscapePath(name)
 	}
@@ -228,7 +229,7 @@ func appendMatches(ctx context.Context, list []string, root *fsys.Root, dir, ele
 	defer open.Close()
 	_ = open.Each(func(name string) error {
 		ok, _ := fsys.Match(text.UnescapePath(element), name) // a byte that is no text is one letter
-		if ok && (name[0] != '.' || element[0] == '.') {
+		if ok && (name[0] != '.' || element[0] == '.' && !strings.HasPrefix(name, builtins.SpoolPrefix)) {
 			if list = append(list, dir+"/"+text.EscapePath(name)); len(list) > maxElements {
 				return fault.ErrTooLarge
 			}

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/file"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -415,6 +416,20 @@ func TestGlobMatchesElementByElement(t *testing.T) {
 	g.refused("invalid", "file.glob", &pb.GlobArgs{Pattern: "a*"})
 	for _, pattern := range []string{"/[a", "/[a/b]*", "/**/a", "/{a,b}", "/[[:alpha:]]*"} {
 		g.refused("invalid", "file.glob", &pb.GlobArgs{Pattern: pattern})
+	}
+}
+
+// What a transaction keeps at the root of a mount is no file of the guest: a script that removes all that it sees would fail at it.
+func TestWhatIsKeptIsNotSeen(t *testing.T) {
+	g := newGuest(t, file.Config{})
+	g.mkdir("/mnt/" + builtins.SpoolPrefix + "ABC")
+	g.write("/mnt/.a", "")
+	list, err := run[*pb.FileList](g, "file.list", &pb.PathArgs{Path: "/mnt"})
+	if err != nil || len(list.Entries) != 1 || list.Entries[0].Name != ".a" {
+		t.Error(list, err)
+	}
+	if paths, err := run[*pb.Paths](g, "file.glob", &pb.GlobArgs{Pattern: "/mnt/.*"}); err != nil || len(paths.Paths) != 1 {
+		t.Error(paths, err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -29,7 +30,7 @@ func (t *Tx) chooseSpool(at *fsys.At, take *pb.JournalTake) error {
 	if err != nil {
 		return err
 	}
-	take.Spool = childPath(dir, ".quantix-tx-"+rand.Text())
+	take.Spool = childPath(dir, builtins.SpoolPrefix+rand.Text())
 	for path := range t.spools {
 		if parent(path) == dir {
 			take.Spool = path
