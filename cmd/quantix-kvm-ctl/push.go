@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -186,7 +187,7 @@ func (a *app) pushOne(
 	}
 	target := to.of(filepath.Base(local), info.IsDir(), joinGuest)
 	if !info.IsDir() && !tree.All && !tree.Times {
-		from, err := os.Open(local)
+		from, err := openLocal(s.ctx, local)
 		if err != nil {
 			return err
 		}
@@ -206,6 +207,25 @@ func (a *app) pushOne(
 	copied, err := link.PushTree(s.ctx, local, target, tree)
 	out.add(copied)
 	return err
+}
+
+// openLocal opens a file, also a pipe that nobody writes to yet, which is waited for as long as ctx lasts.
+func openLocal(ctx context.Context, path string) (*os.File, error) {
+	type opened struct {
+		file *os.File
+		err  error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		file, err := os.Open(path)
+		done <- opened{file, err}
+	}()
+	select {
+	case o := <-done:
+		return o.file, o.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 func (a *app) pushFile(s *session, link *client.Link, from *os.File, target string, o client.PushOptions, out *copyResult) error {

@@ -307,8 +307,25 @@ func (l *Link) pushRetrying(ctx context.Context, path string, from io.Reader, o 
 			p.seeker, p.upload = seeker, NewID()
 		}
 	}
+	if p.seeker == nil {
+		var stop func()
+		p.from, stop = untilDone(ctx, from)
+		defer stop()
+	}
 	err = l.retry(ctx, p.attempt)
 	return p.sent, unwrapMarks(err)
+}
+
+// untilDone returns a reader that ends with ctx, also while from waits, as a pipe does whose writer is silent. Behind stop at most
+// one read of from is still waited for, by nobody.
+func untilDone(ctx context.Context, from io.Reader) (to io.Reader, stop func()) {
+	r, w := io.Pipe()
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{from}, make([]byte, pushChunk))
+		_ = w.CloseWithError(err)
+	}()
+	end := context.AfterFunc(ctx, func() { _ = w.CloseWithError(context.Cause(ctx)) })
+	return r, func() { end(); _ = r.Close() }
 }
 
 // pushState is a push that may take several attempts.
