@@ -17,6 +17,14 @@ local function params(with)
 end
 
 return {
+  is_of_a_kind_that_apt_fetches = function()
+    test.run(params({uri = "ppa:owner/name"}), {fails = "add-apt-repository alone"})
+    test.run(params({architectures = {"arm64", "x86_64"}}), {fails = "dpkg calls x86_64 amd64"})
+    file.write("/usr/lib/apt/methods/http", "", {parents = true})
+    test.run(params(), {fails = "APT has no method for https"})
+    test.run(params({uri = "http://deb.example.org/debian"}))
+  end,
+
   is_added_with_its_key = function()
     local run = test.run(params(), {foretold = true})
     assert(run.result.changed and run.commands[1]:find("^apt%-get update %-q"))
