@@ -467,6 +467,36 @@ func TestDiskThatACommandFilled(t *testing.T) {
 	}
 }
 
+// A journal whose files somebody has removed is named, and is not taken for the object that is not there.
+func TestOwnFilesThatAreGone(t *testing.T) {
+	for _, gone := range []string{"open", "open/*/u"} {
+		p := newTestDirs(t)
+		before := mustPopulate(t, p)
+		g := newGuest(t, p, nil)
+		tx := g.begin(t)
+		if gone != "open" {
+			g.mustCall(t, tx, "file.chmod", &pb.ChmodArgs{Path: "/etc/app.d", Mode: "0700"})
+		}
+		dirs, err := filepath.Glob(filepath.Join(p.state, gone))
+		if err != nil || len(dirs) != 1 {
+			t.Fatal(dirs, err)
+		}
+		if err := os.RemoveAll(dirs[0]); err != nil {
+			t.Fatal(err)
+		}
+		err = g.call(t.Context(), tx, "file.write", &pb.WriteFileArgs{Path: "/etc/large", Content: []byte("new")})
+		if !errors.Is(err, fault.ErrInternal) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "journal: ") {
+			t.Errorf("without %s: %v", gone, err)
+		}
+		if tx.Err() == nil {
+			t.Errorf("without %s the transaction goes on", gone)
+		}
+		tx.Rollback(t.Context())
+		checkTree(t, before, p.files)
+		_ = tx.Close(t.Context(), nil)
+	}
+}
+
 func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)

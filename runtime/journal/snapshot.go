@@ -308,5 +308,5 @@ func (s *snapshotter) removeFiles() {
 // fileAt returns a place in the transaction's directory.
 func (s *snapshotter) fileAt(name string) (*fsys.At, error) {
 	at, err := s.tx.journal.state.At(txFilePath(s.tx.ID(), name))
-	return at, s.noteDiskError(err)
+	return at, s.noteDiskError(ownError(err))
 }

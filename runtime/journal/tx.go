@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"sync"
@@ -158,7 +159,7 @@ func (t *Tx) keep(s *snapshotter, paths []string, neighbours []*pb.JournalBeside
 	}
 	if len(s.files) > 0 {
 		if err := t.journal.do("image.syncdir", func() error { return syncDir(t.dir("u")) }); err != nil {
-			return t.fail(err)
+			return t.fail(ownError(err))
 		}
 	}
 	if err := t.syncPending(s.ownedPaths()); err != nil {
@@ -283,14 +284,14 @@ func (t *Tx) ensureStarted() error {
 }
 
 // createFiles makes the transaction's directory and log durable.
-func (t *Tx) createFiles() error {
+func (t *Tx) createFiles() (err error) {
+	defer func() { err = ownError(err) }()
 	j := t.journal
 	for _, dir := range []string{t.dir(), t.dir("u")} {
 		if err := j.do("begin.mkdir", func() error { return os.Mkdir(dir, 0o700) }); err != nil {
 			return err
 		}
 	}
-	var err error
 	if t.log, err = newLog(j, t.dir("journal"), t.ID()); err != nil {
 		return err
 	}
@@ -301,6 +302,15 @@ func (t *Tx) createFiles() error {
 		return err
 	}
 	return j.do("begin.syncparent", func() error { return syncDir(j.dir("open")) })
+}
+
+// ownError is that of the journal's own files, which must not be taken for one of what the step is about: somebody has removed them,
+// and not that.
+func ownError(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fault.Wrapf(fault.ErrInternal, "its directory is not there any more: %v", err)
+	}
+	return fault.On("journal", err)
 }
 
 // dir returns a path in the transaction's directory.
