@@ -37,7 +37,8 @@ type Op struct {
 	Summary string
 	// Capability is what get_capabilities and agent_ready announce for a native row. Optional.
 	Capability string
-	// Available says whether what Capability announces is to be had at present, such as a desktop. It returns soon. Nil: always.
+	// Available says whether what Capability announces is to be had at present, such as a desktop. It returns soon. Nil:
+	// always.
 	Available func() bool
 
 	// Handler is the function, made by Handle. Required.
@@ -72,8 +73,8 @@ type Op struct {
 	Partial bool
 	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
 	Transaction bool
-	// Bare tells of a request to a row with Transaction that it changes nothing that could be kept, such as what runs at present:
-	// it has no transaction then. Optional.
+	// Bare tells of a request to a row with Transaction that it changes nothing that could be kept, such as what runs at
+	// present: it has no transaction then. Optional.
 	Bare func(in proto.Message) bool
 	// Own says that the operation only ends what its caller began, so that a list of allowed operations need not name it.
 	Own bool

@@ -21,8 +21,9 @@ type Room struct {
 	SessionClosed func(port, session string)
 	// HasStream says whether a connection will get more events under the id of a request that was answered.
 	HasStream func(port, session, id string) bool
-	// Sweep ends what scripts of an earlier agent process left running, and removes what its calls left. It comes before anything
-	// of theirs is taken back, and an error keeps that from being done: it is one that something runs which may change files still.
+	// Sweep ends what scripts of an earlier agent process left running, and removes what its calls left. It comes before
+	// anything of theirs is taken back, and an error keeps that from being done: it is one that something runs which may change
+	// files still.
 	Sweep func(ctx context.Context) error
 	// Restored is told which paths a recovery at early boot has restored, so that whoever read them before reads them again.
 	Restored func(ctx context.Context, paths []string) error

@@ -17,7 +17,8 @@ var files embed.FS
 //go:embed hooks
 var hooks embed.FS
 
-// Hooks returns what every agent tells of a freeze and of its end: shell scripts that do nothing where their server does not run.
+// Hooks returns what every agent tells of a freeze and of its end: shell scripts that do nothing where their server does not
+// run.
 func Hooks() fs.FS {
 	dir, err := fs.Sub(hooks, "hooks")
 	if err != nil {
@@ -29,8 +30,8 @@ func Hooks() fs.FS {
 //go:embed stubs/quantix.lua stubs/quantix.luacheckrc
 var stubs embed.FS
 
-// Stubs returns what editors and luacheck want to know of the functions of scripts: quantix.lua for the Lua language server, and
-// quantix.luacheckrc.
+// Stubs returns what editors and luacheck want to know of the functions of scripts: quantix.lua for the Lua language server,
+// and quantix.luacheckrc.
 func Stubs() fs.FS {
 	dir, err := fs.Sub(stubs, "stubs")
 	if err != nil {

@@ -99,8 +99,8 @@ func (c *Calls) Len() int {
 	return c.count
 }
 
-// Shutdown makes Start fail, cancels the running calls with the given cause, and waits until all have ended, or returns the cause of
-// ctx when that ends first.
+// Shutdown makes Start fail, cancels the running calls with the given cause, and waits until all have ended, or returns the
+// cause of ctx when that ends first.
 func (c *Calls) Shutdown(ctx context.Context, cause error) error {
 	c.mu.Lock()
 	c.closed = true

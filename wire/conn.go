@@ -34,9 +34,9 @@ const (
 	maxPayloadWait = 8 * time.Second
 	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
 	StaleAfter = 30 * time.Second
-	// echoWindow is how long after a request that echoed the session a request without it is answered as uncertain. It is longer
-	// than the time between two requests of a transfer, and short enough that a host which never echoes and never pauses is
-	// served in the end.
+	// echoWindow is how long after a request that echoed the session a request without it is answered as uncertain. It is
+	// longer than the time between two requests of a transfer, and short enough that a host which never echoes and never pauses
+	// is served in the end.
 	echoWindow = 10 * time.Second
 	// MaxInFlight bounds the requests that one connection serves at a time. More of them wait.
 	MaxInFlight = 64
@@ -82,8 +82,8 @@ type Config struct {
 	// Mutates reports whether a request changes the guest: it is refused where it may be stale or uncertain, and is not
 	// cancelled when the host leaves. Required.
 	Mutates func(request proto.Message) bool
-	// Vital reports whether a request is served whatever else is in flight: MaxInFlight does not hold for it, and its reply goes
-	// into the urgent lane. Nil: none is.
+	// Vital reports whether a request is served whatever else is in flight: MaxInFlight does not hold for it, and its reply
+	// goes into the urgent lane. Nil: none is.
 	Vital func(request proto.Message) bool
 	// Light reports whether a request is served whatever else is in flight, as a vital one is, while its reply keeps its place
 	// among others. Nil: none is.
@@ -95,8 +95,8 @@ type Config struct {
 	// context: the content of a file then is not copied out of its frame, and the context may be that of a later request. Nil:
 	// none is.
 	Transient func(request proto.Message) bool
-	// Large reports whether a reply may be large: such requests of one host are served one after the other, each when the reply to
-	// the one before has gone into the queue. Nil: none is.
+	// Large reports whether a reply may be large: such requests of one host are served one after the other, each when the reply
+	// to the one before has gone into the queue. Nil: none is.
 	Large func(request proto.Message) bool
 	// Greet sends the events that a host gets first. It is called at the beginning, and again when the host's framing is
 	// known. It runs on a goroutine of its own. Nil: nothing.
@@ -291,8 +291,8 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 	}
 }
 
-// readWithin reads from the channel. A frame that has memory of all connections must not hold it while its host sends nothing: where
-// the channel can tell the time it returns without anything after PayloadTimeout.
+// readWithin reads from the channel. A frame that has memory of all connections must not hold it while its host sends nothing:
+// where the channel can tell the time it returns without anything after PayloadTimeout.
 func (c *Conn) readWithin(space []byte) (n int, err error) {
 	channel, can := c.channel.(deadlineReader)
 	if !can || c.reserved == 0 || channel.SetReadDeadline(time.Now().Add(PayloadTimeout)) != nil {

@@ -14,8 +14,8 @@ func (c *Conn) Heard() time.Time {
 // Framing is the framing that is written to the host.
 func (c *Conn) Framing() Framing { return Framing(c.writeFraming.Load()) }
 
-// Busy returns how long the reader has been processing what it read last; 0 while it reads, or while it waits for a host that does
-// not read its replies. Processing takes microseconds: a reader that is busy for seconds is stuck.
+// Busy returns how long the reader has been processing what it read last; 0 while it reads, or while it waits for a host that
+// does not read its replies. Processing takes microseconds: a reader that is busy for seconds is stuck.
 func (c *Conn) Busy() time.Duration {
 	since := c.busySince.Load()
 	if since == 0 || c.queue.isFull() {

@@ -248,7 +248,8 @@ func TestReplyOverTheBound(t *testing.T) {
 	}
 }
 
-// Of the requests on one connection some are served, others wait until those have ended, and what is more than may wait is refused.
+// Of the requests on one connection some are served, others wait until those have ended, and what is more than may wait is
+// refused.
 func TestManyRequestsWait(t *testing.T) {
 	var most, now atomic.Int64
 	h, calls := guest(t, func(c *Config) {

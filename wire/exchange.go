@@ -50,8 +50,8 @@ func (e *Exchange) AfterReply(f func()) {
 	e.after = append(e.after, f)
 }
 
-// ReleaseRequest returns all but keep bytes of the request's share of the memory budget of all hosts, before the reply is made. The
-// request's bytes must not be used afterwards.
+// ReleaseRequest returns all but keep bytes of the request's share of the memory budget of all hosts, before the reply is made.
+// The request's bytes must not be used afterwards.
 func (e *Exchange) ReleaseRequest(keep int) { e.kept.shrink(keep) }
 
 // HoldReply takes memory of all hosts for a reply of n bytes until that is written, or the host has left: before it is made,

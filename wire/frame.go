@@ -105,8 +105,8 @@ func (d *Decoder) Space(n int) []byte {
 // Add appends the first n bytes of the buffer that Space returned last.
 func (d *Decoder) Add(n int) { d.buf = d.buf[:len(d.buf)+n] }
 
-// Detach returns the buffer that holds the frame which Next returned last; it is the caller's from then on. The decoder goes on in
-// spare, or in a new buffer where spare is too small.
+// Detach returns the buffer that holds the frame which Next returned last; it is the caller's from then on. The decoder goes on
+// in spare, or in a new buffer where spare is too small.
 func (d *Decoder) Detach(spare []byte) (given []byte) {
 	given, rest := d.buf, d.buf[d.head:]
 	if cap(spare) < len(rest) {
@@ -123,8 +123,8 @@ func (d *Decoder) Grow(buf []byte) (former []byte) {
 	return former
 }
 
-// Incomplete returns the frame that has begun and is not complete, after Next returned false: as much of its payload as there is,
-// and its size with its header. The size is 0 where there is none or its header is not complete.
+// Incomplete returns the frame that has begun and is not complete, after Next returned false: as much of its payload as there
+// is, and its size with its header. The size is 0 where there is none or its header is not complete.
 func (d *Decoder) Incomplete() (begun Frame, size int) {
 	rest := d.buf[d.head:]
 	framing, header, length, verdict := d.header(rest)
@@ -134,11 +134,12 @@ func (d *Decoder) Incomplete() (begun Frame, size int) {
 	return Frame{Payload: rest[header:], Framing: framing, Aligned: !d.unaligned}, header + length
 }
 
-// Discard gives up the frame that Incomplete returned with this size: what has come of it, and what comes until its end or until a
-// silence.
+// Discard gives up the frame that Incomplete returned with this size: what has come of it, and what comes until its end or
+// until a silence.
 func (d *Decoder) Discard(size int) { d.discard = size }
 
-// NotAFrame makes the decoder scan behind the first byte of the frame that Incomplete returned, whose header is found to be none.
+// NotAFrame makes the decoder scan behind the first byte of the frame that Incomplete returned, whose header is found to be
+// none.
 func (d *Decoder) NotAFrame() {
 	d.scanning, d.unaligned = true, true
 	d.drop(1)
@@ -150,9 +151,9 @@ func (d *Decoder) Pending() bool { return d.head < len(d.buf) || d.discard > 0 }
 // Rest returns the bytes behind the frame that Next returned last. They are valid until the next call.
 func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
 
-// Salvage discards the frame that is not complete, and returns the next of the frames that its bytes may hold, until false: a header
-// that was none, or a host that disconnected within a frame, must not swallow what came after. None of them is Aligned, nor is
-// anything that follows, until a Silence.
+// Salvage discards the frame that is not complete, and returns the next of the frames that its bytes may hold, until false: a
+// header that was none, or a host that disconnected within a frame, must not swallow what came after. None of them is Aligned,
+// nor is anything that follows, until a Silence.
 func (d *Decoder) Salvage() (Frame, bool) {
 	if d.Pending() && !d.salvaging {
 		d.scanning, d.unaligned, d.salvaging = true, true, true

@@ -15,8 +15,8 @@ import (
 // ownsBuffer reports whether the frame that is taken has a buffer of its own.
 func (c *Conn) ownsBuffer() bool { return c.reserved > 0 && !c.salvaging }
 
-// reserveBuffer provides the buffer for the frame that has begun, or refuses and skips it. It reports whether there may be frames
-// in what has been read.
+// reserveBuffer provides the buffer for the frame that has begun, or refuses and skips it. It reports whether there may be
+// frames in what has been read.
 func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup) (again bool) {
 	begun, size := c.decoder.Incomplete()
 	n := (size + 2*minReadSize - 1) &^ (minReadSize - 1) // rounded up, so that buffers fit for frames of about the same size
@@ -43,8 +43,8 @@ func (c *Conn) reserveBuffer(ctx, session context.Context, work *sync.WaitGroup)
 	return true
 }
 
-// takeMemory takes n bytes of Config.Memory, and waits for them. All frames of one read together wait for memoryWait at most, and
-// those that are found in one that is given up, whose buffer is held meanwhile, do not wait.
+// takeMemory takes n bytes of Config.Memory, and waits for them. All frames of one read together wait for memoryWait at most,
+// and those that are found in one that is given up, whose buffer is held meanwhile, do not wait.
 func (c *Conn) takeMemory(ctx context.Context, n int) bool {
 	switch {
 	case c.salvaging:
@@ -56,8 +56,8 @@ func (c *Conn) takeMemory(ctx context.Context, n int) bool {
 	return c.config.Memory.take(ctx, n, c.memoryUntil)
 }
 
-// detachBuffer returns the buffer of the frame that was taken, which is the caller's from now on, as its memory is. The reader goes on
-// in its small one.
+// detachBuffer returns the buffer of the frame that was taken, which is the caller's from now on, as its memory is. The reader
+// goes on in its small one.
 func (c *Conn) detachBuffer() []byte {
 	buf := c.decoder.Detach(c.spare)
 	c.spare, c.reserved = nil, 0

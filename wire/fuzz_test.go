@@ -204,10 +204,10 @@ func FuzzHiddenFrames(f *testing.F) {
 	})
 }
 
-// Where a host was cut off in the middle of a frame and the next one's bytes complete it exactly, in such a way that it decodes,
-// and a frame hidden in the next host's file begins at just that byte, no decoder can tell it from a frame of the stream. A
-// connection can, where the host echoes the session: a hidden frame does not know it. A host that does not is protected by a
-// silence alone, or by being seen to leave.
+// Where a host was cut off in the middle of a frame and the next one's bytes complete it exactly, in such a way that it
+// decodes, and a frame hidden in the next host's file begins at just that byte, no decoder can tell it from a frame of the
+// stream. A connection can, where the host echoes the session: a hidden frame does not know it. A host that does not is
+// protected by a silence alone, or by being seen to leave.
 func TestTheOneHiddenFrameThatLooksAligned(t *testing.T) {
 	hidden := frameOf(Plain, envelopeOf(t, "hidden", &pb.ExecuteRequest{Command: "x"}))
 	push := func(id string, data []byte) []byte {

@@ -18,8 +18,8 @@ import (
 // greetingField is the field of the envelope that holds the same envelope as a qtx1 frame. No message has it otherwise.
 const greetingField = 254
 
-// appendGreeting returns the payload of the plain frame that a host of either framing reads, behind headerSpace free bytes, of an
-// envelope behind as many. ok is false where the envelope holds a magic, in which a qtx1 host would take it for a frame.
+// appendGreeting returns the payload of the plain frame that a host of either framing reads, behind headerSpace free bytes, of
+// an envelope behind as many. ok is false where the envelope holds a magic, in which a qtx1 host would take it for a frame.
 func appendGreeting(to, envelope []byte) (greeting []byte, ok bool) {
 	envelope = envelope[headerSpace:]
 	if bytes.Contains(envelope, []byte(magic)) {
@@ -37,8 +37,8 @@ func appendGreeting(to, envelope []byte) (greeting []byte, ok bool) {
 // greetingSize is the size of what appendGreeting makes of an envelope, at most, both with their free bytes.
 func greetingSize(envelope int) int { return 2*envelope + 2*headerSpace }
 
-// unsolicitedMessage makes an event fit for a host whose framing is not known, where it still may be sent. One that is too large for
-// that is left as it is for hosts of the plain framing alone, to be skipped by others.
+// unsolicitedMessage makes an event fit for a host whose framing is not known, where it still may be sent. One that is too
+// large for that is left as it is for hosts of the plain framing alone, to be skipped by others.
 func (c *Conn) unsolicitedMessage(o outgoing) (outgoing, bool) {
 	if c.config.Framing != Auto {
 		return o, c.takeUnsolicited(len(o.buf))

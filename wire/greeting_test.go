@@ -16,14 +16,14 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The two hosts that there are, each with its own rules for what it reads. Neither knows the other framing, or the fields of this
-// project.
+// The two hosts that there are, each with its own rules for what it reads. Neither knows the other framing, or the fields of
+// this project.
 
 // errGaveUp is the end of a host that closes its channel.
 var errGaveUp = errors.New("the host gives up")
 
-// readPlain reads as a host of the plain framing does: a length, and as many bytes, whatever they are. left is what of the stream it
-// still waits with, for more to come.
+// readPlain reads as a host of the plain framing does: a length, and as many bytes, whatever they are. left is what of the
+// stream it still waits with, for more to come.
 func readPlain(stream []byte) (messages []*pb.AgentMessage, left int, err error) {
 	for len(stream) >= 4 {
 		length := int(binary.BigEndian.Uint32(stream))
@@ -39,9 +39,9 @@ func readPlain(stream []byte) (messages []*pb.AgentMessage, left int, err error)
 	return messages, len(stream), nil
 }
 
-// readQTX1 reads as a host of the qtx1 framing does: it looks for the magic byte by byte, and gives up on a mismatch more than 65,536
-// bytes behind the last one. A length of 0, of a magic or over the bound is charged to that, and it looks on behind it. Nothing
-// interrupts it within a payload.
+// readQTX1 reads as a host of the qtx1 framing does: it looks for the magic byte by byte, and gives up on a mismatch more than
+// 65,536 bytes behind the last one. A length of 0, of a magic or over the bound is charged to that, and it looks on behind it.
+// Nothing interrupts it within a payload.
 func readQTX1(stream []byte) (messages []*pb.AgentMessage, left int, err error) {
 	scanned, matched := 0, 0
 	for i := 0; i < len(stream); {
@@ -130,8 +130,8 @@ func greeter(c *Config) {
 
 var greeted = []string{"ready", "fault", "report"}
 
-// A host that is silent has the whole greeting, whichever framing it knows, and each message once. So it has that of the next agent
-// on the same port, also where the previous one stopped within a frame, if its framing has a magic.
+// A host that is silent has the whole greeting, whichever framing it knows, and each message once. So it has that of the next
+// agent on the same port, also where the previous one stopped within a frame, if its framing has a magic.
 func TestSilentHostsAreGreeted(t *testing.T) {
 	first, _ := guest(t, greeter)
 	second, _ := guest(t, greeter)
@@ -190,8 +190,8 @@ func TestGreetingAfterTheFirstFrame(t *testing.T) {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
-// What is said before the host's first frame is within the budget. What would be too large twice is said once, plainly; what may be
-// taken for a frame by a host that looks for a magic is not said.
+// What is said before the host's first frame is within the budget. What would be too large twice is said once, plainly; what
+// may be taken for a frame by a host that looks for a magic is not said.
 func TestGreetingsThatDoNotFit(t *testing.T) {
 	sent := make(chan []bool, 1)
 	h, _ := guest(t, func(c *Config) {
@@ -236,8 +236,8 @@ func TestGreetingInAPinnedFraming(t *testing.T) {
 	}
 }
 
-// A greeting of any message is that message, once, to a host of either framing, and leaves both at a boundary: what the host reads
-// next, in its own framing, is there. This project's decoder finds it as well.
+// A greeting of any message is that message, once, to a host of either framing, and leaves both at a boundary: what the host
+// reads next, in its own framing, is there. This project's decoder finds it as well.
 func FuzzGreeting(f *testing.F) {
 	for _, g := range golden(f) {
 		f.Add(g.payload)

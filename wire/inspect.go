@@ -30,8 +30,8 @@ var envelopeFields = sync.OnceValue(func() protoreflect.FieldDescriptors {
 // carriesData are the payloads that may be as large as a frame: file data, clipboard, update, script attachments.
 var carriesData = map[protowire.Number]bool{12: true, 25: true, 33: true, 52: true, 53: true, 66: true, 103: true, 200: true}
 
-// Inspect checks the payload of a frame against the bounds before it is decoded. id is the message id where it could be read, also
-// together with an error.
+// Inspect checks the payload of a frame against the bounds before it is decoded. id is the message id where it could be read,
+// also together with an error.
 func Inspect(payload []byte) (id string, err error) {
 	data := false
 	for b := payload; len(b) > 0; {
@@ -72,7 +72,8 @@ func decode(payload []byte) (*pb.AgentMessage, error) {
 	return message, nil
 }
 
-// beginningID returns the message id at the beginning of a payload, of which maxHead bytes or all have come; empty where there is none.
+// beginningID returns the message id at the beginning of a payload, of which maxHead bytes or all have come; empty where there
+// is none.
 func beginningID(payload []byte) string {
 	if beginsEnvelope(payload, len(payload)) != possible {
 		return ""

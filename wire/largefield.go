@@ -10,15 +10,15 @@ import (
 // largeFieldMin is the size from which the content of a file is left in its frame, in bytes.
 const largeFieldMin = 16 << 10
 
-// largeField is a large bytes field of an envelope's payload that was left in the frame: copying and garbage-collecting it costs as
-// much as everything else that is done for a chunk of a file.
+// largeField is a large bytes field of an envelope's payload that was left in the frame: copying and garbage-collecting it
+// costs as much as everything else that is done for a chunk of a file.
 type largeField struct {
 	field   protoreflect.FieldDescriptor
 	content []byte
 }
 
-// decodeSplit is decode of a payload that Inspect has passed, without its large bytes field, which stays in the payload. The field
-// is nil where there is none.
+// decodeSplit is decode of a payload that Inspect has passed, without its large bytes field, which stays in the payload. The
+// field is nil where there is none.
 func decodeSplit(payload []byte) (*pb.AgentMessage, *largeField, error) {
 	rest, large := splitLargeField(payload)
 	message, err := decode(rest)
@@ -34,8 +34,8 @@ func (a *largeField) set(m *pb.AgentMessage, content []byte) {
 	Payload(m).ProtoReflect().Set(a.field, protoreflect.ValueOfBytes(content))
 }
 
-// splitLargeField returns the envelope without the field, and the field. An envelope in which a field stands twice is not split:
-// which of the two holds is decided by the decoder.
+// splitLargeField returns the envelope without the field, and the field. An envelope in which a field stands twice is not
+// split: which of the two holds is decided by the decoder.
 func splitLargeField(payload []byte) (rest []byte, large *largeField) {
 	outer, ok := findLargeField(payload, envelopeFields())
 	if !ok || outer.field.Message() == nil || outer.field.ContainingOneof() == nil {
@@ -60,8 +60,8 @@ type fieldSpan struct {
 	tagStart, start, end int
 }
 
-// findLargeField returns the only large field of a message. ok is false where there is none, or where what a decoder makes of the
-// message depends on the order of its fields: with a second large field, two fields of one oneof, or the same field twice.
+// findLargeField returns the only large field of a message. ok is false where there is none, or where what a decoder makes of
+// the message depends on the order of its fields: with a second large field, two fields of one oneof, or the same field twice.
 func findLargeField(b []byte, fields protoreflect.FieldDescriptors) (large fieldSpan, ok bool) {
 	oneofs := 0
 	for at := 0; at < len(b); {

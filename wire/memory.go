@@ -87,8 +87,8 @@ func (m *Memory) holdReply(n int, collected func() bool) (done func(), err error
 	return func() { m.replies.give(n); m.reclaim(n, collected) }, nil
 }
 
-// take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it took
-// none.
+// take takes n bytes, and waits until there are so many, until a time at most. It reports whether it has taken them; if not it
+// took none.
 func (m *Memory) take(ctx context.Context, n int, until time.Time) bool {
 	freed, taken := m.tryTake(n)
 	if taken {

@@ -37,8 +37,8 @@ func idle(t *testing.T, m *Memory, n int) {
 	t.Errorf("%d bytes of %d are left when all is answered", m.left, n)
 }
 
-// Connections share the memory for requests. A frame that finds none is refused by its id before its end has come, and skipped; pings
-// behind it and on other connections are answered. What its host does not go on with is given back.
+// Connections share the memory for requests. A frame that finds none is refused by its id before its end has come, and skipped;
+// pings behind it and on other connections are answered. What its host does not go on with is given back.
 func TestConnectionsShareMemory(t *testing.T) {
 	const all = 10 << 20
 	memory := NewMemory(all)
@@ -277,8 +277,8 @@ func TestFramesInOneThatIsGivenUpDoNotWait(t *testing.T) {
 	}
 }
 
-// Replies that nobody reads take no more than their share of the memory, by however many connections they were asked for. One that
-// finds none is a refusal, and the memory is given back when a reply is written or its host leaves.
+// Replies that nobody reads take no more than their share of the memory, by however many connections they were asked for. One
+// that finds none is a refusal, and the memory is given back when a reply is written or its host leaves.
 func TestConnectionsShareMemoryForReplies(t *testing.T) {
 	const all, size, connections = 20 << 20, 6 << 20, 6
 	memory := NewMemory(2 * all)

@@ -27,8 +27,8 @@ func Payload(m *pb.AgentMessage) proto.Message {
 	return m.ProtoReflect().Get(field).Message().Interface()
 }
 
-// Wrap returns an envelope with the current time and a payload. A nil payload leaves it empty. A message that the envelope has no
-// field for is a programmer's mistake and panics.
+// Wrap returns an envelope with the current time and a payload. A nil payload leaves it empty. A message that the envelope has
+// no field for is a programmer's mistake and panics.
 func Wrap(id string, payload proto.Message) *pb.AgentMessage {
 	m := &pb.AgentMessage{MessageId: id, Timestamp: timestamppb.Now()}
 	if payload == nil {

@@ -7,8 +7,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The guest learns late that one host of a virtio-serial port left and another connected, or never: requests of the next host may be
-// read before the disconnect of the one before. So each request carries the number of its host, and a change of it ends the session:
+// The guest learns late that one host of a virtio-serial port left and another connected, or never: requests of the next host
+// may be read before the disconnect of the one before. So each request carries the number of its host, and a change of it ends
+// the session:
 //
 //	request    ─► the same number as before  ─► this session
 //	          └─► another number, or none    ─► this session ends; the bytes go back to the channel, for the next session
@@ -51,15 +52,15 @@ func (c *Conn) unreadFrame(frame Frame) {
 	c.channel.(persistentChannel).Unread(append(bytes, c.decoder.Rest()...))
 }
 
-// peerReturned reports whether a host is connected again that may be the same one. If it is another, peerChanged finds that at its
-// first request.
+// peerReturned reports whether a host is connected again that may be the same one. If it is another, peerChanged finds that at
+// its first request.
 func (c *Conn) peerReturned() bool {
 	channel, can := c.channel.(persistentChannel)
 	return can && c.peer.host != 0 && !c.decoder.Pending() && channel.AwaitHost()
 }
 
-// mayBeAnothers returns the frame of a request where another host than the session's may have sent it, to be put back if its answer
-// cannot be written; nil where it is certain. A host that numbers its requests asks again.
+// mayBeAnothers returns the frame of a request where another host than the session's may have sent it, to be put back if its
+// answer cannot be written; nil where it is certain. A host that numbers its requests asks again.
 func (c *Conn) mayBeAnothers(frame Frame) []byte {
 	if _, can := c.channel.(persistentChannel); !can || !frame.Aligned || len(frame.Payload) > freeRequest {
 		return nil
@@ -67,7 +68,8 @@ func (c *Conn) mayBeAnothers(frame Frame) []byte {
 	return append(appendHeader(nil, frame.Framing, len(frame.Payload)), frame.Payload...)
 }
 
-// owesAnother reports, at the end of a session, whether an answer was not written, and a host is connected that may wait for it.
+// owesAnother reports, at the end of a session, whether an answer was not written, and a host is connected that may wait for
+// it.
 func (c *Conn) owesAnother() bool {
 	channel, can := c.channel.(persistentChannel)
 	return can && c.queue.owes() && channel.AwaitHost()

@@ -70,8 +70,8 @@ func ended(t *testing.T, over <-chan error) {
 	}
 }
 
-// A numbered host that seems to disconnect for a moment keeps its session and its requests: the guest learned late that the previous
-// host had disconnected. It is greeted again, since it may be another host after all.
+// A numbered host that seems to disconnect for a moment keeps its session and its requests: the guest learned late that the
+// previous host had disconnected. It is greeted again, since it may be another host after all.
 func TestDisconnectOfThePreviousHostComesLate(t *testing.T) {
 	release := make(chan struct{})
 	greeted := make(chan struct{}, 9)
@@ -131,8 +131,9 @@ func TestHostsWhoseSessionsEndAtOnce(t *testing.T) {
 	}
 }
 
-// A ping that came with the disconnect of the previous host may be the next host's: where its pong could not be written it is put
-// back for the next session, if a host is there. One that was answered is not, nor is a request whose answer is nobody's sign of life.
+// A ping that came with the disconnect of the previous host may be the next host's: where its pong could not be written it is
+// put back for the next session, if a host is there. One that was answered is not, nor is a request whose answer is nobody's
+// sign of life.
 func TestPingThatComesWithADisconnectIsPutBack(t *testing.T) {
 	first, second := named(t, "first", 0, &pb.PingRequest{Sequence: 3}), named(t, "second", 0, &pb.PingRequest{Sequence: 4})
 	for name, c := range map[string]struct {
@@ -160,8 +161,8 @@ func TestPingThatComesWithADisconnectIsPutBack(t *testing.T) {
 	}
 }
 
-// Another host's first request ends the session, cancels the requests of the previous host that change nothing, and is put back for
-// the next session with all bytes behind it.
+// Another host's first request ends the session, cancels the requests of the previous host that change nothing, and is put back
+// for the next session with all bytes behind it.
 func TestRequestOfAnotherHostEndsTheSession(t *testing.T) {
 	for name, hosts := range map[string][2]uint64{"two names": {7, 8}, "a name then none": {7, 0}, "none then a name": {0, 8}} {
 		t.Run(name, func(t *testing.T) {
@@ -202,8 +203,8 @@ func TestNameInGarbage(t *testing.T) {
 	h.answer("again")
 }
 
-// The frame that a host was reading when another one sent a request is finished: its rest is what the next host reads first. What was
-// queued behind it is not sent.
+// The frame that a host was reading when another one sent a request is finished: its rest is what the next host reads first.
+// What was queued behind it is not sent.
 func TestFrameUnderWayIsFinishedForTheNextHost(t *testing.T) {
 	h, l, over := lineTo(t, nil)
 	size := 300_000

@@ -32,13 +32,13 @@ type outgoing struct {
 	partial bool
 	// done is called when it is written, or will not be; nil: nobody waits for that. It must not block.
 	done func()
-	// request is the frame of the request that this answers, where it may be another host's than the session's; else nil. It is not
-	// of a frame that has begun to be written.
+	// request is the frame of the request that this answers, where it may be another host's than the session's; else nil. It is
+	// not of a frame that has begun to be written.
 	request []byte
 }
 
-// queue holds what waits to be written in two lanes, the urgent one first. There is one writer at a time: the goroutine that calls
-// next, or whoever holds a claim while nothing waits.
+// queue holds what waits to be written in two lanes, the urgent one first. There is one writer at a time: the goroutine that
+// calls next, or whoever holds a claim while nothing waits.
 type queue struct {
 	mu      sync.Mutex
 	work    sync.Cond // the writer waits

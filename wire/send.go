@@ -85,8 +85,8 @@ func (c *Conn) queueReply(o outgoing, urgent bool, s *servedCall) {
 	}
 }
 
-// Send queues an event; false: it was dropped, because the host reads too slowly or has left. A telemetry report replaces one that
-// is still queued.
+// Send queues an event; false: it was dropped, because the host reads too slowly or has left. A telemetry report replaces one
+// that is still queued.
 func (c *Conn) Send(id string, event proto.Message) bool {
 	return c.send(id, event, false)
 }
@@ -193,8 +193,8 @@ func (c *Conn) enqueue(o outgoing, urgent bool, s *servedCall) error {
 	return err
 }
 
-// directSize returns the size up to which a frame is written without the writer, in bytes: a port takes that whole or not at all, and
-// of what a socket does not take at once the writer writes the rest.
+// directSize returns the size up to which a frame is written without the writer, in bytes: a port takes that whole or not at
+// all, and of what a socket does not take at once the writer writes the rest.
 func (c *Conn) directSize() int {
 	if _, shared := c.channel.(persistentChannel); shared {
 		return pieceSize

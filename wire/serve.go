@@ -107,8 +107,8 @@ func (k *keptFrame) shrink(to int) {
 	}
 }
 
-// keepFrame has a request keep what it needs of its frame until that is released: the buffer, where it has one of its own or its
-// content may lie in it, or copies. It returns false where there is no memory for it.
+// keepFrame has a request keep what it needs of its frame until that is released: the buffer, where it has one of its own or
+// its content may lie in it, or copies. It returns false where there is no memory for it.
 func (c *Conn) keepFrame(ctx context.Context, f Frame, m *pb.AgentMessage, content *largeField, s *servedCall) bool {
 	transient := c.isTransient(s.request)
 	kept := &s.kept
@@ -169,8 +169,8 @@ func (c *Conn) refuse(id string, request proto.Message, err error) {
 	c.reply(id, c.config.Refuse(request, err), err)
 }
 
-// start serves a request on a goroutine of its own, now or when those before it leave room. A request that was sent twice is served
-// once: the reply is for both. size is that of its frame.
+// start serves a request on a goroutine of its own, now or when those before it leave room. A request that was sent twice is
+// served once: the reply is for both. size is that of its frame.
 func (c *Conn) start(ctx context.Context, m *pb.AgentMessage, size int, s *servedCall) {
 	request := s.request
 	s.urgent = c.config.Vital != nil && c.config.Vital(request)

@@ -8,8 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The content of a chunk of a file is the last thing in its frame, so that it is read into its place, and sent from there, without
-// being copied:
+// The content of a chunk of a file is the last thing in its frame, so that it is read into its place, and sent from there,
+// without being copied:
 //
 //	a buffer   │ room, MaxHead │ content │
 //	a frame         │ head         │ content │
@@ -17,8 +17,8 @@ import (
 // MaxHead is the room for the head of a frame before its content, in bytes. A message with a larger one is encoded whole.
 const MaxHead = 1 << 10
 
-// AppendHead adds the head of a frame to a buffer: all of it but the content of the field "data" of the payload, which has so many bytes,
-// is not set in m, and follows as it is. A text that is not UTF-8 is an error.
+// AppendHead adds the head of a frame to a buffer: all of it but the content of the field "data" of the payload, which has so
+// many bytes, is not set in m, and follows as it is. A text that is not UTF-8 is an error.
 func AppendHead(to []byte, f Framing, m *pb.AgentMessage, size int) ([]byte, error) {
 	at := len(to)
 	var space [headerSpace]byte
@@ -59,8 +59,8 @@ func appendSplit(to []byte, m *pb.AgentMessage, size int) ([]byte, error) {
 	return protowire.AppendVarint(to, uint64(size)), nil
 }
 
-// DecodeSplit decodes an envelope without the large bytes field of its payload. content is that field, which stays in the payload; nil:
-// there is none, and the message is whole. SetContent sets it.
+// DecodeSplit decodes an envelope without the large bytes field of its payload. content is that field, which stays in the
+// payload; nil: there is none, and the message is whole. SetContent sets it.
 func DecodeSplit(payload []byte) (m *pb.AgentMessage, content []byte, err error) {
 	m = &pb.AgentMessage{}
 	rest, large := splitLargeField(payload)
@@ -77,8 +77,8 @@ type scratch struct {
 	n   int // of the content
 }
 
-// encodeInPlace encodes a reply whose content lies in the scratch buffer of its request, without copying that. ok is false where it
-// does not lie there, or cannot be encoded so. The buffer is the message's then.
+// encodeInPlace encodes a reply whose content lies in the scratch buffer of its request, without copying that. ok is false
+// where it does not lie there, or cannot be encoded so. The buffer is the message's then.
 func (c *Conn) encodeInPlace(call *servedCall, m *pb.AgentMessage) (o outgoing, ok bool) {
 	reply, is := m.Payload.(*pb.AgentMessage_FileReadResponse)
 	if !is || len(reply.FileReadResponse.Data) == 0 {

@@ -13,8 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The head of a frame and the content behind it are the frame of the whole message, whatever the fields and sizes are, and it is taken apart
-// again without a copy.
+// The head of a frame and the content behind it are the frame of the whole message, whatever the fields and sizes are, and it
+// is taken apart again without a copy.
 func FuzzSplit(f *testing.F) {
 	f.Add("/etc/motd", uint64(9), uint32(20_000), "upload", true)
 	f.Add("", uint64(0), uint32(0), "", false)

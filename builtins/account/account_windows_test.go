@@ -242,7 +242,8 @@ func (u *undos) Irreversible(_ context.Context, change *pb.Change) error {
 	return nil
 }
 
-// The inverse of each operation restores the account, also when it runs twice; an operation without one is declared irreversible first.
+// The inverse of each operation restores the account, also when it runs twice; an operation without one is declared
+// irreversible first.
 func TestUndo(t *testing.T) {
 	m := newMachine()
 	tx := &undos{}

@@ -42,8 +42,8 @@ func (w *writing) announceFlush(ctx context.Context) error {
 	return w.call.Tx.Undo(ctx, inverse, &pb.JournalObject{})
 }
 
-// finish flushes the caches of nscd and sssd, and sets the labels of a home directory that was made. Where a cache cannot be flushed it
-// serves the former entries until these expire.
+// finish flushes the caches of nscd and sssd, and sets the labels of a home directory that was made. Where a cache cannot be
+// flushed it serves the former entries until these expire.
 func (w *writing) finish(ctx context.Context) error {
 	if w.call.DryRun != nil {
 		return nil
@@ -58,8 +58,8 @@ func (w *writing) finish(ctx context.Context) error {
 // selinux is there where the kernel has labels.
 const selinux = "/sys/fs/selinux/enforce"
 
-// relabel sets the SELinux labels of what was made to those of the guest's policy: those of a home directory are not those of the
-// directory that it is in. What cannot be labelled keeps the label that it was made with.
+// relabel sets the SELinux labels of what was made to those of the guest's policy: those of a home directory are not those of
+// the directory that it is in. What cannot be labelled keeps the label that it was made with.
 func (r *Room) relabel(ctx context.Context, call *builtins.Call, path string) {
 	if call.DryRun != nil || !r.guest.Live || r.guest.Answer != nil || r.guest.Runner == nil {
 		return

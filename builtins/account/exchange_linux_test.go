@@ -74,8 +74,8 @@ func TestHomeIsNotMovedElsewhere(t *testing.T) {
 	}
 }
 
-// The key of a user comes into a directory that was looked at and found the user's, or nowhere: the user exchanges it for root's
-// or a link as soon as it is made or has its mode.
+// The key of a user comes into a directory that was looked at and found the user's, or nowhere: the user exchanges it for
+// root's or a link as soon as it is made or has its mode.
 func TestKeysDoNotFollowAnExchange(t *testing.T) {
 	other := map[string]func(g *tree) error{
 		"a link": func(g *tree) error { return link(g, "../../root/.ssh", "/home/bob/other") },

@@ -60,8 +60,8 @@ func TestUserWithProcesses(t *testing.T) {
 	g.sets("account.remove", remove)
 }
 
-// Users whom the name service has beside the files of the guest are seen, and neither made nor changed. The service here is that
-// of the machine that the test runs on, whose users are not those of the tree.
+// Users whom the name service has beside the files of the guest are seen, and neither made nor changed. The service here is
+// that of the machine that the test runs on, whose users are not those of the tree.
 func TestUsersOfADirectoryService(t *testing.T) {
 	if out, err := exec.Command("getent", "passwd", "daemon").Output(); err != nil {
 		t.Skip("run it where getent finds the user daemon: ", err, string(out))

@@ -11,8 +11,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// lockFile locks a file as lckpwdf does, without waiting. Where that is fault.ErrBusy holder is the process that has the lock, and
-// 0 where the kernel does not say. The lock is of the open file and not of the process, so that closing another one keeps it.
+// lockFile locks a file as lckpwdf does, without waiting. Where that is fault.ErrBusy holder is the process that has the lock,
+// and 0 where the kernel does not say. The lock is of the open file and not of the process, so that closing another one keeps
+// it.
 func lockFile(file *os.File) (holder int, err error) {
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	err = unix.FcntlFlock(file.Fd(), unix.F_OFD_SETLK, &lock)

@@ -198,8 +198,8 @@ func (w *writing) lockFiles(ctx context.Context) error {
 	return nil
 }
 
-// lockPath makes a file that is a lock, in place of one that nobody holds. Where that is fault.ErrBusy holder is the process that
-// holds it, and 0 where it is not known yet.
+// lockPath makes a file that is a lock, in place of one that nobody holds. Where that is fault.ErrBusy holder is the process
+// that holds it, and 0 where it is not known yet.
 func (w *writing) lockPath(path string) (holder int, err error) {
 	at, err := w.root.At(path)
 	if err != nil {

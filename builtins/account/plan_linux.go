@@ -294,8 +294,8 @@ func (p *plan) saidPrimary(w *wish) (gid uint32, said bool, err error) {
 	return 0, false, nil
 }
 
-// defaultGroup returns the gid of the primary group of users without a group of their own: GROUP of /etc/default/useradd, a number or a
-// name.
+// defaultGroup returns the gid of the primary group of users without a group of their own: GROUP of /etc/default/useradd, a
+// number or a name.
 func (p *plan) defaultGroup() (uint32, error) {
 	text := p.defaults.said("GROUP", "100")
 	g := p.db.groupWhere(func(g group) bool { return g.name == text || formatID(g.gid) == text })
@@ -335,7 +335,8 @@ func (p *plan) join(w *wish) error {
 	return nil
 }
 
-// subordinate allocates ranges of subordinate uids and gids (subuid(5), subgid(5)) to a new user, where the guest has these files.
+// subordinate allocates ranges of subordinate uids and gids (subuid(5), subgid(5)) to a new user, where the guest has these
+// files.
 func (p *plan) subordinate(u *user, w *wish) error {
 	if first, last := p.defaults.ids("UID", false); w.system || u.uid < first || u.uid > last {
 		return nil

@@ -188,8 +188,8 @@ func (w *writing) unchanged() error {
 	return nil
 }
 
-// replace writes the new content of a file. The change has no diff for the shadow files, whatever their modes are, nor for a passwd
-// that contains hashes.
+// replace writes the new content of a file. The change has no diff for the shadow files, whatever their modes are, nor for a
+// passwd that contains hashes.
 func (w *writing) replace(f *file) error {
 	c, content := f.change, f.bytes()
 	shown := c.OldContent().Becomes(content, c.Old.Mode)

@@ -70,15 +70,15 @@ type Config struct {
 	Jobs string
 	// Leftovers is where the next agent finds in which directories uploads may have been left half done; empty: nowhere.
 	Leftovers string
-	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere. Left is what it found. State is the agent's
-	// own directory, in which transactions write; empty: there are none.
+	// FreezeFile is where ThawLeft of a later agent finds what is frozen; empty: nowhere. Left is what it found. State is the
+	// agent's own directory, in which transactions write; empty: there are none.
 	FreezeFile string
 	Left       Left
 	State      string
 	// Spool is a directory, on the same file system, for long output of commands. Optional.
 	Spool string
-	// FreezeHooks and ThawHooks are the directories of hooks that run before a freeze and after a thaw. BundledHooks are the hooks
-	// that come with the agent. RunScript runs a hook that is a Lua script. All are optional.
+	// FreezeHooks and ThawHooks are the directories of hooks that run before a freeze and after a thaw. BundledHooks are the
+	// hooks that come with the agent. RunScript runs a hook that is a Lua script. All are optional.
 	FreezeHooks, ThawHooks string
 	BundledHooks           fs.FS
 	RunScript              func(ctx context.Context, call *builtins.Call, name string, source []byte, phase string) error
@@ -88,7 +88,8 @@ type Config struct {
 	Clipboard Clipboard
 	// DesktopTold is called with a message when the helper in a desktop session has ended by itself. Optional.
 	DesktopTold func(words string)
-	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may set.
+	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may
+	// set.
 	Machine bool
 	// ShutdownFile is where a later agent finds what shutdown is pending; empty: nowhere.
 	ShutdownFile string
@@ -116,8 +117,8 @@ type Command = guest.Command
 // Left is what an agent that was killed left frozen.
 type Left = freeze.Left
 
-// ThawLeft thaws what an agent that was killed left frozen, as it noted in its Config.FreezeFile. It must be called before anything is
-// written to a disk. While that agent lives it does nothing.
+// ThawLeft thaws what an agent that was killed left frozen, as it noted in its Config.FreezeFile. It must be called before
+// anything is written to a disk. While that agent lives it does nothing.
 func ThawLeft(file string) Left { return freeze.ThawLeft(file) }
 
 // HelperArg is the first argument of this program as the helper in a desktop session.
@@ -215,8 +216,8 @@ func (r *Rooms) Notices() []*pb.ErrorEvent { return append(r.quiesce.Notices(), 
 // UpdateStatus tells where an update of the agent stands, for get_status.
 func (r *Rooms) UpdateStatus() *pb.UpdateStatus { return r.update.Status() }
 
-// ConfirmUpdate makes the program of this process the installed one, where it is on trial. GiveUpUpdate notes that no host was heard
-// in time, so that the next start is of the former one.
+// ConfirmUpdate makes the program of this process the installed one, where it is on trial. GiveUpUpdate notes that no host was
+// heard in time, so that the next start is of the former one.
 func (r *Rooms) ConfirmUpdate() error { return r.update.Confirm() }
 
 // GiveUpUpdate is the contrary of ConfirmUpdate.
@@ -274,8 +275,8 @@ func (r *Rooms) Start() {
 // Telemetry measures the guest.
 func (r *Rooms) Telemetry(ctx context.Context) *pb.TelemetryReport { return r.telemetry.Report(ctx) }
 
-// Watch returns two channels that are served until ctx ends: changed receives when links, addresses or disks have changed in what
-// Telemetry returns, and events receives an event for processes that the kernel killed because memory was short.
+// Watch returns two channels that are served until ctx ends: changed receives when links, addresses or disks have changed in
+// what Telemetry returns, and events receives an event for processes that the kernel killed because memory was short.
 func (r *Rooms) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	return r.telemetry.Watch(ctx)
 }

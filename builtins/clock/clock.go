@@ -5,8 +5,8 @@
 //	         └─► the guest's own time daemon: chrony, timesyncd, ───┘  (a daemon corrects by itself, and is waited for)
 //	             on Windows W32Time
 //
-// A reply contains measured offsets only: if the clock is no nearer to its source afterwards, the request fails. A daemon that was
-// turned off stays off, and only servers that the guest uses already are asked.
+// A reply contains measured offsets only: if the clock is no nearer to its source afterwards, the request fails. A daemon that
+// was turned off stays off, and only servers that the guest uses already are asked.
 //
 // Not here: the time zone (host).
 package clock

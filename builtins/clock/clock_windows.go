@@ -57,8 +57,8 @@ func setSystemTime(at time.Time) error {
 const (
 	serviceName = "W32Time"
 	sourceW32   = "w32time"
-	// askTime bounds the wait for one answer of a server, and resyncTime that for the service to correct the clock: a host waits for
-	// 30 s.
+	// askTime bounds the wait for one answer of a server, and resyncTime that for the service to correct the clock: a host
+	// waits for 30 s.
 	askTime    = 3 * time.Second
 	resyncTime = 20 * time.Second
 	lookEvery  = 2 * time.Second // at the server, who must not be flooded

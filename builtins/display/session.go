@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// listLimit and setLimit bound a request to the helper: each conversation with a display server ends by itself after 2 s, with
-	// an error that names it, and a change may need one more to be taken back.
+	// listLimit and setLimit bound a request to the helper: each conversation with a display server ends by itself after 2 s,
+	// with an error that names it, and a change may need one more to be taken back.
 	listLimit = 5 * time.Second
 	setLimit  = 10 * time.Second
 	// presentLimit is how long it may take to say whether there is a desktop, and presentFor how long that is not asked again.

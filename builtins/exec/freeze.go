@@ -97,8 +97,8 @@ func (r *Room) lookBefore(call *builtins.Call) {
 	}
 }
 
-// look finds out which file systems are frozen that were not. Those are thawed in time if a command runs. A look of another command
-// that begins after this was called does for both: of many commands that end together two look.
+// look finds out which file systems are frozen that were not. Those are thawed in time if a command runs. A look of another
+// command that begins after this was called does for both: of many commands that end together two look.
 func (r *Room) look(call *builtins.Call) {
 	f := &r.freezes
 	before := f.begun.Load()

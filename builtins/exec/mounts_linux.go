@@ -10,8 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 )
 
-// mountTable knows which remote file systems are mounted, and which could be frozen. It is read again only when the kernel says that it
-// has changed.
+// mountTable knows which remote file systems are mounted, and which could be frozen. It is read again only when the kernel says
+// that it has changed.
 type mountTable struct {
 	mu        sync.Mutex
 	open      bool

@@ -78,8 +78,8 @@ func (s *streams) find(call *builtins.Call, id string) *streamed {
 	return nil
 }
 
-// watched returns what list_jobs reports of a running command, at once or, where the caller waits, when the wait is over. It returns
-// nil if the command has ended, since nothing of it is kept.
+// watched returns what list_jobs reports of a running command, at once or, where the caller waits, when the wait is over. It
+// returns nil if the command has ended, since nothing of it is kept.
 func (s *streamed) watched(ctx context.Context, in *pb.ListJobsRequest) (*pb.ListJobsResponse, error) {
 	wait := time.NewTimer(min(time.Duration(in.GetWaitSeconds())*time.Second, maxJobWait))
 	defer wait.Stop()

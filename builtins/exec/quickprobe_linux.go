@@ -10,8 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/proc"
 )
 
-// Two looks are made for each command, and hardly any finds something. So a quick probe is asked first, which does one change after
-// the other and answers once; only where it does not, the probe that tells them apart is started.
+// Two looks are made for each command, and hardly any finds something. So a quick probe is asked first, which does one change
+// after the other and answers once; only where it does not, the probe that tells them apart is started.
 //
 //	look ── mount points ──► quick probe: one change after the other
 //	 ◄────── one byte ───────┘
@@ -32,8 +32,8 @@ type quickProbe struct {
 	idle *time.Timer
 }
 
-// nothingFrozen reports whether all file systems at points could be changed at once; false: one could not, or that is not known.
-// The caller holds looking.
+// nothingFrozen reports whether all file systems at points could be changed at once; false: one could not, or that is not
+// known. The caller holds looking.
 func (f *freezes) nothingFrozen(r *Room, points []string) bool {
 	request := strings.Join(points, "\x00")
 	if len(request) > maxQuick {
@@ -133,6 +133,6 @@ func quickMain() {
 	}
 }
 
-// tryToChange makes a change that changes nothing, and waits while the file system of a directory is frozen: the kernel begins it,
-// which waits for a thaw, before it finds that there is no such directory.
+// tryToChange makes a change that changes nothing, and waits while the file system of a directory is frozen: the kernel begins
+// it, which waits for a thaw, before it finds that there is no such directory.
 func tryToChange(dir int) { _ = unix.Unlinkat(dir, probeName, unix.AT_REMOVEDIR) }

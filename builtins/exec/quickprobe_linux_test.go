@@ -7,8 +7,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/internal/freeze"
 )
 
-// A quick probe answers for file systems that can be changed and for what is not there, and not for one that is frozen; it ends once
-// that is thawed.
+// A quick probe answers for file systems that can be changed and for what is not there, and not for one that is frozen; it ends
+// once that is thawed.
 func TestQuickProbe(t *testing.T) {
 	r, table := room(t, Config{})
 	point := newFreezableDisk(t, table)

@@ -239,7 +239,8 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 // confines says whether commands are held to what they declare.
 func (r *Room) confines() bool { return r.guest.Runner.Confinement() == proc.Confined }
 
-// makeUndoable keeps what takes a command back before it runs. It returns what was kept for one that is held to what it touches.
+// makeUndoable keeps what takes a command back before it runs. It returns what was kept for one that is held to what it
+// touches.
 func (r *Room) makeUndoable(
 	ctx context.Context, call *builtins.Call, in *pb.RunArgs, change *pb.Change,
 ) (kept []builtins.Touched, err error) {
@@ -262,8 +263,8 @@ func (r *Room) makeUndoable(
 	return nil, nil
 }
 
-// hold has a confined command write to what was kept, and to nothing that somebody puts in its place: where others than root can
-// exchange a directory on the way it must still be the object that was kept.
+// hold has a confined command write to what was kept, and to nothing that somebody puts in its place: where others than root
+// can exchange a directory on the way it must still be the object that was kept.
 func (r *Room) hold(confine *proc.Confine, kept []builtins.Touched) error {
 	confine.Writable, confine.Inodes = nil, map[string]uint64{}
 	for _, k := range kept {

@@ -30,8 +30,8 @@ func tryLock(file *os.File) error {
 	return windows.LockFileEx(windows.Handle(file.Fd()), flags, 0, 1, 0, lockedByte())
 }
 
-// lockSupervisor makes this process the supervisor of a job. wanted is closed when somebody wants the end of it: by an event that
-// has no name, whose handle in this process the file tells.
+// lockSupervisor makes this process the supervisor of a job. wanted is closed when somebody wants the end of it: by an event
+// that has no name, whose handle in this process the file tells.
 func lockSupervisor(dir string) (lock *os.File, wanted <-chan struct{}, err error) {
 	lock, err = os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -41,8 +41,8 @@ func TestUndoWithNothingToUndo(t *testing.T) {
 	}
 }
 
-// What a readonly command says is of the guest as it is. Only one that asks for it has a view of its own, and what decides about
-// an undo never has.
+// What a readonly command says is of the guest as it is. Only one that asks for it has a view of its own, and what decides
+// about an undo never has.
 func TestPrivateViewIsAskedFor(t *testing.T) {
 	r, table := room(t, Config{})
 	if !r.confines() {

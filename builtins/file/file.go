@@ -29,8 +29,8 @@ type Config struct {
 	UploadIdle time.Duration
 	// MaxUploads is how many uploads may be under way at once; 0: 64.
 	MaxUploads int
-	// Leftovers is a file of the agent's own in which the room notes where uploads were staged, so that the next process of the agent
-	// removes what a killed one left. Empty: what was left is removed by the next upload into the same directory.
+	// Leftovers is a file of the agent's own in which the room notes where uploads were staged, so that the next process of the
+	// agent removes what a killed one left. Empty: what was left is removed by the next upload into the same directory.
 	Leftovers string
 	// EnterLeftovers begins a write of that file; an error says that it cannot be written now. Nil: it always can.
 	EnterLeftovers func() (leave func(), err error)

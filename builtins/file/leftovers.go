@@ -13,8 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
-// leftovers remembers, beyond the end of this process, in which directories uploads were staged: what an agent left there that was
-// killed is removed when the next one starts. The file has one quoted path a line.
+// leftovers remembers, beyond the end of this process, in which directories uploads were staged: what an agent left there that
+// was killed is removed when the next one starts. The file has one quoted path a line.
 //
 //	an upload into a directory ► a line, once ─── the agent dies ───► the next one: reads the lines, removes the file, sweeps
 type leftovers struct {
@@ -55,8 +55,8 @@ const (
 // noteTime bounds what an upload waits for the note: the disk of the file may hang, or be frozen, and that of the upload not.
 const noteTime = 100 * time.Millisecond
 
-// note remembers a directory before an upload is staged there. A failure is no reason to refuse a file: without the line the next
-// upload into the directory removes what was left.
+// note remembers a directory before an upload is staged there. A failure is no reason to refuse a file: without the line the
+// next upload into the directory removes what was left.
 func (l *leftovers) note(dir string) {
 	if l.file == "" || !l.mu.TryLock() {
 		return

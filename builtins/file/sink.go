@@ -82,8 +82,8 @@ func (r *Room) sinkFor(c *change, path string, add bool, attr fsys.Attr) (sink, 
 	return s, nil
 }
 
-// stage begins a file beside its place, or in it where nothing is. What a dead agent left there would stay for ever; a failure to
-// look for it is no reason to refuse a file.
+// stage begins a file beside its place, or in it where nothing is. What a dead agent left there would stay for ever; a failure
+// to look for it is no reason to refuse a file.
 func (r *Room) stage(c *change) (*fsys.Staged, error) {
 	if dir := fsys.Parent(c.At.Path); !c.swept {
 		if r.left.due(dir) {
@@ -104,8 +104,8 @@ func (c *change) separate() {
 	}
 }
 
-// ownPlace refuses what another user may have put where it is, to have something else written to by that name: also a further name
-// of a file that is not his.
+// ownPlace refuses what another user may have put where it is, to have something else written to by that name: also a further
+// name of a file that is not his.
 func (c *change) ownPlace() error {
 	dir, err := c.At.StatDir()
 	if err != nil {
@@ -136,8 +136,8 @@ func (s *stagedSink) Write(p []byte) (int, error) {
 	return n, fault.Cause(err)
 }
 
-// digest reads the file back: only the last chunk tells whether a digest is wanted, and summing all files for that costs more than
-// all else together.
+// digest reads the file back: only the last chunk tells whether a digest is wanted, and summing all files for that costs more
+// than all else together.
 func (s *stagedSink) digest(ctx context.Context) (string, error) { return digestOf(ctx, s.staged.File) }
 
 func (s *stagedSink) finish(ctx context.Context, call *builtins.Call, attr fsys.Attr) error {

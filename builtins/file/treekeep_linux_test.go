@@ -179,7 +179,8 @@ func TestWhatATreeIsAs(t *testing.T) {
 	}
 }
 
-// Another request in the directory takes the name that a link has for a moment for a dead agent's. The link is made all the same.
+// Another request in the directory takes the name that a link has for a moment for a dead agent's. The link is made all the
+// same.
 func TestALinkIsMadeBesideARequestThatSweeps(t *testing.T) {
 	g := newGuest(t, file.Config{})
 	g.mkdir("/d")

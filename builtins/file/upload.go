@@ -23,12 +23,12 @@ import (
 //
 //	chunk 0 ► a sink, most often a file beside the target ► chunks in order ► eof: totals and digest hold ► in its place
 //
-// Until the last chunk the target is as it was, unless it is a device. A link that is safe is followed, and stays. An upload belongs to one path and one port. A chunk that cannot be the next one
-// is refused, and the upload stays for the right one; a chunk that is one of the last ones taken is acknowledged again; chunk 0
-// begins anew. An upload with a name belongs to a port alone: it outlives its connection for a while, so that the host can go
-// on with the first chunk that it heard nothing of. An upload is dropped with all it wrote after a write error, by a digest or
-// total that does not hold, and when no chunk comes for a while. A chunk with append set belongs to content that is put behind
-// what is there, in one go at the end.
+// Until the last chunk the target is as it was, unless it is a device. A link that is safe is followed, and stays. An upload
+// belongs to one path and one port. A chunk that cannot be the next one is refused, and the upload stays for the right one; a
+// chunk that is one of the last ones taken is acknowledged again; chunk 0 begins anew. An upload with a name belongs to a port
+// alone: it outlives its connection for a while, so that the host can go on with the first chunk that it heard nothing of. An
+// upload is dropped with all it wrote after a write error, by a digest or total that does not hold, and when no chunk comes for
+// a while. A chunk with append set belongs to content that is put behind what is there, in one go at the end.
 type upload struct {
 	mu     sync.Mutex
 	sink   sink           // nil before the first chunk and after the end

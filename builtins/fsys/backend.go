@@ -68,8 +68,8 @@ type directory interface {
 	closeNew(file *os.File) error
 	// make makes a directory of mode 0700, a link, or a special file of mode 0600. Of meta it takes what that needs.
 	make(name string, meta Meta) error
-	// begin makes such an object that is still to get its attributes; aside: under another name, until it is placed. Its error leaves
-	// nothing.
+	// begin makes such an object that is still to get its attributes; aside: under another name, until it is placed. Its error
+	// leaves nothing.
 	begin(name string, meta Meta, aside bool) (making, error)
 
 	// setAttr sets what attr says on an object, which is fault.ErrChanged if it is of another kind.

@@ -7,8 +7,8 @@ import (
 )
 
 // Exchangeable says whether others than root may exchange a directory on the way to a resolved path: one of them is another
-// user's, or others may write to it. Between two looks such a path may lead to two places. Directories that are missing are left
-// out.
+// user's, or others may write to it. Between two looks such a path may lead to two places. Directories that are missing are
+// left out.
 func (r *Root) Exchangeable(path string) (bool, error) {
 	below := Meta{Kind: Absent} // what is at the path itself may be another object than before
 	for dir := path; !IsRoot(dir); {

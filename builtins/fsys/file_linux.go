@@ -62,9 +62,9 @@ func openLeased(dir handle, name string) (*os.File, error) {
 	}
 }
 
-// openSink opens a device, or a file of the kernel, for writing, through a descriptor of what was looked at, so that opening acts on
-// nothing else. A disk is opened for reading as well, and exclusively: it is busy where it is mounted. What can be written alone is
-// opened for that alone.
+// openSink opens a device, or a file of the kernel, for writing, through a descriptor of what was looked at, so that opening
+// acts on nothing else. A disk is opened for reading as well, and exclusively: it is busy where it is mounted. What can be
+// written alone is opened for that alone.
 func openSink(dir handle, name string, kind Kind) (*os.File, error) {
 	o, err := openDescriptor(dir, name)
 	if err != nil {
@@ -94,8 +94,8 @@ func startWriting(file *os.File) {
 	_ = unix.SyncFileRange(int(file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 }
 
-// Reserve has the file system keep space for a file of a size, where it can, so that writing it does not fail for want of it. The
-// file's size stays.
+// Reserve has the file system keep space for a file of a size, where it can, so that writing it does not fail for want of it.
+// The file's size stays.
 func Reserve(file *os.File, size int64) error {
 	err := unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, max(size, 1))
 	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {

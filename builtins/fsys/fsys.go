@@ -96,19 +96,20 @@ type Time struct {
 // Time is t for the standard library.
 func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 
-// Same says whether two states, taken while the object was held open or for a moment only, are of one object, whatever happened to it.
+// Same says whether two states, taken while the object was held open or for a moment only, are of one object, whatever happened
+// to it.
 func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == other.Ino }
 
-// SameInode reports whether two states of objects on one file system, taken at any two times, are of one object. The number of an
-// object that was removed is given to a new one, so that the birth times are compared, too, where both are known. See
+// SameInode reports whether two states of objects on one file system, taken at any two times, are of one object. The number of
+// an object that was removed is given to a new one, so that the birth times are compared, too, where both are known. See
 // At.StableInodes.
 func (m Meta) SameInode(other Meta) bool {
 	return m.Ino == other.Ino && (!bornTells || m.Born == other.Born || m.Born == Time{} || other.Born == Time{})
 }
 
-// MayBe reports whether an object, on a file system that is not At.StableInodes, can be taken for the one that was described before,
-// where others than root may have put another one in its place: they cannot give it the number and a trusted owner, and one of
-// their own only they have the use of.
+// MayBe reports whether an object, on a file system that is not At.StableInodes, can be taken for the one that was described
+// before, where others than root may have put another one in its place: they cannot give it the number and a trusted owner, and
+// one of their own only they have the use of.
 func (m Meta) MayBe(was Meta) bool {
 	if m.Kind != was.Kind {
 		return false
@@ -124,13 +125,13 @@ func (m Meta) MayBe(was Meta) bool {
 type Attr struct {
 	Mode     *uint32
 	UID, GID *uint32
-	// Create is used for a new file without Mode: the mode as open(2) takes it, of which a default ACL of the directory may take
-	// something away. Nil: 0666, or 0644 where there is no such ACL.
+	// Create is used for a new file without Mode: the mode as open(2) takes it, of which a default ACL of the directory may
+	// take something away. Nil: 0666, or 0644 where there is no such ACL.
 	Create *uint32
 	// Mtime is the time of modification. A new content has the present one.
 	Mtime *Time
-	// Copied are the extended attributes that it shall have of those that a copy keeps (IsCopied): others of them are removed. Nil
-	// leaves what is there.
+	// Copied are the extended attributes that it shall have of those that a copy keeps (IsCopied): others of them are removed.
+	// Nil leaves what is there.
 	Copied map[string][]byte
 	// KeepSpecial has a new owner keep setuid, setgid and file capabilities of what is there already, of which the system takes
 	// them away with the owner.

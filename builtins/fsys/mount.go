@@ -75,8 +75,9 @@ func (c *MountCache) Of(a *At) ([]Mount, error) {
 	return list, nil
 }
 
-// Automount returns the autofs mount that a path leads to, where the file system that belongs there is not mounted. To go further
-// on the path mounts it, and takes as long as that does. waits is false where there is none, on Windows and on an overlay.
+// Automount returns the autofs mount that a path leads to, where the file system that belongs there is not mounted. To go
+// further on the path mounts it, and takes as long as that does. waits is false where there is none, on Windows and on an
+// overlay.
 func (r *Root) Automount(path string) (m Mount, waits bool, err error) {
 	real, raw, err := r.real(path)
 	if real == nil || err != nil {
@@ -85,8 +86,8 @@ func (r *Root) Automount(path string) (m Mount, waits bool, err error) {
 	return real.automount(raw)
 }
 
-// TriggerAutomount uses a directory, so that what is mounted there at its first use is mounted. It returns when that is done, or
-// has failed, and nothing else ends it.
+// TriggerAutomount uses a directory, so that what is mounted there at its first use is mounted. It returns when that is done,
+// or has failed, and nothing else ends it.
 func (r *Root) TriggerAutomount(path string) error {
 	real, raw, err := r.real(path)
 	if real == nil || err != nil {
@@ -102,8 +103,8 @@ func (r *Root) real(path string) (*realRoot, string, error) {
 	return real, raw, err
 }
 
-// DetachUserMounts detaches the file systems that other users than root and the agent's mounted by FUSE on the way to resolved paths,
-// and returns where these were. Nobody else can enter such a mount, root included.
+// DetachUserMounts detaches the file systems that other users than root and the agent's mounted by FUSE on the way to resolved
+// paths, and returns where these were. Nobody else can enter such a mount, root included.
 func (r *Root) DetachUserMounts(paths []string) (points []string, err error) {
 	real, _, err := r.real("/")
 	if real == nil || err != nil {

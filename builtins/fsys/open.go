@@ -43,9 +43,9 @@ func (a *At) OpenLeased() (*os.File, error) {
 	return file, a.heldOpen(file)
 }
 
-// OpenSink opens what is here for writing in place, a device or a file that the kernel makes up, such as one of /proc: such a thing is
-// written to, and never replaced. A disk is opened for reading as well; one that is mounted, or otherwise in use, is syscall.EBUSY.
-// Writing to it may act on the machine. Anything else than these and regular files is refused.
+// OpenSink opens what is here for writing in place, a device or a file that the kernel makes up, such as one of /proc: such a
+// thing is written to, and never replaced. A disk is opened for reading as well; one that is mounted, or otherwise in use, is
+// syscall.EBUSY. Writing to it may act on the machine. Anything else than these and regular files is refused.
 func (a *At) OpenSink() (*os.File, error) {
 	meta, err := a.Stat()
 	if err != nil {

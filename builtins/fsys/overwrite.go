@@ -8,9 +8,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Overwrite writes size bytes of content over those of a file, from its beginning, and cuts it to that. Blocks of a file are shared
-// where the file system can. Else the space is taken first: where there is too little the error is ENOSPC, and the file is as it was. A
-// file system that cannot take space beforehand is errors.ErrUnsupported, before anything is written.
+// Overwrite writes size bytes of content over those of a file, from its beginning, and cuts it to that. Blocks of a file are
+// shared where the file system can. Else the space is taken first: where there is too little the error is ENOSPC, and the file
+// is as it was. A file system that cannot take space beforehand is errors.ErrUnsupported, before anything is written.
 func Overwrite(ctx context.Context, to *os.File, content io.Reader, size int64) error {
 	if from, ok := content.(*os.File); ok && shareBlocks(to, from) == nil {
 		return fault.Cause(to.Truncate(size))

@@ -65,8 +65,8 @@ func mountAccess(in *pb.MountArgs) builtins.Access {
 	return a
 }
 
-// optionPaths returns the paths in an option: the directories of an overlay, and what else is a path from the root on, such as that
-// of credentials.
+// optionPaths returns the paths in an option: the directories of an overlay, and what else is a path from the root on, such as
+// that of credentials.
 func optionPaths(option string) (paths []string) {
 	name, value, _ := strings.Cut(option, "=")
 	switch name {
@@ -84,8 +84,8 @@ func optionPaths(option string) (paths []string) {
 	return paths
 }
 
-// fuseProgram returns the program that mount(8) runs for a type of FUSE (mount.fuse3(8)): what stands behind "fuse." in the type, or
-// before "#" in the source. For another type it is not empty.
+// fuseProgram returns the program that mount(8) runs for a type of FUSE (mount.fuse3(8)): what stands behind "fuse." in the
+// type, or before "#" in the source. For another type it is not empty.
 func fuseProgram(fstype, source string) string {
 	if program, ok := strings.CutPrefix(fstype, "fuse."); ok {
 		return program

@@ -21,7 +21,8 @@ import (
 // By its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
 // that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
 
-// boundSource describes the directory that an entry binds, if others than root can exchange what leads to it; else it has no number.
+// boundSource describes the directory that an entry binds, if others than root can exchange what leads to it; else it has no
+// number.
 func (r *Room) boundSource(root *fsys.Root, entry fstabEntry) (fsys.Meta, error) {
 	path := wiretext.EscapePath(entry.source)
 	if !isBind(entry.options) || !fsys.IsAbs(path) {
@@ -40,8 +41,8 @@ func (r *Room) boundSource(root *fsys.Root, entry fstabEntry) (fsys.Meta, error)
 	return meta, fault.On(path, err)
 }
 
-// mountExactly mounts an entry onto a directory of these numbers, wherever its path leads, if what it mounts has those of source, or
-// these are not known.
+// mountExactly mounts an entry onto a directory of these numbers, wherever its path leads, if what it mounts has those of
+// source, or these are not known.
 func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged, source fsys.Meta) error {
 	target, err := openExactly(entry.target)
 	if err != nil {

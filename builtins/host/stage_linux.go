@@ -20,7 +20,8 @@ const (
 	stageName   = "m" // in such a directory: what is mounted onto
 )
 
-// stage is a directory that root alone reaches, with one in it that mount(8) mounts onto. It is locked as long as its agent lives.
+// stage is a directory that root alone reaches, with one in it that mount(8) mounts onto. It is locked as long as its agent
+// lives.
 type stage struct {
 	path string
 	dir  int // open

@@ -109,7 +109,8 @@ func TestManyFitIntoReplies(t *testing.T) {
 	}
 }
 
-// Several databases are one list. One that is damaged is a warning, and an error where there is no other; none at all is an error.
+// Several databases are one list. One that is damaged is a warning, and an error where there is no other; none at all is an
+// error.
 func TestDatabases(t *testing.T) {
 	const apk = "P:musl\nV:1\nA:x86_64\n\n"
 	r := roomIn(t, map[string]string{"var/lib/dpkg/status": "damaged\n", "lib/apk/db/installed": apk})

@@ -60,7 +60,8 @@ func ownerOf(info fs.FileInfo) (uid, gid uint32) {
 	return 0, 0
 }
 
-// current returns what was generated last, which is what the renderers have. Of ifupdown's files all are, where it is the renderer.
+// current returns what was generated last, which is what the renderers have. Of ifupdown's files all are, where it is the
+// renderer.
 func (r *Room) current(want map[string]*generated) (map[string]*generated, error) {
 	root, err := os.OpenRoot(r.guest.Root())
 	if err != nil {

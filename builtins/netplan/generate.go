@@ -240,8 +240,8 @@ func newScratch(dir string, live bool) (s *scratch, err error) {
 }
 
 // sweep removes the directories of an earlier agent that was killed: there may be secrets in them. It looks into the first of
-// scratchDirs alone, which is root's: a name in /tmp may be any user's, who could hold up all that comes after this. What cannot be
-// removed stays.
+// scratchDirs alone, which is root's: a name in /tmp may be any user's, who could hold up all that comes after this. What
+// cannot be removed stays.
 func (r *Room) sweep(context.Context) error {
 	if r.mayApply() != nil || r.guest.Answer != nil {
 		return nil

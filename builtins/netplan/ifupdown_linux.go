@@ -170,8 +170,8 @@ func (n *snapshot) ownedByIfup(names []string) error {
 	return nil
 }
 
-// takeDown has ifdown take down what ifup has configured of some interfaces, as the files say or, if it is not empty, another text. What
-// it does not do, the look at the network finds.
+// takeDown has ifdown take down what ifup has configured of some interfaces, as the files say or, if it is not empty, another
+// text. What it does not do, the look at the network finds.
 func (r *Room) takeDown(ctx context.Context, names []string, text string) error {
 	up, err := configured()
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 const (
 	// inquiryTime is how long the users of addresses are looked for at most, in up to six questions for each.
 	inquiryTime = 2*askAgain + askAgain/2
-	// quietTime is how long nobody must answer on a link of which nothing is known, before a change is good: neighbours answer within
-	// a few milliseconds. Where a gateway of that link has answered, quietFactor times what it took is enough, since the question
-	// went to all others with that to it, but not less than quietLeast. Renderers take longer than that most often.
+	// quietTime is how long nobody must answer on a link of which nothing is known, before a change is good: neighbours answer
+	// within a few milliseconds. Where a gateway of that link has answered, quietFactor times what it took is enough, since the
+	// question went to all others with that to it, but not less than quietLeast. Renderers take longer than that most often.
 	quietTime   = 100 * time.Millisecond
 	quietLeast  = 20 * time.Millisecond
 	quietFactor = 10
 )
 
-// inquiry asks who else has the addresses that interfaces shall get, while other things go on. Who answers at once is known before
-// anything is changed, and the rest when the new network has been looked at.
+// inquiry asks who else has the addresses that interfaces shall get, while other things go on. Who answers at once is known
+// before anything is changed, and the rest when the new network has been looked at.
 type inquiry struct {
 	began time.Time
 	links []int // that are asked on
@@ -80,8 +80,8 @@ func (i *inquiry) refused() error {
 	}
 }
 
-// end waits until nobody has answered for long enough, and returns an error about an address that somebody has. near is how long
-// gateways took to answer, by interface.
+// end waits until nobody has answered for long enough, and returns an error about an address that somebody has. near is how
+// long gateways took to answer, by interface.
 func (i *inquiry) end(ctx context.Context, near map[int]time.Duration) error {
 	var least time.Duration
 	for _, index := range i.links {

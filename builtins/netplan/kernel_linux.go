@@ -243,8 +243,8 @@ func deleteLink(index int) error {
 	return nil
 }
 
-// renameLink gives a link another name. It is down meanwhile: a link that is up keeps its name before Linux 6.2. udev gives a link
-// its other names as alternative ones at each renaming: one that is wanted is no alternative any more.
+// renameLink gives a link another name. It is down meanwhile: a link that is up keeps its name before Linux 6.2. udev gives a
+// link its other names as alternative ones at each renaming: one that is wanted is no alternative any more.
 func renameLink(index int, name string) error {
 	if err := changeLink(unix.RTM_NEWLINK, index, 0, unix.IFF_UP); err != nil {
 		return err

@@ -156,8 +156,8 @@ func identity(have facts.Link) *pb.NetplanLinkBefore {
 	return b
 }
 
-// renamed gives interfaces the names back that they had. Those whose names are exchanged get other ones in between. An interface
-// whose name somebody else has taken meanwhile keeps its own, or, where another one has that by now, is told.
+// renamed gives interfaces the names back that they had. Those whose names are exchanged get other ones in between. An
+// interface whose name somebody else has taken meanwhile keeps its own, or, where another one has that by now, is told.
 func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
 	names, held := map[int]string{}, map[string]int{}
 	for _, was := range links {

@@ -147,8 +147,8 @@ func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
 	}
 }
 
-// began returns the state of an interface that is being changed, as a signal tells it; empty: it tells of none. One that is configured
-// may be so by what was going on before.
+// began returns the state of an interface that is being changed, as a signal tells it; empty: it tells of none. One that is
+// configured may be so by what was going on before.
 func began(s *dbus.Signal) string {
 	if len(s.Body) < 2 {
 		return ""
@@ -204,8 +204,8 @@ func stopNetworkd(ctx context.Context, d *daemons) error {
 	return conn.Call(ctx, systemd, systemdPath, systemd+".Manager.StopUnit", nil, networkdUnit, "replace")
 }
 
-// reloadUnits has systemd read its units again. It answers nobody meanwhile, and with many units, or in an emulated guest, that takes
-// seconds.
+// reloadUnits has systemd read its units again. It answers nobody meanwhile, and with many units, or in an emulated guest, that
+// takes seconds.
 func reloadUnits(ctx context.Context, d *daemons) error {
 	conn, err := d.open(ctx)
 	if err != nil {

@@ -21,8 +21,8 @@ type ifupdown struct {
 	dns       bool                             // something gives name servers to the resolver
 }
 
-// interfaces makes the files that ifup reads. What the administrator's files say of an interface is set aside while a file of netplan
-// has it, and holds again afterwards.
+// interfaces makes the files that ifup reads. What the administrator's files say of an interface is set aside while a file of
+// netplan has it, and holds again afterwards.
 func (t *translation) interfaces(by ifupdown) (map[string]*generated, error) {
 	files, taken := map[string]*generated{}, map[string]string{}
 	for _, id := range t.order {
@@ -169,8 +169,8 @@ func (d *device) methods() (list []string) {
 	return list
 }
 
-// nameOf is what an interface is called, by its hardware address where the configuration knows it by that alone. It becomes a part of
-// lines of shell.
+// nameOf is what an interface is called, by its hardware address where the configuration knows it by that alone. It becomes a
+// part of lines of shell.
 func (by ifupdown) nameOf(d *device) (name string, err error) {
 	if name = d.called(); name == "" {
 		name, err = by.named(d.mac)
@@ -231,8 +231,8 @@ func (d *device) behind(b *strings.Builder) {
 	}
 }
 
-// paragraphs calls do for each line of a file of ifup, with the words of the first line of what it belongs to. A line that ends in a
-// backslash goes on in the next one.
+// paragraphs calls do for each line of a file of ifup, with the words of the first line of what it belongs to. A line that ends
+// in a backslash goes on in the next one.
 func paragraphs(text string, do func(number int, line string, words []string)) {
 	var words []string
 	number, goesOn := 0, false

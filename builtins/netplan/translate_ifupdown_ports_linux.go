@@ -68,8 +68,8 @@ var wordParameters = []string{
 	"arp-validate", "arp-all-targets",
 }
 
-// takePorts writes what gives a bridge or a bond its ports, which have files of their own. Those that are not there yet come when
-// they are brought up.
+// takePorts writes what gives a bridge or a bond its ports, which have files of their own. Those that are not there yet come
+// when they are brought up.
 func (d *device) takePorts(b io.Writer, t *translation, by ifupdown) error {
 	for _, id := range d.ports {
 		port, err := by.nameOf(t.devices[id])
@@ -94,8 +94,8 @@ func (d *device) joinMaster(b io.Writer, port string) {
 	io.WriteString(b, "    post-down ip link set dev $IFACE addrgenmode eui64 || true\n")
 }
 
-// joining is the command that makes an interface, of a name, the port that it shall be, if it is none yet. A bond takes only one
-// that is down.
+// joining is the command that makes an interface, of a name, the port that it shall be, if it is none yet. A bond takes only
+// one that is down.
 func joining(port string, d *device) string {
 	master := d.master
 	line := fmt.Sprintf("{ test -e /sys/class/net/%[2]s/lower_%[1]s || { ip link set dev %[1]s down && "+

@@ -18,8 +18,8 @@ func want(t testing.TB, what string, got, want []string) {
 	}
 }
 
-// Packages come, are brought up to date and go; dpkg says the same; what is so already starts nothing; what cannot be taken back is
-// announced before, and told after.
+// Packages come, are brought up to date and go; dpkg says the same; what is so already starts nothing; what cannot be taken
+// back is announced before, and told after.
 func TestAptInstallsUpdatesAndRemoves(t *testing.T) {
 	tr := apt(t)
 	changed, r, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-needy"}, Refresh: true})

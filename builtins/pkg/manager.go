@@ -58,7 +58,8 @@ type manager struct {
 	plan func(out string) []step
 	// good are the exit codes other than 0 that mean success, and simulated those of a simulation.
 	good, simulated []int
-	// reached matches a line that it prints once a script of a package, or a hook, may have run. Until then every line is its own.
+	// reached matches a line that it prints once a script of a package, or a hook, may have run. Until then every line is its
+	// own.
 	reached string
 	// own matches the lines after that which are certainly its own: scripts and hooks print whatever they like.
 	own string

@@ -90,8 +90,8 @@ func (tr *tree) rpm(name, version, more string) {
 	tr.sh("rpmbuild --quiet -bb --define '_rpmdir /repo' --define '_topdir /repo/build' /repo/%s.spec >/dev/null 2>&1; createrepo_c -q /repo >/dev/null", name)
 }
 
-// cycle is what each manager must do with the packages tiny and needy, which requires it. newer adds tiny 2.0 to what is available,
-// and with shadow there is a package of a name that needy provides.
+// cycle is what each manager must do with the packages tiny and needy, which requires it. newer adds tiny 2.0 to what is
+// available, and with shadow there is a package of a name that needy provides.
 func (tr *tree) cycle(t *testing.T, release string, shadow bool, newer func()) {
 	t.Helper()
 	v := func(version string) string { return version + release }
@@ -188,8 +188,8 @@ func TestZypper(t *testing.T) {
 	tr.cycle(t, "-1", true, func() { tr.rpm("quantix-tiny", "2.0", "") })
 }
 
-// pacmanPackage makes a package of pacman, and lists it in the repository of the tree. The programs of pacman that do this are not
-// in Debian; the formats are those of PKGINFO(5) and of a repository's database.
+// pacmanPackage makes a package of pacman, and lists it in the repository of the tree. The programs of pacman that do this are
+// not in Debian; the formats are those of PKGINFO(5) and of a repository's database.
 func (tr *tree) pacmanPackage(name, version string, more ...string) {
 	tr.Helper()
 	info := fmt.Sprintf("pkgname = %s\npkgbase = %s\npkgver = %s\npkgdesc = made for a test\npackager = Tester\narch = any\nsize = 4\n", name, name, version)

@@ -245,8 +245,8 @@ func TestNoManager(t *testing.T) {
 	}
 }
 
-// A script of a package that fails may have done anything, and print anything: what it prints is neither taken for the manager's
-// word, nor for a proof that nothing was begun, nor for a lock that is to be waited for.
+// A script of a package that fails may have done anything, and print anything: what it prints is neither taken for the
+// manager's word, nor for a proof that nothing was begun, nor for a lock that is to be waited for.
 func TestAptScriptsSayWhatTheyLike(t *testing.T) {
 	tr := apt(t)
 	says := func(text string) string {

@@ -10,8 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// tick is the unit of ProcessInfo.start_ticks on Linux, where USER_HZ is 100 on every architecture that Go knows, and how exactly
-// the start of a process is known.
+// tick is the unit of ProcessInfo.start_ticks on Linux, where USER_HZ is 100 on every architecture that Go knows, and how
+// exactly the start of a process is known.
 const tick = time.Second / 100
 
 // entry is one process or thread, as far as it is read before the list is sorted and cut.

@@ -43,7 +43,8 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// However many processes there are, and whatever their texts, those of a list have one bound; few of them, or short ones, are whole.
+// However many processes there are, and whatever their texts, those of a list have one bound; few of them, or short ones, are
+// whole.
 func TestTextsOfAList(t *testing.T) {
 	long := strings.Repeat("x", 2*maxText)
 	for _, n := range []int{0, 1, 300, 2500, 10_000, 30_000, 1 << 17, 1 << 22} {

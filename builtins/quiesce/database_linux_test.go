@@ -22,7 +22,8 @@ import (
 
 // database is one that a test writes to as fast as it takes it: rows with the numbers from 1 on, each acknowledged by itself.
 type database interface {
-	// start makes it in a directory and starts it there; writer is a client that takes statements and answers each by its number.
+	// start makes it in a directory and starts it there; writer is a client that takes statements and answers each by its
+	// number.
 	start(t *testing.T, dir string) (writer *exec.Cmd, statement func(n int64) string)
 	// check opens the database that is in the directory of a snapshot, holds it against its own check, and returns how many
 	// rows it has.

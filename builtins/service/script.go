@@ -316,8 +316,8 @@ func (r *Room) scriptEnable(
 	return &pb.Changed{Changed: changed}, nil
 }
 
-// putsOff are the operations whose links are of no consequence until something is done to a unit. That the manager reads its files
-// again takes it longer than all the rest, and once is enough.
+// putsOff are the operations whose links are of no consequence until something is done to a unit. That the manager reads its
+// files again takes it longer than all the rest, and once is enough.
 var putsOff = map[string]bool{"service.enable": true, "service.disable": true}
 
 // reread has the manager read its files again, if nothing has had it do so since links were changed.

@@ -64,8 +64,8 @@ func isBlockUevent(message []byte) bool {
 	return bytes.Contains(header, []byte("/block/"))
 }
 
-// listenMounts waits for changes of the list of mounts, which the kernel tells of by an event on its file: proc_pid_mountinfo(5).
-// The runtime's poller waits, so it takes no thread.
+// listenMounts waits for changes of the list of mounts, which the kernel tells of by an event on its file:
+// proc_pid_mountinfo(5). The runtime's poller waits, so it takes no thread.
 func listenMounts(ctx context.Context, sources *sync.WaitGroup, touch func()) {
 	list, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

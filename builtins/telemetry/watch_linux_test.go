@@ -38,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// The kernel's own messages, in a network and a mount namespace of the test's: a change is told at once, a link that goes up and
-// down all the time once a second at most, and what does not change anything that hosts see not at all.
+// The kernel's own messages, in a network and a mount namespace of the test's: a change is told at once, a link that goes up
+// and down all the time once a second at most, and what does not change anything that hosts see not at all.
 func TestWatch(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root for namespaces: run the test binary as root")

@@ -166,8 +166,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// An older version is installed where the sender says so and the configuration allows it, and one that differs in its build alone is
-// not older.
+// An older version is installed where the sender says so and the configuration allows it, and one that differs in its build
+// alone is not older.
 func TestDowngradeWhenAsked(t *testing.T) {
 	for _, allowed := range []bool{true, false} {
 		b := newBench(t, func(c *Config) { c.Version, c.Downgrades = "1.2.0", allowed })

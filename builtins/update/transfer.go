@@ -108,8 +108,8 @@ func (r *Room) accept(ctx context.Context, in *pb.AgentUpdateRequest) (*transfer
 	}, nil
 }
 
-// target returns where the new program will be: where the present one is, or, where that belongs to a package and the sender says
-// so, where one is started from before it.
+// target returns where the new program will be: where the present one is, or, where that belongs to a package and the sender
+// says so, where one is started from before it.
 func (r *Room) target(ctx context.Context, override bool) (string, error) {
 	owner, err := r.owner(ctx, r.config.Program)
 	switch {

@@ -24,8 +24,8 @@ import (
 const (
 	trialFile   = "update-trial.json"
 	outcomeFile = "update-last.json"
-	// transferFile says where a program is being put together, so that the next agent removes what a crash leaves: another agent of
-	// the same program, with a state directory of its own, does not.
+	// transferFile says where a program is being put together, so that the next agent removes what a crash leaves: another
+	// agent of the same program, with a state directory of its own, does not.
 	transferFile = "update-transfer.json"
 )
 
@@ -51,9 +51,10 @@ func Trial(state string) (*pb.UpdateTrial, error) {
 	return t, nil
 }
 
-// Next decides what runs when an agent is started, of which own is the program. It returns the program of an update that is to run
-// in its place, with the start noted; empty: own is the one to run. trial is then the update that own is the new program of; nil:
-// it is none. An error is why an update is not tried any more, or why what is noted of one cannot be read; own runs then.
+// Next decides what runs when an agent is started, of which own is the program. It returns the program of an update that is to
+// run in its place, with the start noted; empty: own is the one to run. trial is then the update that own is the new program
+// of; nil: it is none. An error is why an update is not tried any more, or why what is noted of one cannot be read; own runs
+// then.
 func Next(state, own string, step func(string)) (program string, trial *pb.UpdateTrial, err error) {
 	t, err := Trial(state)
 	if err != nil || t == nil {

@@ -8,8 +8,8 @@
 //	  ▲                              └─► GiveUp, or it ends, or it is killed ─┐
 //	  └── the installed program is started again ◄────────────────────────────┘
 //
-// The installed program is not touched before the new one has been confirmed, so that whatever is started after a loss of power,
-// or in place of a program that does not work, is one that worked. What is noted is durable before it is acted on.
+// The installed program is not touched before the new one has been confirmed, so that whatever is started after a loss of
+// power, or in place of a program that does not work, is one that worked. What is noted is durable before it is acted on.
 //
 // Not here: what starts and stops the agent, and who is a host; cmd/quantix-kvm-agent calls Next, Confirm and GiveUp.
 package update
@@ -272,8 +272,8 @@ func (r *Room) pending() error {
 	return nil
 }
 
-// quiet waits until no script runs and no transaction is open, and makes the caller the one writer. In that order: a script that
-// begins meanwhile waits for the writer, and counts as one that runs.
+// quiet waits until no script runs and no transaction is open, and makes the caller the one writer. In that order: a script
+// that begins meanwhile waits for the writer, and counts as one that runs.
 func (r *Room) quiet(ctx context.Context) (release func(), err error) {
 	limited, cancel := context.WithTimeoutCause(ctx, lockTime, fault.Wrapf(fault.ErrBusy, "busy: a script is running"))
 	defer cancel()
@@ -329,7 +329,8 @@ func (r *Room) Status() *pb.UpdateStatus {
 	return s
 }
 
-// Notices returns the events that are sent to each host that connects: an update that was taken back, or that could not be settled.
+// Notices returns the events that are sent to each host that connects: an update that was taken back, or that could not be
+// settled.
 func (r *Room) Notices() []*pb.ErrorEvent {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -125,7 +125,8 @@ func (b *bench) untouched() {
 	}
 }
 
-// A program that is signed for this version and platform is put beside the installed one, which stays, and runs at the next start.
+// A program that is signed for this version and platform is put beside the installed one, which stays, and runs at the next
+// start.
 func TestAcceptedProgramIsOnTrial(t *testing.T) {
 	b := newBench(t, nil)
 	list := b.chunks(works, "1.1.0")
@@ -318,7 +319,8 @@ func TestPanicLeavesNothing(t *testing.T) {
 	}
 }
 
-// A version on trial whose program was removed meanwhile, as by a package that was installed, does not become the installed one.
+// A version on trial whose program was removed meanwhile, as by a package that was installed, does not become the installed
+// one.
 func TestConfirmWithoutTheProgram(t *testing.T) {
 	b := newBench(t, nil)
 	if _, err := b.send(b.chunks(works, "1.1.0")...); err != nil {

@@ -152,7 +152,8 @@ func (w *nameWatch) read(wanted map[int]map[string]bool) {
 	}
 }
 
-// matters says whether one of some events, inotify_event structures of inotify(7), is of a wanted name, or of a directory itself.
+// matters says whether one of some events, inotify_event structures of inotify(7), is of a wanted name, or of a directory
+// itself.
 func matters(events []byte, wanted map[int]map[string]bool) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		number, mask := int(int32(binary.NativeEndian.Uint32(events))), binary.NativeEndian.Uint32(events[4:])

@@ -35,8 +35,8 @@ func systemdIsInit() bool {
 // busPause is how long a bus that broke off is left alone.
 const busPause = 200 * time.Millisecond
 
-// errLost says that the connection to the bus broke off, as where that is restarted, or that systemd does not answer, as where it
-// reads its units again.
+// errLost says that the connection to the bus broke off, as where that is restarted, or that systemd does not answer, as where
+// it reads its units again.
 var errLost = errors.New("the connection to the system bus broke off")
 
 // locate returns the object whose signals tell of a change.

@@ -105,8 +105,8 @@ func forAddress(network, mac string) *pb.WaitRequest {
 	return &pb.WaitRequest{Condition: &pb.WaitRequest_Address{Address: &pb.WaitAddress{Network: network, Mac: mac}}}
 }
 
-// However a file comes to be at a path, that is seen: made, renamed, linked, below directories that are made or moved, or where a
-// link leads that led nowhere.
+// However a file comes to be at a path, that is seen: made, renamed, linked, below directories that are made or moved, or where
+// a link leads that led nowhere.
 func TestFile(t *testing.T) {
 	for name, c := range map[string]struct {
 		path           string
@@ -379,8 +379,8 @@ func TestAddress(t *testing.T) {
 	<-ended
 }
 
-// addressIn is TestAddress in a network namespace of its own thread: each wait runs on that thread, and what happens meanwhile is
-// made by a process that was started before.
+// addressIn is TestAddress in a network namespace of its own thread: each wait runs on that thread, and what happens meanwhile
+// is made by a process that was started before.
 func addressIn(t *testing.T) {
 	r := New(&guest.Guest{Live: true})
 	wait := func(in *pb.WaitAddress, script string) (*pb.WaitResponse, error) {

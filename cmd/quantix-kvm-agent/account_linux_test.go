@@ -114,8 +114,8 @@ return {changed = changed, groups = account.groups("alice"), exists = account.ex
 	}
 }
 
-// Passwords are set by a host, in a transaction of its own, and neither they nor their hashes are in the log, in the audit or in
-// what the transaction tells.
+// Passwords are set by a host, in a transaction of its own, and neither they nor their hashes are in the log, in the audit or
+// in what the transaction tells.
 func TestResetPasswordOfAHost(t *testing.T) {
 	root := accountTree(t)
 	a := agenttest.Start(t, agenttest.Options{

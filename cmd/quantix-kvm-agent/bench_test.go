@@ -180,8 +180,8 @@ func BenchmarkExec50(b *testing.B) {
 // BenchmarkPush64MiB: a file to the guest, beside the same bytes in frames of 32,000 to a bare loop that drops them.
 func BenchmarkPush64MiB(b *testing.B) { benchmarkPush(b, io.Discard) }
 
-// BenchmarkPush64MiBStored: the same beside a loop that writes them to a file of the same file system and has it durable, as the agent
-// does.
+// BenchmarkPush64MiBStored: the same beside a loop that writes them to a file of the same file system and has it durable, as
+// the agent does.
 func BenchmarkPush64MiBStored(b *testing.B) {
 	file, err := os.Create(filepath.Join(b.TempDir(), "raw"))
 	fail(b, err)

@@ -13,7 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The bundled scripts act on services of a machine that systemd booted: what they say is done is done there, and what fails is as it was.
+// The bundled scripts act on services of a machine that systemd booted: what they say is done is done there, and what fails is
+// as it was.
 func TestBundledScriptsUnderSystemd(t *testing.T) {
 	c := bootContainer(t)
 	c.run("systemd-run", "--unit=agent", "/opt/agent", "--device", "unix:/run/a.sock", "--state", "/var/lib/agent-test", "--config", "/none")

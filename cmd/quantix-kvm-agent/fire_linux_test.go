@@ -198,9 +198,9 @@ func TestHalfFramesOfManyHosts(t *testing.T) {
 	}
 }
 
-// Ten thousand commands in one burst: each is answered once, most of them busy; the processes are bounded, and pings beside them
-// are answered within a second, though the processors are busy with the commands; the median is looked at, since the machine may
-// be busy with more.
+// Ten thousand commands in one burst: each is answered once, most of them busy; the processes are bounded, and pings beside
+// them are answered within a second, though the processors are busy with the commands; the median is looked at, since the
+// machine may be busy with more.
 func TestFloodOfCommands(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{Config: "telemetry_interval_secs: 3600\nlog_level: error\n", Args: []string{"--log-level", "error"}})
 	p, beside := newPeer(t, a), newPeer(t, a)
@@ -268,8 +268,8 @@ func children(t *testing.T, pid int) (n int) {
 	return n
 }
 
-// A host that sends and sends and reads nothing costs bounded memory and nobody else's ping; when it reads again, all replies are
-// there: whole, or with the beginning of the output, as they say.
+// A host that sends and sends and reads nothing costs bounded memory and nobody else's ping; when it reads again, all replies
+// are there: whole, or with the beginning of the output, as they say.
 func TestHostThatReadsNothing(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{Config: "telemetry_interval_secs: 3600\n"})
 	p, beside, ended := newPeer(t, a), newPeer(t, a), filepath.Join(t.TempDir(), "ended")
@@ -354,7 +354,8 @@ func TestNoiseThenAPing(t *testing.T) {
 	}
 }
 
-// A clock that is an hour off refuses nothing that did not wait in the channel; a session of another run of the agent always does.
+// A clock that is an hour off refuses nothing that did not wait in the channel; a session of another run of the agent always
+// does.
 func TestClocksAnHourOff(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	p := newPeer(t, a)

@@ -26,7 +26,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
-// firstBootDir is where the scripts of an image lie that run once in each guest: NN-NAME.lua, with its parameters in NN-NAME.json.
+// firstBootDir is where the scripts of an image lie that run once in each guest: NN-NAME.lua, with its parameters in
+// NN-NAME.json.
 const firstBootDir = "/etc/quantix-kvm/firstboot.d"
 
 const maxFirstBootFile = 1 << 20 // bytes

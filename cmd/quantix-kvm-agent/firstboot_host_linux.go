@@ -16,7 +16,8 @@ import (
 const (
 	// firmwareDir holds files of QEMU's -fw_cfg name=opt/org.quantix/firstboot.d/NN-NAME.lua,file=…
 	firmwareDir = "/sys/firmware/qemu_fw_cfg/by_name/opt/org.quantix/firstboot.d"
-	// oemPrefix begins a string of SMBIOS that is a parameter, QEMU's -smbios type=11,value=org.quantix.firstboot:NN-NAME.KEY=VALUE.
+	// oemPrefix begins a string of SMBIOS that is a parameter, QEMU's -smbios
+	// type=11,value=org.quantix.firstboot:NN-NAME.KEY=VALUE.
 	oemPrefix = "org.quantix.firstboot:"
 	// diskLabel names a file system with a directory firstboot.d.
 	diskLabel = "/dev/disk/by-label/QUANTIX"

@@ -96,7 +96,8 @@ func TestFirstBoot(t *testing.T) {
 	}
 }
 
-// An agent that is killed in the middle of a first-boot script runs it when it starts again, and one that is killed behind it does not.
+// An agent that is killed in the middle of a first-boot script runs it when it starts again, and one that is killed behind it
+// does not.
 func TestFirstBootKilled(t *testing.T) {
 	root, state := scratch(t), t.TempDir()
 	dir := filepath.Join(root, firstBootDir)
@@ -174,8 +175,8 @@ func TestFirstBootWaitsForAConfirmation(t *testing.T) {
 	}
 }
 
-// A script that gives the guest its machine ID, as in an image that has none or an old one, does not have the scripts run again: not when
-// it is taken back, and not once it has committed.
+// A script that gives the guest its machine ID, as in an image that has none or an old one, does not have the scripts run
+// again: not when it is taken back, and not once it has committed.
 func TestFirstBootSetsTheMachineID(t *testing.T) {
 	root, state := scratch(t), t.TempDir()
 	dir := filepath.Join(root, firstBootDir)

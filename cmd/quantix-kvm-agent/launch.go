@@ -15,16 +15,16 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The unit starts the program of the package, which gives way to one that a host has put before it in PATH, unless that one never
-// becomes ready:
+// The unit starts the program of the package, which gives way to one that a host has put before it in PATH, unless that one
+// never becomes ready:
 //
 //	launch ─┬─► no other program, or one that was given up or is not root's ─► run
 //	        └─► another: count the start ─┬─► fewer than launches so far ─► become it
 //	            ▲                         └─► note that it is given up ───► run, and say so
 //	            └ the unit removes the count when the program is ready
 //
-// Both notes are in the unit's runtime directory, which outlives a restart and not a stop. They are of one file in one state: a new
-// version has its own starts.
+// Both notes are in the unit's runtime directory, which outlives a restart and not a stop. They are of one file in one state: a
+// new version has its own starts.
 type launcher struct {
 	own  string // the program of the package
 	path string // a list of directories, as in PATH

@@ -82,8 +82,8 @@ func checkLogFile(path string) error {
 	return nil
 }
 
-// newEncoder returns what makes lines. For the journal of systemd they begin with their priority; in the console form they then lack
-// the time and the level, which the journal knows.
+// newEncoder returns what makes lines. For the journal of systemd they begin with their priority; in the console form they then
+// lack the time and the level, which the journal knows.
 func newEncoder(console, journal bool) zapcore.Encoder {
 	format := zap.NewProductionEncoderConfig()
 	format.EncodeTime = zapcore.RFC3339NanoTimeEncoder

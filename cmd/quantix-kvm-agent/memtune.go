@@ -10,9 +10,9 @@ import (
 // startTime is how long after its start the agent drops what only the start needed.
 const startTime = 3 * time.Second
 
-// memoryTarget is how much memory the agent may take before what is not used any more is collected at once, in bytes. Without it
-// the collector lets a request of some MiB leave several times as much. It is above agent.requestMemory, which is what hosts can
-// make the agent hold for requests, and what the agent has at rest, by little.
+// memoryTarget is how much memory the agent may take before what is not used any more is collected at once, in bytes. Without
+// it the collector lets a request of some MiB leave several times as much. It is above agent.requestMemory, which is what hosts
+// can make the agent hold for requests, and what the agent has at rest, by little.
 const memoryTarget = 32 << 20
 
 // tuneMemory keeps the agent small and its own code on one processor, unless the administrator's GOMAXPROCS says otherwise.
@@ -21,8 +21,8 @@ const memoryTarget = 32 << 20
 // faster elsewhere. System calls that block have threads of their own either way, and code that computes is interrupted after
 // 10 ms.
 //
-// Two thirds of the memory that the kernel counts for the agent are pages of the program that only its start touched, or a request of a
-// kind that does not come again soon. They are dropped once it has started, and whenever memory is trimmed.
+// Two thirds of the memory that the kernel counts for the agent are pages of the program that only its start touched, or a
+// request of a kind that does not come again soon. They are dropped once it has started, and whenever memory is trimmed.
 func tuneMemory() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A user to whom a directory on the way belongs does not have anything mounted at another place by exchanging it for a link, and
-// what is mounted nobody says to be gone.
+// A user to whom a directory on the way belongs does not have anything mounted at another place by exchanging it for a link,
+// and what is mounted nobody says to be gone.
 func TestMountWhereAUserExchangesDirectories(t *testing.T) {
 	m := newMountedTree(t)
 	home := filepath.Join(m.dir, "home")
@@ -66,8 +66,8 @@ func TestMountWhereAUserExchangesDirectories(t *testing.T) {
 	}
 }
 
-// What an agent had mounted aside when it was killed is gone after the next start, and the transaction is rolled back. What is of
-// an agent that lives, or nobody's of that kind, stays.
+// What an agent had mounted aside when it was killed is gone after the next start, and the transaction is rolled back. What is
+// of an agent that lives, or nobody's of that kind, stays.
 func TestKilledWhileItMountsAside(t *testing.T) {
 	m := newMountedTree(t)
 	home := filepath.Join(m.dir, "home")
@@ -119,7 +119,8 @@ func TestKilledWhileItMountsAside(t *testing.T) {
 	}
 }
 
-// What is bound is the directory that the source led to when it was judged, or nothing: never another one that a user puts there.
+// What is bound is the directory that the source led to when it was judged, or nothing: never another one that a user puts
+// there.
 func TestBindMountOfAnExchangedDirectory(t *testing.T) {
 	m := newMountedTree(t)
 	home := filepath.Join(m.dir, "home")

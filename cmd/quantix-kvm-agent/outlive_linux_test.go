@@ -156,7 +156,8 @@ func TestSlowHostHoldsAnOutlivingCommandUp(t *testing.T) {
 	}
 }
 
-// Where nothing can be kept of a command, as on a disk that is read-only or full, it runs all the same, as long as its agent does.
+// Where nothing can be kept of a command, as on a disk that is read-only or full, it runs all the same, as long as its agent
+// does.
 func TestCommandsRunWithoutAPlaceForJobs(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	c := a.Client(t, client.Options{})

@@ -57,8 +57,8 @@ func linkTo(t *testing.T, p *agenttest.Proxy) *client.Link {
 	return l
 }
 
-// What a killed agent left of an upload is gone when the next one has started, without another upload into that directory. What a
-// living one is taking stays.
+// What a killed agent left of an upload is gone when the next one has started, without another upload into that directory. What
+// a living one is taking stays.
 func TestStagedUploadsOfAKilledAgentAreRemoved(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("no name has the end of a line in it there")

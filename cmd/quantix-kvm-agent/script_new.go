@@ -108,7 +108,8 @@ const luarc = `{
 }
 `
 
-// writeEditorFiles writes what editors and luacheck want to know into the directory of a new script, but for what is there already.
+// writeEditorFiles writes what editors and luacheck want to know into the directory of a new script, but for what is there
+// already.
 func writeEditorFiles(out io.Writer, dir string) error {
 	library, err := fs.ReadFile(scripts.Stubs(), "quantix.lua")
 	if err != nil {

@@ -62,7 +62,8 @@ func TestOnCommit(t *testing.T) {
 	}
 }
 
-// An agent that is killed while a command of tx.on_commit runs has it run again at its next start, and the stored reply tells so.
+// An agent that is killed while a command of tx.on_commit runs has it run again at its next start, and the stored reply tells
+// so.
 func TestOnCommitIsFinishedByRecovery(t *testing.T) {
 	dir, state := t.TempDir(), t.TempDir()
 	a := agenttest.Start(t, agenttest.Options{State: state})

@@ -22,8 +22,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// An update that awaits its confirmation is tried at each start of an agent: the installed program becomes the new one, beside which
-// a watcher runs until that has heard a host or has ended.
+// An update that awaits its confirmation is tried at each start of an agent: the installed program becomes the new one, beside
+// which a watcher runs until that has heard a host or has ended.
 //
 //	service manager ─► installed program ─► tryUpdate ─┬─► the new one, at most three times ─► awaitHost ─┬─► confirmed
 //	       ▲                                           └─► it was given up: run                           │
@@ -37,8 +37,9 @@ var errRestart = errors.New("the agent is to start again")
 // updatesStopAtEnv is for tests, which set it by the linker: the environment variable that names the file of stopAtStep.
 var updatesStopAtEnv string
 
-// stopAtStep ends the process, as a kill would, at the action on the disk that a file names: for tests of what a crash leaves. With
-// "wait NAME" it goes on no more instead, and makes the file NAME.reached beside it. Nothing in a program sets the variable.
+// stopAtStep ends the process, as a kill would, at the action on the disk that a file names: for tests of what a crash leaves.
+// With "wait NAME" it goes on no more instead, and makes the file NAME.reached beside it. Nothing in a program sets the
+// variable.
 func stopAtStep(name string) {
 	if updatesStopAtEnv == "" {
 		return
@@ -74,8 +75,8 @@ func runAgain(ctx context.Context, f flags) error {
 	return fmt.Errorf("start %s again: %w", program, become(program, append([]string{program}, os.Args[1:]...)...))
 }
 
-// tryUpdate replaces this process by the new program of an update that is to be tried. It returns where there is none, where this
-// is that program, or where that cannot be started.
+// tryUpdate replaces this process by the new program of an update that is to be tried. It returns where there is none, where
+// this is that program, or where that cannot be started.
 func (f *flags) tryUpdate() {
 	if t, err := update.Trial(f.stateDir()); t == nil && err == nil {
 		return // as nearly always

@@ -25,8 +25,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A signed version replaces the agent, and the next one replaces that: the former one is kept, scripts and commands run, and an older
-// version comes only where it is asked for. Both where a service manager starts it again, and where it has to do so itself.
+// A signed version replaces the agent, and the next one replaces that: the former one is kept, scripts and commands run, and an
+// older version comes only where it is asked for. Both where a service manager starts it again, and where it has to do so
+// itself.
 func TestUpdate(t *testing.T) {
 	for name, managed := range map[string]bool{"by a service manager": true, "by itself": false} {
 		t.Run(name, func(t *testing.T) {
@@ -213,8 +214,8 @@ func TestUpdateThatDoesNotServe(t *testing.T) {
 	}
 }
 
-// A version that hears a host and refuses all that it asks for would refuse the next update as well: it does not stay. Here it does not
-// read the journal, which is of another format by then.
+// A version that hears a host and refuses all that it asks for would refuse the next update as well: it does not stay. Here it
+// does not read the journal, which is of another format by then.
 func TestUpdateThatRefusesEverything(t *testing.T) {
 	t.Parallel()
 	s := supervise(t, "1.0.0", true)
@@ -246,8 +247,8 @@ func TestUpdateThatRefusesEverything(t *testing.T) {
 	}
 }
 
-// Wherever an agent is killed in the course of an update, the one that answers afterwards is the right one: the former one until the new
-// one is noted, and then the new one. Nothing is left over, and the next update works.
+// Wherever an agent is killed in the course of an update, the one that answers afterwards is the right one: the former one
+// until the new one is noted, and then the new one. Nothing is left over, and the next update works.
 func TestUpdateKilledAtEachStep(t *testing.T) {
 	former := []string{"stage.open", "stage.create", "verify.sync", "verify.signature", "verify.publish", "verify.selftest", "trial.note"}
 	latter := []string{

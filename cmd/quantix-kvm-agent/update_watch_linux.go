@@ -16,8 +16,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A watcher ends a new version that neither hears a host nor ends by itself, such as one that hangs. It is a process of its own,
-// since that version may be unable to do anything, and holds the process that it watches, whatever its number is used for later.
+// A watcher ends a new version that neither hears a host nor ends by itself, such as one that hangs. It is a process of its
+// own, since that version may be unable to do anything, and holds the process that it watches, whatever its number is used for
+// later.
 
 const (
 	// watchGrace is how much later than the new version itself its watcher gives it up.

@@ -186,7 +186,8 @@ func TestPrivateViewOfReadonlyCommands(t *testing.T) {
 	}
 }
 
-// A file that its program refuses is not put in place, and the old one stays; one that it takes is, as one call. Also in an image.
+// A file that its program refuses is not put in place, and the old one stays; one that it takes is, as one call. Also in an
+// image.
 func TestFileIsValidatedBeforeItIsPutInPlace(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	c := a.Client(t, client.Options{})

@@ -153,8 +153,8 @@ EXIT STATUS
 	return root
 }
 
-// noneIsEmpty refuses a flag with an empty value, as of a variable that is not set: without it the command would be another one, for
-// another user or another machine.
+// noneIsEmpty refuses a flag with an empty value, as of a variable that is not set: without it the command would be another
+// one, for another user or another machine.
 func noneIsEmpty(c *cobra.Command) (err error) {
 	c.Flags().Visit(func(f *pflag.Flag) {
 		text := f.Name == "message" || f.Name == "text"

@@ -15,7 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// completionTimeout bounds how long the shell waits at a press of the tabulator key; a guest that does not answer adds no completions.
+// completionTimeout bounds how long the shell waits at a press of the tabulator key; a guest that does not answer adds no
+// completions.
 const completionTimeout = 2 * time.Second
 
 // complete returns a completion that asks the guest. list returns the words, each with an optional description behind a

@@ -25,8 +25,8 @@ const (
 	pingTimeout    = 60 * time.Second // after which the guest counts as gone
 	// cancelWait is how long exec and run wait for the reply of what they cancelled.
 	cancelWait = 60 * time.Second
-	// timeoutGrace is how much later than the guest's own timeout they give up; the reply of what they then cancel they await for
-	// client.TimeoutWait.
+	// timeoutGrace is how much later than the guest's own timeout they give up; the reply of what they then cancel they await
+	// for client.TimeoutWait.
 	timeoutGrace = 5 * time.Second
 	// interruptGrace is how long other requests may take to notice an interrupt.
 	interruptGrace = 2 * time.Second
@@ -49,8 +49,8 @@ func (s *session) closeAfter(c *client.Client) {
 	context.AfterFunc(s.ctx, func() { time.AfterFunc(s.grace, func() { c.Close() }) })
 }
 
-// connect finds the socket and connects. limit is the timeout of the command; grace is how long the connection stays open after ctx
-// has ended.
+// connect finds the socket and connects. limit is the timeout of the command; grace is how long the connection stays open after
+// ctx has ended.
 func (a *app) connect(ctx context.Context, limit, grace time.Duration) (*session, error) {
 	began := time.Now()
 	for {

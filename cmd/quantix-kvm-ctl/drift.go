@@ -87,7 +87,8 @@ func (a *app) driftRequests(scripts []string, f *runFlags) (list []*pb.RunScript
 // scriptName is how a script is called: without directory and .lua.
 func scriptName(script string) string { return strings.TrimSuffix(filepath.Base(script), ".lua") }
 
-// paramsOf returns the parameters for one of the scripts of that name: those without the name of a script, and those with its own.
+// paramsOf returns the parameters for one of the scripts of that name: those without the name of a script, and those with its
+// own.
 func paramsOf(names []string, name string, params *structpb.Struct) (*structpb.Struct, error) {
 	mine := map[string]any{}
 	all := params.AsMap()

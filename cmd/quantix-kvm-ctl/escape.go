@@ -5,8 +5,8 @@ import (
 	"io"
 )
 
-// escapeReader reads the keys of a terminal, and knows the way out of a command that hangs: a tilde and a dot at the beginning of
-// a line, as ssh does. Two tildes are one.
+// escapeReader reads the keys of a terminal, and knows the way out of a command that hangs: a tilde and a dot at the beginning
+// of a line, as ssh does. Two tildes are one.
 type escapeReader struct {
 	from  io.Reader
 	leave func() // is called for it; the input then ends

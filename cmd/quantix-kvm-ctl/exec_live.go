@@ -96,8 +96,8 @@ func (a *app) followOutlived(s *session, stream *client.Stream, lost error) (*pb
 	return end, nil
 }
 
-// supportsStreaming reports whether the agent announces exec_stream. It is asked first, since agents other than this project's may not
-// answer a request that they do not know.
+// supportsStreaming reports whether the agent announces exec_stream. It is asked first, since agents other than this project's
+// may not answer a request that they do not know.
 func supportsStreaming(s *session) bool {
 	reply, err := client.Call[*pb.GetCapabilitiesResponse](s.ctx, s.Client, &pb.GetCapabilitiesRequest{})
 	return err == nil && slices.Contains(reply.GetCapabilities(), "exec_stream")

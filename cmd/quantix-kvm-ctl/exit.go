@@ -31,8 +31,8 @@ const (
 	exitInterrupted   = 130
 )
 
-// failure is an error with its exit code. The error is nil where nothing is to be printed: it was printed already, or the code is
-// the command's own.
+// failure is an error with its exit code. The error is nil where nothing is to be printed: it was printed already, or the code
+// is the command's own.
 type failure struct {
 	code int
 	err  error

@@ -252,8 +252,8 @@ With --signal the process group of the command gets that signal and nothing else
 	return c
 }
 
-// jobID returns the id of the job that is meant: by the name of one that runs, or of the last of that name, or by the beginning of
-// an id.
+// jobID returns the id of the job that is meant: by the name of one that runs, or of the last of that name, or by the beginning
+// of an id.
 func jobID(s *session, given string) (string, error) {
 	list, err := s.Jobs(s.ctx)
 	if err != nil {

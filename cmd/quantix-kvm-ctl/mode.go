@@ -21,8 +21,8 @@ func parseMode(text string) (uint32, error) {
 	return uint32(mode), nil
 }
 
-// kindOf returns what an entry is, in words and as the letter of ls. The mode says it as that of stat(2), if the agent puts the type
-// of the file into it.
+// kindOf returns what an entry is, in words and as the letter of ls. The mode says it as that of stat(2), if the agent puts the
+// type of the file into it.
 func kindOf(e *pb.DirectoryEntry) (words string, letter byte) {
 	switch bits := e.Mode &^ permissionBits; {
 	case e.IsSymlink:

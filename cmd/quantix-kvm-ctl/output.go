@@ -6,7 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// output is the standard output. It remembers the first write that failed, so that no command whose output was lost ends as done.
+// output is the standard output. It remembers the first write that failed, so that no command whose output was lost ends as
+// done.
 type output struct {
 	file  *os.File
 	wrote atomic.Bool // anything

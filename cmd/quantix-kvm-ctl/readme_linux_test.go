@@ -99,7 +99,8 @@ func TestChannelOfLibvirt(t *testing.T) {
 	}
 }
 
-// startQEMU starts QEMU with arguments in which a directory is replaced by one of the test's, until there is a socket of a name.
+// startQEMU starts QEMU with arguments in which a directory is replaced by one of the test's, until there is a socket of a
+// name.
 func startQEMU(t *testing.T, given, vms, name string) {
 	t.Helper()
 	qemu, err := exec.LookPath("qemu-system-x86_64")

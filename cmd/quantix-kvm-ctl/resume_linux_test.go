@@ -14,7 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
-// Where its first connection is cut the tool says so, connects again and does what it was told, once; unless it was told not to.
+// Where its first connection is cut the tool says so, connects again and does what it was told, once; unless it was told not
+// to.
 func TestCutConnections(t *testing.T) {
 	ctl, err := ctltest.Binary()
 	if err != nil {
@@ -106,8 +107,8 @@ func TestExecOfWhatRestartsTheAgent(t *testing.T) {
 	}
 }
 
-// A socket whose other end hangs up at once is named, and not how the library calls its two ends. Whether the write or the read finds
-// it out depends on which comes first.
+// A socket whose other end hangs up at once is named, and not how the library calls its two ends. Whether the write or the read
+// finds it out depends on which comes first.
 func TestHungUp(t *testing.T) {
 	l, socket := listen(t)
 	go func() {

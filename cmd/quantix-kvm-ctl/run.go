@@ -217,8 +217,8 @@ func (a *app) runScript(ctx context.Context, script string, request *pb.RunScrip
 
 const awaitsConfirm = pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM
 
-// timeLeft is how long a transaction awaits its confirmation from now on: the reply may be an older one. Where the agent does not
-// say, it is as long as was asked for.
+// timeLeft is how long a transaction awaits its confirmation from now on: the reply may be an older one. Where the agent does
+// not say, it is as long as was asked for.
 func timeLeft(ctx context.Context, link *client.Link, reply *pb.RunScriptResponse, asked time.Duration) (left time.Duration) {
 	err := link.Do(ctx, func(ctx context.Context, c *client.Client) error {
 		info, err := c.Transaction(ctx, reply.TransactionId)

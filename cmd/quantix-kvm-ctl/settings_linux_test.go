@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who may not look into the directory of the settings, as with sudo -u, has none, and neither has who has a file in its place. Settings
-// that are there and cannot be read are an error.
+// Who may not look into the directory of the settings, as with sudo -u, has none, and neither has who has a file in its place.
+// Settings that are there and cannot be read are an error.
 func TestSettingsThatCannotBeRead(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)

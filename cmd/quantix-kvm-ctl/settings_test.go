@@ -65,7 +65,8 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// The way out of a terminal is a tilde and a dot at the beginning of a line, in whatever pieces they come; every other key goes through.
+// The way out of a terminal is a tilde and a dot at the beginning of a line, in whatever pieces they come; every other key goes
+// through.
 func TestEscape(t *testing.T) {
 	for _, test := range []struct {
 		keys, through string

@@ -63,8 +63,8 @@ EXIT STATUS
 	return c
 }
 
-// updateWait is how long --wait waits from the restart on, unless --timeout says otherwise: three starts of a version that hears
-// nobody take less with the default of the agent's configuration.
+// updateWait is how long --wait waits from the restart on, unless --timeout says otherwise: three starts of a version that
+// hears nobody take less with the default of the agent's configuration.
 const updateWait = 10 * time.Minute
 
 func (a *app) update(ctx context.Context, path string, f updateFlags) error {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// oneOf returns the one word that is the given one, or begins with it, so that nobody has to write a long id. Where there is none
-// it is returned as it is: the guest says what is wrong with it.
+// oneOf returns the one word that is the given one, or begins with it, so that nobody has to write a long id. Where there is
+// none it is returned as it is: the guest says what is wrong with it.
 func oneOf(given string, words []string) (string, error) {
 	if given == "" {
 		return "", usage("the id is empty")

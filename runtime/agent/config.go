@@ -25,8 +25,8 @@ type Config struct {
 	// Refusing is why the agent refuses everything but ping, get_capabilities, get_status and cancel, for good; every host
 	// is told it in an error event. Optional; default: it refuses nothing.
 	Refusing error
-	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and from time
-	// to time. Optional; default: debug.FreeOSMemory.
+	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and
+	// from time to time. Optional; default: debug.FreeOSMemory.
 	Trim func()
 	// Rest returns what a report of telemetry took and the pause behind it does not need. It is called behind each while no
 	// request has come since Trim was called. Optional; default: nothing.
@@ -78,8 +78,8 @@ type GuestConfig struct {
 	// Watch tells, until ctx ends, when Telemetry would return something that a host must hear of at once, and of events in the
 	// guest. It is called for each session of the native protocol. Optional; default: nothing is told before the period ends.
 	Watch func(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent)
-	// Events returns further events, for sessions of the native protocol that are told the capability; they are sent until ctx ends.
-	// It is called for each session. Nil, or a nil channel: there are none.
+	// Events returns further events, for sessions of the native protocol that are told the capability; they are sent until ctx
+	// ends. It is called for each session. Nil, or a nil channel: there are none.
 	Events func(ctx context.Context) (capability string, events <-chan proto.Message)
 	// Features returns the details of get_capabilities. Optional; default: none.
 	Features func() map[string]string

@@ -219,8 +219,8 @@ func (l *lastReady) latest() *pb.AgentReadyEvent {
 	return proto.CloneOf(l.event)
 }
 
-// report sends telemetry and agent_ready on time, telemetry also when there is news, and events, for as long as the host is there.
-// A tick that is late is not made up.
+// report sends telemetry and agent_ready on time, telemetry also when there is news, and events, for as long as the host is
+// there. A tick that is late is not made up.
 func (n *nativeSession) report(ctx context.Context, news <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	every, changed := n.agent.config.Guest.TelemetryEvery.get()
 	telemetry, ready := time.NewTicker(every), time.NewTicker(readyEvery)

@@ -58,7 +58,8 @@ func (p *pipes) dialLines(t *testing.T) (net.Conn, func() string) {
 	}
 }
 
-// echoLines is a protocol that returns each line, with the name of the port. "work" is a request that runs until the agent stops.
+// echoLines is a protocol that returns each line, with the name of the port. "work" is a request that runs until the agent
+// stops.
 func echoLines(ctx context.Context, conn io.ReadWriteCloser, s *Session) error {
 	s.Observe(Vitals{Framing: func() string { return "lines" }})
 	var answering sync.Mutex

@@ -14,8 +14,8 @@ import (
 
 // Entry is what the audit is told of one call: who asked, for what, and what came of it.
 type Entry struct {
-	// Call, Op and In are the call itself, not to be kept or changed. In is nil where the arguments of a script made no request,
-	// and Op has nothing but a name where a script called what is not there.
+	// Call, Op and In are the call itself, not to be kept or changed. In is nil where the arguments of a script made no
+	// request, and Op has nothing but a name where a script called what is not there.
 	Call *builtins.Call
 	Op   *builtins.Op
 	In   proto.Message
@@ -31,8 +31,8 @@ type Entry struct {
 	Paths, Programs, Objects []string
 	// Outcome is ok, or the code of the error: its words may tell some of a content.
 	Outcome string
-	// Cause is why the executor did not let it run, in words: those of a rule or of a deadline, which tell nothing of a content.
-	// Empty: it ran. What an operation itself refuses has an Outcome alone, for its words may.
+	// Cause is why the executor did not let it run, in words: those of a rule or of a deadline, which tell nothing of a
+	// content. Empty: it ran. What an operation itself refuses has an Outcome alone, for its words may.
 	Cause string
 	// DryRun says that nothing was changed, whatever it was.
 	DryRun bool

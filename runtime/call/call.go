@@ -44,15 +44,15 @@ type Remotes interface {
 	CheckRemotes(ctx context.Context, access builtins.Access) error
 }
 
-// Frozen is what hosts have frozen for a snapshot. What would write there hangs until the thaw, so that it waits, or is refused with
-// an error of cause fault.ErrBusy.
+// Frozen is what hosts have frozen for a snapshot. What would write there hangs until the thaw, so that it waits, or is refused
+// with an error of cause fault.ErrBusy.
 type Frozen interface {
 	// Check returns why a request cannot be served at present.
 	Check(access builtins.Access) error
 	// Await waits within ctx until it can.
 	Await(ctx context.Context, access builtins.Access) error
-	// Enter begins a change, which a freeze that comes meanwhile waits for; EnterScript one of a script, which is in the journal
-	// as well. Both wait within ctx, but for an Enter without wait.
+	// Enter begins a change, which a freeze that comes meanwhile waits for; EnterScript one of a script, which is in the
+	// journal as well. Both wait within ctx, but for an Enter without wait.
 	Enter(ctx context.Context, access builtins.Access, wait bool) (leave func(), err error)
 	EnterScript(ctx context.Context, access builtins.Access) (leave func(), err error)
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Where a script changes a file by several calls its list of changes has the file once, with one diff. That needs the content from
-// before the first change and that of after the last one, which are held as long as the run is.
+// Where a script changes a file by several calls its list of changes has the file once, with one diff. That needs the content
+// from before the first change and that of after the last one, which are held as long as the run is.
 
 // maxContents bounds what is held of contents, in bytes: over it changes are told one by one.
 const maxContents = 2 << 20

@@ -39,7 +39,8 @@ func (r *Run) keepOutliving(s *scope) {
 	r.held.bytes += s.bytes
 }
 
-// pend keeps what is to be done before the commit, unless it is kept already. What covers others stands in the place of the first.
+// pend keeps what is to be done before the commit, unless it is kept already. What covers others stands in the place of the
+// first.
 func (r *Run) pend(p builtins.Pending) {
 	at := -1
 	list := make([]builtins.Pending, 0, len(r.before)+1)

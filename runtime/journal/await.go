@@ -136,8 +136,8 @@ func (t *Tx) TakeBack(ctx context.Context, why *pb.ScriptError) Report {
 	return t.rollback(ctx, nil)
 }
 
-// Awaiting returns what is known of the transaction that awaits its confirmation, with its reply; nil: none does. The deadline in
-// the reply is by the clock as it is now.
+// Awaiting returns what is known of the transaction that awaits its confirmation, with its reply; nil: none does. The deadline
+// in the reply is by the clock as it is now.
 func (j *Journal) Awaiting() *pb.JournalEntry {
 	t := j.awaitingTx()
 	if t == nil {

@@ -126,7 +126,8 @@ func (r *restorer) rewrite() error {
 	return errors.Join(err, fault.Cause(file.Close()))
 }
 
-// overwrite writes the content of the before-image into a file. Where others have filled the disk meanwhile the file stays as it is.
+// overwrite writes the content of the before-image into a file. Where others have filled the disk meanwhile the file stays as
+// it is.
 func (r *restorer) overwrite(file *os.File) error {
 	err := r.overwriteDense(file)
 	if !errors.Is(err, errors.ErrUnsupported) {
@@ -138,7 +139,8 @@ func (r *restorer) overwrite(file *os.File) error {
 	return r.copyContent(file)
 }
 
-// overwriteDense is overwrite but for content with holes, and where no space can be taken beforehand: that is errors.ErrUnsupported.
+// overwriteDense is overwrite but for content with holes, and where no space can be taken beforehand: that is
+// errors.ErrUnsupported.
 func (r *restorer) overwriteDense(file *os.File) error {
 	if r.object.Image == "" { // so little is not begun again and again where one recovery after the other is stopped
 		return fsys.Overwrite(context.WithoutCancel(r.ctx), file, bytes.NewReader(r.object.Content), int64(len(r.object.Content)))

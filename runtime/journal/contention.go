@@ -24,8 +24,8 @@ const (
 	rootTries   = 3                     // of one that was changed where only root can do that
 )
 
-// retry repeats what others may have been in the way of, as long as there is patience. Below a directory that was found to be taken
-// away nothing is repeated.
+// retry repeats what others may have been in the way of, as long as there is patience. Below a directory that was found to be
+// taken away nothing is repeated.
 func (p *undoPass) retry(ctx context.Context, path string, act func() error) error {
 	err := act()
 	tries := maxTries

@@ -11,12 +11,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Who may write to a directory may remove or move another one that is in it, while a script has changed something below that. What
-// stood there cannot be put back where it was. It is put beside, with a conflict name in the next directory above that is there, for the
-// agent's user alone, since the directory may have kept others from it; and it is named as not undone. All else is taken back.
+// Who may write to a directory may remove or move another one that is in it, while a script has changed something below that.
+// What stood there cannot be put back where it was. It is put beside, with a conflict name in the next directory above that is
+// there, for the agent's user alone, since the directory may have kept others from it; and it is named as not undone. All else
+// is taken back.
 
-// takenAway returns the next directory above a path that is there, if the one that the path is in is not, and others than root may
-// have taken it away. exchanged: another one is there, which does not count.
+// takenAway returns the next directory above a path that is there, if the one that the path is in is not, and others than root
+// may have taken it away. exchanged: another one is there, which does not count.
 func (j *Journal) takenAway(path string, exchanged bool) (above string, taken bool) {
 	for dir := parent(path); dir != ""; dir = parent(dir) {
 		if exchanged && dir == parent(path) {
@@ -41,8 +42,8 @@ func (j *Journal) takenAway(path string, exchanged bool) (above string, taken bo
 	return "", false
 }
 
-// displaced ends the undoing of an object that failed, where its directory was taken away: put puts it as it was at a place that is
-// free, and returns false where there is nothing to put. The outcome names where it is.
+// displaced ends the undoing of an object that failed, where its directory was taken away: put puts it as it was at a place
+// that is free, and returns false where there is nothing to put. The outcome names where it is.
 func (p *undoPass) displaced(ctx context.Context, u *Undone, was *pb.JournalState, put func(to *fsys.At) (bool, error)) {
 	exchanged := errors.Is(u.Err, errExchanged)
 	if u.Err == nil || !exchanged && ignoreGone(u.Err) != nil || p.inScript || context.Cause(ctx) != nil {
@@ -90,8 +91,8 @@ func ownOnly(m fsys.Meta) fsys.Meta {
 	return m
 }
 
-// putKept makes an object at another place with the content that it had before. Of a directory there is nothing to put, and of a
-// large file to which something was appended nothing was kept.
+// putKept makes an object at another place with the content that it had before. Of a directory there is nothing to put, and of
+// a large file to which something was appended nothing was kept.
 func (p *undoPass) putKept(ctx context.Context, o *pb.JournalObject, to *fsys.At) (bool, error) {
 	was := ownOnly(fromState(o.State))
 	r := &restorer{pass: p, ctx: ctx, object: o, at: to, was: was, is: fsys.Meta{Kind: fsys.Absent}}

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A user who takes away his own directory, in which a script changed something, does not make the rollback fail: what stood in there
-// is beside it, for root alone, and named; all else is as before.
+// A user who takes away his own directory, in which a script changed something, does not make the rollback fail: what stood in
+// there is beside it, for root alone, and named; all else is as before.
 func TestUserTakesHisDirectoryAway(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("changes owners: run as root")

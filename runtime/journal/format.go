@@ -17,8 +17,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// formatVersion is the version of the files and records of a journal. Who raises it must read the older ones, and must not write
-// the new one before an update of the agent has been confirmed: the former agent refuses it.
+// formatVersion is the version of the files and records of a journal. Who raises it must read the older ones, and must not
+// write the new one before an update of the agent has been confirmed: the former agent refuses it.
 const formatVersion = 1
 
 // formatFile says, in decimal digits, in which version the directory is. It is there from the first agent on that knows it.
@@ -75,8 +75,8 @@ func readFormat(dir string) (found bool, err error) {
 	return true, nil
 }
 
-// CheckFormat returns an error where this agent does not read the journal in a directory. It changes nothing, and another process
-// may have it open. One that is not there is read.
+// CheckFormat returns an error where this agent does not read the journal in a directory. It changes nothing, and another
+// process may have it open. One that is not there is read.
 func CheckFormat(dir string) error {
 	if _, err := readFormat(dir); err != nil {
 		return err

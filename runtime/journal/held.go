@@ -2,8 +2,8 @@ package journal
 
 import "github.com/quantix-kvm/guest-agent/builtins/fsys"
 
-// maxHeldNames bounds the names of files with several that a transaction knows to be its own, and the names in trees that were moved
-// away which are looked at for them.
+// maxHeldNames bounds the names of files with several that a transaction knows to be its own, and the names in trees that were
+// moved away which are looked at for them.
 const maxHeldNames = 10_000
 
 // maxHeldDepth bounds how deep such trees are searched, since all directories on the way are open.
@@ -31,8 +31,8 @@ func (t *Tx) hold(root *fsys.Root, path string, file fsys.Meta) {
 	t.held[key] = append(t.held[key], heldName{root, path})
 }
 
-// holdTaken notes the names that are in a tree, or are one, which was moved to an entry of the spool. Of a directory they are looked
-// for when they are asked for.
+// holdTaken notes the names that are in a tree, or are one, which was moved to an entry of the spool. Of a directory they are
+// looked for when they are asked for.
 func (t *Tx) holdTaken(root *fsys.Root, path string, meta fsys.Meta) {
 	switch meta.Kind {
 	case fsys.Directory:

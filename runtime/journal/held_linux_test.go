@@ -9,8 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A file whose other name the transaction has removed has one, as far as a script sees: it is written as in a dry run, and a rollback
-// gives back one file with both names.
+// A file whose other name the transaction has removed has one, as far as a script sees: it is written as in a dry run, and a
+// rollback gives back one file with both names.
 func TestOtherNameThatWasRemoved(t *testing.T) {
 	for what, remove := range map[string]*pb.RemoveArgs{
 		"name": {Path: "/etc/app.d/also-two"}, "tree": {Path: "/etc/app.d", Recursive: true},

@@ -15,8 +15,8 @@ import (
 // the owner, the mode or the place of the one that was kept. So a step knows its objects by inode number and time of birth. An
 // object that the rollback of a newer step had to make anew has others; older steps are told.
 
-// maxMade bounds the directories that are known to have been made anew, beside the objects that older steps name. Of more an older
-// step may say that it finds another one.
+// maxMade bounds the directories that are known to have been made anew, beside the objects that older steps name. Of more an
+// older step may say that it finds another one.
 const maxMade = maxObjects
 
 // inode tells an object from all others of its file system, whatever became of its path.
@@ -128,8 +128,8 @@ func (t *Tx) inverseMounts(inverse *pb.JournalInverse) ([]*pb.JournalMount, erro
 	return mounts.record(t.journal)
 }
 
-// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be written in
-// place and given attributes: who made another one may have it open, and goes on to write it.
+// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be
+// written in place and given attributes: who made another one may have it open, and goes on to write it.
 func (r *restorer) kept() bool { return r.is.Kind == r.was.Kind && r.is.SameInode(r.was) }
 
 // isImage says whether what is there is the image, which an interrupted rollback moved back.
@@ -139,8 +139,9 @@ func (r *restorer) isImage() bool {
 }
 
 // otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
-// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can put a
-// directory it was made anew, as by what undid a command. In a tree that a command declared it is moved aside, and nothing is there.
+// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can
+// put a directory it was made anew, as by what undid a command. In a tree that a command declared it is moved aside, and
+// nothing is there.
 func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || !r.object.Tree && firstDifference(r.was, r.is) == "" {
 		return false, nil
@@ -163,8 +164,8 @@ func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	return true, nil
 }
 
-// otherDirectory says whether a directory is another one than that of an object, which somebody else put at its path. In a tree that
-// a command declared one that was made since is the command's.
+// otherDirectory says whether a directory is another one than that of an object, which somebody else put at its path. In a tree
+// that a command declared one that was made since is the command's.
 func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta) (bool, error) {
 	was := fromState(o.State)
 	if o.Tree && p.tree.madeSince(is) && (fsys.TrustedUser(is.UID) || is.UID == was.UID) {
@@ -185,8 +186,8 @@ func (p *undoPass) exchanged(at *fsys.At, path string, was, is fsys.Meta) (bool,
 	return p.tx.journal.config.Root.Exchangeable(path)
 }
 
-// errExchanged is the error of an object whose directory is another one by now. Nothing is done in that: it is another user's, who
-// would read or keep what is put there.
+// errExchanged is the error of an object whose directory is another one by now. Nothing is done in that: it is another user's,
+// who would read or keep what is put there.
 var errExchanged = fault.Wrapf(fault.ErrChanged, "another directory took the place of the one that it was in")
 
 // checkParent returns errExchanged where the directory that an object was in is not the one that it is looked for in.
@@ -214,6 +215,6 @@ func (r *restorer) widened() bool {
 		!bytes.Equal(r.is.Xattrs[acl], r.was.Xattrs[acl])
 }
 
-// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user gains
-// by what is written into it.
+// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user
+// gains by what is written into it.
 func (r *restorer) ours() bool { return r.is.UID == r.was.UID || int(r.is.UID) == os.Geteuid() }

@@ -18,8 +18,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Who may write to a directory puts another object at the path of one that a transaction changed: a rollback gives that neither the
-// mode, nor the content, nor the place of the one that was kept.
+// Who may write to a directory puts another object at the path of one that a transaction changed: a rollback gives that neither
+// the mode, nor the content, nor the place of the one that was kept.
 func TestAnotherObjectGetsNothing(t *testing.T) {
 	const large = 2 << 20 // of which the content is not kept where its mode changes
 	for _, test := range []struct {

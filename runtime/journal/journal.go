@@ -40,8 +40,8 @@ type Config struct {
 	// Prepare is called before the files of Dir are opened, each time that is tried. Optional.
 	Prepare func() error
 	// Ready is called once nothing that a former agent began is unfinished, before the first transaction begins: by Open, or by
-	// the Recover that ended what was. What that took back, such as the machine ID, is as it was by then. It is not called where a
-	// transaction still awaits its confirmation. An error is as one of Prepare. Optional.
+	// the Recover that ended what was. What that took back, such as the machine ID, is as it was by then. It is not called
+	// where a transaction still awaits its confirmation. An error is as one of Prepare. Optional.
 	Ready func() error
 	// Tolerant: a Dir that cannot be used, such as on a disk that is read-only, does not fail Open. No transaction may begin
 	// until a Recover finds that it can be used.
@@ -57,11 +57,11 @@ type Config struct {
 	// What a transaction stored counts in a guest with the machine ID that it began with, or that it left.
 	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string
-	// MachineChanged is told of a transaction that has committed and leaves another machine ID, before its reply is stored, and once
-	// more where that was interrupted. Optional.
+	// MachineChanged is told of a transaction that has committed and leaves another machine ID, before its reply is stored, and
+	// once more where that was interrupted. Optional.
 	MachineChanged func(begin *pb.JournalBegin, to string) error
-	// Enter begins what writes to Dir, or to Root as Recover, Rollback and the actions after a commit do, until leave: it waits while
-	// these are frozen, within ctx. A step of a transaction is entered by who makes it. Optional.
+	// Enter begins what writes to Dir, or to Root as Recover, Rollback and the actions after a commit do, until leave: it waits
+	// while these are frozen, within ctx. A step of a transaction is entered by who makes it. Optional.
 	Enter func(ctx context.Context) (leave func(), err error)
 	// Version is the agent's, for the records. Optional.
 	Version string
@@ -276,7 +276,8 @@ type Header struct {
 }
 
 // Begin waits until no other writer is active, and begins a transaction. If ctx's deadline passes meanwhile, or a transaction
-// awaits its confirmation, the error is fault.ErrBusy. Nothing is written before the first step. The caller ends the transaction with Close.
+// awaits its confirmation, the error is fault.ErrBusy. Nothing is written before the first step. The caller ends the
+// transaction with Close.
 func (j *Journal) Begin(ctx context.Context, header Header) (*Tx, error) {
 	if err := j.brokenError(); err != nil { // not after a recovery, which may wait for a mount
 		return nil, err
@@ -308,7 +309,8 @@ func (j *Journal) enter(ctx context.Context) (leave func(), err error) {
 	return j.config.Enter(ctx)
 }
 
-// enterAnyway is enter for what ends a transaction, and has to be done whether or not somebody waits for it: a freeze ends by itself.
+// enterAnyway is enter for what ends a transaction, and has to be done whether or not somebody waits for it: a freeze ends by
+// itself.
 func (j *Journal) enterAnyway() (leave func()) {
 	leave, err := j.enter(context.Background())
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// MachineID returns the guest's machine ID as it is without a transaction that is open: that may have changed it, and be taken back.
-// What a former agent left unfinished counts as long as Recover has not ended it: see Refusal.
+// MachineID returns the guest's machine ID as it is without a transaction that is open: that may have changed it, and be taken
+// back. What a former agent left unfinished counts as long as Recover has not ended it: see Refusal.
 func (j *Journal) MachineID() string {
 	j.mu.Lock()
 	t := j.current
@@ -23,8 +23,8 @@ func (j *Journal) MachineID() string {
 	return j.config.MachineID()
 }
 
-// Refusal returns why no transaction may begin, were none open: Config.Dir cannot be used, or, of cause fault.ErrBusy, one that was
-// interrupted is not taken back yet. Nil: one may.
+// Refusal returns why no transaction may begin, were none open: Config.Dir cannot be used, or, of cause fault.ErrBusy, one that
+// was interrupted is not taken back yet. Nil: one may.
 func (j *Journal) Refusal() error { return j.brokenError() }
 
 // mayBeTakenBack reports whether the transaction has neither committed nor ended.
@@ -34,8 +34,8 @@ func (t *Tx) mayBeTakenBack() bool {
 	return t.status.phase != committed && t.status.phase != closed
 }
 
-// machines returns the machine IDs that are this guest's: what it has, and what it has again once a transaction is taken back that
-// has not ended.
+// machines returns the machine IDs that are this guest's: what it has, and what it has again once a transaction is taken back
+// that has not ended.
 func (j *Journal) machines() []string {
 	ids := append(j.unfinishedMachines(), j.config.MachineID())
 	return append(ids, j.unfinishedMachines()...) // one may have begun, or ended, meanwhile
@@ -61,7 +61,8 @@ func (j *Journal) unfinishedMachines() (ids []string) {
 	return ids
 }
 
-// readBegin returns the first record of a transaction that has not ended; nil where it cannot be read: then it is not taken back.
+// readBegin returns the first record of a transaction that has not ended; nil where it cannot be read: then it is not taken
+// back.
 func (j *Journal) readBegin(id string) *pb.JournalBegin {
 	file, err := os.Open(j.dir("open", id, "journal"))
 	if err != nil {
@@ -93,8 +94,8 @@ func changedTo(begin *pb.JournalBegin, id string) *string {
 	return &id
 }
 
-// machineAfter returns what newEntry notes of a commit that an earlier agent wrote. In another boot the guest may be a clone: what was
-// then counts.
+// machineAfter returns what newEntry notes of a commit that an earlier agent wrote. In another boot the guest may be a clone:
+// what was then counts.
 func (j *Journal) machineAfter(begin *pb.JournalBegin, commit *pb.JournalCommit) *string {
 	switch {
 	case j.thisBoot(commit.BootId):

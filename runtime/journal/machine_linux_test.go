@@ -30,8 +30,8 @@ func setMachine(t *testing.T, p testDirs, tx *Tx, id string) {
 	mustDo(t, os.WriteFile(filepath.Join(p.files, "machine-id"), []byte(id+"\n"), 0o644))
 }
 
-// What is stored of a guest stays, whatever machine ID a script writes that is taken back: as it runs, when it was interrupted, and
-// when that is recovered.
+// What is stored of a guest stays, whatever machine ID a script writes that is taken back: as it runs, when it was interrupted,
+// and when that is recovered.
 func TestMachineOfWhatIsTakenBack(t *testing.T) {
 	p := newTestDirs(t)
 	setMachine(t, p, nil, "one")
@@ -80,8 +80,8 @@ func TestMachineOfWhatIsTakenBack(t *testing.T) {
 	}
 }
 
-// What a script stored that gave the guest another machine ID counts in a guest with that one and in one with the former, also where
-// its agent was killed behind the commit, and not in a clone of the guest.
+// What a script stored that gave the guest another machine ID counts in a guest with that one and in one with the former, also
+// where its agent was killed behind the commit, and not in a clone of the guest.
 func TestMachineThatAScriptChanges(t *testing.T) {
 	for _, end := range []string{"stored", "killed", "killed, and booted again as a clone", "killed, and booted again"} {
 		t.Run(end, func(t *testing.T) {

@@ -167,8 +167,8 @@ func (c *mountCheck) replaced(path string) (was *pb.JournalMount, now fsys.Mount
 // autofs is the type of the file systems that have something mounted on them, or on a directory of them, at its first use.
 const autofs = "autofs"
 
-// automount has a path's mount mounted where that waits for its first use. If it waits still it returns the autofs mount: nobody
-// may go on the path then, since that takes as long as the mount does, which may be for ever.
+// automount has a path's mount mounted where that waits for its first use. If it waits still it returns the autofs mount:
+// nobody may go on the path then, since that takes as long as the mount does, which may be for ever.
 func (c *mountCheck) automount(was *pb.JournalMount, path string) (now fsys.Mount, waits bool, err error) {
 	root := c.journal.config.Root
 	if now, waits, err = root.Automount(path); !waits || err != nil || was.Type == autofs {
@@ -183,8 +183,8 @@ func (c *mountCheck) automount(was *pb.JournalMount, path string) (now fsys.Moun
 	return root.Automount(path)
 }
 
-// trigger has a mount mounted that waits for its first use, and waits for that a little. Where it takes longer the next call goes
-// on to wait.
+// trigger has a mount mounted that waits for its first use, and waits for that a little. Where it takes longer the next call
+// goes on to wait.
 func (j *Journal) trigger(point string) error {
 	if j.early.Load() { // what mounts it may wait for this
 		return errDeferred

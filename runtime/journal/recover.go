@@ -105,8 +105,8 @@ type loadedJournal struct {
 func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) bool) *Recovered {
 	l, err := j.loadJournal("open", id)
 	if err != nil && !errors.Is(err, errNewer) || err == nil && l.commit == nil && l.abort == nil {
-		// What has a stored reply has ended: the log was being zeroed, behind all else, and zeros of more than one block may reach the
-		// disk in part.
+		// What has a stored reply has ended: the log was being zeroed, behind all else, and zeros of more than one block may
+		// reach the disk in part.
 		if _, statErr := os.Stat(j.dir("done", id)); statErr == nil {
 			l.close()
 			if err := j.do("recover.removedir", func() error { return os.RemoveAll(j.dir("open", id)) }); err == nil {
@@ -262,7 +262,8 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	return j.finalize(t, reply, report, reached == rollbackFailed)
 }
 
-// interruption returns the error of a run that a recovery rolled back: that of the run itself if its rollback only took too long.
+// interruption returns the error of a run that a recovery rolled back: that of the run itself if its rollback only took too
+// long.
 func (j *Journal) interruption(t *Tx, report Report) *pb.ScriptError {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -16,7 +16,8 @@ type Report struct {
 	// Steps are the outcomes of the steps, newest first. Of a target that several steps restored, and of which there is nothing
 	// else to tell, there is one.
 	Steps []Undone
-	// Ran is what the rollback ran, in its order, also before an interruption: inverses with what they are about and their time.
+	// Ran is what the rollback ran, in its order, also before an interruption: inverses with what they are about and their
+	// time.
 	Ran []*pb.Change
 	// Err is why the rollback as a whole may be incomplete: an error of the journal's disk, or the cause of ctx. Else nil.
 	Err error

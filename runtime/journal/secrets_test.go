@@ -10,7 +10,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// What an undo says is told without secrets; where they are not known any more, nothing of it is, but what kind of error it was.
+// What an undo says is told without secrets; where they are not known any more, nothing of it is, but what kind of error it
+// was.
 func TestUndoTellsNoSecrets(t *testing.T) {
 	said := fmt.Errorf("no login with s3cr3t: %w", fs.ErrNotExist)
 	hide := func(s string) string { return strings.ReplaceAll(s, "s3cr3t", "[secret]") }

@@ -9,8 +9,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes. What others set since stays,
-// and so does what another boot has set.
+// restoreKernelSetting restores a setting in /proc or /sys, which has a content and no lasting attributes. What others set
+// since stays, and so does what another boot has set.
 func (r *restorer) restoreKernelSetting(after *pb.JournalState) error {
 	otherBoot := r.pass.tx.begin.BootId != r.pass.tx.journal.config.BootID()
 	if otherBoot && after.GetContent() == nil {

@@ -11,8 +11,8 @@ func Info(e *pb.JournalEntry) *pb.TransactionInfo {
 	return i
 }
 
-// Status returns the transaction that is open, or whose rollback has not ended, the error that keeps others from beginning, and the directories in kept as they
-// were when the last transaction began or ended. It does not read the disk.
+// Status returns the transaction that is open, or whose rollback has not ended, the error that keeps others from beginning, and
+// the directories in kept as they were when the last transaction began or ended. It does not read the disk.
 func (j *Journal) Status() *pb.JournalStatus {
 	j.mu.Lock()
 	t, err, s := j.current, j.broken, &pb.JournalStatus{Kept: j.kept}

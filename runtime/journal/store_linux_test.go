@@ -254,7 +254,8 @@ func TestPagesLeaveNoneOut(t *testing.T) {
 	}
 }
 
-// A log of several blocks that a loss of power left zeroed in part is not taken for that of an open transaction, whose reply is stored.
+// A log of several blocks that a loss of power left zeroed in part is not taken for that of an open transaction, whose reply is
+// stored.
 func TestLogIsZeroedInPart(t *testing.T) {
 	for _, first := range []bool{true, false} {
 		p := newTestDirs(t)

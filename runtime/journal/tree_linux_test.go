@@ -12,8 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Who may write to the directories of a tree that a command declared moves a directory of somebody else into it, or in its place. A
-// rollback neither removes what is in that, nor gives it what the kept one had; what the command made is removed.
+// Who may write to the directories of a tree that a command declared moves a directory of somebody else into it, or in its
+// place. A rollback neither removes what is in that, nor gives it what the kept one had; what the command made is removed.
 func TestATreeIsNotAnothersDirectory(t *testing.T) {
 	for _, test := range []struct {
 		name string

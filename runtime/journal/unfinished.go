@@ -8,9 +8,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// UnfinishedOwns reports whether a transaction that a former agent left unfinished in the directory of a journal has a before-image
-// of what is at one of some resolved paths, so that Recover may restore it. The journal is not open, and one that is not there has
-// none. It changes nothing.
+// UnfinishedOwns reports whether a transaction that a former agent left unfinished in the directory of a journal has a
+// before-image of what is at one of some resolved paths, so that Recover may restore it. The journal is not open, and one that
+// is not there has none. It changes nothing.
 func UnfinishedOwns(dir string, paths ...string) (bool, error) {
 	j := &Journal{config: Config{Dir: dir}}
 	names, err := os.ReadDir(j.dir("open"))

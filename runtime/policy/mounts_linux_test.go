@@ -11,8 +11,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A bind mount of a part of a forbidden tree, of a single file in it, or into it, is no way around; nor is one of the agent's own
-// state.
+// A bind mount of a part of a forbidden tree, of a single file in it, or into it, is no way around; nor is one of the agent's
+// own state.
 func TestBindMountsAreNoWayAround(t *testing.T) {
 	dir, err := filepath.EvalSymlinks(tree(t))
 	if err != nil {

@@ -87,8 +87,8 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 	return p, nil
 }
 
-// actThrough returns the rows of scripts that have something done by another room, and those of that room which do the same: what
-// they are As, or for a command, as that of tx.on_rollback, all that run commands.
+// actThrough returns the rows of scripts that have something done by another room, and those of that room which do the same:
+// what they are As, or for a command, as that of tx.on_rollback, all that run commands.
 func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
 	through := map[string][]*builtins.Op{}
 	for i := range ops {

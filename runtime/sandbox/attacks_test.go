@@ -333,9 +333,9 @@ func TestResidentSize(t *testing.T) {
 	}
 }
 
-// resident returns the least resident size of this process in several samples, in bytes. Two kinds of pages
-// are left out, which go and come and are no leak: those of the program's file, nearly half of all, as other processes need memory;
-// and free ones of the heap that a processor of the runtime has to itself, which FreeOSMemory does not return, up to 3 MiB of them.
+// resident returns the least resident size of this process in several samples, in bytes. Two kinds of pages are left out, which
+// go and come and are no leak: those of the program's file, nearly half of all, as other processes need memory; and free ones
+// of the heap that a processor of the runtime has to itself, which FreeOSMemory does not return, up to 3 MiB of them.
 func resident(t *testing.T) uint64 {
 	t.Helper()
 	least := ^uint64(0)

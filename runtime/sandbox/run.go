@@ -24,8 +24,8 @@ const (
 	interruptGrace = 500 * time.Millisecond
 	// exitGrace is the time that a runner has to exit after its connection ended.
 	exitGrace = 2 * time.Second
-	// smallCall is up to how many bytes a large call has one of smallPlaces, so that those which take long do not stop all others. A
-	// larger one has the one place for such: of each byte the agent has about three at a time.
+	// smallCall is up to how many bytes a large call has one of smallPlaces, so that those which take long do not stop all
+	// others. A larger one has the one place for such: of each byte the agent has about three at a time.
 	smallCall, smallPlaces = 1 << 20, 2
 	// collectAfter is how large a call is behind which memory is collected at once.
 	collectAfter = 2 << 20

@@ -7,8 +7,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// predict runs the script over an overlay of the files: nothing is changed, locked or stored. An error in the reply is one that a real run
-// would have.
+// predict runs the script over an overlay of the files: nothing is changed, locked or stored. An error in the reply is one that
+// a real run would have.
 func (r *run) predict(ctx context.Context, s Script) *pb.RunScriptResponse {
 	files, err := r.manager.config.Overlay()
 	if err != nil {

@@ -64,7 +64,8 @@ func TestDifferentRequestsHaveDifferentFingerprints(t *testing.T) {
 	}
 }
 
-// What does not make it another request: how the encoding of a map came out, how long it may take, and whether somebody listens.
+// What does not make it another request: how the encoding of a map came out, how long it may take, and whether somebody
+// listens.
 func TestTheSameRequestHasTheSameFingerprint(t *testing.T) {
 	request := &pb.RunScriptRequest{Name: "a", Secrets: map[string]string{}, Modules: map[string][]byte{}, Params: &structpb.Struct{Fields: map[string]*structpb.Value{}}}
 	for i := range 20 {

@@ -106,8 +106,8 @@ func formsOf(value string) []string {
 	return append(list, base64Of(base64.RawStdEncoding, wideOf(binary.LittleEndian, value))...) // as PowerShell takes commands
 }
 
-// base64Of returns how a value looks in base64: alone, and as a part of a longer text at each alignment, there what does not depend on
-// its neighbours.
+// base64Of returns how a value looks in base64: alone, and as a part of a longer text at each alignment, there what does not
+// depend on its neighbours.
 func base64Of(encoding *base64.Encoding, value string) []string {
 	list := []string{encoding.EncodeToString([]byte(value))}
 	for shift := range 3 {

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The files that come with a script are in the memory that all hosts share for their requests. A script may wait or run for hours,
-// so they go to the disk meanwhile:
+// The files that come with a script are in the memory that all hosts share for their requests. A script may wait or run for
+// hours, so they go to the disk meanwhile:
 //
 //	request ─► spool: a file without a name ─► file.attachment
 //
@@ -59,8 +59,8 @@ func (r *run) spoolAttachments() (done func()) {
 	}
 }
 
-// reserveSpool takes so many bytes of what spools may have together, and reports whether there were so many; it gives back less than
-// none.
+// reserveSpool takes so many bytes of what spools may have together, and reports whether there were so many; it gives back less
+// than none.
 func (m *Manager) reserveSpool(n int64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

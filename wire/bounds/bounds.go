@@ -1,5 +1,5 @@
-// Package bounds checks the bytes of a protobuf message against bounds before it is decoded: empty values take a hundred times the
-// memory of their bytes.
+// Package bounds checks the bytes of a protobuf message against bounds before it is decoded: empty values take a hundred times
+// the memory of their bytes.
 //
 //	bytes ─► Check ─► proto.Unmarshal
 //
@@ -26,7 +26,8 @@ type Limits struct {
 	Elements, Depth int
 }
 
-// Check returns nil if a message with these fields is within the limits. The error is ErrMalformed, or of cause fault.ErrTooLarge.
+// Check returns nil if a message with these fields is within the limits. The error is ErrMalformed, or of cause
+// fault.ErrTooLarge.
 func (l Limits) Check(b []byte, fields protoreflect.FieldDescriptors) error {
 	count := 0
 	return l.check(b, fields, &count, 0)

@@ -10,8 +10,8 @@ import (
 )
 
 // ResetPassword sets the password of a user of the guest. An agent that would take a hash for the password itself is not asked:
-// the error is then errors.ErrUnsupported. Nor is one asked where a control character, or a colon in the name, could make it set
-// the password of somebody else, which is fs.ErrInvalid.
+// the error is then errors.ErrUnsupported. Nor is one asked where a control character, or a colon in the name, could make it
+// set the password of somebody else, which is fs.ErrInvalid.
 func (c *Client) ResetPassword(ctx context.Context, request *pb.ResetPasswordRequest) (*pb.ResetPasswordResponse, error) {
 	if strings.ContainsFunc(request.Username, func(r rune) bool { return r == ':' || unicode.IsControl(r) }) {
 		return nil, fault.Invalid("the name of the user has a colon or a control character")

@@ -34,9 +34,9 @@ type Options struct {
 	Framing wire.Framing
 	// Event is called with each event, one at a time, on the goroutine that reads: it must not block.
 	Event func(id string, event proto.Message)
-	// Recovering is called with the agent's error when it refuses a request since it still takes back what an interruption left.
-	// The request, of which nothing was done, is then sent again until it is served or its context ends. It may be called from
-	// several goroutines. Nil: the error is the caller's.
+	// Recovering is called with the agent's error when it refuses a request since it still takes back what an interruption
+	// left. The request, of which nothing was done, is then sent again until it is served or its context ends. It may be called
+	// from several goroutines. Nil: the error is the caller's.
 	Recovering func(err error)
 }
 
@@ -98,8 +98,8 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Ready waits for agent_ready and returns it. An agent sends it as soon as a host connects: if nothing comes within two seconds,
-// another client holds the socket, or no agent runs in the guest, and the error is ErrNoAnswer.
+// Ready waits for agent_ready and returns it. An agent sends it as soon as a host connects: if nothing comes within two
+// seconds, another client holds the socket, or no agent runs in the guest, and the error is ErrNoAnswer.
 func (c *Client) Ready(ctx context.Context) (*pb.AgentReadyEvent, error) {
 	limited, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

@@ -22,8 +22,8 @@ func (c *Client) Stat(ctx context.Context, path string) (*pb.DirectoryEntry, err
 	return reply.GetEntry(), err
 }
 
-// List describes what is in a directory, sorted by name, and calls each with every entry until that returns an error.
-// all includes names that begin with a dot. Where the agent could not read everything, the error comes after the entries that it
+// List describes what is in a directory, sorted by name, and calls each with every entry until that returns an error. all
+// includes names that begin with a dot. Where the agent could not read everything, the error comes after the entries that it
 // could. Names and paths are as messages carry them: see text.UnescapePath.
 func (c *Client) List(ctx context.Context, path string, all bool, each func(*pb.DirectoryEntry) error) error {
 	var partial error

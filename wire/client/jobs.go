@@ -8,8 +8,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Detach starts a command that outlives the connection, and returns its job. MaxOutput is not used, and without a Timeout there is
-// none.
+// Detach starts a command that outlives the connection, and returns its job. MaxOutput is not used, and without a Timeout there
+// is none.
 func (c *Client) Detach(ctx context.Context, cmd Command) (*pb.ExecStartResponse, error) {
 	plain, err := cmd.request(false)
 	if err != nil {

@@ -13,9 +13,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The timeouts of the pings of Alive, one after the other. The second is for an agent that still waits for the rest of a frame of an
-// earlier host, which it drops after wire.PayloadTimeout of silence. The last is used only where something was received: then there
-// was no silence.
+// The timeouts of the pings of Alive, one after the other. The second is for an agent that still waits for the rest of a frame
+// of an earlier host, which it drops after wire.PayloadTimeout of silence. The last is used only where something was received:
+// then there was no silence.
 const (
 	firstPingTimeout  = wire.PayloadTimeout + 200*time.Millisecond
 	secondPingTimeout = time.Second
@@ -25,8 +25,8 @@ const (
 // pingSequence is a sequence number that asks for nothing but a pong; 1 would ask for telemetry as well.
 const pingSequence = 2
 
-// Alive sends a ping and waits for its pong, which shows that the agent runs and serves this connection. Any other message may be
-// left over from the previous host. Where nothing comes the error is ErrNoAnswer, after about three seconds.
+// Alive sends a ping and waits for its pong, which shows that the agent runs and serves this connection. Any other message may
+// be left over from the previous host. Where nothing comes the error is ErrNoAnswer, after about three seconds.
 func (c *Client) Alive(ctx context.Context) (err error) {
 	for _, within := range []time.Duration{firstPingTimeout, secondPingTimeout, lastPingTimeout} {
 		if within == lastPingTimeout && !c.hasReceived() {
@@ -70,8 +70,8 @@ func (c *Client) awaitPong(ctx context.Context, within time.Duration) error {
 // errNoPong is the ErrNoAnswer of a connection on which nothing answers a ping.
 var errNoPong = fmt.Errorf("no pong from the guest: another client holds the socket, or no agent runs there: %w", ErrNoAnswer)
 
-// Gone reports whether an error is one of the connection: no agent answers, the channel ended, or the request was lost. Whether the
-// request was carried out is then not known.
+// Gone reports whether an error is one of the connection: no agent answers, the channel ended, or the request was lost. Whether
+// the request was carried out is then not known.
 func Gone(err error) bool {
 	var remote *fault.Remote
 	var network *net.OpError
@@ -95,8 +95,8 @@ func (c *Client) AskTelemetry(ctx context.Context) error {
 
 // Watch pings the agent once every interval, and returns a context that ends, with ErrNoAnswer as its cause, when a ping is not
 // answered within timeout; the connection is then closed too, so that no write blocks. The agent answers pings whatever else it
-// does, so that only a guest that hangs, is paused or is gone fails. The pings also carry the ids of the requests in flight: those
-// that the agent does not know end with ErrLost. stop ends the watch and waits for it.
+// does, so that only a guest that hangs, is paused or is gone fails. The pings also carry the ids of the requests in flight:
+// those that the agent does not know end with ErrLost. stop ends the watch and waits for it.
 func (c *Client) Watch(ctx context.Context, interval, timeout time.Duration) (watched context.Context, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -118,9 +118,9 @@ func (c *Client) Watch(ctx context.Context, interval, timeout time.Duration) (wa
 	return watched, func() { cancel(nil); <-ended }
 }
 
-// pingOrClose sends a ping and returns false where the watch is over. The timeout includes the wait to write: a channel that takes
-// nothing is as dead as one that returns nothing. When it has passed, giveUp is called and the connection is closed, which unblocks
-// all writers. A ping that still waits to be written when ctx ends is left to the connection.
+// pingOrClose sends a ping and returns false where the watch is over. The timeout includes the wait to write: a channel that
+// takes nothing is as dead as one that returns nothing. When it has passed, giveUp is called and the connection is closed,
+// which unblocks all writers. A ping that still waits to be written when ctx ends is left to the connection.
 func (c *Client) pingOrClose(ctx context.Context, timeout time.Duration, giveUp context.CancelCauseFunc) bool {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
@@ -176,9 +176,9 @@ func (c *Client) scheduleCheck() {
 	}
 }
 
-// askForLost asks the agent about the requests that were awaited already when it ran last, if there are any, with a ping as Watch
-// sends it. The reply of a request may have been lost, and its caller would wait for as long as its context lets it. The ping
-// also wakes up an agent that missed the request.
+// askForLost asks the agent about the requests that were awaited already when it ran last, if there are any, with a ping as
+// Watch sends it. The reply of a request may have been lost, and its caller would wait for as long as its context lets it. The
+// ping also wakes up an agent that missed the request.
 func (c *Client) askForLost() {
 	ids := c.awaiting()
 	c.mu.Lock()
@@ -220,8 +220,8 @@ func (c *Client) askForLost() {
 	}
 }
 
-// failUnknown fails the requests and streams that the agent does not know. Everything that it sent before its pong has been received,
-// so nothing more can come for them.
+// failUnknown fails the requests and streams that the agent does not know. Everything that it sent before its pong has been
+// received, so nothing more can come for them.
 func (c *Client) failUnknown(ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

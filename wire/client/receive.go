@@ -58,7 +58,8 @@ func (c *Client) receive() error {
 	}
 }
 
-// space returns the room for the next read. A large frame has a buffer that it fits into, up to its end, so that it is not copied.
+// space returns the room for the next read. A large frame has a buffer that it fits into, up to its end, so that it is not
+// copied.
 func (c *Client) space(decoder *wire.Decoder) []byte {
 	begun, size := decoder.Incomplete()
 	if size <= readSize || size > largeBuffer {

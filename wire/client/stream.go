@@ -17,7 +17,8 @@ type StreamOptions struct {
 	Stdin bool
 	// Terminal is one for the command; nil: none.
 	Terminal *pb.Terminal
-	// Outlive: where the agent ends before the command, that goes on as a job; see Stream.Job. Without Stdin and Terminal alone.
+	// Outlive: where the agent ends before the command, that goes on as a job; see Stream.Job. Without Stdin and Terminal
+	// alone.
 	Outlive bool
 }
 
@@ -28,8 +29,8 @@ type StreamOptions struct {
 //		out, err := s.Next(ctx)      // io.EOF behind the last one; then s.End returns how it ended
 //	}
 //
-// A command whose output is not read blocks in its writes. It ends with the connection, and with Close. Next is for one goroutine; the other
-// methods may be called from several.
+// A command whose output is not read blocks in its writes. It ends with the connection, and with Close. Next is for one
+// goroutine; the other methods may be called from several.
 type Stream struct {
 	c      *Client
 	id     string
@@ -283,7 +284,8 @@ func (s *Stream) Resize(ctx context.Context, rows, cols uint32) error {
 	return err
 }
 
-// Terminate ends the command with all that it started: TERM, a while later KILL. Next returns what it still writes, and its end.
+// Terminate ends the command with all that it started: TERM, a while later KILL. Next returns what it still writes, and its
+// end.
 func (s *Stream) Terminate(ctx context.Context) error {
 	_, err := s.input(ctx, &pb.ExecInputRequest{End: true})
 	return err
@@ -313,8 +315,8 @@ func (s *Stream) unregister() {
 // endLater asks the agent to end a command, when the channel takes that.
 func (c *Client) endLater(id string) { c.sendLater(&pb.ExecInputRequest{ExecId: id, End: true}) }
 
-// RunStream runs a command and calls take with its output as it comes; take may block, which blocks the command's writes. started is
-// called once, with the stream, before that. When ctx ends first
+// RunStream runs a command and calls take with its output as it comes; take may block, which blocks the command's writes.
+// started is called once, with the stream, before that. When ctx ends first
 // the command is ended in the guest, and its end is awaited for at most wait. The error is that of a command that was not
 // started, of take, or of the connection.
 func (c *Client) RunStream(ctx context.Context, cmd Command, o StreamOptions, wait time.Duration, started func(*Stream), take func(Output) error) (*pb.ExecEnd, error) {

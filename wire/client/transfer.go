@@ -15,8 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Sizes of a transfer. Enough is in flight for the channel never to be idle, and little enough not to delay a ping for long. Each
-// reply to a push and each write of requests costs the guest about as much as tens of kilobytes: so pushed chunks are
+// Sizes of a transfer. Enough is in flight for the channel never to be idle, and little enough not to delay a ping for long.
+// Each reply to a push and each write of requests costs the guest about as much as tens of kilobytes: so pushed chunks are
 // large, and chunks to be pulled are asked for several at a time.
 const (
 	pushChunk  = 256 << 10
@@ -59,8 +59,8 @@ type uploadPart struct {
 	digest hash.Hash // of what is before; needed where the digest is wanted and first is not 0
 }
 
-// push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset behind the last
-// byte that was sent.
+// push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset behind the
+// last byte that was sent.
 func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part uploadPart) (acked uint32, sent int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

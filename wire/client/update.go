@@ -33,8 +33,8 @@ const updateChunk = 256 << 10
 // busyPause is how long is waited where a script of the guest keeps the agent from being replaced.
 const busyPause = time.Second
 
-// Update sends a program, and returns when the agent has verified it and is about to restart: see UpdateOutcome. While a script of the
-// guest runs it waits, within ctx. An error of the agent is returned as any other one, and then nothing is changed.
+// Update sends a program, and returns when the agent has verified it and is about to restart: see UpdateOutcome. While a script
+// of the guest runs it waits, within ctx. An error of the agent is returned as any other one, and then nothing is changed.
 func (c *Client) Update(ctx context.Context, program io.ReadSeeker, u Update) (*pb.AgentUpdateResponse, error) {
 	hash := sha256.New()
 	size, err := io.Copy(hash, program)

@@ -11,8 +11,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// writer writes frames, one after the other and each whole: when a context ends its caller returns, and the channel never gets half a
-// frame.
+// writer writes frames, one after the other and each whole: when a context ends its caller returns, and the channel never gets
+// half a frame.
 //
 //	caller ──lock──► write ──► unlock
 //	                   └─ ctx ends in the middle ──► a goroutine writes the rest, and unlocks then
@@ -137,7 +137,8 @@ func (w *writer) writeInBackground(ctx context.Context, frame []byte) error {
 	}
 }
 
-// writeLater writes a frame when the channel takes it, or never if that is closed first. It waits at most for writeLaterTimeout.
+// writeLater writes a frame when the channel takes it, or never if that is closed first. It waits at most for
+// writeLaterTimeout.
 func (w *writer) writeLater(frame []byte) {
 	soon, stop := context.WithTimeout(context.Background(), writeLaterTimeout)
 	defer stop()

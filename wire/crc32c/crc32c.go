@@ -1,4 +1,5 @@
-// Package crc32c sums the chunks of files with CRC-32C (Castagnoli), with the implementation that is the fastest on this processor.
+// Package crc32c sums the chunks of files with CRC-32C (Castagnoli), with the implementation that is the fastest on this
+// processor.
 //
 //	New ─► the standard library's, or eight bytes a step from tables ─► Sum
 //

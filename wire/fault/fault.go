@@ -90,8 +90,8 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// On adds the object to an error; nil stays nil. The operation and path of a *fs.PathError are dropped, so that they do not stand
-// there twice.
+// On adds the object to an error; nil stays nil. The operation and path of a *fs.PathError are dropped, so that they do not
+// stand there twice.
 func On(object string, err error) error {
 	if err == nil {
 		return nil
@@ -181,7 +181,8 @@ func Detail(err error) *pb.ErrorDetail {
 	return detail
 }
 
-// FromDetail is the inverse of Detail: the error wraps the cause of the code, so that errors.Is holds. An unknown code is internal.
+// FromDetail is the inverse of Detail: the error wraps the cause of the code, so that errors.Is holds. An unknown code is
+// internal.
 func FromDetail(detail *pb.ErrorDetail) error {
 	if detail == nil {
 		return nil

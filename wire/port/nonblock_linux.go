@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readNonblock and writeNonblock are read(2) and write(2) of a descriptor that is in non-blocking mode, so that they never wait.
+// readNonblock and writeNonblock are read(2) and write(2) of a descriptor that is in non-blocking mode, so that they never
+// wait.
 //
 // They bypass the Go scheduler. It would take the agent's one processor away from a call of more than 20 µs, which in
 // an emulated guest each one is, and wake another thread for it; the first one then has to wait until that finds nothing to

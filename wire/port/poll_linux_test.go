@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Who polls a port for a write wakes up its reader: the kernel fetches what has come for the poll, and drops the interrupt that would
-// have done so. Here the reader has had its wake-up before it could see anything.
+// Who polls a port for a write wakes up its reader: the kernel fetches what has come for the poll, and drops the interrupt that
+// would have done so. Here the reader has had its wake-up before it could see anything.
 func TestPollWakesTheReader(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -6,9 +6,9 @@
 //	named pipe ─────────┤
 //	vsock ──────────────┘
 //
-// A virtio-serial port stays open for as long as it is plugged in: a read of zero bytes means that no host is connected, and the
-// poller wakes up when one connects. It is never reopened to discard what is in it, which would discard nothing. A port that was
-// unplugged is ErrGone; the kernel sends a uevent when one is plugged in.
+// A virtio-serial port stays open for as long as it is plugged in: a read of zero bytes means that no host is connected, and
+// the poller wakes up when one connects. It is never reopened to discard what is in it, which would discard nothing. A port
+// that was unplugged is ErrGone; the kernel sends a uevent when one is plugged in.
 //
 // Not here: frames, what to do with a session, and retrying, but for waiting until a host or a device is there.
 package port
@@ -60,8 +60,8 @@ var ErrGone = errors.New("the port is gone")
 //	vsock:NUMBER:CID,CID…  and for no others than these
 //	…:unprivileged         also from ports of 1024 and above, which any user of their machine can use
 //
-// A port for which isOpen returns true, by its name, is left out. The ports that could be opened are returned also together with an
-// error about others. auto without any port is fs.ErrNotExist.
+// A port for which isOpen returns true, by its name, is left out. The ports that could be opened are returned also together
+// with an error about others. auto without any port is fs.ErrNotExist.
 func Open(spec string, isOpen func(name string) bool) ([]Port, error) {
 	kind, path, found := strings.Cut(spec, ":")
 	name := spec
@@ -272,8 +272,8 @@ type persistentChannel interface {
 	Unread(p []byte)
 }
 
-// hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is connecting.
-// hostPollInterval is how often it polls, since the kernel wakes up only who waits to write when a host connects.
+// hostReturnTimeout is how long AwaitHost waits: the guest may learn late that a host disconnected, when the next one is
+// connecting. hostPollInterval is how often it polls, since the kernel wakes up only who waits to write when a host connects.
 const (
 	hostReturnTimeout = 250 * time.Millisecond
 	hostPollInterval  = 5 * time.Millisecond

@@ -141,11 +141,12 @@ func (v *virtioPort) Accept(ctx context.Context) (io.ReadWriteCloser, error) {
 	}{session, s}, nil
 }
 
-// poll asks the kernel whether a host has its end open, and whether the port takes a write. A port that was unplugged is an error.
+// poll asks the kernel whether a host has its end open, and whether the port takes a write. A port that was unplugged is an
+// error.
 //
 // For each poll the kernel fetches what the host has sent and what it has taken, whatever the caller asked for. The interrupts
-// for these would have woken up a reader and a writer, and are then dropped. So who polls has to act for both: the caller is the
-// writer or wakes it, and the reader is woken here.
+// for these would have woken up a reader and a writer, and are then dropped. So who polls has to act for both: the caller is
+// the writer or wakes it, and the reader is woken here.
 func (v *virtioPort) poll(fd uintptr) (gone, writable bool, err error) {
 	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT | unix.POLLIN}}
 	for {
@@ -164,7 +165,8 @@ func (v *virtioPort) poll(fd uintptr) (gone, writable bool, err error) {
 	}
 }
 
-// interrupt is a deadline that has passed: a read or write that waits ends, and is tried once more unless its session is closed.
+// interrupt is a deadline that has passed: a read or write that waits ends, and is tried once more unless its session is
+// closed.
 var interrupt = time.Unix(1, 0)
 
 // retry makes calls of a raw connection until one was not interrupted while the session is open.
@@ -177,8 +179,8 @@ func (s *virtioSession) retry(call func(func(fd uintptr) bool) error, try func(f
 	}
 }
 
-// unplugged returns ENODEV for a port that was unplugged, and nil for one to which no host is connected. It reads zero bytes, which
-// the kernel refuses for the former alone.
+// unplugged returns ENODEV for a port that was unplugged, and nil for one to which no host is connected. It reads zero bytes,
+// which the kernel refuses for the former alone.
 func unplugged(fd uintptr) error {
 	for {
 		_, err := unix.Read(int(fd), nil)
@@ -248,8 +250,8 @@ func (s *virtioSession) Read(p []byte) (n int, err error) {
 	return 0, io.EOF
 }
 
-// tryRead reads once without waiting; what an earlier session put back comes first. Only one session reads at a time, and one that
-// is closed takes nothing from the next.
+// tryRead reads once without waiting; what an earlier session put back comes first. Only one session reads at a time, and one
+// that is closed takes nothing from the next.
 func (s *virtioSession) tryRead(fd uintptr, p []byte) (n int, err error) {
 	s.port.mu.Lock()
 	defer s.port.mu.Unlock()

@@ -29,7 +29,8 @@ func (s *virtioSession) TryWrite(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// tryWrite writes once without waiting. A port takes nothing while no host is connected; it is polled only where it takes nothing.
+// tryWrite writes once without waiting. A port takes nothing while no host is connected; it is polled only where it takes
+// nothing.
 func (s *virtioSession) tryWrite(fd uintptr, p []byte) (n int, err error) {
 	for {
 		if s.closed.Load() {

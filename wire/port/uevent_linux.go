@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Announced returns a channel that gets a value with each uevent of a virtio-serial port: one was plugged in, got its name, or was
-// unplugged. It is closed when ctx ends. An error means that uevents cannot be received, as in a container; the caller then has to
-// poll.
+// Announced returns a channel that gets a value with each uevent of a virtio-serial port: one was plugged in, got its name, or
+// was unplugged. It is closed when ctx ends. An error means that uevents cannot be received, as in a container; the caller then
+// has to poll.
 func Announced(ctx context.Context) (<-chan struct{}, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {

@@ -92,7 +92,8 @@ func TestTruncate(t *testing.T) {
 	}
 }
 
-// What comes out is UTF-8, within the limit, a beginning of what comes out without one, and the text itself where that is UTF-8.
+// What comes out is UTF-8, within the limit, a beginning of what comes out without one, and the text itself where that is
+// UTF-8.
 func FuzzToValidUTF8(f *testing.F) {
 	f.Add("a\xffb", 4)
 	f.Add("ä€😀", 5)

@@ -33,8 +33,8 @@ func invalidBytes(s string) (count int) {
 	return count
 }
 
-// ToValidUTF8Max is ToValidUTF8 with a result of at most limit bytes. It cuts neither within a rune nor within a \xNN; truncated
-// tells whether it cut.
+// ToValidUTF8Max is ToValidUTF8 with a result of at most limit bytes. It cuts neither within a rune nor within a \xNN;
+// truncated tells whether it cut.
 func ToValidUTF8Max(s string, limit int) (out string, truncated bool) {
 	if len(s) <= limit && utf8.ValidString(s) {
 		return s, false

@@ -51,7 +51,8 @@ const (
 
 // Backend is the clipboard of one display. It is safe for concurrent use.
 type Backend interface {
-	// Offered returns in which kinds there is content; none: the clipboard is empty. Names are the types as the display has them.
+	// Offered returns in which kinds there is content; none: the clipboard is empty. Names are the types as the display has
+	// them.
 	Offered(ctx context.Context, primary bool) (kinds []Kind, names []string, err error)
 	// Read returns the content in one kind, of at most limit bytes; names are those that Offered returned. An error of cause
 	// fs.ErrNotExist: it is not offered so.
@@ -59,8 +60,8 @@ type Backend interface {
 	// Write makes the content, in as many kinds as there are, that of the clipboard. It is kept until somebody else sets it, or
 	// the backend is closed.
 	Write(ctx context.Context, primary bool, contents []Content) error
-	// Watch has a function called after each change of the clipboard that was not made by Write. It must not wait. It is called at
-	// most once; the end of the display ends it.
+	// Watch has a function called after each change of the clipboard that was not made by Write. It must not wait. It is called
+	// at most once; the end of the display ends it.
 	Watch(changed func()) error
 	// Done is closed when the display has ended.
 	Done() <-chan struct{}

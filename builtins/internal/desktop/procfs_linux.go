@@ -390,8 +390,8 @@ func (m member) identify(u *proc.User) error {
 	return nil
 }
 
-// findByProcesses returns the session of the only user who has one, of those that of accepts: never one of root, and of an agent
-// that is not root only its own user's. Only processes that are ofServer count.
+// findByProcesses returns the session of the only user who has one, of those that of accepts: never one of root, and of an
+// agent that is not root only its own user's. Only processes that are ofServer count.
 func findByProcesses(files *fsys.Root, of func(uid uint32) bool) (*Session, error) {
 	list, err := members(func(uid uint32) bool { return uid >= firstUser && uid != nobody && of(uid) })
 	if err != nil {

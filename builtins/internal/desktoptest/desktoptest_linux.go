@@ -202,8 +202,8 @@ func Sway(t testing.TB, outputs int) *Session {
 // newSway is the variable with the directory of a newer Debian, in which sway is installed, such as mmdebstrap makes it.
 const newSway = "QUANTIX_SWAY_ROOT"
 
-// NewSway is Sway with the program of the system in the directory that QUANTIX_SWAY_ROOT names: sway speaks ext-data-control since
-// 1.11, which Debian 12 does not have. Without that variable the test is skipped.
+// NewSway is Sway with the program of the system in the directory that QUANTIX_SWAY_ROOT names: sway speaks ext-data-control
+// since 1.11, which Debian 12 does not have. Without that variable the test is skipped.
 func NewSway(t testing.TB, outputs int) *Session {
 	t.Helper()
 	root := os.Getenv(newSway)

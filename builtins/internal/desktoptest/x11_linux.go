@@ -47,7 +47,8 @@ func Xvfb(t testing.TB, size string) *Session {
 	return s
 }
 
-// XvfbWithCookie starts such a server that wants a cookie of 16 bytes from its clients. It is in the file XAUTHORITY of the session.
+// XvfbWithCookie starts such a server that wants a cookie of 16 bytes from its clients. It is in the file XAUTHORITY of the
+// session.
 func XvfbWithCookie(t testing.TB, size string, cookie [16]byte) *Session {
 	t.Helper()
 	Need(t, "Xvfb", "xvfb")

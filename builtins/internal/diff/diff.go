@@ -28,8 +28,8 @@ func tooLong(text []byte) bool {
 	return len(text) > MaxText || bytes.Count(text, []byte("\n")) > MaxLines
 }
 
-// Unified returns the difference of two texts in the unified format, with name for both and no times in the header. A nil
-// text stands for a file that does not exist. truncated: the diff is incomplete, or empty since a text exceeds MaxText or MaxLines.
+// Unified returns the difference of two texts in the unified format, with name for both and no times in the header. A nil text
+// stands for a file that does not exist. truncated: the diff is incomplete, or empty since a text exceeds MaxText or MaxLines.
 func Unified(name string, old, new []byte) (text string, truncated bool) {
 	if tooLong(old) || tooLong(new) {
 		return "", true

@@ -60,8 +60,8 @@ type How struct {
 	Plain   bool // the extended attributes of what is there are not asked for
 }
 
-// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error. What an open transaction has
-// changed is fault.ErrBusy to a call that is not part of it.
+// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error. What an open transaction
+// has changed is fault.ErrBusy to a call that is not part of it.
 func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, error) {
 	c := e.change(call, op)
 	var err error

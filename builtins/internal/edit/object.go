@@ -26,8 +26,8 @@ func Object(path string, was fsys.Meta, movedTo string) *pb.JournalObject {
 	return &pb.JournalObject{Path: path, MovedTo: movedTo, State: state}
 }
 
-// isObject says whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on overlayfs,
-// the time of birth is not either; may says that others than root can have put another object there.
+// isObject says whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on
+// overlayfs, the time of birth is not either; may says that others than root can have put another object there.
 func isObject(state *pb.JournalState, meta fsys.Meta, stable, may bool) bool {
 	was := stateMeta(state)
 	if !stable {
@@ -43,8 +43,8 @@ func stateMeta(state *pb.JournalState) fsys.Meta {
 	}
 }
 
-// exchangeable says whether numbers tell an object at a path from others, which is stable, and whether others than root can put another
-// object there than an undo expects.
+// exchangeable says whether numbers tell an object at a path from others, which is stable, and whether others than root can put
+// another object there than an undo expects.
 func (e *Editor) exchangeable(at *fsys.At, path string) (stable, may bool, err error) {
 	if stable, err = at.StableInodes(); err != nil {
 		return stable, false, err
@@ -86,8 +86,8 @@ func (e *Editor) RestoreAttr(_ context.Context, _ *builtins.Call, in *pb.Journal
 // Moved is the operation that a move names for its undo.
 const Moved = "file.move_back"
 
-// MoveBack is the operation Moved: it moves an object back where it was, unless it is there. Another object at the new path is left
-// alone, and one at the old path gets another name. On an error nothing was moved.
+// MoveBack is the operation Moved: it moves an object back where it was, unless it is there. Another object at the new path is
+// left alone, and one at the old path gets another name. On an error nothing was moved.
 func (e *Editor) MoveBack(_ context.Context, call *builtins.Call, in *pb.JournalObject) (*pb.Changed, error) {
 	to, there, err := e.exact(in.Path)
 	if err == nil && to == nil {
@@ -162,8 +162,9 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 }
 
 // wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
-// may says that others than root can put an object there. Where they cannot, a file may have been saved anew meanwhile, as by sed -i,
-// and where its number does not tell it from others nothing does: then one of its kind, alone at one of the places, stands for it.
+// may says that others than root can put an object there. Where they cannot, a file may have been saved anew meanwhile, as by
+// sed -i, and where its number does not tell it from others nothing does: then one of its kind, alone at one of the places,
+// stands for it.
 func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
 	alone := !may && (!stable || kind == fsys.File) || may && !stable && !fsys.TrustedUser(was.GetUid()) && found.MayBe(stateMeta(was))

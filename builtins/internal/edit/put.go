@@ -21,8 +21,8 @@ type File struct {
 	Op, Path string
 	// Attr are the owner, group and mode; what is not said stays as it is.
 	Attr fsys.Attr
-	// Parents makes missing directories above, Backup keeps the old file as Path.bak, InPlace writes into the file that is there
-	// instead of replacing it, Follow goes through a safe link, Append puts Content behind what is there.
+	// Parents makes missing directories above, Backup keeps the old file as Path.bak, InPlace writes into the file that is
+	// there instead of replacing it, Follow goes through a safe link, Append puts Content behind what is there.
 	Parents, Backup, InPlace, Follow, Append bool
 	// Content is what the file, or what is added to it, shall be.
 	Content []byte
@@ -30,7 +30,8 @@ type File struct {
 	// is used instead of Content. The old content is its own: it may become the new one. Optional.
 	Edit func(ctx context.Context, old []byte) ([]byte, error)
 	// Validate is called with the path of the new file before that takes the place of the old one; an error leaves the old one
-	// there. It is not called in a dry run, whose files no program sees, and goes neither with InPlace nor with Append. Optional.
+	// there. It is not called in a dry run, whose files no program sees, and goes neither with InPlace nor with Append.
+	// Optional.
 	Validate func(ctx context.Context, path string) error
 	// Same says whether a content is as good as Content. Nil: only the same bytes are.
 	Same func(have []byte) bool

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// BlockDevices lists the disks of the guest by name, whatever is on them, but for drives without a medium. What the kernel makes
-// of files, memory and other disks (loop, zram, dm, md) is none. It opens no disk.
+// BlockDevices lists the disks of the guest by name, whatever is on them, but for drives without a medium. What the kernel
+// makes of files, memory and other disks (loop, zram, dm, md) is none. It opens no disk.
 func BlockDevices() []BlockDevice {
 	const dir = "/sys/block"
 	names, err := os.ReadDir(dir)

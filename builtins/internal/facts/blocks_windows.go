@@ -81,7 +81,8 @@ func readDrive(n uint32) (d Drive, there bool) {
 		d.Size = binary.LittleEndian.Uint64(geometry[24:])
 		d.Removable = binary.LittleEndian.Uint32(geometry[8:]) == removableDevice
 	}
-	// STORAGE_DEVICE_DESCRIPTOR: RemovableMedia at 10, offsets of vendor, product, revision and serial number from 12, the bus at 28.
+	// STORAGE_DEVICE_DESCRIPTOR: RemovableMedia at 10, offsets of vendor, product, revision and serial number from 12, the bus
+	// at 28.
 	if about := query(handle, deviceProperty, 4096); len(about) >= 32 {
 		d.Removable = d.Removable || about[10] != 0
 		d.Vendor, d.Model, d.Serial = textAt(about, 12), textAt(about, 16), textAt(about, 24)
@@ -96,8 +97,8 @@ func readDrive(n uint32) (d Drive, there bool) {
 	return d, true
 }
 
-// parseLayout reads a DRIVE_LAYOUT_INFORMATION_EX: the style, a count, 40 bytes, and entries of 144 bytes with offset, length and
-// number from 8.
+// parseLayout reads a DRIVE_LAYOUT_INFORMATION_EX: the style, a count, 40 bytes, and entries of 144 bytes with offset, length
+// and number from 8.
 func parseLayout(layout []byte) (list []DrivePartition) {
 	const head, size = 48, 144
 	if len(layout) < head {

@@ -20,8 +20,8 @@ const (
 	createdNew     = 1 // REG_CREATED_NEW_KEY
 )
 
-// BootID tells this boot of the kernel from the next, also from one that follows on a hibernation; empty where the agent may not
-// write to the registry.
+// BootID tells this boot of the kernel from the next, also from one that follows on a hibernation; empty where the agent may
+// not write to the registry.
 func BootID() string {
 	key, made, err := createVolatile(registry.LOCAL_MACHINE, bootKey)
 	if err != nil {

@@ -29,8 +29,8 @@ type Config struct {
 	Note string
 	// Own is the directory in which transactions write; empty: there are none.
 	Own string
-	// Changed is called with true before the first file system is frozen, or when one was found frozen, and with false when none
-	// is any more. It must not block. Optional.
+	// Changed is called with true before the first file system is frozen, or when one was found frozen, and with false when
+	// none is any more. It must not block. Optional.
 	Changed func(frozen bool)
 	// ProgramFrozen is Changed for the file system that the agent's program is on, or may be. Optional.
 	ProgramFrozen func(frozen bool)

@@ -114,8 +114,9 @@ func (g *Guest) upwards(path string) (list []fsys.Meta, ok bool) {
 	}
 }
 
-// apart says that none of some objects, of which the last is the root, is what stands at a path now, and that none but the root is
-// where a part of its file system is mounted. It is a quick look for what is true of nearly all: where it is false that says nothing.
+// apart says that none of some objects, of which the last is the root, is what stands at a path now, and that none but the root
+// is where a part of its file system is mounted. It is a quick look for what is true of nearly all: where it is false that says
+// nothing.
 func (g *Guest) apart(list []fsys.Meta, path string) bool {
 	own, err := g.Files.Identify(path)
 	if err != nil || own.Ino == 0 || slices.ContainsFunc(list, own.Same) {
@@ -143,8 +144,8 @@ func (g *Guest) within(path, dir string) bool {
 	}
 }
 
-// mountedWithin says whether a path is below a mount of a part of dir, which is described as own: the directory itself is seen nowhere
-// on the way to it. Below another root than the machine's it is not known where what is mounted above that begins.
+// mountedWithin says whether a path is below a mount of a part of dir, which is described as own: the directory itself is seen
+// nowhere on the way to it. Below another root than the machine's it is not known where what is mounted above that begins.
 func (g *Guest) mountedWithin(path, dir string, own fsys.Meta) bool {
 	a, pathFrom, err := g.nearest(path)
 	if err != nil {

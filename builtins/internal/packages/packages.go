@@ -7,8 +7,9 @@
 //	/var/lib/flatpak, /snap ───────┤
 //	the registry of Windows ───────┘
 //
-// All but rpm's and that of Windows are read as files, so that a tree which is not booted is read as well. The database of rpm has three formats,
-// one of which is SQLite's: a reader of that in Go would add a third to the agent's size, so rpm itself is asked.
+// All but rpm's and that of Windows are read as files, so that a tree which is not booted is read as well. The database of rpm
+// has three formats, one of which is SQLite's: a reader of that in Go would add a third to the agent's size, so rpm itself is
+// asked.
 //
 // Not here: changing what is installed, and what could be.
 package packages

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// BenchmarkStart is a start of /bin/true by a Runner, beside a bare fork and exec of it, in turns. The medians and the quickest of both are
-// compared: the mean of a busy machine says nothing.
+// BenchmarkStart is a start of /bin/true by a Runner, beside a bare fork and exec of it, in turns. The medians and the quickest
+// of both are compared: the mean of a busy machine says nothing.
 func BenchmarkStart(b *testing.B) {
 	r := New(Config{Name: "quantix-kvm-bench"})
 	defer r.Release()

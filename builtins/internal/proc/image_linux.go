@@ -13,9 +13,9 @@ import (
 // imageDevices are those that programs expect of any system.
 var imageDevices = []string{"full", "null", "random", "tty", "urandom", "zero"}
 
-// mountSystem gives a command below another root a /proc and a /dev, in its own mount namespace: nothing of them is left in the tree,
-// and nobody else sees them. Where the tree has something mounted there already, that stays; where it has no such directory there is
-// none. Without them, sshd, dpkg and most else that is written for Linux fails in an image.
+// mountSystem gives a command below another root a /proc and a /dev, in its own mount namespace: nothing of them is left in the
+// tree, and nobody else sees them. Where the tree has something mounted there already, that stays; where it has no such
+// directory there is none. Without them, sshd, dpkg and most else that is written for Linux fails in an image.
 func mountSystem(root string, mounts []mountInfo) error {
 	missing := func(dir string) bool {
 		info, err := os.Lstat(dir)
@@ -60,8 +60,8 @@ func mountSystem(root string, mounts []mountInfo) error {
 	return nil
 }
 
-// bindDevice makes a device of this system appear elsewhere. A node of its own would need the right to make devices, which a container
-// lacks.
+// bindDevice makes a device of this system appear elsewhere. A node of its own would need the right to make devices, which a
+// container lacks.
 func bindDevice(from, to string) error {
 	file, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {

@@ -142,8 +142,8 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 	return launch(cmd, p)
 }
 
-// launch starts the launcher and waits until it has executed the command. On an error a launcher that was started is being killed, and
-// is still to be waited for.
+// launch starts the launcher and waits until it has executed the command. On an error a launcher that was started is being
+// killed, and is still to be waited for.
 func launch(cmd *exec.Cmd, p *launchSpec) error {
 	specRead, specWrite, err := os.Pipe()
 	if err != nil {

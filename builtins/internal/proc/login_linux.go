@@ -16,7 +16,8 @@ type login struct {
 	kept  []string
 }
 
-// accountsFile is the file that says who the agent's user is. It is replaced by another one, or has another time, where it changes.
+// accountsFile is the file that says who the agent's user is. It is replaced by another one, or has another time, where it
+// changes.
 const accountsFile = "/etc/passwd"
 
 // settled is how long a file must not have changed to be known by its time: two changes may have the same.

@@ -14,8 +14,8 @@ import (
 
 // Peer is this program once more, as another user, with one channel to it.
 type Peer struct {
-	// Channel is the agent's end of a stream socket, whose other end is descriptor 3 of the process. Closing it asks the process
-	// to end. It is the caller's.
+	// Channel is the agent's end of a stream socket, whose other end is descriptor 3 of the process. Closing it asks the
+	// process to end. It is the caller's.
 	Channel *os.File
 	// PID is the process.
 	PID int

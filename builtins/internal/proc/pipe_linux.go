@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outputPipe makes a pipe of which the agent reads, with deadlines. The other end blocks, as commands expect it, and is none of the
-// runtime's poller, which costs more calls than the pipe.
+// outputPipe makes a pipe of which the agent reads, with deadlines. The other end blocks, as commands expect it, and is none of
+// the runtime's poller, which costs more calls than the pipe.
 func outputPipe() (read, write *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {

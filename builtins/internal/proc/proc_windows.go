@@ -250,8 +250,8 @@ func (r *Runner) startDrain([]*os.File) error { return nil }
 // ChildMain returns false: there are no hidden sub-commands on Windows.
 func ChildMain() bool { return false }
 
-// systemEnv returns the variables without which hardly any program starts, and which are all that a command gets here. For another
-// user they are those of the logon, which are not known yet.
+// systemEnv returns the variables without which hardly any program starts, and which are all that a command gets here. For
+// another user they are those of the logon, which are not known yet.
 func systemEnv(u *User) []string {
 	env := []string{}
 	if u != nil {

@@ -19,8 +19,8 @@ type Result struct {
 	Stdout, Stderr []byte
 	// Tail is the end of stderr, at most 512 bytes, also beyond MaxOutput.
 	Tail []byte
-	// Truncated says that output is missing: beyond MaxOutput, or of processes that the command left running and that were still
-	// writing when it was not waited for any more.
+	// Truncated says that output is missing: beyond MaxOutput, or of processes that the command left running and that were
+	// still writing when it was not waited for any more.
 	Truncated bool
 	// LeftOpen says that processes which the command left running still hold its output open.
 	LeftOpen bool

@@ -34,8 +34,8 @@ func newStream(bound int64, spool Spool) (*stream, error) {
 // outputBuffer is the size of one read of an output, in bytes.
 const outputBuffer = 32 << 10
 
-// start reads until the end of the stream or its read deadline, into a buffer of the pool. The fields must not be used before done is
-// closed.
+// start reads until the end of the stream or its read deadline, into a buffer of the pool. The fields must not be used before
+// done is closed.
 func (s *stream) start(buffers *sync.Pool) {
 	s.write.Close()
 	go func() {

@@ -75,8 +75,8 @@ func (t *pseudoTerminal) resize(rows, cols uint16) error {
 	return nil
 }
 
-// hangUp closes the console, which ends what is still in it, and our output once all is read. It returns at once: older versions
-// of Windows wait in the call until the output is read.
+// hangUp closes the console, which ends what is still in it, and our output once all is read. It returns at once: older
+// versions of Windows wait in the call until the output is read.
 func (t *pseudoTerminal) hangUp() {
 	t.once.Do(func() {
 		t.mu.Lock()
@@ -90,8 +90,8 @@ func (t *pseudoTerminal) hangUp() {
 	})
 }
 
-// start starts a suspended process in the console, by a token; 0: the agent's own. begin lets it run; where it fails there is no
-// process.
+// start starts a suspended process in the console, by a token; 0: the agent's own. begin lets it run; where it fails there is
+// no process.
 func (t *pseudoTerminal) start(cmd *exec.Cmd, token windows.Token, begin func(windows.Handle) error) (*os.Process, error) {
 	attributes, err := windows.NewProcThreadAttributeList(1)
 	if err != nil {

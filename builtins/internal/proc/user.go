@@ -21,8 +21,8 @@ type User struct {
 	Home, Shell string
 }
 
-// LookupUser finds who user and group are, by name or number, in the accounts of files. An empty user is the agent's
-// own; an empty group is the user's primary one. A name counts more than a number, and a number needs no account. On Windows the
+// LookupUser finds who user and group are, by name or number, in the accounts of files. An empty user is the agent's own; an
+// empty group is the user's primary one. A name counts more than a number, and a number needs no account. On Windows the
 // account is one of Windows, and a group is refused: a logon has those of the user.
 // supplementary adds the groups that list the user. An error is a *StartError, and wraps fs.ErrNotExist for a name that
 // is not there.

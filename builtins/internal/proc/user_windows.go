@@ -88,8 +88,8 @@ type profileInfo struct {
 }
 
 // logonWithoutPassword logs a user on as scheduled tasks without a stored password are (S4U): by the agent's right to act as a
-// part of the system, which LocalSystem has. Such a logon has no way to other machines, nor to files that the user encrypted. An
-// account that is disabled or locked, or of nobody, is refused by Windows.
+// part of the system, which LocalSystem has. Such a logon has no way to other machines, nor to files that the user encrypted.
+// An account that is disabled or locked, or of nobody, is refused by Windows.
 func logonWithoutPassword(name string) (*logon, error) {
 	domain, user, _ := strings.Cut(name, `\`)
 	machine, err := windows.ComputerName()

@@ -6,8 +6,8 @@ import (
 	"path/filepath"
 )
 
-// Read returns the tables that the kernel has below a root directory; none where there are none, or others than root may not read
-// them.
+// Read returns the tables that the kernel has below a root directory; none where there are none, or others than root may not
+// read them.
 func Read(root string) []Structure {
 	file, err := os.Open(filepath.Join(root, "sys/firmware/dmi/tables/DMI"))
 	if err != nil {

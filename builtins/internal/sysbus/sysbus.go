@@ -2,8 +2,8 @@
 //
 //	Open ─► one connection, authenticated within Timeout ─► Call ─► the reply, or an error of the fault table
 //
-// A connection lives for one operation, or for some that follow each other within seconds: none is kept for longer, so that a bus
-// that was restarted is found again, and an agent at rest holds nothing.
+// A connection lives for one operation, or for some that follow each other within seconds: none is kept for longer, so that a
+// bus that was restarted is found again, and an agent at rest holds nothing.
 //
 // Not here: what a service's methods mean, which the rooms know.
 package sysbus

@@ -85,8 +85,8 @@ func TestRecoveryNeedsNoScripts(t *testing.T) {
 	}
 }
 
-// What a command of an earlier agent left running has ended before anything of it is taken back, also where the first try to end
-// it fails.
+// What a command of an earlier agent left running has ended before anything of it is taken back, also where the first try to
+// end it fails.
 func TestNothingIsTakenBackBeforeTheSweep(t *testing.T) {
 	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
 	name := fmt.Sprintf("core-test%d", os.Getpid())
@@ -143,8 +143,8 @@ func TestNothingIsTakenBackBeforeTheSweep(t *testing.T) {
 	}
 }
 
-// The key of the state directory stays where a script has written another machine ID: what asks for it before that is taken back, and
-// after, gets the same.
+// The key of the state directory stays where a script has written another machine ID: what asks for it before that is taken
+// back, and after, gets the same.
 func TestTheKeyOutlivesScripts(t *testing.T) {
 	root, state := t.TempDir(), filepath.Join(t.TempDir(), "state")
 	path := filepath.Join(root, "etc/machine-id")

@@ -33,9 +33,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// inOwnNamespaces runs this program once more, where its mounts are not seen by others: an agent elsewhere on this machine that sees
-// a frozen file system while it runs a command takes that for the command's work. ran is false where it is that program already, or
-// that cannot be done.
+// inOwnNamespaces runs this program once more, where its mounts are not seen by others: an agent elsewhere on this machine that
+// sees a frozen file system while it runs a command takes that for the command's work. ran is false where it is that program
+// already, or that cannot be done.
 func inOwnNamespaces() (code int, ran bool) {
 	const mark = "QUANTIX_TEST_OWN_NAMESPACES"
 	unshare := []string{"--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"}
@@ -169,8 +169,8 @@ func TestRequestsWhileFrozen(t *testing.T) {
 	}
 }
 
-// A script waits for the thaw within its time, and one whose time is over is busy. A freeze waits for the call that is under way, and
-// the script goes on after the thaw.
+// A script waits for the thaw within its time, and one whose time is over is busy. A freeze waits for the call that is under
+// way, and the script goes on after the thaw.
 func TestScriptsWhileFrozen(t *testing.T) {
 	disk := testDisk(t)
 	core := freezingCore(t, disk)

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A script that was interrupted when it had a line in fstab for a mount point above the state directory is taken back: that line is
-// not waited for. A line that stays is.
+// A script that was interrupted when it had a line in fstab for a mount point above the state directory is taken back: that
+// line is not waited for. A line that stays is.
 func TestFstabOfAnInterruptedScript(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to have an fstab of its own")

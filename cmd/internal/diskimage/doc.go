@@ -18,8 +18,8 @@ var ErrDirty = errors.New("the file system was not unmounted")
 
 // Options say how an image is mounted.
 type Options struct {
-	// Dir is the empty directory below which file systems are mounted. It must be there, and is empty again afterwards, also after
-	// a kill.
+	// Dir is the empty directory below which file systems are mounted. It must be there, and is empty again afterwards, also
+	// after a kill.
 	Dir string
 	// ReadOnly mounts everything read-only; the image is then not changed by a byte.
 	ReadOnly bool

@@ -13,9 +13,9 @@ import (
 // marker is the variable of the environment with the mount namespace that this process made for itself.
 const marker = "QUANTIX_KVM_IMAGE_NAMESPACE"
 
-// OwnNamespace starts this program anew in a mount namespace of its own, where it was not yet: what is mounted there is not seen
-// outside, and is gone when the last process in it is, also after SIGKILL. In the program that is started anew, with the same
-// arguments, it returns nil. It needs root.
+// OwnNamespace starts this program anew in a mount namespace of its own, where it was not yet: what is mounted there is not
+// seen outside, and is gone when the last process in it is, also after SIGKILL. In the program that is started anew, with the
+// same arguments, it returns nil. It needs root.
 func OwnNamespace() error {
 	here, err := os.Readlink("/proc/thread-self/ns/mnt")
 	if err != nil {

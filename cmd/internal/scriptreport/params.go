@@ -126,8 +126,8 @@ func paramValue(text string, mustBeJSON bool) (any, error) {
 	return exact, err
 }
 
-// withNumbers makes the numbers of a JSON value floating point, as they travel. A whole one beyond 2^53 is an error: it would be
-// another one.
+// withNumbers makes the numbers of a JSON value floating point, as they travel. A whole one beyond 2^53 is an error: it would
+// be another one.
 func withNumbers(value any) (any, error) {
 	switch v := value.(type) {
 	case json.Number:
@@ -156,8 +156,8 @@ func withNumbers(value any) (any, error) {
 	return value, nil
 }
 
-// arrivesExactly says whether text means the number f, which is not negative: a whole one up to 2^53, a fraction, or one with an
-// exponent so large that nobody counts by it.
+// arrivesExactly says whether text means the number f, which is not negative: a whole one up to 2^53, a fraction, or one with
+// an exponent so large that nobody counts by it.
 func arrivesExactly(text string, f float64) bool {
 	digits, _, exponent := strings.Cut(text, "e")
 	switch {
@@ -222,7 +222,8 @@ func (in Input) askSecret(key string) (string, error) {
 	return string(value), err
 }
 
-// ReadLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line that is not empty.
+// ReadLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line
+// that is not empty.
 func ReadLine(from io.Reader) (string, error) {
 	var line []byte
 	for one := make([]byte, 1); ; {

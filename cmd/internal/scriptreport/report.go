@@ -163,8 +163,9 @@ func Status(w io.Writer, reply *pb.RunScriptResponse) {
 	fmt.Fprintf(w, "%s: %s\n", words, human.Printable(strings.Join(details, ", ")))
 }
 
-// ExitCode returns the exit status of a command that ran a script: 0 for committed, for a dry run without error and for what awaits
-// a confirmation, 4 where nothing ran, 5 where all is undone, 6 where not everything is, and 1 for what is none of these.
+// ExitCode returns the exit status of a command that ran a script: 0 for committed, for a dry run without error and for what
+// awaits a confirmation, 4 where nothing ran, 5 where all is undone, 6 where not everything is, and 1 for what is none of
+// these.
 func ExitCode(reply *pb.RunScriptResponse) int {
 	switch reply.Status {
 	case pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM:

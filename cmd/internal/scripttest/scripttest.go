@@ -3,10 +3,10 @@
 //	site.lua ─────► the agent's own journal, rooms and runner ──► a scratch tree
 //	site_test.lua ─► runner ─► test.run, test.crash_at … ──┘       commands are answered, not run
 //
-// Of a file NAME_test.lua beside a script, or in tests there, which returns a table of functions, each is a case with a tree of its own.
-// A run that commits is followed by one on a copy that must change nothing, a run that fails must leave the tree as it
-// was, and at a crash an agent, a process of its own, is killed for certain. A script without such a file is run like
-// that without parameters, and killed at its calls that change something, at 25 of them at most.
+// Of a file NAME_test.lua beside a script, or in tests there, which returns a table of functions, each is a case with a tree of
+// its own. A run that commits is followed by one on a copy that must change nothing, a run that fails must leave the tree as it
+// was, and at a crash an agent, a process of its own, is killed for certain. A script without such a file is run like that
+// without parameters, and killed at its calls that change something, at 25 of them at most.
 //
 // Not here: what a test can call (builtins/trial), and the command line.
 package scripttest

@@ -391,8 +391,8 @@ func (c *checker) checkArguments(n *ast.FuncCallExpr, f *pb.RunnerFunction, colu
 	}
 }
 
-// checkOptions checks the last argument, where no positional one belongs: it is a table of options, whose names are known where it is
-// written out.
+// checkOptions checks the last argument, where no positional one belongs: it is a table of options, whose names are known where
+// it is written out.
 func (c *checker) checkOptions(n *ast.FuncCallExpr, f *pb.RunnerFunction, column int) {
 	args := n.Args
 	if len(args) <= len(f.GetArgs()) {

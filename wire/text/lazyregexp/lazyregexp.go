@@ -1,5 +1,5 @@
-// Package lazyregexp makes regular expressions that are compiled when they are first used. The agent's program is started anew for each
-// script and for many commands, and compiling all its expressions would be a good part of such a start.
+// Package lazyregexp makes regular expressions that are compiled when they are first used. The agent's program is started anew
+// for each script and for many commands, and compiling all its expressions would be a good part of such a start.
 package lazyregexp
 
 import (

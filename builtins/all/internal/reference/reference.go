@@ -64,8 +64,8 @@ func Files(top string) (map[string][]byte, error) {
 	}, nil
 }
 
-// describe reads the rows, and the comments of their messages from all .proto files of a directory: the compiled descriptors have no
-// comments.
+// describe reads the rows, and the comments of their messages from all .proto files of a directory: the compiled descriptors
+// have no comments.
 func describe(protos string) (*description, error) {
 	compiler := protocompile.Compiler{
 		Resolver:       protocompile.WithStandardImports(&protocompile.SourceResolver{ImportPaths: []string{protos}}),

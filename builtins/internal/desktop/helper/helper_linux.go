@@ -17,9 +17,9 @@ import (
 const (
 	channelFD = 3 // of the socketpair; the agent opens no other
 
-	// memory is the most that a helper uses, in bytes: the pixels of one image, of which 64 MiB at most are converted, its PNG or BMP
-	// form, and content of 15 MiB that is kept, read and sent at the same time. The kernel holds the address space to it, and to what
-	// Go reserves beside (64 MiB each time it grows).
+	// memory is the most that a helper uses, in bytes: the pixels of one image, of which 64 MiB at most are converted, its PNG
+	// or BMP form, and content of 15 MiB that is kept, read and sent at the same time. The kernel holds the address space to
+	// it, and to what Go reserves beside (64 MiB each time it grows).
 	memory   = 256 << 20
 	reserved = 128 << 20
 )

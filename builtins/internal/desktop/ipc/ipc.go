@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// MaxContent is the most bytes of the content of a clipboard: what a frame of the channel to the host takes, 16 MiB, less what
-	// stands around it.
+	// MaxContent is the most bytes of the content of a clipboard: what a frame of the channel to the host takes, 16 MiB, less
+	// what stands around it.
 	MaxContent = 15 << 20
 	// MaxFrame is the most bytes of a frame.
 	MaxFrame = MaxContent + 64<<10
@@ -40,8 +40,8 @@ const bodyField = 3
 // large is how many bytes are not copied: to be written together with what stands before them, or to be decoded.
 const large = 64 << 10
 
-// Write writes a frame. Only one may be written at a time. The error of one that is too large is of cause fault.ErrTooLarge, and
-// nothing was written.
+// Write writes a frame. Only one may be written at a time. The error of one that is too large is of cause fault.ErrTooLarge,
+// and nothing was written.
 func Write(w io.Writer, frame *pb.SessionFrame) error {
 	head := &pb.SessionFrame{Id: frame.Id, Type: frame.Type, Error: frame.Error, TimeoutMs: frame.TimeoutMs}
 	size := proto.Size(frame)
@@ -118,7 +118,8 @@ func Decode(b []byte, message proto.Message) error {
 	return err
 }
 
-// merge decodes b, which has passed the limits, into a message, as proto.Unmarshal does but for large bytes, which are not copied.
+// merge decodes b, which has passed the limits, into a message, as proto.Unmarshal does but for large bytes, which are not
+// copied.
 func merge(b []byte, message protoreflect.Message) error {
 	fields := message.Descriptor().Fields()
 	begin := 0 // of what is not decoded yet

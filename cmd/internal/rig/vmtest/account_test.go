@@ -102,7 +102,8 @@ account.ssh_keys("alice", {"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIARER9kPRRfMMiai
 account.create("web1", {system = true})`
 )
 
-// The guest loses its power while a user is made, and boots again: there is the user with all that belongs to it, or nothing of it.
+// The guest loses its power while a user is made, and boots again: there is the user with all that belongs to it, or nothing of
+// it.
 func TestPowerLossDuringAccountCreate(t *testing.T) {
 	vm := vmtest.Start(t, vmtest.Options{Fresh: true})
 	startAgent(t, vm)

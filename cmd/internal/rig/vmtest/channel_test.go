@@ -259,7 +259,8 @@ func TestChannelAgentKilledUnderLoad(t *testing.T) {
 }
 
 // The agent dies in the middle of copies and of a script, or the machine is reset, and the connection stays, since a port has
-// none: the copies go on and come out whole, and the script is told of as interrupted. A job that restarts the agent is awaited.
+// none: the copies go on and come out whole, and the script is told of as interrupted. A job that restarts the agent is
+// awaited.
 func TestChannelAgentKilledUnderALink(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	again := func(ctx context.Context) (*client.Client, error) {

@@ -16,9 +16,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// What awaits its confirmation keeps its deadline when the agent is killed and the guest's clock is set a year ahead. A shutdown
-// that a host asks for waits for it. A boot of the guest takes it back before the network starts, and late confirmations are told
-// so.
+// What awaits its confirmation keeps its deadline when the agent is killed and the guest's clock is set a year ahead. A
+// shutdown that a host asks for waits for it. A boot of the guest takes it back before the network starts, and late
+// confirmations are told so.
 func TestConfirmAcrossReboot(t *testing.T) {
 	const (
 		within = 30 * 60 // seconds

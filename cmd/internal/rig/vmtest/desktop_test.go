@@ -23,8 +23,9 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// desktops begins two sessions of logind, each with X.Org's server on a terminal of its own, as startx does it: the server is the
-// user's, and logind gives it the terminal when the session comes to the front. The dummy driver shows its output to nobody.
+// desktops begins two sessions of logind, each with X.Org's server on a terminal of its own, as startx does it: the server is
+// the user's, and logind gives it the terminal when the session comes to the front. The dummy driver shows its output to
+// nobody.
 const desktops = `
 mkdir -p /etc/X11 /run/systemd/system
 cat > /etc/X11/xorg.conf <<'CONF'
@@ -121,8 +122,8 @@ func pictureOf(t testing.TB) []byte {
 	return b.Bytes()
 }
 
-// The screen and the clipboard are those of whoever is in front, by the port: X.Org's server runs in sessions of two users, which
-// logind switches between, and the agent is the service of the package.
+// The screen and the clipboard are those of whoever is in front, by the port: X.Org's server runs in sessions of two users,
+// which logind switches between, and the agent is the service of the package.
 func TestDesktopOfWhoIsInFront(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	vm.Must(t, desktops)

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The greeting says which machine this is, so that a host can tell whose socket it found, and when its first-boot scripts have run.
-// They come from the image, by the firmware and on a disk; SMBIOS has a parameter.
+// The greeting says which machine this is, so that a host can tell whose socket it found, and when its first-boot scripts have
+// run. They come from the image, by the firmware and on a disk; SMBIOS has a parameter.
 func TestGreetingTellsWhichMachineItIs(t *testing.T) {
 	const uuid = "5f0c7c1e-90ba-4a53-8d0c-6b9d3a1b7e42"
 	dir := t.TempDir()

@@ -20,8 +20,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Hosts follow each other without a gap, and the guest is busy, so that it learns of a change late, or in the middle of what the
-// next host asks for: each of them has its command run, hears what it wrote, and how it ended.
+// Hosts follow each other without a gap, and the guest is busy, so that it learns of a change late, or in the middle of what
+// the next host asks for: each of them has its command run, hears what it wrote, and how it ended.
 func TestChannelHostsWithoutAGap(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
@@ -66,8 +66,8 @@ func echoOnce(vm *vmtest.VM) error {
 	}
 }
 
-// Hosts follow each other without a gap, with the Node Daemon's manners: each sends a ping and nothing else, takes its pong for the
-// only sign of life, and leaves. The first ping of a host is answered wherever the port can tell that the host changed.
+// Hosts follow each other without a gap, with the Node Daemon's manners: each sends a ping and nothing else, takes its pong for
+// the only sign of life, and leaves. The first ping of a host is answered wherever the port can tell that the host changed.
 func TestChannelFirstPings(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)

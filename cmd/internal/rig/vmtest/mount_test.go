@@ -13,8 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// With a real systemd: a file system is mounted by its UUID, and again at the next boot; where the power is cut in the middle of
-// the script that mounts it, all is as before, and so it is where the script fails.
+// With a real systemd: a file system is mounted by its UUID, and again at the next boot; where the power is cut in the middle
+// of the script that mounts it, all is as before, and so it is where the script fails.
 func TestMountWithSystemd(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)

@@ -21,8 +21,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// network is a container in which systemd-networkd has an interface, with a gateway at the other end of its cable, and the agent
-// runs.
+// network is a container in which systemd-networkd has an interface, with a gateway at the other end of its cable, and the
+// agent runs.
 type network struct {
 	*container
 	agent     *client.Client
@@ -154,7 +154,8 @@ func (n *network) generate() time.Duration {
 	return time.Since(start)
 }
 
-// reload has systemd-networkd read its files, and measures until the address is there, and until it says that the interface is configured.
+// reload has systemd-networkd read its files, and measures until the address is there, and until it says that the interface is
+// configured.
 func (n *network) reload(address string) (there, configured time.Duration) {
 	n.Helper()
 	ctx := limited(n, time.Minute)
@@ -191,8 +192,8 @@ func median(list []time.Duration) time.Duration {
 }
 
 // BenchmarkNetplanApply measures what a file of netplan takes to be set, beside its generator alone, and to be applied, beside
-// systemd-networkd alone: from the request to read its files until the kernel has the address, and until it says that the interface is
-// configured. It is on this machine's own kernel, without emulation, and the sides take turns.
+// systemd-networkd alone: from the request to read its files until the kernel has the address, and until it says that the
+// interface is configured. It is on this machine's own kernel, without emulation, and the sides take turns.
 func BenchmarkNetplanApply(b *testing.B) {
 	n := bootNetwork(b)
 	var sets, applies, generates, theres, configureds []time.Duration

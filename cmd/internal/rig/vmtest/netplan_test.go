@@ -87,7 +87,8 @@ func (g *netGuest) byCLI() {
 	}
 }
 
-// costOfApply logs what netplan.apply takes beside the generator and the renderer alone, which are done when the address is there.
+// costOfApply logs what netplan.apply takes beside the generator and the renderer alone, which are done when the address is
+// there.
 func (g *netGuest) costOfApply() {
 	g.t.Helper()
 	text := func(address string) string {
@@ -117,8 +118,8 @@ func (g *netGuest) costOfApply() {
 	g.t.Logf("netplan.set and apply take %v, the generator and the renderer alone %v", ours/4, bare/3)
 }
 
-// A network that works is kept, one that does not is taken back: whoever looks, whatever is wrong with it, and also where the agent
-// is killed or the power fails meanwhile.
+// A network that works is kept, one that does not is taken back: whoever looks, whatever is wrong with it, and also where the
+// agent is killed or the power fails meanwhile.
 func TestNetplanWithNetworkd(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)

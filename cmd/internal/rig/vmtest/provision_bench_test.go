@@ -17,8 +17,8 @@ import (
 // provisionFiles is how many files a provisioning writes.
 const provisionFiles = 20
 
-// provisionScript is a provisioning with the agent's own rooms: files with owners and modes, a user, the host's name, a netplan file that
-// is checked, two units enabled, and files read back.
+// provisionScript is a provisioning with the agent's own rooms: files with owners and modes, a user, the host's name, a netplan
+// file that is checked, two units enabled, and files read back.
 const provisionScript = `
 local dir, n = "/srv/bench", params.run
 file.mkdir(dir, {parents = true})
@@ -52,8 +52,9 @@ func provisionShell(run int) string {
 	return b.String()
 }
 
-// BenchmarkProvision holds a provisioning by one script of the agent's rooms, which is undone as a whole if anything fails and is on
-// the disk when it is told, against the same by one shell script over the same channel, which is neither. "x" is ours as a multiple.
+// BenchmarkProvision holds a provisioning by one script of the agent's rooms, which is undone as a whole if anything fails and
+// is on the disk when it is told, against the same by one shell script over the same channel, which is neither. "x" is ours as
+// a multiple.
 func BenchmarkProvision(b *testing.B) {
 	vm := machine(b, vmtest.Options{})
 	startAgent(b, vm)

@@ -22,8 +22,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// BenchmarkQuiesce measures a freeze and a thaw of a small volume, by the agent and by qemu-ga in turns, without emulation: both run
-// in a container, with a loop device on a file in memory.
+// BenchmarkQuiesce measures a freeze and a thaw of a small volume, by the agent and by qemu-ga in turns, without emulation:
+// both run in a container, with a loop device on a file in memory.
 func BenchmarkQuiesce(b *testing.B) {
 	c, first := bootAgent(b, "true")
 	first.Close()

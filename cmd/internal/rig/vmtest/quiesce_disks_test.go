@@ -158,8 +158,9 @@ fcntl.ioctl(os.open("/srv/btrfs", os.O_RDONLY), 0x5000940e, bytearray(8) + b"sub
 	manyTimes(t, vm, c, frozen, numberFrom(t, "QUANTIX_ROUNDS", 5))
 }
 
-// manyTimes freezes and thaws under load: each fifth time the guest, and else two disks of which one lies on the other. A freeze
-// that takes longer than the agent lets it, as on a host that is busy, is given up, and all is to be written to after it.
+// manyTimes freezes and thaws under load: each fifth time the guest, and else two disks of which one lies on the other. A
+// freeze that takes longer than the agent lets it, as on a host that is busy, is given up, and all is to be written to after
+// it.
 func manyTimes(t *testing.T, vm *vmtest.VM, c *client.Client, points []string, rounds int) {
 	t.Helper()
 	for _, point := range points {

@@ -18,7 +18,8 @@ import (
 // nfsPrograms are what serves and mounts NFS, of Debian's nfs-kernel-server and nfs-common.
 var nfsPrograms = []string{"/usr/sbin/exportfs", "/usr/sbin/rpc.mountd", "/usr/sbin/mount.nfs"}
 
-// A file system of a server that has stopped answering, mounted hard, keeps no freeze and no thaw waiting, and is named by its type.
+// A file system of a server that has stopped answering, mounted hard, keeps no freeze and no thaw waiting, and is named by its
+// type.
 func TestQuiesceBesideNFSThatHangs(t *testing.T) {
 	files := []string{"/usr/sbin/mount.nfs4"}
 	for _, program := range nfsPrograms {

@@ -56,8 +56,8 @@ func thawGuest(t *testing.T, c *client.Client, token string) *pb.ThawFilesystems
 	}
 }
 
-// snapshot has QEMU keep the disk as it is now, in a file that changes no more, and go on in another. It returns the file as a raw
-// image. The machine must not be switched on again.
+// snapshot has QEMU keep the disk as it is now, in a file that changes no more, and go on in another. It returns the file as a
+// raw image. The machine must not be switched on again.
 func snapshot(t *testing.T, vm *vmtest.VM) string {
 	t.Helper()
 	dir := t.TempDir()

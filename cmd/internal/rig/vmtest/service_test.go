@@ -228,8 +228,8 @@ rm -f /tmp/quantix-kvm-agent.new
 touch /tmp/upgrade-finished
 `
 
-// hostWrite writes a file through the agent as the Node Daemon does: in chunks of 65,536 bytes, one after the other, with the mode and
-// the number of chunks in each.
+// hostWrite writes a file through the agent as the Node Daemon does: in chunks of 65,536 bytes, one after the other, with the
+// mode and the number of chunks in each.
 func hostWrite(t *testing.T, vm *vmtest.VM, path string, content []byte, mode uint32) {
 	t.Helper()
 	const chunk = 65536
@@ -248,8 +248,8 @@ func hostWrite(t *testing.T, vm *vmtest.VM, path string, content []byte, mode ui
 	}
 }
 
-// The host replaces the agent by a program and a script that it uploads, and that run through the agent, with the unit of the package:
-// the script finishes, though it stops the agent that runs it, and the new version answers.
+// The host replaces the agent by a program and a script that it uploads, and that run through the agent, with the unit of the
+// package: the script finishes, though it stops the agent that runs it, and the new version answers.
 func TestServiceHostUpgrade(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	program, err := os.ReadFile(unpacked(t, newer))
@@ -270,8 +270,8 @@ func TestServiceHostUpgrade(t *testing.T) {
 	}
 }
 
-// What a host put before the agent of the package and never becomes ready does not keep the guest without one: after three starts that
-// of the package runs, says so, and goes on after a restart. A new version is tried.
+// What a host put before the agent of the package and never becomes ready does not keep the guest without one: after three
+// starts that of the package runs, says so, and goes on after a restart. A new version is tried.
 func TestServiceGivesUpABrokenUpgrade(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	vm.Must(t, "printf '#!/bin/sh\\necho one >> /run/started\\nexit 1\\n' > /usr/local/bin/quantix-kvm-agent && chmod 755 /usr/local/bin/quantix-kvm-agent")

@@ -69,7 +69,8 @@ func (n *news) kill(t *testing.T) *pb.ErrorEvent {
 	}
 }
 
-// within holds a report against the moment of a change, in seconds since boot, by the guest's own clock. A report has whole ones.
+// within holds a report against the moment of a change, in seconds since boot, by the guest's own clock. A report has whole
+// ones.
 func within(t *testing.T, what string, report *pb.TelemetryReport, moment string) {
 	t.Helper()
 	at, err := strconv.ParseFloat(strings.Fields(moment)[0], 64)
@@ -194,8 +195,8 @@ func hotplug(t *testing.T, vm *vmtest.VM, n *news, find func(*pb.TelemetryReport
 	vm.Must(t, "ip link set lo mtu 65000; ip addr add 192.0.2.9/24 dev "+card)
 }
 
-// A host hears which process the kernel killed; without the kernel's log, that one was. What was killed before the agent started
-// is not told.
+// A host hears which process the kernel killed; without the kernel's log, that one was. What was killed before the agent
+// started is not told.
 func TestTelemetryOfKills(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	vm.Must(t, "echo 'telemetry_interval_secs: 1' >> /etc/quantix-kvm/agent.yaml")

@@ -79,8 +79,8 @@ func (a *Agent) Kill() {
 // noAnswer is the ctl's exit status where the agent has not answered its first ping in time. Nothing was asked for then.
 const noAnswer = 3
 
-// Ctl runs the ctl and returns what it printed, with its exit status. On a busy machine, where no answer comes in time, it runs it
-// again.
+// Ctl runs the ctl and returns what it printed, with its exit status. On a busy machine, where no answer comes in time, it runs
+// it again.
 func Ctl(t testing.TB, h *Host, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	for range 10 {

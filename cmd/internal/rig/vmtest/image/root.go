@@ -11,8 +11,8 @@ import (
 )
 
 // suite and packages say what the guest is: a small Debian 12 server as a cloud image has it, plus the peers and tools that
-// tests look at; NetworkManager, ifupdown and an X server without a screen are there, and a test starts them. Whatever is in one
-// of the constants below is part of the recipe's hash.
+// tests look at; NetworkManager, ifupdown and an X server without a screen are there, and a test starts them. Whatever is in
+// one of the constants below is part of the recipe's hash.
 const (
 	suite = "bookworm"
 
@@ -20,8 +20,8 @@ const (
 		"sudo,acl,attr,e2fsprogs,qemu-guest-agent,openssh-server,linux-image-cloud-amd64,network-manager,ifupdown,isc-dhcp-client," +
 		"libpam-systemd,xserver-xorg-core,xserver-xorg-video-dummy,x11-xserver-utils,xclip"
 
-	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots. What draws in
-	// three dimensions, and a compiler, are large, and nobody runs them.
+	// bootstrap makes $OUT/root.tar. INITRD=No spares the kernel package's own initramfs, which nothing here boots. What draws
+	// in three dimensions, and a compiler, are large, and nobody runs them.
 	bootstrap = `
 INITRD=No mmdebstrap --mode=$MODE --variant=minbase --format=tar --skip=output/dev \
 	--aptopt='Apt::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' \

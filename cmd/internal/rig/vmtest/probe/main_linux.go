@@ -103,8 +103,8 @@ func (p *probe) handle(m frame.Message, body []byte) {
 	_ = frame.Write(p.out, reply, out)
 }
 
-// hello sets the clock, which stood still while the machine lay saved on the host's disk, and makes the copies of a machine draw
-// random numbers of their own.
+// hello sets the clock, which stood still while the machine lay saved on the host's disk, and makes the copies of a machine
+// draw random numbers of their own.
 func hello(m frame.Message) (frame.Message, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
