@@ -19,6 +19,8 @@ type Mount struct {
 	ID string
 	// Volatile: what is on the file system ends with it, at the latest with the boot.
 	Volatile bool
+	// ReadOnly: the mount is, or the file system.
+	ReadOnly bool
 	// Device names the file system while it is mounted, and Number the mount. Both are used again.
 	Device string
 	Number uint64

@@ -172,7 +172,7 @@ func (d *realDir) mount(name string) (Mount, error) {
 		source = line.source
 		m.Dir, m.Type, m.Source, m.Device = text.EscapePath(line.dir), line.kind, text.EscapePath(line.source), line.device
 	}
-	m.ID, m.Volatile, err = fileSystemID(d.handle, name, source)
+	err = m.addFileSystem(d.handle, name, source)
 	return m, err
 }
 
@@ -183,35 +183,37 @@ const (
 	bcachefsMagic = 0xca451a4e
 )
 
-// fileSystemID returns the ID of the file system that an object is on, if it has one, and whether it is volatile. It asks
-// nothing that a server must answer, but for statfs.
-func fileSystemID(dir handle, name, source string) (id string, volatile bool, err error) {
+// addFileSystem adds what the file system that an object is on says of itself. It asks nothing that a server must answer, but for
+// statfs.
+func (m *Mount) addFileSystem(dir handle, name, source string) error {
 	fd, err := unix.Openat(dir, name, pathOnly, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		fd, err = dupHandle(dir)
 	}
 	if err != nil {
-		return "", false, err
+		return err
 	}
 	defer unix.Close(fd)
 	var stat unix.Statfs_t
 	if err := unix.Fstatfs(fd, &stat); err != nil {
-		return "", false, err
+		return err
 	}
 	kind := uint32(stat.Type)
 	switch kind {
 	case unix.EXT4_SUPER_MAGIC, btrfsMagic, zfsMagic, bcachefsMagic, unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.HUGETLBFS_MAGIC:
 		if stat.Fsid != (unix.Fsid{}) { // a tmpfs has one since Linux 5.13
-			id = fmt.Sprintf("%08x%08x", uint32(stat.Fsid.Val[1]), uint32(stat.Fsid.Val[0]))
+			m.ID = fmt.Sprintf("%08x%08x", uint32(stat.Fsid.Val[1]), uint32(stat.Fsid.Val[0]))
 		}
 	case unix.XFS_SUPER_MAGIC:
-		if id, err = xfsID(fd); err != nil {
-			return "", false, err
+		if m.ID, err = xfsID(fd); err != nil {
+			return err
 		}
 	default:
-		id = diskID(source)
+		m.ID = diskID(source)
 	}
-	return id, kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || kind == unix.HUGETLBFS_MAGIC, nil
+	m.Volatile = kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || kind == unix.HUGETLBFS_MAGIC
+	m.ReadOnly = stat.Flags&unix.ST_RDONLY != 0
+	return nil
 }
 
 // xfsGeometry is xfs_fsop_geom_v1 of the kernel's xfs_fs.h, as far as it matters.

@@ -11,6 +11,7 @@
 package journal
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -128,6 +129,8 @@ type unfinished struct {
 	status *txStatus
 	info   *pb.TransactionInfo
 	reply  *pb.RunScriptResponse // of the run; nil after a restart
+	// readOnly is the number of the step that a rollback of this process found on a file system that is read-only; 0: none.
+	readOnly uint64
 }
 
 // Open opens the journal. If another process has it open the error is fault.ErrBusy. If it holds unfinished transactions,
@@ -403,10 +406,11 @@ func (j *Journal) noteUnfinished(t *Tx, reply *pb.RunScriptResponse) {
 	info.Phase = "rolling_back"
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	before := j.unfinished[t.ID()]
 	if reply == nil {
-		reply = j.unfinished[t.ID()].reply
+		reply = before.reply
 	}
-	j.unfinished[t.ID()] = unfinished{&t.status, info, reply}
+	j.unfinished[t.ID()] = unfinished{&t.status, info, reply, cmp.Or(t.readOnly, before.readOnly)}
 }
 
 // unfinishedInfos describes the transactions whose rollback has not ended. The caller holds mu.

@@ -117,6 +117,77 @@ func TestRecoveryWaitsForMount(t *testing.T) {
 	}
 }
 
+// A rollback waits as long as the file system of a step is read-only, and goes on once it is not: it was the kernel that made it so,
+// where that found a fault. Who gives it up is told what was not restored.
+func TestRollbackWaitsForReadOnlyMount(t *testing.T) {
+	for _, abandoned := range []bool{false, true} {
+		m := newMountedGuest(t)
+		before := mustDescribeTree(t, m.disk)
+		g := newGuest(t, m.testDirs, nil)
+		tx := g.begin(t)
+		for _, c := range callsAt("/srv") {
+			g.mustCall(t, tx, c.op, c.in)
+		}
+		after := mustDescribeTree(t, m.disk)
+		m.setReadOnly(t, unix.MS_RDONLY)
+		report := tx.Rollback(t.Context())
+		if !report.Halted || !strings.HasPrefix(report.Waiting, "/srv (") || !strings.HasSuffix(report.Waiting, ", which is read-only") {
+			t.Fatalf("%+v", report)
+		}
+		mustDo(t, tx.Close(t.Context(), nil))
+		log := func() string {
+			content, err := os.ReadFile(filepath.Join(m.state, "open", tx.ID(), "journal"))
+			mustDo(t, err)
+			return string(content)
+		}
+		written := log()
+		for range 2 * maxAttempts {
+			list, err := g.journal.Recover(t.Context(), nil)
+			if err != nil || len(list) != 1 || list[0].Report.Waiting != report.Waiting {
+				t.Fatalf("%+v, %v", list, err)
+			}
+		}
+		checkTree(t, after, m.disk)
+		if log() != written {
+			t.Error("it writes to its log as often as it is asked")
+		}
+		if abandoned {
+			mustDo(t, g.journal.Abandon(t.Context(), tx.ID(), func(string) bool { return true }))
+			g.begin(t)
+			m.setReadOnly(t, 0)
+			continue
+		}
+		m.setReadOnly(t, 0)
+		list, err := g.journal.Recover(t.Context(), nil)
+		if err != nil || len(list) != 1 || list[0].Entry.GetReply().GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		checkTree(t, before, m.disk)
+		g.begin(t)
+	}
+}
+
+// A step that found its file system read-only has nothing to wait for.
+func TestNothingToRestoreOnReadOnlyMount(t *testing.T) {
+	m := newMountedGuest(t)
+	m.setReadOnly(t, unix.MS_RDONLY)
+	g := newGuest(t, m.testDirs, nil)
+	tx := g.begin(t)
+	err := g.call(t.Context(), tx, "file.write", &pb.WriteFileArgs{Path: "/srv/etc/small", Content: []byte("new")})
+	if !errors.Is(err, unix.EROFS) {
+		t.Fatal(err)
+	}
+	if report := tx.Rollback(t.Context()); report.Err != nil || report.Halted {
+		t.Errorf("%+v", report)
+	}
+	mustDo(t, tx.Close(t.Context(), nil))
+}
+
+func (m *mountedGuest) setReadOnly(t *testing.T, flag uintptr) {
+	t.Helper()
+	mustDo(t, unix.Mount("", m.point, "", unix.MS_BIND|unix.MS_REMOUNT|flag, ""))
+}
+
 func mustDo(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

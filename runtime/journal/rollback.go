@@ -104,6 +104,13 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			report.Left = numbers(order[i:])
 			return err
 		}
+		if wait := p.foundReadOnly(s, record, undone); wait != nil {
+			report.Left = numbers(order[i:])
+			if report.Err == nil && !p.unlogged {
+				p.logHalted()
+			}
+			return wait
+		}
 		var ran []*pb.Change
 		for i := range undone[:min(len(undone), 1)] {
 			for _, point := range p.detached {
@@ -127,6 +134,51 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		}
 	}
 	return nil
+}
+
+// foundReadOnly returns a waitingError if objects of a step were not restored since their file system is read-only, as one becomes on
+// which the kernel found a fault. Once somebody has made it writable again the rollback goes on. One that was abandoned fails there.
+func (p *undoPass) foundReadOnly(s *step, record *pb.JournalRecord, undone []Undone) error {
+	for _, u := range undone {
+		if u.Target == "" || !errors.Is(u.Err, syscall.EROFS) || p.tx.abandoned {
+			continue
+		}
+		if m := longestMount(record.GetMounts(), u.Target); m != nil {
+			p.tx.readOnly = s.number
+			return readOnlyError(m)
+		}
+	}
+	return nil
+}
+
+// stillReadOnly returns a waitingError if a rollback of this process has found that of a step. So no attempt is written each time that
+// this is asked.
+func (p *undoPass) stillReadOnly(s *step, record *pb.JournalRecord) error {
+	j := p.tx.journal
+	j.mu.Lock()
+	found := j.unfinished[p.tx.ID()].readOnly == s.number
+	j.mu.Unlock()
+	if !found || p.tx.abandoned {
+		return nil
+	}
+	c, err := p.tx.newMountCheck(record)
+	if c == nil || err != nil {
+		return err
+	}
+	for _, path := range stepPaths(record) {
+		now, err := c.current(path)
+		if err != nil {
+			return err
+		}
+		if m := longestMount(record.Mounts, path); m != nil && now.ReadOnly {
+			return readOnlyError(m)
+		}
+	}
+	return nil
+}
+
+func readOnlyError(m *pb.JournalMount) error {
+	return &waitingError{fromMount(m).String() + ", which is read-only"}
 }
 
 // lostStep returns the outcomes of a step that cannot be undone.
@@ -173,6 +225,9 @@ func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalReco
 		return errDeferred
 	}
 	err := p.tx.checkMounts(record)
+	if err == nil {
+		err = p.stillReadOnly(s, record)
+	}
 	if err == nil || p.tx.journal.config.BootID() != p.tx.begin.BootId {
 		return err
 	}

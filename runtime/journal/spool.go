@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"syscall"
 
 	"github.com/quantix-kvm/guest-agent/builtins"
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -187,11 +188,11 @@ func (t *Tx) removeSpools() error {
 		if err == nil {
 			err = t.checkMounts(record)
 		}
-		if waiting := (*waitingError)(nil); t.abandoned && errors.As(err, &waiting) {
-			continue
-		}
 		if err == nil {
 			err = t.removeSpooled(record.GetTake())
+		}
+		if waiting := (*waitingError)(nil); t.abandoned && (errors.As(err, &waiting) || errors.Is(err, syscall.EROFS)) {
+			continue
 		}
 		if err != nil {
 			return fault.On(s.spool, err)
