@@ -146,6 +146,7 @@ func TestInstallOfUnits(t *testing.T) {
 	r, dir := newTree(t, map[string]string{
 		units + "also.service": "[Install]\nAlso=a.service nosuch.service\n", units + "a.service": wants,
 		units + "comment.service": "[Install]\nWantedBy=multi-user.target \\\n# not a target\n  graphical.target\n",
+		units + "end.service":     "[Install]\nWantedBy=multi-user.target \\\n# the last line\n",
 		units + "quoted.service":  "[Install]\nWantedBy=\"multi-user.target\" 'graphical.target'\n",
 		units + "mark.service":    "\ufeff" + wants, units + "blank.service": "[Install]\r\n WantedBy = x.target\\ \r\n",
 		units + "hidden.service": wants, units + "hidden.service.d/1.conf": "[Install]\nWantedBy=vendor.target\n",
@@ -163,6 +164,7 @@ func TestInstallOfUnits(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"also": "multi-user.target.wants/a.service", "comment": "graphical.target.wants/comment.service multi-user.target.wants/comment.service",
+		"end":    "multi-user.target.wants/end.service",
 		"quoted": "graphical.target.wants/quoted.service multi-user.target.wants/quoted.service", "mark": "multi-user.target.wants/mark.service",
 		"hidden": "admin.target.wants/hidden.service multi-user.target.wants/hidden.service", "order": "two.target.wants/order.service",
 		"i@one":   "all.target.wants/i@one.service multi-user.target.wants/i@one.service one.target.wants/i@one.service",
@@ -190,6 +192,16 @@ func TestInstallOfUnits(t *testing.T) {
 	}
 	if state := newIndex(dir, 1).of("mark.service"); state != "disabled" {
 		t.Error(state)
+	}
+}
+
+// A setting of many lines is read in a time that grows with its length alone.
+func TestSettingOfManyLines(t *testing.T) {
+	begin := time.Now()
+	f := &found{}
+	f.parse("[Install]\nWantedBy=a.target " + strings.Repeat("\\\n", maxUnitFile/2-30) + "b.target\n")
+	if took := time.Since(begin); took > 10*time.Second || !slices.Equal(f.install.wantedBy, []string{"a.target", "b.target"}) {
+		t.Error(took, f.install.wantedBy)
 	}
 }
 

@@ -238,49 +238,55 @@ func (t tree) names(dir string) []string {
 
 // parse reads the section [Install] of a file of settings (systemd.syntax(7)). An empty value takes back those before it.
 func (f *found) parse(content string) {
-	section, before := "", ""
+	section := ""
+	var before strings.Builder // of a setting that goes on, also at the end of the file
 	for line := range strings.Lines(strings.TrimPrefix(content, "\ufeff")) {
 		goesOn := strings.HasSuffix(strings.TrimRight(line, "\r\n"), "\\")
 		line = strings.TrimSpace(line)
 		if line != "" && (line[0] == '#' || line[0] == ';') { // also between the lines of one setting
 			continue
 		}
-		if before += line; goesOn {
-			before = strings.TrimSuffix(before, "\\") + " "
+		if goesOn {
+			before.WriteString(strings.TrimSuffix(line, "\\") + " ")
 			continue
 		}
-		if line, before = strings.TrimSpace(before), ""; line == "" {
-			continue
+		before.WriteString(line)
+		f.setting(&section, strings.TrimSpace(before.String()))
+		before.Reset()
+	}
+	f.setting(&section, strings.TrimSpace(before.String()))
+}
+
+// setting reads a setting, or the head of a section, which is that of the settings behind it.
+func (f *found) setting(section *string, text string) {
+	if strings.HasPrefix(text, "[") {
+		*section = text
+		return
+	}
+	if *section != "[Install]" || text == "" {
+		return
+	}
+	key, value, _ := strings.Cut(text, "=")
+	words := strings.Fields(value)
+	for i, word := range words {
+		if n := len(word); n > 1 && (word[0] == '"' || word[0] == '\'') && word[n-1] == word[0] {
+			words[i] = word[1 : n-1]
 		}
-		if line[0] == '[' {
-			section = line
-			continue
-		}
-		key, value, _ := strings.Cut(line, "=")
-		if section != "[Install]" {
-			continue
-		}
-		words := strings.Fields(value)
-		for i, word := range words {
-			if n := len(word); n > 1 && (word[0] == '"' || word[0] == '\'') && word[n-1] == word[0] {
-				words[i] = word[1 : n-1]
-			}
-		}
-		if strings.TrimSpace(key) == "DefaultInstance" {
-			f.instance = strings.TrimSpace(value)
-			continue
-		}
-		list := map[string]*[]string{
-			"WantedBy": &f.install.wantedBy, "RequiredBy": &f.install.requiredBy, "UpheldBy": &f.install.upheldBy,
-			"Alias": &f.install.alias, "Also": &f.install.also,
-		}[strings.TrimSpace(key)]
-		switch {
-		case list == nil:
-		case len(words) == 0:
-			*list = nil
-		default:
-			*list = append(*list, words...)
-		}
+	}
+	if strings.TrimSpace(key) == "DefaultInstance" {
+		f.instance = strings.TrimSpace(value)
+		return
+	}
+	list := map[string]*[]string{
+		"WantedBy": &f.install.wantedBy, "RequiredBy": &f.install.requiredBy, "UpheldBy": &f.install.upheldBy,
+		"Alias": &f.install.alias, "Also": &f.install.also,
+	}[strings.TrimSpace(key)]
+	switch {
+	case list == nil:
+	case len(words) == 0:
+		*list = nil
+	default:
+		*list = append(*list, words...)
 	}
 }
 
