@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -145,6 +146,19 @@ func TestKeysElsewhere(t *testing.T) {
 		}
 		g.refuses("account.ssh_keys", in, "refused", c.where+": sshd reads keys from ")
 		g.refuses("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob"}, "refused", c.where)
+	}
+}
+
+// Files of sshd that include each other do not hold up a call.
+func TestFilesOfSSHDThatIncludeEachOther(t *testing.T) {
+	g := newTree(t, debian)
+	for _, file := range []string{sshdConfig, sshdConfig + ".d/1.conf", sshdConfig + ".d/2.conf", sshdConfig + ".d/3.conf"} {
+		g.put(file, "Include sshd_config.d/*.conf\n")
+	}
+	begin := time.Now()
+	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}})
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Error(took)
 	}
 }
 

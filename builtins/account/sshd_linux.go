@@ -14,13 +14,14 @@ const (
 	sshdConfig  = "/etc/ssh/sshd_config"
 	sshdDir     = "/etc/ssh" // where the names of Include begin
 	maxIncludes = 16         // how deep sshd includes files
-	maxIncluded = 1000       // files in a directory that are looked at
+	maxIncluded = 1000       // files in a directory that are looked at, and all that are read
 )
 
 // readsKeys refuses a user whose keys sshd reads from other files than the one in the home directory (AuthorizedKeysFile of
 // sshd_config(5)): keys would be without effect, or others than those that count would be told. Match blocks are not looked at.
 func readsKeys(root *fsys.Root, u *user) error {
-	where, files := keysSetting(root, sshdConfig, 0)
+	rest := maxIncluded
+	where, files := keysSetting(root, sshdConfig, 0, &rest)
 	ours := fsys.Join(u.home, keysFile)
 	replace := strings.NewReplacer("%%", "%", "%h", u.home, "%u", u.name, "%U", formatID(u.uid))
 	if where == "" || slices.ContainsFunc(files, func(file string) bool {
@@ -35,10 +36,13 @@ func readsKeys(root *fsys.Root, u *user) error {
 }
 
 // keysSetting returns the first setting of AuthorizedKeysFile before a Match block, and the file that it is in; empty: there is
-// none.
-func keysSetting(root *fsys.Root, file string, depth int) (where string, files []string) {
+// none. Of files that include each other no more than rest are read.
+func keysSetting(root *fsys.Root, file string, depth int, rest *int) (where string, files []string) {
+	if *rest--; *rest < 0 || depth > maxIncludes {
+		return "", nil
+	}
 	text, err := root.ReadFile(file, maxDefaults)
-	if err != nil || depth > maxIncludes {
+	if err != nil {
 		return "", nil
 	}
 	for line := range strings.Lines(string(text)) {
@@ -58,7 +62,7 @@ func keysSetting(root *fsys.Root, file string, depth int) (where string, files [
 		case "include":
 			for _, pattern := range words {
 				for _, other := range included(root, pattern) {
-					if where, files := keysSetting(root, other, depth+1); where != "" {
+					if where, files := keysSetting(root, other, depth+1, rest); where != "" {
 						return where, files
 					}
 				}
