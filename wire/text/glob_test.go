@@ -27,6 +27,11 @@ func TestGlob(t *testing.T) {
 			}
 		}
 	}
+	for _, pattern := range []string{"[[]x", "[a^]", "[^^]", "a[bc]*?"} { // and one of both is the same, without a backslash
+		if got, err := Glob(pattern); err != nil || got != pattern {
+			t.Errorf("%s is %s, %v", pattern, got, err)
+		}
+	}
 	for pattern, want := range map[string]string{
 		"a**": "** is not known", "**/x": "** is not known", "*.{a,b}": "braces", "[[:digit:]]": "named classes",
 		"[![:space:]]*": "named classes", "[a[.b.]]": "named classes", "[[=a=]]": "named classes",
