@@ -58,7 +58,7 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 		return e, fault.Invalid("dump and pass are numbers of one digit")
 	}
 	name, value, tagged := strings.Cut(e.source, "=")
-	if tagged && tags[name] != "" && (value == "" || strings.ContainsAny(value, `"'`) || strings.Contains(value, "..")) {
+	if tagged && tags[name] != "" && (value == "" || strings.ContainsAny(value, `"'`) || slices.Contains(strings.Split(value, "/"), "..")) {
 		return e, fault.Invalid("%q names no file system", e.source)
 	}
 	for name, field := range map[string]string{"source": e.source, "target": e.target, "options": e.options} {

@@ -137,7 +137,8 @@ func TestFstabNamesALink(t *testing.T) {
 }
 
 func TestSourcesWithSlashes(t *testing.T) {
-	for _, in := range []*pb.MountArgs{{Source: "host/share", Fstype: "9p"}, {Source: "a/b", Fstype: "virtiofs"}, {Source: "LABEL=/boot", Fstype: "ext3"}} {
+	for _, in := range []*pb.MountArgs{{Source: "host/share", Fstype: "9p"}, {Source: "a/b", Fstype: "virtiofs"}, {Source: "LABEL=/boot", Fstype: "ext3"},
+		{Source: "LABEL=data-1..2", Fstype: "ext4"}} {
 		if _, err := newEntry(in, "/mnt"); err != nil {
 			t.Error(in, err)
 		}
