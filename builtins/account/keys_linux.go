@@ -78,7 +78,8 @@ func parseKey(line string) (*key, error) {
 var keyOptions = map[string]bool{
 	"agent-forwarding": false, "port-forwarding": false, "pty": false, "user-rc": false, "x11-forwarding": false,
 	"touch-required": false, "no-agent-forwarding": false, "no-port-forwarding": false, "no-pty": false, "no-user-rc": false,
-	"no-x11-forwarding": false, "no-touch-required": false, "verify-required": false, "restrict": false, "cert-authority": false,
+	"no-x11-forwarding": false, "no-touch-required": false, "verify-required": false, "no-verify-required": false,
+	"restrict": false, "cert-authority": false,
 	"command": true, "environment": true, "expiry-time": true, "from": true, "permitlisten": true, "permitopen": true,
 	"principals": true, "tunnel": true,
 }

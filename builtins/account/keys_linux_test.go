@@ -109,7 +109,7 @@ func TestKeyOfSeveralLines(t *testing.T) {
 func TestOptionsOfKeys(t *testing.T) {
 	for _, options := range []string{
 		"no-pty", "NO-PTY,No-X11-Forwarding", "restrict,pty,command=\"/bin/x \\\"a,b\\\" # c\"", "cert-authority,principals=\"a,b\"", "from=\"10.0.0.0/8,!10.0.0.1\"",
-		"environment=\"A=B C\",environment=\"D=\",permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"1\",expiry-time=\"20300101\"", "no-touch-required,verify-required",
+		"environment=\"A=B C\",environment=\"D=\",permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"1\",expiry-time=\"20300101\"", "no-touch-required,verify-required", "no-verify-required",
 	} {
 		k, err := parseKey(options + " " + ed25519a)
 		if err == nil {
