@@ -155,9 +155,12 @@ func TestInstallOfUnits(t *testing.T) {
 		units + "order.service.d/2.conf": "[Install]\nWantedBy=\nWantedBy=two.target\n",
 		units + "i@.service":             wants, units + "i@.service.d/1.conf": "[Install]\nWantedBy=all.target\n",
 		units + "i@one.service.d/2.conf": "[Install]\nWantedBy=one.target\n",
-		units + "alias@.service":         "[Install]\nWantedBy=multi-user.target\nAlias=other-%i.service\n",
-		units + "fixed@.service":         "[Install]\nAlias=fixed2@b.service\nWantedBy=multi-user.target\n",
-		units + "plain.service":          "[Install]\nAlias=plain@.service\n",
+		units + "p@.service":             wants, systemDir + "/p@.service.d/1.conf": "[Install]\nWantedBy=all.target\n",
+		units + "p@one.service.d/1.conf": "[Install]\nWantedBy=one.target\n",
+		units + "q@one.service":          wants, units + "q@.service.d/1.conf": "[Install]\nWantedBy=all.target\n",
+		units + "alias@.service": "[Install]\nWantedBy=multi-user.target\nAlias=other-%i.service\n",
+		units + "fixed@.service": "[Install]\nAlias=fixed2@b.service\nWantedBy=multi-user.target\n",
+		units + "plain.service":  "[Install]\nAlias=plain@.service\n",
 	})
 	if err := os.Symlink(nullDevice, dir+systemDir+"/order.service.d/3.conf"); err != nil {
 		t.Fatal(err)
@@ -169,6 +172,8 @@ func TestInstallOfUnits(t *testing.T) {
 		"hidden": "admin.target.wants/hidden.service multi-user.target.wants/hidden.service", "order": "two.target.wants/order.service",
 		"i@one":   "all.target.wants/i@one.service multi-user.target.wants/i@one.service one.target.wants/i@one.service",
 		"i@two":   "all.target.wants/i@two.service multi-user.target.wants/i@two.service",
+		"p@one":   "multi-user.target.wants/p@one.service one.target.wants/p@one.service",
+		"q@one":   "all.target.wants/q@one.service multi-user.target.wants/q@one.service",
 		"fixed@b": "fixed2@b.service multi-user.target.wants/fixed@b.service",
 		"blank":   "", "alias@x": "", "fixed@c": "", "plain": "",
 	} {

@@ -185,10 +185,9 @@ func (t tree) read(f *found, asked unit) error {
 	f.masked = len(content) == 0 && fsys.Parent(f.path) != systemDir || f.masked
 	f.parse(string(content))
 	var dirs []string
-	for _, dir := range unitDirs {
-		dirs = append(dirs, dir+"/"+string(f.unit)+".d")
-		if asked != f.unit && asked.template() == f.unit {
-			dirs = append(dirs, dir+"/"+string(asked)+".d")
+	for _, of := range []unit{asked, asked.template()} { // what is of an instance goes before, wherever it lies
+		for _, dir := range unitDirs {
+			dirs = append(dirs, dir+"/"+string(of)+".d")
 		}
 	}
 	for _, path := range dropIns(dirs, t.names) {
