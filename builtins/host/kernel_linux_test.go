@@ -1,6 +1,7 @@
 package host
 
 import (
+	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -56,6 +57,20 @@ func TestTheKernelRefusesAValue(t *testing.T) {
 		_, err := g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.route.flush", Value: value})
 		if fault.Code(err) != "refused" || !strings.Contains(err.Error(), "only be written") {
 			t.Error(err)
+		}
+	}
+}
+
+// Where an agent that is not root may not read a setting that others read, that is no write-only one.
+func TestWriteOnlySettings(t *testing.T) {
+	g := newTree(t)
+	for name, want := range map[string]fs.FileMode{"/only": 0o200, "/root": 0o600, "/all": 0o644} {
+		g.put(name, "1\n")
+		if err := os.Chmod(g.dir+name, want); err != nil {
+			t.Fatal(err)
+		}
+		if got := isWriteOnly(g.room.guest.Files, name); got != (want == 0o200) {
+			t.Error(name, got)
 		}
 	}
 }

@@ -261,7 +261,7 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.On(in.Name, fault.Wrapf(fs.ErrNotExist, "this kernel has no such setting"))
 	}
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) && isWriteOnly(root, file) {
 		return nil, &fault.Error{
 			Object: in.Name, Err: fault.Refuse("it can only be written, so nothing would take that back"),
 			Hint: "the script sysctl-profile writes it, as does exec.run with irreversible = true",
@@ -308,6 +308,17 @@ func settingFile(name string) (string, error) {
 // sameWords compares values as the kernel prints and takes them.
 func sameWords(a, b string) bool {
 	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
+}
+
+// isWriteOnly says whether a file is one that nobody may read, also not root.
+func isWriteOnly(root *fsys.Root, file string) bool {
+	at, err := root.At(file)
+	if err != nil {
+		return false
+	}
+	defer at.Close()
+	meta, err := at.Stat()
+	return err == nil && meta.Mode&0o444 == 0
 }
 
 // sameSetting compares values of a setting, of which the kernel tells numbers in decimal, and lists of numbers as ranges.
