@@ -67,9 +67,12 @@ func ChangeLine(status pb.ScriptStatus, c *pb.Change) string {
 			words = "would run " + c.Target
 		}
 	case pb.ChangeState_CHANGE_STATE_UNKNOWN:
-		if status == pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN {
+		switch status {
+		case pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN:
 			words = "cannot be foretold: " + words
-		} else {
+		case pb.ScriptStatus_SCRIPT_STATUS_COMMITTED, pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM: // its failure was caught
+			words = "UNKNOWN whether it is done: " + words
+		default:
 			words = "UNKNOWN whether it is undone: " + words
 		}
 	}

@@ -10,11 +10,13 @@ import (
 // A change of which nothing is known has other words where a script ran than in a dry run.
 func TestChangesOfUnknownState(t *testing.T) {
 	const dry, failed = pb.ScriptStatus_SCRIPT_STATUS_DRY_RUN, pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED
+	const committed = pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
 	const unknown = pb.ChangeState_CHANGE_STATE_UNKNOWN
 	ran := &pb.Change{Op: "exec.on_commit", Target: "x", Action: "ran", State: unknown}
 	for status, want := range map[pb.ScriptStatus]string{
-		dry:    "cannot be foretold: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
-		failed: "UNKNOWN whether it is undone: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
+		committed: "UNKNOWN whether it is done: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
+		dry:       "cannot be foretold: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
+		failed:    "UNKNOWN whether it is undone: ran x (exec.on_commit)\nFAILED after the commit: x (exec.on_commit)\n",
 	} {
 		var b strings.Builder
 		Changes(&b, &pb.RunScriptResponse{Status: status, Changes: []*pb.Change{ran}, AfterCommit: []*pb.Change{ran}})
