@@ -134,7 +134,7 @@ func (r *Room) keysAccess(files *fsys.Root, in *pb.AccountKeysArgs) builtins.Acc
 		return access
 	}
 	file := fsys.Join(home, keysFile)
-	access.Reads = append(slices.Clone(public), file, sshdConfig)
+	access.Reads = append(slices.Clone(public), file)
 	if len(in.Keys) > 0 || in.Exclusive {
 		access.Writes = []string{file}
 	}

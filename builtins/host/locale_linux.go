@@ -40,11 +40,7 @@ var (
 )
 
 func localeAccess(in *pb.LocaleArgs) builtins.Access {
-	a := rewrites(in.New != "", localeConf, debianLocale)
-	if in.New != "" {
-		a.Reads = append(slices.Clone(a.Reads), environment)
-	}
-	return a
+	return rewrites(in.New != "", localeConf, debianLocale)
 }
 
 func keymapAccess(in *pb.KeymapArgs) builtins.Access {

@@ -60,14 +60,10 @@ func (r *Room) files(call *builtins.Call) (*fsys.Root, error) {
 }
 
 func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
-	a := rewrites(in.New != "", hostnameFile)
 	if r.guest.Live && in.New != "" {
-		a = rewrites(true, hostnameFile, liveHostname)
+		return rewrites(true, hostnameFile, liveHostname)
 	}
-	if in.New != "" {
-		a.Reads = append(slices.Clone(a.Reads), hostsFile)
-	}
-	return a
+	return rewrites(in.New != "", hostnameFile)
 }
 
 // rewrites is the access of a row that tells what stands in files, or changes it, and shows what was there.

@@ -163,3 +163,12 @@ func TestChannels(t *testing.T) {
 		}
 	}
 }
+
+// Names of operations have no slash, so ** is the same as * there; an agent.yaml may have either.
+func TestPatternsOfOperations(t *testing.T) {
+	for _, pattern := range []string{"**", "file.**", "file.*", "exec.run", "file.[a-c]*"} {
+		if err := checkOperation(pattern); err != nil {
+			t.Error(pattern, err)
+		}
+	}
+}

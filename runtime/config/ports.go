@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/wire/port"
@@ -60,15 +61,18 @@ func ProtocolOf(portName string) Protocol {
 	return Native
 }
 
-// isPattern reports whether a pattern of package path means the same as one of a shell: [!a], {a,b} and ** do not.
-func isPattern(pattern string) bool {
+// checkPattern returns an error for a pattern of package path that means something else to a shell, as [!a], {a,b} and ** do.
+func checkPattern(pattern string) error {
 	glob, err := text.Glob(pattern)
-	return err == nil && glob == pattern
+	if err == nil && glob != pattern {
+		err = errors.New("is written otherwise here: " + glob)
+	}
+	return err
 }
 
 // isPortPattern reports whether a text can match the name of a port: one that cannot would restrict nobody.
 func isPortPattern(text string) bool {
-	if !isPattern(text) {
+	if checkPattern(text) != nil {
 		return false
 	}
 	for _, known := range portNames {

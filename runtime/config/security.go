@@ -218,8 +218,11 @@ func checkPort(text string) error {
 
 // checkOperation checks an element of a list of operations.
 func checkOperation(text string) error {
-	if text == "" || !isPattern(text) {
+	if text == "" {
 		return errors.New("is no name of an operation")
+	}
+	if err := checkPattern(strings.ReplaceAll(text, "**", "*")); err != nil { // a name has no slash
+		return fmt.Errorf("is no name of an operation: %w", err)
 	}
 	return nil
 }
