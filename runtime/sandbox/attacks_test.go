@@ -170,7 +170,7 @@ func TestAttacks(t *testing.T) {
 		short = newPool(t, sandbox.Config{Limits: limits})
 	}
 	if raced { // what ends by itself takes several times as long
-		limits.CPU *= 8
+		limits.CPU *= 50
 		long = newPool(t, sandbox.Config{Limits: limits})
 	}
 	slow := 0
