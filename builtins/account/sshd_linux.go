@@ -18,7 +18,7 @@ const (
 )
 
 // readsKeys refuses a user whose keys sshd reads from other files than the one in the home directory (AuthorizedKeysFile of
-// sshd_config(5)): keys would be without effect, or others than those that count would be told. Match blocks are not looked at.
+// sshd_config(5)): keys written here would have no effect, and keys read here would be the wrong ones. Match blocks are ignored.
 func readsKeys(root *fsys.Root, u *user) error {
 	rest := maxIncluded
 	where, files := keysSetting(root, sshdConfig, 0, &rest)

@@ -205,12 +205,7 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 
 // isDir says whether a path leads to a directory.
 func isDir(root *fsys.Root, path string) bool {
-	at, err := root.Follow(path)
-	if err != nil {
-		return false
-	}
-	defer at.Close()
-	meta, err := at.Stat()
+	meta, err := root.Stat(path)
 	return err == nil && meta.Kind == fsys.Directory
 }
 

@@ -181,6 +181,16 @@ func (r *Root) In(dir *Dir, name string) (*At, error) {
 // Follow is At for a path whose last element is followed where it is a link: it returns the entry behind it.
 func (r *Root) Follow(path string) (*At, error) { return r.resolve(path, followAll) }
 
+// Stat returns the state of what a path leads to through all links; of kind Absent where nothing is there.
+func (r *Root) Stat(path string) (Meta, error) {
+	at, err := r.Follow(path)
+	if err != nil {
+		return Meta{}, err
+	}
+	defer at.Close()
+	return at.Stat()
+}
+
 // Exact is At for a path that was resolved before, and is taken as it stands: a link in it, which was not there then,
 // is fault.ErrChanged.
 func (r *Root) Exact(path string) (*At, error) { return r.resolve(path, followNone) }

@@ -170,7 +170,7 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: r.productUUID(), AgentVersion: r.version}, nil
 }
 
-// running returns an error where a script asks a tree for what only a machine has. A test of a script is told of its own machine.
+// running returns an error below another root, which has no uptime, memory or mounts. A test of a script gets those of its own machine.
 func (r *Room) running(what string) error {
 	if r.guest.Root() == "/" || r.guest.Answer != nil {
 		return nil

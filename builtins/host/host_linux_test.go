@@ -117,7 +117,7 @@ func TestInfoOfAnImage(t *testing.T) {
 	}
 }
 
-// What only a machine has is not told of a tree; a test of a script is told of its own machine.
+// Below another root there is no uptime, memory or mount; a test of a script gets those of its own machine.
 func TestATreeDoesNotRun(t *testing.T) {
 	for _, name := range []string{"host.uptime", "host.memory", "host.disks"} {
 		tree := &guest.Guest{Dir: t.TempDir()}

@@ -185,12 +185,7 @@ func settingFiles(root *fsys.Root, common, debian string) (files []string, err e
 }
 
 func exists(root *fsys.Root, path string) bool {
-	at, err := root.Follow(path)
-	if err != nil {
-		return false
-	}
-	defer at.Close()
-	meta, err := at.Stat()
+	meta, err := root.Stat(path)
 	return err == nil && meta.Kind != fsys.Absent
 }
 

@@ -308,12 +308,7 @@ func sameWords(a, b string) bool {
 
 // isWriteOnly says whether a file is one that nobody may read, also not root.
 func isWriteOnly(root *fsys.Root, file string) bool {
-	at, err := root.At(file)
-	if err != nil {
-		return false
-	}
-	defer at.Close()
-	meta, err := at.Stat()
+	meta, err := root.Stat(file)
 	return err == nil && meta.Mode&0o444 == 0
 }
 

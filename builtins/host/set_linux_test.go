@@ -268,7 +268,7 @@ func TestSettingsOfADryRun(t *testing.T) {
 	}
 }
 
-// Who changes the name is told where the old one stands still.
+// A change of the name warns where /etc/hosts still has the old one.
 func TestHostnameInHosts(t *testing.T) {
 	for hosts, warns := range map[string]bool{
 		"127.0.0.1 localhost\n127.0.1.1\tbox.example BOX # box\n": true, "127.0.0.1 localhost\n": false, "127.0.1.1 box\n10.0.0.1 web1\n": false,

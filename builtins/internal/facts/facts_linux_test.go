@@ -179,7 +179,7 @@ func TestSizesOf(t *testing.T) {
 	}
 }
 
-// What the kernel calls /dev/root is told by its number.
+// The device that the kernel calls /dev/root is found by its number.
 func TestDeviceName(t *testing.T) {
 	root := t.TempDir()
 	os.MkdirAll(root+"/sys/dev/block", 0o755)
