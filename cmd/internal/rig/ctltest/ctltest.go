@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -166,6 +167,21 @@ func RunFiles(t *testing.T, files []string, start func(env *testscript.Env) (Gue
 				}
 				if got != want {
 					ts.Fatalf("ctl %q: exit status %d, want %d", args[1:], got, want)
+				}
+			},
+			// The shell waits 2 s for a completion, and a guest that is emulated and busy may take longer.
+			"completes": func(ts *testscript.TestScript, neg bool, args []string) {
+				if neg || len(args) < 2 {
+					ts.Fatalf("usage: completes WORD ARGS…")
+				}
+				for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Second) {
+					ts.Check(runCtl(ts, binary, append([]string{"__complete"}, args[1:]...), 0))
+					if strings.Contains(ts.ReadFile("stdout"), args[0]) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%q is not completed", args[0])
+					}
 				}
 			},
 			"guest": func(ts *testscript.TestScript, neg bool, args []string) {
