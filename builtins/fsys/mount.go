@@ -21,6 +21,8 @@ type Mount struct {
 	Volatile bool
 	// ReadOnly: the mount is, or the file system.
 	ReadOnly bool
+	// Free is the space that root can use, in bytes, and FreeInodes how many objects can be made; 0, too, where that is not said.
+	Free, FreeInodes uint64
 	// Device names the file system while it is mounted, and Number the mount. Both are used again.
 	Device string
 	Number uint64

@@ -129,8 +129,7 @@ type unfinished struct {
 	status *txStatus
 	info   *pb.TransactionInfo
 	reply  *pb.RunScriptResponse // of the run; nil after a restart
-	// readOnly is the number of the step that a rollback of this process found on a file system that is read-only; 0: none.
-	readOnly uint64
+	obstacle obstacle
 }
 
 // Open opens the journal. If another process has it open the error is fault.ErrBusy. If it holds unfinished transactions,
@@ -410,7 +409,7 @@ func (j *Journal) noteUnfinished(t *Tx, reply *pb.RunScriptResponse) {
 	if reply == nil {
 		reply = before.reply
 	}
-	j.unfinished[t.ID()] = unfinished{&t.status, info, reply, cmp.Or(t.readOnly, before.readOnly)}
+	j.unfinished[t.ID()] = unfinished{&t.status, info, reply, cmp.Or(t.obstacle, before.obstacle)}
 }
 
 // unfinishedInfos describes the transactions whose rollback has not ended. The caller holds mu.

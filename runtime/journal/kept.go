@@ -24,7 +24,7 @@ func (j *Journal) Kept() []string {
 }
 
 // Abandon does as RemoveKept, and waits for no mount any more: a rollback that does, ends now, without what was changed on
-// mounts that are not there, or are read-only; spools on them stay. That cannot be made good later.
+// mounts that are not there, are read-only or full; spools on them stay. That cannot be made good later.
 func (j *Journal) Abandon(ctx context.Context, id string, sees func(port string) bool) error {
 	if err := j.Unusable(); err != nil {
 		return err

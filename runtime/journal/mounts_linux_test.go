@@ -1,8 +1,10 @@
 package journal
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,6 +165,81 @@ func TestRollbackWaitsForReadOnlyMount(t *testing.T) {
 			t.Fatalf("%+v, %v", list, err)
 		}
 		checkTree(t, before, m.disk)
+		g.begin(t)
+	}
+}
+
+// A rollback that finds no space, since others have filled the disk, waits until they have freed some, also over restarts.
+func TestRollbackWaitsForSpace(t *testing.T) {
+	for _, abandoned := range []bool{false, true} {
+		m := newMountedGuest(t)
+		m.unmount(t)
+		if err := unix.Mount("small", m.point, "tmpfs", 0, "size=24m"); err != nil {
+			t.Skipf("cannot mount here (run as root of the machine): %v", err)
+		}
+		at := func(name string) string { return filepath.Join(m.point, name) }
+		large := bytes.Repeat([]byte("before\n"), 1<<20)
+		mustDo(t, os.WriteFile(at("large"), large, 0o640))
+		mustDo(t, os.WriteFile(at("older"), []byte("before"), 0o640))
+		before := mustDescribeTree(t, m.point)
+		g := newGuest(t, m.testDirs, nil)
+		tx := g.begin(t)
+		g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/srv/older", Content: []byte("after")})
+		mustDo(t, tx.Before(t.Context(), "/srv/large")) // a command's
+		mustDo(t, os.Remove(at("large")))
+		tx.Mark()
+		fillDisk(t, at("ballast"))
+		report := tx.Rollback(t.Context())
+		if !report.Halted || !strings.HasPrefix(report.Waiting, "/srv (tmpfs") || !strings.HasSuffix(report.Waiting, ", which has no space left") {
+			t.Fatalf("%+v", report)
+		}
+		mustDo(t, tx.Close(t.Context(), nil))
+		if content, err := os.ReadFile(at("older")); string(content) != "after" {
+			t.Errorf("an older step was undone before: %q, %v", content, err)
+		}
+		log := func() string {
+			content, err := os.ReadFile(filepath.Join(m.state, "open", tx.ID(), "journal"))
+			mustDo(t, err)
+			return string(content)
+		}
+		waits := func() {
+			t.Helper()
+			list, err := g.journal.Recover(t.Context(), nil)
+			if err != nil || len(list) != 1 || list[0].Report.Waiting != report.Waiting {
+				t.Fatalf("%+v, %v", list, err)
+			}
+		}
+		for range maxAttempts + 1 { // restarts
+			mustDo(t, g.close())
+			g = newGuest(t, m.testDirs, nil)
+			waits()
+		}
+		written := log()
+		for range 2 * maxAttempts {
+			waits()
+		}
+		if log() != written {
+			t.Error("it writes to its log as often as it is asked")
+		}
+		mustDo(t, os.Truncate(at("ballast"), 20<<20)) // too little
+		waits()
+		if _, err := os.Lstat(at("large")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a part of what has no space: %v", err)
+		}
+		if abandoned {
+			mustDo(t, g.journal.Abandon(t.Context(), tx.ID(), func(string) bool { return true }))
+			if content, err := os.ReadFile(at("older")); string(content) != "before" {
+				t.Errorf("an older step is not undone where it was given up: %q, %v", content, err)
+			}
+			g.begin(t)
+			continue
+		}
+		mustDo(t, os.Remove(at("ballast")))
+		list, err := g.journal.Recover(t.Context(), nil)
+		if err != nil || len(list) != 1 || list[0].Entry.GetReply().GetStatus() != pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		checkTree(t, before, m.point)
 		g.begin(t)
 	}
 }

@@ -247,6 +247,7 @@ func (j *Journal) rollBack(ctx context.Context, t *Tx, deferOp func(string) bool
 	reached := t.phase
 	t.mu.Unlock()
 	if reached == halted {
+		j.noteUnfinished(t, nil) // with what it met
 		return &Recovered{ID: t.ID(), Report: report, Err: errors.Join(t.log.close())}
 	}
 	reply := t.interruptedReply(report)

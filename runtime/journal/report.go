@@ -25,8 +25,8 @@ type Report struct {
 	Halted bool
 	// Left are the numbers of the steps that a rollback which Halted did not come to.
 	Left []uint64
-	// Waiting is the mount that Recover waits for, to be there or to be writable, since the next step changed something on it; empty: it
-	// waits for none.
+	// Waiting is the mount that Recover waits for: to be there, to be writable, or to have space, since the next step changed something on
+	// it. Empty: it waits for none.
 	Waiting string
 
 	restored map[string]bool     // the targets in Steps of which there is nothing else to tell

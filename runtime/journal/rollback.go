@@ -104,7 +104,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 			report.Left = numbers(order[i:])
 			return err
 		}
-		if wait := p.foundReadOnly(s, record, undone); wait != nil {
+		if wait := p.findObstacle(s, record, undone); wait != nil {
 			report.Left = numbers(order[i:])
 			if report.Err == nil && !p.unlogged {
 				p.logHalted()
@@ -136,48 +136,89 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 	return nil
 }
 
-// foundReadOnly returns a waitingError if objects of a step were not restored since their file system is read-only, as one becomes on
-// which the kernel found a fault. Once somebody has made it writable again the rollback goes on. One that was abandoned fails there.
-func (p *undoPass) foundReadOnly(s *step, record *pb.JournalRecord, undone []Undone) error {
+// obstacle is what a rollback of this process met on the file system of a step, and waits for to change. Until then it writes no
+// attempt each time that one is asked for.
+type obstacle struct {
+	step uint64 // 0: none
+	path string // of the object that was not restored
+	// full: there was no space; else it is read-only. free and inodes are the most that was too little, as of fsys.Mount.
+	full         bool
+	free, inodes uint64
+}
+
+// A disk that was full is tried again once this much more is free: less comes and goes with every log file.
+const (
+	moreSpace  = 1 << 20
+	moreInodes = 64
+)
+
+// findObstacle returns a waitingError if objects of a step were not restored since their file system is read-only, as one becomes on
+// which the kernel found a fault, or full of what others wrote. Once somebody has mended that the rollback goes on. One that was
+// abandoned fails there.
+func (p *undoPass) findObstacle(s *step, record *pb.JournalRecord, undone []Undone) error {
 	for _, u := range undone {
-		if u.Target == "" || !errors.Is(u.Err, syscall.EROFS) || p.tx.abandoned {
+		full := errors.Is(u.Err, syscall.ENOSPC)
+		if u.Target == "" || !full && !errors.Is(u.Err, syscall.EROFS) || p.tx.abandoned {
 			continue
 		}
-		if m := longestMount(record.GetMounts(), u.Target); m != nil {
-			p.tx.readOnly = s.number
-			return readOnlyError(m)
+		m := longestMount(record.GetMounts(), u.Target)
+		if m == nil {
+			continue
 		}
+		found, before := obstacle{step: s.number, path: u.Target, full: full}, p.knownObstacle(s)
+		if full {
+			now, err := p.mountAt(record, u.Target)
+			if err != nil {
+				continue
+			}
+			found.free, found.inodes = max(now.Free, before.free), max(now.FreeInodes, before.inodes)
+		}
+		p.tx.obstacle = found
+		return found.waitFor(m)
 	}
 	return nil
 }
 
-// stillReadOnly returns a waitingError if a rollback of this process has found that of a step. So no attempt is written each time that
-// this is asked.
-func (p *undoPass) stillReadOnly(s *step, record *pb.JournalRecord) error {
+// knownObstacle returns what an earlier rollback of this process met at a step.
+func (p *undoPass) knownObstacle(s *step) obstacle {
 	j := p.tx.journal
 	j.mu.Lock()
-	found := j.unfinished[p.tx.ID()].readOnly == s.number
-	j.mu.Unlock()
-	if !found || p.tx.abandoned {
-		return nil
+	defer j.mu.Unlock()
+	if o := j.unfinished[p.tx.ID()].obstacle; o.step == s.number {
+		return o
 	}
-	c, err := p.tx.newMountCheck(record)
-	if c == nil || err != nil {
-		return err
-	}
-	for _, path := range stepPaths(record) {
-		now, err := c.current(path)
-		if err != nil {
-			return err
-		}
-		if m := longestMount(record.Mounts, path); m != nil && now.ReadOnly {
-			return readOnlyError(m)
-		}
-	}
-	return nil
+	return obstacle{}
 }
 
-func readOnlyError(m *pb.JournalMount) error {
+// stillThere returns a waitingError if what a rollback of this process met at a step has not changed.
+func (p *undoPass) stillThere(s *step, record *pb.JournalRecord) error {
+	o := p.knownObstacle(s)
+	if o.step == 0 || p.tx.abandoned {
+		return nil
+	}
+	now, err := p.mountAt(record, o.path)
+	if err != nil {
+		return err
+	}
+	if !o.full && !now.ReadOnly || o.full && (now.Free >= o.free+moreSpace || now.FreeInodes >= o.inodes+moreInodes) {
+		return nil
+	}
+	return o.waitFor(longestMount(record.Mounts, o.path))
+}
+
+// mountAt returns the mount that a path of a step is on now.
+func (p *undoPass) mountAt(record *pb.JournalRecord, path string) (fsys.Mount, error) {
+	c, err := p.tx.newMountCheck(record)
+	if c == nil || err != nil {
+		return fsys.Mount{}, err
+	}
+	return c.current(path)
+}
+
+func (o obstacle) waitFor(m *pb.JournalMount) error {
+	if o.full {
+		return &waitingError{fromMount(m).String() + ", which has no space left"}
+	}
 	return &waitingError{fromMount(m).String() + ", which is read-only"}
 }
 
@@ -226,7 +267,7 @@ func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalReco
 	}
 	err := p.tx.checkMounts(record)
 	if err == nil {
-		err = p.stillReadOnly(s, record)
+		err = p.stillThere(s, record)
 	}
 	if err == nil || p.tx.journal.config.BootID() != p.tx.begin.BootId {
 		return err

@@ -49,7 +49,7 @@ type Tx struct {
 
 	reply           *pb.RunScriptResponse
 	actions         []*pb.JournalAction // to be done after the commit
-	readOnly        uint64              // as of unfinished
+	obstacle        obstacle            // as of unfinished
 	wasInterrupted  bool                // an earlier rollback began
 	earlierFailures []Undone            // of that rollback
 	earlierRan      []*pb.Change        // what that rollback ran
