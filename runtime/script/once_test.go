@@ -309,3 +309,25 @@ func TestEvents(t *testing.T) {
 		t.Error("whoever did not ask is told")
 	}
 }
+
+// The event of a recovery says how the transaction ended, and nothing that is not known.
+func TestInterrupted(t *testing.T) {
+	ended := func(status pb.ScriptStatus) *pb.JournalEntry {
+		return &pb.JournalEntry{Begin: &pb.JournalBegin{Script: &pb.ScriptRef{Name: "s"}}, Reply: &pb.RunScriptResponse{Status: status}}
+	}
+	for _, c := range []struct {
+		found   journal.Recovered
+		message string
+		details int
+	}{
+		{journal.Recovered{Entry: ended(pb.ScriptStatus_SCRIPT_STATUS_ROLLED_BACK)}, "rolled back by the recovery", 3},
+		{journal.Recovered{Entry: ended(pb.ScriptStatus_SCRIPT_STATUS_COMMITTED)}, "had committed before", 3},
+		{journal.Recovered{Entry: ended(pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED)}, "could not be taken back whole", 3},
+		{journal.Recovered{Report: journal.Report{Halted: true, Waiting: "/mnt"}}, "waiting for /mnt", 2},
+		{journal.Recovered{Report: journal.Report{Halted: true}, Err: fault.ErrCorrupt}, fault.ErrCorrupt.Error(), 1},
+	} {
+		if e := interrupted(c.found); !strings.Contains(e.Message, c.message) || len(e.Details) != c.details {
+			t.Errorf("%v, want %q and %d details", e, c.message, c.details)
+		}
+	}
+}

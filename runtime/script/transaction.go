@@ -230,21 +230,26 @@ func (m *Manager) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 func interrupted(r journal.Recovered) *pb.ErrorEvent {
 	e := &pb.ErrorEvent{
 		Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "transaction_interrupted",
-		Message: "transaction " + r.ID + " was interrupted, and ended by the recovery",
-		Details: map[string]string{"transaction_id": r.ID, "status": r.Entry.GetReply().GetStatus().String(), "script": r.Entry.GetBegin().GetScript().GetName()},
+		Message: "transaction " + r.ID + " was interrupted, and rolled back by the recovery",
+		Details: map[string]string{"transaction_id": r.ID},
 	}
-	if r.Report.Waiting != "" {
+	status := r.Entry.GetReply().GetStatus()
+	if r.Entry != nil {
+		e.Details["status"], e.Details["script"] = status.String(), r.Entry.Begin.GetScript().GetName()
+	}
+	switch {
+	case r.Report.Waiting != "":
 		e.Severity = pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL
 		e.Message = "transaction " + r.ID + " is not rolled back yet: waiting for " + r.Report.Waiting
 		e.Details["waiting_for"] = r.Report.Waiting
-		return e
-	}
-	if r.Err != nil || r.Report.Halted || r.Entry.GetReply().GetStatus() == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED {
+	case r.Err != nil || r.Report.Halted || status == pb.ScriptStatus_SCRIPT_STATUS_ROLLBACK_FAILED:
 		e.Severity = pb.ErrorSeverity_ERROR_SEVERITY_CRITICAL
 		e.Message = "transaction " + r.ID + " was interrupted and could not be taken back whole"
 		if r.Err != nil {
 			e.Message += ": " + r.Err.Error()
 		}
+	case status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED:
+		e.Message = "transaction " + r.ID + " had committed before the interruption, and was finished by the recovery"
 	}
 	return e
 }
