@@ -284,13 +284,17 @@ func readStatOf(dir string) (procStat, bool) {
 	flags, _ := strconv.ParseUint(fields[6], 10, 64)
 	s.kernel = flags&kernelThread != 0
 	s.start, _ = strconv.ParseUint(fields[19], 10, 64)
-	s.emptyEnv = len(fields) > envEnd && fields[envEnd] != "0" && fields[envEnd] == fields[envEnd-1]
+	s.emptyEnv = len(fields) > envEnd && fields[startCode] != "0" && fields[envEnd] != "0" && fields[envEnd] == fields[envEnd-1]
 	return s, true
 }
 
-// envEnd is the index of env_end, the 51st field of proc(5), behind the name; env_start is the one before. Both are 0
-// in the middle of an exec: the kernel sets them at its end.
-const envEnd = 51 - 3
+// The indexes of start_code and env_end, the 26th and the 51st field of proc(5), behind the name; env_start is the one before
+// env_end. In the middle of an exec they are 0. At its end the kernel sets first env_start, and env_end to the same, then env_end to
+// where the environment ends, and last start_code (fs/binfmt_elf.c).
+const (
+	startCode = 26 - 3
+	envEnd    = 51 - 3
+)
 
 // kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.
 const kernelThread = 0x00200000

@@ -836,6 +836,25 @@ func TestEmptyEnvironmentIsSure(t *testing.T) {
 	if member, sure := tree.hasMark(process{pid: cmd.Process.Pid}); member || !sure {
 		t.Errorf("member %v, sure %v", member, sure)
 	}
+	// Each moment of an exec in which the environment reads as empty, and one after it.
+	tree.dir = t.TempDir()
+	at := filepath.Join(tree.dir, "7001")
+	if err := errors.Join(os.Mkdir(at, 0o755), os.WriteFile(filepath.Join(at, "environ"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		startCode, envStart, envEnd int
+		sure                        bool
+	}{{0, 0, 0, false}, {0, 70, 70, false}, {0, 70, 90, false}, {30, 70, 90, false}, {30, 70, 70, true}, {1, 0, 0, false}} {
+		fields := slices.Repeat([]string{"1"}, 50)
+		fields[startCode], fields[envEnd-1], fields[envEnd] = strconv.Itoa(c.startCode), strconv.Itoa(c.envStart), strconv.Itoa(c.envEnd)
+		if err := os.WriteFile(filepath.Join(at, "stat"), []byte("7001 (x) "+strings.Join(fields, " ")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if member, sure := tree.hasMark(process{pid: 7001}); member || sure != c.sure {
+			t.Errorf("%+v: member %v, sure %v", c, member, sure)
+		}
+	}
 }
 
 // Whoever calls his processes those of a command is not believed, and one whom a command of a former agent ran as holds up
