@@ -64,8 +64,8 @@ func (t *Table) add(op *Op) {
 	}
 }
 
-// With returns a table that has the rows of one more room.
-func (t *Table) With(room Room) *Table { return newTable(t.ops, t.scopes, []Room{room}) }
+// WithRoom returns a table with the rows of one more room.
+func (t *Table) WithRoom(room Room) *Table { return newTable(t.ops, t.scopes, []Room{room}) }
 
 // Ops are all rows by name. The slice is the table's own.
 func (t *Table) Ops() []Op { return t.ops }

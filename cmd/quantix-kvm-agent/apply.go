@@ -177,18 +177,18 @@ func applyTree(
 	if err != nil {
 		return err
 	}
-	inside, err := openTree(f, pool, found)
+	agentCore, err := openTree(f, pool, found)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, inside.Close()) }()
-	if err := recoverTree(ctx, inside, in.Stderr); err != nil {
+	defer func() { err = errors.Join(err, agentCore.Close()) }()
+	if err := recoverTree(ctx, agentCore, in.Stderr); err != nil {
 		return err
 	}
 	report := applyReport{Root: f.root, Image: a.image}
 	differ := 0
 	for _, w := range list {
-		reply, err := w.run(ctx, inside)
+		reply, err := w.run(ctx, agentCore)
 		if err != nil {
 			return err
 		}
@@ -245,32 +245,32 @@ func (f flags) forTree() (flags, error) {
 	return f, nil
 }
 
-// openTree opens the inside of an agent on a tree. The tree may get another machine-id meanwhile, and belongs to no boot.
+// openTree opens the core of an agent on a tree. The tree may get another machine-id meanwhile, and belongs to no boot.
 func openTree(f flags, pool *sandbox.Pool, found *script.Library) (*core.Core, error) {
 	if err := os.MkdirAll(f.state, 0o700); err != nil {
 		return nil, err
 	}
 	tree := func() string { return treeID }
-	inside, err := core.Open(core.Config{
+	agentCore, err := core.Open(core.Config{
 		Root: f.root, State: f.state, Rooms: roomConfig(f, config.Default()), Pool: pool, Library: found,
 		MachineID: tree, BootID: tree, LockWait: lockWait,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.root, err)
 	}
-	return inside, nil
+	return agentCore, nil
 }
 
 // recoverTree takes back what an apply left that did not end.
-func recoverTree(ctx context.Context, inside *core.Core, w io.Writer) error {
-	events, err := inside.Recover(ctx)
+func recoverTree(ctx context.Context, agentCore *core.Core, w io.Writer) error {
+	events, err := agentCore.Recover(ctx)
 	for _, e := range events {
 		fmt.Fprintf(w, "an earlier apply: %s\n", human.Printable(e.Message))
 	}
 	if err != nil {
 		return err
 	}
-	if waits := inside.Journal.Status(); waits.Open != nil {
+	if waits := agentCore.Journal.Status(); waits.Open != nil {
 		return fmt.Errorf("transaction %s of an earlier apply cannot be taken back yet", waits.Open.TransactionId)
 	}
 	return nil
@@ -384,8 +384,8 @@ func giveParams(list []*wanted, params map[string]any, secrets map[string]string
 }
 
 // run runs a script.
-func (w *wanted) run(ctx context.Context, inside *core.Core) (*pb.RunScriptResponse, error) {
-	reply, err := execute[*pb.RunScriptResponse](ctx, inside, w.request)
+func (w *wanted) run(ctx context.Context, agentCore *core.Core) (*pb.RunScriptResponse, error) {
+	reply, err := execute[*pb.RunScriptResponse](ctx, agentCore, w.request)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", w.argument, err)
 	}
@@ -395,13 +395,13 @@ func (w *wanted) run(ctx context.Context, inside *core.Core) (*pb.RunScriptRespo
 	return reply, nil
 }
 
-// execute runs a request inside this process.
-func execute[R proto.Message](ctx context.Context, inside *core.Core, request proto.Message) (reply R, err error) {
-	op := inside.Calls.Native(request)
+// execute runs a request in this process.
+func execute[R proto.Message](ctx context.Context, agentCore *core.Core, request proto.Message) (reply R, err error) {
+	op := agentCore.Calls.Native(request)
 	if op == nil {
 		return reply, errors.New("scripts are turned off")
 	}
-	answer, err := inside.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, op, request)
+	answer, err := agentCore.Calls.Execute(ctx, &builtins.Call{ID: rand.Text()}, op, request)
 	if err != nil {
 		return reply, err
 	}

@@ -43,14 +43,16 @@ func (f flags) machineChanged(key, from, to string) error {
 }
 
 // newFirstBoot returns what runs the first-boot scripts.
-func newFirstBoot(f flags, conf config.Config, inside *core.Core, changed func()) *firstboot.Runner {
+func newFirstBoot(f flags, conf config.Config, agentCore *core.Core, changed func()) *firstboot.Runner {
 	return firstboot.New(firstboot.Config{
-		File:     f.firstBootFile(),
-		Scripts:  func(ctx context.Context) ([]firstboot.Script, error) { return firstBootScripts(ctx, f, conf, inside) },
-		Instance: func(ctx context.Context) (string, error) { return firstBootInstance(ctx, inside.Journal) },
-		Boot:     inside.Rooms.BootID(), Changed: changed,
+		File: f.firstBootFile(),
+		Scripts: func(ctx context.Context) ([]firstboot.Script, error) {
+			return firstBootScripts(ctx, f, conf, agentCore)
+		},
+		Instance: func(ctx context.Context) (string, error) { return firstBootInstance(ctx, agentCore.Journal) },
+		Boot:     agentCore.Rooms.BootID(), Changed: changed,
 		Run: func(ctx context.Context, request *pb.RunScriptRequest) (*pb.RunScriptResponse, error) {
-			return execute[*pb.RunScriptResponse](ctx, inside, request)
+			return execute[*pb.RunScriptResponse](ctx, agentCore, request)
 		},
 	})
 }
@@ -74,7 +76,7 @@ func firstBootInstance(ctx context.Context, j *journal.Journal) (string, error) 
 }
 
 // firstBootScripts returns the scripts of the image and those that the host gives, which stand for those of the same name.
-func firstBootScripts(ctx context.Context, f flags, conf config.Config, inside *core.Core) ([]firstboot.Script, error) {
+func firstBootScripts(ctx context.Context, f flags, conf config.Config, agentCore *core.Core) ([]firstboot.Script, error) {
 	if f.root == rootDir { // before anything is read: user data of cloud-init may bring scripts
 		if err := awaitCloudInit(ctx); err != nil {
 			return nil, err
@@ -86,7 +88,7 @@ func firstBootScripts(ctx context.Context, f flags, conf config.Config, inside *
 	}
 	params := map[string]map[string]any{}
 	if f.root == rootDir {
-		if err := hostFirstBoot(inside.Rooms.OEMStrings(), files, params); err != nil {
+		if err := hostFirstBoot(agentCore.Rooms.OEMStrings(), files, params); err != nil {
 			return nil, err
 		}
 	}

@@ -59,16 +59,16 @@ func recoverEarly(ctx context.Context, w io.Writer, f flags) (err error) {
 	if left, err := os.ReadDir(filepath.Join(f.stateDir(), "tx", "open")); err != nil || len(left) == 0 {
 		return nil // nothing to do, on nearly every boot
 	}
-	inside, err := core.Open(core.Config{
+	agentCore, err := core.Open(core.Config{
 		Root: f.root, State: f.stateDir(), Rooms: roomConfig(f, config.Default()), MachineChanged: f.machineChanged,
 	})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, inside.Close()) }()
+	defer func() { err = errors.Join(err, agentCore.Close()) }()
 	again, done := context.WithTimeout(context.WithoutCancel(ctx), earlyTime+generateTime)
 	defer done()
-	found, err := inside.RecoverEarly(ctx, again)
+	found, err := agentCore.RecoverEarly(ctx, again)
 	tellRecovered(w, found)
 	return err
 }

@@ -68,15 +68,15 @@ const (
 )
 
 // run recovers now, and again when there is more to do, until ctx ends.
-func (r *recovery) run(ctx context.Context, inside *core.Core, log *zap.Logger) {
+func (r *recovery) run(ctx context.Context, agentCore *core.Core, log *zap.Logger) {
 	late := time.AfterFunc(gateTime, r.open)
-	r.pass(ctx, inside.Recover, log)
+	r.pass(ctx, agentCore.Recover, log)
 	late.Stop()
 	r.open()
 	close(r.done)
 	r.changed()
 	for r.await(ctx, log) {
-		r.pass(ctx, inside.Recover, log)
+		r.pass(ctx, agentCore.Recover, log)
 		r.changed()
 	}
 }

@@ -26,9 +26,9 @@ type rules struct {
 func newRules(log, audit *zap.Logger) *rules { return &rules{log: log, audit: audit} }
 
 // of says what the rules are about.
-func (r *rules) of(f flags, inside *core.Core) {
-	r.guest = &policy.Guest{Files: inside.Files, Dir: f.root}
-	r.ops = slices.Concat(inside.Calls.Table().Ops(), agent.Ops())
+func (r *rules) of(f flags, agentCore *core.Core) {
+	r.guest = &policy.Guest{Files: agentCore.Files, Dir: f.root}
+	r.ops = slices.Concat(agentCore.Calls.Table().Ops(), agent.Ops())
 	if own := f.below(f.stateDir()); len(own) > 0 {
 		r.guest.State = own[0]
 	}

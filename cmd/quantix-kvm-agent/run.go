@@ -22,11 +22,30 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
+	"github.com/quantix-kvm/guest-agent/runtime/firstboot"
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/scripts"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/port"
 )
+
+// daemon is the parts of a running agent. run makes them in the order of the fields.
+type daemon struct {
+	flags     flags
+	conf      config.Config
+	faulty    error // why everything but status requests is refused; nil: it is not
+	manager   *notifier
+	logs      *logger
+	log       *zap.Logger // of logs
+	pool      *sandbox.Pool
+	rules     *rules
+	core      *core.Core
+	recovery  *recovery
+	firstBoot *firstboot.Runner
+	layers    func() []sandbox.Layer
+	telemetry *agent.Interval
+	reloader  *reloader
+}
 
 // run wires an agent together and runs it.
 func run(ctx context.Context, f flags) (err error) {
@@ -36,117 +55,146 @@ func run(ctx context.Context, f flags) (err error) {
 	}
 	signal.Notify(hangups, syscall.SIGHUP) // before anything takes time: unheard, it would end the agent
 	defer signal.Stop(hangups)
-	ctx, restart := context.WithCancelCause(ctx)
-	defer restart(nil)
-	tell := newNotifier(os.Getenv)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	restart := func() { cancel(errRestart) }
+	d := &daemon{flags: f, manager: newNotifier(os.Getenv)}
 	tuneMemory()
-	left := all.ThawLeft(f.freezeFile())
-	conf, warnings, faulty := config.Load(f.config)
-	if err := checkLogFile(conf.LogFile); err != nil {
-		faulty, conf.LogFile = errors.Join(faulty, err), ""
-	}
-	if conf.LogFile == "" {
-		conf.LogFile = f.logFile
-	}
-	logs, err := newLog(conf, f.logLevel, f.events)
+	left := all.ThawLeft(f.freezeFile()) // before anything is written to a disk
+	warnings, err := d.loadConfig(left)
 	if err != nil {
 		return err
 	}
-	log := logs.Logger
-	defer logs.out.close()
-	for _, warning := range warnings {
-		log.Warn("configuration", zap.String("file", f.config), zap.String("warning", warning))
-	}
-	for _, words := range left.Messages {
-		log.Warn(words)
-	}
-	if f.instead != nil {
-		log.Error("another agent is first in PATH", zap.Error(f.instead))
-	}
-	if f.refused != nil {
-		log.Error("the update on trial is not started", zap.Error(f.refused))
-	}
-	logFaults(log, faulty)
-	pool := sandbox.New(sandbox.Config{Limits: limits(conf.Script)})
-	defer pool.Close()
-	rules := newRules(log, logs.audit)
-	inner := coreConfig(f, conf, rules, pool, logs)
-	inner.Halt, inner.Rooms.Left = stopInTime(ctx), left
-	inner.Rooms.Update.Restart = func() { restart(errRestart) }
-	var recovery *recovery
-	inner.Unconfirmed = func(e *pb.ErrorEvent) { recovery.unconfirmed(e, log) } // which comes after the recovery began
-	inside, err := core.Open(inner)
-	if err != nil {
+	defer d.logs.out.close()
+	d.pool = sandbox.New(sandbox.Config{Limits: limits(d.conf.Script)})
+	defer d.pool.Close()
+	if err := d.openCore(ctx, left, restart); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, inside.Close()) }()
-	if err := inside.Journal.Unusable(); err != nil {
-		log.Error("scripts and changes of files are refused", zap.Error(err))
-	}
-	rules.of(f, inside)
-	if faulty == nil {
-		faulty = rules.start(conf)
-		logFaults(log, faulty)
-	}
-	inside.Rooms.Start()
-	recovery = newRecovery(inside.Journal, tell.change)
-	recover, stop := context.WithCancelCause(ctx)
+	defer func() { err = errors.Join(err, d.core.Close()) }()
+	d.core.Rooms.Start()
+	d.recovery = newRecovery(d.core.Journal, d.manager.change)
+	background, stop := context.WithCancelCause(ctx)
 	var work sync.WaitGroup
-	work.Go(func() { recovery.run(recover, inside, log) })
-	work.Go(func() { watchSessions(recover, f.sessions, inside.Rooms.SessionsChanged, log) })
-	first := newFirstBoot(f, conf, inside, tell.change)
-	if faulty == nil {
-		work.Go(func() { runFirstBoot(recover, first, recovery, log) })
+	work.Go(func() { d.recovery.run(background, d.core, d.log) })
+	work.Go(func() { watchSessions(background, f.sessions, d.core.Rooms.SessionsChanged, d.log) })
+	d.firstBoot = newFirstBoot(f, d.conf, d.core, d.manager.change)
+	if d.faulty == nil {
+		work.Go(func() { runFirstBoot(background, d.firstBoot, d.recovery, d.log) })
 	}
 	defer func() { stop(builtins.ErrStopping); work.Wait() }()
-	layers := sync.OnceValue(sandbox.Layers) // finding them takes milliseconds, and they stay the same
-	every := agent.NewInterval(conf.TelemetryInterval)
-	again := newReloader(f.config, conf, warnings, faulty, settings(func(name string) func(config.Config) {
-		return map[string]func(config.Config){
-			"log_level":               logs.change,
-			"security":                rules.change,
-			"telemetry_interval_secs": func(c config.Config) { every.Set(c.TelemetryInterval) },
-			"the limits of script":    func(c config.Config) { pool.SetLimits(limits(c.Script)) },
-		}[name]
-	}), rules.check, log)
-	a := agent.New(agent.Config{
-		Calls: inside.Calls, Log: log, Refusing: faulty, Trim: trimMemory, Rest: dropStartPages,
-		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
-		Ports: agent.PortsConfig{
-			Open:      func(serves func(string) bool) ([]port.Port, error) { return port.Open(device(f, conf), serves) },
-			Announced: announced(ctx, log),
-			Protocol:  protocolOf,
-			Framing:   conf.Framing,
-		},
-		Guest: agent.GuestConfig{
-			Ready: func(ctx context.Context) *pb.AgentReadyEvent {
-				event := inside.Rooms.Ready(ctx)
-				event.FirstBoot = first.State()
-				return event
-			},
-			Telemetry: inside.Rooms.Telemetry, TelemetryEvery: every,
-			Watch:    inside.Rooms.Watch,
-			Events:   inside.Rooms.Events,
-			Features: func() map[string]string { return features(inside, rules, layers()) },
-		},
-		Control: agent.ControlConfig{
-			Port: openControl(f, log), Status: statusDetails(recovery, first, inside, layers, again, logs.recent), Changed: tell.change,
-		},
-		Hooks: agent.Hooks{
-			Gate: recovery.gate, Cancel: inside.Scripts.Cancel,
-			Notices: func() []*pb.ErrorEvent {
-				return slices.Concat(insteadNotice(f.instead), recovery.notices(), firstBootNotices(first), inside.Rooms.Notices())
-			},
-			SessionClosed: inside.Rooms.SessionClosed, HasStream: inside.Rooms.HasStream, Release: inside.Rooms.Release,
-		},
-	})
+	d.layers = sync.OnceValue(sandbox.Layers) // finding them takes milliseconds, and they stay the same
+	d.telemetry = agent.NewInterval(d.conf.TelemetryInterval)
+	d.reloader = d.newReloader(warnings)
+	a := agent.New(d.agentConfig(ctx))
 	if f.trial != nil {
-		work.Go(func() { awaitHost(recover, f.trial, a, inside.Rooms, func() { restart(errRestart) }, log) })
+		work.Go(func() { awaitHost(background, f.trial, a, d.core.Rooms, restart, d.log) })
 	}
-	if err := serve(ctx, a, tell, again, hangups, log); err != nil || !errors.Is(context.Cause(ctx), errRestart) {
+	if err := d.serve(ctx, a, hangups); err != nil || !errors.Is(context.Cause(ctx), errRestart) {
 		return err
 	}
 	return errRestart
+}
+
+// loadConfig reads the configuration and opens the log, which gets what was found until then. It returns the warnings about the
+// configuration; its faults are d.faulty.
+func (d *daemon) loadConfig(left all.Left) (warnings []string, err error) {
+	d.conf, warnings, d.faulty = config.Load(d.flags.config)
+	if err := checkLogFile(d.conf.LogFile); err != nil {
+		d.faulty, d.conf.LogFile = errors.Join(d.faulty, err), ""
+	}
+	if d.conf.LogFile == "" {
+		d.conf.LogFile = d.flags.logFile
+	}
+	if d.logs, err = newLog(d.conf, d.flags.logLevel, d.flags.events); err != nil {
+		return nil, err
+	}
+	d.log = d.logs.Logger
+	for _, warning := range warnings {
+		d.log.Warn("configuration", zap.String("file", d.flags.config), zap.String("warning", warning))
+	}
+	for _, message := range left.Messages {
+		d.log.Warn(message)
+	}
+	if d.flags.instead != nil {
+		d.log.Error("another agent is first in PATH", zap.Error(d.flags.instead))
+	}
+	if d.flags.refused != nil {
+		d.log.Error("the update on trial is not started", zap.Error(d.flags.refused))
+	}
+	logFaults(d.log, d.faulty)
+	return warnings, nil
+}
+
+// openCore opens the core, and puts the rules of the configuration into force.
+func (d *daemon) openCore(ctx context.Context, left all.Left, restart func()) (err error) {
+	d.rules = newRules(d.log, d.logs.audit)
+	c := coreConfig(d.flags, d.conf, d.rules, d.pool, d.logs)
+	c.Halt, c.Rooms.Left = stopInTime(ctx), left
+	c.Rooms.Update.Restart = restart
+	c.Unconfirmed = func(e *pb.ErrorEvent) { d.recovery.unconfirmed(e, d.log) } // which comes after the recovery began
+	if d.core, err = core.Open(c); err != nil {
+		return err
+	}
+	if err := d.core.Journal.Unusable(); err != nil {
+		d.log.Error("scripts and changes of files are refused", zap.Error(err))
+	}
+	d.rules.of(d.flags, d.core)
+	if d.faulty == nil {
+		d.faulty = d.rules.start(d.conf)
+		logFaults(d.log, d.faulty)
+	}
+	return nil
+}
+
+// newReloader returns the reloader, with what puts each setting into force that can change.
+func (d *daemon) newReloader(warnings []string) *reloader {
+	live := map[string]func(config.Config){
+		"log_level":               d.logs.change,
+		"security":                d.rules.change,
+		"telemetry_interval_secs": func(c config.Config) { d.telemetry.Set(c.TelemetryInterval) },
+		"the limits of script":    func(c config.Config) { d.pool.SetLimits(limits(c.Script)) },
+	}
+	list := settings(func(name string) func(config.Config) { return live[name] })
+	return newReloader(d.flags.config, d.conf, warnings, d.faulty, list, d.rules.check, d.log)
+}
+
+// agentConfig connects the agent with the other parts.
+func (d *daemon) agentConfig(ctx context.Context) agent.Config {
+	rooms := d.core.Rooms
+	return agent.Config{
+		Calls: d.core.Calls, Log: d.log, Refusing: d.faulty, Trim: trimMemory, Rest: dropStartPages,
+		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
+		Ports: agent.PortsConfig{
+			Open: func(serves func(string) bool) ([]port.Port, error) {
+				return port.Open(device(d.flags, d.conf), serves)
+			},
+			Announced: announced(ctx, d.log),
+			Protocol:  protocolOf,
+			Framing:   d.conf.Framing,
+		},
+		Guest: agent.GuestConfig{
+			Ready: func(ctx context.Context) *pb.AgentReadyEvent {
+				event := rooms.Ready(ctx)
+				event.FirstBoot = d.firstBoot.State()
+				return event
+			},
+			Telemetry: rooms.Telemetry, TelemetryEvery: d.telemetry,
+			Watch:    rooms.Watch,
+			Events:   rooms.Events,
+			Features: func() map[string]string { return features(d.core, d.rules, d.layers()) },
+		},
+		Control: agent.ControlConfig{
+			Port: openControl(d.flags, d.log), Status: d.statusDetails(), Changed: d.manager.change,
+		},
+		Hooks: agent.Hooks{
+			Gate: d.recovery.gate, Cancel: d.core.Scripts.Cancel,
+			Notices: func() []*pb.ErrorEvent {
+				return slices.Concat(insteadNotice(d.flags.instead), d.recovery.notices(), firstBootNotices(d.firstBoot), rooms.Notices())
+			},
+			SessionClosed: rooms.SessionClosed, HasStream: rooms.HasStream, Release: rooms.Release,
+		},
+	}
 }
 
 // The unit waits 90 s for the end of the agent and then kills it.
@@ -169,34 +217,34 @@ func stopInTime(ctx context.Context) <-chan struct{} {
 	return halt
 }
 
-// serve runs the agent, and beside it what listens to the service manager and speaks to it. That goes on until the last
-// call has ended: a rollback may take longer than a watchdog waits.
-func serve(ctx context.Context, a *agent.Agent, tell *notifier, again *reloader, hangups <-chan os.Signal, log *zap.Logger) error {
-	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
+// serve runs the agent, and what listens to the service manager and reports to it. These go on until the last call has ended: a
+// rollback may take longer than a watchdog waits.
+func (d *daemon) serve(ctx context.Context, a *agent.Agent, hangups <-chan os.Signal) error {
+	reporting, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer stop()
-	work.Go(func() { tell.run(beside, a, log) })
-	work.Go(func() { again.serve(beside, hangups, tell) })
+	work.Go(func() { d.manager.run(reporting, a, d.log) })
+	work.Go(func() { d.reloader.serve(reporting, hangups, d.manager) })
 	unhook := context.AfterFunc(ctx, func() {
-		if err := tell.stopping(); err != nil {
-			log.Warn("sd_notify failed", zap.Error(err))
+		if err := d.manager.stopping(); err != nil {
+			d.log.Warn("sd_notify failed", zap.Error(err))
 		}
 	})
 	defer unhook()
 	return a.Run(ctx)
 }
 
-// announced tells of ports that come and go; nil where the kernel cannot be asked, as in a container.
+// announced has a value when a port may have come or gone; nil where the kernel cannot be asked, as in a container.
 func announced(ctx context.Context, log *zap.Logger) <-chan struct{} {
-	told, err := port.Announced(ctx)
+	ports, err := port.Announced(ctx)
 	if err != nil {
 		log.Info("uevents are not available; ports are looked for from time to time", zap.Error(err))
 	}
-	return told
+	return ports
 }
 
-// coreConfig is that of the service.
+// coreConfig returns the configuration of the core of an agent that serves hosts.
 func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, logs *logger) core.Config {
 	c := core.Config{
 		Root: f.root, State: f.stateDir(), Tolerant: true, Rooms: roomConfig(f, conf), Policy: &rules.Current, Audit: rules.record, Panicked: rules.panicked,
@@ -238,18 +286,19 @@ func limits(s config.Script) sandbox.Limits {
 	}
 }
 
-// logFaults says in the log why everything will be refused, if it will.
+// logFaults logs why everything will be refused, if it will.
 func logFaults(log *zap.Logger, faulty error) {
 	if faulty != nil {
 		log.Error("the configuration has faults; all but ping, get_capabilities and get_status is refused", zap.Error(faulty))
 	}
 }
 
-// features tells a host what the rooms say of themselves, what scripts may be allowed, and which layers of isolation there are.
-func features(inside *core.Core, rules *rules, layers []sandbox.Layer) map[string]string {
-	f := inside.Rooms.Features()
+// features returns the details of get_capabilities: those of the rooms, the policy, what scripts may be allowed, and the layers
+// of isolation.
+func features(c *core.Core, rules *rules, layers []sandbox.Layer) map[string]string {
+	f := c.Rooms.Features()
 	f["policy"] = rules.describe()
-	f["rooms"] = roomNames(inside.Calls.Table().Scopes())
+	f["rooms"] = roomNames(c.Calls.Table().Scopes())
 	for _, layer := range layers {
 		state := "yes"
 		if layer.Missing != "" {

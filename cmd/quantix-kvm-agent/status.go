@@ -18,11 +18,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/quantix-kvm/guest-agent/cmd/internal/core"
 	"github.com/quantix-kvm/guest-agent/cmd/internal/statustext"
 	"github.com/quantix-kvm/guest-agent/runtime/config"
-	"github.com/quantix-kvm/guest-agent/runtime/firstboot"
-	"github.com/quantix-kvm/guest-agent/runtime/sandbox"
 	"github.com/quantix-kvm/guest-agent/wire/client"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/port"
@@ -78,23 +75,22 @@ func openControl(f flags, log *zap.Logger) port.Port {
 }
 
 // statusDetails returns what adds to get_status what runtime/agent does not know.
-func statusDetails(
-	recovery *recovery, first *firstboot.Runner, inside *core.Core, layers func() []sandbox.Layer, reload *reloader, recent *recentLog,
-) func(*pb.GetStatusResponse) {
-	boot := inside.Rooms.BootID()
+func (d *daemon) statusDetails() func(*pb.GetStatusResponse) {
+	rooms := d.core.Rooms
+	boot := rooms.BootID()
 	return func(s *pb.GetStatusResponse) {
 		s.Pid = uint32(os.Getpid())
 		s.ResidentBytes, s.CpuMs = usage()
-		s.Journal = inside.Journal.Status()
-		s.PendingShutdown, s.BootId = inside.Rooms.PendingShutdown(), boot
-		s.FirstBoot, s.Update, s.Desktop = first.State(), inside.Rooms.UpdateStatus(), inside.Rooms.Desktop()
-		s.Frozen = inside.Rooms.FrozenStatus()
-		recovery.describe(s)
-		for _, layer := range layers() {
+		s.Journal = d.core.Journal.Status()
+		s.PendingShutdown, s.BootId = rooms.PendingShutdown(), boot
+		s.FirstBoot, s.Update, s.Desktop = d.firstBoot.State(), rooms.UpdateStatus(), rooms.Desktop()
+		s.Frozen = rooms.FrozenStatus()
+		d.recovery.describe(s)
+		for _, layer := range d.layers() {
 			s.Sandbox = append(s.Sandbox, &pb.SandboxLayer{Name: layer.Name, Missing: layer.Missing})
 		}
-		s.Config = reload.status()
-		s.Errors = recent.list()
+		s.Config = d.reloader.status()
+		s.Errors = d.logs.recent.list()
 	}
 }
 

@@ -65,7 +65,7 @@ func New(config Config) *Agent {
 		a.resting.Store(true)
 		a.config.Trim()
 	})
-	a.config.Calls = a.config.Calls.Plus(builtins.Room{Name: "agent", Ops: a.ops()})
+	a.config.Calls = a.config.Calls.WithRoom(builtins.Room{Name: "agent", Ops: a.ops()})
 	return a
 }
 

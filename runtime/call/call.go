@@ -1,5 +1,5 @@
-// Package call is the executor behind every way in: what hosts, scripts and the journal ask for runs through it, and what is
-// refused, foretold, undone and audited is decided in one place.
+// Package call is the executor of operations: what hosts, scripts and the journal ask for runs through it, so that policy, dry
+// runs, undo and audit are in one place.
 //
 //	native request ─► Executor.Execute ─┐
 //	script's call ──► Run.Call ─────────┼─► refuse? ─► dry run, transaction or as it is ─► Op ─► audit
@@ -26,17 +26,17 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Policy says who may do what. policy.Current is one.
+// Policy decides who may do what. policy.Current implements it.
 type Policy interface {
-	// Check says why a request from a host on a port is refused; nil: it is not.
+	// Check returns why a request from a host on a port is refused; nil: it is not.
 	Check(port string, op *builtins.Op, in proto.Message, access builtins.Access) error
-	// Denies says whether every request to a row is refused on a port, so that nothing announces it there.
+	// Denies reports whether every request to a row is refused on a port, so that it is not announced there.
 	Denies(port string, op *builtins.Op) bool
-	// Sees says whether hosts on a port may see, and end, what those on another began.
+	// Sees reports whether hosts on a port may see and cancel what hosts on another port, the owner, began.
 	Sees(port, owner string) bool
 }
 
-// Remotes are the file systems of the network and of user space, which may hang.
+// Remotes are the network and FUSE file systems, which may hang.
 type Remotes interface {
 	// HasRemotes reports whether one is mounted.
 	HasRemotes() bool
@@ -44,38 +44,38 @@ type Remotes interface {
 	CheckRemotes(ctx context.Context, access builtins.Access) error
 }
 
-// Frozen is what hosts have frozen for a snapshot. What would write there hangs until the thaw, so that it waits, or is refused
-// with an error of cause fault.ErrBusy.
+// Frozen is the file systems that hosts have frozen for a snapshot. A write there would hang until the thaw, so a call waits for
+// it, or is refused with fault.ErrBusy.
 type Frozen interface {
 	// Check returns why a request cannot be served at present.
 	Check(access builtins.Access) error
 	// Await waits within ctx until it can.
 	Await(ctx context.Context, access builtins.Access) error
-	// Enter begins a change, which a freeze that comes meanwhile waits for; EnterScript one of a script, which is in the
-	// journal as well. Both wait within ctx, but for an Enter without wait.
+	// Enter begins a change of a host, and EnterScript one of a script, which writes to the journal as well. A freeze waits
+	// until leave is called. Both wait within ctx while a file system is frozen, except Enter without wait.
 	Enter(ctx context.Context, access builtins.Access, wait bool) (leave func(), err error)
 	EnterScript(ctx context.Context, access builtins.Access) (leave func(), err error)
 }
 
 // Config is what an executor is made of.
 type Config struct {
-	// Table is what there is to call. Required.
+	// Table is the operations. Required.
 	Table *builtins.Table
 	// Files is the file system that calls act on, by which paths are compared. Nil: no rule is about paths.
 	Files *fsys.Root
-	// Policy is asked before each call but those that take something back. Nil: it allows everything.
+	// Policy is asked before each call, except for those that undo something. Nil: everything is allowed.
 	Policy Policy
-	// Halt is closed when rollbacks must stop since the agent does: its next start goes on with them. Nil: never.
+	// Halt is closed when rollbacks must stop because the agent does; its next start goes on with them. Nil: never.
 	Halt <-chan struct{}
-	// Remotes knows the file systems whose servers may not answer. Nil: none is looked for.
+	// Remotes finds file systems whose servers do not answer. Nil: none is looked for.
 	Remotes Remotes
-	// Frozen knows what is frozen. Nil: nothing ever is.
+	// Frozen knows which file systems are frozen. Nil: none.
 	Frozen Frozen
-	// Audit is told of each call after it ended, but for Routine ones that succeeded. Optional.
+	// Audit is called after each call, except for Routine ones that succeeded. Optional.
 	Audit func(Entry)
-	// Panicked is told of a panic in an operation, which the caller sees as an internal error. Optional.
+	// Panicked is called after a panic in an operation, which the caller sees as an internal error. Optional.
 	Panicked func(op *builtins.Op, value any, stack []byte)
-	// Unconfirmed is told of each transaction that was taken back since nobody confirmed it in time. Optional.
+	// Unconfirmed is called for each transaction that was rolled back because nobody confirmed it in time. Optional.
 	Unconfirmed func(*pb.ErrorEvent)
 }
 
@@ -86,34 +86,31 @@ type Executor struct {
 	confirms *confirmations   // nil without a journal
 }
 
-// New makes an executor without a journal. Its Undo is what a journal runs inverses by.
+// New returns an executor without a journal. A journal runs inverse operations by its Undo.
 func New(config Config) *Executor { return &Executor{config: config} }
 
-// With returns an executor that has a journal, and other operations in its table, and is else the same. The caller closes it
-// before the journal.
-func (x *Executor) With(j *journal.Journal, table *builtins.Table) *Executor {
+// WithJournal returns a copy of the executor with a journal and another table. The caller closes it before the journal.
+func (x *Executor) WithJournal(j *journal.Journal, table *builtins.Table) *Executor {
 	with := &Executor{config: x.config, journal: j, confirms: newConfirmations(x.config.Unconfirmed)}
 	with.config.Table = table
 	return with
 }
 
-// Having returns an executor that has another table, and is else the same: what awaits its confirmation is that of both.
-func (x *Executor) Having(table *builtins.Table) *Executor {
+// WithRoom returns a copy of the executor with the operations of one more room. The copy shares the transaction that awaits its
+// confirmation.
+func (x *Executor) WithRoom(room builtins.Room) *Executor {
 	with := *x
-	with.config.Table = table
+	with.config.Table = x.config.Table.WithRoom(room)
 	return &with
 }
-
-// Plus returns an executor that has the operations of one more room, and is else the same.
-func (x *Executor) Plus(room builtins.Room) *Executor { return x.Having(x.config.Table.With(room)) }
 
 // Native returns the row for a request of a host; nil where nothing serves it.
 func (x *Executor) Native(in proto.Message) *builtins.Op { return x.config.Table.Native(in) }
 
-// Table is what there is to call.
+// Table returns the operations.
 func (x *Executor) Table() *builtins.Table { return x.config.Table }
 
-// Capabilities are what the native rows that are not denied on a port announce, each once, sorted.
+// Capabilities returns the capabilities of the native rows that the policy does not deny on a port, sorted, each once.
 func (x *Executor) Capabilities(port string) []string {
 	return x.config.Table.Capabilities(func(op *builtins.Op) bool {
 		return x.config.Policy != nil && x.config.Policy.Denies(port, op)
@@ -129,29 +126,30 @@ func (x *Executor) Execute(ctx context.Context, call *builtins.Call, op *builtin
 		d.own.Sees = func(owner string) bool { return x.config.Policy.Sees(call.Port, owner) }
 	}
 	return d.audited(func() (proto.Message, error) {
-		if err := d.frozen(); err != nil {
-			return nil, d.because(err)
+		if err := d.checkFrozen(); err != nil {
+			return nil, d.refusedBy(err)
 		}
-		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
+		if err := d.checkRemotes(ctx); err != nil { // first: all else resolves paths
 			return nil, err
 		}
-		if err := d.refused(ctx); err != nil {
-			return nil, d.because(err)
+		if err := d.check(ctx); err != nil {
+			return nil, d.refusedBy(err)
 		}
 		if op.Transacts(in) {
 			return d.inTransaction(ctx)
 		}
 		leave, err := d.enter(ctx)
 		if err != nil {
-			return nil, d.because(err)
+			return nil, d.refusedBy(err)
 		}
 		defer leave()
 		return d.run(ctx)
 	})
 }
 
-// Undo runs an internal row, or one that scripts call, by its name: an inverse in a rollback, or an action after a commit. No
-// policy is asked: what is taken back was allowed when it was done, and a rollback must not depend on a configuration.
+// Undo runs an internal row or a script row by its name, for the journal: an inverse in a rollback, or an action after a commit.
+// idle reports that it had nothing to undo. No policy is asked: what it undoes was allowed, and a rollback must not depend on
+// the configuration.
 func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) (idle bool, err error) {
 	op := x.config.Table.Script(name)
 	if op == nil {
@@ -168,7 +166,7 @@ func (x *Executor) Undo(ctx context.Context, name string, args proto.Message) (i
 	return d.call.Idle, err
 }
 
-// Subject returns what an operation with these arguments is about, as people call it; empty: it is not known.
+// Subject returns a name, for people, of what an operation with these arguments is about; empty: it is not known.
 func (x *Executor) Subject(name string, args proto.Message) string {
 	op := x.config.Table.Script(name)
 	if op == nil || op.In.ProtoReflect().Descriptor() != args.ProtoReflect().Descriptor() {
@@ -177,29 +175,29 @@ func (x *Executor) Subject(name string, args proto.Message) string {
 	return op.AccessOf(args).Subject()
 }
 
-// decision is one call on its way.
+// decision is one call from its check to its audit.
 type decision struct {
 	*Executor
 	call   *builtins.Call
-	own    builtins.Call // where it is that of a request
+	own    builtins.Call // what call points to for a request of a host
 	op     *builtins.Op
-	files  *fsys.Root          // in which rules look paths up; nil: none is judged
-	in     proto.Message       // nil as long as it is not made
+	files  *fsys.Root          // where rules resolve paths; nil: no rule is about paths
+	in     proto.Message       // the request; nil until a script's arguments are bound
 	access builtins.Access     // of in
-	tx     string              // the transaction that it is in; empty: none
-	cause  string              // why the executor refused it; empty: it did not
-	hide   func(string) string // takes secrets out of what is audited; nil: there are none
+	tx     string              // id of the transaction; empty: none
+	cause  string              // why the executor refused the call; empty: it did not
+	hide   func(string) string // removes secrets from the audit entry; nil: there are none
 
-	routine bool // it only goes on with what was audited
+	routine bool // op.Routine says that only a failure is audited
 }
 
-// because takes note of why the call is refused, for the audit.
-func (d *decision) because(err error) error {
+// refusedBy notes for the audit why the call is refused, and returns that error.
+func (d *decision) refusedBy(err error) error {
 	d.cause = err.Error()
 	return err
 }
 
-// judge has rules look paths up once, for the operation too.
+// judge resolves the paths of the request once, for the rules and for the operation.
 func (d *decision) judge() {
 	if d.files != nil && len(d.access.Reads)+len(d.access.Writes)+len(d.access.Patterns) > 0 {
 		d.access.Judged = d.files.Judge(slices.Concat(d.access.Reads, d.access.Writes)...)
@@ -207,8 +205,8 @@ func (d *decision) judge() {
 	}
 }
 
-// refused says why the call may not run.
-func (d *decision) refused(ctx context.Context) error {
+// check returns why the call may not run: its context has ended, the policy, or an open transaction.
+func (d *decision) check(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -217,33 +215,33 @@ func (d *decision) refused(ctx context.Context) error {
 			return err
 		}
 	}
-	return d.kept()
+	return d.checkKept()
 }
 
-// kept refuses a native change of what an open transaction has kept: it would be lost, or in its way. A request with a
-// transaction of its own waits for the open one instead.
-func (d *decision) kept() error {
+// checkKept refuses a native change of what an open transaction has changed: a rollback would lose it, or fail because of it. A
+// request with a transaction of its own waits for the open one instead.
+func (d *decision) checkKept() error {
 	if d.journal == nil || d.config.Files == nil || d.op.Script != nil || d.op.Transacts(d.in) || !d.op.Changes(d.in) {
 		return nil
 	}
 	if err := d.journal.Unusable(); err != nil && len(d.access.Writes) > 0 && len(d.access.Commands) == 0 {
 		return err // a command may be what repairs it
 	}
-	d.call.Kept = d.keptPath
+	d.call.Kept = d.checkKeptPath
 	for _, text := range d.access.Writes {
 		path, err := d.config.Files.Resolve(text, false)
 		if err != nil {
 			continue // the operation itself will say so
 		}
-		if err := d.keptPath(path); err != nil {
+		if err := d.checkKeptPath(path); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// keptPath refuses the change of a resolved path that an open transaction has kept.
-func (d *decision) keptPath(path string) error {
+// checkKeptPath refuses the change of a resolved path that an open transaction has changed.
+func (d *decision) checkKeptPath(path string) error {
 	if id, owned := d.journal.Owns(path); owned {
 		return &fault.Error{
 			Object: path, Err: fault.Wrapf(fault.ErrBusy, "busy: transaction %s has changed it and is still open", id),
@@ -263,7 +261,7 @@ func (d *decision) run(ctx context.Context) (proto.Message, error) {
 	})
 }
 
-// guarded returns what f does; a panic in it becomes an internal error.
+// guarded calls f. A panic in it becomes an internal error.
 func (d *decision) guarded(f func() (proto.Message, error)) (out proto.Message, err error) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -273,7 +271,7 @@ func (d *decision) guarded(f func() (proto.Message, error)) (out proto.Message, 
 	return f()
 }
 
-// panicked tells of a panic in the operation, and returns its error.
+// panicked reports a panic in the operation, and returns its error.
 func (d *decision) panicked(value any, stack []byte) error {
 	if d.config.Panicked != nil {
 		d.config.Panicked(d.op, value, stack)
@@ -281,12 +279,12 @@ func (d *decision) panicked(value any, stack []byte) error {
 	return fault.Wrapf(fault.ErrInternal, "internal error: %v", value)
 }
 
-// audited runs f once it is known what the request is about, names the operation in its error, and tells the audit of it.
-// What a row computes of a request may panic as well as what it does.
+// audited computes the access of the request, runs f, names the operation in its error, and writes the audit entry. A panic in
+// either becomes an internal error.
 func (d *decision) audited(f func() (proto.Message, error)) (proto.Message, error) {
 	start := time.Now()
 	out, err := d.guarded(func() (proto.Message, error) {
-		if err := d.look(); err != nil {
+		if err := d.findAccess(); err != nil {
 			return nil, err
 		}
 		return f()
@@ -298,8 +296,8 @@ func (d *decision) audited(f func() (proto.Message, error)) (proto.Message, erro
 	return out, err
 }
 
-// look finds out what the request is about, if there is one already.
-func (d *decision) look() error {
+// findAccess computes what the request would read, change and run. Without a request yet it does nothing.
+func (d *decision) findAccess() error {
 	if d.in == nil {
 		return nil
 	}

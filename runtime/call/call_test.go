@@ -431,7 +431,7 @@ func TestWhatAnExecutorServes(t *testing.T) {
 	if got := k.calls.Capabilities("denied"); !slices.Equal(got, []string{"stat"}) {
 		t.Error(got)
 	}
-	other := k.calls.With(nil, builtins.NewTable())
+	other := k.calls.WithJournal(nil, builtins.NewTable())
 	if other.Native(&pb.FileStatRequest{}) != nil || k.calls.Native(&pb.FileStatRequest{}) == nil {
 		t.Error("another table is not another's")
 	}

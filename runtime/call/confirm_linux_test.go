@@ -74,8 +74,8 @@ func (g *cautious) start() []journal.Recovered {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	calls := inverses.With(g.journal, g.config.Table)
-	g.calls = calls.Plus(calls.Room())
+	calls := inverses.WithJournal(g.journal, g.config.Table)
+	g.calls = calls.WithRoom(calls.Room())
 	found, err := g.journal.Recover(g.t.Context(), nil)
 	if err != nil {
 		g.t.Fatal(err)

@@ -10,20 +10,20 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// hangTime is how long after its ctx an operation may take to return before it is left behind.
+// hangTime is how long after the end of its ctx an operation may take to return before it is abandoned.
 const hangTime = time.Second
 
-// hangs returns an error if the call would meet a file system that does not answer.
-func (d *decision) hangs(ctx context.Context) error {
+// checkRemotes returns an error if the call would meet a file system that does not answer.
+func (d *decision) checkRemotes(ctx context.Context) error {
 	if d.config.Remotes == nil {
 		return nil
 	}
 	return d.config.Remotes.CheckRemotes(ctx, d.access)
 }
 
-// runDetached runs an operation that changes nothing, and leaves it behind if it hangs beyond its time: a file system
-// may stop to answer in the middle. Its thread waits for as long as that does not answer. One that changes something is
-// waited for, since it might go on behind a rollback.
+// runDetached runs an operation that changes nothing, and abandons it hangTime after its ctx has ended: a file system may stop
+// answering in the middle. Its goroutine then keeps a thread until the file system answers. An operation that changes something
+// is never abandoned: it could go on after a rollback.
 func (d *decision) runDetached(ctx context.Context) (proto.Message, error) {
 	type result struct {
 		out proto.Message

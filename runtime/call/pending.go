@@ -97,7 +97,7 @@ func (r *Run) act(ctx context.Context, action builtins.Action) error {
 	d.in = action.Args
 	_, err := d.audited(func() (proto.Message, error) {
 		if err := context.Cause(ctx); err != nil {
-			return nil, d.because(err)
+			return nil, d.refusedBy(err)
 		}
 		return r.serve(ctx, d)
 	})

@@ -68,7 +68,7 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 	if op == nil || op.Internal {
 		d := r.decide(&builtins.Op{Name: name[:min(len(name), longestName)]})
 		_, err := d.audited(func() (proto.Message, error) {
-			return nil, d.because(fault.Unsupported("%s is not supported by this agent", name))
+			return nil, d.refusedBy(fault.Unsupported("%s is not supported by this agent", name))
 		})
 		return nil, nil, err
 	}
@@ -77,22 +77,22 @@ func (r *Run) Call(ctx context.Context, name string, bind func(*builtins.Op) (pr
 		if d.in, err = bind(op); err != nil {
 			return nil, err
 		}
-		if err := d.look(); err != nil {
+		if err := d.findAccess(); err != nil {
 			return nil, err
 		}
 		if op.Changes(d.in) && r.full() {
-			return nil, d.because(errHeld)
+			return nil, d.refusedBy(errHeld)
 		}
-		leave, err := d.thawed(ctx, r.config.DryRun != nil || op.Changes(d.in))
+		leave, err := d.enterScript(ctx, r.config.DryRun != nil || op.Changes(d.in))
 		if err != nil {
 			return nil, err
 		}
 		defer leave()
-		if err := d.hangs(ctx); err != nil { // first: all else resolves paths
+		if err := d.checkRemotes(ctx); err != nil { // first: all else resolves paths
 			return nil, err
 		}
-		if err := r.refused(ctx, d); err != nil {
-			return nil, d.because(err)
+		if err := r.check(ctx, d); err != nil {
+			return nil, d.refusedBy(err)
 		}
 		return r.serve(ctx, d)
 	})
@@ -131,8 +131,8 @@ func (r *Run) newCall() *builtins.Call {
 	}
 }
 
-// refused says why the script may not make a call: by its own word, by the rights that it has, or by the policy.
-func (r *Run) refused(ctx context.Context, d *decision) error {
+// check returns why the script may not make a call: it is declared readonly, its rights, or decision.check.
+func (r *Run) check(ctx context.Context, d *decision) error {
 	if r.config.Readonly && d.op.Changes(d.in) {
 		return fault.Refuse("the script is declared readonly")
 	}
@@ -141,7 +141,7 @@ func (r *Run) refused(ctx context.Context, d *decision) error {
 			return err
 		}
 	}
-	return d.refused(ctx)
+	return d.check(ctx)
 }
 
 // files is the file system that calls act on.
@@ -156,10 +156,10 @@ func (r *Run) files() *fsys.Root {
 func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
 	dry := r.config.DryRun
 	if dry.Ended != nil {
-		return nil, d.because(dry.Ended)
+		return nil, d.refusedBy(dry.Ended)
 	}
 	if d.op.Changes(d.in) && !d.op.Predictable {
-		return nil, d.because(dry.End(d.call, &pb.Change{Op: d.op.Name, Action: "ran"}))
+		return nil, d.refusedBy(dry.End(d.call, &pb.Change{Op: d.op.Name, Action: "ran"}))
 	}
 	before := len(r.changes)
 	scope := &scope{op: d.op, table: d.config.Table, room: r.room()}
@@ -201,7 +201,7 @@ func (r *Run) unknown(d *decision) (proto.Message, error) {
 		if !d.op.Changes(d.in) {
 			change.Action = "read"
 		}
-		return nil, d.because(r.config.DryRun.End(d.call, change))
+		return nil, d.refusedBy(r.config.DryRun.End(d.call, change))
 	}
 	out.Set(field, protoreflect.ValueOfBool(true))
 	d.call.Report(change)

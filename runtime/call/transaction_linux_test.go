@@ -64,7 +64,7 @@ func (g *guest) open() {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.calls = inverses.With(g.journal, g.config.Table)
+	g.calls = inverses.WithJournal(g.journal, g.config.Table)
 }
 
 // change is what each row does: it makes a file hold "new", or appends "+" where it is new already.
@@ -566,7 +566,7 @@ func TestKeptObjectsAreNotChangedBesideTheTransaction(t *testing.T) {
 func TestAnExecutorWithoutFiles(t *testing.T) {
 	g := newGuest(t)
 	g.config.Files = nil
-	g.calls = New(g.config).With(g.journal, g.config.Table)
+	g.calls = New(g.config).WithJournal(g.journal, g.config.Table)
 	if err := g.execute(t.Context(), &pb.FileDeleteRequest{Path: "/x"}); err != nil {
 		t.Error(err)
 	}

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 func scripts(pool *sandbox.Pool, library *script.Library) (*script.Manager, *call.Executor) {
 	calls := call.New(call.Config{Table: builtins.NewTable()})
 	manager := script.New(script.Config{Pool: pool, Library: library, Calls: calls})
-	return manager, calls.With(nil, builtins.NewTable(manager.Room()))
+	return manager, calls.WithJournal(nil, builtins.NewTable(manager.Room()))
 }
 
 // A listing describes anew only what is not as it was in the one before.

@@ -53,7 +53,7 @@ func newSite(t *testing.T) *site {
 	pool := sandbox.New(sandbox.Config{})
 	t.Cleanup(pool.Close)
 	overlays := t.TempDir()
-	calls := inverses.With(s.journal, inverses.Table())
+	calls := inverses.WithJournal(s.journal, inverses.Table())
 	t.Cleanup(calls.Close)
 	s.manager = script.New(script.Config{
 		Pool: pool, Library: script.NewLibrary(1 << 10), Journal: s.journal, Secret: func() []byte { return []byte("key") }, Files: files,
@@ -66,7 +66,7 @@ func newSite(t *testing.T) *site {
 			return files.Overlay(filepath.Join(overlays, string(rune('a'+s.ids))))
 		},
 	})
-	s.calls = calls.Plus(calls.Room()).Plus(s.manager.Room())
+	s.calls = calls.WithRoom(calls.Room()).WithRoom(s.manager.Room())
 	return s
 }
 

@@ -1,10 +1,12 @@
-// Package core is the inside of an agent, wired once and straight down:
+// Package core wires the parts of an agent that do not depend on how hosts reach it:
 //
-//	files ─► rooms ─► table ─► executor ─► journal ─► scripts ─► table ─► executor
-//	                  of rooms             (undoes by            with      (what hosts
-//	                                        the first)           scripts    call)
+//	files ─► rooms ─► executor ─► journal ─► executor ─► scripts ─► executor
+//	                  for undo               with a                 with the operations
+//	                                         journal                of scripts as well
 //
-// The service, the recovery at early boot and the tests of scripts differ in their Config alone.
+// A rollback runs the inverse operations of rooms, so the journal needs an executor; the operations of scripts need the
+// journal. So each executor is made from the one before. The service, apply, the recovery at early boot and the tests
+// of scripts differ in their Config alone.
 //
 // Not here: flags, configuration files, logging, and channels.
 package core
@@ -33,14 +35,13 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Config is what an agent's inside is made of.
+// Config is what a core is made of.
 type Config struct {
 	// Root is the directory whose files are acted on. Required; "/" is the running system.
 	Root string
 	// State is the directory for what must survive a crash. It is made, with mode 0700. Required.
 	State string
-	// Tolerant: a State that cannot be used keeps nothing from starting; what needs it is refused until a recovery finds that
-	// it can be used.
+	// Tolerant lets Open succeed with a State that cannot be used. What needs it is refused until a recovery finds it usable.
 	Tolerant bool
 	// Rooms are the settings of rooms; Files, Dir, Lock, Secret and OpenTransaction are filled in here.
 	Rooms all.Config
@@ -51,16 +52,16 @@ type Config struct {
 	Disabled bool
 	// Policy is asked before each call. Nil: everything is allowed.
 	Policy *policy.Current
-	// Audit is told of each call, and Panicked of a panic in one. Optional.
+	// Audit is called after each call, and Panicked after a panic in one. Optional.
 	Audit    func(call.Entry)
 	Panicked func(op *builtins.Op, value any, stack []byte)
-	// Unconfirmed is told of each transaction that was taken back since nobody confirmed it in time. Optional.
+	// Unconfirmed is called for each transaction that was rolled back because nobody confirmed it in time. Optional.
 	Unconfirmed func(*pb.ErrorEvent)
 	// Halt is closed when rollbacks must stop since the agent does: its next start goes on with them. Nil: never.
 	Halt <-chan struct{}
-	// MachineID and BootID tell this guest from its clone, and this boot from the next. Nil: what the guest says.
+	// MachineID and BootID identify this guest and this boot: a clone has another machine ID. Nil: those of the guest.
 	MachineID, BootID func() string
-	// MachineChanged is told that a script which committed has changed the machine ID; key is that of its run. Optional.
+	// MachineChanged is called when a script that committed has changed the machine ID; key is that of its run. Optional.
 	MachineChanged func(key, from, to string) error
 	// Key keys the fingerprints of requests, and the marks of commands. Nil: one that is kept in State.
 	Key []byte
@@ -68,7 +69,7 @@ type Config struct {
 	LockWait time.Duration
 }
 
-// Core is the inside of an agent.
+// Core is an opened agent without its channels.
 type Core struct {
 	// Files is the file system that is acted on.
 	Files *fsys.Root
@@ -83,7 +84,7 @@ type Core struct {
 
 	table *builtins.Table // of the rooms
 	key   atomic.Pointer[[]byte]
-	swept atomic.Bool // what scripts of an earlier agent left running has ended
+	swept atomic.Bool // no process of an earlier agent's scripts is left
 }
 
 // CheckState returns an error where another user than root and the agent's own could exchange what lies in a state directory.
@@ -148,8 +149,8 @@ func (core *Core) open(c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	core.Calls = inverses.With(core.Journal, core.table)
-	core.Calls = core.Calls.Plus(core.Calls.Room())
+	core.Calls = inverses.WithJournal(core.Journal, core.table)
+	core.Calls = core.Calls.WithRoom(core.Calls.Room())
 	if c.Pool == nil {
 		return nil
 	}
@@ -161,11 +162,11 @@ func (core *Core) open(c Config) (err error) {
 	if c.Disabled {
 		return nil
 	}
-	core.Calls = core.Calls.Plus(core.Scripts.Room())
+	core.Calls = core.Calls.WithRoom(core.Scripts.Room())
 	return nil
 }
 
-// runHook runs a script that is told of a freeze, for the host that a call came from.
+// runHook runs a freeze hook that is a script, for the host that a call came from.
 func (core *Core) runHook(ctx context.Context, from *builtins.Call, name string, source []byte, phase string) error {
 	request := &pb.RunScriptRequest{Name: name, Source: source, Key: rand.Text()}
 	op := core.Calls.Native(request)
@@ -211,9 +212,9 @@ func openJournal(c journal.Config, wait time.Duration) (*journal.Journal, error)
 	}
 }
 
-// Recover ends what an earlier agent left unfinished, and what its scripts left running before. Each transaction that it
-// found gives an event for the host. Called again, it ends what had to be left unfinished: a rollback that took too long, or
-// that waits for a mount. Nothing is taken back before what scripts left running has ended.
+// Recover first ends what scripts of an earlier agent left running, and then commits or rolls back what that agent left
+// unfinished. It returns an event for each transaction that it found. Called again, it goes on with what it had to leave: a
+// rollback that took too long, or that waits for a mount.
 func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	if !core.swept.Load() {
 		if err := core.Rooms.Sweep(ctx); err != nil {
@@ -228,8 +229,8 @@ func (core *Core) Recover(ctx context.Context) ([]*pb.ErrorEvent, error) {
 	return scripts.Recover(ctx)
 }
 
-// RecoverEarly takes back what needs nothing but the file system, while nothing else is there. What it restored is told to
-// the rooms within restored, which has the time for it.
+// RecoverEarly takes back what needs nothing but the file system, early at boot. restored bounds the calls of the rooms'
+// Restored that follow.
 func (core *Core) RecoverEarly(ctx, restored context.Context) ([]journal.Recovered, error) {
 	found, err := core.Journal.Recover(ctx, func(name string) (later bool) {
 		op := core.table.Script(name)

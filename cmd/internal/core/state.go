@@ -152,7 +152,7 @@ const (
 	unknownMachine = "-"
 )
 
-// machineChanged is told of a script that left another machine ID. The guest is the same, and keeps its key.
+// machineChanged follows a script that changed the machine ID: the guest is the same one, and keeps its key.
 func (c Config) machineChanged(begin *pb.JournalBegin, to string) error {
 	from := begin.GetMachineId()
 	if c.Key == nil && to != "" { // else it stays as it is

@@ -18,7 +18,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// site is the inside of an agent that acts on a scratch tree. Only commands are answered and not run.
+// site is a core on a scratch tree. Commands are answered by the test, and not run.
 type site struct {
 	*core.Core
 	answers *answers
