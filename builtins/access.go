@@ -84,8 +84,8 @@ func (a Access) Subject() string {
 	return ""
 }
 
-// Roles tell which fields of a row's request come out of its Access as what. They are found by trying, not declared: a field
-// that Access passes on is of that role.
+// Roles are the fields of a row's request that its Access uses, by what it makes of them. They are not declared: NewTable finds
+// them by calling Access with one field set at a time.
 type Roles struct {
 	// Paths, Commands and Objects are names of fields.
 	Paths, Commands, Objects []string
@@ -130,7 +130,7 @@ func marked(text string) bool { return strings.Contains(text, mark) }
 // ReadsPath is the Access of a request that reads what its field path names.
 func ReadsPath(in proto.Message) Access { return Access{Reads: pathOf(in)} }
 
-// WritesPath is the Access of a request that changes what its field path names, and does not tell what was there.
+// WritesPath is the Access of a request that changes what its field path names, and does not show what was there.
 func WritesPath(in proto.Message) Access { return Access{Writes: pathOf(in)} }
 
 func pathOf(in proto.Message) []string { return []string{in.(interface{ GetPath() string }).GetPath()} }

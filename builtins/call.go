@@ -21,25 +21,26 @@ type Call struct {
 	Session string
 	// Tx is the transaction; nil for a native request that has none, which is not undone.
 	Tx Tx
-	// Sees says whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The
+	// Sees reports whether the caller may see, and end, what the hosts on another port began; nil: whatever it is. The
 	// executor sets it.
 	Sees func(port string) bool
 	// Deferred receives what AfterCommit is given; nil: there is no transaction. The executor sets it.
 	Deferred func(Action) error
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
 	Pending func(Pending) error
-	// Confirm makes the transaction of a native row wait for a confirmation instead of committing, if the operation succeeds and
-	// has changed something. told is called before the reply is sent, with the transaction id and the deadline, so that the
+	// Confirm makes the transaction of a native row wait for a confirmation instead of committing, if the operation succeeds
+	// and has changed something. told is called before the reply is sent, with the transaction id and the deadline, so that the
 	// operation can put them into its reply. Nil: the row has no transaction of its own. The executor sets it.
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
-	// Changed is told of each thing that the operation changed, right after it did; nil: nobody asks.
+	// Changed is called for each thing that the operation changed, right after the change; nil: nobody asks.
 	Changed func(*pb.Change)
-	// Contents is called right after Changed for a change with a diff, with the contents of the file before and after it. Optional.
+	// Contents is called right after Changed for a change with a diff, with the contents of the file before and after it.
+	// Optional.
 	Contents func(Contents)
 	// Changes returns what the script that calls has changed so far, not to be written to; nil: no script calls.
 	Changes func() []*pb.Change
-	// Warned receives warnings that the reply must carry, such as that a command declared readonly was not confined. Nil: they are
-	// dropped. See Warn.
+	// Warned receives warnings that the reply must carry, such as that a command declared readonly was not confined. Nil: they
+	// are dropped. See Warn.
 	Warned func(text string)
 	// Event sends an event to the host that asked; false: it was dropped. Nil: nobody listens.
 	Event func(proto.Message) bool
@@ -55,16 +56,16 @@ type Call struct {
 	Idle bool
 	// Attachment returns the content of a file that came with the script; fs.ErrNotExist: none of this name did. Nil: none did.
 	Attachment func(name string) ([]byte, error)
-	// ReleaseRequest returns all but keep bytes of a large request's share of the memory budget, for which other requests wait. The
-	// request's bytes must not be used afterwards. Nil: the request has no share.
+	// ReleaseRequest returns all but keep bytes of a large request's share of the memory budget, for which other requests wait.
+	// The request's bytes must not be used afterwards. Nil: the request has no share.
 	ReleaseRequest func(keep int)
 	// HoldReply waits until there is memory for a reply of n bytes, for 10 s at most: before one that is large is made. Nil: it
 	// has no bound, or another one.
 	HoldReply func(n int) error
 	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
 	Judged *fsys.Judged
-	// Kept returns fault.ErrBusy where an open transaction has changed the object at a resolved path: what the operation has found,
-	// maybe through a link, is asked for before it is changed. See CheckKept. Nil: none has.
+	// Kept returns fault.ErrBusy where an open transaction has changed the object at a resolved path: what the operation has
+	// found, maybe through a link, is asked for before it is changed. See CheckKept. Nil: none has.
 	Kept func(path string) error
 	// DryRun is what a dry run changes instead of the guest; nil: this is none.
 	DryRun *DryRun
@@ -83,21 +84,21 @@ type Contents struct {
 	Diff func(old, new []byte) (text string, truncated bool)
 }
 
-// SpoolPrefix begins the name of the directory, at the root of a mount, where a transaction keeps what was removed there. Scripts
-// do not see it.
+// SpoolPrefix begins the name of the directory, at the root of a mount, where a transaction keeps what was removed there.
+// Scripts do not see it.
 const SpoolPrefix = ".quantix-tx-"
 
-// Tx is how an operation makes its changes undoable. Every method returns once what it was told is durable, so it comes
+// Tx is how an operation makes its changes undoable. Every method returns once what it recorded is durable, so it comes
 // before the change. An error means that nothing may be changed.
 type Tx interface {
 	// Before keeps what is at each path now, whatever it is, also nothing at all. For a path that an operation
 	// replaces or whose metadata it changes. The last element of a path is not followed.
 	Before(ctx context.Context, paths ...string) error
-	// BeforeAppend keeps the length of the file at path, and what tells that the content up to there is still the same:
+	// BeforeAppend keeps the length of the file at path, and what shows that the content up to there is still the same:
 	// for an operation that appends to it in place, and changes its attributes at most.
 	BeforeAppend(ctx context.Context, path string) error
-	// Kept returns what the last call of Before or BeforeAppend kept at a resolved path; false: it kept nothing there. A caller that
-	// holds its place open compares: who may exchange a directory on the way can lead two looks to two places.
+	// Kept returns what the last call of Before or BeforeAppend kept at a resolved path; false: it kept nothing there. A caller
+	// that holds its place open compares: who may exchange a directory on the way can lead two looks to two places.
 	Kept(path string) (Touched, bool)
 	// BeforeTree keeps all that is below each path as well, for what a command may change there.
 	BeforeTree(ctx context.Context, paths ...string) error
@@ -108,8 +109,8 @@ type Tx interface {
 	// A rollback names it. It comes when the command has ended; if it never does, because the agent was killed, a rollback
 	// looks for itself.
 	UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change, error)
-	// Take keeps the tree at path by moving it away: afterwards nothing is there. seen is what the caller has found there: another object
-	// is fault.ErrChanged. Without a kind it may be any.
+	// Take keeps the tree at path by moving it away: afterwards nothing is there. seen is what the caller has found there:
+	// another object is fault.ErrChanged. Without a kind it may be any.
 	Take(ctx context.Context, path string, seen fsys.Meta) error
 	// Undo names the operation, and its arguments, that takes back what the caller is about to do: its row's Inverse. It
 	// must be idempotent and bear that the change never happened.
@@ -119,8 +120,8 @@ type Tx interface {
 	UndoLast(ctx context.Context, op string, args proto.Message) error
 	// Irreversible says that the caller is about to do what nothing takes back, so that a rollback names it.
 	Irreversible(ctx context.Context, change *pb.Change) error
-	// HeldNames returns how many names of a file are the transaction's own: those that it took away, and those by which it keeps a
-	// file that has several. None of them is seen by others.
+	// HeldNames returns how many names of a file are the transaction's own: those that it took away, and those by which it
+	// keeps a file that has several. None of them is seen by others.
 	HeldNames(file fsys.Meta) uint32
 	// NotBegun says that what the caller announced last did not begin, so that nothing has to take it back.
 	NotBegun()
@@ -154,8 +155,8 @@ type Pending struct {
 	Check *Action
 	// Covers says that the action does what other ones for its Op and Target with a lower value do: they are left out.
 	Covers int
-	// Outlives has it done also if the call that asks for it fails and is taken back. It is for an action that only looks: whether
-	// the script has made good what the call failed at.
+	// Outlives has it done also if the call that asks for it fails and is taken back. It is for an action that only looks:
+	// whether the script has made good what the call failed at.
 	Outlives bool
 }
 
@@ -167,9 +168,9 @@ func (c *Call) Before(ctx context.Context, paths ...string) error {
 	return c.Tx.Before(ctx, paths...)
 }
 
-// AfterCommit registers an operation that runs at least once after the transaction has committed, in a recovery if necessary. The
-// same operation registered twice runs once. It is dropped if the transaction or the call is rolled back; a dry run only reports
-// it. Without a transaction it returns an error.
+// AfterCommit registers an operation that runs at least once after the transaction has committed, in a recovery if necessary.
+// The same operation registered twice runs once. It is dropped if the transaction or the call is rolled back; a dry run only
+// reports it. Without a transaction it returns an error.
 func (c *Call) AfterCommit(action Action) error {
 	switch {
 	case c.Deferred != nil:
@@ -190,8 +191,8 @@ func (c *Call) OnceReplied(f func()) {
 	c.AfterReply(f)
 }
 
-// CheckKept returns fault.ErrBusy where an open transaction that the call is not part of has changed the object at a resolved path,
-// and would take the change back.
+// CheckKept returns fault.ErrBusy where an open transaction that the call is not part of has changed the object at a resolved
+// path, and would take the change back.
 func (c *Call) CheckKept(path string) error {
 	if c.Kept == nil {
 		return nil
@@ -200,8 +201,8 @@ func (c *Call) CheckKept(path string) error {
 }
 
 // BeforeCommit has an operation done, as a call of the script, once its last line has run and before the transaction commits;
-// one that was given before, or that another one covers, is not done again. An error of it, or of its check, is the script's, so
-// that all is rolled back. In a dry run it is predicted at the same point. Where no script calls it is refused.
+// one that was given before, or that another one covers, is not done again. An error of it, or of its check, is the script's,
+// so that all is rolled back. In a dry run it is predicted at the same point. Where no script calls it is refused.
 func (c *Call) BeforeCommit(p Pending) error {
 	if c.Pending == nil {
 		return fault.Refuse("there is no script")
@@ -209,7 +210,7 @@ func (c *Call) BeforeCommit(p Pending) error {
 	return c.Pending(p)
 }
 
-// MaySee says whether the caller may see, and end, what the hosts on a port began.
+// MaySee reports whether the caller may see, and end, what the hosts on a port began.
 func (c *Call) MaySee(port string) bool { return c.Sees == nil || c.Sees(port) }
 
 // Buffer returns n bytes for the reply, of any content, that nobody may keep.
@@ -227,7 +228,7 @@ func (c *Call) Warn(text string) {
 	}
 }
 
-// Report tells of a change.
+// Report reports a change.
 func (c *Call) Report(change *pb.Change) {
 	if c.Changed != nil {
 		c.Changed(change)

@@ -15,8 +15,8 @@ type DryRun struct {
 	Pretended map[string]any
 	// Changed: something was pretended, so what really is no longer is what the script believes.
 	Changed bool
-	// Planned: something was told of that would change more than is pretended, such as a command with its plan. What a later
-	// call misses may be what that makes.
+	// Planned: a change was reported that does more than is pretended, such as a command with its plan. What a later call does
+	// not find may be what it would have made.
 	Planned bool
 	// Ended is why nothing can be predicted any more; nil as long as it can.
 	Ended error

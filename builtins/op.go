@@ -37,7 +37,7 @@ type Op struct {
 	Summary string
 	// Capability is what get_capabilities and agent_ready announce for a native row. Optional.
 	Capability string
-	// Available says whether what Capability announces is to be had at present, such as a desktop. It returns soon. Nil:
+	// Available reports whether what Capability announces is to be had at present, such as a desktop. It returns soon. Nil:
 	// always.
 	Available func() bool
 
@@ -46,7 +46,7 @@ type Op struct {
 	// Access computes what a request would read, change and run. It must bear any request. Nil: nothing that a rule could
 	// name.
 	Access func(in proto.Message) Access
-	// AccessIn is Access for a row that has to look at files to tell: at those that the call acts on, pretended ones too. Nil
+	// AccessIn is Access for a row that has to read files to know it: those that the call acts on, pretended ones too. Nil
 	// files are the guest's own. Optional.
 	AccessIn func(files *fsys.Root, in proto.Message) Access
 	// OnError makes the reply to a request that failed, for messages whose error is more than their error field. Optional.
@@ -55,7 +55,7 @@ type Op struct {
 	// Mutates says that the operation changes the guest. It is then refused when the request may be stale, and has a
 	// transaction when a script calls it.
 	Mutates bool
-	// Readonly tells of a request to a mutating row that it changes nothing after all. Optional.
+	// Readonly reports whether a request to a mutating row changes nothing after all. Optional.
 	Readonly func(in proto.Message) bool
 	// Inverse is the operation that Tx.Undo may name to take back what this one does. Empty: the before-images of files are
 	// enough.
@@ -73,7 +73,7 @@ type Op struct {
 	Partial bool
 	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
 	Transaction bool
-	// Bare tells of a request to a row with Transaction that it changes nothing that could be kept, such as what runs at
+	// Bare reports whether a request to a row with Transaction changes nothing that could be kept, such as what runs at
 	// present: it has no transaction then. Optional.
 	Bare func(in proto.Message) bool
 	// Own says that the operation only ends what its caller began, so that a list of allowed operations need not name it.
@@ -92,7 +92,7 @@ type Op struct {
 	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
 	// is over. Nothing that they begin waits for the end of their context, which may serve another call.
 	Transient bool
-	// Routine tells of a request that it only goes on with what another one began, and that was audited: where it succeeds
+	// Routine reports whether a request only goes on with what an audited one began: where it succeeds
 	// it is not audited again. Optional.
 	Routine func(in proto.Message) bool
 
@@ -155,12 +155,12 @@ func In[In proto.Message](f func(*fsys.Root, In) Access) func(*fsys.Root, proto.
 	return func(files *fsys.Root, in proto.Message) Access { return f(files, in.(In)) }
 }
 
-// Changes says whether a request to this row may change the guest.
+// Changes reports whether a request to this row may change the guest.
 func (op *Op) Changes(in proto.Message) bool {
 	return op.Mutates && !(op.Readonly != nil && op.Readonly(in))
 }
 
-// Transacts says whether a request to this row runs in a transaction of its own.
+// Transacts reports whether a request to this row runs in a transaction of its own.
 func (op *Op) Transacts(in proto.Message) bool {
 	return op.Transaction && op.Changes(in) && !(op.Bare != nil && op.Bare(in))
 }
@@ -188,7 +188,7 @@ func (op *Op) Room() string {
 	return room
 }
 
-// ErrorReply is the reply that tells err in the operation's own message: its error field where it has one.
+// ErrorReply returns a reply with err in the operation's own message: in its error field where it has one.
 func (op *Op) ErrorReply(err error) proto.Message {
 	if op.OnError != nil {
 		return op.OnError(err)
@@ -241,7 +241,7 @@ func parseUsage(usage string) (*Signature, error) {
 	return sig, nil
 }
 
-// complete fills in what NewTable does, and holds a row against its messages. A fault is a programmer's.
+// complete fills in what NewTable does, and checks a row against its messages. A fault is a programmer's.
 func (op *Op) complete() (err error) {
 	if op.call == nil || op.Summary == "" {
 		return fmt.Errorf("it has no handler or no summary")

@@ -17,9 +17,9 @@ type Room struct {
 	// Start begins what the room does by itself in an agent that serves hosts, such as what an earlier process of the agent was
 	// about to do. It is called once, before the first call, and does not wait.
 	Start func()
-	// SessionClosed is told that a connection has ended: what only that could finish is dropped. It does not wait.
+	// SessionClosed is called when a connection has ended: what only that could finish is dropped. It does not wait.
 	SessionClosed func(port, session string)
-	// HasStream says whether a connection will get more events under the id of a request that was answered.
+	// HasStream reports whether a connection will get more events under the id of a request that was answered.
 	HasStream func(port, session, id string) bool
 	// Sweep ends what scripts of an earlier agent process left running, and removes what its calls left. It comes before
 	// anything of theirs is taken back, and an error keeps that from being done: it is one that something runs which may change

@@ -17,7 +17,7 @@ var files embed.FS
 //go:embed hooks
 var hooks embed.FS
 
-// Hooks returns what every agent tells of a freeze and of its end: shell scripts that do nothing where their server does not
+// Hooks returns the freeze hooks that every agent runs: shell scripts that do nothing where their server does not
 // run.
 func Hooks() fs.FS {
 	dir, err := fs.Sub(hooks, "hooks")

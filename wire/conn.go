@@ -152,7 +152,7 @@ type Conn struct {
 // backlogReporter is a channel that knows whether what was just read may have waited from before the session began.
 type backlogReporter interface{ Backlog() bool }
 
-// deadlineReader is a channel whose Read can be told when to end, with os.ErrDeadlineExceeded, as that of a net.Conn.
+// deadlineReader is a channel whose Read can be given a time to end, with os.ErrDeadlineExceeded, as that of a net.Conn.
 type deadlineReader interface {
 	SetReadDeadline(t time.Time) error
 }
@@ -292,7 +292,7 @@ func (c *Conn) read(ctx, session context.Context, work *sync.WaitGroup) error {
 }
 
 // readWithin reads from the channel. A frame that has memory of all connections must not hold it while its host sends nothing:
-// where the channel can tell the time it returns without anything after PayloadTimeout.
+// where the channel has read deadlines it returns without anything after PayloadTimeout.
 func (c *Conn) readWithin(space []byte) (n int, err error) {
 	channel, can := c.channel.(deadlineReader)
 	if !can || c.reserved == 0 || channel.SetReadDeadline(time.Now().Add(PayloadTimeout)) != nil {

@@ -267,7 +267,7 @@ func checkLength(f Framing, size int, field []byte) (Framing, int, int, headerVe
 	return f, size, int(length), possible
 }
 
-// beginsEnvelope says whether b can begin an envelope of n bytes: field 1, a text of printable characters. A length is
+// beginsEnvelope reports whether b can begin an envelope of n bytes: field 1, a text of printable characters. A length is
 // any four bytes with a small first one, so a scan wants to see more before it waits for that many bytes.
 func beginsEnvelope(b []byte, n int) headerVerdict {
 	if len(b) == 0 {

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// Until a host has sent a frame, its framing is not known. What it is told then is written so that it is read in either one:
+// Until a host has sent a frame, its framing is not known. What it is sent then is written so that it is read in either one:
 //
 //	plain │ length │ envelope │ greetingField, length │ magic, length │ the envelope again
 //	qtx1  │         skipped: no magic is in it        │ frame                             │

@@ -7,7 +7,7 @@
 //
 // The files are changed by the agent itself, the way shadow-utils changes them: under the locks of lckpwdf(3) and of
 // shadow-utils, each replaced in one step, with the numbers and defaults of login.defs and useradd. So it is the same in a
-// guest with shadow-utils, in one with BusyBox, and in a tree that is not booted, a dry run tells what would be, and all that
+// guest with shadow-utils, in one with BusyBox, and in a tree that is not booted, a dry run predicts the result, and all that
 // is changed was kept before. No password is ever an argument or in the environment of a program.
 //
 // Users and groups of a directory service, such as LDAP, are seen, and not changed.

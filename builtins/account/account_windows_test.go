@@ -275,7 +275,7 @@ func TestUndo(t *testing.T) {
 	}
 }
 
-// A dry run foretells the run and changes nothing.
+// A dry run predicts the run and changes nothing.
 func TestDryRun(t *testing.T) {
 	m := newMachine()
 	steps := func(c *builtins.Call) {

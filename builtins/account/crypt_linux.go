@@ -99,7 +99,7 @@ func settingOf(text string) (s setting, ok bool) {
 	return s, true
 }
 
-// matches says whether a hash is that of a password. Hashes of other methods than yescrypt and these two match nothing. The
+// matches reports whether a hash is that of a password. Hashes of other methods than yescrypt and these two match nothing. The
 // error is the cause of ctx.
 func matches(ctx context.Context, text string, password []byte) (bool, error) {
 	if strings.HasPrefix(text, yescryptPrefix) {

@@ -13,7 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// isHashOf says whether a hash is that of a password.
+// isHashOf reports whether a hash is that of a password.
 func isHashOf(text string, password []byte) bool {
 	is, err := matches(context.Background(), text, password)
 	return is && err == nil

@@ -12,8 +12,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
-// Where the guest says how its accounts are made. What a file of the administrator's does not say because it is not there, that of
-// the distribution below vendorDir says, as openSUSE has it; beside both there are files for parts of it (login.defs.d).
+// Where the guest says how its accounts are made. What a file of the administrator's does not say because it is not there, that
+// of the distribution below vendorDir says, as openSUSE has it; beside both there are files for parts of it (login.defs.d).
 const (
 	loginDefs   = "/etc/login.defs"
 	useraddFile = "/etc/default/useradd"
@@ -56,7 +56,7 @@ func readDefaults(root *fsys.Root) defaults {
 	return d
 }
 
-// addSettings reads a file of names and values, one on a line, and says whether it could.
+// addSettings reads a file of names and values, one on a line, and reports whether it could.
 func addSettings(values map[string]string, root *fsys.Root, path string, between func(rune) bool) bool {
 	data, err := root.ReadFile(path, maxDefaults)
 	if err != nil {
@@ -107,7 +107,7 @@ func (d defaults) home(name string) string { return fsys.Join(d.said("HOME", "/h
 // skeleton is what a new home directory is a copy of.
 func (d defaults) skeleton() string { return d.said("SKEL", defaultSkeleton) }
 
-// makesMail says whether a new user gets a mail spool.
+// makesMail reports whether a new user gets a mail spool.
 func (d defaults) makesMail(system bool) bool {
 	return !system && d.useradd["CREATE_MAIL_SPOOL"] == "yes"
 }

@@ -383,7 +383,7 @@ func ownedBelow(ctx context.Context, root *fsys.Root, dir string) (paths []strin
 			return err
 		}
 		left -= len(names)
-		slices.Sort(names) // so that a dry run tells it in the order of the run
+		slices.Sort(names) // so that a dry run lists it in the order of the run
 		for _, name := range names {
 			if err := context.Cause(ctx); err != nil {
 				return err

@@ -30,7 +30,7 @@ func lockFile(file *os.File) (holder int, err error) {
 	return holder, fault.ErrBusy
 }
 
-// alive says whether there is a process with a pid, as shadow-utils find out.
+// alive reports whether there is a process with a pid, as shadow-utils find out.
 func alive(pid int) bool { return !errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
 
 // processName is what a process calls itself; empty where that cannot be read.

@@ -130,7 +130,7 @@ func (w *writing) sameFileSystem(m *homeMove) error {
 	return err
 }
 
-// moveHome moves a home directory. What a rollback does is announced before, with what tells the directory from others.
+// moveHome moves a home directory. What a rollback does is recorded before, with what identifies the directory.
 func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 	to, made, err := w.root.MakeParents(m.to, w.call.Tx == nil)
 	if err != nil {
@@ -171,7 +171,7 @@ func (w *writing) moveHome(ctx context.Context, m *homeMove) error {
 	return nil
 }
 
-// leads says why a path does not lead to what was put there: it, or a directory above it, may have been exchanged.
+// leads returns why a path does not lead to what was put there: it, or a directory above it, may have been exchanged.
 func (w *writing) leads(path string, there fsys.Meta) error {
 	var is fsys.Meta
 	at, err := w.root.Exact(path)

@@ -242,7 +242,7 @@ func setFullName(name, fullName string) error {
 	return setInfo(name, 1011, unsafe.Pointer(&info))
 }
 
-// setExpired says whether another password must be chosen at the next login: all else that is known of the account is set
+// setExpired reports whether another password must be chosen at the next login: all else that is known of the account is set
 // to what it is.
 func setExpired(name string, expired bool) error {
 	text, err := windows.UTF16PtrFromString(name)

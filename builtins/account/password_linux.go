@@ -24,7 +24,7 @@ type newPassword struct {
 	name    string
 	secret  []byte
 	crypted bool
-	// expire says whether the user must choose another one; nil: need not if this one is new.
+	// expire reports whether the user must choose another one; nil: need not if this one is new.
 	expire *bool
 	// again says that it is set also where it is the one that is there.
 	again bool
@@ -155,7 +155,7 @@ func (n *newPassword) instead(ctx context.Context, stored string, root *fsys.Roo
 	return n.hash, err
 }
 
-// is says whether what is stored is this password.
+// is reports whether what is stored is this password.
 func (n *newPassword) is(ctx context.Context, stored string) (bool, error) {
 	if n.crypted {
 		return stored == string(n.secret), nil

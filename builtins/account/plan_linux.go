@@ -27,7 +27,7 @@ type wish struct {
 	force       bool
 }
 
-// wantsHome says whether a user who is not there yet is to have a home directory.
+// wantsHome reports whether a user who is not there yet is to have a home directory.
 func (w *wish) wantsHome() bool {
 	if w.createHome != nil {
 		return *w.createHome
@@ -95,7 +95,7 @@ type plan struct {
 
 // names asks the name service for what the files do not have. A user or group that is in there belongs to a directory service.
 type names interface {
-	// has says whether a database, passwd or group, has a name or a number.
+	// has reports whether a database, passwd or group, has a name or a number.
 	has(database, key string) (bool, error)
 }
 

@@ -24,7 +24,7 @@ func newPlatform(g *guest.Guest) platform {
 	return platform{edit: &edit.Editor{Guest: g, Guard: g.Guard}, now: time.Now, proc: "/proc"}
 }
 
-// features tells a host that this agent takes a hash for a password.
+// features says that this agent takes a hash for a password.
 func features() func() map[string]string {
 	return func() map[string]string { return map[string]string{"reset_password": "crypted"} }
 }
@@ -34,8 +34,8 @@ func listAccess() builtins.Access { return builtins.Access{Reads: public} }
 // public are the files that everybody reads: what is changed in them is shown.
 var public = []string{passwdFile, groupFile}
 
-// told are those of all: what was in them stands in the list of changes.
-var told = []string{passwdFile, groupFile, subuidFile, subgidFile}
+// shownFiles are those of all: the list of changes shows what was in them.
+var shownFiles = []string{passwdFile, groupFile, subuidFile, subgidFile}
 
 // all are the files that a new or a removed user changes.
 var all = []string{passwdFile, groupFile, shadowFile, gshadowFile, subuidFile, subgidFile}
@@ -77,7 +77,7 @@ func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access {
 func (r *Room) wishAccess(files *fsys.Root, w *wish, writes []string, home string) builtins.Access {
 	access := builtins.Access{
 		Objects: append(groupObjects(append([]string{w.group}, w.groups...)), object(w.name)),
-		Reads:   append(slices.Clone(told), loginDefs, useraddFile, vendorDir+loginDefs, vendorDir+useraddFile), Writes: slices.Clone(writes),
+		Reads:   append(slices.Clone(shownFiles), loginDefs, useraddFile, vendorDir+loginDefs, vendorDir+useraddFile), Writes: slices.Clone(writes),
 	}
 	if home != "" {
 		access.Writes = append(access.Writes, home)
@@ -113,7 +113,7 @@ func (r *Room) modifyAccess(files *fsys.Root, in *pb.AccountModifyArgs) builtins
 }
 
 func (r *Room) removeAccess(files *fsys.Root, in *pb.AccountRemoveArgs) builtins.Access {
-	access := builtins.Access{Objects: []builtins.Object{object(in.Name)}, Reads: told, Writes: all}
+	access := builtins.Access{Objects: []builtins.Object{object(in.Name)}, Reads: shownFiles, Writes: all}
 	if !in.Home || checkName(in.Name) != nil {
 		return access
 	}
@@ -166,7 +166,7 @@ func (r *Room) defaults(files *fsys.Root) defaults {
 	return readDefaults(files)
 }
 
-// available says whether accounts can be changed here at all.
+// available reports whether accounts can be changed here at all.
 func (r *Room) available() bool {
 	if r.guest.Files == nil {
 		return false
@@ -308,12 +308,12 @@ func (r *Room) groups(ctx context.Context, call *builtins.Call, in *pb.AccountGr
 	return yes(out.GetChanged()), err
 }
 
-// shown is how much of a name an error repeats.
-const shown = 64
+// longestShown is how much of a name an error repeats.
+const longestShown = 64
 
 // printable is a name for an error: whatever was asked for is no name, it may be long.
 func printable(name string) string {
-	if checkName(name) == nil && len(name) <= shown {
+	if checkName(name) == nil && len(name) <= longestShown {
 		return name
 	}
 	return ""

@@ -51,7 +51,7 @@ type directory struct {
 	setPassword func(name string, password []uint16) error
 	setExpired  func(name string, expired bool) error
 	setFullName func(name, fullName string) error
-	// hasGroup says whether there is a local group, and usersGroup is the name of that which all users are in.
+	// hasGroup reports whether there is a local group, and usersGroup is the name of that which all users are in.
 	hasGroup   func(group string) (bool, error)
 	usersGroup func() (string, error)
 	join       func(group, name string) error
@@ -75,7 +75,7 @@ func (u *user) message() *pb.Account {
 // features: Windows takes no hash for a password.
 func features() func() map[string]string { return nil }
 
-// available says whether accounts can be changed here at all.
+// available reports whether accounts can be changed here at all.
 func (r *Room) available() bool { return r.guest.Live }
 
 // of is what the accounts are to a call.
@@ -305,7 +305,7 @@ func (r *Room) make(ctx context.Context, call *builtins.Call, in *pb.AccountCrea
 	return true, nil
 }
 
-// announce tells the transaction how to go back.
+// announce records in the transaction how to go back.
 func announce(ctx context.Context, call *builtins.Call, was *pb.AccountRestore) error {
 	if call.Tx == nil {
 		return nil
@@ -415,7 +415,7 @@ func (r *Room) drop(ctx context.Context, call *builtins.Call, name string) (bool
 	return true, nil
 }
 
-// irreversible tells the transaction of a change that nothing takes back.
+// irreversible records in the transaction a change that nothing undoes.
 func irreversible(ctx context.Context, call *builtins.Call, change *pb.Change) error {
 	if call.Tx == nil {
 		return nil

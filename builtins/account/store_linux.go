@@ -39,7 +39,7 @@ func (r *Room) change(
 	return &pb.Changed{Changed: changed}, nil
 }
 
-// on is fault.On with what an error of something inside tells beside its text.
+// on is fault.On with the details of an error within.
 func on(name string, err error) error {
 	var inner *fault.Error
 	if !errors.As(err, &inner) {
@@ -256,7 +256,7 @@ func (w *writing) takeAway(ctx context.Context, path string) error {
 	return err
 }
 
-// isThere says whether something is at a path.
+// isThere reports whether something is at a path.
 func isThere(root *fsys.Root, path string) (fsys.Meta, bool, error) {
 	at, err := root.At(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -64,8 +64,8 @@ func yescryptHash(ctx context.Context, password []byte, setting string) (string,
 	return string(hash), err
 }
 
-// yescryptMatches says whether a hash by yescrypt is that of a password. One with parameters that libxcrypt does not make, or
-// that needs too much memory, matches nothing.
+// yescryptMatches reports whether a hash by yescrypt is that of a password. One with parameters that libxcrypt does not make,
+// or that needs too much memory, matches nothing.
 func yescryptMatches(ctx context.Context, text string, password []byte) (bool, error) {
 	params, rest, _ := strings.Cut(text[len(yescryptPrefix):], "$")
 	_, log, r, err := yescrypt.DecodeSetting([]byte(params))

@@ -182,7 +182,7 @@ func New(c Config) *Rooms {
 		desktop: front, clipboard: pasting, update: updates,
 		commands: commands, host: about, telemetry: telemetry.New(g.Root()), power: down, frozen: frozen, quiesce: quiescing,
 		list: []builtins.Room{
-			quiescing.Room(), // first: what it has to tell at the end is told by commands
+			quiescing.Room(), // first: when it closes it reports by commands, which close after it
 			file.New(g, file.Config{Leftovers: c.Leftovers, EnterLeftovers: frozen.TryEnterOwn}).Room(),
 			commands.Room(),
 			about.Room(),
@@ -213,7 +213,7 @@ func (r *Rooms) FrozenStatus() []*pb.FrozenStatus { return r.quiesce.Status() }
 // Notices returns the events that are sent to each host that connects.
 func (r *Rooms) Notices() []*pb.ErrorEvent { return append(r.quiesce.Notices(), r.update.Notices()...) }
 
-// UpdateStatus tells where an update of the agent stands, for get_status.
+// UpdateStatus returns the state of an update of the agent, for get_status.
 func (r *Rooms) UpdateStatus() *pb.UpdateStatus { return r.update.Status() }
 
 // ConfirmUpdate makes the program of this process the installed one, where it is on trial. GiveUpUpdate notes that no host was
@@ -251,7 +251,7 @@ func (r *Rooms) Named(name string) builtins.Room {
 	panic("there is no room " + name)
 }
 
-// Ready tells of the guest, for agent_ready.
+// Ready describes the guest, for agent_ready.
 func (r *Rooms) Ready(ctx context.Context) *pb.AgentReadyEvent {
 	ready := r.host.Ready(ctx)
 	if pending := r.power.Pending(); pending.GetError() == "" { // what failed is for get_status
@@ -286,7 +286,7 @@ func (r *Rooms) Events(ctx context.Context) (capability string, events <-chan pr
 	return clipboard.WatchCapability, r.clipboard.Events(ctx)
 }
 
-// MachineID and BootID tell this guest from its clone, and this boot from the next; empty where that is not known.
+// MachineID identifies this guest, and BootID this boot of it; empty where that is not known. A clone has another machine ID.
 func (r *Rooms) MachineID() string { return r.host.MachineID() }
 
 // BootID is the running kernel's.
@@ -315,7 +315,7 @@ func (r *Rooms) SessionClosed(port, session string) {
 	}
 }
 
-// HasStream says whether a connection will get more events under the id of a request that was answered.
+// HasStream reports whether a connection will get more events under the id of a request that was answered.
 func (r *Rooms) HasStream(port, session, id string) bool {
 	for _, room := range r.list {
 		if room.HasStream != nil && room.HasStream(port, session, id) {
@@ -335,7 +335,7 @@ func (r *Rooms) Sweep(ctx context.Context) (err error) {
 	return err
 }
 
-// Restored tells which paths a recovery at early boot has restored.
+// Restored passes on which paths a recovery at early boot has restored.
 func (r *Rooms) Restored(ctx context.Context, paths []string) (err error) {
 	for _, room := range r.list {
 		if room.Restored != nil {

@@ -173,7 +173,7 @@ func TestEveryTextIsSeenOrFree(t *testing.T) {
 	}
 }
 
-// isHere says whether a field can be expected: on Windows an inverse has other fields than on Linux, which this list is of.
+// isHere reports whether a field can be expected: on Windows an inverse has other fields than on Linux, which this list is of.
 func isHere(row, field string) bool {
 	op := table().Script(row)
 	return runtime.GOOS == "linux" || op == nil || op.In.ProtoReflect().Descriptor().Fields().ByName(protoreflect.Name(field)) != nil

@@ -95,7 +95,7 @@ func (r *Room) Room() builtins.Room {
 	}
 }
 
-// features tells in which directions the clipboard may be used, and in which types.
+// features says in which directions the clipboard may be used, and in which types.
 func (r *Room) features() map[string]string {
 	var list []string
 	if !r.config.DenyGuest {
@@ -229,7 +229,7 @@ func (r *Room) read(ctx context.Context, kinds []string, primary bool) (*pb.Clip
 	return reply, checkContent(reply.Content, kinds)
 }
 
-// checkContent says why content of the helper is not what was asked for.
+// checkContent returns why content of the helper is not what was asked for.
 func checkContent(c *pb.ClipContent, kinds []string) error {
 	for _, k := range kinds {
 		if c.GetKind() != k {

@@ -16,7 +16,7 @@ type server struct {
 
 	mu      sync.Mutex
 	backend clip.Backend // nil: not opened, or it has ended
-	limit   int          // of what changes are told with; 0: they are not told
+	limit   int          // of what events of changes hold; 0: there are none
 	changes chan struct{}
 }
 

@@ -110,7 +110,7 @@ func (r *Room) scriptSet(ctx context.Context, call *builtins.Call, in *pb.Clipbo
 	return &pb.Changed{Changed: true}, nil
 }
 
-// holds says whether the clipboard has all of some contents already. What cannot be read it has not.
+// holds reports whether the clipboard has all of some contents already. What cannot be read it has not.
 func (r *Room) holds(ctx context.Context, list []clip.Content, primary bool) bool {
 	for _, c := range list {
 		reply, err := r.read(ctx, []string{string(c.Kind)}, primary)

@@ -13,15 +13,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// maxWatchers are the connections that are told of changes.
+// maxWatchers bounds the connections that get changes.
 const maxWatchers = 64
 
 // watches are the subscriptions to changes of the clipboard. The zero value has none.
 type watches struct {
 	mu    sync.Mutex
-	kept  bool                                 // helpers tell of changes
+	kept  bool                                 // helpers report changes
 	hosts map[watcher]func(proto.Message) bool // the connections that asked
-	all   map[chan proto.Message]bool          // those that are told anyway
+	all   map[chan proto.Message]bool          // those that get them anyway
 }
 
 // watcher names a connection.
@@ -60,7 +60,7 @@ func (r *Room) watch(_ context.Context, call *builtins.Call, in *pb.ClipboardWat
 	return &pb.ClipboardWatchResponse{Success: true}, nil
 }
 
-// Events returns the events for a connection that did not ask for them, until ctx ends; nil: it is told of nothing.
+// Events returns the events for a connection that did not ask for them, until ctx ends; nil: it gets none.
 func (r *Room) Events(ctx context.Context) <-chan proto.Message {
 	if !r.config.Changes || r.config.DenyHost {
 		return nil
@@ -82,7 +82,7 @@ func (r *Room) Events(ctx context.Context) <-chan proto.Message {
 	return events
 }
 
-// follow has helpers tell of changes while somebody wants to know. The lock of watches is held.
+// follow has helpers report changes while somebody wants to know. The lock of watches is held.
 func (r *Room) follow() {
 	request := &pb.ClipWatchRequest{Limit: uint32(r.config.MaxEvent)}
 	wanted := len(r.watches.hosts) > 0 || len(r.watches.all) > 0
@@ -91,7 +91,7 @@ func (r *Room) follow() {
 	case wanted:
 		r.desktop.Keep(request)
 	default:
-		r.desktop.Drop(request) // the helper that runs goes on to tell, and nobody is sent it
+		r.desktop.Drop(request) // the helper that runs goes on to report, and nobody is sent it
 	}
 	r.watches.kept = wanted
 }

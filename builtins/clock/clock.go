@@ -74,7 +74,7 @@ type system struct {
 	step func(by time.Duration) error
 	// slew adds to the clock by and by, and returns what is left of it. Nil: the clock is stepped in any case.
 	slew func(by time.Duration) (left time.Duration, err error)
-	// setRTC makes the hardware clock tell a time; false: there is none.
+	// setRTC sets the hardware clock; false: there is none.
 	setRTC func(at time.Time) (there bool, err error)
 	// hostOffset is how far the clock that KVM shows is ahead of the guest's; an error of cause errors.ErrUnsupported: there
 	// is none. load says that the kernel may be made to show it.
@@ -230,7 +230,7 @@ func (c corrected) shrank() error {
 	return fault.Wrapf(fault.ErrOutput, "the clock was off by %v and still is by %v, as %s has it", c.before, c.after, c.source)
 }
 
-// reply tells what became of the clock. One that is right now, or on its way to it, gives the hardware clock the time.
+// reply returns the state of the clock. One that is right now, or on its way to it, gives the hardware clock the time.
 func (r *Room) reply(done corrected) *pb.SyncTimeResponse {
 	reply := &pb.SyncTimeResponse{
 		Success: true, TimeSource: done.source, Method: done.method,

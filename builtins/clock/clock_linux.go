@@ -136,7 +136,7 @@ func compare(fd int) (offset, window time.Duration, err error) {
 	return time.Duration(other.Nano()-before.Nano()) - window/2, window, err
 }
 
-// setRTC makes the hardware clock tell a time: in UTC, or as the clocks on the wall there where adjtime(5) below root says
+// setRTC sets the hardware clock: in UTC, or as the clocks on the wall there where adjtime(5) below root says
 // LOCAL.
 func setRTC(at time.Time, root string) (there bool, err error) {
 	zone, err := rtcZone(root)
@@ -190,7 +190,7 @@ func writeRTC(fd int, at time.Time, zone *time.Location) error {
 	year, month, day := int(have.Year)+1900, time.Month(have.Mon+1), int(have.Mday)
 	told := time.Date(year, month, day, int(have.Hour), int(have.Min), int(have.Sec), 0, zone)
 	if off := told.Sub(next); off.Abs() > 2*time.Second {
-		return fault.Wrapf(fault.ErrOutput, "it tells another time than was written: %v off", off)
+		return fault.Wrapf(fault.ErrOutput, "it shows another time than was written: %v off", off)
 	}
 	return nil
 }

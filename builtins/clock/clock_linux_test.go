@@ -60,7 +60,7 @@ func ask(t *testing.T, r *Room, call *builtins.Call, in *pb.SyncTimeRequest) *pb
 	return out
 }
 
-// near says whether a clock is as far from a time as can be explained by a busy machine.
+// near reports whether a clock is as far from a time as can be explained by a busy machine.
 func near(a, b time.Time) bool { return a.Sub(b).Abs() < 5*time.Second }
 
 func TestSetTime(t *testing.T) {

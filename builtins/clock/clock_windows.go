@@ -66,7 +66,7 @@ const (
 
 // timeService is the time service of Windows. Its functions can be replaced by tests.
 type timeService struct {
-	// running says whether the service runs; errors.ErrUnsupported: there is none.
+	// running reports whether the service runs; errors.ErrUnsupported: there is none.
 	running func() (bool, error)
 	// restart starts it again, which makes it ask its servers at once.
 	restart func(ctx context.Context) error

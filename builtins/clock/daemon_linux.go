@@ -58,7 +58,7 @@ func (d daemons) tracking(ctx context.Context) (tracked, error) {
 }
 
 // parseTracking reads what chronyc(1) prints with -c: the fourth field is the reference time, the fifth is by how many seconds
-// the clock is slow, and the last says whether it is synchronised.
+// the clock is slow, and the last reports whether it is synchronised.
 func parseTracking(line string) (t tracked, err error) {
 	fields := strings.Split(strings.TrimSpace(line), ",")
 	if len(fields) < 14 {
@@ -74,7 +74,7 @@ func parseTracking(line string) (t tracked, err error) {
 
 // measured is when chronyd last had answers of its sources.
 type measured struct {
-	// follows says whether it follows a source: else none has answered, or what they say does not fit together.
+	// follows reports whether it follows a source: else none has answered, or what they say does not fit together.
 	follows bool
 	// age is how long ago that source answered, and newest how long ago any did; both in whole seconds, cut off.
 	age, newest time.Duration
@@ -163,7 +163,7 @@ func (d daemons) byChrony(ctx context.Context, now tracked, force, measure bool)
 }
 
 // remeasure has chronyd measure anew, and returns what it knows then. A clock that has jumped, as that of a guest which was
-// paused, makes chronyd mistrust its source for minutes: then it is told to forget what it had measured, as chronyc(1) has it
+// paused, makes chronyd mistrust its source for minutes: then it is made to forget what it had measured, as chronyc(1) has it
 // for a machine that is resumed.
 func (d daemons) remeasure(ctx context.Context, before tracked) (tracked, error) {
 	began := time.Now()

@@ -94,7 +94,7 @@ func configuredServers() ([]string, error) {
 	list, _, _ := key.GetStringValue("NtpServer")
 	if !strings.EqualFold(kind, "NTP") && !strings.EqualFold(kind, "AllSync") {
 		return nil, fault.Unsupported(
-			"%s has its time of %q and not of servers that it is told, so nobody knows how far the clock is off", serviceName, kind)
+			"%s has its time of %q and not of configured servers, so nobody knows how far the clock is off", serviceName, kind)
 	}
 	return parseServers(list), nil
 }
@@ -149,7 +149,7 @@ func askServer(ctx context.Context, server string) (time.Duration, error) {
 	}
 }
 
-// parseReply returns the offset that a reply tells; false: it is none to this request, or of a server that does not know
+// parseReply returns the offset that a reply gives; false: it is none to this request, or of a server that does not know
 // the time.
 func parseReply(reply, originate []byte, sent, came time.Time) (time.Duration, bool) {
 	const server, unsynchronised = 4, 3

@@ -1,4 +1,4 @@
-// Package display tells and sets the outputs of the desktop in front: sizes, scales, places, and which one is the primary one.
+// Package display lists and sets the outputs of the desktop in front: sizes, scales, places, and which one is the primary one.
 //
 //	display_resize, display_layout ─► plan: the state of all outputs ─► Desktop.Set ─► read back, or as before
 //	list_displays ─► Desktop.Outputs
@@ -39,8 +39,8 @@ type Desktop interface {
 	// Set sets outputs as the settings say, each of which is complete (see outputs.Set), and returns what was read back. After
 	// an error they are as before.
 	Set(ctx context.Context, settings []*pb.DisplaySetting) (*pb.ListDisplaysResponse, error)
-	// Present returns what tells this desktop from the next one; empty: there is none. It does not wait long. Unless it is to
-	// look now, it may tell what was a second ago.
+	// Present identifies this desktop, so that the next one has another value; empty: there is none. It does not wait long.
+	// Unless it is to look now, the value may be a second old.
 	Present(now bool) string
 }
 
@@ -79,7 +79,7 @@ func (r *Room) Room() builtins.Room {
 	}...), Features: r.features}
 }
 
-// features tells a host which fields of display_resize this agent honours.
+// features says which fields of display_resize this agent honours.
 func (r *Room) features() map[string]string {
 	if !r.available() {
 		return nil
@@ -90,7 +90,7 @@ func (r *Room) features() map[string]string {
 	return map[string]string{"display_resize": "display_id,dpi"}
 }
 
-// available says whether there is a desktop, and no request has found yet that it has no way to set outputs.
+// available reports whether there is a desktop, and no request has found yet that it has no way to set outputs.
 func (r *Room) available() bool {
 	if !r.guest.Live {
 		return false
@@ -123,7 +123,7 @@ func accessOf(names ...string) (access builtins.Access) {
 	return access
 }
 
-// outputs returns the outputs of the desktop, and notes whether it tells them.
+// outputs returns the outputs of the desktop, and notes whether it lists them.
 func (r *Room) outputs(ctx context.Context) (*pb.ListDisplaysResponse, error) {
 	if !r.guest.Live {
 		return nil, fault.Unsupported("there is no desktop in a tree that is not booted")

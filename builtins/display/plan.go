@@ -31,7 +31,7 @@ const (
 	// them.
 	usualDPI  = 96
 	scaleStep = 0.25
-	// dpiTolerance is by what part the dpi of a small screen differ from what was set, since it is told in whole millimetres.
+	// dpiTolerance is by what part the dpi of a small screen differ from what was set, since it is given in whole millimetres.
 	dpiTolerance = 0.02
 )
 
@@ -353,7 +353,7 @@ func row(list *pb.ListDisplaysResponse, on []*place) {
 	}
 }
 
-// mirrors says whether two outputs show the same now.
+// mirrors reports whether two outputs show the same now.
 func (p *place) mirrors(q *place) bool {
 	return p.now.Enabled && q.now.Enabled && p.now.X == q.now.X && p.now.Y == q.now.Y
 }
@@ -388,7 +388,7 @@ func follow(list *pb.ListDisplaysResponse, places, on []*place) {
 // overlap is two outputs that show a part of the same, and neither all of it nor did so before.
 type overlap struct{ a, b *place }
 
-// overlapNow says whether two outputs show a part of the same at present.
+// overlapNow reports whether two outputs show a part of the same at present.
 func overlapNow(list *pb.ListDisplaysResponse, p, q *place) bool {
 	pw, ph := p.oldSize(list)
 	qw, qh := q.oldSize(list)

@@ -31,18 +31,18 @@ import (
 // and what is in the channel.
 const keptOutput = 2 << 20
 
-// attachedEvent is what a supervisor tells the agent: output, or the end.
+// attachedEvent is what a supervisor sends the agent: output, or the end.
 type attachedEvent struct {
 	FD   int
 	Data []byte
 	End  []byte // pb.ExecEnd
 }
 
-// attachedRequest is what the agent tells a supervisor.
+// attachedRequest is what the agent sends a supervisor.
 type attachedRequest struct {
 	Signal int    // for the process group; 0: none
 	End    string // ends the command, for this reason; empty: does not
-	Done   bool   // the end was told to the host
+	Done   bool   // the host has received the end
 }
 
 // relay is the output of a job whose agent takes it. It is used by the goroutines of both streams and of requests.
@@ -101,7 +101,7 @@ func (r *relay) serve(live *proc.Live, end context.CancelCauseFunc) {
 			return
 		}
 		if request.Signal != 0 {
-			_ = live.Signal(syscall.Signal(request.Signal)) // it has just ended, which the agent is told
+			_ = live.Signal(syscall.Signal(request.Signal)) // it has just ended, which the agent learns
 		}
 		if request.End != "" {
 			end(errors.New(request.End))

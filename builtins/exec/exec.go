@@ -14,7 +14,7 @@
 // daemon belongs to a service.
 //
 // Not here: how a process is started and ended (internal/proc), whether a command may run, and secrets in its arguments,
-// which whoever tells of a change removes.
+// which reports of changes remove.
 package exec
 
 import (
@@ -155,7 +155,7 @@ func (r *Room) release() error {
 	return r.guest.Runner.Release()
 }
 
-// hasStream says whether a command runs whose output goes to a connection under an id.
+// hasStream reports whether a command runs whose output goes to a connection under an id.
 func (r *Room) hasStream(port, session, id string) bool {
 	return r.streams.get(streamKey{port, session, id}) != nil
 }

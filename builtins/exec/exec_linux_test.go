@@ -113,7 +113,7 @@ func pidIn(t *testing.T, path string) (pid int) {
 	return pid
 }
 
-// alive says whether a process runs code of its own: not a zombie, and not one that is exiting
+// alive reports whether a process runs code of its own: not a zombie, and not one that is exiting
 // (PF_EXITING, 4, of the flags in /proc/PID/stat; proc(5)).
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

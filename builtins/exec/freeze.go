@@ -16,9 +16,9 @@ import (
 // the agent looks before and after each command that could freeze something: a file system that is frozen afterwards
 // and was not before is thawed when its time is up, whatever the command was.
 //
-// The kernel does not tell whether a file system is frozen, except by a change that waits for the thaw. The probe is a
+// The kernel does not show whether a file system is frozen, except by a change that waits for the thaw. The probe is a
 // process of this program that makes such a change, the removal of a directory that does not exist: it changes nothing,
-// and waits where nothing can end it, which must not be a thread of the agent. It also tells when the wait is over, and
+// and waits where nothing can end it, which must not be a thread of the agent. It also reports when the wait is over, and
 // so of the thaw. Who froze a file system is not known: one that somebody else freezes while a command runs is taken
 // for the command's.
 
@@ -29,7 +29,7 @@ const (
 	lookTime  = 300 * time.Millisecond // what a file system takes for the change at most, else it counts as frozen
 	startTime = 10 * time.Second       // what the start of a probe takes at most: it is started where the quick one does not answer
 	lookEvery = 15 * time.Second       // while a command runs
-	calmFor   = 5 * time.Millisecond   // how long a look that found nothing tells what a command finds that begins then
+	calmFor   = 5 * time.Millisecond   // how long a check that found nothing holds for commands that begin then
 )
 
 // freezes are the file systems that are known to be frozen.
@@ -171,7 +171,7 @@ func (r *Room) found(call *builtins.Call, point string, opened bool) {
 	f.tell()
 }
 
-// thaw thaws a file system whose time is up, and tells the log and the host that sent the command.
+// thaw thaws a file system whose time is up, and reports that to the log and to the host that sent the command.
 func (r *Room) thaw(call *builtins.Call, point string, found *frozen) {
 	f := &r.freezes
 	f.mu.Lock()
@@ -215,7 +215,7 @@ func (r *Room) forget(point string) {
 	f.tell()
 }
 
-// tell tells what is frozen. The caller holds mu.
+// tell reports what is frozen. The caller holds mu.
 func (f *freezes) tell() {
 	var points []string
 	for point, known := range f.known {

@@ -353,7 +353,7 @@ func (j *jobs) pruneAt(list []*pb.Job, boot string, now time.Duration) []*pb.Job
 }
 
 // agesOf returns how long ago jobs began, the newest of which is the first, by the clock of this boot, which began now ago.
-// Between two boots it counts no time: how long the guest was off only the wall clock tells, which may be wrong by years. So a
+// Between two boots it counts no time: how long the guest was off only the wall clock knows, which may be wrong by years. So a
 // job may look younger than it is. One that says nothing of its boot counts as young as the newer one beside it.
 func agesOf(list []*pb.Job, boot string, now time.Duration) []time.Duration {
 	ages := make([]time.Duration, len(list))

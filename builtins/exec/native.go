@@ -149,7 +149,7 @@ func (r *Room) identity(spec *proc.Spec, user, group string, supplementary bool,
 	return nil
 }
 
-// isDir says whether a path of the guest is a directory.
+// isDir reports whether a path of the guest is a directory.
 func (r *Room) isDir(path string) bool {
 	if path == "" {
 		return false
@@ -175,7 +175,7 @@ func checkEnv(env map[string]string) error {
 	return nil
 }
 
-// reply tells what a command did. cause is why it was ended before its time; nil for none.
+// reply returns what a command did. cause is why it was ended before its time; nil for none.
 func (r *Room) reply(result *proc.Result, cause error, asked time.Duration) *pb.ExecuteResponse {
 	out := &pb.ExecuteResponse{ExitCode: int32(result.Code), TimedOut: result.TimedOut, Truncated: result.Truncated,
 		DurationMs: uint64(result.Duration.Milliseconds())}

@@ -33,8 +33,8 @@ func (r *Room) Owner(pid int) (port string, known bool) {
 	return "", false
 }
 
-// isOfJob says whether a process belongs to the job whose first process is leader: it is in its control group or its session,
-// descends from it, or is the supervisor above it.
+// isOfJob reports whether a process belongs to the job whose first process is leader: it is in its control group or its
+// session, descends from it, or is the supervisor above it.
 func (r *Room) isOfJob(pid, leader int) bool {
 	if supervisor := parentOf(leader); pid == supervisor && supervisor > 1 && supervisor != os.Getpid() {
 		return true

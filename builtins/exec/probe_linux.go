@@ -33,7 +33,7 @@ type probe struct {
 	idle     *time.Timer      // ends it; nil: it is in use, or new
 }
 
-// probeAnswer tells of one path of a request, twice at most: that it was opened, and that the change is over.
+// probeAnswer reports one path of a request, twice at most: that it was opened, and that the change is over.
 type probeAnswer struct {
 	Index  int
 	Opened bool
@@ -129,7 +129,7 @@ func (p *probe) ask(ctx context.Context, request probeRequest, within, start tim
 	return nil
 }
 
-// follow tells of each path that was waiting when its wait is over. It returns at the end of the process.
+// follow reports each path that was waiting when its wait is over. It returns at the end of the process.
 func (p *probe) follow(paths []string, waiting map[int]bool, over func(path string)) {
 	p.end()
 	for a := range p.answers {

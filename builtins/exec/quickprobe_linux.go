@@ -11,7 +11,7 @@ import (
 )
 
 // Two looks are made for each command, and hardly any finds something. So a quick probe is asked first, which does one change
-// after the other and answers once; only where it does not, the probe that tells them apart is started.
+// after the other and answers once; only where it does not, the probe that asks each by itself is started.
 //
 //	look ── mount points ──► quick probe: one change after the other
 //	 ◄────── one byte ───────┘

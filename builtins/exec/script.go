@@ -36,7 +36,7 @@ func (r *Room) script(ctx context.Context, call *builtins.Call, in *pb.RunArgs) 
 // maxLine is the length of the longest command line in bytes: the kernel takes no longer one, whatever the limits.
 const maxLine = 6 << 20
 
-// fitting refuses a command line that no kernel takes, before it is copied for whoever is told of it.
+// fitting refuses a command line that no kernel takes, before it is copied for reports.
 func fitting(argv []string) error {
 	n := 0
 	for _, arg := range argv {
@@ -236,7 +236,7 @@ func (r *Room) scriptSpec(in *pb.RunArgs) (proc.Spec, error) {
 	return spec, r.identity(&spec, in.GetUser(), in.GetGroup(), true, in.GetEnv())
 }
 
-// confines says whether commands are held to what they declare.
+// confines reports whether commands are held to what they declare.
 func (r *Room) confines() bool { return r.guest.Runner.Confinement() == proc.Confined }
 
 // makeUndoable keeps what takes a command back before it runs. It returns what was kept for one that is held to what it
@@ -281,7 +281,7 @@ func (r *Room) hold(confine *proc.Confine, kept []builtins.Touched) error {
 	return nil
 }
 
-// confinable says whether a command is held to what it touches, where the guest can do that. A program that changes a file
+// confinable reports whether a command is held to what it touches, where the guest can do that. A program that changes a file
 // mostly puts another in its place, so the directory that a touched file is in must be writable for it. The files and
 // directories in it are read-only all the same; but nothing keeps a command from making something new beside them, or from
 // removing a link. That is looked for afterwards.

@@ -214,13 +214,13 @@ func (r *Room) streamSpec(in *pb.ExecStartRequest) (proc.Spec, error) {
 	return spec, err
 }
 
-// onlyFeeds tells of an exec_input that the command is given bytes or a window's size, or that its output was read.
+// onlyFeeds reports whether an exec_input only gives the command bytes or a window size, or acknowledges output.
 func onlyFeeds(in proto.Message) bool {
 	input := in.(*pb.ExecInputRequest)
 	return input.GetSignal() == "" && !input.GetEnd()
 }
 
-// ended tells how a command ended. cause is why it was ended before its time; nil for none.
+// ended reports how a command ended. cause is why it was ended before its time; nil for none.
 func ended(result *proc.Result, cause error) *pb.ExecEnd {
 	end := &pb.ExecEnd{
 		ExitCode: int32(result.Code), Signal: uint32(result.Signal), TimedOut: result.TimedOut,

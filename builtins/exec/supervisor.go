@@ -137,11 +137,11 @@ func jobMain() bool {
 
 // output is where the output of a job goes.
 type output interface {
-	// started tells that the command runs. It returns why that cannot be kept, so that the command is ended.
+	// started reports that the command runs. It returns why that cannot be kept, so that the command is ended.
 	started(live *proc.Live, job *pb.Job, end context.CancelCauseFunc) error
 	// write takes what the command wrote to descriptor 1 or 2, and false where nobody wants more.
 	write(fd int, data []byte) bool
-	// ended tells how the command ended.
+	// ended reports how the command ended.
 	ended(job *pb.Job)
 }
 

@@ -31,7 +31,7 @@ func tryLock(file *os.File) error {
 }
 
 // lockSupervisor makes this process the supervisor of a job. wanted is closed when somebody wants the end of it: by an event
-// that has no name, whose handle in this process the file tells.
+// that has no name, whose handle in this process the file holds.
 func lockSupervisor(dir string) (lock *os.File, wanted <-chan struct{}, err error) {
 	lock, err = os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

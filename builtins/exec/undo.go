@@ -32,7 +32,8 @@ func (r *Room) undo(ctx context.Context, call *builtins.Call, in *pb.RunArgs) (*
 	return finish(in, false, result, err)
 }
 
-// onCommit is exec.on_commit: it runs a command when a transaction has committed. A command that fails is told, and no more.
+// onCommit is exec.on_commit: it runs a command when a transaction has committed. A command that fails is reported, and nothing
+// else happens.
 func (r *Room) onCommit(ctx context.Context, _ *builtins.Call, in *pb.RunArgs) (*pb.RunResult, error) {
 	if len(in.GetArgv()) == 0 || in.GetArgv()[0] == "" {
 		return nil, fault.Invalid("no command")

@@ -48,7 +48,7 @@ func newBlock(in *pb.BlockArgs) (*block, error) {
 	case in.State != "" && in.State != "present" && in.State != "absent":
 		return nil, fault.Invalid(`state is %q, and neither "present" nor "absent"`, in.State)
 	case strings.TrimSpace(in.Marker) == "":
-		return nil, fault.Invalid("marker is not said: it tells the block from others in the file")
+		return nil, fault.Invalid("marker is missing: it distinguishes the block from others in the file")
 	case strings.ContainsAny(in.Marker, "\r\n") || strings.ContainsAny(in.Comment, "\r\n"):
 		return nil, fault.Invalid("marker or comment holds the end of a line")
 	case len(in.Marker)+len(in.Comment) > maxMarker:

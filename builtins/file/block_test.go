@@ -40,7 +40,7 @@ func TestBlock(t *testing.T) {
 		{"", "", &pb.BlockArgs{Text: "a", State: "absent"}, "no text"},
 		{"", "", &pb.BlockArgs{Text: "a", State: "gone"}, "neither"},
 		{"", "", &pb.BlockArgs{Text: "a", Marker: "a\nb"}, "end of a line"},
-		{"", "", &pb.BlockArgs{Text: "a", Marker: " "}, "marker is not said"},
+		{"", "", &pb.BlockArgs{Text: "a", Marker: " "}, "marker is missing"},
 		{"", "", &pb.BlockArgs{Text: "\x00"}, "zero byte"},
 	} {
 		if c.in.Marker == "" {

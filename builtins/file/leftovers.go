@@ -32,7 +32,7 @@ type leftovers struct {
 // in a row.
 const sweepEvery = time.Minute
 
-// due says whether a directory is to be looked through, and takes it for done.
+// due reports whether a directory is to be looked through, and takes it for done.
 func (l *leftovers) due(dir string) bool {
 	l.sweeping.Lock()
 	defer l.sweeping.Unlock()

@@ -203,7 +203,7 @@ func (r *Room) glob(ctx context.Context, call *builtins.Call, in *pb.GlobArgs) (
 	return &pb.Paths{Paths: found}, nil
 }
 
-// isDir says whether a path leads to a directory.
+// isDir reports whether a path leads to a directory.
 func isDir(root *fsys.Root, path string) bool {
 	meta, err := root.Stat(path)
 	return err == nil && meta.Kind == fsys.Directory

@@ -116,7 +116,7 @@ func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.RemoveArg
 	return &pb.Changed{Changed: true}, nil
 }
 
-// removable says why what is there must not be removed.
+// removable returns why what is there must not be removed.
 func (c *change) removable(recursive bool) error {
 	switch {
 	case c.At.IsRoot():

@@ -52,7 +52,7 @@ func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 	return &pb.Changed{Changed: true}, nil
 }
 
-// movable says why a move must not be.
+// movable returns why a move must not be.
 func movable(from, to *change) error {
 	switch {
 	case from.At.IsRoot() || from.Old.Mounted:

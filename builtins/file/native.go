@@ -90,7 +90,7 @@ func (p *page) cut() {
 	}
 }
 
-// describe adds the entries of a page to a listing. Names that are gone meanwhile are left out; the error tells of
+// describe adds the entries of a page to a listing. Names that are gone meanwhile are left out; the error is about
 // others that could not be looked at, and of a page that is too long for one message, which then ends early.
 func describe(ctx context.Context, out *pb.ListDirectoryResponse, dir *fsys.Dir, at string, page []string, accounts *fsys.Accounts) error {
 	size, bad, first := 0, 0, error(nil)

@@ -77,7 +77,7 @@ func programSize(tree *syntax.Regexp) int {
 	return min(size, maxProgram+1)
 }
 
-// matches says whether the pattern is found in a text.
+// matches reports whether the pattern is found in a text.
 func (p *pattern) matches(ctx context.Context, text []byte) (bool, error) {
 	reader := &textReader{ctx: ctx, text: text}
 	found := p.alone.MatchReader(reader)

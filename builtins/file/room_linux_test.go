@@ -77,7 +77,7 @@ func run[Out proto.Message](g *guest, name string, in proto.Message) (out Out, e
 	return message.(Out), nil
 }
 
-// changed runs a script's row that changes something, and says whether it did.
+// changed runs a script's row that changes something, and reports whether it did.
 func (g *guest) changed(name string, in proto.Message) bool {
 	g.t.Helper()
 	out, err := run[*pb.Changed](g, name, in)
@@ -110,7 +110,7 @@ func (g *guest) mkdir(path string) {
 	must(g.t, os.MkdirAll(g.dir+path, 0o755))
 }
 
-// has holds a file against its content.
+// has checks a file against its content.
 func (g *guest) has(path, content string) {
 	g.t.Helper()
 	got, err := os.ReadFile(g.dir + path)
@@ -122,7 +122,7 @@ func (g *guest) has(path, content string) {
 	}
 }
 
-// names holds a directory against the names in it.
+// names checks a directory against the names in it.
 func (g *guest) names(path string, want ...string) {
 	g.t.Helper()
 	entries, err := os.ReadDir(g.dir + path)

@@ -57,7 +57,7 @@ func (r *Room) native() []builtins.Op {
 	}
 }
 
-// script are the rows that scripts call. One that tells what was in a file, by a diff or a copy, reads it.
+// script are the rows that scripts call. One that shows what was in a file, by a diff or a copy, reads it.
 func (r *Room) script() []builtins.Op {
 	return append([]builtins.Op{
 		{

@@ -136,7 +136,7 @@ func (s *stagedSink) Write(p []byte) (int, error) {
 	return n, fault.Cause(err)
 }
 
-// digest reads the file back: only the last chunk tells whether a digest is wanted, and summing all files for that costs more
+// digest reads the file back: only the last chunk reports whether a digest is wanted, and summing all files for that costs more
 // than all else together.
 func (s *stagedSink) digest(ctx context.Context) (string, error) { return digestOf(ctx, s.staged.File) }
 
@@ -160,7 +160,7 @@ func (s *stagedSink) commit(_ context.Context, call *builtins.Call, attr fsys.At
 	return s.staged.Commit(attr, true)
 }
 
-// leadsTo says why a path does not lead to what a file was staged for: a directory above it was moved, or exchanged.
+// leadsTo returns why a path does not lead to what a file was staged for: a directory above it was moved, or exchanged.
 func (r *Room) leadsTo(call *builtins.Call, path string, staged *fsys.Staged) error {
 	at, err := r.guest.Of(call).Follow(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -165,12 +165,12 @@ func raw(to io.Writer, value string) error {
 	return inPieces(to, value, func(s string) []byte { return []byte(s) })
 }
 
-// notInXML says whether a character cannot stand in a document, not even escaped.
+// notInXML reports whether a character cannot stand in a document, not even escaped.
 func notInXML(c rune) bool {
 	return c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0xfffe || c == 0xffff
 }
 
-// endsLine says whether a character is a control character or the end of a line to some reader: of U+0085 one of YAML 1.1,
+// endsLine reports whether a character is a control character or the end of a line to some reader: of U+0085 one of YAML 1.1,
 // of U+2028 one of JavaScript.
 func endsLine(c rune) bool {
 	return c < ' ' && c != '\t' || c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029'

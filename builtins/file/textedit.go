@@ -309,7 +309,7 @@ type replacer struct {
 	expand  func(edited, by, old []byte, at []int) ([]byte, error)
 }
 
-// namesCarriageReturn says whether a pattern is about carriage returns itself.
+// namesCarriageReturn reports whether a pattern is about carriage returns itself.
 func namesCarriageReturn(pattern string, literal bool) bool {
 	return strings.Contains(pattern, "\r") || !literal && carriageReturn().MatchString(pattern)
 }

@@ -75,7 +75,7 @@ func (r *Room) writeFiles(ctx context.Context, call *builtins.Call, in *pb.Write
 		w.results[i] = &pb.TreeResult{}
 	}
 	for i, entry := range in.Entries {
-		if err := context.Cause(ctx); err != nil { // what was made stays, and the reply tells of each what became of it
+		if err := context.Cause(ctx); err != nil { // what was made stays, and the reply has the outcome of each
 			for left := range w.results[i:] {
 				w.failed(i+left, err)
 			}

@@ -47,7 +47,7 @@ type upload struct {
 	timer             *time.Timer
 }
 
-// chunk tells a chunk from others.
+// chunk identifies a chunk.
 type chunk struct {
 	id     string // of the request
 	number uint32
@@ -63,7 +63,7 @@ const maxRecent = 64
 // maxUploadName bounds the name of an upload, in bytes.
 const maxUploadName = 128
 
-// again says whether a chunk is one that came before, whatever request brought it.
+// again reports whether a chunk is one that came before, whatever request brought it.
 func (c chunk) again(other chunk) bool {
 	other.id = c.id
 	return c == other
@@ -177,7 +177,7 @@ func isDigest(text string) bool {
 	return err == nil && len(raw) == sha256.Size
 }
 
-// expects says why a chunk is not the next one. A host that does not number its chunks is known by their offsets, and
+// expects returns why a chunk is not the next one. A host that does not number its chunks is known by their offsets, and
 // one may give the total with the first chunk alone.
 func (u *upload) expects(c chunk, in *pb.FileWriteRequest) error {
 	unnumbered := c.number == 0 && u.total == 0 && c.offset > 0
@@ -192,8 +192,8 @@ func (u *upload) expects(c chunk, in *pb.FileWriteRequest) error {
 	return checkTotal(in, u.total)
 }
 
-// taken says whether a chunk is one of the last ones that were taken. Without a name the last one alone is known: another one
-// may be of an upload that begins anew.
+// taken reports whether a chunk is one of the last ones that were taken. Without a name the last one alone is known: another
+// one may be of an upload that begins anew.
 func (u *upload) taken(c chunk) bool {
 	known := u.recent
 	if !u.named {
@@ -262,7 +262,7 @@ func (r *Room) take(ctx context.Context, call *builtins.Call, u *upload, c chunk
 	return err
 }
 
-// verify holds the content that came against a digest in hex; an empty one asks for nothing.
+// verify checks the content that came against a digest in hex; an empty one asks for nothing.
 func (u *upload) verify(ctx context.Context, want string) error {
 	if want == "" {
 		return nil
@@ -287,7 +287,8 @@ func (u *upload) discard(root *fsys.Root) (err error) {
 	return err
 }
 
-// onlyStages tells of a chunk in the middle of an upload: it goes where the first one began to write, and is seen nowhere else.
+// onlyStages reports whether a chunk is from the middle of an upload: it is written where the first one was, and is not visible
+// yet.
 func onlyStages(in proto.Message) bool {
 	write := in.(*pb.FileWriteRequest)
 	return write.Offset > 0 && !write.Eof

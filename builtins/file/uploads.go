@@ -71,9 +71,9 @@ func (s *uploads) add(key uploadKey) (u, old *upload, err error) {
 	return u, old, nil
 }
 
-// repeated says whether a first chunk is one that was sent again: of an upload with a name always, for each has its own. Of
-// another one a finished upload is written again, which does no harm, but for one that appends: there the request tells a
-// second try from a second wish.
+// repeated reports whether a first chunk is one that was sent again: of an upload with a name always, for each has its own. Of
+// another one a finished upload is written again, which does no harm, but for one that appends: there the request distinguishes
+// a second try from a second wish.
 func (u *upload) repeated(c chunk, in *pb.FileWriteRequest) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -138,7 +138,7 @@ func (s *uploads) expire(key uploadKey, u *upload) {
 	s.expires.Add(1)
 	s.mu.Unlock()
 	defer s.expires.Done()
-	_ = s.end(u) // nobody to tell; what stays is swept by a later upload beside it
+	_ = s.end(u) // there is nobody to report to; what stays is swept by a later upload beside it
 }
 
 func (s *uploads) end(u *upload) error {
@@ -175,7 +175,7 @@ func (s *uploads) left(session string) {
 // orphanTime is how long an upload with a name waits for its host to come back.
 const orphanTime = 90 * time.Second
 
-// sentBy says whether a session brought the last chunk. One that is at work is not waited for: its chunk is not the last.
+// sentBy reports whether a session brought the last chunk. One that is at work is not waited for: its chunk is not the last.
 func (u *upload) sentBy(session string) bool {
 	if !u.mu.TryLock() {
 		return false

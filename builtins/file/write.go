@@ -39,7 +39,7 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, w edit.File, valida
 	return changed(r.edit.Put(ctx, call, w))
 }
 
-// changed is the reply of an operation that tells whether it changed anything.
+// changed is the reply of an operation that reports whether it changed anything.
 func changed(changed bool, err error) (*pb.Changed, error) {
 	if err != nil {
 		return nil, err

@@ -27,8 +27,8 @@ type At struct {
 	dirOnly bool   // the path ends with a slash, and nothing is here: only a directory may be made
 }
 
-// Of returns the entry for the object alone that was described as old, until it is changed: where another one is here by then the
-// error is fault.ErrChanged. It ends with a, and is not closed.
+// Of returns the entry for the object alone that was described as old, until it is changed: where another one is here by then
+// the error is fault.ErrChanged. It ends with a, and is not closed.
 func (a *At) Of(old Meta) *At {
 	of := *a
 	of.judged = &Found{Meta: old}
@@ -62,7 +62,7 @@ func (a *At) checkSlash() error {
 // Close frees the entry's directory.
 func (a *At) Close() error { return a.dir.close() }
 
-// IsRoot says whether the entry is the root directory itself.
+// IsRoot reports whether the entry is the root directory itself.
 func (a *At) IsRoot() bool { return a.Name == "." }
 
 // Stat describes what is here; extended attributes may be missing. The error is fs.ErrNotExist where nothing is.
@@ -78,7 +78,7 @@ func (a *At) Stat() (Meta, error) {
 func StatFile(file *os.File) (Meta, error) { return statFile(file) }
 
 // Capture describes the complete state of what is here. Where nothing is, the kind is Absent, and there is no error. Where
-// extended attributes have more than 256 KiB the error is fault.ErrTooLarge, and all else is described; Xattrs then tells the
+// extended attributes have more than 256 KiB the error is fault.ErrTooLarge, and all else is described; Xattrs then has the
 // state from one without an error.
 func (a *At) Capture() (Meta, error) {
 	meta, err := a.dir.capture(a.Name)
@@ -91,7 +91,7 @@ func (a *At) Capture() (Meta, error) {
 	return meta, err
 }
 
-// Pretended says whether the content here is an overlay's own, as in a dry run: its file tells nothing of owner and mode.
+// Pretended reports whether the content here is an overlay's own, as in a dry run: its file has another owner and mode.
 func (a *At) Pretended() bool { return a.dir.pretended(a.Name) }
 
 // OpenDir opens the directory here. The caller closes it.
@@ -194,12 +194,12 @@ func (a *At) Remove() error {
 }
 
 // RemoveAll removes what is here, a directory with all that is below it. It follows no link, and refuses, before it
-// removes anything, a tree in which a file system is mounted. Flags of chattr(1) are taken off what is below, as a rename of the
-// tree heeds none of them. An error later leaves a part of the tree.
+// removes anything, a tree in which a file system is mounted. Flags of chattr(1) are taken off what is below, as a rename of
+// the tree heeds none of them. An error later leaves a part of the tree.
 func (a *At) RemoveAll(ctx context.Context) error { return a.RemoveAllOf(ctx, nil) }
 
-// RemoveAllOf is RemoveAll that goes into no directory of which own says no: that is fault.ErrChanged, and such a directory stays
-// with all that is in it. On an overlay and on Windows own is not asked.
+// RemoveAllOf is RemoveAll that goes into no directory of which own says no: that is fault.ErrChanged, and such a directory
+// stays with all that is in it. On an overlay and on Windows own is not asked.
 func (a *At) RemoveAllOf(ctx context.Context, own func(dir Meta) bool) error {
 	meta, err := a.removable()
 	if err != nil {
@@ -248,8 +248,8 @@ func (a *At) Rename(to *At, replace bool) error {
 // It is unsupported on an overlay.
 func (a *At) Link(to *At) error { return a.dir.link(a.Name, to.dir, to.Name) }
 
-// LinkOver is Link for a place where a file or a link may be, which the new name replaces in one step. Where it is a name of the
-// same object already nothing is done, and false returned. Anything else there is fs.ErrExist.
+// LinkOver is Link for a place where a file or a link may be, which the new name replaces in one step. Where it is a name of
+// the same object already nothing is done, and false returned. Anything else there is fs.ErrExist.
 func (a *At) LinkOver(to *At) (changed bool, err error) {
 	if err := to.checkSlash(); err != nil {
 		return false, err
@@ -295,16 +295,16 @@ func (a *At) LinkOver(to *At) (changed bool, err error) {
 // has no lock of its own, since the lock would be one of the file.
 const linkAttempts = 20
 
-// SameMount says whether what is at one entry can be renamed to the other, and linked there. It is unsupported on an
+// SameMount reports whether what is at one entry can be renamed to the other, and linked there. It is unsupported on an
 // overlay.
 func SameMount(a, b *At) (bool, error) { return a.dir.sameMount(b.dir) }
 
-// Pseudo says whether the entry is on a file system that keeps nothing, such as /proc or /sys: a file there is a
+// Pseudo reports whether the entry is on a file system that keeps nothing, such as /proc or /sys: a file there is a
 // setting of the kernel, and times mean nothing.
 func (a *At) Pseudo() (bool, error) { return a.dir.pseudo() }
 
-// StableInodes says whether the file system is known to give an object the same inode number as long as it exists, also
-// after another mount: else the number does not tell one object from another.
+// StableInodes reports whether the file system is known to give an object the same inode number as long as it exists, also
+// after another mount: else the number does not identify an object.
 func (a *At) StableInodes() (bool, error) { return a.dir.stableInodes() }
 
 // StatDir describes the directory that the entry is in, as it was opened.
@@ -324,8 +324,8 @@ func (a *At) Beside(name string) (*At, error) {
 	return (&Dir{a.dir, Parent(a.Path)}).At(name)
 }
 
-// SetAttrOf sets what attr says on the object here, which was described as old; another one in its place is fault.ErrChanged. A link
-// has no mode.
+// SetAttrOf sets what attr says on the object here, which was described as old; another one in its place is fault.ErrChanged. A
+// link has no mode.
 func (a *At) SetAttrOf(old Meta, attr Attr) error {
 	meta, err := a.Stat()
 	if err == nil {
@@ -362,9 +362,9 @@ func (a *At) CheckFile(file *os.File) error {
 	return nil
 }
 
-// Narrow takes from the file that was opened here, and described as old, the rights that attr will take, before content is written
-// into it that is not for all who had the former ones; with another owner that is everybody. It returns what SetAttrFile is to set
-// once that is written.
+// Narrow takes from the file that was opened here, and described as old, the rights that attr will take, before content is
+// written into it that is not for all who had the former ones; with another owner that is everybody. It returns what
+// SetAttrFile is to set once that is written.
 func (a *At) Narrow(file *os.File, old Meta, attr Attr) (Attr, error) {
 	want := valueOr(attr.Mode, old.Mode)
 	narrow := old.Mode & want

@@ -13,7 +13,7 @@ type fileSystem interface {
 	identify(path string) (Meta, error)
 	// syncAll is Root.SyncAll.
 	syncAll() error
-	// isHost says whether this is the file system that the agent itself lives in, where links may be traps.
+	// isHost reports whether this is the file system that the agent itself lives in, where links may be traps.
 	isHost() bool
 	close() error
 }
@@ -31,19 +31,19 @@ type directory interface {
 	stat(name string) (Meta, error)
 	// capture describes the complete state of an object.
 	capture(name string) (Meta, error)
-	// checkLink says why the link at name must not be followed; nil where it may be.
+	// checkLink returns why the link at name must not be followed; nil where it may be.
 	checkLink(name string) error
-	// checkWrite says why the agent could not write to an object. Writing to a directory is changing the names in it.
+	// checkWrite returns why the agent could not write to an object. Writing to a directory is changing the names in it.
 	checkWrite(name string) error
 	// checkMounts refuses a directory below which a file system is mounted.
 	checkMounts(name string) error
-	// sameMount says whether names can be moved and linked between the two directories.
+	// sameMount reports whether names can be moved and linked between the two directories.
 	sameMount(other directory) (bool, error)
 	// mountNumber returns the number of the mount of what is at name, else of the directory; 0 where mounts have none.
 	mountNumber(name string) (uint64, error)
 	// mount describes that mount.
 	mount(name string) (Mount, error)
-	// pseudo says whether the directory is on a file system that keeps nothing.
+	// pseudo reports whether the directory is on a file system that keeps nothing.
 	pseudo() (bool, error)
 	// stableInodes is At.StableInodes.
 	stableInodes() (bool, error)
@@ -52,7 +52,7 @@ type directory interface {
 	open(name string, write bool) (*os.File, error)
 	// copyCost is At.CopyCost.
 	copyCost(name string) (int64, error)
-	// pretended says whether the content of a file is an overlay's own.
+	// pretended reports whether the content of a file is an overlay's own.
 	pretended(name string) bool
 	// openAppend is At.OpenAppend.
 	openAppend(name string) (*os.File, error)

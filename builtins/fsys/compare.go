@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// SameContent says whether two regular files have the same content. Where both have a hole nothing is read.
+// SameContent reports whether two regular files have the same content. Where both have a hole nothing is read.
 func SameContent(ctx context.Context, a, b *os.File) (bool, error) {
 	one, err := a.Stat()
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// Exchangeable says whether others than root may exchange a directory on the way to a resolved path: one of them is another
+// Exchangeable reports whether others than root may exchange a directory on the way to a resolved path: one of them is another
 // user's, or others may write to it. Between two looks such a path may lead to two places. Directories that are missing are
 // left out.
 func (r *Root) Exchangeable(path string) (bool, error) {
@@ -25,13 +25,13 @@ func (r *Root) Exchangeable(path string) (bool, error) {
 	return false, nil
 }
 
-// holds says whether only root, or the agent's user, may move what is in a directory, though others may write to it.
+// holds reports whether only root, or the agent's user, may move what is in a directory, though others may write to it.
 func (m Meta) holds(child Meta) bool {
 	const sticky = 0o1000
 	return m.Mode&sticky != 0 && TrustedUser(m.UID) && child.Kind != Absent && TrustedUser(child.UID)
 }
 
-// foreign says whether others than root may change what is in a directory. On Windows no mode says that, and it is false.
+// foreign reports whether others than root may change what is in a directory. On Windows no mode says that, and it is false.
 func (m Meta) foreign() bool {
 	const others = 0o022
 	own := os.Geteuid()

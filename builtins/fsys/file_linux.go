@@ -89,7 +89,7 @@ func openSink(dir handle, name string, kind Kind) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// startWriting has the disk begin to write what a file holds. It does not wait, and what fails is told by a sync.
+// startWriting has the disk begin to write what a file holds. It does not wait; a sync reports what fails.
 func startWriting(file *os.File) {
 	_ = unix.SyncFileRange(int(file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 }
@@ -260,7 +260,7 @@ func copySizeless(ctx context.Context, to, from *os.File) error {
 	}
 }
 
-// sharesBlocks says whether a copy of a file in a directory would share its blocks. It tries that with a file that has
+// sharesBlocks reports whether a copy of a file in a directory would share its blocks. It tries that with a file that has
 // no name, and is gone at once.
 func sharesBlocks(file *os.File, dir string) bool {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)

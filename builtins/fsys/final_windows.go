@@ -11,7 +11,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// finalPath returns the one path of what a path leads to, as the system tells it of the open object: links and junctions
+// finalPath returns the one path of what a path leads to, as the system reports it for the open object: links and junctions
 // followed, short names made long ones, and a volume by its letter, however it was called.
 func finalPath(path string) (string, error) {
 	name, err := windows.UTF16PtrFromString(longPath(path))
@@ -26,7 +26,7 @@ func finalPath(path string) (string, error) {
 	}
 	defer windows.CloseHandle(h)
 	final, err := pathOf(h)
-	if errors.Is(err, windows.ERROR_MORE_DATA) { // Wine cannot tell a long one, whatever the buffer
+	if errors.Is(err, windows.ERROR_MORE_DATA) { // Wine cannot return a long one, whatever the buffer
 		if final, err = filepath.EvalSymlinks(path); err != nil {
 			return "", fault.Cause(err)
 		}
@@ -109,7 +109,7 @@ func (p *pin) close() error {
 	return fault.Cause(err)
 }
 
-// leads says whether a path still leads to the pinned directory: an empty one can be made a link in place.
+// leads reports whether a path still leads to the pinned directory: an empty one can be made a link in place.
 func (p *pin) leads(dir handle) error {
 	if p.handle == 0 {
 		return nil
@@ -128,7 +128,7 @@ func (p *pin) leads(dir handle) error {
 	return nil
 }
 
-// holds says whether a new file is in the pinned directory.
+// holds reports whether a new file is in the pinned directory.
 func (p *pin) holds(dir handle, file *os.File) error {
 	if p.handle == 0 {
 		return nil

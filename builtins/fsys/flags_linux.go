@@ -97,7 +97,7 @@ func unlockAt(dir handle, name string) error {
 	return o.setFlags(meta.Kind, unlocked(meta.Xattrs))
 }
 
-// sameAttributes says whether nothing of what apply sets differs.
+// sameAttributes reports whether nothing of what apply sets differs.
 func sameAttributes(a, b Meta) bool {
 	return a.UID == b.UID && a.GID == b.GID && a.Mode == b.Mode && a.Mtime == b.Mtime &&
 		maps.EqualFunc(a.Xattrs, b.Xattrs, bytes.Equal)

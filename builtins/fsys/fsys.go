@@ -70,7 +70,7 @@ type Meta struct {
 	// "inode.flags", which no other one can be named. Only Capture fills them in.
 	Xattrs map[string][]byte
 
-	// The rest cannot be restored, and tells objects apart.
+	// The rest cannot be restored, and distinguishes objects.
 
 	Dev, Ino uint64
 	// Links counts the names of the object.
@@ -96,8 +96,8 @@ type Time struct {
 // Time is t for the standard library.
 func (t Time) Time() time.Time { return time.Unix(t.Sec, int64(t.Nsec)) }
 
-// Same says whether two states, taken while the object was held open or for a moment only, are of one object, whatever happened
-// to it.
+// Same reports whether two states, taken while the object was held open or for a moment only, are of one object, whatever
+// happened to it.
 func (m Meta) Same(other Meta) bool { return m.Dev == other.Dev && m.Ino == other.Ino }
 
 // SameInode reports whether two states of objects on one file system, taken at any two times, are of one object. The number of
@@ -197,7 +197,7 @@ func (r *Root) Exact(path string) (*At, error) { return r.resolve(path, followNo
 
 // Identify describes what path leads to now as the kernel sees it, all links followed, also those that Follow refuses.
 // It is one call where Follow is many, and good for one thing: to learn whether a file that was reached safely, and is
-// still open, has been replaced. It is unsupported where the system cannot tell, and on an overlay.
+// still open, has been replaced. It is unsupported where the system does not say, and on an overlay.
 func (r *Root) Identify(path string) (Meta, error) {
 	raw, err := checkPath(path)
 	if err != nil {

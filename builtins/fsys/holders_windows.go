@@ -47,7 +47,7 @@ func held(err error, paths ...string) error {
 	for _, path := range paths {
 		holders, failed := holdersOf(path)
 		if failed != nil {
-			continue // it is told as it is
+			continue // it is reported as it is
 		}
 		for _, h := range holders {
 			if len(names) < maxHolders {

@@ -42,8 +42,8 @@ func inheritedMode(acl []byte, asked, plain uint32) uint32 {
 	return asked & (allowed[aclOwner]<<6 | group<<3 | allowed[aclOther])
 }
 
-// IsCopied says whether a copy of a file keeps its extended attribute of a name: what users put there, ACLs and file capabilities.
-// All others, such as labels, belong to the system that the file is on.
+// IsCopied reports whether a copy of a file keeps its extended attribute of a name: what users put there, ACLs and file
+// capabilities. All others, such as labels, belong to the system that the file is on.
 func IsCopied(name string) bool {
 	switch name {
 	case "security.capability", "system.posix_acl_access", defaultACL:
@@ -64,7 +64,7 @@ func withCopied(have, copied map[string][]byte) map[string][]byte {
 	return all
 }
 
-// CheckLocked says why an object, in the words of what, cannot be changed: chattr(1) set a flag. Nil: it has none of those.
+// CheckLocked returns why an object, in the words of what, cannot be changed: chattr(1) set a flag. Nil: it has none of those.
 func (m Meta) CheckLocked(what string) error {
 	flag := "a"
 	switch {
@@ -79,7 +79,7 @@ func (m Meta) CheckLocked(what string) error {
 	}
 }
 
-// locked says whether the object has a flag of chattr(1) that forbids to change it.
+// locked reports whether the object has a flag of chattr(1) that forbids to change it.
 func (m Meta) locked() bool { return m.AppendOnly || m.Immutable }
 
 // Unlocked returns the state without the flags of chattr(1) that forbid to change or rename the object.

@@ -48,8 +48,8 @@ type Found struct {
 // Judge begins a request that acts on r, and is about these paths.
 func (r *Root) Judge(about ...string) *Judged { return &Judged{root: r, about: about} }
 
-// IsAbout says whether a path is one of those that the request is about. An operation that learns only when it runs which paths
-// it reads asks: rules were not. Where no rule has looked at anything, as with nil, the answer is yes.
+// IsAbout reports whether a path is one of those that the request is about. An operation that learns only when it runs which
+// paths it reads asks: rules were not. Where no rule has looked at anything, as with nil, the answer is yes.
 func (j *Judged) IsAbout(path string) bool {
 	return j == nil || len(j.found) == 0 || slices.Contains(j.about, path)
 }
@@ -108,7 +108,7 @@ func (r *Root) As(judged *Judged) *Root {
 	return &Root{fs: r.fs, judged: judged}
 }
 
-// hold holds an entry against what was found at its path, now and when its object is opened.
+// hold checks an entry against what was found at its path, now and when its object is opened.
 func (j *Judged) hold(at *At, path string, links follow) error {
 	found := j.found[look{path, links == followAll}]
 	if found == nil {
@@ -148,7 +148,7 @@ func (j *Judged) at(path string) *Found {
 
 var errJudged = fault.Wrapf(fault.ErrChanged, "the path leads elsewhere than when it was judged")
 
-// held holds what is here against what was judged.
+// held checks what is here against what was judged.
 func (a *At) held(meta Meta) error {
 	switch {
 	case a.judged == nil || a.judged.made:
@@ -172,7 +172,7 @@ func (a *At) sameAs(have, want Meta) error {
 	return errJudged
 }
 
-// heldOpen holds an open file against what was judged, and closes it if it is another one.
+// heldOpen checks an open file against what was judged, and closes it if it is another one.
 func (a *At) heldOpen(file *os.File) error {
 	if a.judged == nil || a.judged.made || a.dir.pretended(a.Name) {
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// making is an object that was made, and that gets its attributes and its name. Where the system can tell, no other object gets
+// making is an object that was made, and that gets its attributes and its name. Where the system can, no other object gets
 // them, whoever may write to the directory.
 type making interface {
 	// setAttr is directory.setAttr of it.

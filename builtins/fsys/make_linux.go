@@ -53,8 +53,8 @@ func (d *realDir) begin(name string, meta Meta, aside bool) (making, error) {
 	}
 }
 
-// exchangeable says whether others may give what the agent makes in a directory another name, and its name to another object.
-// With the sticky bit alone its owner may.
+// exchangeable reports whether others may give what the agent makes in a directory another name, and its name to another
+// object. With the sticky bit alone its owner may.
 func (m Meta) exchangeable() bool {
 	if m.Mode&unix.S_ISVTX != 0 {
 		m.Mode &^= 0o022
@@ -120,8 +120,8 @@ func (m *made) enclose() (own Meta, err error) {
 	return own, nil
 }
 
-// checkLent says why an object in a directory where names may be exchanged is not the one that was made. It has the owner that
-// TEMP had, and is no older and empty; and it does not get another owner.
+// checkLent returns why an object in a directory where names may be exchanged is not the one that was made. It has the owner
+// that TEMP had, and is no older and empty; and it does not get another owner.
 func (m *made) checkLent(own Meta) error {
 	is, err := m.stat()
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// bornTells: the time that an object was made tells it from another one with its number.
+// bornTells: the time that an object was made distinguishes it from another one with its number.
 const bornTells = true
 
 const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME

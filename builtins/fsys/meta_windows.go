@@ -299,7 +299,7 @@ func copyAttrs(_ handle, file *os.File, old Meta, attr Attr) error {
 	return setAttr(filepath.Dir(file.Name()), filepath.Base(file.Name()), File, attr)
 }
 
-// isReadOnly says whether an object has the attribute that forbids to replace it.
+// isReadOnly reports whether an object has the attribute that forbids to replace it.
 func isReadOnly(path string) bool {
 	meta, err := statAt(filepath.Dir(path), filepath.Base(path))
 	return err == nil && meta.Kind == File && meta.Mode&0o200 == 0

@@ -15,7 +15,7 @@ type Mount struct {
 	Dir string
 	// Type and Source are what the kernel calls the file system, escaped.
 	Type, Source string
-	// ID tells the file system from all others; empty where nothing but Source does.
+	// ID identifies the file system; empty where nothing but Source does.
 	ID string
 	// Volatile: what is on the file system ends with it, at the latest with the boot.
 	Volatile bool

@@ -183,8 +183,8 @@ const (
 	bcachefsMagic = 0xca451a4e
 )
 
-// addFileSystem adds what the file system that an object is on says of itself. It asks nothing that a server must answer, but for
-// statfs.
+// addFileSystem adds what the file system that an object is on says of itself. It asks nothing that a server must answer, but
+// for statfs.
 func (m *Mount) addFileSystem(dir handle, name, source string) error {
 	fd, err := unix.Openat(dir, name, pathOnly, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -272,7 +272,7 @@ func diskID(source string) string {
 
 // watchMounts polls the kernel's list, which has an exceptional condition after each change.
 func watchMounts(ctx context.Context) (<-chan struct{}, error) {
-	// Not an os.File: the runtime would poll that as well, and each change is told to one who polls alone.
+	// Not an os.File: the runtime would poll that as well, and only one poller gets each change.
 	list, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("open /proc/self/mountinfo", err)

@@ -46,7 +46,7 @@ type overlayEntry struct {
 	node *overlayNode // nil: removed
 }
 
-// checkMode says why an ordinary user could not do what the bits of a mode stand for. It says nothing about an object
+// checkMode returns why an ordinary user could not do what the bits of a mode stand for. It says nothing about an object
 // that is as the real one, of which the real file system is asked.
 func (n *overlayNode) checkMode(bits uint32) error {
 	uid, gid := agentIDs()
@@ -315,7 +315,7 @@ func (o *overlay) at(volume string, dirs []*overlayNode, names []string) (*At, e
 	return at, nil
 }
 
-// checkLink says why a link is not followed. Of a real link the real file system says it.
+// checkLink returns why a link is not followed. Of a real link the real file system says it.
 func (o *overlay) checkLink(dir, link *overlayNode, name string) error {
 	if link.realPath != "" {
 		at, err := o.real.Exact(link.realPath)

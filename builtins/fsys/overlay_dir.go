@@ -25,7 +25,7 @@ func (d *overlayDir) dup() (directory, error) { return d, nil }
 // child returns the object that has a name in the directory.
 func (d *overlayDir) child(name string) (*overlayNode, error) { return d.overlay.child(d.node, name) }
 
-// checkFree says why a name cannot be given to something new.
+// checkFree returns why a name cannot be given to something new.
 func (d *overlayDir) checkFree(name string) error {
 	switch _, err := d.child(name); {
 	case err == nil:
@@ -36,8 +36,8 @@ func (d *overlayDir) checkFree(name string) error {
 	return d.checkNames(nil)
 }
 
-// checkNames says why no name can be given in the directory; or why the one of an object cannot be taken away: the kernel asks
-// for the flags of chattr(1) first.
+// checkNames returns why no name can be given in the directory; or why the one of an object cannot be taken away: the kernel
+// asks for the flags of chattr(1) first.
 func (d *overlayDir) checkNames(taken *overlayNode) error {
 	if d.node.meta.Immutable || taken != nil && (d.node.meta.AppendOnly || taken.meta.locked()) {
 		return syscall.EPERM

@@ -24,7 +24,7 @@ func checkWriteAt(dir handle, name string) error {
 	return unix.Faccessat(dir, name, unix.W_OK, unix.AT_EACCESS)
 }
 
-// checkChown says why the agent could not give an object to another owner.
+// checkChown returns why the agent could not give an object to another owner.
 func checkChown(m *Meta, uid, gid uint32) error {
 	own, group := agentIDs()
 	if own == 0 {

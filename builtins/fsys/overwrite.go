@@ -30,5 +30,5 @@ func Overwrite(ctx context.Context, to *os.File, content io.Reader, size int64) 
 	return fault.Cause(to.Truncate(size))
 }
 
-// IsSparse says whether a file has less space than its size.
+// IsSparse reports whether a file has less space than its size.
 func IsSparse(file *os.File) (bool, error) { return isSparse(file) }

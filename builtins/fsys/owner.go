@@ -11,7 +11,7 @@ import (
 // changes through a descriptor that he has kept open. The kernel guards open(O_CREAT) against that in sticky
 // directories (fs.protected_regular), and not rename.
 
-// Trusted says whether what is here, old, is known not to have been put here by another user than the agent's and
+// Trusted reports whether what is here, old, is known not to have been put here by another user than the agent's and
 // owner, who shall own what takes its place; nil: that was not said. What is not trusted is replaced as if nothing were
 // here, and neither written in place nor taken for what was wanted. In a directory that is another user's own the error
 // refuses: only the caller can say whose the file shall be.
@@ -36,5 +36,5 @@ func (a *At) Trusted(old Meta, owner *uint32) (bool, error) {
 	return TrustedUser(dir.UID) && dir.Mode&others == 0, nil
 }
 
-// TrustedUser says whether a user can do what the agent can anyway: root, or the agent's own.
+// TrustedUser reports whether a user can do what the agent can anyway: root, or the agent's own.
 func TrustedUser(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }

@@ -23,13 +23,13 @@ func Base(path string) string { return filepath.Base(path) }
 // end. Where an element before a ".." is a link, that is the path of something else: see Root.Resolve.
 func Clean(path string) string { return filepath.Clean(path) }
 
-// IsAbs says whether a path begins at a root, with or without a volume.
+// IsAbs reports whether a path begins at a root, with or without a volume.
 func IsAbs(path string) bool {
 	rest := path[len(filepath.VolumeName(path)):]
 	return rest != "" && isSeparator(rest[0])
 }
 
-// IsRoot says whether the clean form of a path is a root.
+// IsRoot reports whether the clean form of a path is a root.
 func IsRoot(path string) bool {
 	if !IsAbs(path) {
 		return false
@@ -38,7 +38,7 @@ func IsRoot(path string) bool {
 	return len(clean) == len(filepath.VolumeName(clean))+1
 }
 
-// HasSeparator says whether a text is more than a bare name. A program that is called by a bare name is looked for in
+// HasSeparator reports whether a text is more than a bare name. A program that is called by a bare name is looked for in
 // PATH.
 func HasSeparator(text string) bool {
 	return filepath.VolumeName(text) != "" || strings.ContainsFunc(text, isSeparatorRune)
@@ -56,17 +56,17 @@ func Elements(path string) []string {
 	return list
 }
 
-// Match says whether a name matches a pattern of package path, in which "*" and "?" match no separator. The error says
+// Match reports whether a name matches a pattern of package path, in which "*" and "?" match no separator. The error says
 // that the pattern is malformed, whatever the name. Windows patterns have no escapes, since "\" is a separator there.
 func Match(pattern, name string) (bool, error) { return slashpath.Match(fold(pattern), fold(name)) }
 
 // Wildcard returns the index of the first byte of a pattern of Match that does not stand for itself; -1: there is none.
 func Wildcard(pattern string) int { return strings.IndexAny(pattern, wildcards) }
 
-// Equal says whether two clean paths are the same.
+// Equal reports whether two clean paths are the same.
 func Equal(a, b string) bool { return fold(a) == fold(b) }
 
-// Within says whether a path is dir, or something below it. Both are clean paths; to compare what they lead to, both
+// Within reports whether a path is dir, or something below it. Both are clean paths; to compare what they lead to, both
 // must be resolved.
 func Within(path, dir string) bool {
 	path, dir = fold(path), fold(dir)

@@ -48,7 +48,7 @@ func (a *At) Stage() (*Staged, error) {
 	return &Staged{File: file, at: own, temp: temp}, nil
 }
 
-// createTemp makes a file and locks it, which tells Sweep that its agent lives. A Sweep that comes between the two may
+// createTemp makes a file and locks it, which shows Sweep that its agent lives. A Sweep that comes between the two may
 // remove the file; then createTemp makes another one.
 func createTemp(dir directory) (string, *os.File, error) {
 	for {
@@ -77,7 +77,7 @@ func removeTemp(dir directory, name string) error {
 	return nil
 }
 
-// CanReplace says why Commit would be refused: there is a directory, a fifo or a device here, a file with several
+// CanReplace returns why Commit would be refused: there is a directory, a fifo or a device here, a file with several
 // names, a mount, or a link that another user may have planted; or the path names a directory.
 func (a *At) CanReplace() error {
 	old, err := a.captureFor()
@@ -104,7 +104,7 @@ func (a *At) CheckReplace(old Meta) error {
 	return a.checkReplace(old)
 }
 
-// checkReplace says why the object here must not be replaced by renaming over it; nil where it may.
+// checkReplace returns why the object here must not be replaced by renaming over it; nil where it may.
 func (a *At) checkReplace(old Meta) error {
 	switch {
 	case old.Kind == Absent:
@@ -305,8 +305,8 @@ func (s *Staged) place(syncDir bool) (err error) {
 	return nil
 }
 
-// watched says whether it is to be looked whether the file still has its names: a program has looked at it, or others may put
-// their own file in its place, since the directory is another user's, or all may write to it.
+// watched reports whether it is to be looked whether the file still has its names: a program has looked at it, or others may
+// put their own file in its place, since the directory is another user's, or all may write to it.
 func (s *Staged) watched() (bool, error) {
 	if s.shown || s.at.dir.pretended(s.temp) {
 		return s.shown, nil
@@ -364,7 +364,7 @@ func (s *Staged) Show(f func(path string) error) error {
 	return nil
 }
 
-// stamp is what tells whether a file was changed.
+// stamp is what reports whether a file was changed.
 type stamp struct {
 	dev, ino       uint64
 	links          uint32
@@ -412,7 +412,7 @@ func tempName() string {
 	return tempPrefix + hex.EncodeToString(random[:]) + tempSuffix
 }
 
-// IsTemp says whether a name is of the kind that Stage gives to a file that is not complete yet. Such a file that
+// IsTemp reports whether a name is of the kind that Stage gives to a file that is not complete yet. Such a file that
 // nobody has locked is left over from an agent that died.
 func IsTemp(name string) bool {
 	return len(name) > len(tempPrefix)+len(tempSuffix) &&

@@ -43,7 +43,7 @@ func (r *realRoot) detachUserMounts(paths []string) (points []string, err error)
 	return points, nil
 }
 
-// ofUser says whether another user than root and the agent's made the mount.
+// ofUser reports whether another user than root and the agent's made the mount.
 func (m mountLine) ofUser() bool {
 	user := userID().FindStringSubmatch(m.options)
 	return user != nil && user[1] != "0" && user[1] != strconv.Itoa(os.Geteuid()) && strings.HasPrefix(m.kind, "fuse")

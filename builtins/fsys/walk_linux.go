@@ -137,7 +137,7 @@ func (w *walker) at(dir handle, names []string, name string) (*At, error) {
 	return at, nil
 }
 
-// searchable says whether all users may go through a directory.
+// searchable reports whether all users may go through a directory.
 func searchable(dir handle) bool {
 	var stat unix.Stat_t
 	return unix.Fstat(dir, &stat) == nil && stat.Mode&unix.S_IXOTH != 0

@@ -92,7 +92,7 @@ func (o descriptor) getxattr(name string, buffer []byte) (int, error) {
 	return unix.Getxattr(o.path(), name, buffer)
 }
 
-// hasXattr says whether an extended attribute has a value.
+// hasXattr reports whether an extended attribute has a value.
 func (o descriptor) hasXattr(name string, want []byte) bool {
 	have, err := o.xattr(name, len(want))
 	return err == nil && bytes.Equal(have, want)

@@ -19,8 +19,8 @@ const (
 	maxResolvConf = 64 << 10
 )
 
-// dns tells who is asked for names: what resolv.conf says, and behind the server of systemd-resolved that stands there, whom that
-// asks.
+// dns returns who is asked for names: what resolv.conf says, and behind the server of systemd-resolved that stands there, whom
+// that asks.
 func (r *Room) dns(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.NetDns, error) {
 	files := r.guest.Of(call)
 	if files == nil {
@@ -48,7 +48,7 @@ func (r *Room) dns(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.
 	return asked, nil
 }
 
-// isStub says whether an address is one on which systemd-resolved listens (systemd-resolved.service(8)).
+// isStub reports whether an address is one on which systemd-resolved listens (systemd-resolved.service(8)).
 func isStub(server string) bool { return server == "127.0.0.53" || server == "127.0.0.54" }
 
 // maxServers is how many servers the C libraries ask; they pass over more.

@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// dns tells who is asked for names: the servers of all links that are up.
+// dns returns who is asked for names: the servers of all links that are up.
 func (r *Room) dns(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetDns, error) {
 	if !r.guest.Live {
 		return nil, fault.Unsupported("a tree that is not booted asks nobody for names")

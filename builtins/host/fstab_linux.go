@@ -88,7 +88,7 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 	return e, nil
 }
 
-// isBlank says whether a character separates the fields of fstab and mountinfo: other blanks of Unicode are parts of names.
+// isBlank reports whether a character separates the fields of fstab and mountinfo: other blanks of Unicode are parts of names.
 func isBlank(c rune) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
 // tags are what a source may begin with in place of a path, each with the directory in which udev lists the disks by it.
@@ -149,7 +149,7 @@ func parseEntry(line string) (e fstabEntry, ok bool) {
 }
 
 // editFstab returns fstab with the entry for a target; nil: with none. All other lines stay as they are, and so does an entry
-// that says the same. leads says whether another target than this one leads to it, by a link; nil: none does.
+// that says the same. leads reports whether another target than this one leads to it, by a link; nil: none does.
 func editFstab(
 	old []byte, target string, want *fstabEntry, leads func(e fstabEntry) bool,
 ) (content []byte, was *fstabEntry, err error) {

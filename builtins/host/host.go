@@ -1,4 +1,4 @@
-// Package host tells scripts, and the host at the beginning of a session, what guest this is, and sets its name, its time
+// Package host describes the guest to scripts, and to the host at the beginning of a session, and sets its name, its time
 // zone, locale and keyboard, settings of its kernel, and what is mounted.
 //
 //	host.info, host.interfaces, host.routes … ─► internal/facts ◄── Ready (agent_ready), network
@@ -6,8 +6,8 @@
 //	host.mount, host.unmount ─► fstab, and what is mounted now, undone together
 //
 // All that is set stands in files, those of /proc/sys among them, so the before-image of a file is its inverse. What is mounted
-// has an inverse of its own, and so have the settings of Windows: of these there are the name, which counts from the next boot on,
-// and the time zone.
+// has an inverse of its own, and so have the settings of Windows: of these there are the name, which counts from the next boot
+// on, and the time zone.
 //
 // Not here: reports over time (telemetry).
 package host
@@ -32,8 +32,9 @@ type Room struct {
 	disks   facts.Disks
 }
 
-// New makes the room; version is the agent's own, and may be empty. The kernel, processors and memory in host.info are always those of
-// the running machine. Names, identities and addresses are those of the guest's files where they are a tree that is not booted.
+// New makes the room; version is the agent's own, and may be empty. The kernel, processors and memory in host.info are always
+// those of the running machine. Names, identities and addresses are those of the guest's files where they are a tree that is
+// not booted.
 func New(g *guest.Guest, version string) *Room {
 	return &Room{guest: g, edit: &edit.Editor{Guest: g}, version: version}
 }
@@ -78,7 +79,7 @@ func (r *Room) looking() []builtins.Op {
 	}
 }
 
-// setting are the rows that change what they tell where they are given a value.
+// setting are the rows that return a setting, and change it where they are given a value.
 func (r *Room) setting() []builtins.Op {
 	return []builtins.Op{
 		{
@@ -123,7 +124,7 @@ func text(s string) *pb.LuaValue {
 
 func yes(b bool) *pb.LuaValue { return &pb.LuaValue{Kind: &pb.LuaValue_Boolean{Boolean: b}} }
 
-// Ready is what the host is told of this guest at the beginning of a session; version and capabilities are the caller's
+// Ready describes this guest to the host at the beginning of a session; version and capabilities are the caller's
 // to fill in. It asks no name server, starts no process and touches no file system but /etc and the kernel's own, so it takes
 // a few milliseconds. What cannot be read is "Unknown", and an identity empty. A tree that is not booted has no address.
 func (r *Room) Ready(ctx context.Context) *pb.AgentReadyEvent {
@@ -170,7 +171,8 @@ func (r *Room) info(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb.Ho
 		MachineId: facts.MachineID(r.guest.Dir), ProductUuid: r.productUUID(), AgentVersion: r.version}, nil
 }
 
-// running returns an error below another root, which has no uptime, memory or mounts. A test of a script gets those of its own machine.
+// running returns an error below another root, which has no uptime, memory or mounts. A test of a script gets those of its own
+// machine.
 func (r *Room) running(what string) error {
 	if r.guest.Root() == "/" || r.guest.Answer != nil {
 		return nil
@@ -213,5 +215,5 @@ func (r *Room) mounted(ctx context.Context, _ *builtins.Call, _ *pb.NoArgs) (*pb
 // MachineID is what /etc/machine-id says; empty where it cannot be read.
 func (r *Room) MachineID() string { return facts.MachineID(r.guest.Root()) }
 
-// BootID tells this boot of the kernel from the next; empty where the system does not know.
+// BootID identifies this boot of the kernel; empty where the system does not know.
 func (r *Room) BootID() string { return facts.BootID() }

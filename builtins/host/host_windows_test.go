@@ -66,7 +66,7 @@ func (k *kept) Undo(_ context.Context, op string, args proto.Message) error {
 	return nil
 }
 
-// The name and the zone are set once, foretold, and taken back.
+// The name and the zone are set once, predicted, and taken back.
 func TestSettings(t *testing.T) {
 	name, zone, writes := "WAS", "UTC", 0
 	s := windowsSettings()

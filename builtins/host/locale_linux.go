@@ -25,7 +25,7 @@ const (
 	environment    = "/etc/environment"      // pam_env reads it, too
 	consoleConf    = "/etc/vconsole.conf"    // vconsole.conf(5)
 	debianKeyboard = "/etc/default/keyboard" // keyboard(5)
-	debianVersion  = "/etc/debian_version"   // tells which of them a guest without either takes
+	debianVersion  = "/etc/debian_version"   // decides which of them a guest without either takes
 	localeDir      = "/usr/lib/locale"       // a directory for each locale, and the archive
 	localeArchive  = localeDir + "/locale-archive"
 	xkbRules       = "/usr/share/X11/xkb/rules/base.lst"
@@ -47,7 +47,8 @@ func keymapAccess(in *pb.KeymapArgs) builtins.Access {
 	return rewrites(in.New != "", consoleConf, debianKeyboard)
 }
 
-// locale tells the locale of programs that say nothing else, or sets it. Programs that run, and who is logged in, keep theirs.
+// locale returns the locale of programs that say nothing else, or sets it. Programs that run, and who is logged in, keep
+// theirs.
 func (r *Room) locale(ctx context.Context, call *builtins.Call, in *pb.LocaleArgs) (*pb.LuaValue, error) {
 	root, err := r.files(call)
 	if err != nil {
@@ -84,7 +85,8 @@ func (r *Room) locale(ctx context.Context, call *builtins.Call, in *pb.LocaleArg
 	return yes(changed), nil
 }
 
-// checkOverrides refuses a locale that would be without effect: LC_ALL goes before LANG. systemd does not read it, and pam_env does.
+// checkOverrides refuses a locale that would be without effect: LC_ALL goes before LANG. systemd does not read it, and pam_env
+// does.
 func checkOverrides(root *fsys.Root, locale string) error {
 	for _, file := range []string{debianLocale, environment} {
 		all, err := variable(root, "LC_ALL", file)
@@ -98,7 +100,7 @@ func checkOverrides(root *fsys.Root, locale string) error {
 	return nil
 }
 
-// keymap tells the layout of the console's keyboard, or sets it: from the next boot on.
+// keymap returns the layout of the console's keyboard, or sets it: from the next boot on.
 func (r *Room) keymap(ctx context.Context, call *builtins.Call, in *pb.KeymapArgs) (*pb.LuaValue, error) {
 	root, err := r.files(call)
 	if err != nil {
@@ -271,8 +273,8 @@ func quoted(value string) string {
 	return value
 }
 
-// hasLocale says whether the C library finds a locale: it brings C and POSIX itself, and compares the character sets of names
-// without case and signs.
+// hasLocale reports whether the C library finds a locale: it brings C and POSIX itself, and compares the character sets of
+// names without case and signs.
 func hasLocale(root *fsys.Root, name string) (bool, error) {
 	want := normalLocale(name)
 	if slices.Contains([]string{"C", "POSIX", "C.utf8"}, want) {
@@ -367,7 +369,7 @@ func archiveNames(root *fsys.Root) ([]string, error) {
 	return strings.FieldsFunc(string(all), func(r rune) bool { return r == 0 }), nil
 }
 
-// hasKeymap says whether the console has a keymap.
+// hasKeymap reports whether the console has a keymap.
 func hasKeymap(root *fsys.Root, name string) (bool, error) {
 	for _, dir := range keymapDirs {
 		found, err := findKeymap(root, dir, name, maxKeymapDepth)
@@ -401,7 +403,7 @@ func findKeymap(root *fsys.Root, dir, name string, depth int) (bool, error) {
 	return false, nil
 }
 
-// hasLayout says whether X's rules, which Debian's console is set up by, know a layout.
+// hasLayout reports whether X's rules, which Debian's console is set up by, know a layout.
 func hasLayout(root *fsys.Root, name string) (bool, error) {
 	content, err := root.ReadFile(xkbRules, maxNames)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -105,7 +105,7 @@ func undoAccess(in *pb.MountUndo) builtins.Access {
 	return builtins.Access{Writes: append([]string{in.Target}, in.Made...)}
 }
 
-// isBind says whether options make a mount one of a directory.
+// isBind reports whether options make a mount one of a directory.
 func isBind(options string) bool {
 	list := strings.Split(options, ",")
 	return slices.Contains(list, "bind") || slices.Contains(list, "rbind")

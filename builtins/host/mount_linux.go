@@ -30,9 +30,9 @@ const (
 	autofs       = "autofs" // what systemd mounts where something is mounted at the first use
 )
 
-// mount has fstab say what is wanted and mounts it, if it is not mounted yet. The last step is undone first: unmount, and remove
-// the directories; restore fstab; have systemd read that. So what was changed on the new file system later is restored before it
-// is unmounted, and not in the directory below.
+// mount has fstab say what is wanted and mounts it, if it is not mounted yet. The last step is undone first: unmount, and
+// remove the directories; restore fstab; have systemd read that. So what was changed on the new file system later is restored
+// before it is unmounted, and not in the directory below.
 func (r *Room) mount(ctx context.Context, call *builtins.Call, in *pb.MountArgs) (*pb.Changed, error) {
 	if _, err := r.files(call); err != nil {
 		return nil, err
@@ -189,7 +189,7 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 	return nil
 }
 
-// announce tells the transaction what will take back the next step.
+// announce records in the transaction what will undo the next step.
 func (r *Room) announce(ctx context.Context, call *builtins.Call, undo *pb.MountUndo) error {
 	if call.Tx == nil {
 		return nil
@@ -234,8 +234,8 @@ func (r *Room) putFstab(
 	return changed, r.systemctl(ctx, "daemon-reload")
 }
 
-// leadsTo says of an entry of fstab whether its target leads to another one by a link. What is mounted of the network is not looked
-// at: a server that does not answer would hold up the call.
+// leadsTo says of an entry of fstab whether its target leads to another one by a link. What is mounted of the network is not
+// looked at: a server that does not answer would hold up the call.
 func (r *Room) leadsTo(call *builtins.Call, target string) func(fstabEntry) bool {
 	root := r.guest.Files
 	if call != nil {
@@ -313,7 +313,7 @@ func (r *Room) mayUnmount(path string) error {
 	return r.guest.Guard(path, true)
 }
 
-// announceUnmount tells the transaction how what is mounted is mounted again, or that it cannot be: lost.
+// announceUnmount records in the transaction how what is mounted is mounted again, or that it cannot be: lost.
 func (r *Room) announceUnmount(
 	ctx context.Context, call *builtins.Call, path string, have *mountLine, told *pb.Change,
 ) (lost bool, err error) {
@@ -371,8 +371,8 @@ func (r *Room) undoMount(ctx context.Context, call *builtins.Call, in *pb.MountU
 	return &pb.Changed{Changed: true}, nil
 }
 
-// detach unmounts all that is mounted at a target, and says whether anything was. It does so never lazily: who still uses it would
-// go on to change it.
+// detach unmounts all that is mounted at a target, and reports whether anything was. It does so never lazily: who still uses it
+// would go on to change it.
 func (r *Room) detach(ctx context.Context, target string) (found bool, err error) {
 	for deadline := time.Now().Add(busyWait); ; {
 		have, err := r.mountedAt(target)
@@ -490,7 +490,7 @@ func (r *Room) runMount(ctx context.Context, fstype string, args ...string) erro
 	return result.Err()
 }
 
-// hasDaemon says whether a process serves a file system of a type, which must outlive the call.
+// hasDaemon reports whether a process serves a file system of a type, which must outlive the call.
 func hasDaemon(fstype string) bool {
 	helpers := []string{"sshfs", "ntfs-3g", "glusterfs", "davfs", "s3fs", "rclone"}
 	return strings.HasPrefix(fstype, "fuse") || slices.Contains(helpers, fstype)

@@ -42,7 +42,7 @@ func (m *mountLine) all() []string {
 	return list
 }
 
-// readOnly says whether nothing can be written by it.
+// readOnly reports whether nothing can be written by it.
 func (m *mountLine) readOnly() bool {
 	return slices.Contains(m.options, "ro") || slices.Contains(m.super, "ro")
 }
@@ -122,7 +122,7 @@ func sameType(entry fstabEntry, have *mountLine) bool {
 		entry.fstype == "nfs" && have.kind == "nfs4" || hasDaemon(entry.fstype) && strings.HasPrefix(have.kind, "fuse")
 }
 
-// sameSource says whether what is mounted is of the source that an entry names.
+// sameSource reports whether what is mounted is of the source that an entry names.
 func (r *Room) sameSource(ctx context.Context, entry fstabEntry, have *mountLine) (bool, error) {
 	if isBind(entry.options) {
 		source, err := os.Stat(entry.source)

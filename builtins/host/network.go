@@ -12,7 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// maxRoutes bounds what is told of routes: a router of the Internet has a million.
+// maxRoutes bounds the routes of a reply: a router of the Internet has a million.
 const maxRoutes = 10_000
 
 // network is the view of interfaces, routes and name servers, for hosts.
@@ -74,7 +74,7 @@ func (r *Room) routes(context.Context, *builtins.Call, *pb.NoArgs) (*pb.NetRoute
 	}
 	routes, err := r.listRoutes(links)
 	if err == nil && len(routes) > maxRoutes {
-		err = fault.Wrapf(fault.ErrTooLarge, "there are %d routes; %d can be told", len(routes), maxRoutes)
+		err = fault.Wrapf(fault.ErrTooLarge, "there are %d routes; %d can be listed", len(routes), maxRoutes)
 	}
 	if err != nil {
 		return nil, err

@@ -161,7 +161,7 @@ func mountLines() ([]*mountLine, error) {
 	return list, nil
 }
 
-// namespace tells the mounts of this process from those of another boot or container.
+// namespace identifies the mounts of this process, which another boot or container does not have.
 func namespace() (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -2,5 +2,5 @@ package host
 
 import "context"
 
-// restored has nobody to tell on Windows.
+// restored does nothing on Windows.
 func (r *Room) restored(context.Context, []string) error { return nil }

@@ -66,7 +66,7 @@ func (r *Room) hostnameAccess(in *pb.HostnameArgs) builtins.Access {
 	return rewrites(in.New != "", hostnameFile)
 }
 
-// rewrites is the access of a row that tells what stands in files, or changes it, and shows what was there.
+// rewrites is the access of a row that shows what is in files, or changes it and shows what was there.
 func rewrites(change bool, files ...string) builtins.Access {
 	if !change {
 		return builtins.Access{Reads: files}
@@ -87,7 +87,7 @@ func sysctlAccess(in *pb.SysctlArgs) builtins.Access {
 	return rewrites(in.Value != nil, file)
 }
 
-// hostname tells the name of the guest, or sets it: for good in /etc/hostname, and in the running kernel.
+// hostname returns the name of the guest, or sets it: for good in /etc/hostname, and in the running kernel.
 func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.HostnameArgs) (*pb.LuaValue, error) {
 	if in.New == "" {
 		return text(r.hostnameIs(call)), nil
@@ -114,8 +114,8 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	return yes(changed), err
 }
 
-// warnOfHosts says that /etc/hosts has an address for the old name of the guest, and none for the new one: programs such as sudo
-// look their own name up.
+// warnOfHosts says that /etc/hosts has an address for the old name of the guest, and none for the new one: programs such as
+// sudo look their own name up.
 func (r *Room) warnOfHosts(call *builtins.Call, old, now string) {
 	content, err := r.guest.Of(call).ReadFile(hostsFile, maxSetting)
 	if err != nil || old == "" {
@@ -145,7 +145,7 @@ func (r *Room) hostnameIs(call *builtins.Call) string {
 	return facts.Hostname(r.guest.Dir)
 }
 
-// timezone tells the time zone, or sets it. Programs that run keep theirs until they start again.
+// timezone returns the time zone, or sets it. Programs that run keep theirs until they start again.
 func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.TimezoneArgs) (*pb.LuaValue, error) {
 	root, err := r.files(call)
 	if err != nil {
@@ -239,7 +239,7 @@ func copiedZone(root *fsys.Root) (string, error) {
 	return "", nil
 }
 
-// sysctl tells a setting of the running kernel, or sets it. What the kernel makes of a value must be the value: else a
+// sysctl returns a setting of the running kernel, or sets it. What the kernel makes of a value must be the value: else a
 // second run would set it again.
 func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArgs) (*pb.LuaValue, error) {
 	if !r.guest.Live {
@@ -306,13 +306,13 @@ func sameWords(a, b string) bool {
 	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
 }
 
-// isWriteOnly says whether a file is one that nobody may read, also not root.
+// isWriteOnly reports whether a file is one that nobody may read, also not root.
 func isWriteOnly(root *fsys.Root, file string) bool {
 	meta, err := root.Stat(file)
 	return err == nil && meta.Mode&0o444 == 0
 }
 
-// sameSetting compares values of a setting, of which the kernel tells numbers in decimal, and lists of numbers as ranges.
+// sameSetting compares values of a setting, of which the kernel prints numbers in decimal, and lists of numbers as ranges.
 func sameSetting(a, b string) bool {
 	return slices.EqualFunc(strings.Fields(a), strings.Fields(b), func(x, y string) bool {
 		m, err := strconv.ParseInt(x, 0, 64)

@@ -85,7 +85,7 @@ func (r *Room) hostname(ctx context.Context, call *builtins.Call, in *pb.Hostnam
 	return windowsSettings().hostname(ctx, call, r.guest.Live, in.New)
 }
 
-// hostname tells the name that counts now, or sets that of the next boot.
+// hostname returns the name that counts now, or sets that of the next boot.
 func (s settings) hostname(ctx context.Context, call *builtins.Call, live bool, to string) (*pb.LuaValue, error) {
 	switch {
 	case !live:
@@ -103,7 +103,7 @@ func (r *Room) timezone(ctx context.Context, call *builtins.Call, in *pb.Timezon
 	return windowsSettings().timezone(ctx, call, r.guest.Live, in.New)
 }
 
-// timezone tells the time zone, or sets it.
+// timezone returns the time zone, or sets it.
 func (s settings) timezone(ctx context.Context, call *builtins.Call, live bool, to string) (*pb.LuaValue, error) {
 	if !live {
 		return nil, fault.Unsupported("the time zone of a Windows that does not run is not supported")

@@ -39,7 +39,7 @@ func (m machine) adapters(links []facts.Link, details bool) (list []*pb.NetworkA
 	return list
 }
 
-// isVirtualDriver says whether a driver is for a device that only a hypervisor has.
+// isVirtualDriver reports whether a driver is for a device that only a hypervisor has.
 func isVirtualDriver(driver string) bool {
 	switch driver {
 	case "virtio_net", "vif", "xen_netfront", "hv_netvsc", "vmxnet3":
@@ -80,7 +80,7 @@ func pciAddress(at string) (address string) {
 	return address
 }
 
-// isPCIAddress says whether a text is domain:bus:device.function, in hexadecimal.
+// isPCIAddress reports whether a text is domain:bus:device.function, in hexadecimal.
 func isPCIAddress(s string) bool {
 	if len(s) < 12 {
 		return false
@@ -117,7 +117,7 @@ func (m machine) gpus() (list []*pb.GpuInfo) {
 	return list
 }
 
-// vram returns the memory of a graphics adapter, in bytes: as its driver tells, or, of an emulated one, whose first region is
+// vram returns the memory of a graphics adapter, in bytes: as its driver says, or, of an emulated one, whose first region is
 // its memory, the size of that.
 func (m machine) vram(address, vendor string) uint64 {
 	if total := m.number(pci, address, "mem_info_vram_total"); total > 0 {

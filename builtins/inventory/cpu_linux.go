@@ -15,7 +15,7 @@ import (
 
 const processors = "sys/devices/system/cpu"
 
-// cpu tells of the processors that are online: models from /proc/cpuinfo, and how they share cores, sockets and caches from
+// cpu describes the processors that are online: models from /proc/cpuinfo, and how they share cores, sockets and caches from
 // sysfs.
 func (m machine) cpu(ctx context.Context, details bool, tables []smbios.Structure) *pb.CpuInfo {
 	_, architecture := facts.Kernel()

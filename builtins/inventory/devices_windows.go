@@ -70,7 +70,7 @@ func firstWords(d facts.Drive) string {
 	return ""
 }
 
-// isVirtualDrive says whether a disk is a hypervisor's.
+// isVirtualDrive reports whether a disk is a hypervisor's.
 func isVirtualDrive(d facts.Drive) bool {
 	const virtual, fileBacked = 14, 15 // BusTypeVirtual, BusTypeFileBackedVirtual
 	if d.Bus == virtual || d.Bus == fileBacked || firstWords(d) != "" {

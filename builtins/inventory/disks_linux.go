@@ -53,7 +53,7 @@ func (m machine) blockDevices(usage []facts.Disk, details bool) (list []*pb.Disk
 	return list
 }
 
-// inMemory says whether a block device is one of memory, of a file, or of a floppy drive, which
+// inMemory reports whether a block device is one of memory, of a file, or of a floppy drive, which
 // is there without a medium too.
 func inMemory(name string) bool {
 	for _, prefix := range []string{"loop", "ram", "zram", "fd"} {
@@ -251,7 +251,7 @@ func diskInterface(at, name string) string {
 	return ""
 }
 
-// isVirtualDisk says whether a disk is a hypervisor's, or made of others.
+// isVirtualDisk reports whether a disk is a hypervisor's, or made of others.
 func isVirtualDisk(at string, disk *pb.DiskInfo, vendor string) bool {
 	if strings.HasPrefix(at, "/sys/devices/virtual/") && disk.Interface != "nvme" { // where multipath hides NVMe's controllers
 		return true

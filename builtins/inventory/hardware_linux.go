@@ -116,7 +116,7 @@ func (m machine) bios() *pb.BiosInfo {
 	return b
 }
 
-// system tells of the operating system. It asks no name server.
+// system reports the operating system. It asks no name server.
 func (m machine) system(ctx context.Context) *pb.OsInfo {
 	release := facts.ReadRelease(ctx, m.root)
 	kernel, architecture := facts.Kernel()

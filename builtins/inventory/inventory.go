@@ -1,4 +1,4 @@
-// Package inventory tells what the guest consists of: its hardware, and the packages that are installed.
+// Package inventory describes what the guest consists of: its hardware, and the packages that are installed.
 //
 //	/sys, /proc, SMBIOS tables, udev's database ──► get_hardware_info
 //	internal/packages: databases ──► state, filter, sort, page ──► list_installed_software

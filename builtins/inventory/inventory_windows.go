@@ -88,7 +88,7 @@ func (v values) number(name string) uint64 {
 	return value
 }
 
-// system tells of Windows. It asks no name server.
+// system reports Windows. It asks no name server.
 func system(ctx context.Context) *pb.OsInfo {
 	release := facts.ReadRelease(ctx, "/")
 	kernel, architecture := facts.Kernel()
@@ -122,7 +122,7 @@ func domain() string {
 	return windows.UTF16ToString(name[:size])
 }
 
-// processor tells of the processors: names from the registry, and how they share cores, sockets and caches from the kernel.
+// processor reports the processors: names from the registry, and how they share cores, sockets and caches from the kernel.
 func processor(details bool, tables []smbios.Structure) *pb.CpuInfo {
 	_, architecture := facts.Kernel()
 	info := &pb.CpuInfo{Architecture: architecture, Threads: uint32(runtime.NumCPU())}

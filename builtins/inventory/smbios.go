@@ -61,7 +61,7 @@ func memoryTypes() map[byte]string {
 	}
 }
 
-// memory tells of the memory: what the kernel has, and the modules of SMBIOS.
+// memory reports the memory: what the kernel has, and the modules of SMBIOS.
 func memory(ctx context.Context, tables []smbios.Structure) *pb.MemoryInfo {
 	info := &pb.MemoryInfo{}
 	if m, err := facts.ReadMemory(ctx); err == nil {

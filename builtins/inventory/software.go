@@ -90,7 +90,7 @@ func readPackages(
 	return all, warnings[:min(len(warnings), maxWarnings)], nil
 }
 
-// wanted says whether a package is asked for.
+// wanted reports whether a package is asked for.
 func wanted(in *pb.ListInstalledSoftwareRequest, p packages.Package) bool {
 	if p.State != packages.StateInstalled && !in.AllStates {
 		return false

@@ -28,7 +28,7 @@ const (
 )
 
 // install makes generated files what they shall be; nil: gone. Those that are so already stay the files that they are: a
-// renderer tells by that what changed.
+// renderer sees by that what changed.
 func (r *Room) install(files map[string]*generated) error {
 	root, err := os.OpenRoot(r.guest.Root())
 	if err != nil {
@@ -241,7 +241,7 @@ func (n *snapshot) delete(name string) error {
 	return nil
 }
 
-// stayed says whether the interface of a name is the one that was there before, and none that was made instead.
+// stayed reports whether the interface of a name is the one that was there before, and none that was made instead.
 func (n *snapshot) stayed(name string, before []*pb.NetplanLinkBefore) bool {
 	return slices.ContainsFunc(n.links, func(have facts.Link) bool {
 		return have.Name == name && slices.ContainsFunc(before, func(was *pb.NetplanLinkBefore) bool {
@@ -357,7 +357,7 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	return nil
 }
 
-// hardwareBack gives interfaces their names, hardware addresses and MTUs back: a renderer that is not told of one any more
+// hardwareBack gives interfaces their names, hardware addresses and MTUs back: a renderer that has no file of one any more
 // leaves it as it is.
 func (n *snapshot) hardwareBack(links []*pb.NetplanLinkBefore) error {
 	if err := n.renamed(links, sameIndex); err != nil {

@@ -78,10 +78,10 @@ func (r *Room) current(want map[string]*generated) (map[string]*generated, error
 	return readGenerated(root, "", dirs...)
 }
 
-// lasting says whether a generated file is kept over a boot.
+// lasting reports whether a generated file is kept over a boot.
 func lasting(file string) bool { return strings.HasPrefix(file, "/etc/") }
 
-// same says whether two files mean the same; nil is none.
+// same reports whether two files mean the same; nil is none.
 func (g *generated) same(other *generated) bool {
 	if g == nil || other == nil {
 		return g == other
@@ -159,12 +159,12 @@ func (p *plan) names() []string {
 	return list
 }
 
-// touches says whether a file changes for which a test holds.
+// touches reports whether a file changes for which a test holds.
 func (p *plan) touches(test func(file string) bool) bool { return slices.ContainsFunc(p.paths, test) }
 
 func forUdev(file string) bool { return strings.HasPrefix(file, "/run/udev/") }
 
-// makesByNetworkd says whether systemd-networkd makes a virtual interface.
+// makesByNetworkd reports whether systemd-networkd makes a virtual interface.
 func (p *plan) makesByNetworkd() bool {
 	for _, l := range p.new {
 		if l.renderer == byNetworkd && l.virtual != "" && slices.Contains(p.made, l.virtual) {

@@ -33,7 +33,7 @@ func mayTouch(files *fsys.Root, name string) error {
 	return fault.On(cloudDir, err)
 }
 
-// cloudWrites says whether cloud-init configures the network of this guest.
+// cloudWrites reports whether cloud-init configures the network of this guest.
 func cloudWrites(files *fsys.Root) (bool, error) {
 	names, err := list(files, cloudDir)
 	if errors.Is(err, fs.ErrNotExist) {

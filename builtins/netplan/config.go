@@ -316,7 +316,7 @@ func (c *comparison) add(key string, theirs *yaml.Node, meaning string) {
 }
 
 // compare looks at one key, and at those below. netplan puts lists of several files together, and takes a single value from the
-// file that it reads last. Values are not told: some are secrets.
+// file that it reads last. Values are not quoted: some are secrets.
 func (c *comparison) compare(ours, theirs *yaml.Node, key string) {
 	switch {
 	case ours.Kind == yaml.MappingNode && theirs.Kind == yaml.MappingNode:
@@ -351,7 +351,7 @@ func (c *comparison) sources(ours, theirs *yaml.Node, key string) {
 	}
 }
 
-// hasFamily says whether a list has an address of IPv6, or else of IPv4.
+// hasFamily reports whether a list has an address of IPv6, or else of IPv4.
 func hasFamily(list *yaml.Node, six bool) bool {
 	return slices.ContainsFunc(list.Content, func(n *yaml.Node) bool {
 		text := n.Value
@@ -366,7 +366,7 @@ func isTrue(n *yaml.Node) bool {
 	return slices.Contains([]string{"true", "yes", "on", "y", "1"}, strings.ToLower(n.Value))
 }
 
-// same says whether two values are one.
+// same reports whether two values are one.
 func same(a, b *yaml.Node) bool {
 	if a.Kind != b.Kind || a.Value != b.Value && !(isTrue(a) && isTrue(b)) || len(a.Content) != len(b.Content) {
 		return false

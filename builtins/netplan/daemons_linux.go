@@ -22,7 +22,7 @@ type daemons struct {
 	begun map[int]bool // the interfaces that systemd-networkd has begun to configure since it read its files last
 }
 
-// begins takes note of an interface that systemd-networkd has begun to configure; nil: of none any more.
+// begins notes an interface that systemd-networkd has begun to configure; nil: of none any more.
 func (d *daemons) begins(index *int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -33,7 +33,7 @@ func (d *daemons) begins(index *int) {
 	d.begun[*index] = true
 }
 
-// hasBegun says whether systemd-networkd has begun to configure an interface since it read its files last.
+// hasBegun reports whether systemd-networkd has begun to configure an interface since it read its files last.
 func (d *daemons) hasBegun(index int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

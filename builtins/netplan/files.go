@@ -106,7 +106,7 @@ func (r *Room) get(ctx context.Context, call *builtins.Call, in *pb.NetplanGetAr
 		return nil, err
 	}
 	get := r.judged
-	if in.Name != "" { // the access names that file alone, and nothing is told of the others
+	if in.Name != "" { // the access names that file alone, and the others are not shown
 		get = func(ctx context.Context, call *builtins.Call) ([]*document, error) {
 			return documents(ctx, r.guest.Of(call))
 		}
@@ -240,7 +240,7 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, op, name string, te
 	return r.edit.Put(ctx, call, w)
 }
 
-// holds says whether a file is as it shall be.
+// holds reports whether a file is as it shall be.
 func (r *Room) holds(call *builtins.Call, w edit.File) (bool, error) {
 	c, err := r.edit.Begin(call, w.Op, w.Path, edit.How{Parents: true})
 	if err != nil {
@@ -295,7 +295,7 @@ func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.NetplanRe
 	return &pb.Changed{Changed: true}, takeAway(ctx, c)
 }
 
-// removable returns why a file must stay, and tells the transaction of its removal.
+// removable returns why a file must stay, and records its removal in the transaction.
 func (r *Room) removable(ctx context.Context, call *builtins.Call, c *edit.Change, name string) error {
 	switch {
 	case c.Absent():
@@ -337,7 +337,7 @@ func takeAway(ctx context.Context, c *edit.Change) (err error) {
 	return nil
 }
 
-// announceFiles tells the transaction what comes when the files are back.
+// announceFiles records in the transaction what follows when the files are restored.
 func (r *Room) announceFiles(ctx context.Context, call *builtins.Call) error {
 	if call.Tx == nil || call.DryRun != nil || r.mayApply() != nil {
 		return nil

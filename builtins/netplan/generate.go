@@ -58,7 +58,7 @@ func forNetworkManager(file string) bool {
 	return strings.HasPrefix(file, "/run/NetworkManager/system-connections/") || strings.HasPrefix(file, ownProfiles)
 }
 
-// forIfupdown says whether ifup reads a file.
+// forIfupdown reports whether ifup reads a file.
 func forIfupdown(file string) bool {
 	return file == interfacesFile || strings.HasPrefix(file, interfacesDir)
 }
@@ -124,7 +124,7 @@ func (r *Room) generate(ctx context.Context, set []*document) (map[string]*gener
 	return r.made(hash, made), nil
 }
 
-// identity tells a program from another one in its place.
+// identity distinguishes a program from another one in its place.
 func (r *Room) identity(program string) []byte {
 	at, err := r.guest.Files.Follow(program)
 	if err != nil {
@@ -311,7 +311,7 @@ func readGenerated(root *os.Root, dir string, in ...string) (map[string]*generat
 	return all, nil
 }
 
-// leadsTo says whether the generator's files may be below a directory: the rest is not walked through.
+// leadsTo reports whether the generator's files may be below a directory: the rest is not walked through.
 func leadsTo(dir string) bool {
 	tops := []string{"/run/systemd/network", "/run/systemd/system", "/run/udev/rules.d", "/run/NetworkManager/system-connections",
 		"/run/NetworkManager/conf.d", "/run/netplan", "/etc/systemd/network", "/etc/NetworkManager/system-connections", "/etc/network/interfaces.d"}

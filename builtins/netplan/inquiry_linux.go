@@ -61,7 +61,7 @@ func (i *inquiry) ask(ctx context.Context, n *snapshot, have facts.Link, q *ques
 	}
 	select {
 	case i.found <- fault.On(have.Name, fault.Refuse("%v is in use: %v has it", q.addr, who)):
-	default: // another address is told already
+	default: // another address is pending already
 	}
 }
 

@@ -22,7 +22,7 @@ type address struct {
 	scope  byte   // RT_SCOPE_…
 }
 
-// leased says whether the address ends by itself: it came from a DHCP server or a router.
+// leased reports whether the address ends by itself: it came from a DHCP server or a router.
 func (a address) leased() bool { return a.flags&unix.IFA_F_PERMANENT == 0 }
 
 // trouble is why the address cannot be used yet, or at all; empty: it can.

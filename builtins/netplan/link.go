@@ -257,7 +257,7 @@ func (l *link) readKeyfile(list []setting) {
 	}
 }
 
-// is says whether an interface of the guest is the one that is meant.
+// is reports whether an interface of the guest is the one that is meant.
 func (l *link) is(have facts.Link) bool {
 	if have.Loopback {
 		return l.name == "lo"
@@ -298,7 +298,7 @@ func (l *link) outside() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// hasFamily says whether the interface has a fixed address of a family. IPv6 is configured by routers as well.
+// hasFamily reports whether the interface has a fixed address of a family. IPv6 is configured by routers as well.
 func (l *link) hasFamily(family int) bool {
 	return family == 0 || slices.ContainsFunc(l.addresses, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }

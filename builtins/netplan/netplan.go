@@ -169,7 +169,7 @@ func (r *Room) configureAccess(files *fsys.Root, _ *pb.ConfigureNetworkRequest) 
 	return r.writeAccess(files, hostFile)
 }
 
-// readAccess has all files among what is read: a refusal tells of the keys in them.
+// readAccess has all files among what is read: a refusal names the keys in them.
 func (r *Room) readAccess(files *fsys.Root) builtins.Access {
 	return builtins.Access{Reads: r.read(files), Trees: dirs, Objects: []builtins.Object{network}}
 }

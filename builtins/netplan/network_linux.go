@@ -157,7 +157,7 @@ func identity(have facts.Link) *pb.NetplanLinkBefore {
 }
 
 // renamed gives interfaces the names back that they had. Those whose names are exchanged get other ones in between. An
-// interface whose name somebody else has taken meanwhile keeps its own, or, where another one has that by now, is told.
+// interface whose name somebody else has taken meanwhile keeps its own, or, where another one has that by now, is reported.
 func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
 	names, held := map[int]string{}, map[string]int{}
 	for _, was := range links {
@@ -187,7 +187,7 @@ func (n *snapshot) renamed(links []*pb.NetplanLinkBefore, is sameness) error {
 	return nil
 }
 
-// alone says whether no two interfaces have, or had, the hardware address of one: those of a bond have that in common.
+// alone reports whether no two interfaces have, or had, the hardware address of one: those of a bond have that in common.
 func (n *snapshot) alone(have facts.Link, links []*pb.NetplanLinkBefore) bool {
 	count := 0
 	for _, other := range n.links {
@@ -203,7 +203,7 @@ func (n *snapshot) alone(have facts.Link, links []*pb.NetplanLinkBefore) bool {
 	return count <= 2
 }
 
-// sameness says whether an interface is the one that was known, among others.
+// sameness reports whether an interface is the one that was known, among others.
 type sameness func(n *snapshot, have facts.Link, was *pb.NetplanLinkBefore, all []*pb.NetplanLinkBefore) bool
 
 // sameIndex is for the same boot, and sameMAC for another one.
@@ -377,7 +377,7 @@ type former struct {
 	dhcp      [2]bool
 }
 
-// set says whether an address was there, and no lease.
+// set reports whether an address was there, and no lease.
 func (f *former) set(prefix netip.Prefix, six int) bool {
 	return f != nil && !f.dhcp[six] && slices.Contains(f.addresses, prefix)
 }

@@ -30,7 +30,7 @@ const (
 	beginTime       = 3 * time.Second  // for systemd-networkd to begin to change an interface; some milliseconds on real hardware
 )
 
-// has says whether a service runs. It is not started by the question.
+// has reports whether a service runs. It is not started by the question.
 func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, err error) {
 	err = conn.Call(ctx, bus, busPath, bus+".NameHasOwner", []any{&owned}, service)
 	return owned, err
@@ -47,7 +47,7 @@ func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state strin
 	return state, since, err
 }
 
-// startsNetworkd says whether a plan needs systemd-networkd, and it does not run.
+// startsNetworkd reports whether a plan needs systemd-networkd, and it does not run.
 func startsNetworkd(ctx context.Context, d *daemons, p *plan) (bool, error) {
 	needed := false
 	for file := range p.want {
@@ -135,7 +135,7 @@ func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
 		}
 		state, _, err := unitState(ctx, conn, networkdUnit)
 		if err != nil || !slices.Contains([]string{"activating", "active", "deactivating"}, state) {
-			return err // the call tells what is wrong with one that is not started
+			return err // the call returns what is wrong with one that is not started
 		}
 		timer := pace.next()
 		select {
@@ -147,7 +147,7 @@ func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
 	}
 }
 
-// began returns the state of an interface that is being changed, as a signal tells it; empty: it tells of none. One that is
+// began returns the state of an interface that is being changed, as a signal gives it; empty: it is about none. One that is
 // configured may be so by what was going on before.
 func began(s *dbus.Signal) string {
 	if len(s.Body) < 2 {

@@ -157,7 +157,7 @@ func useProfiles(ctx context.Context, d *daemons, names []string) error {
 	return err
 }
 
-// isGone says whether an error is that of an object that is not there any more.
+// isGone reports whether an error is that of an object that is not there any more.
 func isGone(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist)
 }

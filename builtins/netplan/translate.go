@@ -254,7 +254,7 @@ func each(list *yaml.Node, path string, do func(n *yaml.Node) error) error {
 	return nil
 }
 
-// identity reads what tells the interface from others.
+// identity reads what identifies the interface.
 func (d *device) identity(key, v *yaml.Node, path string, bad func(string) error) error {
 	hardware := func(v *yaml.Node) (string, error) {
 		mac, err := net.ParseMAC(v.Value)

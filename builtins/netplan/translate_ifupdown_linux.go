@@ -33,7 +33,7 @@ func (t *translation) interfaces(by ifupdown) (map[string]*generated, error) {
 		}
 		file := ownInterfaces + strings.ReplaceAll(id, ".", "_") // source-directory reads no other names
 		if files[file] != nil || taken[name] != "" {
-			return nil, fault.Invalid("%s.%s: ifupdown cannot tell it from another interface of the configuration", d.kind, id)
+			return nil, fault.Invalid("%s.%s: ifupdown cannot distinguish it from another interface of the configuration", d.kind, id)
 		}
 		files[file], taken[name] = &generated{content: []byte(text), mode: 0o644}, id
 		if text := d.linkFile(); text != "" {
@@ -102,7 +102,7 @@ func (t *translation) stanzas(d *device, by ifupdown) (name, text string, err er
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "#netplan %s\n", d.id)
-	if !d.optional || d.kind != "ethernets" { // no event tells of one that is made only then
+	if !d.optional || d.kind != "ethernets" { // there is no event for one that is made only then
 		fmt.Fprintf(&b, "auto %s\n", name)
 	}
 	if d.optional {
@@ -293,7 +293,7 @@ func setAsideOf(text string, taken map[string]string) (string, error) {
 	return b.String(), failed
 }
 
-// readsOwn says whether a text has ifup read the files that are made here.
+// readsOwn reports whether a text has ifup read the files that are made here.
 func readsOwn(text string) (reads bool) {
 	paragraphs(text, func(_ int, line string, words []string) {
 		f := strings.Fields(line)

@@ -17,7 +17,7 @@ func (d *device) makeMaster(b io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if d.kind == "bonds" { // the module makes a bond0 of its own when it is loaded, if it is not told otherwise
+	if d.kind == "bonds" { // the module makes a bond0 of its own when it is loaded, unless it gets an option
 		io.WriteString(b, "    pre-up test -e /sys/class/net/bonding_masters || modprobe bonding max_bonds=0 || true\n")
 	}
 	fmt.Fprintf(b, "    pre-up test -e /sys/class/net/$IFACE || ip link add name $IFACE type %s\n", options)

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel tells of what changes in the kernel's links, addresses and routes.
+// kernel notices changes of the kernel's links, addresses and routes.
 type kernel struct {
-	socket  *os.File // nil: nothing is told
+	socket  *os.File // nil: there are no notifications
 	changed chan struct{}
 	done    sync.WaitGroup
 }
@@ -44,7 +44,7 @@ func (k *kernel) read() {
 		}
 		select {
 		case k.changed <- struct{}{}:
-		default: // that is told already
+		default: // a notification is pending already
 		}
 	}
 }
@@ -58,7 +58,7 @@ func (k *kernel) close() {
 }
 
 const (
-	// lookFirst and lookEvery are after how long it is looked again at what nobody tells of: the time doubles with each look.
+	// lookFirst and lookEvery are after how long what sends no notification is read again: the time doubles each time.
 	lookFirst = 10 * time.Millisecond
 	lookEvery = 200 * time.Millisecond
 	// changesTogether is how long what changes in the kernel is collected before it is looked at.

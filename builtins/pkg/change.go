@@ -19,7 +19,7 @@ import (
 
 const (
 	lockPause  = time.Second     // between two tries to get a lock that somebody else holds
-	lockMargin = 2 * time.Second // what is left of a caller's time when a lock is given up, so that the error can be told
+	lockMargin = 2 * time.Second // what is left of a caller's time when a lock is given up, so that the error can be returned
 	maxTarget  = 1024            // bytes of names in a change
 
 	// agentPackage is the agent's own: its scripts stop the agent, and so the package manager that it runs.
@@ -73,7 +73,7 @@ type job struct {
 	acted   bool            // scripts of packages, which can change anything, may have run
 }
 
-// change does what a request wants, and tells whether that changed anything.
+// change does what a request wants, and reports whether that changed anything.
 func (r *Room) change(
 	ctx context.Context, call *builtins.Call, op string, timeout float64, q request,
 ) (*pb.Changed, error) {
@@ -116,7 +116,7 @@ func (j *job) spare(name string) error {
 	}
 }
 
-// done says whether nothing is to be done, and leaves out of the request what is so already.
+// done reports whether nothing is to be done, and leaves out of the request what is so already.
 func (j *job) done(ctx context.Context) (bool, error) {
 	q := &j.request
 	switch q.action {
@@ -153,7 +153,7 @@ func (j *job) done(ctx context.Context) (bool, error) {
 	return len(q.wishes) == 0, nil
 }
 
-// isReal says whether there is a package of a name that an installed one merely provides: then that is what is meant. The
+// isReal reports whether there is a package of a name that an installed one merely provides: then that is what is meant. The
 // manager knows, by what it would do.
 func (j *job) isReal(ctx context.Context, w wish) (bool, error) {
 	if j.guest.Answer != nil {
@@ -170,8 +170,8 @@ func (j *job) isReal(ctx context.Context, w wish) (bool, error) {
 	return real, err
 }
 
-// provides says whether an installed package goes by a name that is not its own: what rpm's packages provide is not read with
-// the list.
+// provides reports whether an installed package goes by a name that is not its own: what rpm's packages provide is not read
+// with the list.
 func (j *job) provides(ctx context.Context, now *state, name string) bool {
 	if now.provided[name] {
 		return true
@@ -187,7 +187,7 @@ func (j *job) provides(ctx context.Context, now *state, name string) bool {
 	return err == nil
 }
 
-// foretell reports what a manager's simulation says. That sees the guest as it is: after other changes of the same run, or
+// predict reports what a manager's simulation says. That sees the guest as it is: after other changes of the same run, or
 // where lists would be read anew, what it does not know ends the prediction.
 func (j *job) foretell(ctx context.Context) (*pb.Changed, error) {
 	steps, err := j.simulate(ctx)
@@ -237,12 +237,12 @@ func (j *job) steps(ctx context.Context, q request) (steps []step, err error) {
 	return steps, err
 }
 
-// nothing says whether a simulation failed merely since there is nothing to do.
+// nothing reports whether a simulation failed merely since there is nothing to do.
 func nothing(result *proc.Result) bool {
 	return strings.Contains(string(result.Stdout), "Nothing to do")
 }
 
-// complete adds to a step what the simulation does not tell.
+// complete adds to a step what the simulation does not have.
 func (j *job) complete(s *step) {
 	if j.manager.name == "pacman" && j.request.action == remove {
 		s.before, s.after = s.after, ""
@@ -273,8 +273,8 @@ func (j *job) named(steps []step) error {
 	return nil
 }
 
-// act changes the packages. Before, the journal is told; afterwards what has changed is looked at, and told whatever the
-// manager said.
+// act changes the packages. The journal gets to know before; afterwards what has changed is found out, and reported whatever
+// the manager said.
 func (j *job) act(ctx context.Context) (*pb.Changed, error) {
 	if j.request.refresh {
 		if err := j.refreshLists(ctx); err != nil {
@@ -309,7 +309,7 @@ func (j *job) act(ctx context.Context) (*pb.Changed, error) {
 	return j.result(context.WithoutCancel(ctx), announced, errors.Join(err, restore()))
 }
 
-// result tells what has changed, and why that is not what was wanted.
+// result returns what has changed, and why that is not what was wanted.
 func (j *job) result(ctx context.Context, announced bool, failed error) (*pb.Changed, error) {
 	if j.guest.Answer != nil { // nothing was run, so nothing can be seen
 		if failed != nil {
@@ -368,14 +368,14 @@ func (j *job) verify(ctx context.Context, after *state) error {
 	return nil
 }
 
-// succeeded says whether the manager has done what it was told, by its own word.
+// succeeded reports whether the manager has done what was asked, by its own word.
 func (j *job) succeeded(result *proc.Result) bool {
 	return result.Code == 0 || slices.Contains(j.good, result.Code)
 }
 
 // patient runs a command of the manager until that finds its lock free, or the time is up. One that came to run scripts of
 // packages had its lock, and is not run again. announce comes first of all; nil:
-// nothing is to be said. good says whether a result is a success.
+// nothing is to be said. good reports whether a result is a success.
 func (j *job) patient(
 	ctx context.Context, argv []string, readonly bool, announce func() error, good func(*proc.Result) bool,
 ) error {

@@ -13,8 +13,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// failure tells by a line that a manager prints what went wrong. Managers have no exit codes for it, but for zypper; the lines
-// are those of the versions that the supported distributions have, in English.
+// failure recognizes what went wrong by a line that a manager prints. Managers have no exit codes for it, but for zypper; the
+// lines are those of the versions that the supported distributions have, in English.
 type failure struct {
 	line  *regexp.Regexp
 	cause error
@@ -23,7 +23,7 @@ type failure struct {
 
 const refreshHint = "refresh = true reads the lists of what is available anew"
 
-// failures are in the order in which they are looked for: a lock is told before what it led to.
+// failures are in the order in which they are looked for: a lock comes before what it led to.
 func failures() []failure {
 	return []failure{
 		{regexp.MustCompile(`Could not get lock|Unable to acquire the dpkg frontend lock|` +
@@ -56,8 +56,8 @@ func zypperCodes() map[int]error {
 // maxLine bounds the line of a manager that an error quotes, in bytes.
 const maxLine = 400
 
-// acted says whether a manager that was run came to where scripts of packages and hooks run, which can change anything. What it
-// prints before that is its own. certain: the answer no is a proof, since all was read and it ended by itself.
+// acted reports whether a manager that was run came to where scripts of packages and hooks run, which can change anything. What
+// it prints before that is its own. certain: the answer no is a proof, since all was read and it ended by itself.
 func (m *manager) acted(result *proc.Result) (acted, certain bool) {
 	certain = !result.Truncated && result.Signal == 0 && !result.TimedOut
 	reached := regexp.MustCompile(m.reached)
@@ -71,7 +71,7 @@ func (m *manager) acted(result *proc.Result) (acted, certain bool) {
 	return false, certain
 }
 
-// words returns the lines of a manager that tell what went wrong: not those of scripts of packages, nor of apt's hooks, which
+// words returns the lines of a manager that say what went wrong: not those of scripts of packages, nor of apt's hooks, which
 // run at any time. A line that is indented goes on with the one before.
 func (m *manager) words(result *proc.Result, acted bool) (lines []string) {
 	own := regexp.MustCompile(m.own)
@@ -124,7 +124,7 @@ func oneLine(line string) string {
 	return clean
 }
 
-// harmless says whether a manager that failed so, before it ran any script, has done nothing.
+// harmless reports whether a manager that failed so, before it ran any script, has done nothing.
 func harmless(err error) bool {
 	return errors.Is(err, fault.ErrBusy) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENETUNREACH)
 }

@@ -17,7 +17,7 @@ const (
 	update
 )
 
-// request is what a manager is told.
+// request is an order for a manager.
 type request struct {
 	action      action
 	wishes      []wish // none: update all
@@ -26,7 +26,7 @@ type request struct {
 	purge       bool
 }
 
-// pinned says whether a version is asked for, which may be older than the one that is there.
+// pinned reports whether a version is asked for, which may be older than the one that is there.
 func (q request) pinned() bool {
 	return slices.ContainsFunc(q.wishes, func(w wish) bool { return w.version != "" })
 }
@@ -69,7 +69,7 @@ type manager struct {
 }
 
 const (
-	// aptReached are lines of dpkg before it runs a script, and those of apt that tell that dpkg or a hook was run.
+	// aptReached are lines of dpkg before it runs a script, and those of apt that show that dpkg or a hook was run.
 	aptReached = `^(Preparing to unpack|Unpacking|Setting up|Removing|Purging configuration files for|Processing triggers|` +
 		`Preconfiguring packages|Selecting previously unselected|\(Reading database)|` +
 		`^(E|W): (Sub-process|Problem executing scripts|Failure running script)`

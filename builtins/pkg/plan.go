@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// What simulations print is read here. The version that is there is taken from the database where they do not tell it.
+// What simulations print is read here. The version that is there is taken from the database where they do not have it.
 
 func aptPlan(out string) (steps []step) {
 	installs := regexp.MustCompile(`^Inst ([^\s:]+)(?::\S+)?(?: \[([^\]]*)\])? \((\S+) [^)]*\[([^\]]+)\]\)`)

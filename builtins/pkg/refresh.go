@@ -21,8 +21,8 @@ const (
 	maxHashed    = 1 << 20
 )
 
-// refreshLists has the manager read the lists of what is available anew. Nothing takes that back, so the journal is told
-// before, and told that it did not begin where the lists are what they were.
+// refreshLists has the manager read the lists of what is available anew. Nothing undoes that, so the journal records it
+// before, and records that it did not begin where the lists are what they were.
 func (j *job) refreshLists(ctx context.Context) error {
 	before, known := j.lists()
 	change := j.refreshed(pb.ChangeState_CHANGE_STATE_APPLIED)
@@ -50,7 +50,7 @@ func (j *job) refreshed(state pb.ChangeState) *pb.Change {
 	return &pb.Change{Op: j.op, Target: "lists of " + j.manager.name, Action: "refreshed", State: state}
 }
 
-// lists returns what tells the files of the lists apart, by path; false: it cannot be told.
+// lists returns what identifies the files of the lists, by path; false: that is not known.
 func (j *job) lists() (map[string]string, bool) {
 	files := map[string]string{}
 	root := j.guest.Of(j.call)

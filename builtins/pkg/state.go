@@ -27,12 +27,12 @@ type state struct {
 	native string
 }
 
-// id tells packages apart: one name may be installed for several architectures, and of rpm, as of kernels, in several versions:
+// id identifies a package: one name may be installed for several architectures, and of rpm, as of kernels, in several versions:
 // of these all but the first have it in here.
 type id struct{ name, arch, another string }
 
-// isNamed says whether a name means the package: of dpkg and rpm it may end in the architecture. One for all architectures goes
-// by the native one as well.
+// isNamed reports whether a name means the package: of dpkg and rpm it may end in the architecture. One for all architectures
+// goes by the native one as well.
 func (i id) isNamed(name, kind, native string) bool {
 	switch kind {
 	case packages.Deb:
@@ -104,7 +104,7 @@ func (s *state) versions(name string) (versions []string) {
 
 func (s *state) has(name string) bool { return len(s.versions(name)) > 0 }
 
-// fulfils says whether a wish is what is so already, by the package of that name.
+// fulfils reports whether a wish is what is so already, by the package of that name.
 func (s *state) fulfils(w wish) bool {
 	if w.version == "" {
 		return s.has(w.name)
@@ -179,7 +179,7 @@ func pretended(dry *builtins.DryRun) pretence {
 	return p
 }
 
-// apply makes a state what is pretended. A simulation may not tell the architecture: then it is that which is installed.
+// apply makes a state what is pretended. A simulation may not have the architecture: then it is that which is installed.
 func (p pretence) apply(s *state) {
 	for _, one := range p {
 		at := one.id

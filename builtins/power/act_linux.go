@@ -41,7 +41,7 @@ func running(g *guest.Guest) machine {
 	}
 }
 
-// mayDo says why the machine cannot be shut down in a way: it can in all.
+// mayDo returns why the machine cannot be shut down in a way: it can in all.
 func mayDo(string) error { return nil }
 
 // initKind is an init by the way in which it is asked to shut the machine down.
@@ -135,7 +135,7 @@ var (
 	systemdUnits  = map[string]string{"poweroff": "poweroff.target", "reboot": "reboot.target", "halt": "halt.target"}
 )
 
-// bySystemd asks logind, which tells the sessions; where it is not there or does not do it, systemd itself.
+// bySystemd asks logind, which notifies the sessions; where it is not there or does not do it, systemd itself.
 func bySystemd(ctx context.Context, what string) error {
 	err := byLogind(ctx, what)
 	absent := errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, context.DeadlineExceeded)
@@ -212,7 +212,7 @@ func waitUntil(ctx context.Context, at time.Duration) error {
 	return context.Cause(ctx)
 }
 
-// isCharDevice says whether a path is that of a terminal, or another device of characters, and no link.
+// isCharDevice reports whether a path is that of a terminal, or another device of characters, and no link.
 func isCharDevice(path string) bool {
 	info, err := os.Lstat(path)
 	return err == nil && info.Mode()&fs.ModeCharDevice != 0

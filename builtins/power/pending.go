@@ -22,7 +22,7 @@ import (
 const (
 	// transactionTime is how long a transaction that is open may go on; then the init stops the agent, which takes it back.
 	transactionTime = 60 * time.Second
-	// tellTime bounds what is done to tell the users.
+	// tellTime bounds the time for messages to the users.
 	tellTime = 2 * time.Second
 	// actTime bounds the talk with the init, and downTime how long the guest then takes to go down: the units of a guest may
 	// take 90 s each to stop.
@@ -41,7 +41,7 @@ type shutdown struct {
 	what    string
 	due     time.Duration // since the boot
 	message string
-	event   func(proto.Message) bool // tells the host that asked; may be nil
+	event   func(proto.Message) bool // sends an event to the host that asked; may be nil
 
 	replied  chan struct{} // closed when the reply has left
 	release  func()        // closes it; may be called again
@@ -168,12 +168,12 @@ func (r *Room) run(ctx context.Context, s *shutdown) {
 	r.fail(s, err)
 }
 
-// verbs begin what users are told.
+// verbs begin the messages to users.
 var verbs = map[string]string{
 	"poweroff": "The system will be powered off", "reboot": "The system will reboot", "halt": "The system will be halted",
 }
 
-// tell tells the users who are logged in.
+// tell sends a message to the users who are logged in.
 func (r *Room) tell(ctx context.Context, text, line string) {
 	limited, cancel := context.WithTimeout(ctx, tellTime)
 	defer cancel()

@@ -37,7 +37,7 @@ type Config struct {
 	// Note is the file, in memory that is lost with the guest's next boot, in which a later agent process finds what is
 	// pending; empty: it finds nothing.
 	Note string
-	// BootID tells this boot from the next. Required with Note.
+	// BootID identifies this boot of the guest. Required with Note.
 	BootID func() string
 	// Lock makes the caller the one writer, and waits for the open transaction within ctx; an error of cause fault.ErrBusy
 	// says that it has not ended. Nil: there are no transactions.

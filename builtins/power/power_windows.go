@@ -38,7 +38,7 @@ func windowsMachine(begin initiator) machine {
 	}
 }
 
-// mayDo says why Windows cannot be shut down in a way.
+// mayDo returns why Windows cannot be shut down in a way.
 func mayDo(what string) error {
 	if what == "halt" {
 		return fault.Unsupported("Windows knows no halt: it switches the machine off, or boots it again")

@@ -17,7 +17,7 @@ import (
 // maxSignal is the highest number of a signal, SIGRTMAX.
 const maxSignal = 64
 
-// canKill says whether the kernel has what keeps a signal from another process that gets the same pid.
+// canKill reports whether the kernel has what keeps a signal from another process that gets the same pid.
 func canKill() bool {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {
@@ -94,7 +94,7 @@ func identify(pid int, start uint64) (name string, err error) {
 // errGone is unix.ESRCH as an error that a host can ask for.
 var errGone = fault.Wrapf(fs.ErrNotExist, "no such process")
 
-// notOpened says why there is no pidfd. The kernel has none for threads that are not the first of their process.
+// notOpened returns why there is no pidfd. The kernel has none for threads that are not the first of their process.
 func notOpened(pid uint32, err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		if of := processOf(pid); of != "" && of != strconv.FormatUint(uint64(pid), 10) {

@@ -59,7 +59,7 @@ func reach(pid uint32, start uint64) (*target, error) {
 	return t, nil
 }
 
-// check says why the process gets no signal.
+// check returns why the process gets no signal.
 func (t *target) check(pid uint32, start uint64) error {
 	// Windows looks a pid up without its two lowest bits, which would reach another process.
 	if real, err := windows.GetProcessId(t.handle); err != nil || real != pid || t.ended(0) {
@@ -81,7 +81,7 @@ func (t *target) check(pid uint32, start uint64) error {
 	return nil
 }
 
-// ended says whether the process has ended within a time.
+// ended reports whether the process has ended within a time.
 func (t *target) ended(within time.Duration) bool {
 	event, err := windows.WaitForSingleObject(t.handle, uint32(within.Milliseconds()))
 	return err == nil && event == windows.WAIT_OBJECT_0

@@ -13,7 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// canList says whether processes can be read here.
+// canList reports whether processes can be read here.
 func canList() bool {
 	fs, err := openProc(procDir)
 	if err != nil {
@@ -41,7 +41,7 @@ func (r *Room) readAll(
 	}
 	var accounts *fsys.Accounts
 	if r.guest.Files != nil {
-		accounts, _ = r.guest.Files.Accounts() // what cannot be read is told by number
+		accounts, _ = r.guest.Files.Accounts() // what cannot be read is given by number
 	}
 	d := details{
 		procfs: fs, accounts: accounts, bare: in.OmitArguments, texts: newBudget(len(list)),
@@ -101,7 +101,7 @@ func (p *procfs) completeName(e *entry) {
 	}
 }
 
-// details reads what is told of the entries that remain.
+// details reads the rest of the entries that remain.
 type details struct {
 	*procfs
 	accounts *fsys.Accounts

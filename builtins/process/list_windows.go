@@ -34,7 +34,7 @@ func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) 
 		e.cpu = now.share(before, e)
 	}
 	list = sortAndCut(list, by, in.MaxEntries)
-	d := details{bare: in.OmitArguments, texts: newBudget(len(list)), names: map[string]string{}, of: map[int]told{}}
+	d := details{bare: in.OmitArguments, texts: newBudget(len(list)), names: map[string]string{}, of: map[int]opened{}}
 	infos := make([]*pb.ProcessInfo, len(list))
 	for i, e := range list {
 		if err := context.Cause(ctx); err != nil { // a name may be asked for in the domain
@@ -45,16 +45,16 @@ func (r *Room) read(ctx context.Context, in *pb.ListProcessesRequest, by order) 
 	return infos, nil
 }
 
-// details reads what is told of the entries that remain.
+// details reads the rest of the entries that remain.
 type details struct {
 	bare  bool // without arguments
 	texts *budget
 	names map[string]string // of users by their SIDs
-	of    map[int]told      // by pid
+	of    map[int]opened    // by pid
 }
 
-// told is what is read of one process.
-type told struct{ user, line, dir string }
+// opened is what is read of one process.
+type opened struct{ user, line, dir string }
 
 func (d *details) info(e *entry) *pb.ProcessInfo {
 	d.texts.next()
@@ -80,8 +80,8 @@ func (d *details) info(e *entry) *pb.ProcessInfo {
 	return info
 }
 
-// open reads what only a handle of a process tells, as far as the agent may.
-func (d *details) open(e *entry) (t told) {
+// open reads what needs a handle of the process, as far as the agent may.
+func (d *details) open(e *entry) (t opened) {
 	const all = windows.PROCESS_QUERY_INFORMATION | windows.PROCESS_VM_READ
 	handle, err := windows.OpenProcess(all, false, uint32(e.pid))
 	if err != nil {

@@ -66,7 +66,7 @@ func (r *Room) Room() builtins.Room {
 	return room
 }
 
-// features tells a host that this agent sends the signal that it is asked for, and which fields of a request it knows.
+// features says that this agent sends the signal that it is asked for, and which fields of a request it knows.
 func features() map[string]string {
 	return map[string]string{"process_kill": "signal_name,start_ticks"}
 }
@@ -82,7 +82,7 @@ func killAccess(in *pb.KillProcessRequest) builtins.Access {
 	return builtins.Access{Objects: []builtins.Object{{Kind: kind, Name: strconv.FormatUint(uint64(in.Pid), 10)}}}
 }
 
-// served says why a request cannot be served here.
+// served returns why a request cannot be served here.
 func (r *Room) served() error {
 	if !r.guest.Live {
 		return fault.Unsupported("there are no processes in a tree that is not booted")
@@ -129,7 +129,8 @@ func (r *Room) kill(_ context.Context, call *builtins.Call, in *pb.KillProcessRe
 	return &pb.KillProcessResponse{Success: true}, nil
 }
 
-// mayEnd says why a caller must not send a signal to a process: what the hosts on a port began, others need not be able to end.
+// mayEnd returns why a caller must not send a signal to a process: what the hosts on a port began, others need not be able to
+// end.
 func (r *Room) mayEnd(call *builtins.Call, pid uint32) error {
 	if port, known := r.owner(int(pid)); known && !call.MaySee(port) {
 		return fault.Wrapf(builtins.ErrPolicy, "refused: it is of a command that came by another port")

@@ -32,8 +32,8 @@ func signalNumber(name string) syscall.Signal {
 	return 0
 }
 
-// mayBeSent says why a signal cannot be sent. Windows knows no request to end that reaches every process, so TERM ends one as
-// KILL does.
+// mayBeSent returns why a signal cannot be sent. Windows knows no request to end that reaches every process, so TERM ends one
+// as KILL does.
 func mayBeSent(signal syscall.Signal) error {
 	switch signal {
 	case 0, syscall.SIGKILL, syscall.SIGTERM:

@@ -150,7 +150,7 @@ const (
 // kernelThread is PF_KTHREAD of the kernel's include/linux/sched.h.
 const kernelThread = 0x00200000
 
-// parse fills in what a stat file tells: the pid, the name in parentheses, which may hold any byte, and fields with a blank
+// parse fills in what a stat file holds: the pid, the name in parentheses, which may hold any byte, and fields with a blank
 // ahead of each.
 func (e *entry) parse(stat []byte) bool {
 	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')

@@ -17,7 +17,7 @@ const (
 )
 
 // sampler measures use of processors. It keeps the last sample, so that whoever lists again and again need not wait, and is
-// told of all the time in between. It is safe for concurrent use.
+// given the usage of all the time in between. It is safe for concurrent use.
 type sampler struct {
 	threads bool
 

@@ -40,7 +40,7 @@ func (b *budget) take(s string) string {
 	return s
 }
 
-// special says whether a rune is escaped: what is not printable could move the cursor, or look like other text.
+// special reports whether a rune is escaped: what is not printable could move the cursor, or look like other text.
 func special(r rune) bool { return !unicode.IsPrint(r) }
 
 // printable returns text of a process with escapes, such as \n, \x1b and \u202e, in place of what is not printable and of
@@ -125,7 +125,7 @@ func quote(arg string) string {
 	return arg
 }
 
-// shellSpecial says whether a character means more than itself to a shell.
+// shellSpecial reports whether a character means more than itself to a shell.
 func shellSpecial(r rune) bool {
 	plain := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r > 0x7f
 	return !plain && !strings.ContainsRune("-_./:=,+@%", r)

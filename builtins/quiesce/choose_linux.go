@@ -84,7 +84,7 @@ func (s *system) use(m freeze.Mount) {
 	}
 }
 
-// notChosen says why what is at a mount point cannot be frozen.
+// notChosen returns why what is at a mount point cannot be frozen.
 func notChosen(mounts []freeze.Mount, types map[string]bool, point string) left {
 	for _, m := range slices.Backward(mounts) {
 		if m.Point == point {
@@ -94,7 +94,7 @@ func notChosen(mounts []freeze.Mount, types map[string]bool, point string) left 
 	return left{freeze.Mount{Point: point}, fault.Wrapf(fs.ErrNotExist, "no file system is mounted there")}
 }
 
-// cannot says why a mount cannot be frozen.
+// cannot returns why a mount cannot be frozen.
 func cannot(m freeze.Mount, types map[string]bool) error {
 	switch {
 	case strings.HasPrefix(m.Type, "fuse"):
@@ -107,7 +107,7 @@ func cannot(m freeze.Mount, types map[string]bool) error {
 	return fault.Wrapf(fs.ErrNotExist, "another file system is mounted above it")
 }
 
-// holdsData says of a type that is on no block device whether it has files that outlive the guest's memory: these are told
+// holdsData says of a type that is on no block device whether it has files that outlive the guest's memory: these are reported
 // where all is frozen. Others, such as proc, tmpfs and overlays of what is frozen itself, are not.
 func holdsData(kind string) bool {
 	switch kind {
@@ -129,7 +129,7 @@ type found struct {
 }
 
 // look finds the file systems at mount points and opens them; stacked says that they are put into the order in which they are
-// frozen. A path on the way may lead over a server that does not answer: that is told as an error, and what is opened after
+// frozen. A path on the way may lead over a server that does not answer: that is an error, and what is opened after
 // that is closed.
 func (r *Room) look(ctx context.Context, points []string, stacked bool) (*found, error) {
 	mounts, below, err := freeze.Mounts()

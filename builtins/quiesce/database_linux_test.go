@@ -25,7 +25,7 @@ type database interface {
 	// start makes it in a directory and starts it there; writer is a client that takes statements and answers each by its
 	// number.
 	start(t *testing.T, dir string) (writer *exec.Cmd, statement func(n int64) string)
-	// check opens the database that is in the directory of a snapshot, holds it against its own check, and returns how many
+	// check opens the database that is in the directory of a snapshot, checks it against its own check, and returns how many
 	// rows it has.
 	check(t *testing.T, dir string) (int64, error)
 }

@@ -128,7 +128,7 @@ func (r *Room) freezeSet(
 	r.mu.Unlock()
 	for _, s := range sorted {
 		err := r.freezeOne(ctx, f, s)
-		if err != nil && !(errors.Is(err, errors.ErrUnsupported) && len(in.MountPoints) == 0) { // of all, what cannot be frozen is told
+		if err != nil && !(errors.Is(err, errors.ErrUnsupported) && len(in.MountPoints) == 0) { // of all, what cannot be frozen is reported
 			return fault.On(s.Point, err)
 		}
 	}

@@ -22,8 +22,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
-// What a hook is told. The first two are QEMU's convention, the third is VMware's: it goes to hooks that have the word in their
-// text, and all others are told to thaw where the freeze fails.
+// Arguments of hooks. The first two are QEMU's convention, the third is VMware's: it goes to hooks that have the word in their
+// text, and all others get the thaw where the freeze fails.
 const (
 	phaseFreeze = "freeze"
 	phaseThaw   = "thaw"
@@ -32,7 +32,7 @@ const (
 
 const (
 	hookTime   = 20 * time.Second // one hook has
-	hookOutput = 1024             // bytes of what it writes are told
+	hookOutput = 1024             // bytes of its output are reported
 	maxHook    = 1 << 20          // bytes of a hook that are read
 	luaHook    = ".lua"
 	bundled    = "bundled:"
@@ -42,7 +42,7 @@ const (
 	legacyThawHooks   = "/etc/limiquantix/post-thaw.d"
 )
 
-// hook is a program, or a script, that is told of a freeze.
+// hook is a program, or a script, that runs before a freeze and after its end.
 type hook struct {
 	name string // its file, or its name behind "bundled:"
 	file string // resolved; empty: it is the agent's own
@@ -143,8 +143,8 @@ func (r *Room) checkOwners(path string) error {
 	}
 }
 
-// freezeHooks tells each hook of the freeze, one after the other. The first that fails is the last that is told. Which were
-// told is known, to this agent and to the next, before it happens.
+// freezeHooks runs each hook for the freeze, one after the other. The first that fails is the last one. Which hooks run is
+// noted, for this agent and for the next, before they do.
 func (r *Room) freezeHooks(ctx context.Context, f *set, in *pb.QuiesceFilesystemsRequest, hooks []hook) error {
 	r.mu.Lock()
 	f.after = in.RunPreFreezeScripts
@@ -167,7 +167,7 @@ func (r *Room) freezeHooks(ctx context.Context, f *set, in *pb.QuiesceFilesystem
 	return nil
 }
 
-// thawHooks tells the hooks that were told of the freeze, the last one first, and then those for the thaw alone.
+// thawHooks runs the hooks that ran for the freeze, the last one first, and then those for the thaw alone.
 func (r *Room) thawHooks(f *set) {
 	r.mu.Lock()
 	ran, failed, after := slices.Clone(f.ran), f.failed, f.after
@@ -204,7 +204,7 @@ func (r *Room) tellThaw(f *set, ran []hook, failed, after bool) {
 	}
 }
 
-// thawLeftHooks tells the hooks that a killed agent had told of a freeze.
+// thawLeftHooks runs, for the thaw, the hooks that a killed agent ran for a freeze.
 func (r *Room) thawLeftHooks(h freeze.Hold) {
 	f := &set{token: h.Token, caller: &builtins.Call{}}
 	for _, name := range h.Hooks {
@@ -244,13 +244,13 @@ func (r *Room) read(h hook) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxHook))
 }
 
-// knows says whether a hook has a word in its text.
+// knows reports whether a hook has a word in its text.
 func (r *Room) knows(h hook, word string) bool {
 	source, err := r.read(h)
 	return err == nil && bytes.Contains(source, []byte(word))
 }
 
-// tell runs a hook, and takes note of what became of it.
+// tell runs a hook, and notes what became of it.
 func (r *Room) tell(ctx context.Context, f *set, h hook, phase string) error {
 	began := time.Now()
 	output, err := r.run(ctx, f, h, phase)
@@ -302,7 +302,7 @@ func (r *Room) run(ctx context.Context, f *set, h hook, phase string) (output []
 	return output, err
 }
 
-// report tells of a hook that failed when nobody waits for it.
+// report logs a hook that failed when nobody waits for it.
 func (r *Room) report(f *set, outcome *pb.HookOutcome) {
 	words := fmt.Sprintf("the hook %s failed (%s): %s", outcome.Name, outcome.Phase, outcome.Error)
 	if r.config.Thawed != nil {

@@ -115,7 +115,7 @@ func TestHookThatFails(t *testing.T) {
 	}
 }
 
-// holds says whether a set is there.
+// holds reports whether a set is there.
 func (r *Room) holds() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

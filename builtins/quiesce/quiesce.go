@@ -8,7 +8,7 @@
 //	              ▼                                 ▼
 //	           hooks ◄──────────────────────────── thawed: the first that was frozen is the last
 //
-//	trim ────► the disk is told what is unused
+//	trim ────► the disk learns what is unused
 //
 // A freeze, and a thaw, is a system call that nothing ends: each is made by a goroutine of its own, on a file that was opened
 // before, and what waits for it has a deadline. A freeze that comes to its end too late is thawed by the goroutine that made
@@ -75,11 +75,11 @@ func (r *Room) Room() builtins.Room {
 			Mutates: true, Access: builtins.Of(quiesceAccess), Handler: builtins.Handle(r.quiesce), OnError: failedReply,
 		},
 		{
-			Name: "thaw", Summary: "thaw what was frozen, and tell whether that was frozen all the time",
+			Name: "thaw", Summary: "thaw what was frozen, and report whether it was frozen all the time",
 			Mutates: true, Access: builtins.Of(thawAccess), Handler: builtins.Handle(r.thaw), OnError: failedThaw,
 		},
 		{
-			Name: "trim", Summary: "tell disks which blocks of file systems are unused",
+			Name: "trim", Summary: "discard the unused blocks of file systems on their disks",
 			Mutates: true, Access: builtins.Of(trimAccess), Handler: builtins.Handle(r.trim), OnError: failedTrim,
 		},
 	}}
@@ -109,7 +109,7 @@ func quiesceAccess(in *pb.QuiesceFilesystemsRequest) builtins.Access { return ob
 func thawAccess(in *pb.ThawFilesystemsRequest) builtins.Access       { return objects(in.MountPoints) }
 func trimAccess(in *pb.TrimRequest) builtins.Access                  { return objects(in.MountPoints) }
 
-// failure is an error with the reply that tells the details.
+// failure is an error with the reply that has the details.
 type failure struct {
 	error
 	reply proto.Message

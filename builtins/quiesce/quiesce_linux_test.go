@@ -129,7 +129,7 @@ func disk(t *testing.T, name string) string {
 	return point
 }
 
-// canWrite says whether a file can be made within a moment. The attempt is a process, which hangs until the thaw where it
+// canWrite reports whether a file can be made within a moment. The attempt is a process, which hangs until the thaw where it
 // cannot.
 func canWrite(t *testing.T, point string) bool {
 	t.Helper()

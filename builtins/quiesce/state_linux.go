@@ -82,7 +82,7 @@ type set struct {
 	failed  bool      // the freeze failed, so nobody has the token
 	early   *early    // it was thawed early
 	owed    bool      // a thaw was answered before its end
-	ran     []hook    // that were told of the freeze
+	ran     []hook    // that ran for the freeze
 	after   bool      // hooks for the thaw alone are to run, too
 	told    []*pb.HookOutcome
 }
@@ -119,7 +119,7 @@ type early struct {
 	points           []string
 	at               time.Time
 	duration         time.Duration
-	asked            bool // its owner was told
+	asked            bool // its owner got a reply
 }
 
 func (r *Room) init() {
@@ -204,7 +204,7 @@ func (r *Room) endAll(why string) {
 	}
 }
 
-// end thaws a set before its time, and tells.
+// end thaws a set before its time, and reports that.
 func (r *Room) end(f *set, why string) {
 	r.mu.Lock()
 	switch {
@@ -233,7 +233,7 @@ func (r *Room) endEarly(f *set, why string) {
 	r.ended = r.ended[max(0, len(r.ended)-maxEnded):]
 }
 
-// tellEarly tells the log, and the host that asked for the freeze.
+// tellEarly logs it, and sends an event to the host that asked for the freeze.
 func (r *Room) tellEarly(f *set) {
 	e := f.early.event()
 	if r.config.Thawed != nil {
@@ -296,7 +296,7 @@ func (r *Room) Status() (list []*pb.FrozenStatus) {
 // onClock returns a time by the clock as it is now, whatever it was when that was taken: the monotonic one counts.
 func onClock(at time.Time) time.Time { return time.Now().Add(time.Until(at)).Round(0) }
 
-// over says whether nothing of the set is frozen, or going to be. The caller holds the room's lock.
+// over reports whether nothing of the set is frozen, or going to be. The caller holds the room's lock.
 func (f *set) over() bool {
 	return !slices.ContainsFunc(f.systems, func(s *system) bool { return s.phase != thawed })
 }

@@ -110,7 +110,7 @@ func (t *thawRequest) left() time.Duration {
 	return max(thawTime-time.Since(t.began), time.Millisecond)
 }
 
-// wants says whether a file system is to be thawed.
+// wants reports whether a file system is to be thawed.
 func (t *thawRequest) wants(s *system) bool {
 	if len(t.points) == 0 {
 		return true
@@ -203,7 +203,7 @@ func (t *thawRequest) await(f *set, begun []*system) (results []result) {
 	return results
 }
 
-// owe takes note of which thaws have not ended when a request for them is answered: their end is told to who asks again.
+// owe notes which thaws have not ended when a request for them is answered: their end is reported to who asks again.
 func (r *Room) owe(f *set, results []result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -217,7 +217,7 @@ func (r *Room) owe(f *set, results []result) {
 	}
 }
 
-// keepLate keeps a set whose end nobody was told of. The caller holds mu.
+// keepLate keeps a set whose end was not reported. The caller holds mu.
 func (r *Room) keepLate(f *set) {
 	r.late = append(r.late, f)
 	r.late = r.late[max(0, len(r.late)-maxEnded):]

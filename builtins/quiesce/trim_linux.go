@@ -58,7 +58,7 @@ func (r *Room) trim(ctx context.Context, _ *builtins.Call, in *pb.TrimRequest) (
 	return reply, nil
 }
 
-// trimCannot says why something that was not chosen cannot be trimmed.
+// trimCannot returns why something that was not chosen cannot be trimmed.
 func trimCannot(l left) error {
 	if errors.Is(l.why, errors.ErrUnsupported) {
 		return fault.Unsupported("%s cannot be trimmed", l.mount.Type)

@@ -81,7 +81,7 @@ func (p path) parent() (path, bool) {
 	return p, true
 }
 
-// exists says whether there is a key.
+// exists reports whether there is a key.
 func (p path) exists() (bool, error) {
 	key, err := p.open(registry.QUERY_VALUE)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -194,7 +194,7 @@ func (p path) child(name string) path {
 	return p
 }
 
-// isEmpty says whether a key has neither values nor keys below it.
+// isEmpty reports whether a key has neither values nor keys below it.
 func (p path) isEmpty() (bool, error) {
 	key, err := p.open(registry.QUERY_VALUE)
 	if err != nil {

@@ -34,7 +34,7 @@ func pretended(call *builtins.Call) *pretence {
 	return p
 }
 
-// real says whether what really is at a key is seen.
+// real reports whether what really is at a key is seen.
 func (s *pretence) real(p path) bool {
 	for at, more := p, true; more; at, more = at.parent() {
 		if s.cut[at.id()] {
@@ -106,7 +106,7 @@ func (s *pretence) removeKey(p path) {
 	s.keys[id], s.cut[id] = false, true
 }
 
-// isEmpty says whether a key has neither values nor keys below it.
+// isEmpty reports whether a key has neither values nor keys below it.
 func (s *pretence) isEmpty(p path) (bool, error) {
 	id := p.id()
 	for other, there := range s.keys {

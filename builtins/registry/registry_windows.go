@@ -116,7 +116,7 @@ func (p path) set(ctx context.Context, call *builtins.Call, in *pb.RegistrySetAr
 	return true, nil
 }
 
-// announceValue tells the transaction what is there before a value is changed.
+// announceValue records in the transaction what is there before a value is changed.
 func (p path) announceValue(ctx context.Context, call *builtins.Call, name string, have *value) error {
 	if call.Tx == nil {
 		return nil

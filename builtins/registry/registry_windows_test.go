@@ -319,7 +319,7 @@ func TestUndoOfNothing(t *testing.T) {
 	}
 }
 
-// A dry run foretells what the run does, step by step, and changes nothing.
+// A dry run predicts what the run does, step by step, and changes nothing.
 func TestDryRunForetells(t *testing.T) {
 	for seed := range uint64(20) {
 		key := scratch(t)

@@ -164,7 +164,7 @@ func (r *Room) maskOf(call *builtins.Call, u unit) (tree, string, error) {
 	return t, systemDir + "/" + string(u), err
 }
 
-// fileState is the state of a unit as its files tell it: it does not run.
+// fileState is the state of a unit by its files: it does not run.
 func (r *Room) fileState(call *builtins.Call, u unit) (*state, error) {
 	t, by, err := r.files(call)
 	if err != nil {

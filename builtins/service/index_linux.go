@@ -26,7 +26,7 @@ type index struct {
 	sure   bool                 // no directory had changed just before it was read
 }
 
-// coarse is how far the kernel's times of changes may be apart that are told as one: a tick of 100 Hz, and more.
+// coarse is how far apart changes may be that the kernel gives one time: a tick of 100 Hz, and more.
 const coarse = 50 * time.Millisecond
 
 // indexer makes an index.
@@ -197,7 +197,7 @@ func (x *indexer) names(dir string) (list []string) {
 	return list
 }
 
-// current says whether an index still holds: no directory that it is of was changed, and systemd read no files again.
+// current reports whether an index still holds: no directory that it is of was changed, and systemd read no files again.
 func (x *index) current(root string, loaded uint64) bool {
 	if x == nil || !x.sure || x.loaded != loaded {
 		return false

@@ -66,7 +66,7 @@ func (u unit) template() unit {
 	return unit(prefix + "@" + u.kind())
 }
 
-// isTemplate says whether it is a template, which cannot run.
+// isTemplate reports whether it is a template, which cannot run.
 func (u unit) isTemplate() bool {
 	_, instance, templated := u.split()
 	return templated && instance == ""

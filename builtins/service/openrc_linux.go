@@ -125,7 +125,7 @@ func (m *openrc) forget(ctx context.Context, u unit) error {
 	return err
 }
 
-// own is not known: what the agent was started by does not tell.
+// own is not known: the agent's own service cannot be found out.
 func (m *openrc) own(context.Context) unit {
 	if _, err := os.Lstat(openrcState + "/started/quantix-kvm-agent"); err == nil {
 		return "quantix-kvm-agent.service"

@@ -83,13 +83,14 @@ func (r *Room) openList(ctx context.Context) (manager, error) {
 	return r.open(ctx)
 }
 
-// mayEndOwn says why the agent's own unit cannot be stopped or restarted: the manager does it, whatever becomes of the agent.
+// mayEndOwn returns why the agent's own unit cannot be stopped or restarted: the manager does it, whatever becomes of the
+// agent.
 func mayEndOwn(string) error { return nil }
 
-// mayStart says why a unit that is not masked cannot be started: each can.
+// mayStart returns why a unit that is not masked cannot be started: each can.
 func mayStart(*state) error { return nil }
 
-// mayHaveCome says whether a unit that the manager does not know has a file by now.
+// mayHaveCome reports whether a unit that the manager does not know has a file by now.
 func (r *Room) mayHaveCome(call *builtins.Call, u unit) bool {
 	if r.live() != bySystemd {
 		return false
@@ -116,7 +117,7 @@ func (r *Room) pretendFiles(call *builtins.Call, with *state) {
 	with.file = file
 }
 
-// ofThisBoot says of a state that it ends with this boot, so that no file of the tree tells it.
+// ofThisBoot says of a state that it ends with this boot, so that it is in no file of the tree.
 func ofThisBoot(file string) bool {
 	return file == "generated" || file == "transient" || strings.HasSuffix(file, "-runtime")
 }

@@ -38,7 +38,7 @@ func (r *Room) openList(ctx context.Context) (manager, error) { return r.open(ct
 // linkDirs are none: how a service starts stands in no file.
 func (r *Room) linkDirs() []string { return nil }
 
-// mayEndOwn says why the agent's own service cannot be stopped or restarted.
+// mayEndOwn returns why the agent's own service cannot be stopped or restarted.
 func mayEndOwn(action string) error {
 	if action == "restart" {
 		return fault.Unsupported(
@@ -47,7 +47,7 @@ func mayEndOwn(action string) error {
 	return nil
 }
 
-// mayStart says why a service cannot be started.
+// mayStart returns why a service cannot be started.
 func mayStart(s *state) error {
 	if s.file == startWord(startDisabled) {
 		return errDisabled()

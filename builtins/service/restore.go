@@ -95,7 +95,7 @@ const (
 	settleLook = 100 * time.Millisecond
 )
 
-// notified does what tx.notify was told. In a tree that is not booted nothing runs, so nothing is to be done.
+// notified does what tx.notify asked for. In a tree that is not booted nothing runs, so nothing is to be done.
 func (r *Room) notified(ctx context.Context, call *builtins.Call, in *pb.ServiceNotifyArgs) (*pb.Changed, error) {
 	if r.live() == none {
 		return &pb.Changed{}, nil
@@ -140,7 +140,7 @@ func (r *Room) invocation(ctx context.Context, u unit) (string, error) {
 	return s.invocation, nil
 }
 
-// notification reads what tx.notify was told.
+// notification reads what tx.notify asked for.
 func notification(in *pb.ServiceNotifyArgs) (unit, string, error) {
 	action := in.Action
 	if action == "" {

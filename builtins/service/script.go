@@ -46,7 +46,7 @@ func (r *Room) scriptRows() []builtins.Op {
 			Mutates: true, Internal: true, Access: builtins.Of(restoreAccess), Handler: builtins.Handle(r.restore),
 		},
 		{
-			Name: "service.notified", Usage: "(unit, [action])", Summary: "do what tx.notify was told, before the commit",
+			Name: "service.notified", Usage: "(unit, [action])", Summary: "do what tx.notify asked for, before the commit",
 			Mutates: true, Internal: true, Predictable: true, Partial: true, Inverse: restoreOp,
 			Access: builtins.Of(notifyAccess), Handler: builtins.Handle(r.notified),
 		},
@@ -126,7 +126,7 @@ func (s *state) message() *pb.Service {
 	}
 }
 
-// status tells the state of a unit; in a tree that is not booted whether it is enabled.
+// status returns the state of a unit; in a tree that is not booted whether it is enabled.
 func (r *Room) status(ctx context.Context, call *builtins.Call, in *pb.ServiceArgs) (*pb.Service, error) {
 	u, err := parseUnit(in.Name)
 	if err != nil {
@@ -295,7 +295,7 @@ func (r *Room) predict(ctx context.Context, call *builtins.Call, op, action stri
 	return true, nil
 }
 
-// scriptEnable is service.enable, disable, mask and unmask: links, and where the guest runs the manager is told of them.
+// scriptEnable is service.enable, disable, mask and unmask: links, and where the guest runs the manager reloads.
 func (r *Room) scriptEnable(
 	ctx context.Context, call *builtins.Call, op string, in *pb.ServiceEnableArgs,
 	do func(context.Context, *builtins.Call, string, unit) (bool, error), now string,

@@ -147,7 +147,7 @@ type state struct {
 	reload, conditions, triggered                      bool // it needs a daemon-reload; its conditions were met; others start it
 }
 
-// runs says whether a unit is active.
+// runs reports whether a unit is active.
 func (s *state) runs() bool { return s.active == "active" || s.active == "reloading" }
 
 // word is the state as hosts know it: of a unit that is active how it is.
@@ -259,7 +259,7 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 		return nil, fault.On(u.short(), err)
 	}
 	changed, change := false, r.linking(in.Action)
-	switch action := told[in.Action]; {
+	switch action := hostActions[in.Action]; {
 	case in.Action == pb.ServiceAction_SERVICE_ACTION_STATUS:
 	case change != nil:
 		changed, err = r.linked(ctx, call, "service_control", u, change)
@@ -282,8 +282,8 @@ func (r *Room) control(ctx context.Context, call *builtins.Call, in *pb.ServiceC
 	return &pb.ServiceControlResponse{Success: true, NewState: s.word(), Changed: changed, Service: s.info()}, nil
 }
 
-// told are the actions of hosts on what runs.
-var told = map[pb.ServiceAction]string{
+// hostActions are the actions of hosts on what runs.
+var hostActions = map[pb.ServiceAction]string{
 	pb.ServiceAction_SERVICE_ACTION_START: "start", pb.ServiceAction_SERVICE_ACTION_STOP: "stop",
 	pb.ServiceAction_SERVICE_ACTION_RESTART: "restart", pb.ServiceAction_SERVICE_ACTION_RELOAD: "reload",
 }
@@ -307,7 +307,7 @@ func (r *Room) endOwn(call *builtins.Call, action string, s *state) *pb.ServiceC
 			case <-ctx.Done():
 			}
 		}()
-		if m, err := r.open(ctx); err == nil { // nobody is left to be told
+		if m, err := r.open(ctx); err == nil { // nobody is left to report to
 			defer m.close()
 			_ = m.do(ctx, action, s.unit)
 		}

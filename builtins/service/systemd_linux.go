@@ -35,7 +35,7 @@ const (
 // reloadTime bounds a daemon-reload: as long as systemd waits for its generators (DEFAULT_TIMEOUT_USEC).
 const reloadTime = 90 * time.Second
 
-// jobLook is how often a job whose end was not told is looked at.
+// jobLook is how often a job is polled whose end was not signalled.
 const jobLook = 5 * time.Second
 
 // systemd is a connection to it.
@@ -387,11 +387,11 @@ func (m *systemd) job(ctx context.Context, method string, u unit) (result string
 				result, _ = signal.Body[3].(string)
 				return result, nil
 			}
-		case <-look.C: // the end of a job is told once
+		case <-look.C: // the end of a job is signalled once
 			var state string
 			err := m.Property(ctx, systemdName, job, systemdName+".Job", "State", &state)
 			if errors.Is(err, fs.ErrNotExist) {
-				return "done", nil // what became of it the state of the unit tells
+				return "done", nil // its outcome is the state of the unit
 			}
 			if err != nil {
 				return "", err

@@ -43,12 +43,12 @@ type found struct {
 // install is what the section [Install] says.
 type install struct{ wantedBy, requiredBy, upheldBy, alias, also []string }
 
-// enables says whether enabling makes a link.
+// enables reports whether enabling makes a link.
 func (i install) enables() bool {
 	return len(i.wantedBy)+len(i.requiredBy)+len(i.upheldBy)+len(i.alias) > 0
 }
 
-// hasUnits says whether the tree is one of systemd.
+// hasUnits reports whether the tree is one of systemd.
 func (t tree) hasUnits() bool {
 	return t.isDir("/usr/lib/systemd/system") || t.isDir("/lib/systemd/system")
 }
@@ -148,7 +148,7 @@ func (t tree) aliased(ctx context.Context, alias unit) *found {
 	return nil
 }
 
-// kindKnown says whether a name ends as that of a unit does.
+// kindKnown reports whether a name ends as that of a unit does.
 func (u unit) kindKnown() bool {
 	at := strings.LastIndexByte(string(u), '.')
 	return at > 0 && slices.Contains(unitTypes, string(u)[at:])
@@ -198,8 +198,8 @@ func (t tree) read(f *found, asked unit) error {
 	return nil
 }
 
-// dropIns are the files in directories that go with a unit, in the order in which they are read: by name, and of one name that of
-// the first directory alone.
+// dropIns are the files in directories that go with a unit, in the order in which they are read: by name, and of one name that
+// of the first directory alone.
 func dropIns(dirs []string, names func(dir string) []string) (paths []string) {
 	of := map[string]string{}
 	for _, dir := range dirs {
@@ -368,8 +368,8 @@ func (t tree) addLinks(u unit, seen map[unit]bool, list *[]link) error {
 	return nil
 }
 
-// name is that under which a unit is enabled: what was asked for, but for an alias the unit's own, and for a template its default
-// instance.
+// name is that under which a unit is enabled: what was asked for, but for an alias the unit's own, and for a template its
+// default instance.
 func (f *found) name(asked unit) unit {
 	_, instance, templated := asked.split()
 	switch {
@@ -446,7 +446,7 @@ func (t tree) enabledBy(f *found, asked unit) (list []string) {
 	return list
 }
 
-// isLinkDir says whether a directory is one of links to units.
+// isLinkDir reports whether a directory is one of links to units.
 func isLinkDir(name string) bool {
 	return strings.HasSuffix(name, ".wants") || strings.HasSuffix(name, ".requires") || strings.HasSuffix(name, ".upholds")
 }

@@ -19,14 +19,14 @@ import (
 )
 
 // killCounter knows of the processes that the kernel killed because memory was short. Its log names them; its counter is right
-// also where the log is not there, or has lost lines. What was killed before init is not told.
+// also where the log is not there, or has lost lines. What was killed before init is not reported.
 type killCounter struct {
 	path, field string // where the kernel counts
 
 	mu      sync.Mutex
 	machine bool   // the log is the guest's own
 	log     int    // /dev/kmsg, behind what was there when it was first followed; -1: it is not open
-	known   uint64 // of the counter, what was told or came before init
+	known   uint64 // of the counter, what was reported or came before init
 	missing time.Time
 }
 
@@ -102,7 +102,7 @@ func (k *killCounter) counted() uint64 {
 	return 0
 }
 
-// count tells of what was counted and is not in the log.
+// count reports what was counted and is not in the log.
 func (k *killCounter) count(tell func(*pb.ErrorEvent) bool) {
 	counted := k.counted()
 	k.mu.Lock()
@@ -122,7 +122,7 @@ func (k *killCounter) count(tell func(*pb.ErrorEvent) bool) {
 	}
 }
 
-// follow tells of what the log says, from where it was read to the last time, until ctx ends.
+// follow reports what the log says, from where it was read to the last time, until ctx ends.
 func (k *killCounter) follow(ctx context.Context, tell func(*pb.ErrorEvent) bool) {
 	fd := k.open()
 	if fd < 0 {

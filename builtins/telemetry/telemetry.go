@@ -1,4 +1,4 @@
-// Package telemetry takes the reports on the running guest, and tells when one is due before its time.
+// Package telemetry takes the reports on the running guest, and says when one is due before its time.
 //
 //	/proc/stat, before and now ─┐
 //	memory, load, links, disks ─┴─► Sampler.Report ──► TelemetryReport
@@ -57,10 +57,10 @@ func New(root string) *Sampler {
 // Close frees what New opened. No report and no watch comes after it.
 func (s *Sampler) Close() error { return s.watch.close() }
 
-// Watch tells, until ctx ends, when what a report says of addresses, links, disks or the host name has changed since the call:
-// changed then has a value, at most once a second, and within a second of the change. events are processes that the kernel
-// killed since New because memory was short, those among them that came while nobody watched. Both channels are only
-// for the caller, who reads them soon, else events are dropped; they are not closed. On Windows there are no values.
+// Watch reports, until ctx ends, when what a report says of addresses, links, disks or the host name has changed since the
+// call: changed then has a value, at most once a second, and within a second of the change. events are processes that the
+// kernel killed since New because memory was short, those among them that came while nobody watched. Both channels are only for
+// the caller, who reads them soon, else events are dropped; they are not closed. On Windows there are no values.
 func (s *Sampler) Watch(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent) {
 	return s.watch.subscribe(ctx)
 }

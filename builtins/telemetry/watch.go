@@ -14,11 +14,11 @@ import (
 
 const (
 	settle     = 100 * time.Millisecond // changes come in bursts: a link that comes up gets its addresses, too
-	minimumGap = time.Second            // between two changes that are told
+	minimumGap = time.Second            // between two changes that are reported
 	eventRoom  = 32                     // events that wait for a watcher; what more there are is summed up
 )
 
-// watcher tells those who watch. Its sources run while there are any.
+// watcher notifies its subscribers. Its sources run while there are any.
 type watcher struct {
 	root string // of the guest
 
@@ -34,10 +34,10 @@ type watcher struct {
 type subscription struct {
 	changed chan struct{}
 	events  chan *pb.ErrorEvent
-	missed  uint64 // kills that there was no room to tell of
+	missed  uint64 // kills that there was no room to report
 }
 
-// catchUp tells of what was missed once there is room. It returns whether nothing is missed any more.
+// catchUp reports what was missed once there is room. It returns whether nothing is missed any more.
 func (s *subscription) catchUp() bool {
 	if s.missed == 0 {
 		return true
@@ -119,7 +119,7 @@ func (w *watcher) start() {
 	go func() { sources.Wait(); close(ended) }()
 }
 
-// compare looks what has become of what reports tell when a source says that it may have changed.
+// compare compares what a report would say with the last one when a source says that it may have changed.
 func (w *watcher) compare(ctx context.Context, touched <-chan struct{}, was uint64) {
 	var told time.Time
 	for {
@@ -158,7 +158,7 @@ func (w *watcher) tellChange() {
 	}
 }
 
-// tell sends the event of a kill to all who watch, to who has no room for it later; false: nobody does.
+// tell sends the event of a kill to all subscribers, later to one that has no room for it; false: there are none.
 func (w *watcher) tell(event *pb.ErrorEvent) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -168,7 +168,7 @@ func (w *watcher) tell(event *pb.ErrorEvent) bool {
 	return len(w.subs) > 0
 }
 
-// countKills tells of kills that the kernel counted and nobody told.
+// countKills reports kills that the kernel counted and that were not reported.
 func (w *watcher) countKills() {
 	w.kills.count(w.tell)
 	w.mu.Lock()
@@ -191,7 +191,7 @@ func killEvent(message string, details map[string]string) *pb.ErrorEvent {
 	return &pb.ErrorEvent{Severity: pb.ErrorSeverity_ERROR_SEVERITY_ERROR, Code: "oom_kill", Message: message, Details: details}
 }
 
-// fingerprint sums up what a change is told of at once: not what is measured.
+// fingerprint sums up what is reported at once when it changes: not what is measured.
 func fingerprint(ctx context.Context, root string) uint64 {
 	sum := fnv.New64a()
 	fmt.Fprintf(sum, "%q", facts.Hostname(root))

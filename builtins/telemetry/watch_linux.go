@@ -13,7 +13,7 @@ import (
 )
 
 // listen starts what notices that links, addresses, mounts or disks may have changed. Where one of the sources is not there, as
-// uevents in some containers, the others go on: then the next report is what tells.
+// uevents in some containers, the others go on: then changes wait for the next report.
 func listen(ctx context.Context, sources *sync.WaitGroup, touched chan<- struct{}) {
 	touch := func() {
 		select {
@@ -58,13 +58,13 @@ func listen(ctx context.Context, sources *sync.WaitGroup, touched chan<- struct{
 // kernelUevents is the multicast group of the kernel's own messages; udev's are 2.
 const kernelUevents = 1
 
-// isBlockUevent says whether a message, "ACTION@/devices/…/block/NAME" and more, is of a disk.
+// isBlockUevent reports whether a message, "ACTION@/devices/…/block/NAME" and more, is of a disk.
 func isBlockUevent(message []byte) bool {
 	header, _, _ := bytes.Cut(message, []byte{0})
 	return bytes.Contains(header, []byte("/block/"))
 }
 
-// listenMounts waits for changes of the list of mounts, which the kernel tells of by an event on its file:
+// listenMounts waits for changes of the list of mounts, which the kernel reports by an event on its file:
 // proc_pid_mountinfo(5). The runtime's poller waits, so it takes no thread.
 func listenMounts(ctx context.Context, sources *sync.WaitGroup, touch func()) {
 	list, err := os.Open("/proc/self/mountinfo")

@@ -5,5 +5,5 @@ import (
 	"sync"
 )
 
-// listen starts nothing: changes are told by the next report.
+// listen starts nothing: changes wait for the next report.
 func listen(context.Context, *sync.WaitGroup, chan<- struct{}) {}

@@ -90,7 +90,7 @@ func onCommitAccess(in *pb.OnCommitArgs) builtins.Access {
 	return builtins.Access{Commands: []builtins.Command{guest.CommandAccess(in.Argv, in.Env, in.Cwd)}}
 }
 
-// onCommit changes nothing before the commit, whose reply tells what came of the command.
+// onCommit changes nothing before the commit, whose reply has the outcome of the command.
 func onCommit(_ context.Context, call *builtins.Call, in *pb.OnCommitArgs) (*pb.Nothing, error) {
 	if err := checkCommand(in.Argv, in.Cwd, in.Timeout); err != nil {
 		return nil, err

@@ -79,7 +79,7 @@ func (s *signed) allows(version, present string, downgrade bool) error {
 	return nil
 }
 
-// verify reads the program as it will run, and holds its signature and its SHA-256 against it.
+// verify reads the program as it will run, and checks its signature and its SHA-256 against it.
 func (s *signed) verify(program io.Reader, sum string) error {
 	hash := sha256.New()
 	reader := minisign.NewReader(io.TeeReader(program, hash))

@@ -304,7 +304,7 @@ func (r *Room) key() (key minisign.PublicKey, err error) {
 	return key, nil
 }
 
-// Status tells where an update stands.
+// Status returns the state of an update.
 func (r *Room) Status() *pb.UpdateStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -86,7 +86,7 @@ func (r *Room) owner(ctx context.Context, path string) (string, error) {
 		case err != nil:
 			return "", err
 		case result.TimedOut:
-			return "", fault.Wrapf(context.DeadlineExceeded, "%s did not tell within %v what %s belongs to", ask.tool, ownerTime, path)
+			return "", fault.Wrapf(context.DeadlineExceeded, "%s did not answer within %v what %s belongs to", ask.tool, ownerTime, path)
 		case result.Code != 0:
 			continue // it is none of its files
 		}

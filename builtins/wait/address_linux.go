@@ -44,7 +44,7 @@ func (r *Room) address(ctx context.Context, in *pb.WaitAddress) (*pb.WaitRespons
 		select {
 		case _, ok := <-changed:
 			if !ok && ctx.Err() == nil {
-				return nil, fault.Wrapf(fault.ErrInternal, "netlink tells nothing any more")
+				return nil, fault.Wrapf(fault.ErrInternal, "the netlink socket was closed")
 			}
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)

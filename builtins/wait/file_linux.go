@@ -99,7 +99,7 @@ func namesOnWay(root, path string) map[name]bool {
 	return way
 }
 
-// nameWatch tells when one of some entries may have come or gone.
+// nameWatch reports when one of some entries may have come or gone.
 type nameWatch struct {
 	touched chan struct{} // receives a value then
 	events  *os.File
@@ -152,7 +152,7 @@ func (w *nameWatch) read(wanted map[int]map[string]bool) {
 	}
 }
 
-// matters says whether one of some events, inotify_event structures of inotify(7), is of a wanted name, or of a directory
+// matters reports whether one of some events, inotify_event structures of inotify(7), is of a wanted name, or of a directory
 // itself.
 func matters(events []byte, wanted map[int]map[string]bool) bool {
 	for len(events) >= unix.SizeofInotifyEvent {

@@ -39,7 +39,7 @@ const busPause = 200 * time.Millisecond
 // it reads its units again.
 var errLost = errors.New("the connection to the system bus broke off")
 
-// locate returns the object whose signals tell of a change.
+// locate returns the object whose signals report a change.
 type locate func(ctx context.Context, bus *sysbus.Conn) (dbus.ObjectPath, error)
 
 // look returns what holds now; nil without an error: not yet.
@@ -144,7 +144,7 @@ func next(ctx context.Context, bus *sysbus.Conn, signals <-chan *dbus.Signal, ob
 	}
 }
 
-// about says whether a signal UnitNew is of the object.
+// about reports whether a signal UnitNew is of the object.
 func about(s *dbus.Signal, object dbus.ObjectPath) bool {
 	if len(s.Body) < 2 {
 		return true
@@ -194,7 +194,7 @@ func (r *Room) unit(ctx context.Context, text string) (*pb.WaitResponse, error) 
 	})
 }
 
-// unitHolds says whether a unit is active, or has done its work; nil without an error: not yet.
+// unitHolds reports whether a unit is active, or has done its work; nil without an error: not yet.
 func unitHolds(ctx context.Context, bus *sysbus.Conn, object dbus.ObjectPath, name string) (*pb.WaitResponse, error) {
 	property := func(iface, property string, out any) error {
 		return fault.On(name, bus.Property(ctx, systemd, object, iface, property, out))

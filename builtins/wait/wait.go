@@ -137,7 +137,7 @@ func tentative(link facts.Link, prefix netip.Prefix) bool {
 	return false
 }
 
-// exists says whether something is at a path, links followed.
+// exists reports whether something is at a path, links followed.
 func (r *Room) exists(path string) (bool, error) {
 	at, err := r.guest.Files.Follow(path)
 	if err == nil {

@@ -97,7 +97,7 @@ EXIT STATUS
 	c.Flags().StringVar(&a.paramsFile, "params", "", "read parameters from a JSON `file`")
 	c.Flags().StringArrayVar(&a.secrets, "secret", nil, "pass a secret: `key`, key=@file or key=env:NAME; may be repeated")
 	c.Flags().StringArrayVar(&a.attach, "attach", nil, "send a file along with each script, `name=file`; may be repeated")
-	c.Flags().BoolVarP(&a.dryRun, "dry-run", "n", false, "tell what would change, and change nothing")
+	c.Flags().BoolVarP(&a.dryRun, "dry-run", "n", false, "show what would change, and change nothing")
 	c.Flags().BoolVar(&a.drift, "drift", false, "as --dry-run, with an exit status that says whether anything would change")
 	c.Flags().StringVar(&a.image, "image", "", "work on the tree of a disk image, a raw or qcow2 `file`")
 	c.Flags().StringVar(&a.lock, "lock", "", "record scripts and parameters in a `file`, or hold them against it")
@@ -202,7 +202,7 @@ func applyTree(
 		report.Scripts = append(report.Scripts, line)
 		if code := scriptreport.ExitCode(reply); code != 0 {
 			err = &exitError{errors.New(w.argument + ": " + scriptreport.ErrorText(reply.Error)), code}
-			return errors.Join(err, report.tell(out, a.json))
+			return errors.Join(err, report.print(out, a.json))
 		}
 		if line.Drift != nil && *line.Drift {
 			differ++
@@ -217,7 +217,7 @@ func applyTree(
 			return err
 		}
 	}
-	if err := report.tell(out, a.json); err != nil || !a.drift || differ == 0 {
+	if err := report.print(out, a.json); err != nil || !a.drift || differ == 0 {
 		return err
 	}
 	return &exitError{fmt.Errorf("not as wanted: %s of %d", human.Plural(differ, "script"), len(list)), scriptreport.DriftExit}
@@ -445,8 +445,8 @@ type applyReport struct {
 	Scripts []applied `json:"scripts"`
 }
 
-// tell prints the report of all scripts as one line of JSON, where it was asked for.
-func (r applyReport) tell(out io.Writer, asked bool) error {
+// print prints the report of all scripts as one line of JSON, where it was asked for.
+func (r applyReport) print(out io.Writer, asked bool) error {
 	if !asked {
 		return nil
 	}

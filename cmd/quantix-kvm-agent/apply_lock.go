@@ -111,7 +111,7 @@ func (l *lockFile) difference(now *lockFile) string {
 	return "it was written in another way"
 }
 
-// check says whether the file could be written, before anything is changed.
+// check reports whether the file could be written, before anything is changed.
 func (l *lockFile) check() error {
 	if l.text == nil {
 		return nil

@@ -40,7 +40,7 @@ type flags struct {
 	logFile string       // where the log goes unless the configuration says so; empty: to stderr
 	events  zapcore.Core // where the log goes as well; nil: nowhere else
 
-	// sessions has a value when a user has logged on or off, or the console was switched; nil: nobody tells.
+	// sessions has a value when a user has logged on or off, or the console was switched; nil: that is not known.
 	sessions <-chan uint32
 	// hangups has a value when the configuration is to be read again; nil: only SIGHUP says so.
 	hangups chan os.Signal
@@ -55,7 +55,7 @@ func command() *cobra.Command {
 happen whole or not at all.
 
 It opens every virtio-serial port named org.quantix.agent.N and waits until a host is there. With a fault in its
-configuration it answers ping, get_capabilities and get_status, tells the host about the fault, and refuses all else.
+configuration it answers ping, get_capabilities and get_status, sends the fault to the host, and refuses all else.
 
 SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends it: a script that runs is taken back first.`,
 		Example: `  quantix-kvm-agent
@@ -73,7 +73,7 @@ SIGHUP, or "systemctl reload", has it read its configuration again. SIGTERM ends
 			return runAgain(c.Context(), f)
 		},
 	}
-	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent tells this guest's root how it is (default "+defaultControl+", or one of its own for another state directory)")
+	c.PersistentFlags().StringVar(&f.control, "control", "", "`socket` where the agent reports its status to this guest's root (default "+defaultControl+", or one of its own for another state directory)")
 	agentFlags(c.Flags(), &f)
 	c.PersistentFlags().StringVar(&f.root, "root", rootDir, "act on the tree below `dir`, as on an image that is mounted there; commands then need root")
 	c.PersistentFlags().StringVar(&f.state, "state", "", "`dir` for what must survive a crash (default "+config.StateDir+" below the root)")
@@ -158,7 +158,7 @@ func (f flags) below(paths ...string) []string {
 	return list
 }
 
-// commitID returns the commit that this was built from: what the linker was told, else what the Go tool recorded.
+// commitID returns the commit that this was built from: what the linker was given, else what the Go tool recorded.
 func commitID() string {
 	if commit != "unknown" {
 		return commit

@@ -37,7 +37,7 @@ var firstBootFile = lazyregexp.New(`^([A-Za-z0-9][A-Za-z0-9_-]{0,100})\.(lua|jso
 // firstBootFile keeps which first-boot scripts ran.
 func (f flags) firstBootFile() string { return filepath.Join(f.stateDir(), "first-boot.json") }
 
-// machineChanged is told that a script under a key has changed the machine ID.
+// machineChanged notes that a script under a key has changed the machine ID.
 func (f flags) machineChanged(key, from, to string) error {
 	return firstboot.InstanceChanged(f.firstBootFile(), key, from, to)
 }
@@ -226,7 +226,7 @@ func runFirstBoot(ctx context.Context, first *firstboot.Runner, recovery *recove
 	log.Error("first boot failed", zap.Error(err))
 }
 
-// firstBootNotices tells a host that comes of a script that failed.
+// firstBootNotices returns the event for hosts that a first-boot script failed.
 func firstBootNotices(first *firstboot.Runner) []*pb.ErrorEvent {
 	now := first.State()
 	if now.State != pb.FirstBootState_FIRST_BOOT_STATE_FAILED {

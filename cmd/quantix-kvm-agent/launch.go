@@ -49,7 +49,7 @@ func launchCommand(f *flags) *cobra.Command {
 		Short: "run the agent that is first in PATH, or this one where that does not start",
 		Long: `launch is what the unit runs. Where a host has put another agent before this one in PATH, as into /usr/local/bin, that
 one runs, if it and the directories above it are root's. If it has not become ready three times in a row, this one runs in its
-place, until the other one is replaced or the unit is stopped. Where this one runs in place of another, it tells the log and the
+place, until the other one is replaced or the unit is stopped. Where this one runs in place of another, it says so in the log and to the
 host.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -87,7 +87,7 @@ func (l launcher) launch() (why error) {
 	return fmt.Errorf("%s was started %d times and did not become ready; this is the agent of the package", other, launches)
 }
 
-// other returns the program before this one in PATH, and what tells its present state from others.
+// other returns the program before this one in PATH, and what identifies its present state.
 func (l launcher) other() (path, state string) {
 	own, err := os.Stat(l.own)
 	if err != nil {
@@ -138,7 +138,7 @@ func (l launcher) write(name, text string) {
 	}
 }
 
-// insteadNotice tells a host that this program runs in place of another; none where it does not.
+// insteadNotice returns the event for hosts that this program runs in place of another; none where it does not.
 func insteadNotice(why error) []*pb.ErrorEvent {
 	if why == nil {
 		return nil

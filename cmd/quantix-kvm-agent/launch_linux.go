@@ -15,7 +15,7 @@ import (
 // become replaces this process by a program, with arguments of which the first is its name. It returns only where it cannot.
 func become(program string, argv ...string) error { return unix.Exec(program, argv, os.Environ()) }
 
-// safeToRun says why a program is not to be run with the rights of this process: somebody else than root, or this process's
+// safeToRun returns why a program is not to be run with the rights of this process: somebody else than root, or this process's
 // user, owns or may write the file, a link on the way to it, or a directory above any of these. The group of a directory is
 // trusted, as Debian's staff is with /usr/local; in a directory in which all may write, one's own is safe where it is sticky.
 func safeToRun(program string) error {

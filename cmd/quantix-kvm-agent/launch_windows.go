@@ -7,5 +7,5 @@ func become(string, ...string) error {
 	return fault.Unsupported("a process that becomes another program")
 }
 
-// safeToRun says why a program is not to be run.
+// safeToRun returns why a program is not to be run.
 func safeToRun(string) error { return nil }

@@ -15,7 +15,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/agent"
 )
 
-// notifier tells the service manager how the agent is, by the protocol of sd_notify(3). Without one it does nothing.
+// notifier reports the state of the agent to the service manager, by the protocol of sd_notify(3). Without one it does nothing.
 type notifier struct {
 	path     string        // of the manager's socket; empty: there is no manager
 	watchdog time.Duration // the manager wants WATCHDOG=1 at least this often; 0: never

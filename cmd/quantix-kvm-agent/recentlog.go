@@ -13,7 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Bounds of what get_status tells of the log: it must fit into a small frame.
+// Bounds of what get_status has of the log: it must fit into a small frame.
 const (
 	recentLines  = 20
 	recentLength = 500 // bytes of a line

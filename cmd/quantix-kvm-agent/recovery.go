@@ -23,7 +23,7 @@ type recovery struct {
 	gateOpen chan struct{} // closed after the first pass, or when that takes long
 	open     func()
 	done     chan struct{} // closed after the first pass
-	changed  func()        // is told when the state may have changed
+	changed  func()        // called when the state may have changed
 
 	mu     sync.Mutex
 	events []notice // the last of each transaction
@@ -43,7 +43,7 @@ const (
 	calmTime  = 100 * time.Millisecond // between two passes, since some guests mount all the time
 )
 
-// newRecovery returns a recovery that has not begun. changed is told of what it comes to.
+// newRecovery returns a recovery that has not begun. changed is called when its state may have changed.
 func newRecovery(j *journal.Journal, changed func()) *recovery {
 	r := &recovery{journal: j, gateOpen: make(chan struct{}), done: make(chan struct{}), changed: changed}
 	r.open = sync.OnceFunc(func() { close(r.gateOpen) })
@@ -127,7 +127,7 @@ func (r *recovery) unconfirmed(e *pb.ErrorEvent, log *zap.Logger) {
 	r.changed()
 }
 
-// maxEvents bounds what a host is told of recoveries when it comes.
+// maxEvents bounds the events of recoveries that a host gets when it connects.
 const maxEvents = 100
 
 // await waits until another pass may get further; false: ctx has ended.
@@ -184,7 +184,7 @@ func (r *recovery) gate(ctx context.Context) error {
 	}
 }
 
-// notices are what hosts are told of it.
+// notices are the events of it for hosts that connect.
 func (r *recovery) notices() []*pb.ErrorEvent {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -29,7 +29,7 @@ type setting struct {
 type reloader struct {
 	path     string
 	settings []setting
-	check    func(config.Config) error // finds what only the agent's own operations tell to be wrong
+	check    func(config.Config) error // finds faults that only the agent's own operations show
 	log      *zap.Logger
 	refusing bool // the agent started with a faulty configuration, and refuses until it is started again
 
@@ -132,7 +132,7 @@ func (r *reloader) reload() {
 
 func same(a, b any) bool { return reflect.DeepEqual(a, b) }
 
-// status is what get_status tells of the configuration.
+// status is what get_status reports of the configuration.
 func (r *reloader) status() *pb.ConfigStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()

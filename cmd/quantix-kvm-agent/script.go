@@ -32,8 +32,8 @@ func checkCommand() *cobra.Command {
 	var modules []string
 	c := &cobra.Command{
 		Use:   "check FILE.lua...",
-		Short: "tell the faults of scripts, without running them",
-		Long: `check tells what does not parse, names that nobody knows, globals that were not meant to be, functions and options that this
+		Short: "report the faults of scripts, without running them",
+		Long: `check reports what does not parse, names that nobody knows, globals that were not meant to be, functions and options that this
 agent does not have, arguments that are missing or too many, what is wrong with a declaration, and what it declares to need
 too much or too little, as far as the text shows it. Each is a line FILE:LINE:COLUMN: message on stdout. A script is only
 read; the top level of a declared one is run, where it may do nothing. NAME_test.lua is checked as the test of a script.

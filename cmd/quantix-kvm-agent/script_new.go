@@ -101,7 +101,7 @@ func createScript(out io.Writer, path string) error {
 	return writeEditorFiles(out, filepath.Dir(path))
 }
 
-// luarc tells the Lua language server where the definitions are.
+// luarc is the configuration that shows the Lua language server where the definitions are.
 const luarc = `{
   "runtime.version": "Lua 5.1",
   "workspace.library": [".quantix"]

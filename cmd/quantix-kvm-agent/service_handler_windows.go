@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// accepted is what the service control manager tells the agent. Preshutdown comes before Windows ends other processes, and
+	// accepted is what the service control manager sends the agent. Preshutdown comes before Windows ends other processes, and
 	// waits for the agent; shutdown comes where there was no preshutdown.
 	accepted = svc.AcceptStop | svc.AcceptShutdown | svc.AcceptPreShutdown | svc.AcceptSessionChange | svc.AcceptParamChange
-	// stepEvery is how often the manager is told that the agent is still ending: a rollback can take long. It gives up on a
-	// service that says nothing within stepHint.
+	// stepEvery is how often the manager gets to know that the agent is still ending: a rollback can take long. It gives up on
+	// a service that says nothing within stepHint.
 	stepEvery = time.Second
 	stepHint  = 10 * time.Second
 	// failedStatus is the exit status of an agent that ended by itself, upon which the recovery actions follow.
@@ -23,11 +23,11 @@ const (
 var errServiceStop = errors.New("the service control manager wants the agent to end")
 
 // serviceHandler is the agent as the service control manager sees it: what it asks for ends the context of run, and what run
-// does meanwhile is told.
+// does meanwhile is reported.
 type serviceHandler struct {
 	run      func(ctx context.Context) error
-	sessions func(event uint32) // a user logged on or off, or the console was switched: WTS_… of wtsapi32.h; nil: not told
-	reload   func()             // the configuration is to be read again; nil: not told
+	sessions func(event uint32) // a user logged on or off, or the console was switched: WTS_… of wtsapi32.h; nil: ignored
+	reload   func()             // the configuration is to be read again; nil: ignored
 	tick     func(time.Duration) (<-chan time.Time, func())
 	err      error // of run
 }

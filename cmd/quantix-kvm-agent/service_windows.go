@@ -44,7 +44,7 @@ func serviceCommands(f *flags) []*cobra.Command {
 		Short: "install, remove, start and stop the Windows service " + serviceName,
 		Long: `The service runs as LocalSystem from the start of Windows, and is started again when it fails. It reads
 ` + config.DefaultFile + `, logs to ` + serviceLog + `, which is rotated by size,
-and writes warnings and errors to the event log as well. When Windows shuts down it is told early, so that a script which
+and writes warnings and errors to the event log as well. When Windows shuts down it learns of that early, so that a script which
 runs is taken back in time. "reload", as "sc control ` + serviceName + ` paramchange", has it read its configuration again.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -151,7 +151,7 @@ func installService(args []string) error {
 	return installEventSource()
 }
 
-// configureService has the service started again when it ends by itself, and told of a shutdown early enough.
+// configureService has the service started again when it ends by itself, and notified of a shutdown early enough.
 func configureService(s *mgr.Service) error {
 	again := func(after time.Duration) mgr.RecoveryAction {
 		return mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: after}
@@ -233,7 +233,7 @@ func stopService(s *mgr.Service) error {
 	return awaitService(s, svc.Stopped)
 }
 
-// hangUp has the agent of a process number read its configuration again. The service alone can be told.
+// hangUp has the agent of a process number read its configuration again. The service alone can be reached.
 func hangUp(pid int) error {
 	return withService(func(s *mgr.Service) error {
 		status, err := s.Query()

@@ -53,7 +53,7 @@ func (f flags) noteFile(name string) string {
 	return filepath.Join(dir, name)
 }
 
-// ofMachine says whether the agent is the one that the running machine is installed with. One that is started with a state
+// ofMachine reports whether the agent is the one that the running machine is installed with. One that is started with a state
 // directory of its own, as a second one or for a test, is not: it shuts nothing down and sets no clock.
 func (f flags) ofMachine() bool { return f.root == rootDir && f.stateDir() == config.StateDir }
 
@@ -176,7 +176,7 @@ func reloadCommand(f *flags) *cobra.Command {
 		Short: "have the agent of this guest read its configuration again",
 		Long: `reload has the agent read its configuration again and waits for the outcome. log_level, telemetry_interval_secs,
 security and the limits of scripts change at once; other keys wait for a restart, and are named. A configuration with faults
-changes nothing: the faults are told, and the exit code is 1.`,
+changes nothing: the faults are printed, and the exit code is 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return reload(c.Context(), c.OutOrStdout(), *f) },
 	}

@@ -65,7 +65,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// runs says whether a process is there and no zombie.
+// runs reports whether a process is there and no zombie.
 func runs(pid string) bool {
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {

@@ -53,7 +53,7 @@ EXIT STATUS
 		RunE:    func(c *cobra.Command, args []string) error { return testScripts(c.Context(), c.OutOrStdout(), args, f) },
 	}
 	moduleFlag(c, &f.modules)
-	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "tell the cases that passed, too")
+	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "print the cases that passed, too")
 	c.Flags().BoolVar(&f.json, "json", false, "one line of JSON for each case")
 	return c
 }
@@ -94,7 +94,7 @@ func scriptsOf(files []string) (list []string) {
 	return list
 }
 
-// testScript tests one script, and says whether it passed.
+// testScript tests one script, and reports whether it passed.
 func testScript(ctx context.Context, tester *scripttest.Tester, out io.Writer, file string, f trialFlags) bool {
 	began, passed := time.Now(), true
 	err := tester.Test(ctx, file, func(r scripttest.Result) {

@@ -29,7 +29,7 @@ import (
 //	       ▲                                           └─► it was given up: run                           │
 //	       └──────────── the process ends: by itself, by the watcher, or since no host was heard ◄────────┘
 //
-// Where there is no service manager that this process could tell, it becomes the next program by itself.
+// Where there is no service manager that this process could ask, it becomes the next program by itself.
 
 // errRestart is the cause of the end of an agent that is to start again.
 var errRestart = errors.New("the agent is to start again")

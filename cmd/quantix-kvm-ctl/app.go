@@ -52,7 +52,7 @@ func (a *app) run(args []string) int {
 	return f.code
 }
 
-// wantsJSON says whether a command line that could not be understood has --json.
+// wantsJSON reports whether a command line that could not be understood has --json.
 func wantsJSON(args []string) bool {
 	for _, arg := range args {
 		switch arg {
@@ -91,7 +91,7 @@ OUTPUT
   it is a terminal: messages of the protocol are written with their field names, modes of files as octal text, bytes as base64
   and times as RFC 3339, every field present. An error is then one line on stderr, unless it is in the reply on stdout, as that
   of a script is: {"error":{"code","message","op","object","hint"},"exit_code"}. The code is the agent's, or usage, no_answer or
-  failed where it is this program that tells of the error. diff, logs and jobs logs have no such form.
+  failed where the error is this program's own. diff, logs and jobs logs have no such form.
   Differences are coloured on a terminal, unless NO_COLOR is set.
 
 INTERRUPT
@@ -134,7 +134,7 @@ EXIT STATUS
 	f.StringVar(&a.framing, "framing", "plain", "the `form` in which requests are framed: plain, or qtx1 for agents that know only that")
 	f.DurationVar(&a.timeout, "timeout", 0, "give up after this `time`, such as 90s or 5m (default 30s; 2m for network apply, 1h for trim; none for cat, push, pull, edit, diff, exec, logs, jobs logs, jobs wait, run, drift, top, update, wait, and what goes on until it is interrupted; freeze has one of its own)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
-	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell on stderr which socket is used, and how to leave a terminal")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "print on stderr which socket is used, and how to leave a terminal")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print errors and what was asked for, nothing else")
 	if err := root.RegisterFlagCompletionFunc("vm", completeVM("/")); err != nil {
 		panic(err) // the flag is the one above

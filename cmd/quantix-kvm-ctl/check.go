@@ -17,9 +17,9 @@ import (
 const (
 	// checkEnd is how long what a check started may keep its output open when the check itself has ended.
 	checkEnd = 2 * time.Second
-	// decideAfter is how long after the deadline the decision may still be told: the agent then says what became of it.
+	// decideAfter is how long after the deadline the decision may still be sent: the agent then answers with the outcome.
 	decideAfter = 10 * time.Second
-	// decideEvery is the pause between two attempts to tell it.
+	// decideEvery is the pause between two attempts to send it.
 	decideEvery = 250 * time.Millisecond
 )
 
@@ -81,7 +81,7 @@ func (a *app) check(ctx context.Context, path, line, id string, deadline time.Ti
 	return err
 }
 
-// decide tells the agent what to do with a transaction. What it says twice it says once, so a lost connection does no harm.
+// decide sends the agent what to do with a transaction. To send that twice does no harm, so a lost connection does none either.
 func (a *app) decide(ctx context.Context, request *pb.ConfirmRequest, until time.Time) (reply *pb.ConfirmResponse, err error) {
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
@@ -102,7 +102,7 @@ func (a *app) decide(ctx context.Context, request *pb.ConfirmRequest, until time
 	}
 }
 
-// again says whether an error is one of the connection, or of an agent that starts or ends.
+// again reports whether an error is one of the connection, or of an agent that starts or ends.
 func again(err error) bool {
 	var f *failure
 	return errors.As(err, &f) && f.code == exitNoAnswer || client.Later(err)

@@ -150,9 +150,9 @@ func (a *app) clipboardWatchCommand() *cobra.Command {
 	var sync bool
 	c := &cobra.Command{
 		Use:   "watch",
-		Short: "tell of changes of the guest's clipboard, and join it with this machine's",
+		Short: "show changes of the guest's clipboard, and join it with this machine's",
 		Long: `watch prints a line for each change of the clipboard that is made in the guest, until it is interrupted: its types, its size,
-and the beginning of a text. Changes by set are not told.
+and the beginning of a text. Changes by set are not shown.
 
 With --sync the clipboard of the desktop that the command runs in (WAYLAND_DISPLAY, DISPLAY) and that of the guest become one, in
 both directions, for text, HTML and images. Files are not: their paths mean nothing on the other side.

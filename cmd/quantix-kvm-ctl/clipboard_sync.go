@@ -13,7 +13,7 @@ import (
 )
 
 // watchClipboard prints the changes in the guest, and with a desktop of its own passes changes on in both directions. Neither
-// side tells of what was set by the other, so that nothing comes back.
+// side reports what was set by the other, so that nothing comes back.
 func (a *app) watchClipboard(s *session, sync bool) error {
 	changed, ended := make(chan struct{}, 1), (<-chan struct{})(nil)
 	var own *local.Clipboard
@@ -65,7 +65,7 @@ func (a *app) watchClipboard(s *session, sync bool) error {
 	}
 }
 
-// warnSync says why a change was not passed on. The next one may be.
+// warnSync returns why a change was not passed on. The next one may be.
 func (a *app) warnSync(where string, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // that says that there is nothing to pass on
 		fmt.Fprintf(a.stderr, "clipboard %s: %s\n", where, printable(err.Error()))

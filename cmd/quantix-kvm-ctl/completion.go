@@ -56,7 +56,7 @@ func (a *app) fitting(ctx context.Context, typed string, list func(*session) ([]
 	return fitting
 }
 
-// completeNeeds completes what run can be told to allow.
+// completeNeeds completes the values of --allow.
 func (a *app) completeNeeds(c *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	list := func(s *session) ([]string, error) { return needs(s, args) }
 	return a.fitting(c.Context(), word, list), cobra.ShellCompDirectiveNoFileComp

@@ -22,7 +22,7 @@ func (a *app) confirmCommand() *cobra.Command {
 		Short: "keep the changes of a script that must be confirmed",
 		Long: `confirm keeps the changes of a script that was run with --confirm, or that declares that it must be confirmed: unless that
 comes in time, the agent takes all of it back by itself. So does a boot of the guest; a restart of the agent keeps the deadline.
-Meanwhile no other script can change the guest. ID is that of the transaction, or its beginning, which run tells; status and tx
+Meanwhile no other script can change the guest. ID is that of the transaction, or its beginning, as run prints it; status and tx
 list show it.
 
 Only hosts of the port that the script came by can confirm, unless the configuration of the agent says otherwise. To confirm
@@ -94,7 +94,7 @@ func (a *app) confirm(s *session, request *pb.ConfirmRequest) error {
 	return a.confirmOutcome(reply)
 }
 
-// printConfirmed tells what became of a transaction.
+// printConfirmed prints the outcome of a transaction.
 func (a *app) printConfirmed(id string, reply *pb.ConfirmResponse) {
 	if a.quiet {
 		return

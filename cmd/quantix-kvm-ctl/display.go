@@ -106,7 +106,7 @@ func (a *app) displaySetCommand() *cobra.Command {
 		Short: "set the size of an output",
 		Long: `set sets the size of one output, of the primary one unless --output names another, and its refresh rate and scale where
 they are given. A size that no mode has is made where the desktop allows that. What is beside the output makes room. Where the
-desktop has no scale for each output, as X11, --dpi tells its programs how large to draw.
+desktop has no scale for each output, as X11, --dpi says how large its programs draw.
 
 With --json: a DisplayLayoutResponse, with all outputs as they were read back.`,
 		Example: `  quantix-kvm-ctl display set 1920x1080

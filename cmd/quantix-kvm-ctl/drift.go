@@ -19,8 +19,8 @@ func (a *app) driftCommand() *cobra.Command {
 	var f runFlags
 	c := &cobra.Command{
 		Use:   "drift SCRIPT...",
-		Short: "tell what in the guest is no longer as scripts want it",
-		Long: `drift runs scripts as dry runs, one after another, and tells what each would change: what is no longer as it was wanted.
+		Short: "show what in the guest is no longer as scripts want it",
+		Long: `drift runs scripts as dry runs, one after another, and shows what each would change: what is no longer as it was wanted.
 Nothing is changed. Scripts are named as with run, a file of this host or one of the guest's own.
 
 -p KEY=VALUE is for all of them, -p SCRIPT.KEY=VALUE for one, by its name without directory and .lua. Give them as when the
@@ -112,7 +112,7 @@ func paramsOf(names []string, name string, params *structpb.Struct) (*structpb.S
 	return structpb.NewStruct(mine)
 }
 
-// drift asks for one script after another, and tells what it would change.
+// drift asks for one script after another, and prints what it would change.
 func (a *app) drift(s *session, link *client.Link, scripts []string, requests []*pb.RunScriptRequest) error {
 	type entry struct {
 		Script string          `json:"script"`

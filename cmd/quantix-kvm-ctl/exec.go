@@ -41,7 +41,7 @@ one: exec -it -- bash is a shell. From a terminal, Ctrl-C then goes to the guest
 window does too. Only ~. at the beginning of a line does not: it leaves a command or a guest that hangs; ~~ is one tilde.
 The command ends, with all that it started, when quantix-kvm-ctl or its connection does; what a command leaves running when it
 ends by itself lives on. A command without -i and -t outlives the agent: where that is restarted meanwhile, as by the command
-itself, it goes on, and exec connects again and tells how it ended. "jobs" lists it while it runs.
+itself, it goes on, and exec connects again and reports how it ended. "jobs" lists it while it runs.
 
 --timeout is rounded up to whole seconds. A command that takes too long, or is interrupted here, is ended in the guest with all
 its children.

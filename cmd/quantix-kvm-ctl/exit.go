@@ -98,7 +98,7 @@ func execFailure(f *failure) *failure {
 	return &failure{exitExecFailed, &execError{f.err, codeWord(f)}}
 }
 
-// execError is an error of exec whose exit code does not tell any more what it is.
+// execError is an error of exec whose exit code no longer says what it is.
 type execError struct {
 	error
 	word string // for codeWord

@@ -38,7 +38,7 @@ func (a *app) freezeCommand() *cobra.Command {
 state; it runs COMMAND on this host, such as one that takes the snapshot, and thaws, whatever the command does. Programs in the
 guest that write wait meanwhile.
 
-Before the freeze the hooks of the guest are told, such as those that have a database write what it has in memory; where one
+Before the freeze the hooks of the guest run, such as those that have a database write what it has in memory; where one
 fails nothing is frozen. --no-hooks leaves them out. Without --mount all file systems are frozen that can be; those that hold
 data and cannot, such as vfat or a network share, are named. A file system named by --mount must be frozen, or none is.
 
@@ -61,7 +61,7 @@ EXIT STATUS
 	c.Flags().SetInterspersed(false) // what is behind COMMAND is its own
 	c.Flags().StringArrayVar(&f.mounts, "mount", nil, "freeze the file system mounted at this `path`, and no others")
 	c.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "thaw by itself after this `time`, in whole seconds, 10m at most")
-	c.Flags().BoolVar(&f.noHooks, "no-hooks", false, "do not tell the hooks of the guest")
+	c.Flags().BoolVar(&f.noHooks, "no-hooks", false, "do not run the hooks of the guest")
 	a.completeMounts(c)
 	return c
 }
@@ -109,9 +109,9 @@ func (a *app) trimCommand() *cobra.Command {
 	request := &pb.TrimRequest{}
 	c := &cobra.Command{
 		Use:   "trim [--mount PATH]...",
-		Short: "tell the disks of the guest what is unused",
+		Short: "discard the unused blocks of the guest's disks",
 		Long: `trim tells the disks of the guest which of their blocks its file systems do not use, so that a thin image on this host shrinks.
-Without --mount that is done for all file systems whose disk can be told.
+Without --mount that is done for all file systems whose disk supports it.
 
 With --json: TrimResponse.`,
 		Example: "  quantix-kvm-ctl trim\n  quantix-kvm-ctl trim --mount / --minimum 1048576",
@@ -240,7 +240,7 @@ func (a *app) runOnHost(ctx context.Context, program string, argv []string) erro
 }
 
 // thawAfter thaws by the connection of the freeze, or, where that is gone, by a new one. A thaw that takes longer than the
-// agent waits for it is asked for again, which tells of its end.
+// agent waits for it is asked for again, which returns its end.
 func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.ThawFilesystemsResponse, error) {
 	ctx, stop := context.WithTimeout(context.Background(), thawReply)
 	defer stop()
@@ -264,7 +264,7 @@ func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.Tha
 	}
 }
 
-// printFrozen prints the token, and tells the rest.
+// printFrozen prints the token, and the rest on stderr.
 func (a *app) printFrozen(frozen *pb.QuiesceFilesystemsResponse) error {
 	if a.json {
 		return a.printJSON(frozen)
@@ -288,7 +288,7 @@ func (a *app) noteFrozen(frozen *pb.QuiesceFilesystemsResponse) {
 	a.note("frozen until %s by the guest's clock: %s", at(frozen.AutoThawAt), strings.Join(points, ", "))
 }
 
-// noteHooks tells of hooks that failed.
+// noteHooks reports hooks that failed.
 func (a *app) noteHooks(list []*pb.HookOutcome) {
 	for _, hook := range list {
 		if hook.Error != "" {

@@ -233,7 +233,7 @@ func (a *app) jobsKillCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "kill ID | NAME",
 		Short: "end a job with all that it started",
-		Long: `kill ends a job: TERM to all of its processes, and after two seconds KILL. It returns at once; wait tells when the job is over.
+		Long: `kill ends a job: TERM to all of its processes, and after two seconds KILL. It returns at once; wait returns when the job is over.
 With --signal the process group of the command gets that signal and nothing else happens.`,
 		Example: `  quantix-kvm-ctl jobs kill 20260102-030405-abcdef
   quantix-kvm-ctl jobs kill --signal HUP 20260102-030405-abcdef`,

@@ -17,7 +17,7 @@ func (a *app) lsCommand() *cobra.Command {
 		Use:   "ls [-l] [-a] PATH...",
 		Short: "list directories of the guest",
 		Long: `ls lists what is in directories of the guest, sorted by name; stat describes what is no directory. Directories have no
-size. Devices, pipes and sockets look like files, since the protocol does not tell them apart.
+size. Devices, pipes and sockets look like files, since the protocol does not distinguish them.
 
 With --json: an array of DirectoryEntry. In it, a byte of a name that is not UTF-8 is written as %80 to %FF.`,
 		Example: `  quantix-kvm-ctl ls -la /etc/netplan

@@ -15,7 +15,7 @@ func (a *app) networkCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "network",
 		Short: "show, or configure, the network of the guest",
-		Long: `network shows how the network of the guest is at present, as its kernel and its resolver tell: the interfaces with their
+		Long: `network shows how the network of the guest is at present, as its kernel and its resolver see it: the interfaces with their
 addresses, the routes of all tables but the kernel's own for local addresses, and who is asked for names. An address that is
 still checked for duplicates, or is one, is marked with a question mark.
 

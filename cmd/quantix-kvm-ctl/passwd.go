@@ -25,7 +25,7 @@ reads one line of standard input. There is no flag for it: a command line is see
 With --expire the user must choose another one at the next login. With --crypted the line is not the password but what crypt(3)
 makes of it, such as openssl passwd -6 prints, or ! for none that fits.
 
-With --json: the reply, whose must_change tells whether another password must be chosen, as the guest has it stored.
+With --json: the reply, whose must_change says whether another password must be chosen, as the guest has it stored.
 
 EXIT STATUS
   0  it is set

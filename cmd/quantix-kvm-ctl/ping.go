@@ -21,7 +21,7 @@ func (a *app) pingCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ping",
 		Short: "measure the way to the agent and back",
-		Long: `ping asks the agent for a pong, --count times, and tells how long each took. The agent answers within a second whatever
+		Long: `ping asks the agent for a pong, --count times, and prints how long each took. The agent answers within a second whatever
 else it does; a pong that does not come within five counts as lost.
 
 With --json each pong is a line {"sequence","milliseconds","version","uptime_seconds"}, and the last line is the summary

@@ -44,7 +44,7 @@ Files get the permission bits that they have in the guest, but never setuid, set
 and keeps as well what only a guest whose root is trusted should decide: setuid, setgid and sticky, extended attributes
 (user.*, ACLs, file capabilities), which names are those of one file, and, where pull runs as root, owners, by name, or by
 number where there is no such name here. Nothing is written outside LOCAL, whatever names and links the guest has. What cannot
-be copied is told, the rest is copied, and the exit code is 1.
+be copied is named on stderr, the rest is copied, and the exit code is 1.
 
 --exclude leaves out files and directories by a pattern of *, ? and [a-z]: of a name at any depth, or, where it has a slash,
 of the path below REMOTE.

@@ -79,7 +79,7 @@ get the permission bits that they have here, symbolic links are made as they are
 and --group say whose they are. -p keeps modes, of directories that are there as well, and times of modification. -a is -r,
 and keeps owners too (by name, or by number where the guest has no such name), setuid, setgid and sticky, which names are
 those of one file, and the extended attributes user.*, ACLs and file capabilities. Devices, pipes and sockets are left out.
-What cannot be copied is told, the rest is copied, and the exit code is 1.
+What cannot be copied is named on stderr, the rest is copied, and the exit code is 1.
 
 --exclude leaves out files and directories by a pattern of *, ? and [a-z]: of a name at any depth, or, where it has a slash,
 of the path below LOCAL.
@@ -286,7 +286,7 @@ func (a *app) finishCopy(out *copyResult) error {
 	case out.failed == 1 && out.Files+out.Directories+out.Links+out.Unchanged == 0:
 		return &failure{code: out.code}
 	case a.json:
-		return &failure{code: exitFailed} // each failure was told, and their number is in the result
+		return &failure{code: exitFailed} // each failure was printed, and their number is in the result
 	}
 	return &failure{exitFailed, errors.New("not copied: " + plural(out.failed, "thing"))}
 }

@@ -39,7 +39,7 @@ script logs and how far it is appears on stderr while it runs; afterwards its ch
 stdout (nothing where it returns nothing).
 
 FILE.lua is a script of this host: an argument with a slash, or one that ends in .lua; "-" is standard input. NAME is one of
-the guest's own, see scripts; run NAME --help tells its parameters, where the flags of the connection come before --help.
+the guest's own, see scripts; run NAME --help lists its parameters, where the flags of the connection come before --help.
 
 PARAMETERS
   --params FILE   a JSON object; "-" is standard input
@@ -67,7 +67,7 @@ CONNECTION
 
 CONFIRMATION
   With --confirm TIME, or where the script declares it, what it changed is taken back by itself unless "confirm" says in that
-  time that it may stay: so a change that cuts the guest off does not last. The status line tells the transaction and the
+  time that it may stay: so a change that cuts the guest off does not last. The status line names the transaction and the
   deadline. A script that changed nothing needs no confirmation; --confirm 0 asks for none in any case.
   --then CMD runs a line of shell on this host when the changes are made, best a look at the guest from outside: where it ends
   with 0 they are confirmed, else, or when it does not end in time, they are taken back. Its output goes to stderr; it may use
@@ -104,7 +104,7 @@ EXIT STATUS
 	c.Flags().StringArrayVar(&f.secrets, "secret", nil, "pass a secret: `key`, key=@file or key=env:NAME; may be repeated")
 	c.Flags().StringArrayVar(&f.attach, "attach", nil, "send a file along, `name=file`; may be repeated")
 	c.Flags().StringArrayVar(&f.modules, "module", nil, "send a module for require along, `name=file`; may be repeated")
-	c.Flags().BoolVarP(&f.dryRun, "dry-run", "n", false, "tell what would change, and change nothing")
+	c.Flags().BoolVarP(&f.dryRun, "dry-run", "n", false, "show what would change, and change nothing")
 	c.Flags().StringVar(&f.key, "key", "", "run once under this `name`: again, it gives the stored reply")
 	c.Flags().StringArrayVar(&f.allow, "allow", nil, "allow only this `need` of those that the script declares; may be repeated")
 	c.Flags().StringVar(&f.sha256, "expect-sha256", "", "refuse to run a script with another `digest`")
@@ -231,7 +231,7 @@ func timeLeft(ctx context.Context, link *client.Link, reply *pb.RunScriptRespons
 	return left
 }
 
-// askScript has a script run and tells what it did. The reply is nil where the agent refused the request as such.
+// askScript has a script run and prints what it did. The reply is nil where the agent refused the request as such.
 func (a *app) askScript(
 	s *session, link *client.Link, script string, request *pb.RunScriptRequest,
 ) (*pb.RunScriptResponse, error) {

@@ -11,7 +11,7 @@ func (a *app) scriptsCommand() *cobra.Command {
 		Use:   "scripts",
 		Short: "list the scripts that the guest has",
 		Long: `scripts lists the scripts that run can start by name: the administrator's, those of packages, and those that the agent brings.
-One that cannot run is listed with the reason. CHANGES says whether a script may change the guest; run NAME --help tells what it
+One that cannot run is listed with the reason. CHANGES says whether a script may change the guest; run NAME --help says what it
 needs.
 
 With --json: an array of ScriptInfo, with the declared parameters.`,

@@ -115,8 +115,8 @@ func (a *app) printServices(list []*pb.ServiceInfo) error {
 func (a *app) serviceStatusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status NAME",
-		Short: "tell the state of a service",
-		Long:  "status tells the state of a service, whatever that is. The columns are those of list." + serviceHelp,
+		Short: "show the state of a service",
+		Long:  "status shows the state of a service, whatever that is. The columns are those of list." + serviceHelp,
 		Example: `  quantix-kvm-ctl service status nginx
   quantix-kvm-ctl service status --json backup.timer | jq -r .new_state`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.complete(false, serviceNames),

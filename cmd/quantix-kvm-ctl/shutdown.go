@@ -55,7 +55,7 @@ func (f *shutdownFlags) request(what pb.ShutdownType) (*pb.ShutdownRequest, erro
 }
 
 const shutdownHelp = `
-The agent answers before it does anything. Then it tells the users who are logged in, waits for an open transaction to end,
+The agent answers before it does anything. Then it notifies the users who are logged in, waits for an open transaction to end,
 thaws what is frozen, and asks the init of the guest. What is pending survives a restart of the agent; a further request
 replaces it, and status shows it.
 
@@ -91,7 +91,7 @@ func (a *app) rebootCommand() *cobra.Command {
 		Use:   "reboot",
 		Short: "boot the guest again",
 		Long: "reboot boots the guest again, at once or after a time. With --wait it returns when the agent of the next boot serves,\n" +
-			"and tells how long that took." + "\n" + shutdownHelp,
+			"and prints how long that took." + "\n" + shutdownHelp,
 		Example: `  quantix-kvm-ctl reboot --wait
   quantix-kvm-ctl reboot --delay 30s --message 'new kernel'`,
 		Args: cobra.NoArgs,
@@ -115,7 +115,7 @@ func (a *app) shutdown(ctx context.Context, f *shutdownFlags, what pb.ShutdownTy
 		if f.wait {
 			status, err := client.Call[*pb.GetStatusResponse](s.ctx, s.Client, &pb.GetStatusRequest{})
 			if err == nil && status.BootId == "" {
-				err = fault.Unsupported("the agent in the guest does not tell one boot from the next")
+				err = fault.Unsupported("the agent in the guest does not send a boot ID")
 			}
 			if err != nil {
 				return err
@@ -171,7 +171,7 @@ func (a *app) noteShutdown(request *pb.ShutdownRequest, reply *pb.ShutdownRespon
 	}
 }
 
-// printWaited tells how long it took.
+// printWaited prints how long it took.
 func (a *app) printWaited(what pb.ShutdownType, reply *pb.ShutdownResponse, took time.Duration) error {
 	if a.json {
 		text, err := toJSON(proto.Message(reply))
@@ -188,7 +188,7 @@ func (a *app) printWaited(what pb.ShutdownType, reply *pb.ShutdownResponse, took
 	return err
 }
 
-// look connects and returns the boot that an agent tells.
+// look connects and returns the boot ID that an agent sends.
 func (a *app) look(ctx context.Context, path string) (boot string, err error) {
 	status, err := a.askStatus(ctx, path)
 	return status.GetBootId(), err

@@ -15,7 +15,7 @@ func (a *app) softwareCommand() *cobra.Command {
 		Use:   "software [NAME]",
 		Short: "list the packages that are installed in the guest",
 		Long: `software lists the installed packages of the guest, or those whose name has NAME in it, in any case: of dpkg, rpm, apk, pacman,
-flatpak and snap. What a database does not tell is a dash, such as the time of an installation by apk.
+flatpak and snap. What a database does not have is a dash, such as the time of an installation by apk.
 
 What could not be read, so that the list is not complete, is said on stderr.
 

@@ -87,7 +87,7 @@ func transactionID(s *session, given string) (string, error) {
 		return given, nil
 	}
 	list, err := s.Transactions(s.ctx, 0)
-	if err != nil { // which is told of the request itself
+	if err != nil { // which the request itself reports
 		return given, nil
 	}
 	var ids []string
@@ -106,7 +106,7 @@ func (a *app) txCleanCommand() *cobra.Command {
 		Use:   "clean [--abandon] ID... | --all",
 		Short: "remove what is left of transactions that could not be undone",
 		Long: `clean removes what the agent kept of transactions that it could not roll back completely: the former content of what they
-changed. status lists them, tx show tells what was not undone. Look at them first, in the guest: what is removed here
+changed. status lists them, tx show lists what was not undone. Look at them first, in the guest: what is removed here
 cannot be restored any more. Their entries in tx list stay.
 
 Where a disk is gone for good, --abandon ends what would wait for it for ever: a rollback that has not ended takes back all

@@ -41,7 +41,7 @@ A script that runs in the guest is waited for. An agent that belongs to a packag
 unless --force-package has the new version run before it, from /usr/local/bin; a package that is installed later comes first
 again.
 
-With --wait update goes on until the new version has heard it, and tells which version answers. That contact confirms the
+With --wait update goes on until the new version has heard it, and prints which version answers. That contact confirms the
 update. Without it something else must reach the agent in time, such as the Node Daemon, or the former version comes back.
 
 With --json: AgentUpdateResponse; with --wait {"version","former_version","confirmed","error"}, of the agent that answers.
@@ -137,7 +137,7 @@ func signedVersion(signature []byte) (string, error) {
 	return "", errors.New("no file of minisign")
 }
 
-// awaitUpdate waits until an agent tells what became of an update, and prints which version answers.
+// awaitUpdate waits until an agent reports the outcome of an update, and prints which version answers.
 func (a *app) awaitUpdate(ctx context.Context, path, version string, before *pb.GetStatusResponse) error {
 	for {
 		now, err := a.askStatus(ctx, path)
@@ -167,7 +167,7 @@ func (a *app) askStatus(ctx context.Context, path string) (*pb.GetStatusResponse
 	return client.Call[*pb.GetStatusResponse](dialing, c, &pb.GetStatusRequest{})
 }
 
-// printUpdate tells which version answers.
+// printUpdate prints which version answers.
 func (a *app) printUpdate(version string, last *pb.UpdateOutcome) error {
 	if a.json {
 		err := a.printJSON(map[string]any{

@@ -23,7 +23,7 @@ type Config struct {
 	// Log is where the agent logs. Optional; default: nowhere.
 	Log *zap.Logger
 	// Refusing is why the agent refuses everything but ping, get_capabilities, get_status and cancel, for good; every host
-	// is told it in an error event. Optional; default: it refuses nothing.
+	// gets it in an error event. Optional; default: it refuses nothing.
 	Refusing error
 	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and
 	// from time to time. Optional; default: debug.FreeOSMemory.
@@ -67,7 +67,7 @@ type PortsConfig struct {
 	Framing wire.Framing
 }
 
-// GuestConfig is what hosts are told of the guest.
+// GuestConfig is what is sent to hosts about the guest.
 type GuestConfig struct {
 	// Ready returns the agent_ready event; the agent fills in version and capabilities. Optional; default: these alone.
 	Ready func(ctx context.Context) *pb.AgentReadyEvent
@@ -75,11 +75,12 @@ type GuestConfig struct {
 	Telemetry func(ctx context.Context) *pb.TelemetryReport
 	// TelemetryEvery is the period of telemetry, which the caller may change. Optional; default: 5 s.
 	TelemetryEvery *Interval
-	// Watch tells, until ctx ends, when Telemetry would return something that a host must hear of at once, and of events in the
-	// guest. It is called for each session of the native protocol. Optional; default: nothing is told before the period ends.
+	// Watch returns channels that receive, until ctx ends, when Telemetry would return something that a host must get at once,
+	// and events in the guest. It is called for each session of the native protocol. Optional; default: nothing is sent before
+	// the period ends.
 	Watch func(ctx context.Context) (changed <-chan struct{}, events <-chan *pb.ErrorEvent)
-	// Events returns further events, for sessions of the native protocol that are told the capability; they are sent until ctx
-	// ends. It is called for each session. Nil, or a nil channel: there are none.
+	// Events returns further events, for sessions of the native protocol to which the capability is announced; they are sent
+	// until ctx ends. It is called for each session. Nil, or a nil channel: there are none.
 	Events func(ctx context.Context) (capability string, events <-chan proto.Message)
 	// Features returns the details of get_capabilities. Optional; default: none.
 	Features func() map[string]string
@@ -108,7 +109,7 @@ type Hooks struct {
 	// whether there was something. Optional; default: there never is.
 	Cancel func(request *pb.CancelRequest, sees func(port string) bool) bool
 	// SessionClosed is called when the host of a session has left, and once more when the last request of the session has
-	// ended, where its protocol tells the two apart: what only that host could finish is dropped. Optional; default: nothing.
+	// ended, where its protocol distinguishes the two: what only that host could finish is dropped. Optional; default: nothing.
 	SessionClosed func(port, session string)
 	// HasStream reports whether a session will be sent more events under the id of a request that was answered. Optional;
 	// default: never.

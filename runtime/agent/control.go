@@ -109,7 +109,7 @@ func (a *Agent) selfConfig() wire.Config {
 	}
 }
 
-// serveControl serves the control port, which tells how the agent is and does nothing else. It has calls of its own, so that
+// serveControl serves the control port, which serves the status of the agent and nothing else. It has calls of its own, so that
 // it answers while the agent stops.
 func (a *Agent) serveControl(ctx context.Context, p port.Port) {
 	var calls wire.Calls

@@ -281,7 +281,7 @@ func (a *Agent) measure(ctx context.Context) *pb.TelemetryReport {
 	return guarded(a.config.Log, "telemetry", func() *pb.TelemetryReport { return a.config.Guest.Telemetry(ctx) })
 }
 
-// guarded returns what f does, or nil where it panics: what a host is told without asking must not cost the agent its life.
+// guarded returns what f does, or nil where it panics: a report that no host asked for must not end the agent.
 func guarded[T any](log *zap.Logger, name string, f func() *T) (result *T) {
 	defer func() {
 		if value := recover(); value != nil {

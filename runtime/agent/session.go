@@ -23,7 +23,7 @@ import (
 // replies that it owes and returns. 500 ms later conn is closed, which unblocks Read and Write.
 type Protocol func(ctx context.Context, conn io.ReadWriteCloser, s *Session) error
 
-// Session is one host's connection: what a protocol may ask of the agent, and tells it.
+// Session is one host's connection: what a protocol asks of the agent and reports to it.
 type Session struct {
 	agent  *Agent
 	port   *openPort
@@ -31,7 +31,7 @@ type Session struct {
 	vitals Vitals // the tracker's lock guards it
 }
 
-// Vitals tell how a session is, for get_status and the watchdog. The funcs must not block. Each may be nil.
+// Vitals report the state of a session, for get_status and the watchdog. The funcs must not block. Each may be nil.
 type Vitals struct {
 	// Heard returns when the host's last message came; the zero time: none has.
 	Heard func() time.Time
@@ -94,7 +94,7 @@ func (s *Session) ID() string { return s.id }
 // Port returns the name of the port.
 func (s *Session) Port() string { return s.port.Name() }
 
-// Observe says what tells how the session is, from now on.
+// Observe sets the funcs that report the state of the session.
 func (s *Session) Observe(v Vitals) { s.agent.tracker.observe(s, v) }
 
 // Warn logs what went wrong with the channel. What comes too often is counted only. err may be nil.
@@ -102,7 +102,7 @@ func (s *Session) Warn(text string, err error) { s.port.limiter.warn(text, err) 
 
 // Call serves one native request of the host, under the rights of the port, and returns its reply; an error comes together
 // with the reply that says so. id names the call, for a cancel request among others. event sends the host what operations
-// tell it meanwhile and reports whether it went out; nil: the host hears none. A stopping agent cancels ctx of the operation
+// report meanwhile and reports whether it went out; nil: the host hears none. A stopping agent cancels ctx of the operation
 // with ErrStopping and waits for it; after that no call starts.
 func (s *Session) Call(ctx context.Context, id string, request proto.Message, event func(proto.Message) bool) (proto.Message, error) {
 	ctx, done, err := s.agent.calls.Start(ctx, s.Port(), id)

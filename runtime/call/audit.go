@@ -12,7 +12,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// Entry is what the audit is told of one call: who asked, for what, and what came of it.
+// Entry is the audit entry of one call: who asked, for what, and the outcome.
 type Entry struct {
 	// Call, Op and In are the call itself, not to be kept or changed. In is nil where the arguments of a script made no
 	// request, and Op has nothing but a name where a script called what is not there.
@@ -29,9 +29,9 @@ type Entry struct {
 	// Paths, Programs and Objects are what it was about, as it was asked. Of a command it is the program alone: arguments may
 	// be secret.
 	Paths, Programs, Objects []string
-	// Outcome is ok, or the code of the error: its words may tell some of a content.
+	// Outcome is ok, or the code of the error: its text may quote a content.
 	Outcome string
-	// Cause is why the executor did not let it run, in words: those of a rule or of a deadline, which tell nothing of a
+	// Cause is why the executor did not let it run, in words: those of a rule or of a deadline, which quote no
 	// content. Empty: it ran. What an operation itself refuses has an Outcome alone, for its words may.
 	Cause string
 	// DryRun says that nothing was changed, whatever it was.
@@ -76,7 +76,7 @@ func (d *decision) entry(out proto.Message, err error, took time.Duration) Entry
 	return e
 }
 
-// delegated adds what became of a run of a script, which never fails as an operation: its reply tells.
+// delegated adds what became of a run of a script, which never fails as an operation: its reply says how it ended.
 func (e *Entry) delegated(in, out proto.Message) {
 	if run, ok := in.(*pb.RunScriptRequest); ok {
 		e.DryRun = run.DryRun

@@ -31,7 +31,7 @@ func CheckConfirm(within time.Duration) error {
 type Await struct {
 	// Tx is the transaction. It is the executor's from then on. Required.
 	Tx *journal.Tx
-	// Reply is what its host is told: Keep sets the status and the deadline. Required.
+	// Reply is sent to its host: Keep sets the status and the deadline. Required.
 	Reply *pb.RunScriptResponse
 	// Within is the time for the confirmation, from now on.
 	Within time.Duration
@@ -39,8 +39,8 @@ type Await struct {
 	After []journal.Action
 	// Hide takes secrets out of a text; nil: there are none.
 	Hide func(string) string
-	// Undone sets the states of the reply's changes by the report of a rollback, and returns those that it did not come to. Nil:
-	// the report alone tells.
+	// Undone sets the states of the reply's changes by the report of a rollback, and returns those that it did not come to.
+	// Nil: the report alone sets them.
 	Undone func(journal.Report) []*pb.Change
 	// Event sends an event to the host that began it; nil: nobody listens.
 	Event func(proto.Message) bool
@@ -48,7 +48,7 @@ type Await struct {
 
 // confirmations keeps the transaction that awaits its confirmation, if there is one, and takes it back when its time is over.
 type confirmations struct {
-	unconfirmed func(*pb.ErrorEvent) // is told of what was taken back since nobody confirmed it; may be nil
+	unconfirmed func(*pb.ErrorEvent) // called when a transaction was rolled back because nobody confirmed it; may be nil
 
 	ctx  context.Context // ends with close
 	stop context.CancelCauseFunc
@@ -158,12 +158,12 @@ func (x *Executor) late(p *pending) bool {
 		return p.decided
 	}
 	x.takeBack(p, &pb.ScriptError{Kind: "timeout", Message: "it was taken back: no confirmation came in time"})
-	x.told("transaction "+p.Tx.ID()+" was taken back: no confirmation came in time", p)
+	x.reportUnconfirmed("transaction "+p.Tx.ID()+" was taken back: no confirmation came in time", p)
 	return true
 }
 
-// told tells of a transaction that nobody confirmed: the agent, and the host that began it.
-func (x *Executor) told(words string, p *pending) {
+// reportUnconfirmed reports a transaction that nobody confirmed to the agent, and to the host that began it.
+func (x *Executor) reportUnconfirmed(words string, p *pending) {
 	e := &pb.ErrorEvent{
 		Severity: pb.ErrorSeverity_ERROR_SEVERITY_WARNING, Code: "transaction_unconfirmed", Message: words,
 		Details: map[string]string{
@@ -300,7 +300,7 @@ func confirmError(err error) proto.Message {
 }
 
 // confirm decides about the transaction that awaits its confirmation, for the hosts of the port that began it. What was decided
-// already is told, with an error where it is not what is asked for.
+// already is returned, with an error where it is not what is asked for.
 func (x *Executor) confirm(ctx context.Context, call *builtins.Call, in *pb.ConfirmRequest) (*pb.ConfirmResponse, error) {
 	more := time.Duration(in.ExtendSeconds) * time.Second
 	switch {
@@ -371,7 +371,7 @@ func (x *Executor) extend(ctx context.Context, p *pending, more time.Duration) (
 	}, nil
 }
 
-// decided tells what became of a transaction that does not await a confirmation.
+// decided returns the outcome of a transaction that does not await a confirmation.
 func (x *Executor) decided(call *builtins.Call, in *pb.ConfirmRequest) (*pb.ConfirmResponse, error) {
 	entry, err := x.journal.Stored(journal.Ref{ID: in.TransactionId})
 	switch {

@@ -16,7 +16,7 @@ const (
 	perItem = 200
 )
 
-var errHeld = fault.Wrapf(fault.ErrTooLarge, "what the script has changed, or wants done after the commit, takes more than %d bytes to tell", maxHeld)
+var errHeld = fault.Wrapf(fault.ErrTooLarge, "what the script has changed, or wants done after the commit, takes more than %d bytes to report", maxHeld)
 
 // held counts what a run holds.
 type held struct{ bytes, diffs int }
@@ -40,7 +40,7 @@ func sizeOf(change *pb.Change) int {
 	return len(change.Op) + len(change.Target) + len(change.Action) + perItem
 }
 
-// full says whether the run holds so much that nothing more may be changed.
+// full reports whether the run holds so much that nothing more may be changed.
 func (r *Run) full() bool { return r.room() <= 0 }
 
 // room is how much more the run may hold.

@@ -11,7 +11,7 @@ import (
 // Where a script changes a file by several calls its list of changes has the file once, with one diff. That needs the content
 // from before the first change and that of after the last one, which are held as long as the run is.
 
-// maxContents bounds what is held of contents, in bytes: over it changes are told one by one.
+// maxContents bounds what is held of contents, in bytes: over it changes are reported one by one.
 const maxContents = 2 << 20
 
 // edits are the changes of one file that follow each other: each found what the one before had left.
@@ -29,7 +29,7 @@ type contents struct {
 	bytes  int
 }
 
-// add takes note of what a change made of a file.
+// add notes what a change made of a file.
 func (c *contents) add(told builtins.Contents) {
 	change, old, new := told.Change, told.Old, told.New
 	e := c.open[change.Target]
@@ -109,7 +109,7 @@ func (r *Run) Merged() []*pb.Change {
 	return slices.DeleteFunc(slices.Clone(r.changes), func(change *pb.Change) bool { return gone[change] })
 }
 
-// settleMerged has the first change of a file tell what became of all.
+// settleMerged has the first change of a file report the outcome of all.
 func (r *Run) settleMerged() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

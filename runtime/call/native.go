@@ -172,7 +172,7 @@ func (s *scope) UndeclaredChanges(ctx context.Context, op string) ([]*pb.Change,
 	return s.tx.UndeclaredChanges(ctx, op)
 }
 
-// Undo holds the inverse against what the row declares: it is what a recovery will look for.
+// Undo checks the inverse against what the row declares: it is what a recovery will look for.
 func (s *scope) Undo(ctx context.Context, op string, args proto.Message) error {
 	if op == "" || op != s.op.Inverse {
 		return fault.Wrapf(fault.ErrInternal, "the inverse %s is not the one that %s declares", op, s.op.Name)
@@ -188,7 +188,7 @@ func (s *scope) UndoLast(ctx context.Context, op string, args proto.Message) err
 	return s.tx.UndoLast(ctx, op, args)
 }
 
-// Irreversible keeps secrets out of what a later rollback would tell.
+// Irreversible keeps secrets out of what a later rollback would report.
 func (s *scope) Irreversible(ctx context.Context, change *pb.Change) error {
 	if s.hide != nil {
 		change = proto.Clone(change).(*pb.Change)

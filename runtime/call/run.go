@@ -110,7 +110,7 @@ func (r *Run) serve(ctx context.Context, d *decision) (proto.Message, error) {
 	return d.run(ctx)
 }
 
-// longestName is how much of a name that is no row's is told: a runner may make up any.
+// longestName is how much of an unknown operation's name is audited, in bytes: a runner may make up any.
 const longestName = 64
 
 // decide begins a call of the run.
@@ -179,7 +179,7 @@ func (r *Run) predict(ctx context.Context, d *decision) (proto.Message, error) {
 	return out, err
 }
 
-// ofGuest says whether an error is about the state of the guest, which something that was planned may have changed.
+// ofGuest reports whether an error is about the state of the guest, which something that was planned may have changed.
 func ofGuest(err error) bool {
 	if errors.Is(err, fsys.ErrNoAccount) {
 		return true
@@ -192,7 +192,7 @@ func ofGuest(err error) bool {
 }
 
 // unknown serves a call of a dry run that failed for want of something that a planned command may make. If it changes
-// something and says no more than that, it is told of, as what nobody knows, and the prediction goes on; else it ends.
+// something and says no more than that, it is reported with the state UNKNOWN, and the prediction goes on; else it ends.
 func (r *Run) unknown(d *decision) (proto.Message, error) {
 	change := &pb.Change{Op: d.op.Name, Target: d.target(), Action: "changed", State: pb.ChangeState_CHANGE_STATE_UNKNOWN}
 	out := d.op.Out.ProtoReflect().New()
@@ -267,7 +267,7 @@ func (r *Run) changed(change *pb.Change) {
 	}
 }
 
-// edited takes note of what a change made of a file.
+// edited notes what a change made of a file.
 func (r *Run) edited(told builtins.Contents) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -285,5 +285,5 @@ func (r *Run) forget(from int) {
 	r.changes = r.changes[:from]
 }
 
-// Refused says whether an error is of what a policy or the rights of the script refused.
+// Refused reports whether an error is of what a policy or the rights of the script refused.
 func Refused(err error) bool { return errors.Is(err, builtins.ErrPolicy) }

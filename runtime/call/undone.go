@@ -43,7 +43,7 @@ func (r *Run) Undone(report journal.Report) (notReached []*pb.Change) {
 	return notReached
 }
 
-// concerns says whether a step that was not taken back leaves a change of its call: that of its target, and where none
+// concerns reports whether a step that was not taken back leaves a change of its call: that of its target, and where none
 // has that for its target, as with a command that touches files, each.
 func (r *Run) concerns(u journal.Undone, c *pb.Change, own []*pb.Change) bool {
 	target := u.Target

@@ -42,7 +42,7 @@ type Config struct {
 	VsockCIDs         []uint32      // vsock_allow_cids: who may connect, for transport vsock; 2, the host, unless it is said
 	VsockUnprivileged bool          // vsock_unprivileged: false; peers may connect from ports that are not root's
 	Framing           wire.Framing  // framing: auto, plain or qtx1
-	PreFreezeDir      string        // pre_freeze_script_dir: the hooks that are told of a freeze; empty: none
+	PreFreezeDir      string        // pre_freeze_script_dir: the hooks that run before a freeze; empty: none
 	PostThawDir       string        // post_thaw_script_dir: those of its end
 	UpdateKey         string        // update.public_key: who signs agents, as minisign writes it; empty: updates are off
 	UpdateDowngrade   bool          // update.allow_downgrade: a host may ask for an older version
@@ -55,9 +55,9 @@ type Config struct {
 // Clipboard says who may use the clipboard of the desktop; a key under clipboard in agent.yaml each.
 type Clipboard struct {
 	ToGuest   bool // to_guest: true; hosts and scripts may set it
-	FromGuest bool // from_guest: true; they may read it, and ask to be told of changes
-	Changes   bool // changes: false; each host is told of changes, also one that did not ask for it
-	MaxEvent  int  // max_event_bytes: 1 MiB; what is told has no more content than this
+	FromGuest bool // from_guest: true; they may read it, and watch it for changes
+	Changes   bool // changes: false; each host is sent changes, also one that did not ask for them
+	MaxEvent  int  // max_event_bytes: 1 MiB; an event has no more content than this
 }
 
 // Script are the limits of a script; a key under script in agent.yaml each.

@@ -1,7 +1,7 @@
 package config
 
-// Where the agent looks and keeps things unless it is told otherwise. Each but DefaultFile lies below the root that the agent
-// acts on.
+// Where the agent looks and keeps things unless it is configured otherwise. Each but DefaultFile lies below the root that the
+// agent acts on.
 const (
 	// DefaultFile is the configuration file.
 	DefaultFile = `C:\ProgramData\Quantix-KVM\agent.yaml`

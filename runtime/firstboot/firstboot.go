@@ -1,9 +1,9 @@
-// Package firstboot runs the scripts of an image, or of who made the guest, once in each guest: in the order of their names, each
-// as a transaction.
+// Package firstboot runs the scripts of an image, or of who made the guest, once in each guest: in the order of their names,
+// each as a transaction.
 //
 // A script that fails leaves the guest as it was, and those behind it wait: they may build on it. It is run again at the next
-// boot. A clone of the guest, which has another identity, runs all of them again. One that is refused since others are at work, such as
-// a transaction that awaits its confirmation, has not failed: it is run once they have ended.
+// boot. A clone of the guest, which has another identity, runs all of them again. One that is refused since others are at work,
+// such as a transaction that awaits its confirmation, has not failed: it is run once they have ended.
 //
 // Not here: where scripts come from, and what runs them.
 package firstboot
@@ -27,7 +27,7 @@ import (
 
 // Script is one that is to be run once.
 type Script struct {
-	// Name orders the scripts, and tells one from another: 10-network.
+	// Name orders and identifies the scripts: 10-network.
 	Name string
 	// Path is where it lies, for people.
 	Path string
@@ -43,14 +43,14 @@ type Config struct {
 	File string
 	// Scripts returns the scripts, in their order. Required.
 	Scripts func(context.Context) ([]Script, error)
-	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set; what another guest
-	// ran, of which this one is a clone, it does not know. Where a run has another Instance come of it, InstanceChanged is called
-	// before it returns. Required.
+	// Run runs one. A run under a key that it knows already returns the reply of that run, with Replayed set; what another
+	// guest ran, of which this one is a clone, it does not know. Where a run has another Instance come of it, InstanceChanged
+	// is called before it returns. Required.
 	Run func(context.Context, *pb.RunScriptRequest) (*pb.RunScriptResponse, error)
-	// Instance returns what tells this guest from its clone. It waits until that is certain: what is taken back may change it.
-	// Required.
+	// Instance identifies this guest; a clone of it has another one. It waits until that is certain: what is taken back may
+	// change it. Required.
 	Instance func(context.Context) (string, error)
-	// Boot tells this boot from the next. Required.
+	// Boot identifies this boot of the guest. Required.
 	Boot string
 	// Changed is called when State may return something new. It must not block. Optional.
 	Changed func()
@@ -103,7 +103,8 @@ type recordLine struct {
 // maxAttempts bounds how often a script is run in one guest.
 const maxAttempts = 1000
 
-// Run runs what has not run yet. It returns why not all scripts of this guest are committed; nil: they are. State tells the same.
+// Run runs what has not run yet. It returns why not all scripts of this guest are committed; nil: they are. State returns the
+// same.
 func (r *Runner) Run(ctx context.Context) error {
 	r.set(pb.FirstBootState_FIRST_BOOT_STATE_RUNNING, "", "")
 	name, err := r.run(ctx)
@@ -185,8 +186,8 @@ func (r *Runner) patiently(ctx context.Context, s Script) error {
 	}
 }
 
-// once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it wrote down
-// what became of it is not run again where it was committed.
+// once runs a script. fault.ErrBusy: nothing of it ran, since others are at work. That of an agent that was killed before it
+// wrote down what became of it is not run again where it was committed.
 func (r *Runner) once(ctx context.Context, s Script) error {
 	request := &pb.RunScriptRequest{Name: s.Name + ".lua", Source: s.Source, ConfirmSeconds: new(uint32)} // nobody is there to confirm
 	if s.Params != nil {
@@ -254,9 +255,9 @@ func parse(file string, text []byte) (*record, error) {
 // keyPrefix is what the keys of the runs begin with.
 const keyPrefix = "first-boot:"
 
-// InstanceChanged has what ran in a guest stay with it where the run under a key has given it another Instance. Other keys than a
-// Runner's are those of others, of whom it is not known whether they made another guest of it. file is that of Config. No Runner
-// writes it meanwhile. Done once more it changes nothing.
+// InstanceChanged has what ran in a guest stay with it where the run under a key has given it another Instance. Other keys than
+// a Runner's are those of others, of whom it is not known whether they made another guest of it. file is that of Config. No
+// Runner writes it meanwhile. Done once more it changes nothing.
 func InstanceChanged(file, key, from, to string) error {
 	if !strings.HasPrefix(key, keyPrefix) {
 		return nil

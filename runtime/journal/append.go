@@ -105,7 +105,7 @@ func (r *restorer) recut() error {
 	})
 }
 
-// tailEqual says whether a file has the length and the end that it had.
+// tailEqual reports whether a file has the length and the end that it had.
 func (r *restorer) tailEqual() (bool, error) {
 	if r.is.Size != r.was.Size {
 		return false, nil

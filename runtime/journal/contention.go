@@ -40,7 +40,7 @@ func (p *undoPass) retry(ctx context.Context, path string, act func() error) err
 	return err
 }
 
-// othersAt says whether others than root can be in the way at a path.
+// othersAt reports whether others than root can be in the way at a path.
 func (p *undoPass) othersAt(path string) bool {
 	may, err := p.tx.journal.config.Root.Exchangeable(path)
 	return may || err != nil

@@ -9,7 +9,7 @@ const maxHeldNames = 10_000
 // maxHeldDepth bounds how deep such trees are searched, since all directories on the way are open.
 const maxHeldDepth = 64
 
-// object tells a file from all others that are there now.
+// object identifies a file among all that are there now.
 type object struct{ dev, ino uint64 }
 
 // heldName is a name that the transaction has given to a file with several, or has taken away.

@@ -11,15 +11,15 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// A path does not tell an object: who may write to its directory can put another one there, and would have a rollback give that
-// the owner, the mode or the place of the one that was kept. So a step knows its objects by inode number and time of birth. An
-// object that the rollback of a newer step had to make anew has others; older steps are told.
+// A path does not identify an object: who may write to its directory can put another one there, and would have a rollback give
+// that the owner, the mode or the place of the one that was kept. So a step knows its objects by inode number and time of
+// birth. An object that the rollback of a newer step had to make anew has others; older steps are given these.
 
 // maxMade bounds the directories that are known to have been made anew, beside the objects that older steps name. Of more an
 // older step may say that it finds another one.
 const maxMade = maxObjects
 
-// inode tells an object from all others of its file system, whatever became of its path.
+// inode identifies an object within its file system, whatever became of its path.
 type inode struct {
 	number uint64
 	born   fsys.Time
@@ -128,20 +128,20 @@ func (t *Tx) inverseMounts(inverse *pb.JournalInverse) ([]*pb.JournalMount, erro
 	return mounts.record(t.journal)
 }
 
-// kept says whether what is there is the object itself that was kept, and not another one in its place. Only that may be
+// kept reports whether what is there is the object itself that was kept, and not another one in its place. Only that may be
 // written in place and given attributes: who made another one may have it open, and goes on to write it.
 func (r *restorer) kept() bool { return r.is.Kind == r.was.Kind && r.is.SameInode(r.was) }
 
-// isImage says whether what is there is the image, which an interrupted rollback moved back.
+// isImage reports whether what is there is the image, which an interrupted rollback moved back.
 func (r *restorer) isImage() bool {
 	image := fsys.Meta{Ino: r.object.ImageIno, Born: fromTime(r.object.ImageBorn)}
 	return r.object.Image != "" && r.is.SameInode(image)
 }
 
-// otherDirectory says whether another directory than the kept one has its path by now, which nothing is done to: its attributes
-// are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but root can
-// put a directory it was made anew, as by what undid a command. In a tree that a command declared it is moved aside, and
-// nothing is there.
+// otherDirectory reports whether another directory than the kept one has its path by now, which nothing is done to: its
+// attributes are those of whoever made it. It is an error where the step changed the attributes of the kept one. Where none but
+// root can put a directory it was made anew, as by what undid a command. In a tree that a command declared it is moved aside,
+// and nothing is there.
 func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	if r.was.Kind != fsys.Directory || r.is.Kind != fsys.Directory || !r.object.Tree && firstDifference(r.was, r.is) == "" {
 		return false, nil
@@ -164,8 +164,8 @@ func (r *restorer) otherDirectory(after *pb.JournalState) (bool, error) {
 	return true, nil
 }
 
-// otherDirectory says whether a directory is another one than that of an object, which somebody else put at its path. In a tree
-// that a command declared one that was made since is the command's.
+// otherDirectory reports whether a directory is another one than that of an object, which somebody else put at its path. In a
+// tree that a command declared one that was made since is the command's.
 func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta) (bool, error) {
 	was := fromState(o.State)
 	if o.Tree && p.tree.madeSince(is) && (fsys.TrustedUser(is.UID) || is.UID == was.UID) {
@@ -174,7 +174,7 @@ func (p *undoPass) otherDirectory(at *fsys.At, o *pb.JournalObject, is fsys.Meta
 	return p.exchanged(at, o.Path, was, is)
 }
 
-// exchanged says whether others put another directory at the path of one.
+// exchanged reports whether others put another directory at the path of one.
 func (p *undoPass) exchanged(at *fsys.At, path string, was, is fsys.Meta) (bool, error) {
 	if was.SameInode(is) || p.tx.standsFor(inodeOf(was)) == inodeOf(is) {
 		return false, nil
@@ -207,7 +207,7 @@ func (p *undoPass) checkParent(at *fsys.At, ino uint64, born *pb.JournalTime) er
 	return err
 }
 
-// widened says whether others have rights to the file that is there which they had not to the kept one.
+// widened reports whether others have rights to the file that is there which they had not to the kept one.
 func (r *restorer) widened() bool {
 	const others = 0o077
 	const acl = "system.posix_acl_access"
@@ -215,6 +215,6 @@ func (r *restorer) widened() bool {
 		!bytes.Equal(r.is.Xattrs[acl], r.was.Xattrs[acl])
 }
 
-// ours says whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user
+// ours reports whether the file that is there belongs to the agent's user, or to the one who owned the kept one: no other user
 // gains by what is written into it.
 func (r *restorer) ours() bool { return r.is.UID == r.was.UID || int(r.is.UID) == os.Geteuid() }

@@ -54,12 +54,12 @@ type Config struct {
 	Run func(ctx context.Context, op string, args proto.Message) (idle bool, err error)
 	// Subject returns what an operation with these arguments is about, as people call it. Optional.
 	Subject func(op string, args proto.Message) string
-	// MachineID and BootID return what tells a guest from its clone, and a boot from the next. Optional; nil: always the same.
+	// MachineID and BootID identify the guest, so that a clone is noticed, and the boot. Optional; nil: always the same.
 	// What a transaction stored counts in a guest with the machine ID that it began with, or that it left.
 	// An empty BootID is not known: what awaits its confirmation is then taken back by Recover.
 	MachineID, BootID func() string
-	// MachineChanged is told of a transaction that has committed and leaves another machine ID, before its reply is stored, and
-	// once more where that was interrupted. Optional.
+	// MachineChanged is called for a transaction that has committed and leaves another machine ID, before its reply is stored,
+	// and once more where that was interrupted. Optional.
 	MachineChanged func(begin *pb.JournalBegin, to string) error
 	// Enter begins what writes to Dir, or to Root as Recover, Rollback and the actions after a commit do, until leave: it waits
 	// while these are frozen, within ctx. A step of a transaction is entered by who makes it. Optional.
@@ -120,7 +120,7 @@ type Journal struct {
 	unusable   error                 // why Dir cannot be used
 	kept       []string
 	lastID     int64                 // the time in the newest id
-	triggered  map[string]chan error // mounts that were used to have them mounted, and tell the outcome
+	triggered  map[string]chan error // mounts that were used to have them mounted, each with its outcome
 	store      store                 // has a lock of its own
 }
 
@@ -273,7 +273,7 @@ type Header struct {
 	// Script is the script that runs.
 	Script *pb.ScriptRef
 	// Hide takes the secrets of the request out of a text; nil: it has none. What an operation says that takes something back
-	// is told and recorded without them, and not at all by a recovery, which does not know them.
+	// is sent and recorded without them, and not at all by a recovery, which does not know them.
 	Hide func(string) string
 }
 
@@ -321,7 +321,7 @@ func (j *Journal) enterAnyway() (leave func()) {
 	return leave
 }
 
-// hasFiles says whether the transaction has written anything.
+// hasFiles reports whether the transaction has written anything.
 func (t *Tx) hasFiles() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -106,7 +106,7 @@ func (j *Journal) machineAfter(begin *pb.JournalBegin, commit *pb.JournalCommit)
 	return changedTo(begin, *commit.MachineId)
 }
 
-// tellMachine tells of another machine ID that a transaction left.
+// tellMachine reports another machine ID that a transaction left.
 func (j *Journal) tellMachine(entry *pb.JournalEntry) error {
 	if entry.MachineIdAfter == nil || j.config.MachineChanged == nil {
 		return nil

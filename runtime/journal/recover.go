@@ -39,7 +39,7 @@ func (j *Journal) Recover(ctx context.Context, deferOp func(op string) bool) ([]
 	}
 	release := func() { j.writer <- struct{}{} }
 	j.early.Store(deferOp != nil)
-	if j.reopen() != nil { // Unusable tells
+	if j.reopen() != nil { // Unusable returns why
 		release()
 		return nil, nil
 	}
@@ -285,7 +285,7 @@ func (j *Journal) interruption(t *Tx, report Report) *pb.ScriptError {
 }
 
 // interruptedReply returns a reply with what an interrupted transaction had changed, and what became of that. Of one that
-// awaited its confirmation it is what the host was told.
+// awaited its confirmation it is what was sent to the host.
 func (t *Tx) interruptedReply(report Report) *pb.RunScriptResponse {
 	if told := t.awaited.GetReply(); len(told.GetChanges()) > 0 {
 		reply := proto.CloneOf(told)

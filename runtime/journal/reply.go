@@ -42,7 +42,7 @@ func LimitReply(reply *pb.RunScriptResponse) {
 	}
 }
 
-// limitTexts cuts every text of a message but the result, which the script is told to be too large.
+// limitTexts cuts every text of a message but the result, for which the script gets an error.
 func limitTexts(m protoreflect.Message) {
 	m.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		switch {

@@ -14,7 +14,7 @@ import (
 // Report is the outcome of a rollback.
 type Report struct {
 	// Steps are the outcomes of the steps, newest first. Of a target that several steps restored, and of which there is nothing
-	// else to tell, there is one.
+	// else to report, there is one.
 	Steps []Undone
 	// Ran is what the rollback ran, in its order, also before an interruption: inverses with what they are about and their
 	// time.
@@ -29,11 +29,11 @@ type Report struct {
 	// it. Empty: it waits for none.
 	Waiting string
 
-	restored map[string]bool     // the targets in Steps of which there is nothing else to tell
+	restored map[string]bool     // the targets in Steps of which there is nothing else to report
 	tell     func(string) string // takes secrets out of a text; nil: there are none
 }
 
-// told returns a text as it may be told.
+// told returns a text without secrets.
 func (r Report) told(text string) string {
 	if r.tell == nil {
 		return text

@@ -280,14 +280,14 @@ func (p *undoPass) mustWait(ctx context.Context, s *step, record *pb.JournalReco
 	return p.tx.checkMounts(record)
 }
 
-// logAttempt tells the next rollback that objects may be half restored. This one goes on without the record.
+// logAttempt records for the next rollback that objects may be half restored. This one goes on without the record.
 func (p *undoPass) logAttempt(early bool) {
 	_ = p.tx.appendRecord(&pb.JournalRecord{Record: &pb.JournalRecord_Attempt{Attempt: &pb.JournalAttempt{
 		BootId: p.tx.journal.config.BootID(), At: now(), Early: early}}}, true)
 }
 
-// logHalted tells the next rollback that this one stopped between two steps, so that it compares the first object with what
-// the step left, too. Without the record it does not, as after an interruption.
+// logHalted records for the next rollback that this one stopped between two steps, so that it compares the first object with
+// what the step left, too. Without the record it does not, as after an interruption.
 func (p *undoPass) logHalted() {
 	_ = p.tx.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Halted: true}}}, true)
 }
@@ -335,7 +335,7 @@ type undoPass struct {
 	// ended reports for the paths of the present step whether they were on a file system that is gone for good.
 	ended    func(path string) bool
 	tree     *keptTree       // of the present step
-	detached []string        // what users had mounted in the way, until a step tells it
+	detached []string        // what users had mounted in the way, until a step reports it
 	patience time.Duration   // what is left for others who are in the way
 	away     map[string]bool // directories that others have taken away
 	inScript bool            // what a call changed that failed is undone, and the script goes on
@@ -404,7 +404,7 @@ func (p *undoPass) undoStep(ctx context.Context, s *step, record *pb.JournalReco
 	return nil
 }
 
-// runInverse runs an inverse operation, and returns what there is to tell of it; nil: it could not be started.
+// runInverse runs an inverse operation, and returns its entry for the report; nil: it could not be started.
 func (p *undoPass) runInverse(ctx context.Context, inverse *pb.JournalInverse) (ran *pb.Change, err error) {
 	p.syncAll = true
 	config := &p.tx.journal.config

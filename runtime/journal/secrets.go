@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// withoutSecrets returns the error of an operation with a text that may be told and recorded: without the secrets of the
+// withoutSecrets returns the error of an operation with a text that may be sent and recorded: without the secrets of the
 // request, or, where nobody knows these any more, without what the operation said.
 func (t *Tx) withoutSecrets(err error) error {
 	switch {
@@ -19,7 +19,7 @@ func (t *Tx) withoutSecrets(err error) error {
 	case t.hide != nil:
 		return fault.Wrapf(err, "%s", t.hide(err.Error()))
 	}
-	return fault.Wrapf(err, "it failed (%s); what it said is not told, since the request had secrets", fault.Code(err))
+	return fault.Wrapf(err, "it failed (%s); its text is withheld, since the request had secrets", fault.Code(err))
 }
 
 // tell returns a text of the journal's own, such as a path, without the secrets of the request. Where nobody knows these any
@@ -45,7 +45,7 @@ func (t *Tx) tellError(err error) error {
 	return err
 }
 
-// addTold notes in the record of a step how paths with secrets are told by an agent that does not know these.
+// addTold notes in the record of a step how an agent that does not know the secrets reports paths with secrets.
 func (t *Tx) addTold(record *pb.JournalRecord) {
 	if t.hide == nil {
 		return
@@ -64,13 +64,13 @@ func (t *Tx) addTold(record *pb.JournalRecord) {
 	}
 }
 
-// maxToldNames bounds the names with secrets that are held. Where there are more nothing is told.
+// maxToldNames bounds the names with secrets that are held. Where there are more, nothing is reported.
 const maxToldNames = 4096
 
-// untold stands for a text that is not told.
+// untold stands for a text that is withheld.
 const untold = "[not told]"
 
-// toldNames are names and paths with secrets, as records tell them.
+// toldNames are names and paths with secrets, as records report them.
 type toldNames struct {
 	told     map[string]string // by the name
 	replacer *strings.Replacer // of all of them, once they are known
@@ -84,7 +84,8 @@ func (n *toldNames) add(record *pb.JournalRecord) {
 	n.addPath(record.GetTake().GetPath(), record.GetTake().GetTold())
 }
 
-// addPath notes the elements of a path that differ from how they are told: what is told otherwise may be in another directory.
+// addPath notes the elements of a path that differ from how they are reported: what is reported otherwise may be in another
+// directory.
 func (n *toldNames) addPath(path, told string) {
 	if told == "" {
 		return

@@ -17,8 +17,8 @@ func TestUndoTellsNoSecrets(t *testing.T) {
 	hide := func(s string) string { return strings.ReplaceAll(s, "s3cr3t", "[secret]") }
 	for want, tx := range map[string]*Tx{
 		said.Error(): {begin: &pb.JournalBegin{}},
-		"no login with [secret]: file does not exist":                                    {begin: &pb.JournalBegin{Secrets: true}, hide: hide},
-		"it failed (not_found); what it said is not told, since the request had secrets": {begin: &pb.JournalBegin{Secrets: true}},
+		"no login with [secret]: file does not exist":                                {begin: &pb.JournalBegin{Secrets: true}, hide: hide},
+		"it failed (not_found); its text is withheld, since the request had secrets": {begin: &pb.JournalBegin{Secrets: true}},
 	} {
 		if err := tx.withoutSecrets(said); err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%q, want %q", err, want)

@@ -50,5 +50,5 @@ func (r *restorer) restoreKernelSetting(after *pb.JournalState) error {
 	})
 }
 
-// maxSetting bounds the settings of the kernel that a rollback tells from what others set meanwhile, in bytes.
+// maxSetting bounds the settings of the kernel that a rollback distinguishes from what others set meanwhile, in bytes.
 const maxSetting = 4 << 10

@@ -120,7 +120,7 @@ func (t *Tx) makeSpool(take *pb.JournalTake) error {
 	return nil
 }
 
-// noSpoolError says why a mount takes no spool: it is read-only, say. That is no failure of the journal.
+// noSpoolError returns why a mount takes no spool: it is read-only, say. That is no failure of the journal.
 type noSpoolError struct{ error }
 
 func (e noSpoolError) Unwrap() error { return e.error }
@@ -258,8 +258,8 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// moveAway moves a tree to the spool. What is moved is a name: another object that somebody gave it at the last moment goes back, and
-// the error is fault.ErrChanged.
+// moveAway moves a tree to the spool. What is moved is a name: another object that somebody gave it at the last moment goes
+// back, and the error is fault.ErrChanged.
 func (t *Tx) moveAway(at *fsys.At, take *pb.JournalTake) error {
 	to, err := t.openSpooled(take, true)
 	switch none := (noSpoolError{}); {

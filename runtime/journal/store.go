@@ -298,7 +298,7 @@ func (j *Journal) loadStore() error {
 }
 
 // setTimes computes when the entries were finished, on the clock of this boot. Between two boots it counts no time: how
-// long the guest was off only the wall clock tells, which may be wrong by years. So an entry may look younger than it
+// long the guest was off only the wall clock knows, which may be wrong by years. So an entry may look younger than it
 // is. One of an older agent, which says nothing of its boot, counts as new.
 func (j *Journal) setTimes(list []*storedEntry) {
 	boot, start := j.config.BootID(), time.Duration(0)

@@ -14,8 +14,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content. What finds
-// no space is tried once more behind all others: what filled the disk may be what is removed with them.
+// restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content. What
+// finds no space is tried once more behind all others: what filled the disk may be what is removed with them.
 func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
 	list := make([]Undone, len(keep.Objects))
 	began := make([]bool, len(keep.Objects))
@@ -67,7 +67,7 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 	return list
 }
 
-// noSpace says whether an error is that of a disk, or a quota, that is full.
+// noSpace reports whether an error is that of a disk, or a quota, that is full.
 func noSpace(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 // keptTree is what a step kept of trees that a command declared, while it is restored.
@@ -95,7 +95,7 @@ func (p *undoPass) newKeptTree(ctx context.Context, keep *pb.JournalKeep) *keptT
 	return t
 }
 
-// isTreeDir says whether an object is a directory of a tree.
+// isTreeDir reports whether an object is a directory of a tree.
 func isTreeDir(o *pb.JournalObject) bool { return o.Tree && fsys.Kind(o.State.Kind) == fsys.Directory }
 
 // makeDirs makes the directories that are missing, and gives those that the command made anew what the kept ones had, before
@@ -173,8 +173,8 @@ func keptChildren(keep *pb.JournalKeep) map[string]map[string]bool {
 	return dirs
 }
 
-// prune removes from the directory of a tree what was not in it before. Directories that others moved there are moved aside; the
-// name of the last one, or of what was in the place of the directory itself, is returned.
+// prune removes from the directory of a tree what was not in it before. Directories that others moved there are moved aside;
+// the name of the last one, or of what was in the place of the directory itself, is returned.
 func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 	conflict = t.aside[o.Path]
 	if !isTreeDir(o) {
@@ -213,8 +213,8 @@ func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 // somebody may go on to make new ones.
 const maxPrunes = 100
 
-// clear removes what is there, with all that is below it. Where somebody moved a directory there, that is not removed, and what is left
-// is moved aside.
+// clear removes what is there, with all that is below it. Where somebody moved a directory there, that is not removed, and what
+// is left is moved aside.
 func (r *restorer) clear(step string) error {
 	own, err := r.pass.tree.own(r.object.Path)
 	if err == nil {
@@ -230,8 +230,8 @@ func (r *restorer) clear(step string) error {
 	return r.moveAside()
 }
 
-// own returns what tells the directories of the command from those that others have moved to a path, or below it; nil where none
-// but root can.
+// own returns what distinguishes the directories of the command from those that others have moved to a path, or below it; nil
+// where none but root can.
 func (t *keptTree) own(path string) (func(fsys.Meta) bool, error) {
 	may, err := t.pass.tx.journal.config.Root.Exchangeable(path)
 	if !may || err != nil {
@@ -243,8 +243,8 @@ func (t *keptTree) own(path string) (func(fsys.Meta) bool, error) {
 // clockTick is how much the clock of a file system may be behind.
 const clockTick = 20 * time.Millisecond
 
-// madeSince says whether a directory was made since the trees were kept. Where the file system does not tell, one of root's was there
-// before.
+// madeSince reports whether a directory was made since the trees were kept. Where the file system does not record that, one of
+// root's was there before.
 func (t *keptTree) madeSince(dir fsys.Meta) bool {
 	if dir.Born == (fsys.Time{}) {
 		return dir.UID != 0

@@ -69,7 +69,7 @@ type txStatus struct {
 	phase phase
 	bytes int64
 	until Deadline              // of the confirmation, and
-	reply *pb.RunScriptResponse // what the host was told: while it awaits one
+	reply *pb.RunScriptResponse // what was sent to the host, while a confirmation is awaited
 }
 
 // ownedPath is a path of which a transaction has a before-image.
@@ -305,8 +305,8 @@ func (t *Tx) createFiles() (err error) {
 	return j.do("begin.syncparent", func() error { return syncDir(j.dir("open")) })
 }
 
-// ownError is that of the journal's own files, which must not be taken for one of what the step is about: somebody has removed them,
-// and not that.
+// ownError is that of the journal's own files, which must not be taken for one of what the step is about: somebody has removed
+// them, and not that.
 func ownError(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = fault.Wrapf(fault.ErrInternal, "its directory is not there any more: %v", err)

@@ -42,7 +42,7 @@ func (t *Tx) BeforeTouch(ctx context.Context, paths ...string) ([]builtins.Touch
 	return touched(trees, s.objects)
 }
 
-// touched tells what was kept of trees.
+// touched returns what was kept of trees.
 func touched(trees []string, objects []*pb.JournalObject) ([]builtins.Touched, error) {
 	inodes := map[string]uint64{}
 	for _, o := range objects {
@@ -170,7 +170,7 @@ func (j *Journal) neighboursOf(trees []string) ([]*pb.JournalBeside, error) {
 	return list, nil
 }
 
-// readBeside reads what tells whether a directory is changed, and the names in it if listed says so.
+// readBeside reads what reports whether a directory is changed, and the names in it if listed says so.
 func (j *Journal) readBeside(path string, listed func(dir fsys.Meta) bool) (*pb.JournalBeside, error) {
 	at, err := j.config.Root.Exact(path)
 	if err != nil {
@@ -197,7 +197,7 @@ func private(dir fsys.Meta) bool {
 	return dir.Mode&others == 0 && fsys.TrustedUser(dir.UID)
 }
 
-// readNeighbours lists what is in a directory, as far as it tells one object from another under the same name.
+// readNeighbours lists what is in a directory, as far as it distinguishes one object from another under the same name.
 func (j *Journal) readNeighbours(at *fsys.At) ([]*pb.JournalNeighbour, error) {
 	dir, err := at.OpenDir()
 	if err != nil {

@@ -21,13 +21,13 @@ func newBucket(n int, seconds float64) *bucket {
 	return &bucket{size: float64(n), rate: float64(n) / seconds, left: float64(n), now: time.Now, at: time.Now()}
 }
 
-// take says whether one more may pass, and counts it if so.
+// take reports whether one more may pass, and counts it if so.
 func (b *bucket) take() bool { return b.takeAll(1) }
 
 // maxDebt is for how many seconds those behind a large request wait at most: clients try again for a minute.
 const maxDebt = 5
 
-// takeAll says whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the
+// takeAll reports whether n more may pass together, and counts them if so: as soon as one may, so that those behind wait the
 // longer, but no longer than maxDebt seconds where more than one passes in that time. So requests for many things at once, of
 // which the protocol says how many these are at most, get through more than the limit says where it is smaller than a fifth of
 // them.

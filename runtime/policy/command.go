@@ -24,7 +24,7 @@ var wrappers = []string{
 // several are programs that are many, by the name that they are called by.
 var several = []string{"busybox", "toybox", "coreutils"}
 
-// command holds a command against the lists of programs.
+// command checks a command against the lists of programs.
 func (p *Policy) command(c builtins.Command) error {
 	if len(p.security.AllowedCommands)+len(p.security.DeniedCommands) == 0 || len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil // the operation itself refuses an empty one
@@ -50,7 +50,7 @@ func (p *Policy) command(c builtins.Command) error {
 	return p.blocked(c, found)
 }
 
-// listed says why a program may not run with some arguments under a list of allowed ones. What counts is the place where it
+// listed returns why a program may not run with some arguments under a list of allowed ones. What counts is the place where it
 // lies: a program that goes by many names is only what it is called.
 func (p *Policy) listed(program string, args []string) error {
 	place, err := p.guest.Files.Resolve(program, false)
@@ -78,7 +78,7 @@ func haveForm(args, form []string) bool {
 	})
 }
 
-// isProgram says whether the program that a rule names lies at a resolved place.
+// isProgram reports whether the program that a rule names lies at a resolved place.
 func (g *Guest) isProgram(rule, place string) bool {
 	found, err := g.programs(rule, []string{searched}, "")
 	if err != nil {
@@ -90,7 +90,7 @@ func (g *Guest) isProgram(rule, place string) bool {
 	})
 }
 
-// blocked says why a command may not run under a list of forbidden programs.
+// blocked returns why a command may not run under a list of forbidden programs.
 func (p *Policy) blocked(c builtins.Command, found []string) error {
 	names := []string{fsys.Base(c.Argv[0])}
 	for _, rule := range p.security.DeniedCommands {
@@ -132,7 +132,7 @@ func (p *Policy) blocked(c builtins.Command, found []string) error {
 	return nil
 }
 
-// isDenied says whether a program, called by a name and found at some places, is the one that a rule names.
+// isDenied reports whether a program, called by a name and found at some places, is the one that a rule names.
 func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 	bare := !strings.Contains(rule, "/")
 	if bare && fsys.Base(called) == rule {
@@ -164,7 +164,7 @@ func (g *Guest) isDenied(rule, called string, found []string) (bool, error) {
 	return false, nil
 }
 
-// sameProgram says whether a program is the one at a path.
+// sameProgram reports whether a program is the one at a path.
 func (g *Guest) sameProgram(denied, called string, at object, target string) (bool, error) {
 	own, err := g.Files.Resolve(denied, false)
 	if err != nil {
@@ -188,7 +188,7 @@ func (g *Guest) sameProgram(denied, called string, at object, target string) (bo
 	return true, nil
 }
 
-// errNowhere: it cannot be told where a relative program would be looked for.
+// errNowhere: it is not known where a relative program would be looked for.
 var errNowhere = fault.Wrapf(builtins.ErrPolicy, "refused: under a list of programs a relative one needs the directory to be said")
 
 // programs gives what a name may stand for: by each list of directories the first program in it.

@@ -28,10 +28,10 @@ type object struct {
 	names  uint32 // of a file; 0 for anything else
 }
 
-// identity tells objects apart.
+// identity distinguishes objects.
 type identity struct{ dev, ino uint64 }
 
-// look finds out what a path is. A path of which not even the place can be told is an error; the operation would meet it
+// look finds out what a path is. A path that cannot be resolved to a place is an error; the operation would meet it
 // too. What it finds in judged, nil for the path of a rule, is what the operation will act on.
 func (g *Guest) look(text string, judged *fsys.Judged) (object, error) {
 	if judged == nil {
@@ -101,7 +101,7 @@ func (g *Guest) fixed(text string) []string {
 	return slices.Compact(places)
 }
 
-// covers says whether an object is what stands at a path, or below it; with tree, also whether it is above it.
+// covers reports whether an object is what stands at a path, or below it; with tree, also whether it is above it.
 func (g *Guest) covers(text string, o object, tree bool) (bool, error) {
 	rule, err := g.look(text, nil)
 	if err != nil {
@@ -137,7 +137,7 @@ func (g *Guest) covers(text string, o object, tree bool) (bool, error) {
 // mostNames bounds the search for a second name of a file, in names; what is not found by then counts as found.
 const mostNames = 100_000
 
-// hasName says whether a file has a name below a directory.
+// hasName reports whether a file has a name below a directory.
 func (g *Guest) hasName(dir string, file fsys.Meta, left *int) (bool, error) {
 	at, err := g.Files.Exact(dir)
 	if err != nil {
@@ -188,7 +188,7 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// anyWithin says whether a resolved place is in one of many.
+// anyWithin reports whether a resolved place is in one of many.
 func anyWithin(place string, lists [][]string) bool {
 	return slices.ContainsFunc(lists, func(list []string) bool {
 		return slices.ContainsFunc(list, func(dir string) bool { return fsys.Within(place, dir) })

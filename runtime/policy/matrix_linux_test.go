@@ -130,7 +130,7 @@ var unshown = map[string]string{
 }
 
 // A link to a file that must not be read gives nobody its content, whatever the path is that it stands at, of those that a row
-// reads or changes: the row is refused, and what it foretells without a rule tells of nothing that its access does not say.
+// reads or changes: the row is refused, and what it predicts without a rule tells of nothing that its access does not say.
 func TestALinkToWhatMustNotBeRead(t *testing.T) {
 	const content = "PASSWORD=hunter2\n"
 	tree := func() (*kit, *os.Root) {
@@ -193,7 +193,7 @@ func TestALinkToWhatMustNotBeRead(t *testing.T) {
 	}
 }
 
-// foretold is all that a dry run of a row tells.
+// predicted is all that a dry run of a row tells.
 func foretold(t *testing.T, k *kit, op *builtins.Op, in proto.Message) string {
 	t.Helper()
 	if op.Mutates && !op.Predictable {

@@ -49,7 +49,8 @@ func mountedIn(list []mount, path string) (found []source) {
 	return found
 }
 
-// mountCovers says whether a place is, by some mount, what stands at another or below it; with tree, also whether it is above.
+// mountCovers reports whether a place is, by some mount, what stands at another or below it; with tree, also whether it is
+// above.
 func (g *Guest) mountCovers(rules, places []string, tree bool) (bool, error) {
 	list, err := mounts()
 	if err != nil {

@@ -110,7 +110,7 @@ func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
 	return through
 }
 
-// namesOne says whether a rule is about any row.
+// namesOne reports whether a rule is about any row.
 func namesOne(pattern string, ops []builtins.Op) bool {
 	for i := range ops {
 		if matched, _ := path.Match(pattern, ops[i].Name); matched && !ops[i].Internal {
@@ -131,14 +131,14 @@ func (p *Policy) of(port string) []*Policy {
 	return list
 }
 
-// matches says whether a pattern is about a channel; * is any text in it, slashes too.
+// matches reports whether a pattern is about a channel; * is any text in it, slashes too.
 func matches(pattern, port string) bool {
 	flat := strings.NewReplacer("/", "\x00")
 	matched, _ := path.Match(flat.Replace(pattern), flat.Replace(port))
 	return matched
 }
 
-// check says why a request is refused; nil: it is not.
+// check returns why a request is refused; nil: it is not.
 func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access) error {
 	if err := p.operation(op, in); err != nil {
 		return err
@@ -154,10 +154,10 @@ func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access
 	return p.rate(access)
 }
 
-// denies says whether a row is refused whatever the request is.
+// denies reports whether a row is refused whatever the request is.
 func (p *Policy) denies(op *builtins.Op) bool { return !op.Internal && p.operation(op, nil) != nil }
 
-// operation holds a row against what may be done at all. Without a request it tells of any request. A row that acts through
+// operation checks a row against what may be done at all. Without a request it is about any request. A row that acts through
 // those of another room may do so where one of these may, or all of those that the request is As.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
 	if err := p.row(op, in); err != nil {
@@ -182,7 +182,7 @@ func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
 	return refusal
 }
 
-// row holds a row by itself against what may be done.
+// row checks a row by itself against what may be done.
 func (p *Policy) row(op *builtins.Op, in proto.Message) error {
 	for _, rule := range p.security.DeniedOperations {
 		if matched, _ := path.Match(rule.Value, op.Name); matched {
@@ -203,7 +203,7 @@ func (p *Policy) row(op *builtins.Op, in proto.Message) error {
 	return nil
 }
 
-// changes says whether a request counts as a change of the guest. A command does, whatever it says of itself: that is not
+// changes reports whether a request counts as a change of the guest. A command does, whatever it says of itself: that is not
 // held to everywhere. So does a part of an upload.
 func changes(op *builtins.Op, in proto.Message) bool {
 	switch {
@@ -217,7 +217,7 @@ func changes(op *builtins.Op, in proto.Message) bool {
 	return op.Changes(in)
 }
 
-// paths holds what a request reads and changes against the rules.
+// paths checks what a request reads and changes against the rules.
 func (p *Policy) paths(a builtins.Access) error {
 	trees := map[string]bool{}
 	for _, t := range a.Trees {
@@ -264,7 +264,7 @@ func (p *Policy) paths(a builtins.Access) error {
 	return nil
 }
 
-// readable holds a path against what must not be read.
+// readable checks a path against what must not be read.
 func (p *Policy) readable(text string, tree bool, judged *fsys.Judged) error {
 	o, err := p.guest.look(text, judged)
 	if err != nil {
@@ -290,7 +290,7 @@ func (p *Policy) readable(text string, tree bool, judged *fsys.Judged) error {
 	return nil
 }
 
-// writes holds a path against what may be changed: the place itself, and what it leads to.
+// writes checks a path against what may be changed: the place itself, and what it leads to.
 func (p *Policy) writes(text string, judged *fsys.Judged) error {
 	o, err := p.guest.look(text, judged)
 	if err != nil {
@@ -336,7 +336,7 @@ type Current struct{ policy atomic.Pointer[Policy] }
 // Set puts a policy into force. Requests that are under way go on.
 func (c *Current) Set(p *Policy) { c.policy.Store(p) }
 
-// Check says why the policy in force refuses a request from a host on a port; nil: it does not. access is the row's for the
+// Check returns why the policy in force refuses a request from a host on a port; nil: it does not. access is the row's for the
 // request.
 func (c *Current) Check(port string, op *builtins.Op, in proto.Message, access builtins.Access) error {
 	p := c.policy.Load()
@@ -354,14 +354,14 @@ func (c *Current) Check(port string, op *builtins.Op, in proto.Message, access b
 	return nil
 }
 
-// Denies says whether a row is refused to the hosts on a channel whatever the request is.
+// Denies reports whether a row is refused to the hosts on a channel whatever the request is.
 func (c *Current) Denies(port string, op *builtins.Op) bool {
 	p := c.policy.Load()
 	return p == nil || slices.ContainsFunc(p.of(port), func(section *Policy) bool { return section.denies(op) })
 }
 
-// Sees says whether hosts on a channel may see, and end, what those on another began: their own, what nobody is known to have
-// begun, all where there is no other channel, and what a section of theirs says.
+// Sees reports whether hosts on a channel may see, and end, what those on another began: their own, what nobody is known to
+// have begun, all where there is no other channel, and what a section of theirs says.
 func (c *Current) Sees(port, owner string) bool {
 	if owner == port || owner == "" || config.IsOnlyPort(port) {
 		return true

@@ -114,8 +114,8 @@ func program(room, text string) error {
 	return nil
 }
 
-// Check says why a call is beyond the rights; nil: it is not. files is what the call acts on, a pretended one too, and access
-// the row's for the request.
+// Check returns why a call is beyond the rights; nil: it is not. files is what the call acts on, a pretended one too, and
+// access the row's for the request.
 func (r *Rights) Check(files *fsys.Root, op *builtins.Op, access builtins.Access) error {
 	if r == nil {
 		return nil
@@ -168,12 +168,12 @@ func (r *Rights) of(room string) (list []need) {
 	return list
 }
 
-// whole says whether one of the needs is of a whole room.
+// whole reports whether one of the needs is of a whole room.
 func whole(needs []need) bool {
 	return slices.ContainsFunc(needs, func(n need) bool { return n.object == "" })
 }
 
-// paths holds the paths of a request against the needs of its room.
+// paths checks the paths of a request against the needs of its room.
 func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	for _, text := range slices.Concat(access.Reads, access.Writes) {
 		if err := r.path(g, own, text, access.Judged); err != nil {
@@ -225,7 +225,7 @@ func (n need) covers(at string) bool {
 	return slices.ContainsFunc(n.places, func(p string) bool { return at == p || n.below && fsys.Within(at, p) })
 }
 
-// names says whether the need is of an object. Its kind may stand behind a dot: nginx.service is the service nginx.
+// names reports whether the need is of an object. Its kind may stand behind a dot: nginx.service is the service nginx.
 func (n need) names(o builtins.Object) bool {
 	return n.object == o.Name || n.object == o.Name+"."+o.Kind
 }
@@ -248,7 +248,7 @@ func (r *Rights) objects(own []need, access builtins.Access) error {
 	return nil
 }
 
-// commands holds programs against the needs of the rooms whose objects commands are.
+// commands checks programs against the needs of the rooms whose objects commands are.
 func (r *Rights) commands(g *Guest, commands []builtins.Command) error {
 	var own []need
 	for _, n := range r.needs {
@@ -267,7 +267,7 @@ func (r *Rights) commands(g *Guest, commands []builtins.Command) error {
 	return nil
 }
 
-// command holds a program against the needs.
+// command checks a program against the needs.
 func (r *Rights) command(g *Guest, own []need, c builtins.Command) error {
 	if len(c.Argv) == 0 || c.Argv[0] == "" {
 		return nil
@@ -277,7 +277,7 @@ func (r *Rights) command(g *Guest, own []need, c builtins.Command) error {
 		return fault.On(c.Argv[0], err)
 	}
 	name := c.Argv[0]
-	if len(found) == 0 { // it will not run; what is missing is told by the operation, if the name is not
+	if len(found) == 0 { // it will not run; the operation reports what is missing, if the name is not
 		if slices.ContainsFunc(own, func(n need) bool { return fsys.Base(n.object) == name }) {
 			return nil
 		}

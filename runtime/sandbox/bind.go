@@ -215,7 +215,7 @@ func scalar(
 	return none, wrong
 }
 
-// isMode says whether a field holds the permission bits of a file as text, which a number would turn into others: 0640 is
+// isMode reports whether a field holds the permission bits of a file as text, which a number would turn into others: 0640 is
 // 640 in Lua and 416 in YAML.
 func isMode(field protoreflect.FieldDescriptor) bool {
 	name := string(field.Name())

@@ -24,7 +24,7 @@ func FromStruct(s *structpb.Struct) (*pb.LuaTable, error) {
 // FromValue returns the Lua value whose result form is v: the inverse of ToValue.
 func FromValue(v *structpb.Value) (*pb.LuaValue, error) { return fromValue(v, 1, "result") }
 
-// isInexact says whether a number is a whole one that would be written with digits alone, of which not all may have come:
+// isInexact reports whether a number is a whole one that would be written with digits alone, of which not all may have come:
 // it is beyond 2^53.
 func isInexact(f float64) bool { return math.Abs(f) > 1<<53 && math.Abs(f) < 1e21 }
 

@@ -58,7 +58,7 @@ func spawn(cfg Config, limits Limits) (*runner, error) {
 		r.cgroup.remove()
 		return nil, err
 	}
-	if r.cgroup == nil { // which tells it otherwise
+	if r.cgroup == nil { // which knows it otherwise
 		r.oomKills = oomKills()
 	}
 	r.messages = framing.NewReader(r.conn, framing.MaxFromRunner)

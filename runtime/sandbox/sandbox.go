@@ -133,6 +133,6 @@ type Description struct {
 type Layer struct {
 	// Name is for people, such as seccomp.
 	Name string
-	// Missing says why this machine does not have the layer; empty: it is in effect.
+	// Missing is why this machine does not have the layer; empty: it is in effect.
 	Missing string
 }

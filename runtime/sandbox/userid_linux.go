@@ -74,7 +74,7 @@ func intersect(ranges, others []idRange) []idRange {
 }
 
 // lately keeps what takenIDs has returned for takenFor, since it looks at each process of the machine. Those that were started
-// meanwhile hasProcesses tells.
+// meanwhile is found by hasProcesses.
 var lately takenLately
 
 type takenLately struct {
@@ -94,7 +94,7 @@ func (l *takenLately) ids() []idRange {
 	return l.taken
 }
 
-// hasProcesses says whether a process has the id as its real user id, which the kernel knows without a search. Where it may
+// hasProcesses reports whether a process has the id as its real user id, which the kernel knows without a search. Where it may
 // not be asked, all processes are looked at.
 func hasProcesses(id uint32) bool {
 	switch _, err := unix.Getpriority(unix.PRIO_USER, int(id)); err {

@@ -209,7 +209,7 @@ func (m *Manager) descriptions(ctx context.Context, list []Script) (map[string]s
 	return told, nil
 }
 
-// describe fills in what a script says of itself, and says whether that is so as long as its source is the same.
+// describe fills in what a script says of itself, and reports whether that is so as long as its source is the same.
 func describe(info *pb.ScriptInfo, told sandbox.Description) (lasting bool) {
 	if told.Error != nil {
 		info.Error = told.Error.Message

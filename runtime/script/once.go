@@ -16,7 +16,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// fingerprint tells one request from another under the same key. It is over a canonical form, since the encoding of a
+// fingerprint distinguishes one request from another under the same key. It is over a canonical form, since the encoding of a
 // map differs from call to call, and keyed, since it is stored and secrets are part of it. What a script is by its name
 // is no part of the request: the script may have changed or removed itself when the request comes again.
 func fingerprint(key []byte, request *pb.RunScriptRequest) []byte {
@@ -44,7 +44,7 @@ func sentDigest(request *pb.RunScriptRequest) string {
 	return digest(request.Source)
 }
 
-// rest adds what else tells a request from another, and returns the sum. content returns that of an attachment.
+// rest adds what else distinguishes a request from another, and returns the sum. content returns that of an attachment.
 func (c canonical) rest(request *pb.RunScriptRequest, content func(*pb.Attachment) []byte) []byte {
 	c.structure(request.Params)
 	pairs(c, request.Secrets, func(v string) { c.text(v) })
@@ -166,7 +166,7 @@ func (r *run) replay(stored *pb.JournalEntry) *pb.RunScriptResponse {
 	return reply
 }
 
-// kept are the outcomes that are told again to every request under the key: the script does not run a second time.
+// kept are the outcomes that every request under the key gets again: the script does not run a second time.
 var kept = map[pb.ScriptStatus]bool{
 	pb.ScriptStatus_SCRIPT_STATUS_COMMITTED: true, pb.ScriptStatus_SCRIPT_STATUS_AWAITING_CONFIRM: true,
 }

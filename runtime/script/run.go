@@ -244,7 +244,7 @@ func (r *run) progressed(fraction *float64, step string) {
 	r.event(&pb.ScriptEvent{Progress: fraction, Step: r.hide.text(step), Log: nil})
 }
 
-// event tells the host while the script runs, where it asked for that.
+// event sends the host an event while the script runs, where it asked for events.
 func (r *run) event(event *pb.ScriptEvent) {
 	if !r.request.Events || r.call.Event == nil {
 		return

@@ -102,8 +102,8 @@ func (m *Manager) Running() int {
 	return len(m.running)
 }
 
-// Cancel stops the runs that a key or a transaction id names, of owners that sees reports true for. It tells whether there were
-// any.
+// Cancel stops the runs that a key or a transaction id names, of owners that sees reports true for. It reports whether there
+// were any.
 func (m *Manager) Cancel(request *pb.CancelRequest, sees func(port string) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -211,7 +211,7 @@ func digest(source []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// declares says whether a script may be a declared one, which names the function script; only a runner can tell for sure.
+// declares reports whether a script may be a declared one, which names the function script; only a runner knows for sure.
 func declares(source []byte) bool { return bytes.Contains(source, []byte("script")) }
 
 // describeTime is how long scripts may take to say what they are: it is but a table.

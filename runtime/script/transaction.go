@@ -108,7 +108,7 @@ func journalFailed(err error) *pb.ScriptError {
 	return &pb.ScriptError{Kind: "internal", Message: "the undo journal failed: " + err.Error(), Code: fault.Code(err)}
 }
 
-// rollBack takes all back and tells what became of each change.
+// rollBack undoes everything and reports the outcome of each change.
 func (r *run) rollBack(ctx context.Context, reply *pb.RunScriptResponse) {
 	reply.Result = nil
 	report := r.tx.Rollback(ctx)

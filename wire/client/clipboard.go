@@ -19,7 +19,7 @@ func (c *Client) SetClipboard(ctx context.Context, request *pb.ClipboardUpdateRe
 }
 
 // WatchClipboard asks for a *pb.ClipboardChangedEvent after each change of the clipboard in the guest, which Options.Event is
-// called with. Changes by SetClipboard are not told.
+// called with. Changes by SetClipboard are not reported.
 func (c *Client) WatchClipboard(ctx context.Context) error {
 	_, err := Call[*pb.ClipboardWatchResponse](ctx, c, &pb.ClipboardWatchRequest{})
 	return err

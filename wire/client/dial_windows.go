@@ -54,7 +54,7 @@ func localChannel(id string) string {
 	return path
 }
 
-// pipeGone says whether an error is that of a named pipe: one that cannot be opened, or whose other end has gone.
+// pipeGone reports whether an error is that of a named pipe: one that cannot be opened, or whose other end has gone.
 func pipeGone(err error) bool {
 	var open *fs.PathError
 	if errors.As(err, &open) && strings.HasPrefix(open.Path, pipePrefix) {

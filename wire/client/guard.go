@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// guard is writer.write for many frames of one context, of which it is told once.
+// guard is writer.write for many frames of one context, which it is given once.
 type guard struct {
 	w         *writer
 	ctx       context.Context

@@ -65,7 +65,7 @@ func (c *Client) ClockOffset(ctx context.Context) (best ClockOffset, err error) 
 			return best, err
 		}
 		if status.Now.CheckValid() != nil {
-			return best, fmt.Errorf("the agent does not tell what time it is")
+			return best, fmt.Errorf("the agent does not send its time")
 		}
 		if i == 0 || took/2 < best.Uncertainty {
 			guest := status.Now.AsTime()

@@ -21,7 +21,7 @@ var ownActions = map[pb.ServiceAction]string{
 	pb.ServiceAction_SERVICE_ACTION_UNMASK: "unmask",
 }
 
-// ControlService acts on a service of the guest and returns its state afterwards. An agent that would only tell the state in
+// ControlService acts on a service of the guest and returns its state afterwards. An agent that would only return the state in
 // place of what is asked for is not asked: the error is then errors.ErrUnsupported.
 func (c *Client) ControlService(ctx context.Context, name string, action pb.ServiceAction) (*pb.ServiceControlResponse, error) {
 	if word := ownActions[action]; word != "" {

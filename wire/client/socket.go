@@ -64,7 +64,7 @@ func FindSocket(root, id string) (string, error) {
 	return "", fmt.Errorf("virtual machine %s: no agent socket (%s): %w", id, known(root), fs.ErrNotExist)
 }
 
-// known tells which virtual machines have a socket, and where sockets are looked for.
+// known lists which virtual machines have a socket, and where sockets are looked for.
 func known(root string) string {
 	names := "there is none"
 	if ids := ListVMs(root); len(ids) > 0 {

@@ -29,8 +29,8 @@ type Tree struct {
 	All bool
 	// Checksum takes a file for unchanged by its digest alone, and not by its size and time of modification.
 	Checksum bool
-	// Exclude are patterns of *, ? and [a-z] of what is left out: of a name at any depth, or, with a slash in it, of the path in the
-	// tree. Of a directory all that is below is left out.
+	// Exclude are patterns of *, ? and [a-z] of what is left out: of a name at any depth, or, with a slash in it, of the path
+	// in the tree. Of a directory all that is below is left out.
 	Exclude  []string
 	Progress Progress // of all files together
 	// Failed is called for what could not be copied; the copy goes on where it returns nil. Nil: the first failure ends it.
@@ -180,7 +180,7 @@ func (p *treeCopy) progressOf() Progress {
 	}
 }
 
-// advance tells that n more bytes are done.
+// advance counts n more bytes as done.
 func (p *treeCopy) advance(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

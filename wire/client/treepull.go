@@ -226,7 +226,7 @@ func (p *pullTree) describe(ctx context.Context, items []item) (known []item, er
 	return known, nil
 }
 
-// describedAs says why a description is none of an item.
+// describedAs returns why a description is none of an item.
 func describedAs(it item, s *pb.FileStatus) error {
 	want := "file"
 	switch {

@@ -143,7 +143,7 @@ func (p *pushTree) write(ctx context.Context, list []todo) (results []*pb.TreeRe
 		return err
 	})
 	if interrupted && len(results) == len(list) && errors.Is(err, context.Canceled) && ctx.Err() == nil {
-		err = nil // each result tells
+		err = nil // each result has its own error
 	}
 	return results, err
 }

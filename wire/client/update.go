@@ -23,7 +23,7 @@ type Update struct {
 	// AllowDowngrade installs it also where it is older than the present one. OverridePackage installs it before an agent that
 	// belongs to a package of the guest.
 	AllowDowngrade, OverridePackage bool
-	// Progress is told how far it is. Optional.
+	// Progress is called with how far it is. Optional.
 	Progress Progress
 }
 
@@ -83,7 +83,7 @@ func (c *Client) Update(ctx context.Context, program io.ReadSeeker, u Update) (*
 	return reply, nil
 }
 
-// UpdateOutcome returns what became of the update to a version, as a status tells it; nil: nothing yet.
+// UpdateOutcome returns what became of the update to a version, as a status has it; nil: nothing yet.
 func UpdateOutcome(s *pb.GetStatusResponse, version string, since *pb.UpdateOutcome) *pb.UpdateOutcome {
 	last := s.GetUpdate().GetLast()
 	if last.GetVersion() != version || last.GetAt().AsTime().Equal(since.GetAt().AsTime()) {

@@ -54,5 +54,5 @@ func isHeld(err error) bool {
 		errors.Is(err, windows.ERROR_SHARING_VIOLATION)
 }
 
-// haveVsock: the driver viosock would have to be reached through Winsock, by an address family that it tells.
+// haveVsock: the driver viosock would have to be reached through Winsock, by an address family that it returns.
 const haveVsock = false

@@ -43,7 +43,7 @@ const (
 type virtioPort struct {
 	name   string
 	handle windows.Handle
-	// present asks whether a host is connected; nil: the channel cannot tell, such as a pipe.
+	// present asks whether a host is connected; nil: the channel does not know, such as a pipe.
 	present func() (bool, error)
 	// write is windows.WriteFile, but for tests of what the driver refuses.
 	write func(h windows.Handle, p []byte, done *uint32, o *windows.Overlapped) error
@@ -220,8 +220,8 @@ func (v *virtioPort) wakeUp() {
 	}
 }
 
-// hostPresent reports whether a host is connected. Where the channel cannot tell, one is, unless the last call failed for want
-// of one. A driver that fails to answer has lost the port.
+// hostPresent reports whether a host is connected. Where the channel does not know, one is, unless the last call failed for
+// want of one. A driver that fails to answer has lost the port.
 func (v *virtioPort) hostPresent() bool {
 	if v.present == nil {
 		return !v.absent.Load()

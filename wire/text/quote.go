@@ -14,7 +14,7 @@ func Quote(argv []string) string {
 	return strings.Join(quoted, " ")
 }
 
-// special says whether a character means more than itself to a shell.
+// special reports whether a character means more than itself to a shell.
 func special(c rune) bool {
 	plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-_./:=,+@%", c) || c > 0x7f
 	return !plain

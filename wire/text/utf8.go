@@ -34,7 +34,7 @@ func invalidBytes(s string) (count int) {
 }
 
 // ToValidUTF8Max is ToValidUTF8 with a result of at most limit bytes. It cuts neither within a rune nor within a \xNN;
-// truncated tells whether it cut.
+// truncated reports whether it cut.
 func ToValidUTF8Max(s string, limit int) (out string, truncated bool) {
 	if len(s) <= limit && utf8.ValidString(s) {
 		return s, false

@@ -8,7 +8,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// Open connects to the desktop that a session's environment names. Where there is none, or it has no way to tell its outputs,
+// Open connects to the desktop that a session's environment names. Where there is none, or it has no way to list its outputs,
 // the error is unsupported, and names it.
 func Open(ctx context.Context, getenv func(string) string) (Backend, error) {
 	switch {

@@ -47,7 +47,7 @@ func (windowsBackend) Outputs(context.Context) (*pb.ListDisplaysResponse, error)
 	return list, nil
 }
 
-// refreshOf returns the refresh rate of a mode. 0 and 1 stand for that of the driver, which it does not tell.
+// refreshOf returns the refresh rate of a mode. 0 and 1 stand for that of the driver, which is not known.
 func refreshOf(m winuser.Mode) float64 {
 	if m.Refresh <= 1 {
 		return 0

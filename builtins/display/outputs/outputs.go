@@ -1,4 +1,4 @@
-// Package outputs tells and sets the outputs of one desktop. It runs in the desktop's session, as its user.
+// Package outputs lists and sets the outputs of one desktop. It runs in the desktop's session, as its user.
 //
 //	Open ─► x11: RandR by protocol
 //	        wlroots: zwlr_output_manager_v1 · kde: kde_output_management_v2 · gnome: Mutter's DisplayConfig on the session bus
@@ -27,7 +27,7 @@ const Timeout = 2 * time.Second
 // restoreTimeout bounds the way back to the former state: it is gone even if the caller has given up.
 const restoreTimeout = 2 * time.Second
 
-// Backend is one way to tell and to set the outputs of a desktop. It is used by one goroutine.
+// Backend is one way to list and to set the outputs of a desktop. It is used by one goroutine.
 type Backend interface {
 	// Outputs returns the outputs as they are.
 	Outputs(ctx context.Context) (*pb.ListDisplaysResponse, error)
@@ -58,7 +58,7 @@ func Set(ctx context.Context, b Backend, settings []*pb.DisplaySetting) (*pb.Lis
 	return nil, restore(ctx, b, before, err)
 }
 
-// readBack returns the outputs once they are as the settings say. Some compositors tell of a change before all of them show it.
+// readBack returns the outputs once they are as the settings say. Some compositors report a change before all outputs show it.
 func readBack(ctx context.Context, b Backend, settings []*pb.DisplaySetting) (*pb.ListDisplaysResponse, error) {
 	for wait := 5 * time.Millisecond; ; wait *= 2 {
 		after, err := b.Outputs(ctx)
@@ -150,7 +150,7 @@ func differs(o *pb.DisplayOutput, s *pb.DisplaySetting) string {
 }
 
 const (
-	// refreshTolerance is within what two refresh rates are one, in Hz: 59.94 and 60 are told as one by many screens.
+	// refreshTolerance is within what two refresh rates are one, in Hz: many screens report 59.94 and 60 as one.
 	refreshTolerance = 0.5
 	// scaleTolerance is half of a step of the protocols' fixed numbers of 1/120.
 	scaleTolerance = 1.0 / 120

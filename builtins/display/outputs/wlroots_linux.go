@@ -56,7 +56,7 @@ type wlrBackend struct {
 	conn    *wayland.Conn
 	manager *wayland.Object
 	heads   []*wlrHead
-	shown   shownOutputs // what is on indeed: sway before 1.8 tells of heads with a custom mode that they are off
+	shown   shownOutputs // what is on indeed: sway before 1.8 reports heads with a custom mode as off
 	serial  uint32
 	told    bool // the first done event came
 }
@@ -158,7 +158,7 @@ func (b *wlrBackend) Outputs(ctx context.Context) (*pb.ListDisplaysResponse, err
 		return nil, err
 	}
 	if !b.told {
-		return nil, fault.Wrapf(fault.ErrBusy, "%s has told of no outputs yet", b.conn.Compositor())
+		return nil, fault.Wrapf(fault.ErrBusy, "%s has listed no outputs yet", b.conn.Compositor())
 	}
 	list := &pb.ListDisplaysResponse{
 		Success: true, System: "wlroots", Compositor: b.conn.Compositor(), Scaled: true, CanScale: true,
@@ -191,7 +191,7 @@ func (b *wlrBackend) describe(h *wlrHead) *pb.DisplayOutput {
 	return o
 }
 
-// listed are the modes that the head has of its own: a custom one may be among what the compositor tells, with no size.
+// listed are the modes that the head has of its own: a custom one may be among those that the compositor lists, with no size.
 func (h *wlrHead) listed() (list []*wlrMode) {
 	for _, m := range h.modes {
 		if m.width != 0 && m.height != 0 {

@@ -26,7 +26,7 @@ const (
 type x11Backend struct {
 	conn *x11.Conn
 	root xproto.Window
-	// The size of the screen in millimetres: the server tells it at the beginning of a connection alone.
+	// The size of the screen in millimetres: the server sends it at the beginning of a connection alone.
 	mmWidth, mmHeight uint32
 }
 

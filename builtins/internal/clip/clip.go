@@ -150,7 +150,7 @@ func Prepare(contents []Content) ([]Content, error) {
 	return all, nil
 }
 
-// Check says why content cannot be set, as far as that shows without decoding an image.
+// Check returns why content cannot be set, as far as that shows without decoding an image.
 func Check(c Content) error {
 	switch {
 	case len(c.Data) > MaxContent:
@@ -162,7 +162,7 @@ func Check(c Content) error {
 	return err
 }
 
-// CheckText says why data is no text.
+// CheckText returns why data is no text.
 func CheckText(data []byte) error {
 	if !utf8.Valid(data) {
 		return fault.Invalid("the text is not UTF-8")

@@ -64,8 +64,8 @@ func unsupportedImage(kind string) error {
 	return fault.Unsupported("the image is %s; supported: PNG, BMP", kind)
 }
 
-// CheckPNG says why an image is no PNG of at most MaxPixels: its parts must be whole, in order, and as their checksums say. Its
-// pixels are not decoded.
+// CheckPNG returns why an image is no PNG of at most MaxPixels: its parts must be whole, in order, and as their checksums say.
+// Its pixels are not decoded.
 func CheckPNG(data []byte) error {
 	_, _, _, err := pngHeader(data)
 	if err != nil {
@@ -112,7 +112,7 @@ func checkSize(width, height uint64) error {
 	return nil
 }
 
-// checkBMP says why a BMP is not converted. It must have as many bytes as its header says that its pixels take.
+// checkBMP returns why a BMP is not converted. It must have as many bytes as its header says that its pixels take.
 func checkBMP(data []byte) error {
 	config, err := bmp.DecodeConfig(bytes.NewReader(data))
 	if err != nil {

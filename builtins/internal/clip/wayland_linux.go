@@ -21,7 +21,7 @@ import (
 // A program without a window reaches the clipboard of a compositor by ext-data-control-v1, or by wlr-data-control-unstable-v1,
 // which is the same but for the names.
 //
-//	Read:  the offer that the device told last ─► receive(type, fd) ─► read to the end
+//	Read:  the offer that the device sent last ─► receive(type, fd) ─► read to the end
 //	Write: a source with its types ─► set_selection ─► send(type, fd) of anybody ─► write
 //	Watch: the device's event selection
 const (
@@ -140,7 +140,7 @@ func (w *waylandClipboard) setUp(ctx context.Context) (err error) {
 	if err := w.manager.Request(managerGetDevice, w.device, seat); err != nil {
 		return err
 	}
-	return w.conn.Roundtrip(ctx) // what is offered now is told at once
+	return w.conn.Roundtrip(ctx) // what is offered now is sent at once
 }
 
 // Done is closed when the connection has ended.
@@ -200,7 +200,7 @@ func (w *waylandClipboard) setCurrent(i int, offer *wayland.Object) {
 
 func (w *waylandClipboard) isOwn(name string) bool { return strings.HasPrefix(name, w.own) }
 
-// isMark says whether a type is of a clipboard like this one, in whatever process.
+// isMark reports whether a type is of a clipboard like this one, in whatever process.
 func isMark(name string) bool { return strings.HasPrefix(name, ownType) }
 
 // index returns which selection is meant.
@@ -214,7 +214,7 @@ func (w *waylandClipboard) index(primary bool) (int, error) {
 	return 1, nil
 }
 
-// Offered returns what the compositor told last.
+// Offered returns what the compositor sent last.
 func (w *waylandClipboard) Offered(_ context.Context, primary bool) ([]Kind, []string, error) {
 	at, err := w.index(primary)
 	if err != nil {
@@ -292,7 +292,7 @@ func readAll(ctx context.Context, from *os.File, limit int) ([]byte, error) {
 	}
 }
 
-// Write offers contents by a source, and waits until the compositor has told that they are what is offered.
+// Write offers contents by a source, and waits until the compositor has confirmed that they are what is offered.
 func (w *waylandClipboard) Write(ctx context.Context, primary bool, contents []Content) error {
 	at, err := w.index(primary)
 	if err != nil {

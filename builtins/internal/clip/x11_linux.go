@@ -179,14 +179,14 @@ func (x *x11Clipboard) Close() error {
 	return nil
 }
 
-// Watch asks the server to tell of changes of the owner.
+// Watch asks the server for events of changes of the owner.
 func (x *x11Clipboard) Watch(changed func()) error {
 	x.mu.Lock()
 	x.changed = changed
 	x.mu.Unlock()
 	return x.ask(context.Background(), func() error {
 		if err := xfixes.Init(x.conn.Conn); err != nil {
-			return fault.Unsupported("%s has no XFixes, which tells of changes of the clipboard", x.conn)
+			return fault.Unsupported("%s has no XFixes, which reports changes of the clipboard", x.conn)
 		}
 		if _, err := xfixes.QueryVersion(x.conn.Conn, 5, 0).Reply(); err != nil {
 			return err

@@ -64,7 +64,7 @@ type Session struct {
 // String returns type and user, for messages.
 func (s *Session) String() string { return s.Type + " session of " + s.User.Name }
 
-// same says whether a helper that was started for one session serves the other.
+// same reports whether a helper that was started for one session serves the other.
 func (s *Session) same(other *Session) bool {
 	return s.ID == other.ID && s.Type == other.Type && s.User.UID == other.User.UID && s.User.Name == other.User.Name &&
 		(s.Display == other.Display || s.Display == "" || other.Display == "")
@@ -122,8 +122,8 @@ func New(c Config) *Desktop {
 	return d
 }
 
-// OnEvent has a function called for each event of type In of the helper, one after the other: it must not wait. It is told in
-// which session that helper is. It is called before anything else of d is.
+// OnEvent has a function called for each event of type In of the helper, one after the other: it must not wait. It is reported
+// in which session that helper is. It is called before anything else of d is.
 func OnEvent[In proto.Message](d *Desktop, f func(s *Session, in In)) {
 	var in In
 	prototype := in.ProtoReflect().Type().Zero().Interface()
@@ -194,8 +194,8 @@ func (d *Desktop) Front(ctx context.Context) (*Session, error) {
 	return d.finder.front(ctx)
 }
 
-// Available says whether there is a session in front, in time for whoever lists what the guest can do: where that takes long it
-// returns what was so before.
+// Available reports whether there is a session in front, in time for whoever lists what the guest can do: where that takes long
+// it returns what was so before.
 func (d *Desktop) Available() bool {
 	if !d.config.Live {
 		return false
@@ -240,7 +240,7 @@ func (d *Desktop) Keep(request proto.Message) {
 	d.wake()
 }
 
-// Drop ends what Keep did for requests of that type. What the helper that runs was told stays.
+// Drop ends what Keep did for requests of that type. What the helper that runs has already received stays.
 func (d *Desktop) Drop(request proto.Message) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

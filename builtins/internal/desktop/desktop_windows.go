@@ -31,7 +31,7 @@ type consoleAPI struct {
 	active func() (session uint32, ok bool)
 	// token returns a token of the user who is logged on there. The caller closes it. 0: the agent's own is the user's.
 	token func(session uint32) (windows.Token, error)
-	// locked says whether the screen is locked.
+	// locked reports whether the screen is locked.
 	locked func(session uint32) (bool, error)
 }
 
@@ -161,7 +161,7 @@ var (
 
 const lockNotTold = "Windows does not say whether its screen is locked"
 
-// consoleLocked says whether the screen of a session is locked. Wine, which has no such screen, does not say.
+// consoleLocked reports whether the screen of a session is locked. Wine, which has no such screen, does not say.
 func consoleLocked(session uint32) (bool, error) {
 	var info *sessionInfo
 	var size uint32

@@ -43,7 +43,7 @@ type finder struct {
 	bus *sysbus.Conn // listens to logind; nil: not connected
 }
 
-// newFinder makes a finder, which calls wake whenever front may return something else, as far as logind tells.
+// newFinder makes a finder, which calls wake whenever front may return something else, as far as logind says.
 func newFinder(ctx context.Context, files *fsys.Root, wake func()) *finder {
 	return &finder{ctx: ctx, files: files, wake: wake}
 }
@@ -59,7 +59,7 @@ func (f *finder) close() error {
 	return bus.Close()
 }
 
-// tells says whether wake is called when the reason for an error of front is gone.
+// tells reports whether wake will be called when the reason for an error of front is gone.
 func (f *finder) tells(err error) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,7 +83,7 @@ func (f *finder) front(ctx context.Context) (*Session, error) {
 	return findByProcesses(f.files, func(uint32) bool { return true })
 }
 
-// connect returns the connection to the bus, which listens to what logind tells.
+// connect returns the connection to the bus, which listens to the signals of logind.
 func (f *finder) connect() (*sysbus.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -110,7 +110,7 @@ func (f *finder) connect() (*sysbus.Conn, error) {
 			f.wake()
 		}
 		if f.ctx.Err() == nil {
-			f.wake() // the bus is gone: what it would have told is not known
+			f.wake() // the bus is gone: what it would have signalled is not known
 		}
 	}()
 	f.bus = bus
@@ -209,7 +209,7 @@ func (f *finder) choose(seated []seat) (*Session, error) {
 	case front != nil:
 		return front, nil
 	case console != nil && console.uid != 0:
-		// It may have become a graphical one that logind was not told of, as startx makes it.
+		// It may have become a graphical one that logind does not know of, as startx makes it.
 		s, err := findByProcesses(f.files, func(uid uint32) bool { return uid == console.uid })
 		if err == nil {
 			found := f.session(console, s.Type)
@@ -275,7 +275,7 @@ func (f *finder) environment(s *Session) ([]string, error) {
 	return proc.Environ(proc.LoginEnv(s.User), found.env), nil
 }
 
-// known says whether the accounts have a user.
+// known reports whether the accounts have a user.
 func (f *finder) known(uid uint32) bool {
 	accounts, err := f.files.Accounts()
 	if err != nil {
@@ -284,7 +284,7 @@ func (f *finder) known(uid uint32) bool {
 	return slices.ContainsFunc(accounts.Users, func(u fsys.User) bool { return u.UID == uid })
 }
 
-// watchEnd has a function called when a process ends, unless unwatch comes first: logind does not tell that the leader of a
+// watchEnd has a function called when a process ends, unless unwatch comes first: logind does not report that the leader of a
 // session has, while other processes of it are left.
 func watchEnd(pid int, ended func()) (unwatch func(), err error) {
 	if pid <= 0 {

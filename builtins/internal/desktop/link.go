@@ -227,7 +227,7 @@ func (l *link) tell(request proto.Message) {
 		frame.Id = l.next
 		l.givenUp[frame.Id] = struct{}{}
 		l.mu.Unlock()
-		begun, _ := l.write(context.Background(), frame, time.Now().Add(helper.Timeout)) // after an error the next helper is told
+		begun, _ := l.write(context.Background(), frame, time.Now().Add(helper.Timeout)) // after an error the next helper gets it
 		if !begun {
 			l.mu.Lock()
 			delete(l.givenUp, frame.Id)
@@ -294,7 +294,7 @@ func (l *link) readSecond(in *counter) error {
 	return nil
 }
 
-// take takes one frame, and says whether somebody waits for it.
+// take takes one frame, and reports whether somebody waits for it.
 func (l *link) take(frame *pb.SessionFrame) (asked bool, err error) {
 	if frame.Id == 0 {
 		return false, l.event(frame)

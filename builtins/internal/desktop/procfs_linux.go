@@ -156,7 +156,7 @@ func environ(dir *os.Root) map[string]string {
 	return env
 }
 
-// hasDisplay drops the displays that are not there, or are another user's, and says whether one is left.
+// hasDisplay drops the displays that are not there, or are another user's, and reports whether one is left.
 func hasDisplay(env map[string]string, uid uint32) bool {
 	if env == nil {
 		return false
@@ -189,8 +189,8 @@ func withoutScreen(display string) string {
 	return display
 }
 
-// inMemory says whether a path that a process names is where sockets are. No other one is looked at: it may be on a file system
-// that never answers.
+// inMemory reports whether a path that a process names is where sockets are. No other one is looked at: it may be on a file
+// system that never answers.
 func inMemory(path string) bool {
 	return strings.HasPrefix(path, "/run/") || strings.HasPrefix(path, "/tmp/")
 }
@@ -217,7 +217,7 @@ func runtimeDir(env map[string]string, uid uint32) string {
 	return "/run/user/" + strconv.FormatUint(uint64(uid), 10)
 }
 
-// isSocket says whether there is a socket that one of these users made. A link to one is none.
+// isSocket reports whether there is a socket that one of these users made. A link to one is none.
 func isSocket(path string, owners ...uint32) bool {
 	if path == "" {
 		return false
@@ -229,12 +229,12 @@ func isSocket(path string, owners ...uint32) bool {
 	return slices.Contains(owners, info.Sys().(*syscall.Stat_t).Uid)
 }
 
-// isXServer says whether an X display is there that may be a user's: its server is the user's, or root's.
+// isXServer reports whether an X display is there that may be a user's: its server is the user's, or root's.
 func isXServer(display string, uid uint32) bool { return isSocket(xSocket(display), uid, 0) }
 
-// ofServer says whether the display of a process is one of its user. Every user can name a display whose server is root's: that
-// is of whoever was started by what started the server, which is a display manager, or xinit. Where init did, or where that is
-// not known, it may be of anybody.
+// ofServer reports whether the display of a process is one of its user. Every user can name a display whose server is root's:
+// that is of whoever was started by what started the server, which is a display manager, or xinit. Where init did, or where
+// that is not known, it may be of anybody.
 func (m member) ofServer() bool {
 	if m.env["WAYLAND_DISPLAY"] != "" || isSocket(xSocket(m.env["DISPLAY"]), m.uid) {
 		return true
@@ -258,7 +258,7 @@ func serverOf(display string) int {
 	return pid
 }
 
-// descends says whether a process is a child of another one, or of a child of it, and so on.
+// descends reports whether a process is a child of another one, or of a child of it, and so on.
 func descends(pid, ancestor int) bool {
 	for depth := 0; pid > 1 && depth < maxAncestors; depth++ {
 		if pid = parent(pid); pid == ancestor {
@@ -329,7 +329,7 @@ func (m member) score(s *Session) int {
 	return n
 }
 
-// inScope says whether a process is in the control group of a session of logind.
+// inScope reports whether a process is in the control group of a session of logind.
 func (m member) inScope(id string) bool {
 	group, err := os.ReadFile("/proc/" + strconv.Itoa(m.pid) + "/cgroup")
 	return err == nil && bytes.Contains(group, []byte("/session-"+id+".scope"))

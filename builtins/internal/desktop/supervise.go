@@ -189,7 +189,7 @@ func (d *Desktop) start(session *Session) (*link, error) {
 	for _, request := range kept {
 		l.tell(request)
 	}
-	if unwatch, err := watchEnd(session.leader, d.wakeTwice); err == nil { // else logind tells of it, later
+	if unwatch, err := watchEnd(session.leader, d.wakeTwice); err == nil { // else logind reports it, later
 		d.work.Go(func() { <-l.gone; unwatch() })
 	}
 	d.work.Go(func() { l.read() })
@@ -206,7 +206,7 @@ func (d *Desktop) failed() {
 	d.notBefore = time.Now().Add(pause)
 }
 
-// watch waits for the end of a helper, and tells of it unless it was to end.
+// watch waits for the end of a helper, and reports it unless it was to end.
 func (d *Desktop) watch(l *link) {
 	<-l.process.done
 	l.close(fault.Wrapf(errEnded, "the session helper ended (%s)", l.how()))

@@ -180,7 +180,7 @@ func (s *Session) startCommand(t testing.TB, ready func() bool, cmd *exec.Cmd) *
 	return cmd
 }
 
-// socket returns a function that says whether somebody listens at a path.
+// socket returns a function that reports whether somebody listens at a path.
 func socket(path string) func() bool {
 	return func() bool {
 		conn, err := net.Dial("unix", path)

@@ -40,7 +40,7 @@ func (s *Session) bus(t testing.TB) {
 	s.Set("DBUS_SESSION_BUS_ADDRESS", "unix:path="+path)
 }
 
-// owned says whether somebody has a name on the session bus.
+// owned reports whether somebody has a name on the session bus.
 func (s *Session) owned(t testing.TB, name string) (owned bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -68,7 +68,7 @@ func Mutter(t testing.TB, sizes ...string) *Session {
 	return s
 }
 
-// NestedMutter starts GNOME's compositor in a window of an X server, with as many monitors as are told, whose modes are the
+// NestedMutter starts GNOME's compositor in a window of an X server, with a number of monitors, whose modes are the
 // sizes WIDTHxHEIGHT. What it draws has its own size.
 func NestedMutter(t testing.TB, monitors int, sizes ...string) *Session {
 	t.Helper()

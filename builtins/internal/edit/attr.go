@@ -16,7 +16,7 @@ import (
 // functions use Put with Attr, or SetAttr, declare it.
 const Inverse = "file.attributes"
 
-// Differs says whether an object has to be changed to have the attributes.
+// Differs reports whether an object has to be changed to have the attributes.
 func Differs(have fsys.Meta, want fsys.Attr) bool {
 	return want.Mode != nil && *want.Mode != have.Mode || want.UID != nil && *want.UID != have.UID || want.GID != nil && *want.GID != have.GID
 }
@@ -68,7 +68,7 @@ type Link struct {
 	Op, Path, Target string
 	// Parents makes missing directories above. Optional.
 	Parents bool
-	// Same says whether a target is as good as Target. Nil: only the same text is.
+	// Same reports whether a target is as good as Target. Nil: only the same text is.
 	Same func(target string) bool
 	// Replace lets the link take the place of a regular file.
 	Replace bool

@@ -47,7 +47,7 @@ type Change struct {
 	editor    *Editor
 	untrusted bool     // what is there is not fsys.At.Trusted
 	separate  bool     // all other names of what is there are the transaction's own
-	cost      uint64   // bytes that are copied to keep a large file, as far as a dry run tells
+	cost      uint64   // bytes that are copied to keep a large file, as far as a dry run knows
 	missing   []string // the directories above that Prepare makes
 }
 
@@ -153,7 +153,7 @@ func (c *Change) ForetellCost() error {
 	return err
 }
 
-// Absent says whether nothing is there.
+// Absent reports whether nothing is there.
 func (c *Change) Absent() bool { return c.Old.Kind == fsys.Absent }
 
 // Prepare keeps what is there, and at other paths that the change touches, and makes the missing directories.
@@ -221,7 +221,7 @@ func (c *Change) SyncDir(at *fsys.At) error {
 	return at.SyncDir()
 }
 
-// Durable says whether a replaced file's name must be made durable at once.
+// Durable reports whether a replaced file's name must be made durable at once.
 func (c *Change) Durable() bool { return c.Call.Tx == nil }
 
 // End frees the change, takes back the directories that were made if it failed, and names the object in the error.
@@ -240,7 +240,7 @@ func (c *Change) Close() {
 	}
 }
 
-// Report tells of the change, and of the directories above that were made.
+// Report reports the change, and the directories above that were made.
 func (c *Change) Report(action string, content *Content) {
 	for _, dir := range c.missing {
 		c.tell(&pb.Change{Target: dir, Action: "created"})
@@ -302,7 +302,7 @@ func (c *Change) OldContent() *Content {
 	return s
 }
 
-// public says whether users other than the owner get to the object at all. New directories are open to all.
+// public reports whether users other than the owner get to the object at all. New directories are open to all.
 func (c *Change) public() bool {
 	if c.At != nil {
 		return c.At.Public
@@ -331,7 +331,7 @@ func (s *Content) Becomes(content []byte, mode uint32) *Content {
 	return s
 }
 
-// shown says whether both contents are complete, and may be shown.
+// shown reports whether both contents are complete, and may be shown.
 func (s *Content) shown() bool {
 	return s.link == "" && !s.hidden && !s.long && diff.IsText(s.old) && diff.IsText(s.new)
 }

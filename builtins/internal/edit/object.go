@@ -26,7 +26,7 @@ func Object(path string, was fsys.Meta, movedTo string) *pb.JournalObject {
 	return &pb.JournalObject{Path: path, MovedTo: movedTo, State: state}
 }
 
-// isObject says whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on
+// isObject reports whether meta is of the object of a state, whatever happened to it. Where inode numbers are not stable, as on
 // overlayfs, the time of birth is not either; may says that others than root can have put another object there.
 func isObject(state *pb.JournalState, meta fsys.Meta, stable, may bool) bool {
 	was := stateMeta(state)
@@ -43,7 +43,7 @@ func stateMeta(state *pb.JournalState) fsys.Meta {
 	}
 }
 
-// exchangeable says whether numbers tell an object at a path from others, which is stable, and whether others than root can put
+// exchangeable reports whether numbers identify an object at a path, which is stable, and whether others than root can put
 // another object there than an undo expects.
 func (e *Editor) exchangeable(at *fsys.At, path string) (stable, may bool, err error) {
 	if stable, err = at.StableInodes(); err != nil {
@@ -161,10 +161,10 @@ func (e *Editor) exact(path string) (*fsys.At, fsys.Meta, error) {
 	return at, meta, nil
 }
 
-// wasMoved says whether a move happened, by what is at the former place and at the new one; was describes the object before it.
-// may says that others than root can put an object there. Where they cannot, a file may have been saved anew meanwhile, as by
-// sed -i, and where its number does not tell it from others nothing does: then one of its kind, alone at one of the places,
-// stands for it.
+// wasMoved reports whether a move happened, by what is at the former place and at the new one; was describes the object before
+// it. may says that others than root can put an object there. Where they cannot, a file may have been saved anew meanwhile, as
+// by sed -i, and where its number does not identify it nothing does: then one of its kind, alone at one of the places, stands
+// for it.
 func wasMoved(former, found fsys.Meta, was *pb.JournalState, stable, may bool) (bool, error) {
 	kind := fsys.Kind(was.GetKind())
 	alone := !may && (!stable || kind == fsys.File) || may && !stable && !fsys.TrustedUser(was.GetUid()) && found.MayBe(stateMeta(was))

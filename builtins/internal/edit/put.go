@@ -33,7 +33,7 @@ type File struct {
 	// there. It is not called in a dry run, whose files no program sees, and goes neither with InPlace nor with Append.
 	// Optional.
 	Validate func(ctx context.Context, path string) error
-	// Same says whether a content is as good as Content. Nil: only the same bytes are.
+	// Same reports whether a content is as good as Content. Nil: only the same bytes are.
 	Same func(have []byte) bool
 }
 
@@ -120,7 +120,7 @@ func (c *Change) edited(ctx context.Context, edit func(context.Context, []byte) 
 	return edit(ctx, old)
 }
 
-// has says whether the content is there already.
+// has reports whether the content is there already.
 func (c *Change) has(w File) (bool, error) {
 	if c.Old.Kind != fsys.File || c.untrusted {
 		return false, nil
@@ -231,12 +231,12 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 	return c.Commit(staged, w.Attr)
 }
 
-// grows says whether a large file gets no more than something behind it.
+// grows reports whether a large file gets no more than something behind it.
 func (c *Change) grows(w File) bool {
 	return w.Append && !w.Backup && c.Old.Kind == fsys.File && c.Old.Size > maxKept
 }
 
-// appendable says whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a
+// appendable reports whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a
 // large file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is
 // replaced.
 func (c *Change) appendable(w File) bool {

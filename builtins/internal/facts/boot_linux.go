@@ -1,4 +1,4 @@
 package facts
 
-// BootID tells this boot of the kernel from the next; empty where it cannot be read.
+// BootID identifies this boot of the kernel; empty where it cannot be read.
 func BootID() string { return firstLine("/", "proc/sys/kernel/random/boot_id") }

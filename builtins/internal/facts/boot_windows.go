@@ -20,7 +20,7 @@ const (
 	createdNew     = 1 // REG_CREATED_NEW_KEY
 )
 
-// BootID tells this boot of the kernel from the next, also from one that follows on a hibernation; empty where the agent may
+// BootID identifies this boot of the kernel, also after a hibernation; empty where the agent may
 // not write to the registry.
 func BootID() string {
 	key, made, err := createVolatile(registry.LOCAL_MACHINE, bootKey)

@@ -78,7 +78,7 @@ type Route struct {
 // Pressure is how long tasks waited for what they had not enough of.
 type Pressure struct{ CPU, Memory, IO Stall }
 
-// Stall tells of some tasks that waited, and of all that had something to do.
+// Stall is the time in which some tasks waited, and in which all that had something to do did.
 type Stall struct{ Some, Full StallShare }
 
 // StallShare is in percent, over the last 10, 60 and 300 seconds, and the time since boot.

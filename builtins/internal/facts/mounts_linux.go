@@ -64,7 +64,7 @@ func visibleData(mountinfo string) (chosen []*mount) {
 // maxMountDepth bounds how many mounts are within one another, against a list that is not consistent.
 const maxMountDepth = 1000
 
-// isHidden says whether no path leads to a mount: another one is mounted on its root, or above its mount point in the same
+// isHidden reports whether no path leads to a mount: another one is mounted on its root, or above its mount point in the same
 // mount, or the mount that it is in is hidden itself.
 func isHidden(m *mount, list []*mount, byID map[int]*mount, depth int) bool {
 	if m.hiddenKnown || depth > maxMountDepth {
@@ -85,7 +85,7 @@ func isHidden(m *mount, list []*mount, byID map[int]*mount, depth int) bool {
 	return m.hidden
 }
 
-// below says whether a path is below a directory.
+// below reports whether a path is below a directory.
 func below(path, dir string) bool { return strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/") }
 
 // parseMount reads a line of mountinfo; nil: it is none.
@@ -111,8 +111,8 @@ func unescapeMount(field string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(field)
 }
 
-// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what the
-// kernel itself mounted at its start is called /dev/root, which is not there.
+// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what
+// the kernel itself mounted at its start is called /dev/root, which is not there.
 func (m *mount) deviceName(root string) string {
 	switch {
 	case strings.HasPrefix(m.source, "/dev/mapper/"):
@@ -137,8 +137,8 @@ func sizes(path string) (Disk, error) {
 	return sizesOf(s), err
 }
 
-// sizesOf reads what statfs(2) tells: its blocks are of the fragment size. The block size, which is the best one for reads, may be
-// another, as with FUSE and virtiofs.
+// sizesOf reads what statfs(2) returns: its blocks are of the fragment size. The block size, which is the best one for reads,
+// may be another, as with FUSE and virtiofs.
 func sizesOf(s unix.Statfs_t) Disk {
 	unit := uint64(s.Frsize)
 	if unit == 0 {

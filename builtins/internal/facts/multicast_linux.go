@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LinkGroups are the multicast groups of NETLINK_ROUTE that tell of changes of links and addresses.
+// LinkGroups are the multicast groups of NETLINK_ROUTE for changes of links and addresses.
 const LinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1)
 
 // Multicast opens a netlink socket that receives what is sent to groups of a protocol. The caller closes it.
@@ -25,7 +25,7 @@ func Multicast(protocol int, groups uint32) (*os.File, error) {
 }
 
 // WatchLinks returns a channel that receives a value when links or addresses may have changed. It is closed when ctx ends, or
-// nothing can be heard any more. What changed before WatchLinks returned is not told.
+// nothing can be heard any more. What changed before WatchLinks returned is not reported.
 func WatchLinks(ctx context.Context) (<-chan struct{}, error) {
 	socket, err := Multicast(unix.NETLINK_ROUTE, LinkGroups)
 	if err != nil {

@@ -1,4 +1,4 @@
 package facts
 
-// ReadPressure returns nil: Windows does not tell.
+// ReadPressure returns nil: Windows does not measure it.
 func ReadPressure(string) *Pressure { return nil }

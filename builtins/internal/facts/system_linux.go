@@ -61,7 +61,8 @@ func Kernel() (release, machine string) {
 	return unix.ByteSliceToString(name.Release[:]), unix.ByteSliceToString(name.Machine[:])
 }
 
-// CPUs counts the processors that are online, whichever of them the agent may use; as runtime.NumCPU where the kernel does not tell.
+// CPUs counts the processors that are online, whichever of them the agent may use; as runtime.NumCPU where the kernel does not
+// say.
 func CPUs() int { return cpusIn(firstLine("/", "sys/devices/system/cpu/online")) }
 
 // cpusIn counts the processors of a list such as 0-3,6.

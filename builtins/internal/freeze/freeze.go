@@ -5,7 +5,7 @@
 //	exec ────► SetWatched ────┼─► State ────┼─► Config.Changed: logs are held back
 //	power ───► ThawAll ───────┘             └─► Enter, Check: what would write there waits, or is refused as busy
 //
-// Not here: when something is frozen, in which order, for how long, and who is told.
+// Not here: when something is frozen, in which order, for how long, and who gets to know.
 package freeze
 
 import (
@@ -42,7 +42,7 @@ type Hold struct {
 	Token string `json:"token"`
 	// Systems are the file systems, in the order in which they are frozen.
 	Systems []System `json:"systems"`
-	// Hooks are what has to be told of the thaw, in the order in which they were told of the freeze.
+	// Hooks are those that have to run for the thaw, in the order in which they ran for the freeze.
 	Hooks []string `json:"hooks,omitempty"`
 }
 
@@ -90,7 +90,7 @@ func New(config Config) *State {
 	return &State{config: config, note: note{path: config.Note}, released: make(chan struct{}), entries: map[*entry]bool{}}
 }
 
-// Hold takes note of file systems before they are frozen, or of hooks before they run, in place of what is noted under the same
+// Hold notes file systems before they are frozen, or hooks before they run, in place of what is noted under the same
 // token. From then on Enter and Check know the file systems, and the note has them. It returns what is under way and would meet
 // them: each channel is closed when that is over. A file system that is in another hold is an error of cause fault.ErrBusy.
 func (s *State) Hold(h Hold) (running []<-chan struct{}, err error) {
@@ -134,7 +134,7 @@ func (s *State) without(token string) []Hold {
 	return slices.DeleteFunc(slices.Clone(s.holds), func(h Hold) bool { return h.Token == token })
 }
 
-// replaced tells of other holds. The caller holds mu.
+// replaced reports other holds. The caller holds mu.
 func (s *State) replaced() {
 	s.held.Store(int32(len(s.holds)))
 	close(s.released)
@@ -152,7 +152,7 @@ func (s *State) holder(device string) *Hold {
 	return nil
 }
 
-// Holds says whether a file system, by its device number, is in a hold.
+// Holds reports whether a file system, by its device number, is in a hold.
 func (s *State) Holds(device string) bool {
 	if s.held.Load() == 0 {
 		return false
@@ -162,7 +162,7 @@ func (s *State) Holds(device string) bool {
 	return s.holder(device) != nil
 }
 
-// HoldsPoint says whether what is mounted at a point, or opened there, is in a hold.
+// HoldsPoint reports whether what is mounted at a point, or opened there, is in a hold.
 func (s *State) HoldsPoint(point string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,7 +173,7 @@ func (s *State) HoldsPoint(point string) bool {
 	})
 }
 
-// SetWatched takes note of what commands have left frozen and will be thawed by their watch, and whether anything was found
+// SetWatched notes what commands have left frozen and will be thawed by their watch, and whether anything was found
 // frozen that is no hold.
 func (s *State) SetWatched(points []string, found bool) {
 	s.mu.Lock()
@@ -189,7 +189,7 @@ func (s *State) Watched() []string {
 	return slices.Clone(s.watched)
 }
 
-// changed writes the note and tells. The caller holds mu.
+// changed writes the note and calls Changed. The caller holds mu.
 func (s *State) changed() {
 	s.note.write(noted{Commands: s.watched, Holds: s.holds})
 	frozen := s.found || slices.ContainsFunc(s.holds, func(h Hold) bool { return len(h.Systems) > 0 })

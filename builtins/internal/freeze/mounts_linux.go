@@ -168,7 +168,7 @@ func thawEverything() {
 	}
 }
 
-// meeting tells whether paths are on what is held.
+// meeting reports whether paths are on what is held.
 type meeting struct {
 	holds  []Hold
 	mounts []Mount

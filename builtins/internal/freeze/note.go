@@ -58,7 +58,7 @@ func (n *note) write(content noted) {
 type Left struct {
 	// Holds are what requests had frozen, without what was never frozen or thawed by others.
 	Holds []Hold
-	// Messages tell of each file system that was thawed, or cannot be.
+	// Messages name each file system that was thawed, or cannot be.
 	Messages []string
 }
 

@@ -43,7 +43,7 @@ func (t *Target) Thaw() (bool, error) {
 	return err == nil, err
 }
 
-// Trim tells the disk which blocks are unused, in runs of at least minimum bytes, and returns how many bytes it told of.
+// Trim discards the unused blocks on the disk, in runs of at least minimum bytes, and returns how many bytes these had.
 func (t *Target) Trim(minimum uint64) (uint64, error) {
 	rang := struct{ start, length, minimum uint64 }{0, ^uint64(0), minimum} // struct fstrim_range
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(t.fd), fitrim, uintptr(unsafe.Pointer(&rang))); errno != 0 {

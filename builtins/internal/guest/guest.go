@@ -125,7 +125,7 @@ func (g *Guest) apart(list []fsys.Meta, path string) bool {
 	return !slices.ContainsFunc(list[:max(len(list)-1, 0)], func(m fsys.Meta) bool { return m.Mounted && m.Dev == own.Dev })
 }
 
-// within says whether a path is dir or below it, or what stands there is the object that stands at dir or below that.
+// within reports whether a path is dir or below it, or what stands there is the object that stands at dir or below that.
 func (g *Guest) within(path, dir string) bool {
 	if fsys.Within(path, dir) {
 		return true
@@ -144,8 +144,8 @@ func (g *Guest) within(path, dir string) bool {
 	}
 }
 
-// mountedWithin says whether a path is below a mount of a part of dir, which is described as own: the directory itself is seen
-// nowhere on the way to it. Below another root than the machine's it is not known where what is mounted above that begins.
+// mountedWithin reports whether a path is below a mount of a part of dir, which is described as own: the directory itself is
+// seen nowhere on the way to it. Below another root than the machine's it is not known where what is mounted above that begins.
 func (g *Guest) mountedWithin(path, dir string, own fsys.Meta) bool {
 	a, pathFrom, err := g.nearest(path)
 	if err != nil {
@@ -226,7 +226,7 @@ func (g *Guest) RunValidator(ctx context.Context, command Command, spec proc.Spe
 	return g.Run(ctx, command, spec)
 }
 
-// missedView says whether a validator may have failed for want of a private view.
+// missedView reports whether a validator may have failed for want of a private view.
 func missedView(result *proc.Result) bool {
 	return result.Err() != nil && result.Signal == 0 && !result.TimedOut &&
 		slices.ContainsFunc(viewTexts, func(text string) bool { return OutputContains(result, text) })

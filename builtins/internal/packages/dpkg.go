@@ -34,7 +34,7 @@ type stanza struct {
 	bad   bool // one of them is none of a field
 }
 
-// key tells packages apart: one name may be installed for several architectures.
+// key identifies a package: one name may be installed for several architectures.
 func (s *stanza) key() string { return s.name + ":" + s.arch }
 
 // state returns the third word of Status. Where triggers are pending the package works.
@@ -49,7 +49,7 @@ func (s *stanza) state() string {
 	return words[2]
 }
 
-// valid says whether it makes a package. What is not installed has no version.
+// valid reports whether it makes a package. What is not installed has no version.
 func (s *stanza) valid() bool {
 	state := s.state()
 	return !s.bad && s.name != "" && state != "" && (s.version != "" || state != StateInstalled)

@@ -48,7 +48,7 @@ const (
 	maxPackages = 1 << 17  // in all; a database with more of them is taken for damaged
 )
 
-// Package is one package. What its database does not tell is empty.
+// Package is one package. What its database does not have is empty.
 type Package struct {
 	// Type is one of the types above.
 	Type, Name, Version, Arch string
@@ -166,7 +166,7 @@ func (r *result) warn(path string, err error) {
 	r.warnings = append(r.warnings, fault.On(path, err).Error())
 }
 
-// exists says whether something is at a path, links followed.
+// exists reports whether something is at a path, links followed.
 func (r *Reader) exists(path string) bool {
 	at, err := r.Files.Follow(path)
 	if err != nil {

@@ -18,7 +18,7 @@ const maxPrinted = 8 << 20
 const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Environment returns the environment of a program of a package manager: it asks nothing, and speaks English. A program of a
-// tree that is not booted is told not to speak to a service manager.
+// tree that is not booted gets a setting not to speak to a service manager.
 func Environment(g *guest.Guest) []string {
 	env := []string{
 		"PATH=" + Path, "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb",

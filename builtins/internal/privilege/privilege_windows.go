@@ -44,7 +44,7 @@ func Enable(name string) error {
 	return fault.On(name, fault.Cause(err))
 }
 
-// has says whether a token has a privilege, and it is on.
+// has reports whether a token has a privilege, and it is on.
 func has(token windows.Token, luid windows.LUID) (bool, error) {
 	size := uint32(4096)
 	buffer := make([]byte, size)

@@ -171,7 +171,7 @@ func credential(u *User) *syscall.Credential {
 	return &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 }
 
-// startError tells apart what a failed start failed on, for which the kernel has one errno.
+// startError finds out what a failed start failed on, for which the kernel has one errno.
 func startError(spec *Spec, path string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM) && spec.User != nil && os.Geteuid() != 0:
@@ -393,7 +393,7 @@ func (r *Runner) leaveGroup(c *child) {
 // systemUser knows nobody: the accounts are in files.
 func systemUser(string, string) (*User, error) { return nil, nil }
 
-// exceeded says whether a limit ended the command: there are none.
+// exceeded reports whether a limit ended the command: there are none.
 func (c *child) exceeded(Limits) bool { return false }
 
 // text returns an output of the command, which is as it is.

@@ -11,7 +11,7 @@ const (
 	crowdTime = 500 * time.Millisecond // after the start of the last of them
 )
 
-// crowd tells when many commands are run at once.
+// crowd notices when many commands are run at once.
 type crowd struct {
 	tell    func(many bool)
 	running atomic.Int64
@@ -29,7 +29,7 @@ func (c *crowd) enter() (leave func()) {
 	return func() { c.running.Add(-1) }
 }
 
-// set tells that there are many, for a time from now on.
+// set reports that there are many, for a time from now on.
 func (c *crowd) set() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +44,7 @@ func (c *crowd) set() {
 	}
 }
 
-// unset tells that there are not many any more.
+// unset reports that there are not many any more.
 func (c *crowd) unset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -41,7 +41,7 @@ const launchTimeout = 20 * time.Second
 // since the files that the command works on may be there.
 const scratchDir = "/run/quantix-kvm-tmp"
 
-// launchSpec tells the launcher what to do.
+// launchSpec is the order for the launcher.
 type launchSpec struct {
 	Argv     []string
 	Dir      string
@@ -131,7 +131,7 @@ func (r *Runner) startByLauncher(cmd *exec.Cmd, spec *Spec, env []string) error 
 		return &StartError{Stage: "confinement", Err: err}
 	}
 	p := &launchSpec{Argv: spec.Argv, Dir: spec.dir(), Env: env, Root: spec.Root, User: spec.User, Tied: spec.Tied || spec.streamed}
-	p.System = spec.hasRoot() && r.checkConfinement() == nil // which tells whether mounts may be made
+	p.System = spec.hasRoot() && r.checkConfinement() == nil // which reports whether mounts may be made
 	if spec.Confine != nil {
 		p.Confined, p.Writable, p.PerMount, p.Private = true, spec.Confine.Writable, r.platform.perMount, spec.Confine.Private
 		p.Inodes = spec.Confine.Inodes

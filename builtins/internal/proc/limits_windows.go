@@ -56,7 +56,7 @@ type jobAccounting struct {
 	TotalPageFaultCount, TotalProcesses, ActiveProcesses, TotalTerminatedProcesses     uint32
 }
 
-// exceeded says whether the processes of the job have used up the processor time that they had.
+// exceeded reports whether the processes of the job have used up the processor time that they had.
 func (c *child) exceeded(l Limits) bool {
 	if l.Processor == 0 {
 		return false
@@ -70,7 +70,7 @@ func (c *child) exceeded(l Limits) bool {
 // wineVersion is there under Wine alone.
 var wineVersion = windows.NewLazySystemDLL("ntdll.dll").NewProc("wine_get_version")
 
-// limitsHeld says why limits would not be held: Wine takes them and does nothing.
+// limitsHeld returns why limits would not be held: Wine takes them and does nothing.
 var limitsHeld = func() error {
 	if wineVersion.Find() == nil {
 		return fault.Unsupported("Wine holds no limits of a command")

@@ -36,7 +36,7 @@ func (s *platform) code(text string) string {
 	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
-// isFormer says whether an entry of an environment is the mark of another agent process that has the same secret.
+// isFormer reports whether an entry of an environment is the mark of another agent process that has the same secret.
 func (s *platform) isFormer(entry []byte) bool {
 	end := bytes.LastIndexByte(entry, '.') + 1
 	text, ok := bytes.CutPrefix(entry[:end], []byte(markName+s.name+".tied."))
@@ -53,13 +53,13 @@ type sessionTree struct {
 	hung   *hung                   // where those are noted that cannot be read
 }
 
-// process is one, told apart from a later one of the same PID.
+// process is a process, and not a later one of the same PID.
 type process struct {
 	pid   int
 	start uint64
 }
 
-// ofUser says whether the user that a process was started by, whatever it has become, is this process's.
+// ofUser reports whether the user that a process was started by, whatever it has become, is this process's.
 func (s *sessionTree) ofUser(p process) bool {
 	status, err := os.ReadFile(fmt.Sprintf("%s/%d/status", s.procfs(), p.pid)) // the owner of the directory is root's for some
 	if err != nil {
@@ -117,7 +117,7 @@ func (s *sessionTree) scan() (list, unsure []process) {
 }
 
 // hasMark reports whether a process carries the mark; sure is false if it has no environment yet, or, at its end, no
-// longer. That is told apart from an empty environment, as after "env -i". One that hangs is none: it does nothing.
+// longer. That is distinguished from an empty environment, as after "env -i". One that hangs is none: it does nothing.
 func (s *sessionTree) hasMark(p process) (member, sure bool) {
 	dir := fmt.Sprintf("%s/%d", s.procfs(), p.pid)
 	environ, err := s.hung.read(dir+"/environ", p)

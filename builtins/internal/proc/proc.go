@@ -54,7 +54,7 @@ type Config struct {
 	// Spool is where output is kept that is long. The zero value: in memory.
 	Spool Spool
 	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
-	// while. It may not block. Nil: nobody is told.
+	// while. It may not block. Optional.
 	Crowd func(many bool)
 }
 
@@ -87,7 +87,7 @@ type Spec struct {
 	// Hold is asked before output that was spooled is read into memory; size is that of all output, in bytes. Where it fails
 	// the output is its first 64 KiB, and truncated. Nil: nothing is asked.
 	Hold func(size int64) error
-	// Owner is whose command it is, which OwnerOf tells while it runs. Optional.
+	// Owner is whose command it is, which OwnerOf returns while it runs. Optional.
 	Owner string
 
 	streamed bool            // started by Serve: it dies with the agent

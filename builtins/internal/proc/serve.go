@@ -157,7 +157,7 @@ func (t *outputReader) run(output func(int, []byte) bool, drain time.Duration) {
 	t.open = true
 }
 
-// commandEnded tells the reader that the command has ended.
+// commandEnded notifies the reader that the command has ended.
 func (t *outputReader) commandEnded(drain time.Duration) {
 	t.ended.Store(true)
 	t.file.SetReadDeadline(time.Now().Add(drain))
@@ -324,7 +324,7 @@ func (l *Live) Signal(signal syscall.Signal) error {
 	return l.c.signal(signal)
 }
 
-// Resize sets the size of the terminal, of which the command is told; 0 leaves rows or columns as they are.
+// Resize sets the size of the terminal, of which the command is notified; 0 leaves rows or columns as they are.
 func (l *Live) Resize(rows, cols uint16) error {
 	if l.terminal == nil {
 		return errNoTerminal

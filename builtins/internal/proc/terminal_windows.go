@@ -159,7 +159,7 @@ func environmentBlock(env []string) (*uint16, error) {
 	return &append(block, 0)[0], nil
 }
 
-// isBrokenPipe says whether nobody reads any more.
+// isBrokenPipe reports whether nobody reads any more.
 func isBrokenPipe(err error) bool {
 	return errors.Is(err, windows.ERROR_BROKEN_PIPE) || errors.Is(err, windows.ERROR_NO_DATA)
 }

@@ -140,7 +140,7 @@ func openSure(top int, path string, stat *unix.Stat_t) (int, error) {
 	return fd, nil
 }
 
-// rootAlone says whether a directory is one that root alone can write to. The bits of the group bound those of an ACL.
+// rootAlone reports whether a directory is one that root alone can write to. The bits of the group bound those of an ACL.
 func rootAlone(stat *unix.Stat_t) bool {
 	return stat.Mode&unix.S_IFMT == unix.S_IFDIR && stat.Uid == 0 && stat.Mode&0o022 == 0
 }
@@ -268,7 +268,7 @@ func socketsIn(dir string, depth int) (paths []string) {
 	return paths
 }
 
-// covers says whether a path is below an overlay of the view.
+// covers reports whether a path is below an overlay of the view.
 func (v *view) covers(path string) bool {
 	return slices.ContainsFunc(v.layers, func(l layer) bool { return !l.readOnly && strings.HasPrefix(path, l.path+"/") })
 }
@@ -286,7 +286,7 @@ func (v *view) dropOrphans() {
 	})
 }
 
-// has says whether a directory is an overlay of the view.
+// has reports whether a directory is an overlay of the view.
 func (v *view) has(dir string) bool {
 	return v != nil && slices.ContainsFunc(v.layers, func(l layer) bool { return l.path == dir })
 }

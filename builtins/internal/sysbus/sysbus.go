@@ -28,7 +28,7 @@ const Timeout = 5 * time.Second
 // message bus instances").
 const Socket = "/run/dbus/system_bus_socket"
 
-// Available says whether there is a system bus to connect to.
+// Available reports whether there is a system bus to connect to.
 func Available() bool {
 	if os.Getenv("DBUS_SYSTEM_BUS_ADDRESS") != "" {
 		return true

@@ -51,7 +51,7 @@ var (
 		{Name: "global", Args: "usu"}, {Name: "global_remove", Args: "u"},
 	}}
 
-	// Callback is the interface of an object that tells once that something is done, with a uint.
+	// Callback is the interface of an object that sends one event, with a uint, when something is done.
 	Callback = &Interface{Name: "wl_callback", Version: 1, Events: []EventType{{Name: "done", Args: "u"}}}
 	// Seat is a group of input devices, to which a selection belongs.
 	Seat = &Interface{Name: "wl_seat", Version: 2, Events: []EventType{

@@ -1,4 +1,4 @@
-// Package winuser tells and sets what belongs to the desktop of a user of Windows: displays and the clipboard.
+// Package winuser reads and sets what belongs to the desktop of a user of Windows: displays and the clipboard.
 //
 //	Outputs, Apply ◄─► EnumDisplayDevices, EnumDisplaySettings, ChangeDisplaySettingsEx
 //	Clipboard ◄─► a window of its own, to which Windows says when the clipboard was changed

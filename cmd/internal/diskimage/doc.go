@@ -5,7 +5,7 @@
 // asked or changed.
 //
 // Not here: volumes of LVM in several pieces, thin or mirrored ones, encryption, RAID, and subvolumes of btrfs other than the
-// default one. They are told by name.
+// default one. They are refused by name.
 package diskimage
 
 import "errors"

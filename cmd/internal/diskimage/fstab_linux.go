@@ -61,7 +61,8 @@ func (m mountLine) subvolume() string {
 // deviceName finds the disk and the number of a partition in the name of a device. A disk itself has no number.
 var deviceName = lazyregexp.New(`^/dev/(?:((?:sd|vd|hd|xvd)[a-z]+)(\d*)|(nvme\d+n\d+|mmcblk\d+)(?:p(\d+))?)$`)
 
-// device returns the disk and the partition's number, "" for a disk itself, of the name of a device; ok says whether it is one.
+// device returns the disk and the partition's number, "" for a disk itself, of the name of a device; ok reports whether it is
+// one.
 func device(source string) (disk, number string, ok bool) {
 	m := deviceName().FindStringSubmatch(strings.ReplaceAll(source, `"`, ""))
 	if m == nil {

@@ -267,7 +267,7 @@ func (i *Image) read(name string) (string, error) {
 }
 
 // use mounts a volume at path for programs, which is target in the image, once. Where the image is only read, the volume has a
-// writable layer above it that is thrown away: a dry run that finds a read-only file system tells of that instead of what it
+// writable layer above it that is thrown away: a dry run that finds a read-only file system reports that instead of what it
 // was asked for.
 func (i *Image) use(v volume, path, target string) error {
 	if at, mounted := i.used[v.start]; mounted {

@@ -15,7 +15,7 @@ type volume struct {
 	span
 	kind        string // as mount(2) has it; "" where it is none that can be mounted
 	uuid, label string
-	dirty       string // what says that it was not unmounted; "" where it was, and where that cannot be told: XFS, btrfs
+	dirty       string // what says that it was not unmounted; "" where it was, and where that is not known: XFS, btrfs
 	foreign     string // what it is, where this package cannot mount it
 	logical     string // of LVM: its group and its name, with a slash between
 }
@@ -72,7 +72,7 @@ const (
 	foreignLUKS = "encrypted by LUKS"
 )
 
-// unsupported says why a volume cannot be used, and what else can be done.
+// unsupported returns why a volume cannot be used, and what else can be done.
 func (v volume) unsupported() string {
 	how := map[string]string{foreignRAID: "assemble it by mdadm, ", foreignLUKS: "open it by cryptsetup, "}[v.foreign]
 	if how == "" {

@@ -41,7 +41,7 @@ func PrintableLine(s string) string {
 
 func unprintable(r rune) bool { return r != '\n' && r != '\t' && r != ' ' && !unicode.IsPrint(r) }
 
-// Colours says whether what is written to w may have colours: w is a terminal that knows them, and NO_COLOR is not set.
+// Colours reports whether what is written to w may have colours: w is a terminal that knows them, and NO_COLOR is not set.
 func Colours(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(file.Fd()))

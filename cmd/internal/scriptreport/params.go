@@ -156,8 +156,8 @@ func withNumbers(value any) (any, error) {
 	return value, nil
 }
 
-// arrivesExactly says whether text means the number f, which is not negative: a whole one up to 2^53, a fraction, or one with
-// an exponent so large that nobody counts by it.
+// arrivesExactly reports whether text means the number f, which is not negative: a whole one up to 2^53, a fraction, or one
+// with an exponent so large that nobody counts by it.
 func arrivesExactly(text string, f float64) bool {
 	digits, _, exponent := strings.Cut(text, "e")
 	switch {

@@ -23,7 +23,7 @@ type answers struct {
 	excused map[string]bool // paths that irreversible commands changed
 }
 
-// fits says whether a line of shell is meant by a text in which * stands for anything.
+// fits reports whether a line of shell is meant by a text in which * stands for anything.
 func fits(pattern, line string) bool {
 	expression := strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, "(?s:.*)")
 	return regexp.MustCompile("^" + expression + "$").MatchString(line)
@@ -90,7 +90,7 @@ func (a *answers) find(line string) (found *pb.TrialCommandArgs, err error) {
 	return found, nil
 }
 
-// may holds what an answer does against what the command says of itself, as the agent holds a real one.
+// may checks what an answer does against what the command says of itself, as the agent holds a real one.
 func (a *answers) may(c all.Command, name string) error {
 	within := false
 	for _, p := range c.Touches {

@@ -65,7 +65,7 @@ func TestBundledScripts(t *testing.T) {
 	}
 }
 
-// Every example of the guide foretells what it does, does it, and then finds it done; one that fails leaves nothing. Its
+// Every example of the guide predicts what it does, does it, and then finds it done; one that fails leaves nothing. Its
 // first lines say what it is given: files, params, and the error that it ends with. One that has a test in the guide passes
 // that.
 func TestExamplesOfTheGuide(t *testing.T) {

@@ -61,7 +61,7 @@ type Result struct {
 // noTests names the case of a script without a test file.
 const noTests = "(no test file)"
 
-// Test tests one script and tells each result. The error is of what kept it from being tested.
+// Test tests one script and calls tell with each result. The error is of what kept it from being tested.
 func (t *Tester) Test(ctx context.Context, name string, tell func(Result)) error {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -196,7 +196,7 @@ func refuse(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 	return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "a declaration calls nothing"}}
 }
 
-// Functions are the builtins of an agent as a runner is told of them.
+// Functions are the builtins of an agent as a runner gets them.
 func Functions() []*pb.RunnerFunction { return functions(all.New(all.Config{}).List()...) }
 
 // TestFunctions are what the test of a script can call.

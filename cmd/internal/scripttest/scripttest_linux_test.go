@@ -48,7 +48,7 @@ func test(t *testing.T, script, cases string) map[string]string {
 	return results
 }
 
-// is holds a result against the texts that it must have in it.
+// is checks a result against the texts that it must have in it.
 func is(t *testing.T, results map[string]string, name string, want ...string) {
 	t.Helper()
 	for _, text := range want {

@@ -24,7 +24,7 @@ type site struct {
 	answers *answers
 	// changing are the calls of the script that change something, so far.
 	changing []string
-	// point is told of each of them, numbered from 1: of a command also before it runs, when its undo is kept already.
+	// point is called for each of them, numbered from 1: for a command also before it runs, when its undo is kept already.
 	point func(call int, before bool)
 }
 
@@ -69,7 +69,7 @@ func (s *site) answer(_ context.Context, command all.Command) (*pb.RunResult, er
 	return s.answers.run(command)
 }
 
-// isCommand says whether a call may be met before it is done, with its undo kept.
+// isCommand reports whether a call may be met before it is done, with its undo kept.
 func isCommand(op string) bool { return strings.HasPrefix(op, "exec.") }
 
 // run runs the script of a request.

@@ -156,7 +156,7 @@ func (s *stage) once(ctx context.Context, at place, request *pb.RunScriptRequest
 	return reply, there, errors.Join(err, there.Close())
 }
 
-// foretold is what a dry run says would be changed.
+// predicted is what a dry run says would be changed.
 func (s *stage) foretold(ctx context.Context, request *pb.RunScriptRequest) ([]string, error) {
 	dry := proto.Clone(request).(*pb.RunScriptRequest)
 	dry.DryRun = true

@@ -119,7 +119,7 @@ func copyTree(ctx context.Context, from, to *fsys.Root) error {
 	return err
 }
 
-// differences tells how a tree is not as it was. Below the excused paths anything may have changed, and at those of commands
+// differences returns how a tree is not as it was. Below the excused paths anything may have changed, and at those of commands
 // the time of modification: a command that takes another one back writes the file once more.
 func differences(before, after tree, excused, commands map[string]bool) (list []string) {
 	names := maps.Clone(before)
@@ -156,7 +156,7 @@ func is(paths map[string]bool, so func(string) bool) bool {
 	return false
 }
 
-// changes tells how one object is not as it was; timeless: but for its time.
+// changes returns how one object is not as it was; timeless: but for its time.
 func changes(old, now object, timeless bool) string {
 	var how []string
 	add := func(differ bool, format string, args ...any) {

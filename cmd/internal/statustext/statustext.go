@@ -117,7 +117,7 @@ func updateRows(s *pb.GetStatusResponse) (rows [][]string) {
 	return rows
 }
 
-// desktopRows tells of the desktop in front; none where none was looked for.
+// desktopRows describes the desktop in front; none where none was looked for.
 func desktopRows(d *pb.DesktopStatus) [][]string {
 	if d.GetType() == "" {
 		return nil

@@ -304,7 +304,7 @@ func exactNumber(text string) (float64, error) {
 	return f, nil
 }
 
-// sameNumber says whether two decimal numbers, which a float64 can hold, are equal.
+// sameNumber reports whether two decimal numbers, which a float64 can hold, are equal.
 func sameNumber(a, b string) bool {
 	x, ok := new(big.Rat).SetString(a)
 	y, also := new(big.Rat).SetString(b)

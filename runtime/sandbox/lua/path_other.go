@@ -4,7 +4,7 @@ package lua
 
 import "strings"
 
-// isAbsolute says whether a text is an absolute path that does not go up.
+// isAbsolute reports whether a text is an absolute path that does not go up.
 func isAbsolute(path string) bool {
 	return strings.HasPrefix(path, "/") && !strings.Contains(path+"/", "/../")
 }

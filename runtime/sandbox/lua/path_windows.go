@@ -2,7 +2,7 @@ package lua
 
 import "strings"
 
-// isAbsolute says whether a text is an absolute path that does not go up: with the letter of a drive, and slashes of either
+// isAbsolute reports whether a text is an absolute path that does not go up: with the letter of a drive, and slashes of either
 // kind. Paths to other machines and to devices are none.
 func isAbsolute(path string) bool {
 	path = strings.ReplaceAll(path, `\`, "/")

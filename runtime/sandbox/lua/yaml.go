@@ -202,7 +202,7 @@ func (m *machine) plainYAML(t *glua.LTable) *plainYAML {
 	return p
 }
 
-// plain says whether a node is a word without quotes and tag, which means something else to a reader of YAML 1.1.
+// plain reports whether a node is a word without quotes and tag, which means something else to a reader of YAML 1.1.
 func (r *yamlReader) plain(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Style == 0 && !r.core
 }
@@ -249,7 +249,7 @@ var (
 	coreOther  = lazyregexp.New(`^(0o[0-7]+|0x[0-9a-fA-F]+|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN)$`)
 )
 
-// ambiguous says whether a word without quotes is text to some readers alone.
+// ambiguous reports whether a word without quotes is text to some readers alone.
 func ambiguous(word string) bool {
 	return yaml11Boolean().MatchString(word) || yaml11Other().MatchString(word)
 }

@@ -189,7 +189,7 @@ func (a *Agent) AwaitLog(t testing.TB, text string, n int) {
 // PID is the agent's process id.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
 
-// Stop asks the agent to end, by SIGTERM or on Windows by Ctrl+Break, and waits for the end; it tells how long that took.
+// Stop asks the agent to end, by SIGTERM or on Windows by Ctrl+Break, and waits for the end; it returns how long that took.
 func (a *Agent) Stop() time.Duration {
 	start := time.Now()
 	askToEnd(a.t, a.cmd.Process)
@@ -226,7 +226,7 @@ func (a *Agent) Wait(ctx context.Context) error {
 }
 
 // RSS is the resident size of the agent in bytes, with all pages of its program: those come and go with what it does, and
-// would hide what it keeps. 0 where it cannot be told.
+// would hide what it keeps. 0 where it is not known.
 func (a *Agent) RSS() int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.PID()))
 	if err != nil {

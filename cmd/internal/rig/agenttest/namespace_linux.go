@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// asOwnKernel has a command run with processes and mounts of its own, of which its /proc tells: as in a guest, which sees no
+// asOwnKernel has a command run with processes and mounts of its own, which its /proc shows: as in a guest, which sees no
 // others.
 func asOwnKernel(cmd *exec.Cmd) {
 	const script = `mount --make-rprivate / && mount -t proc proc /proc && exec "$@"`

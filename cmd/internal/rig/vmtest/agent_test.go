@@ -197,7 +197,7 @@ const prepareTree = "mkdir -p /etc/test/tree/a/b && echo old > /etc/test/app.con
 // treePicture is all that a rollback must bring back.
 const treePicture = "cd /etc/test && find . -printf '%p %y %m %u %g %l %T@ %s\\n' | sort && find . -type f -print0 | sort -z | xargs -0r sha256sum"
 
-// judge compares a tree after an interruption with what it was before. It tells whether the script was taken back.
+// judge compares a tree after an interruption with what it was before. It reports whether the script was taken back.
 func judge(t *testing.T, vm *vmtest.VM, before string, reply *pb.RunScriptResponse) (takenBack bool) {
 	t.Helper()
 	after := vm.Must(t, treePicture)

@@ -51,7 +51,7 @@ func machineArgs(s *saved, dir, disk string, ports []string) []string {
 		"-machine", "pc,memory-backend=ram,hpet=off,vmport=off",
 		"-accel", s.accel, "-cpu", cpu, "-smp", strconv.Itoa(processors), "-rtc", "base=utc",
 		"-kernel", s.root.Kernel, "-initrd", s.initrd(), "-append", kernelLine,
-		// The monitor on stdin and stdout tells of QEMU's end by itself and needs no socket.
+		// The monitor on stdin and stdout shows QEMU's end by itself and needs no socket.
 		"-chardev", "stdio,id=monitor,signal=off", "-mon", "chardev=monitor,mode=control",
 		"-chardev", "file,id=console,append=on,path=" + filepath.Join(dir, consoleFile), "-serial", "chardev:console",
 		"-blockdev", "qcow2,node-name=root,file.driver=file,file.filename=" + disk,

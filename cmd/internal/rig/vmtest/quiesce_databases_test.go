@@ -141,7 +141,7 @@ func (d dataDisk) acknowledged(t *testing.T, vm *vmtest.VM) (rows [2]int) {
 // verdict is what is wrong with snapshots: how many have each fault.
 type verdict struct{ replay, damaged, lost int }
 
-// check holds a snapshot against the file system's check and those of the databases, and adds what is wrong to the verdict.
+// check checks a snapshot against the file system's check and those of the databases, and adds what is wrong to the verdict.
 func (d dataDisk) check(snapshot string, before [2]int, v *verdict) error {
 	if d.kind == "ext4" {
 		out, err := exec.Command("dumpe2fs", "-h", snapshot).Output()

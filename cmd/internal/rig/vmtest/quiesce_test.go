@@ -97,7 +97,7 @@ func goOnIn(t *testing.T, disk, next string) {
 	}
 }
 
-// replays says whether an ext4 in an image would have to replay its journal, and what e2fsck finds where it need not.
+// replays reports whether an ext4 in an image would have to replay its journal, and what e2fsck finds where it need not.
 func replays(t *testing.T, image string) (bool, string) {
 	t.Helper()
 	out, err := exec.Command("dumpe2fs", "-h", image).Output()

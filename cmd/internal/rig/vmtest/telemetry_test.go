@@ -69,7 +69,7 @@ func (n *news) kill(t *testing.T) *pb.ErrorEvent {
 	}
 }
 
-// within holds a report against the moment of a change, in seconds since boot, by the guest's own clock. A report has whole
+// within checks a report against the moment of a change, in seconds since boot, by the guest's own clock. A report has whole
 // ones.
 func within(t *testing.T, what string, report *pb.TelemetryReport, moment string) {
 	t.Helper()

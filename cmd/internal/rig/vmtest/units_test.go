@@ -120,7 +120,7 @@ tx.notify("web", "reload") tx.notify("web") tx.notify("web", "restart") tx.on_co
 		t.Errorf("%v: then it is %s", reply, got)
 	}
 
-	// A dry run foretells what the run does, and does nothing of it.
+	// A dry run predicts what the run does, and does nothing of it.
 	const many = `service.enable("web") service.stop("web") service.mask("web")
 local ok = pcall(service.start, "web") service.unmask("web") service.start("web") tx.notify("web", "reload-or-restart")
 file.write("/etc/systemd/system/fresh.service", "[Service]\nExecStart=/bin/sleep 1000\n[Install]\nWantedBy=multi-user.target\n")

@@ -79,7 +79,7 @@ func (p *Port) Open() (*os.File, error) {
 	return p.end, nil
 }
 
-// Unplug takes the port away: whoever has it open is told by its next call.
+// Unplug takes the port away: whoever has it open gets an error from the next call.
 func (p *Port) Unplug() {
 	switch {
 	case p.end != nil:

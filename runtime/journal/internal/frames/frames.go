@@ -5,8 +5,8 @@
 //	└─────────┴──────────┴──────────┴─────────┘  value made of the file's name; prev is the crc of the record before
 //
 // A record is valid if its crc is right, and in sequence if its prev is the crc of the record before it. So records of
-// another file are never accepted, a missing one is noticed, and a valid record is recognized even after damage: that tells
-// a torn tail, which is harmless, from a damaged journal.
+// another file are never accepted, a missing one is noticed, and a valid record is recognized even after damage: that
+// distinguishes a torn tail, which is harmless, from a damaged journal.
 //
 // Not here: what a record means, and files.
 package frames
@@ -125,7 +125,7 @@ func parseHeader(data []byte, left int64) (h header, ok bool) {
 	return header{int(n), binary.LittleEndian.Uint32(data[4:]), binary.LittleEndian.Uint32(data[8:])}, true
 }
 
-// check says whether a valid record begins at a place of a file, without looking at its place in the chain.
+// check reports whether a valid record begins at a place of a file, without looking at its place in the chain.
 func (c *Chain) check(file io.ReaderAt, at, size int64) (h header, ok bool, err error) {
 	var head [HeaderSize]byte
 	if size-at < HeaderSize {

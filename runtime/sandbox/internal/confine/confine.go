@@ -2,8 +2,8 @@
 //
 //	Seal:  descriptors ─► not dumpable ─► no new privileges ─► rlimits ─► Landlock ─► seccomp
 //
-// Each layer holds by itself. What a kernel does not have is left out; Layers tells the agent, which is the same binary on
-// the same kernel, what that is. Anything else that fails is an error, and the process must not go on.
+// Each layer holds by itself. What a kernel does not have is left out; Layers reports that to the agent, which is the same
+// binary on the same kernel, what that is. Anything else that fails is an error, and the process must not go on.
 //
 // Not here: the user a runner runs as and the kill at its parent's death, which its start decides.
 package confine

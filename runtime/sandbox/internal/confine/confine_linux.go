@@ -76,7 +76,7 @@ func closeInheritedFDs() error {
 // NoNewPrivileges sets the flag on this thread. What it starts has it from its first instruction on, and cannot drop it.
 func NoNewPrivileges() error { return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }
 
-// inheritedNoNewPrivileges says whether the program was started with the flag, as all threads then have it: the flag is a
+// inheritedNoNewPrivileges reports whether the program was started with the flag, as all threads then have it: the flag is a
 // thread's own, and copied to those that it makes. It is asked before anything sets it here.
 var inheritedNoNewPrivileges = func() bool {
 	set, _, errno := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, 0)

@@ -51,7 +51,7 @@ func Seal(Limits) error {
 	return removePrivileges()
 }
 
-// unknown says whether an error is that of a Windows which does not have a policy.
+// unknown reports whether an error is that of a Windows which does not have a policy.
 func unknown(err error) bool {
 	return errors.Is(err, windows.ERROR_INVALID_PARAMETER) || errors.Is(err, windows.ERROR_NOT_SUPPORTED) ||
 		errors.Is(err, windows.ERROR_CALL_NOT_IMPLEMENTED)

@@ -45,7 +45,7 @@ func landlockMissing() error {
 func applyLandlock() error {
 	version, err := landlockVersion()
 	if err != nil {
-		return nil // Layers says why
+		return nil // Layers returns why
 	}
 	rules := rulesetAttr{files: fileRights[min(version, len(fileRights)-1)]}
 	size := unsafe.Sizeof(rules.files)

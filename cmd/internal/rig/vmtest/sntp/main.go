@@ -54,7 +54,7 @@ const (
 	since1900 = 2208988800
 )
 
-// answer returns the packet that tells a time: version 4, a server of stratum 1.
+// answer returns the packet for a time: version 4, a server of stratum 1.
 func answer(request []byte, now time.Time) []byte {
 	reply := make([]byte, packetSize)
 	reply[0], reply[1], reply[2], reply[3] = 4<<3|4, 1, request[2], 0xec
