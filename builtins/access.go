@@ -30,15 +30,15 @@ type Access struct {
 	Helpers []Command
 	// Ops is how many operations on files it stands for where that is not one. Optional.
 	Ops int
-	// Objects are other things of the guest that are looked at or changed, by kind and name.
+	// Objects are other things of the guest that are read or changed, by kind and name.
 	Objects []Object
 
-	// Judged is where its paths are looked up, so that the operation acts on what was looked at. The executor sets it;
-	// nil: each rule looks for itself.
+	// Judged is where its paths are looked up, so that the operation acts on what the rules saw. The executor sets it;
+	// nil: each rule resolves them for itself.
 	Judged *fsys.Judged
 }
 
-// Sibling is a file that is named like another one, with more behind, such as a backup.
+// Sibling is a file whose name is that of another one with a suffix, such as a backup.
 type Sibling struct{ Path, Suffix string }
 
 // Command is a program that a request would run.

@@ -151,7 +151,7 @@ type Action struct {
 // Pending is something to be done before a commit.
 type Pending struct {
 	Action
-	// Check is done once all such actions are, and only looks at what came of this one. Optional.
+	// Check is done once all such actions are, and only checks the outcome of this one. Optional.
 	Check *Action
 	// Covers says that the action does what other ones for its Op and Target with a lower value do: they are left out.
 	Covers int

@@ -30,8 +30,8 @@ type Op struct {
 	// (file.write). Required.
 	Name string
 	// Usage is set for a script row, and says how Lua calls it: "(path, [owner], [group]) changed" takes three fields of the
-	// request by position, of which the last two may be left out; all other fields are options in a table behind them. It
-	// returns the field changed of the reply; without a name behind the parentheses it returns the whole reply as a table.
+	// request by position, of which the last two may be left out; all other fields are options in a table after them. It
+	// returns the field changed of the reply; without a name after the parentheses it returns the whole reply as a table.
 	Usage string
 	// Summary is one line for people. Required.
 	Summary string
@@ -103,7 +103,7 @@ type Op struct {
 
 // Signature is the shape of a call in Lua.
 type Signature struct {
-	// Args are the fields of In that are given by position; all others are options in a table behind them.
+	// Args are the fields of In that are given by position; all others are options in a table after them.
 	Args []string
 	// Optional is how many of Args, from the end, may be left out.
 	Optional int

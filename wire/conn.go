@@ -30,7 +30,7 @@ import (
 const (
 	// PayloadTimeout is the silence after which an incomplete frame is dropped.
 	PayloadTimeout = 2 * time.Second
-	// maxPayloadWait bounds the sum of the waits within one frame, for a host that keeps sending behind a false header.
+	// maxPayloadWait bounds the sum of the waits within one frame, for a host that keeps sending after a false header.
 	maxPayloadWait = 8 * time.Second
 	// StaleAfter is how far the timestamp of a request that waited in the channel may be from the clock.
 	StaleAfter = 30 * time.Second

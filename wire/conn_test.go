@@ -640,7 +640,7 @@ func TestSessionsLeaveNothing(t *testing.T) {
 	}
 }
 
-// Half a frame of a host that is gone does not swallow what the next one sends right behind it: what reads is served, what
+// Half a frame of a host that is gone does not swallow what the next one sends right after it: what reads is served, what
 // changes is told to come again.
 func TestRequestsBehindHalfAFrameAreFound(t *testing.T) {
 	h, _ := guest(t, nil)
@@ -658,7 +658,7 @@ func TestRequestsBehindHalfAFrameAreFound(t *testing.T) {
 	}
 }
 
-// A host that keeps talking behind a false header is heard again after a while.
+// A host that keeps talking after a false header is heard again after a while.
 func TestFalseHeaderDoesNotDeafenForEver(t *testing.T) {
 	h, _ := guest(t, nil)
 	h.write(binary.BigEndian.AppendUint32(nil, MaxFrame))
@@ -716,7 +716,7 @@ func TestGarbageDoesNotFlipTheFraming(t *testing.T) {
 	}
 }
 
-// A cancelled request that waits for its turn ends at once, and what waits behind it still waits for what is before it.
+// A cancelled request that waits for its turn ends at once, and what waits after it still waits for what is before it.
 func TestCancelWhileWaitingForATurn(t *testing.T) {
 	release := make(chan struct{})
 	var order []string

@@ -64,7 +64,7 @@ type Frame struct {
 // it what was read, take what Next returns, and call Silence after one.
 //
 // A header that is impossible starts a scan: for the magic, or for a length in front of what can begin an envelope.
-// Frames found by scanning, and all behind them, are not Aligned, until a silence makes the next byte a beginning again.
+// Frames found by scanning, and all after them, are not Aligned, until a silence makes the next byte a beginning again.
 type Decoder struct {
 	// Accept pins a framing; Auto takes both.
 	Accept Framing
@@ -138,7 +138,7 @@ func (d *Decoder) Incomplete() (begun Frame, size int) {
 // until a silence.
 func (d *Decoder) Discard(size int) { d.discard = size }
 
-// NotAFrame makes the decoder scan behind the first byte of the frame that Incomplete returned, whose header is found to be
+// NotAFrame makes the decoder scan after the first byte of the frame that Incomplete returned, whose header is found to be
 // none.
 func (d *Decoder) NotAFrame() {
 	d.scanning, d.unaligned = true, true
@@ -148,7 +148,7 @@ func (d *Decoder) NotAFrame() {
 // Pending reports whether there is the beginning of a frame that is not complete.
 func (d *Decoder) Pending() bool { return d.head < len(d.buf) || d.discard > 0 }
 
-// Rest returns the bytes behind the frame that Next returned last. They are valid until the next call.
+// Rest returns the bytes after the frame that Next returned last. They are valid until the next call.
 func (d *Decoder) Rest() []byte { return d.buf[d.head:] }
 
 // Salvage discards the frame that is not complete, and returns the next of the frames that its bytes may hold, until false: a

@@ -25,7 +25,7 @@ func frameOf(f Framing, payload []byte) []byte {
 	return append(appendHeader(nil, f, len(payload)), payload...)
 }
 
-// all feeds a stream in the given pieces and gives the ids of what is found, with a * behind those that are not aligned.
+// all feeds a stream in the given pieces and gives the ids of what is found, with a * after those that are not aligned.
 func all(d *Decoder, stream []byte, piece int) []string {
 	var ids []string
 	for len(stream) > 0 {

@@ -122,7 +122,7 @@ func FuzzAfterGarbage(f *testing.F) {
 	})
 }
 
-// After any bytes, a false header among them, the first frame behind a silence is delivered, trusted. What the bytes before it
+// After any bytes, a false header among them, the first frame after a silence is delivered, trusted. What the bytes before it
 // may have hidden is found, and never trusted.
 func FuzzAfterSilence(f *testing.F) {
 	hidden := frameOf(Plain, envelopeOf(f, "hidden", &pb.ExecuteRequest{Command: "x"}))
@@ -168,7 +168,7 @@ func FuzzMemory(f *testing.F) {
 	})
 }
 
-// A file that is pushed may hold any frames; its chunks may stand behind anything, and the host may have been cut off before:
+// A file that is pushed may hold any frames; its chunks may follow anything, and the host may have been cut off before:
 // no frame that was inside another one's payload is trusted, unless the bytes before it are exactly what the rest of a frame
 // would be. For that one exception see TestTheOneHiddenFrameThatLooksAligned.
 func FuzzHiddenFrames(f *testing.F) {
@@ -219,7 +219,7 @@ func TestTheOneHiddenFrameThatLooksAligned(t *testing.T) {
 		}
 		return frame
 	}
-	// The rest of a frame begins with the bytes that the first one lacks, so that it decodes: no session behind the data there.
+	// The rest of a frame begins with the bytes that the first one lacks, so that it decodes: no session after the data there.
 	first := frameOf(Plain, envelopeOf(t, "first", &pb.FileWriteRequest{Path: "/x", Data: make([]byte, 1000)}))
 	second := push("second", hidden)
 	stream := concat(first[:len(first)-bytes.Index(second, hidden)], second)

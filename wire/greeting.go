@@ -18,8 +18,8 @@ import (
 // greetingField is the field of the envelope that holds the same envelope as a qtx1 frame. No message has it otherwise.
 const greetingField = 254
 
-// appendGreeting returns the payload of the plain frame that a host of either framing reads, behind headerSpace free bytes, of
-// an envelope behind as many. ok is false where the envelope holds a magic, in which a qtx1 host would take it for a frame.
+// appendGreeting returns the payload of the plain frame that a host of either framing reads, after headerSpace free bytes, of
+// an envelope after as many. ok is false where the envelope holds a magic, in which a qtx1 host would take it for a frame.
 func appendGreeting(to, envelope []byte) (greeting []byte, ok bool) {
 	envelope = envelope[headerSpace:]
 	if bytes.Contains(envelope, []byte(magic)) {

@@ -40,7 +40,7 @@ func readPlain(stream []byte) (messages []*pb.AgentMessage, left int, err error)
 }
 
 // readQTX1 reads as a host of the qtx1 framing does: it looks for the magic byte by byte, and gives up on a mismatch more than
-// 65,536 bytes behind the last one. A length of 0, of a magic or over the bound is charged to that, and it looks on behind it.
+// 65,536 bytes after the last one. A length of 0, of a magic or over the bound is charged to that, and it looks on after it.
 // Nothing interrupts it within a payload.
 func readQTX1(stream []byte) (messages []*pb.AgentMessage, left int, err error) {
 	scanned, matched := 0, 0

@@ -59,7 +59,7 @@ func (m *Memory) enterMaking(ctx context.Context) (leave func(), err error) {
 }
 
 // What is not counted, since a ping must come through whatever other hosts do; and how long the frames of one read wait
-// for memory together: the messages behind them wait as long.
+// for memory together: the messages after them wait as long.
 const (
 	freeBuffer  = 2 * minReadSize // bytes of a connection's buffer
 	freeRequest = 4 << 10         // bytes of a request
@@ -127,8 +127,8 @@ func (m *Memory) tryTake(n int) (freed <-chan struct{}, taken bool) {
 	return m.freed, false
 }
 
-// reclaim gives the n bytes of a buffer back that nothing is to refer to any more. Where they are many it frees them first, on a
-// goroutine of its own, and looks whether they are: whoever takes them next must not have them beside those that wait for the
+// reclaim gives the n bytes of a buffer back that nothing is to refer to any more. Where they are many it frees them first, on
+// a goroutine of its own, and looks whether they are: whoever takes them next must not have them beside those that wait for the
 // collector, or for a goroutine that has not been run since. collected is that look; nil: there is no buffer to look for.
 func (m *Memory) reclaim(n int, collected func() bool) {
 	if m == nil || n < reclaimSize {

@@ -237,7 +237,7 @@ func TestRequestsKeepTheirFrames(t *testing.T) {
 	}
 }
 
-// Requests that come together and find no memory wait together, and not each for itself: a ping behind them comes soon.
+// Requests that come together and find no memory wait together, and not each for itself: a ping after them comes soon.
 func TestRequestsWaitForMemoryTogether(t *testing.T) {
 	const all, requests = 17 << 20, 15
 	memory := NewMemory(all)

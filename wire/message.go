@@ -106,7 +106,7 @@ func ReplyType(request proto.Message) protoreflect.MessageType {
 	return of
 }
 
-// marshal encodes an envelope behind headerSpace free bytes, into a buffer from alloc. A text that is not
+// marshal encodes an envelope after headerSpace free bytes, into a buffer from alloc. A text that is not
 // UTF-8 would make that impossible, and the reply would be lost: such bytes are written as \xNN.
 func marshal(m *pb.AgentMessage, alloc func(n int) []byte) ([]byte, error) {
 	encoded, err := appendMessage(m, alloc)

@@ -7,7 +7,7 @@ type orderPlace struct {
 	served chan struct{}   // closed when it is served itself; nil: none waits for that. Guarded by the connection's lock
 }
 
-// enterOrder puts a request behind the last one of its order.
+// enterOrder puts a request after the last one of its order.
 func (c *Conn) enterOrder(s *servedCall) {
 	if c.config.Order == nil {
 		return

@@ -162,7 +162,7 @@ func TestPingThatComesWithADisconnectIsPutBack(t *testing.T) {
 }
 
 // Another host's first request ends the session, cancels the requests of the previous host that change nothing, and is put back
-// for the next session with all bytes behind it.
+// for the next session with all bytes after it.
 func TestRequestOfAnotherHostEndsTheSession(t *testing.T) {
 	for name, hosts := range map[string][2]uint64{"two names": {7, 8}, "a name then none": {7, 0}, "none then a name": {0, 8}} {
 		t.Run(name, func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestNameInGarbage(t *testing.T) {
 }
 
 // The frame that a host was reading when another one sent a request is finished: its rest is what the next host reads first.
-// What was queued behind it is not sent.
+// What was queued after it is not sent.
 func TestFrameUnderWayIsFinishedForTheNextHost(t *testing.T) {
 	h, l, over := lineTo(t, nil)
 	size := 300_000

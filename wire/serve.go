@@ -298,7 +298,7 @@ func (c *Conn) enterLarge(call context.Context) (leave func()) {
 	}
 }
 
-// handleInOrder handles the request behind those before it of the same order. One whose context has ended by then, or for whose
+// handleInOrder handles the request after those before it of the same order. One whose context has ended by then, or for whose
 // reply there is no memory, is not handled.
 func (s *servedCall) handleInOrder(memory *replyMemory) (proto.Message, error) {
 	c, ctx, request := s.conn, s.call, s.request

@@ -13,7 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// The head of a frame and the content behind it are the frame of the whole message, whatever the fields and sizes are, and it
+// The head of a frame and the content after it are the frame of the whole message, whatever the fields and sizes are, and it
 // is taken apart again without a copy.
 func FuzzSplit(f *testing.F) {
 	f.Add("/etc/motd", uint64(9), uint32(20_000), "upload", true)

@@ -113,7 +113,7 @@ func matches(ctx context.Context, text string, password []byte) (bool, error) {
 	return err == nil && subtle.ConstantTimeCompare([]byte(hash), []byte(text)) == 1, err
 }
 
-// roundsAtOnce is how many rounds there are between two looks at the context: some milliseconds.
+// roundsAtOnce is how many rounds there are between two checks of the context: some milliseconds.
 const roundsAtOnce = 4096
 
 // hash returns the text that stands for a password. The error is the cause of ctx.

@@ -129,7 +129,7 @@ func (d defaults) homeMode() uint32 {
 	return 0o777 &^ uint32(d.number("UMASK", 0o022)) & 0o777
 }
 
-// days are the fields of a new line of shadow behind the day of the last change.
+// days are the fields of a new line of shadow after the day of the last change.
 func (d defaults) days(system bool) []string {
 	if system {
 		return []string{"", "", "", d.inactive(), d.expire(), ""}

@@ -32,7 +32,7 @@ const (
 	maxRSA   = 16384 / 8 // the same
 )
 
-// keyTypes are the types of keys, by how many fields the blob has behind the type.
+// keyTypes are the types of keys, by how many fields the blob has after the type.
 var keyTypes = map[string]int{
 	"ssh-ed25519": 1, "ssh-rsa": 2,
 	"ecdsa-sha2-nistp256": 2, "ecdsa-sha2-nistp384": 2, "ecdsa-sha2-nistp521": 2,
@@ -399,8 +399,8 @@ func (r *Room) setKeys(
 	return true, nil
 }
 
-// ownDirectory makes a directory the user's alone, and returns it as it is held open, or nil where there is none and make is not
-// set. One that is another's is refused: the user could have put it there. The entry is closed.
+// ownDirectory makes a directory the user's alone, and returns it as it is held open, or nil where there is none and make is
+// not set. One that is another's is refused: the user could have put it there. The entry is closed.
 func (r *Room) ownDirectory(
 	ctx context.Context, call *builtins.Call, at *fsys.At, u *user, make bool,
 ) (dir *fsys.Dir, changed bool, err error) {

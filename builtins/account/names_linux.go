@@ -91,7 +91,7 @@ func checkPassword(password []byte, crypted bool) error {
 // hashText is what a hash is written with: the setting between dollars, base64 of its kind, and what locks it in front.
 var hashText = lazyregexp.New(`^!{0,2}(\*|\$[a-zA-Z0-9-]{1,16}\$[!-9;-~]+|[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})$`)
 
-// digestDigits are how many digits the last part of a hash has, behind the last dollar: one that was cut off fits no password.
+// digestDigits are how many digits the last part of a hash has, after the last dollar: one that was cut off fits no password.
 var digestDigits = map[string]int{"1": 22, "5": 43, "6": 86, "2a": 53, "2b": 53, "2y": 53, "7": 43, "y": 43, "gy": 43}
 
 func isHash(text string) bool {

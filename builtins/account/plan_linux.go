@@ -180,7 +180,7 @@ func (p *plan) newShadow(name, hash string, system bool) error {
 	return nil
 }
 
-// newUID is the number that is wished, or the one behind the highest that is used, as useradd has it: numbers are not used
+// newUID is the number that is wished, or the one after the highest that is used, as useradd has it: numbers are not used
 // again as long as there are others. Those for the system go downwards.
 func (p *plan) newUID(w *wish) (uint32, error) {
 	used := map[uint32]bool{}
@@ -214,7 +214,7 @@ func (p *plan) freeUID(uid uint32, name string, w *wish) (err error) {
 	return err
 }
 
-// nextID finds a number that is neither used nor known to the name service: behind the used ones, else in a gap of them. down
+// nextID finds a number that is neither used nor known to the name service: after the used ones, else in a gap of them. down
 // is downwards from the last.
 func (p *plan) nextID(what, database string, used map[uint32]bool, first, last uint32, down bool) (uint32, error) {
 	const tries = 1000 // numbers that a directory service has

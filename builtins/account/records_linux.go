@@ -94,7 +94,7 @@ func (r *records) put(i int, fields ...string) {
 		return
 	}
 	at := len(r.lines)
-	for at > 0 && strings.ContainsAny(r.lines[at-1][:1], "+-") { // what is behind a line of NIS is not always found
+	for at > 0 && strings.ContainsAny(r.lines[at-1][:1], "+-") { // what is after a line of NIS is not always found
 		at--
 	}
 	if at > 0 && !strings.HasSuffix(r.lines[at-1], "\n") {

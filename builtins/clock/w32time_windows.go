@@ -99,7 +99,7 @@ func configuredServers() ([]string, error) {
 	return parseServers(list), nil
 }
 
-// parseServers reads a list such as "time.windows.com,0x9 192.0.2.1": behind each comma are flags.
+// parseServers reads a list such as "time.windows.com,0x9 192.0.2.1": after each comma are flags.
 func parseServers(list string) (servers []string) {
 	for word := range strings.FieldsSeq(list) {
 		if name, _, _ := strings.Cut(word, ","); name != "" {

@@ -251,7 +251,7 @@ func (j *jobs) read(call *builtins.Call, in *pb.ListJobsRequest) (out *pb.ListJo
 	if err == nil {
 		out.Stderr, out.StderrOffset, err = readSpool(dir, "stderr", in.GetStderrOffset(), limit)
 	}
-	if job.State == pb.JobState_JOB_STATE_ENDED { // a gap at the end: nothing is stored behind it
+	if job.State == pb.JobState_JOB_STATE_ENDED { // a gap at the end: nothing is stored after it
 		if len(out.Stdout) == 0 {
 			out.StdoutOffset = max(out.StdoutOffset, job.StdoutBytes)
 		}

@@ -73,7 +73,7 @@ func (s *spool) open() bool {
 	return true
 }
 
-// dropOld removes the oldest segments, as long as enough is stored behind them.
+// dropOld removes the oldest segments, as long as enough is stored after them.
 func (s *spool) dropOld() {
 	stored := uint64(0)
 	for i := range s.segments {

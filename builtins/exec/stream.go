@@ -397,7 +397,7 @@ func signalOf(in *pb.ExecInputRequest) (syscall.Signal, error) {
 	return signal, nil
 }
 
-// inputOrder keeps input in order. What is no input must not wait behind it: the command may not read.
+// inputOrder keeps input in order. What is no input must not wait after it: the command may not read.
 func inputOrder(request proto.Message) string {
 	in := request.(*pb.ExecInputRequest)
 	if len(in.GetData()) == 0 && !in.GetCloseStdin() {

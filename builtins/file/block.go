@@ -128,7 +128,7 @@ func (b *block) edit(ctx context.Context, old []byte) ([]byte, error) {
 	return append(edited, old[at.to:]...), nil
 }
 
-// place returns where the block stands, with its marks and the end of the last; or where it comes, behind all else. nil: it
+// place returns where the block stands, with its marks and the end of the last; or where it comes, after all else. nil: it
 // is not there, and is not to be. Marks that are no pair are an error: nobody knows what is between them.
 func (b *block) place(ctx context.Context, old []byte) (*span, error) {
 	found, open, line := (*span)(nil), -1, 0

@@ -164,7 +164,7 @@ func (r *Room) list(ctx context.Context, call *builtins.Call, in *pb.PathArgs) (
 	return out, context.Cause(ctx)
 }
 
-// child puts a name behind the path of a directory as the caller wrote it.
+// child puts a name after the path of a directory as the caller wrote it.
 func child(dir, name string) string { return strings.TrimRight(dir, "/") + "/" + name }
 
 // glob expands a pattern element by element. A name that begins with a dot is matched by a dot alone, and by a slash at the end
@@ -209,7 +209,7 @@ func isDir(root *fsys.Root, path string) bool {
 	return err == nil && meta.Kind == fsys.Directory
 }
 
-// appendMatches appends the paths in a directory that an element of a pattern stands for, and stops behind the bound.
+// appendMatches appends the paths in a directory that an element of a pattern stands for, and stops after the bound.
 func appendMatches(ctx context.Context, list []string, root *fsys.Root, dir, element string) []string {
 	if !strings.ContainsAny(element, `*?[\`) {
 		if _, err := lstat(root, dir+"/"+element); err != nil {

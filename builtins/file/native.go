@@ -64,13 +64,13 @@ func (r *Room) listDirectory(
 	return out, context.Cause(ctx)
 }
 
-// page is a part of a directory in the order of its names: the first ones behind a token, at most max of them. Of a directory
+// page is a part of a directory in the order of its names: the first ones after a token, at most max of them. Of a directory
 // of any size it holds few more.
 type page struct {
 	token string
 	max   int
 	names []string
-	more  bool // there are names behind them
+	more  bool // there are names after them
 }
 
 func (p *page) add(name string) {
@@ -82,7 +82,7 @@ func (p *page) add(name string) {
 	}
 }
 
-// cut sorts the names, and drops those that are behind the page.
+// cut sorts the names, and drops those that are after the page.
 func (p *page) cut() {
 	slices.Sort(p.names)
 	if len(p.names) > p.max {

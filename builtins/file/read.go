@@ -129,7 +129,7 @@ func generation(meta fsys.Meta) string {
 	text = append(strconv.AppendUint(text, meta.Dev, 16), '-')
 	text = append(strconv.AppendUint(text, meta.Ino, 16), '-')
 	text = append(strconv.AppendInt(text, meta.Mtime.Sec, 16), '.')
-	nanos := strconv.AppendUint(make([]byte, 0, 10), 1e9+uint64(meta.Mtime.Nsec), 10) // nine digits behind the one
+	nanos := strconv.AppendUint(make([]byte, 0, 10), 1e9+uint64(meta.Mtime.Nsec), 10) // nine digits after the one
 	text = append(append(text, nanos[1:]...), '-')
 	return string(strconv.AppendInt(text, meta.Size, 16))
 }

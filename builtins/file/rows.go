@@ -202,7 +202,7 @@ func rewrites(in proto.Message) builtins.Access {
 	return a
 }
 
-// validation is the program that looks at the new file; empty: none does.
+// validation is the program that checks the new file; empty: none does.
 func validation(in proto.Message) []string {
 	if with, ok := in.(interface{ GetValidate() []string }); ok {
 		return with.GetValidate()
@@ -210,7 +210,7 @@ func validation(in proto.Message) []string {
 	return nil
 }
 
-// validates is the row that does what a request to have a new file looked at does.
+// validates is the row that does what a request to have a new file checked does.
 func validates(in proto.Message) []string {
 	if in == nil || len(validation(in)) > 0 {
 		return []string{"exec.run"}

@@ -228,7 +228,7 @@ func (s *stagedSink) into(at *fsys.At, from int64, attr fsys.Attr) (err error) {
 	return at.CheckFile(file)
 }
 
-// add puts the content behind what is in the file by now. It ends the staging.
+// add puts the content after what is in the file by now. It ends the staging.
 func (s *stagedSink) add(ctx context.Context, call *builtins.Call, attr fsys.Attr) (err error) {
 	defer func() { err = errors.Join(err, s.staged.Discard()) }()
 	c, err := s.room.begin(call, "file_write", s.path, followLinks)
@@ -357,7 +357,7 @@ func (s *deviceSink) digest(ctx context.Context) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// verifyStep is how many bytes are read back between two looks at the context.
+// verifyStep is how many bytes are read back between two checks of the context.
 const verifyStep = 4 << 20
 
 func (s *deviceSink) finish(context.Context, *builtins.Call, fsys.Attr) error {

@@ -68,7 +68,7 @@ func expand(ctx context.Context, text string, vars map[string]string) ([]byte, e
 	return to.text, nil
 }
 
-// place writes what comes in the place of two braces and what is behind them, and returns the text behind.
+// place writes what comes in the place of two braces and what follows them, and returns the text after.
 func place(to io.Writer, after string, vars map[string]string, used map[string]bool) (rest string, err error) {
 	if tail, ok := strings.CutPrefix(after, `"{{"}}`); ok {
 		_, err := io.WriteString(to, "{{")
@@ -149,7 +149,7 @@ func inPieces(to io.Writer, value string, escape func(string) []byte) error {
 	return nil
 }
 
-// between is inPieces with a mark before and behind the whole.
+// between is inPieces with a mark before and after the whole.
 func between(mark string, to io.Writer, value string, escape func(string) []byte) error {
 	if _, err := io.WriteString(to, mark); err != nil {
 		return err

@@ -360,7 +360,7 @@ func (r *replacer) all(ctx context.Context) ([]byte, error) {
 		if at == nil {
 			break
 		}
-		counts := at[1] > pos || at[0] != last // an empty match right behind another one does not
+		counts := at[1] > pos || at[0] != last // an empty match right after another one does not
 		if pos, last = at[1], at[1]; at[0] == at[1] {
 			_, width := utf8.DecodeRune(r.text[pos:])
 			pos += max(width, 1)

@@ -28,7 +28,7 @@ import (
 // chunk that is one of the last ones taken is acknowledged again; chunk 0 begins anew. An upload with a name belongs to a port
 // alone: it outlives its connection for a while, so that the host can go on with the first chunk that it heard nothing of. An
 // upload is dropped with all it wrote after a write error, by a digest or total that does not hold, and when no chunk comes for
-// a while. A chunk with append set belongs to content that is put behind what is there, in one go at the end.
+// a while. A chunk with append set belongs to content that is put after what is there, in one go at the end.
 type upload struct {
 	mu     sync.Mutex
 	sink   sink           // nil before the first chunk and after the end

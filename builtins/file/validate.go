@@ -13,7 +13,7 @@ import (
 // stagedName stands for the path of the new file in the arguments of a validator.
 const stagedName = "%s"
 
-// validator returns what has a program look at a new file before that is put in place: a command that changes nothing, and is
+// validator returns what has a program check a new file before that is put in place: a command that changes nothing, and is
 // held to it. Nil: there is none.
 func (r *Room) validator(call *builtins.Call, argv []string) (func(ctx context.Context, path string) error, error) {
 	if len(argv) == 0 {

@@ -31,7 +31,7 @@ func (r *Room) append(ctx context.Context, call *builtins.Call, in *pb.WriteFile
 	}, in.Validate)
 }
 
-// put makes a file what it shall be. validate is the program that looks at it before it is put in place; empty: none.
+// put makes a file what it shall be. validate is the program that checks it before it is put in place; empty: none.
 func (r *Room) put(ctx context.Context, call *builtins.Call, w edit.File, validate []string) (_ *pb.Changed, err error) {
 	if w.Validate, err = r.validator(call, validate); err != nil {
 		return nil, fault.On(w.Path, err)

@@ -189,7 +189,7 @@ func makeAt(dir handle, name string, meta Meta) error {
 	return unix.Mknodat(dir, name, bits|0o600, int(meta.Rdev))
 }
 
-// copyStep is how many bytes are copied between two looks at the context.
+// copyStep is how many bytes are copied between two checks of the context.
 const copyStep = 16 << 20
 
 // maxSizeless bounds the copy of a file whose size says nothing, in bytes: such a file may be endless.

@@ -276,7 +276,7 @@ func removeTree(ctx context.Context, dir handle, name string, _ func(dir Meta) b
 	return fault.Cause(err)
 }
 
-// copyStep is how many bytes are copied between two looks at the context.
+// copyStep is how many bytes are copied between two checks of the context.
 const copyStep = 16 << 20
 
 // nextData takes all for data.

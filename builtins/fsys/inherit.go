@@ -20,7 +20,7 @@ const (
 // defaultACL is the extended attribute with what new objects in a directory inherit.
 const defaultACL = "system.posix_acl_default"
 
-// Tags of the entries of an ACL, each of 8 bytes behind a head of 4: tag, permissions and the id of a user or group.
+// Tags of the entries of an ACL, each of 8 bytes after a head of 4: tag, permissions and the id of a user or group.
 const (
 	aclOwner, aclGroup, aclMask, aclOther = 0x01, 0x04, 0x10, 0x20
 )

@@ -49,7 +49,7 @@ func (r *remover) emptyAndRemove(fd, dir handle, name string, depth int) error {
 		if err != nil {
 			return err
 		}
-		// Not empty again: a deep directory came up, the file system left names out that were behind removed ones, or somebody
+		// Not empty again: a deep directory came up, the file system left names out that were after removed ones, or somebody
 		// still writes here, which the context bounds.
 		if err = unlinkAt(dir, name, true); err != unix.ENOTEMPTY {
 			return err
@@ -121,7 +121,8 @@ func unlinkLocked(dir handle, name string) error {
 	return errors.Join(err, o.setFlags(meta.Kind, meta.Xattrs))
 }
 
-// checkOwn refuses a directory that is another's. Nothing is removed in it before: who moves it into the tree cannot empty it so.
+// checkOwn refuses a directory that is another's. Nothing is removed in it before: who moves it into the tree cannot empty it
+// so.
 func (r *remover) checkOwn(dir handle) error {
 	if r.own == nil {
 		return nil

@@ -19,7 +19,7 @@ const (
 	maxResolvConf = 64 << 10
 )
 
-// dns returns who is asked for names: what resolv.conf says, and behind the server of systemd-resolved that stands there, whom
+// dns returns who is asked for names: what resolv.conf says, and after the server of systemd-resolved that stands there, whom
 // that asks.
 func (r *Room) dns(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*pb.NetDns, error) {
 	files := r.guest.Of(call)

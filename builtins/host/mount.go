@@ -84,7 +84,7 @@ func optionPaths(option string) (paths []string) {
 	return paths
 }
 
-// fuseProgram returns the program that mount(8) runs for a type of FUSE (mount.fuse3(8)): what stands behind "fuse." in the
+// fuseProgram returns the program that mount(8) runs for a type of FUSE (mount.fuse3(8)): what follows "fuse." in the
 // type, or before "#" in the source. For another type it is not empty.
 func fuseProgram(fstype, source string) string {
 	if program, ok := strings.CutPrefix(fstype, "fuse."); ok {

@@ -280,7 +280,7 @@ func dateOf(data []byte) windows.Systemtime {
 		Second: at(6), Milliseconds: at(7)}
 }
 
-// copyText copies a text, cut to what fits with a zero behind it.
+// copyText copies a text, cut to what fits with a zero after it.
 func copyText(to []uint16, s string) {
 	units, err := windows.UTF16FromString(s)
 	if err == nil {

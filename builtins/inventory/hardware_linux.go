@@ -176,7 +176,7 @@ func (m machine) booted() *timestamppb.Timestamp {
 	return nil
 }
 
-// domain returns the part of the full name behind the host's: of the host name itself, of /etc/hosts, or the NIS domain.
+// domain returns the part of the full name after the host's: of the host name itself, of /etc/hosts, or the NIS domain.
 func (m machine) domain(host string) string {
 	if _, domain, ok := strings.Cut(host, "."); ok {
 		return domain

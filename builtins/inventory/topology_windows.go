@@ -42,7 +42,7 @@ func readTopology() (t topology) {
 	return t
 }
 
-// parseTopology reads entries of SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX: a relation, the size of the entry, and behind it
+// parseTopology reads entries of SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX: a relation, the size of the entry, and after it
 // PROCESSOR_RELATIONSHIP, with masks of 16 bytes from 24 and their number at 22, or CACHE_RELATIONSHIP.
 func parseTopology(list []byte) (t topology) {
 	for len(list) >= 8 {

@@ -426,7 +426,7 @@ func writeMapping(out *strings.Builder, table *pb.LuaTable, indent, key string) 
 	return nil
 }
 
-// writeValue writes what stands behind a colon or a hyphen, and the end of the line.
+// writeValue writes what follows a colon or a hyphen, and the end of the line.
 func writeValue(out *strings.Builder, v *pb.LuaValue, indent, key string) error {
 	table := v.GetTable()
 	switch {

@@ -24,7 +24,7 @@ const (
 )
 
 // inquiry asks who else has the addresses that interfaces shall get, while other things go on. Who answers at once is known
-// before anything is changed, and the rest when the new network has been looked at.
+// before anything is changed, and the rest when the new network has been checked.
 type inquiry struct {
 	began time.Time
 	links []int // that are asked on

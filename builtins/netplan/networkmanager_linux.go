@@ -144,7 +144,7 @@ func useProfiles(ctx context.Context, d *daemons, names []string) error {
 	if err != nil {
 		return err
 	}
-	// A port comes with the bridge or bond that it belongs to, whose profile is behind it otherwise.
+	// A port comes with the bridge or bond that it belongs to, whose profile is after it otherwise.
 	for _, name := range slices.Sorted(slices.Values(names)) {
 		profile, there := found[name]
 		if !there {

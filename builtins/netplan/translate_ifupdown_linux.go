@@ -148,7 +148,7 @@ func (t *translation) begin(b *strings.Builder, d *device, name string, by ifupd
 	return d.takePorts(b, t, by)
 }
 
-// methods are the first lines, behind the name, of each stanza of the interface, with the address that it may have.
+// methods are the first lines, after the name, of each stanza of the interface, with the address that it may have.
 func (d *device) methods() (list []string) {
 	for six, inet := range []string{"inet", "inet6"} {
 		if d.dhcp[six] {

@@ -61,7 +61,7 @@ const (
 	// lookFirst and lookEvery are after how long what sends no notification is read again: the time doubles each time.
 	lookFirst = 10 * time.Millisecond
 	lookEvery = 200 * time.Millisecond
-	// changesTogether is how long what changes in the kernel is collected before it is looked at.
+	// changesTogether is how long what changes in the kernel is collected before it is acted on.
 	changesTogether = time.Millisecond
 )
 

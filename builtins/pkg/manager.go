@@ -31,7 +31,7 @@ func (q request) pinned() bool {
 	return slices.ContainsFunc(q.wishes, func(w wish) bool { return w.version != "" })
 }
 
-// targets are the names, with versions behind a sign.
+// targets are the names, with versions after a sign.
 func (q request) targets(sign string) (list []string) {
 	for _, w := range q.wishes {
 		if w.version != "" {

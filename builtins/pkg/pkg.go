@@ -36,7 +36,7 @@ const (
 )
 
 // A name is what every manager takes for one and none for an option, a pattern or a request to remove. dpkg's has an
-// architecture behind a colon.
+// architecture after a colon.
 var (
 	packageName    = lazyregexp.New(`^[A-Za-z0-9]([A-Za-z0-9+._@-]*[A-Za-z0-9+._@])?(:[a-z0-9][a-z0-9-]*)?$`)
 	packageVersion = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9+._:~^-]*$`)

@@ -150,7 +150,7 @@ func TestUseOfProcessors(t *testing.T) {
 	}
 }
 
-// A filter, an order and a limit are kept, and threads stand behind their process.
+// A filter, an order and a limit are kept, and threads follow their process.
 func TestListIsFilteredSortedAndCut(t *testing.T) {
 	cmd, _ := start(t, "idle")
 	self := listed(t, os.Getpid(), &pb.ListProcessesRequest{})

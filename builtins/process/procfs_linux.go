@@ -137,7 +137,7 @@ func (p *procfs) entry(t task) *entry {
 // pageSize is the unit of the resident memory in stat.
 var pageSize = uint64(os.Getpagesize())
 
-// The places of fields in a stat file behind the name: the numbers of proc_pid_stat(5) less 3, since state is field 3 there.
+// The places of fields in a stat file after the name: the numbers of proc_pid_stat(5) less 3, since state is field 3 there.
 const (
 	fieldState    = 0
 	fieldPPID     = 1

@@ -36,7 +36,7 @@ type snapshot struct {
 	started   map[int]time.Duration
 }
 
-// threadInformation is SYSTEM_THREAD_INFORMATION, of which NtQuerySystemInformation returns one per thread behind each process.
+// threadInformation is SYSTEM_THREAD_INFORMATION, of which NtQuerySystemInformation returns one per thread after each process.
 type threadInformation struct {
 	KernelTime, UserTime, CreateTime int64
 	WaitTime                         uint32

@@ -63,8 +63,8 @@ func printable(s string) string {
 	return b.String()
 }
 
-// commandLine returns a /proc/PID/cmdline, in which a NUL is behind each argument, as a shell would read it, in at most limit
-// bytes. cut says that it goes on behind raw. bare leaves out the arguments.
+// commandLine returns a /proc/PID/cmdline, in which a NUL is after each argument, as a shell would read it, in at most limit
+// bytes. cut says that it goes on after raw. bare leaves out the arguments.
 func commandLine(raw []byte, cut, bare bool, limit int) string {
 	if len(raw) == 0 {
 		return ""
@@ -105,7 +105,7 @@ func ending(line string, more bool, limit int) string {
 }
 
 // titleOf recognizes a process that has written a title over its arguments, such as "nginx: worker process": it is one text
-// with a blank, or with more than an empty argument behind it, since what remains of the arguments is zeroed.
+// with a blank, or with more than an empty argument after it, since what remains of the arguments is zeroed.
 func titleOf(raw []byte) (title string, ok bool) {
 	first, rest, _ := bytes.Cut(raw, []byte{0})
 	if len(first) == 0 || len(bytes.Trim(rest, "\x00")) > 0 {

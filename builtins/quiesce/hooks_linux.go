@@ -44,7 +44,7 @@ const (
 
 // hook is a program, or a script, that runs before a freeze and after its end.
 type hook struct {
-	name string // its file, or its name behind "bundled:"
+	name string // its file, or its name after "bundled:"
 	file string // resolved; empty: it is the agent's own
 }
 

@@ -170,7 +170,7 @@ func stringValue(b []byte) *pb.LuaValue {
 
 func numberValue(n float64) *pb.LuaValue { return &pb.LuaValue{Kind: &pb.LuaValue_Number{Number: n}} }
 
-// same reports whether two values mean the same: a text need not have a zero behind it.
+// same reports whether two values mean the same: a text need not have a zero after it.
 func (v *value) same(other *value) bool {
 	if v == nil || other == nil || v.kind != other.kind {
 		return v == nil && other == nil

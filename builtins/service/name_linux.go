@@ -9,7 +9,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
-// maxName is the longest name of a unit in bytes (UNIT_NAME_MAX of systemd, without the zero behind it).
+// maxName is the longest name of a unit in bytes (UNIT_NAME_MAX of systemd, without the zero after it).
 const maxName = 255
 
 // unitName is what the name of a unit is made of (systemd.unit(5)). A leading hyphen would be an option to many tools.

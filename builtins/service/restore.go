@@ -89,7 +89,7 @@ func (r *Room) renew(ctx context.Context, m manager, in *pb.ServiceRestore, s *s
 	return nil
 }
 
-// settleTime is how long a unit is looked at after what was notified.
+// settleTime is how long a unit is watched after what was notified.
 const (
 	settleTime = 2 * time.Second
 	settleLook = 100 * time.Millisecond
@@ -169,7 +169,7 @@ func (r *Room) settled(ctx context.Context, call *builtins.Call, in *pb.ServiceN
 	return &pb.Nothing{}, nil
 }
 
-// watch looks at a unit until it is settled.
+// watch polls a unit until it is settled.
 func (r *Room) watch(ctx context.Context, u unit, did acted) error {
 	m, err := r.open(ctx)
 	if err != nil {

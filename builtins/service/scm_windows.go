@@ -49,7 +49,7 @@ func startWord(s *pb.ServiceStart) string {
 	return ""
 }
 
-// stateLook is how often a service that starts or stops is looked at, and retryTime how long one that is busy with
+// stateLook is how often a service that starts or stops is polled, and retryTime how long one that is busy with
 // something else is asked again.
 const (
 	stateLook = 100 * time.Millisecond
@@ -171,7 +171,7 @@ func (m *scm) configure(s *state) {
 		return
 	}
 	s.start, s.file = start, startWord(start)
-	// SERVICE_DESCRIPTION is a pointer to the text, which is behind it.
+	// SERVICE_DESCRIPTION is a pointer to the text, which is after it.
 	if buffer := more(service.Handle, windows.SERVICE_CONFIG_DESCRIPTION); buffer != nil {
 		if text := *(**uint16)(unsafe.Pointer(&buffer[0])); text != nil {
 			s.details = windows.UTF16PtrToString(text)

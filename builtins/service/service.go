@@ -37,7 +37,7 @@ type Room struct {
 
 	mu sync.Mutex
 	platform
-	acted  map[unit]acted // what was notified, until it is looked at
+	acted  map[unit]acted // what was notified, until it is checked
 	own    sync.WaitGroup // what is done to the agent's own unit
 	closed chan struct{}
 	unread atomic.Bool // links were changed that systemd has not read

@@ -23,10 +23,10 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// serviceArg makes this program the service that is started and stopped; behind it is how it behaves.
+// serviceArg makes this program the service that is started and stopped; after it is how it behaves.
 const serviceArg = "be-a-service"
 
-// startArg makes this program one that starts the service behind it.
+// startArg makes this program one that starts the service after it.
 const startArg = "start-a-service"
 
 func TestMain(m *testing.M) {

@@ -230,7 +230,7 @@ type asked struct {
 // inFlight bounds the calls that wait for an answer: the system bus takes 128 of a connection (dbus-daemon(1)).
 const inFlight = 64
 
-// usage asks for the pids of services, with the calls one behind the other and not one after the other, and reads what memory
+// usage asks for the pids of services, with all calls sent before the first reply is read, and reads what memory
 // their control groups use: that systemd would read from there, too, each with a call of its own. meanwhile is called when the
 // first ones are on their way.
 func (m *systemd) usage(ctx context.Context, list []asked, meanwhile func()) {

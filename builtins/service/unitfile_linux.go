@@ -256,7 +256,7 @@ func (f *found) parse(content string) {
 	f.setting(&section, strings.TrimSpace(before.String()))
 }
 
-// setting reads a setting, or the head of a section, which is that of the settings behind it.
+// setting reads a setting, or the head of a section, which is that of the settings after it.
 func (f *found) setting(section *string, text string) {
 	if strings.HasPrefix(text, "[") {
 		*section = text

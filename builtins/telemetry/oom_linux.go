@@ -25,7 +25,7 @@ type killCounter struct {
 
 	mu      sync.Mutex
 	machine bool   // the log is the guest's own
-	log     int    // /dev/kmsg, behind what was there when it was first followed; -1: it is not open
+	log     int    // /dev/kmsg, after what was there when it was first followed; -1: it is not open
 	known   uint64 // of the counter, what was reported or came before init
 	missing time.Time
 }

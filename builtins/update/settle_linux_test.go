@@ -183,7 +183,7 @@ func TestConfirmIsTriedAgain(t *testing.T) {
 			broken := true
 			b, next := onTrial(t, func(name string) {
 				if broken && name == at {
-					panic(at) // as any fault would: what is behind it is not done
+					panic(at) // as any fault would: what follows it is not done
 				}
 			})
 			confirm := func() (err error) {

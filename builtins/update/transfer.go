@@ -64,7 +64,7 @@ func (r *Room) begin(ctx context.Context, call *builtins.Call, in *pb.AgentUpdat
 	return t, nil
 }
 
-// accept looks at all that can be known before the program has come, and makes the staging directory.
+// accept checks all that can be known before the program has come, and makes the staging directory.
 func (r *Room) accept(ctx context.Context, in *pb.AgentUpdateRequest) (*transfer, error) {
 	key, err := r.key()
 	if err != nil {

@@ -4,7 +4,7 @@
 //	        file:    inotify, and the list of mounts      ─► each event: look again ─► the reply
 //	        unit, ready: D-Bus signals of systemd
 //
-// Each condition is watched first and looked at then, so nothing is missed in between.
+// Each condition is watched first and read then, so nothing is missed in between.
 //
 // Not here: how a host waits for an agent that does not run yet.
 package wait

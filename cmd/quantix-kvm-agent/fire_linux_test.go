@@ -153,7 +153,7 @@ func TestOneByteAtATime(t *testing.T) {
 	}
 }
 
-// A host that falls silent in the middle of a frame, at any place of it, is heard again behind the silence, and trusted.
+// A host that falls silent in the middle of a frame, at any place of it, is heard again after the silence, and trusted.
 func TestStallInTheMiddleOfAFrame(t *testing.T) {
 	a := agenttest.Start(t, agenttest.Options{})
 	var all sync.WaitGroup
@@ -302,7 +302,7 @@ func TestHostThatReadsNothing(t *testing.T) {
 	p.alive("again")
 }
 
-// A payload of exactly 16 MiB is taken; one of a byte more is garbage, behind which a ping is found at once and a change is not
+// A payload of exactly 16 MiB is taken; one of a byte more is garbage, after which a ping is found at once and a change is not
 // trusted.
 func TestLargestFrame(t *testing.T) {
 	root := t.TempDir()

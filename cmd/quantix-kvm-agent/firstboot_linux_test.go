@@ -96,7 +96,7 @@ func TestFirstBoot(t *testing.T) {
 	}
 }
 
-// An agent that is killed in the middle of a first-boot script runs it when it starts again, and one that is killed behind it
+// An agent that is killed in the middle of a first-boot script runs it when it starts again, and one that is killed after it
 // does not.
 func TestFirstBootKilled(t *testing.T) {
 	root, state := scratch(t), t.TempDir()
@@ -119,7 +119,7 @@ func TestFirstBootKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, forget := range []bool{false, true} {
-		if forget { // killed behind the commit, before it was written down
+		if forget { // killed after the commit, before it was written down
 			if err := os.Remove(filepath.Join(state, "first-boot.json")); err != nil {
 				t.Fatal(err)
 			}

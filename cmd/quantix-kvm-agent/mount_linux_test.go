@@ -105,8 +105,8 @@ func (m *mountedTree) shell(t *testing.T, line string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// state is all that a rollback must give back: files with their times, what is mounted, and what is on the disk, which is mounted
-// when the kernel has ended the mount of whatever was killed.
+// state is all that a rollback must give back: files with their times, what is mounted, and what is on the disk, which is
+// mounted when the kernel has ended the mount of whatever was killed.
 func (m *mountedTree) state(t *testing.T) string {
 	t.Helper()
 	return m.shell(t, `find / -xdev -name usr -prune -o -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -path /tmp -prune -o \
@@ -290,7 +290,7 @@ func TestMountKilled(t *testing.T) {
 			_, _ = client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{Source: []byte(work + "while true do end")})
 		}()
 		time.Sleep(after * time.Millisecond)
-		if after == 150 { // for sure behind all of it
+		if after == 150 { // for sure after all of it
 			for deadline := time.Now().Add(20 * time.Second); !strings.Contains(m.shell(t, `cat "/srv/data dir/x/sub/made" 2>&1 || true`), "x") && time.Now().Before(deadline); {
 				time.Sleep(20 * time.Millisecond)
 			}

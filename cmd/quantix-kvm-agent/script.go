@@ -55,7 +55,7 @@ func moduleFlag(c *cobra.Command, modules *[]string) {
 	c.Flags().StringArrayVar(modules, "module", nil, "a module for require that is sent along with each script, `name=file`; may be repeated")
 }
 
-// look has a runner look at one script: nothing of one is compiled here.
+// look has a runner check one script: nothing of one is compiled here.
 func look(ctx context.Context, pool *sandbox.Pool, start *pb.RunnerStart) sandbox.Outcome {
 	return pool.Run(ctx, sandbox.Job{Start: start, Call: func(context.Context, *pb.RunnerCall) *pb.RunnerReply {
 		return &pb.RunnerReply{Error: &pb.RunnerError{Code: "refused", Message: "nothing is called"}}

@@ -19,7 +19,7 @@ import (
 // completions.
 const completionTimeout = 2 * time.Second
 
-// complete returns a completion that asks the guest. list returns the words, each with an optional description behind a
+// complete returns a completion that asks the guest. list returns the words, each with an optional description after a
 // tabulator. Without an agent the shell completes file names where files is true, and nothing otherwise.
 func (a *app) complete(files bool, list func(*session) ([]string, error)) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -187,7 +187,7 @@ func (a *app) setDisplays(c *cobra.Command, settings ...*pb.DisplaySetting) erro
 	})
 }
 
-// sizeSyntax is WIDTHxHEIGHT, @REFRESH, *SCALE; and behind it, for layout, +X+Y.
+// sizeSyntax is WIDTHxHEIGHT, @REFRESH, *SCALE; and after it, for layout, +X+Y.
 var sizeSyntax = regexp.MustCompile(
 	`^(\d{1,9})x(\d{1,9})(?:@(\d+(?:\.\d+)?))?(?:\*(\d+(?:\.\d+)?))?(?:([+-]\d{1,9})([+-]\d{1,9}))?$`)
 

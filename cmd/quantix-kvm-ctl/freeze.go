@@ -58,7 +58,7 @@ EXIT STATUS
   token=$(quantix-kvm-ctl freeze --timeout 2m) && take-snapshot; quantix-kvm-ctl thaw "$token"`,
 		RunE: func(c *cobra.Command, args []string) error { return a.freeze(c.Context(), f, args) },
 	}
-	c.Flags().SetInterspersed(false) // what is behind COMMAND is its own
+	c.Flags().SetInterspersed(false) // what is after COMMAND is its own
 	c.Flags().StringArrayVar(&f.mounts, "mount", nil, "freeze the file system mounted at this `path`, and no others")
 	c.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "thaw by itself after this `time`, in whole seconds, 10m at most")
 	c.Flags().BoolVar(&f.noHooks, "no-hooks", false, "do not run the hooks of the guest")

@@ -13,7 +13,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/ctltest"
 )
 
-// readmeBlock returns the first fenced block behind a text of the README.
+// readmeBlock returns the first fenced block after a text of the README.
 func readmeBlock(t *testing.T, behind string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../README.md")

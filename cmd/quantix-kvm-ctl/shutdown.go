@@ -20,7 +20,7 @@ const (
 	// waitTimeout is how long --wait waits from the time that the guest goes down, unless --timeout says otherwise: services
 	// of the guest may take minutes to stop and to start.
 	waitTimeout = 10 * time.Minute
-	// waitEvery is the pause between two looks at the guest.
+	// waitEvery is the pause between two polls of the guest.
 	waitEvery = 250 * time.Millisecond
 	// silences are the connections in a row without an answer after which the guest counts as down; each takes three seconds.
 	silences = 3

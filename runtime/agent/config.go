@@ -28,7 +28,7 @@ type Config struct {
 	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and
 	// from time to time. Optional; default: debug.FreeOSMemory.
 	Trim func()
-	// Rest returns what a report of telemetry took and the pause behind it does not need. It is called behind each while no
+	// Rest returns what a report of telemetry took and the pause after it does not need. It is called after each while no
 	// request has come since Trim was called. Optional; default: nothing.
 	Rest func()
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back. Optional;

@@ -102,7 +102,7 @@ func TestStatusTellsOfHosts(t *testing.T) {
 }
 
 // A host asks what has become of what it waits for: a request that is served is known, and a command whose output comes. That
-// pong waits behind the replies.
+// pong waits after the replies.
 func TestPongTellsWhatIsUnknown(t *testing.T) {
 	p := newPipes("org.quantix.agent.0")
 	start(t, Config{

@@ -27,7 +27,7 @@ func (r *Run) keep(s *scope) {
 	r.held.bytes += s.bytes
 }
 
-// keepOutliving takes over what a call that failed wants looked at all the same.
+// keepOutliving takes over the checks that a call which failed wants done all the same.
 func (r *Run) keepOutliving(s *scope) {
 	for _, p := range s.before {
 		if p.Outlives {
@@ -68,7 +68,7 @@ func sameAction(a, b builtins.Action) bool {
 }
 
 // BeforeCommit does what the calls of the script want done before the commit, in the order in which they said so, and then
-// looks at what came of it. It belongs behind the last line of the script, and returns the first error.
+// looks at what came of it. It belongs after the last line of the script, and returns the first error.
 func (r *Run) BeforeCommit(ctx context.Context) error {
 	var checks []builtins.Action
 	for _, p := range r.before {

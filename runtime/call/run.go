@@ -51,7 +51,7 @@ type RunConfig struct {
 	Hide func(string) string
 }
 
-// made is a call: the steps behind the mark and the changes from a number on are its own, up to those of the next call.
+// made is a call: the steps after the mark and the changes from a number on are its own, up to those of the next call.
 type made struct {
 	mark  journal.Mark
 	first int

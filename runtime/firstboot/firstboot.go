@@ -1,7 +1,7 @@
 // Package firstboot runs the scripts of an image, or of who made the guest, once in each guest: in the order of their names,
 // each as a transaction.
 //
-// A script that fails leaves the guest as it was, and those behind it wait: they may build on it. It is run again at the next
+// A script that fails leaves the guest as it was, and those after it wait: they may build on it. It is run again at the next
 // boot. A clone of the guest, which has another identity, runs all of them again. One that is refused since others are at work,
 // such as a transaction that awaits its confirmation, has not failed: it is run once they have ended.
 //

@@ -148,7 +148,7 @@ func (r *restorer) cut() error {
 	return errors.Join(err, fault.Cause(file.Close()))
 }
 
-// copyTail saves what is behind the old end, in which there is something of others, as a file of its own.
+// copyTail saves what is after the old end, in which there is something of others, as a file of its own.
 func (r *restorer) copyTail(to *fsys.At) error {
 	if _, err := to.Stat(); err == nil {
 		return os.ErrExist

@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// What is put behind a large file is cut off again: nothing of the file is copied.
+// What is put after a large file is cut off again: nothing of the file is copied.
 func TestAppendToALargeFile(t *testing.T) {
 	added := []byte("one line\n")
 	for name, c := range map[string]struct {

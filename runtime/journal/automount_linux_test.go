@@ -48,7 +48,7 @@ func serveAutomount(setting string) error {
 	var waits atomic.Int64 // the token of a request that hangs
 	go func() {
 		_, _ = os.Stdin.Read(make([]byte, 1))
-		if token := waits.Load(); token != 0 { // else who asked would wait on, and an unmount behind it
+		if token := waits.Load(); token != 0 { // else who asked would wait on, and an unmount after it
 			_ = unix.IoctlSetInt(root, autofsFail, int(token))
 		}
 		os.Exit(0)

@@ -120,7 +120,7 @@ func (r *restorer) copyAside() error {
 
 // withConflictName calls put with a free name beside the object. moved: put moves the object.
 func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error {
-	const maxSuffix = 27 // of what is behind it where the name is taken
+	const maxSuffix = 27 // of what follows it where the name is taken
 	suffix := r.pass.tx.conflictSuffix()
 	base := r.at.Name
 	if len(base)+len(suffix)+maxSuffix > 255 {
@@ -158,7 +158,8 @@ func (r *restorer) withConflictName(put func(*fsys.At) error, moved bool) error 
 // maxHints bounds how many objects of a kind a hint names.
 const maxHints = 20
 
-// Hint returns in words why the rollback is not complete, and what others had changed meanwhile, without secrets; empty: neither.
+// Hint returns in words why the rollback is not complete, and what others had changed meanwhile, without secrets; empty:
+// neither.
 func (r Report) Hint() string {
 	var hints, reset []string
 	if r.Err != nil {

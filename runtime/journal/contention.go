@@ -71,7 +71,7 @@ func captureAny(at *fsys.At) (meta fsys.Meta, partly bool, err error) {
 	return meta, partly, err
 }
 
-// capture looks at what is there.
+// capture reads what is there.
 func (r *restorer) capture() (err error) {
 	r.is, r.partly, err = captureAny(r.at)
 	return err

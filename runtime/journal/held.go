@@ -3,7 +3,7 @@ package journal
 import "github.com/quantix-kvm/guest-agent/builtins/fsys"
 
 // maxHeldNames bounds the names of files with several that a transaction knows to be its own, and the names in trees that were
-// moved away which are looked at for them.
+// moved away which are searched for them.
 const maxHeldNames = 10_000
 
 // maxHeldDepth bounds how deep such trees are searched, since all directories on the way are open.

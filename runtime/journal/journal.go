@@ -126,9 +126,9 @@ type Journal struct {
 
 // unfinished is what is known of a transaction whose rollback halted.
 type unfinished struct {
-	status *txStatus
-	info   *pb.TransactionInfo
-	reply  *pb.RunScriptResponse // of the run; nil after a restart
+	status   *txStatus
+	info     *pb.TransactionInfo
+	reply    *pb.RunScriptResponse // of the run; nil after a restart
 	obstacle obstacle
 }
 

@@ -80,7 +80,7 @@ func (l *log) scan(id string, record func(payload []byte, at int64) error) (err 
 	return fault.Cause(err)
 }
 
-// zeroTail removes the rest of a torn record behind the last one.
+// zeroTail removes the rest of a torn record after the last one.
 func (l *log) zeroTail() error {
 	part, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
 	for rest := io.NewSectionReader(l.file, l.end, l.size-l.end); ; {
@@ -173,7 +173,7 @@ func (l *log) append(record *pb.JournalRecord, last bool) error {
 	return nil
 }
 
-// shrink frees the blocks behind the space for the last record.
+// shrink frees the blocks after the space for the last record.
 func (l *log) shrink() error {
 	size := l.end + lastRecordReserve
 	if size >= l.size {

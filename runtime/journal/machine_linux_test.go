@@ -81,7 +81,7 @@ func TestMachineOfWhatIsTakenBack(t *testing.T) {
 }
 
 // What a script stored that gave the guest another machine ID counts in a guest with that one and in one with the former, also
-// where its agent was killed behind the commit, and not in a clone of the guest.
+// where its agent was killed after the commit, and not in a clone of the guest.
 func TestMachineThatAScriptChanges(t *testing.T) {
 	for _, end := range []string{"stored", "killed", "killed, and booted again as a clone", "killed, and booted again"} {
 		t.Run(end, func(t *testing.T) {

@@ -105,7 +105,7 @@ type loadedJournal struct {
 func (j *Journal) recover(ctx context.Context, id string, deferOp func(string) bool) *Recovered {
 	l, err := j.loadJournal("open", id)
 	if err != nil && !errors.Is(err, errNewer) || err == nil && l.commit == nil && l.abort == nil {
-		// What has a stored reply has ended: the log was being zeroed, behind all else, and zeros of more than one block may
+		// What has a stored reply has ended: the log was being zeroed, after all else, and zeros of more than one block may
 		// reach the disk in part.
 		if _, statErr := os.Stat(j.dir("done", id)); statErr == nil {
 			l.close()

@@ -168,7 +168,7 @@ func (r *restorer) restoreAttributes() (bool, error) {
 	return true, r.apply()
 }
 
-// apply sets the attributes of what was looked at, if they differ.
+// apply sets the attributes of what capture read, if they differ.
 func (r *restorer) apply() error {
 	if firstDifference(r.was, r.is) == "" {
 		return nil

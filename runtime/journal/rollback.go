@@ -234,7 +234,7 @@ func lostStep(s *step, record *pb.JournalRecord, why error) []Undone {
 	return list
 }
 
-// undoOrder returns steps in the order in which they are undone: newest first, and behind all others those that come last.
+// undoOrder returns steps in the order in which they are undone: newest first, and after all others those that come last.
 func undoOrder(steps []*step) []*step {
 	order := make([]*step, 0, len(steps))
 	for _, last := range []bool{false, true} {

@@ -33,7 +33,7 @@ type step struct {
 	at           int64  // offset of the record in the log
 	moved, spool string // of a take: the path of the tree, and where it goes if that is on another mount
 	inverse      string // the operation of an inverse
-	last         bool   // of an inverse: undone behind all others
+	last         bool   // of an inverse: undone after all others
 	irreversible bool
 	reverted     bool
 	checked      bool          // its undeclared changes are known

@@ -15,7 +15,7 @@ import (
 )
 
 // restoreObjects restores the objects of a step, last to first. The directories of a tree are made before their content. What
-// finds no space is tried once more behind all others: what filled the disk may be what is removed with them.
+// finds no space is tried once more after all others: what filled the disk may be what is removed with them.
 func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.JournalKeep) []Undone {
 	list := make([]Undone, len(keep.Objects))
 	began := make([]bool, len(keep.Objects))
@@ -209,7 +209,7 @@ func (t *keptTree) prune(o *pb.JournalObject) (conflict string, err error) {
 	return conflict, err
 }
 
-// maxPrunes bounds how often a directory is looked through: some file systems leave out names that are behind removed ones, and
+// maxPrunes bounds how often a directory is looked through: some file systems leave out names that are after removed ones, and
 // somebody may go on to make new ones.
 const maxPrunes = 100
 

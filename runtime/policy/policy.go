@@ -6,13 +6,13 @@
 //
 // What a request reads, changes and runs its row computes (builtins.Access). Paths are compared as the file system's own
 // resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
-// is no way around. Where something cannot be looked at the answer is no.
+// is no way around. Where something cannot be read, the request is refused.
 //
-// Between the look and the use of a path somebody may change it. What was looked at is remembered (fsys.Judged), and
+// Between the check and the use of a path somebody may change it. What was checked is remembered (fsys.Judged), and
 // the operation acts on that or fails.
 //
 // A list of forbidden programs is no boundary: what is not on it can do the same. It refuses what names a program that is on
-// it, also behind env, sh -c and the like. A list of allowed programs is a boundary as far as those programs are one.
+// it, also after env, sh -c and the like. A list of allowed programs is a boundary as far as those programs are one.
 // Rules on paths bind the operations on files, not what commands do.
 //
 // Not here: reading agent.yaml, and doing anything.

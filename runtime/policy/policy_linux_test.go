@@ -228,7 +228,7 @@ func execute(command string, args ...string) *pb.ExecuteRequest {
 	return &pb.ExecuteRequest{Command: command, Args: args}
 }
 
-// A forbidden program is refused by any of its names, and behind what runs others.
+// A forbidden program is refused by any of its names, and after what runs others.
 func TestForbiddenCommands(t *testing.T) {
 	k := newKit(t, bin(t), "  command_blocklist: [ls]\n")
 	k.set("  command_blocklist:\n    - wget\n    - rm\n")
@@ -465,7 +465,7 @@ func TestRates(t *testing.T) {
 	if n := take(); n != 10 {
 		t.Error(n)
 	}
-	// A request for many things lets those behind wait for five seconds, however small the limit is.
+	// A request for many things lets those after wait for five seconds, however small the limit is.
 	for _, limit := range []int{1, 5, 1000} {
 		b := newBucket(limit, 1)
 		b.now, b.at = func() time.Time { return now }, now

@@ -225,7 +225,7 @@ func (n need) covers(at string) bool {
 	return slices.ContainsFunc(n.places, func(p string) bool { return at == p || n.below && fsys.Within(at, p) })
 }
 
-// names reports whether the need is of an object. Its kind may stand behind a dot: nginx.service is the service nginx.
+// names reports whether the need is of an object. Its kind may follow a dot: nginx.service is the service nginx.
 func (n need) names(o builtins.Object) bool {
 	return n.object == o.Name || n.object == o.Name+"."+o.Kind
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // Bind returns the request of a script row, made from the arguments of a call: the fields of the row's signature by
-// position, all others from a table of options behind them. Numbers are accepted for text. An error has code invalid
+// position, all others from a table of options after them. Numbers are accepted for text. An error has code invalid
 // and names the function and the argument.
 func Bind(op *builtins.Op, args []*pb.LuaValue) (proto.Message, error) {
 	in := op.In.ProtoReflect().New()
@@ -85,7 +85,7 @@ func optionNames(op *builtins.Op) []string {
 	return names
 }
 
-// isOptions reports whether a value in the position of an optional argument is the table of options behind it.
+// isOptions reports whether a value in the position of an optional argument is the table of options after it.
 func isOptions(field protoreflect.FieldDescriptor, v *pb.LuaValue) bool {
 	return v.GetTable() != nil && !field.IsList() && !field.IsMap() && field.Kind() != protoreflect.MessageKind
 }

@@ -27,7 +27,7 @@ const (
 	// smallCall is up to how many bytes a large call has one of smallPlaces, so that those which take long do not stop all
 	// others. A larger one has the one place for such: of each byte the agent has about three at a time.
 	smallCall, smallPlaces = 1 << 20, 2
-	// collectAfter is how large a call is behind which memory is collected at once.
+	// collectAfter is how large a call is after which memory is collected at once.
 	collectAfter = 2 << 20
 	// Bounds on texts from a runner, in bytes.
 	maxStep, maxMessage, maxTraceback, maxName = 1 << 10, 16 << 10, 16 << 10, 256

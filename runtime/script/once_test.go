@@ -47,7 +47,7 @@ func TestDifferentRequestsHaveDifferentFingerprints(t *testing.T) {
 		{Params: params("a", []any{"x", "y"})}, {Params: params("a", []any{"y", "x"})}, {Params: params("a", []any{[]any{"x"}, "y"})},
 		{Params: params("a", table{"x": "y"})}, {Params: params("a", "x", "b", "y")}, {Params: params("a", "xb", "y", "")},
 		{Params: params("a", math.Inf(1))}, {Params: params("a", math.NaN())},
-		// A true that is a false with something behind it could be taken for one before a name t.
+		// A true that is a false with something after it could be taken for one before a name t.
 		{Params: params("a", []any{table{"!": false, "t": nil}, "v", table{"!": true, "0": "v"}})},
 		{Params: params("a", []any{table{"!": true, "0": "v"}, table{"!": false, "t": nil}, "v"})},
 		{Secrets: map[string]string{"a": "x"}}, {Secrets: map[string]string{"a": "y"}}, {Secrets: map[string]string{"a": "", "x": ""}},

@@ -187,7 +187,7 @@ func (r *run) execute(ctx context.Context, s Script) *pb.RunScriptResponse {
 	return reply
 }
 
-// beforeCommit does what the script wants done behind its last line, unless it failed. An error becomes the script's.
+// beforeCommit does what the script wants done after its last line, unless it failed. An error becomes the script's.
 func (r *run) beforeCommit(ctx context.Context, reply *pb.RunScriptResponse) {
 	if r.calls == nil {
 		return

@@ -383,7 +383,7 @@ func TestCancel(t *testing.T) {
 	release()
 }
 
-// What is notified is collected, done once behind the last line and before the commit, where a restart stands for a reload, and
+// What is notified is collected, done once after the last line and before the commit, where a restart stands for a reload, and
 // only then looked at.
 func TestWhatComesBeforeTheCommit(t *testing.T) {
 	const notes = `test.notify("a", "reload") test.change("/x") test.notify("b", "restart") test.notify("a", "restart")

@@ -96,7 +96,7 @@ func IsProgram(err error) bool {
 	if stage := remote.Detail.Details["stage"]; stage != "" {
 		return stage == "program"
 	}
-	// Without that detail it stands behind the operation in the text.
+	// Without that detail it follows the operation in the text.
 	return strings.HasPrefix(strings.TrimPrefix(remote.Detail.Message, remote.Detail.Op+": "), "program ")
 }
 

@@ -61,7 +61,7 @@ func (l *Link) pullInto(ctx context.Context, remote, local string, o PullOptions
 	return got, errors.Join(err, to.Close())
 }
 
-// PushFile is Push for a path as it is on the guest's disk, with errors that name it. After a lost connection it resumes behind
+// PushFile is Push for a path as it is on the guest's disk, with errors that name it. After a lost connection it resumes after
 // what the agent acknowledged, or from where the reader stood if the agent has dropped that. The reader must be an io.Seeker;
 // any other fails.
 func (l *Link) PushFile(ctx context.Context, remote string, from io.Reader, o PushOptions) (int64, error) {

@@ -66,7 +66,7 @@ func (r *chunkRequests) envelope(id string) *pb.AgentMessage {
 }
 
 // readAll asks for chunks in one write, which costs the guest less than as many; next changes r.read for one after the other,
-// and returns false behind the last one. answer must be called for each.
+// and returns false after the last one. answer must be called for each.
 func (r *chunkRequests) readAll(all []*pending, next func() bool) ([]*pending, error) {
 	first := len(all)
 	r.message.Payload = &r.readIn
@@ -96,7 +96,7 @@ func (r *chunkRequests) readAll(all []*pending, next func() bool) ([]*pending, e
 	return all, nil
 }
 
-// writeChunk sends r.write with the end of a buffer as its content, behind the room for the head of its frame. The buffer may
+// writeChunk sends r.write with the end of a buffer as its content, after the room for the head of its frame. The buffer may
 // be used again when there is no error. answer must be called.
 func (r *chunkRequests) writeChunk(buf []byte) (*pending, error) {
 	p, err := r.c.register(r.newID())

@@ -32,7 +32,7 @@ const shortName = 20
 // FindSocket returns the path of the host's socket of a virtual machine, by its id: the Node Daemon's own, else libvirt's.
 // On Windows a pipe named org.quantix.agent.ID comes first.
 // Of a directory of libvirt's the id is the whole name, with libvirt's number before it or without. root is put before the
-// paths that are looked at; "/" on a host. No socket is fs.ErrNotExist, and several virtual machines of the id are
+// paths that are searched; "/" on a host. No socket is fs.ErrNotExist, and several virtual machines of the id are
 // ErrAmbiguous; the error names what there is.
 func FindSocket(root, id string) (string, error) {
 	if id == "" || strings.ContainsAny(id, `/\`) || strings.Trim(id, ".") == "" {

@@ -26,7 +26,7 @@ type StreamOptions struct {
 //
 //	s, err := c.Stream(ctx, client.Command{Argv: []string{"journalctl", "-f"}}, client.StreamOptions{})
 //	for {
-//		out, err := s.Next(ctx)      // io.EOF behind the last one; then s.End returns how it ended
+//		out, err := s.Next(ctx)      // io.EOF after the last one; then s.End returns how it ended
 //	}
 //
 // A command whose output is not read blocks in its writes. It ends with the connection, and with Close. Next is for one

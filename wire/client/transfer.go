@@ -59,7 +59,7 @@ type uploadPart struct {
 	digest hash.Hash // of what is before; needed where the digest is wanted and first is not 0
 }
 
-// push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset behind the
+// push is Push, or the rest of one. acked is how many chunks in a row the guest has acknowledged, sent the offset after the
 // last byte that was sent.
 func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOptions, part uploadPart) (acked uint32, sent int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -123,7 +123,7 @@ func (c *Client) push(ctx context.Context, path string, from io.Reader, o PushOp
 	return part.first + got.chunks, sent, err
 }
 
-// ackResult is how many chunks in a row were acknowledged, and the error of the one behind them.
+// ackResult is how many chunks in a row were acknowledged, and the error of the one after them.
 type ackResult struct {
 	chunks  uint32
 	failure error
@@ -159,7 +159,7 @@ type chunkReader struct {
 	end     bool
 }
 
-// next returns a chunk behind the room for the head of its frame. It is valid until the next call.
+// next returns a chunk after the room for the head of its frame. It is valid until the next call.
 func (r *chunkReader) next() (buf []byte, last bool, err error) {
 	if r.reads == 0 {
 		if r.ahead, err = r.read(); err != nil {

@@ -80,7 +80,7 @@ func (w *writer) write(ctx context.Context, frame []byte) error {
 	return w.written(ctx, frame, n, err)
 }
 
-// written ends a write that could be interrupted, of which n bytes are written. It unlocks, or has that done behind the rest.
+// written ends a write that could be interrupted, of which n bytes are written. It unlocks, or has that done after the rest.
 func (w *writer) written(ctx context.Context, frame []byte, n int, err error) error {
 	if ctx.Err() == nil || err == nil {
 		<-w.writing

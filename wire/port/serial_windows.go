@@ -29,7 +29,7 @@ const (
 	maxWrite = 32000 // bytes; a frame whose size we choose is no larger
 
 	ioctlGetInformation = 0x222002 // IOCTL_GET_INFORMATION of the driver's public.h
-	hostConnectedOffset = 5        // of the byte in its answer, behind a number of 4 bytes and a flag
+	hostConnectedOffset = 5        // of the byte in its answer, after a number of 4 bytes and a flag
 
 	absentPoll   = 500 * time.Millisecond // how often it is asked while no host is connected
 	presentPoll  = time.Second            // and while one is connected and sends nothing

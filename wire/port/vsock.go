@@ -21,7 +21,7 @@ const VsockPort = 9443
 // hostCID is the address of the hypervisor's machine, VMADDR_CID_HOST of linux/vm_sockets.h.
 const hostCID = 2
 
-// firstUnprivileged is the first port number that any user of a machine may connect from, behind LAST_RESERVED_PORT of
+// firstUnprivileged is the first port number that any user of a machine may connect from, after LAST_RESERVED_PORT of
 // net/vmw_vsock/af_vsock.c.
 const firstUnprivileged = 1024
 

@@ -91,7 +91,7 @@ func globChar(out *strings.Builder, text string) (size int, err error) {
 		_, n := utf8.DecodeRuneInString(text[1:])
 		out.WriteString(text[:1+n])
 		return 1 + n, nil
-	case '-', ']': // "[" and, behind another, "^" are themselves there, too
+	case '-', ']': // "[" and, after another, "^" are themselves there, too
 		out.WriteByte('\\')
 	}
 	_, size = utf8.DecodeRuneInString(text)

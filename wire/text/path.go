@@ -14,7 +14,7 @@ import (
 const upperHex = "0123456789ABCDEF"
 
 // EscapePath returns a path or a name as messages carry it. Each byte that is not part of valid UTF-8 becomes %80 to %FF. What
-// looks like such an escape already gets 25 behind its percent sign (%FF becomes %25FF, and that %2525FF), so that UnescapePath
+// looks like such an escape already gets 25 after its percent sign (%FF becomes %25FF, and that %2525FF), so that UnescapePath
 // restores every name. All other text stays as it is, "100%" and "a%20b" too.
 func EscapePath(raw string) string {
 	if utf8.ValidString(raw) && !strings.Contains(raw, "%") {

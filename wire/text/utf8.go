@@ -77,7 +77,7 @@ func TrimPartialRune(s string) string {
 	return s
 }
 
-// Truncate returns s, or what of it fits into limit bytes together with an ellipsis behind it. It does not cut within a rune.
+// Truncate returns s, or what of it fits into limit bytes together with an ellipsis after it. It does not cut within a rune.
 // A limit below the three bytes of an ellipsis leaves nothing.
 func Truncate(s string, limit int) string {
 	if len(s) <= limit {

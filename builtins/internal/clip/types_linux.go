@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
-// maxTypes are the types of an offer that are looked at.
+// maxTypes bounds the types of an offer that are read.
 const maxTypes = 200
 
 func errSilent() error {

@@ -196,7 +196,7 @@ func (x *x11Clipboard) Watch(changed func()) error {
 	})
 }
 
-// loop handles events until the connection ends. It waits for no reply: those come behind the events.
+// loop handles events until the connection ends. It waits for no reply: those come after the events.
 func (x *x11Clipboard) loop() {
 	defer close(x.done)
 	for {

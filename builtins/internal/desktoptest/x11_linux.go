@@ -96,7 +96,7 @@ func (s *Session) startX(t testing.TB, argv ...string) *exec.Cmd {
 	}
 	defer r.Close()
 	cmd := s.Command(t.Context(), append(argv, "-displayfd", "3")...)
-	cmd.Cancel = func() error { return nil } // it is ended behind the test
+	cmd.Cancel = func() error { return nil } // it is ended after the test
 	cmd.ExtraFiles = []*os.File{w}
 	number := make(chan string, 1)
 	go func() {

@@ -233,7 +233,7 @@ func (c *Change) End(err *error) {
 	}
 }
 
-// Close frees a change that is only looked at.
+// Close frees a change that is not made.
 func (c *Change) Close() {
 	if c.At != nil {
 		_ = c.At.Close()

@@ -22,7 +22,7 @@ type File struct {
 	// Attr are the owner, group and mode; what is not said stays as it is.
 	Attr fsys.Attr
 	// Parents makes missing directories above, Backup keeps the old file as Path.bak, InPlace writes into the file that is
-	// there instead of replacing it, Follow goes through a safe link, Append puts Content behind what is there.
+	// there instead of replacing it, Follow goes through a safe link, Append puts Content after what is there.
 	Parents, Backup, InPlace, Follow, Append bool
 	// Content is what the file, or what is added to it, shall be.
 	Content []byte
@@ -231,12 +231,12 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 	return c.Commit(staged, w.Attr)
 }
 
-// grows reports whether a large file gets no more than something behind it.
+// grows reports whether a large file gets no more than something after it.
 func (c *Change) grows(w File) bool {
 	return w.Append && !w.Backup && c.Old.Kind == fsys.File && c.Old.Size > maxKept
 }
 
-// appendable reports whether something is put behind a file in place, so that neither a copy of it is made nor one kept: a
+// appendable reports whether something is put after a file in place, so that neither a copy of it is made nor one kept: a
 // large file, in a transaction, which cuts it back. One that cannot be written in place, such as a running program, is
 // replaced.
 func (c *Change) appendable(w File) bool {
@@ -359,7 +359,7 @@ func (c *Change) fillAndSet(file *os.File, at int64, w File) error {
 	return err
 }
 
-// extend puts content behind what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody
+// extend puts content after what is in a file with the flag a, which can be cut by nobody, and whose attributes nobody
 // changes.
 func (c *Change) extend(file *os.File, w File) error {
 	if Differs(c.Old, w.Attr) {
@@ -388,7 +388,7 @@ func fill(file *os.File, at int64, content []byte) error {
 	return nil
 }
 
-// BackupSuffix is what a backup has behind the name of its file.
+// BackupSuffix is what a backup has after the name of its file.
 const BackupSuffix = ".bak"
 
 // backup keeps what is there as a second file.

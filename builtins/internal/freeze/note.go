@@ -48,7 +48,7 @@ func (n *note) write(content noted) {
 	if err != nil {
 		return // cannot happen: it is of texts
 	}
-	// In this order: what is behind the first value is not read, so no moment has less than the old or the new content.
+	// In this order: what is after the first value is not read, so no moment has less than the old or the new content.
 	if _, err := n.file.WriteAt(append(text, '\n'), 0); err == nil {
 		_ = n.file.Truncate(int64(len(text)) + 1)
 	}

@@ -213,7 +213,7 @@ func (g *Guest) Run(ctx context.Context, command Command, spec proc.Spec) (*proc
 	return g.Runner.Run(ctx, spec)
 }
 
-// RunValidator is Run of a program that looks at a new file, and changes nothing. Where it is held to that, and failed for what
+// RunValidator is Run of a program that checks a new file, and changes nothing. Where it is held to that, and failed for what
 // it may not write, or for what a service would have in /run, it runs once more with a view of its own of /run, /tmp and /var,
 // which is thrown away. It does not have that view from the start, since there it sees no disk as it is; and no other command
 // has it unless it asks for it, since in that view are directories of /run that are not there.

@@ -7,7 +7,7 @@ import "os"
 type Spool struct {
 	// Dir is a directory for files without names; empty, or not there: all output is kept in memory.
 	Dir string
-	// Enter is asked before each write there; leave is called behind it. On its error, as while the file system is frozen, the
+	// Enter is asked before each write there; leave is called after it. On its error, as while the file system is frozen, the
 	// rest is kept in memory. Nil: nothing is asked.
 	Enter func() (leave func(), err error)
 }
@@ -15,7 +15,7 @@ type Spool struct {
 // memoryOutput is how many bytes of a stream are kept in memory first: most commands write less.
 const memoryOutput = 64 << 10
 
-// capture holds what a command wrote: its beginning, what is in a file behind that, and what did not get there.
+// capture holds what a command wrote: its beginning, what is in a file after that, and what did not get there.
 type capture struct {
 	spool      Spool
 	head, rest []byte

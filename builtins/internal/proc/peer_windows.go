@@ -29,7 +29,7 @@ type Peer struct {
 
 // PeerSpec says how a Peer is started.
 type PeerSpec struct {
-	// Args are the arguments behind the program's name.
+	// Args are the arguments after the program's name.
 	Args []string
 	// Env is the whole environment.
 	Env []string

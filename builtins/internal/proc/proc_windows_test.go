@@ -230,7 +230,7 @@ func TestTreeIsKilled(t *testing.T) {
 	}
 }
 
-// A command that leaves a process with its output behind does not hold up the call.
+// A command that leaves a process behind with its output does not hold up the call.
 func TestOutputThatIsLeftOpen(t *testing.T) {
 	r := New(Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)

@@ -74,7 +74,7 @@ const (
 	networkLogon  = 3
 )
 
-// s4uRequest is MSV1_0_S4U_LOGON and KERB_S4U_LOGON, whose texts stand behind it.
+// s4uRequest is MSV1_0_S4U_LOGON and KERB_S4U_LOGON, whose texts follow it.
 type s4uRequest struct {
 	kind, flags  uint32
 	name, domain windows.NTUnicodeString

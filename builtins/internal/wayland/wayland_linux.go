@@ -83,7 +83,7 @@ type Global struct {
 	Version   uint32
 }
 
-// Fixed is a signed number with 8 bits behind the point.
+// Fixed is a signed number with 8 bits after the point.
 type Fixed int32
 
 // Float returns the number.

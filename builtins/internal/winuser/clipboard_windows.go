@@ -356,7 +356,7 @@ func (c *Clipboard) PNG(limit int) (content []byte, err error) {
 	return content, err
 }
 
-// trimPNG cuts what memory of Windows has behind the last chunk of a PNG.
+// trimPNG cuts what memory of Windows has after the last chunk of a PNG.
 func trimPNG(content []byte) []byte {
 	if at := strings.LastIndex(string(content), "IEND"); at >= 0 && at+8 <= len(content) {
 		return content[:at+8]

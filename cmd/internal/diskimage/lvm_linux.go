@@ -21,7 +21,7 @@ import (
 const (
 	labelSectors = 4        // the label is in one of the first of them
 	maxMetadata  = 16 << 20 // how long the text may be, in bytes
-	areaHeader   = 512      // bytes of the header of a metadata area; the text goes round behind it
+	areaHeader   = 512      // bytes of the header of a metadata area; the text goes round after it
 	areaMagic    = " LVM2 x[5A%r0N*>"
 )
 

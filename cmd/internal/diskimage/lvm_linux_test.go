@@ -15,7 +15,7 @@ import (
 const mib = 1 << 20
 
 // lvmDisk returns a disk of 65 MiB whose head lvm 2.03.16 wrote: the group my-vg with the volumes root (32 MiB), the-boot
-// (16), data (4, and 1 behind the next one) and other (4).
+// (16), data (4, and 1 after the next one) and other (4).
 func lvmDisk(t testing.TB) []byte {
 	t.Helper()
 	f, err := os.Open("testdata/lvm.head.gz")

@@ -20,7 +20,7 @@ type volume struct {
 	logical     string // of LVM: its group and its name, with a slash between
 }
 
-// headLength is how much of a volume is looked at: the superblock of btrfs is the last one, at 64 KiB.
+// headLength is how much of a volume is read: the superblock of btrfs is the last one, at 64 KiB.
 const headLength = 68 << 10
 
 // identify says what lies in a volume by its superblock.

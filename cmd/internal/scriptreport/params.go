@@ -222,7 +222,7 @@ func (in Input) askSecret(key string) (string, error) {
 	return string(value), err
 }
 
-// ReadLine reads exactly one line, and nothing behind it, which may be for another reader. The end of the input ends a line
+// ReadLine reads exactly one line, and nothing after it, which may be for another reader. The end of the input ends a line
 // that is not empty.
 func ReadLine(from io.Reader) (string, error) {
 	var line []byte

@@ -132,7 +132,7 @@ func StatusText(status pb.ScriptStatus) string {
 	return status.String()
 }
 
-// Status prints how a script ended, in one line, behind what was not undone.
+// Status prints how a script ended, in one line, after what was not undone.
 func Status(w io.Writer, reply *pb.RunScriptResponse) {
 	for _, c := range reply.NotUndone {
 		if c.State != pb.ChangeState_CHANGE_STATE_NOT_UNDONE {

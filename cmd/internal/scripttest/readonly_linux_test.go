@@ -39,7 +39,7 @@ func TestReadonlyIsEnforced(t *testing.T) {
 	is(t, results, "looks", "ok")
 }
 
-// arguments are some that a call takes and that would change something, each behind a comma.
+// arguments are some that a call takes and that would change something, each after a comma.
 func arguments(op builtins.Op) string {
 	var list strings.Builder
 	for _, name := range op.Script.Args {

@@ -13,7 +13,7 @@ const (
 	maxUpvalues    = 255     // of a function
 	maxFunctions   = 1 << 18 // within a function
 	maxJump        = 1<<17 - 1
-	maxListCounter = 511 // of the groups of elements in a SETLIST; a higher number is in the word behind it
+	maxListCounter = 511 // of the groups of elements in a SETLIST; a higher number is in the word after it
 )
 
 // instruction is a word of compiled code: 6 bits of operation, 8 of A, 9 of C and 9 of B.

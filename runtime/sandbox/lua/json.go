@@ -268,7 +268,7 @@ func loneSurrogate(text string) int {
 	}
 }
 
-// escapedUnit returns the number behind the \u that a text begins with; negative: it does not.
+// escapedUnit returns the number after the \u that a text begins with; negative: it does not.
 func escapedUnit(text string) rune {
 	if len(text) < 6 || text[:2] != `\u` {
 		return -1

@@ -181,7 +181,7 @@ func (n need) covers(object string) bool {
 	return false
 }
 
-// bare returns a name without that of the room behind a dot: nginx.service is the service nginx.
+// bare returns a name without that of the room after a dot: nginx.service is the service nginx.
 func (n need) bare(name string) string { return strings.TrimSuffix(name, "."+n.room) }
 
 // checkNeeds compares what a script declares to need with what its text calls. Whether links lead elsewhere is known only in

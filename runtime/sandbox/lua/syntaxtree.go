@@ -11,7 +11,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/lua/internal/numeral"
 )
 
-// treeChecker looks at the syntax tree of a script before it is compiled. It refuses what the interpreter would compile
+// treeChecker checks the syntax tree of a script before it is compiled. It refuses what the interpreter would compile
 // to something else without a word, and makes its numbers those of the Lua manual.
 type treeChecker struct {
 	name string // of the script

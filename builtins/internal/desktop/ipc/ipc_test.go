@@ -10,7 +10,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
-// messages have large bytes at several depths, alone and in lists, and what is small before and behind them.
+// messages have large bytes at several depths, alone and in lists, and what is small before and after them.
 func messages() []proto.Message {
 	data := func(size int, b byte) []byte { return bytes.Repeat([]byte{b}, size) }
 	return []proto.Message{

@@ -176,7 +176,7 @@ func (a *Agent) Client(t testing.TB, o client.Options) *client.Client {
 // Log is what the agent has logged so far.
 func (a *Agent) Log() string { return a.log.String() }
 
-// AwaitLog waits until the agent's log holds a text n times: what an agent has written reaches the log behind its replies.
+// AwaitLog waits until the agent's log holds a text n times: what an agent has written reaches the log after its replies.
 func (a *Agent) AwaitLog(t testing.TB, text string, n int) {
 	t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); strings.Count(a.Log(), text) < n; time.Sleep(5 * time.Millisecond) {

@@ -107,7 +107,7 @@ func contents(t *testing.T, tree string) map[string]string {
 	return files
 }
 
-// codeBlocks returns the code blocks of the page that name a file behind their language, by that name.
+// codeBlocks returns the code blocks of the page that name a file after their language, by that name.
 func codeBlocks(t *testing.T, page string) map[string]string {
 	t.Helper()
 	blocks := map[string]string{}

@@ -180,7 +180,7 @@ func (g *gated) Read(p []byte) (int, error) {
 	return g.Conn.Read(p)
 }
 
-// A host that does not read for long, in the middle of a transfer, is answered at once when it reads again, behind no more
+// A host that does not read for long, in the middle of a transfer, is answered at once when it reads again, after no more
 // telemetry than was due, and the transfer goes on. QUANTIX_UNREAD says for how long it sleeps; 15s.
 func TestChannelUnread(t *testing.T) {
 	asleep := 15 * time.Second

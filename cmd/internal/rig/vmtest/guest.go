@@ -18,7 +18,7 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest/frame"
 )
 
-// pollPause is the time between two looks at something that only polling can see. Short against a boot, long enough that
+// pollPause is the time between two polls of something that only polling can see. Short against a boot, long enough that
 // looking does not slow an emulated guest down.
 const pollPause = 20 * time.Millisecond
 

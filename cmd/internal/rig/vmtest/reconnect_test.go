@@ -87,7 +87,7 @@ func (h *strictHost) send(id string, request proto.Message) {
 	}
 }
 
-// header finds the next magic and gives the length behind it.
+// header finds the next magic and gives the length after it.
 func (h *strictHost) header() (length int) {
 	h.t.Helper()
 	var last, one [4]byte
@@ -111,7 +111,7 @@ func (h *strictHost) header() (length int) {
 	return int(binary.BigEndian.Uint32(one[:]))
 }
 
-// payload reads what stands behind a header: it must be a message.
+// payload reads what follows a header: it must be a message.
 func (h *strictHost) payload(length int) *pb.AgentMessage {
 	h.t.Helper()
 	b := make([]byte, length)

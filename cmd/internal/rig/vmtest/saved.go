@@ -18,7 +18,7 @@ import (
 const bootedFile = "/run/vmtest/booted"
 
 // settle is run in the guest before it is saved, so that tests do not find it busy with the rest of its boot: module
-// loading goes on behind multi-user.target, and the network interface needs a second or two for its link-local address.
+// loading goes on after multi-user.target, and the network interface needs a second or two for its link-local address.
 const settle = `
 udevadm settle
 until ip -6 addr show dev ens3 scope link -tentative | grep -q inet6; do sleep 0.1; done

@@ -92,7 +92,7 @@ func TestTelemetryOfChanges(t *testing.T) {
 	n := listenTo(t, vm)
 	links := strings.Fields(vm.Must(t, "ls /sys/class/net"))
 	slices.Sort(links)
-	spare := links[1] // lo is behind ens3 and ens4
+	spare := links[1] // lo is after ens3 and ens4
 	find := func(r *pb.TelemetryReport, name string) *pb.InterfaceInfo {
 		for _, i := range r.Interfaces {
 			if i.Name == name {

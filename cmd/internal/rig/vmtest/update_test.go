@@ -102,7 +102,7 @@ const (
 
 // The agent of the package leaves updates to the package manager, unless it is told otherwise: then the new version runs before
 // it, and the package stays as it is. One that ends or hangs is replaced by the one before. After a loss of power in the middle
-// of a transfer the former version answers, and after one behind the reply the new one.
+// of a transfer the former version answers, and after one after the reply the new one.
 func TestUpdateOfTheAgent(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
 	u := newUpdater(t, vm)

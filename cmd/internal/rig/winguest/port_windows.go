@@ -27,7 +27,7 @@ type Port struct {
 	Name string // org.quantix.agent.N
 	Path string // \\.\Global\NAME
 
-	pipe   string // the name behind \\.\pipe\
+	pipe   string // the name after \\.\pipe\
 	link   windows.Handle
 	handle windows.Handle // QEMU's end, until an agent has opened the port
 	end    *os.File       // and then

@@ -88,7 +88,7 @@ func Scan(name string, file io.ReaderAt, size int64, record func(payload []byte,
 	}
 }
 
-// noneFrom returns ErrDamaged if a valid record begins anywhere behind a place.
+// noneFrom returns ErrDamaged if a valid record begins anywhere after a place.
 func (c *Chain) noneFrom(file io.ReaderAt, from, size int64) error {
 	part := make([]byte, window+HeaderSize-1)
 	for ; from+HeaderSize <= size; from += window {
@@ -179,7 +179,7 @@ func Read(name string, data []byte) (payloads [][]byte, chain Chain, end int, er
 	return payloads, chain, int(at), err
 }
 
-// ReadFirst reads the first payload of the file of that name, and nothing behind it. The error is io.ErrUnexpectedEOF
+// ReadFirst reads the first payload of the file of that name, and nothing after it. The error is io.ErrUnexpectedEOF
 // if there is no valid one.
 func ReadFirst(name string, from *io.SectionReader) ([]byte, error) {
 	chain := NewChain(name)

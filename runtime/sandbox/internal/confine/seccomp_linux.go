@@ -43,7 +43,7 @@ func buildFilter() []unix.SockFilter {
 	load := func(at uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
 	}
-	// A test jumps over the instructions behind it where it does not hold.
+	// A test jumps over the instructions after it where it does not hold.
 	when := func(code uint16, k uint32, then ...unix.SockFilter) []unix.SockFilter {
 		return append([]unix.SockFilter{{Code: unix.BPF_JMP | code | unix.BPF_K, K: k, Jf: uint8(len(then))}}, then...)
 	}
