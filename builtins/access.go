@@ -33,9 +33,9 @@ type Access struct {
 	// Objects are other things of the guest that are read or changed, by kind and name.
 	Objects []Object
 
-	// Judged is where its paths are looked up, so that the operation acts on what the rules saw. The executor sets it;
-	// nil: each rule resolves them for itself.
-	Judged *fsys.Judged
+	// Checked resolves the paths for rules, and then for the operation, so that both act on the same objects. The executor sets
+	// it; nil: each rule resolves them for itself.
+	Checked *fsys.CheckedPaths
 }
 
 // Sibling is a file whose name is that of another one with a suffix, such as a backup.

@@ -62,8 +62,8 @@ type Call struct {
 	// HoldReply waits until there is memory for a reply of n bytes, for 10 s at most: before one that is large is made. Nil: it
 	// has no bound, or another one.
 	HoldReply func(n int) error
-	// Judged is what the paths of the request led to when rules were held against them; nil: no rule was.
-	Judged *fsys.Judged
+	// Checked is what the paths of the request led to when rules were checked; nil: no rule is about paths.
+	Checked *fsys.CheckedPaths
 	// Kept returns fault.ErrBusy where an open transaction has changed the object at a resolved path: what the operation has
 	// found, maybe through a link, is asked for before it is changed. See CheckKept. Nil: none has.
 	Kept func(path string) error

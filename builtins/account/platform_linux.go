@@ -214,7 +214,7 @@ func (r *Room) create(ctx context.Context, call *builtins.Call, in *pb.AccountCr
 		if err := p.furnish(root, u, w); err != nil {
 			return err
 		}
-		if p.home != nil && !call.Judged.IsAbout(p.home.skeleton) {
+		if p.home != nil && !call.Checked.IsAbout(p.home.skeleton) {
 			return fault.On(useraddFile, fault.Wrapf(fault.ErrChanged, "it names another skeleton now"))
 		}
 		return nil

@@ -21,7 +21,7 @@ func (r *Room) change(
 	// The paths of the files are root's alone, so they mean the same now as when rules were held against them; but what is
 	// there changes whenever another tool changes an account.
 	own := *call
-	own.Judged = nil
+	own.Checked = nil
 	var names *nameService
 	changed, err := r.changeFiles(ctx, &own, op, func(root *fsys.Root) (_ *plan, err error) {
 		if names == nil {

@@ -23,7 +23,7 @@ type At struct {
 	Public bool
 
 	dir     directory
-	judged  *Found // what must be here; nil: anything
+	checked *Found // what must be here; nil: anything
 	dirOnly bool   // the path ends with a slash, and nothing is here: only a directory may be made
 }
 
@@ -31,7 +31,7 @@ type At struct {
 // the error is fault.ErrChanged. It ends with a, and is not closed.
 func (a *At) Of(old Meta) *At {
 	of := *a
-	of.judged = &Found{Meta: old}
+	of.checked = &Found{Meta: old}
 	return &of
 }
 
@@ -382,8 +382,8 @@ func (a *At) Narrow(file *os.File, old Meta, attr Attr) (Attr, error) {
 // modification of meta; what is so already is not touched, so that it can be done again. It neither changes content nor
 // makes anything durable.
 func (a *At) Apply(meta Meta) error {
-	if a.judged != nil && !a.judged.made {
-		meta.of = &a.judged.Meta
+	if a.checked != nil && !a.checked.made {
+		meta.of = &a.checked.Meta
 	}
 	return a.dir.apply(a.Name, meta)
 }

@@ -118,16 +118,16 @@ func TestNamesAreBounded(t *testing.T) {
 	}
 }
 
-// An entry in a directory that is held open is in that one, and held against what was judged at its path.
+// An entry in a directory that is held open is in that one, and held against what was checked at its path.
 func TestAnEntryInAHeldDirectory(t *testing.T) {
 	dir := scratch(t)
 	must(t, errors.Join(os.Mkdir(dir+"/a", 0o755), os.Mkdir(dir+"/b", 0o755)))
-	judged := host(t).Judge()
-	_, err := judged.Look(dir+"/a/f", false)
+	checked := host(t).NewCheckedPaths()
+	_, err := checked.Look(dir+"/a/f", false)
 	must(t, err)
 	held := openDir(t, dir+"/a")
 	must(t, errors.Join(os.Rename(dir+"/a", dir+"/c"), os.Rename(dir+"/b", dir+"/a")))
-	r := host(t).As(judged)
+	r := host(t).WithChecked(checked)
 	in, err := r.In(held, "f")
 	must(t, err)
 	defer in.Close()
@@ -136,7 +136,7 @@ func TestAnEntryInAHeldDirectory(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := r.In(openDir(t, dir+"/a"), "f"); !errors.Is(err, fault.ErrChanged) {
-		t.Errorf("in another directory than was judged the error is %v", err)
+		t.Errorf("in another directory than was checked the error is %v", err)
 	}
 }
 

@@ -123,7 +123,7 @@ func (p *pin) leads(dir handle) error {
 		return err
 	}
 	if !Equal(pinned, dir) || !Equal(now, dir) {
-		return errJudged
+		return errChecked
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func (p *pin) holds(dir handle, file *os.File) error {
 	}
 	path, err := pathOf(windows.Handle(file.Fd()))
 	if err == nil && !Equal(filepath.Dir(path), dir) {
-		err = errJudged
+		err = errChecked
 	}
 	return errors.Join(err, p.leads(dir))
 }

@@ -145,8 +145,8 @@ type Attr struct {
 // Root is a file system that the agent acts on. It is safe for concurrent use.
 // An overlay is for one goroutine at a time.
 type Root struct {
-	fs     fileSystem
-	judged *Judged // what paths are held against; nil: nothing
+	fs      fileSystem
+	checked *CheckedPaths // what entries must be; nil: anything
 }
 
 // Open opens the file system below the directory dir of the agent's own; "" and "/" are that file system itself.
@@ -169,10 +169,10 @@ func (r *Root) At(path string) (*At, error) { return r.resolve(path, followDirs)
 // caller closes both.
 func (r *Root) In(dir *Dir, name string) (*At, error) {
 	at, err := dir.At(name)
-	if err != nil || r.judged == nil {
+	if err != nil || r.checked == nil {
 		return at, err
 	}
-	if err := r.judged.hold(at, at.Path, followDirs); err != nil {
+	if err := r.checked.hold(at, at.Path, followDirs); err != nil {
 		return nil, errors.Join(err, at.Close())
 	}
 	return at, nil
@@ -204,9 +204,9 @@ func (r *Root) Identify(path string) (Meta, error) {
 		return Meta{}, err
 	}
 	meta, err := r.fs.identify(raw)
-	if err == nil && r.judged != nil {
-		if found := r.judged.found[look{path, true}]; found != nil && (found.err != nil || !meta.Same(found.Meta)) {
-			return Meta{}, errJudged
+	if err == nil && r.checked != nil {
+		if found := r.checked.found[look{path, true}]; found != nil && (found.err != nil || !meta.Same(found.Meta)) {
+			return Meta{}, errChecked
 		}
 	}
 	return meta, err
@@ -244,10 +244,10 @@ func (r *Root) find(path string, links follow) (*At, error) {
 		return nil, err
 	}
 	at, err := r.fs.resolve(raw, links)
-	if err != nil || r.judged == nil {
+	if err != nil || r.checked == nil {
 		return at, err
 	}
-	if err := r.judged.hold(at, path, links); err != nil {
+	if err := r.checked.hold(at, path, links); err != nil {
 		at.Close()
 		return nil, err
 	}

@@ -339,7 +339,7 @@ func TestSweepOfTemporaryFiles(t *testing.T) {
 	}
 }
 
-// What was judged is what is used: while an operation is at a path that rules were held against, nobody exchanges the
+// What was checked is what is used: while an operation is at a path that rules were held against, nobody exchanges the
 // directories that lead there, and what was exchanged before is found out.
 func TestJudgedDirectoryStays(t *testing.T) {
 	root, dir := hostRoot(t), t.TempDir()
@@ -351,11 +351,11 @@ func TestJudgedDirectoryStays(t *testing.T) {
 	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	judged := root.Judge()
-	if found, err := judged.Look(path, false); err != nil || found.Meta.Kind != fsys.File {
+	checked := root.NewCheckedPaths()
+	if found, err := checked.Look(path, false); err != nil || found.Meta.Kind != fsys.File {
 		t.Fatalf("%+v, %v", found, err)
 	}
-	at, err := root.As(judged).At(path)
+	at, err := root.WithChecked(checked).At(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,14 +371,14 @@ func TestJudgedDirectoryStays(t *testing.T) {
 	if err := at.Close(); err != nil {
 		t.Error(err)
 	}
-	judged = root.Judge()
-	if _, err := judged.Look(path, false); err != nil {
+	checked = root.NewCheckedPaths()
+	if _, err := checked.Look(path, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(os.Rename(inner, moved), os.Mkdir(inner, 0o755), os.WriteFile(path, []byte("z"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if at, err := root.As(judged).At(path); !errors.Is(err, fault.ErrChanged) {
+	if at, err := root.WithChecked(checked).At(path); !errors.Is(err, fault.ErrChanged) {
 		t.Errorf("the other directory is %v, %v", at, err)
 	}
 }

@@ -411,7 +411,7 @@ func (o *overlay) openReal(node *overlayNode) (*os.File, error) {
 		return nil, err
 	}
 	defer at.Close()
-	at.judged = &Found{Meta: node.meta}
+	at.checked = &Found{Meta: node.meta}
 	return at.Open()
 }
 

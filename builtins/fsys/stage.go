@@ -44,7 +44,7 @@ func (a *At) Stage() (*Staged, error) {
 		_ = dir.close()
 		return nil, err
 	}
-	own := &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir, judged: a.judged}
+	own := &At{Path: a.Path, Name: a.Name, Public: a.Public, dir: dir, checked: a.checked}
 	return &Staged{File: file, at: own, temp: temp}, nil
 }
 

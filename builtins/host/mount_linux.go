@@ -163,11 +163,11 @@ func (r *Room) mountNow(ctx context.Context, c *edit.Change, entry fstabEntry) e
 	}
 	var ran error
 	if undo.Exchangeable || source.Ino != 0 {
-		var judged fsys.Meta
-		if judged, err = c.At.Stat(); err != nil {
+		var checked fsys.Meta
+		if checked, err = c.At.Stat(); err != nil {
 			return err
 		}
-		ran = r.mountExactly(ctx, entry, judged, source)
+		ran = r.mountExactly(ctx, entry, checked, source)
 	} else {
 		ran = r.runMount(ctx, entry.fstype, entry.target)
 	}

@@ -19,7 +19,7 @@ import (
 
 // A user who owns a directory on the way to a target may exchange it for a link, or for another directory, whenever he likes.
 // By its path mount(8) would then mount over any directory of the guest. So where that can be, mount(8) mounts onto a directory
-// that only root reaches, and what is there is moved onto the directory that was judged, by its descriptor.
+// that only root reaches, and what is there is moved onto the directory that was checked, by its descriptor.
 
 // boundSource describes the directory that an entry binds, if others than root can exchange what leads to it; else it has no
 // number.
@@ -43,7 +43,7 @@ func (r *Room) boundSource(root *fsys.Root, entry fstabEntry) (fsys.Meta, error)
 
 // mountExactly mounts an entry onto a directory of these numbers, wherever its path leads, if what it mounts has those of
 // source, or these are not known.
-func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged, source fsys.Meta) error {
+func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, checked, source fsys.Meta) error {
 	target, err := openExactly(entry.target)
 	if err != nil {
 		return err
@@ -53,7 +53,7 @@ func (r *Room) mountExactly(ctx context.Context, entry fstabEntry, judged, sourc
 	if err := unix.Fstat(target, &stat); err != nil {
 		return err
 	}
-	if judged.Ino != 0 && (stat.Ino != judged.Ino || stat.Dev != judged.Dev) {
+	if checked.Ino != 0 && (stat.Ino != checked.Ino || stat.Dev != checked.Dev) {
 		return fault.ErrChanged
 	}
 	return r.mountOnto(ctx, target, entry.target, entry.fstype, source, "-t", entry.fstype, "-o", entry.options, entry.source)

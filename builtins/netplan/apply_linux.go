@@ -236,7 +236,7 @@ func (r *Room) apply(ctx context.Context, call *builtins.Call, in *pb.NetplanApp
 	if r.guest.Live && call.DryRun == nil {
 		r.system.prepare(ctx)
 	}
-	set, err := r.judged(ctx, call)
+	set, err := r.checkedDocuments(ctx, call)
 	if err != nil {
 		return nil, err
 	}

@@ -56,11 +56,11 @@ func filePaths(files *fsys.Root) (paths []string, err error) {
 	return paths, err
 }
 
-// judged are the documents for a call, each of which the rules have been asked about.
-func (r *Room) judged(ctx context.Context, call *builtins.Call) ([]*document, error) {
+// checkedDocuments returns the documents for a call, each of which the rules have been asked about.
+func (r *Room) checkedDocuments(ctx context.Context, call *builtins.Call) ([]*document, error) {
 	all, err := documents(ctx, r.guest.Of(call))
 	for _, d := range all {
-		if err == nil && !call.Judged.IsAbout(d.path) {
+		if err == nil && !call.Checked.IsAbout(d.path) {
 			err = fault.On(d.path, fault.Wrapf(fault.ErrChanged, "it has come meanwhile"))
 		}
 	}
@@ -105,7 +105,7 @@ func (r *Room) get(ctx context.Context, call *builtins.Call, in *pb.NetplanGetAr
 	if err := r.served(); err != nil {
 		return nil, err
 	}
-	get := r.judged
+	get := r.checkedDocuments
 	if in.Name != "" { // the access names that file alone, and the others are not shown
 		get = func(ctx context.Context, call *builtins.Call) ([]*document, error) {
 			return documents(ctx, r.guest.Of(call))
@@ -150,7 +150,7 @@ func (r *Room) propose(ctx context.Context, call *builtins.Call, name string, te
 	if err != nil {
 		return nil, fault.On(own+"/"+name, err)
 	}
-	all, err := r.judged(ctx, call)
+	all, err := r.checkedDocuments(ctx, call)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func (r *Room) removable(ctx context.Context, call *builtins.Call, c *edit.Chang
 	if err := mayTouch(files, name); err != nil {
 		return err
 	}
-	all, err := r.judged(ctx, call)
+	all, err := r.checkedDocuments(ctx, call)
 	if err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func (r *Room) status(ctx context.Context, call *builtins.Call, _ *pb.NoArgs) (*
 		return nil, err
 	}
 	out := &pb.NetplanStatus{}
-	set, err := r.judged(ctx, call)
+	set, err := r.checkedDocuments(ctx, call)
 	if err != nil {
 		return nil, err
 	}

@@ -197,11 +197,11 @@ func (d *decision) refusedBy(err error) error {
 	return err
 }
 
-// judge resolves the paths of the request once, for the rules and for the operation.
-func (d *decision) judge() {
+// setChecked makes what resolves the paths of the request once, for the rules and for the operation.
+func (d *decision) setChecked() {
 	if d.files != nil && len(d.access.Reads)+len(d.access.Writes)+len(d.access.Patterns) > 0 {
-		d.access.Judged = d.files.Judge(slices.Concat(d.access.Reads, d.access.Writes)...)
-		d.call.Judged = d.access.Judged
+		d.access.Checked = d.files.NewCheckedPaths(slices.Concat(d.access.Reads, d.access.Writes)...)
+		d.call.Checked = d.access.Checked
 	}
 }
 
@@ -305,7 +305,7 @@ func (d *decision) findAccess() error {
 		return fault.Invalid("the request is a %s, not a %s", is.Name(), want.Name())
 	}
 	d.access, d.routine = d.op.AccessOn(d.files, d.in), d.op.Routine != nil && d.op.Routine(d.in)
-	d.judge()
+	d.setChecked()
 	return nil
 }
 

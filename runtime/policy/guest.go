@@ -32,17 +32,17 @@ type object struct {
 type identity struct{ dev, ino uint64 }
 
 // look finds out what a path is. A path that cannot be resolved to a place is an error; the operation would meet it
-// too. What it finds in judged, nil for the path of a rule, is what the operation will act on.
-func (g *Guest) look(text string, judged *fsys.Judged) (object, error) {
-	if judged == nil {
-		judged = g.Files.Judge()
+// too. What it finds in checked is what the operation will act on; nil for the path of a rule.
+func (g *Guest) look(text string, checked *fsys.CheckedPaths) (object, error) {
+	if checked == nil {
+		checked = g.Files.NewCheckedPaths()
 	}
-	own, err := judged.Look(text, false)
+	own, err := checked.Look(text, false)
 	if err != nil {
 		return object{}, err
 	}
 	found := []fsys.Found{own}
-	switch behind, err := judged.Look(text, true); {
+	switch behind, err := checked.Look(text, true); {
 	case err != nil: // it leads nowhere
 	case behind.Path != own.Path:
 		found = append(found, behind)

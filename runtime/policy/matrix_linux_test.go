@@ -236,7 +236,7 @@ func TestSkeletonAndMailOfANewUser(t *testing.T) {
 	defer overlay.Close()
 	ask := func() (builtins.Access, error) {
 		access := op.AccessOn(overlay, in)
-		access.Judged = overlay.Judge(slices.Concat(access.Reads, access.Writes)...)
+		access.Checked = overlay.NewCheckedPaths(slices.Concat(access.Reads, access.Writes)...)
 		return access, k.now.Check("", op, in, access)
 	}
 	before, err := ask()
@@ -258,7 +258,7 @@ func TestSkeletonAndMailOfANewUser(t *testing.T) {
 	if _, err := ask(); !errors.Is(err, builtins.ErrPolicy) || !strings.Contains(err.Error(), "line 2): /secret/d") {
 		t.Errorf("the skeleton is read: %v", err)
 	}
-	call := &builtins.Call{DryRun: &builtins.DryRun{Files: overlay}, Judged: before.Judged}
+	call := &builtins.Call{DryRun: &builtins.DryRun{Files: overlay}, Checked: before.Checked}
 	if out, err := op.Call(t.Context(), call, in); !errors.Is(err, fault.ErrChanged) {
 		t.Errorf("%v, %v", out, err)
 	}

@@ -8,7 +8,7 @@
 // resolver gives them, element by element, and by what stands there: another spelling, a link, a second name or a bind mount
 // is no way around. Where something cannot be read, the request is refused.
 //
-// Between the check and the use of a path somebody may change it. What was checked is remembered (fsys.Judged), and
+// Between the check and the use of a path somebody may change it. What was checked is remembered (fsys.CheckedPaths), and
 // the operation acts on that or fails.
 //
 // A list of forbidden programs is no boundary: what is not on it can do the same. It refuses what names a program that is on
@@ -225,13 +225,13 @@ func (p *Policy) paths(a builtins.Access) error {
 	}
 	if len(p.security.DeniedReadPaths) > 0 {
 		for _, text := range a.Reads {
-			if err := p.readable(text, trees[text], a.Judged); err != nil {
+			if err := p.readable(text, trees[text], a.Checked); err != nil {
 				return err
 			}
 		}
 		// A change in place needs no reading, but what is moved or removed whole could be read elsewhere later.
 		for _, text := range a.Trees {
-			if err := p.readable(text, true, a.Judged); err != nil {
+			if err := p.readable(text, true, a.Checked); err != nil {
 				return err
 			}
 		}
@@ -240,14 +240,14 @@ func (p *Policy) paths(a builtins.Access) error {
 			if deep {
 				return p.refuse("deny_file_read_paths", p.security.DeniedReadPaths[0].Line, text+": a wildcard may stand in the last element alone")
 			}
-			if err := p.readable(dir, false, a.Judged); err != nil {
+			if err := p.readable(dir, false, a.Checked); err != nil {
 				return err
 			}
 		}
 	}
 	if len(p.security.AllowedWritePaths) > 0 {
 		for _, text := range a.Writes {
-			if err := p.writes(text, a.Judged); err != nil {
+			if err := p.writes(text, a.Checked); err != nil {
 				return err
 			}
 		}
@@ -256,7 +256,7 @@ func (p *Policy) paths(a builtins.Access) error {
 			if err != nil {
 				continue // there is nothing to be beside of; the path itself was looked at
 			}
-			if err := p.writes(at+s.Suffix, a.Judged); err != nil {
+			if err := p.writes(at+s.Suffix, a.Checked); err != nil {
 				return err
 			}
 		}
@@ -265,8 +265,8 @@ func (p *Policy) paths(a builtins.Access) error {
 }
 
 // readable checks a path against what must not be read.
-func (p *Policy) readable(text string, tree bool, judged *fsys.Judged) error {
-	o, err := p.guest.look(text, judged)
+func (p *Policy) readable(text string, tree bool, checked *fsys.CheckedPaths) error {
+	o, err := p.guest.look(text, checked)
 	if err != nil {
 		return fault.On(text, err)
 	}
@@ -291,8 +291,8 @@ func (p *Policy) readable(text string, tree bool, judged *fsys.Judged) error {
 }
 
 // writes checks a path against what may be changed: the place itself, and what it leads to.
-func (p *Policy) writes(text string, judged *fsys.Judged) error {
-	o, err := p.guest.look(text, judged)
+func (p *Policy) writes(text string, checked *fsys.CheckedPaths) error {
+	o, err := p.guest.look(text, checked)
 	if err != nil {
 		return fault.On(text, err)
 	}

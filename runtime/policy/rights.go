@@ -176,13 +176,13 @@ func whole(needs []need) bool {
 // paths checks the paths of a request against the needs of its room.
 func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 	for _, text := range slices.Concat(access.Reads, access.Writes) {
-		if err := r.path(g, own, text, access.Judged); err != nil {
+		if err := r.path(g, own, text, access.Checked); err != nil {
 			return err
 		}
 	}
 	for _, s := range access.Siblings {
 		if at, err := g.Files.Resolve(s.Path, true); err == nil {
-			if err := r.path(g, own, at+s.Suffix, access.Judged); err != nil {
+			if err := r.path(g, own, at+s.Suffix, access.Checked); err != nil {
 				return err
 			}
 		}
@@ -192,7 +192,7 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 		if deep && !slices.ContainsFunc(own, func(n need) bool { return n.below && slices.ContainsFunc(n.places, fsys.IsRoot) }) {
 			return r.beyond(own[0].room + ":/") // links that the wildcards go through may lead anywhere
 		}
-		if err := r.path(g, own, dir, access.Judged); err != nil {
+		if err := r.path(g, own, dir, access.Checked); err != nil {
 			return err
 		}
 	}
@@ -200,13 +200,13 @@ func (r *Rights) paths(g *Guest, own []need, access builtins.Access) error {
 }
 
 // path holds a path, and what it leads to, against the needs.
-func (r *Rights) path(g *Guest, own []need, text string, judged *fsys.Judged) error {
-	if judged == nil {
-		judged = g.Files.Judge()
+func (r *Rights) path(g *Guest, own []need, text string, checked *fsys.CheckedPaths) error {
+	if checked == nil {
+		checked = g.Files.NewCheckedPaths()
 	}
 	var places []string
 	for _, follow := range []bool{false, true} {
-		found, err := judged.Look(text, follow)
+		found, err := checked.Look(text, follow)
 		if err == nil {
 			places = append(places, found.Path)
 		} else if !follow {

@@ -69,7 +69,7 @@ func (g *Guest) Of(call *builtins.Call) *fsys.Root {
 	if files == nil {
 		return nil
 	}
-	return files.As(call.Judged)
+	return files.WithChecked(call.Checked)
 }
 
 // Guard refuses to change what is the agent's own, by whatever name: a bind mount gives it others. path is a resolved

@@ -178,7 +178,7 @@ func TestNothingElseIsWrittenWhilePathsAreExchanged(t *testing.T) {
 	}
 }
 
-// A dry run is judged in what it pretends: a link that it pretends to have made leads to what is denied all the same.
+// A dry run is checked in what it pretends: a link that it pretends to have made leads to what is denied all the same.
 func TestADryRunReadsNothingDenied(t *testing.T) {
 	s := newSwapped(t, "  deny_file_read_paths: [/etc, /away]\n")
 	overlay, err := s.files.Overlay(t.TempDir() + "/plan")
