@@ -123,6 +123,12 @@ func IsMounted(device string) (bool, error) { return isMounted(device) }
 // WatchMounts sends a value after file systems were mounted or unmounted, until ctx ends. On Windows it never does.
 func WatchMounts(ctx context.Context) (<-chan struct{}, error) { return watchMounts(ctx) }
 
+// MountFields splits a line of mountinfo, fstab or /proc/swaps at its blanks. All other characters are parts of names, those too
+// that Unicode calls blanks: the kernel does not escape them.
+func MountFields(line string) []string {
+	return strings.FieldsFunc(strings.TrimRight(line, "\r\n"), func(c rune) bool { return c == ' ' || c == '\t' })
+}
+
 // UnescapeMount decodes the octal escapes that mountinfo and fstab have for blanks.
 func UnescapeMount(text string) string {
 	var b strings.Builder

@@ -112,7 +112,7 @@ func readMounts() ([]mountLine, error) {
 	var list []mountLine
 	for line := range strings.Lines(string(data)) {
 		first, second, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		fields, more := strings.Fields(first), strings.Split(second, " ")
+		fields, more := MountFields(first), strings.Split(second, " ")
 		if !ok || len(fields) < 6 || len(more) < 2 {
 			continue
 		}

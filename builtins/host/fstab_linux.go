@@ -88,9 +88,6 @@ func newEntry(in *pb.MountArgs, target string) (fstabEntry, error) {
 	return e, nil
 }
 
-// isBlank reports whether a character separates the fields of fstab and mountinfo: other blanks of Unicode are parts of names.
-func isBlank(c rune) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
-
 // tags are what a source may begin with in place of a path, each with the directory in which udev lists the disks by it.
 var tags = map[string]string{
 	"UUID": "/dev/disk/by-uuid", "LABEL": "/dev/disk/by-label", "PARTUUID": "/dev/disk/by-partuuid",
@@ -124,7 +121,7 @@ func escapeField(field string) string {
 
 // parseEntry reads a line; false: it is a comment, blank, or no entry.
 func parseEntry(line string) (e fstabEntry, ok bool) {
-	fields := strings.FieldsFunc(line, isBlank)
+	fields := fsys.MountFields(line)
 	if len(fields) < 3 || strings.HasPrefix(fields[0], "#") {
 		return e, false
 	}

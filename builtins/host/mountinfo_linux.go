@@ -85,7 +85,7 @@ func (r *Room) mountedAt(target string) (*mountLine, error) {
 
 func parseMountLine(line string) (*mountLine, bool) {
 	first, second, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-	fields, more := strings.FieldsFunc(first, isBlank), strings.Split(second, " ")
+	fields, more := fsys.MountFields(first), strings.Split(second, " ")
 	if !ok || len(fields) < 6 || len(more) < 3 {
 		return nil, false
 	}

@@ -112,7 +112,7 @@ func (m machine) volumes(usage []facts.Disk) map[string]volume {
 		byPoint[u.Mount], byName[m.blockName(u.Device, "")] = u.Used, u.Used
 	}
 	for line := range strings.Lines(string(content)) {
-		fields := strings.Fields(line)
+		fields := fsys.MountFields(line)
 		at := slices.Index(fields, "-")
 		if at < 6 || len(fields) < at+3 || !strings.HasPrefix(fields[at+2], "/dev/") {
 			continue

@@ -44,6 +44,16 @@ func TestParseMounts(t *testing.T) {
 	}
 }
 
+// Of the blanks that Unicode has the kernel escapes only two: the others are parts of the name of a mount point.
+func TestParseMountWithBlanks(t *testing.T) {
+	for _, name := range []string{"a\u3000b", "a\u00a0b", "a\u0085b", "a\u2003", "a\rb", "a\fb"} {
+		mounts := freeze.ParseMounts("24 21 254:2 / /mnt/" + name + " rw shared:3 - xfs /dev/vda2 rw\n")
+		if len(mounts) != 1 || mounts[0].Point != "/mnt/"+name {
+			t.Errorf("%q: %v", name, mounts)
+		}
+	}
+}
+
 // All that can be written to and is on a disk is chosen, each once; what holds data and cannot be frozen is told, with its
 // type.
 func TestChooseAll(t *testing.T) {

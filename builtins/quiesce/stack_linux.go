@@ -164,7 +164,7 @@ func (s stack) swapOn(systems []*system) (*system, error) {
 		return nil, nil // a kernel without swap
 	}
 	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
+		fields := fsys.MountFields(line)
 		if len(fields) < 2 || fields[1] != "partition" {
 			continue
 		}

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/quantix-kvm/guest-agent/builtins/fsys"
@@ -22,8 +21,8 @@ func mounts() ([]mount, error) {
 	}
 	var list []mount
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 5 {
-			list = append(list, mount{f[2], unescape(f[3]), unescape(f[4])})
+		if f := fsys.MountFields(line); len(f) > 5 {
+			list = append(list, mount{f[2], fsys.UnescapeMount(f[3]), fsys.UnescapeMount(f[4])})
 		}
 	}
 	return list, nil
@@ -82,20 +81,4 @@ func (g *Guest) dir() string {
 		return "/"
 	}
 	return g.Dir
-}
-
-// unescape decodes the octal escapes that the list has for blanks.
-func unescape(text string) string {
-	var b strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '\\' && i+3 < len(text) {
-			if code, err := strconv.ParseUint(text[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(code))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(text[i])
-	}
-	return b.String()
 }

@@ -19,7 +19,7 @@ func TestBindMountsAreNoWayAround(t *testing.T) {
 		t.Fatal(err)
 	}
 	for from, to := range map[string]string{
-		"etc/keys/deep": "srv/part dir", "etc/shadow": "srv/file", "srv/data": "etc/keys/in", "srv/kept": "var/state", "tmp": "srv/free",
+		"etc/keys/deep": "srv/part \u3000dir", "etc/shadow": "srv/file", "srv/data": "etc/keys/in", "srv/kept": "var/state", "tmp": "srv/free",
 	} {
 		from, to = filepath.Join(dir, from), filepath.Join(dir, to)
 		if filepath.Base(to) == "file" {
@@ -44,7 +44,7 @@ func TestBindMountsAreNoWayAround(t *testing.T) {
 			k.guest.State = dir + "/var/state"
 		}
 		for _, path := range []string{
-			"/srv/part dir/key", "/srv/part dir", "/srv/part dir/not/yet", "/srv/file", "/srv/data/x", "/srv/data", "/srv/kept/tx/a", "/var/state/x",
+			"/srv/part \u3000dir/key", "/srv/part \u3000dir", "/srv/part \u3000dir/not/yet", "/srv/file", "/srv/data/x", "/srv/data", "/srv/kept/tx/a", "/var/state/x",
 		} {
 			k.refused("deny_file_read_paths", "file.read", &pb.PathArgs{Path: prefix + path})
 			k.refused("deny_file_read_paths", "", &pb.FileStatRequest{Path: prefix + path})

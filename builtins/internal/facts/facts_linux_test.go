@@ -95,6 +95,7 @@ func TestVisibleData(t *testing.T) {
 		"the root of an initramfs":   {"1 1 0:1 / / rw - rootfs rootfs rw\n2 1 8:1 / / rw - ext4 /dev/sda1 rw\n", "/=/dev/sda1"},
 		"subvolumes":                 {"1 0 0:30 /@ / rw - btrfs /dev/sda1 rw\n2 1 0:30 /@home /home rw - btrfs /dev/sda1 rw\n", "/=/dev/sda1"},
 		"blanks and tags":            {root + `2 1 7:0 / /my\040disk rw shared:1 master:2 - ext4 /dev/a\134b rw` + "\n", `/=/dev/sda1 /my disk=/dev/a\b`},
+		"other blanks":               {root + "2 1 7:0 / /my\u3000disk\u00a0 rw - ext4 /dev/a rw\n", "/=/dev/sda1 /my\u3000disk\u00a0=/dev/a"},
 		"a pool of others":           {root + "2 1 0:50 / /pool rw - fuse.mergerfs disk1:disk2 rw\n", "/=/dev/sda1 /pool=disk1:disk2"},
 		"no file system":             {root + "2 1 0:5 / /proc rw - proc proc rw\nnot a line\n3 x\n", "/=/dev/sda1"},
 	} {

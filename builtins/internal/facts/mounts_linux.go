@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 )
 
 // dataMounts lists the file systems that hold data and that paths lead to, each once, without touching them.
@@ -90,7 +92,7 @@ func below(path, dir string) bool { return strings.HasPrefix(path, strings.TrimS
 
 // parseMount reads a line of mountinfo; nil: it is none.
 func parseMount(line string) *mount {
-	fields := strings.Fields(line)
+	fields := fsys.MountFields(line)
 	separator := slices.Index(fields, "-")
 	if separator < 6 || len(fields) < separator+3 {
 		return nil
@@ -101,18 +103,13 @@ func parseMount(line string) *mount {
 		return nil
 	}
 	return &mount{
-		id: id, parent: parent, device: fields[2], root: unescapeMount(fields[3]), point: unescapeMount(fields[4]),
-		kind: fields[separator+1], source: unescapeMount(fields[separator+2]),
+		id: id, parent: parent, device: fields[2], root: fsys.UnescapeMount(fields[3]), point: fsys.UnescapeMount(fields[4]),
+		kind: fields[separator+1], source: fsys.UnescapeMount(fields[separator+2]),
 	}
 }
 
-// unescapeMount reads the octal numbers that stand for blanks and backslashes.
-func unescapeMount(field string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`, `\043`, "#").Replace(field)
-}
-
-// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what
-// the kernel itself mounted at its start is called /dev/root, which is not there.
+// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what the
+// kernel itself mounted at its start is called /dev/root, which is not there.
 func (m *mount) deviceName(root string) string {
 	switch {
 	case strings.HasPrefix(m.source, "/dev/mapper/"):

@@ -31,7 +31,7 @@ type Mount struct {
 func ParseMounts(text string) (list []Mount) {
 	for line := range strings.Lines(text) {
 		first, second, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		fields, more := strings.Fields(first), strings.Split(second, " ")
+		fields, more := fsys.MountFields(first), strings.Split(second, " ")
 		if !ok || len(fields) < 6 || len(more) < 3 {
 			continue
 		}

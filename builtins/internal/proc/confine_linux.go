@@ -7,11 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
@@ -319,31 +319,15 @@ func readMounts() ([]mountInfo, error) {
 	}
 	var mounts []mountInfo
 	for line := range bytes.Lines(text) {
-		fields := strings.Fields(string(line))
+		fields := fsys.MountFields(string(line))
 		dash := slices.Index(fields, "-")
 		if dash < 6 || len(fields) < dash+2 {
 			continue
 		}
-		mounts = append(mounts, mountInfo{device: fields[2], root: unescapeMountPath(fields[3]), point: unescapeMountPath(fields[4]),
+		mounts = append(mounts, mountInfo{device: fields[2], root: fsys.UnescapeMount(fields[3]), point: fsys.UnescapeMount(fields[4]),
 			options: fields[5], fstype: fields[dash+1]})
 	}
 	return mounts, nil
-}
-
-// unescapeMountPath decodes the octal escapes of mountinfo.
-func unescapeMountPath(path string) string {
-	var b strings.Builder
-	for i := 0; i < len(path); i++ {
-		if path[i] == '\\' && i+3 < len(path) {
-			if n, err := strconv.ParseUint(path[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(path[i])
-	}
-	return b.String()
 }
 
 // mountsUnder returns the mounts at and below a path, with points relative to it; the last one at a point is the visible one.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
 
@@ -17,18 +18,15 @@ type mountLine struct {
 // diskTypes are the file systems that an image can have and that are mounted.
 var diskTypes = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "auto"}
 
-// unescape replaces what fstab(5) writes for blanks.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`)
-
 // parseFstab returns the lines that mount a file system of a disk at boot: that of the root, if there is one, and those below
 // it, outer directories first.
 func parseFstab(text string) (root mountLine, list []mountLine) {
 	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
+		f := fsys.MountFields(line)
 		if len(f) < 3 || strings.HasPrefix(f[0], "#") {
 			continue
 		}
-		m := mountLine{unescape.Replace(f[0]), path.Clean(unescape.Replace(f[1])), f[2], nil}
+		m := mountLine{fsys.UnescapeMount(f[0]), path.Clean(fsys.UnescapeMount(f[1])), f[2], nil}
 		if len(f) > 3 {
 			m.options = strings.Split(f[3], ",")
 		}
