@@ -54,6 +54,38 @@ func isStub(server string) bool { return server == "127.0.0.53" || server == "12
 // maxServers is how many servers the C libraries ask; they pass over more.
 const maxServers = 3
 
+// serverAddress returns the address that the C libraries make of the word behind nameserver; empty: none. Of IPv4 they read the short,
+// octal and hexadecimal forms of inet_aton(3) as well, such as 127.1.
+func serverAddress(text string) string {
+	if _, err := netip.ParseAddr(text); err == nil {
+		return text
+	}
+	parts := strings.Split(text, ".")
+	last := len(parts) - 1
+	if last > 3 {
+		return ""
+	}
+	var addr [4]byte
+	for i, part := range parts {
+		bits := 8
+		if i == last {
+			bits = 8 * (4 - last)
+		}
+		n, ok := cNumber(part)
+		if !ok || n < 0 || n>>bits != 0 {
+			return ""
+		}
+		for at := 3; i == last && at >= i; at-- {
+			addr[at] = byte(n)
+			n >>= 8
+		}
+		if i < last {
+			addr[i] = byte(n)
+		}
+	}
+	return netip.AddrFrom4(addr).String()
+}
+
 // parseResolvConf reads resolv.conf(5): of search and domain the last one counts, and a keyword begins its line.
 func parseResolvConf(content string) *pb.NetDns {
 	out := &pb.NetDns{Manager: "resolv.conf"}
@@ -64,8 +96,8 @@ func parseResolvConf(content string) *pb.NetDns {
 		}
 		switch words[0] {
 		case "nameserver":
-			if _, err := netip.ParseAddr(words[1]); err == nil && len(out.Servers) < maxServers {
-				out.Servers = append(out.Servers, words[1])
+			if server := serverAddress(words[1]); server != "" && len(out.Servers) < maxServers {
+				out.Servers = append(out.Servers, server)
 			}
 		case "search":
 			out.Search = words[1:]

@@ -84,6 +84,7 @@ func TestSameSetting(t *testing.T) {
 		{"8080,9148-9150", "9150,9148,8080,9149", true}, {"1-5", "1-3,2-5", true}, {"1-5", "1-4", false}, {"1-5", "1,5", false},
 		{"-1", "-1", true}, {"-1", "1", false}, {"", "", true}, {"9223372036854775807", "9223372036854775806", false},
 		{"18446744073692774399", "18446744073692774398", false}, {"a,b", "b,a", false},
+		{"2", "0b10", false}, {"10", "1_0", false}, {"15", "0o17", false}, {"5", "+5", false}, {"-8", "-010", true}, {"0", "00", true},
 	} {
 		if got := sameSetting(c.told, c.said); got != c.want {
 			t.Errorf("%q and %q: %v", c.told, c.said, got)

@@ -46,6 +46,12 @@ func TestDNS(t *testing.T) {
 		"nameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver fe80::1%eth0\nnameserver 192.0.2.4\n": {
 			Manager: "resolv.conf", Servers: []string{"192.0.2.1", "192.0.2.2", "fe80::1%eth0"},
 		},
+		"nameserver 127.1\nnameserver 010.0.0.0x35\nnameserver 192.0.2.256\nnameserver 192.0.0513\n": {
+			Manager: "resolv.conf", Servers: []string{"127.0.0.1", "8.0.0.53", "192.0.1.75"},
+		},
+		"nameserver 08.8.8.8\nnameserver 192.0.2.1.\nnameserver 1.2.3.4.5\nnameserver 0xc0000201\nnameserver -1\n": {
+			Manager: "resolv.conf", Servers: []string{"192.0.2.1"},
+		},
 		"nameserver 127.0.0.53\nsearch .\n": {Manager: "resolv.conf", Servers: []string{"127.0.0.53"}, Search: []string{"."}}, // nothing runs in the tree
 	} {
 		got, err := invoke(t, treeWith(t, content), "host.dns", &pb.NoArgs{})

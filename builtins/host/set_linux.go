@@ -39,6 +39,7 @@ const (
 var (
 	// hostName is a name of RFC 1123; the kernel takes 64 bytes.
 	hostName = lazyregexp.New(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	cDigits  = lazyregexp.New(`^-?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)$`)
 	zoneName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9_+-]*(/[A-Za-z0-9][A-Za-z0-9_+-]*)*$`)
 )
 
@@ -315,13 +316,22 @@ func isWriteOnly(root *fsys.Root, file string) bool {
 // sameSetting compares values of a setting, of which the kernel prints numbers in decimal, and lists of numbers as ranges.
 func sameSetting(a, b string) bool {
 	return slices.EqualFunc(strings.Fields(a), strings.Fields(b), func(x, y string) bool {
-		m, err := strconv.ParseInt(x, 0, 64)
-		n, also := strconv.ParseInt(y, 0, 64)
-		if err == nil && also == nil {
+		m, ok := cNumber(x)
+		n, also := cNumber(y)
+		if ok && also {
 			return m == n
 		}
 		return x == y || ranges(x) == ranges(y)
 	})
+}
+
+// cNumber reads a number as C writes it, which is how the kernel takes one: decimal, octal behind a 0, hexadecimal behind 0x.
+func cNumber(text string) (int64, bool) {
+	if !cDigits().MatchString(text) {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(text, 0, 64)
+	return n, err == nil
 }
 
 // ranges returns a list of numbers and ranges of them in order, with neighbours as one; of what is none, the word itself.

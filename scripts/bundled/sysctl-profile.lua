@@ -47,6 +47,15 @@ local function ranges(word)
   return table.concat(out, ",")
 end
 
+-- A number as C writes it, which is how the kernel takes one: decimal, octal behind a 0, hexadecimal behind 0x. nil of other words.
+local function number(word)
+  local sign, digits = string.match(word or "", "^(%-?)(%w+)$")
+  local hex, octal = string.match(digits or "", "^0[xX](%x+)$"), string.match(digits or "", "^0[0-7]*$")
+  local n = hex and tonumber(hex, 16) or octal and tonumber(octal, 8) or string.match(digits or "", "^[1-9]%d*$")
+  n = tonumber(n)
+  return n and math.abs(n) < 2^53 and (sign == "-" and -n or n) or nil
+end
+
 -- Compares values as the kernel takes and tells them: 0x10 is told as 16.
 local function same(a, b)
   local left, right = {}, {}
@@ -58,8 +67,8 @@ local function same(a, b)
   end
   for i = 1, math.max(#left, #right) do
     local x, y = left[i], right[i]
-    local m, n = tonumber(x), tonumber(y)
-    local equal = x == y or m and m == n and math.abs(m) < 2^53
+    local m, n = number(x), number(y)
+    local equal = x == y or m and m == n
     equal = equal or x and y and string.find(x .. y, "[,-]") and ranges(x) == ranges(y)
     if not equal then
       return false

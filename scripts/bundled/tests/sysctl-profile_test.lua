@@ -51,6 +51,20 @@ return {
     assert(string.gsub(got, " = %d", "") == table.concat(order, "\n") .. "\n", got)
   end,
 
+  numbers_are_those_of_c = function()
+    local max = "/proc/sys/fs/file-max"
+    for said, told in pairs({["010"] = "8", ["0x1F"] = "31", ["-010"] = "-8"}) do
+      file.write(max, told .. "\n")
+      conf({["fs.file-max"] = said})
+      assert(file.read(max) == told .. "\n", said .. " is taken for another number than " .. told)
+    end
+    for said, told in pairs({["010"] = "10", ["1e1"] = "10", ["0b10"] = "2", ["+5"] = "5", ["08"] = "8"}) do
+      file.write(max, told .. "\n")
+      conf({["fs.file-max"] = said})
+      assert(file.read(max) == said .. "\n", said .. " is taken for " .. told)
+    end
+  end,
+
   lists_are_compared_as_such = function()
     local ports = "/proc/sys/net/ipv4/ip_local_reserved_ports"
     file.write(ports, "8080,9148-9150\n")
