@@ -223,10 +223,13 @@ func assigned(line, name string) (value string, ok bool) {
 	if !ok {
 		return "", false
 	}
-	if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-		value = value[1 : n-1]
+	if quote := value[:min(1, len(value))]; quote == `"` || quote == "'" {
+		if inner, _, closed := strings.Cut(value[1:], quote); closed {
+			return inner, true
+		}
 	}
-	return value, true
+	value, _, _ = strings.Cut(value, "#") // as pam_env has it; names of locales and layouts have none
+	return strings.TrimSpace(value), true
 }
 
 // assign makes a file give variables these values, and keeps all else that it says.

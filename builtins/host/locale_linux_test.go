@@ -107,7 +107,15 @@ func TestLocaleIsOverridden(t *testing.T) {
 		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "/"+file+": LC_ALL is POSIX") || g.kept != nil {
 			t.Error(err)
 		}
-		g.put(file, "#LC_ALL=C\nLC_ALL=C.utf8\n")
+		g.put(file, "LC_ALL=POSIX # of the administrator\n")
+		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); err == nil || !strings.Contains(err.Error(), "LC_ALL is POSIX there") {
+			t.Error(err)
+		}
+		g.put(file, "#LC_ALL=C\nLC_ALL=C.utf8 # the same\n")
+		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); err != nil {
+			t.Error(err)
+		}
+		g.put(file, "LC_ALL='' # none\n")
 		if _, err := g.do("host.locale", &pb.LocaleArgs{New: "C.UTF-8"}); err != nil {
 			t.Error(err)
 		}

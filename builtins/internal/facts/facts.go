@@ -139,11 +139,12 @@ func Addresses(links []Link) []netip.Addr {
 	return list
 }
 
-// HostnameIn returns the name in the text of a hostname(5): its first line that is neither empty nor a comment.
+// HostnameIn returns the name in the text of a hostname(5): its first line that is neither empty nor a comment, without the dot that
+// may end a full name.
 func HostnameIn(text []byte) string {
 	for line := range strings.Lines(string(text)) {
 		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
-			return line
+			return strings.TrimRight(line, ".")
 		}
 	}
 	return ""

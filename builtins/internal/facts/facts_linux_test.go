@@ -69,7 +69,7 @@ func TestCPUs(t *testing.T) {
 
 func TestHostnameIn(t *testing.T) {
 	for text, want := range map[string]string{
-		"box\n": "box", "# comment\nweb1\n": "web1", "\n\n  # c\n web1 \r\nother\n": "web1", "#only": "", "": "",
+		"box\n": "box", "web1.example.com.\n": "web1.example.com", "# comment\nweb1\n": "web1", "\n\n  # c\n web1 \r\nother\n": "web1", "#only": "", "": "",
 	} {
 		if got := HostnameIn([]byte(text)); got != want {
 			t.Errorf("%q is %q, want %q", text, got, want)
