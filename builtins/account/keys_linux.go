@@ -39,6 +39,9 @@ var keyTypes = map[string]int{
 	"sk-ssh-ed25519@openssh.com": 2, "sk-ecdsa-sha2-nistp256@openssh.com": 3,
 }
 
+// encodedLength is what the base64 of every key begins with: its first field, the type, is shorter than 64 KiB.
+const encodedLength = "AAAA"
+
 // key is a line of authorized_keys.
 type key struct{ options, kind, blob, comment string }
 
@@ -54,6 +57,8 @@ func parseKey(line string) (*key, error) {
 		return nil, nil
 	case len(line) > maxKey:
 		return nil, fault.Wrapf(fault.ErrTooLarge, "the key has more than %d bytes", maxKey)
+	case strings.Contains(line, "\n"):
+		return nil, fault.Invalid("a key is one line; give several as several")
 	case !utf8.ValidString(line) || strings.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }):
 		return nil, fault.Invalid("the key has a control character, or what is not UTF-8")
 	}
@@ -62,6 +67,9 @@ func parseKey(line string) (*key, error) {
 	if _, known := keyTypes[first]; !known {
 		if k.options, rest = options(line); rest == "" {
 			return nil, fault.Invalid("%.40q is neither the type of a key nor its options", first)
+		}
+		if strings.HasPrefix(rest, encodedLength) {
+			return nil, fault.Invalid("%.40q is no type of a key that sshd takes here", first)
 		}
 		first, rest = word(rest)
 	}
@@ -87,7 +95,16 @@ var keyOptions = map[string]bool{
 // keyOption is the first option of several.
 var keyOption = lazyregexp.New(`^([A-Za-z0-9-]+)(="(?:\\"|[^"])*")?(,|$)`)
 
-// checkOptions refuses options for a new key that sshd does not know: it would skip the line, too.
+// takenKey reads a line as sshd does, which skips one with options that it does not know.
+func takenKey(line string) (*key, error) {
+	k, err := parseKey(line)
+	if err == nil && k != nil {
+		err = checkOptions(k.options)
+	}
+	return k, err
+}
+
+// checkOptions refuses options that sshd does not know.
 func checkOptions(text string) error {
 	for rest := text; rest != ""; {
 		option := keyOption().FindStringSubmatch(rest)
@@ -166,15 +183,15 @@ func merge(old []byte, wished []*key, exclusive bool) []byte {
 	var out []string
 	have, exact := map[string]bool{}, map[string]bool{}
 	for line := range strings.Lines(string(old)) { // a key may stand there several times, with other options
-		k, err := parseKey(line)
+		k, err := takenKey(line)
 		if want := wishedFor(wished, k); err == nil && want != nil && want.options == k.options {
 			exact[k.blob] = true
 		}
 	}
 	for line := range strings.Lines(string(old)) {
-		k, err := parseKey(line)
+		k, err := takenKey(line)
 		switch want := wishedFor(wished, k); {
-		case err == nil && k == nil, err != nil && !exclusive: // a comment, or what sshd may know and this does not
+		case err == nil && k == nil, err != nil && !exclusive: // a comment, or what sshd skips, or knows and this does not
 			out = append(out, line)
 		case err != nil || exclusive && (want == nil || have[k.blob]):
 		case want != nil && exact[k.blob] && want.options != k.options:
@@ -218,12 +235,9 @@ func (r *Room) keys(ctx context.Context, call *builtins.Call, in *pb.AccountKeys
 	}
 	var wished []*key
 	for _, line := range in.Keys {
-		k, err := parseKey(line)
+		k, err := takenKey(line)
 		if err == nil && k == nil {
 			err = fault.Invalid("a key is empty or a comment")
-		}
-		if err == nil {
-			err = checkOptions(k.options)
 		}
 		if err != nil {
 			return nil, fault.On(in.Name, err)

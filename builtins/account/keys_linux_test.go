@@ -106,15 +106,29 @@ func TestKeyOfSeveralLines(t *testing.T) {
 	}
 }
 
+// A line that sshd skips lets nobody in, so the key is not there.
+func TestLinesThatAreSkipped(t *testing.T) {
+	for _, options := range []string{"-", "no-such-option", "command=/bin/x", "no-pty, no-port-forwarding", "no-pty,", "from=10.0.0.1", "\ufeff"} {
+		line := options + " " + ed25519a + "\n"
+		for _, exclusive := range []bool{false, true} {
+			want := line + ed25519a + "\n"
+			if exclusive {
+				want = ed25519a + "\n"
+			}
+			k, err := takenKey(ed25519a)
+			if got := string(merge([]byte(line), []*key{k}, exclusive)); err != nil || got != want {
+				t.Errorf("%s %v: %s %v", options, exclusive, got, err)
+			}
+		}
+	}
+}
+
 func TestOptionsOfKeys(t *testing.T) {
 	for _, options := range []string{
 		"no-pty", "NO-PTY,No-X11-Forwarding", "restrict,pty,command=\"/bin/x \\\"a,b\\\" # c\"", "cert-authority,principals=\"a,b\"", "from=\"10.0.0.0/8,!10.0.0.1\"",
 		"environment=\"A=B C\",environment=\"D=\",permitopen=\"[::1]:80\",permitlisten=\"8080\",tunnel=\"1\",expiry-time=\"20300101\"", "no-touch-required,verify-required", "no-verify-required",
 	} {
-		k, err := parseKey(options + " " + ed25519a)
-		if err == nil {
-			err = checkOptions(k.options)
-		}
+		k, err := takenKey(options + " " + ed25519a)
 		if err != nil || k.options != options {
 			t.Errorf("%s: %v %v", options, k, err)
 		}
@@ -149,6 +163,16 @@ func TestKeysElsewhere(t *testing.T) {
 	}
 }
 
+// Without a file of the administrator's that of the distribution counts, as on openSUSE.
+func TestKeysElsewhereByTheDistribution(t *testing.T) {
+	g := newTree(t, debian)
+	g.put(vendorDir+sshdConfig, "Include /etc/ssh/sshd_config.d/*.conf\nAuthorizedKeysFile /etc/ssh/keys/%u\n")
+	in := &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}}
+	g.refuses("account.ssh_keys", in, "refused", "/usr/etc/ssh/sshd_config: sshd reads keys from /etc/ssh/keys/%u")
+	g.put(sshdConfig, "\n")
+	g.sets("account.ssh_keys", in)
+}
+
 // Files of sshd that include each other do not hold up a call.
 func TestFilesOfSSHDThatIncludeEachOther(t *testing.T) {
 	g := newTree(t, debian)
@@ -159,6 +183,21 @@ func TestFilesOfSSHDThatIncludeEachOther(t *testing.T) {
 	g.sets("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}})
 	if took := time.Since(begin); took > 20*time.Second {
 		t.Error(took)
+	}
+}
+
+// An error about a key names what is wrong with it.
+func TestErrorsOfKeys(t *testing.T) {
+	for line, want := range map[string]string{
+		wireKey("ssh-dss", "a", "b", "c", "d"):                           `"ssh-dss" is no type of a key`,
+		"rsa-sha2-512 " + strings.Fields(rsa2048)[1]:                     `"rsa-sha2-512" is no type of a key`,
+		ed25519a + "\n" + ed25519b:                                       "a key is one line",
+		"no-pty ssh-future " + strings.Fields(rsa2048)[1]:                `"ssh-future" is no type of a key`,
+		wireKey("ssh-ed25519-cert-v01@openssh.com", "a", "b") + " of it": `"ssh-ed25519-cert-v01@openssh.com" is no type`,
+	} {
+		if _, err := takenKey(line); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want %s", line, err, want)
+		}
 	}
 }
 

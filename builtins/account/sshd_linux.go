@@ -1,6 +1,8 @@
 package account
 
 import (
+	"errors"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -11,17 +13,21 @@ import (
 )
 
 const (
-	sshdConfig  = "/etc/ssh/sshd_config"
-	sshdDir     = "/etc/ssh" // where the names of Include begin
-	maxIncludes = 16         // how deep sshd includes files
-	maxIncluded = 1000       // files in a directory that are looked at, and all that are read
+	sshdConfig  = "/etc/ssh/sshd_config" // else that of the distribution, below vendorDir
+	sshdDir     = "/etc/ssh"             // where the names of Include begin
+	maxIncludes = 16                     // how deep sshd includes files
+	maxIncluded = 1000                   // files in a directory that are looked at, and all that are read
 )
 
 // readsKeys refuses a user whose keys sshd reads from other files than the one in the home directory (AuthorizedKeysFile of
 // sshd_config(5)): keys written here would have no effect, and keys read here would be the wrong ones. Match blocks are ignored.
 func readsKeys(root *fsys.Root, u *user) error {
 	rest := maxIncluded
-	where, files := keysSetting(root, sshdConfig, 0, &rest)
+	config := sshdConfig
+	if _, err := root.ReadFile(config, maxDefaults); errors.Is(err, fs.ErrNotExist) {
+		config = vendorDir + sshdConfig
+	}
+	where, files := keysSetting(root, config, 0, &rest)
 	ours := fsys.Join(u.home, keysFile)
 	replace := strings.NewReplacer("%%", "%", "%h", u.home, "%u", u.name, "%U", formatID(u.uid))
 	if where == "" || slices.ContainsFunc(files, func(file string) bool {
