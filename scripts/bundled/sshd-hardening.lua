@@ -307,17 +307,36 @@ local function connection(block)
   return table.concat(list, ",")
 end
 
--- Fails unless sshd itself says that what is wanted holds. block is the Match block that is asked for; nil: none.
-local function check_effect(start, block, want, groups)
+-- A connection that no Match block for a local port means; nil where there is no such block. Without one sshd -T fails then.
+local function other_port(blocks)
+  local taken, port, any = {}, 65535, false
+  for _, block in ipairs(blocks) do
+    for _, word in ipairs(block.args) do
+      any, taken[string.match(word, "%d*$")] = any or string.find(string.lower(word), "^localport") ~= nil, true
+    end
+  end
+  while taken[tostring(port)] do
+    port = port - 1
+  end
+  return any and "lport=" .. port or nil
+end
+
+-- Fails unless sshd itself says that what is wanted holds. block is that of the Match blocks that is asked for; nil: none.
+local function check_effect(start, blocks, block, want, groups)
   local args = {"sh", "-c", SHOW, "sshd", "-T"}
   for _, word in ipairs(start) do
     args[#args + 1] = word
   end
+  local spec
   if block then
-    local spec = connection(block)
+    spec = connection(block)
     if not spec then
       return
     end
+  else
+    spec = other_port(blocks)
+  end
+  if spec then
     args[#args + 1], args[#args + 2] = "-C", spec
   end
   -- A dry run, which has only pretended to write the file, does not ask.
@@ -425,9 +444,9 @@ return script {
     local start = options(entries)
     read_config(entries.main, nil, 0, entries)
     check_files(entries, want, groups, text)
-    check_effect(start, nil, want, groups)
+    check_effect(start, entries.blocks, nil, want, groups)
     for _, block in ipairs(entries.blocks) do
-      check_effect(start, block, want, groups)
+      check_effect(start, entries.blocks, block, want, groups)
     end
 
     local result = {changed = changed, path = PATH, reloaded = false}

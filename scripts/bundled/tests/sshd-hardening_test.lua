@@ -70,6 +70,12 @@ return {
     test.run(nil, {fails = "for " .. MAIN .. ":2: Match User git,!root Address 10.0.0.0/8: sshd has permitrootlogin yes"})
   end,
 
+  without_a_block_for_a_port_another_one_is_asked_for = function()
+    file.write(MAIN, INCLUDE .. "Match LocalPort 6875\nX11Forwarding no\nMatch User a LocalPort=65535\nX11Forwarding no\n")
+    local run = test.run()
+    assert(run.commands[1]:find("%-T %-C lport=65534$") and run.commands[2]:find(",lport=6875", 1, true), run.commands[1])
+  end,
+
   a_group_is_asked_for_by_a_member = function()
     file.write("/etc/group", "root:x:0:\nsftp:x:7:carl\nwheel:x:8:\n")
     file.write("/etc/passwd", "root:x:0:0::/:/bin/sh\nwanda:x:8:8::/:/bin/sh\n")
