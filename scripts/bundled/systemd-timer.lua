@@ -98,6 +98,22 @@ local function check_schedule(text)
   end
 end
 
+-- A command with q in place of all that is quoted in it.
+local function bare(text)
+  local out, left = "", string.gsub(text, "\\.", "")
+  while true do
+    local before, quote, rest = string.match(left, "^([^\"']*)([\"'])(.*)$")
+    if not quote then
+      return out .. left
+    end
+    local stop = string.find(rest, quote, 1, true)
+    if not stop then
+      error("command: the " .. quote .. " has no other one that ends it")
+    end
+    out, left = out .. before .. "q", string.sub(rest, stop + 1)
+  end
+end
+
 -- systemd replaces %n and the like in a command, so %% stands for a percent sign; it does not start a unit with a % that
 -- it does not know.
 local function check_command(text)
@@ -111,9 +127,8 @@ local function check_command(text)
   if #replaced > 0 then
     log.warn("command: systemd replaces " .. table.concat(replaced, ", ") .. "; %% stands for a percent sign")
   end
-  local bare = string.gsub(string.gsub(string.gsub(text, "\\.", ""), '"[^"]*"', "q"), "'[^']*'", "q")
-  for word in string.gmatch(bare, "%S+") do
-    if SHELL[word] or string.find(word, "^%d?[<>]") then
+  for word in string.gmatch(string.gsub(bare(text), "%$%$", ""), "%S+") do
+    if SHELL[word] or string.find(word, "^%d?[<>]") or string.find(word, "`", 1, true) or string.find(word, "$(", 1, true) then
       error("command: systemd starts no shell, to which " .. word .. " means something; give it to one: /bin/sh -c '…'")
     end
   end

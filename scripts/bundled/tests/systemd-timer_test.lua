@@ -50,11 +50,21 @@ return {
     for command, word in pairs({
       ["/bin/x | /bin/y"] = "|", ["/bin/x >/var/log/x 2>&1"] = ">/var/log/x", ["/bin/x && /bin/y"] = "&&", ["/bin/x 2> y"] = "2>",
       ["/bin/x < y"] = "<", ["/bin/x 'a b' >> y"] = ">>",
+      ["/bin/x --at=$(date) y"] = "--at=$(date)", ["/bin/x `date`"] = "`date`",
     }) do
       test.run(params({command = command}), {fails = "no shell, to which " .. word .. " means"})
     end
     assert(#test.run(params({command = "/bin/sh -c 'x | y > z && \"a\" $f $${g}' \"a | b\" a\\'b"})).log == 0)
+    for _, command in ipairs({"/bin/sh -c 'x \"$(y) `z`' \"it's\"", "/bin/x $$(y)"}) do
+      assert(#test.run(params({command = command})).log == 0)
+    end
     assert(test.run(params({command = "/bin/sh -c 'for f in *; do echo ${f}; done'"})).log[1]:find("replaces ${f};", 1, true))
+  end,
+
+  refuses_a_quotation_that_does_not_end = function()
+    for command, quote in pairs({["/bin/x it's"] = "'", ['/bin/x "a'] = '"', ["/bin/x 'a \"b\" c"] = "'"}) do
+      test.run(params({command = command}), {fails = "the " .. quote .. " has no other one"})
+    end
   end,
 
   takes_schedules_only = function()
