@@ -61,7 +61,7 @@ local function keyring(key)
   if string.find(key, "^[\152\153\198]") then
     return key, ".gpg" -- as gpg --export writes it
   end
-  key = string.gsub(key, "\r", "")
+  key = string.gsub("\n" .. string.gsub(key, "\r", ""), "[ \t]*\n[ \t]*", "\n") -- as it is indented in YAML
   local block = " PGP PUBLIC KEY BLOCK%-%-%-%-%-"
   local blocks = select(2, string.gsub(key, "%-%-%-%-%-BEGIN" .. block .. "\n", ""))
   local text = string.match(key, "%-%-%-%-%-BEGIN" .. block .. "\n(.-)%-%-%-%-%-END" .. block)
@@ -77,8 +77,13 @@ local function keyring(key)
     local list = #body == 0 and string.find(line, "^%u[%w-]*: ") and head or body
     list[#list + 1] = string.find(line, "%S") and line or nil
   end
-  if not string.find(body[1] or "", "^%s*[mx]") then -- the first byte of a public key
+  if not string.find(body[1] or "", "^[mx]") then -- the first byte of a public key
     error("key is not a public key in ASCII armor")
+  end
+  for _, line in ipairs(body) do
+    if not string.find(line, "^[%w+/=]+$") then
+      error("key is damaged: " .. line .. " is not base64")
+    end
   end
   return "-----BEGIN PGP PUBLIC KEY BLOCK-----\n" .. table.concat(head, "\n") .. (#head > 0 and "\n\n" or "\n") ..
     table.concat(body, "\n") .. "\n-----END PGP PUBLIC KEY BLOCK-----\n", ".asc"

@@ -47,6 +47,7 @@ return {
     for given, written in pairs({
       [armor("mQ==\n")] = armor("\nmQ==\n"), [armor("\r\nmQ==\r\n=abcd\r\n")] = armor("\nmQ==\n=abcd\n"),
       [armor("Version: 1\nComment: x\n\nmQ==\n")] = armor("Version: 1\nComment: x\n\nmQ==\n"),
+      ["  " .. string.gsub(armor("\nmQ==\n=abcd\n"), "\n", " \n  ")] = armor("\nmQ==\n=abcd\n"),
       ["pub\n" .. armor("\nxsBN\n\n") .. "more"] = armor("\nxsBN\n"),
     }) do
       test.run(params({key = given}))
@@ -106,7 +107,7 @@ return {
     test.run(params({suites = {"-x"}}), {fails = "is not one word"})
     test.run(params({uri = "https://a b"}), {fails = "uri must match"})
     for key, says in pairs({
-      ["x"] = "not a public key", ["<html>"] = "not a public key", [armor("\nAAAA\n")] = "not a public key",
+      ["x"] = "not a public key", ["<html>"] = "not a public key", [armor("\nAAAA\n")] = "not a public key", [armor("\nmQ==\nm!==\n")] = "m!== is not base64",
       [KEY:gsub("PUBLIC", "PRIVATE")] = "not a public key", [KEY:sub(1, -20)] = "cut off", [KEY .. KEY] = "holds 2 blocks",
     }) do
       test.run(params({key = key}), {fails = says})
