@@ -25,7 +25,10 @@ local REGISTRATION = {
   "/var/lib/zypp/AnonymousUniqueId", "/var/lib/ubuntu-advantage/private/*", "/etc/krb5.keytab", "/var/lib/sss/db/*",
   "/var/lib/sss/secrets/*", "/var/lib/samba/private/secrets.tdb", "/etc/salt/minion_id", "/etc/salt/pki/minion/minion.*",
   "/etc/puppetlabs/puppet/ssl/*", "/var/lib/puppet/ssl/*", "/var/lib/tailscale/tailscaled.state",
-  "/var/lib/zerotier-one/identity.*", "/var/lib/teleport/host_uuid", "/var/lib/landscape/client/*",
+  "/var/lib/zerotier-one/identity.*", "/var/lib/teleport/host_uuid", "/var/lib/landscape/client/*", "/var/ossec/etc/client.keys",
+  "/var/lib/amazon/ssm/registration", "/var/lib/amazon/ssm/Vault", "/var/lib/waagent/*", "/etc/chef/client.pem",
+  "/etc/cinc/client.pem", "/etc/gitlab-runner/.runner_system_id", "/opt/consul/node-id", "/var/lib/consul/node-id",
+  "/var/lib/*beat/meta.json",
 }
 local CACHES = {
   "/var/cache/apt/archives/*.deb", "/var/cache/apt/*.bin", "/var/lib/apt/lists/*", "/var/cache/dnf/*", "/var/cache/libdnf5/*",
@@ -35,14 +38,19 @@ local CACHES = {
 local HISTORIES = {
   ".bash_history", ".zsh_history", ".ash_history", ".sh_history", ".python_history", ".lesshst", ".viminfo", ".wget-hsts",
 }
+-- The first of these is of Ubuntu's installer, and lets cloud-init look at no source of data.
 local CLOUD_INIT = {
+  "/etc/cloud/cloud.cfg.d/99-installer.cfg",
   "/var/lib/cloud/instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem",
   "/var/log/cloud-init*.log",
 }
--- What cloud-init writes anew of the network, for the hardware that it finds.
+-- What cloud-init writes anew of the network, for the hardware that it finds; and what Ubuntu's installer wrote of that of its own
+-- machine, and to keep cloud-init from it.
 local CLOUD_NETWORK = {
   "/etc/netplan/50-cloud-init.yaml", "/etc/network/interfaces.d/50-cloud-init*", "/etc/systemd/network/10-cloud-init-*.network",
   "/etc/NetworkManager/system-connections/cloud-init-*.nmconnection",
+  "/etc/netplan/00-installer-config*.yaml", "/etc/cloud/cloud.cfg.d/subiquity-disable-cloudinit-networking.cfg",
+  "/etc/cloud/cloud.cfg.d/90-installer-network.cfg",
 }
 local LOGS = {
   "/var/log/journal/*", "/var/crash/*", "/var/lib/systemd/coredump/*", "/var/spool/abrt/*", "/var/lib/lastlog/*",

@@ -33,6 +33,9 @@ return {
       "/var/cache/dnf/x/repodata", "/var/cache/zypp/raw/x", "/var/lib/cloud/data/instance-id",
       "/var/log/messages-20260101", "/var/log/secure-20260101.xz", "/var/log/audit/audit.log.1", "/var/log/YaST2/y2log-1.gz",
       "/var/lib/systemd/coredump/core.zst", "/var/lib/yum/uuid", "/var/lib/zerotier-one/identity.secret",
+      "/var/ossec/etc/client.keys", "/var/lib/amazon/ssm/Vault/Store/x", "/var/lib/waagent/provisioned", "/etc/chef/client.pem",
+      "/etc/gitlab-runner/.runner_system_id", "/var/lib/filebeat/meta.json", "/opt/consul/node-id",
+      "/etc/cloud/cloud.cfg.d/99-installer.cfg",
     }
     local emptied = {
       "/var/log/messages", "/var/log/secure", "/var/log/audit/audit.log", "/var/log/zypp/history", "/var/log/YaST2/y2log",
@@ -107,6 +110,10 @@ return {
 
   has_cloud_init_write_the_network_anew = function()
     file.write("/etc/netplan/50-cloud-init.yaml", "macaddress", {parents = true})
+    local installer = {"/etc/netplan/00-installer-config.yaml", "/etc/cloud/cloud.cfg.d/subiquity-disable-cloudinit-networking.cfg"}
+    for _, path in ipairs(installer) do
+      file.write(path, "network: {}\n", {parents = true})
+    end
     file.write("/usr/bin/cloud-init", "")
     file.write("/etc/cloud/cloud-init.disabled", "", {parents = true})
     test.run()
@@ -114,6 +121,7 @@ return {
     file.remove("/etc/cloud/cloud-init.disabled")
     test.run()
     assert(not file.exists("/etc/netplan/50-cloud-init.yaml"))
+    assert(not file.exists(installer[1]) and not file.exists(installer[2]))
   end,
 
   leaves_what_it_is_told_to = function()
