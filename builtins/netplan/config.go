@@ -208,6 +208,28 @@ func findAddr(n *yaml.Node, key string, addr netip.Addr) (string, int) {
 	return "", 0
 }
 
+// maxName is the longest name that the kernel gives an interface (IFNAMSIZ).
+const maxName = 15
+
+// checkNames refuses names of interfaces that are longer: netplan takes them, and the renderer passes over what has one. Of what is
+// hardware the key is no name.
+func (d *document) checkNames() error {
+	for kind, group := range pairs(d.network()) {
+		made := !slices.Contains([]string{"ethernets", "wifis", "modems", "nm-devices"}, kind.Value)
+		for name, value := range pairs(group) {
+			if other := at(value, "set-name"); other != nil {
+				name = other
+			} else if !made {
+				continue
+			}
+			if len(name.Value) > maxName {
+				return fault.Invalid("line %d: %s has %d characters, and an interface has a name of at most %d", name.Line, name.Value, len(name.Value), maxName)
+			}
+		}
+	}
+	return nil
+}
+
 // required returns an error about a file that says nothing, or nothing that netplan would read.
 func (d *document) required() error {
 	switch top := d.top; {
@@ -221,8 +243,11 @@ func (d *document) required() error {
 	return nil
 }
 
-// conflicts returns what other files say of the same interfaces, beside what d says.
+// conflicts returns what other files say of the same interfaces, beside what d says, and what d says against itself.
 func (d *document) conflicts(others []*document) (list []*pb.NetplanConflict) {
+	own := comparison{ours: d, other: d}
+	own.defaults()
+	list = own.found
 	for _, other := range others {
 		c := comparison{ours: d, other: other}
 		for kind, group := range pairs(d.network()) {
@@ -292,8 +317,12 @@ func (d *document) defaultRoutes() (list []defaultRoute) {
 // defaults finds default routes of other interfaces that would be used instead, or beside: netplan takes them, and says so in a
 // warning at most.
 func (c *comparison) defaults() {
-	for _, our := range c.ours.defaultRoutes() {
-		for _, their := range c.other.defaultRoutes() {
+	for i, our := range c.ours.defaultRoutes() {
+		others := c.other.defaultRoutes()
+		if c.other == c.ours { // each two once
+			others = others[:i]
+		}
+		for _, their := range others {
 			if our.rank == their.rank && our.name != their.name {
 				c.add(their.key, their.at, "a default route of the same metric as that of "+our.name+", so one is used by chance")
 			}

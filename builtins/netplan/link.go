@@ -306,6 +306,9 @@ func (l *link) hasFamily(family int) bool {
 // sensible returns an error about what the generator takes and no network can do: a gateway out of reach, an interface that is
 // not there. Only what the file says is looked at: d, of the set.
 func (r *Room) sensible(d *document, set []*document, made map[string]*generated) error {
+	if err := d.checkNames(); err != nil {
+		return fault.On(d.path, err)
+	}
 	links := linksOf(made)
 	var there []facts.Link
 	if r.guest.Live && r.system.links != nil {

@@ -280,6 +280,8 @@ func TestBadFilesAreRefused(t *testing.T) {
 			"line 5: ethernets.eth0.routes.via is 198.51.100.1, which is in no network of eth0"},
 		{"a gateway of IPv6 out of reach", "network:\n  ethernets:\n    eth0:\n      addresses: ['2001:db8::7/64']\n      gateway6: 2001:DB8:1:0::1\n",
 			"line 5: ethernets.eth0.gateway6 is 2001:db8:1::1, which is in no network of eth0"},
+		{"a long name", "network:\n  bridges:\n    averyveryverylongbridge: {}\n", "line 3: averyveryverylongbridge has 23 characters"},
+		{"a long other name", "network:\n  ethernets:\n    lan: {match: {macaddress: '52:54:00:00:00:01'}, set-name: sixteen-letters1}\n", "sixteen-letters1 has 16 characters"},
 		{"too large", "network: {}\n#" + strings.Repeat("x", maxConfig), "the limit is"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -354,6 +356,17 @@ func TestConflictsAreNamed(t *testing.T) {
 		t.Error(err)
 	}
 	if err := way(", metric: 200"); err != nil {
+		t.Error(err)
+	}
+	both := func(metric string) error {
+		const way = "network:\n  ethernets:\n    eth7: {addresses: [192.0.2.70/26], routes: [{to: default, via: 192.0.2.65, table: 9}]}\n"
+		_, err := tr.set("64-both", way+"    eth8: {addresses: [192.0.2.130/26], routes: [{to: default, via: 192.0.2.129, table: 9"+metric+"}]}\n")
+		return err
+	}
+	if err := both(""); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "ethernets.eth7.routes stands in line 3 of /etc/netplan/64-both.yaml") {
+		t.Error(err)
+	}
+	if err := both(", metric: 200"); err != nil {
 		t.Error(err)
 	}
 	// What is not in conflict: the same value, another interface.

@@ -154,7 +154,7 @@ func (t *translation) device(kind string, name, value *yaml.Node) error {
 	switch {
 	case d.kind != kind:
 		return fault.Invalid("line %d: %s is one of %s, and of %s elsewhere", name.Line, name.Value, kind, d.kind)
-	case !namePattern().MatchString(name.Value) || kind != "ethernets" && len(name.Value) > 15:
+	case !namePattern().MatchString(name.Value) || kind != "ethernets" && len(name.Value) > maxName:
 		return fault.Invalid("line %d: %s is no name of an interface", name.Line, name.Value)
 	}
 	for key, v := range pairs(value) {
@@ -271,7 +271,7 @@ func (d *device) identity(key, v *yaml.Node, path string, bad func(string) error
 	case d.kind != "ethernets":
 		return untranslated(key, path)
 	case key.Value == "set-name":
-		if d.setName = v.Value; !namePattern().MatchString(v.Value) || len(v.Value) > 15 {
+		if d.setName = v.Value; !namePattern().MatchString(v.Value) || len(v.Value) > maxName {
 			return bad("name of an interface")
 		}
 		return nil
