@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"runtime"
@@ -38,6 +39,11 @@ func TestTheKernelRefusesAValue(t *testing.T) {
 	g.call = newTree(t).call
 	_, err = g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.ip_forward", Value: new("banana")})
 	if fault.Code(err) != "invalid" || !strings.Contains(err.Error(), "banana") {
+		t.Errorf("code %s: %v", fault.Code(err), err)
+	}
+	_, err = g.do("host.sysctl", &pb.SysctlArgs{Name: "net.ipv4.tcp_congestion_control", Value: new("nosuchone")})
+	var told *fault.Error
+	if fault.Code(err) != "invalid" || !errors.As(err, &told) || !strings.Contains(told.Hint, "module") {
 		t.Errorf("code %s: %v", fault.Code(err), err)
 	}
 	if is, err := os.ReadFile(setting); err != nil || string(is) != string(was) {

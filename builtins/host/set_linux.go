@@ -277,8 +277,12 @@ func (r *Room) sysctl(ctx context.Context, call *builtins.Call, in *pb.SysctlArg
 		return yes(false), nil
 	}
 	changed, err := r.write(ctx, call, "host.sysctl", file, *in.Value, true)
-	if errors.Is(err, syscall.EINVAL) {
-		return nil, fault.On(in.Name, fault.Invalid("the kernel does not take %q", *in.Value))
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrNotExist) {
+		refused := &fault.Error{Object: in.Name, Err: fault.Invalid("the kernel does not take %q", *in.Value)}
+		if errors.Is(err, fs.ErrNotExist) { // of the value: the file was read
+			refused.Hint = "the kernel has nothing of this name; a module may have to be loaded first"
+		}
+		return nil, refused
 	}
 	if err != nil {
 		return nil, err

@@ -216,7 +216,13 @@ return script {
       if write_only(setting.path) then
         blind[#blind + 1] = setting.name
       elseif not same(file.read(setting.path), setting.value) then
-        file.write(setting.path, setting.value .. "\n", {inplace = true}) -- a rollback restores the old value
+        local ok, err = pcall(file.write, setting.path, setting.value .. "\n", {inplace = true}) -- a rollback restores the old value
+        if not ok and err.code == "not_found" then
+          error("settings: the kernel does not take " .. setting.value .. " for " .. setting.name ..
+            ": it has nothing of this name; a module may have to be loaded first")
+        elseif not ok then
+          error(err, 0)
+        end
         result.changed = true
       end
     end
