@@ -126,6 +126,7 @@ return script {
     if not made and file.stat(real).type ~= "file" then
       error(real .. " is a " .. file.stat(real).type)
     end
+    local size = not made and file.stat(real).size
     local live = file.exists("/proc/swaps") -- nothing is used in an image
     local used = live and in_use(real)
     local changed = made
@@ -144,6 +145,10 @@ return script {
       end
       changed, used = true, real
     end
-    return {changed = changed, path = p.path, file = real, in_use = used and true or false}
+    local result = {changed = changed, path = p.path, file = real, in_use = used and true or false}
+    if size and size ~= p.size_mib * 2^20 then
+      result.note = "the file is there with " .. math.floor(size / 2^20) .. " MiB, and keeps its size"
+    end
+    return result
   end,
 }

@@ -29,6 +29,9 @@ return {
     local run = test.run()
     assert(run.result.changed and run.commands[1] == "swapon /swapfile")
     assert(file.stat("/swapfile").mode == "0600" and file.read("/swapfile") == "mine")
+    assert(run.result.note == "the file is there with 0 MiB, and keeps its size")
+    file.write("/swapfile", ("x"):rep(2^20))
+    assert(test.run({size_mib = 1}).result.note == nil)
   end,
 
   is_gone_when_it_cannot_be_used = function()
