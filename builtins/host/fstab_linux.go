@@ -25,6 +25,9 @@ type fstabEntry struct {
 // numbersBehind matches options that have the last two fields of a line of fstab in them.
 var numbersBehind = lazyregexp.New(` [0-9] [0-9]$`)
 
+// commentBehind matches the end of a line of fstab, with the comment that may stand before it.
+var commentBehind = lazyregexp.New(`([ \t]+#[^\r\n]*)?\r?\n?$`)
+
 var fstypeName = lazyregexp.New(`^[A-Za-z0-9][A-Za-z0-9._+,-]*$`)
 
 // newEntry checks what a caller wants, for a target that was resolved.
@@ -170,7 +173,8 @@ func editFstab(
 	case want == nil:
 		return bytes.Join(append(lines[:at:at], lines[at+1:]...), nil), was, nil
 	case was != nil:
-		lines[at] = []byte(want.String() + "\n")
+		end := strings.TrimSuffix(string(commentBehind().Find(lines[at])), "\n") + "\n"
+		lines[at] = []byte(want.String() + end)
 		return bytes.Join(lines, nil), was, nil
 	}
 	if len(old) > 0 && old[len(old)-1] != '\n' {

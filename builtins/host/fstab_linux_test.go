@@ -42,6 +42,12 @@ func TestEditFstab(t *testing.T) {
 	if got, _, err := editFstab(nil, "/srv", want, nil); err != nil || string(got) != want.String()+"\n" {
 		t.Errorf("%q %v", got, err)
 	}
+	for _, behind := range []string{"\n", " # of the data#1\n", "\t#x\r\n", "", " # no end"} {
+		line := "a /srv ext4 comment=a#b 0 0" + behind
+		if got, _, err := editFstab([]byte(line), "/srv", want, nil); err != nil || string(got) != want.String()+strings.TrimSuffix(behind, "\n")+"\n" {
+			t.Errorf("%q: %q %v", line, got, err)
+		}
+	}
 	if _, _, err := editFstab([]byte("a /x ext4\nb /x ext4\n"), "/x", want, nil); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "lines 1 and 2") {
 		t.Error(err)
 	}
