@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -219,6 +220,22 @@ func merge(old []byte, wished []*key, exclusive bool) []byte {
 	return []byte(strings.Join(out, ""))
 }
 
+// limited returns the options of a line by which a key that is wished without any is there; empty: it is there without, or not at
+// all.
+func limited(content []byte, want *key) (options string) {
+	for line := range strings.Lines(string(content)) {
+		k, err := takenKey(line)
+		if err != nil || k == nil || want.options != "" || k.blob != want.blob {
+			continue
+		}
+		if k.options == "" {
+			return ""
+		}
+		options = k.options
+	}
+	return options
+}
+
 func wishedFor(wished []*key, k *key) *key {
 	if k == nil {
 		return nil
@@ -383,6 +400,11 @@ func (r *Room) setKeys(
 	}
 	attr := fsys.Attr{Mode: new(uint32(0o600)), UID: &u.uid, GID: &u.gid}
 	content := merge(old, wished, exclusive)
+	for _, k := range wished {
+		if options := limited(content, k); options != "" {
+			call.Warn(fmt.Sprintf("the key %s %.16s… of %s keeps its options, which limit what it is good for: %.80q", k.kind, k.blob, u.name, options))
+		}
+	}
 	switch same := bytes.Equal(content, old); {
 	case !there && len(content) == 0, same && !edit.Differs(c.Old, attr):
 		return dirChanged, nil

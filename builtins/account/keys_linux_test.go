@@ -123,6 +123,28 @@ func TestLinesThatAreSkipped(t *testing.T) {
 	}
 }
 
+// A key that is there with options keeps them, and the reply says so: an image may let root's key do nothing.
+func TestKeyWithOptionsIsTold(t *testing.T) {
+	for line, want := range map[string]string{
+		"no-pty,command=\"echo no\" " + ed25519a + "\n": "no-pty,command=", ed25519a + "\nno-pty " + ed25519a + "\n": "", "": "",
+		"no-pty " + ed25519b + "\n": "",
+	} {
+		g := newTree(t, debian)
+		g.put(bobKeys, line)
+		if err := errors.Join(os.Chown(g.path("/home/bob/.ssh"), 1000, 1000), os.Chown(g.path(bobKeys), 1000, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		g.call.Warned = func(text string) { told = append(told, text) }
+		if _, err := g.do("account.ssh_keys", &pb.AccountKeysArgs{Name: "bob", Keys: []string{ed25519a}}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(told, "\n"); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%q: %q", line, got)
+		}
+	}
+}
+
 func TestOptionsOfKeys(t *testing.T) {
 	for _, options := range []string{
 		"no-pty", "NO-PTY,No-X11-Forwarding", "restrict,pty,command=\"/bin/x \\\"a,b\\\" # c\"", "cert-authority,principals=\"a,b\"", "from=\"10.0.0.0/8,!10.0.0.1\"",
