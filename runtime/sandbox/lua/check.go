@@ -146,10 +146,8 @@ func (c *checker) stmt(stmt ast.Stmt, s *scope) {
 			c.assign(left, s)
 		}
 	case *ast.LocalAssignStmt:
-		if len(n.Exprs) == 1 { // local function f() … f() … end
-			if _, ok := n.Exprs[0].(*ast.FunctionExpr); ok {
-				s.add(n.Names...)
-			}
+		if isLocalFunction(n) {
+			s.add(n.Names...)
 		}
 		c.exprs(n.Exprs, s)
 		s.add(n.Names...)

@@ -180,6 +180,14 @@ func TestStatementsAsWritten(t *testing.T) {
 		{"say(nil and 1, false and 1, 1 and nil, 1 and false, nil or 1, false or nil, 5 or 1, 'x' or 1, true or 1, true and 2)", "nil false nil false 1 nil 5 x true 2"},
 		{"say(not nil, not 5, not '', not true, not false, not not nil, 5 and 6 or 7, (nil or 5) and 'q')", "true false false false true false 6 q"},
 		{"local function f() return 1, 2 end local a, b = true and f() say(a, b) say((nil or f()))", "1 nil\n1"},
+		{"local function f() return {s = 'a b'} end for w in f().s:gmatch('%a') do say(w) end", "a\nb"},
+		{"local function f() return function(t) return next, t end end for k, v in f()({7}) do say(k, v) end", "1 7"},
+		{"local function f(...) for w in (...).s:gmatch('%a') do say(w) end end f({s = 'a'})", "a"},
+		{"local t = {} local function f() return {pairs = ipairs, {4, 5}} end for i, v in f().pairs(f()[1]) do t[i] = function() v = v + 1 return v end if i == 2 then break end end say(t[1](), t[1](), t[2]())", "5 6 6"},
+		{"local function f() return {each = ipairs} end for i, v in f().each({4, 5}) do if i == 2 then goto out end say(v) end ::out:: say('end')", "4\nend"},
+		{"f = 5 local f = function() return f end say(f())", "5"},
+		{"local f = 6 do local f = function(n) return n and f or 7 end say(f(1), f()) end say(f)", "6 7\n6"},
+		{"local function f(n) return n > 0 and f(n - 1) or n end say(f(3))", "0"},
 	} {
 		if got := runProgram(c.source); got != c.want {
 			t.Errorf("%s says %s, want %s", c.source, got, c.want)

@@ -19,14 +19,15 @@ type treeChecker struct {
 	loops map[int]bool
 	// begins is the line of the function that is being checked, and jumps at least the number of its jump targets.
 	begins, jumps int
-	// functions is how many functions were seen.
+	// functions is how many functions were seen, and mentioned how often a name was.
 	functions int
+	mentioned map[string]int
 	err       *failure // the first
 }
 
 // checkTree checks a script. It returns the functions that have loops, as correct needs them.
 func checkTree(chunk []ast.Stmt, name string) (loops map[int]bool, err error) {
-	c := &treeChecker{name: name, loops: map[int]bool{}}
+	c := &treeChecker{name: name, loops: map[int]bool{}, mentioned: map[string]int{}}
 	visitAll(c, chunk)
 	if c.err != nil {
 		return nil, c.err
@@ -48,6 +49,8 @@ func visitAll[T any](c *treeChecker, nodes []T) {
 			switch n := (*stmt).(type) {
 			case *ast.AssignStmt:
 				*stmt = separateAssignment(n)
+			case *ast.GenericForStmt:
+				*stmt = iteratorFirst(n)
 			case *ast.GotoStmt:
 				*stmt = closeAtGoto(n)
 			case *ast.BreakStmt:
@@ -87,7 +90,11 @@ func (c *treeChecker) visit(node any) {
 	case *ast.LocalAssignStmt:
 		c.atOnce(n, len(n.Names))
 		c.atOnce(n, len(n.Exprs))
+		before := c.mentioned[n.Names[0]]
 		visitAll(c, n.Exprs)
+		if len(n.Exprs) == 1 && c.mentioned[n.Names[0]] > before {
+			outsideItself(n)
+		}
 	case *ast.FuncCallStmt:
 		c.visit(n.Expr)
 	case *ast.DoBlockStmt:
@@ -141,6 +148,8 @@ func (c *treeChecker) visit(node any) {
 
 func (c *treeChecker) visitExpr(node any) {
 	switch n := node.(type) {
+	case *ast.IdentExpr:
+		c.mentioned[n.Value]++
 	case *ast.NumberExpr:
 		c.number(n)
 	case *ast.AttrGetExpr:

@@ -1,0 +1,82 @@
+package lua
+
+import (
+	"fmt"
+
+	"github.com/yuin/gopher-lua/ast"
+)
+
+// iteratorFirst returns a generic for whose iterator is what the manual says. Where its first expression begins with a
+// call, or with ..., of which more is made, as in for word in f().text:gmatch("%a+"), the compiler puts the next value in
+// the place of the first. They are then evaluated into local variables before:
+//
+//	do
+//		local iterator1, iterator2, iterator3 = expressions
+//		for names in iterator1, iterator2, iterator3 do … end
+//	end
+func iteratorFirst(n *ast.GenericForStmt) ast.Stmt {
+	if !beginsWithCall(n.Exprs[0]) {
+		return n
+	}
+	values := at(n, &ast.LocalAssignStmt{Exprs: n.Exprs})
+	n.Exprs = nil
+	for i := range 3 {
+		name := fmt.Sprintf("(iterator %d)", i+1)
+		values.Names = append(values.Names, name)
+		n.Exprs = append(n.Exprs, at(n, &ast.IdentExpr{Value: name}))
+	}
+	return at(n, &ast.DoBlockStmt{Stmts: []ast.Stmt{values, n}})
+}
+
+// beginsWithCall reports whether an expression has a call or ... within it, in front of all else.
+func beginsWithCall(e ast.Expr) bool {
+	for within := false; ; within = true {
+		switch n := e.(type) {
+		case *ast.FuncCallExpr:
+			if within {
+				return true
+			}
+			e = n.Func
+			if e == nil {
+				e = n.Receiver
+			}
+		case *ast.Comma3Expr:
+			return within
+		case *ast.AttrGetExpr:
+			e = n.Object
+		case *ast.LogicalOpExpr:
+			e = n.Lhs
+		case *ast.RelationalOpExpr:
+			e = n.Lhs
+		case *ast.ArithmeticOpExpr:
+			e = n.Lhs
+		case *ast.StringConcatOpExpr:
+			e = n.Lhs
+		case *ast.UnaryMinusOpExpr:
+			e = n.Expr
+		case *ast.UnaryNotOpExpr:
+			e = n.Expr
+		case *ast.UnaryLenOpExpr:
+			e = n.Expr
+		default:
+			return false
+		}
+	}
+}
+
+// isLocalFunction reports whether a statement is local function NAME, in which the function sees itself. The parser makes
+// the same of local NAME = function, but for the last line.
+func isLocalFunction(n *ast.LocalAssignStmt) bool {
+	if len(n.Names) != 1 || len(n.Exprs) != 1 {
+		return false
+	}
+	_, ok := n.Exprs[0].(*ast.FunctionExpr)
+	return ok && n.LastLine() != 0
+}
+
+// outsideItself has the compiler take local NAME = function for what it is: in it, NAME is what it was before.
+func outsideItself(n *ast.LocalAssignStmt) {
+	if _, ok := n.Exprs[0].(*ast.FunctionExpr); ok && len(n.Names) == 1 && !isLocalFunction(n) {
+		n.Exprs = append(n.Exprs, at(n, &ast.NilExpr{}))
+	}
+}
