@@ -60,6 +60,14 @@ func (a args) table(i int) *glua.LTable {
 	return t
 }
 
+func (a args) function(i int) *glua.LFunction {
+	f, ok := a.L.Get(i).(*glua.LFunction)
+	if !ok {
+		a.typeError(i, "function")
+	}
+	return f
+}
+
 // writableTable returns a table that may be changed.
 func (a args) writableTable(i int) *glua.LTable {
 	t := a.table(i)

@@ -36,6 +36,7 @@ func TestAsLua51(t *testing.T) {
 		{"table", tableCases, 200},
 		{"number", numberCases, 300},
 		{"string", stringCases, 200},
+		{"words", wordCases, 1000},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join("testdata", c.name+".cases")
@@ -109,7 +110,7 @@ func (m *machine) evaluate(source string) string {
 	}
 	top := m.L.GetTop()
 	m.L.Push(f)
-	if err := m.L.PCall(0, glua.MultRet, nil); err != nil {
+	if err := m.protect(0, glua.MultRet); err != nil {
 		_, message := m.splitPosition(err.(*glua.ApiError).Object.String())
 		return "error " + formatValue(glua.LString(message))
 	}
@@ -144,10 +145,9 @@ func formatValue(v glua.LValue) string {
 	return v.Type().String()
 }
 
-// same compares numbers as numbers. Texts of errors must be equal but for what they say of types, which the interpreter
-// words differently in its own errors.
+// same compares numbers as numbers. Texts of errors must be equal but for what those of libraries say of types.
 func same(got, want string) bool {
-	if strings.HasPrefix(want, "error ") {
+	if strings.HasPrefix(want, "error s:bad argument") {
 		return strings.HasPrefix(got, gist(want))
 	}
 	g, w := strings.Split(got, "\t"), strings.Split(want, "\t")
@@ -164,13 +164,6 @@ func same(got, want string) bool {
 
 // gist returns what an error must begin with.
 func gist(want string) string {
-	switch {
-	case strings.HasPrefix(want, "error s:attempt to compare"):
-		return "error s:attempt to compare"
-	case strings.HasPrefix(want, "error s:attempt to perform arithmetic") && !strings.HasSuffix(want, "a string value"),
-		strings.HasPrefix(want, "error s:attempt to concatenate"):
-		return "error s:"
-	}
 	for _, end := range []string{" expected", "(no value)", "got "} {
 		want, _, _ = strings.Cut(want, end)
 	}
@@ -389,4 +382,56 @@ func stringCases() []string {
 		cases = append(cases, fmt.Sprintf("string.sub(%s, %d, %d)", s, i, j), fmt.Sprintf("string.sub(%s, %d)", s, i), fmt.Sprintf("string.byte(%s, %d, %d)", s, i, j), fmt.Sprintf("string.reverse(%s)", s), fmt.Sprintf("string.upper(%s)", s))
 	}
 	return append(cases, `string.sub("abc")`, `string.sub()`, `string.sub("abc", "x")`, `string.sub("abc", 1.9, 2.9)`, `string.sub(12345, 2, 3)`)
+}
+
+// wordCases fail by each instruction that can fail, with a value that comes from each place that has or has no name.
+func wordCases() []string {
+	values := []string{"nil", "true", "1", `"s"`, "{}", "swap", "setmetatable({}, {__index = 5})"}
+	places := []string{
+		"local x = %s USE", "(function(x) USE end)(%s)", "local x = %s (function() USE end)()", "gx = %s local function f() local y USE end f() gx = nil",
+		"local t = {a = %s} USE", "local t = {a = {a = %s}} USE", "local t, k = {%s}, 1 USE", "local t = {[\"a b\"] = %s} USE", "local function f() return %s end USE",
+		"local x, y = %s, {} USE", "for _, x in ipairs({{%s}}) do USE end", "do local x = 1 end local y do local z end local x = %s USE",
+	}
+	names := map[string][]string{
+		"local t = {a = %s} USE": {"t.a"}, "local t = {a = {a = %s}} USE": {"t.a.a", "t.b.a"}, "local t, k = {%s}, 1 USE": {"t[k]", "t[1]", "(t[k])"},
+		"local t = {[\"a b\"] = %s} USE": {`t["a b"]`}, "local function f() return %s end USE": {"f()", "(f())"}, "for _, x in ipairs({{%s}}) do USE end": {"x[1]"},
+		"gx = %s local function f() local y USE end f() gx = nil": {"gx"},
+	}
+	uses := []string{
+		"return X.y", "return X.y.z", "return X[1]", "return X[nil]", "X.y = 1", "X[1] = 1", "X[nil] = 1", "X.y.z = 1", "X.y, X.z = 1, 2", "local q = X()", "X()", "return X()", "X(1, X.y)", "X:m()",
+		"return X:m()", "X.y()", "return X.y:m()", "X.y.z:m()", "return X + 1", "return 1 - X", "return X * X", "return 2 ^ X / 3", "return X % 2", "return -X", "return #X", "return #X.y", `return X .. "a"`, `return "a" .. X`, `return "a" .. X .. "b"`,
+		"return X .. X", `return 1 .. X.y .. "b"`, "return X < 1", "return 1 > X", "return X <= X", `return X >= "a"`, "if X < {} then return 1 end", "while X <= nil do end", "for i = X, 1 do end", "for i = 1, X do end", "for i = 1, 2, X do end",
+		"for k in X do end", "for k in X.y do end", "function X.f() end", "function X:f() end", "function X.f.g() end", "function X.f.g:h() end", "return (X or nil).y", "return (X and X)()", "return not X.y.z", "return {X.y.z}", "return {[X.y.z] = 1}",
+		"return {a = X + 1}", "type(X + 1)", "return X.y and X.z.w", "local a, b = X.y.z", "local v = X + 1 return v", "repeat local v = X.y.z until v", "return X == X.y.z", "return X.y + X.z",
+	}
+	var cases []string
+	for _, place := range places {
+		for _, name := range append(names[place], []string{"x"}[:min(1, strings.Count(place, " x"))]...) {
+			for i, use := range uses {
+				if strings.HasPrefix(use, "function ") && strings.ContainsAny(name, "([") || strings.HasPrefix(place, "for") && name == "x" && i%3 > 0 {
+					continue
+				}
+				for j, value := range values {
+					if (i+j+len(place))%7 > 0 && (value != "nil" || i%2 > 0) {
+						continue
+					}
+					body := fmt.Sprintf(strings.ReplaceAll(place, "USE", "\x00"), value)
+					cases = append(cases, "(function() "+strings.ReplaceAll(body, "\x00", strings.ReplaceAll(use, "X", name))+" end)()")
+				}
+			}
+		}
+	}
+	return append(cases, `sorted({{}, {}})`, `sorted({true, false})`, `(function(...) return (...).y end)()`, `(function(...) local a = ... return a.y end)()`, `setmetatable({}, {__newindex = 5}).x.y`, `(function() setmetatable({}, {__newindex = 5}).x = 1 end)()`,
+		`(function(...) return arg.x.y end)()`, `("x"):nope()`, `("x").y.z`, `("x").y()`, `nil .. "a"`, `"a" .. {} .. "b"`, `"a" .. (nil .. "b")`, `(function() local a, b = nil, nil return a .. b end)()`,
+		`(function() local a, b, c = 1, nil, {} return a .. b .. c end)()`, `(function() local a, b, c = 1, nil, 2 return a .. b .. c end)()`,
+		`(function() local f = function() return f end return f() end)()`, `(function() local f = function(n) if n > 0 then return f(n - 1) end end return f(1) end)()`, `(function() local function f(n) if n > 0 then return f(n - 1) end return "end" end return f(3) end)()`,
+		`(function() local t = setmetatable({}, {__index = function(t, k) return k.y.z end}) return t.a end)()`, `(function() local a = {} a.b.c, a.d = 1, 2 end)()`, `(function() local a a.b, a.c = a.d, 2 end)()`, `(function() local a = {} a[a.x.y], a.c = 1, 2 end)()`,
+		`(function() local s = "x" return s % 5 end)()`, `(function() local s = {a = "x"} return 2 + s.a end)()`, `(function() local s = "x" return -s end)()`, `(function() return "10" + nil end)()`, `(function() local n return "10" + n end)()`, `(function() local n return "x" + n end)()`,
+		`(function() local n return n + "x" end)()`, `(function() error("attempt to index a non-table object(nil) with key 'x'", 0) end)()`, `(function() error("attempt to call a non-function object") end)()`, `pcall(function() local x x() end)`, `pcall(nil)`, `pcall(error)`, `pcall(error, nil)`, `(function() error("x", 0) end)()`, `(function() error("x", "2") end)()`, `(function() error(12) end)()`,
+		`assert()`, `assert(nil)`, `assert(false, "why")`, `assert(1, 2, 3)`, `assert(false, 12)`, `type()`, `type(nil)`, `pairs()`, `pairs(nil)`, `ipairs()`, `ipairs("x")`, `next()`, `next({})`, `next({}, nil)`, `next({5, 6}, 1)`, `rawget()`, `rawget({})`, `rawset({}, 1)`,
+		`rawset({}, nil, 1)`, `rawset(1, 1, 1)`, `rawget(rawset({}, "a", 7), "a")`, `rawequal(1)`, `rawequal(1, 1)`, `rawequal({}, {})`, `getmetatable()`, `getmetatable({})`, `setmetatable()`, `setmetatable({})`, `setmetatable(1, {})`, `setmetatable({}, 1)`, `pcall()`,
+		`(function() local function f() return {s = "a b c"} end local n = 0 for w in f().s:gmatch("%a") do n = n + 1 end return n end)()`, `(function() local function f() return function(t) return next, t end end local n = 0 for w in f()({1, 2}) do n = n + w end return n end)()`,
+		`(function(...) local n = 0 for w in (...).s:gmatch("%a") do n = n + 1 end return n end)({s = "a b"})`, `(function() local r = {} local function f() return {{4, 5, 6}} end for i, v in ({ipairs(f()[1])})[1], f()[1], 0 do r[#r + 1] = function() v = v + 1 return v end end return r[1](), r[1](), r[2](), r[3]() end)()`,
+		`(function() for a in (function() return {next} end)()[1], {x = 1} do return a end end)()`, `(function() for i, v in (function() return {f = function() return ipairs({7, 8}) end} end)().f() do if i == 2 then return v end end end)()`,
+		`(function() local x = setmetatable({}, {}) return x < x end)()`, `(function() local x = setmetatable({}, {}) return x < 1 end)()`, `(function() local a = setmetatable({}, {__call = 5}) a() end)()`, `math.nope()`, `string.format.x.y`, `(function() string.nope("x") end)()`, `(function() nope.x() end)()`, `(function() nope(1)(2) end)()`)
 }

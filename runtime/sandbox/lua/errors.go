@@ -2,6 +2,7 @@ package lua
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,7 +49,7 @@ func (m *machine) describeError(err error) *pb.RunnerFailure {
 	if !errors.As(err, &raised) {
 		return &pb.RunnerFailure{Kind: "internal", Message: err.Error(), Script: m.start.GetName()}
 	}
-	out := &pb.RunnerFailure{Kind: "runtime", Traceback: strings.TrimPrefix(raised.StackTrace, "stack traceback:\n")}
+	out := &pb.RunnerFailure{Kind: "runtime", Traceback: withoutGuard(raised.StackTrace)}
 	switch object := raised.Object.(type) {
 	case *glua.LTable:
 		m.describeErrorTable(out, object)
@@ -95,7 +96,7 @@ func (m *machine) describeErrorTable(out *pb.RunnerFailure, t *glua.LTable) {
 
 // splitPosition cuts a prefix such as "motd.lua:3: " off a message.
 func (m *machine) splitPosition(message string) (position, string) {
-	for name := range m.chunks {
+	for name := range m.sources {
 		rest, ok := strings.CutPrefix(message, name+":")
 		if !ok {
 			continue
@@ -106,6 +107,19 @@ func (m *machine) splitPosition(message string) (position, string) {
 		}
 	}
 	return position{}, message
+}
+
+// withoutGuard returns a traceback as it were if the outermost function had not been called by the guard.
+func withoutGuard(trace string) string {
+	lines := strings.Split(strings.TrimPrefix(trace, "stack traceback:\n"), "\n")
+	guard := slices.Index(lines, "\t[G]: in main chunk")
+	for i := guard - 1; i >= 0; i-- {
+		if called := strings.LastIndex(lines[i], " in function "); called >= 0 {
+			lines[i] = lines[i][:called] + " in main chunk"
+			return strings.Join(slices.Delete(lines, guard, guard+1), "\n")
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // tracebackPosition returns the innermost line of a traceback that belongs to a script.

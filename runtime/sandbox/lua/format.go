@@ -131,11 +131,7 @@ func (m *machine) openArithmetic(meta *glua.LTable) {
 				L.Call(2, 1)
 				return 1
 			}
-			wrong := right
-			if !ok {
-				wrong = left
-			}
-			L.RaiseError("%s", "attempt to perform arithmetic on a "+describeOperand(wrong))
+			L.RaiseError("%s", m.failed(1).arithmeticError())
 			return 0
 		}))
 	}
@@ -151,17 +147,4 @@ func operandMetamethod(L *glua.LState, event string, left, right glua.LValue) gl
 		}
 	}
 	return glua.LNil
-}
-
-// describeOperand returns a value's type, and for a string its text too.
-func describeOperand(v glua.LValue) string {
-	s, ok := v.(glua.LString)
-	if !ok {
-		return v.Type().String() + " value"
-	}
-	text := string(s)
-	if len(text) > 32 {
-		text = text[:32] + "…"
-	}
-	return `string value ("` + text + `")`
 }

@@ -57,18 +57,15 @@ func (m *machine) library(name string, functions map[string]glua.LGFunction) *gl
 }
 
 func (m *machine) openBase() {
-	for name, f := range map[string]glua.LGFunction{
-		"collectgarbage": func(L *glua.LState) int { L.Push(glua.LNumber(0)); return 1 },
-		"setmetatable":   m.wrap("setmetatable", setmetatable),
-		"tonumber":       m.wrap("tonumber", tonumber),
-		"tostring":       m.wrap("tostring", tostring),
-		"next":           m.next,
-		"pcall":          m.pcall,
-		"xpcall":         m.xpcall,
-		"print":          func(L *glua.LState) int { m.logLine("info", m.joinArguments(1, "\t")); return 0 },
+	for name, f := range map[string]func(args) int{
+		"assert": assert, "error": raiseValue, "getmetatable": getmetatable, "next": next, "pcall": pcall, "rawequal": rawequal,
+		"rawget": rawget, "rawset": rawset, "setmetatable": setmetatable, "tonumber": tonumber, "tostring": tostring,
+		"type": typeOf, "xpcall": xpcall,
 	} {
-		m.L.SetGlobal(name, m.L.NewFunction(f))
+		m.L.SetGlobal(name, m.function(m.wrap(name, f)))
 	}
+	m.L.SetGlobal("collectgarbage", m.function(func(L *glua.LState) int { L.Push(glua.LNumber(0)); return 1 }))
+	m.L.SetGlobal("print", m.function(func(*glua.LState) int { m.logLine("info", m.joinArguments(1, "\t")); return 0 }))
 	step := m.function(func(L *glua.LState) int {
 		i := L.CheckInt(2) + 1
 		value := rawGet(L.CheckTable(1), i)
@@ -79,21 +76,69 @@ func (m *machine) openBase() {
 		L.Push(value)
 		return 2
 	})
-	m.L.SetGlobal("ipairs", m.function(func(L *glua.LState) int {
-		t := L.CheckTable(1)
-		L.Push(step)
-		L.Push(t)
-		L.Push(glua.LNumber(0))
+	m.openIterator("ipairs", step, glua.LNumber(0))
+	m.openIterator("pairs", m.L.GetGlobal("next"), glua.LNil)
+}
+
+// openIterator defines pairs or ipairs.
+func (m *machine) openIterator(name string, step, first glua.LValue) {
+	m.L.SetGlobal(name, m.function(m.wrap(name, func(a args) int {
+		t := a.table(1)
+		a.L.Push(step)
+		a.L.Push(t)
+		a.L.Push(first)
 		return 3
-	}))
-	next := m.L.GetGlobal("next")
-	m.L.SetGlobal("pairs", m.function(func(L *glua.LState) int {
-		t := L.CheckTable(1)
-		L.Push(next)
-		L.Push(t)
-		L.Push(glua.LNil)
-		return 3
-	}))
+	})))
+}
+
+// assert raises what it is given, if that is no text: an error that pcall returned stays the same.
+func assert(a args) int {
+	if a.value(1); glua.LVAsBool(a.L.Get(1)) {
+		return a.L.GetTop()
+	}
+	message := a.L.Get(2)
+	if message == glua.LNil {
+		message = glua.LString("assertion failed!")
+	}
+	return a.throw(message, 1)
+}
+
+// raiseValue is error.
+func raiseValue(a args) int { return a.throw(a.L.Get(1), a.optInt(2, 1)) }
+
+// throw raises a value, a text with the position of the function at a level. It does not return.
+func (a args) throw(v glua.LValue, level int) int {
+	if text, ok := toText(v); ok {
+		v = glua.LString(text)
+	}
+	a.L.Error(v, level)
+	return 0
+}
+
+func getmetatable(a args) int {
+	a.L.Push(a.L.GetMetatable(a.value(1)))
+	return 1
+}
+
+func rawequal(a args) int {
+	a.L.Push(glua.LBool(a.value(1) == a.value(2)))
+	return 1
+}
+
+func rawget(a args) int {
+	a.L.Push(a.m.backing(a.table(1)).RawGet(a.value(2)))
+	return 1
+}
+
+func rawset(a args) int {
+	a.L.RawSet(a.writableTable(1), a.value(2), a.value(3))
+	a.L.SetTop(1)
+	return 1
+}
+
+func typeOf(a args) int {
+	a.L.Push(glua.LString(a.value(1).Type().String()))
+	return 1
 }
 
 func tostring(a args) int {
@@ -117,18 +162,13 @@ func setmetatable(a args) int {
 }
 
 // next iterates over what a read-only table shows; such a table is empty itself.
-func (m *machine) next(L *glua.LState) int {
-	t := m.backing(L.CheckTable(1))
-	var key glua.LValue = glua.LNil
-	if L.GetTop() >= 2 {
-		key = L.Get(2)
-	}
-	key, value := t.Next(key)
-	L.Push(key)
+func next(a args) int {
+	key, value := a.m.backing(a.table(1)).Next(a.L.Get(2))
+	a.L.Push(key)
 	if key == glua.LNil {
 		return 1
 	}
-	L.Push(value)
+	a.L.Push(value)
 	return 2
 }
 

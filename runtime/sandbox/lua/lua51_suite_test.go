@@ -86,7 +86,7 @@ func runLua51(t *testing.T, name string, source []byte, left map[int]bool) (at i
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.chunks[name] = true
+	m.sources[name] = &compiled{}
 	all, err := parse.Parse(bytes.NewReader(withoutPreamble(source)), name)
 	if err != nil {
 		t.Fatal(name, err)

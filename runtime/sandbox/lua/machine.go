@@ -19,8 +19,9 @@ type machine struct {
 	agent   *client
 	start   *pb.RunnerStart
 	stopper *stopper
-	// chunks are the names of what was compiled. The messages of errors begin with one.
-	chunks map[string]bool
+	// sources are what was compiled, by the names with which the messages of errors begin.
+	sources map[string]*compiled
+	guard   *glua.LFunction
 	// declaring is set while the top level of a declared script runs, which must not call builtins.
 	declaring      bool
 	declared       *glua.LTable
@@ -52,12 +53,17 @@ func newMachine(start *pb.RunnerStart, w *client, stop *stopper) *machine {
 			SkipOpenLibs: true, CallStackSize: stop.depth,
 			RegistrySize: initialStack, RegistryMaxSize: max(initialStack, maxStackPerCall*stop.depth), RegistryGrowStep: stackGrowth,
 		}),
-		chunks:         map[string]bool{},
+		sources:        map[string]*compiled{},
 		modules:        map[string]glua.LValue{},
 		readOnlyTables: map[*glua.LTable]*glua.LTable{},
 		displayIDs:     map[glua.LValue]int{},
 		plainYAMLOf:    map[*glua.LTable]*plainYAML{},
 	}
+	m.guard = m.function(func(L *glua.LState) int {
+		L.Panic = m.panicked
+		L.Call(L.GetTop()-1, glua.MultRet)
+		return L.GetTop()
+	})
 	stop.position = m.currentPosition
 	m.L.SetContext(stop)
 	m.openLibraries()
@@ -142,22 +148,23 @@ func (m *machine) callProtected(f *glua.LFunction, args ...glua.LValue) (glua.LV
 	return value, nil
 }
 
-// compile compiles source. declares is whether the script declares itself: whether its last statement is return script
+// compile compiles a text. declares is whether the script declares itself: whether its last statement is return script
 // {…}.
-func (m *machine) compile(name string, source []byte) (f *glua.LFunction, declares bool, err error) {
-	m.chunks[name] = true
-	if bytes.IndexByte(source, 0) >= 0 || bytes.HasPrefix(source, []byte("\x1b")) {
+func (m *machine) compile(name string, text []byte) (f *glua.LFunction, declares bool, err error) {
+	m.sources[name] = &compiled{}
+	if bytes.IndexByte(text, 0) >= 0 || bytes.HasPrefix(text, []byte("\x1b")) {
 		return nil, false, &failure{kind: "syntax", message: "a script is text, and this is not", at: position{name, 1}}
 	}
-	source = withoutPreamble(source)
-	chunk, err := parse.Parse(bytes.NewReader(source), name)
+	text = withoutPreamble(text)
+	chunk, err := parse.Parse(bytes.NewReader(text), name)
 	if err != nil {
-		return nil, false, syntaxError(err, name, source)
+		return nil, false, syntaxError(err, name, text)
 	}
 	proto, err := compileTree(chunk, name)
 	if err != nil {
-		return nil, false, syntaxError(err, name, source)
+		return nil, false, syntaxError(err, name, text)
 	}
+	m.sources[name] = &compiled{text: text, proto: proto}
 	return m.L.NewFunctionFromProto(proto), declaresItself(chunk), nil
 }
 

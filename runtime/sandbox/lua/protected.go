@@ -26,12 +26,13 @@ func (m *machine) protect(arguments, results int) error {
 	outer := *list
 	*list = nil
 	defer func() { *list = outer }()
-	return m.L.PCall(arguments, results, nil)
+	m.L.Insert(m.guard, -arguments-1)
+	return m.L.PCall(arguments+1, results, nil)
 }
 
 // pcall is that of Lua.
-func (m *machine) pcall(L *glua.LState) int {
-	f := L.CheckAny(1)
+func pcall(a args) int {
+	m, L, f := a.m, a.L, a.value(1)
 	if f.Type() != glua.LTFunction && L.GetMetaField(f, "__call").Type() != glua.LTFunction {
 		L.Push(glua.LFalse)
 		L.Push(glua.LString("attempt to call a " + f.Type().String() + " value"))
@@ -47,8 +48,9 @@ func (m *machine) pcall(L *glua.LState) int {
 }
 
 // xpcall is that of Lua, but that its second function is called after the error has ended the functions.
-func (m *machine) xpcall(L *glua.LState) int {
-	f, handle := L.CheckFunction(1), L.CheckFunction(2)
+func xpcall(a args) int {
+	m, L := a.m, a.L
+	f, handle := a.function(1), a.function(2)
 	L.SetTop(0)
 	L.Push(f)
 	err := m.protect(0, glua.MultRet)

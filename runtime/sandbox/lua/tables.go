@@ -159,16 +159,21 @@ func selectFrom(a args) int {
 	return max(n-i+1, 0) // the last arguments are the results
 }
 
+// lessThan is <, with the words of Lua 5.1 where it fails.
+func (a args) lessThan(x, y glua.LValue) bool {
+	if x.Type() == y.Type() && x.Type() != glua.LTString && x.Type() != glua.LTNumber && a.L.GetMetaField(x, "__lt") == glua.LNil {
+		a.L.RaiseError("attempt to compare two %s values", x.Type())
+	}
+	return a.L.LessThan(x, y)
+}
+
 // sortTable is table.sort: it sorts the elements from 1 to #t; equal ones keep their order. The table changes at the
 // end only: an error leaves it unchanged.
 func sortTable(a args) int {
 	t := a.writableTable(1)
 	var less func(x, y glua.LValue) bool
 	if a.given(2) {
-		f, ok := a.L.Get(2).(*glua.LFunction)
-		if !ok {
-			a.typeError(2, "function")
-		}
+		f := a.function(2)
 		less = func(x, y glua.LValue) bool {
 			a.L.Push(f)
 			a.L.Push(x)
@@ -187,7 +192,7 @@ func sortTable(a args) int {
 	}
 	if less != nil || !sortUniform(values) {
 		if less == nil {
-			less = a.L.LessThan
+			less = a.lessThan
 		}
 		s := sorter{less: less, checkStopped: a.m.checkStopped, spare: make([]glua.LValue, n)}
 		s.sort(values)
