@@ -6,16 +6,17 @@ import (
 	"github.com/yuin/gopher-lua/ast"
 )
 
-// iteratorFirst returns a generic for whose iterator is what the manual says. Where its first expression begins with a
-// call, or with ..., of which more is made, as in for word in f().text:gmatch("%a+"), the compiler puts the next value in
-// the place of the first. They are then evaluated into local variables before:
+// iteratorFirst returns a generic for that begins as the manual says: with three values, of which missing ones are nil. The
+// compiler sees to that only where the list is a call. Of another it leaves what the registers had before, so that
+// for k, v in next, t do goes on where another loop has ended; and where the list begins with a call of which more is made,
+// as in for word in f().text:gmatch("%a+"), the next value takes the place of the first. Such a list is evaluated before:
 //
 //	do
-//		local iterator1, iterator2, iterator3 = expressions
+//		local iterator1, iterator2, iterator3 = list
 //		for names in iterator1, iterator2, iterator3 do … end
 //	end
 func iteratorFirst(n *ast.GenericForStmt) ast.Stmt {
-	if !beginsWithCall(n.Exprs[0]) {
+	if len(n.Exprs) == 1 && severalValues(n.Exprs[0]) && !beginsWithCall(n.Exprs[0]) {
 		return n
 	}
 	values := at(n, &ast.LocalAssignStmt{Exprs: n.Exprs})
