@@ -56,6 +56,7 @@ func TestYAMLStaysAsItWas(t *testing.T) {
 		{"[no, 017]", "table.insert(v, 1, 'x') return yaml.encode(v)", "- x\n- false\n- 15\n"},
 		{"day: 2024-01-01\n", "return yaml.encode({v.day, '12:30', '1e3', '0644', '0o7', 'y', 'NULL', '.inf', '='})",
 			"- \"2024-01-01\"\n- \"12:30\"\n- \"1e3\"\n- \"0644\"\n- \"0o7\"\n- \"y\"\n- \"NULL\"\n- \".inf\"\n- \"=\"\n"},
+		{"a: \"x:\\/\\/y\\\\/z\\/\"\nb: c\\/d\n'e\\/': 'f\\/g'\n\"h\\/\": |-\n  i\\/j\n", "return json.encode(v)", `{"a":"x://y\\/z/","b":"c\\/d","e\\/":"f\\/g","h/":"i\\/j"}`},
 		{"[!!bool yes, !!bool n, !!int 0x10, !!float 3, !!str 5, !!str no]", "return json.encode(v)", `[true,false,16,3,"5","no"]`},
 		{"!!map {a: !!seq [1], b: ! {c: ! [2]}}", "return json.encode(v)", `{"a":[1],"b":{"c":[2]}}`},
 		{"[0x1F, 0o17, 017, 0b11, -0x10, +12]", "return json.encode(v)", "[31,15,15,3,-16,12]"},

@@ -35,21 +35,13 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 	}
 	r := &yamlReader{m: m, left: framing.MaxFromRunner}
 	text, err := r.directives(text)
-	decoder := yaml.NewDecoder(strings.NewReader(text))
-	var document, more yaml.Node
+	var document *yaml.Node
 	if err == nil {
-		err = decoder.Decode(&document)
+		document, err = parseYAML(text)
 	}
 	if err == io.EOF { // nothing but comments
 		L.Push(m.null)
 		return 1
-	}
-	if err == nil {
-		if end := decoder.Decode(&more); end == nil {
-			err = fmt.Errorf("line %d: a second document begins, and there may be one", more.Line)
-		} else if end != io.EOF {
-			err = end
-		}
 	}
 	var value glua.LValue
 	if err == nil {
@@ -60,6 +52,61 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 	}
 	L.Push(value)
 	return 1
+}
+
+// parseYAML parses a text that is one document. The parser does not know the escape \/, which YAML 1.2 has: another one is put
+// in its place, which becomes \/ again where it is none.
+func parseYAML(text string) (*yaml.Node, error) {
+	const slash = `\u002f`
+	document, err := parseOne(text)
+	if err == nil || !strings.Contains(text, `\/`) || strings.Contains(text, slash) {
+		return document, err
+	}
+	var other strings.Builder
+	for at := 0; at < len(text); at++ {
+		switch {
+		case text[at] != '\\' || at+1 == len(text):
+			other.WriteByte(text[at])
+			continue
+		case text[at+1] == '/':
+			other.WriteString(slash)
+		default:
+			other.WriteString(text[at : at+2])
+		}
+		at++
+	}
+	again, wrong := parseOne(other.String())
+	if wrong != nil {
+		return nil, err
+	}
+	replaceUnquoted(again, slash, `\/`)
+	return again, nil
+}
+
+// replaceUnquoted replaces a text in all scalars that are not between double quotes.
+func replaceUnquoted(n *yaml.Node, old, text string) {
+	if n.Kind == yaml.ScalarNode && n.Style&yaml.DoubleQuotedStyle == 0 {
+		n.Value = strings.ReplaceAll(n.Value, old, text)
+	}
+	for _, inner := range n.Content {
+		replaceUnquoted(inner, old, text)
+	}
+}
+
+func parseOne(text string) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(strings.NewReader(text))
+	var document, more yaml.Node
+	if err := decoder.Decode(&document); err != nil {
+		return nil, err
+	}
+	switch err := decoder.Decode(&more); err {
+	case nil:
+		return nil, fmt.Errorf("line %d: a second document begins, and there may be one", more.Line)
+	case io.EOF:
+		return &document, nil
+	default:
+		return nil, err
+	}
 }
 
 // yamlReader makes Lua values of a parsed document. Every node that it visits counts, also each time that an alias
