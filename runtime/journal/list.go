@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -18,6 +19,9 @@ const maxPage = 1 << 20
 // not ended among them: those older than the one with the id after, or the newest if after is empty. next is the id to continue
 // with; empty at the end.
 func (j *Journal) List(after string, n int, sees func(port string) bool) (list []*pb.TransactionInfo, next string, err error) {
+	if after != "" && idTime(after) == 0 {
+		return nil, "", fault.Invalid("%q is not the token of a page", after)
+	}
 	j.mu.Lock()
 	t, unfinished := j.current, j.unfinishedInfos()
 	j.mu.Unlock()

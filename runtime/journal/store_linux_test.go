@@ -236,6 +236,11 @@ func TestPagesLeaveNoneOut(t *testing.T) {
 			ids = append(ids, waiting.ID())
 		}
 	}
+	for _, token := range []string{"abc", "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz", "\xff"} {
+		if _, _, err := g.journal.List(token, 10, anyPort); !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("the token %q: %v", token, err)
+		}
+	}
 	for _, n := range []int{1, 2, 4} {
 		var listed []string
 		for after := ""; ; {
