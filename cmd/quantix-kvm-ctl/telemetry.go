@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
@@ -78,17 +77,19 @@ func (a *app) watchTelemetry(s *session) error {
 	if err := s.AskTelemetry(s.ctx); err != nil {
 		return err
 	}
-	var last *pb.TelemetryReport
+	var first time.Time
 	for lines := 0; ; {
 		for _, event := range s.events.take() {
 			if told, ok := event.(*pb.ErrorEvent); ok && told.Code == oomKill {
 				fmt.Fprintln(a.stderr, printable(told.Message))
 			}
 			report, ok := event.(*pb.TelemetryReport)
-			if !ok || proto.Equal(report, last) { // a host that has just connected gets the same report more than once
+			if !ok || lines == 1 && time.Since(first) < greetingWithin {
 				continue
 			}
-			last = report
+			if lines == 0 {
+				first = time.Now()
+			}
 			if err := a.printLine(report, lines); err != nil {
 				return err
 			}
@@ -101,6 +102,10 @@ func (a *app) watchTelemetry(s *session) error {
 		}
 	}
 }
+
+// greetingWithin is how long after the first report another one says the same: a host that has just connected gets one, beside
+// the one that it asks for.
+const greetingWithin = time.Second
 
 // oomKill is the code of an event of a process that the guest's kernel killed.
 const oomKill = "oom_kill"
