@@ -25,7 +25,7 @@ func TestRefusals(t *testing.T) {
 		config func(*Config)
 		want   string
 	}{
-		"no key": {config: func(c *Config) { c.PublicKey = "" }, want: "agent_update is off"},
+		"no key": {config: func(c *Config) { c.PublicKey = "" }, want: "it is off"},
 		"unsigned": {change: func(_ *bench, list []*pb.AgentUpdateRequest) []*pb.AgentUpdateRequest {
 			list[0].Signature = nil
 			return list

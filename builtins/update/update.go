@@ -169,7 +169,7 @@ func (r *Room) served() error {
 	case supported() != nil:
 		return supported()
 	case r.config.PublicKey == "":
-		return fault.Refuse("agent_update is off: the configuration has no update.public_key")
+		return fault.Refuse("it is off: the configuration has no update.public_key")
 	}
 	return nil
 }

@@ -195,7 +195,7 @@ func lookPath(program string, env []string, dir string) (string, error) {
 		}
 		return program, executable(program)
 	}
-	found := fault.Wrapf(fs.ErrNotExist, "there is no such program in PATH")
+	found := notInPath(program)
 	for _, entry := range env {
 		list, ok := strings.CutPrefix(entry, "PATH=")
 		if !ok {

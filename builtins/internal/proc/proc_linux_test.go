@@ -349,6 +349,9 @@ func TestStartErrors(t *testing.T) {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}
+		if _, err := r.Run(context.Background(), Spec{Argv: []string{"kill -9 1234"}}); !strings.Contains(err.Error(), "one by one") {
+			t.Errorf("a command line in the place of a program: %v", err)
+		}
 	})
 }
 

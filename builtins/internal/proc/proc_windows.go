@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,7 +96,7 @@ func (r *Runner) prepare(spec *Spec, cmd *exec.Cmd, c *child) (err error) {
 	program := cmp.Or(spec.Path, spec.Argv[0])
 	if cmd.Path, err = exec.LookPath(program); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			err = fault.Wrapf(fs.ErrNotExist, "there is no such program in PATH")
+			err = notInPath(program)
 		}
 		return &StartError{Stage: "program", Object: program, Err: err}
 	}

@@ -3,6 +3,8 @@ package proc
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,6 +55,14 @@ func (e *StartError) Error() string {
 
 // Unwrap returns the cause.
 func (e *StartError) Unwrap() error { return e.Err }
+
+// notInPath returns why a program is not found by its name.
+func notInPath(program string) error {
+	if strings.ContainsAny(program, " \t") {
+		return fault.Wrapf(fs.ErrNotExist, "no program in PATH is called that, spaces and all: its arguments are given one by one")
+	}
+	return fault.Wrapf(fs.ErrNotExist, "there is no such program in PATH")
+}
 
 // Err returns nil for exit code 0, else an error of cause fault.ErrOutput, or context.DeadlineExceeded for a timeout. Its
 // text is that of How and the end of stderr.

@@ -111,7 +111,7 @@ func TestUpdateOfTheAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = u.send(next, newer, client.Update{})
-	if !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "agent_update is off") {
+	if !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "it is off") {
 		t.Error("without a key in the configuration:", err)
 	}
 	vm.Must(t, "systemctl restart quantix-kvm-agent")
