@@ -36,6 +36,8 @@ func writeProgram(seed uint64) string {
 	w.add("l0", "l")
 	w.line("local later = {}")
 	w.line("local function len(l) local n = 0 while l[n + 1] do n = n + 1 end return n end") // # may be any border
+	w.line("local function step(l, k) k = (k or 0) + 1 if l[k] then return k, l[k] end end")
+	w.line("local function walk() return {step, step = step, by = ipairs} end")
 	w.statements(3+w.r.IntN(8), 3)
 	w.line("for i = 1, #later do say('later', later[i](i)) end")
 	w.line("say(n0, s0, a0, len(l0), l0[1], l0[2], l0[3])")
@@ -345,7 +347,8 @@ func (w *programWriter) loop(depth int) {
 		w.close()
 		w.line("end")
 	case 4:
-		w.line("for %s, %sv in ipairs(%s) do", k, k, w.table(1))
+		list := []string{"ipairs(%s)", "step, %s", "step, (%s), nil", "walk().by(%s)", "walk().step, %s, 0", "(walk())[1], %s"}[w.r.IntN(6)]
+		w.line("for %s, %sv in %s do", k, k, fmt.Sprintf(list, w.table(1)))
 		w.open()
 		w.addFixed(k, "n")
 		w.add(k+"v", "n")
