@@ -336,7 +336,7 @@ func elementOf(field protoreflect.FieldDescriptor) string {
 
 // typeOf returns what a value is, in Lua's words.
 func typeOf(v *pb.LuaValue) string {
-	switch v.GetKind().(type) {
+	switch v := v.GetKind().(type) {
 	case *pb.LuaValue_Boolean:
 		return "a boolean"
 	case *pb.LuaValue_Number:
@@ -344,6 +344,9 @@ func typeOf(v *pb.LuaValue) string {
 	case *pb.LuaValue_String_:
 		return "a string"
 	case *pb.LuaValue_Table:
+		if len(v.Table.GetArray()) > 0 {
+			return "a list"
+		}
 		return "a table"
 	}
 	return "nil"

@@ -119,7 +119,7 @@ func TestBindRefuses(t *testing.T) {
 		{runRow, []*pb.LuaValue{named("undo", list())}, `exec.run: argument 1 (argv) must be a list, and has the key "undo"; options go into a table of their own behind it`},
 		{runRow, []*pb.LuaValue{list(), named("max_output", number(-1))}, "exec.run: option max_output must be a whole number from 0 to 9007199254740992, not -1"},
 		{runRow, []*pb.LuaValue{list(), named("max_output", number(1.5))}, "exec.run: option max_output must be a whole number from 0 to 9007199254740992, not 1.5"},
-		{runRow, []*pb.LuaValue{list(), named("env", list(text("A=b")))}, "exec.run: option env must be a table of names and values, not a table"},
+		{runRow, []*pb.LuaValue{list(), named("env", list(text("A=b")))}, "exec.run: option env must be a table of names and values, not a list"},
 	} {
 		got, err := sandbox.Bind(c.op, c.args)
 		if err == nil || err.Error() != c.want || !errors.Is(err, fs.ErrInvalid) {
