@@ -84,7 +84,7 @@ func parse(path string, text []byte) (*document, error) {
 		}
 	}
 	if err != nil {
-		return nil, fault.Invalid("%s", strings.TrimPrefix(err.Error(), "yaml: "))
+		return nil, fault.Invalid("%s", fault.YAML(err, text))
 	}
 	if len(node.Content) > 0 && node.Content[0].ShortTag() != "!!null" {
 		d.top = node.Content[0]

@@ -24,6 +24,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/quantix-kvm/guest-agent/wire"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 )
 
 // Config is what agent.yaml says, with defaults for what it does not.
@@ -112,13 +113,13 @@ func Parse(text []byte) (c Config, warnings []string, err error) {
 	var document, second yaml.Node
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err := decoder.Decode(&document); err != nil && !errors.Is(err, io.EOF) {
-		return Default(), nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		return Default(), nil, fault.YAML(err, text)
 	}
 	p := parser{config: Default()}
 	if err := decoder.Decode(&second); err == nil {
 		p.fault(&second, "---", "the file holds more than one document")
 	} else if !errors.Is(err, io.EOF) {
-		p.faults = append(p.faults, errors.New(strings.TrimPrefix(err.Error(), "yaml: ")))
+		p.faults = append(p.faults, fault.YAML(err, text))
 	}
 	if len(document.Content) > 0 && document.Content[0].Tag != "!!null" {
 		p.mapping("", document.Content[0])

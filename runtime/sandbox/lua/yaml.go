@@ -13,6 +13,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/quantix-kvm/guest-agent/runtime/sandbox/internal/framing"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"github.com/quantix-kvm/guest-agent/wire/text/lazyregexp"
 )
@@ -48,7 +49,7 @@ func (m *machine) decodeYAML(L *glua.LState) int {
 		value, err = r.read(document.Content[0], 0)
 	}
 	if err != nil {
-		m.raiseError("yaml.decode", "invalid", strings.TrimPrefix(err.Error(), "yaml: "))
+		m.raiseError("yaml.decode", "invalid", err.Error())
 	}
 	L.Push(value)
 	return 1
@@ -93,19 +94,21 @@ func replaceUnquoted(n *yaml.Node, old, text string) {
 	}
 }
 
-func parseOne(text string) (*yaml.Node, error) {
-	decoder := yaml.NewDecoder(strings.NewReader(text))
-	var document, more yaml.Node
-	if err := decoder.Decode(&document); err != nil {
+func parseOne(document string) (*yaml.Node, error) {
+	decoder := yaml.NewDecoder(strings.NewReader(document))
+	var node, more yaml.Node
+	if err := decoder.Decode(&node); err == io.EOF {
 		return nil, err
+	} else if err != nil {
+		return nil, fault.YAML(err, []byte(document))
 	}
 	switch err := decoder.Decode(&more); err {
 	case nil:
 		return nil, fmt.Errorf("line %d: a second document begins, and there may be one", more.Line)
 	case io.EOF:
-		return &document, nil
+		return &node, nil
 	default:
-		return nil, err
+		return nil, fault.YAML(err, []byte(document))
 	}
 }
 
