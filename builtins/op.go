@@ -43,8 +43,8 @@ type Op struct {
 
 	// Handler is the function, made by Handle. Required.
 	Handler
-	// Access computes what a request would read, change and run. It must bear any request. Nil: nothing that a rule could
-	// name.
+	// Access computes what a request would read, change and run. It must not fail or panic for any request. Nil: nothing that
+	// a rule could name.
 	Access func(in proto.Message) Access
 	// AccessIn is Access for a row that has to read files to know it: those that the call acts on, pretended ones too. Nil
 	// files are the guest's own. Optional.
@@ -63,21 +63,21 @@ type Op struct {
 	// Defers is the internal row that the operation has done before or after the commit. Needs of the room of that row hold
 	// for it, too. Optional.
 	Defers string
-	// As returns the names of the other rows that do the same as a request has done; nil: as any request may have.
-	// Rules about them hold for it, too. Optional.
-	As func(in proto.Message) []string
-	// Predictable says that the operation knows dry runs: it changes Call.DryRun then. Any other mutating row ends one.
+	// SameAs returns the names of the other rows that a request does the same as, such as exec.run for a file that a program
+	// validates; of a nil request all that any request may do. Rules about those rows hold for this one, too. Optional.
+	SameAs func(in proto.Message) []string
+	// Predictable says that the operation supports dry runs: with a Call.DryRun it changes that and nothing else. A mutating row
+	// without it ends the prediction.
 	Predictable bool
-	// Partial says that a call that fails may leave what it did until then: a script that catches the error goes on from
-	// there. All others are taken back before the script sees the error.
+	// Partial says that a failed call leaves what it did until then. All others are undone before the script sees the error.
 	Partial bool
 	// Transaction says that a native row runs in a transaction of its own, which is rolled back if it fails.
 	Transaction bool
-	// Bare reports whether a request to a row with Transaction changes nothing that could be kept, such as what runs at
-	// present: it has no transaction then. Optional.
-	Bare func(in proto.Message) bool
-	// Own says that the operation only ends what its caller began, so that a list of allowed operations need not name it.
-	Own bool
+	// NoTransaction reports whether a request to a row with Transaction runs without one, since a transaction could undo nothing of
+	// it, such as the start of a service. Optional.
+	NoTransaction func(in proto.Message) bool
+	// EndsOwn says that the operation only ends what its caller began. It is allowed though allow_operations does not name it.
+	EndsOwn bool
 	// Delegates says that the row changes the guest through other rows alone, each of which is decided on by itself.
 	Delegates bool
 	// Internal rows are called by the journal alone, to take something back.
@@ -89,8 +89,8 @@ type Op struct {
 	// Order names what requests of this row must be served in order with, such as the path of an upload; an empty name is
 	// no order. Optional.
 	Order func(in proto.Message) string
-	// Transient rows keep nothing of a request's bytes, nor do they give them away: the memory is used again when the call
-	// is over. Nothing that they begin waits for the end of their context, which may serve another call.
+	// Transient says that nothing of the request's bytes is used after the call: their memory is reused. Nor may anything that
+	// the operation starts wait for the end of its context, which is reused as well.
 	Transient bool
 	// Routine reports whether a request only goes on with what an audited one began: where it succeeds
 	// it is not audited again. Optional.
@@ -145,12 +145,12 @@ func (h Handler) Call(ctx context.Context, call *Call, in proto.Message) (proto.
 	return h.call(ctx, call, in)
 }
 
-// Of makes a function of a request's own type one of any request, for the fields of a row.
+// Of returns f as a function of any proto.Message, for the fields of a row such as Access. In must be the row's request type.
 func Of[In proto.Message, R any](f func(In) R) func(proto.Message) R {
 	return func(in proto.Message) R { return f(in.(In)) }
 }
 
-// In is Of for AccessIn.
+// In is Of for the field AccessIn.
 func In[In proto.Message](f func(*fsys.Root, In) Access) func(*fsys.Root, proto.Message) Access {
 	return func(files *fsys.Root, in proto.Message) Access { return f(files, in.(In)) }
 }
@@ -162,7 +162,7 @@ func (op *Op) Changes(in proto.Message) bool {
 
 // Transacts reports whether a request to this row runs in a transaction of its own.
 func (op *Op) Transacts(in proto.Message) bool {
-	return op.Transaction && op.Changes(in) && !(op.Bare != nil && op.Bare(in))
+	return op.Transaction && op.Changes(in) && !(op.NoTransaction != nil && op.NoTransaction(in))
 }
 
 // AccessOf returns what a request that acts on the guest's own files would read, change and run.
@@ -267,7 +267,7 @@ func (op *Op) completeNative() error {
 		return fmt.Errorf("a native row is called by hosts, and internal ones by the journal alone")
 	case op.Transaction && (!op.Mutates || op.Delegates):
 		return fmt.Errorf("a transaction of its own is for rows that change something themselves")
-	case op.Bare != nil && !op.Transaction:
+	case op.NoTransaction != nil && !op.Transaction:
 		return fmt.Errorf("it has no transaction that a request could be without")
 	}
 	return nil

@@ -41,7 +41,7 @@ func TestATablePanics(t *testing.T) {
 			op.Transaction, op.Mutates, op.Delegates = true, true, true
 		})),
 		"no transaction that a request could be without": file(changed(stat, func(op *Op) {
-			op.Bare = func(proto.Message) bool { return true }
+			op.NoTransaction = func(proto.Message) bool { return true }
 		})),
 		"a script has a transaction already": file(changed(write, func(op *Op) { op.Transaction, op.Mutates = true, true })),
 		"by the journal alone":               file(changed(stat, func(op *Op) { op.Internal = true })),

@@ -412,7 +412,7 @@ func ownedBelow(ctx context.Context, root *fsys.Root, dir string) (paths []strin
 // reownOne changes one object if it belongs to the user.
 func (w *writing) reownOne(ctx context.Context, path string) error {
 	o := w.plan.owner
-	c, err := w.edit.Begin(w.call, w.op, path, edit.How{})
+	c, err := w.edit.Begin(w.call, w.op, path, edit.Options{})
 	if err != nil {
 		return err
 	}

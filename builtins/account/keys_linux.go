@@ -389,7 +389,7 @@ func (r *Room) setKeys(
 	if at, err = root.In(dir, keysName); err != nil {
 		return false, err
 	}
-	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.How{})
+	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.Options{})
 	if err != nil {
 		return false, err
 	}
@@ -440,7 +440,7 @@ func (r *Room) setKeys(
 func (r *Room) ownDirectory(
 	ctx context.Context, call *builtins.Call, at *fsys.At, u *user, make bool,
 ) (dir *fsys.Dir, changed bool, err error) {
-	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.How{})
+	c, err := r.edit.BeginAt(call, "account.ssh_keys", at, edit.Options{})
 	if err != nil {
 		return nil, false, err
 	}

@@ -73,7 +73,7 @@ func (p *plan) moveHome(root *fsys.Root, was, u *user) error {
 // movable refuses a move that cannot be, and returns what must be kept before it: the times of the directories that it changes,
 // and that others are missing.
 func (w *writing) movable(m *homeMove) (keep []string, err error) {
-	from, err := w.edit.Begin(w.call, w.op, m.from, edit.How{Whole: true})
+	from, err := w.edit.Begin(w.call, w.op, m.from, edit.Options{Whole: true})
 	if err != nil {
 		return nil, fault.On(m.from, err)
 	}

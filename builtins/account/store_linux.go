@@ -152,7 +152,7 @@ func (w *writing) write(ctx context.Context) error {
 // begin looks at the files, and returns what must be kept before anything is done.
 func (w *writing) begin() (keep []string, err error) {
 	for _, r := range w.plan.db.files() {
-		c, err := w.edit.Begin(w.call, w.op, r.path, edit.How{Follow: true})
+		c, err := w.edit.Begin(w.call, w.op, r.path, edit.Options{Follow: true})
 		if err != nil {
 			return nil, fault.On(r.path, err)
 		}
@@ -226,7 +226,7 @@ func (w *writing) verify() error {
 
 // takeAway removes what is at a path, with all that is below.
 func (w *writing) takeAway(ctx context.Context, path string) error {
-	c, err := w.edit.Begin(w.call, w.op, path, edit.How{Whole: true})
+	c, err := w.edit.Begin(w.call, w.op, path, edit.Options{Whole: true})
 	if err != nil {
 		return err
 	}

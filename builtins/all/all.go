@@ -58,9 +58,9 @@ type Config struct {
 	Reexec bool
 	// Answer stands for every command of a script, so that none is started: for tests of scripts. Nil: they run.
 	Answer func(ctx context.Context, command Command) (*pb.RunResult, error)
-	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
+	// Burst is called with true when many commands are run at once, and with false when no further ones have come for a
 	// while. Optional.
-	Crowd func(many bool)
+	Burst func(many bool)
 	// Protected are paths of the agent's own, which no operation on files changes and no command may say to touch.
 	// Optional.
 	Protected []string
@@ -86,8 +86,8 @@ type Config struct {
 	Thawed func(words string)
 	// Clipboard says who may use the clipboard of the desktop in front.
 	Clipboard Clipboard
-	// DesktopTold is called with a message when the helper in a desktop session has ended by itself. Optional.
-	DesktopTold func(words string)
+	// DesktopWarn is called with a message when the helper in a desktop session has ended by itself. Optional.
+	DesktopWarn func(message string)
 	// Machine says that the agent is the one of the running machine, which it may shut down and whose clock and network it may
 	// set.
 	Machine bool
@@ -153,7 +153,7 @@ type Rooms struct {
 func New(c Config) *Rooms {
 	frozen := freeze.New(freeze.Config{Note: c.FreezeFile, Own: c.State, Changed: c.Frozen, ProgramFrozen: c.ProgramFrozen})
 	processes := proc.Config{
-		Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret, Crowd: c.Crowd,
+		Name: c.Name, Reexec: c.Reexec, Admit: frozen.CheckCommand, Secret: c.Secret, Burst: c.Burst,
 		Spool: proc.Spool{Dir: c.Spool, Enter: frozen.TryEnterOwn},
 	}
 	live := c.Dir == "" || fsys.IsRoot(c.Dir)
@@ -173,9 +173,9 @@ func New(c Config) *Rooms {
 	})
 	c.Update.Lock = c.Lock
 	updates := update.New(g, c.Update)
-	front := desktop.New(desktop.Config{Files: c.Files, Live: live, Told: c.DesktopTold})
-	if c.Clipboard.Told == nil {
-		c.Clipboard.Told = c.DesktopTold
+	front := desktop.New(desktop.Config{Files: c.Files, Live: live, Warn: c.DesktopWarn})
+	if c.Clipboard.Warn == nil {
+		c.Clipboard.Warn = c.DesktopWarn
 	}
 	pasting := clipboard.New(front, c.Clipboard)
 	return &Rooms{

@@ -227,8 +227,8 @@ func TestInverses(t *testing.T) {
 		if by := table.Script(op.Defers); op.Defers != "" && (by == nil || !by.Internal) {
 			t.Errorf("%s is done by %s, which is no internal row", op.Name, op.Defers)
 		}
-		if op.As != nil {
-			for _, name := range op.As(nil) {
+		if op.SameAs != nil {
+			for _, name := range op.SameAs(nil) {
 				native := op.Script == nil && slices.ContainsFunc(table.Ops(), func(other builtins.Op) bool { return other.Name == name })
 				if same := table.Script(name); !native && (same == nil || same.Internal) {
 					t.Errorf("%s is as %s, which scripts cannot call", op.Name, name)

@@ -43,8 +43,8 @@ type Config struct {
 	Changes bool
 	// MaxEvent is the most bytes of content in a clipboard_changed; 0: DefaultMaxEvent. An event about more has none.
 	MaxEvent int
-	// Told is called with a message when a change was too large for an event. Optional.
-	Told func(words string)
+	// Warn is called with a message when a change was too large for an event. Optional.
+	Warn func(message string)
 }
 
 // Room holds the operations. It is safe for concurrent use.
@@ -59,8 +59,8 @@ func New(d *desktop.Desktop, c Config) *Room {
 	if c.MaxEvent == 0 {
 		c.MaxEvent = DefaultMaxEvent
 	}
-	if c.Told == nil {
-		c.Told = func(string) {}
+	if c.Warn == nil {
+		c.Warn = func(string) {}
 	}
 	r := &Room{desktop: d, config: c}
 	desktop.OnEvent(d, r.changed)

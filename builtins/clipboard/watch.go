@@ -114,7 +114,7 @@ func (r *Room) changed(s *desktop.Session, in *pb.ClipChange) {
 		event.Type, event.MimeType, _ = typeOf(in.Content.Kind)
 	}
 	if event.Reason != "" {
-		r.config.Told("clipboard_changed without content: " + event.Reason)
+		r.config.Warn("clipboard_changed without content: " + event.Reason)
 	}
 	if event.Data == nil && len(event.Offered) > 0 {
 		event.Type = event.Offered[0]

@@ -84,7 +84,7 @@ type change struct {
 	swept bool // what dead agents left in the directory was looked for already
 }
 
-func (r *Room) begin(call *builtins.Call, op, path string, how edit.How) (*change, error) {
+func (r *Room) begin(call *builtins.Call, op, path string, how edit.Options) (*change, error) {
 	c, err := r.edit.Begin(call, op, path, how)
 	if err != nil {
 		return nil, err

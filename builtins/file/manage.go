@@ -19,7 +19,7 @@ func (r *Room) mkdir(ctx context.Context, call *builtins.Call, in *pb.MkdirArgs)
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
-	c, err := r.begin(call, "file.mkdir", in.Path, edit.How{Follow: true, Parents: in.Parents})
+	c, err := r.begin(call, "file.mkdir", in.Path, edit.Options{Follow: true, Parents: in.Parents})
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -79,7 +79,7 @@ func (r *Room) chown(ctx context.Context, call *builtins.Call, in *pb.ChownArgs)
 
 // changeAttr changes the attributes of what a path leads to, through a safe link.
 func (r *Room) changeAttr(ctx context.Context, call *builtins.Call, op, path string, attr fsys.Attr) (_ *pb.Changed, err error) {
-	c, err := r.begin(call, op, path, edit.How{Follow: true})
+	c, err := r.begin(call, op, path, edit.Options{Follow: true})
 	if err != nil {
 		return nil, fault.On(path, err)
 	}
@@ -94,7 +94,7 @@ func (r *Room) changeAttr(ctx context.Context, call *builtins.Call, op, path str
 }
 
 func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.RemoveArgs) (_ *pb.Changed, err error) {
-	c, err := r.begin(call, "file.remove", in.Path, edit.How{Whole: true})
+	c, err := r.begin(call, "file.remove", in.Path, edit.Options{Whole: true})
 	if errors.Is(err, fs.ErrNotExist) {
 		return &pb.Changed{}, nil
 	}
@@ -165,7 +165,7 @@ func (r *Room) symlink(ctx context.Context, call *builtins.Call, in *pb.SymlinkA
 // copy makes `to` have the content of `from`. A new file gets the permission bits of the old one, without setuid and
 // setgid; one that is there keeps its own attributes.
 func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs) (_ *pb.Changed, err error) {
-	from, err := r.begin(call, "file.copy", in.From, edit.How{Follow: true, Source: true})
+	from, err := r.begin(call, "file.copy", in.From, edit.Options{Follow: true, Source: true})
 	if err == nil && from.Absent() {
 		from.Close()
 		err = fs.ErrNotExist
@@ -174,7 +174,7 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 		return nil, fault.On(in.From, err)
 	}
 	defer from.Close()
-	to, err := r.begin(call, "file.copy", in.To, edit.How{})
+	to, err := r.begin(call, "file.copy", in.To, edit.Options{})
 	if err != nil {
 		return nil, fault.On(in.To, err)
 	}
@@ -206,7 +206,7 @@ func (r *Room) copy(ctx context.Context, call *builtins.Call, in *pb.FromToArgs)
 }
 
 func (c *change) copyFrom(ctx context.Context, from *change, attr fsys.Attr) error {
-	if err := c.ForetellCost(); err != nil {
+	if err := c.PredictCost(); err != nil {
 		return err
 	}
 	if err := c.Prepare(ctx); err != nil {

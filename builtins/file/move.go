@@ -16,12 +16,12 @@ import (
 // move gives what is at `from` the path `to`. A file or link that is at `to` is replaced by a file or link. Where nothing
 // is at `from` and something at `to`, the move has happened already: so it can be repeated.
 func (r *Room) move(ctx context.Context, call *builtins.Call, in *pb.FromToArgs) (_ *pb.Changed, err error) {
-	from, err := r.begin(call, "file.move", in.From, edit.How{Whole: true})
+	from, err := r.begin(call, "file.move", in.From, edit.Options{Whole: true})
 	if err != nil {
 		return nil, fault.On(in.From, err)
 	}
 	defer from.Close()
-	to, err := r.begin(call, "file.move", in.To, edit.How{})
+	to, err := r.begin(call, "file.move", in.To, edit.Options{})
 	if err != nil {
 		return nil, fault.On(in.To, err)
 	}
@@ -87,7 +87,7 @@ func (c *change) moveTo(ctx context.Context, to *change) error {
 		}
 		return c.rename(ctx, to, false)
 	}
-	if err := to.ForetellCost(); err != nil {
+	if err := to.PredictCost(); err != nil {
 		return err
 	}
 	if err := to.Prepare(ctx, c.Path); err != nil {

@@ -174,7 +174,7 @@ func (r *Room) createDirectory(ctx context.Context, call *builtins.Call, in *pb.
 	if in.Mode != 0 {
 		attr.Mode = &in.Mode
 	}
-	c, err := r.begin(call, "create_directory", in.Path, edit.How{Follow: true, Parents: in.CreateParents})
+	c, err := r.begin(call, "create_directory", in.Path, edit.Options{Follow: true, Parents: in.CreateParents})
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}
@@ -202,7 +202,7 @@ func (r *Room) createDirectory(ctx context.Context, call *builtins.Call, in *pb.
 }
 
 func (r *Room) fileDelete(ctx context.Context, call *builtins.Call, in *pb.FileDeleteRequest) (_ *pb.FileDeleteResponse, err error) {
-	c, err := r.begin(call, "file_delete", in.Path, edit.How{Whole: true})
+	c, err := r.begin(call, "file_delete", in.Path, edit.Options{Whole: true})
 	if err != nil {
 		return nil, fault.On(in.Path, err)
 	}

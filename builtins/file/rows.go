@@ -48,11 +48,11 @@ func (r *Room) native() []builtins.Op {
 		},
 		{
 			Name: "stat_files", Summary: "describe what is at each of many paths", Capability: "file_tree",
-			As: looksAs, Access: builtins.Of(looksAt), Handler: builtins.Handle(r.statFiles),
+			SameAs: looksAs, Access: builtins.Of(looksAt), Handler: builtins.Handle(r.statFiles),
 		},
 		{
 			Name: "write_files", Summary: "make many files, directories and links", Capability: "file_tree",
-			Mutates: true, Transient: true, As: makesAs, Access: builtins.Of(makes), Handler: builtins.Handle(r.writeFiles),
+			Mutates: true, Transient: true, SameAs: makesAs, Access: builtins.Of(makes), Handler: builtins.Handle(r.writeFiles),
 		},
 	}
 }
@@ -100,30 +100,30 @@ func (r *Room) changing() []builtins.Op {
 	rows := []builtins.Op{
 		{
 			Name: "file.write", Usage: "(path, content) changed", Summary: "make a file have a content",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.write),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.write),
 		},
 		{
 			Name: "file.append", Usage: "(path, content) changed", Summary: "add to the end of a file",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.append),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.append),
 		},
 		{
 			Name: "file.template", Usage: "(path, text, [vars]) changed",
 			Summary: "write a file from a text with {{name}} in it",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.template),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.template),
 		},
 		{
 			Name: "file.line", Usage: "(path) changed", Summary: "make a line stand in a text file, or not stand there",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.line),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.line),
 		},
 		{
 			Name: "file.block", Usage: "(path) changed",
 			Summary: "make some lines stand in a text file between two lines that mark them, or not stand there",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.block),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.block),
 		},
 		{
 			Name: "file.replace", Usage: "(path, pattern, replacement) changed",
 			Summary: "replace what matches a pattern in a text file",
-			Inverse: edit.Inverse, Access: rewrites, As: validates, Handler: builtins.Handle(r.replace),
+			Inverse: edit.Inverse, Access: rewrites, SameAs: validates, Handler: builtins.Handle(r.replace),
 		},
 		{
 			Name: "file.mkdir", Usage: "(path) changed", Summary: "make a directory",

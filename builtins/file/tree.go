@@ -253,7 +253,7 @@ func (w *treeWriter) directory(ctx context.Context, i int, entry *pb.TreeEntry, 
 	if entry.Mode != nil && *entry.Mode&0o4000 != 0 {
 		return fault.Invalid("mode %o is not for a directory", *entry.Mode)
 	}
-	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.How{Follow: true})
+	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.Options{Follow: true})
 	if err != nil {
 		return err
 	}
@@ -289,12 +289,12 @@ func (w *treeWriter) symlink(ctx context.Context, i int, entry *pb.TreeEntry, at
 }
 
 func (w *treeWriter) link(i int, entry *pb.TreeEntry) error {
-	of, err := w.r.begin(w.call, "write_files", entry.Target, edit.How{})
+	of, err := w.r.begin(w.call, "write_files", entry.Target, edit.Options{})
 	if err != nil {
 		return err
 	}
 	defer of.Close()
-	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.How{})
+	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.Options{})
 	if err != nil {
 		return err
 	}
@@ -316,7 +316,7 @@ func (w *treeWriter) link(i int, entry *pb.TreeEntry) error {
 // attributes changes nothing but attributes, which the next sync of the file system makes durable. Made is what the entry made
 // before; empty: what is there already is meant.
 func (w *treeWriter) attributes(entry *pb.TreeEntry, attr fsys.Attr, made fsys.Kind) error {
-	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.How{})
+	c, err := w.r.begin(w.call, "write_files", entry.Path, edit.Options{})
 	if err != nil {
 		return err
 	}

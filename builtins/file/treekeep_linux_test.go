@@ -170,11 +170,11 @@ func TestWhatATreeIsAs(t *testing.T) {
 		},
 		"ACL": {&pb.TreeEntry{Kind: "attributes", SetXattrs: true}, []string{"file_write", "file.chmod"}},
 	} {
-		if as := op.As(&pb.WriteFilesRequest{Entries: []*pb.TreeEntry{c.entry}}); !slices.Equal(as, c.as) {
+		if as := op.SameAs(&pb.WriteFilesRequest{Entries: []*pb.TreeEntry{c.entry}}); !slices.Equal(as, c.as) {
 			t.Errorf("%s: %s, want %s", name, strings.Join(as, " "), strings.Join(c.as, " "))
 		}
 	}
-	if all := op.As(nil); len(all) != 5 {
+	if all := op.SameAs(nil); len(all) != 5 {
 		t.Error(all)
 	}
 }

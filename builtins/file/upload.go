@@ -227,7 +227,7 @@ func (r *Room) start(call *builtins.Call, u *upload, in *pb.FileWriteRequest, at
 }
 
 // followLinks is how the target of an upload is found.
-var followLinks = edit.How{Follow: true}
+var followLinks = edit.Options{Follow: true}
 
 // merge keeps what a chunk says of attributes: hosts may say it with the first, the last or all.
 func (u *upload) merge(attr fsys.Attr) {

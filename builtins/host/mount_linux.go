@@ -40,7 +40,7 @@ func (r *Room) mount(ctx context.Context, call *builtins.Call, in *pb.MountArgs)
 	if in.Target == "" {
 		return nil, fault.Invalid("target is not said")
 	}
-	c, err := r.edit.Begin(call, "host.mount", in.Target, edit.How{Follow: true, Parents: true})
+	c, err := r.edit.Begin(call, "host.mount", in.Target, edit.Options{Follow: true, Parents: true})
 	if err != nil {
 		return nil, fault.On(in.Target, err)
 	}

@@ -93,7 +93,7 @@ func (r *Room) keep(ctx context.Context, call *builtins.Call, file string, want 
 		})
 		return err
 	}
-	c, err := r.edit.Begin(call, "netplan.apply", file, edit.How{})
+	c, err := r.edit.Begin(call, "netplan.apply", file, edit.Options{})
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -242,7 +242,7 @@ func (r *Room) put(ctx context.Context, call *builtins.Call, op, name string, te
 
 // holds reports whether a file is as it shall be.
 func (r *Room) holds(call *builtins.Call, w edit.File) (bool, error) {
-	c, err := r.edit.Begin(call, w.Op, w.Path, edit.How{Parents: true})
+	c, err := r.edit.Begin(call, w.Op, w.Path, edit.Options{Parents: true})
 	if err != nil {
 		return false, fault.On(w.Path, err)
 	}
@@ -281,7 +281,7 @@ func (r *Room) remove(ctx context.Context, call *builtins.Call, in *pb.NetplanRe
 		return nil, err
 	}
 	path := own + "/" + name
-	c, err := r.edit.Begin(call, "netplan.remove", path, edit.How{})
+	c, err := r.edit.Begin(call, "netplan.remove", path, edit.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return &pb.Changed{}, nil
 	}

@@ -62,8 +62,8 @@ func (r *Room) Room() builtins.Room {
 		{
 			Name: "service_control", Capability: control, Summary: "start, stop, enable or disable a service",
 			Mutates: true, Readonly: builtins.Of(asks), Transaction: true, Inverse: restoreOp,
-			Bare:   builtins.Of(func(in *pb.ServiceControlRequest) bool { return r.linking(in.Action) == nil }),
-			Access: builtins.Of(r.controlAccess), Handler: builtins.Handle(r.control),
+			NoTransaction: builtins.Of(func(in *pb.ServiceControlRequest) bool { return r.linking(in.Action) == nil }),
+			Access:        builtins.Of(r.controlAccess), Handler: builtins.Handle(r.control),
 		},
 	}...)}
 	if control != "" {

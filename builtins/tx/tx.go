@@ -47,7 +47,7 @@ func Room() builtins.Room {
 		{
 			Name: "tx.notify", Usage: "(unit, [action])",
 			Summary: "have a unit restarted after the last line of the script, once; if it fails then, the script is rolled back",
-			Mutates: true, Predictable: true, Defers: notifiedOp, As: notifiesAs,
+			Mutates: true, Predictable: true, Defers: notifiedOp, SameAs: notifiesAs,
 			Access: builtins.Of(notifyAccess), Handler: builtins.Handle(notify),
 		},
 		{

@@ -163,7 +163,7 @@ func (d *daemon) newReloader(warnings []string) *reloader {
 func (d *daemon) agentConfig(ctx context.Context) agent.Config {
 	rooms := d.core.Rooms
 	return agent.Config{
-		Calls: d.core.Calls, Log: d.log, Refusing: d.faulty, Trim: trimMemory, Rest: dropStartPages,
+		Calls: d.core.Calls, Log: d.log, Refusing: d.faulty, Trim: trimMemory, TrimIdle: dropStartPages,
 		Identity: agent.Identity{Version: version, Commit: commitID(), Built: built, OS: runtime.GOOS, Architecture: architecture()},
 		Ports: agent.PortsConfig{
 			Open: func(serves func(string) bool) ([]port.Port, error) {
@@ -251,7 +251,7 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 		Pool: pool, Library: library(f.root, conf.Script.Source), Disabled: !conf.Script.Enabled, MachineChanged: f.machineChanged,
 	}
 	c.Rooms.Thawed = func(words string) { logs.Warn(words) }
-	c.Rooms.DesktopTold = func(words string) { logs.Warn(words) }
+	c.Rooms.DesktopWarn = func(words string) { logs.Warn(words) }
 	memory := &memoryLock{}
 	c.Rooms.Frozen = logs.out.hold
 	c.Rooms.ProgramFrozen = memory.set
@@ -260,7 +260,7 @@ func coreConfig(f flags, conf config.Config, rules *rules, pool *sandbox.Pool, l
 
 func roomConfig(f flags, conf config.Config) all.Config {
 	return all.Config{
-		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout, Crowd: useProcessors,
+		Version: version, Name: f.groupName(), Reexec: true, MaxTimeout: conf.MaxExecTimeout, Burst: useProcessors,
 		Protected:  f.below(append([]string{f.config, f.stateDir()}, f.programs()...)...),
 		FreezeFile: f.freezeFile(), Jobs: filepath.Join(f.stateDir(), "jobs"),
 		Leftovers: filepath.Join(f.stateDir(), "uploads"), Machine: f.ofMachine(), ShutdownFile: f.shutdownFile(),

@@ -38,9 +38,9 @@ type Agent struct {
 	nonce  string // of this process, in every message to a host
 	start  time.Time
 	trim   *time.Timer // returns memory to the system a while after a session ended, and from time to time during one
-	quiet  *time.Timer // does it when no request has come for a while
 
-	resting atomic.Bool // no request has come since quiet
+	idleTimer *time.Timer // does so once no request has come for trimQuiet
+	idle      atomic.Bool // no request has come since then
 
 	// What changes; each locks itself.
 	calls   wire.Calls
@@ -61,8 +61,8 @@ func New(config Config) *Agent {
 		config: config, nonce: hex.EncodeToString(nonce[:]), start: time.Now(), trim: time.AfterFunc(trimAfter, config.Trim),
 		memory: wire.NewMemory(requestMemory), tracker: newTracker(config.Control.Changed),
 	}
-	a.quiet = time.AfterFunc(trimQuiet, func() {
-		a.resting.Store(true)
+	a.idleTimer = time.AfterFunc(trimQuiet, func() {
+		a.idle.Store(true)
 		a.config.Trim()
 	})
 	a.config.Calls = a.config.Calls.WithRoom(builtins.Room{Name: "agent", Ops: a.ops()})
@@ -84,7 +84,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	<-ctx.Done()
 	a.tracker.stop()
 	a.trim.Stop()
-	a.quiet.Stop()
+	a.idleTimer.Stop()
 	a.drain()
 	stop(ErrStopping) // sessions write what they still owe, and end
 	work.Wait()

@@ -15,8 +15,8 @@ import (
 	"github.com/quantix-kvm/guest-agent/wire/port"
 )
 
-// Config is what an agent is made of. The zero value is an agent without ports and operations. All funcs are called from
-// several goroutines.
+// Config is what an agent is made of. The zero value is an agent without ports and operations. All funcs may be called from
+// several goroutines at once.
 type Config struct {
 	// Calls runs what hosts ask for. Optional; default: nothing, every request is unsupported.
 	Calls *call.Executor
@@ -28,9 +28,9 @@ type Config struct {
 	// Trim returns memory to the system that the agent does not use any more. It is called a while after a session ended, and
 	// from time to time. Optional; default: debug.FreeOSMemory.
 	Trim func()
-	// Rest returns what a report of telemetry took and the pause after it does not need. It is called after each while no
-	// request has come since Trim was called. Optional; default: nothing.
-	Rest func()
+	// TrimIdle returns memory to the system that a telemetry report took. It is called after each report while the agent is idle.
+	// Optional; default: nothing.
+	TrimIdle func()
 	// StopTimeout bounds the wait for calls that end when the agent stops, such as a script that is rolled back. Optional;
 	// default: 60 s.
 	StopTimeout time.Duration
@@ -99,7 +99,7 @@ type ControlConfig struct {
 	Changed func()
 }
 
-// Hooks are the moments at which others have a say.
+// Hooks connect the agent with what it does not know: recovery, scripts and rooms.
 type Hooks struct {
 	// Gate refuses, with its error, everything that Refusing would. It may wait a little. Optional; default: open.
 	Gate func(ctx context.Context) error
@@ -143,8 +143,8 @@ func (c Config) withDefaults() Config {
 	if c.Trim == nil {
 		c.Trim = debug.FreeOSMemory
 	}
-	if c.Rest == nil {
-		c.Rest = func() {}
+	if c.TrimIdle == nil {
+		c.TrimIdle = func() {}
 	}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = defaultStop

@@ -27,8 +27,8 @@ func (a *Agent) dispatch(ctx context.Context, call *builtins.Call, request proto
 	case *pb.GetStatusRequest:
 		return a.Status(), nil
 	}
-	a.resting.Store(false)
-	defer a.quiet.Reset(trimQuiet)
+	a.idle.Store(false)
+	defer a.idleTimer.Reset(trimQuiet)
 	if err := a.gate(ctx); err != nil {
 		return a.refusal(request, err), err
 	}
@@ -74,7 +74,7 @@ func Ops() []builtins.Op { return new(Agent).ops() }
 
 func (a *Agent) ops() []builtins.Op {
 	return []builtins.Op{{
-		Name: "cancel", Summary: "end a request or a script that the caller's port began", Own: true,
+		Name: "cancel", Summary: "end a request or a script that the caller's port began", EndsOwn: true,
 		Routine: func(proto.Message) bool { return true }, Handler: builtins.Handle(a.end),
 	}}
 }

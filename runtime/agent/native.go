@@ -256,8 +256,8 @@ func (n *nativeSession) sendTelemetry(ctx context.Context) {
 	if report := n.agent.measure(ctx); report != nil {
 		n.send(report)
 	}
-	if n.agent.resting.Load() {
-		n.agent.config.Rest()
+	if n.agent.idle.Load() {
+		n.agent.config.TrimIdle()
 	}
 }
 

@@ -113,7 +113,7 @@ func (k *kit) rooms() []builtins.Room {
 				return &pb.CreateDirectoryResponse{}, k.do(ctx, call, in.Path)
 			}), func(op *builtins.Op) {
 				op.Transaction, op.Inverse = true, "test.undo"
-				op.Bare = builtins.Of(func(in *pb.CreateDirectoryRequest) bool { return in.Path == "/bare" })
+				op.NoTransaction = builtins.Of(func(in *pb.CreateDirectoryRequest) bool { return in.Path == "/bare" })
 			}),
 		}},
 	}

@@ -88,7 +88,7 @@ func newSection(security config.Security, section string, guest *Guest, ops []bu
 }
 
 // actThrough returns the rows of scripts that have something done by another room, and those of that room which do the same:
-// what they are As, or for a command, as that of tx.on_rollback, all that run commands.
+// what SameAs names, or for a command, as that of tx.on_rollback, all that run commands.
 func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
 	through := map[string][]*builtins.Op{}
 	for i := range ops {
@@ -100,9 +100,9 @@ func actThrough(ops []builtins.Op) map[string][]*builtins.Op {
 		room, _, _ := strings.Cut(by, ".")
 		for j := range ops {
 			other := &ops[j]
-			same := op.As == nil && len(op.Roles.Commands) > 0 && room != op.Room() && other.Room() == room && !other.Internal &&
+			same := op.SameAs == nil && len(op.Roles.Commands) > 0 && room != op.Room() && other.Room() == room && !other.Internal &&
 				other.Mutates && len(other.Roles.Commands) > 0
-			if same || op.As != nil && slices.Contains(op.As(nil), other.Name) {
+			if same || op.SameAs != nil && slices.Contains(op.SameAs(nil), other.Name) {
 				through[op.Name] = append(through[op.Name], other)
 			}
 		}
@@ -158,19 +158,19 @@ func (p *Policy) check(op *builtins.Op, in proto.Message, access builtins.Access
 func (p *Policy) denies(op *builtins.Op) bool { return !op.Internal && p.operation(op, nil) != nil }
 
 // operation checks a row against what may be done at all. Without a request it is about any request. A row that acts through
-// those of another room may do so where one of these may, or all of those that the request is As.
+// those of another room may do so where one of these may, or where all that SameAs names may.
 func (p *Policy) operation(op *builtins.Op, in proto.Message) error {
 	if err := p.row(op, in); err != nil {
 		return err
 	}
-	if in == nil && op.As != nil && len(op.As(op.In)) == 0 { // a request that asks for nothing more does not act through others
+	if in == nil && op.SameAs != nil && len(op.SameAs(op.In)) == 0 { // a request that asks for nothing more does not act through others
 		return nil
 	}
 	var refusal error
 	for _, other := range p.through[op.Name] {
 		refused := p.row(other, nil)
-		if op.As != nil && in != nil {
-			if refused != nil && slices.Contains(op.As(in), other.Name) {
+		if op.SameAs != nil && in != nil {
+			if refused != nil && slices.Contains(op.SameAs(in), other.Name) {
 				return refused
 			}
 			continue
@@ -194,7 +194,7 @@ func (p *Policy) row(op *builtins.Op, in proto.Message) error {
 		matched, _ := path.Match(rule.Value, op.Name)
 		allowed = allowed || matched
 	}
-	if !allowed && !op.Own {
+	if !allowed && !op.EndsOwn {
 		return p.refuse("allow_operations", p.security.AllowedOperations[0].Line, op.Name+" is not listed")
 	}
 	if p.security.ReadOnly.On && changes(op, in) {

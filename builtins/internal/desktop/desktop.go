@@ -38,8 +38,8 @@ type Config struct {
 	Live bool
 	// Args are the arguments by which this program is the helper; nil: Arg alone.
 	Args []string
-	// Told is called with a message when a helper ends by itself, or is ended since it does not answer. Optional.
-	Told func(words string)
+	// Warn is called with a message when a helper ends by itself, or is ended since it does not answer. Optional.
+	Warn func(message string)
 }
 
 // Session is a graphical session.
@@ -109,8 +109,8 @@ func New(c Config) *Desktop {
 	if c.Args == nil {
 		c.Args = []string{Arg}
 	}
-	if c.Told == nil {
-		c.Told = func(string) {}
+	if c.Warn == nil {
+		c.Warn = func(string) {}
 	}
 	d := &Desktop{
 		config: c, events: map[string]event{}, kept: map[string]proto.Message{},

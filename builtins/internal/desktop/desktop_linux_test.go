@@ -167,7 +167,7 @@ func open(t *testing.T, told func(string)) *Desktop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := New(Config{Files: files, Live: true, Told: told})
+	d := New(Config{Files: files, Live: true, Warn: told})
 	t.Cleanup(func() {
 		if err := d.Close(); err != nil {
 			t.Error(err)

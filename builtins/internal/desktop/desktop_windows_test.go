@@ -87,7 +87,7 @@ func (c *console) api() consoleAPI {
 
 func open(t *testing.T, c *console, told func(string)) *Desktop {
 	t.Helper()
-	d := New(Config{Live: true, Told: told})
+	d := New(Config{Live: true, Warn: told})
 	if c != nil {
 		d.finder.console = c.api()
 	}

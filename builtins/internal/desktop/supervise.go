@@ -223,7 +223,7 @@ func (d *Desktop) watch(l *link) {
 		return
 	}
 	d.failed()
-	d.config.Told(fmt.Sprintf(
+	d.config.Warn(fmt.Sprintf(
 		"the helper in the %v ended: %s; what it had put on the clipboard is gone; it is started again", l.session, l.how()))
 	d.wake()
 }

@@ -76,7 +76,7 @@ type Link struct {
 
 // Symlink makes a link, or replaces the one that is there, and returns whether that changed anything.
 func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (changed bool, err error) {
-	c, err := e.Begin(call, w.Op, w.Path, How{Parents: w.Parents})
+	c, err := e.Begin(call, w.Op, w.Path, Options{Parents: w.Parents})
 	if err != nil {
 		return false, fault.On(w.Path, err)
 	}
@@ -124,7 +124,7 @@ func (e *Editor) Symlink(ctx context.Context, call *builtins.Call, w Link) (chan
 
 // RemoveLink removes a symbolic link, and returns whether one was there. What else is there stays, and is an error.
 func (e *Editor) RemoveLink(ctx context.Context, call *builtins.Call, op, path string) (changed bool, err error) {
-	c, err := e.Begin(call, op, path, How{})
+	c, err := e.Begin(call, op, path, Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

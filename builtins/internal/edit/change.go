@@ -1,9 +1,9 @@
-// Package edit is how rooms change a file as a part of a transaction, one object after the other:
+// Package edit changes files as a part of a transaction, one object at a time:
 //
-//	Begin (look) ► nothing to do, or: Prepare (keep, make parents) ► do it ► Report ► End
-//	Put: the same for what a file shall hold
+//	Begin (read what is there) ► nothing to do, or: Prepare (keep it, make parents) ► the change ► Report ► End
+//	Put does all of this for the content of a file
 //
-// A dry run goes the same way over files that are an overlay, so what it reports is what would be.
+// A dry run takes the same steps on an overlay, so it reports what a run would.
 //
 // Not here: which paths may be changed (Editor.Guard is injected), and what an operation makes of a file.
 package edit
@@ -29,9 +29,9 @@ type Editor struct {
 	Guard func(path string, whole bool) error
 }
 
-// Change is one object on its way from what it is to what it shall be.
+// Change is the change of one object, from Begin to End.
 type Change struct {
-	// Call and Op are whose change it is, and Root the file system that it is made in.
+	// Call and Op are the call and the operation that make the change, and Root the file system.
 	Call *builtins.Call
 	Op   string
 	Root *fsys.Root
@@ -39,7 +39,7 @@ type Change struct {
 	Path string
 	// At is the place; nil as long as a directory above is missing.
 	At *fsys.At
-	// Old is what is there, complete unless How.Plain was set.
+	// Old is what is there, complete unless Options.Plain was set.
 	Old fsys.Meta
 	// Made are the directories above that were made.
 	Made []fsys.MadeDir
@@ -51,8 +51,8 @@ type Change struct {
 	missing   []string // the directories above that Prepare makes
 }
 
-// How says how the object of a change is found.
-type How struct {
+// Options say how Begin finds the object of a change.
+type Options struct {
 	Follow  bool // through a link that is there
 	Parents bool // with missing directories above it
 	Whole   bool // the change takes away what is below, too
@@ -60,9 +60,9 @@ type How struct {
 	Plain   bool // the extended attributes of what is there are not asked for
 }
 
-// Begin looks at what is there. It changes nothing. The caller ends the change if there is no error. What an open transaction
-// has changed is fault.ErrBusy to a call that is not part of it.
-func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, error) {
+// Begin reads what is there, and changes nothing. Unless it fails the caller must call End. What an open transaction has changed
+// is fault.ErrBusy to a call that is not part of it.
+func (e *Editor) Begin(call *builtins.Call, op, path string, how Options) (*Change, error) {
 	c := e.change(call, op)
 	var err error
 	if how.Parents {
@@ -80,7 +80,7 @@ func (e *Editor) Begin(call *builtins.Call, op, path string, how How) (*Change, 
 
 // BeginAt is Begin of an entry that was resolved before, such as one in a directory that is held open. The entry becomes the
 // change's, and is closed on an error. Follow and Parents of how are not for it.
-func (e *Editor) BeginAt(call *builtins.Call, op string, at *fsys.At, how How) (*Change, error) {
+func (e *Editor) BeginAt(call *builtins.Call, op string, at *fsys.At, how Options) (*Change, error) {
 	c := e.change(call, op)
 	c.At = at
 	return c.begun(how, c.look(how))
@@ -91,7 +91,7 @@ func (e *Editor) change(call *builtins.Call, op string) *Change {
 }
 
 // begun ends the beginning of a change that was found, or not.
-func (c *Change) begun(how How, err error) (*Change, error) {
+func (c *Change) begun(how Options, err error) (*Change, error) {
 	if err == nil && !how.Source && c.editor.Guard != nil {
 		err = c.editor.Guard(c.Path, how.Whole)
 	}
@@ -105,7 +105,7 @@ func (c *Change) begun(how How, err error) (*Change, error) {
 	return c, nil
 }
 
-func (c *Change) find(path string, how How) (err error) {
+func (c *Change) find(path string, how Options) (err error) {
 	resolve := c.Root.At
 	if how.Follow {
 		resolve = c.Root.Follow
@@ -117,7 +117,7 @@ func (c *Change) find(path string, how How) (err error) {
 }
 
 // look describes what is at the change's entry.
-func (c *Change) look(how How) (err error) {
+func (c *Change) look(how Options) (err error) {
 	c.Path = c.At.Path
 	if how.Plain {
 		old, err := c.At.Stat()
@@ -143,8 +143,8 @@ func (c *Change) Commit(staged *fsys.Staged, attr fsys.Attr) error {
 	return staged.Commit(attr, c.Durable())
 }
 
-// ForetellCost finds out, in a dry run, what keeping a large file would cost.
-func (c *Change) ForetellCost() error {
+// PredictCost finds out, in a dry run, how many bytes would be copied to keep a large file.
+func (c *Change) PredictCost() error {
 	if c.Call.DryRun == nil || c.Old.Kind != fsys.File || c.Old.Size <= maxKept {
 		return nil
 	}
@@ -243,24 +243,19 @@ func (c *Change) Close() {
 // Report reports the change, and the directories above that were made.
 func (c *Change) Report(action string, content *Content) {
 	for _, dir := range c.missing {
-		c.tell(&pb.Change{Target: dir, Action: "created"})
+		c.Call.ReportApplied(&pb.Change{Op: c.Op, Target: dir, Action: "created"})
 	}
-	told := &pb.Change{Target: c.Path, Action: action, KeptBytes: c.cost}
+	change := &pb.Change{Op: c.Op, Target: c.Path, Action: action, KeptBytes: c.cost}
 	if content != nil {
-		content.fill(told)
+		content.fill(change)
 	}
-	c.tell(told)
+	c.Call.ReportApplied(change)
 	if content != nil && content.shown() && c.Call.Contents != nil {
 		c.Call.Contents(builtins.Contents{
-			Change: told, Old: content.old, New: content.new,
-			Diff: func(old, new []byte) (string, bool) { return diff.Unified(told.Target, old, new) },
+			Change: change, Old: content.old, New: content.new,
+			Diff: func(old, new []byte) (string, bool) { return diff.Unified(change.Target, old, new) },
 		})
 	}
-}
-
-func (c *Change) tell(told *pb.Change) {
-	told.Op = c.Op
-	c.Call.ReportApplied(told)
 }
 
 // PutAction is "created" or "modified", whichever a new content is here.
@@ -336,16 +331,16 @@ func (s *Content) shown() bool {
 	return s.link == "" && !s.hidden && !s.long && diff.IsText(s.old) && diff.IsText(s.new)
 }
 
-func (s *Content) fill(told *pb.Change) {
+func (s *Content) fill(change *pb.Change) {
 	switch {
 	case s.link != "":
-		told.Diff = "-> " + s.link + "\n"
+		change.Diff = "-> " + s.link + "\n"
 	case s.hidden || !diff.IsText(s.old) || !diff.IsText(s.new):
-		told.ContentHidden = true
+		change.ContentHidden = true
 	case s.long:
-		told.DiffTruncated = true
+		change.DiffTruncated = true
 	default:
-		told.Diff, told.DiffTruncated = diff.Unified(told.Target, s.old, s.new)
+		change.Diff, change.DiffTruncated = diff.Unified(change.Target, s.old, s.new)
 	}
 }
 

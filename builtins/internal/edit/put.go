@@ -48,7 +48,7 @@ var ErrTooLarge = fault.Wrapf(fault.ErrTooLarge, "the file would have more than 
 
 // Put makes a file what it shall be, and returns whether that changed anything.
 func (e *Editor) Put(ctx context.Context, call *builtins.Call, w File) (changed bool, err error) {
-	c, err := e.Begin(call, w.Op, w.Path, How{Follow: w.Follow, Parents: w.Parents})
+	c, err := e.Begin(call, w.Op, w.Path, Options{Follow: w.Follow, Parents: w.Parents})
 	if err != nil {
 		return false, fault.On(w.Path, err)
 	}
@@ -194,7 +194,7 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		return c.rewrite(ctx, w)
 	}
 	if !c.grows(w) {
-		if err := c.ForetellCost(); err != nil {
+		if err := c.PredictCost(); err != nil {
 			return err
 		}
 	}
@@ -393,7 +393,7 @@ const BackupSuffix = ".bak"
 
 // backup keeps what is there as a second file.
 func (c *Change) backup(ctx context.Context) (err error) {
-	b, err := c.editor.Begin(c.Call, c.Op, c.Path+BackupSuffix, How{})
+	b, err := c.editor.Begin(c.Call, c.Op, c.Path+BackupSuffix, Options{})
 	if err != nil {
 		return err
 	}

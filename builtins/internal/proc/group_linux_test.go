@@ -134,7 +134,7 @@ func TestSpareGroupsOfMany(t *testing.T) {
 		return len(r.platform.spares["job"])
 	}
 	var all sync.WaitGroup
-	for range 2 * crowdSize {
+	for range 2 * burstSize {
 		all.Go(func() { run(t, r, Spec{Argv: []string{"sleep", "0.3"}}) })
 	}
 	all.Wait()

@@ -53,9 +53,9 @@ type Config struct {
 	Admit func() error
 	// Spool is where output is kept that is long. The zero value: in memory.
 	Spool Spool
-	// Crowd is called with true when many commands are run at once, and with false when no further ones have come for a
+	// Burst is called with true when many commands are run at once, and with false when no further ones have come for a
 	// while. It may not block. Optional.
-	Crowd func(many bool)
+	Burst func(many bool)
 }
 
 // Spec is one command.
@@ -135,7 +135,7 @@ type Runner struct {
 	running     map[*child]string // with their owners
 	login       login
 	buffers     sync.Pool // of *[]byte of outputBuffer
-	crowd       crowd
+	burst       burst
 	platform    platform
 }
 
@@ -154,12 +154,12 @@ func New(config Config) *Runner {
 		config.MaxOutput = defaultMaxOutput
 	}
 	r := &Runner{config: config, released: make(chan struct{}), openStreams: map[*stream]bool{}, running: map[*child]string{}}
-	r.crowd.tell = func(many bool) {
+	r.burst.report = func(many bool) {
 		if !many {
 			r.platform.endSpares(1)
 		}
-		if config.Crowd != nil {
-			config.Crowd(many)
+		if config.Burst != nil {
+			config.Burst(many)
 		}
 	}
 	r.platform.init(&r.config)
@@ -177,7 +177,7 @@ func (r *Runner) Run(ctx context.Context, spec Spec) (*Result, error) {
 		return nil, err
 	}
 	defer r.calls.Done()
-	defer r.crowd.enter()()
+	defer r.burst.enter()()
 	if spec.Tied {
 		// The kernel sends the death signal when the thread that started the child ends, not the process. While this
 		// goroutine holds its thread, nothing can end that but the end of the process.

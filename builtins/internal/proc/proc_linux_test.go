@@ -734,7 +734,7 @@ func TestTwoRunners(t *testing.T) {
 // Whoever wants to know is told of many commands at once, and of the end of that; not of few.
 func TestCrowd(t *testing.T) {
 	told := make(chan bool, 10)
-	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", Crowd: func(many bool) { told <- many }})
+	r := newRunner(t, Config{Cgroup: "none", JobCgroup: "none", Burst: func(many bool) { told <- many }})
 	together := func(n int) {
 		var all sync.WaitGroup
 		for range n {
@@ -747,11 +747,11 @@ func TestCrowd(t *testing.T) {
 		}
 		all.Wait()
 	}
-	together(crowdSize - 1)
+	together(burstSize - 1)
 	if len(told) != 0 {
 		t.Error("few commands are taken for many")
 	}
-	together(2 * crowdSize)
+	together(2 * burstSize)
 	for _, want := range []bool{true, false} {
 		if many := <-told; many != want {
 			t.Errorf("told %v, want %v", many, want)
