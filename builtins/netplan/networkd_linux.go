@@ -36,10 +36,10 @@ func has(ctx context.Context, conn *sysbus.Conn, service string) (owned bool, er
 	return owned, err
 }
 
-// unitState is the ActiveState of a unit, and since when it is active, in µs of the monotonic clock.
-func unitState(ctx context.Context, conn *sysbus.Conn, unit string) (state string, since uint64, err error) {
+// networkdUnitState returns the ActiveState of the unit of systemd-networkd, and since when it is active, in µs of the monotonic clock.
+func networkdUnitState(ctx context.Context, conn *sysbus.Conn) (state string, since uint64, err error) {
 	var path dbus.ObjectPath
-	if err = conn.Call(ctx, systemd, systemdPath, systemd+".Manager.LoadUnit", []any{&path}, unit); err == nil {
+	if err = conn.Call(ctx, systemd, systemdPath, systemd+".Manager.LoadUnit", []any{&path}, networkdUnit); err == nil {
 		err = errors.Join(
 			conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveState", &state),
 			conn.Property(ctx, systemd, path, systemd+".Unit", "ActiveEnterTimestampMonotonic", &since))
@@ -63,7 +63,7 @@ func startsNetworkd(ctx context.Context, d *daemons, p *plan) (bool, error) {
 	if runs, err := has(ctx, conn, networkd); err != nil || runs {
 		return false, err
 	}
-	state, _, err := unitState(ctx, conn, networkdUnit) // one that has just been started may not be on the bus yet
+	state, _, err := networkdUnitState(ctx, conn) // one that has just been started may not be on the bus yet
 	return err == nil && state != "active", err
 }
 
@@ -133,7 +133,7 @@ func awaitNetworkd(ctx context.Context, conn *sysbus.Conn) error {
 		if runs, err := has(ctx, conn, networkd); err != nil || runs {
 			return err
 		}
-		state, _, err := unitState(ctx, conn, networkdUnit)
+		state, _, err := networkdUnitState(ctx, conn)
 		if err != nil || !slices.Contains([]string{"activating", "active", "deactivating"}, state) {
 			return err // the call returns what is wrong with one that is not started
 		}
@@ -170,7 +170,7 @@ func startNetworkd(ctx context.Context, d *daemons, stopped bool) error {
 		return err
 	}
 	d.begins(nil)
-	_, before, err := unitState(ctx, conn, networkdUnit)
+	_, before, err := networkdUnitState(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -186,7 +186,7 @@ func startNetworkd(ctx context.Context, d *daemons, stopped bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, late)
 	defer cancel()
 	_, err = wait(ctx, &kernel{}, check{try: func(ctx context.Context) (string, error) {
-		state, since, err := unitState(ctx, conn, networkdUnit)
+		state, since, err := networkdUnitState(ctx, conn)
 		if err == nil && (state != "active" || since == before) {
 			err = errors.New(state)
 		}

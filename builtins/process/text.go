@@ -2,10 +2,8 @@ package process
 
 import (
 	"bytes"
-	"strconv"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/quantix-kvm/guest-agent/wire/text"
 )
@@ -43,25 +41,8 @@ func (b *budget) take(s string) string {
 // special reports whether a rune is escaped: what is not printable could move the cursor, or look like other text.
 func special(r rune) bool { return !unicode.IsPrint(r) }
 
-// printable returns text of a process with escapes, such as \n, \x1b and \u202e, in place of what is not printable and of
-// bytes that are not UTF-8.
-func printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, special) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, size := utf8.DecodeRuneInString(s)
-		if r == utf8.RuneError && size == 1 || special(r) {
-			quoted := strconv.Quote(s[:size])
-			b.WriteString(quoted[1 : len(quoted)-1])
-		} else {
-			b.WriteString(s[:size])
-		}
-		s = s[size:]
-	}
-	return b.String()
-}
+// printable returns text of a process with escapes in place of what is not printable.
+func printable(s string) string { return text.EscapeFunc(s, special) }
 
 // commandLine returns a /proc/PID/cmdline, in which a NUL is after each argument, as a shell would read it, in at most limit
 // bytes. cut says that it goes on after raw. bare leaves out the arguments.

@@ -245,7 +245,7 @@ func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.Tha
 	ctx, stop := context.WithTimeout(context.Background(), thawReply)
 	defer stop()
 	reply, err := client.Call[*pb.ThawFilesystemsResponse](ctx, s.Client, request)
-	for errors.Is(err, fault.ErrBusy) && sleep(ctx, waitEvery) == nil {
+	for errors.Is(err, fault.ErrBusy) && waitBetweenPolls(ctx) == nil {
 		reply, err = client.Call[*pb.ThawFilesystemsResponse](ctx, s.Client, request)
 	}
 	if !client.Gone(err) {
@@ -258,7 +258,7 @@ func (a *app) thawAfter(s *session, request *pb.ThawFilesystemsRequest) (*pb.Tha
 			again.close()
 			return reply, err
 		}
-		if sleep(ctx, waitEvery) != nil {
+		if waitBetweenPolls(ctx) != nil {
 			return nil, lost
 		}
 	}

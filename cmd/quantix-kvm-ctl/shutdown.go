@@ -201,7 +201,7 @@ func (a *app) awaitBoot(ctx context.Context, path, before string) error {
 		if err == nil && boot != "" && boot != before {
 			return nil
 		}
-		if err := sleep(ctx, waitEvery); err != nil {
+		if err := waitBetweenPolls(ctx); err != nil {
 			return err
 		}
 	}
@@ -221,15 +221,16 @@ func (a *app) awaitDown(ctx context.Context, path, before string) error {
 		default:
 			silent = 0
 		}
-		if err := sleep(ctx, waitEvery); err != nil {
+		if err := waitBetweenPolls(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
+// waitBetweenPolls waits for waitEvery, or returns the cause of the end of ctx.
+func waitBetweenPolls(ctx context.Context) error {
+	timer := time.NewTimer(waitEvery)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -146,7 +146,7 @@ func (a *app) awaitUpdate(ctx context.Context, path, version string, before *pb.
 				return a.printUpdate(now.Version, last)
 			}
 		}
-		if err := sleep(ctx, waitEvery); err != nil {
+		if err := waitBetweenPolls(ctx); err != nil {
 			return err
 		}
 	}

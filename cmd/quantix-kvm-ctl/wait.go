@@ -100,7 +100,7 @@ func (a *app) wait(ctx context.Context, request *pb.WaitRequest) error {
 			a.note("%v; waiting for an agent", err)
 			noted = true
 		}
-		if err := sleep(ctx, waitEvery); err != nil { // for an agent that does not run there is nothing else
+		if err := waitBetweenPolls(ctx); err != nil { // for an agent that does not run there is nothing else
 			return err
 		}
 	}

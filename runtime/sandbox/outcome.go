@@ -11,8 +11,8 @@ import (
 )
 
 // refusedOutcome returns the outcome of a run that did not begin.
-func refusedOutcome(kind, message, limit string) Outcome {
-	return Outcome{Error: &pb.ScriptError{Kind: kind, Message: message, Limit: limit}, Stats: &pb.ScriptStats{}}
+func refusedOutcome(kind, message string) Outcome {
+	return Outcome{Error: &pb.ScriptError{Kind: kind, Message: message}, Stats: &pb.ScriptStats{}}
 }
 
 // formatLimit returns a limit as ScriptError.limit has it.
@@ -25,11 +25,11 @@ func startFailedOutcome(ctx context.Context, err error, limits Limits) Outcome {
 	}
 	switch {
 	case errors.Is(err, ErrClosed):
-		return refusedOutcome("cancelled", err.Error(), "")
+		return refusedOutcome("cancelled", err.Error())
 	case errors.Is(err, errors.ErrUnsupported):
-		return refusedOutcome("unsupported", err.Error(), "")
+		return refusedOutcome("unsupported", err.Error())
 	default:
-		return refusedOutcome("sandbox", "cannot start a process for the script: "+err.Error(), "")
+		return refusedOutcome("sandbox", "cannot start a process for the script: "+err.Error())
 	}
 }
 

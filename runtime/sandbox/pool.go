@@ -104,7 +104,7 @@ func (p *Pool) Close() {
 // Run runs one script and returns when its process is gone. Whatever goes wrong is in Outcome.Error.
 func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 	if !p.begin() {
-		return refusedOutcome("cancelled", ErrClosed.Error(), "")
+		return refusedOutcome("cancelled", ErrClosed.Error())
 	}
 	defer p.running.Done()
 	limits := p.Limits()
@@ -150,7 +150,7 @@ func (p *Pool) Run(ctx context.Context, job Job) Outcome {
 func (p *Pool) crowded(ctx context.Context, limits Limits) Outcome {
 	cause := context.Cause(ctx)
 	if errors.Is(cause, errTimeout) || errors.Is(cause, context.DeadlineExceeded) {
-		return refusedOutcome("busy", "busy: as many scripts are running as may, and none of them ended in time", "")
+		return refusedOutcome("busy", "busy: as many scripts are running as may, and none of them ended in time")
 	}
 	return startFailedOutcome(ctx, cause, limits)
 }

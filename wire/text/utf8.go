@@ -2,6 +2,7 @@ package text
 
 import (
 	"math"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -91,4 +92,24 @@ func Truncate(s string, limit int) string {
 		end--
 	}
 	return s[:end] + ellipsis
+}
+
+// EscapeFunc returns s with escapes of strconv.Quote, such as \n, \x1b and \u202e, in place of the runes that escape is true
+// for, and of bytes that are not UTF-8.
+func EscapeFunc(s string, escape func(rune) bool) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, escape) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && size == 1 || escape(r) {
+			quoted := strconv.Quote(s[:size])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteString(s[:size])
+		}
+		s = s[size:]
+	}
+	return b.String()
 }

@@ -191,7 +191,7 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 		if err := c.CheckKept(); err != nil {
 			return err
 		}
-		return c.rewrite(ctx, w)
+		return c.rewrite(w)
 	}
 	if !c.grows(w) {
 		if err := c.PredictCost(); err != nil {
@@ -212,7 +212,7 @@ func (c *Change) putContent(ctx context.Context, w File) error {
 				return err
 			}
 		}
-		return c.rewrite(ctx, w)
+		return c.rewrite(w)
 	}
 	staged, err := c.stage(ctx, w)
 	if err != nil {
@@ -310,7 +310,7 @@ func (c *Change) still(file *os.File) error {
 }
 
 // rewrite changes the file that is there. Where that fails it gets its old content back.
-func (c *Change) rewrite(ctx context.Context, w File) (err error) {
+func (c *Change) rewrite(w File) (err error) {
 	file, err := c.openInPlace(w)
 	if err != nil {
 		return err

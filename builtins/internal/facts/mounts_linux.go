@@ -108,8 +108,8 @@ func parseMount(line string) *mount {
 	}
 }
 
-// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what the
-// kernel itself mounted at its start is called /dev/root, which is not there.
+// deviceName returns the name of a disk by which the kernel below root lists it: what device mapper makes has others, and what
+// the kernel itself mounted at its start is called /dev/root, which is not there.
 func (m *mount) deviceName(root string) string {
 	switch {
 	case strings.HasPrefix(m.source, "/dev/mapper/"):

@@ -8,31 +8,16 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/term"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // Printable returns text of a guest that is safe for a terminal: control characters but newline and tab, and bytes that are not
 // UTF-8, become escapes.
-func Printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		if r == utf8.RuneError && n == 1 || unprintable(r) {
-			quoted := strconv.Quote(s[:n])
-			b.WriteString(quoted[1 : len(quoted)-1])
-		} else {
-			b.WriteString(s[:n])
-		}
-		s = s[n:]
-	}
-	return b.String()
-}
+func Printable(s string) string { return text.EscapeFunc(s, unprintable) }
 
 // PrintableLine returns printable text that stays in its line and column.
 func PrintableLine(s string) string {

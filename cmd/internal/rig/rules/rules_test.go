@@ -44,7 +44,7 @@ var rules = []rule{
 	{"", []string{module + "cmd/internal/rig…"}, []string{"cmd/internal/rig…"}, "what only tests need is no part of a program"},
 	{"", []string{module + "builtins/internal/desktoptest"}, nil, "what only tests need is no part of a program"},
 
-	{"builtins…", []string{module + "runtime…", module + "wire", module + "wire/client…", module + "wire/port…", module + "wire/qga…", module + "cmd…", module + "scripts…"}, nil, "an operation does not know who calls it"},
+	{"builtins…", []string{module + "runtime…", module + "wire", module + "wire/client…", module + "wire/port…", module + "cmd…", module + "scripts…"}, nil, "an operation does not know who calls it"},
 	{"builtins", []string{module + "builtins/… but " + module + "builtins/fsys"}, nil, "the table knows no room"},
 	{"builtins/<room>…", []string{module + "builtins/<room>…", module + "builtins/all…"}, nil, "a room knows no other room"},
 	{"builtins/fsys…", []string{module + "builtins… but " + module + "builtins/fsys…"}, nil, "files know no operation"},

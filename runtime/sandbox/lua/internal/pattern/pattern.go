@@ -89,9 +89,6 @@ func Plain(source string) bool {
 	return true
 }
 
-// Anchored reports whether the pattern begins with ^, so that it can match at one offset only.
-func (p *Pattern) Anchored() bool { return p.anchored }
-
 // findPrefix notes how a match must begin, so that a search can skip ahead.
 func (p *Pattern) findPrefix() {
 	var prefix []byte
