@@ -402,7 +402,8 @@ func (r *Room) setKeys(
 	content := merge(old, wished, exclusive)
 	for _, k := range wished {
 		if options := limited(content, k); options != "" {
-			call.Warn(fmt.Sprintf("the key %s %.16s… of %s keeps its options, which limit what it is good for: %.80q", k.kind, k.blob, u.name, options))
+			call.Warn(fmt.Sprintf("the key %s %.16s… of %s keeps its options, which limit what it is good for: %.80q",
+				k.kind, k.blob, u.name, options))
 		}
 	}
 	switch same := bytes.Equal(content, old); {

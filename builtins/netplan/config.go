@@ -223,7 +223,8 @@ func (d *document) checkNames() error {
 				continue
 			}
 			if len(name.Value) > maxName {
-				return fault.Invalid("line %d: %s has %d characters, and an interface has a name of at most %d", name.Line, name.Value, len(name.Value), maxName)
+				return fault.Invalid("line %d: %s has %d characters, and an interface has a name of at most %d",
+					name.Line, name.Value, len(name.Value), maxName)
 			}
 		}
 	}
