@@ -6,10 +6,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/quantix-kvm/guest-agent/builtins/fsys"
-	"github.com/quantix-kvm/guest-agent/wire/text"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quantix-kvm/guest-agent/builtins/fsys"
+	"github.com/quantix-kvm/guest-agent/wire/text"
 )
 
 // Access is what one request reads, changes and runs. Policies, the needs of scripts, the lock of an open transaction and the

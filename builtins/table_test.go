@@ -6,8 +6,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/quantix-kvm/guest-agent/wire/pb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
 func changed(op Op, f func(*Op)) Op {

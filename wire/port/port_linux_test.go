@@ -11,8 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mdlayher/vsock"
 	"time"
+
+	"github.com/mdlayher/vsock"
 )
 
 func socket(t *testing.T) string {
