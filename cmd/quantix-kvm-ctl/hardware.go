@@ -14,8 +14,8 @@ func (a *app) hardwareCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "hardware",
 		Short: "show the hardware and the system of the guest",
-		Long: `hardware shows what the guest consists of, as its kernel and its firmware describe it: processors, memory, disks with their partitions,
-network and graphics adapters, and the system. A disk is shown whether something is mounted of it or not.
+		Long: `hardware shows what the guest consists of, as its kernel and its firmware describe it: processors, memory, disks with their
+partitions, network and graphics adapters, and the system. A disk is shown whether something is mounted of it or not.
 
 With --json: HardwareInfo, and in it what is not shown otherwise, such as the flags of the processors.`,
 		Example: `  quantix-kvm-ctl hardware

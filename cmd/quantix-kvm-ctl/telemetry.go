@@ -19,7 +19,7 @@ func (a *app) telemetryCommand() *cobra.Command {
 		Short: "show how busy and how full the guest is",
 		Long: `telemetry asks the agent for a fresh report and shows it. With --watch it shows each report that the agent sends by itself,
 a line each, until interrupted; how often is the agent's configuration (telemetry_interval_secs, 5 seconds). A change of an
-address, a link or a disk is reported at once; a process that the guest's kernel killed since memory was short is named on stderr.
+address, a link or a disk is reported at once; a process that the guest's kernel killed for want of memory is named on stderr.
 
 PRESSURE is the share of the last 10 seconds in which some tasks waited for processors, memory or disks. KIND of an interface is
 what the kernel says: physical, bridge, bond, vlan, tun, wireguard and so on.
