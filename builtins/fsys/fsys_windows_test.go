@@ -341,7 +341,7 @@ func TestSweepOfTemporaryFiles(t *testing.T) {
 
 // What was checked is what is used: while an operation is at a path that rules were held against, nobody exchanges the
 // directories that lead there, and what was exchanged before is found out.
-func TestJudgedDirectoryStays(t *testing.T) {
+func TestCheckedDirectoryStays(t *testing.T) {
 	root, dir := hostRoot(t), t.TempDir()
 	inner, moved := filepath.Join(dir, "a", "b"), filepath.Join(dir, "a", "c")
 	if err := os.MkdirAll(inner, 0o755); err != nil {
