@@ -244,11 +244,16 @@ func (d *document) required() error {
 	return nil
 }
 
-// conflicts returns what other files say of the same interfaces, beside what d says, and what d says against itself.
-func (d *document) conflicts(others []*document) (list []*pb.NetplanConflict) {
+// ownConflicts returns the default routes of d that get in each other's way. Both are meant by whoever wrote it, so they are no
+// reason to refuse it.
+func (d *document) ownConflicts() []*pb.NetplanConflict {
 	own := comparison{ours: d, other: d}
 	own.defaults()
-	list = own.found
+	return own.found
+}
+
+// conflicts returns what other files say of the same interfaces, beside what d says.
+func (d *document) conflicts(others []*document) (list []*pb.NetplanConflict) {
 	for _, other := range others {
 		c := comparison{ours: d, other: other}
 		for kind, group := range pairs(d.network()) {

@@ -194,7 +194,7 @@ func (r *Room) validate(ctx context.Context, call *builtins.Call, in *pb.Netplan
 	if err != nil {
 		return nil, err
 	}
-	return &pb.NetplanValidated{Yaml: string(p.file.text), Conflicts: p.conflicts}, nil
+	return &pb.NetplanValidated{Yaml: string(p.file.text), Conflicts: append(p.conflicts, p.file.ownConflicts()...)}, nil
 }
 
 func (r *Room) set(ctx context.Context, call *builtins.Call, in *pb.NetplanSetArgs) (*pb.Changed, error) {

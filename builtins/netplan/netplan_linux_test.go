@@ -358,16 +358,21 @@ func TestConflictsAreNamed(t *testing.T) {
 	if err := way(", metric: 200"); err != nil {
 		t.Error(err)
 	}
-	both := func(metric string) error {
+	// Those of one file are named, and not refused.
+	both := func(metric string) []*pb.NetplanConflict {
 		const way = "network:\n  ethernets:\n    eth7: {addresses: [192.0.2.70/26], routes: [{to: default, via: 192.0.2.65, table: 9}]}\n"
-		_, err := tr.set("64-both", way+"    eth8: {addresses: [192.0.2.130/26], routes: [{to: default, via: 192.0.2.129, table: 9"+metric+"}]}\n")
-		return err
+		out, err := tr.run("netplan.validate", &pb.NetplanValidateArgs{Name: "64-both",
+			Config: text(way + "    eth8: {addresses: [192.0.2.130/26], routes: [{to: default, via: 192.0.2.129, table: 9" + metric + "}]}\n")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.(*pb.NetplanValidated).Conflicts
 	}
-	if err := both(""); !errors.Is(err, fault.ErrRefused) || !strings.Contains(err.Error(), "ethernets.eth7.routes stands in line 3 of /etc/netplan/64-both.yaml") {
-		t.Error(err)
+	if got := both(""); len(got) != 1 || got[0].Key != "ethernets.eth7.routes" || got[0].File != "/etc/netplan/64-both.yaml" || got[0].Line != 3 {
+		t.Error(got)
 	}
-	if err := both(", metric: 200"); err != nil {
-		t.Error(err)
+	if got := both(", metric: 200"); len(got) != 0 {
+		t.Error(got)
 	}
 	// What is not in conflict: the same value, another interface.
 	tr.mustSet("61-same", "network:\n  ethernets:\n    eth1: {addresses: [203.0.113.1/24]}\n    eth2: {mtu: 1500}\n")

@@ -188,7 +188,7 @@
 ---@field files string[] The files that netplan reads, in its order.
 ---@field links quantix.NetplanLink[] The network interfaces.
 
----What another file says of the same interface, or a default route of the same metric, which may be of the file itself. netplan.set refuses it, unless override is given.
+---What another file says of the same interface: netplan.set refuses that, unless override is given. Or a default route of the same metric in the file itself.
 ---@class quantix.NetplanConflict
 ---@field key string The key, such as ethernets.ens3.dhcp4.
 ---@field file string The other file.
@@ -788,7 +788,7 @@ function netplan.get(name) end
 function netplan.remove(name) end
 
 ---@class (exact) netplan.set.options
----@field override? boolean Other files may say something else of the same interfaces, and routes get in each other's way; default: that is refused.
+---@field override? boolean Other files may say something else of the same interfaces; default: that is refused.
 
 ---Have a file of netplan hold YAML, or a table that becomes it; checked together with all others.
 ---Changes the guest.

@@ -3447,7 +3447,7 @@ type ConfigureNetworkRequest struct {
 	ApplyNow      bool                   `protobuf:"varint,2,opt,name=apply_now,json=applyNow,proto3" json:"apply_now,omitempty"`
 	// The change is taken back unless confirm arrives within so many seconds; 0: it needs no confirmation.
 	ConfirmSeconds uint32 `protobuf:"varint,200,opt,name=confirm_seconds,json=confirmSeconds,proto3" json:"confirm_seconds,omitempty"`
-	// Other files may say something else of the same interfaces, and routes get in each other's way; default: that is refused.
+	// Other files may say something else of the same interfaces; default: that is refused.
 	Override bool `protobuf:"varint,201,opt,name=override,proto3" json:"override,omitempty"`
 	// What must work afterwards, beside the addresses and the gateway that worked before.
 	Verify        *NetplanVerify `protobuf:"bytes,202,opt,name=verify,proto3" json:"verify,omitempty"`

@@ -232,8 +232,8 @@ func (x *NetplanValidated) GetConflicts() []*NetplanConflict {
 	return nil
 }
 
-// What another file says of the same interface, or a default route of the same metric, which may be of the file itself. netplan.set
-// refuses it, unless override is given.
+// What another file says of the same interface: netplan.set refuses that, unless override is given. Or a default route of the same metric
+// in the file itself.
 type NetplanConflict struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key, such as ethernets.ens3.dhcp4.
@@ -322,7 +322,7 @@ type NetplanSetArgs struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What it shall hold: YAML, or a table that becomes it.
 	Config *LuaValue `protobuf:"bytes,2,opt,name=config,proto3" json:"config,omitempty"`
-	// Other files may say something else of the same interfaces, and routes get in each other's way; default: that is refused.
+	// Other files may say something else of the same interfaces; default: that is refused.
 	Override      bool `protobuf:"varint,3,opt,name=override,proto3" json:"override,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
