@@ -21,6 +21,8 @@ type Mount struct {
 	Volatile bool
 	// ReadOnly: the mount is, or the file system.
 	ReadOnly bool
+	// Sized: the file system says how large it is, and so whether it is full. Those of the kernel's settings do not.
+	Sized bool
 	// Free is the space that root can use, in bytes, and FreeInodes how many objects can be made; 0, too, where that is not said.
 	Free, FreeInodes uint64
 	// Device names the file system while it is mounted, and Number the mount. Both are used again.

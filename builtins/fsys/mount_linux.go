@@ -213,7 +213,7 @@ func (m *Mount) addFileSystem(dir handle, name, source string) error {
 	}
 	m.Volatile = kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC || kind == unix.HUGETLBFS_MAGIC
 	m.ReadOnly = stat.Flags&unix.ST_RDONLY != 0
-	m.Free, m.FreeInodes = stat.Bfree*uint64(stat.Bsize), stat.Ffree
+	m.Sized, m.Free, m.FreeInodes = stat.Blocks > 0, stat.Bfree*uint64(stat.Bsize), stat.Ffree
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -241,6 +242,80 @@ func TestRollbackWaitsForSpace(t *testing.T) {
 		}
 		checkTree(t, before, m.point)
 		g.begin(t)
+	}
+}
+
+// A file that had to be written in place, and was not written to its end since the disk was full, is nobody else's.
+func TestRollbackGoesOnWithHalfRestoredFile(t *testing.T) {
+	m := newMountedGuest(t)
+	m.unmount(t)
+	if err := unix.Mount("small", m.point, "tmpfs", 0, "size=24m"); err != nil {
+		t.Skipf("cannot mount here (run as root of the machine): %v", err)
+	}
+	at := func(name string) string { return filepath.Join(m.point, name) }
+	mustDo(t, os.WriteFile(at("large"), bytes.Repeat([]byte("before\n"), 1<<20), 0o640))
+	mustDo(t, os.Truncate(at("large"), 9<<20)) // with a hole: no space is taken for one beforehand
+	mustDo(t, os.Link(at("large"), at("linked")))
+	before := mustDescribeTree(t, m.point)
+	g := newGuest(t, m.testDirs, nil)
+	tx := g.begin(t)
+	mustDo(t, tx.Before(t.Context(), "/srv/large"))
+	mustDo(t, os.WriteFile(at("large"), []byte("after"), 0o640))
+	tx.Mark()
+	fillDisk(t, at("ballast"))
+	mustDo(t, os.Truncate(at("ballast"), 21<<20))
+	if report := tx.Rollback(t.Context()); report.Waiting == "" {
+		t.Fatalf("%+v", report)
+	}
+	mustDo(t, tx.Close(t.Context(), nil))
+	if info, err := os.Stat(at("large")); err != nil || info.Size() < 1<<20 {
+		t.Fatalf("nothing of it was written: %v, %v", info, err)
+	}
+	mustDo(t, os.Remove(at("ballast")))
+	list, err := g.journal.Recover(t.Context(), nil)
+	if err != nil || len(list) != 1 || list[0].Report.Err != nil || len(list[0].Report.Conflicts()) > 0 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	checkTree(t, before, m.point)
+}
+
+// What is free is not all that matters, and may have become so much just before it was asked for.
+func TestRollbackTriesAgainWithSpaceAsBefore(t *testing.T) {
+	m := newMountedGuest(t)
+	m.unmount(t)
+	if err := unix.Mount("small", m.point, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("cannot mount here (run as root of the machine): %v", err)
+	}
+	path := filepath.Join(m.point, "file")
+	full := true
+	g := newGuest(t, m.testDirs, func(c *Config) {
+		c.Step = func(name string) error {
+			if full && strings.HasPrefix(name, "restore.") {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+	})
+	tx := g.begin(t)
+	g.mustCall(t, tx, "file.write", &pb.WriteFileArgs{Path: "/srv/file", Content: []byte("after")})
+	if report := tx.Rollback(t.Context()); report.Waiting == "" {
+		t.Fatalf("%+v", report)
+	}
+	mustDo(t, tx.Close(t.Context(), nil))
+	full = false
+	for _, again := range []bool{false, true} {
+		if again {
+			u := g.journal.unfinished[tx.ID()]
+			u.obstacle.met = u.obstacle.met.Add(-fullFor)
+			g.journal.unfinished[tx.ID()] = u
+		}
+		list, err := g.journal.Recover(t.Context(), nil)
+		if err != nil || len(list) != 1 || list[0].Report.Halted == again {
+			t.Fatalf("%v: %+v, %v", again, list, err)
+		}
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }
 

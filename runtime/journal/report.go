@@ -59,6 +59,8 @@ type Undone struct {
 	Irreversible *pb.Change
 	// Ran is what ran to undo it; nil for an object of the file system.
 	Ran *pb.Change
+
+	half bool // the disk was full when the object was half restored
 }
 
 // add appends a step. If it moved a directory aside, the conflicts that were put into that directory moved with it.

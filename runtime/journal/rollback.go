@@ -85,7 +85,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		if err != nil {
 			report.Left = numbers(order[i:])
 			if attempted && report.Err == nil && !p.unlogged {
-				p.logHalted()
+				p.logHalted(false)
 			}
 			return err
 		}
@@ -107,7 +107,7 @@ func (p *undoPass) undoSteps(ctx context.Context, deferOp func(op string) bool, 
 		if wait := p.findObstacle(s, record, undone); wait != nil {
 			report.Left = numbers(order[i:])
 			if report.Err == nil && !p.unlogged {
-				p.logHalted()
+				p.logHalted(slices.ContainsFunc(undone, func(u Undone) bool { return u.half }))
 			}
 			return wait
 		}
@@ -144,12 +144,15 @@ type obstacle struct {
 	// full: there was no space; else it is read-only. free and inodes are the most that was too little, as of fsys.Mount.
 	full         bool
 	free, inodes uint64
+	met          time.Time
 }
 
-// A disk that was full is tried again once this much more is free: less comes and goes with every log file.
+// A disk that was full is tried again once this much more is free: less comes and goes with every log file. It is tried after
+// this time, too: what is free was asked for after the attempt, and there are disks that are full with something else.
 const (
 	moreSpace  = 1 << 20
 	moreInodes = 64
+	fullFor    = time.Hour
 )
 
 // findObstacle returns a waitingError if objects of a step were not restored since their file system is read-only, as one becomes on
@@ -165,10 +168,10 @@ func (p *undoPass) findObstacle(s *step, record *pb.JournalRecord, undone []Undo
 		if m == nil {
 			continue
 		}
-		found, before := obstacle{step: s.number, path: u.Target, full: full}, p.knownObstacle(s)
+		found, before := obstacle{step: s.number, path: u.Target, full: full, met: time.Now()}, p.knownObstacle(s)
 		if full {
 			now, err := p.mountAt(record, u.Target)
-			if err != nil {
+			if err != nil || !now.Sized { // one that does not say what is free would be waited for without end
 				continue
 			}
 			found.free, found.inodes = max(now.Free, before.free), max(now.FreeInodes, before.inodes)
@@ -200,10 +203,12 @@ func (p *undoPass) stillThere(s *step, record *pb.JournalRecord) error {
 	if err != nil {
 		return err
 	}
-	if !o.full && !now.ReadOnly || o.full && (now.Free >= o.free+moreSpace || now.FreeInodes >= o.inodes+moreInodes) {
+	more := now.Free >= o.free+moreSpace || now.FreeInodes >= o.inodes+moreInodes || time.Since(o.met) >= fullFor
+	m := longestMount(record.GetMounts(), o.path)
+	if m == nil || !o.full && !now.ReadOnly || o.full && more {
 		return nil
 	}
-	return o.waitFor(longestMount(record.Mounts, o.path))
+	return o.waitFor(m)
 }
 
 // mountAt returns the mount that a path of a step is on now.
@@ -286,10 +291,10 @@ func (p *undoPass) logAttempt(early bool) {
 		BootId: p.tx.journal.config.BootID(), At: now(), Early: early}}}, true)
 }
 
-// logHalted records for the next rollback that this one stopped between two steps, so that it compares the first object with
-// what the step left, too. Without the record it does not, as after an interruption.
-func (p *undoPass) logHalted() {
-	_ = p.tx.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Halted: true}}}, true)
+// logHalted records for the next rollback that this one was not interrupted, but stopped. Unless an object is half restored, that
+// one compares the objects of the first step with what the step left, too. Without the record it does not.
+func (p *undoPass) logHalted(half bool) {
+	_ = p.tx.log.append(&pb.JournalRecord{Record: &pb.JournalRecord_Undone{Undone: &pb.JournalUndone{Halted: !half}}}, true)
 }
 
 // failures returns the records of what could not be undone.

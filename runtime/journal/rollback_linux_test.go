@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -865,6 +866,33 @@ func testKernelSetting(t *testing.T, after func(*Tx)) {
 	}
 	if is, _ := os.ReadFile(path); string(is) != string(was) {
 		t.Errorf("was %q, is %q", was, is)
+	}
+}
+
+// A kernel setting that has no space for its old value, as that of a control group may be, has none later either.
+func TestKernelSettingWithoutSpace(t *testing.T) {
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", os.Getpid())
+	was, err := os.ReadFile(path)
+	if err != nil {
+		t.Skipf("no %s: needs /proc", path)
+	}
+	p := newTestDirs(t)
+	p.files = "/"
+	g := newGuest(t, p, func(c *Config) {
+		c.Step = func(name string) error {
+			if name == "restore.rewrite" {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+	})
+	tx := g.begin(t)
+	mustDo(t, tx.Before(t.Context(), path))
+	mustDo(t, os.WriteFile(path, []byte("500"), 0))
+	defer os.WriteFile(path, was, 0)
+	tx.Mark()
+	if report := tx.Rollback(t.Context()); report.Halted || len(report.NotUndone()) != 1 {
+		t.Errorf("%+v", report)
 	}
 }
 

@@ -52,6 +52,7 @@ func (p *undoPass) restoreObjects(ctx context.Context, s *step, keep *pb.Journal
 						u.Irreversible = &pb.Change{Op: u.Op, Target: o.Path + ": its other names are of another file now", Action: "restore"}
 					}
 					began[i] = began[i] || c.began || c.put != "" // a half restored object matches no state
+					u.half = began[i] && noSpace(err)
 					return err
 				})
 			}
