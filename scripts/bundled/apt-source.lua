@@ -74,7 +74,7 @@ local function keyring(key)
   end
   local head, body = {}, {}
   for line in string.gmatch(text, "[^\n]+") do
-    local list = #body == 0 and string.find(line, "^%u[%w-]*: ") and head or body
+    local list = #body == 0 and string.find(line, "^%u[%w-]*:") and head or body
     list[#list + 1] = string.find(line, "%S") and line or nil
   end
   if not string.find(body[1] or "", "^[mx]") then -- the first byte of a public key

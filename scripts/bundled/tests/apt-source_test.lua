@@ -47,6 +47,7 @@ return {
     for given, written in pairs({
       [armor("mQ==\n")] = armor("\nmQ==\n"), [armor("\r\nmQ==\r\n=abcd\r\n")] = armor("\nmQ==\n=abcd\n"),
       [armor("Version: 1\nComment: x\n\nmQ==\n")] = armor("Version: 1\nComment: x\n\nmQ==\n"),
+      [armor("Version: 1\nComment: \n\nmQ==\n")] = armor("Version: 1\nComment:\n\nmQ==\n"),
       ["  " .. string.gsub(armor("\nmQ==\n=abcd\n"), "\n", " \n  ")] = armor("\nmQ==\n=abcd\n"),
       ["pub\n" .. armor("\nxsBN\n\n") .. "more"] = armor("\nxsBN\n"),
     }) do
