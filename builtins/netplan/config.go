@@ -285,13 +285,30 @@ type defaultRoute struct {
 	at        *yaml.Node
 }
 
+// vrfTables returns the tables of routes that name none, by the name of an interface that is a VRF or in one.
+func (d *document) vrfTables() map[string]string {
+	tables := map[string]string{}
+	for name, vrf := range pairs(at(d.network(), "vrfs")) {
+		table, members := at(vrf, "table"), at(vrf, "interfaces")
+		if table == nil {
+			continue
+		}
+		tables[name.Value] = table.Value
+		for i := 0; members != nil && i < len(members.Content); i++ {
+			tables[members.Content[i].Value] = table.Value
+		}
+	}
+	return tables
+}
+
 func (d *document) defaultRoutes() (list []defaultRoute) {
+	tables := d.vrfTables()
 	for kind, group := range pairs(d.network()) {
 		for name, value := range pairs(group) {
 			key := join(kind.Value, name.Value)
 			for _, old := range []string{"gateway4", "gateway6"} {
 				if way := at(value, old); way != nil {
-					list = append(list, defaultRoute{name.Value, join(key, old), old[7:] + "  ", way})
+					list = append(list, defaultRoute{name.Value, join(key, old), old[7:] + " " + tables[name.Value] + " ", way})
 				}
 			}
 			routes := at(value, "routes")
@@ -303,17 +320,20 @@ func (d *document) defaultRoutes() (list []defaultRoute) {
 				if to == nil || via == nil || !slices.Contains([]string{"default", "0.0.0.0/0", "0/0", "::/0"}, to.Value) {
 					continue
 				}
-				rank := "4"
+				family, table, metric := "4", tables[name.Value], ""
 				if strings.Contains(via.Value, ":") {
-					rank = "6"
+					family = "6"
 				}
-				for _, part := range []string{"table", "metric"} {
-					rank += " "
-					if value := at(way, part); value != nil && !(part == "table" && value.Value == "254") {
-						rank += value.Value
-					}
+				if said := at(way, "table"); said != nil {
+					table = said.Value
 				}
-				list = append(list, defaultRoute{name.Value, join(key, "routes"), rank, to})
+				if table == "254" { // where routes go that name none
+					table = ""
+				}
+				if said := at(way, "metric"); said != nil {
+					metric = said.Value
+				}
+				list = append(list, defaultRoute{name.Value, join(key, "routes"), family + " " + table + " " + metric, to})
 			}
 		}
 	}
