@@ -87,6 +87,27 @@ local function any(paths)
   return false
 end
 
+-- Whether cloud-init writes the network of a copy: it is there, and no file that stays keeps it from that.
+local function writes_network()
+  if not file.exists("/usr/bin/cloud-init") or file.exists("/etc/cloud/cloud-init.disabled") then
+    return false
+  end
+  local removed = {}
+  for _, path in ipairs(CLOUD_NETWORK) do
+    removed[path] = true
+  end
+  for _, pattern in ipairs({"/etc/cloud/cloud.cfg", "/etc/cloud/cloud.cfg.d/*.cfg"}) do
+    for _, path in ipairs(file.glob(pattern)) do
+      local text = not removed[path] and file.stat(path).type == "file" and file.read(path) or ""
+      text = string.gsub("\n" .. text, "#[^\n]*", "")
+      if string.find(text, "\nnetwork:[%s{]*[\"']?config[\"']?:%s*[\"']?disabled") then
+        return false
+      end
+    end
+  end
+  return true
+end
+
 -- Whether something makes host keys at the next boot where there are none. Debian makes them only when the package is
 -- installed.
 local function keys_come_back()
@@ -241,7 +262,7 @@ return script {
       end
     end
     if p.cloud_init then
-      if p.network and any({"/usr/bin/cloud-init"}) and not file.exists("/etc/cloud/cloud-init.disabled") then
+      if p.network and writes_network() then
         remove(CLOUD_NETWORK)
       end
       remove(CLOUD_INIT)

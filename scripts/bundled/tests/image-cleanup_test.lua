@@ -119,6 +119,13 @@ return {
     test.run()
     assert(file.exists("/etc/netplan/50-cloud-init.yaml"))
     file.remove("/etc/cloud/cloud-init.disabled")
+    for _, text in ipairs({"network: {config: disabled}\n", "x: 1\nnetwork:\n  config: 'disabled' # x\n"}) do
+      file.write("/etc/cloud/cloud.cfg.d/99-own.cfg", text)
+      test.run()
+      assert(file.exists("/etc/netplan/50-cloud-init.yaml") and file.exists(installer[1]))
+    end
+    file.write("/etc/cloud/cloud.cfg.d/99-own.cfg", "# network: {config: disabled}\n")
+    file.write(installer[2], "network: {config: disabled}\n")
     test.run()
     assert(not file.exists("/etc/netplan/50-cloud-init.yaml"))
     assert(not file.exists(installer[1]) and not file.exists(installer[2]))
