@@ -106,9 +106,9 @@ func assert(a args) int {
 // raiseValue is error.
 func raiseValue(a args) int { return a.throw(a.L.Get(1), a.optInt(2, 1)) }
 
-// throw raises a value, a text with the position of the function at a level. It does not return.
+// throw raises a value, a text or number with the position of the function at a level, 0 being none. It does not return.
 func (a args) throw(v glua.LValue, level int) int {
-	if text, ok := toText(v); ok {
+	if text, ok := toText(v); ok && level > 0 {
 		v = glua.LString(text)
 	}
 	a.L.Error(v, level)

@@ -159,6 +159,7 @@ func TestStatementsAsWritten(t *testing.T) {
 		{"local n, g = 1 pcall(function() local m = 5 g = function() m = m + n return m end error('x') end) n = 2 local a, b, c = 7, 8, 9 say(g(), g())", "7 9"},
 		{"local n = 1 local f = function() return n end say(xpcall(function() error('x', 0) end, function(e) return e .. n end)) n = 2 say(f())", "false x1\n2"},
 		{"say(xpcall(function() error('x', 0) end, function() error('y', 0) end))", "false y"},
+		{"say(type(select(2, pcall(error, 5, 0))), type(select(2, pcall(error, 5))))", "number string"},
 		{"say(xpcall(function() return 1, nil, 3 end, say)) say(pcall(function(...) return ... end, 1, nil)) say(pcall(5))", "true 1 nil 3\ntrue 1 nil\nfalse attempt to call a number value"},
 		{"local function down(k) local m = k local f = function() m = m + 1 return m end if k > 0 then pcall(down, k - 1) end m = m + 10 say(f(), m) error('e') end pcall(down, 2)", "11 11\n12 12\n13 13"},
 		{"for k, v in ipairs({7, 8}) do if false then return 1, 2, 3 end say(v) end", "7\n8"},
