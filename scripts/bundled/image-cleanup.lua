@@ -158,7 +158,10 @@ return script {
     },
     logs = {type = "boolean", default = true},
     caches = {type = "boolean", default = true, description = "of package managers and of users"},
-    cloud_init = {type = "boolean", default = true, description = "the state of cloud-init, so that it runs again"},
+    cloud_init = {
+      type = "boolean", default = true,
+      description = "the state of cloud-init, so that it runs again; where it writes the network, copies need a source of data",
+    },
   },
   os = {"linux"},
   needs = {"file:/"},
