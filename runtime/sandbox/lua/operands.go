@@ -32,8 +32,11 @@ func (s *compiled) node(p *glua.FunctionProto, pc int) ast.PositionHolder {
 	return nil
 }
 
+// maxExplained is the longest text that is compiled again for the words of an error, in bytes. That counts as time of the script.
+const maxExplained = 128 << 10
+
 func (s *compiled) explain() {
-	if s.proto == nil {
+	if s.proto == nil || len(s.text) > maxExplained {
 		return
 	}
 	name := s.proto.SourceName

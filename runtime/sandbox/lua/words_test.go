@@ -2,6 +2,7 @@ package lua
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/quantix-kvm/guest-agent/wire/pb"
@@ -20,6 +21,7 @@ func TestWordsAndPlaces(t *testing.T) {
 			"\tmain.lua:1: in main chunk\n\t(tailcall): ?\n\t[G]: ?"},
 		{"raised again", "local ok, e = pcall(function() local x x() end)\nerror(e, 0)", "attempt to call local 'x' (a nil value)", "main.lua:1", ""},
 		{"a method for what is missing", "app = {}\nfunction app.web:start() end", "attempt to index field 'web' (a nil value)", "main.lua:2", ""},
+		{"a text too long", "--" + strings.Repeat("x", maxExplained) + "\nlocal b\nreturn b.c", "attempt to index a nil value", "main.lua:3", ""},
 		{"said by the script", "error('attempt to call a non-function object', 0)", "attempt to call a non-function object", "main.lua:1", ""},
 	} {
 		start := &pb.RunnerStart{Name: "main.lua", Source: []byte(c.source), Modules: map[string][]byte{"m": module}}
