@@ -22,7 +22,7 @@ func TestDefaultRoutesOfVRFs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found := d.conflicts(nil); len(found) != want {
+		if found := d.ownConflicts(); len(found) != want {
 			t.Errorf("%q: %v", more, found)
 		}
 	}
