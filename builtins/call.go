@@ -29,8 +29,8 @@ type Call struct {
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
 	Pending func(Pending) error
 	// Confirm makes the transaction of a native row wait for a confirmation instead of committing, if the operation succeeds
-	// and has changed something. told is called before the reply is sent, with the transaction id and the deadline, so that the
-	// operation can put them into its reply. Nil: the row has no transaction of its own. The executor sets it.
+	// and has changed something. The executor calls told before it sends the reply, with the ID of the transaction and the
+	// deadline, so that the operation can put both into the reply. Nil: the row has no transaction of its own. The executor sets it.
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is called for each thing that the operation changed, right after the change; nil: nobody asks.
 	Changed func(*pb.Change)

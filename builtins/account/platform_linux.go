@@ -77,7 +77,8 @@ func groupsAccess(in *pb.AccountGroupsArgs) builtins.Access {
 func (r *Room) wishAccess(files *fsys.Root, w *wish, writes []string, home string) builtins.Access {
 	access := builtins.Access{
 		Objects: append(groupObjects(append([]string{w.group}, w.groups...)), object(w.name)),
-		Reads:   append(slices.Clone(shownFiles), loginDefs, useraddFile, vendorDir+loginDefs, vendorDir+useraddFile), Writes: slices.Clone(writes),
+		Reads:   append(slices.Clone(shownFiles), loginDefs, useraddFile, vendorDir+loginDefs, vendorDir+useraddFile),
+		Writes:  slices.Clone(writes),
 	}
 	if home != "" {
 		access.Writes = append(access.Writes, home)

@@ -230,7 +230,8 @@ func (c corrected) shrank() error {
 	return fault.Wrapf(fault.ErrOutput, "the clock was off by %v and still is by %v, as %s has it", c.before, c.after, c.source)
 }
 
-// reply returns the state of the clock. One that is right now, or on its way to it, gives the hardware clock the time.
+// reply returns the state of the clock after a correction, by a step or by slewing, and writes the corrected time to the hardware clock.
+// With CLOCK_METHOD_NONE nothing was corrected, and the hardware clock is left alone.
 func (r *Room) reply(done corrected) *pb.SyncTimeResponse {
 	reply := &pb.SyncTimeResponse{
 		Success: true, TimeSource: done.source, Method: done.method,

@@ -149,8 +149,8 @@ func askServer(ctx context.Context, server string) (time.Duration, error) {
 	}
 }
 
-// parseReply returns the offset that a reply gives; false: it is none to this request, or of a server that does not know
-// the time.
+// parseReply returns the clock's offset by an NTP reply. It returns false if the reply is not to this request, or the server is not
+// synchronised.
 func parseReply(reply, originate []byte, sent, came time.Time) (time.Duration, bool) {
 	const server, unsynchronised = 4, 3
 	if len(reply) < 48 || reply[0]&7 != server || reply[0]>>6 == unsynchronised || reply[1] == 0 || reply[1] > 15 ||

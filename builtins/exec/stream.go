@@ -214,7 +214,8 @@ func (r *Room) streamSpec(in *pb.ExecStartRequest) (proc.Spec, error) {
 	return spec, err
 }
 
-// onlyFeeds reports whether an exec_input only gives the command bytes or a window size, or acknowledges output.
+// onlyFeeds reports whether an exec_input only carries input, a window size or an acknowledgement of output: it neither sends a signal
+// nor ends the input.
 func onlyFeeds(in proto.Message) bool {
 	input := in.(*pb.ExecInputRequest)
 	return input.GetSignal() == "" && !input.GetEnd()

@@ -412,8 +412,8 @@ func tempName() string {
 	return tempPrefix + hex.EncodeToString(random[:]) + tempSuffix
 }
 
-// IsTemp reports whether a name is of the kind that Stage gives to a file that is not complete yet. Such a file that
-// nobody has locked is left over from an agent that died.
+// IsTemp reports whether a name looks like one that Stage makes for a file that is not complete yet. If nobody has such a file locked,
+// an agent that died left it.
 func IsTemp(name string) bool {
 	return len(name) > len(tempPrefix)+len(tempSuffix) &&
 		strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)

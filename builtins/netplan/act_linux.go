@@ -328,7 +328,7 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 			return err
 		}
 	}
-	if err := n.hardwareBack(in.Links); err != nil {
+	if err := n.restoreHardware(in.Links); err != nil {
 		return err
 	}
 	for _, was := range in.Links {
@@ -357,9 +357,9 @@ func (r *Room) goBack(ctx context.Context, in *pb.NetplanUndo) error {
 	return nil
 }
 
-// hardwareBack gives interfaces their names, hardware addresses and MTUs back: a renderer that has no file of one any more
-// leaves it as it is.
-func (n *snapshot) hardwareBack(links []*pb.NetplanLinkBefore) error {
+// restoreHardware restores the names, hardware addresses and MTUs of interfaces: a renderer does not touch an interface for which it has
+// no file any more.
+func (n *snapshot) restoreHardware(links []*pb.NetplanLinkBefore) error {
 	if err := n.renamed(links, sameIndex); err != nil {
 		return err
 	}

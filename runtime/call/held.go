@@ -16,7 +16,8 @@ const (
 	perItem = 200
 )
 
-var errHeld = fault.Wrapf(fault.ErrTooLarge, "what the script has changed, or wants done after the commit, takes more than %d bytes to report", maxHeld)
+var errHeld = fault.Wrapf(fault.ErrTooLarge,
+	"what the script has changed, or wants done after the commit, takes more than %d bytes to report", maxHeld)
 
 // held counts what a run holds.
 type held struct{ bytes, diffs int }

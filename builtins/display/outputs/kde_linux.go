@@ -11,7 +11,7 @@ import (
 )
 
 // The interfaces of kde-output-device-v2, kde-output-management-v2, kde-output-order-v1 and kde-primary-output-v1, in the
-// versions of Plasma 5.27 but for the reason of a failure, which Plasma 6 gives.
+// versions of Plasma 5.27. The event with the reason of a failure is that of Plasma 6.
 var (
 	kdeModeType = &wayland.Interface{Name: "kde_output_device_mode_v2", Version: 1, Events: []wayland.EventType{
 		{Name: "size", Args: "ii"}, {Name: "refresh", Args: "i"}, {Name: "preferred"}, {Name: "removed"},
