@@ -13,6 +13,7 @@ import (
 
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/agenttest"
 	"github.com/quantix-kvm/guest-agent/wire/client"
+	"github.com/quantix-kvm/guest-agent/wire/fault"
 	"github.com/quantix-kvm/guest-agent/wire/pb"
 )
 
@@ -106,7 +107,8 @@ func (m *mountedTree) shell(t *testing.T, line string) string {
 }
 
 // state is all that a rollback must give back: files with their times, what is mounted, and what is on the disk, which is
-// mounted when the kernel has ended the mount of whatever was killed.
+// mounted when the kernel has ended the mount of whatever was killed: writable, since a mount(8) that is killed in the system
+// call may leave a journal that says it is to be recovered.
 func (m *mountedTree) state(t *testing.T) string {
 	t.Helper()
 	return m.shell(t, `find / -xdev -name usr -prune -o -path /proc -prune -o -path /sys -prune -o -path /dev -prune -o -path /tmp -prune -o \
@@ -114,7 +116,7 @@ func (m *mountedTree) state(t *testing.T) string {
 		cat /etc/fstab; grep -o ' /\(srv\|mnt\)[^ ]* ' /proc/self/mountinfo || true
 		at="/srv/data dir/x"; mountpoint -q "$at" || {
 			mkdir -p /run/look; at=/run/look; n=0
-			until mount -o loop,ro /disk $at 2>/dev/null; do test $((n += 1)) -lt 100 || exit 1; sleep 0.1; done
+			until mount -o loop /disk $at 2>/run/error; do test $((n += 1)) -lt 100 || { cat /run/error; exit 1; }; sleep 0.1; done
 		}
 		cd "$at"; find . -printf '%P %y %m %s\n' | grep -v lost | sort; cat there; cd /; test "$at" != /run/look || umount -l /run/look`)
 }
@@ -305,5 +307,62 @@ func TestMountKilled(t *testing.T) {
 		if now := m.state(t); now != before {
 			t.Fatalf("killed after %d ms, it left\n%s\nof\n%s", after, now, before)
 		}
+	}
+}
+
+// A mount(8) that is killed with its agent in the middle of a system call may still mount something when the call ends. The
+// rollback waits for that: here the image is on a file system that is frozen, so that nothing is written to it.
+func TestMountKilledInSystemCall(t *testing.T) {
+	m := newMountedTree(t)
+	m.shell(t, `mkdir /mnt /outer; truncate -s 32M /tmp/outer.$$; mkfs.ext4 -q /tmp/outer.$$; mount -o loop /tmp/outer.$$ /outer
+		rm /tmp/outer.$$; cp /disk /outer/disk`)
+	before := m.state(t)
+	state := filepath.Join(t.TempDir(), "state")
+	a := m.start(t, state)
+	c := a.Client(t, client.Options{})
+	m.shell(t, `fsfreeze -f /outer`)
+	thaw := func() {
+		_ = exec.Command("nsenter", "--mount=/proc/"+m.holder+"/ns/mnt", "fsfreeze", "-u", m.dir+"/outer").Run()
+	}
+	t.Cleanup(thaw)
+	called := make(chan struct{})
+	go func() {
+		defer close(called)
+		_, _ = client.Call[*pb.RunScriptResponse](context.Background(), c, &pb.RunScriptRequest{
+			Source: []byte(`host.mount{source = "/outer/disk", target = "/mnt", fstype = "ext4", options = "loop"}`),
+		})
+	}()
+	waits := func() bool {
+		return exec.Command("sh", "-c", `for p in /proc/[0-9]*; do
+			grep -qx mount $p/comm && grep -q "^State:.D" $p/status && grep -qzx /mnt $p/cmdline && exit; done 2>/dev/null; exit 1`).Run() == nil
+	}
+	for deadline := time.Now().Add(time.Minute); !waits(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("mount(8) does not wait for the frozen file system")
+		}
+	}
+	a.Kill()
+	<-called
+	a = m.start(t, state)
+	c = a.Client(t, client.Options{})
+	ready := func() bool {
+		r, err := client.Call[*pb.RunScriptResponse](ctxFor(t, time.Minute), c, &pb.RunScriptRequest{Source: []byte("return 1")})
+		if err != nil && !errors.Is(err, fault.ErrBusy) {
+			t.Fatal(err)
+		}
+		return err == nil && r.Status == pb.ScriptStatus_SCRIPT_STATUS_COMMITTED
+	}
+	if ready() || !waits() {
+		t.Error("the rollback did not wait for mount(8)")
+	}
+	thaw()
+	for deadline := time.Now().Add(time.Minute); !ready(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the rollback did not end")
+		}
+	}
+	a.Stop()
+	if now := m.state(t); now != before {
+		t.Errorf("it left\n%s\nof\n%s", now, before)
 	}
 }
