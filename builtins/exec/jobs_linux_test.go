@@ -246,7 +246,8 @@ func TestJobOutputOnFullDisk(t *testing.T) {
 	out := mustInvoke[*pb.ExecStartResponse](t, table, &pb.ExecStartRequest{Detach: true, Command: "cd " + dir + `
 		fill() { dd if=/dev/zero of=fill bs=4k 2>/dev/null; }
 		full() { for i in 1 2 3; do head -c 5000 /dev/zero; sleep 0.1; done; }
-		echo first; sleep 0.3; fill; full; rm fill; echo second; sleep 0.3; fill; full`})
+		kept() { until cat jobs/*/stdout* 2>/dev/null | grep -aq $1; do sleep 0.05; done; }
+		echo first; kept first; fill; full; rm fill; echo second; kept second; fill; full`})
 	job := jobOf(t, table, out.JobId, 20)
 	if job.State != pb.JobState_JOB_STATE_ENDED || job.Exit.GetError() != "" || job.StdoutBytes != 6+15000+7+15000 {
 		t.Errorf("%v", job)

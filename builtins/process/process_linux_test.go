@@ -241,14 +241,15 @@ func TestUseOfProcessors(t *testing.T) {
 	r := newRoom(t)
 	for _, pause := range []time.Duration{0, time.Second, 0} {
 		time.Sleep(pause)
-		used, began := processTime(busy.Process.Pid), time.Now()
+		used, began := processTime(busy.Process.Pid), sinceBoot()
 		if last := r.processes.last; last != nil {
-			used, began = last.cpu[busy.Process.Pid], began.Add(last.at-sinceBoot())
+			used, began = last.cpu[busy.Process.Pid], last.at
 		}
 		got := find(t, list(t, r, &pb.ListProcessesRequest{Sort: "cpu"}), busy.pid()).CpuPercent
-		want := 100 * float64(processTime(busy.Process.Pid)-used) / float64(time.Since(began))
-		if math.Abs(got-want) > 15 || got < 5 {
-			t.Errorf("%.1f %%, by the count of the kernel %.1f", got, want)
+		last := r.processes.last
+		want := 100 * float64(last.cpu[busy.Process.Pid]-used) / float64(last.at-began)
+		if most := processTime(busy.Process.Pid); last.cpu[busy.Process.Pid] > most || math.Abs(got-want) > 15 || got < 5 {
+			t.Errorf("%.1f %%, by the count of the kernel, which is %v now, %.1f", got, most, want)
 		}
 	}
 }
@@ -396,7 +397,13 @@ func TestStates(t *testing.T) {
 	defer zombie.Wait()
 	stopped := start(t, "", "/bin/sleep", "100")
 	stopped.Process.Signal(syscall.SIGSTOP)
-	time.Sleep(100 * time.Millisecond)
+	for pid, state := range map[int]string{zombie.Process.Pid: ") Z ", stopped.Process.Pid: ") T "} {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(stat), state) {
+				break
+			}
+		}
+	}
 	all := list(t, r, &pb.ListProcessesRequest{})
 	if p := find(t, all, uint32(zombie.Process.Pid)); p.State != "zombie" || p.CommandLine != "" || p.MemoryBytes != 0 {
 		t.Error(p)
@@ -447,10 +454,8 @@ func TestListsWhileProcessesEnd(t *testing.T) {
 	}
 	stop()
 	t.Logf("%d processes came and went", <-churned)
-	began := time.Now()
-	_, err := newRoom(t).list(ctx, &builtins.Call{}, &pb.ListProcessesRequest{})
-	if !errors.Is(err, context.Canceled) || time.Since(began) > minSpan {
-		t.Errorf("%v after %v, cancelled", err, time.Since(began))
+	if _, err := newRoom(t).list(ctx, &builtins.Call{}, &pb.ListProcessesRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, cancelled", err)
 	}
 }
 

@@ -65,7 +65,11 @@ func TestFreezeThatHangs(t *testing.T) {
 		_, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
 		failed <- err
 	}()
-	<-h.begun
+	select {
+	case <-h.begun:
+	case err := <-failed:
+		t.Fatal(err)
+	}
 	if canWrite(t, a) {
 		t.Error("the first is not frozen yet")
 	}
@@ -86,7 +90,7 @@ func TestFreezeThatHangs(t *testing.T) {
 	}
 }
 
-// A thaw while a freeze hangs interrupts it, thaws the others and answers within a second.
+// A thaw while a freeze hangs interrupts it, thaws the others and answers before that freeze ends.
 func TestThawWhileAFreezeHangs(t *testing.T) {
 	r := newRoom(t, Config{})
 	a, b := disk(t, "a"), disk(t, "b")
@@ -97,11 +101,9 @@ func TestThawWhileAFreezeHangs(t *testing.T) {
 		failed <- err
 	}()
 	<-h.begun
-	begun := time.Now()
 	out, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{})
-	t.Logf("the thaw took %v: %v", time.Since(begun), err)
 	reply := failedThaw(err).(*pb.ThawFilesystemsResponse)
-	if out != nil || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) || time.Since(begun) > time.Second {
+	if out != nil || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) {
 		t.Error(reply, err)
 	}
 	if err := <-failed; !errors.Is(err, context.Canceled) {
@@ -143,11 +145,10 @@ func TestThawThatTakesLong(t *testing.T) {
 		return s, nil
 	}
 	out := mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
-	begun := time.Now()
 	_, err := r.thaw(t.Context(), &builtins.Call{}, &pb.ThawFilesystemsRequest{QuiesceToken: out.QuiesceToken})
 	reply := failedThaw(err).(*pb.ThawFilesystemsResponse)
-	if !errors.Is(err, fault.ErrBusy) || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) || time.Since(begun) > time.Second {
-		t.Error(reply, err, time.Since(begun))
+	if !errors.Is(err, fault.ErrBusy) || !slices.Equal(reply.ThawedMountPoints, []string{a}) || !strings.Contains(err.Error(), b) {
+		t.Error(reply, err)
 	}
 	if !canWrite(t, a) {
 		t.Error("the other is still frozen")
@@ -224,6 +225,7 @@ func TestPathThatDoesNotAnswer(t *testing.T) {
 	if _, err := r.trim(t.Context(), &builtins.Call{}, &pb.TrimRequest{MountPoints: []string{b}}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
+	r.freezeTime = freezeTime
 	close(release) // what was opened is closed, or the disks could not be unmounted
 	mustFreeze(t, r, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}})
 	mustThaw(t, r, &pb.ThawFilesystemsRequest{})

@@ -133,6 +133,7 @@ func TestHooksHearOfEveryEnd(t *testing.T) {
 	if _, err := r.quiesce(t.Context(), &builtins.Call{}, &pb.QuiesceFilesystemsRequest{MountPoints: []string{a, b}, RunPreFreezeScripts: true}); err == nil {
 		t.Error("frozen")
 	}
+	r.freezeTime = freezeTime
 	close(h.release)
 	eventually(t, "the end of the freeze that failed", func() bool { return !r.holds() })
 	if got := r.heard(t); got != "hook freeze, hook thaw" {

@@ -200,7 +200,7 @@ func TestKilledAgentLeavesAccountsWhole(t *testing.T) {
 		reply := <-answered
 		b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
 		d := b.Client(t, client.Options{})
-		awaitRecovered(t, d)
+		awaitEnded(t, d)
 		after := ownedPicture(t, root)
 		passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
 		locks, _ := filepath.Glob(filepath.Join(root, "etc/[a-z]*.lock"))
@@ -246,7 +246,7 @@ func TestKilledAgentLeavesMovedHomeWhole(t *testing.T) {
 		a.Kill()
 		reply := <-answered
 		b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
-		awaitRecovered(t, b.Client(t, client.Options{}))
+		awaitEnded(t, b.Client(t, client.Options{}))
 		after := ownedPicture(t, root)
 		passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
 		if err != nil {

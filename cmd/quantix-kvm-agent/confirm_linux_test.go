@@ -69,7 +69,7 @@ func TestDeadlineSurvivesKill(t *testing.T) {
 		a.Kill()
 		a = agenttest.Start(t, agenttest.Options{Root: root, State: state})
 		c := a.Client(t, client.Options{})
-		awaitRecovered(t, c)
+		awaitEnded(t, c)
 		open := statusOf(t, c).Journal.GetOpen()
 		if time.Since(began) > seconds*time.Second {
 			t.Skip("this machine is too slow to see it before the deadline")
@@ -113,7 +113,7 @@ func TestConfirmAfterKill(t *testing.T) {
 	a.Kill()
 	b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
 	c := b.Client(t, client.Options{})
-	awaitRecovered(t, c)
+	awaitEnded(t, c)
 	if other := runIn(t, c, "/etc", `file.write("$/other", "x")`); other.Status != pb.ScriptStatus_SCRIPT_STATUS_REFUSED || !strings.Contains(other.Error.GetMessage(), reply.TransactionId) {
 		t.Error(other)
 	}
@@ -126,7 +126,7 @@ func TestConfirmAfterKill(t *testing.T) {
 	}
 	b.Stop()
 	d := agenttest.Start(t, agenttest.Options{Root: root, State: state}).Client(t, client.Options{})
-	awaitRecovered(t, d)
+	awaitEnded(t, d)
 	if picture(t, root) != changed {
 		t.Error("not as the script left it")
 	}
@@ -253,7 +253,7 @@ func TestUnconfirmedAtEarlyBoot(t *testing.T) {
 		t.Error(left, err)
 	}
 	c := agenttest.Start(t, agenttest.Options{Root: root, State: state}).Client(t, client.Options{})
-	awaitRecovered(t, c)
+	awaitEnded(t, c)
 	late := confirmAs(t, c, reply.TransactionId, pb.ConfirmAction_CONFIRM_ACTION_CONFIRM)
 	if late.Status != rolledBack || !strings.Contains(late.Error.GetMessage(), "booted again before the confirmation") {
 		t.Error(late)

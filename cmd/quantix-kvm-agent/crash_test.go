@@ -206,7 +206,7 @@ func TestOnceByKey(t *testing.T) {
 	a.Kill()
 	b := agenttest.Start(t, agenttest.Options{Root: root, State: state})
 	d := b.Client(t, client.Options{})
-	awaitRecovered(t, d)
+	awaitEnded(t, d)
 	if again := run(d, append1); !again.Replayed || again.TransactionId != first.TransactionId {
 		t.Error("after a restart:", again)
 	}

@@ -107,6 +107,7 @@ func TestKilledWhileItMountsAside(t *testing.T) {
 	await(true)
 	a.Kill()
 	a = m.start(t, state)
+	awaitEnded(t, a.Client(t, client.Options{}))
 	if reply := m.run(t, a, "return 1"); reply.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
 		t.Error(reply)
 	}

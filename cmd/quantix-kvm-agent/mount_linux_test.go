@@ -300,6 +300,7 @@ func TestMountKilled(t *testing.T) {
 		a.Kill()
 		<-called
 		a = m.start(t, state)
+		awaitEnded(t, a.Client(t, client.Options{}))
 		if r := m.run(t, a, "return 1"); r.Status != pb.ScriptStatus_SCRIPT_STATUS_COMMITTED {
 			t.Error(r)
 		}
@@ -356,7 +357,7 @@ func TestMountKilledInSystemCall(t *testing.T) {
 		t.Error("the rollback did not wait for mount(8)")
 	}
 	thaw()
-	for deadline := time.Now().Add(time.Minute); !ready(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !ready(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the rollback did not end")
 		}

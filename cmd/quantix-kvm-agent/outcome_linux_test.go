@@ -228,7 +228,7 @@ func TestLeftBesideByAKill(t *testing.T) {
 	})
 	a.Kill()
 	d := agenttest.Start(t, agenttest.Options{State: state}).Client(t, client.Options{})
-	awaitRecovered(t, d)
+	awaitEnded(t, d)
 	list, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{})
 	if err != nil || len(list.Transactions) != 1 {
 		t.Fatal(list, err)
@@ -308,7 +308,7 @@ func TestWhatARollbackRanAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := agenttest.Start(t, agenttest.Options{State: state}).Client(t, client.Options{})
-	awaitRecovered(t, d)
+	awaitEnded(t, d)
 	list, err := client.Call[*pb.TransactionsResponse](ctxFor(t, 20*time.Second), d, &pb.TransactionsRequest{})
 	if err != nil || len(list.Transactions) != 1 {
 		t.Fatal(list, err)

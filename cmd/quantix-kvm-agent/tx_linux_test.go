@@ -95,7 +95,7 @@ func TestOnCommitIsFinishedByRecovery(t *testing.T) {
 	}
 	b := agenttest.Start(t, agenttest.Options{State: state})
 	d := b.Client(t, client.Options{})
-	awaitRecovered(t, d)
+	awaitEnded(t, d)
 	if want := "first\nbegun\nfirst\nbegun\nended\n"; log() != want {
 		t.Errorf("the log is %q, want %q", log(), want)
 	}

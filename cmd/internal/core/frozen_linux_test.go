@@ -45,6 +45,9 @@ func inOwnNamespaces() (code int, ran bool) {
 	}
 	cmd := exec.Command("unshare", slices.Concat(unshare, []string{self}, os.Args[1:])...)
 	cmd.Env = append(os.Environ(), mark+"=1")
+	if s := (unix.Statfs_t{}); unix.Statfs("/dev/shm", &s) == nil && s.Type == unix.TMPFS_MAGIC {
+		cmd.Env = append(cmd.Env, "TMPDIR=/dev/shm") // a thaw ends with a sync of the image, which other tests would delay
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return max(cmd.ProcessState.ExitCode(), 1), true
@@ -220,15 +223,15 @@ func TestScriptsWhileFrozen(t *testing.T) {
 		t.Error(err)
 	}
 
+	began := filepath.Join(t.TempDir(), "began")
 	long := run(`file.write("`+disk+`/before", "x")
-		exec.run({"sh", "-c", "sleep 1; echo x >`+disk+`/during"}, {touches = {"`+disk+`/during"}, unconfined = true})
+		exec.run({"sh", "-c", "echo >`+began+`; sleep 1; echo x >`+disk+`/during"}, {touches = {"`+disk+`/during"}, unconfined = true})
 		file.write("`+disk+`/after", "x")`, 60)
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(disk + "/before"); err == nil {
+		if _, err := os.Stat(began); err == nil {
 			break
 		}
 	}
-	time.Sleep(300 * time.Millisecond) // the command is under way
 	token = freeze()
 	if _, err := os.Stat(disk + "/during"); err != nil {
 		t.Error("the freeze has not waited for the call:", err)
