@@ -28,9 +28,10 @@ type Call struct {
 	Deferred func(Action) error
 	// Pending receives what BeforeCommit is given; nil: no script calls. The executor sets it.
 	Pending func(Pending) error
-	// Confirm makes the transaction of a native row wait for a confirmation instead of committing, if the operation succeeds
-	// and has changed something. The executor calls told before it sends the reply, with the ID of the transaction and the
-	// deadline, so that the operation can put both into the reply. Nil: the row has no transaction of its own. The executor sets it.
+	// Confirm requires a confirmation of the current native operation: without one within that time it is rolled back. Confirm has
+	// no effect if the operation fails or changes nothing. Before the reply is sent, told is called with the ID of the
+	// transaction and the deadline, which the operation copies into its reply. Nil if the operation runs without a transaction of
+	// its own. The executor sets it.
 	Confirm func(within time.Duration, told func(id string, until time.Time)) error
 	// Changed is called for each thing that the operation changed, right after the change; nil: nobody asks.
 	Changed func(*pb.Change)

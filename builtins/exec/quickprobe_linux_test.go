@@ -16,7 +16,9 @@ func TestQuickProbe(t *testing.T) {
 	f.looking.Lock()
 	defer f.looking.Unlock()
 	for range 3 { // on a busy machine it may not answer in time
-		eventually(t, "it answers, and finds nothing frozen", func() bool { return f.nothingFrozen(r, []string{"/", point, "/nonexistent"}) })
+		eventually(t, "it answers, and finds nothing frozen", func() bool {
+			return f.nothingFrozen(r, []string{"/", point, "/nonexistent"})
+		})
 	}
 	former := f.quick
 	target, err := freeze.Open(point)

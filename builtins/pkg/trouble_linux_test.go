@@ -177,7 +177,8 @@ func TestAptLocks(t *testing.T) {
 		}
 	}
 	release := lock(t, filepath.Join(tr.dir, "var/lib/apt/lists/lock"))
-	if _, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny"}, Refresh: true, Timeout: most.Seconds()}); fault.Code(err) != "busy" {
+	_, _, err := tr.install(&pb.PackageInstallArgs{Names: []string{"quantix-tiny"}, Refresh: true, Timeout: most.Seconds()})
+	if fault.Code(err) != "busy" {
 		t.Error(err)
 	}
 	release()

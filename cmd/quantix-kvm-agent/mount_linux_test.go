@@ -335,7 +335,9 @@ func TestMountKilledInSystemCall(t *testing.T) {
 	}()
 	waits := func() bool {
 		return exec.Command("sh", "-c", `for p in /proc/[0-9]*; do
-			grep -qx mount $p/comm && grep -q "^State:.D" $p/status && grep -qzx /mnt $p/cmdline && exit; done 2>/dev/null; exit 1`).Run() == nil
+			grep -qx mount $p/comm && grep -q "^State:.D" $p/status && grep -qzx /mnt $p/cmdline && exit
+		done 2>/dev/null
+		exit 1`).Run() == nil
 	}
 	for deadline := time.Now().Add(time.Minute); !waits(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {

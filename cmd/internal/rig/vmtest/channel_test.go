@@ -413,7 +413,8 @@ func TestChannelIdleWakeups(t *testing.T) {
 	}{
 		{"installed", "quantix-kvm-agent", "true", trimmed, false},
 		{"without a watchdog", "bare", "systemctl stop quantix-kvm-agent; systemd-run --quiet --unit=bare " + agentPath, chance, false},
-		{"with a host", "hosted", "systemctl stop bare; echo 'telemetry_interval_secs: 86400' >> /etc/quantix-kvm/agent.yaml; systemd-run --quiet --unit=hosted " + agentPath, trimmed, true}, // 20 s after the last request
+		{"with a host", "hosted", "systemctl stop bare; echo 'telemetry_interval_secs: 86400' >> /etc/quantix-kvm/agent.yaml; " +
+			"systemd-run --quiet --unit=hosted " + agentPath, trimmed, true}, // 20 s after the last request
 	} {
 		vm.Must(t, c.before)
 		host := dial(t, vm, vmtest.AgentPort, client.Options{})

@@ -197,7 +197,8 @@ func TestServiceReload(t *testing.T) {
 // An agent that is stuck is killed and started again; so is one that died.
 func TestServiceWatchdog(t *testing.T) {
 	vm := machine(t, vmtest.Options{})
-	vm.Must(t, "mkdir -p /run/systemd/system/quantix-kvm-agent.service.d && printf '[Service]\nWatchdogSec=10\n' > /run/systemd/system/quantix-kvm-agent.service.d/watchdog.conf")
+	vm.Must(t, "cd /run/systemd/system && mkdir -p quantix-kvm-agent.service.d && "+
+		"printf '[Service]\nWatchdogSec=10\n' > quantix-kvm-agent.service.d/watchdog.conf")
 	vm.Must(t, "systemctl daemon-reload && systemctl restart quantix-kvm-agent")
 	time.Sleep(21 * time.Second) // twice what the watchdog waits: it is fed
 	if got := property(t, vm, "NRestarts"); got != "0" {
