@@ -46,9 +46,10 @@ armtest: ## the unit tests of linux/arm64 by emulation; needs qemu-user-static
 	GOARCH=arm64 CGO_ENABLED=0 go test -vet=off -timeout 10m -exec qemu-aarch64-static \
 	  -run 'Frame|Golden|Split|Inspect|Large|Decoder|Fuzz|Memory|Protocol' ./wire
 
+# Two guests at a time where the tests are parallel: those that mostly wait. VMTEST_UNTIL bounds the time (.ci/run).
 vmtest: ## the tests in a real guest under QEMU; gets what it needs from Debian, as root
 	go run ./cmd/internal/rig/vmtest/prepare
-	go test -tags vm -count=1 -timeout 45m ./cmd/internal/rig/vmtest/...
+	go test -tags vm -count=1 -parallel 2 -timeout 45m ./cmd/internal/rig/vmtest/...
 
 bench: ## speed and memory beside the raw channel, here and in the guest
 	go test -run '^$$' -bench . -benchmem ./wire/... ./runtime/... ./builtins/... ./cmd/quantix-kvm-agent
@@ -88,6 +89,7 @@ soak: crashtest ## what takes long: ten thousand sessions, fifty kills and fifty
 	QUANTIX_PACKAGES=1 go test -tags vm -count=1 -timeout 20m -run 'InAContainer|UnderOpenRC' -v ./cmd/internal/rig/vmtest
 	QUANTIX_HOSTILE=1000 go test -count=1 -timeout 30m -run Resident -v ./runtime/sandbox
 	QUANTIX_ROUNDS=50 QUANTIX_UNREAD=2m go test -tags vm -count=1 -timeout 180m -run 'Killed|PowerLoss|Unread|LeftInTheMiddle|NetworkManager|WithoutNetplan' -v ./cmd/internal/rig/vmtest
+	QUANTIX_ROUNDS=150 go test -tags vm -count=1 -timeout 60m -run 'HostsWithoutAGap|GivesUpEarly' -v ./cmd/internal/rig/vmtest
 	QUANTIX_ROUNDS=500 go test -tags vm -count=1 -timeout 60m -run QuiesceKindsOfDisks -v ./cmd/internal/rig/vmtest
 	QUANTIX_ROUNDS=30 QUANTIX_DATABASES=1 QUANTIX_LIBVIRT=1 go test -tags vm -count=1 -timeout 60m -run 'QuiesceDatabases|QuiesceByLibvirt' -v ./cmd/internal/rig/vmtest
 	QUANTIX_ROUNDS=2 QUANTIX_FROZEN_SECONDS=60 go test -tags vm -count=1 -timeout 20m -run 'QuiesceGuest' -v ./cmd/internal/rig/vmtest

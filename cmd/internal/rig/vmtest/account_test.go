@@ -27,6 +27,7 @@ func scripted(t *testing.T, c *client.Client, source string) *pb.RunScriptRespon
 
 // Users and passwords as the guest's own C library, PAM and shadow-utils see them.
 func TestAccounts(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})
@@ -105,9 +106,8 @@ account.create("web1", {system = true})`
 // The guest loses its power while a user is made, and boots again: there is the user with all that belongs to it, or nothing of
 // it.
 func TestPowerLossDuringAccountCreate(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{Fresh: true})
-	startAgent(t, vm)
-	rounds, takenBack := rounds(2), 0
+	vm := machine(t, vmtest.Options{})
+	rounds, takenBack := rounds(1), 0
 	for round := range rounds {
 		before := vm.Must(t, accountPicture)
 		vm.Must(t, "sync")

@@ -7,9 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,16 +88,25 @@ func limited(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// The command line scripts that run over a unix socket elsewhere, here over virtio-serial in a real guest.
+// The command line scripts that run over a unix socket elsewhere, here over virtio-serial in a real guest: those that change
+// the machine in one of their own, the others one after the other in the same.
 func TestCLI(t *testing.T) {
+	shared := machine(t, vmtest.Options{})
+	var use sync.Mutex
 	ctltest.Run(t, "../../../quantix-kvm-ctl/testdata/script", func(env *testscript.Env) (ctltest.Guest, error) {
-		tb := env.T().(testing.TB)
-		vm := machine(tb, vmtest.Options{})
-		startAgent(tb, vm)
+		tb, vm := env.T().(testing.TB), shared
+		name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
+		if slices.Contains([]string{"bundled", "cancel", "edit", "machine", "network"}, name) {
+			vm = machine(tb, vmtest.Options{})
+		} else {
+			use.Lock()
+			env.Defer(use.Unlock)
+		}
 		dial(tb, vm, vmtest.CtlPort, client.Options{}).Close()
-		vm.Must(tb, "mkdir /var/tmp/script")
+		dir := "/var/tmp/" + name
+		vm.Must(tb, "mkdir "+dir)
 		return ctltest.Guest{
-			Socket: vm.Socket(vmtest.CtlPort), Dir: "/var/tmp/script", Root: true, VM: true,
+			Socket: vm.Socket(vmtest.CtlPort), Dir: dir, Root: true, VM: true,
 			Shell: func(ctx context.Context, line string) ([]byte, []byte, int, error) {
 				r, err := vm.Shell(ctx, line)
 				return r.Stdout, r.Stderr, r.ExitCode, err
@@ -144,6 +157,7 @@ func TestFramingsAndPorts(t *testing.T) {
 // Hosts come and go, also in the middle of a transfer: each is greeted and served, and the agent does not spin between
 // them.
 func TestHostsComeAndGo(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	for i := range 10 {
@@ -232,6 +246,7 @@ func served(t *testing.T, vm *vmtest.VM) *client.Client {
 
 // The agent is killed while a script runs, systemd starts it again: all or nothing.
 func TestAgentKilledDuringScript(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	vm.Must(t, prepareTree)
@@ -262,11 +277,10 @@ func TestAgentKilledDuringScript(t *testing.T) {
 
 // The guest loses its power while a script runs, and boots again from the same disk: all or nothing.
 func TestPowerLossDuringScript(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{Fresh: true})
-	startAgent(t, vm)
+	vm := machine(t, vmtest.Options{})
 	vm.Must(t, prepareTree)
-	rounds, takenBack := rounds(2), 0
-	for round := range rounds {
+	rounds, takenBack := rounds(1), 0
+	for range rounds {
 		before := vm.Must(t, treePicture)
 		vm.Must(t, "sync")
 		c := served(t, vm)
@@ -277,7 +291,7 @@ func TestPowerLossDuringScript(t *testing.T) {
 			reply, _ := client.Call[*pb.RunScriptResponse](ctx, c, &pb.RunScriptRequest{Source: []byte(changes)})
 			answered <- reply
 		}()
-		time.Sleep(time.Duration(200+round*250) * time.Millisecond) // into the run
+		time.Sleep(time.Duration(50+rand.IntN(700)) * time.Millisecond) // into the run
 		if err := vm.Kill(); err != nil {
 			t.Fatal(err)
 		}

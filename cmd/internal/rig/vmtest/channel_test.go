@@ -183,6 +183,7 @@ func (g *gated) Read(p []byte) (int, error) {
 // A host that does not read for long, in the middle of a transfer, is answered at once when it reads again, after no more
 // telemetry than was due, and the transfer goes on. QUANTIX_UNREAD says for how long it sleeps; 15s.
 func TestChannelUnread(t *testing.T) {
+	t.Parallel()
 	asleep := 15 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("QUANTIX_UNREAD")); err == nil {
 		asleep = d
@@ -389,6 +390,7 @@ func TestChannelVsock(t *testing.T) {
 // nothing; the unit's watchdog, which is answered four times in its minute, costs it some wake-ups each time. Looking ten times
 // a second would make 200 more of them.
 func TestChannelIdleWakeups(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	path := filepath.Join(t.TempDir(), "idle")
 	build := exec.Command("go", "build", "-trimpath", "-o", path, "../idle")

@@ -41,6 +41,7 @@ func apart(a, b time.Time) bool { return a.Sub(b).Abs() > tolerance }
 
 // The clock and the hardware clock are set, whatever the zone of the guest; nothing that waits in the agent notices.
 func TestClockIsSet(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	before := bootID(t, vm)
 	if zone := "/usr/share/zoneinfo/Asia/Tokyo"; vm.Put(limited(t, time.Minute), zone, "/etc/localtime", 0o644) != nil {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,9 @@ type containerOptions struct {
 	ready   string   // a line of shell that succeeds when it has booted
 }
 
+// containers is how many were booted, for their names.
+var containers atomic.Int32
+
 // bootContainer boots one. All of it is in a mount namespace of its own and gone with it.
 func bootContainer(t testing.TB, o containerOptions) *container {
 	t.Helper()
@@ -65,7 +69,7 @@ func bootContainer(t testing.TB, o containerOptions) *container {
 		if [ $# -gt 0 ]; then tar -C / -chf - -- "$@" | tar -C root --skip-old-files --keep-directory-symlink -xf -; fi
 		(cd root && sh -ec "$prepare")
 		exec systemd-nspawn -D root --register=no --keep-unit --private-network --machine="$name" "$init"`,
-		"sh", dir, layer.Disk, fmt.Sprintf("agent-%d", os.Getpid()), o.prepare, o.init}, o.files...)...)
+		"sh", dir, layer.Disk, fmt.Sprintf("agent-%d-%d", os.Getpid(), containers.Add(1)), o.prepare, o.init}, o.files...)...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	must(t, cmd.Start())
 	c := &container{TB: t}

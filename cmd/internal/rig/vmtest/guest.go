@@ -20,7 +20,7 @@ import (
 
 // pollPause is the time between two polls of something that only polling can see. Short against a boot, long enough that
 // looking does not slow an emulated guest down.
-const pollPause = 20 * time.Millisecond
+const pollPause = 100 * time.Millisecond
 
 func pause(ctx context.Context) error {
 	select {

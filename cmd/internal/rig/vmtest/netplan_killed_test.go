@@ -13,6 +13,7 @@ import (
 
 // The agent is killed at any moment of a change: the network is the old one then, or the new one, and so are the files.
 func TestNetplanByAKilledAgent(t *testing.T) {
+	t.Parallel()
 	n := bootNetwork(t)
 	now, other, changed := "192.0.2.10", "192.0.2.11", 0
 	const whole = 200 * time.Millisecond // longer than a change takes

@@ -204,6 +204,7 @@ func whileFrozen(t *testing.T, vm *vmtest.VM, c, ctl *client.Client) {
 
 // An agent that is killed, at any moment of a freeze, leaves nothing frozen for more than five seconds, and the next one tells.
 func TestQuiesceKilledAgent(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	thaws := func(what string) {
@@ -248,6 +249,7 @@ func TestQuiesceKilledAgent(t *testing.T) {
 
 // What thaws by its time is told at once, and to who thaws later; a stop of the service thaws.
 func TestQuiesceEarlyThaw(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	events := make(chan *pb.ErrorEvent, 10)

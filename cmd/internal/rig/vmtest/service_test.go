@@ -90,11 +90,13 @@ func property(t testing.TB, vm *vmtest.VM, name string) string {
 	return vm.Must(t, "systemctl show -P "+name+" quantix-kvm-agent.service")
 }
 
-// eventually waits until a line of shell succeeds in a machine.
+// eventually waits until a line of shell succeeds in a machine. It leaves an emulated guest twice the time that the line took
+// for what is waited for.
 func eventually(t testing.TB, vm *vmtest.VM, what, line string) {
 	t.Helper()
 	ctx := limited(t, 2*time.Minute)
 	for {
+		began := time.Now()
 		r, err := vm.Shell(ctx, line)
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
@@ -102,7 +104,7 @@ func eventually(t testing.TB, vm *vmtest.VM, what, line string) {
 		if r.ExitCode == 0 {
 			return
 		}
-		if !pause(ctx, 50*time.Millisecond) {
+		if !pause(ctx, max(50*time.Millisecond, 2*time.Since(began))) {
 			t.Fatalf("%s: not within two minutes:\n%s%s", what, r.Stdout, r.Stderr)
 		}
 	}
@@ -196,6 +198,7 @@ func TestServiceReload(t *testing.T) {
 
 // An agent that is stuck is killed and started again; so is one that died.
 func TestServiceWatchdog(t *testing.T) {
+	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	vm.Must(t, "cd /run/systemd/system && mkdir -p quantix-kvm-agent.service.d && "+
 		"printf '[Service]\nWatchdogSec=10\n' > quantix-kvm-agent.service.d/watchdog.conf")
@@ -403,9 +406,7 @@ func TestServiceHasNoSandboxOfItsOwn(t *testing.T) {
 
 // After a loss of power in the middle of a script, its files are as they were before the network starts.
 func TestServiceEarlyRecovery(t *testing.T) {
-	vm := vmtest.Start(t, vmtest.Options{Fresh: true})
-	install(t, vm, present)
-	vm.Must(t, "sync")
+	vm := machine(t, vmtest.Options{})
 	const netplan = "/etc/netplan/50-guest.yaml"
 	before := vm.Must(t, "cat "+netplan)
 	c := dial(t, vm, vmtest.AgentPort, client.Options{})

@@ -10,7 +10,7 @@
 //
 // A test gets a machine that has just finished booting, with a disk of its own. The agent under test is not in it, unless
 // Options.Package has it installed. What the agent did is looked at through the probe, a program of the rig on a port of its
-// own. Tests that use this package carry the build tag vm and run with `make vmtest`.
+// own. Tests that use this package carry the build tag vm and run with `make vmtest`; those that mostly wait are parallel.
 //
 // Without KVM the guest is emulated and its processor 10 to 30 times slower than a real one: times are comparable within
 // one boot only.
@@ -50,8 +50,8 @@ const (
 	processors       = 2
 )
 
-// startLimit bounds Start and what else the rig waits for by itself. A cold boot takes 5 to 10 s emulated on an idle
-// machine; building the layer before it as much again.
+// startLimit bounds Start and what else the rig waits for by itself. A cold boot takes 10 to 20 s emulated; building
+// the layer before it as much again.
 const startLimit = 3 * time.Minute
 
 // Options says what machine a test wants. The zero value is a resumed machine with DefaultMemoryMiB.
@@ -86,10 +86,11 @@ type VM struct {
 }
 
 // Start returns a running machine. It fails the test when there is none, and kills the machine when the test ends; if the
-// test failed, the end of the console and of the journal are logged. The root layer must have been built before: `go run
-// ./cmd/internal/rig/vmtest/prepare`.
+// test failed, the end of the console and of the journal are logged. After the time in VMTEST_UNTIL it skips the test. The root
+// layer must have been built before: `go run ./cmd/internal/rig/vmtest/prepare`.
 func Start(t testing.TB, o Options) *VM {
 	t.Helper()
+	skipAfterUntil(t)
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
 	vm, err := Launch(ctx, o)

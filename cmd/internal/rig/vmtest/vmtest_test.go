@@ -40,9 +40,12 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// A machine boots from power-on as Options want it. Its disk has what it flushed and nothing else when its power is cut; from
+// that disk another one boots, which then reboots and switches itself off.
 func TestColdBoot(t *testing.T) {
 	begun := time.Now()
-	vm := Start(t, Options{Fresh: true, MemoryMiB: 512, Ports: []string{"org.limiquantix.agent.0"}})
+	disk := filepath.Join(t.TempDir(), "kept.qcow2")
+	vm := Start(t, Options{Fresh: true, Disk: disk, MemoryMiB: 512, Ports: []string{"org.limiquantix.agent.0"}})
 	t.Logf("cold: usable after %v; %s", time.Since(begun).Round(time.Millisecond), vm.Must(t, "systemd-analyze time | head -1"))
 	if got := vm.Must(t, "systemctl --failed --no-legend"); got != "" {
 		t.Errorf("failed units: %s", got)
@@ -55,6 +58,38 @@ func TestColdBoot(t *testing.T) {
 	}
 	// The gateway answers, so that a test of netplan has one to lose.
 	vm.Must(t, "ping -c 1 -W 10 10.0.2.2")
+
+	vm.Must(t, `
+		echo durable > /root/durable; sync /root/durable /root
+		echo 600000 > /proc/sys/vm/dirty_writeback_centisecs
+		echo lost > /root/lost`)
+	if err := vm.Close(); err != nil {
+		t.Fatal(err)
+	}
+	vm = Start(t, Options{Fresh: true, Disk: disk})
+	if got := vm.Must(t, "cat /root/durable"); got != "durable" {
+		t.Errorf("the flushed file holds %q", got)
+	}
+	if got := vm.Must(t, "cat /root/lost 2>/dev/null || true"); got != "" {
+		t.Errorf("the unflushed file survived with %q: this was no power cut", got)
+	}
+
+	ctx := within(t, startLimit)
+	id, err := vm.BootID(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm.Must(t, "echo before > /root/file; systemctl reboot")
+	if err := vm.AwaitReboot(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if got := vm.Must(t, "cat /root/file"); got != "before" {
+		t.Errorf("got %q", got)
+	}
+	vm.Must(t, "systemctl poweroff")
+	if err := vm.AwaitPowerOff(ctx); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestRun(t *testing.T) {
@@ -167,62 +202,6 @@ func TestClock(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("set")
-}
-
-func TestPowerLoss(t *testing.T) {
-	vm := Start(t, Options{})
-	ctx := within(t, startLimit)
-	vm.Must(t, `
-		echo durable > /root/durable; sync /root/durable /root
-		echo 600000 > /proc/sys/vm/dirty_writeback_centisecs
-		echo lost > /root/lost`)
-	if err := vm.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	begun := time.Now()
-	if err := vm.PowerOn(ctx); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("booted again in %v", time.Since(begun).Round(time.Millisecond))
-	if got := vm.Must(t, "cat /root/durable"); got != "durable" {
-		t.Errorf("the flushed file holds %q", got)
-	}
-	if got := vm.Must(t, "cat /root/lost 2>/dev/null || true"); got != "" {
-		t.Errorf("the unflushed file survived with %q: this was no power cut", got)
-	}
-}
-
-func TestKeptDisk(t *testing.T) {
-	disk := filepath.Join(t.TempDir(), "kept.qcow2")
-	first := Start(t, Options{Fresh: true, Disk: disk})
-	first.Must(t, "echo kept > /root/file; sync")
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
-	second := Start(t, Options{Fresh: true, Disk: disk})
-	if got := second.Must(t, "cat /root/file"); got != "kept" {
-		t.Errorf("got %q", got)
-	}
-}
-
-func TestGuestReboots(t *testing.T) {
-	vm := Start(t, Options{})
-	ctx := within(t, startLimit)
-	id, err := vm.BootID(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vm.Must(t, "echo before > /root/file; systemctl reboot")
-	if err := vm.AwaitReboot(ctx, id); err != nil {
-		t.Fatal(err)
-	}
-	if got := vm.Must(t, "cat /root/file"); got != "before" {
-		t.Errorf("got %q", got)
-	}
-	vm.Must(t, "systemctl poweroff")
-	if err := vm.AwaitPowerOff(ctx); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestPauseResume(t *testing.T) {
