@@ -157,7 +157,6 @@ func TestFramingsAndPorts(t *testing.T) {
 // Hosts come and go, also in the middle of a transfer: each is greeted and served, and the agent does not spin between
 // them.
 func TestHostsComeAndGo(t *testing.T) {
-	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	for i := range 10 {
@@ -246,7 +245,6 @@ func served(t *testing.T, vm *vmtest.VM) *client.Client {
 
 // The agent is killed while a script runs, systemd starts it again: all or nothing.
 func TestAgentKilledDuringScript(t *testing.T) {
-	t.Parallel()
 	vm := machine(t, vmtest.Options{})
 	startAgent(t, vm)
 	vm.Must(t, prepareTree)
