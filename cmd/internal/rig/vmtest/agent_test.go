@@ -88,15 +88,15 @@ func limited(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// The command line scripts that run over a unix socket elsewhere, here over virtio-serial in a real guest: those that change
-// the machine in one of their own, the others one after the other in the same.
+// The command line scripts that run over a unix socket elsewhere, here over virtio-serial in a real guest. A script that changes
+// the machine has one of its own; the others share one and run one after the other.
 func TestCLI(t *testing.T) {
 	shared := machine(t, vmtest.Options{})
 	var use sync.Mutex
 	ctltest.Run(t, "../../../quantix-kvm-ctl/testdata/script", func(env *testscript.Env) (ctltest.Guest, error) {
 		tb, vm := env.T().(testing.TB), shared
 		name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
-		if slices.Contains([]string{"bundled", "cancel", "edit", "machine", "network"}, name) {
+		if slices.Contains([]string{"bundled", "edit", "machine", "network"}, name) {
 			vm = machine(tb, vmtest.Options{})
 		} else {
 			use.Lock()

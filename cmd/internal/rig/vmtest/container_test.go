@@ -39,7 +39,7 @@ type containerOptions struct {
 	ready   string   // a line of shell that succeeds when it has booted
 }
 
-// containers is how many were booted, for their names.
+// containers counts those booted by this process, to give each a name of its own.
 var containers atomic.Int32
 
 // bootContainer boots one. All of it is in a mount namespace of its own and gone with it.

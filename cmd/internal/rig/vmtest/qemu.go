@@ -25,16 +25,18 @@ const (
 	accelTCG = "tcg,thread=multi"
 
 	cpuKVM = "host"
-	// cpuTCG leaves out what costs an emulated processor more than it gives: a fifth level of page tables is one more memory
-	// access at every miss, byte-wise string instructions are executed byte by byte, the state of AVX is saved at every
-	// switch, access prevention interrupts the translated code at every copy to and from user space, and with SVM the guest
-	// loads its own KVM.
+	// cpuTCG is all that QEMU emulates, without the features that make a guest slower than it is without them:
+	//   - la57: a page table walk has five levels instead of four.
+	//   - erms: the kernel and libc copy with REP MOVSB, which is emulated byte by byte.
+	//   - xsave: each context switch saves the AVX registers.
+	//   - smap, smep, pku: the kernel changes the access rights around each copy from and to user space.
+	//   - svm: the guest loads its own KVM.
 	cpuTCG = "max,la57=off,erms=off,xsave=off,smap=off,smep=off,pku=off,svm=off"
 
-	// kernelLine spares an emulated machine what only makes sense on real hardware, and what a test does not look at: tests of
-	// the kernel's ciphers, pages that are cleared when they are taken, security modules but for Landlock, which confines
-	// scripts. Without random addresses all processes have a library at the same one, and QEMU translates its code once
-	// instead of once for each of them. All this together halves the processor time of a boot.
+	// kernelLine turns off what only makes sense on real hardware (mitigations, calibration), and what no test depends on: the
+	// self-tests of the kernel's crypto, zeroing of pages at allocation, and all security modules but Landlock, which the
+	// sandbox uses. norandmaps gives a library the same address in all processes, so that QEMU translates it once instead of
+	// once per process. With cpuTCG, this saves about a third of the processor time of an emulated boot.
 	kernelLine = "console=ttyS0 quiet loglevel=4 mitigations=off norandmaps init_on_alloc=0 lsm=landlock cryptomgr.notests " +
 		"audit=0 nowatchdog tsc=reliable no_timer_check random.trust_cpu=on systemd.show_status=false"
 )

@@ -90,8 +90,8 @@ func property(t testing.TB, vm *vmtest.VM, name string) string {
 	return vm.Must(t, "systemctl show -P "+name+" quantix-kvm-agent.service")
 }
 
-// eventually waits until a line of shell succeeds in a machine. It leaves an emulated guest twice the time that the line took
-// for what is waited for.
+// eventually waits until a line of shell succeeds in a machine. Between two tries it sleeps twice as long as the line took, so
+// that polling does not slow an emulated guest down.
 func eventually(t testing.TB, vm *vmtest.VM, what, line string) {
 	t.Helper()
 	ctx := limited(t, 2*time.Minute)

@@ -13,10 +13,11 @@ import (
 	"github.com/quantix-kvm/guest-agent/cmd/internal/rig/vmtest"
 )
 
-// serviceTest runs the test program of package service that was put there, in a machine that systemd booted.
+// serviceTest is the start of a command that runs the test program of package service, which must be in /var/tmp. It starts and
+// stops services of the machine.
 const serviceTest = "cd /var/tmp && SERVICE_TEST_SYSTEMD=1 ./service.test "
 
-// buildServiceTest returns the path of that program.
+// buildServiceTest builds that program and returns its path on the host.
 func buildServiceTest(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "service.test")

@@ -163,12 +163,13 @@ return {ok, service.status("web").enabled, s.active, s.enabled}`
 	vm.Must(t, "for i in $(seq 100); do test $(systemctl show --value -p InvocationID quantix-kvm-agent) != "+was+" && systemctl is-active quantix-kvm-agent && exit 0; sleep 0.2; done; exit 1")
 }
 
-// The tests of package service that need a systemd: that of the guest, in a container, where it is not emulated.
-func TestServicesOfAContainer(t *testing.T) {
+// The tests of package service that need systemd, in a container, where nothing is emulated.
+func TestServicesInAContainer(t *testing.T) {
 	t.Parallel()
 	c := bootContainer(t, containerOptions{})
 	c.put(buildServiceTest(t), "/var/tmp/service.test")
-	if out := c.run("chmod +x /var/tmp/service.test && " + serviceTest + "-test.v -test.run '^TestSystemd$'"); !strings.Contains(out, "--- PASS: TestSystemd") {
+	out := c.run("chmod +x /var/tmp/service.test && " + serviceTest + "-test.v -test.run '^TestSystemd$'")
+	if !strings.Contains(out, "--- PASS: TestSystemd") {
 		t.Error(out)
 	}
 }

@@ -9,14 +9,13 @@ import (
 )
 
 const (
-	// untilVariable holds the time, in seconds since 1970, after which Start skips a test instead of starting a machine. A run
-	// whose time is bounded sets it; by default there is no such time.
+	// untilVariable holds a Unix time in seconds. After it, Start skips the test instead of starting a machine. Optional.
 	untilVariable = "VMTEST_UNTIL"
-	// leftOutVariable holds the path of a file. Start adds a line to it for each test that it skips so.
+	// leftOutVariable holds the path of a file, to which Start appends the name of each test that it skips. Optional.
 	leftOutVariable = "VMTEST_LEFT_OUT"
 )
 
-// skipAfterUntil skips a test where the time for tests is over, and has it named.
+// skipAfterUntil skips the test and records its name if the time in VMTEST_UNTIL has passed.
 func skipAfterUntil(t testing.TB) {
 	t.Helper()
 	text := os.Getenv(untilVariable)
@@ -38,6 +37,7 @@ func skipAfterUntil(t testing.TB) {
 	t.Skipf("no time is left (%s)", untilVariable)
 }
 
+// addLine appends a line to a file, which it creates if there is none.
 func addLine(path, line string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
